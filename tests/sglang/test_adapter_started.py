@@ -70,8 +70,7 @@ async def test_it_serves_drains_starts_anew_and_ends(
         first, _ = await whole(engine, asking("a", num_prompt=100, max_tokens=28))
         assert len(first) == 28
 
-        ids = draft_vocabulary(target).clone()
-        ids[-1] += 1
+        ids = draft_vocabulary(target)[:-1]
         folder = tmp_path / "7"
         other = DraftCheckpoint(
             version=7, folder=folder, tensors_digest=save_draft(make_draft(target, token_ids=ids), folder)

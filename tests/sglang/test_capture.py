@@ -29,6 +29,8 @@ from tests.support.wait import until
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from updraft_draft import checkpoint
+from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.launch import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
@@ -355,16 +357,31 @@ async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> 
         assert f"v{step['version']}" == version
 
 
+def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
+    other = setting.folder / "other-vocabulary"
+    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(100, 356)), other)
+    try:
+        swapped = swap(setting, other, 8)
+        (rank,) = setting.server.post("/weights_checker", action="checksum", selector="draft")["ranks"]
+        config, tensors = checkpoint.load(other)
+        wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
+
+        assert swapped.is_success, swapped.text
+        assert rank["checksums"].items() >= wanted.items()
+    finally:
+        assert swap(setting, setting.folder / "draft-0", 0).is_success
+
+
 async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting: Setting) -> None:
     before = setting.server.post("/weights_checker", action="checksum", selector="draft")
-    other = setting.folder / "other-vocabulary"
-    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(1, 257)), other)
+    other = setting.folder / "other-size"
+    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(255)), other)
 
     refused = swap(setting, other, 8)
     missing = swap(setting, setting.folder / "missing", 9)
 
     assert (refused.status_code, missing.status_code) == (400, 400)
-    assert "another vocabulary (d2t)" in refused.json()["message"]
+    assert "draft_vocab_size is 255" in refused.json()["message"]
     assert "cannot read the draft" in missing.json()["message"]
     assert setting.server.post("/weights_checker", action="checksum", selector="draft") == before
     async with listening(setting.socket) as agent:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
+from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
@@ -67,9 +67,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    # SGLang cannot change a draft's vocabulary at run time: both sides use the one that needs no traffic.
-    vocabulary = {"UPDRAFT_TRAINER_VOCABULARY": "fixed"} if owner.spec.engine is Engine.SGLANG else {}
-    return vocabulary | {
+    return {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],

@@ -58,8 +58,8 @@ class InferenceSettings(settings.Settings):
     """Unix socket to which Updraft's plugin in the SGLang server connects; default: sglang.sock in data_dir."""
 
     sglang_restarts: bool = False
-    """Whether to restart the SGLang server that Updraft started when a draft has another vocabulary, because SGLang
-    reads it only at startup. Running requests finish first. If false, such a draft is refused."""
+    """Whether to restart the SGLang server that Updraft started when a draft has another shape, because SGLang builds
+    its network only at startup. Running requests finish first. If false, such a draft is refused."""
 
     draft_vocab_size: Annotated[int, Field(ge=16)] = 8192
     """Vocabulary size of the initial draft of an SGLang server; must equal UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE."""

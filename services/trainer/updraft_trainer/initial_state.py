@@ -40,7 +40,6 @@ class TrainerSpec:
     target_fingerprint: str
     hyper: Hyperparameters
     draft_vocab_size: int
-    is_vocabulary_fixed: bool = False
     first_samples: int
     seed: int
 
@@ -132,18 +131,19 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
-    """A learner whose weights come from the first samples, or are random if these have no hidden states.
+    """A learner whose weights and vocabulary come from the first samples.
 
-    So does its vocabulary, unless that is fixed. Samples that the weights come from are counted as used.
+    Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
+    that the weights come from are counted as used.
     """
     while len(replay.training_ids()) < spec.first_samples:
         if await stop.wait(_WAIT_S):
             return None
-    count = max(1, spec.first_samples)
-    samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(spec.seed))
+    count, rng = spec.first_samples, random.Random(spec.seed)
+    samples = replay.training_batch({}, count=count, max_uses=1, rng=rng) if count else []
     target = spec.target.config
     token_ids = vocabulary.choose(
-        () if spec.is_vocabulary_fixed else (sample.ids for sample in samples),
+        (sample.ids for sample in samples),
         always=target.eos_token_ids,
         vocab_size=target.vocab_size,
         size=spec.draft_vocab_size,

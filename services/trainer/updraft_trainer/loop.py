@@ -55,7 +55,6 @@ class TrainingOptions:
 
     batch_samples: int
     max_uses: int
-    is_vocabulary_fixed: bool = False
     schedule: TrainingSchedule
     thresholds: PublishThresholds
 
@@ -174,8 +173,7 @@ class Trainer:
             return None
         self._fitted = sizes
         samples, unseen = replay.closed_form_batch(count=_FITTED_SAMPLES, num_held_out=num_judges)
-        is_fixed = self._options.is_vocabulary_fixed
-        if not is_fixed and await asyncio.to_thread(self.learner.update_vocabulary, samples):
+        if await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
@@ -211,12 +209,11 @@ class Trainer:
     def _check_vocabulary(self) -> None:
         """Raise Conflict if engines could not swap between the serving draft and ours, because ours could never serve."""
         serving, token_ids = self._components.evaluator.baseline, self.learner.network.token_ids
-        if serving.network is None or torch.equal(serving.network.token_ids, token_ids):
-            return
-        if self._options.is_vocabulary_fixed or len(serving.network.token_ids) != len(token_ids):
+        if serving.network is not None and len(serving.network.token_ids) != len(token_ids):
             raise Conflict(
-                f"version {serving.version}, which serves, has another draft vocabulary than the draft in training, and engines"
-                " cannot exchange them; set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
+                f"version {serving.version}, which serves, proposes from {len(serving.network.token_ids):,} tokens, the draft in"
+                f" training from {len(token_ids):,}, and engines cannot exchange vocabularies of different sizes;"
+                " set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
             )
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:

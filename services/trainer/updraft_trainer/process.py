@@ -78,7 +78,6 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             target_fingerprint=identity.target_fingerprint,
             hyper=config.hyper,
             draft_vocab_size=config.draft_vocab_size,
-            is_vocabulary_fixed=config.is_vocabulary_fixed,
             first_samples=config.first_samples,
             seed=config.seed,
         )
@@ -135,7 +134,6 @@ async def _train(
         options = TrainingOptions(
             batch_samples=config.batch_samples,
             max_uses=config.max_uses,
-            is_vocabulary_fixed=config.is_vocabulary_fixed,
             schedule=config.schedule,
             thresholds=config.thresholds,
         )

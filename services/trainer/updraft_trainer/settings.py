@@ -59,12 +59,9 @@ class TrainerSettings(Settings):
 
     draft_vocab_size: int = Field(default=8192, ge=16)
     """Number of tokens that a new draft can propose. A draft that starts from a published one has that one's number."""
-    vocabulary: Literal["adaptive", "fixed"] = "adaptive"
-    """Which tokens a draft can propose. adaptive: chosen from recent traffic, anew when a kind of it is new or has doubled.
-    fixed: never changed, and the lowest token ids in a new draft, for engines that read them only at startup (SGLang)."""
     first_samples: int = Field(default=8, ge=0)
-    """Samples to wait for before a new draft starts: its first weights and an adaptive vocabulary come from them. 0 does not
-    wait."""
+    """Samples to wait for before a new draft starts: its first weights and its vocabulary come from them. 0 starts at once, with
+    random weights and the lowest token ids."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW learning rate after warmup, of a draft that starts from random weights."""
     adaptation_rate: float = Field(default=3e-4, gt=0)
@@ -131,10 +128,6 @@ class TrainerSettings(Settings):
     @property
     def stream_key(self) -> str:
         return streams.key(self.namespace, self.speculator)
-
-    @property
-    def is_vocabulary_fixed(self) -> bool:
-        return self.vocabulary == "fixed"
 
     @property
     def hyper(self) -> Hyperparameters:

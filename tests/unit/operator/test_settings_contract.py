@@ -149,14 +149,6 @@ def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_
     assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(settings.data_dir)
 
 
-def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> None:
-    owner = speculator({"engine": "sglang"})
-    trainer = load(TrainerSettings, environment(owner, "trainer"))
-    inference = load(InferenceSettings, environment(owner, "serving"))
-    assert trainer.is_vocabulary_fixed
-    assert trainer.draft_vocab_size == inference.draft_vocab_size
-
-
 def test_a_config_of_the_users_own_is_the_servers_only_one() -> None:
     owner = speculator({"engine": "sglang", "serving": {"args": ["--config", "/etc/mine.yaml"]}})
 

@@ -97,14 +97,14 @@ async def begun(spec: TrainerSpec, target: Path, draft: Path | None, tmp_path: P
     return initial
 
 
-@pytest.mark.parametrize("is_fixed", [False, True])
-async def test_a_new_draft_has_the_tokens_of_the_traffic_unless_its_vocabulary_is_fixed(
-    target: Path, tmp_path: Path, *, is_fixed: bool
+@pytest.mark.parametrize("first_samples", [0, 1])
+async def test_a_new_draft_has_the_tokens_of_the_samples_that_it_waited_for(
+    target: Path, tmp_path: Path, first_samples: int
 ) -> None:
-    wanted = replace(spec(read_head(target)), is_vocabulary_fixed=is_fixed)
-    learner = (await begun(wanted, target, None, tmp_path)).learner
-    assert bool(learner.network.t2d[VOCAB - 1]) is not is_fixed
-    assert len(learner.network.token_ids) == DRAFT_VOCAB
+    initial = await begun(replace(spec(read_head(target)), first_samples=first_samples), target, None, tmp_path)
+    assert bool(initial.learner.network.t2d[VOCAB - 1]) is (first_samples == 1)
+    assert len(initial.learner.network.token_ids) == DRAFT_VOCAB
+    assert initial.history.num_samples == first_samples
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
-A trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE and UPDRAFT_TRAINER_VOCABULARY=fixed begins with the same
-vocabulary and keeps it, because SGLang reads it only once. The proposals of this draft are poor, and it costs no more
-than a good one.
+SGLang builds the draft's network only once, so the trainer's drafts must have the same shape. The proposals of this draft are
+poor, and it costs no more than a good one.
 """
 
 import tempfile
