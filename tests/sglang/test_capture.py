@@ -24,7 +24,7 @@ from tests.sglang import build
 from tests.sglang.models import cycle, cycle_draft, write_cycle_target
 from tests.sglang.plugin_agent import Agent, Seen, Teacher, listening
 from tests.sglang.server import Server, eagle3
-from tests.support.tiny_target import LAYERS, make_draft, make_tiny_target, save_draft
+from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB, make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -357,17 +357,23 @@ async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> 
         assert f"v{step['version']}" == version
 
 
-def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
-    other = setting.folder / "other-vocabulary"
-    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(100, 356)), other)
+async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
+    target, other = setting.folder / "target", setting.folder / "other-vocabulary"
+    token_ids = torch.tensor(sorted({*WORDS, *range(VOCAB - DRAFT_VOCAB + len(set(WORDS)), VOCAB)}))
+    save_draft(cycle_draft(target, quality=0.7, token_ids=token_ids), other)
+    asks = [Ask(rid=rid, prompt=WORDS[:3], tokens=100, options=None) for rid in ("before", "after")]
+    before = await answers(setting, asks[:1])
     try:
         swapped = swap(setting, other, 8)
+        after = await answers(setting, asks[1:])
         (rank,) = setting.server.post("/weights_checker", action="checksum", selector="draft")["ranks"]
         config, tensors = checkpoint.load(other)
         wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
 
         assert swapped.is_success, swapped.text
         assert rank["checksums"].items() >= wanted.items()
+        steps = [answer["meta_info"]["spec_verify_ct"] for answer in (before["before"], after["after"])]
+        assert steps[0] == steps[1] < 50, "the same proposals, by other numbers"
     finally:
         assert swap(setting, setting.folder / "draft-0", 0).is_success
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
@@ -24,6 +25,7 @@ from updraft_operator.api.schema import (
     immutable,
     one_of,
     rules,
+    same,
 )
 from updraft_operator.api.status import Status
 
@@ -57,6 +59,11 @@ class SecretKey(Model):
     key: Annotated[str, Field(min_length=1, max_length=253)] = "url"
 
 
+Size = Annotated[int, Field(ge=1, le=1024)]
+
+_DRAFT_SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
 class TargetModel(Model):
     """The model that generates output. Drafts never change its output."""
 
@@ -81,12 +88,35 @@ class TargetModel(Model):
 
 
 class Draft(Model):
-    """The kind of draft model that is trained."""
+    """The kind of draft model that is trained. The sizes are those of new drafts; by default they follow from the target."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                " && ".join(same(to_camel(size)) for size in _DRAFT_SIZES),
+                "a draft's sizes are immutable: pods cannot swap to other sizes; create another AdaptiveSpeculator",
+            ),
+        )
+    )
 
     algorithm: Literal["EAGLE3"] = "EAGLE3"
     """Architecture of the draft. The trainer supports EAGLE-3."""
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum number of tokens drafted per verify step; the engine chooses up to it. 0 serves without speculation."""
+    num_attention_heads: Size | None = None
+    """Attention heads of the draft's layer. Defaults to the target's, or to heads of 128 if its attention is compressed."""
+    num_key_value_heads: Size | None = None
+    """Key-value heads of the draft's layer. Defaults to the target's, or to 8."""
+    intermediate_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    """MLP width of the draft's layer. Defaults to the target's, or to 3 times its hidden size if its experts are narrower."""
+    vocab_size: Annotated[int, Field(ge=16, le=2**24)] | None = None
+    """Number of the target's tokens that the draft can propose; the trainer chooses which, by traffic. Defaults to as many as
+    make the draft's head as large as its layer, but 8192 to 32000."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The chosen sizes, by name."""
+        return {name: size for name in _DRAFT_SIZES if (size := getattr(self, name)) is not None}
 
 
 class RollingUpdate(Model):

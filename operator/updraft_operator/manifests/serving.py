@@ -38,7 +38,7 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas:
         names.SERVING,
         pod.PodParts(
             containers=containers,
-            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(config, target)])],
+            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(owner, config, target)])],
             volumes=[
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},

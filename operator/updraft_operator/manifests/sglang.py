@@ -32,7 +32,7 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def prepare(config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
+def prepare(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
     """The init container that writes the plugin's folder and the initial draft; existing files are kept."""
     return pod.container(
         "prepare",
@@ -43,7 +43,10 @@ def prepare(config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
             *("prepare-sglang", "--plugin-dir", _PLUGIN, "--seed", _SEED),
             *("--admin-key-file", _ADMIN_KEY),
         ],
-        env=[{"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path}],
+        env=[
+            {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
+            *({"name": name, "value": value} for name, value in pod.draft_sizes(owner, "UPDRAFT_INFERENCE").items()),
+        ],
         volumeMounts=[pod.DATA, *target.mounts],
     )
 

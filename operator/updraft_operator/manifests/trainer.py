@@ -67,7 +67,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    return {
+    return pod.draft_sizes(owner, "UPDRAFT_TRAINER") | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
@@ -39,19 +40,19 @@ class TrainerSpec:
     target: TargetHead
     target_fingerprint: str
     hyper: Hyperparameters
-    draft_vocab_size: int
+    shape: ShapeChoice
     first_samples: int
     seed: int
 
     @property
     def config_digest(self) -> str:
         """ "sha256:..." of all settings that influence training."""
-        content = dataclasses.asdict(self.hyper) | {"draft_vocab_size": self.draft_vocab_size, "seed": self.seed}
+        content = dataclasses.asdict(self.hyper) | dataclasses.asdict(self.shape) | {"seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
-        """A learner with initial weights over this vocabulary. `config` defaults to the shape of a target layer."""
-        config = config or self.target.draft(draft_vocab_size=len(token_ids))
+        """A learner with initial weights over this vocabulary. `config` defaults to the chosen shape."""
+        config = config or self.target.draft(self.shape, draft_vocab_size=len(token_ids))
         return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
 
 
@@ -146,7 +147,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
         (sample.ids for sample in samples),
         always=target.eos_token_ids,
         vocab_size=target.vocab_size,
-        size=spec.draft_vocab_size,
+        size=spec.target.draft(spec.shape).draft_vocab_size,
     )
     learner = await asyncio.to_thread(spec.learner, token_ids)
     draft = await asyncio.to_thread(learner.closed_form, samples)

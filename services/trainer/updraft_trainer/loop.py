@@ -10,8 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import (
@@ -210,9 +208,10 @@ class Trainer:
         """Raise Conflict if engines could not swap between the serving draft and ours, because ours could never serve."""
         serving, token_ids = self._components.evaluator.baseline, self.learner.network.token_ids
         if serving.network is not None and len(serving.network.token_ids) != len(token_ids):
+            size = len(serving.network.token_ids)
             raise Conflict(
-                f"version {serving.version}, which serves, proposes from {len(serving.network.token_ids):,} tokens, the draft in"
-                f" training from {len(token_ids):,}, and engines cannot exchange vocabularies of different sizes;"
+                f"version {serving.version}, which serves, proposes from {size:,} tokens, the draft in training from"
+                f" {len(token_ids):,}, and engines cannot exchange vocabularies of different sizes;"
                 " set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
             )
 

@@ -77,7 +77,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             target=target,
             target_fingerprint=identity.target_fingerprint,
             hyper=config.hyper,
-            draft_vocab_size=config.draft_vocab_size,
+            shape=config.shape,
             first_samples=config.first_samples,
             seed=config.seed,
         )

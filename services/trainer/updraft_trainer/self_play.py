@@ -31,7 +31,6 @@ from updraft_trainer.learning.state import Identity
 from updraft_trainer.publishing.estimate import compare, verify_steps
 from updraft_trainer.publishing.publish import Candidate, save, snapshot
 
-DRAFT_VOCAB = 8192
 LOOKAHEAD = 3
 BATCH = 4
 USES = 4
@@ -91,10 +90,14 @@ def choose(target: TargetHead, training: Sequence[Sample], held_out: Sequence[Sa
 def _drafts(target: TargetHead, training: Sequence[Sample], report: Report) -> Iterator[tuple[int, DraftNetwork]]:
     """Drafts, and their optimizer steps: the closed form, and what training makes of it."""
     c = target.config
+    config = target.draft()
     token_ids = vocabulary.choose(
-        (sample.ids for sample in training), always=c.eos_token_ids, vocab_size=c.vocab_size, size=DRAFT_VOCAB
+        (sample.ids for sample in training),
+        always=c.eos_token_ids,
+        vocab_size=c.vocab_size,
+        size=config.draft_vocab_size,
     )
-    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    learner = Learner(target, config, token_ids, Hyperparameters())
     report(Progress(activity="solving for first weights", done=0, total=1))
     first = learner.closed_form(training)
     if first is not None:

@@ -26,6 +26,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import file_digest, tensors_digest
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
@@ -195,7 +196,7 @@ async def bench(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
         hyper=Hyperparameters(adaptation_rate=1e-3),  # the draft is small
-        draft_vocab_size=vocab_size,
+        shape=ShapeChoice(draft_vocab_size=vocab_size),
         first_samples=8,
         seed=0,
     )
@@ -637,7 +638,9 @@ async def test_a_serving_draft_whose_vocabulary_engines_cannot_exchange_for_ours
 ) -> None:
     trainer = await whole.started()
     await publish_elsewhere(whole, tiny_target, 200 + torch.arange(100))
-    with pytest.raises(Conflict, match="version 1, which serves, proposes from 100 tokens, the draft in training from 128"):
+    with pytest.raises(
+        Conflict, match="version 1, which serves, proposes from 100 tokens, the draft in training from 128"
+    ):
         await whole.train(trainer)
 
 

@@ -10,6 +10,7 @@ from tests.support import families
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.traces import TraceMaker
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop
@@ -56,7 +57,7 @@ def spec(head: TargetHead) -> TrainerSpec:
         target=head,
         target_fingerprint="sha256:t",
         hyper=Hyperparameters(adaptation_rate=3e-3),
-        draft_vocab_size=DRAFT_VOCAB,
+        shape=ShapeChoice(draft_vocab_size=DRAFT_VOCAB),
         first_samples=1,
         seed=0,
     )

@@ -7,9 +7,7 @@ poor, and it costs no more than a good one.
 import tempfile
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig
@@ -17,31 +15,31 @@ from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
 
 
-def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
+def write(model: Path, folder: Path, choice: ShapeChoice) -> Path:
     """Write the initial draft for `model` into `folder`, atomically. An existing one that matches is kept.
 
-    Raises Conflict if `folder` holds another draft, because a server may have started with it.
+    Raises Conflict if `folder` holds a draft of another shape, because a server may have started with it.
     """
     head = read_head(model)
-    config = head.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
+    config = head.draft(choice)
     token_ids = vocabulary.choose(
-        (), always=head.config.eos_token_ids, vocab_size=head.config.vocab_size, size=draft_vocab_size
+        (), always=head.config.eos_token_ids, vocab_size=config.vocab_size, size=config.draft_vocab_size
     )
     if (folder / checkpoint.CONFIG).exists():
-        _check_same(folder, config, token_ids)
+        _check_same(folder, config)
         return folder
     network = initial_network(config, head.embedding, head.rows(token_ids), head.final_norm, token_ids)
     _place(network, folder)
     return folder
 
 
-def _check_same(folder: Path, config: DraftConfig, token_ids: Tensor) -> None:
+def _check_same(folder: Path, config: DraftConfig) -> None:
     try:
-        existing, tensors = checkpoint.load(folder)
+        existing, _ = checkpoint.load(folder)
     except UpdraftError as error:
         raise Conflict(f"{folder} does not contain a draft of Updraft ({error}); empty it first") from error
-    if existing != config or not torch.equal(tensors["d2t"] + torch.arange(existing.draft_vocab_size), token_ids):
-        raise Conflict(f"{folder} contains a draft with another shape or vocabulary; empty it first")
+    if existing != config:
+        raise Conflict(f"{folder} contains a draft of another shape; empty it first")
 
 
 def _place(network: DraftNetwork, folder: Path) -> None:

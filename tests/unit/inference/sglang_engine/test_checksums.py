@@ -111,7 +111,8 @@ def test_the_map_counts_if_the_server_shows_it(draft: Draft) -> None:
     config, tensors = draft
     other = tensors | {"d2t": tensors["d2t"] + 1}
     wanted, shown = (
-        checksums.expected_hashes(config, each, dtype=torch.float32, device="cpu", tp=(0, 1)) for each in (tensors, other)
+        checksums.expected_hashes(config, each, dtype=torch.float32, device="cpu", tp=(0, 1))
+        for each in (tensors, other)
     )
     served = RankChecksums(tp_rank=0, tp_size=1, hashes=shown)
     hidden = RankChecksums(tp_rank=0, tp_size=1, hashes=dict(list(shown.items())[:-1]))

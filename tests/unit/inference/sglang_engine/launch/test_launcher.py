@@ -11,6 +11,7 @@ import yaml
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
@@ -103,12 +104,17 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp_path: Path) -> None:
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
     ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
     design = TrainerSpec(
-        target=head, target_fingerprint="", hyper=Hyperparameters(), draft_vocab_size=64, first_samples=0, seed=0
+        target=head,
+        target_fingerprint="",
+        hyper=Hyperparameters(),
+        shape=ShapeChoice(draft_vocab_size=64),
+        first_samples=0,
+        seed=0,
     )
     network = design.learner(ids).network
 
@@ -118,10 +124,10 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
 
 
 def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:
-    folder = initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    folder = initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
     before = (folder / "model.safetensors").stat().st_ino
 
-    initial_draft.write(target, folder, draft_vocab_size=64)
+    initial_draft.write(target, folder, ShapeChoice(draft_vocab_size=64))
 
     assert (folder / "model.safetensors").stat().st_ino == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -131,25 +137,25 @@ def test_a_first_draft_that_was_cut_off_is_written_anew(target: Path, tmp_path: 
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / "model.safetensors").write_text("half")
 
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
     checkpoint.load(tmp_path / "seed")
 
 
-def test_a_draft_of_another_vocabulary_is_not_overwritten(target: Path, tmp_path: Path) -> None:
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+def test_a_draft_of_another_shape_is_not_overwritten(target: Path, tmp_path: Path) -> None:
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
-    with pytest.raises(Conflict, match="another shape or vocabulary"):
-        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=65)
+    with pytest.raises(Conflict, match="a draft of another shape"):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=65))
     (tmp_path / "seed" / "config.json").write_text("{}")
     with pytest.raises(Conflict, match="does not contain a draft"):
-        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
 
-def test_a_trained_draft_of_the_same_vocabulary_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
+def test_a_trained_draft_of_the_same_shape_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
     digest = save_draft(make_draft(target, seed=9), tmp_path / "seed")
 
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=256)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=256))
 
     _, tensors = checkpoint.load(tmp_path / "seed")
     assert digest
