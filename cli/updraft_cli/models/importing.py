@@ -54,11 +54,13 @@ class Claim:
     tokenizer: str = ""
 
 
-async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
+async def publish(
+    stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None, *, origin: str
+) -> Imported:
     """Publish a folder for the target in `model`, or (None) the one that its manifest or the registry knows.
 
-    A draft in another layout is converted first. InvalidInput for a folder that is not a draft, or whose target is unknown or
-    different; Corrupt if its manifest is of other weights.
+    `origin` is where the folder came from. A draft in another layout is converted first. InvalidInput for a folder that is not
+    a draft, or whose target is unknown or different; Corrupt if its manifest is of other weights.
     """
     state, newest = await registry.newest(stub, speculator)
     known = Claim(
@@ -70,6 +72,7 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
     with tempfile.TemporaryDirectory(prefix="updraft-") as scratch:
         folder = await asyncio.to_thread(published.ours, folder, model, Path(scratch))
         manifest = await asyncio.to_thread(read, folder, speculator, claims)
+        manifest.provenance.origin = manifest.provenance.origin or origin
         answer = await transfer.upload(stub, manifest, folder / transfer.WEIGHTS)
     state, _ = await registry.newest(stub, speculator)
     return Imported(speculator=speculator, existed=answer.existed, message=state.message, draft=draft(answer.version))

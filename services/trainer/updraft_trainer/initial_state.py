@@ -30,6 +30,9 @@ from updraft_trainer.publishing.registry_view import RegistryView
 
 logger = logging.getLogger(__name__)
 
+RANDOM, CLOSED_FORM = "random weights", "closed form"
+"""Origins of drafts that come from no other draft."""
+
 _WAIT_S = 0.5
 
 
@@ -93,6 +96,7 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
     version = registry.state.start_version
     history = TrainingHistory()
     if version:  # it may have learned from all that is stored
+        history.origin = f"version {version}"
         for trace_id in replay.training_ids():
             history.count_use(trace_id)
     start_draft = _continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, history, stop)
@@ -151,6 +155,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
     )
     learner = await asyncio.to_thread(spec.learner, token_ids)
     draft = await asyncio.to_thread(learner.closed_form, samples)
+    history.origin = RANDOM if draft is None else CLOSED_FORM
     if draft is not None:
         learner.start_from(draft.state_dict())
         for sample in samples:

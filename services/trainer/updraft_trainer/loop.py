@@ -27,7 +27,7 @@ from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.initial_state import InitialState
+from updraft_trainer.initial_state import CLOSED_FORM, InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
@@ -181,6 +181,7 @@ class Trainer:
         is_better = self._is_surely_better(candidate, trained)
         if is_better:
             self.learner.start_from(draft.state_dict())
+            self.history.origin = CLOSED_FORM
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._should_publish(candidate, state, subject="a draft in closed form")
         if is_better or should_publish:
@@ -256,13 +257,14 @@ class Trainer:
         if serving.network.config == self.learner.network.config:  # an imported draft may have another shape
             self._restarted_from = serving.version
             self.learner.start_from(serving.network.state_dict())
+            self.history.origin = f"version {serving.version}"
             logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
         try:
-            response = await publisher.publish(candidate, self.history)
+            response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
             metrics.publishes.labels("unavailable").inc()
             logger.warning("Cannot publish now; trying again with a later candidate: %s", error)

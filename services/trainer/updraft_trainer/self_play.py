@@ -68,6 +68,7 @@ def train(model: Path, folder: Path, count: int, output: Path, report: Report) -
         step=candidate.step,
         code_version=f"self-play by updraft/{installed_version('updraft')}",
         created_unix_ms=int(time.time() * 1000),
+        origin="self-play",
     )
     _write(candidate, output, identity, provenance)
 

@@ -608,6 +608,9 @@ async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, ti
     versions = await whole.versions()
     assert len(versions) >= 2
     assert versions[1].manifest.parent_version == 1
+    provenance = versions[1].manifest.provenance
+    assert provenance.origin in ("version 1", "closed form")
+    assert provenance.learning_rate == whole.spec.hyper.adaptation_rate
     assert len({version.manifest.draft_vocabulary_fingerprint for version in versions}) == 1
 
 

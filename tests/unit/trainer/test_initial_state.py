@@ -106,12 +106,15 @@ async def test_a_new_draft_has_the_tokens_of_the_samples_that_it_waited_for(
     assert bool(initial.learner.network.t2d[VOCAB - 1]) is (first_samples == 1)
     assert len(initial.learner.network.token_ids) == DRAFT_VOCAB
     assert initial.history.num_samples == first_samples
+    assert initial.history.origin == ("closed form" if first_samples else "random weights")
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
     head = read_head(target)
     config = imported_config(head)
-    learner = (await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)).learner
+    initial = await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)
+    learner = initial.learner
+    assert (initial.history.origin, learner.learning_rate) == ("version 1", spec(head).hyper.adaptation_rate)
     _, tensors = checkpoint.load(tmp_path / "draft")
     assert learner.network.config == config
     assert torch.equal(learner.network.fc.weight.bfloat16(), tensors["fc.weight"])

@@ -84,7 +84,7 @@ def import_(
     from updraft_cli.models import importing  # noqa: PLC0415 - see pull
 
     async def publish(stub: "RegistryAsyncStub") -> "Imported":
-        return await importing.publish(stub, backend.speculator, folder, model)
+        return await importing.publish(stub, backend.speculator, folder, model, origin=place)
 
     with _draft_in(place) as folder:
         if digest:
