@@ -87,6 +87,17 @@ class TargetModel(Model):
     """Model name in the API that clients use. Defaults to the last part of uri."""
 
 
+class InitialDraft(Model):
+    """A published EAGLE-3 draft to start from. It becomes the next version, as with a DraftVersion."""
+
+    uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(hf|s3|gs|az|pvc)://[^\s]+$")]
+    """Folder of the draft in Hugging Face layout: config.json with model.safetensors or pytorch_model.bin."""
+    secret_ref: SecretName | None = None
+    """Secret whose entries become environment variables of the download."""
+    digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[a-f0-9]{64}$")] | None = None
+    """Digest of the weights file. An import whose weights have another digest fails."""
+
+
 class Draft(Model):
     """The kind of draft model that is trained. The sizes are those of new drafts; by default they follow from the target."""
 
@@ -103,6 +114,8 @@ class Draft(Model):
     """Architecture of the draft. The trainer supports EAGLE-3."""
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum number of tokens drafted per verify step; the engine chooses up to it. 0 serves without speculation."""
+    initial: InitialDraft | None = None
+    """Draft to start from: the trainer waits until it is imported, and continues it. Another one becomes a later version."""
     num_attention_heads: Size | None = None
     """Attention heads of the draft's layer. Defaults to the target's, or to heads of 128 if its attention is compressed."""
     num_key_value_heads: Size | None = None

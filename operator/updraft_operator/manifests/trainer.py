@@ -12,14 +12,14 @@ from updraft_operator.manifests.redis import has_redis, redis_marks, redis_varia
 METRICS_PORT = 9092
 
 
-def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """All objects of the part; none without traces to train on."""
+def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, waits: bool = False) -> list[Manifest]:
+    """All objects of the part; none without traces to train on. A trainer that waits has no pod."""
     if not has_redis(owner, config):
         return []
     name, spec = owner.metadata.name, owner.spec.trainer
     values, claim = _settings(owner), names.child(name, names.TRAINER)
     content = {
-        "replicas": 0 if owner.spec.suspend or spec.suspend else 1,
+        "replicas": 0 if owner.spec.suspend or spec.suspend or waits else 1,
         "strategy": {"type": "Recreate"},  # two trainers must not share a folder
         "selector": {"matchLabels": names.selector(name, names.TRAINER)},
         "template": _template(owner, config, values, spec.storage.claim_name or claim),

@@ -44,7 +44,14 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     async def prepare(_: lifecycle.Stop) -> None:
         from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
 
-        launcher.prepare(loaded.model, plugin=plugin, seed=seed, shape=loaded.shape, key_file=key_file)
+        launcher.prepare(
+            loaded.model,
+            plugin=plugin,
+            seed=seed,
+            shape=loaded.shape,
+            config_json=loaded.draft_config,
+            key_file=key_file,
+        )
 
     lifecycle.run(PROCESS, prepare)
 

@@ -76,6 +76,9 @@ class InferenceSettings(settings.Settings):
     draft_vocab_size: int | None = Field(default=None, ge=16)
     """Vocabulary size of the initial draft."""
 
+    draft_config: str = ""
+    """config.json of a published draft whose sizes `prepare-sglang` gives the initial draft, instead of the four above."""
+
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the target model. With float32, greedy output is bit-equal with every draft."""
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from updraft_artifacts.digests import tensors_digest
-from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
+from updraft_artifacts.model_folder import read_json
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_inference.engine import DraftCheckpoint
@@ -16,8 +17,8 @@ from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
 INITIAL_VERSION = 0
 
 
-class RestartNeededError(InvalidInput):
-    """The draft is valid for this target, but the server must restart to serve it."""
+class RestartNeededError(Unavailable):
+    """The draft is valid for this target, but the server must restart to serve it. Whoever runs the server may do so later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +90,24 @@ def read_draft(
     """A validated version. Raises RestartNeededError if its shape differs from the initial draft's, or its vocabulary where
     the server does not exchange that; InvalidInput if SGLang cannot serve it; Corrupt if it is damaged or has another digest.
     """
+    config = DraftConfig.from_dict(read_json(draft.folder / checkpoint.CONFIG))
+    _check_served(config, initial.config, draft.version)
+    if config != initial.config:  # known before gigabytes are read, because the agent asks again and again
+        raise _restart_needed(draft, "shape")
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
         raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-    _check_served(config, initial.config, draft.version)
-    is_same_vocabulary = exchanges_vocabulary or torch.equal(tensors["d2t"], initial.d2t)
-    if config != initial.config or not is_same_vocabulary:
-        what = "shape" if config != initial.config else "vocabulary"
-        raise RestartNeededError(
-            f"version {draft.version} has another {what} than the draft that the SGLang server started with: restart the"
-            f" server with --speculative-draft-model-path {draft.folder}"
-        )
+    if not exchanges_vocabulary and not torch.equal(tensors["d2t"], initial.d2t):
+        raise _restart_needed(draft, "vocabulary")
     return _fingerprint(draft, config, tensors, initial.info)
+
+
+def _restart_needed(draft: DraftCheckpoint, what: str) -> RestartNeededError:
+    return RestartNeededError(
+        f"version {draft.version} has another {what} than the draft that the SGLang server started with: restart the"
+        f" server with --speculative-draft-model-path {draft.folder}"
+    )
 
 
 def _check_served(config: DraftConfig, served: DraftConfig, version: int) -> None:

@@ -4,24 +4,28 @@ SGLang builds the draft's network only once, so the trainer's drafts must have t
 poor, and it costs no more than a good one.
 """
 
+import json
 import tempfile
 from pathlib import Path
 
 from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_draft import checkpoint, vocabulary
-from updraft_draft.config import DraftConfig
+from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
 
 
-def write(model: Path, folder: Path, choice: ShapeChoice) -> Path:
+def write(model: Path, folder: Path, choice: ShapeChoice, config_json: str = "") -> Path:
     """Write the initial draft for `model` into `folder`, atomically. An existing one that matches is kept.
+
+    Its sizes are those of the published draft with this config.json, or (empty) the chosen ones.
 
     Raises Conflict if `folder` holds a draft of another shape, because a server may have started with it.
     """
     head = read_head(model)
-    config = head.draft(choice)
+    config = _published(config_json, head.config) if config_json else head.draft(choice)
     token_ids = vocabulary.choose(
         (), always=head.config.eos_token_ids, vocab_size=config.vocab_size, size=config.draft_vocab_size
     )
@@ -31,6 +35,19 @@ def write(model: Path, folder: Path, choice: ShapeChoice) -> Path:
     network = initial_network(config, head.embedding, head.rows(token_ids), head.final_norm, token_ids)
     _place(network, folder)
     return folder
+
+
+def _published(config_json: str, target: TargetDescription) -> DraftConfig:
+    """The config of a published draft. InvalidInput unless an SGLang server of this target can serve such drafts."""
+    try:
+        content = json.loads(config_json)
+    except ValueError as error:
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG is no JSON: {error}") from None
+    config = DraftConfig.from_dict(content)
+    reason = check_fits(config, target)
+    if reason is not None or config.norm_before_residual:
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG does not fit: {reason or 'it has norm_before_residual'}")
+    return config
 
 
 def _check_same(folder: Path, config: DraftConfig) -> None:

@@ -293,10 +293,12 @@ class TestSwaps:
         assert (await engine.rehash()).tensors_digest != other.tensors_digest
         assert (await engine.swap(drafts[0])).loaded.version == 1
 
-    async def test_a_draft_of_another_size_is_refused_with_what_to_do(self, models: Path, engine: SglangEngine) -> None:
+    async def test_a_draft_of_another_size_waits_for_a_restart_and_is_not_refused(
+        self, models: Path, engine: SglangEngine
+    ) -> None:
         other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB - 1))
 
-        with pytest.raises(InvalidInput, match=r"another shape .* restart the server with --speculative-draft-model"):
+        with pytest.raises(Unavailable, match=r"another shape .* restart the server with --speculative-draft-model"):
             await engine.swap(other)
 
     async def test_a_server_that_does_not_show_its_map_is_not_given_another(
@@ -308,7 +310,7 @@ class TestSwaps:
 
         async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
             assert (await engine.swap(drafts[0])).loaded.version == 1
-            with pytest.raises(InvalidInput, match=r"another vocabulary .* restart the server"):
+            with pytest.raises(Unavailable, match=r"another vocabulary .* restart the server"):
                 await engine.swap(other)
 
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(

@@ -50,9 +50,11 @@ class LaunchOptions:
     drain_s: float
 
 
-def prepare(model: Path, *, plugin: Path, seed: Path, shape: ShapeChoice, key_file: Path | None = None) -> None:
+def prepare(
+    model: Path, *, plugin: Path, seed: Path, shape: ShapeChoice, config_json: str = "", key_file: Path | None = None
+) -> None:
     plugin_folder.write(plugin)
-    initial_draft.write(model, seed, shape)
+    initial_draft.write(model, seed, shape, config_json)
     if key_file is not None:
         admin_keys.write(key_file)
     logger.info("Prepared for SGLang", extra={"plugin": str(plugin), "seed": str(seed)})

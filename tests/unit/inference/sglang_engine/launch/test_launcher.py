@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,32 @@ def test_a_draft_of_another_shape_is_not_overwritten(target: Path, tmp_path: Pat
     (tmp_path / "seed" / "config.json").write_text("{}")
     with pytest.raises(Conflict, match="does not contain a draft"):
         initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
+
+
+def test_a_server_can_start_with_the_sizes_of_a_published_draft(target: Path, tmp_path: Path) -> None:
+    published = replace(read_head(target).draft(draft_vocab_size=100), intermediate_size=40, max_position=4096)
+    folder = initial_draft.write(target, tmp_path / "seed", ShapeChoice(), published.to_json())
+    config, tensors = checkpoint.load(folder)
+    assert config == published
+    assert len(tensors["d2t"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vocab_size": 600}, "the draft's vocabulary is 600"),
+        ({"aux_layers": (1, 2, 3)}, r"the draft reads layers \[1, 2, 3\]"),
+        ({"norm_before_residual": True}, "it has norm_before_residual"),
+    ],
+)
+def test_a_published_draft_that_no_server_of_the_target_can_serve_is_refused(
+    target: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    published = replace(read_head(target).draft(draft_vocab_size=100), **changes)
+    with pytest.raises(InvalidInput, match=reason):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(), published.to_json())
+    with pytest.raises(InvalidInput, match="is no JSON"):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(), "{")
 
 
 def test_a_trained_draft_of_the_same_shape_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
