@@ -202,19 +202,17 @@ class Trainer:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
-        self._check_vocabulary()
+        await asyncio.to_thread(self._follow_shape)
         return state
 
-    def _check_vocabulary(self) -> None:
-        """Raise Conflict if engines could not swap between the serving draft and ours, because ours could never serve."""
-        serving, token_ids = self._components.evaluator.baseline, self.learner.network.token_ids
-        if serving.network is not None and len(serving.network.token_ids) != len(token_ids):
-            size = len(serving.network.token_ids)
-            raise Conflict(
-                f"version {serving.version}, which serves, proposes from {size:,} tokens, the draft in training from"
-                f" {len(token_ids):,}, and engines cannot exchange vocabularies of different sizes;"
-                " set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
-            )
+    def _follow_shape(self) -> None:
+        """Go on from the serving draft if its shape is not ours, which engines might never serve then."""
+        serving = self._components.evaluator.baseline
+        if serving.network is None or serving.network.config == self.learner.network.config:
+            return
+        self.learner = self.learner.continuing(serving.network)
+        self.history.origin = f"version {serving.version}"
+        logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
@@ -254,11 +252,10 @@ class Trainer:
             return
         if serving.version == self._restarted_from:
             return
-        if serving.network.config == self.learner.network.config:  # an imported draft may have another shape
-            self._restarted_from = serving.version
-            self.learner.start_from(serving.network.state_dict())
-            self.history.origin = f"version {serving.version}"
-            logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
+        self._restarted_from = serving.version
+        self.learner.start_from(serving.network.state_dict())
+        self.history.origin = f"version {serving.version}"
+        logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""

@@ -636,15 +636,19 @@ async def test_a_registry_with_drafts_of_another_target_ends_the_trainer(whole: 
         await whole.started()
 
 
-async def test_a_serving_draft_whose_vocabulary_engines_cannot_exchange_for_ours_ends_the_trainer(
-    whole: Bench, tiny_target: Path
-) -> None:
+async def test_training_goes_on_from_a_serving_draft_of_another_size(whole: Bench, tiny_target: Path) -> None:
     trainer = await whole.started()
-    await publish_elsewhere(whole, tiny_target, 200 + torch.arange(100))
-    with pytest.raises(
-        Conflict, match="version 1, which serves, proposes from 100 tokens, the draft in training from 128"
-    ):
-        await whole.train(trainer)
+    await publish_elsewhere(whole, tiny_target, torch.arange(100))
+    await whole.train(trainer)
+    assert len(trainer.learner.network.token_ids) == 100
+    assert trainer.learner.learning_rate == whole.spec.hyper.adaptation_rate
+    trainer.save()
+    state = whole.components.states.load(whole.identity)
+    assert state is not None
+    assert len(resume(state, whole.spec).learner.network.token_ids) == 100
+    ours = (await whole.versions())[1:]
+    assert ours
+    assert {json.loads(version.manifest.config_json)["draft_vocab_size"] for version in ours} == {100}
 
 
 async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_like_any_other(

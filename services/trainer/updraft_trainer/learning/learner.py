@@ -105,6 +105,13 @@ class Learner:
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
+    def continuing(self, draft: DraftNetwork) -> "Learner":
+        """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
+        learner = Learner(self._target, draft.config, draft.token_ids, self.hyper)
+        learner.step = self.step
+        learner.start_from(draft.state_dict())
+        return learner
+
     @property
     def learning_rate(self) -> float:
         """After warmup."""
