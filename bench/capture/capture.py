@@ -61,7 +61,13 @@ def measure(arguments: argparse.Namespace) -> Measurements:
                 "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.0",
             }
             config = StackConfig(
-                model=harness.model(), data=data, port=0, registry_port=0, trainer=False, settings=settings
+                model=harness.model(),
+                data=data,
+                port=0,
+                registry_port=0,
+                trainer=False,
+                drafter="none",  # the second half of a pair would profit from answers that lookup remembers
+                settings=settings,
             )
             stacks[arm] = running.enter_context(Stack(config))
         for n in range(-1, arguments.rounds):  # the first round warms up and is not counted

@@ -15,7 +15,7 @@ FIRST_GAIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Acceptance length in tokens per verify step, with a bootstrap interval over requests."""
+    """A mean (acceptance length in tokens per verify step, or a probability), with a bootstrap interval over requests."""
 
     mean: float
     low: float
@@ -36,6 +36,13 @@ def acceptance_length(tokens: Sequence[int], steps: Steps) -> Estimate:
     ratios = lengths[chosen].sum(1) / mean[chosen].sum(1)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(float(lengths.sum() / mean.sum()), float(low), float(high))
+
+
+def mean(values: Sequence[Sequence[float]]) -> Estimate:
+    """Over requests, after averaging over seeds; `values` [seeds, N]."""
+    averaged = np.asarray(values, float).mean(0)
+    low, high = np.quantile(averaged[_resamples(len(averaged))].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(averaged.mean()), float(low), float(high))
 
 
 def relative(steps: Steps, baseline: Steps) -> Estimate:

@@ -17,8 +17,8 @@ from bench.learning.recorder import NUM_HELD_OUT
 from bench.learning.replay import DRAFT_VOCAB, LOOKAHEAD
 
 from updraft_cli import output
-from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.selection import TrafficMix
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -43,10 +43,7 @@ def main() -> None:
     recorder.record((OLD, *NEW), NUM_FITTED, NUM_HELD_OUT)
     old = recorder.samples(OLD, NUM_FITTED, held_out=False)
     fitted = [*old, *(one for kind in NEW for one in recorder.samples(kind, NUM_FITTED_NEW, held_out=False))]
-    c = target.config
-    token_ids = vocabulary.choose(
-        (one.ids for one in fitted), always=c.eos_token_ids, vocab_size=c.vocab_size, size=DRAFT_VOCAB
-    )
+    token_ids = choose_vocabulary(fitted, target, size=DRAFT_VOCAB)
     learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     serving, candidate = learner.closed_form(old), learner.closed_form(fitted)
     assert serving is not None

@@ -201,6 +201,7 @@ def read(path: Path) -> Run:
         checkpoints=tuple(Checkpoint(**checkpoint) for checkpoint in data["checkpoints"]),
         published=tuple(data["published"]),
         online=tuple(data["online"]),
+        sampled=data["sampled"],
     )
 
 
@@ -212,7 +213,9 @@ def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence
     first = next(iter(runs.values()))
     counts, is_shift = [f">{one.requests}" for one in first.checkpoints], bool(stream.static_without)
     against_first = (">last / first", ">lowest / first") if is_shift else ()
-    rows = output.table("arm", "kind", *counts, *against_first, ">least kept", ">first gain", ">seconds")
+    rows = output.table(
+        "arm", "kind", *counts, *against_first, ">least kept", ">first gain", ">accepted at t=1", ">seconds"
+    )
     rows.title = (
         f"{stream.name}: tokens per verify step after so many requests ({len(by_arm[next(iter(by_arm))])} seeds)"
     )
@@ -231,6 +234,9 @@ def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence
                 ),
                 str(figures.least_kept(steps)),
                 str(max(gain[0] for gain in gains)) if len(gains) == len(outcomes) else "-",
+                str(figures.mean([one.sampled[kind] for one in outcomes]))
+                if all(one.sampled for one in outcomes)
+                else "-",
                 f"{sum(one.checkpoints[-1].seconds for one in outcomes) / len(outcomes):.0f}",
             )
     return rows

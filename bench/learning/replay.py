@@ -14,13 +14,14 @@ import torch
 from bench.learning.arms import Arm
 from bench.learning.streams import Stream
 
-from updraft_draft import vocabulary
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.retention import Pool, SampleEntry
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.learner import Learner
 from updraft_trainer.publishing.decision import NO_DRAFT, decide
 from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, compare, num_tokens, verify_steps, walk
@@ -32,6 +33,8 @@ DRAFT_VOCAB = 8192
 FIRST_SAMPLES = 8
 EVALUATION_SAMPLES = 32
 FITTED_SAMPLES = 128
+SAMPLED_ROWS = 128
+"""Rows of the target's logits in memory at a time."""
 CHECKPOINTS = (8, 16, 25, 50, 100, 200, 400, 600, 800, 1200, 1600)
 
 HeldOut = Mapping[str, Sequence[Sample]]
@@ -58,6 +61,9 @@ class Run:
     published: tuple[int, ...]
     online: tuple[int, ...]
     """Verify steps of each request of the stream as it came."""
+    sampled: dict[str, list[float]] = field(default_factory=dict)
+    """By kind, for each held-out request: the mean probability, at temperature 1, that the target accepts the first token
+    that the last served draft draws. Empty without a draft."""
 
 
 @dataclass(slots=True)
@@ -181,7 +187,18 @@ class Replay:
             if n in CHECKPOINTS or n == len(traffic):
                 checkpoints.append(self._checkpoint(n))
             report(n)
-        return Run(checkpoints=tuple(checkpoints), published=tuple(published), online=tuple(online))
+        return Run(
+            checkpoints=tuple(checkpoints), published=tuple(published), online=tuple(online), sampled=self._sampled()
+        )
+
+    def _sampled(self) -> dict[str, list[float]]:
+        draft = self._served
+        if draft is None:
+            return {}
+        return {
+            kind: [accepted_when_sampled(draft, self._target, one) for one in samples]
+            for kind, samples in self._held_out.items()
+        }
 
     def _serve(self, sample: Sample, n: int) -> int:
         """Decode it with the served draft; keep it with the corrections of this decoding."""
@@ -223,13 +240,7 @@ class Replay:
         return learner.average if self._arm.is_averaged else learner.network
 
     def _new_learner(self) -> Learner:
-        config = self._target.config
-        token_ids = vocabulary.choose(
-            (sample.ids for sample in self._memory.samples.values()),
-            always=config.eos_token_ids,
-            vocab_size=config.vocab_size,
-            size=DRAFT_VOCAB,
-        )
+        token_ids = choose_vocabulary(list(self._memory.samples.values()), self._target, size=DRAFT_VOCAB)
         draft = self._target.draft(draft_vocab_size=len(token_ids))
         learner = Learner(self._target, draft, token_ids, self._arm.hyper, seed=self._seed)
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
@@ -312,6 +323,32 @@ def traffic(stream: Stream, training: Mapping[str, Sequence[Sample]], seed: int)
     }
     turns = {kind: iter(samples) for kind, samples in shuffled.items()}
     return [next(turns[kind]) for kind in stream.order]
+
+
+@torch.no_grad()
+def accepted_when_sampled(draft: DraftNetwork, target: TargetHead, sample: Sample) -> float:
+    """Mean over the output of sum of min(p, q): the probability that a token drawn from the draft's q is accepted (Leviathan
+    et al. 2023, theorem 3.5). Tokens that the draft cannot propose have q = 0."""
+    first = max(sample.first_output - 1, sample.first_teacher_row - 1, 0)
+    ids = sample.ids[1 : sample.num_rows + 1]
+    with torch.autocast("cpu", torch.bfloat16):
+        (state,) = draft.unroll(sample.aux[None], ids[None], num_steps=1, first_row=first)
+    whole = DraftVocabulary.of(
+        target.head,
+        torch.arange(len(target.head)),
+        logit_scale=target.config.logit_scale,
+        logit_cap=target.config.logit_cap,
+    )
+    total, count = 0.0, sample.num_rows - first - 1
+    for start in range(0, count, SAMPLED_ROWS):
+        end = min(start + SAMPLED_ROWS, count)
+        teacher_row = first + 1 + start - sample.first_teacher_row
+        with torch.autocast("cpu", torch.bfloat16):
+            q = draft.logits(state[0, start:end]).float().softmax(-1)
+            log_p = sample.teacher.at(slice(teacher_row, teacher_row + end - start)).log_p(whole)
+        p = log_p.exp()[:, draft.token_ids]
+        total += float(p.minimum(q).sum())
+    return total / max(1, count)
 
 
 def _unknown(draft: DraftNetwork, samples: Sequence[Sample]) -> float:

@@ -11,9 +11,10 @@ from typing import NamedTuple, Self
 
 from bench.learning.replay import DRAFT_VOCAB, LOOKAHEAD
 
-from updraft_draft import checkpoint, vocabulary
+from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.publishing.estimate import verify_steps
@@ -74,12 +75,7 @@ def converged(
 
 def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int, int], None]) -> DraftNetwork:
     training, dev, _ = Split.of(samples)
-    token_ids = vocabulary.choose(
-        (sample.ids for sample in training),
-        always=target.config.eos_token_ids,
-        vocab_size=target.config.vocab_size,
-        size=DRAFT_VOCAB,
-    )
+    token_ids = choose_vocabulary(training, target, size=DRAFT_VOCAB)
     learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     rng, num_steps = random.Random(0), MAX_USES * len(training) // BATCH
     first = learner.closed_form(rng.sample(training, min(len(training), FITTED_SAMPLES)))

@@ -6,7 +6,6 @@ the kind, or both. The second compares drafts in closed form, and processor time
 
 import argparse
 import time
-from collections.abc import Sequence
 
 import torch
 from bench import harness
@@ -15,10 +14,10 @@ from bench.learning.learning import open_recorder
 from bench.learning.recorder import NUM_HELD_OUT
 from bench.learning.replay import DRAFT_VOCAB, FIRST_SAMPLES, LOOKAHEAD
 
-from updraft_artifacts.target_description import TargetDescription
 from updraft_cli import output
 from updraft_draft import vocabulary
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
@@ -40,7 +39,7 @@ def main() -> None:
     traffic = {kind: recorder.samples(kind, NUM_REQUESTS, held_out=False) for kind in TUNED}
     held_out = {kind: recorder.samples(kind, NUM_HELD_OUT, held_out=True) for kind in TUNED}
     for size in arguments.sizes:
-        _print_unknown(traffic, held_out, target.config, size)
+        _print_unknown(traffic, held_out, target, size)
     table = output.table("kind", ">size", ">acceptance length", ">seconds of a step")
     for kind in arguments.kinds:
         for size in arguments.sizes:
@@ -49,14 +48,8 @@ def main() -> None:
     output.console().print(table)
 
 
-def choose(samples: Sequence[Sample], target: TargetDescription, size: int) -> torch.Tensor:
-    """The vocabulary that the trainer would choose from these requests."""
-    texts = (sample.ids for sample in samples)
-    return vocabulary.choose(texts, always=target.eos_token_ids, vocab_size=target.vocab_size, size=size)
-
-
 def _print_unknown(
-    traffic: dict[str, list[Sample]], held_out: dict[str, list[Sample]], target: TargetDescription, size: int
+    traffic: dict[str, list[Sample]], held_out: dict[str, list[Sample]], target: TargetHead, size: int
 ) -> None:
     table = output.table(
         "kind", "other", f">{FIRST_SAMPLES} of the other", f">{NUM_REQUESTS} of the kind", f">{NUM_REQUESTS} of both"
@@ -66,14 +59,14 @@ def _print_unknown(
         own, others = traffic[kind], traffic[other]
         outputs = [sample.ids[sample.first_output :] for sample in held_out[kind]]
         choices = (others[:FIRST_SAMPLES], own, [*own, *others])
-        shares = (vocabulary.unknown_share(outputs, choose(one, target, size)) for one in choices)
+        shares = (vocabulary.unknown_share(outputs, choose_vocabulary(one, target, size=size)) for one in choices)
         table.add_row(kind, other, *(f"{100 * share:.1f} %" for share in shares))
     output.console().print(table)
 
 
 def _price(samples: list[Sample], held_out: list[Sample], target: TargetHead, size: int) -> tuple[float, float]:
     """Acceptance length of a draft in closed form, and processor seconds of an optimizer step."""
-    token_ids = choose(samples, target.config, size)
+    token_ids = choose_vocabulary(samples, target, size=size)
     learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
     draft = learner.closed_form(samples)
     assert draft is not None  # recordings have hidden states

@@ -18,7 +18,7 @@ from bench.serving.plan import SEED, Recipe
 
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.digests import tensors_digest
-from updraft_draft import checkpoint, tensors, vocabulary
+from updraft_draft import checkpoint, tensors
 from updraft_draft.target_weights import read_head
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, trace
@@ -32,6 +32,7 @@ from updraft_inference.engine import (
 )
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 
@@ -74,12 +75,7 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
     tell(f"serving {len(prompts)} requests to learn from", 0, recipe.steps)
     samples = _samples(model, asyncio.run(_served(model, prompts, tokens=recipe.tokens)))
     target = read_head(model)
-    token_ids = vocabulary.choose(
-        [sample.ids for sample in samples],
-        always=target.config.eos_token_ids,
-        vocab_size=target.config.vocab_size,
-        size=DRAFT_VOCAB,
-    )
+    token_ids = choose_vocabulary(samples, target, size=DRAFT_VOCAB)
     config = target.draft(draft_vocab_size=len(token_ids))
     learner, rng = Learner(target, config, token_ids, Hyperparameters(), seed=SEED), random.Random(SEED)
     first = learner.closed_form(samples)

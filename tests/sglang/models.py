@@ -109,7 +109,7 @@ def cycle_draft(target: Path, *, quality: float = 1.0, token_ids: Tensor | None 
 def draft_vocabulary(target: Path) -> Tensor:
     """The tokens that an engine's first draft for `target` can propose, int64."""
     config = read_head(target).config
-    return vocabulary.choose((), always=config.eos_token_ids, vocab_size=config.vocab_size, size=DRAFT_VOCAB)
+    return vocabulary.choose(torch.zeros(config.vocab_size), always=config.eos_token_ids, size=DRAFT_VOCAB)
 
 
 def write_version(target: Path, folder: Path, version: int, network: DraftNetwork) -> Path:

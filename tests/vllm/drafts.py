@@ -51,14 +51,10 @@ def prompts(model: Path) -> list[list[int]]:
 
 
 def new_learner(model: Path, traffic: Iterable[Sequence[int]]) -> Learner:
-    """A learner with first weights, and the vocabulary that the trainer would choose from this traffic."""
+    """A learner with first weights, and a vocabulary of this traffic."""
     head = read_head(model)
-    token_ids = vocabulary.choose(
-        (torch.tensor(ids) for ids in traffic),
-        always=head.config.eos_token_ids,
-        vocab_size=head.config.vocab_size,
-        size=_DRAFT_VOCAB,
-    )
+    counts = vocabulary.count((torch.tensor(ids) for ids in traffic), head.config.vocab_size)
+    token_ids = vocabulary.choose(counts, always=head.config.eos_token_ids, size=_DRAFT_VOCAB)
     return Learner(head, head.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
 
 

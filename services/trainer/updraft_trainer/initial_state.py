@@ -20,9 +20,10 @@ from torch import Tensor
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
-from updraft_draft import checkpoint, vocabulary
+from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
@@ -146,13 +147,8 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
             return None
     count, rng = spec.first_samples, random.Random(spec.seed)
     samples = replay.training_batch({}, count=count, max_uses=1, rng=rng) if count else []
-    target = spec.target.config
-    token_ids = vocabulary.choose(
-        (sample.ids for sample in samples),
-        always=target.eos_token_ids,
-        vocab_size=target.vocab_size,
-        size=spec.target.draft(spec.shape).draft_vocab_size,
-    )
+    size = spec.target.draft(spec.shape).draft_vocab_size
+    token_ids = choose_vocabulary(samples, spec.target, size=size)
     learner = await asyncio.to_thread(spec.learner, token_ids)
     draft = await asyncio.to_thread(learner.closed_form, samples)
     history.origin = RANDOM if draft is None else CLOSED_FORM

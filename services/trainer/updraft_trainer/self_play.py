@@ -21,9 +21,10 @@ from updraft_chassis import lifecycle, logs
 from updraft_chassis.errors import Exhausted, InvalidInput, NotFound
 from updraft_chassis.leftovers import remove_stale
 from updraft_chassis.progress import Progress, Report
-from updraft_draft import recordings, vocabulary
+from updraft_draft import recordings
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.data.selection import TrafficMix
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -90,14 +91,8 @@ def choose(target: TargetHead, training: Sequence[Sample], held_out: Sequence[Sa
 
 def _drafts(target: TargetHead, training: Sequence[Sample], report: Report) -> Iterator[tuple[int, DraftNetwork]]:
     """Drafts, and their optimizer steps: the closed form, and what training makes of it."""
-    c = target.config
     config = target.draft()
-    token_ids = vocabulary.choose(
-        (sample.ids for sample in training),
-        always=c.eos_token_ids,
-        vocab_size=c.vocab_size,
-        size=config.draft_vocab_size,
-    )
+    token_ids = choose_vocabulary(training, target, size=config.draft_vocab_size)
     learner = Learner(target, config, token_ids, Hyperparameters())
     report(Progress(activity="solving for first weights", done=0, total=1))
     first = learner.closed_form(training)

@@ -9,14 +9,14 @@ import torch
 from bench.learning import figures, kinds, streams
 from bench.learning import replay as replay_module
 from bench.learning.arms import AURORA, NO_CLOSED_FORM, OURS, SHIPPED, Arm
-from bench.learning.replay import Memory, Replay, Run
+from bench.learning.replay import Memory, Replay, Run, accepted_when_sampled
 from bench.learning.static import Split
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.learning.learner import Learner
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.publishing.estimate import num_tokens
 
 FAST = replace(NO_CLOSED_FORM, evaluation_every=4, evaluate_steps=8, steps_per_request=2.0)
@@ -137,3 +137,14 @@ def test_after_a_shift_each_batch_rehearses_what_made_the_draft_that_serves_and_
     old_ids, new_ids = ({one.trace_id for one in group} for group in (learned, new))
     assert len(batches) == 8
     assert all(batch & old_ids and batch & new_ids and batch <= old_ids | new_ids for batch in batches)
+
+
+def test_a_learned_draft_is_accepted_more_often_when_sampled(
+    maker: TraceMaker, target: TargetHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = Learner(target, target.draft(draft_vocab_size=512), torch.arange(512), Hyperparameters()).network
+    before = [accepted_when_sampled(untrained, target, one) for one in samples(maker, range(1000, 1008))]
+    after = replayed(OURS, maker, target, monkeypatch, 20).sampled["rule"]
+    assert all(0.0 <= one <= 1.0 for one in (*before, *after))
+    assert sum(after) > 2 * sum(before)
+    assert not replayed(OURS, maker, target, monkeypatch, 4).sampled, "nothing serves yet"

@@ -1,30 +1,47 @@
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from updraft_draft import vocabulary
 
 
-def test_the_vocabulary_has_the_traffic_the_end_tokens_and_then_the_lowest_ids() -> None:
-    traffic = [torch.tensor([900, 901, 900]), torch.tensor([5, 902])]
-    chosen = vocabulary.choose(traffic, always={999}, vocab_size=1000, size=32).tolist()
-    assert chosen == [*range(28), 900, 901, 902, 999]
+def test_without_traffic_the_vocabulary_is_the_end_tokens_and_the_lowest_ids() -> None:
+    chosen = vocabulary.choose(torch.zeros(1000), always={999}, size=32)
+    assert chosen.tolist() == [*range(31), 999]
 
 
-def test_rare_tokens_of_the_traffic_do_not_crowd_out_the_common_ones() -> None:
-    traffic = [torch.arange(500, 900), torch.tensor([899, 898])]
-    chosen = vocabulary.choose(traffic, always=(), vocab_size=1000, size=40).tolist()
-    assert len(chosen) == 40
-    assert sum(token >= 500 for token in chosen) == 20
-    assert {898, 899} < set(chosen)
+def test_each_text_adds_to_the_counts() -> None:
+    texts = [torch.tensor([900, 901, 900]), torch.tensor([5, 900])]
+    assert vocabulary.count(texts, 1000).nonzero().flatten().tolist() == [5, 900, 901]
+    assert vocabulary.count(texts, 1000)[900] == 3
+
+
+@given(st.integers(1, 200), st.integers(1, 250), st.data())
+def test_the_more_frequent_of_two_tokens_comes_in_first_if_its_id_is_not_higher(
+    vocab_size: int, size: int, data: st.DataObject
+) -> None:
+    counts = torch.tensor(data.draw(st.lists(st.integers(0, 50), min_size=vocab_size, max_size=vocab_size))).float()
+    chosen = vocabulary.choose(counts, always=(), size=size).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(size, vocab_size)
+    for token in set(range(vocab_size)) - set(chosen):
+        assert all(counts[other] > counts[token] for other in chosen if other > token)
+
+
+def test_a_token_that_was_seen_comes_in_before_low_ids_that_were_not() -> None:
+    counts = torch.zeros(50_000)
+    counts[49_000] = 1.0
+    assert 49_000 in vocabulary.choose(counts, always=(), size=8192).tolist()
 
 
 def test_a_vocabulary_larger_than_the_targets_is_the_targets() -> None:
-    chosen = vocabulary.choose([], always={5000}, vocab_size=100, size=8192)
+    chosen = vocabulary.choose(torch.zeros(100), always={5000}, size=8192)
     assert torch.equal(chosen, torch.arange(100))
     assert chosen.dtype == torch.int64
 
 
 def test_end_tokens_that_the_vocabulary_does_not_have_are_left_out() -> None:
-    chosen = vocabulary.choose([], always=[-1, 10**9, 10**30, 99], vocab_size=100, size=8)
+    chosen = vocabulary.choose(torch.zeros(100), always=[-1, 10**9, 10**30, 99], size=8)
     assert chosen.tolist() == [*range(7), 99]
 
 

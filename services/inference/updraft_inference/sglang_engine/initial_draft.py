@@ -8,13 +8,18 @@ import json
 import tempfile
 from pathlib import Path
 
+import torch
+
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
+from updraft_chassis.leftovers import remove_stale
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
+
+_PART = ".part-"
 
 
 def write(model: Path, folder: Path, choice: ShapeChoice, config_json: str = "") -> Path:
@@ -27,7 +32,7 @@ def write(model: Path, folder: Path, choice: ShapeChoice, config_json: str = "")
     head = read_head(model)
     config = _published(config_json, head.config) if config_json else head.draft(choice)
     token_ids = vocabulary.choose(
-        (), always=head.config.eos_token_ids, vocab_size=config.vocab_size, size=config.draft_vocab_size
+        torch.zeros(config.vocab_size), always=head.config.eos_token_ids, size=config.draft_vocab_size
     )
     if (folder / checkpoint.CONFIG).exists():
         _check_same(folder, config)
@@ -64,7 +69,8 @@ def _place(network: DraftNetwork, folder: Path) -> None:
     outside it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        remove_stale(folder.glob(f"{_PART}*"))
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=folder) as part:
             checkpoint.save(network, Path(part))
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 (Path(part) / name).replace(folder / name)

@@ -21,6 +21,7 @@ from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
@@ -141,19 +142,14 @@ class Learner:
         return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
 
     def update_vocabulary(self, samples: Sequence[Sample]) -> bool:
-        """Choose the vocabulary anew if the draft can then propose more of the output of `samples`. Returns whether it did."""
-        target, c = self._target.config, self.network.config
+        """Choose the vocabulary anew if the draft can then propose more of the traffic of `samples`. Returns whether it did."""
+        c = self.network.config
         if c.hidden_size != c.target_hidden_size:
             return False  # the target's head has no rows for this draft
-        token_ids = vocabulary.choose(
-            (sample.ids for sample in samples),
-            always=target.eos_token_ids,
-            vocab_size=target.vocab_size,
-            size=c.draft_vocab_size,
-        )
-        outputs = [sample.ids[sample.first_output :] for sample in samples]
-        before, after = (vocabulary.unknown_share(outputs, ids) for ids in (self.network.token_ids, token_ids))
-        if before - after < MIN_MORE_TOKENS:
+        counts = token_counts(samples, self._target)
+        token_ids = vocabulary.choose(counts, always=self._target.config.eos_token_ids, size=c.draft_vocab_size)
+        before, after = (float(counts[ids].sum()) for ids in (self.network.token_ids, token_ids))
+        if after - before < MIN_MORE_TOKENS * float(counts.sum()):
             return False
         self._change_vocabulary(token_ids)
         return True

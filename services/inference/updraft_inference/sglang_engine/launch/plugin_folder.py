@@ -10,9 +10,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from updraft_chassis.errors import InvalidInput
+from updraft_chassis.leftovers import remove_stale
 from updraft_sglang import __version__
 
 _NAME = "updraft_sglang"
+_PART = ".part-"
 _ENTRY_POINTS = f"[sglang.srt.plugins]\nupdraft = {_NAME}.plugin:register\n"
 _METADATA = f"Metadata-Version: 2.1\nName: {_NAME}\nVersion: {__version__}\n"
 
@@ -21,7 +23,8 @@ def write(folder: Path) -> Path:
     """Write the plugin to `folder` unless it is up to date. It may be a volume, so nothing is written outside it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        remove_stale(folder.glob(f"{_PART}*"))
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=folder) as part:
             fresh = Path(part)
             _fill(fresh)
             if _contents(fresh) != _contents(folder):

@@ -92,6 +92,19 @@ def test_a_folder_that_is_right_is_left_alone_and_another_one_is_put_right(tmp_p
     assert not list(folder.glob(".part-*"))
 
 
+def test_what_a_killed_process_left_behind_is_removed(target: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "plugin", tmp_path / "draft"]
+    for folder in folders:
+        (folder / ".part-killed").mkdir(parents=True)
+        (folder / ".part-running").mkdir()
+        os.utime(folder / ".part-killed", (0, 0))
+
+    plugin_folder.write(folders[0])
+    initial_draft.write(target, folders[1], ShapeChoice(draft_vocab_size=64))
+
+    assert [[part.name for part in folder.glob(".part-*")] for folder in folders] == [[".part-running"]] * 2
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
@@ -108,7 +121,7 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
     initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
-    ids = vocabulary.choose((), always=head.config.eos_token_ids, vocab_size=VOCAB, size=64)
+    ids = vocabulary.choose(torch.zeros(VOCAB), always=head.config.eos_token_ids, size=64)
     design = TrainerSpec(
         target=head,
         target_fingerprint="",
