@@ -110,7 +110,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -123,6 +123,8 @@ bench-fleet: install ## Measure what 10, 100 and 1,000 pods cost a registry (6 m
 	$(PY) -m bench.fleet.fleet $(ARGS)
 bench-delta: install ## Measure how many bytes a new version costs (12 minutes)
 	$(PY) -m bench.delta.delta $(ARGS)
+bench-width: install ## Measure versions and the data path at the width of an 8B target (hours; bench/width/README.md)
+	$(PY) -W ignore -m bench.width.width $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
 

@@ -65,6 +65,7 @@ def redis_server() -> Iterator[RedisServer]:
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A client of an empty Redis. After the test no stream may have pending entries: what was read was settled."""
     async with streams.connect(redis_server.url) as client:
+        assert isinstance(client, Redis)
         await client.flushall()
         yield client
         assert await _pending(client) == {}

@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
 
 def _num_traces(stack: Stack) -> int:
     client = redis.Redis.from_url(stack.addresses.redis_url)
-    return sum(int(str(client.xlen(key))) for key in client.scan_iter("updraft:*:samples:v1"))
+    return sum(int(str(client.xlen(key))) for key in client.scan_iter("updraft:{*}:samples:v1"))
 
 
 def _cost(rounds: list[Round], arm: str, name: str, target: float) -> Line:

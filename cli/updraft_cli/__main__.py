@@ -11,6 +11,7 @@ from updraft_cli.cmd.model import model
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program
 from updraft_cli.cmd.registry_options import REGISTRY
 from updraft_cli.cmd.rollout.commands import rollout
+from updraft_cli.cmd.size import size
 from updraft_cli.cmd.status.command import status
 from updraft_cli.cmd.subprograms import operator, registry
 from updraft_cli.cmd.up import up
@@ -26,6 +27,7 @@ def cli() -> None:
     updraft status          what runs, which draft serves, and its acceptance
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for
+    updraft size MODEL      how large volumes, memory and network must be to learn for a target
     updraft demo            watch a draft learn from real prompts, and get a report
 
     Exit codes: 0 done; 1 failed (one sentence on stderr has the reason); 2 wrong usage; `rollout status`, `rollout watch`
@@ -54,7 +56,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(script(ctx.find_root().command, {}, "updraft", "_UPDRAFT_COMPLETE").source())
 
 
-for _command in (up, status, draft.group(is_registry=True), rollout, registry, operator, demo, model, completion):
+for _command in (up, status, draft.group(is_registry=True), rollout, registry, operator, demo, model, size, completion):
     cli.add_command(_command)
 
 

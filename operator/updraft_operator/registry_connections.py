@@ -180,6 +180,9 @@ def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
     still.ClearField("traffic")
     still.ClearField("trainer_message")
     still.ClearField("speedup")
+    if state.HasField("learning"):
+        seen, has_trained = min(1, state.learning.samples), min(1, state.learning.steps)
+        still.learning.CopyFrom(pb.Learning(samples=seen, steps=has_trained, too_small=state.learning.too_small))
     still.message = ASKS_A_PERSON if ASKS_A_PERSON in state.message else ""
     if not state.HasField("rollout"):
         return still

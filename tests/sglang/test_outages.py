@@ -41,7 +41,7 @@ from updraft_sglang.channel import Channel
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(60)]
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 PROMPTS = ("hello", "good", "day", "sun")
 TOKENS = 60
 OTHER = "sha256:" + "0" * 64

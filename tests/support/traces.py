@@ -4,6 +4,7 @@ Hidden states agree with the target's own head, so a draft can learn the rule wi
 """
 
 import hashlib
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from updraft_trainer.data.sample import SCHEMA, ExpectedTarget
 
 FIRST_TOKEN, NUM_TOKENS = 3, 64
 """The traffic's tokens: within a small draft vocabulary, and after the special ones."""
+
+_START_MS = int(time.time() * 1000)
+"""Traces finished when the process started, for those of another time are refused."""
 
 _SHARPNESS = 20.0
 """Length of a last hidden state: its logits then favour one token of a random head by far."""
@@ -51,6 +55,7 @@ class TraceMaker:
         num_prompt: int = 4,
         num_output: int = 24,
         payload: bool = True,
+        probability: float = 1.0,
         counterfactual_rows: int = 0,
     ) -> trace_pb2.Trace:
         """One finished request; the same arguments give the same trace. Every verify step rejects its first draft.
@@ -64,12 +69,13 @@ class TraceMaker:
                 trace_id=trace_id(seed, rule=rule, evaluation=evaluation),
                 last_chunk=True,
                 speculator="default",
-                policy=trace_pb2.Policy(train=True),
+                policy=trace_pb2.Policy(train=True, retain=True),
                 target_fingerprint=self.target_fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 finish_reason=trace_pb2.FINISH_REASON_LENGTH,
-                finished_unix_ms=1_700_000_000_000 + seed,
+                finished_unix_ms=_START_MS + seed,
                 evaluation=evaluation,
+                payload_probability=probability,
                 domain=domain,
             ),
             prompt_ids=ids[:num_prompt].tolist(),
@@ -84,7 +90,7 @@ class TraceMaker:
                 self._add_counterfactuals(trace, rule, counterfactual_rows)
         return trace
 
-    def data(self, seed: int, **kwargs: bool | int | str) -> bytes:
+    def data(self, seed: int, **kwargs: bool | int | float | str) -> bytes:
         """The bytes of a stream entry with `trace(seed, **kwargs)`."""
         return self.trace(seed, **kwargs).SerializeToString()  # type: ignore[arg-type] # checked by trace itself
 

@@ -27,6 +27,8 @@ DRAFT_VERSIONS = "draftversions"
 
 
 def speculator(content: Json) -> Speculator:
+    resource = _resource(content)
+    sized = resource.condition("Sized")
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
     serving, rollout = _part(status, "serving"), _part(spec, "rollout")
     roles: dict[str, Any] = {role: _part(status, "versions").get(role) or 0 for role in ROLES}
@@ -49,7 +51,8 @@ def speculator(content: Json) -> Speculator:
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
         policy=Policy.from_kubernetes(rollout),
         trainer_message=_part(status, "trainer").get("message", ""),
-        resource=_resource(content),
+        too_small=sized.message if sized is not None and sized.status == "False" else "",
+        resource=resource,
     )
 
 

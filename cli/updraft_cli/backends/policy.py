@@ -102,6 +102,7 @@ class Policy(_Part):
     progress_deadline_seconds: _Count | None = None
     max_pods_swapping: _Count | None = None
     revision_history_limit: _Count | None = None
+    revision_history_megabytes: _Count | None = None
     offline_gate: OfflineGate | None = None
 
     @classmethod

@@ -161,6 +161,19 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """What the trainer has done."""
+
+    samples: int
+    """Stored requests to train on."""
+    held_out: int
+    steps: int
+    """Optimizer steps of the draft in training."""
+    estimates: int
+    """Candidates that held-out requests judged since the trainer started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speculator:
     """One speculator; version 0 means no version."""
 
@@ -189,6 +202,10 @@ class Speculator:
     """Which pod captures nothing, and why."""
     trainer_message: str = ""
     """One sentence: the last publication, or the reason why nothing is published."""
+    learning: Learning | None = None
+    """None: no trainer reports, or it comes from Kubernetes, where the condition Adapting says it."""
+    too_small: str = ""
+    """What is too small for any draft to be published, and which setting to raise."""
     resource: Resource | None = None
     """None: it comes from a registry."""
 

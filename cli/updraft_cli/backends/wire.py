@@ -16,7 +16,16 @@ from updraft_cli.backends.drafts import (
     Tensor,
 )
 from updraft_cli.backends.policy import Policy
-from updraft_cli.backends.speculators import ROLES, MetricChange, Pods, ServedVersion, Speculator, Speedup, Trial
+from updraft_cli.backends.speculators import (
+    ROLES,
+    Learning,
+    MetricChange,
+    Pods,
+    ServedVersion,
+    Speculator,
+    Speedup,
+    Trial,
+)
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
@@ -125,7 +134,13 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         ),
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
+        learning=_learning(state.learning) if state.HasField("learning") else None,
+        too_small=state.learning.too_small,
     )
+
+
+def _learning(done: pb.Learning) -> Learning:
+    return Learning(samples=done.samples, held_out=done.held_out, steps=done.steps, estimates=done.estimates)
 
 
 def _speedup(measured: pb.Speedup) -> Speedup:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from updraft_artifacts import model_folder
+from updraft_artifacts.target_description import TargetDescription
 from updraft_cli.cmd import descriptions
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models import head, progress, pulling, smollm2, source
@@ -75,12 +76,16 @@ def describe(model: str, revision: str, output: Literal["table", "json", "yaml"]
 
     MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read.
     """
-    if "://" in model:
-        address = source.address(model, revision)
-        found = head.describe(pulling.open_ranges(address), address)
-    else:
-        found = model_folder.describe(Path(model))
+    found = described(model, revision)
     show(found, output, names=(), rendered=lambda *, is_wide: descriptions.table(found))
+
+
+def described(model: str, revision: str = "") -> TargetDescription:
+    """Return the description of a folder or a URI; InvalidInput says why Updraft cannot learn for it."""
+    if "://" not in model:
+        return model_folder.describe(Path(model))
+    address = source.address(model, revision)
+    return head.describe(pulling.open_ranges(address), address)
 
 
 @model.command()

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import redis
 
+from updraft_artifacts import model_folder
+from updraft_artifacts.sizing import CapturedTraffic
+from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.ports import HOST, Ports
@@ -120,10 +124,19 @@ def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
     )
 
 
+def stream_bytes(config: StackConfig, environ: Mapping[str, str]) -> int:
+    """Return the size of the stream in Redis: what the caller set, or else the default of inference."""
+    chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES", "")
+    if chosen.isdecimal():
+        return int(chosen)
+    engine: Literal["torch", "sglang"] = "sglang" if config.engine == "sglang" else "torch"
+    return model_folder.sizes(config.model, CapturedTraffic(engine=engine)).stream.amount
+
+
 def stages(
-    config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str]
+    config: StackConfig, where: Addresses, folder: DataFolder, environ: Mapping[str, str], *, stream_bytes: int = 0
 ) -> tuple[tuple[Process, ...], ...]:
-    """Return the processes in the order of their start; they will inherit `environ`."""
+    """Return the processes in the order of their start; they will inherit `environ`. Redis has room for twice the stream."""
     # Readable logs, unless the caller chose otherwise; the caller's settings take precedence over ours.
     defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
     # With one pod and one person's traffic, a canary would wait long for its evidence. The offline gate decides.
@@ -141,7 +154,7 @@ def stages(
             **times,
         )
 
-    redis_server = () if config.redis_url else (_redis(folder),)
+    redis_server = () if config.redis_url else (_redis(folder, stream_bytes),)
     registry = service(
         "registry",
         {
@@ -201,7 +214,9 @@ def stages(
 def is_redis_ready(url: str) -> bool:
     timeout_s = _PROBE_TIMEOUT_S
     try:
-        with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
+        with redis.Redis.from_url(
+            streams.node_url(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+        ) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
@@ -214,7 +229,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def _redis(folder: DataFolder) -> Process:
+def _redis(folder: DataFolder, stream_bytes: int) -> Process:
     options = {
         "port": "0",
         "unixsocket": str(folder.redis_socket),
@@ -224,8 +239,8 @@ def _redis(folder: DataFolder) -> Process:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
-        # The stream is bounded to a quarter of it. If something else fills it, capture drops traces and counts them.
-        "maxmemory": "1gb",
+        # The stream is bounded to at most half of it. If something else fills it, capture drops traces and counts them.
+        "maxmemory": str(max(2**30, 2 * stream_bytes)),
         "maxmemory-policy": "noeviction",
     }
     arguments = (part for name, value in options.items() for part in (f"--{name}", value))

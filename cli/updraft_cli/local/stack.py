@@ -45,7 +45,8 @@ class Stack:
             self.addresses = plan.addresses(self.config, self.folder)
             if self.config.redis_url and not plan.is_redis_ready(self.config.redis_url):
                 raise Unavailable("no Redis answers at the address of --redis-url; start it, or leave the option out")
-            stages = plan.stages(self.config, self.addresses, self.folder, os.environ)
+            size = plan.stream_bytes(self.config, os.environ)
+            stages = plan.stages(self.config, self.addresses, self.folder, os.environ, stream_bytes=size)
             self._supervisor = Supervisor(stages, logs=self.folder.logs, listener=self._on_event)
             starting.enter_context(self._supervisor)
             self._exit = starting.pop_all()

@@ -6,15 +6,16 @@ remains as a fallback. An interrupted transfer resumes where it stopped.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO
 
 import grpc.aio
-import httpx
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts import ranged_download
 from updraft_artifacts.partial_download import DeltaBase, PartialDownload
 from updraft_chassis import rpc
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
@@ -38,8 +39,6 @@ _MIN_BYTES_PER_S = 256 * 1024
 GRACE_S = 10.0
 """Allowance for connecting and for the first response."""
 
-_BUCKET_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
-
 
 def deadline_s(size_bytes: int) -> float:
     return GRACE_S + size_bytes / _MIN_BYTES_PER_S
@@ -56,11 +55,12 @@ async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: Pa
     Each iteration either completes or rules out a route, so there are at most three.
     """
     request, base = deepcopy(request), partial.base
-    while partial.weights.tell() < partial.manifest.size_bytes:
-        if partial.weights.tell():
+    while partial.num_bytes < partial.manifest.size_bytes:
+        if partial.num_bytes:
             base = None  # an interrupted bucket download has saved more than a delta would
         with partial.delta(base) if base else nullcontext() as delta:
-            failed = await _attempt(stub, _resuming(request, base, delta or partial.weights), partial, delta)
+            offset = partial.num_bytes if delta is None else delta.tell()
+            failed = await _attempt(stub, _resuming(request, base, offset), partial, delta)
         if failed is _Route.BUCKET:
             request.accept_redirect = False
         elif base is not None and failed is _Route.DELTA:
@@ -68,10 +68,10 @@ async def fetch(stub: "RegistryAsyncStub", request: pb.FetchRequest, partial: Pa
             base = None
 
 
-def _resuming(request: pb.FetchRequest, base: DeltaBase | None, file: BinaryIO) -> pb.FetchRequest:
-    """The request for the rest of `file`."""
+def _resuming(request: pb.FetchRequest, base: DeltaBase | None, offset: int) -> pb.FetchRequest:
+    """The request for the rest from `offset` on."""
     request = deepcopy(request)
-    request.offset = file.tell()
+    request.offset = offset
     if base is not None:
         request.delta_base_version, request.delta_base_digest = base.version, base.digest
     return request
@@ -108,12 +108,12 @@ async def _follow(
     if start.redirect_uri or (is_delta and delta is None):
         raise Corrupt(f"the registry sends ({start}), which was not requested")
     if is_delta and delta is not None:
-        await _take(call, delta, size_bytes)
+        await _take(call, delta.write, delta.tell(), size_bytes)
         await asyncio.to_thread(partial.apply, delta)
     elif delta is not None and request.offset:
         return _Route.DELTA  # the registry no longer has it
     else:
-        await _take(call, partial.weights, size_bytes)
+        await _take(call, partial.append, partial.num_bytes, size_bytes)
     return None
 
 
@@ -127,17 +127,18 @@ async def _start(call: Call) -> pb.FetchResponse.Start:
     raise Corrupt("the registry sends weights without a start message")
 
 
-async def _take(call: Call, file: BinaryIO, size_bytes: int) -> None:
-    """Append to `file` until it has `size_bytes`."""
-    while file.tell() < size_bytes and (response := await _next(call)) is not None:
-        chunk = response.chunk
-        if chunk.data and (chunk.offset != file.tell() or chunk.offset + len(chunk.data) > size_bytes):
+async def _take(call: Call, append: Callable[[bytes], object], offset: int, size_bytes: int) -> None:
+    """Append chunks from `offset` on until there are `size_bytes`."""
+    while offset < size_bytes and (response := await _next(call)) is not None:
+        data = response.chunk.data
+        if data and (response.chunk.offset != offset or offset + len(data) > size_bytes):
             raise Corrupt(
-                f"the registry sent {len(chunk.data)} bytes at {chunk.offset}, expected {file.tell()} of {size_bytes}"
+                f"the registry sent {len(data)} bytes at {response.chunk.offset}, expected {offset} of {size_bytes}"
             )
-        await asyncio.to_thread(file.write, chunk.data)
-    if file.tell() < size_bytes:
-        raise Unavailable(f"the registry stopped after {file.tell()} of {size_bytes} bytes")
+        await asyncio.to_thread(append, data)
+        offset += len(data)
+    if offset < size_bytes:
+        raise Unavailable(f"the registry stopped after {offset} of {size_bytes} bytes")
 
 
 async def _next(call: Call) -> pb.FetchResponse | None:
@@ -149,27 +150,10 @@ async def _next(call: Call) -> pb.FetchResponse | None:
 
 async def _from_bucket(address: str, partial: PartialDownload) -> bool:
     """Download the rest from a signed address; false if that fails for any reason."""
-    weights, size_bytes = partial.weights, partial.manifest.size_bytes
-    headers, expected = ({"Range": f"bytes={weights.tell()}-"}, 206) if weights.tell() else ({}, 200)
-    until_s = asyncio.get_running_loop().time() + deadline_s(size_bytes - weights.tell())
-    try:
-        async with (
-            asyncio.timeout_at(until_s) as limit,
-            httpx.AsyncClient(timeout=_BUCKET_TIMEOUT) as client,
-            client.stream("GET", address, headers=headers) as response,
-        ):
-            if response.status_code != expected:
-                return _failed(f"status {response.status_code}")
-            async for data in response.aiter_raw():
-                if weights.tell() + len(data) > size_bytes:
-                    return _failed("it sends too many bytes")
-                limit.reschedule(None)  # a writing thread cannot be interrupted
-                await asyncio.to_thread(weights.write, data)
-                limit.reschedule(until_s)
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-        return _failed(type(error).__name__)  # its text may contain the signed address
-    if weights.tell() < size_bytes:
-        return _failed(f"it stopped after {weights.tell()} of {size_bytes} bytes")
+    begin, end = partial.num_bytes, partial.manifest.size_bytes
+    until_s = asyncio.get_running_loop().time() + deadline_s(end - begin)
+    if reason := await ranged_download.download(address, begin, end, partial.append, until_s=until_s):
+        return _failed(reason)
     if await asyncio.to_thread(partial.is_whole):
         return True
     partial.start_over()

@@ -11,6 +11,7 @@ from typing import Any
 
 from updraft_artifacts import model_files
 from updraft_artifacts.model_files import CONFIG
+from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Sizing, sizing, usual
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Corrupt, InvalidInput
 
@@ -20,6 +21,7 @@ __all__ = [
     "FolderFiles",
     "describe",
     "read_json",
+    "sizes",
     "target_fingerprint",
     "tokenizer_fingerprint",
     "weight_files",
@@ -80,3 +82,12 @@ def tokenizer_fingerprint(folder: Path) -> str:
     """ "sha256:..." of tokenizer.json, or of no bytes if the folder has none."""
     file = folder / "tokenizer.json"
     return f"sha256:{hashlib.sha256(file.read_bytes() if file.exists() else b'').hexdigest()}"
+
+
+def sizes(folder: Path, traffic: CapturedTraffic) -> Sizing:
+    """The sizes for the default draft of this target, or for an 8B one if it cannot be described: who runs it says why."""
+    try:
+        target = describe(folder)
+    except (Corrupt, InvalidInput):
+        return usual(traffic)
+    return sizing(target, DraftSizes.of(target), traffic)

@@ -5,6 +5,7 @@
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +19,6 @@ from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import delta
-from updraft_artifacts.digests import file_digest
 from updraft_chassis.errors import Corrupt, Unavailable, full_disk_as_exhausted
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
+
+_BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,28 @@ class DeltaBase:
 
 
 class PartialDownload:
-    """An exclusively locked `.part` folder, see `open_partial`. `weights` is positioned at its end."""
+    """An exclusively locked `.part` folder, see `open_partial`."""
 
     def __init__(self, part: Path, manifest: pb.Manifest, weights: BinaryIO, base: DeltaBase | None) -> None:
         self._part = part
         self.manifest = manifest
-        self.weights = weights
+        self._weights = weights
         self.base = base
+        self._sha256 = hashlib.sha256()
+        self._num_hashed = 0
+        self._is_verified = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights so far."""
+        return self._weights.tell()
+
+    def append(self, data: bytes | bytearray) -> None:
+        """Add to the weights. They are hashed as they arrive, so that they need not be read again at the end."""
+        self._hash_rest()
+        self._weights.write(data)
+        self._sha256.update(data)
+        self._num_hashed += len(data)
 
     @contextmanager
     def delta(self, base: DeltaBase) -> Iterator[BinaryIO]:
@@ -64,32 +81,32 @@ class PartialDownload:
         )
         file.seek(0)
         try:
-            delta.decode(file, self.base.file, self.weights, expected)
+            delta.decode(file, self.base.file, self._weights, expected)
         except (Corrupt, OSError):
             self.start_over()
             raise
+        self._is_verified = True
 
     def start_over(self) -> None:
         """Discard the weights downloaded so far."""
-        self.weights.seek(0)
-        self.weights.truncate()
+        self._weights.seek(0)
+        self._weights.truncate()
+        self._sha256, self._num_hashed = hashlib.sha256(), 0
 
     def forget_delta(self, base: DeltaBase) -> None:
         (self._part / f"{base.version}.delta").unlink(missing_ok=True)
 
     def is_whole(self) -> bool:
-        """Whether the weights match the manifest; reads the whole file."""
-        self.weights.flush()
-        return file_digest(self._part / WEIGHTS) == self.manifest.digest
+        """Whether the weights match the manifest. Reads the part that an earlier attempt downloaded."""
+        return self._is_verified or self._digest() == self.manifest.digest
 
     def finish(self, final: Path) -> None:
         """Verify, then rename to `final`, after everything is on disk. Corrupt discards the download."""
-        self.weights.flush()
-        os.fsync(self.weights.fileno())
-        digest = file_digest(self._part / WEIGHTS)
-        if digest != self.manifest.digest:
+        self._weights.flush()
+        os.fsync(self._weights.fileno())
+        if not self.is_whole():
             shutil.rmtree(self._part)
-            raise Corrupt(f"the downloaded weights hash to {digest}, expected {self.manifest.digest}")
+            raise Corrupt(f"the downloaded weights hash to {self._digest()}, expected {self.manifest.digest}")
         _write(self._part / CONFIG, self.manifest.config_json)
         _write(self._part / MANIFEST, json_format.MessageToJson(self.manifest, preserving_proto_field_name=True))
         for used in self._part.glob("*.delta"):
@@ -98,6 +115,21 @@ class PartialDownload:
         self._part.rename(final)
         for stale in final.parent.glob(f"{final.name}-*.part"):
             shutil.rmtree(stale)
+
+    def _digest(self) -> str:
+        self._hash_rest()
+        return f"sha256:{self._sha256.hexdigest()}"
+
+    def _hash_rest(self) -> None:
+        """Hash the bytes of an earlier attempt."""
+        if self._num_hashed == self.num_bytes:
+            return
+        self._weights.flush()
+        with (self._part / WEIGHTS).open("rb") as file:
+            file.seek(self._num_hashed)
+            while data := file.read(_BLOCK_BYTES):
+                self._sha256.update(data)
+                self._num_hashed += len(data)
 
 
 @contextmanager

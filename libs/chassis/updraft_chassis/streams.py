@@ -1,4 +1,8 @@
-"""At-least-once delivery over one Redis stream, bounded in bytes.
+"""At-least-once delivery over Redis streams, each bounded in bytes.
+
+A speculator has one stream per shard, and a trace goes to the shard of its id. A shard has one reader, so shards spread the
+work over the ranks of a trainer and over the nodes of a Redis Cluster. The keys of a shard have one hash tag, so they are on
+one node.
 
 An entry stays pending until `ack`, so a crash redelivers it, and a reader must be idempotent (the trainer deduplicates by
 trace id). An entry that was not handled in `max_deliveries` attempts goes to `<key>:dead`, so that it cannot crash the
@@ -9,15 +13,17 @@ so the stream could never be emptied).
 """
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import redis.exceptions
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -27,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ENTRY_BYTES = 32 * 1024 * 1024
 """The size of a request of 2,048 tokens with all hidden states (width 2,048, 8 bytes per position and channel)."""
+
+MAX_SHARDS = 64
+"""More than a trainer has ranks or a cluster has nodes; whoever deletes streams need not know how many there were."""
 
 DEAD_LETTERS_MAX_BYTES = 16 * 1024 * 1024
 """Dead letters are there for a person to inspect; a few are enough."""
@@ -48,7 +57,14 @@ _TEMPORARY = (
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.ClusterDownError,
+    redis.exceptions.ClusterError,
+    redis.exceptions.RedisClusterException,  # no node of the cluster can be reached
 )
+
+_CLUSTER = "+cluster"
+"""Suffix of a scheme."""
+
+Client: TypeAlias = Redis | RedisCluster
 
 # Redis cannot save (full disk) and rejects writes until it can.
 _CANNOT_SAVE = "MISCONF"
@@ -65,15 +81,22 @@ class Entry:
     data: bytes
     deliveries: int
 
+    @property
+    def received_ms(self) -> int:
+        """When Redis received it, in Unix milliseconds: ids start with that."""
+        return int(self.id.partition("-")[0])
 
-def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
-    """A client for `redis://host:port/db` or `unix:///path`. InvalidInput, without the address, for anything else.
 
-    It gives up on a silent server after `timeout`, which must exceed the one second that a `Consumer` blocks.
+def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Client:
+    """A client for `redis://host:port/db`, `redis+cluster://host:port` (any node) or `unix:///path`.
+
+    With `rediss` instead of `redis` it uses TLS; `?ssl_ca_certs=/path` names the CA. InvalidInput, without the address, for
+    anything else. It gives up on a silent server after `timeout`, which must exceed the one second that a `Consumer` blocks.
     """
+    kind = RedisCluster if url.partition("://")[0].endswith(_CLUSTER) else Redis
     try:
-        return Redis.from_url(
-            url,
+        return kind.from_url(
+            node_url(url),
             socket_timeout=timeout.total_seconds(),
             socket_connect_timeout=timeout.total_seconds(),
             # No hidden retries: after a lost reply, a read would be repeated without checking the entries it left pending,
@@ -82,12 +105,40 @@ def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Redis:
             protocol=2,  # the replies below have had one shape since Redis 5, on every server
         )
     except ValueError:  # its text or its cause may contain a part of the password
-        raise InvalidInput("the Redis address is invalid: expected redis://host:port/db or unix:///path") from None
+        expected = "redis://host:port/db, redis+cluster://host:port, either with rediss for TLS, or unix:///path"
+        raise InvalidInput(f"the Redis address is invalid: expected {expected}") from None
 
 
-def key(namespace: str, speculator: str) -> str:
-    """Key of the stream that a speculator's pods write traces to and its trainer reads."""
-    return f"updraft:{namespace}:{speculator}:samples:v1"
+def node_url(url: str) -> str:
+    """The address of the one node that a `redis+cluster` address names; other addresses as they are."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme.removesuffix(_CLUSTER)}{separator}{rest}"
+
+
+def keys(namespace: str, speculator: str, num_shards: int) -> list[str]:
+    """Keys of the streams that a speculator's pods write traces to and its trainer reads, by shard."""
+    return [f"updraft:{{{namespace}:{speculator}:{shard}}}:samples:v1" for shard in range(num_shards)]
+
+
+def shard_of(trace_id: bytes, num_shards: int) -> int:
+    """The shard of a trace, the same on every pod."""
+    return int.from_bytes(hashlib.sha256(trace_id).digest()[:8]) % num_shards
+
+
+def shards_of(rank: int, num_ranks: int, num_shards: int) -> range:
+    """The shards that a rank of a trainer reads; each shard is one rank's. InvalidInput if shards are fewer than ranks."""
+    if not 0 <= rank < num_ranks <= num_shards:
+        raise InvalidInput(
+            f"rank {rank} of {num_ranks} cannot read {num_shards} shards: every rank needs one of its own"
+        )
+    return range(rank, num_shards, num_ranks)
+
+
+async def delete(client: Client, namespace: str, speculator: str) -> None:
+    """Delete all streams of a speculator, however many shards it has or had, and its dead letters."""
+    with _redis_errors():
+        for key in keys(namespace, speculator, MAX_SHARDS):
+            await client.unlink(key, _dead(key))
 
 
 class Producer:
@@ -96,7 +147,7 @@ class Producer:
     Redis bounds a stream in entries, so the bound is bytes over the mean size of recent entries.
     """
 
-    def __init__(self, client: Redis, key: str, *, max_bytes: int, max_entry_bytes: int = MAX_ENTRY_BYTES) -> None:
+    def __init__(self, client: Client, key: str, *, max_bytes: int, max_entry_bytes: int = MAX_ENTRY_BYTES) -> None:
         self._client = client
         self._key = key
         self._bound = _Bound(max_bytes)
@@ -119,6 +170,17 @@ class Producer:
         return int(replies[1])
 
 
+class ShardedProducer:
+    """Appends each trace to the stream of its shard, and keeps the streams near `max_bytes` together."""
+
+    def __init__(self, client: Client, keys: Sequence[str], *, max_bytes: int) -> None:
+        self._producers = [Producer(client, key, max_bytes=max_bytes // len(keys)) for key in keys]
+
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
+        """See `Producer.append`."""
+        return await self._producers[shard_of(trace_id, len(self._producers))].append(entry)
+
+
 class Consumer:
     """One named member of a consumer group. Not for concurrent use: one task reads, handles and acknowledges.
 
@@ -130,7 +192,7 @@ class Consumer:
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         key: str,
         *,
         group: str,
@@ -140,7 +202,7 @@ class Consumer:
     ) -> None:
         self._client = client
         self._key = key
-        self._dead_key = f"{key}:dead"
+        self._dead_key = _dead(key)
         self._dead_bound = _Bound(DEAD_LETTERS_MAX_BYTES)
         self._group = group
         self._name = name
@@ -311,6 +373,10 @@ class Consumer:
         return Entry(id=id_, data=row[1].get(_FIELD.encode(), b""), deliveries=deliveries.get(id_, 0) + 1)
 
 
+def _dead(key: str) -> str:
+    return f"{key}:dead"
+
+
 class _Bound:
     """Converts a limit in bytes into a number of entries, by the mean size of recent ones."""
 
@@ -332,7 +398,7 @@ class _Bound:
 def _redis_errors() -> Iterator[None]:
     try:
         yield
-    except redis.exceptions.RedisError as error:
+    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:
         # In a pipeline redis-py prepends the command, and with it the user's data, to the message from Redis.
         message = str(error).rpartition("pipeline caused error: ")[2].strip("(',)")
         if isinstance(error, redis.exceptions.OutOfMemoryError):

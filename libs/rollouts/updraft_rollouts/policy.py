@@ -100,6 +100,8 @@ class RolloutPolicy:
     """Pods that may change versions at the same time; 0: all."""
     revision_history_limit: int = 10
     """Servable versions that are kept in addition to the live ones."""
+    revision_history_megabytes: int = 0
+    """Maximum of all kept weights in 10^6 bytes, but versions in use stay beyond it too; 0: no limit."""
     offline_gate: OfflineGate = OfflineGate()
 
     def to_proto(self) -> pb.RolloutPolicy:

@@ -82,3 +82,6 @@ class Rollout(Model):
     """Deadline of a canary, excluding pauses."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = DEFAULT.revision_history_limit
     """Number of old versions whose weights are kept, besides versions in use, pinned or retained."""
+    revision_history_megabytes: Count = DEFAULT.revision_history_megabytes
+    """Maximum size of all kept weights in 10^6 bytes; versions in use, pinned or retained stay beyond it too. 0 means no limit:
+    old versions are deleted early only if the volume is full."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from updraft_artifacts.sizing import quantity, usual
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
@@ -28,6 +29,8 @@ from updraft_operator.api.schema import (
     same,
 )
 from updraft_operator.api.status import Status
+
+_SIZES = usual()
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 
@@ -218,8 +221,8 @@ class Storage(Model):
         )
     )
 
-    size: Quantity = "10Gi"
-    """Size of the new claim."""
+    size: Quantity = quantity(_SIZES.registry_volume.amount)
+    """Size of the new claim. The default fits an 8B target; see `updraft size`."""
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
     """Storage class of the new claim. Defaults to the cluster's default class; "" selects a volume without a class."""
     claim_name: Name | None = None
@@ -229,8 +232,8 @@ class Storage(Model):
 class TrainerStorage(Storage):
     """The trainer's volume."""
 
-    size: Quantity = "5Gi"
-    """Size of the new claim."""
+    size: Quantity = quantity(_SIZES.trainer_volume.amount)
+    """Size of the new claim. The default fits an 8B target; see `updraft size`."""
 
 
 class Trainer(Workload):
@@ -247,7 +250,8 @@ class Redis(Model):
     """Your own Redis."""
 
     url_secret_ref: SecretKey
-    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or rediss://..."""
+    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or redis+cluster://:PASSWORD@HOST:PORT; rediss:// and
+    rediss+cluster:// with TLS."""
 
 
 class Traces(Model):
@@ -261,8 +265,11 @@ class Traces(Model):
     """Percentage of requests whose traces include hidden states to train on."""
     evaluation_percent: Percent = 10
     """Percentage of requests held out for evaluation; they are never trained on."""
-    max_size: Quantity = "256Mi"
-    """Maximum size of the stream in Redis; the oldest traces are dropped first."""
+    max_size: Quantity | None = None
+    """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
+    shows."""
+    shards: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of streams. With a Redis Cluster, its nodes share them."""
 
 
 class Bucket(Model):

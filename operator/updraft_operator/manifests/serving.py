@@ -98,8 +98,11 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
-        "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": str(max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB),
+        "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.traces.shards),
     }
+    if spec.traces.max_size is not None:
+        num_bytes = max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB
+        values["UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"] = str(num_bytes)
     if spec.draft.lookahead == 0:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
     return values

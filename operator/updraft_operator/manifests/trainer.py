@@ -77,6 +77,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_TRAINER_NAMESPACE": owner.metadata.namespace,
         # A consumer name that outlives the pod, so that its pending traces are delivered to it again.
         "UPDRAFT_TRAINER_POD_NAME": names.child(name, names.TRAINER),
+        "UPDRAFT_TRAINER_STREAM_SHARDS": str(owner.spec.traces.shards),
         "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, max(1, owner.spec.draft.lookahead))),
         "UPDRAFT_TRAINER_NICENESS": "0",  # Kubernetes already gives the container its share of the CPU
         "UPDRAFT_TRAINER_SCHEDULING": "normal",

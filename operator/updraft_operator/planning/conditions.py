@@ -6,13 +6,23 @@ the API and are documented in docs/reference/conditions.md. A generator yields a
 
 from collections.abc import Iterator
 
+from kubernetes.utils.quantity import parse_quantity
+
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts.sizing import quantity, readable
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.objects import Child
-from updraft_operator.planning.observed import ConnectionState, Observed, acceptance_length, phase_name
+from updraft_operator.planning.observed import (
+    ConnectionState,
+    Observed,
+    acceptance_length,
+    is_trained,
+    learning_of,
+    phase_name,
+)
 from updraft_operator.planning.pods import PodState, worst
 from updraft_rollouts.terms import Strategy
 
@@ -38,6 +48,8 @@ _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
 
+_VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")
+
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
@@ -45,13 +57,15 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     """All conditions by type, the most important first."""
     accepted, serving = next(_accepted(observed)), next(_serving_ready(observed))
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
+    sized = next(_sized(observed))
     return {
         "Ready": _ready(accepted, serving, registry),
         "Accepted": accepted,
         "ServingReady": serving,
         "RegistryReady": registry,
         "TrainerReady": trainer,
-        "Adapting": next(_adapting(observed, trainer, registry)),
+        "Sized": sized,
+        "Adapting": next(_adapting(observed, trainer, registry, sized)),
         "SpeculationEffective": next(_speculation(observed)),
         "Progressing": next(_progressing(observed)),
     }
@@ -186,17 +200,75 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
     yield _false("Starting", "the trainer's pod is not ready yet")
 
 
-def _adapting(observed: Observed, trainer: Assessment, registry: Assessment) -> Iterator[Assessment]:
-    state = observed.registry.state
+def _sized(observed: Observed) -> Iterator[Assessment]:
+    """Whether everything is large enough for a draft to be published. Only the trainer knows how long requests are."""
+    state, before = observed.registry.state, _before(observed, "Sized")
+    if state is None and before is not None:
+        yield before
+    learning = learning_of(state)
+    if learning is not None and learning.too_small:
+        yield _false("TooSmall", learning.too_small)
+    if problem := _registry_volume(observed, learning):
+        yield _false("TooSmall", problem)
+    if learning is None:
+        yield _unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
+    yield _true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
+
+
+def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:
+    """Why the registry could not even store the versions in use; empty if it can, or if the size of its volume is unknown."""
+    registry, versions = observed.speculator.spec.registry, observed.registry.versions
+    published = max((version.manifest.size_bytes for version in versions), default=0)
+    num_bytes = published or (learning.version_bytes if learning is not None else 0)
+    needed = len(_VERSIONS_IN_USE) * num_bytes
+    storage = registry.storage
+    if registry.bucket is not None or storage.claim_name is not None or parse_quantity(storage.size) >= needed:
+        return ""
+    return (
+        f"spec.registry.storage.size is {storage.size}, but {', '.join(_VERSIONS_IN_USE)} of {readable(num_bytes)} each need"
+        f" {readable(needed)}: raise it to at least {quantity(needed)}"
+    )
+
+
+def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, sized: Assessment) -> Iterator[Assessment]:
+    """Whether drafts follow the traffic, by what the trainer has done. That its pod is ready says nothing about it."""
+    state, before = observed.registry.state, _before(observed, "Adapting")
     if observed.speculator.spec.suspend:
         yield _false("Suspended", "spec.suspend is true")
     if trainer.status != "True":
         yield _false("TrainerNotReady", trainer.message)
     if registry.status != "True":
         yield _false("RegistryNotReady", registry.message)
-    if state is not None and state.capture_problem:
+    if state is None and before is not None:
+        yield before
+    yield from _learning(observed, state or pb.SpeculatorState(), sized)
+
+
+def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) -> Iterator[Assessment]:
+    learning, why = learning_of(state), state.trainer_message or "the trainer gives no reason"
+    if state.capture_problem:
         yield _false("CaptureUnavailable", f"no traces from pod {state.capture_problem}")
-    yield _true("Adapting", "drafts are trained on live traffic")
+    if sized.status == "False":
+        yield _false("TooSmall", sized.message)
+    if learning is None:
+        yield _unknown("NotReported", "the trainer has not reported yet what it has done")
+        return
+    if not learning.samples:
+        yield _false("NoSamples", f"no request to learn from is stored yet: {why}")
+    if not learning.steps:
+        yield _false("NoSteps", f"{learning.samples:,} requests are stored, and none was trained on yet: {why}")
+    yield _learned(observed, learning, why)
+
+
+def _learned(observed: Observed, learning: pb.Learning, why: str) -> Assessment:
+    done = (
+        f"{learning.samples:,} requests to train on and {learning.held_out:,} held-out ones, {learning.steps:,} steps,"
+        f" {learning.estimates:,} estimates since the trainer started"
+    )
+    last = max((version.version for version in observed.registry.versions if is_trained(version)), default=0)
+    if last:
+        return _true("Adapting", f"version {last} is the last one that was published; {done}")
+    return _true("Learning", f"nothing was published yet: {why}; {done}")
 
 
 def _speculation(observed: Observed) -> Iterator[Assessment]:

@@ -118,6 +118,15 @@ def acceptance_length(state: pb.SpeculatorState, version: int) -> tuple[float | 
     return None, 0
 
 
+def learning_of(state: pb.SpeculatorState | None) -> pb.Learning | None:
+    """What the trainer has done; None while none reports."""
+    return state.learning if state is not None and state.HasField("learning") else None
+
+
+def is_trained(version: pb.Version) -> bool:
+    return version.manifest.source == pb.SOURCE_TRAINER
+
+
 def moment(unix_s: float) -> datetime:
     """A time as the API writes it, to the second."""
     return datetime.fromtimestamp(int(unix_s), UTC)

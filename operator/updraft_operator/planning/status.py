@@ -15,7 +15,13 @@ from updraft_operator.api.status import (
 )
 from updraft_operator.planning.assessment import Assessment, dated
 from updraft_operator.planning.conditions import conditions
-from updraft_operator.planning.observed import Observed, acceptance_length, moment_ms, phase_name
+from updraft_operator.planning.observed import (
+    Observed,
+    acceptance_length,
+    is_trained,
+    moment_ms,
+    phase_name,
+)
 
 _TRAINER_STATES = ("Training", "Starting", "Suspended", "Disabled")
 
@@ -40,7 +46,12 @@ def without_measurements(current: Status) -> Status:
     """The status without the values that change with every request."""
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
     trainer = current.trainer.model_copy(update={"message": None}) if current.trainer else None
-    return current.model_copy(update={"acceptance": None, "rollout": rollout, "trainer": trainer})
+    conditions = [
+        condition.model_copy(update={"message": ""}) if condition.type == "Adapting" else condition
+        for condition in current.conditions
+    ]
+    measured = {"acceptance": None, "rollout": rollout, "trainer": trainer, "conditions": conditions}
+    return current.model_copy(update=measured)
 
 
 def _versions(state: pb.SpeculatorState) -> VersionsStatus:
@@ -103,7 +114,7 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
 
 
 def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
-    trained = [version for version in observed.registry.versions if version.manifest.source == pb.SOURCE_TRAINER]
+    trained = [version for version in observed.registry.versions if is_trained(version)]
     before = observed.speculator.status.trainer
     last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
     return TrainerStatus(

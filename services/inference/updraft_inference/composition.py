@@ -20,8 +20,9 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft.trace.v1 import trace_pb2
-from updraft_artifacts import transfer
+from updraft_artifacts import model_folder, transfer
 from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.sizing import CapturedTraffic
 from updraft_chassis import rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput, Unavailable
@@ -33,7 +34,7 @@ from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import DraftFolder, verified
 from updraft_inference.agent.fleet import FleetLink, LinkState
 from updraft_inference.agent.report import PodState
-from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import DraftCheckpoint, Engine, EngineInfo, FinishedSink
@@ -143,10 +144,10 @@ class _Agent:
     settled: asyncio.Event
     """Set once the draft that is available locally serves."""
 
-    def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
+    def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         if self.capture is None:
-            return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
-        return self.capture.plan(trace_id, is_opted_out=is_opted_out, domain=domain)
+            return CapturePlan(trace_id=trace_id, is_opted_out=terms.is_opted_out)
+        return self.capture.plan(trace_id, terms)
 
     async def flush(self) -> None:
         if self.capture is not None:
@@ -178,20 +179,27 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         return None
     client = streams.connect(url)
     stack.push_async_callback(client.aclose)
+    traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
+    sizes = await asyncio.to_thread(model_folder.sizes, settings.model, traffic)
     capture = Capture(
         CaptureRates(
             payload_fraction=settings.capture_payload_fraction,
             evaluation_fraction=settings.capture_evaluation_fraction,
             prompt_rows=settings.capture_prompt_rows,
             counterfactual_rows=settings.capture_counterfactual_rows,
+            permissions=Permissions(
+                train=settings.capture_train, retain=settings.capture_retain, region=settings.capture_region
+            ),
         ),
         Sink(
-            stream=streams.Producer(client, settings.stream_key, max_bytes=settings.capture_max_bytes),
+            stream=streams.ShardedProducer(
+                client, settings.stream_keys, max_bytes=settings.capture_max_bytes or sizes.stream.amount
+            ),
             origin=_origin(settings, engine),
             encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
         ),
         max_entries=settings.capture_queue_entries,
-        max_bytes=settings.capture_queue_bytes,
+        max_bytes=settings.capture_queue_bytes or sizes.queue.amount,
         metrics=base.metrics,
         clock=base.clock,
     )
@@ -213,8 +221,8 @@ async def _fleet(
         return await transfer.download(registry, settings.speculator, version, drafts.path, digest=digest)
 
     def follow(directive: fleet_pb2.Directive) -> None:
-        if capture is not None:
-            capture.follow(directive.capture if directive.HasField("capture") else None)
+        if capture is not None and directive.HasField("capture"):
+            capture.follow(directive.capture)
         engine.compare(is_comparing=directive.comparing)
         swapper.accept(directive)
 

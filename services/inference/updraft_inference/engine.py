@@ -209,6 +209,11 @@ class FinishedRequest:
     uncaptured: UncapturedSteps | None = None
     """Steps that are not in `steps`."""
 
+    @property
+    def num_rows(self) -> int:
+        """Captured positions."""
+        return 0 if self.hidden is None else len(self.hidden.aux)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:

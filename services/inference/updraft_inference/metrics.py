@@ -63,6 +63,13 @@ class Metrics:
         self.captured = new.counter(
             "captured_traces", "Traces written to the stream, by kind: payload (with hidden states) or light.", "kind"
         )
+        self.captured_tokens = new.counter(
+            "captured_tokens", "Tokens with hidden states written to the stream: output, and rows of prompts."
+        )
+        self.granted = new.gauge(
+            "capture_granted_tokens_per_second",
+            "Tokens with hidden states per second that the registry grants this pod.",
+        )
         self.capture_dropped = new.counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason")
         self.swaps = new.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")
         self.swap_pause = new.histogram(

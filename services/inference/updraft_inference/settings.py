@@ -163,13 +163,27 @@ class InferenceSettings(settings.Settings):
     """Interval of reports to the registry; changes are reported immediately."""
 
     redis_url: SecretStr = SecretStr("")
-    """redis://host:port/db or unix:///path of the trace stream; if empty, nothing is captured."""
+    """Redis with the trace streams: redis://host:port/db, redis+cluster://host:port or unix:///path; rediss:// and
+    rediss+cluster:// with TLS. If empty, nothing is captured."""
+
+    stream_shards: Annotated[int, Field(ge=1, le=streams.MAX_SHARDS)] = 1
+    """Number of trace streams, at least the ranks of the trainer; must equal UPDRAFT_TRAINER_STREAM_SHARDS."""
 
     capture_payload_fraction: Fraction = 1.0
-    """Fraction of requests whose traces include hidden states for training; the registry may override it."""
+    """Maximum fraction of requests whose traces include hidden states for training. Fewer do if the trainer can use less."""
 
     capture_evaluation_fraction: Fraction = 0.1
-    """Fraction of requests that are held out for evaluation; their traces always include hidden states."""
+    """Fraction of requests that are held out for evaluation. They are more likely than others to have hidden states."""
+
+    capture_train: bool = True
+    """Whether requests may be trained on. A request can only permit less: X-Updraft-Capture: no-train."""
+
+    capture_retain: bool = True
+    """Whether the trainer may store requests, without which it cannot learn from them. A request can only permit less:
+    X-Updraft-Capture: no-retain."""
+
+    capture_region: Annotated[str, Field(max_length=63)] = ""
+    """Region in which traces may be stored; a trainer of another UPDRAFT_TRAINER_REGION refuses them."""
 
     capture_prompt_rows: Annotated[int, Field(ge=0)] = 64
     """Number of positions at the end of the prompt whose hidden states are captured."""
@@ -184,11 +198,12 @@ class InferenceSettings(settings.Settings):
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
-    capture_queue_bytes: Bytes = 64 * 1024 * 1024
-    """Memory for waiting traces."""
+    capture_queue_bytes: Annotated[int | None, Field(ge=1024)] = None
+    """Memory for waiting traces. By default for eight requests of this target, as `updraft size` shows."""
 
-    capture_max_bytes: Bytes = 256 * 1024 * 1024
-    """Size of the stream in Redis; the oldest traces are removed first."""
+    capture_max_bytes: Annotated[int | None, Field(ge=1024)] = None
+    """Size of all streams in Redis together; the oldest traces are removed first. By default five minutes of 200 captured
+    tokens a second of this target, as `updraft size` shows."""
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
     """Folder for drafts and the record of the last draft; default: ~/.local/share/updraft/inference."""
@@ -208,8 +223,8 @@ class InferenceSettings(settings.Settings):
         return self.served_model_name or self.model.resolve().name
 
     @property
-    def stream_key(self) -> str:
-        return streams.key(self.namespace, self.speculator)
+    def stream_keys(self) -> list[str]:
+        return streams.keys(self.namespace, self.speculator, self.stream_shards)
 
     @property
     def shape(self) -> ShapeChoice:

@@ -17,16 +17,17 @@ from typing import ParamSpec, TypeVar
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import UpdraftError
+from updraft_chassis.errors import Exhausted, UpdraftError
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report
 from updraft_registry.metrics import Metrics
 from updraft_registry.rollout.decision import Decision, decide, explain
 from updraft_registry.rollout.placement import FleetView, Pod
-from updraft_registry.rollout.retention import versions_to_keep
+from updraft_registry.rollout.retention import evictable, versions_to_keep
 from updraft_registry.rollout.version import Rollout, Speculator, Transition, in_canary, number_of, roles_of
 from updraft_registry.storage.archive import Action, Archive
+from updraft_registry.storage.stores.port import Upload
 from updraft_registry.trainers import Trainers
 from updraft_rollouts.terms import Phase
 
@@ -77,7 +78,7 @@ class Control:
         self._clock = clock
         self._metrics = metrics
         self._next_documents_s = clock.monotonic() + DOCUMENTS_RETRY_S
-        self._next_sweep_s = clock.monotonic() + SWEEP_GRACE_S
+        self._next_sweep_s = self._evicts_from_s = clock.monotonic() + SWEEP_GRACE_S
         self._is_swept = False
         """A full sweep succeeded. Before it there may be orphaned blobs of an earlier process or a failed sweep."""
         self._settles_s: dict[str, float] = {}
@@ -147,6 +148,17 @@ class Control:
         await self._until_decided(name)
         return result
 
+    async def begin_evicting(self, manifest: registry_pb2.Manifest) -> Upload:
+        """Start an upload to a full volume: delete the oldest weights that no policy, pod or person needs.
+
+        Exhausted if that does not make enough room, or if pods may not have reported yet what they hold.
+        """
+        try:
+            return await self.call(self._begin_evicting, manifest, self.now_ms())
+        finally:
+            for name in self._decided:
+                self._wake(name)
+
     async def act(self, name: str, action: Action, number: int, why: str) -> None:
         """Promote or reject a version, then decide on its speculator."""
         for transition in await self.change(name, self._archive.act, action, name, number, why, self.now_ms()):
@@ -162,9 +174,11 @@ class Control:
         if effect.is_change:
             self._wake_soon(report.speculator)
 
-    def report_training(self, name: str, message: str) -> None:
-        """Take a trainer's sentence; watchers see it at the next tick."""
-        self._is_reported |= self._trainers.report(name, message, self._clock.monotonic())
+    def report_training(
+        self, name: str, message: str, learning: registry_pb2.Learning, demand: float | None = None
+    ) -> None:
+        """Take a trainer's report and demand; watchers and pods see them at the next tick."""
+        self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic(), demand=demand)
 
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
@@ -195,6 +209,8 @@ class Control:
         )
         state.capture_problem = self._fleet.capture_problem(name)
         state.trainer_message = self._trainers.message(name)
+        if (learning := self._trainers.learning(name)) is not None:
+            state.learning.CopyFrom(learning)
         if (speedup := self._fleet.speedup(name)) is not None:
             state.speedup.CopyFrom(speedup)
         return state
@@ -282,6 +298,7 @@ class Control:
             await self.call(self._archive.write_stale_documents)
         expired = self._fleet.expire(now_s)
         self._is_reported |= self._trainers.expire(now_s)
+        self._grant()
         settled = {name for name, at_s in self._settles_s.items() if at_s <= now_s}
         self._settles_s = {name: at_s for name, at_s in self._settles_s.items() if name not in settled}
         self._settles_s |= {name: math.inf for name in expired & self._decided.keys() if not self._fleet.pods(name)}
@@ -294,6 +311,11 @@ class Control:
             for known in self._decided.values():
                 self._measure(known.speculator)
             self._announce()
+
+    def _grant(self) -> None:
+        """Hand the trainers' demand out to the pods."""
+        for name, demand in self._trainers.demands.items():
+            self._metrics.set_credits(name, demand=demand, granted=self._fleet.grant(name, demand))
 
     async def _sweep(self) -> None:
         for name, known in sorted(self._decided.items()):
@@ -314,6 +336,28 @@ class Control:
         """Read, choose and delete in one job, so that no pin comes in between."""
         speculator = self._archive.catalogue.speculator(name)
         return self._archive.sweep(speculator, versions_to_keep(speculator, in_use))
+
+    def _begin_evicting(self, manifest: registry_pb2.Manifest, now_ms: int) -> Upload:
+        """Read, choose and delete in one job, so that no pin comes in between."""
+        if self._clock.monotonic() < self._evicts_from_s:
+            try:
+                return self._archive.begin(manifest)
+            except Exhausted as error:
+                raise Exhausted(
+                    f"{error}. Or send it again in a minute, when pods have reported what they hold"
+                ) from None
+        catalogue = self._archive.catalogue
+        found = [
+            (name, version)
+            for name in catalogue.names()
+            for version in evictable(catalogue.speculator(name), self._fleet.in_use(name))
+        ]
+        oldest_first = sorted(found, key=lambda entry: entry[1].published_ms)
+        evicted = self._archive.make_room(manifest.size_bytes, oldest_first, now_ms)
+        if evicted:
+            logger.warning("Old weights deleted, because the volume is full", extra={"versions": ", ".join(evicted)})
+            self._metrics.evicted_versions.inc(len(evicted))
+        return self._archive.begin(manifest)
 
     def _announce(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
+from updraft_registry.credits import averaged, distribute
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report, Swaps, Totals, mean_speedup
 from updraft_registry.rollout.placement import Directive, Pod
@@ -21,6 +22,10 @@ DEFAULT_EXPIRY_S = 45.0
 """Four report intervals, and longer than gRPC takes to detect a dead peer."""
 
 
+GRANT_TOLERANCE = 0.05
+"""Relative change of a grant that is not sent, so that a large fleet does not hear of every fluctuation."""
+
+
 class Session:
     """One stream to a pod, with its newest unsent directive. A slow reader skips outdated ones."""
 
@@ -28,6 +33,8 @@ class Session:
         self.owner: tuple[str, str] | None = None
         """Speculator and pod, set by the first report."""
         self._directive: fleet_pb2.Directive | None = None
+        self.granted: float | None = None
+        """Captured tokens per second that the pod was granted last; None: no grant yet."""
         self.is_due = False
         """A directive has to be sent."""
         self.is_closed = False
@@ -43,6 +50,12 @@ class Session:
         """Send a directive, unless this stream was sent it last."""
         if directive.nonce != self.nonce:
             self._directive = directive
+            self.repeat()
+
+    def grant(self, tokens_per_s: float) -> None:
+        """Send a grant with the directive, unless it is about what the pod has."""
+        if self.granted is None or abs(tokens_per_s - self.granted) > GRANT_TOLERANCE * self.granted:
+            self.granted = tokens_per_s
             self.repeat()
 
     def repeat(self) -> None:
@@ -68,7 +81,7 @@ class Session:
                 return
             if self.is_due and self._directive is not None:
                 self.is_due = False
-                yield self._directive
+                yield _with_grant(self._directive, self.granted)
 
 
 @dataclass(slots=True)
@@ -78,6 +91,8 @@ class _Entry:
     report: Report
     last_report_s: float
     session: Session | None
+    traffic: float
+    """Tokens per second that it might capture."""
 
     @property
     def pod(self) -> Pod:
@@ -115,7 +130,8 @@ class Fleet:
             raise InvalidInput(f"this stream belongs to pod {session.owner}, but the report is from {report.owner}")
         session.owner = report.owner
         known = self._pods.get(report.speculator, {}).get(report.pod.name)
-        self._keep(_Entry(report=report, last_report_s=now_s, session=session), known)
+        traffic = _traffic(known, report, now_s)
+        self._keep(_Entry(report=report, last_report_s=now_s, session=session, traffic=traffic), known)
         if session.nonce and report.nonce != session.nonce:
             session.repeat()
         if known is None:
@@ -170,6 +186,19 @@ class Fleet:
                 message = messages.get(directive) or wire.directive_to_proto(directive, num_pods=len(directives))
                 messages[directive] = message
             entry.session.offer(message)
+
+    def grant(self, speculator: str, demand: float) -> float:
+        """Distribute what a trainer can use over the connected pods that are not draining; returns what they were granted."""
+        entries = {
+            name: entry
+            for name, entry in self._pods.get(speculator, {}).items()
+            if entry.session is not None and not entry.report.pod.is_draining
+        }
+        grants = distribute(demand, {name: entry.traffic for name, entry in entries.items()})
+        for name, entry in entries.items():
+            if entry.session is not None:
+                entry.session.grant(grants[name])
+        return sum(grants.values())
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """Pods as decisions see them, sorted by name."""
@@ -235,3 +264,22 @@ class Fleet:
         del self._pods[name][entry.report.pod.name]
         if not self._pods[name]:
             del self._pods[name], self._totals[name]
+
+
+def _traffic(known: _Entry | None, report: Report, now_s: float) -> float:
+    """A restarted pod keeps its traffic: it counts from zero again, and will serve the same requests."""
+    if known is None:
+        return 0.0
+    if known.report.pod.boot != report.pod.boot or report.offered_tokens < known.report.offered_tokens:
+        return known.traffic
+    tokens = report.offered_tokens - known.report.offered_tokens
+    return averaged(known.traffic, tokens, now_s - known.last_report_s)
+
+
+def _with_grant(directive: fleet_pb2.Directive, granted: float | None) -> fleet_pb2.Directive:
+    """The directive, which pods share, with the grant of one pod."""
+    if granted is None:
+        return directive
+    message = fleet_pb2.Directive(capture=fleet_pb2.CapturePolicy(payload_tokens_per_second=granted))
+    message.MergeFrom(directive)
+    return message

@@ -110,7 +110,20 @@ class Metrics:
         )
         self.swaps = new.counter("swaps", "Draft swaps reported by pods, by result (swapped, refused).", "result")
         self.swap_pause = new.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
+        self.demand = new.gauge(
+            "demand_tokens_per_second",
+            "Captured tokens per second that the trainer can use; 0: it is away.",
+            "speculator",
+        )
+        self.granted = new.gauge(
+            "granted_tokens_per_second",
+            "Captured tokens per second that the connected pods were granted.",
+            "speculator",
+        )
         self.deleted_blobs = new.counter("deleted_blobs", "Weights files deleted by retention.")
+        self.evicted_versions = new.counter(
+            "evicted_versions", "Versions whose weights were deleted for an upload, because the volume was full."
+        )
         self.failed_decisions = new.counter(
             "failed_decisions", "Decisions that could not be written, for example on a full disk. They are retried."
         )
@@ -145,6 +158,10 @@ class Metrics:
         }
         for role in ("stable", "candidate"):
             self.acceptance_length.labels(name, role).set(lengths.get(roles[role], math.nan))
+
+    def set_credits(self, name: str, *, demand: float, granted: float) -> None:
+        self.demand.labels(name).set(demand)
+        self.granted.labels(name).set(granted)
 
     def set_verdict(self, name: str, verdict: Verdict | None) -> None:
         """Set the live gate's verdict; None: no canary runs."""

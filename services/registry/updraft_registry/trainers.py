@@ -1,10 +1,12 @@
-"""One sentence from each speculator's trainer: the last publication, or the reason why nothing is published.
+"""What each speculator's trainer reports: the last publication or why there is none, what it has done, and what it can use.
 
-In memory only, because trainers repeat it. A trainer that has been silent for `expiry_s` says nothing any more.
+In memory only, because trainers repeat it. A trainer that has been silent for `expiry_s` says nothing and demands nothing any
+more.
 """
 
 from dataclasses import dataclass
 
+from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Exhausted
 
 DEFAULT_EXPIRY_S = 45.0
@@ -15,39 +17,66 @@ MAX_TRAINERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sentence:
+class _Report:
     text: str
+    learning: registry_pb2.Learning
+    demand: float | None
     at_s: float
 
 
 class Trainers:
-    """The newest sentence by speculator. Times are monotonic seconds."""
+    """The newest report by speculator. Times are monotonic seconds."""
 
     def __init__(self, *, expiry_s: float = DEFAULT_EXPIRY_S) -> None:
         self._expiry_s = expiry_s
-        self._sentences: dict[str, _Sentence] = {}
+        self._reports: dict[str, _Report] = {}
+        self._silent: dict[str, None] = {}
+        """Speculators whose trainer stated a demand and went away, in the order in which they did."""
 
-    def report(self, speculator: str, message: str, now_s: float) -> bool:
-        """Keep a sentence; true if it is a new one. Exhausted if there are `MAX_TRAINERS` others."""
-        if speculator not in self._sentences and len(self._sentences) >= MAX_TRAINERS:
+    def report(
+        self,
+        speculator: str,
+        message: str,
+        learning: registry_pb2.Learning,
+        now_s: float,
+        *,
+        demand: float | None = None,
+    ) -> bool:
+        """Keep a report; true if it has news for watchers. Exhausted if there are `MAX_TRAINERS` others."""
+        if speculator not in self._reports and len(self._reports) >= MAX_TRAINERS:
             raise Exhausted(f"this registry hears {MAX_TRAINERS} trainers already")
-        is_new = self.message(speculator) != message
-        self._sentences[speculator] = _Sentence(text=message, at_s=now_s)
+        is_new = (self.message(speculator), self.learning(speculator)) != (message, learning)
+        self._reports[speculator] = _Report(text=message, learning=learning, demand=demand, at_s=now_s)
+        self._silent.pop(speculator, None)
         return is_new
 
     def expire(self, now_s: float) -> bool:
         """Forget trainers that have been silent for too long; true if there were any."""
-        silent = [name for name, sentence in self._sentences.items() if now_s - sentence.at_s > self._expiry_s]
+        silent = [name for name, report in self._reports.items() if now_s - report.at_s > self._expiry_s]
         for name in silent:
-            del self._sentences[name]
+            if self._reports.pop(name).demand is not None:
+                self._silent[name] = None
+        while len(self._silent) > MAX_TRAINERS:
+            del self._silent[next(iter(self._silent))]
         return bool(silent)
 
     @property
     def speculators(self) -> list[str]:
         """Those whose trainer reports, also if nothing else is known of them yet."""
-        return list(self._sentences)
+        return list(self._reports)
 
     def message(self, speculator: str) -> str:
         """Empty if no trainer reports."""
-        sentence = self._sentences.get(speculator)
-        return sentence.text if sentence else ""
+        report = self._reports.get(speculator)
+        return report.text if report else ""
+
+    def learning(self, speculator: str) -> registry_pb2.Learning | None:
+        """None if no trainer reports."""
+        report = self._reports.get(speculator)
+        return report.learning if report else None
+
+    @property
+    def demands(self) -> dict[str, float]:
+        """Captured tokens per second that each trainer can use: none after it went away. Without those that never said."""
+        stated = {name: report.demand for name, report in self._reports.items() if report.demand is not None}
+        return dict.fromkeys(self._silent, 0.0) | stated

@@ -25,6 +25,7 @@ from updraft_chassis.errors import (
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
+from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import CLOSED_FORM, InitialState
@@ -34,6 +35,7 @@ from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, dec
 from updraft_trainer.publishing.estimate import against
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 from updraft_trainer.publishing.report import TrainingReport
 from updraft_trainer.publishing.schedule import Progress, PublishBackoff, TrainingSchedule, is_estimate_due, is_fit_due
@@ -43,8 +45,8 @@ logger = logging.getLogger(__name__)
 _IDLE_S = 0.5
 """Pause before looking for new samples when there is nothing to train on."""
 
-_FITTED_SAMPLES = 128
-"""Samples for a draft in closed form: half a minute of one core. With more, acceptance length hardly rises."""
+_DEMAND_S = 2.0
+"""Time between two statements of the demand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,8 @@ class Components:
     evaluator: Evaluator
     publisher: Publisher
     states: States
+    record: LearningRecord
+    demand: DemandMeter
     metrics: Metrics
     clock: Clock
 
@@ -96,11 +100,14 @@ class Trainer:
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
+        self._next_demand_s = float("-inf")
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         while not stop.requested:
             has_trained = await asyncio.to_thread(self.train)
+            self._components.record.steps = self.learner.step
+            await self.state_demand()
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
             for propose in (self.evaluate, self.fit):
@@ -124,13 +131,16 @@ class Trainer:
             num_waiting=options.thresholds.min_samples,
         )
         if not samples:
+            self._components.demand.paused()
             return False
         step = self.learner.step
         report = self.learner.train(samples)
         memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
-        metrics.step_seconds.observe(clock.monotonic() - start_s)
+        end_s = clock.monotonic()
+        self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        metrics.step_seconds.observe(end_s - start_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
@@ -139,6 +149,14 @@ class Trainer:
             logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.learner.step})
         metrics.steps.inc(self.learner.step - step)
         return True
+
+    async def state_demand(self) -> None:
+        """Tell the registry how many captured tokens training can use now."""
+        now_s = self._components.clock.monotonic()
+        if now_s >= self._next_demand_s:
+            self._next_demand_s = now_s + _DEMAND_S
+            tokens_per_s = await asyncio.to_thread(self._components.demand.tokens_per_s, self.history.uses)
+            self._components.registry.set_demand(tokens_per_s)
 
     async def evaluate(self) -> Candidate | None:
         """Estimate if it is due; return a candidate if it should be published now."""
@@ -170,7 +188,7 @@ class Trainer:
         if state is None:
             return None
         self._fitted = sizes
-        samples, unseen = replay.closed_form_batch(count=_FITTED_SAMPLES, num_held_out=num_judges)
+        samples, unseen = replay.closed_form_batch(count=FITTED_SAMPLES, num_held_out=num_judges)
         if await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
@@ -340,6 +358,7 @@ class Trainer:
         gain, metrics = candidate.estimate.gain(self._options.thresholds.confidence), self._components.metrics
         if gain is None:
             return
+        self._components.record.estimates += 1
         if gain.percent >= 0:
             self.learner.mark_good()
         metrics.acceptance_length.labels("candidate").set(gain.candidate)

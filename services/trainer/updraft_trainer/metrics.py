@@ -23,10 +23,15 @@ class Metrics:
             "Output tokens, verify steps, and proposed and accepted draft tokens of all traces, with or without a payload",
             "what",
         )
-        self.stream_lag = new.gauge("stream_lag_seconds", "Age of the last entry when it was stored")
-        self.stream_up = new.gauge("stream_up", "1 while traces can be read and stored")
+        self.stream_lag = new.gauge("stream_lag_seconds", "Age of the last entry when it was stored, by shard", "shard")
+        self.stream_up = new.gauge("stream_up", "1 while traces can be read and stored, by shard", "shard")
         self.replay_samples = new.gauge("replay_samples", "Stored samples, by pool", "place")
         self.replay_bytes = new.gauge("replay_bytes", "Bytes of stored traces, by pool", "place")
+
+        self.demand = new.gauge(
+            "demand_tokens_per_second",
+            "Captured tokens per second that the trainer can use, as stated to the registry, which grants them to pods",
+        )
 
         self.steps = new.counter("optimizer_steps", "Optimizer steps since the process started")
         self.skipped_steps = new.counter(

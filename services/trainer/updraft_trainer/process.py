@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
@@ -15,10 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer.data.capacity import Capacity
+from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -29,6 +33,7 @@ from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.settings import TrainerSettings
 
@@ -59,20 +64,24 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         tokenizer_fingerprint=tokenizer_fingerprint(config.model),
     )
     target = read_head(config.model)
-    expected = _expected_target(identity, target)
+    expected = _expected_target(identity, target, config.region)
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(config.data_dir))
+        sizes = _sizes(target, config)
+        capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=_volume_bytes(data))
         states = States(data / "states")
         state = states.load(identity)
+        limits = ReplayLimits.of(capacity.replay_bytes)
         replay = stack.enter_context(
             Replay.open(
                 data / "replay.sqlite",
-                limits=ReplayLimits.of(config.replay_max_bytes),
+                limits=limits,
                 expected=expected,
-                cache_bytes=config.cache_max_bytes,
+                cache_bytes=sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes,
             )
         )
+        record = LearningRecord(replay, capacity, min_samples=config.min_samples, version_bytes=sizes.version.amount)
         spec = TrainerSpec(
             target=target,
             target_fingerprint=identity.target_fingerprint,
@@ -92,13 +101,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 setting="UPDRAFT_TRAINER_METRICS_PORT",
             )
         )
-        client = await stack.enter_async_context(streams.connect(config.redis_url.get_secret_value()))
+        client = streams.connect(config.redis_url.get_secret_value())
+        stack.push_async_callback(client.aclose)
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        registry = RegistryView(stub, config.speculator, data / "drafts", counters)
-        consumer = streams.Consumer(
-            client, config.stream_key, group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
-        )
+        registry = RegistryView(stub, config.speculator, data / "drafts", counters, learning=record.read)
         components = Components(
             replay=replay,
             registry=registry,
@@ -111,12 +118,20 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 clock=clock,
             ),
             states=states,
+            record=record,
+            demand=DemandMeter(replay, limits, num_held_out=config.evaluation_samples, max_uses=config.max_uses),
             metrics=counters,
             clock=clock,
         )
-        logger.info("Trainer started", extra={"metrics_port": port, "stream": config.stream_key})
+        facts = {"metrics_port": port, "streams": config.stream_keys, "replay_bytes": capacity.replay_bytes}
+        logger.info("Trainer started", extra=facts)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=clock).run(stop))
+            for shard in streams.shards_of(0, 1, config.stream_shards):
+                consumer = streams.Consumer(
+                    client, config.stream_keys[shard], group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
+                )
+                intake = Intake(consumer, replay, expected, metrics=counters, clock=clock, shard=shard)
+                tasks.create_task(intake.run(stop))
             tasks.create_task(registry.run(stop))
             tasks.create_task(_train(config, spec, initial, components, identity, stop))
 
@@ -129,6 +144,7 @@ async def _train(
     identity: Identity,
     stop: lifecycle.Stop,
 ) -> None:
+    components.registry.set_demand(components.demand.tokens_per_s({}))
     initial = initial or await start(spec, components.registry, components.replay, stop)
     if initial is not None:
         options = TrainingOptions(
@@ -141,14 +157,26 @@ async def _train(
         await trainer.run(stop)
 
 
-def _expected_target(identity: Identity, target: TargetHead) -> ExpectedTarget:
+def _expected_target(identity: Identity, target: TargetHead, region: str) -> ExpectedTarget:
     return ExpectedTarget(
         target_fingerprint=identity.target_fingerprint,
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
         aux_size=len(target.config.aux_layers) * target.config.hidden_size,
         hidden_size=target.config.hidden_size,
         vocab_size=target.config.vocab_size,
+        region=region,
     )
+
+
+def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
+    """For engine torch, whose traces are larger: which one it is, the trainer learns from the first trace only."""
+    return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="torch"))
+
+
+def _volume_bytes(folder: Path) -> int:
+    """What the folder takes now, and what is free on its disk."""
+    sizes = (os.lstat(path).st_size for path in folder.rglob("*"))
+    return shutil.disk_usage(folder).free + sum(sizes)
 
 
 @contextmanager

@@ -30,7 +30,10 @@ class TrainerSettings(Settings):
     data_dir: Path
     """Folder for the replay, saved training states and the serving draft. Only one trainer can use it at a time."""
     redis_url: SecretStr = Field(min_length=1)
-    """Redis with the trace stream: redis://host:port/0 or unix:///path."""
+    """Redis with the trace streams: redis://host:port/0, redis+cluster://host:port or unix:///path; rediss:// and
+    rediss+cluster:// with TLS."""
+    stream_shards: int = Field(default=1, ge=1, le=streams.MAX_SHARDS)
+    """Number of trace streams. It must match the serving pods' setting."""
     registry_address: str = Field(min_length=1)
     """host:port of the registry that drafts are published to."""
     registry_token_file: Path | None = None
@@ -45,6 +48,8 @@ class TrainerSettings(Settings):
     """Speculator to train and to publish drafts for."""
     namespace: Name = "default"
     """Namespace in the stream's name. It must match the serving pods' setting."""
+    region: str = Field(default="", max_length=63)
+    """Region in which this trainer stores traces. Traces that may be stored in another one only are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     metrics_host: str = "127.0.0.1"
@@ -101,10 +106,11 @@ class TrainerSettings(Settings):
     """Samples per optimizer step."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
-    replay_max_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
-    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones."""
-    cache_max_bytes: int = Field(default=256 * 1024**2, ge=0)
-    """Memory for decoded samples."""
+    replay_max_bytes: int | None = Field(default=None, ge=1024**2)
+    """Disk space for traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. By
+    default for 2,000 requests and 128 held-out ones of this target (`updraft size` shows it), or what the disk has room for."""
+    cache_max_bytes: int | None = Field(default=None, ge=0)
+    """Memory for decoded samples. By default for 32 requests of this target, as `updraft size` shows."""
 
     lookahead: int = Field(default=3, ge=1, le=8)
     """Drafts per verify step that estimates assume. Use the lookahead of serving."""
@@ -135,8 +141,8 @@ class TrainerSettings(Settings):
         return Credentials.of(self)
 
     @property
-    def stream_key(self) -> str:
-        return streams.key(self.namespace, self.speculator)
+    def stream_keys(self) -> list[str]:
+        return streams.keys(self.namespace, self.speculator, self.stream_shards)
 
     @property
     def shape(self) -> ShapeChoice:

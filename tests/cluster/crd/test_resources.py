@@ -31,9 +31,9 @@ DEFAULTS = yaml.safe_load(
       maxRunningRequests: 8
       maxContextTokens: 2048
       terminationGracePeriodSeconds: 60
-    trainer: {suspend: false, storage: {size: 5Gi}}
-    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, maxSize: 256Mi}
-    registry: {storage: {size: 10Gi}}
+    trainer: {suspend: false, storage: {size: 60Gi}}
+    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10}
+    registry: {storage: {size: 20Gi}}
     rollout:
       strategy: Canary
       paused: false
@@ -52,6 +52,7 @@ DEFAULTS = yaml.safe_load(
       autoRollback: true
       progressDeadlineSeconds: 900
       revisionHistoryLimit: 10
+      revisionHistoryMegabytes: 0
     """
 )
 
@@ -85,7 +86,7 @@ def test_a_default_inside_is_filled_in_beside_what_was_written(api: Api, namespa
     spec = create(api, namespace, "asp", resource("asp", **written))["spec"]
 
     assert spec["serving"] == {**DEFAULTS["serving"], "replicas": 3}
-    assert spec["trainer"]["storage"] == {"size": "5Gi", "storageClassName": "fast"}
+    assert spec["trainer"]["storage"] == {"size": "60Gi", "storageClassName": "fast"}
     assert spec["rollout"]["steps"] == [{"podsPercent": 100, "holdSeconds": 120}]
     assert spec["rollout"]["analysis"] == {**DEFAULTS["rollout"]["analysis"], "minSamples": 7}
     assert spec["traces"]["redis"]["urlSecretRef"] == {"name": "redis", "key": "url"}

@@ -211,7 +211,7 @@ def test_with_policy_delete_traces_and_volume_go_too(
     wait_until(lambda: subject.get()["metadata"].get("finalizers") == [names.FINALIZER], what="the finalizer")
     claim = f"data-{subject.name}-registry-0"
     wait_until(lambda: subject.exists("PersistentVolumeClaim", claim), what="the registry's claim")
-    key = streams.key(subject.namespace, subject.name)
+    (key,) = streams.keys(subject.namespace, subject.name, 1)
     with Redis.from_url(redis_server.url) as redis:
         for name in (key, f"{key}:dead", f"{key}-of-another"):
             redis.xadd(name, {"t": "trace"})

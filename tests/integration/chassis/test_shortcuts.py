@@ -16,14 +16,15 @@ from tests.support.rpc import service, serving
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
-from updraft_artifacts import delta, fetch, transfer
-from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
+from updraft_artifacts import delta, fetch, ranged_download, transfer
+from updraft_chassis.errors import Exhausted, InvalidInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
 CHUNK = 4096
 VERSIONS = {number: draft(number, columns=4096) for number in (1, 2, 3)}
+SIZE = len(VERSIONS[3].data)
 
 
 def delta_between(base: int, result: int) -> bytes:
@@ -81,26 +82,28 @@ def _start(wanted: Checkpoint, encoding: pb.Encoding.ValueType, size_bytes: int,
 
 
 class Bucket:
-    """An HTTP server that gives `data` from the byte that is asked for, or answers with `status`."""
+    """An HTTP server that gives the range of `data` that is asked for, or answers with `status`."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self.more = b""
         self.status = 0
-        self.stops_after_bytes = 10**9
+        self.stops_after_bytes = self.most_bytes = 10**9
         self.may_end = threading.Event()
         self.may_end.set()
-        self.ranges: list[str | None] = []
+        self.ranges: list[str] = []
         bucket = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 wanted = self.headers["Range"]
                 bucket.ranges.append(wanted)
-                begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-                self.send_response(bucket.status or (206 if wanted else 200))
-                self.send_header("Content-Length", str(len(bucket.data) - begin))
+                begin, end = map(int, wanted.removeprefix("bytes=").split("-"))
+                range_ = bucket.data[begin : end + 1] + bucket.more
+                self.send_response(bucket.status or 206)
+                self.send_header("Content-Length", str(len(range_)))
                 self.end_headers()
-                self.wfile.write(bucket.data[begin : bucket.stops_after_bytes])
+                self.wfile.write(range_[: max(0, min(bucket.most_bytes, bucket.stops_after_bytes - begin))])
                 bucket.may_end.wait()
 
             def log_message(self, *_: object) -> None:
@@ -270,7 +273,7 @@ async def test_a_bucket_gives_what_the_registry_points_to(
 ) -> None:
     registry.address = bucket.address
     assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
-    assert (registry.sent_bytes, bucket.ranges) == (0, [None])
+    assert (registry.sent_bytes, bucket.ranges) == (0, [f"bytes=0-{SIZE - 1}"])
 
 
 async def test_who_may_not_go_to_the_bucket_is_served_by_the_registry(
@@ -281,6 +284,29 @@ async def test_who_may_not_go_to_the_bucket_is_served_by_the_registry(
     assert (registry.sent_bytes, bucket.ranges) == (len(VERSIONS[3].data), [])
 
 
+async def test_several_ranges_are_fetched_at_a_time_and_arrive_in_order(
+    registry: Registry,
+    stub: RegistryAsyncStub,
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranged_download, "RANGE_BYTES", 10_000)
+    registry.address = bucket.address
+    assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
+    begins = range(0, SIZE, 10_000)
+    assert sorted(bucket.ranges) == sorted(f"bytes={begin}-{min(begin + 10_000, SIZE) - 1}" for begin in begins)
+
+
+async def test_a_range_that_breaks_off_goes_on_where_it_stopped(
+    registry: Registry, stub: RegistryAsyncStub, bucket: Bucket, tmp_path: Path
+) -> None:
+    registry.address, bucket.most_bytes = bucket.address, 20_000
+    assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
+    assert bucket.ranges == [f"bytes={begin}-{SIZE - 1}" for begin in range(0, SIZE, 20_000)]
+    assert registry.sent_bytes == 0
+
+
 async def test_a_download_that_was_begun_goes_on_from_the_bucket(
     registry: Registry, stub: RegistryAsyncStub, bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -289,7 +315,7 @@ async def test_a_download_that_was_begun_goes_on_from_the_bucket(
         await transfer.download(stub, "chat", 3, tmp_path)
     registry.address = bucket.address
     assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
-    assert bucket.ranges == [f"bytes={CHUNK}-"]
+    assert bucket.ranges == [f"bytes={CHUNK}-{SIZE - 1}"]
 
 
 @pytest.mark.parametrize("failure", ["forbidden", "elsewhere", "breaks off", "other bytes", "too many", "nobody there"])
@@ -312,13 +338,24 @@ async def test_a_bucket_that_does_not_give_the_weights_costs_only_the_attempt(
         case "other bytes":
             bucket.data = bytes(len(bucket.data))
         case "too many":
-            bucket.data += b"more"
+            bucket.more = b"more"
         case "nobody there":
             registry.address = "http://127.0.0.1:1/?signature=secret"
     assert weights(await transfer.download(stub, "chat", 3, tmp_path)) == VERSIONS[3].data
     assert [request.accept_redirect for request in registry.asked] == [True, False]
     assert "secret" not in caplog.text
     assert registry.asked[1].offset == (10_000 if failure == "breaks off" else registry.asked[1].offset)
+
+
+async def test_a_disk_that_is_full_for_a_bucket_is_exhausted_too(
+    registry: Registry, stub: RegistryAsyncStub, bucket: Bucket, tmp_path: Path
+) -> None:
+    registry.address = bucket.address
+    part = tmp_path / f"3-{VERSIONS[3].digest[7:19]}.part"
+    part.mkdir()
+    (part / "model.safetensors").symlink_to("/dev/full")  # fails as a full disk does
+    with pytest.raises(Exhausted, match="no space left"):
+        await transfer.download(stub, "chat", 3, tmp_path)
 
 
 async def test_a_bucket_that_takes_too_long_is_left_for_the_stream(

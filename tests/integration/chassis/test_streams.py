@@ -10,7 +10,7 @@ from tests.support.wait import LONG_S, until
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.streams import Consumer, Entry, Producer
 
-KEY = "updraft:test:chat:samples:v1"
+KEY = "updraft:{test:chat:0}:samples:v1"
 DEAD = f"{KEY}:dead"
 NOW = timedelta(0)
 LATER = timedelta(hours=1)

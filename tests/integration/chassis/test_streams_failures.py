@@ -7,16 +7,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 from tests.support.redis_server import RedisServer
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis import streams
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import Consumer, Entry, Producer
+from updraft_chassis.streams import Client, Consumer, Entry, Producer
 
-KEY = "updraft:test:chat:samples:v1"
+KEY = "updraft:{test:chat:0}:samples:v1"
 NOW = timedelta(0)
 
 
@@ -35,7 +34,7 @@ def volatile(short_tmp_path: Path) -> Iterator[RedisServer]:
 @asynccontextmanager
 async def ends(
     server: RedisServer, *, gives_up_after: timedelta = timedelta(seconds=LONG_S)
-) -> AsyncIterator[tuple[Redis, Producer, Consumer]]:
+) -> AsyncIterator[tuple[Client, Producer, Consumer]]:
     async with streams.connect(server.url, timeout=gives_up_after) as client:
         consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
         await consumer.open()
@@ -267,7 +266,7 @@ async def send_all(producer: Producer, entries: list[bytes]) -> None:
 
 
 @pytest.fixture
-async def chaos(durable: RedisServer) -> AsyncIterator[tuple[Redis, Producer, Reader]]:
+async def chaos(durable: RedisServer) -> AsyncIterator[tuple[Client, Producer, Reader]]:
     async with ends(durable) as (client, producer, consumer):
         reader = Reader(consumer)
         yield client, producer, reader
@@ -281,7 +280,7 @@ ENTRIES = [b"entry %d" % i for i in range(400)]
 
 
 async def test_killed_servers_lose_nothing_that_was_appended(
-    durable: RedisServer, chaos: tuple[Redis, Producer, Reader]
+    durable: RedisServer, chaos: tuple[Client, Producer, Reader]
 ) -> None:
     _, producer, reader = chaos
     async with asyncio.TaskGroup() as group, asyncio.timeout(2 * LONG_S):
@@ -295,7 +294,7 @@ async def test_killed_servers_lose_nothing_that_was_appended(
 
 
 async def test_broken_connections_lose_nothing_that_was_appended(
-    durable: RedisServer, chaos: tuple[Redis, Producer, Reader]
+    durable: RedisServer, chaos: tuple[Client, Producer, Reader]
 ) -> None:
     _, producer, reader = chaos
     async with asyncio.TaskGroup() as group, asyncio.timeout(2 * LONG_S), streams.connect(durable.url) as killer:

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 from tests.support.redis_server import RedisServer
 
 from updraft_chassis import streams
@@ -31,7 +30,7 @@ steps = st.one_of(
 class History:
     """What happened to one stream, and what must hold at every step."""
 
-    client: Redis
+    client: streams.Client
     key: str
     claim_idle: timedelta
     appended: list[bytes] = field(default_factory=list)

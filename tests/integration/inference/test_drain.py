@@ -99,4 +99,4 @@ async def test_what_was_captured_is_flushed(tmp_path: Path, redis_url: str) -> N
         pod.stop.request()
 
     async with streams.connect(redis_url) as client:
-        assert await client.xlen("updraft:default:drain:samples:v1") == 4
+        assert await client.xlen("updraft:{default:drain:0}:samples:v1") == 4

@@ -96,9 +96,7 @@ def client() -> httpx.AsyncClient:
             tokenizer=Tokenizer(byte_level()),
             chat_template=ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}),
             completions=completions,
-            plan=lambda trace_id, *, is_opted_out, domain: selection.plan(
-                CaptureRates(), trace_id, is_opted_out=is_opted_out, domain=domain
-            ),
+            plan=lambda trace_id, terms: selection.plan(CaptureRates(), trace_id, terms),
         )
     )
     registry = CollectorRegistry()

@@ -10,7 +10,7 @@ from tests.support.wait import until
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 
 
 async def traces(url: str) -> list[trace_pb2.Trace]:
@@ -56,6 +56,50 @@ async def test_nothing_of_a_request_that_opts_out_leaves_the_pod(tmp_path: Path,
         await until(is_counted)
 
     assert len(await traces(redis_url)) == 1
+
+
+async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_refused(
+    tmp_path: Path, redis_url: str
+) -> None:
+    async with running_pod(tmp_path, redis_url=redis_url, capture_region="eu") as pod:
+        await complete(pod, headers={"X-Updraft-Capture": "no-train, No-Retain"})
+        schema = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
+        body = {"model": "tiny", "prompt": "p", "max_tokens": 4, "response_format": schema}
+        assert (await pod.http.post("/v1/completions", json=body)).status_code == 200
+        refused = await pod.http.post("/v1/completions", json=body, headers={"X-Updraft-Capture": "no-traning"})
+        await complete(pod)
+
+        async def are_there() -> bool:
+            return len(await traces(redis_url)) == 3
+
+        await until(are_there)
+
+    assert refused.status_code == 400
+    assert "expected off, no-train or no-retain, got 'no-traning'" in refused.json()["error"]["message"]
+    denied, constrained, free = await traces(redis_url)
+    assert denied.header.policy == trace_pb2.Policy(train=False, retain=False, region="eu")
+    assert constrained.header.policy == trace_pb2.Policy(train=True, retain=True, region="eu")
+    assert [trace.header.sampling.constrained for trace in (denied, constrained, free)] == [False, True, False]
+    assert [trace.HasField("payload") for trace in (denied, constrained, free)] == [False, False, True]
+
+
+async def test_a_pod_spreads_its_traces_over_the_shards(tmp_path: Path, redis_url: str) -> None:
+    keys = streams.keys("default", "default", 3)
+
+    async def shards() -> list[list[bytes]]:
+        async with streams.connect(redis_url) as client:
+            rows: list[Any] = [await client.xrange(key) for key in keys]
+        return [[trace_pb2.Trace.FromString(fields[b"t"]).header.trace_id for _, fields in of] for of in rows]
+
+    async def are_there() -> bool:
+        return sum(map(len, await shards())) == 8
+
+    async with running_pod(tmp_path, redis_url=redis_url, stream_shards=3) as pod:
+        await complete(pod, times=8)
+        await until(are_there)
+
+    for shard, trace_ids in enumerate(await shards()):
+        assert {streams.shard_of(trace_id, 3) for trace_id in trace_ids} <= {shard}
 
 
 async def test_a_pod_that_is_told_to_captures_rows_after_rejections(tmp_path: Path, redis_url: str) -> None:

@@ -45,11 +45,12 @@ async def registry(folder: Path, port: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def pod(folder: Path, port: int) -> AsyncIterator[RunningPod]:
+async def pod(folder: Path, port: int, *, redis_url: str = "") -> AsyncIterator[RunningPod]:
     async with running_pod(
         folder,
         open_engine=open_engine,
         registry_address=f"127.0.0.1:{port}",
+        redis_url=redis_url,
         dtype="float32",
         num_slots=2,
         max_context=256,
@@ -113,6 +114,31 @@ async def test_the_registry_hears_what_the_engine_itself_holds(target: Path, tmp
             return state.pods.serving_stable == 1 and bool(counted) and counted[0].verify_steps > 0
 
         await until(is_known, what="the pod's report")
+
+
+async def test_a_pod_captures_to_its_grant_and_keeps_it_while_the_registry_is_away(
+    target: Path, tmp_path: Path, port: int, redis_url: str
+) -> None:
+    async def is_granted(running: RunningPod) -> bool:
+        return await running.metric("updraft_inference_capture_granted_tokens_per_second") == 4000.0
+
+    async with pod(tmp_path, port, redis_url=redis_url) as running:
+        async with registry(tmp_path, port), rpc.channel(f"127.0.0.1:{port}") as channel:
+            demand = registry_pb2.ReportTrainingRequest(
+                speculator="default", message="waits", demand_tokens_per_second=4000.0
+            )
+            await until(partial(is_connected, running))
+            await RegistryStub(channel).ReportTraining(demand, timeout=LONG_S)
+            await until(partial(is_granted, running), what="the grant")
+            await greedy(running)
+        await until(partial(is_connected, running, expected=False))
+        assert await is_granted(running)
+        await greedy(running)
+
+        async def is_captured() -> bool:
+            return await running.metric("updraft_inference_captured_tokens_total") >= 2 * 48
+
+        await until(is_captured, what="captured tokens")
 
 
 async def test_pods_serve_on_without_the_registry_and_come_back_to_it(target: Path, tmp_path: Path, port: int) -> None:

@@ -17,7 +17,7 @@ from tests.support.wait import LONG_S, until
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Unavailable
+from updraft_chassis.errors import Exhausted, Unavailable
 from updraft_registry.control import SETTLE_S, SWEEP_GRACE_S, SWEEP_RETRY_S, Control
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports
@@ -44,9 +44,16 @@ class Running:
         upload = self.archive.begin(manifest)
         upload.write(0, draft(seed).data)
         self.archive.verify(upload, manifest)
-        number, _ = await self.control.change("default", self.archive.publish, upload, manifest, self.control.now_ms())
+        number, _ = await self.control.change(
+            manifest.speculator, self.archive.publish, upload, manifest, self.control.now_ms()
+        )
         upload.discard()
         return number
+
+    async def publish_better(self, number: int) -> None:
+        """A version that wins against the one before it."""
+        fields = {"source": registry_pb2.SOURCE_TRAINER, "evaluation": evaluation(baseline=number - 1)}
+        assert await self.publish(number, **fields) == number
 
     async def pin(self, number: int) -> None:
         await self.control.change("default", self.archive.pin, "default", number, "", self.control.now_ms())
@@ -63,8 +70,10 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def controlled(folder: Path, store: Callable[[Path], Store] = FolderStore) -> AsyncIterator[Running]:
-    defaults = RolloutPolicy(strategy=Strategy.IMMEDIATE, revision_history_limit=1)
+async def controlled(
+    folder: Path, store: Callable[[Path], Store] = FolderStore, *, history: int = 1
+) -> AsyncIterator[Running]:
+    defaults = RolloutPolicy(strategy=Strategy.IMMEDIATE, revision_history_limit=history)
     with open_archive(folder, defaults=defaults, max_draft_bytes=10**6, store=store) as archive:
         clock = ManualClock()
         control = Control(archive, Fleet(expiry_s=45.0), clock, Metrics(CollectorRegistry()))
@@ -110,6 +119,63 @@ async def test_old_weights_go_once_the_pods_had_time_to_say_what_they_hold(runni
     await until(lambda: running.kept() == {1, 4, 5}, what="what the pod held is deleted after it has gone")
     state = await running.control.state("default")
     assert (state.stable, state.previous, state.latest) == (5, 1, 5)
+
+
+class Small(FolderStore):
+    """A store on a disk with room for three drafts."""
+
+    def free_bytes(self) -> int:
+        return 3 * len(draft(1).data) - sum(self._blob(digest).stat().st_size for digest in self.digests())
+
+
+async def test_a_full_volume_loses_the_oldest_weights_that_nobody_needs(tmp_path: Path) -> None:
+    async with controlled(tmp_path, Small, history=9) as running:
+        await running.publish(1)
+        for seed in (2, 3):
+            await running.publish_better(seed)
+        fourth = draft(4).manifest(source=registry_pb2.SOURCE_TRAINER, evaluation=evaluation(baseline=3))
+        with pytest.raises(Exhausted, match=r"bytes left, the draft needs .* send it again in a minute"):
+            await running.control.begin_evicting(fourth)
+        running.clock.advance(SWEEP_GRACE_S)
+        upload = await running.control.begin_evicting(fourth)
+        upload.discard()
+        assert running.kept() == {2, 3}
+        history = running.archive.catalogue.history("default", 10, number=1)
+        assert next(iter(history.values())).reason == "its weights were deleted, because the volume was full"
+        await running.publish_better(4)
+        await until(lambda: running.archive.catalogue.speculator("default").latest == 4, what="version 4 is there")
+        assert running.kept() == {2, 3, 4}
+
+
+async def test_a_volume_full_of_needed_weights_refuses_and_deletes_nothing(tmp_path: Path) -> None:
+    async with controlled(tmp_path, Small, history=9) as running:
+        await running.publish(1)
+        for seed in (2, 3):
+            await running.publish_better(seed)
+        await running.control.change(
+            "default", running.archive.retain, "default", 1, is_retained=True, now_ms=running.control.now_ms()
+        )
+        running.clock.advance(SWEEP_GRACE_S)
+        with pytest.raises(
+            Exhausted, match="0 versions that nobody needs have 0; nothing was changed: expand the volume"
+        ):
+            await running.control.begin_evicting(draft(4).manifest())
+        assert running.kept() == {1, 2, 3}
+
+
+async def test_weights_that_pods_hold_or_another_version_shares_make_no_room(tmp_path: Path) -> None:
+    async with controlled(tmp_path, Small, history=9) as running:
+        for name in ("default", "other"):
+            await running.publish(1, speculator=name)
+        for seed in (2, 3):
+            await running.publish_better(seed)
+        running.clock.advance(SWEEP_GRACE_S)
+        with pytest.raises(Exhausted, match="0 versions that nobody needs have 0"):
+            await running.control.begin_evicting(draft(4).manifest())
+        running.control.report(Session(), report(loaded=3, prefetched=(1,)))
+        with pytest.raises(Exhausted, match="0 versions that nobody needs have 0"):
+            await running.control.begin_evicting(draft(4).manifest())
+        assert running.kept() == {1, 2, 3}
 
 
 class Away(FolderStore):

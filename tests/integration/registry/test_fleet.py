@@ -11,7 +11,9 @@ from tests.support.wait import until
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_registry.credits import FLOOR
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -35,8 +37,37 @@ async def test_a_pod_is_told_what_to_serve_when_it_connects(
     assert (directive.serve_version, list(directive.prefetch_versions)) == (1, [1])
     assert directive.serve_digest == draft(1).digest
     assert directive.serve_phase == pb.PHASE_STABLE
-    assert not directive.HasField("capture"), "the pod keeps its own settings"
+    assert not directive.HasField("capture"), "no trainer has said what it can use"
     await pod.end()
+
+
+async def test_what_a_trainer_can_use_is_granted_to_the_pods_and_a_floor_without_it(
+    channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
+) -> None:
+    async def granted(pod: PodStream) -> float:
+        return (await pod.receive()).capture.payload_tokens_per_second
+
+    await publish(stub, draft(1))
+    pods = [PodStream(channel, f"pod-{i}") for i in range(2)]
+    for pod in pods:
+        await pod.report()
+        await pod.receive()
+    request = pb.ReportTrainingRequest(speculator="default", message="waits", demand_tokens_per_second=5000.0)
+    await stub.ReportTraining(request, timeout=CALL_S)
+    assert [await granted(pod) for pod in pods] == [2500.0, 2500.0]
+    await pods[1].end()
+    assert await granted(pods[0]) == 5000.0
+    request.demand_tokens_per_second = 0.0
+    await stub.ReportTraining(request, timeout=CALL_S)
+    assert await granted(pods[0]) == FLOOR
+    await pods[0].end()
+
+
+@pytest.mark.parametrize("demand", [-1.0, float("nan"), float("inf")])
+async def test_a_demand_that_cannot_be_is_refused(stub: "RegistryAsyncStub", demand: float) -> None:
+    request = pb.ReportTrainingRequest(speculator="default", message="waits", demand_tokens_per_second=demand)
+    with pytest.raises(InvalidInput, match=r"a demand of .+ tokens per second"), rpc.errors():
+        await stub.ReportTraining(request, timeout=CALL_S)
 
 
 async def test_a_pod_that_knows_its_directive_hears_nothing_more(

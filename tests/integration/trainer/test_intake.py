@@ -1,8 +1,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,13 +18,14 @@ from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
+from updraft_chassis.streams import Entry
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.intake import Intake, check
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.metrics import Metrics
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 
 
 @pytest.fixture
@@ -43,13 +45,16 @@ def metrics() -> Metrics:
 
 
 @asynccontextmanager
-async def running(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> AsyncIterator[None]:
+async def running(
+    client: streams.Client, replay: Replay, traces: TraceMaker, metrics: Metrics, *, shard: int = 0
+) -> AsyncIterator[None]:
     """Intake as the trainer runs it, until the block ends."""
     # Short: what a dying Redis handed out without our hearing of it comes again only after this time.
-    consumer = streams.Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
+    key = streams.keys("default", "default", shard + 1)[shard]
+    consumer = streams.Consumer(client, key, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
+        intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock(), shard=shard)
         tasks.create_task(intake.run(stop))
         try:
             yield
@@ -61,7 +66,7 @@ def count(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"updraft_trainer_{name}", labels) or 0.0
 
 
-async def is_settled(client: Redis) -> bool:
+async def is_settled(client: streams.Client) -> bool:
     """Whether the stream is empty and nobody holds anything of it."""
     if not await client.exists(KEY):
         return False
@@ -69,7 +74,7 @@ async def is_settled(client: Redis) -> bool:
     return await client.xlen(KEY) == 0 and bool(groups) and all(group["pending"] == 0 for group in groups)
 
 
-async def send(client: Redis, *entries: bytes) -> None:
+async def send(client: streams.Client, *entries: bytes) -> None:
     producer = streams.Producer(client, KEY, max_bytes=64 * 1024**2)
     for entry in entries:
         await producer.append(entry)
@@ -85,7 +90,7 @@ async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
     assert replay.num_samples(Pool.EVALUATION) == 10
     assert count(metrics, "samples_admitted_total", split="train") == 30
     assert count(metrics, "samples_admitted_total", split="evaluation") == 10
-    assert count(metrics, "stream_up") == 1
+    assert count(metrics, "stream_up", shard="0") == 1
 
 
 async def test_what_is_sent_twice_is_stored_once(
@@ -152,6 +157,40 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
     assert not await redis.exists(f"{KEY}:dead"), "nothing is wrong with them"
 
 
+@pytest.mark.parametrize(("days", "skew"), [(2, "48 h ahead of"), (-40, "960 h behind")])
+async def test_traces_of_a_pod_whose_clock_is_wrong_are_refused_and_others_are_not(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, days: int, skew: str
+) -> None:
+    wrong = traces.trace(1)
+    wrong.header.finished_unix_ms += days * 86_400_000
+    await send(redis, wrong.SerializeToString(), traces.data(2))
+    rows: Any = await redis.xrange(KEY)
+    checked = check(Entry(id=rows[0][0].decode(), data=rows[0][1][b"t"], deliveries=1), traces.expected)
+    assert str(checked.result) == f"the clock of the trace's pod is {skew} that of Redis"
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert count(metrics, "samples_refused_total", reason="wrong_clock") == 1
+    assert replay.num_samples(Pool.WINDOW) == 1
+    assert not await redis.exists(f"{KEY}:dead")
+
+
+async def test_shards_fill_one_replay_and_a_trace_in_two_of_them_is_admitted_once(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    keys = streams.keys("default", "default", 3)
+    for shard, key in enumerate(keys):
+        producer = streams.Producer(redis, key, max_bytes=1 << 24)
+        for seed in (0, *range(10 * shard + 1, 10 * shard + 6)):
+            await producer.append(traces.data(seed))
+    async with AsyncExitStack() as stack:
+        for shard in range(3):
+            await stack.enter_async_context(running(redis, replay, traces, metrics, shard=shard))
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 16)
+        await until(lambda: count(metrics, "samples_refused_total", reason="duplicate") == 2)
+        assert [count(metrics, "stream_up", shard=str(shard)) for shard in range(3)] == [1, 1, 1]
+    assert [await redis.xlen(key) for key in keys] == [0, 0, 0]
+
+
 async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:
@@ -194,10 +233,10 @@ async def test_with_a_full_disk_traces_wait_in_the_stream(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:
     async with running(redis, replay, traces, metrics):
-        await until(lambda: count(metrics, "stream_up") == 1)
+        await until(lambda: count(metrics, "stream_up", shard="0") == 1)
         with file_size_limit(100_000):
             await send(redis, *(traces.data(seed, num_output=200) for seed in range(20)))
-            await until(lambda: count(metrics, "stream_up") == 0)
+            await until(lambda: count(metrics, "stream_up", shard="0") == 0)
             stored = replay.num_samples(Pool.WINDOW)
             assert stored + await redis.xlen(KEY) == 20
             assert stored < 20

@@ -16,6 +16,7 @@ from tests.support.disk import file_size_limit
 from tests.support.likeliest import show_likeliest
 from tests.support.ports import free_port
 from tests.support.processes import Process
+from tests.support.registry import PodStream
 from tests.support.rpc import listening, service
 from tests.support.tiny_target import make_draft
 from tests.support.traces import TraceMaker
@@ -27,6 +28,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.sizing import usual
 from updraft_chassis import rpc
 from updraft_chassis.access import Access
 from updraft_chassis.credentials import Credentials
@@ -34,6 +36,8 @@ from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data.capacity import Capacity
+from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
@@ -45,6 +49,7 @@ from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
+from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
 
@@ -126,12 +131,15 @@ class Bench:
             if candidate := await trainer.evaluate():
                 await trainer.publish(candidate)
 
-    async def trainer_message(self) -> str:
-        """As the registry has it."""
+    async def state(self) -> pb.SpeculatorState:
+        """As the registry has it, after a report."""
         await self.components.registry.report()
         with rpc.errors():
             answer = await self.stub.List(pb.ListRequest(speculator=self.identity.speculator), timeout=LONG_S)
-        return answer.speculators[0].trainer_message
+        return answer.speculators[0]
+
+    async def trainer_message(self) -> str:
+        return (await self.state()).trainer_message
 
     async def publish_closed_form(self, trainer: Trainer) -> Candidate:
         """The draft in closed form that is due, after it serves."""
@@ -201,18 +209,22 @@ async def bench(
         seed=0,
     )
     clock, metrics = ManualClock(), Metrics(CollectorRegistry())
+    limits = ReplayLimits.of(50 * 1024**2)
     async with AsyncExitStack() as stack:
         replay = stack.enter_context(
             Replay.open(
                 folder / "replay.sqlite",
-                limits=ReplayLimits.of(50 * 1024**2),
+                limits=limits,
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
             )
         )
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        registry_view = RegistryView(stub, speculator, folder / "drafts", metrics)
+        sizes = usual()
+        capacity = Capacity.of(50 * 1024**2, sizes, volume_bytes=sizes.trainer_volume.amount)
+        record = LearningRecord(replay, capacity, min_samples=8, version_bytes=sizes.version.amount)
+        registry_view = RegistryView(stub, speculator, folder / "drafts", metrics, learning=record.read)
         components = Components(
             replay=replay,
             registry=registry_view,
@@ -221,6 +233,8 @@ async def bench(
                 stub, identity=identity, config_digest="sha256:c", folder=folder / "candidate", clock=clock
             ),
             states=States(folder / "states"),
+            record=record,
+            demand=DemandMeter(replay, limits, num_held_out=32, max_uses=OPTIONS.max_uses),
             metrics=metrics,
             clock=clock,
         )
@@ -419,7 +433,10 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     trainer = whole.trainer(await whole.initial())
     assert await whole.trainer_message() == "no draft has been judged since the trainer started"
     await whole.train(trainer)
-    assert "waits for 8 held-out requests of today's traffic, has 5" in await whole.trainer_message()
+    state = await whole.state()
+    assert "waits for 8 held-out requests of today's traffic, has 5" in state.trainer_message
+    assert (state.learning.samples, state.learning.held_out) == (8, 5)
+    assert state.learning.too_small == ""
     whole.admit(8, 32, domain="old")
     while trainer.train():
         pass
@@ -436,6 +453,28 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     assert message.startswith("a draft in closed form is ")
     assert " % better than version 1 for today's traffic (" in message
     assert ", but surely worse for 'old' (" in message
+
+
+async def test_pods_are_granted_what_the_trainer_can_use_and_less_of_it_the_more_is_stored(
+    whole: Bench, shared_registry: int
+) -> None:
+    async def granted() -> float:
+        await trainer.state_demand()
+        whole.clock.advance(10.0)
+        await whole.components.registry.report()
+        return (await pod.receive()).capture.payload_tokens_per_second
+
+    trainer = await whole.started()
+    async with rpc.channel(f"127.0.0.1:{shared_registry}") as channel:
+        pod = PodStream(channel)
+        pod.identity.speculator = whole.identity.speculator
+        await pod.report()
+        await pod.receive()
+        few = await granted()
+        assert few == pytest.approx(whole.metrics.demand._value.get(), rel=0.05)
+        whole.admit(1012, 1032, evaluation=True)
+        assert 0.0 < await granted() < few
+        await pod.end()
 
 
 async def test_the_next_engine_shows_the_likeliest_tokens_and_its_traffic_is_learnt_too(whole: Bench) -> None:

@@ -18,13 +18,14 @@ from tests.support.ports import free_port
 from tests.support.processes import Process, scrape
 from tests.support.tiny_target import make_tiny_target
 from tests.support.traces import TraceMaker
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
-from updraft_chassis import streams
+from updraft.registry.v1 import registry_pb2, registry_pb2_grpc
+from updraft_chassis import rpc, streams
 
 pytestmark = pytest.mark.lasts(80)
 
-KEY = "updraft:default:default:samples:v1"
+KEY = "updraft:{default:default:0}:samples:v1"
 
 
 class Trainer(Process):
@@ -241,3 +242,30 @@ def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target:
         trainer.wait_for_log("Cannot read or store traces")
         trainer.wait_for_log("The registry is unavailable")
         assert trainer.terminate() == 0
+
+
+async def test_a_replay_that_is_too_small_to_judge_a_draft_is_named_until_it_is_as_large_as_it_says(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    async def learning() -> registry_pb2.Learning:
+        async with rpc.channel(f"127.0.0.1:{registry_port}") as channel:
+            answer = await registry_pb2_grpc.RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=LONG_S)
+        return next((one.learning for one in answer.speculators), registry_pb2.Learning())
+
+    async def is_enough() -> bool:
+        done = await learning()
+        return bool(done.samples and not done.too_small)
+
+    async def is_named() -> bool:
+        return bool((await learning()).too_small)
+
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    for seed in range(24):
+        await producer.append(traces.data(seed, evaluation=seed % 4 == 0, num_output=100))
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port, REPLAY_MAX_BYTES=str(1024**2)):
+        await until(is_named, what="a report that replay is too small")
+        sentence = (await learning()).too_small
+    found = re.search(r"raise UPDRAFT_TRAINER_REPLAY_MAX_BYTES to at least (\d+)$", sentence)
+    assert found, sentence
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port, REPLAY_MAX_BYTES=found.group(1)):
+        await until(is_enough, what="a report without that")

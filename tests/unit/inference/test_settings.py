@@ -13,7 +13,7 @@ def test_a_model_is_all_that_is_needed() -> None:
     loaded = load(model="/models/Small-1B")
 
     assert loaded.model_name == "Small-1B"
-    assert loaded.stream_key == "updraft:default:default:samples:v1"
+    assert loaded.stream_keys == ["updraft:{default:default:0}:samples:v1"]
     assert loaded.pod_name
     assert not loaded.redis_url.get_secret_value()
 

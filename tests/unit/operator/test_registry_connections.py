@@ -11,8 +11,14 @@ from updraft_registry.rollout import canary
 
 def _state(**more: Any) -> pb.SpeculatorState:
     running = pb.Rollout(candidate=4, baseline=3, step=0, steps=2, started_unix_ms=1)
-    fields = {"stable": 3, "candidate": 4, "latest": 4, "message": "10 requests", "rollout": running}
+    learning = pb.Learning(samples=1, steps=1)
+    roles = {"stable": 3, "candidate": 4, "latest": 4}
+    fields = {**roles, "message": "10 requests", "rollout": running, "learning": learning}
     return pb.SpeculatorState(**{**fields, **more})
+
+
+def _learning(**more: Any) -> pb.SpeculatorState:
+    return _state(learning=pb.Learning(**{"samples": 1, "steps": 1, **more}))
 
 
 def _with_rollout(**more: Any) -> pb.SpeculatorState:
@@ -26,6 +32,7 @@ def _with_rollout(**more: Any) -> pb.SpeculatorState:
     [
         pytest.param(_state(message="11 requests"), id="its sentence"),
         pytest.param(_state(trainer_message="not sure yet"), id="the trainer's sentence"),
+        pytest.param(_learning(samples=2, steps=9, estimates=4, held_out=1), id="how much was learned"),
         pytest.param(_state(speedup=pb.Speedup(ratio=1.2, low=1.1, high=1.3)), id="what speculation is worth"),
         pytest.param(_state(traffic=[pb.VersionTraffic(version=3, tokens=5)]), id="traffic"),
         pytest.param(_with_rollout(acceptance_length=pb.Estimate(candidate=2.0)), id="acceptance"),
@@ -43,6 +50,8 @@ def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
     "state",
     [
         pytest.param(_state(stable=4), id="stable"),
+        pytest.param(_learning(too_small="replay has room for 3 requests"), id="something is too small"),
+        pytest.param(_learning(samples=0), id="no samples"),
         pytest.param(_state(candidate=0), id="candidate"),
         pytest.param(_state(latest=5), id="latest"),
         pytest.param(_state(pinned=0), id="a pin to no draft"),

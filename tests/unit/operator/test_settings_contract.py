@@ -68,6 +68,7 @@ specs = st.fixed_dictionaries(
             optional={
                 "payloadPercent": st.integers(0, 100),
                 "evaluationPercent": st.integers(0, 100),
+                "shards": st.integers(1, 64),
                 "maxSize": st.sampled_from(["1", "1k", "256Mi", "1.5Gi", "2G", "9E"]),
             },
         ),
@@ -97,11 +98,12 @@ def test_every_name_that_kubernetes_takes_is_taken_by_the_processes(part: str, n
 
 
 def test_the_processes_agree_on_whose_they_are_and_where_the_traces_are() -> None:
-    owner = speculator(name="mine", namespace="team-a")
+    owner = speculator({"traces": {"shards": 3}}, name="mine", namespace="team-a")
     data = {each["metadata"]["name"]: each["data"] for each in built(owner) if each["kind"] == "ConfigMap"}
     inference = load(InferenceSettings, {**environment(speculator(), "serving"), **data["mine-serving"]})
     trainer = load(TrainerSettings, {**environment(speculator(), "trainer"), **data["mine-trainer"]})
-    assert inference.stream_key == trainer.stream_key
+    assert inference.stream_keys == trainer.stream_keys
+    assert len(trainer.stream_keys) == 3
     assert inference.speculator == trainer.speculator == "mine"
     assert inference.registry_address == trainer.registry_address == "mine-registry:50051"
 

@@ -257,3 +257,69 @@ def test_closing_the_fleet_ends_every_stream(fleet: Fleet) -> None:
     fleet.close()
     with pytest.raises(Unavailable, match="the registry is shutting down"):
         session.check()
+
+
+def offered(pod: str, tokens: int, **fields: Any) -> Report:
+    message = pod_report(pod, **fields)
+    message.capture.offered_tokens = tokens
+    return reports.read(message)
+
+
+async def test_a_demand_is_handed_to_the_pods_by_their_traffic_with_their_directives(fleet: Fleet) -> None:
+    sessions = {pod: Session() for pod in ("a", "b")}
+    for at_s in range(0, 100, 2):
+        fleet.report(sessions["a"], offered("a", 900 * at_s, nonce=NONCE), float(at_s))
+        fleet.report(sessions["b"], offered("b", 100 * at_s, nonce=NONCE), float(at_s))
+    fleet.send("default", dict.fromkeys(sessions, ORDER), fleet.pods("default"))
+    assert not (await told(sessions["a"])).HasField("capture"), "no trainer has said anything yet"
+
+    assert fleet.grant("default", 1000.0) == pytest.approx(1000.0)
+
+    directives = {pod: await told(session) for pod, session in sessions.items()}
+    grants = {pod: directive.capture.payload_tokens_per_second for pod, directive in directives.items()}
+    assert grants == pytest.approx({"a": 860.0, "b": 140.0}, rel=0.01)
+    assert {(d.serve_version, d.nonce) for d in directives.values()} == {(2, NONCE)}, "the same order as before"
+
+
+async def test_a_small_change_of_a_grant_is_not_sent(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(nonce=NONCE), 0.0)
+    fleet.send("default", {"pod-0": ORDER}, fleet.pods("default"))
+    fleet.grant("default", 1000.0)
+    assert (await told(session)).capture.payload_tokens_per_second == 1000.0
+    fleet.grant("default", 1040.0)
+    assert not session.is_due
+    fleet.grant("default", 1060.0)
+    assert (await told(session)).capture.payload_tokens_per_second == 1060.0
+
+
+async def test_what_pods_had_that_left_or_drain_goes_to_the_others_and_they_get_it_back(fleet: Fleet) -> None:
+    sessions = [Session() for _ in range(3)]
+    for n, session in enumerate(sessions):
+        fleet.report(session, report(f"pod-{n}"), 0.0)
+    fleet.grant("default", 900.0)
+    assert [session.granted for session in sessions] == pytest.approx([300.0] * 3)
+    fleet.disconnect(sessions[0])
+    fleet.report(sessions[1], report("pod-1", draining=True), 1.0)
+    assert fleet.grant("default", 900.0) == pytest.approx(900.0)
+    assert sessions[2].granted == pytest.approx(900.0)
+    sessions[0] = Session()
+    fleet.report(sessions[0], report("pod-0"), 2.0)
+    fleet.grant("default", 900.0)
+    assert (sessions[0].granted, sessions[2].granted) == pytest.approx((450.0, 450.0))
+
+
+def test_a_pod_that_restarts_keeps_its_share_although_it_counts_from_zero(fleet: Fleet) -> None:
+    sessions = [Session(), Session()]
+    for at_s in range(0, 100, 2):
+        fleet.report(sessions[0], offered("a", 1000 * at_s), float(at_s))
+        fleet.report(sessions[1], offered("b", 1000 * at_s), float(at_s))
+    sessions[0] = Session()
+    fleet.report(sessions[0], offered("a", 5, boot="2"), 100.0)
+    fleet.grant("default", 1000.0)
+    assert sessions[0].granted == pytest.approx(500.0, rel=0.05)
+
+
+def test_a_count_of_offered_tokens_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="tokens were offered for capture"):
+        offered("a", 2**60)

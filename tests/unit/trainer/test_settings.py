@@ -13,7 +13,7 @@ NEEDED = {
 
 def test_what_has_no_default_is_enough() -> None:
     settings = load(TrainerSettings, NEEDED)
-    assert settings.stream_key == "updraft:default:default:samples:v1"
+    assert settings.stream_keys == ["updraft:{default:default:0}:samples:v1"]
     assert settings.pod_name
 
 
@@ -35,7 +35,7 @@ def test_the_parts_get_what_was_set() -> None:
     assert settings.hyper.discard_weight == 0.1
     assert settings.thresholds.min_samples == 20
     assert settings.schedule.evaluate_seconds == 3.0
-    assert settings.stream_key.startswith("updraft:team-a:")
+    assert settings.stream_keys[0].startswith("updraft:{team-a:")
 
 
 def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,11 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
         _COUNT,
         "Versions whose weights are kept, in addition to those in use.",
     ),
+    "revision_history_megabytes": (
+        "--history-megabytes",
+        click.IntRange(0),
+        "Maximum size of all kept weights in MB; versions in use stay beyond it too. 0: no limit.",
+    ),
     "offline_gate.min_samples": (
         "--gate-min-samples",
         click.IntRange(2),

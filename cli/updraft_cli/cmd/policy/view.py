@@ -58,7 +58,8 @@ def _facts(policy: Policy, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]
         yield from _canary(policy)
     swapping = output.count(policy.max_pods_swapping, "pod") if policy.max_pods_swapping else "all pods"
     yield "swaps", f"{swapping} at the same time"
-    yield "keeps", f"{output.count(policy.revision_history_limit or 0, 'version')} in addition to those in use"
+    most = f", {policy.revision_history_megabytes:,} MB in total" if policy.revision_history_megabytes else ""
+    yield "keeps", f"{output.count(policy.revision_history_limit or 0, 'version')} in addition to those in use{most}"
     if (gate := policy.offline_gate) is not None:
         gain = f"a gain of {gate.min_gain_percent or 0:g} % at {100 * (gate.confidence or 0):g} % confidence"
         yield "offline gate", f"{gain}, over {output.count(gate.min_samples or 0, 'held-out request')}"

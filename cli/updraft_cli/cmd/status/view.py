@@ -139,12 +139,25 @@ def _facts(speculator: Speculator, now: datetime, *, is_wide: bool) -> Iterator[
 def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
     if speculator.capture_problem:
         yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
+    yield from _learned(speculator)
     resource, message = speculator.resource, speculator.trainer_message
     if resource is not None:
         published = f", published {ago(resource.last_published, now)}" if resource.last_published else ""
         yield "trainer", f"{resource.trainer_state.lower() or '-'}{published}{f': {message}' if message else ''}"
     elif message:
         yield "trainer", message
+
+
+def _learned(speculator: Speculator) -> Iterator[Fact]:
+    """What is too small to learn, or else what has been learned."""
+    adapting = speculator.resource.condition("Adapting") if speculator.resource is not None else None
+    if speculator.too_small:
+        yield "too small", Text(speculator.too_small, "yellow")
+    elif adapting is not None:
+        yield "learning", Text(adapting.message, "" if adapting.status == "True" else "yellow")
+    if (done := speculator.learning) is not None:
+        requests = f"{done.samples:,} requests to train on and {done.held_out:,} held-out ones"
+        yield "learning", f"{requests}, {done.steps:,} steps, {done.estimates:,} estimates since the trainer started"
 
 
 def _speed(speedup: Speedup) -> Text:
@@ -195,9 +208,15 @@ def _key(speculator: Speculator) -> object:
     """A registry counts traffic, and during a canary the seconds of its message, and trainers estimate often: none of this is
     worth a line."""
     if speculator.resource is not None:
-        return replace(speculator, trainer_message="")
+        return replace(speculator, trainer_message="", resource=_without_counts(speculator.resource))
     message = "" if speculator.candidate else speculator.message
     return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, message
+
+
+def _without_counts(resource: Resource) -> Resource:
+    """The message of Adapting counts steps."""
+    kept = (replace(one, message="") if one.type == "Adapting" else one for one in resource.conditions)
+    return replace(resource, conditions=tuple(kept))
 
 
 def _state(resource: Resource | None) -> Text:

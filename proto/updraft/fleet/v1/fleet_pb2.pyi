@@ -314,10 +314,16 @@ class CaptureCounters(_message.Message):
     PAYLOADS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    OFFERED_TOKENS_FIELD_NUMBER: _builtins.int
+    CAPTURED_TOKENS_FIELD_NUMBER: _builtins.int
     captured: _builtins.int
     payloads: _builtins.int
     problem: _builtins.str
     """Why nothing can be captured, in one sentence; empty if capture works."""
+    offered_tokens: _builtins.int
+    """Tokens of finished requests whose payload may be captured: their output, and the rows of their prompts."""
+    captured_tokens: _builtins.int
+    """Tokens of the payloads in the stream."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large"."""
@@ -329,10 +335,12 @@ class CaptureCounters(_message.Message):
         payloads: _builtins.int = ...,
         dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         problem: _builtins.str = ...,
+        offered_tokens: _builtins.int = ...,
+        captured_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "dropped", b"dropped", "payloads", b"payloads", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "captured_tokens", b"captured_tokens", "dropped", b"dropped", "offered_tokens", b"offered_tokens", "payloads", b"payloads", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,33 +446,21 @@ Global___Switchback: _TypeAlias = Switchback  # noqa: Y015
 
 @_typing.final
 class CapturePolicy(_message.Message):
-    """What is captured. Credits limit the payload to what the trainer can use."""
+    """What the trainer can use of this pod. The pod's own settings are an upper bound."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ENABLED_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FRACTION_FIELD_NUMBER: _builtins.int
-    EVALUATION_FRACTION_FIELD_NUMBER: _builtins.int
     PAYLOAD_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    COUNTERFACTUALS_FIELD_NUMBER: _builtins.int
-    enabled: _builtins.bool
-    payload_fraction: _builtins.float
-    evaluation_fraction: _builtins.float
     payload_tokens_per_second: _builtins.float
-    """Payload tokens per second that the trainer can use; 0 = no limit."""
-    counterfactuals: _builtins.bool
+    """Payload tokens per second that this pod is granted."""
     def __init__(
         self,
         *,
-        enabled: _builtins.bool = ...,
-        payload_fraction: _builtins.float = ...,
-        evaluation_fraction: _builtins.float = ...,
         payload_tokens_per_second: _builtins.float = ...,
-        counterfactuals: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counterfactuals", b"counterfactuals", "enabled", b"enabled", "evaluation_fraction", b"evaluation_fraction", "payload_fraction", b"payload_fraction", "payload_tokens_per_second", b"payload_tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload_tokens_per_second", b"payload_tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,7 +499,7 @@ class Directive(_message.Message):
     def switchback(self) -> Global___Switchback: ...
     @_builtins.property
     def capture(self) -> Global___CapturePolicy:
-        """Absent: the pod keeps its own settings."""
+        """Absent while no trainer has said what it can use: the pod goes on as before. Not part of the nonce."""
 
     def __init__(
         self,

@@ -559,6 +559,7 @@ class RolloutPolicy(_message.Message):
     MAX_PODS_SWAPPING_FIELD_NUMBER: _builtins.int
     REVISION_HISTORY_LIMIT_FIELD_NUMBER: _builtins.int
     OFFLINE_GATE_FIELD_NUMBER: _builtins.int
+    REVISION_HISTORY_MEGABYTES_FIELD_NUMBER: _builtins.int
     strategy: Global___Strategy.ValueType
     auto_rollback: _builtins.bool
     """Without it, a canary that failed stays where it is until a person decides."""
@@ -567,6 +568,8 @@ class RolloutPolicy(_message.Message):
     max_pods_swapping: _builtins.int
     """0 = all at once."""
     revision_history_limit: _builtins.int
+    revision_history_megabytes: _builtins.int
+    """Of all kept weights, in 10^6 bytes; versions in use are kept beyond it too. 0 = no limit."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStep]: ...
     @_builtins.property
@@ -584,19 +587,24 @@ class RolloutPolicy(_message.Message):
         max_pods_swapping: _builtins.int | None = ...,
         revision_history_limit: _builtins.int = ...,
         offline_gate: Global___OfflineGate | None = ...,
+        revision_history_megabytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "_revision_history_megabytes", b"_revision_history_megabytes", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "revision_history_megabytes", b"revision_history_megabytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback", "_max_pods_swapping", b"_max_pods_swapping", "_revision_history_megabytes", b"_revision_history_megabytes", "analysis", b"analysis", "auto_rollback", b"auto_rollback", "max_pods_swapping", b"max_pods_swapping", "offline_gate", b"offline_gate", "progress_deadline_seconds", b"progress_deadline_seconds", "revision_history_limit", b"revision_history_limit", "revision_history_megabytes", b"revision_history_megabytes", "steps", b"steps", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_rollback: _TypeAlias = _typing.Literal["auto_rollback"]  # noqa: Y015
     _WhichOneofArgType__auto_rollback: _TypeAlias = _typing.Literal["_auto_rollback", b"_auto_rollback"]  # noqa: Y015
     _WhichOneofReturnType__max_pods_swapping: _TypeAlias = _typing.Literal["max_pods_swapping"]  # noqa: Y015
     _WhichOneofArgType__max_pods_swapping: _TypeAlias = _typing.Literal["_max_pods_swapping", b"_max_pods_swapping"]  # noqa: Y015
+    _WhichOneofReturnType__revision_history_megabytes: _TypeAlias = _typing.Literal["revision_history_megabytes"]  # noqa: Y015
+    _WhichOneofArgType__revision_history_megabytes: _TypeAlias = _typing.Literal["_revision_history_megabytes", b"_revision_history_megabytes"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_rollback) -> _WhichOneofReturnType__auto_rollback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_pods_swapping) -> _WhichOneofReturnType__max_pods_swapping | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision_history_megabytes) -> _WhichOneofReturnType__revision_history_megabytes | None: ...
 
 Global___RolloutPolicy: _TypeAlias = RolloutPolicy  # noqa: Y015
 
@@ -804,6 +812,47 @@ class Speedup(_message.Message):
 Global___Speedup: _TypeAlias = Speedup  # noqa: Y015
 
 @_typing.final
+class Learning(_message.Message):
+    """What a trainer has done, and what is too small for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ESTIMATES_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
+    VERSION_BYTES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """Stored requests to train on, and held-out ones."""
+    held_out: _builtins.int
+    steps: _builtins.int
+    """Optimizer steps of the draft in training."""
+    estimates: _builtins.int
+    """Candidates that were judged by held-out requests since the trainer started."""
+    too_small: _builtins.str
+    """One sentence: what is too small for any draft to be published, and which setting to raise; empty if nothing is."""
+    version_bytes: _builtins.int
+    """Size of a version's weights file."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        estimates: _builtins.int = ...,
+        too_small: _builtins.str = ...,
+        version_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "held_out", b"held_out", "samples", b"samples", "steps", b"steps", "too_small", b"too_small", "version_bytes", b"version_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Learning: _TypeAlias = Learning  # noqa: Y015
+
+@_typing.final
 class SpeculatorState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -827,6 +876,7 @@ class SpeculatorState(_message.Message):
     CAPTURE_PROBLEM_FIELD_NUMBER: _builtins.int
     TRAINER_MESSAGE_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -862,6 +912,10 @@ class SpeculatorState(_message.Message):
     def speedup(self) -> Global___Speedup:
         """Mean over the connected pods that measure it; absent if none does."""
 
+    @_builtins.property
+    def learning(self) -> Global___Learning:
+        """Absent while no trainer reports."""
+
     def __init__(
         self,
         *,
@@ -885,10 +939,11 @@ class SpeculatorState(_message.Message):
         capture_problem: _builtins.str = ...,
         trainer_message: _builtins.str = ...,
         speedup: Global___Speedup | None = ...,
+        learning: Global___Learning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "learning", b"learning", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
@@ -1639,20 +1694,30 @@ class ReportTrainingRequest(_message.Message):
 
     SPECULATOR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    DEMAND_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     message: _builtins.str
     """One sentence: what was published last, or why nothing is."""
+    demand_tokens_per_second: _builtins.float
+    """Captured tokens per second that the trainer can use. Absent: as many as there are."""
+    @_builtins.property
+    def learning(self) -> Global___Learning: ...
     def __init__(
         self,
         *,
         speculator: _builtins.str = ...,
         message: _builtins.str = ...,
+        demand_tokens_per_second: _builtins.float | None = ...,
+        learning: Global___Learning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "demand_tokens_per_second", b"demand_tokens_per_second", "learning", b"learning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "speculator", b"speculator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "demand_tokens_per_second", b"demand_tokens_per_second", "learning", b"learning", "message", b"message", "speculator", b"speculator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__demand_tokens_per_second: _TypeAlias = _typing.Literal["demand_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__demand_tokens_per_second: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__demand_tokens_per_second) -> _WhichOneofReturnType__demand_tokens_per_second | None: ...
 
 Global___ReportTrainingRequest: _TypeAlias = ReportTrainingRequest  # noqa: Y015
 

@@ -237,7 +237,7 @@ class Header(_message.Message):
     evaluation: _builtins.bool
     """Held out: the trainer evaluates on it and never trains on it."""
     payload_probability: _builtins.float
-    """Probability with which a payload was taken, for importance weights."""
+    """Probability with which the payload was to be taken, decided before the request ran, for importance weights."""
     domain: _builtins.str
     """Coarse class of the traffic, when the caller names one."""
     @_builtins.property

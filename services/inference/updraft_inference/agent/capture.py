@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,7 +18,9 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
-from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.counters import usage
+from updraft_inference.agent.credits import Credits
+from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
 from updraft_inference.agent.trace import Encode, Ended, Origin, trace
 from updraft_inference.engine import FinishedRequest
 from updraft_inference.metrics import Metrics
@@ -36,9 +38,9 @@ class Drop(StrEnum):
 
 
 class Stream(Protocol):
-    """Where entries go: updraft_chassis.streams.Producer."""
+    """Where entries go: updraft_chassis.streams.ShardedProducer."""
 
-    async def append(self, entry: bytes) -> int:
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
         """Add an entry. Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now."""
         ...
 
@@ -59,7 +61,8 @@ class Capture:
     def __init__(
         self, rates: CaptureRates, sink: Sink, *, max_entries: int, max_bytes: int, metrics: Metrics, clock: Clock
     ) -> None:
-        self._own_rates = self._rates = rates
+        self._rates = rates
+        self._credits = Credits()
         self._sink = sink
         self._max_bytes = max_bytes
         self._metrics = metrics
@@ -70,22 +73,36 @@ class Capture:
         self._is_away = False
         self._captured = 0
         self._payloads = 0
+        self._offered_tokens = 0
+        self._captured_tokens = 0
         self._dropped: Counter[str] = Counter()
 
     @property
     def counters(self) -> fleet_pb2.CaptureCounters:
         """Since the process started."""
-        return fleet_pb2.CaptureCounters(captured=self._captured, payloads=self._payloads, dropped=dict(self._dropped))
+        return fleet_pb2.CaptureCounters(
+            captured=self._captured,
+            payloads=self._payloads,
+            dropped=dict(self._dropped),
+            offered_tokens=self._offered_tokens,
+            captured_tokens=self._captured_tokens,
+        )
 
-    def follow(self, policy: fleet_pb2.CapturePolicy | None) -> None:
-        """Apply the registry's policy; None: the settings of this pod."""
-        self._rates = self._own_rates if policy is None else self._own_rates.under(policy)
+    def follow(self, policy: fleet_pb2.CapturePolicy) -> None:
+        """Apply the registry's policy. It holds until the next one, also while the registry is away."""
+        granted = policy.payload_tokens_per_second
+        self._credits.grant(granted, self._clock.monotonic())
+        self._metrics.granted.set(granted)
 
-    def plan(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan:
-        return selection.plan(self._rates, trace_id, is_opted_out=is_opted_out, domain=domain)
+    def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
+        """Plan a request that starts now."""
+        chance = self._credits.chance(terms.domain, self._clock.monotonic())
+        plan = selection.plan(self._rates, trace_id, terms, chance)
+        return replace(plan, reserved_tokens=self._credits.reserve()) if plan.params.payload else plan
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Queue a finished request if its plan says so. Returns immediately."""
+        self._account(finished, plan)
         if not finished.output_ids:
             return
         if plan.is_opted_out:
@@ -115,6 +132,17 @@ class Capture:
             self._queue.get_nowait()
             self._drop(Drop.REDIS_UNAVAILABLE)
 
+    def _account(self, finished: FinishedRequest, plan: CapturePlan) -> None:
+        """Charge what was captured, and learn what this kind of request is like."""
+        if plan.params.payload:
+            self._credits.settle(plan.reserved_tokens, finished.num_rows)
+        if not plan.may_have_payload or not finished.output_ids:
+            return
+        num_prompt = min(len(finished.request.prompt_ids), self._rates.prompt_rows)
+        offered, used = num_prompt + len(finished.output_ids), usage(finished)
+        self._offered_tokens += offered
+        self._credits.observe(plan.domain, offered=offered, proposed=used.proposed, accepted=used.accepted)
+
     def _put(self, ended: Ended) -> None:
         if self._queue.full() or self._num_bytes + ended.num_bytes > self._max_bytes:
             self._drop(Drop.REDIS_UNAVAILABLE if self._is_away else Drop.QUEUE_FULL)
@@ -126,7 +154,7 @@ class Capture:
         entry = await asyncio.to_thread(self._entry, ended)
         for delay_s in self._backoff:
             try:
-                await self._sink.stream.append(entry)
+                await self._sink.stream.append(ended.plan.trace_id, entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
                 if ended.lighter is not None:
@@ -149,6 +177,8 @@ class Capture:
         self._backoff.reset()
         self._captured += 1
         self._payloads += ended.has_payload
+        self._captured_tokens += ended.finished.num_rows
+        self._metrics.captured_tokens.inc(ended.finished.num_rows)
         self._metrics.captured.labels(kind="payload" if ended.has_payload else "light").inc()
 
     def _note_away(self, error: UpdraftError) -> None:

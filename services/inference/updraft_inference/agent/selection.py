@@ -1,69 +1,104 @@
-"""Selects which requests are captured, and how much of each, before a request starts and only by its trace id. Pure.
+"""Selects which requests are captured, and how much of each, before a request starts. Pure.
 
-The evaluation slice is a uniform sample by hash, independent of the traffic and of how well the draft does, so it
-estimates what users get. It always includes hidden states, and the trainer never trains on it.
+The choice depends on the trace id, on what the sender permits, and on a probability. The evaluation slice is a uniform sample
+by hash, independent of the traffic and of how well the draft does, so it estimates what users get. The trainer never trains on
+it.
 """
 
 import hashlib
 from dataclasses import dataclass, field, replace
 
-from updraft.fleet.v1 import fleet_pb2
+from updraft_inference.agent.credits import CERTAIN, Chance
 from updraft_inference.engine import CaptureParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureRates:
-    """How much is captured. Fractions are of requests."""
+class Permissions:
+    """What may be done with a trace: the fields of `trace_pb2.Policy`. `region` is where it may be stored; "": anywhere."""
 
-    is_enabled: bool = True
+    train: bool = True
+    retain: bool = True
+    region: str = ""
+
+    @property
+    def permits_learning(self) -> bool:
+        """The trainer stores whatever it trains on, so it needs both."""
+        return self.train and self.retain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureTerms:
+    """What the capture of one request depends on: what its sender permits, and what it asks of the model."""
+
+    is_opted_out: bool = False
+    may_train: bool = True
+    may_retain: bool = True
+    is_constrained: bool = False
+    """A grammar masks tokens, so the text does not follow the target's own distribution."""
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureRates:
+    """How much is captured, at most. Fractions are of requests."""
+
     payload_fraction: float = 1.0
     evaluation_fraction: float = 0.1
     prompt_rows: int = 64
     counterfactual_rows: int = 0
-
-    def under(self, policy: fleet_pb2.CapturePolicy) -> "CaptureRates":
-        """These rates with the registry's policy applied; the number of rows stays the pod's own setting."""
-        return replace(
-            self,
-            is_enabled=policy.enabled,
-            payload_fraction=policy.payload_fraction,
-            evaluation_fraction=policy.evaluation_fraction,
-            counterfactual_rows=self.counterfactual_rows if policy.counterfactuals else 0,
-        )
+    permissions: Permissions = Permissions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
     """What to capture of one request, and `params` for the engine. `payload_probability` is the probability with which its
-    payload was selected."""
+    payload was selected, `reserved_tokens` what its pod's credits were charged for it so far."""
 
     trace_id: bytes
     is_captured: bool = False
     is_opted_out: bool = False
     is_evaluation: bool = False
+    is_constrained: bool = False
     payload_probability: float = 0.0
+    reserved_tokens: float = 0.0
     params: CaptureParams = field(default_factory=CaptureParams)
+    permissions: Permissions = Permissions()
     domain: str = ""
 
+    @property
+    def may_have_payload(self) -> bool:
+        return self.is_captured and self.permissions.permits_learning and not self.is_constrained
 
-def plan(rates: CaptureRates, trace_id: bytes, *, is_opted_out: bool = False, domain: str = "") -> CapturePlan:
-    if is_opted_out or not rates.is_enabled:
-        return CapturePlan(trace_id=trace_id, is_opted_out=is_opted_out)
+
+def plan(
+    rates: CaptureRates, trace_id: bytes, terms: CaptureTerms = CaptureTerms(), chance: Chance = CERTAIN
+) -> CapturePlan:
+    """The plan of a request. One that the trainer would refuse has no payload, because nobody could use it."""
+    if terms.is_opted_out:
+        return CapturePlan(trace_id=trace_id, is_opted_out=True)
+    permissions = Permissions(
+        train=rates.permissions.train and terms.may_train,
+        retain=rates.permissions.retain and terms.may_retain,
+        region=rates.permissions.region,
+    )
     is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction
-    probability = 1.0 if is_evaluation else rates.payload_fraction
+    light = CapturePlan(
+        trace_id=trace_id,
+        is_captured=True,
+        is_evaluation=is_evaluation,
+        is_constrained=terms.is_constrained,
+        permissions=permissions,
+        domain=terms.domain,
+    )
+    if not light.may_have_payload:
+        return light
+    probability = min(1.0, chance.held_out) if is_evaluation else min(rates.payload_fraction, chance.payload)
     params = CaptureParams()
     if _uniform(b"payload", trace_id) < probability:
         # Counterfactual rows are for training only, so held-out requests have none.
         counterfactual_rows = 0 if is_evaluation else rates.counterfactual_rows
         params = CaptureParams(payload=True, prompt_rows=rates.prompt_rows, counterfactual_rows=counterfactual_rows)
-    return CapturePlan(
-        trace_id=trace_id,
-        is_captured=True,
-        is_evaluation=is_evaluation,
-        payload_probability=probability,
-        params=params,
-        domain=domain,
-    )
+    return replace(light, payload_probability=probability, params=params)
 
 
 def _uniform(purpose: bytes, trace_id: bytes) -> float:

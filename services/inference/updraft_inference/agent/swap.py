@@ -98,7 +98,7 @@ class Swapper:
 
     def accept(self, directive: fleet_pb2.Directive) -> None:
         """Follow this directive from now on. One that is already being followed is not restarted."""
-        if self._directive is not None and _without_spread(directive) == _without_spread(self._directive):
+        if self._directive is not None and _to_serve(directive) == _to_serve(self._directive):
             return
         self._directive = directive
         self._heard.set()
@@ -331,9 +331,10 @@ class Swapper:
         self._on_change()
 
 
-def _without_spread(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
-    """The directive without its download delay, which depends on the current size of the fleet."""
+def _to_serve(directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
+    """The directive without what changes with the fleet and says nothing about drafts: download delay and credits."""
     copy = fleet_pb2.Directive()
     copy.CopyFrom(directive)
     copy.ClearField("prefetch_spread_ms")
+    copy.ClearField("capture")
     return copy

@@ -72,7 +72,7 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
             trace_id=plan.trace_id,
             request_id=request.request_id,
             last_chunk=True,
-            policy=trace_pb2.Policy(train=True, retain=True),
+            policy=trace_pb2.Policy(**asdict(plan.permissions)),
             **asdict(origin),
             sampling=_sampling(finished),
             finish_reason=trace_pb2.FinishReason.Value(f"FINISH_REASON_{finished.reason.name}"),
@@ -95,7 +95,11 @@ def trace(ended: Ended, origin: Origin, encode: Encode) -> trace_pb2.Trace:
 def _sampling(finished: FinishedRequest) -> trace_pb2.Sampling:
     sampling = finished.request.sampling
     return trace_pb2.Sampling(
-        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        constrained=finished.request.json_schema is not None,
     )
 
 

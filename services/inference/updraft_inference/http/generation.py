@@ -7,12 +7,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_inference.agent.completions import CompletionListeners
-from updraft_inference.agent.selection import CapturePlan
+from updraft_inference.agent.selection import CapturePlan, CaptureTerms
 from updraft_inference.engine import (
     Drafter,
     Engine,
@@ -38,7 +38,7 @@ _SHOWN_CHARS = 200
 class CapturePlanner(Protocol):
     """Decides about the capture of a request before it starts. An opted-out request leaves no trace."""
 
-    def __call__(self, trace_id: bytes, *, is_opted_out: bool, domain: str) -> CapturePlan: ...
+    def __call__(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class TextChunk:
 
 
 async def prepare_choices(
-    served: ServedModel, endpoint: Endpoint[B], body: B, *, client: str, is_opted_out: bool
+    served: ServedModel, endpoint: Endpoint[B], body: B, *, client: str, terms: CaptureTerms
 ) -> list[Choice]:
     """Check a body against the model and return its choices. Raises ApiError if it cannot be served."""
     if body.model != served.model:
@@ -86,9 +86,11 @@ async def prepare_choices(
     if body.num_top_logprobs is not None:
         await asyncio.to_thread(_read_token_bytes, served)
 
+    terms = replace(terms, domain=body.updraft.domain, is_constrained=body.response_format is not None)
+
     def choice(index: int) -> Choice:
         trace_id = uuid.uuid4()
-        plan = served.plan(trace_id.bytes, is_opted_out=is_opted_out, domain=body.updraft.domain)
+        plan = served.plan(trace_id.bytes, terms)
         request = GenerationRequest(
             request_id=f"{endpoint.id_prefix}-{trace_id.hex}",
             prompt_ids=prompt_ids,

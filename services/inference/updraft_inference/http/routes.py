@@ -19,11 +19,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
+from updraft_inference.agent.selection import CaptureTerms
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 from updraft_inference.engine import TokenLogprob
 from updraft_inference.http.body import BodyLimits, read_body
 from updraft_inference.http.endpoints import CHAT, COMPLETIONS, B, Endpoint, usage
-from updraft_inference.http.errors import ApiError, api_error
+from updraft_inference.http.errors import ApiError, api_error, invalid
 from updraft_inference.http.generation import Choice, ServedModel, TextChunk, generate, prepare_choices
 from updraft_inference.http.keys import Keys
 from updraft_inference.http.readiness import Readiness, ServingPhase
@@ -33,8 +34,10 @@ from updraft_inference.http.streaming import merge_streams
 from updraft_inference.metrics import Metrics
 from updraft_inference.text.logprobs import Json, Transcript
 
-OPT_OUT_HEADER = "x-updraft-capture"
-"""`off`: the request is not captured."""
+CAPTURE_HEADER = "x-updraft-capture"
+
+_CAPTURE_VALUES = frozenset({"", "on", "off", "no-train", "no-retain"})
+"""Values of the header, separated by commas. off: nothing about the request leaves the pod."""
 
 
 def app(
@@ -109,8 +112,8 @@ class _Handler(Generic[B]):
         return refusal
 
     async def _answer(self, served: ServedModel, request: Request, body: B, client: str, send: Send) -> None:
-        is_opted_out = request.headers.get(OPT_OUT_HEADER, "").strip().lower() == "off"
-        choices = await prepare_choices(served, self._endpoint, body, client=client, is_opted_out=is_opted_out)
+        terms = _capture_terms(request.headers.get(CAPTURE_HEADER, ""))
+        choices = await prepare_choices(served, self._endpoint, body, client=client, terms=terms)
         writer = _Writer(self._endpoint, served, choices, int(time.time()))
         if body.stream:
             await _stream(writer, send, has_usage=body.has_usage_chunk)
@@ -223,6 +226,16 @@ async def _send(send: Send, *events: str) -> None:
 
 def _event(content: Json) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _capture_terms(header: str) -> CaptureTerms:
+    """Raises ApiError for an unknown value: a misspelt wish must not be ignored."""
+    values = {value.strip().lower() for value in header.split(",")}
+    if unknown := sorted(values - _CAPTURE_VALUES):
+        raise invalid(f"X-Updraft-Capture: expected off, no-train or no-retain, got {unknown[0][:40]!r}")
+    return CaptureTerms(
+        is_opted_out="off" in values, may_train="no-train" not in values, may_retain="no-retain" not in values
+    )
 
 
 async def _hung_up(receive: Receive) -> None:

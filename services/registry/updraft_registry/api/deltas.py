@@ -47,6 +47,10 @@ class Deltas:
         """Open a delta; None if there is no useful one. The caller closes it."""
         return self._cache.open(_name(base, result))
 
+    def clear(self) -> None:
+        """Delete all deltas, to make room on the disk. They are computed again when they are needed."""
+        self._cache.delete(lambda _: True)
+
     def close(self) -> None:
         """Wait for the delta in progress."""
         self._thread.shutdown(cancel_futures=True)

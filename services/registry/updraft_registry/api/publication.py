@@ -1,7 +1,7 @@
 """One upload: first the manifest, then chunks into a temporary file, then checks, then the version.
 
-One chunk is in memory, and free disk space is checked before the first. Every wait for the sender has a timeout, so that a
-silent sender does not keep its file.
+One chunk is in memory. Room on the disk is checked before the first one; if there is none, weights that nobody needs are
+deleted for it. Every wait for the sender has a timeout, so that a silent sender does not keep its file.
 """
 
 import asyncio
@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_chassis.rpc import unavailable_after
+from updraft_registry.api.deltas import Deltas
 from updraft_registry.control import Control
 from updraft_registry.storage.archive import Archive
 from updraft_registry.storage.stores.port import Upload
@@ -46,8 +47,13 @@ async def publish(
     archive: Archive,
     control: Control,
     timeouts: UploadTimeouts = UPLOAD_TIMEOUTS,
+    *,
+    deltas: Deltas | None = None,
 ) -> Published:
-    """Receive, check and publish; return once the version was decided on. A failure leaves nothing behind."""
+    """Receive, check and publish; return once the version was decided on. A failure leaves nothing behind.
+
+    `deltas` are deleted on a full disk, before any weights.
+    """
     first = await _next(parts, timeouts)
     if first is None or first.WhichOneof("part") != "manifest":
         raise InvalidInput("the first message of an upload must be its manifest")
@@ -55,7 +61,12 @@ async def publish(
     existing = await control.call(archive.admit, manifest)
     if existing is not None:
         return Published(speculator=manifest.speculator, number=existing, existed=True, num_bytes=0)
-    upload = await asyncio.to_thread(archive.begin, manifest)
+    try:
+        upload = await asyncio.to_thread(archive.begin, manifest)
+    except Exhausted:
+        if deltas is not None:
+            await asyncio.to_thread(deltas.clear)
+        upload = await control.begin_evicting(manifest)
     try:
         await _receive(parts, upload, timeouts, timeouts.total_s(manifest.size_bytes))
         await asyncio.to_thread(archive.verify, upload, manifest)

@@ -2,6 +2,7 @@
 # ruff: noqa: N802 - gRPC names the methods
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.rpc import Context
+from updraft_registry.api.deltas import Deltas
 from updraft_registry.api.fetching import Fetching
 from updraft_registry.api.publication import publish
 from updraft_registry.control import Control
@@ -35,15 +37,18 @@ _MAX_DIGITS = 10
 class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     """See registry.proto for the contract of each call."""
 
-    def __init__(self, archive: Archive, control: Control, fetching: Fetching, metrics: Metrics) -> None:
+    def __init__(
+        self, archive: Archive, control: Control, fetching: Fetching, deltas: Deltas, metrics: Metrics
+    ) -> None:
         self._archive = archive
         self._control = control
         self._fetching = fetching
+        self._deltas = deltas
         self._metrics = metrics
 
     async def Publish(self, request_iterator: AsyncIterator[pb.PublishRequest], context: Context) -> pb.PublishResponse:
         with self._refusals():
-            published = await publish(request_iterator, self._archive, self._control)
+            published = await publish(request_iterator, self._archive, self._control, deltas=self._deltas)
         result = "existed" if published.existed else "new"
         self._metrics.published.labels(published.speculator, result).inc()
         self._metrics.published_bytes.inc(published.num_bytes)
@@ -119,7 +124,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
-        self._control.report_training(check_name(request.speculator), _line(request.message, "message"))
+        name, message = check_name(request.speculator), _line(request.message, "message")
+        _line(request.learning.too_small, "sentence about what is too small")
+        demand = request.demand_tokens_per_second if request.HasField("demand_tokens_per_second") else None
+        if demand is not None and not 0.0 <= demand < math.inf:
+            raise InvalidInput(f"a demand of {demand} tokens per second")
+        self._control.report_training(name, message, request.learning, demand)
         return pb.ReportTrainingResponse()
 
     async def _version(self, name: str, number: int) -> pb.Version:

@@ -70,6 +70,8 @@ class Report:
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
     speedup: registry_pb2.Speedup | None = None
+    offered_tokens: int = 0
+    """Tokens that the pod might have captured; monotonic per boot."""
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -93,6 +95,8 @@ def read(report: fleet_pb2.PodReport) -> Report:
     if max(len(report.versions), len(report.prefetched_versions)) > _MAX_VERSIONS:
         raise InvalidInput(f"a report on more than {_MAX_VERSIONS} versions")
     is_refusal, is_pending = status.outcome == fleet_pb2.OUTCOME_NACK, status.outcome == fleet_pb2.OUTCOME_PENDING
+    if report.capture.offered_tokens > _MAX_COUNT:
+        raise InvalidInput(f"{report.capture.offered_tokens} tokens were offered for capture; at most {_MAX_COUNT}")
     return Report(
         speculator=identity.speculator,
         pod=Pod(
@@ -114,6 +118,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         sent_ms=report.sent_unix_ms,
         capture_problem=_line(report.capture.problem),
         speedup=_speedup(report.speedup) if report.HasField("speedup") else None,
+        offered_tokens=report.capture.offered_tokens,
     )
 
 

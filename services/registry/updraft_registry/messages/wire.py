@@ -35,6 +35,7 @@ def pending(manifest: registry_pb2.Manifest, number: int, now_ms: int) -> Versio
         reason=f"published ({source}{parent})",
         published_ms=now_ms,
         since_ms=now_ms,
+        size_bytes=manifest.size_bytes,
         evaluation=manifest.evaluation if manifest.HasField("evaluation") else None,
     )
 

@@ -47,6 +47,8 @@ class Version:
     reason: str
     published_ms: int
     since_ms: int
+    size_bytes: int = 0
+    """Of its weights."""
     evaluation: registry_pb2.Evaluation | None = None
     proven_ms: int = 0
     """When it last won, always later than all earlier wins; 0: never. A pin does not count as a win."""

@@ -8,6 +8,7 @@ versions stay rejected.
 
 import fcntl
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -87,8 +88,28 @@ class Archive:
         return known.number if known is not None and not _may_return(known, manifest) else None
 
     def begin(self, manifest: registry_pb2.Manifest) -> Upload:
-        """Start the upload of the weights of an admitted manifest."""
+        """Start the upload of the weights of an admitted manifest; Exhausted if there is no room."""
         return self.store.begin(manifest.size_bytes)
+
+    def make_room(self, size_bytes: int, evictable: Sequence[tuple[str, Version]], now_ms: int) -> tuple[str, ...]:
+        """Delete weights for an upload, in this order of (speculator, version), until there is room.
+
+        Returns the deleted versions as "<speculator>/<number>". Exhausted, without a deletion, if all would not be enough.
+        """
+        counts = Counter(version.digest for _, version in evictable) if self.store.shares_disk else Counter()
+        freed = {digest for digest, count in counts.items() if self.catalogue.num_keeping(digest) == count}
+        sizes = {version.digest: version.size_bytes for _, version in evictable if version.digest in freed}
+        free_bytes = self.store.free_bytes()
+        if free_bytes + sum(sizes.values()) < size_bytes:
+            raise Exhausted(_no_room(size_bytes, free_bytes, sizes.values()))
+        evicted = []
+        for name, version in evictable:
+            if self.store.free_bytes() >= size_bytes:
+                break
+            self._evict(name, version, now_ms)
+            evicted.append(f"{name}/{version.number}")
+        self.write_stale_documents()
+        return tuple(evicted)
 
     def verify(self, upload: Upload, manifest: registry_pb2.Manifest) -> None:
         """Raise Corrupt or InvalidInput unless the upload is complete and matches its manifest."""
@@ -234,6 +255,12 @@ class Archive:
             self.store.delete(digest)
         return len(unneeded)
 
+    def _evict(self, name: str, version: Version, now_ms: int) -> None:
+        """The blob goes first, because a full disk has no room for the row. After a crash, `recover` misses it."""
+        if self.catalogue.num_keeping(version.digest) == 1:
+            self.store.delete(version.digest)
+        self.catalogue.evict(name, version.number, now_ms)
+
     def _add_missing(self, stored: frozenset[str]) -> int:
         """Restore rows from documents, and mark missing documents as stale; return the number of restored rows.
 
@@ -322,6 +349,15 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another registry uses {folder}; stop it or set another UPDRAFT_REGISTRY_DATA_DIR"
             ) from None
         yield
+
+
+def _no_room(size_bytes: int, free_bytes: int, evictable: Collection[int]) -> str:
+    missing_bytes = size_bytes - free_bytes - sum(evictable)
+    return (
+        f"the volume has {free_bytes} bytes left, the draft needs {size_bytes}, and the {len(evictable)} versions that nobody "
+        f"needs have {sum(evictable)}; nothing was changed: expand the volume by {missing_bytes} bytes or more, or release "
+        "retained versions"
+    )
 
 
 def _may_return(known: Version, manifest: registry_pb2.Manifest) -> bool:

@@ -232,6 +232,18 @@ class Catalogue:
                 "UPDATE versions SET is_kept = ? WHERE speculator = ? AND number = ?", (is_kept, name, number)
             )
 
+    def evict(self, name: str, number: int, now_ms: int) -> None:
+        """Note that the weights of a version had to make room."""
+        why = "its weights were deleted, because the volume was full"
+        with self._transaction():
+            self._db.execute("UPDATE versions SET is_kept = 0 WHERE speculator = ? AND number = ?", (name, number))
+            self._add_history(name, {0: replace(_event(why, now_ms, number=number), actor=Actor.REGISTRY)})
+
+    def num_keeping(self, digest: str) -> int:
+        """Number of versions that need a blob."""
+        row = self._row("SELECT count(*) AS num FROM versions WHERE digest = ? AND is_kept", digest)
+        return int(row["num"]) if row else 0
+
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         # FULL: an answered transaction survives a power cut; NORMAL only survives a crash of the process.

@@ -1,4 +1,4 @@
-"""Moves traces from the stream into replay: read, check, store, and only then acknowledge.
+"""Moves traces from the stream of a shard into replay: read, check, store, and only then acknowledge.
 
 An entry is settled when its effect is durable: it was stored, is a duplicate, or was rejected and counted. Unreadable entries
 go to the dead letters. While Redis is unavailable or the disk is full, entries stay in the stream and training continues.
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 BATCH_ENTRIES = 8
 """Entries decoded in memory at a time; an entry has at most 32 MiB, most have less than 1 MiB."""
 
+MAX_SKEW = timedelta(days=1)
+"""Between the end of a request, by its pod's clock, and its arrival in Redis. A pod keeps traces in memory, for minutes."""
+
 _BLOCK = timedelta(seconds=1)
 
 # Labels of rejections for invalid bytes, as opposed to valid traces that this trainer cannot use.
@@ -49,9 +52,19 @@ class CheckedEntry:
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        return CheckedEntry(entry, read_sample(entry.data, expected), read_traffic(entry.data))
+        sample = read_sample(entry.data, expected)
+        _check_clock(entry, sample)
+        return CheckedEntry(entry, sample, read_traffic(entry.data))
     except RefusedTrace as refusal:
         return CheckedEntry(entry, refusal, read_traffic(entry.data))
+
+
+def _check_clock(entry: Entry, sample: Sample) -> None:
+    skew = timedelta(milliseconds=sample.finished_unix_ms - entry.received_ms)
+    if abs(skew) > MAX_SKEW:
+        where = "ahead of" if skew > timedelta() else "behind"
+        hours = abs(skew) / timedelta(hours=1)
+        raise RefusedTrace("wrong_clock", f"the clock of the trace's pod is {hours:.0f} h {where} that of Redis")
 
 
 def read_traffic(data: bytes) -> dict[str, int]:
@@ -72,13 +85,21 @@ class Intake:
     """Not for concurrent use: one task runs it."""
 
     def __init__(
-        self, consumer: Consumer, replay: Replay, expected: ExpectedTarget, *, metrics: Metrics, clock: Clock
+        self,
+        consumer: Consumer,
+        replay: Replay,
+        expected: ExpectedTarget,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        shard: int = 0,
     ) -> None:
         self._consumer = consumer
         self._replay = replay
         self._expected = expected
         self._metrics = metrics
         self._clock = clock
+        self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
         self._is_up: bool | None = None
 
@@ -135,14 +156,13 @@ class Intake:
                 self._metrics.refused.labels(checked.result.label).inc()
             for what, count in checked.traffic.items():
                 self._metrics.traffic.labels(what).inc(count)
-        # An entry's id starts with the time in milliseconds at which Redis received it.
-        newest_ms = int(settled[-1].entry.id.split("-")[0])
-        self._metrics.stream_lag.set(max(0.0, self._clock.now() - newest_ms / 1000))
+        newest_ms = settled[-1].entry.received_ms
+        self._metrics.stream_lag.labels(self._shard).set(max(0.0, self._clock.now() - newest_ms / 1000))
 
     def _set_up(self, *, is_up: bool, reason: str = "") -> None:
         """Log each change once."""
         if is_up is not self._is_up:
-            self._metrics.stream_up.set(is_up)
+            self._metrics.stream_up.labels(self._shard).set(is_up)
             if not is_up:
                 logger.warning("Cannot read or store traces; training continues from replay", extra={"reason": reason})
             elif self._is_up is not None:

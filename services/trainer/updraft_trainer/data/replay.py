@@ -52,6 +52,7 @@ CREATE TABLE IF NOT EXISTS samples (
     domain TEXT NOT NULL,
     finished_unix_ms INTEGER NOT NULL,
     num_bytes INTEGER NOT NULL,
+    probability REAL NOT NULL,
     data BLOB NOT NULL
 ) STRICT;
 """
@@ -199,9 +200,11 @@ class Replay:
             cluster=self._clusters.assign(sample.domain, sample.ids.tolist(), order=order),
             pool=Pool.EVALUATION if sample.is_evaluation else Pool.WINDOW,
             num_bytes=len(trace.data),
+            probability=sample.probability,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
-        self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, entry.num_bytes, trace.data))
+        rest = (entry.num_bytes, entry.probability, trace.data)
+        self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *rest))
         self._apply(self._retention.add(entry))
         self._store_cluster(entry.cluster)
         return True
@@ -231,13 +234,20 @@ class Replay:
     def _restore(self) -> None:
         """Rebuild the index from the file and enforce the limits, which may be lower than before."""
         rows = self._db.execute(
-            "SELECT trace_id, admitted, place, cluster, num_bytes FROM samples ORDER BY admitted"
+            "SELECT trace_id, admitted, place, cluster, num_bytes, probability FROM samples ORDER BY admitted"
         ).fetchall()
         self._retention = Retention(
             self._limits,
             (
-                SampleEntry(trace_id=id_, order=order, pool=Pool(pool), cluster=cluster, num_bytes=num_bytes)
-                for id_, order, pool, cluster, num_bytes in rows
+                SampleEntry(
+                    trace_id=id_,
+                    order=order,
+                    pool=Pool(pool),
+                    cluster=cluster,
+                    num_bytes=num_bytes,
+                    probability=probability,
+                )
+                for id_, order, pool, cluster, num_bytes, probability in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last

@@ -33,6 +33,8 @@ class SampleEntry:
     cluster: str
     pool: Pool
     num_bytes: int
+    probability: float = 1.0
+    """With which the request was captured."""
 
     @property
     def group(self) -> str:

@@ -33,13 +33,14 @@ class RefusedTrace(InvalidInput):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTarget:
-    """The model and tokenizer that traces must come from."""
+    """The model and tokenizer that traces must come from, and the region of this trainer."""
 
     target_fingerprint: str
     tokenizer_fingerprint: str
     aux_size: int
     hidden_size: int
     vocab_size: int
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class Sample:
     is_evaluation: bool
     domain: str
     finished_unix_ms: int
+    probability: float = 1.0
+    """With which the request was captured."""
     counterfactuals: tuple[Counterfactual, ...] = ()
 
     @property
@@ -109,6 +112,9 @@ def read_sample(data: bytes, expected: ExpectedTarget) -> Sample:
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
         raise RefusedTrace("no_payload", "the trace carries no hidden states")
+    if not 0.0 < trace.header.payload_probability <= 1.0:
+        probability = trace.header.payload_probability
+        raise RefusedTrace("malformed", f"the payload was taken with the probability {probability}")
     return _sample(trace, expected)
 
 
@@ -121,8 +127,18 @@ def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
         raise RefusedTrace("other_target", f"the trace is of the target {header.target_fingerprint}")
     if header.tokenizer_fingerprint != expected.tokenizer_fingerprint:
         raise RefusedTrace("other_target", f"the trace is of the tokenizer {header.tokenizer_fingerprint}")
-    if not header.policy.train:
+    _check_permission(header, expected.region)
+
+
+def _check_permission(header: trace_pb2.Header, region: str) -> None:
+    policy = header.policy
+    if not policy.train:
         raise RefusedTrace("not_allowed", "the trace's policy does not permit training")
+    if not policy.retain:
+        raise RefusedTrace("not_allowed", "the trace's policy does not permit storing it")
+    if policy.region not in ("", region):
+        where = f"this trainer is in {region!r}" if region else "this trainer has no region"
+        raise RefusedTrace("other_region", f"the trace may be stored in {policy.region[:63]!r} only; {where}")
     if header.sampling.constrained:
         raise RefusedTrace("constrained", "the trace's tokens were masked by a grammar")
 
@@ -172,6 +188,7 @@ def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample:
         is_evaluation=trace.header.evaluation,
         domain=trace.header.domain,
         finished_unix_ms=trace.header.finished_unix_ms,
+        probability=trace.header.payload_probability,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data import importance
 from updraft_trainer.data.retention import MAX_KINDS, SampleEntry
 
 NUM_RECENT = 64
@@ -52,10 +53,12 @@ def outliers_together(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
 
 
 def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
-    """The mix of all stored requests, of which the newest are today's traffic."""
+    """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured."""
     entries = list(entries)
     recent = heapq.nlargest(NUM_RECENT, entries, key=lambda entry: entry.order)
-    shares = {kind: count / len(recent) for kind, count in Counter(entry.cluster for entry in recent).items()}
+    shares: dict[str, float] = {}
+    for entry, weight in zip(recent, importance.weights([entry.probability for entry in recent]), strict=True):
+        shares[entry.cluster] = shares.get(entry.cluster, 0.0) + weight / len(recent)
     return TrafficMix(kinds={entry.trace_id: entry.cluster for entry in entries}, shares=shares)
 
 

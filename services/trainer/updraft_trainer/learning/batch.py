@@ -72,18 +72,23 @@ class TrainingRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`aux` [B, T + M, A] and the tree of its rows, which are unrolled from `first_row` on."""
+    """`aux` [B, T + M, A] and the tree of its rows, which are unrolled from `first_row` on. `weights` float32 [B]: what each
+    sample counts."""
 
     aux: Tensor
     tree: Tree
     first_row: int
     text: TrainingRows
+    weights: Tensor
     discarded: TrainingRows | None = None
     """Rows of the branches, after rejected draft tokens; None without branches."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], *, num_steps: int, known: Tensor) -> "Batch":
-        """A batch without branches. `known` bool [vocab] marks tokens that the draft can propose; others are not trained."""
+    def of(
+        cls, samples: Sequence[Sample], *, num_steps: int, known: Tensor, weights: Sequence[float] | None = None
+    ) -> "Batch":
+        """A batch without branches. `known` bool [vocab] marks tokens that the draft can propose; others are not trained.
+        Without `weights` samples count alike."""
         T = max(s.num_rows for s in samples) - 1
         aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
         ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
@@ -97,7 +102,8 @@ class Batch:
             column = tokens - 2 - first_row
             states = (torch.full_like(column, b), column, torch.zeros_like(column))
             rows.append(TrainingRows((teacher,), *states, sample.corrections[tokens]))
-        return cls(aux, Tree.chain(ids, num_steps), first_row, TrainingRows.joined(rows))
+        counts = torch.ones(len(samples)) if weights is None else torch.tensor(weights)
+        return cls(aux, Tree.chain(ids, num_steps), first_row, TrainingRows.joined(rows), counts)
 
     def with_branches(self, samples: Sequence[Sample], *, turn: int, known: Tensor) -> "Batch":
         """The batch with some branches of each sample; `turn` selects which. Rows of a branch have no next token to check, so a

@@ -21,6 +21,7 @@ from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
@@ -231,10 +232,13 @@ class Learner:
         backward pass, because autograd keeps several copies of all intermediate values: gigabytes for long answers.
         """
         hyper = self.hyper
-        batches = [self._batch(group) for group in _groups(samples)]
-        texts = [batch.text for batch in batches]
-        discards = [batch.discarded for batch in batches if batch.discarded is not None]
-        if not any(map(len, texts)):
+        weights = importance.weights([sample.probability for sample in samples])
+        by_id = {sample.trace_id: weight for sample, weight in zip(samples, weights, strict=True)}
+        batches = [self._batch(group, [by_id[sample.trace_id] for sample in group]) for group in _groups(samples)]
+        texts = [(batch.text, batch.weights) for batch in batches]
+        discards = [(batch.discarded, batch.weights) for batch in batches if batch.discarded is not None]
+        num_rows = sum(len(rows) for rows, _ in [*texts, *discards])
+        if not any(len(rows) for rows, _ in texts):
             return 0.0, 0
         text_scales, discard_scales = self._scales(texts, 1.0), self._scales(discards, hyper.discard_weight)
         loss = 0.0
@@ -242,30 +246,32 @@ class Learner:
             with torch.autocast("cpu", torch.bfloat16):
                 states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
             leaves = [state.detach().requires_grad_() for state in states]
-            loss += self._backward(leaves, batch.text, self._text_loss, text_scales)
+            loss += self._backward(leaves, batch.text, batch.weights, self._text_loss, text_scales)
             if batch.discarded is not None:
-                loss += self._backward(leaves, batch.discarded, forward_kl, discard_scales)
+                loss += self._backward(leaves, batch.discarded, batch.weights, forward_kl, discard_scales)
             trained = [j for j, leaf in enumerate(leaves) if leaf.grad is not None]
             if trained:
                 torch.autograd.backward([states[j] for j in trained], [leaves[j].grad for j in trained])
-        return loss, sum(map(len, [*texts, *discards]))
+        return loss, num_rows
 
-    def _batch(self, samples: list[Sample]) -> Batch:
-        batch = Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d)
+    def _batch(self, samples: list[Sample], weights: Sequence[float]) -> Batch:
+        batch = Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d, weights=weights)
         if not self.hyper.discard_weight:
             return batch
         return batch.with_branches(samples, turn=self.step, known=self.network.t2d)
 
-    def _scales(self, parts: list[TrainingRows], weight: float) -> list[float]:
+    def _scales(self, parts: list[tuple[TrainingRows, Tensor]], weight: float) -> list[float]:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
         sums = [
-            sum(float(self._weights_of(rows.corrections[rows.of_step(j)[2]]).sum()) for rows in parts)
+            sum(float(self._weights_of(rows, weights, rows.of_step(j)[2]).sum()) for rows, weights in parts)
             for j in range(self.hyper.ttt_steps)
         ]
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
 
-    def _weights_of(self, corrections: Tensor) -> Tensor:
-        return 1.0 + self.hyper.correction_weight * corrections.float()
+    def _weights_of(self, rows: TrainingRows, weights: Tensor, indices: Tensor) -> Tensor:
+        """What each of these rows counts; `weights` are those of the samples."""
+        corrections = rows.corrections[indices].float()
+        return weights[rows.sample[indices]] * (1.0 + self.hyper.correction_weight * corrections)
 
     def _text_loss(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         hyper = self.hyper
@@ -274,7 +280,9 @@ class Learner:
             loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
         return loss
 
-    def _backward(self, states: list[Tensor], rows: TrainingRows, loss: Loss, scales: list[float]) -> float:
+    def _backward(
+        self, states: list[Tensor], rows: TrainingRows, weights: Tensor, loss: Loss, scales: list[float]
+    ) -> float:
         """Add the gradients of states [B, T, D] and of the head; return the loss."""
         total = 0.0
         for chunk in rows.split(LOGIT_ROWS):
@@ -287,7 +295,7 @@ class Learner:
                 with torch.autocast("cpu", torch.bfloat16):
                     log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
                     losses = loss(log_q, log_p if len(indices) == len(chunk) else log_p[indices])
-                    part = scale * (losses * self._weights_of(chunk.corrections[indices])).sum()
+                    part = scale * (losses * self._weights_of(chunk, weights, indices)).sum()
                 part.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 total += part.item()
         return total

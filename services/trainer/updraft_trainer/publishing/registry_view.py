@@ -6,6 +6,7 @@ A separate task refreshes the state, so that an unresponsive registry does not s
 import asyncio
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,15 +61,26 @@ class RolloutState:
 class RegistryView:
     """Reads from the registry, and tells it what the trainer does. `state` is None until the first response."""
 
-    def __init__(self, stub: "RegistryAsyncStub", speculator: str, folder: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        stub: "RegistryAsyncStub",
+        speculator: str,
+        folder: Path,
+        metrics: Metrics,
+        *,
+        learning: Callable[[], registry_pb2.Learning],
+    ) -> None:
         self._stub = stub
         self._speculator = speculator
         self._folder = folder
         self._metrics = metrics
+        self._learning = learning
         self._is_up: bool | None = None
-        self._reported, self._next_report_s = "", float("-inf")
+        self._reported: tuple[str, float | None] = ("", None)
+        self._next_report_s = float("-inf")
         self.state: RolloutState | None = None
         self._message = "the trainer waits for the first requests"
+        self._demand: float | None = None
 
     async def run(self, stop: Stop) -> None:
         """Refresh the state until `stop`."""
@@ -107,18 +119,29 @@ class RegistryView:
         """Set the line in the speculator's state: the last publication, or the reason why nothing is published."""
         self._message = "".join(char if char.isprintable() else " " for char in message)[:MAX_MESSAGE]
 
+    def set_demand(self, tokens_per_s: float) -> None:
+        """Set the captured tokens per second that the trainer can use."""
+        self._demand = float(f"{tokens_per_s:.2g}")  # so that the registry hears of changes that matter
+        self._metrics.demand.set(tokens_per_s)
+
     async def report(self) -> None:
-        """Send a new message, and repeat an old one from time to time. A registry of an earlier version takes none."""
+        """Send what is new, and repeat the rest from time to time with what was done since."""
         now_s = asyncio.get_running_loop().time()
-        if self._message == self._reported and now_s < self._next_report_s:
+        if (self._message, self._demand) == self._reported and now_s < self._next_report_s:
             return
-        self._reported, self._next_report_s = self._message, now_s + REPEAT_S
-        request = registry_pb2.ReportTrainingRequest(speculator=self._speculator, message=self._message)
+        self._reported, self._next_report_s = (self._message, self._demand), now_s + REPEAT_S
+        request = registry_pb2.ReportTrainingRequest(
+            speculator=self._speculator,
+            message=self._message,
+            learning=await asyncio.to_thread(self._learning),
+            demand_tokens_per_second=self._demand,
+        )
         try:
             with rpc.errors():
                 await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
         except UpdraftError as error:
-            logger.debug("The registry does not take the trainer's message: %s", error)
+            self._next_report_s = now_s
+            logger.debug("The registry does not take the trainer's report: %s", error)
 
     async def fetch(self, version: int) -> Path:
         """The folder of a version, downloaded if necessary. Deletes other versions."""
@@ -140,6 +163,7 @@ class RegistryView:
                 logger.warning("The registry is unavailable; training continues", extra={"reason": reason})
             elif self._is_up is not None:
                 logger.info("The registry is available again")
+                self._next_report_s = float("-inf")  # it may have restarted, and forgotten
         self._is_up = is_up
 
 

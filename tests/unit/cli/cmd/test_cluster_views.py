@@ -53,18 +53,40 @@ def explained(content: Any, *versions: Any, is_wide: bool = False) -> str:
 def test_what_speculation_is_worth_is_told_with_its_interval() -> None:
     content = objects.speculator()
     content["status"]["acceptance"] |= {"speedup": "0.91", "speedupLow": "0.88", "speedupHigh": "0.94"}
-    assert "speed    0.91 times that of decoding without drafts (0.88 to 0.94)" in status(content).splitlines()
+    assert "speed     0.91 times that of decoding without drafts (0.88 to 0.94)" in status(content).splitlines()
 
 
 def test_one_speculator_is_told_in_facts() -> None:
     assert status(objects.speculator()).splitlines() == [
         "qwen in namespace team: ready",
-        "why      requests are served",
-        "stable   version 2, 2.59 tokens per step",
-        "rollout  version 2 is stable",
-        "pods     2/2 ready, 2 with version 2",
-        "trainer  training, published 5 min ago",
+        "why       requests are served",
+        "stable    version 2, 2.59 tokens per step",
+        "rollout   version 2 is stable",
+        "pods      2/2 ready, 2 with version 2",
+        "learning  drafts are learned from the traffic",
+        "trainer   training, published 5 min ago",
     ]
+
+
+SMALL = "replay has room for 3 held-out requests of 26.3 MB, the mean, but 8 are needed to judge a draft: raise it"
+
+
+def test_what_is_too_small_to_learn_is_told_on_a_cluster_and_on_one_machine() -> None:
+    sized = condition("Sized", "False", "TooSmall", SMALL)
+    assert f"too small  {SMALL}" in status(objects.speculator(status={"conditions": [sized]})).splitlines()
+    state = pb.SpeculatorState(speculator="default", learning=pb.Learning(too_small=SMALL))
+    assert f"too small  {SMALL}" in local(state)
+
+
+def test_what_a_trainer_has_done_is_told_on_one_machine() -> None:
+    learning = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20)
+    done = "1,200 requests to train on and 130 held-out ones, 500 steps, 20 estimates since the trainer started"
+    assert f"learning  {done}" in local(pb.SpeculatorState(speculator="default", learning=learning))
+
+
+def local(state: pb.SpeculatorState) -> list[str]:
+    installation = Installation(namespace="", speculators=(wire.speculator(state),))
+    return text(status_view.rendered(installation, NOW, is_wide=False)).splitlines()
 
 
 WHY = "the draft of 340 samples waits for 8 held-out requests of today's traffic, has 5"
@@ -72,16 +94,14 @@ WHY = "the draft of 340 samples waits for 8 held-out requests of today's traffic
 
 def test_why_nothing_is_published_is_told_next_to_the_trainer() -> None:
     content = objects.speculator(status={"trainer": {"state": "Training", "message": WHY}})
-    assert f"trainer  training: {WHY}" in status(content).splitlines()
+    assert f"trainer   training: {WHY}" in status(content).splitlines()
     assert f"The trainer is training: {WHY}." in explained(content)
 
 
 def test_a_local_registry_tells_it_too_and_nothing_while_no_trainer_reports() -> None:
     for message, shown in ((WHY, [f"trainer  {WHY}"]), ("", [])):
         state = pb.SpeculatorState(speculator="default", trainer_message=message)
-        installation = Installation(namespace="", speculators=(wire.speculator(state),))
-        lines = text(status_view.rendered(installation, NOW, is_wide=False)).splitlines()
-        assert [line for line in lines if line.startswith("trainer")] == shown
+        assert [line for line in local(state) if line.startswith("trainer")] == shown
 
 
 def test_what_is_tried_and_what_holds_it_is_told() -> None:
@@ -126,7 +146,7 @@ def test_no_speculator_and_one_that_nobody_looked_at_are_reported() -> None:
 
 def test_a_status_of_before_the_last_change_is_told_as_that() -> None:
     late = objects.speculator(status={"observedGeneration": 2})
-    assert "why      before the last change of the spec: requests are served" in status(late)
+    assert "why       before the last change of the spec: requests are served" in status(late)
     assert "The operator has not acted on the last change of the spec yet" in explained(late)
 
 

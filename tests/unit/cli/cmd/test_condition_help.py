@@ -34,6 +34,7 @@ OTHERS: dict[str, Any] = {
     "traces.payloadPercent": 50,
     "traces.evaluationPercent": 20,
     "traces.maxSize": "1Gi",
+    "traces.shards": 2,
     "traces.redis": {"urlSecretRef": {"name": "mine"}},
     "traces.enabled": False,
     "registry.bucket": {"url": "s3://bucket"},
@@ -123,7 +124,9 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
-    "Adapting": "Adapting TrainerNotReady RegistryNotReady CaptureUnavailable Suspended",
+    "Sized": "LargeEnough TooSmall NotReported",
+    "Adapting": "Adapting Learning NoSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
+    " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",

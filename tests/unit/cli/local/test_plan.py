@@ -1,8 +1,11 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.published_targets import make
 
+from updraft_artifacts.sizing import usual
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.local import plan
 from updraft_cli.local.data_folder import DataFolder
@@ -162,3 +165,21 @@ def planned(
 def config(folder: DataFolder, **changes: object) -> StackConfig:
     values: dict[str, object] = {"data": folder.path, "model": Path("/models/tiny")} | changes
     return StackConfig(**values)  # type: ignore[arg-type] # keyword by keyword, on purpose
+
+
+def test_redis_has_room_for_twice_the_stream_and_at_least_a_gibibyte(folder: DataFolder) -> None:
+    def memory(stream_bytes: int) -> int:
+        stages = plan.stages(config(folder), _WHERE, folder, {}, stream_bytes=stream_bytes)
+        command = stages[0][0].command
+        return int(command[command.index("--maxmemory") + 1])
+
+    assert memory(256 * 2**20) == 2**30
+    assert memory(2**30) == 2 * 2**30
+
+
+def test_the_stream_is_sized_by_the_model_unless_the_caller_did(folder: DataFolder, tmp_path: Path) -> None:
+    make("GLM 4.5", tmp_path)
+    described = replace(config(folder), model=tmp_path)
+    assert plan.stream_bytes(described, {}) == 256 * 2**20
+    assert plan.stream_bytes(described, {"UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES": "5000000"}) == 5_000_000
+    assert plan.stream_bytes(config(folder), {}) == usual().stream.amount

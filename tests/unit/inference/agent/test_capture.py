@@ -16,7 +16,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
-from updraft_inference.agent.selection import CapturePlan, CaptureRates
+from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import Drafter
 from updraft_inference.metrics import Metrics
@@ -37,13 +37,14 @@ class FakeStream:
         self.max_entry_bytes = 10**9
         self.attempts = 0
 
-    async def append(self, entry: bytes) -> int:
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
         self.attempts += 1
         if self.is_away:
             raise Unavailable("away")
         if len(entry) > self.max_entry_bytes:
             raise InvalidInput("too large")
         self.entries.append(trace_pb2.Trace.FromString(entry))
+        assert self.entries[-1].header.trace_id == trace_id
         return 0
 
 
@@ -132,7 +133,7 @@ async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStr
         await until(lambda: bool(stream.entries))
 
     assert not stream.entries[0].HasField("payload")
-    assert capture.counters == fleet_pb2.CaptureCounters(captured=1)
+    assert capture.counters == fleet_pb2.CaptureCounters(captured=1, offered_tokens=7)
 
 
 async def test_what_opted_out_never_leaves_and_is_counted(capture: Capture, stream: FakeStream) -> None:
@@ -246,11 +247,54 @@ async def test_what_cannot_be_flushed_in_time_is_counted(capture: Capture, strea
     assert dropped(capture) == {"redis_unavailable": 3}
 
 
-async def test_the_registrys_policy_holds_until_it_is_withdrawn(capture: Capture) -> None:
-    def is_captured() -> bool:
-        return capture.plan(b"id", is_opted_out=False, domain="").is_captured
+async def test_a_trace_tells_what_its_sender_permits(capture: Capture, stream: FakeStream) -> None:
+    permissions = Permissions(train=False, retain=True, region="eu")
+    async with running(capture):
+        capture.offer(ended(step(1, 2)), replace(PLAN, permissions=permissions))
+        await until(lambda: bool(stream.entries))
 
-    capture.follow(fleet_pb2.CapturePolicy(enabled=False))
-    assert not is_captured()
-    capture.follow(None)
-    assert is_captured()
+    assert stream.entries[0].header.policy == trace_pb2.Policy(train=False, retain=True, region="eu")
+
+
+async def test_a_trace_tells_that_a_grammar_masked_tokens(capture: Capture, stream: FakeStream) -> None:
+    free = ended(step(1, 2))
+    async with running(capture):
+        capture.offer(free, PLAN)
+        capture.offer(replace(free, request=replace(free.request, json_schema='{"type":"object"}')), PLAN)
+        await until(lambda: len(stream.entries) == 2)
+
+    assert [entry.header.sampling.constrained for entry in stream.entries] == [False, True]
+
+
+async def test_a_pod_counts_the_tokens_that_it_could_and_that_it_did_capture(
+    capture: Capture, stream: FakeStream, metrics: Metrics
+) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 2), rows=5), PLAN)
+        capture.offer(ended(step(1, 2)), PLAN)
+        capture.offer(ended(step(1, 2)), replace(PLAN, permissions=Permissions(train=False)))
+        await until(lambda: len(stream.entries) == 3)
+
+    assert capture.counters.offered_tokens == 2 * (3 + 4), "three of the prompt and four of the output"
+    assert capture.counters.captured_tokens == 5
+    assert metrics.captured_tokens._value.get() == 5
+
+
+async def test_a_pod_captures_to_its_grant_and_goes_on_without_the_registry(capture: Capture, metrics: Metrics) -> None:
+    def chances() -> set[float]:
+        return {capture.plan(bytes([n]), CaptureTerms()).payload_probability for n in range(200)}
+
+    assert chances() == {1.0}
+    capture.follow(fleet_pb2.CapturePolicy(payload_tokens_per_second=0.0))
+    assert chances() == {0.0}
+    assert metrics.granted._value.get() == 0.0
+
+
+async def test_captured_payloads_lower_the_chance_of_the_next_ones(capture: Capture) -> None:
+    capture.follow(fleet_pb2.CapturePolicy(payload_tokens_per_second=0.5))
+    plan = next(p for n in range(99) if not (p := capture.plan(bytes([n]), CaptureTerms())).is_evaluation)
+    assert plan.payload_probability == 1.0
+    capture.offer(ended(step(1, 2), rows=15), plan)
+    await capture.flush(0)
+    after = next(p for n in range(99) if not (p := capture.plan(bytes([n]), CaptureTerms())).is_evaluation)
+    assert after.payload_probability == pytest.approx(0.5)

@@ -2,8 +2,8 @@ import uuid
 
 import pytest
 
-from updraft.fleet.v1 import fleet_pb2
-from updraft_inference.agent.selection import CaptureRates, plan
+from updraft_inference.agent.credits import Chance
+from updraft_inference.agent.selection import CaptureRates, CaptureTerms, Permissions, plan
 from updraft_inference.engine import CaptureParams
 
 IDS = [uuid.UUID(int=i).bytes for i in range(4000)]
@@ -18,7 +18,7 @@ def test_the_evaluation_slice_is_a_uniform_fraction_that_any_pod_chooses_alike()
     assert chosen == [plan(rates, trace_id).is_evaluation for trace_id in IDS]
 
 
-def test_evaluation_always_carries_the_payload_and_the_rest_a_fraction() -> None:
+def test_without_a_grant_evaluation_always_carries_the_payload_and_the_rest_a_fraction() -> None:
     plans = [plan(CaptureRates(payload_fraction=0.25, evaluation_fraction=0.2), trace_id) for trace_id in IDS]
 
     held_out = [p for p in plans if p.is_evaluation]
@@ -54,17 +54,10 @@ def test_rows_after_rejections_are_asked_for_only_where_they_may_be_learnt_from(
     }
 
 
-@pytest.mark.parametrize(("is_wanted", "rows"), [(True, 2), (False, 0)])
-def test_the_registry_may_forbid_rows_after_rejections_and_not_raise_their_number(
-    *, is_wanted: bool, rows: int
-) -> None:
-    policy = fleet_pb2.CapturePolicy(enabled=True, payload_fraction=1, counterfactuals=is_wanted)
-
-    assert CaptureRates(counterfactual_rows=2).under(policy).counterfactual_rows == rows
-
-
 def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
-    opted_out = plan(CaptureRates(evaluation_fraction=1), IDS[0], is_opted_out=True, domain="law")
+    terms = CaptureTerms(is_opted_out=True, domain="law")
+
+    opted_out = plan(CaptureRates(evaluation_fraction=1), IDS[0], terms)
 
     assert opted_out.is_opted_out
     assert not opted_out.is_captured
@@ -72,10 +65,48 @@ def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
     assert opted_out.domain == ""
 
 
-def test_the_registrys_policy_replaces_the_fractions() -> None:
-    policy = fleet_pb2.CapturePolicy(enabled=True, payload_fraction=0.5, evaluation_fraction=0.0)
+@pytest.mark.parametrize(
+    "terms", [CaptureTerms(may_train=False), CaptureTerms(may_retain=False), CaptureTerms(is_constrained=True)]
+)
+def test_what_the_trainer_would_refuse_has_no_payload_and_says_why(terms: CaptureTerms) -> None:
+    plans = [plan(CaptureRates(), trace_id, terms) for trace_id in IDS[:50]]
 
-    rates = CaptureRates(prompt_rows=9).under(policy)
+    assert {(p.is_captured, p.params.payload, p.payload_probability) for p in plans} == {(True, False, 0.0)}
+    assert {(p.permissions.train, p.permissions.retain, p.is_constrained) for p in plans} == {
+        (terms.may_train, terms.may_retain, terms.is_constrained)
+    }
 
-    assert (rates.payload_fraction, rates.evaluation_fraction, rates.prompt_rows) == (0.5, 0.0, 9)
-    assert not plan(rates.under(fleet_pb2.CapturePolicy()), IDS[0]).is_captured
+
+@pytest.mark.parametrize(
+    ("own", "asked", "permitted"),
+    [
+        (Permissions(), CaptureTerms(), Permissions()),
+        (Permissions(train=False), CaptureTerms(may_train=True), Permissions(train=False)),
+        (Permissions(retain=False), CaptureTerms(may_train=False), Permissions(train=False, retain=False)),
+        (Permissions(region="eu"), CaptureTerms(), Permissions(region="eu")),
+    ],
+)
+def test_a_request_may_permit_less_than_its_pod_and_never_more(
+    own: Permissions, asked: CaptureTerms, permitted: Permissions
+) -> None:
+    assert plan(CaptureRates(permissions=own), IDS[0], asked).permissions == permitted
+
+
+def test_a_payload_is_taken_with_the_lower_of_both_probabilities_and_says_with_which() -> None:
+    rates = CaptureRates(payload_fraction=0.5, evaluation_fraction=0.2)
+
+    scarce = [plan(rates, trace_id, chance=Chance(payload=0.25, held_out=0.75)) for trace_id in IDS]
+    plenty = [plan(rates, trace_id, chance=Chance(payload=9.0, held_out=9.0)) for trace_id in IDS]
+
+    assert {(p.is_evaluation, p.payload_probability) for p in scarce} == {(False, 0.25), (True, 0.75)}
+    assert {(p.is_evaluation, p.payload_probability) for p in plenty} == {(False, 0.5), (True, 1.0)}
+    rest = [p.params.payload for p in scarce if not p.is_evaluation]
+    assert sum(rest) / len(rest) == pytest.approx(0.25, abs=0.03)
+    held_out = [p.params.payload for p in scarce if p.is_evaluation]
+    assert sum(held_out) / len(held_out) == pytest.approx(0.75, abs=0.06)
+
+
+def test_scarce_credits_change_which_requests_have_payloads_and_not_which_are_held_out() -> None:
+    scarce = [plan(CaptureRates(), trace_id, chance=Chance(payload=0.01, held_out=0.02)) for trace_id in IDS]
+
+    assert [p.is_evaluation for p in scarce] == [plan(CaptureRates(), trace_id).is_evaluation for trace_id in IDS]

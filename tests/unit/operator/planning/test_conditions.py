@@ -137,9 +137,34 @@ TRAINER: list[Case] = [
         for reason in TROUBLES
     ),
 ]
+LEARNED = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20, version_bytes=800_000_000)
+
+
+def _learning(*versions: pb.Version, **changed: Any) -> dict[str, Any]:
+    learning = pb.Learning()
+    learning.CopyFrom(LEARNED)
+    for name, value in changed.items():
+        setattr(learning, name, value)
+    return {"pods": ready_pods(), "registry": connected(versions, learning=learning, trainer_message="not sure yet")}
+
+
+SMALL_REGISTRY = {"registry": {"storage": {"size": "2Gi"}}}
+SIZED: list[Case] = [
+    ("Sized", "True", "LargeEnough", _learning()),
+    ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
+    ("Sized", "False", "TooSmall", {**_learning(), "spec": SMALL_REGISTRY}),
+    ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
+    ("Sized", "Unknown", "NotReported", {}),
+]
 ADAPTING: list[Case] = [
-    ("Adapting", "True", "Adapting", {"pods": ready_pods(), "registry": connected()}),
-    ("Adapting", "False", "TrainerNotReady", {"registry": connected()}),
+    ("Adapting", "True", "Adapting", _learning(STABLE)),
+    ("Adapting", "True", "Learning", _learning()),
+    ("Adapting", "True", "Learning", _learning(version(3, source=pb.SOURCE_IMPORTED))),
+    ("Adapting", "False", "NoSamples", _learning(samples=0, steps=0)),
+    ("Adapting", "False", "NoSteps", _learning(steps=0)),
+    ("Adapting", "False", "TooSmall", _learning(STABLE, too_small="replay has room for 3 requests")),
+    ("Adapting", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
+    ("Adapting", "False", "TrainerNotReady", {"registry": connected(learning=LEARNED)}),
     ("Adapting", "False", "RegistryNotReady", {"pods": ready_pods()}),
     (
         "Adapting",
@@ -204,7 +229,7 @@ PROGRESSING: list[Case] = [
     ),
 ]
 READY: list[Case] = [("Ready", "True", "Ready", {"pods": ready_pods(), "registry": connected()})]
-CASES = [*READY, *ACCEPTED, *SERVING, *REGISTRY, *TRAINER, *ADAPTING, *SPECULATION, *PROGRESSING]
+CASES = [*READY, *ACCEPTED, *SERVING, *REGISTRY, *TRAINER, *SIZED, *ADAPTING, *SPECULATION, *PROGRESSING]
 
 
 def _verdicts(spec: dict[str, Any] | None = None, **more: Any) -> dict[str, Assessment]:
@@ -311,6 +336,7 @@ def _status(*conditions: tuple[str, str, str]) -> dict[str, Any]:
         ("RegistryReady", "True", "Connected"),
         ("SpeculationEffective", "True", "Effective"),
         ("Progressing", "True", "Canary"),
+        ("Sized", "False", "TooSmall"),
     ],
 )
 def test_what_a_registry_said_stands_until_it_has_answered_a_new_operator(kind: str, status: str, reason: str) -> None:
@@ -351,3 +377,32 @@ def test_that_speculation_is_effective_is_said_in_words_that_hold_for_drafts_and
 def test_a_long_message_is_cut() -> None:
     long = status(observed(pods=(pod(problem=("OOMKilled", "x" * 9999)),)), NOW).conditions
     assert [len(condition.message) for condition in long if condition.type == "ServingReady"] == [2000]
+
+
+def test_adapting_is_evidence_and_never_that_a_pod_is_ready() -> None:
+    assert _verdicts(pods=ready_pods(), registry=connected([STABLE]))["Adapting"].status == "Unknown"
+    assert _verdicts(**_learning(STABLE))["Adapting"].message == (
+        "version 3 is the last one that was published; 1,200 requests to train on and 130 held-out ones, 500 steps,"
+        " 20 estimates since the trainer started"
+    )
+    assert _verdicts(**_learning())["Adapting"].message.startswith(
+        "nothing was published yet: not sure yet; 1,200 requests"
+    )
+
+
+def test_a_registry_that_cannot_store_the_versions_in_use_is_too_small_before_the_first_is_published() -> None:
+    verdict = _verdicts(spec=SMALL_REGISTRY, **_learning())["Sized"]
+    assert verdict.message == (
+        "spec.registry.storage.size is 2Gi, but the stable version, the one before it, a canary, an upload of 800 MB each need"
+        " 3.20 GB: raise it to at least 10Gi"
+    )
+    for registry in ({"bucket": {"url": "s3://b/p"}}, {"storage": {"size": "2Gi", "claimName": "mine"}}):
+        assert (
+            _verdicts(spec={"registry": SMALL_REGISTRY["registry"] | registry}, **_learning())["Sized"].status == "True"
+        )
+
+
+def test_an_operator_that_has_just_started_keeps_what_the_trainer_had_done() -> None:
+    world = {**_told(("Adapting", "True", "Adapting"), ("RegistryReady", "True", "Connected")), "pods": ready_pods()}
+    verdict = _verdicts(**world, registry=RegistryView(connection=ConnectionState.CONNECTING))["Adapting"]
+    assert (verdict.status, verdict.reason) == ("True", "Adapting")

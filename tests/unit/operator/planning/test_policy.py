@@ -42,6 +42,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
         "progressDeadlineSeconds": draw(st.integers(max(30, least_s), 2_592_000)),
         "maxPodsSwapping": draw(st.integers(0, 1_000_000)),
         "revisionHistoryLimit": draw(st.integers(1, 50)),
+        "revisionHistoryMegabytes": draw(st.integers(0, 1_000_000)),
     }
     return Rollout.model_validate(fields)
 
@@ -78,6 +79,7 @@ def test_another_policy_is_told_until_the_registry_follows_it(rollout: Rollout, 
         pytest.param({"maxPodsSwapping": 1}, id="pods"),
         pytest.param({"progressDeadlineSeconds": 901}, id="deadline"),
         pytest.param({"revisionHistoryLimit": 3}, id="history"),
+        pytest.param({"revisionHistoryMegabytes": 8000}, id="megabytes"),
         pytest.param({"analysis": {"failureLimit": 0}}, id="zero"),
         pytest.param({"analysis": {"comparison": "Pods"}}, id="comparison"),
         pytest.param({"analysis": {"dryRun": True}}, id="dry run"),

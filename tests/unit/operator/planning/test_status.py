@@ -167,9 +167,15 @@ def test_a_status_that_was_written_reads_back_as_it_was(length: float, steps: in
 
 def test_measurements_are_what_changes_with_every_request() -> None:
     views = [
-        connected([version(3)], traffic=[traffic(3, length)], message=f"{length}", trainer_message=f"{length}")
+        connected(
+            [version(3)],
+            traffic=[traffic(3, length)],
+            message=f"{length}",
+            trainer_message=f"{length}",
+            learning=pb.Learning(samples=round(length), steps=round(length)),
+        )
         for length in (2.0, 3.0)
     ]
-    first, second = (status(observed(registry=view), NOW) for view in views)
+    first, second = (status(observed(registry=view, pods=ready_pods()), NOW) for view in views)
     assert first != second
     assert without_measurements(first) == without_measurements(second)

@@ -67,6 +67,7 @@ DEFAULTS = RolloutPolicy(
     max_pods_swapping=17,
     offline_gate=OfflineGate(min_samples=5, min_gain_percent=3.0, confidence=0.7),
     revision_history_limit=7,
+    revision_history_megabytes=21_000,
 )
 
 

@@ -1,6 +1,7 @@
 """What cannot be learnt from is refused with a label and a sentence."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,22 @@ def _target(trace: trace_pb2.Trace) -> None:
 
 def _policy(trace: trace_pb2.Trace) -> None:
     trace.header.policy.train = False
+
+
+def _retain(trace: trace_pb2.Trace) -> None:
+    trace.header.policy.retain = False
+
+
+def _region(trace: trace_pb2.Trace) -> None:
+    trace.header.policy.region = "eu"
+
+
+def _probability(trace: trace_pb2.Trace) -> None:
+    trace.header.payload_probability = 0.0
+
+
+def _no_number(trace: trace_pb2.Trace) -> None:
+    trace.header.payload_probability = float("nan")
 
 
 def _payload(trace: trace_pb2.Trace) -> None:
@@ -185,6 +202,10 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
         pytest.param(_schema, "schema", id="another schema"),
         pytest.param(_target, "other_target", id="another target"),
         pytest.param(_policy, "not_allowed", id="training not allowed"),
+        pytest.param(_retain, "not_allowed", id="storing not allowed"),
+        pytest.param(_region, "other_region", id="another region"),
+        pytest.param(_probability, "malformed", id="captured with probability 0"),
+        pytest.param(_no_number, "malformed", id="captured with no probability"),
         pytest.param(_payload, "no_payload", id="light record"),
         pytest.param(_grammar, "constrained", id="masked by a grammar"),
         pytest.param(_token, "malformed", id="token outside the vocabulary"),
@@ -412,3 +433,16 @@ def test_likeliest_tokens_that_cannot_be_right_refuse_the_trace(
     with pytest.raises(RefusedTrace, match=" ") as refused:
         read_sample(trace.SerializeToString(), maker.expected)
     assert refused.value.label == label
+
+
+def test_a_trace_of_a_region_is_taken_by_a_trainer_there_and_by_no_other(maker: TraceMaker) -> None:
+    trace = maker.trace(1)
+    trace.header.policy.region = "eu"
+    read_sample(trace.SerializeToString(), replace(maker.expected, region="eu"))
+    with pytest.raises(RefusedTrace, match="may be stored in 'eu' only; this trainer is in 'us'"):
+        read_sample(trace.SerializeToString(), replace(maker.expected, region="us"))
+    read_sample(maker.data(1), replace(maker.expected, region="us"))  # a trace without a region
+
+
+def test_a_sample_knows_how_likely_its_capture_was(maker: TraceMaker) -> None:
+    assert read_sample(maker.data(1, probability=0.25), maker.expected).probability == 0.25

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -121,6 +122,12 @@ def test_a_kind_that_has_not_come_for_thousands_of_requests_is_forgotten() -> No
     assert remembered([*old, new]) == [*old, new]
     assert remembered([*old, new, kept(3 + NUM_REMEMBERED, cluster="new")])[0] == new
     assert remembered([]) == []
+
+
+def test_requests_that_were_likelier_to_be_captured_count_less_in_todays_traffic() -> None:
+    hard = [replace(kept(n, cluster="hard"), probability=0.4) for n in range(40)]
+    easy = [replace(kept(100 + n, cluster="easy"), probability=0.2) for n in range(20)]
+    assert traffic_mix(hard + easy).shares == pytest.approx({"hard": 0.5, "easy": 0.5})
 
 
 @given(clusters=st.lists(st.sampled_from("abc"), min_size=1, max_size=150), num_judges=st.integers(1, 20))

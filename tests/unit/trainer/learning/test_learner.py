@@ -10,8 +10,10 @@ from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
-from updraft_draft import vocabulary
+from updraft_artifacts.sizing import sizing
+from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data import importance
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import learner as learner_module
@@ -19,6 +21,7 @@ from updraft_trainer.learning.batch import Batch
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
 from updraft_trainer.learning.losses import forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
+from updraft_trainer.publishing.publish import snapshot
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,22 @@ def test_a_resumed_learner_takes_the_same_next_step(target: Path, samples: list[
     assert torch.equal(one.average.fc.weight, other.average.fc.weight)
 
 
+def test_states_and_versions_have_the_size_that_is_planned_for(
+    target: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    def num_bytes(state: object) -> int:
+        if isinstance(state, torch.Tensor):
+            return state.nbytes
+        return sum(map(num_bytes, state.values())) if isinstance(state, dict) else 0
+
+    learner = make_learner(target)
+    learner.train(samples[:2])
+    sizes = sizing(read_head(target).config, learner.network.config)
+    assert num_bytes(learner.state_dict()) == pytest.approx(sizes.state.amount, rel=0.02)
+    checkpoint.save(snapshot(learner.network), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(sizes.version.amount, abs=4096)
+
+
 def test_a_state_without_an_average_starts_a_new_one(target: Path, samples: list[Sample]) -> None:
     one, other = make_learner(target), make_learner(target)
     one.train(samples[:4])
@@ -188,6 +207,11 @@ def test_corrections_weigh_more(target: Path, samples: list[Sample]) -> None:
     marked = [replace(s, corrections=s.corrections & (torch.arange(len(s.ids)) % 3 == 0)) for s in samples[:4]]
     plain, weighted = make_learner(target, correction_weight=0.0), make_learner(target, correction_weight=5.0)
     assert plain.train(marked).loss != weighted.train(marked).loss
+
+
+def test_how_likely_all_samples_were_to_be_captured_changes_nothing(target: Path, samples: list[Sample]) -> None:
+    scarce = [replace(sample, probability=0.01) for sample in samples[:4]]
+    assert make_learner(target).train(scarce).loss == pytest.approx(make_learner(target).train(samples[:4]).loss)
 
 
 def test_without_a_discard_weight_rows_after_rejections_change_not_a_bit(target: Path, rejected: list[Sample]) -> None:
@@ -341,7 +365,9 @@ def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
     """Against the formula, with all samples in one forward and all rows of logits at once."""
     monkeypatch.setattr(learner_module, "FORWARD_ROWS", forward_rows)
     monkeypatch.setattr(learner_module, "LOGIT_ROWS", 5)
-    samples = [rejected[0], replace(rejected[1], counterfactuals=()), *rejected[2:]]
+    samples = [replace(rejected[0], probability=0.5), replace(rejected[1], counterfactuals=()), *rejected[2:]]
+    counts = torch.tensor(importance.weights([one.probability for one in samples]))
+    assert counts[0] == pytest.approx(2 * float(counts[1]))
     whole, parts = (make_learner(target, discard_weight=0.5, clip_norm=1e9) for _ in range(2))
     hyper, network, vocabulary = whole.hyper, whole.network, whole._vocabulary
     batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=network.t2d)
@@ -355,7 +381,7 @@ def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
                 sample, column, indices = rows.of_step(j)
                 log_q = network.logits(state[sample, column]).float().log_softmax(-1)
                 loss = forward_kl(log_q, rows.log_p(vocabulary)[indices])
-                weight = 1.0 + hyper.correction_weight * rows.corrections[indices].float()
+                weight = counts[sample] * (1.0 + hyper.correction_weight * rows.corrections[indices].float())
                 expected = expected + scale * hyper.step_decay**j * (loss * weight).sum() / weight.sum()
     expected.backward()  # type: ignore[no-untyped-call]
 

@@ -17,12 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from shutil import disk_usage
 from typing import BinaryIO
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
+from updraft_artifacts.in_order import map_in_order
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from updraft_registry.storage.stores.cache import Cache
@@ -108,8 +110,18 @@ class BucketStore:
         """Delete local files of interrupted uploads; return how many. Lifecycle rules of the bucket handle its own."""
         return clean_uploads(self._uploads)
 
+    @property
+    def shares_disk(self) -> bool:
+        return False
+
+    def free_bytes(self) -> int:
+        return disk_usage(self._uploads).free
+
     def begin(self, size_bytes: int) -> Upload:
-        return begin_upload(self._uploads, size_bytes)
+        """Start an upload to the local disk, whose cache makes room for it if necessary."""
+        if size_bytes > self.free_bytes():
+            self._cache.delete(lambda _: True)
+        return begin_upload(self._uploads, size_bytes, free_bytes=self.free_bytes())
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Upload the blob to the bucket. `digests` excludes it until it is committed."""
@@ -188,16 +200,19 @@ class BucketStore:
         )
 
     def _download(self, digest: str) -> None:
-        """Download a blob into the cache, in ranges that have their own timeouts."""
+        """Download a blob into the cache, several ranges at a time, each with its own timeout."""
         sha256 = hashlib.sha256()
+
+        def get(start: int) -> bytes:
+            end = min(start + _PART_BYTES, size)
+            return bytes(obstore.get_range(self._bucket.objects, _blob(digest), start=start, end=end))
+
         with self._cache.create(_name(digest)) as file, _errors(self._bucket.url, "read"):
             try:
                 size = obstore.head(self._bucket.quick, _blob(digest))["size"]
             except FileNotFoundError:
                 raise NotFound(f"no blob {digest} is stored") from None
-            for start in range(0, size, _PART_BYTES):
-                end = min(start + _PART_BYTES, size)
-                part = bytes(obstore.get_range(self._bucket.objects, _blob(digest), start=start, end=end))
+            for part in map_in_order(get, range(0, size, _PART_BYTES), num_workers=_PARALLEL_PARTS):
                 sha256.update(part)
                 file.write(part)
             if f"sha256:{sha256.hexdigest()}" != digest:

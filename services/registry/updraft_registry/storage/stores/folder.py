@@ -36,11 +36,18 @@ class FolderStore:
             for folder in (self._uploads, self._blobs, self._versions):
                 folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def shares_disk(self) -> bool:
+        return True
+
     def clean(self) -> int:
         return clean_uploads(self._uploads)
 
+    def free_bytes(self) -> int:
+        return disk_usage(self._uploads).free
+
     def begin(self, size_bytes: int) -> "FolderUpload":
-        return begin_upload(self._uploads, size_bytes)
+        return begin_upload(self._uploads, size_bytes, free_bytes=self.free_bytes())
 
     def prepare(self, upload: Upload, digest: str) -> None:
         """Nothing to do: a rename is fast."""
@@ -108,9 +115,8 @@ def clean_uploads(folder: Path) -> int:
     return len(left)
 
 
-def begin_upload(folder: Path, size_bytes: int) -> "FolderUpload":
+def begin_upload(folder: Path, size_bytes: int, *, free_bytes: int) -> "FolderUpload":
     """Start an upload to a file in `folder`; Exhausted when there is no room for it."""
-    free_bytes = disk_usage(folder).free
     if size_bytes > free_bytes:
         raise Exhausted(
             f"{folder} has {free_bytes} bytes left, the draft needs {size_bytes}: "

@@ -39,6 +39,15 @@ class Store(Protocol):
         """Delete what interrupted uploads left; return how many."""
         ...
 
+    @property
+    def shares_disk(self) -> bool:
+        """Whether blobs are on the disk that uploads need, so that deleting one makes room."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room for uploads."""
+        ...
+
     def begin(self, size_bytes: int) -> Upload:
         """Start an upload of exactly this size; Exhausted when there is no room for it. Nothing is written yet."""
         ...

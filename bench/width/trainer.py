@@ -1,0 +1,98 @@
+"""The trainer without its learner: intake and replay, from which batches are read at a steady pace.
+
+The target's tensors (2.5 GB at D 4096, V 151,936) and the learner's state are left out, because this measures the data path.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+from bench.width.traffic import Width
+from prometheus_client import CollectorRegistry
+from tests.support.checkpoints import TARGET
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1.registry_pb2_grpc import RegistryStub
+from updraft_chassis import lifecycle, metrics, rpc, streams
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import UpdraftError
+from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.sample import ExpectedTarget
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.settings import TrainerSettings
+
+BATCH_S = 1.0
+"""Between two batches: a step of an 8B draft takes about as long on an accelerator."""
+
+_CLAIM_IDLE = timedelta(seconds=30)
+
+_DEMAND = "demand_tokens_per_second"
+_DEMAND_S = 2.0
+
+
+async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
+    """Store traces, read batches and state the demand until `stop`. Reads go to the file `reads` in the data folder."""
+    width = Width(**json.loads(os.environ["WIDTH"]))
+    counters, data = Metrics(CollectorRegistry()), config.data_dir
+    data.mkdir(parents=True)
+    expected = ExpectedTarget(
+        target_fingerprint=TARGET,
+        tokenizer_fingerprint="",
+        aux_size=3 * width.hidden,
+        hidden_size=width.hidden,
+        vocab_size=width.vocabulary,
+    )
+    limits = ReplayLimits.of(config.replay_max_bytes)
+    client = streams.connect(config.redis_url.get_secret_value())
+    consumer = streams.Consumer(client, config.stream_key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
+    with (
+        Replay.open(data / "replay", limits=limits, expected=expected, cache_bytes=config.cache_max_bytes) as replay,
+        metrics.serve(
+            counters.registry, host="127.0.0.1", port=config.metrics_port, ready=lambda: True, setting="METRICS_PORT"
+        ),
+    ):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=SystemClock()).run(stop))
+            tasks.create_task(asyncio.to_thread(_read, replay, data / "reads", config, stop))
+            tasks.create_task(_state_demand(config, width.tokens_per_s, stop))
+    await client.aclose()
+
+
+def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.Stop) -> None:
+    """Read batches as the loop does, and write rows and seconds of each."""
+    uses: Counter[str] = Counter()
+    rng = random.Random(0)
+    with path.open("w", buffering=1) as lines:
+        while not stop.requested:
+            began_s = time.perf_counter()
+            samples = replay.training_batch(uses, count=config.batch_samples, max_uses=config.max_uses, rng=rng)
+            seconds = time.perf_counter() - began_s
+            uses.update(sample.trace_id for sample in samples)
+            if samples:
+                lines.write(f"{json.dumps([sum(sample.num_rows for sample in samples), seconds])}\n")
+            del samples
+            time.sleep(BATCH_S)
+
+
+async def _state_demand(config: TrainerSettings, tokens_per_s: float, stop: lifecycle.Stop) -> None:
+    """Ask for all that the pods generate, where the registry takes a demand."""
+    if _DEMAND not in pb.ReportTrainingRequest.DESCRIPTOR.fields_by_name:
+        return
+    async with rpc.channel(config.registry_address) as channel:
+        stub = RegistryStub(channel)
+        while not stop.requested:
+            request = pb.ReportTrainingRequest(speculator=config.speculator, message="bench")
+            setattr(request, _DEMAND, tokens_per_s)
+            try:
+                with rpc.errors():
+                    await stub.ReportTraining(request, timeout=_DEMAND_S)
+            except UpdraftError:
+                pass
+            await asyncio.sleep(_DEMAND_S)

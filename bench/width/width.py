@@ -1,0 +1,223 @@
+"""Versions and traces at the width of an 8B target. See README.md in this folder."""
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench import harness
+from bench.harness import Line, Measurements
+from bench.width import data_path, learning, versions, weights
+from bench.width.data_path import PathRun
+from bench.width.learning import LearningRun
+from bench.width.traffic import Width
+from bench.width.versions import VersionRun
+from rich.console import RenderableType
+from rich.table import Table
+
+from updraft_cli import output, results
+
+SEED = 17
+MB, GB = 1e6, 1e9
+
+VOCABULARY = 151_936
+TOKENS_PER_S = 10_000.0
+SHORTEST, LONGEST = 256, 4096
+SECONDS = 300.0
+PODS = 4
+LEARNING_REQUESTS, LEARNING_TOKENS = 200, 2000
+LEARNING_S = 3600.0
+LONG_HIDDEN, LONG_TOKENS = 7168, 32_768
+
+R = TypeVar("R", VersionRun, PathRun)
+Row = tuple[str, str, Callable[[R], float]]
+
+VERSION_ROWS: Sequence[Row[VersionRun]] = (
+    ("published, and in use on all pods", "s", lambda run: run.seconds),
+    ("  uploaded, checked, accepted", "s", lambda run: run.upload_s),
+    ("weights", "MB", lambda run: run.weights_bytes / MB),
+    ("sent by the registry", "MB", lambda run: run.sent_bytes / MB),
+    ("registry's CPU time", "s", lambda run: run.registry_cpu_s),
+    ("registry, peak resident", "MB", lambda run: run.registry_bytes / MB),
+    ("largest pod, with the draft", "MB", lambda run: run.pod_bytes / MB),
+    ("registry's loop, longest standstill", "ms", lambda run: run.registry_held_ms),
+    ("  with the wait for a core", "ms", lambda run: run.registry_late_ms),
+    ("pods' loops, longest standstill", "ms", lambda run: run.pods_held_ms),
+)
+
+PATH_ROWS: Sequence[Row[PathRun]] = (
+    ("requests", "", lambda run: run.requests),
+    ("tokens", "/s", lambda run: run.tokens_per_s),
+    ("traces sent", "", lambda run: run.captured),
+    ("  dropped", "", lambda run: run.num_dropped),
+    ("samples stored", "", lambda run: run.admitted),
+    ("  refused", "", lambda run: sum(run.refused.values())),
+    ("replay, read", "MB/s", lambda run: run.read_mb_per_s),
+    ("trainer, peak resident", "MB", lambda run: run.trainer_bytes / MB),
+    ("largest pod, peak resident", "MB", lambda run: run.pod_bytes / MB),
+    ("trainer's loop, longest standstill", "ms", lambda run: run.held_ms["trainer"]),
+    ("  with the wait for a core", "ms", lambda run: run.late_ms["trainer"]),
+    ("registry's loop, longest standstill", "ms", lambda run: run.held_ms["registry"]),
+    ("  with the wait for a core", "ms", lambda run: run.late_ms["registry"]),
+    ("pods' loops, longest standstill", "ms", lambda run: run.held_ms["pods"]),
+    ("  with the wait for a core", "ms", lambda run: run.late_ms["pods"]),
+)
+
+
+def measure_versions(arguments: argparse.Namespace) -> list[VersionRun]:
+    """The first version, sent whole, and, for a single pod, its successor, sent as a delta."""
+
+    async def roll_out(folder: Path, num_pods: int, drafts: Sequence[weights.DraftFile]) -> list[VersionRun]:
+        async with versions.fleet(folder, num_pods) as fleet:
+            return [await fleet.roll_out(draft) for draft in drafts]
+
+    runs: list[VersionRun] = []
+    with tempfile.TemporaryDirectory() as folder:
+        drafts = [
+            weights.write(Path(folder) / f"{number}.safetensors", arguments.hidden, seed=SEED, number=number)
+            for number in (1, 2)
+        ]
+        for num_pods in arguments.fleets:
+            with tempfile.TemporaryDirectory() as data:
+                runs += asyncio.run(roll_out(Path(data), num_pods, drafts if num_pods == 1 else drafts[:1]))
+    return runs
+
+
+def measure_path(arguments: argparse.Namespace) -> PathRun:
+    width = Width(hidden=arguments.hidden, vocabulary=VOCABULARY, tokens_per_s=arguments.tokens_per_s)
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(
+            data_path.run(
+                Path(folder),
+                width,
+                num_pods=PODS,
+                seconds=arguments.seconds,
+                shortest=SHORTEST,
+                longest=LONGEST,
+                seed=SEED,
+            )
+        )
+
+
+def measure_long(arguments: argparse.Namespace) -> PathRun:
+    """One request that is longer than any entry of the stream may be."""
+    width = Width(hidden=arguments.long_hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S)
+    with tempfile.TemporaryDirectory() as folder:
+        longest = arguments.long_tokens
+        return asyncio.run(
+            data_path.run(Path(folder), width, num_pods=1, seconds=0.0, shortest=longest, longest=longest, seed=SEED)
+        )
+
+
+def measure_learning(arguments: argparse.Namespace) -> LearningRun:
+    width = Width(hidden=arguments.hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S)
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(
+            learning.run(
+                Path(folder),
+                width,
+                requests=LEARNING_REQUESTS,
+                tokens=LEARNING_TOKENS,
+                within_s=arguments.learning_seconds,
+            )
+        )
+
+
+def learnt(run: LearningRun) -> str:
+    """What was learnt, plainly."""
+    if not run.version:
+        return f"Nothing was published within {run.seconds:.0f} s. The trainer: {run.message or 'nothing'}"
+    return (
+        f"Version {run.version} after {run.seconds:.0f} s, judged on {run.held_out} held-out requests: "
+        f"{run.candidate_length:.2f} tokens per verify step, without a draft {run.baseline_length:.2f}. It learned to read the "
+        "next token out of the states and to apply a fixed permutation of 64 tokens, which is far easier than language."
+    )
+
+
+def table(runs: Sequence[R], rows: Sequence[Row[R]], name: Callable[[R], str]) -> Table:
+    columns = output.table("", *(f">{name(run)}" for run in runs))
+    for title, unit, figure in rows:
+        columns.add_row(title, *(results.number(figure(run), unit) for run in runs))
+    return columns
+
+
+def version_bars(runs: Sequence[VersionRun]) -> list[Line]:
+    """Eight pods may take three times as long as one."""
+    limits = {1: 30.0, 8: 90.0}
+    lines = [
+        Line(results.at_most(f"0.8 GB in use on {run.pods} pods at once", run.seconds, limits[run.pods], "s"))
+        for run in runs
+        if run.version == 1 and run.pods in limits
+    ]
+    return [
+        *lines,
+        Line(results.at_most("registry, peak resident", max(run.registry_bytes for run in runs) / MB, 500, "MB")),
+    ]
+
+
+def path_bars(run: PathRun) -> list[Line]:
+    """The longest standstill is without the wait for a core, which is the machine's."""
+    reasons = ", ".join(f"{reason} {count:g}" for reason, count in run.dropped.items())
+    bar = results.at_most
+    return [
+        Line(bar("traces dropped", run.num_dropped, 0), note=reasons),
+        Line(results.at_least("replay, read", run.read_mb_per_s, 500, "MB/s")),
+        Line(bar("trainer without learner, peak resident", run.trainer_bytes / GB, 1.5, "GB")),
+        Line(bar("pod, peak resident", run.pod_bytes / GB, 1.0, "GB")),
+        Line(bar("longest standstill of an event loop", max(run.held_ms.values()), 20, "ms")),
+    ]
+
+
+def long_bars(run: PathRun) -> list[Line]:
+    return [
+        Line(results.at_least(f"samples of a request of {run.tokens:,} tokens", run.admitted, 1)),
+        Line(results.at_most(f"agent, peak resident, with {run.tokens:,} tokens", run.pod_bytes / GB, 1.5, "GB")),
+    ]
+
+
+def measure(arguments: argparse.Namespace) -> Measurements:
+    figures: list[RenderableType] = []
+    lines: list[Line] = []
+    samples: list[dict[str, Any]] = []
+    if "versions" in arguments.rows:
+        runs = measure_versions(arguments)
+        figures.append(table(runs, VERSION_ROWS, lambda run: f"{run.pods} pods, version {run.version}"))
+        lines += version_bars(runs)
+        samples += [asdict(run) for run in runs]
+    paths = {
+        name: act(arguments) for name, act in (("path", measure_path), ("long", measure_long)) if name in arguments.rows
+    }
+    if paths:
+        names = {id(run): name for name, run in paths.items()}
+        figures.append(table(list(paths.values()), PATH_ROWS, lambda run: names[id(run)]))
+        lines += path_bars(paths["path"]) if "path" in paths else []
+        lines += long_bars(paths["long"]) if "long" in paths else []
+        samples += [asdict(run) for run in paths.values()]
+    if "learning" in arguments.rows:
+        learning_run = measure_learning(arguments)
+        figures.append(learnt(learning_run))
+        name = f"{LEARNING_REQUESTS} requests of {LEARNING_TOKENS:,} tokens, default settings: versions"
+        lines.append(Line(results.at_least(name, learning_run.version, 1)))
+        samples.append(asdict(learning_run))
+    return Measurements(seed=SEED, lines=lines, samples=samples, figures=figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    rows = ("versions", "path", "long", "learning")
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help="what to measure (default: all)")
+    parser.add_argument("--hidden", type=int, default=4096, help="hidden size of the target")
+    parser.add_argument("--fleets", type=int, nargs="+", default=(1, 8), help="numbers of pods that fetch a version")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of the data path's run")
+    parser.add_argument("--tokens-per-s", type=float, default=TOKENS_PER_S, help="captured tokens of all pods")
+    parser.add_argument("--long-hidden", type=int, default=LONG_HIDDEN, help="hidden size for the long request")
+    parser.add_argument("--long-tokens", type=int, default=LONG_TOKENS, help="tokens of the long request")
+    parser.add_argument("--learning-seconds", type=float, default=LEARNING_S, help="time limit for a publication")
+    harness.run("width", parser, measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`updraft size`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+from rich.table import Table
+
+from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Size, Sizing, quantity, readable, sizing
+from updraft_cli import output
+from updraft_cli.cmd.model import described
+
+_DEFAULT = CapturedTraffic()
+_COUNT = click.IntRange(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizedModel:
+    """The sizes of a model, and what they are for."""
+
+    model: str
+    traffic: CapturedTraffic
+    draft: DraftSizes
+    sizes: Sizing
+
+
+@click.command("size")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
+)
+@click.option("--draft-vocab-size", type=_COUNT, help="Tokens that the draft can propose.  [default: 32,000]")
+@click.option("--engine", type=click.Choice(["torch", "sglang"]), default=_DEFAULT.engine, show_default=True)
+@click.option(
+    "--encoding",
+    type=click.Choice(["fp8", "bf16"]),
+    default=_DEFAULT.encoding,
+    show_default=True,
+    help="Encoding of hidden states in traces.",
+)
+@click.option(
+    "--tokens-per-second",
+    type=_COUNT,
+    default=_DEFAULT.tokens_per_second,
+    show_default=True,
+    help="Captured tokens a second, of all pods together.",
+)
+@click.option(
+    "--request-tokens",
+    type=_COUNT,
+    default=_DEFAULT.request_tokens,
+    show_default=True,
+    help="Captured tokens of a request: its answer, and the end of its prompt.",
+)
+@click.option(
+    "--minutes",
+    type=_COUNT,
+    default=_DEFAULT.minutes,
+    show_default=True,
+    help="How long Redis holds traffic while the trainer is away.",
+)
+@click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True
+)
+def size(
+    model: str,
+    revision: str,
+    draft_vocab_size: int | None,
+    form: Literal["table", "json", "yaml"],
+    **captured: Any,
+) -> None:
+    """Show how large volumes, memory and network must be to learn for a target, and why.
+
+    MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read. Without options,
+    the sizes are the defaults of the processes for this target. The operator's volumes are those of an 8B target.
+    """
+    target = described(model, revision)
+    draft = DraftSizes.of(target, draft_vocab_size=draft_vocab_size)
+    traffic = CapturedTraffic(**captured)
+    found = SizedModel(model=model, traffic=traffic, draft=draft, sizes=sizing(target, draft, traffic))
+    output.show(found, form, names=(), rendered=lambda *, is_wide: table(found.sizes))
+
+
+def table(sizes: Sizing) -> Table:
+    """Return a row per size: its name, how much, the reason, and where it is set."""
+    rows = output.table("size", ">amount", "reason", "setting")
+    for name, one in sizes:
+        rows.add_row(name.replace("_", " "), _amount(name, one), one.reason, ", ".join(one.settings) or "-")
+    return rows
+
+
+def _amount(name: str, one: Size) -> str:
+    if name.endswith("volume"):
+        return f"{readable(one.amount)} ({quantity(one.amount)})"
+    return readable(one.amount) + ("/s" if one.unit == "B/s" else "")

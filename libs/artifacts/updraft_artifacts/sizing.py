@@ -1,0 +1,350 @@
+"""How large everything must be for a target to be learned: one pure function, the source of all defaults.
+
+The sizes of hidden states and drafts follow from the target's width, so a constant fits one model only. Every size has a
+reason, and most name the setting whose default they are. `updraft size` prints them.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol, Self
+
+from updraft_artifacts.draft_shape import DraftShape
+
+TRAINING_REQUESTS = 2_000
+HELD_OUT_REQUESTS = 128
+"""Of mean length, that replay has room for: so many give the estimates of published results, four per kind of traffic."""
+
+HELD_OUT_SHARE = 10
+"""One in so many bytes of replay is for held-out requests."""
+
+NUM_STATES = 3
+"""Training states on the trainer's volume: two are kept while a third is written."""
+
+NUM_DRAFTS = 3
+"""Drafts on the trainer's volume: the candidate, the one that serves, and one that is being fetched."""
+
+NUM_VERSIONS = 13
+"""Versions that the registry keeps: the stable one, the one before it, a canary, and a history of ten."""
+
+CACHED_REQUESTS = 32
+"""Decoded requests in the trainer's memory: those of one estimate."""
+
+QUEUED_REQUESTS = 8
+"""Finished requests that wait in a pod: as many as run at the same time by default."""
+
+_BATCH_REQUESTS = 4
+_DELTA_CACHE = 2**30
+_RUNNING_TOKENS = 8 * 2048
+
+_TOP_K_BYTES = 433
+"""Of a row: 64 token ids of about 2.6 bytes, 64 log-probabilities and a log-sum-exp of 4."""
+_TOP_K_MEMORY = 64 * (8 + 4) + 4
+_LIGHT_MEMORY = 64
+
+_LEAST_STREAM = 256 * 2**20
+_LEAST_QUEUE = 64 * 2**20
+_LEAST_CACHE = 256 * 2**20
+_LEAST_REPLAY = 512 * 2**20
+_VOLUME_STEP = 10 * 2**30
+
+
+class SizedTarget(Protocol):
+    """What counts of a target; a `TargetDescription` has it."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class SizedDraft(Protocol):
+    """What counts of a draft; a `DraftConfig` has it."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def draft_vocab_size(self) -> int: ...
+
+
+class ShapedTarget(SizedTarget, Protocol):
+    """A target that its draft's shape is known of."""
+
+    @property
+    def draft_shape(self) -> DraftShape: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftSizes:
+    """A draft of one layer."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    draft_vocab_size: int
+
+    @classmethod
+    def of(cls, target: ShapedTarget, *, draft_vocab_size: int | None = None) -> Self:
+        """The default draft for a target."""
+        shape = target.draft_shape
+        return cls(
+            hidden_size=target.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            draft_vocab_size=min(draft_vocab_size or shape.vocab_size, target.vocab_size),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedTraffic:
+    """How much is captured, and how. The defaults are eight requests at a time with 25 tokens a second each."""
+
+    engine: Literal["torch", "sglang"] = "torch"
+    """torch sends the last hidden state as teacher; sglang the 64 most likely tokens."""
+    encoding: Literal["fp8", "bf16"] = "fp8"
+    tokens_per_second: int = 200
+    request_tokens: int = 1_064
+    """Captured tokens of a request, on average: those of the answer and the last 64 of the prompt."""
+    minutes: int = 5
+    """How long the stream holds traffic while the trainer is away, as during a restart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """One number, why it is that large, and the settings for it."""
+
+    amount: int
+    unit: Literal["B", "B/s"] = "B"
+    reason: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """All sizes, in the order of the data's way."""
+
+    captured_token: Size
+    captured_request: Size
+    network: Size
+    queue: Size
+    stream: Size
+    replay: Size
+    cache: Size
+    state: Size
+    trainer_volume: Size
+    trainer_memory: Size
+    version: Size
+    registry_volume: Size
+    gpu_memory: Size
+
+    def __iter__(self) -> Iterator[tuple[str, Size]]:
+        """Yield names and sizes."""
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+def sizing(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic | None = None) -> Sizing:
+    """Return the sizes for a target, a draft for it, and what is captured of its traffic."""
+    traffic = traffic or CapturedTraffic()
+    token = _captured_token(target, traffic)
+    request = Size(
+        amount=token.amount * traffic.request_tokens,
+        reason=f"a request of {traffic.request_tokens:,} captured tokens, on average",
+    )
+    replay, state, version = _replay(request), _state(target, draft), _version(target, draft)
+    cache = _cache(target, traffic)
+    return Sizing(
+        captured_token=token,
+        captured_request=request,
+        network=Size(
+            amount=token.amount * traffic.tokens_per_second,
+            unit="B/s",
+            reason=f"{traffic.tokens_per_second:,} captured tokens a second, from pods to Redis and on to the trainer",
+        ),
+        queue=_queue(target, traffic),
+        stream=_stream(token, traffic),
+        replay=replay,
+        cache=cache,
+        state=state,
+        trainer_volume=_trainer_volume(replay, state, version),
+        trainer_memory=_trainer_memory(target, draft, traffic, cache),
+        version=version,
+        registry_volume=_registry_volume(version),
+        gpu_memory=_gpu_memory(draft, version),
+    )
+
+
+def num_parameters(target: SizedTarget, draft: SizedDraft) -> tuple[int, int]:
+    """Return the numbers of trained weights (layer, projection of three states, norms) and of frozen ones (the head)."""
+    hidden = draft.hidden_size
+    attention = hidden * draft.head_dim * (2 * (draft.num_heads + 2 * draft.num_kv_heads) + draft.num_heads)
+    projection = 3 * target.hidden_size * hidden
+    return attention + projection + 3 * hidden * draft.intermediate_size + 4 * hidden, hidden * draft.draft_vocab_size
+
+
+def kept_requests(replay_bytes: int, request_bytes: int) -> tuple[int, int]:
+    """Return how many requests to train on, and how many held-out ones, replay has room for."""
+    held_out_bytes = replay_bytes // HELD_OUT_SHARE
+    return (replay_bytes - held_out_bytes) // request_bytes, held_out_bytes // request_bytes
+
+
+def replay_for(num_held_out: int, request_bytes: int) -> int:
+    """Return the bytes of replay that have room for so many held-out requests."""
+    return HELD_OUT_SHARE * num_held_out * request_bytes
+
+
+def reserved(state: Size, version: Size) -> int:
+    """Return the bytes of the trainer's volume that are not for replay."""
+    return NUM_STATES * state.amount + NUM_DRAFTS * version.amount
+
+
+def quantity(num_bytes: int) -> str:
+    """Return a volume's size as Kubernetes writes it, in steps of 10 GiB."""
+    return f"{10 * math.ceil(num_bytes / _VOLUME_STEP)}Gi"
+
+
+def readable(num_bytes: float) -> str:
+    """Return bytes in decimal units."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            digits = 0 if num_bytes >= 100 * scale else 1 if num_bytes >= 10 * scale else 2
+            return f"{num_bytes / scale:.{digits}f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def _captured_token(target: SizedTarget, traffic: CapturedTraffic) -> Size:
+    value, scale = (1, 4) if traffic.encoding == "fp8" else (2, 0)
+    states = 3 * target.hidden_size * value + scale
+    what = f"three states of {target.hidden_size:,} values in {traffic.encoding}"
+    if traffic.engine == "torch":
+        return Size(
+            amount=states + target.hidden_size * value + scale, reason=f"{what}, and the last one, which is the teacher"
+        )
+    return Size(amount=states + _TOP_K_BYTES, reason=f"{what}, and the 64 most likely tokens, which are the teacher")
+
+
+def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
+    """Before encoding: in bfloat16."""
+    teacher = 2 * target.hidden_size if traffic.engine == "torch" else _TOP_K_MEMORY
+    return 6 * target.hidden_size + teacher + _LIGHT_MEMORY
+
+
+def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
+    request = _token_memory(target, traffic) * traffic.request_tokens
+    return Size(
+        amount=max(_LEAST_QUEUE, QUEUED_REQUESTS * request),
+        reason=f"{QUEUED_REQUESTS} finished requests of {readable(request)} that wait in a pod to be encoded and sent",
+        settings=("UPDRAFT_INFERENCE_CAPTURE_QUEUE_BYTES",),
+    )
+
+
+def _stream(token: Size, traffic: CapturedTraffic) -> Size:
+    return Size(
+        amount=max(_LEAST_STREAM, token.amount * traffic.tokens_per_second * 60 * traffic.minutes),
+        reason=f"memory of Redis for {traffic.minutes} minutes of {traffic.tokens_per_second:,} captured tokens a second",
+        settings=("spec.traces.maxSize", "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"),
+    )
+
+
+def _replay(request: Size) -> Size:
+    num_requests = max(
+        math.ceil(TRAINING_REQUESTS * HELD_OUT_SHARE / (HELD_OUT_SHARE - 1)), HELD_OUT_REQUESTS * HELD_OUT_SHARE
+    )
+    return Size(
+        amount=max(_LEAST_REPLAY, num_requests * request.amount),
+        reason=f"{TRAINING_REQUESTS:,} requests to train on and {HELD_OUT_REQUESTS} held-out ones, which have a tenth of it",
+        settings=("UPDRAFT_TRAINER_REPLAY_MAX_BYTES",),
+    )
+
+
+def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
+    """Decoded samples have no scales and no light part."""
+    decoded = (_token_memory(target, traffic) - _LIGHT_MEMORY) * traffic.request_tokens
+    return Size(
+        amount=max(_LEAST_CACHE, CACHED_REQUESTS * decoded),
+        reason=f"the {CACHED_REQUESTS} held-out requests of an estimate, decoded to {readable(decoded)} each",
+        settings=("UPDRAFT_TRAINER_CACHE_MAX_BYTES",),
+    )
+
+
+def _state(target: SizedTarget, draft: SizedDraft) -> Size:
+    trained, frozen = num_parameters(target, draft)
+    return Size(
+        amount=16 * trained + 4 * frozen,
+        reason=f"{trained / 1e6:,.0f} M trained weights, their average and two moments in float32, and the frozen head",
+    )
+
+
+def _version(target: SizedTarget, draft: SizedDraft) -> Size:
+    total = sum(num_parameters(target, draft))
+    return Size(
+        amount=2 * total + 8 * draft.draft_vocab_size + target.vocab_size,
+        reason=f"{total / 1e6:,.0f} M weights in bfloat16, and the map of its {draft.draft_vocab_size:,} tokens",
+    )
+
+
+def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:
+    return Size(
+        amount=math.ceil(1.1 * (replay.amount + reserved(state, version))),
+        reason=f"replay, {NUM_STATES} training states, {NUM_DRAFTS} drafts, and a tenth for the file system",
+        settings=("spec.trainer.storage.size",),
+    )
+
+
+def _trainer_memory(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic, cache: Size) -> Size:
+    trained, frozen = num_parameters(target, draft)
+    head = 4 * target.hidden_size * target.vocab_size
+    logits = 4 * _BATCH_REQUESTS * traffic.request_tokens * target.vocab_size
+    return Size(
+        amount=24 * trained + 4 * frozen + head + 2 * logits + cache.amount,
+        reason=(
+            "about: weights, gradients, moments and averages in float32, the target's embedding and head, the logits of"
+            f" {_BATCH_REQUESTS} requests over the target's vocabulary twice, and decoded requests"
+        ),
+        settings=("spec.trainer.resources",),
+    )
+
+
+def _registry_volume(version: Size) -> Size:
+    return Size(
+        amount=(NUM_VERSIONS + 1) * version.amount + _DELTA_CACHE,
+        reason=f"{NUM_VERSIONS} kept versions, one that is being uploaded, and 1 GiB of deltas",
+        settings=("spec.registry.storage.size",),
+    )
+
+
+def _gpu_memory(draft: SizedDraft, version: Size) -> Size:
+    cache = 4 * draft.num_kv_heads * draft.head_dim * _RUNNING_TOKENS
+    return Size(
+        amount=version.amount + cache,
+        reason=f"beside the target on a server: the draft, and its keys and values of {_RUNNING_TOKENS:,} tokens",
+    )
+
+
+_USUAL_SHAPE = DraftShape(num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12_288, vocab_size=32_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsualTarget:
+    """Sizes of an 8B target, Qwen3-8B: for defaults of those who cannot read the target."""
+
+    hidden_size: int = 4096
+    vocab_size: int = 151_936
+    draft_shape: DraftShape = _USUAL_SHAPE
+
+
+def usual(traffic: CapturedTraffic | None = None) -> Sizing:
+    """Return the sizes for an 8B target."""
+    target = UsualTarget()
+    return sizing(target, DraftSizes.of(target), traffic)

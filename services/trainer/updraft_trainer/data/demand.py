@@ -1,0 +1,120 @@
+"""How many captured tokens per second the trainer can use. Times are monotonic seconds.
+
+What training uses up is half of its speed over the times that a sample is used, because half of a batch is fresh. Around that
+the demand keeps a backlog of fresh samples: too little and training pauses, too much and pods capture what nobody reads in
+time. Missing requests, held-out ones above all, are demanded within a minute.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Pool, ReplayLimits
+
+FITTED_SAMPLES = 128
+"""Samples for a draft in closed form: half a minute of one core. With more, acceptance length hardly rises."""
+
+FRESH_SHARE = 0.5
+"""Part of a batch that is fresh; see `selection`."""
+
+BACKLOG_S = 60.0
+"""Training time on fresh samples that should wait in replay."""
+
+BURST = 4.0
+"""Demand without a backlog, over what training uses up. With twice the backlog it is as much lower."""
+
+FILL_S = 60.0
+"""Time in which missing requests should come."""
+
+HELD_OUT_SHARE = 0.1
+"""Part of captured requests that is held out, at least: pods prefer them while credits are scarce."""
+
+FIRST_REQUEST_TOKENS = 1000.0
+"""Captured tokens of a request, before any is known."""
+
+_HORIZON_S = 60.0
+"""Training time after which a measurement counts little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayFill:
+    """Stored requests, and how many there should be. `unused`: uses that fresh samples are still good for."""
+
+    num_training: int = 0
+    num_held_out: int = 0
+    wanted_training: int
+    wanted_held_out: int
+    unused: int = 0
+
+    @property
+    def num_missing(self) -> float:
+        """Requests to capture until there are enough of both."""
+        training, held_out = self.wanted_training - self.num_training, self.wanted_held_out - self.num_held_out
+        return max(0.0, training / (1.0 - HELD_OUT_SHARE), held_out / HELD_OUT_SHARE)
+
+
+def demand(fill: ReplayFill, *, speed: float, request_tokens: float, max_uses: int) -> float:
+    """Captured tokens per second. `speed` is the number of them that training reads per second, also repeatedly; 0: unknown."""
+    needed = fill.num_missing * request_tokens / FILL_S
+    if not speed:
+        return needed
+    backlog_s = fill.unused * request_tokens / (FRESH_SHARE * speed)
+    return max(needed, speed * FRESH_SHARE / max_uses * math.pow(BURST, 1.0 - backlog_s / BACKLOG_S))
+
+
+def wanted_that_fit(count: int, stored: tuple[int, int], max_bytes: int) -> int:
+    """`count`, or as many requests as fit, for what does not fit is not missing. `stored`: requests and their bytes."""
+    num_stored, num_bytes = stored
+    # One less than fit on average: when the next one is larger than the mean, an old one gives way to it.
+    return min(count, max(0, math.floor(max_bytes * num_stored / num_bytes) - 1)) if num_bytes else count
+
+
+class DemandMeter:
+    """Measures training, and looks into replay. Not for concurrent use."""
+
+    def __init__(self, replay: Replay, limits: ReplayLimits, *, num_held_out: int, max_uses: int) -> None:
+        self._replay = replay
+        self._limits = limits
+        self._num_held_out = num_held_out
+        self._max_uses = max_uses
+        self._tokens = self._seconds = 0.0
+        self._since_s: float | None = None
+        self._request_tokens = FIRST_REQUEST_TOKENS
+
+    def trained(self, sizes: Sequence[int], *, start_s: float, end_s: float) -> None:
+        """A step on samples of so many captured tokens. The time since the last step counts, for evaluations are a part of
+        training."""
+        seconds = end_s - (start_s if self._since_s is None else self._since_s)
+        keep = math.exp(-seconds / _HORIZON_S)
+        self._tokens, self._seconds = keep * self._tokens + sum(sizes), keep * self._seconds + seconds
+        self._request_tokens = sum(sizes) / len(sizes)
+        self._since_s = end_s
+
+    def paused(self) -> None:
+        """There was nothing to train on, which says nothing about the speed."""
+        self._since_s = None
+
+    def tokens_per_s(self, uses: Mapping[str, int]) -> float:
+        """The demand. `uses` are those of each sample so far, by trace id."""
+        unused = sum(max(0, self._max_uses - uses.get(trace_id, 0)) for trace_id in self._replay.training_ids())
+        return demand(
+            replace(self._fill(), unused=unused),
+            speed=self._tokens / self._seconds if self._seconds else 0.0,
+            request_tokens=self._request_tokens,
+            max_uses=self._max_uses,
+        )
+
+    def _fill(self) -> ReplayFill:
+        held_out, training = self._stored(Pool.EVALUATION), self._stored(Pool.WINDOW, Pool.RESERVOIR)
+        limits = self._limits
+        return ReplayFill(
+            num_training=training[0],
+            num_held_out=held_out[0],
+            wanted_training=wanted_that_fit(FITTED_SAMPLES, training, limits.window_bytes + limits.reservoir_bytes),
+            wanted_held_out=wanted_that_fit(self._num_held_out, held_out, limits.evaluation_bytes),
+        )
+
+    def _stored(self, *pools: Pool) -> tuple[int, int]:
+        """Requests and bytes in these pools together."""
+        return sum(map(self._replay.num_samples, pools)), sum(map(self._replay.num_bytes, pools))

@@ -1,0 +1,32 @@
+"""What the trainer has done so far, as the registry shows it: evidence that drafts follow the traffic."""
+
+from updraft.registry.v1 import registry_pb2
+from updraft_trainer.data.capacity import Capacity
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Pool
+
+
+class LearningRecord:
+    """The loop counts, and another thread reads."""
+
+    def __init__(self, replay: Replay, capacity: Capacity, *, min_samples: int, version_bytes: int) -> None:
+        self._replay = replay
+        self._capacity = capacity
+        self._min_samples = min_samples
+        self._version_bytes = version_bytes
+        self.steps = 0
+        """Optimizer steps of the draft in training."""
+        self.estimates = 0
+        """Candidates that held-out requests judged."""
+
+    def read(self) -> registry_pb2.Learning:
+        pools = [(self._replay.num_samples(pool), self._replay.num_bytes(pool)) for pool in Pool]
+        held_out = self._replay.num_samples(Pool.EVALUATION)
+        return registry_pb2.Learning(
+            samples=sum(num_samples for num_samples, _ in pools) - held_out,
+            held_out=held_out,
+            steps=self.steps,
+            estimates=self.estimates,
+            too_small=self._capacity.too_small(pools, min_samples=self._min_samples),
+            version_bytes=self._version_bytes,
+        )

@@ -1,0 +1,118 @@
+"""The demand keeps training busy with fresh samples, and no more than that."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.tiny_target import make_tiny_target
+from tests.support.traces import TraceMaker
+
+from updraft_trainer.data.demand import (
+    BACKLOG_S,
+    BURST,
+    FILL_S,
+    FIRST_REQUEST_TOKENS,
+    FRESH_SHARE,
+    DemandMeter,
+    ReplayFill,
+    demand,
+    wanted_that_fit,
+)
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.sample import read_sample
+
+ENOUGH = ReplayFill(wanted_training=0, wanted_held_out=0)
+USED_UP = 1000.0 * FRESH_SHARE / 5
+"""Captured tokens per second that training at a speed of 1,000 uses up, with five uses of each."""
+
+
+def with_backlog(backlog_s: float) -> float:
+    unused = round(backlog_s * 1000.0 * FRESH_SHARE / 10.0)
+    fill = ReplayFill(wanted_training=0, wanted_held_out=0, unused=unused)
+    return demand(fill, speed=1000.0, request_tokens=10.0, max_uses=5)
+
+
+@pytest.mark.parametrize(
+    ("backlog_s", "times"), [(0.0, BURST), (BACKLOG_S, 1.0), (2 * BACKLOG_S, 1 / BURST), (3 * BACKLOG_S, BURST**-2)]
+)
+def test_the_demand_is_a_burst_without_fresh_samples_and_little_with_many(backlog_s: float, times: float) -> None:
+    assert with_backlog(backlog_s) == pytest.approx(times * USED_UP)
+
+
+def test_replay_that_is_fed_by_its_demand_settles_at_its_backlog() -> None:
+    for start_s in (0.0, 5 * BACKLOG_S):
+        backlog_s = start_s
+        for _ in range(3600):  # each second training works off one second of backlog, and the demand arrives
+            backlog_s = max(0.0, backlog_s - 1.0 + with_backlog(backlog_s) / USED_UP)
+        assert backlog_s == pytest.approx(BACKLOG_S, abs=2.0)
+
+
+def test_missing_held_out_requests_are_demanded_within_a_minute() -> None:
+    fill = ReplayFill(num_training=10**6, num_held_out=24, wanted_training=128, wanted_held_out=32, unused=10**9)
+    demanded = demand(fill, speed=1000.0, request_tokens=500.0, max_uses=5)
+    assert demanded * FILL_S * 0.1 / 500.0 == pytest.approx(8.0), "a tenth of the captured requests is held out"
+
+
+def test_before_training_has_a_speed_the_first_requests_are_demanded() -> None:
+    fill = ReplayFill(wanted_training=90, wanted_held_out=0)
+    assert demand(fill, speed=0.0, request_tokens=600.0, max_uses=5) == pytest.approx(100 * 600.0 / FILL_S)
+    assert demand(ENOUGH, speed=0.0, request_tokens=600.0, max_uses=5) == 0.0
+
+
+@given(
+    stored=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+    unused=st.integers(0, 10**9),
+    speed=st.floats(0.0, 1e6),
+    request_tokens=st.floats(1.0, 1e5),
+)
+def test_more_in_replay_never_raises_the_demand(
+    stored: tuple[int, int], unused: int, speed: float, request_tokens: float
+) -> None:
+    def demanded(more: int) -> float:
+        fill = ReplayFill(
+            num_training=stored[0] + more,
+            num_held_out=stored[1] + more,
+            wanted_training=128,
+            wanted_held_out=32,
+            unused=unused + more,
+        )
+        return demand(fill, speed=speed, request_tokens=request_tokens, max_uses=6)
+
+    assert 0.0 <= demanded(1) <= demanded(0) < float("inf")
+
+
+def test_requests_for_which_there_is_no_room_are_not_missing() -> None:
+    assert wanted_that_fit(32, (0, 0), 1000) == 32, "nothing is known of their size"
+    assert wanted_that_fit(32, (4, 400), 1000) == 9
+    assert wanted_that_fit(32, (4, 400), 100_000) == 32
+    assert wanted_that_fit(32, (1, 2000), 1000) == 0
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> TraceMaker:
+    return TraceMaker(make_tiny_target(tmp_path_factory.mktemp("models") / "target"))
+
+
+def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: TraceMaker, tmp_path: Path) -> None:
+    limits = ReplayLimits.of(10**8)
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=0) as replay:
+        meter = DemandMeter(replay, limits, num_held_out=0, max_uses=2)
+        first = meter.tokens_per_s({})
+        assert first == pytest.approx(128 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
+        for seed in range(128):
+            data = maker.data(seed, num_output=8)
+            replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
+        assert meter.tokens_per_s({}) == 0.0, "no speed is known, and no request is missing"
+        ids = replay.training_ids()
+
+        meter.trained([10, 30], start_s=0.0, end_s=1.0)
+        meter.trained([20, 20], start_s=2.0, end_s=3.0)
+        meter.paused()
+        meter.trained([20, 20], start_s=100.0, end_s=101.0)
+
+        used_up = 30.0 * FRESH_SHARE / 2
+        backlog_s = 128 * 2 * 20.0 / (FRESH_SHARE * 30.0)
+        assert meter.tokens_per_s({}) == pytest.approx(used_up * BURST ** (1 - backlog_s / BACKLOG_S), rel=0.05)
+        assert meter.tokens_per_s(dict.fromkeys(ids, 2)) == pytest.approx(BURST * used_up, rel=0.05)
