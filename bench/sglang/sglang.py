@@ -21,6 +21,7 @@ from tests.contract.engine_contract import whole
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
 from tests.sglang.server import CPU, Device, Server
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, GenerationRequest, SamplingParams
@@ -204,7 +205,7 @@ async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Round],
     """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
     model = harness.model()
     prompts = code_prompts(model, STREAMS, seed=SEED)
-    draft = initial_draft.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
+    draft = initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
     async with AsyncExitStack() as stack:
         servings = {}
         for is_hooked, name in ((False, "unused"), (True, "socket")):

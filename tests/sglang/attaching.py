@@ -13,6 +13,7 @@ from tests.sglang.models import cycle_draft, write_cycle_target
 from tests.sglang.server import Server
 from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
@@ -63,7 +64,7 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
         folder / "server.log",
         arguments=[
             *arguments.speculation(
-                initial_draft.write(target, folder / "seed", draft_vocab_size=DRAFT_VOCAB), NUM_STEPS
+                initial_draft.write(target, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB)), NUM_STEPS
             ),
             *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
             *("--context-length", str(CONTEXT + 6)),

@@ -78,13 +78,13 @@ def write_random_target(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def cycle_draft(target: Path, *, quality: float = 1.0) -> DraftNetwork:
+def cycle_draft(target: Path, *, quality: float = 1.0, token_ids: Tensor | None = None) -> DraftNetwork:
     """A draft that proposes the right character after this share of all characters.
 
     Its attention copies the newest token's embedding and takes away the state that it started from, so what it goes on
-    with is that embedding. Its vocabulary is that of an engine's first draft, so each can replace the other.
+    with is that embedding. Its default vocabulary is that of an engine's first draft.
     """
-    network = make_draft(target, token_ids=draft_vocabulary(target))
+    network = make_draft(target, token_ids=draft_vocabulary(target) if token_ids is None else token_ids)
     attention = network.midlayer.self_attn
     eye = torch.eye(_WIDTH)
     per_kv_head = HEADS // KV_HEADS

@@ -24,11 +24,13 @@ from tests.sglang import build
 from tests.sglang.models import cycle, cycle_draft, write_cycle_target
 from tests.sglang.plugin_agent import Agent, Seen, Teacher, listening
 from tests.sglang.server import Server, eagle3
-from tests.support.tiny_target import LAYERS, make_draft, make_tiny_target, save_draft
+from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB, make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from updraft_draft import checkpoint
+from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.launch import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
@@ -355,16 +357,37 @@ async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> 
         assert f"v{step['version']}" == version
 
 
+async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
+    target, other = setting.folder / "target", setting.folder / "other-vocabulary"
+    token_ids = torch.tensor(sorted({*WORDS, *range(VOCAB - DRAFT_VOCAB + len(set(WORDS)), VOCAB)}))
+    save_draft(cycle_draft(target, quality=0.7, token_ids=token_ids), other)
+    asks = [Ask(rid=rid, prompt=WORDS[:3], tokens=100, options=None) for rid in ("before", "after")]
+    before = await answers(setting, asks[:1])
+    try:
+        swapped = swap(setting, other, 8)
+        after = await answers(setting, asks[1:])
+        (rank,) = setting.server.post("/weights_checker", action="checksum", selector="draft")["ranks"]
+        config, tensors = checkpoint.load(other)
+        wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
+
+        assert swapped.is_success, swapped.text
+        assert rank["checksums"].items() >= wanted.items()
+        steps = [answer["meta_info"]["spec_verify_ct"] for answer in (before["before"], after["after"])]
+        assert steps[0] == steps[1] < 50, "the same proposals, by other numbers"
+    finally:
+        assert swap(setting, setting.folder / "draft-0", 0).is_success
+
+
 async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting: Setting) -> None:
     before = setting.server.post("/weights_checker", action="checksum", selector="draft")
-    other = setting.folder / "other-vocabulary"
-    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(1, 257)), other)
+    other = setting.folder / "other-size"
+    save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(255)), other)
 
     refused = swap(setting, other, 8)
     missing = swap(setting, setting.folder / "missing", 9)
 
     assert (refused.status_code, missing.status_code) == (400, 400)
-    assert "another vocabulary (d2t)" in refused.json()["message"]
+    assert "draft_vocab_size is 255" in refused.json()["message"]
     assert "cannot read the draft" in missing.json()["message"]
     assert setting.server.post("/weights_checker", action="checksum", selector="draft") == before
     async with listening(setting.socket) as agent:

@@ -13,6 +13,7 @@ from tests.support.families import randomise
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.sglang_engine.engine import SglangOptions
@@ -63,7 +64,7 @@ async def test_a_mixture_of_experts_is_served_with_drafts_that_change_nothing(
         num_slots=NUM_SLOTS,
         max_context=CONTEXT,
         dtype="float32",
-        draft_vocab_size=DRAFT_VOCAB,
+        shape=ShapeChoice(draft_vocab_size=DRAFT_VOCAB),
         extra=f"{cpu} --max-total-tokens 4096",
         admin_key="the admin key",
         may_restart=True,

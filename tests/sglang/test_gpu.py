@@ -20,6 +20,7 @@ from tests.sglang.server import Server
 from tests.support.tiny_target import save_draft
 from transformers import LlamaForCausalLM
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
@@ -47,7 +48,10 @@ async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
     """An engine over a server with its CUDA graphs, and the folder of its first draft."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as name:
         folder, model = Path(name), smollm2()
-        socket, first = folder / "s", initial_draft.write(model, folder / "seed", draft_vocab_size=DRAFT_VOCAB)
+        socket, first = (
+            folder / "s",
+            initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB)),
+        )
         server = Server(
             model,
             folder / "server.log",

@@ -271,7 +271,7 @@ def other_tokens(tensors: dict[str, Tensor]) -> None:
         pytest.param(partial(changed, infinite), Corrupt("fc.weight holds values that are not finite"), id="infinite"),
         pytest.param(lambda path: os.truncate(path, 5000), Corrupt("is no whole safetensors file"), id="cut off"),
         pytest.param(partial(changed, narrow), InvalidInput("norm.weight"), id="another shape"),
-        pytest.param(partial(changed, other_tokens), Corrupt("but its manifest has"), id="another vocabulary"),
+        pytest.param(partial(changed, other_tokens), Corrupt("values in draft.hot_token_id"), id="another vocabulary"),
         pytest.param(
             lambda path: shutil.rmtree(path.parent),
             Unavailable("cannot read the draft in"),

@@ -101,9 +101,12 @@ class Reference(nn.Module):
         return floats | {"d2t": TOKENS - torch.arange(DRAFT_VOCAB), "t2d": known}
 
 
-def write(folder: Path, config: dict[str, Any], tensors: Tensors) -> Path:
+def write(folder: Path, config: dict[str, Any], tensors: Tensors, *, is_pickled: bool = False) -> Path:
     """Write a checkpoint as its publishers would; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    if is_pickled:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder

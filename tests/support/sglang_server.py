@@ -41,6 +41,8 @@ class FakeSglang:
     """By path, what the next calls are refused with."""
     is_lying: bool = False
     """It says that it loaded a draft, and did not."""
+    exchanges_vocabulary: bool = True
+    """The plugin made the map from draft to target tokens a buffer."""
     damages: int = 0
     """Loads that leave a wrong weight."""
     streams_all: bool = True
@@ -76,9 +78,10 @@ class FakeSglang:
         import torch
 
         config, tensors = checkpoint.load(folder)
-        weights = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
-        self.held = checksums.expected_hashes(config, weights, dtype=torch.float32, device="cpu", tp=(0, 1))
+        self.held = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
         self.held[f"{DRAFT}.model.embed_tokens.weight"] = "the target's"
+        if not self.exchanges_vocabulary:
+            del self.held[checksums.VOCABULARY]
 
     async def answer(self, request: Request) -> Response:
         path = request.url.path

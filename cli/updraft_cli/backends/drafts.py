@@ -142,6 +142,9 @@ class Provenance:
     last_trace: str
     config_digest: str
     code_version: str
+    origin: str = ""
+    learning_rate: float = 0.0
+    """Of AdamW, after warmup; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,8 @@ def draft_details(
             last_trace=provenance.last_trace_id,
             config_digest=provenance.config_digest,
             code_version=provenance.code_version,
+            origin=provenance.origin,
+            learning_rate=provenance.learning_rate,
         ),
         config=manifest.config_json,
         evaluation=_evaluation(manifest),

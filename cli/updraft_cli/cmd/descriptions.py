@@ -28,6 +28,7 @@ def _rows(target: TargetDescription) -> list[tuple[str, str]]:
         ("final norm", f"{places.final_norm.name} in {places.final_norm.file}, {_norm(target)}"),
         ("rope of a draft", _rope(target.rope)),
         ("layer of a draft", f"{heads}, MLP of {shape.intermediate_size:,}"),
+        ("vocabulary of a draft", f"{shape.vocab_size:,} tokens"),
     ]
 
 

@@ -181,8 +181,6 @@ def stages(
             "METRICS_PORT": where.trainer_metrics_port,
             "NUM_THREADS": config.trainer_threads,
             "DATA_DIR": folder.of("trainer"),
-            # SGLang cannot change a draft's vocabulary while it runs, so both sides take the one that needs no traffic.
-            "VOCABULARY": "fixed" if config.engine == "sglang" else None,
         },
         ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
         address=f"metrics on {HOST}:{where.trainer_metrics_port}",

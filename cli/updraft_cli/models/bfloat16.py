@@ -14,6 +14,11 @@ def bits(values: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
     return (rounded >> np.uint32(16)).astype("<u2")
 
 
+def are_finite(bits_: NDArray[np.uint16]) -> bool:
+    """Whether none of the numbers that bits stand for is NaN or infinite."""
+    return bool(((bits_ & np.uint16(0x7F80)) != np.uint16(0x7F80)).all())
+
+
 def values(bits_: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the exact numbers that bits stand for."""
     return (bits_.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -32,8 +32,9 @@ _ADVICE = "check the address, and endpoint and credentials in the environment (s
 class BucketSource:
     """A `Source` in a bucket."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, is_draft: bool = False) -> None:
         self._uri = uri
+        self._is_draft = is_draft
         with self._errors():
             self._objects: ObjectStore = from_url(
                 uri.rstrip("/"),
@@ -47,7 +48,7 @@ class BucketSource:
         with self._errors():
             objects = obstore.list_with_delimiter(self._objects)["objects"]
         files = [File(name=meta["path"], size_bytes=meta["size"], tag=meta["e_tag"] or "") for meta in objects]
-        return Listing(revision=revision, files=taken(self._uri, files))
+        return Listing(revision=revision, files=taken(self._uri, files, is_draft=self._is_draft))
 
     def arrived_bytes(self, folder: Path) -> int:
         """Return 0: an interrupted file is fetched again."""

@@ -49,8 +49,9 @@ _ERRORS = (
 class HubSource:
     """A `Source` on the hub; `name` is ORG/NAME."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_draft: bool = False) -> None:
         self._name = name
+        self._is_draft = is_draft
         self._uri = f"{HUB}://{name}"
 
     def listing(self, revision: str) -> Listing:
@@ -60,7 +61,7 @@ class HubSource:
         files = [
             File(name=file.rfilename, size_bytes=file.size or 0, tag=file.blob_id or "") for file in info.siblings or []
         ]
-        return Listing(revision=info.sha or revision, files=taken(self._uri, files))
+        return Listing(revision=info.sha or revision, files=taken(self._uri, files, is_draft=self._is_draft))
 
     def arrived_bytes(self, folder: Path) -> int:
         """Return 0: the library keeps parts of files elsewhere, and decides itself whether it continues them."""

@@ -14,6 +14,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -24,7 +25,7 @@ from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_cli.backends import registry_client as registry
 from updraft_cli.backends.drafts import Draft
 from updraft_cli.backends.wire import draft
-from updraft_cli.models import published
+from updraft_cli.models import bfloat16, published
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -53,11 +54,13 @@ class Claim:
     tokenizer: str = ""
 
 
-async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None) -> Imported:
+async def publish(
+    stub: "RegistryAsyncStub", speculator: str, folder: Path, model: Path | None, *, origin: str
+) -> Imported:
     """Publish a folder for the target in `model`, or (None) the one that its manifest or the registry knows.
 
-    A draft in another layout is converted first. InvalidInput for a folder that is not a draft, or whose target is unknown or
-    different; Corrupt if its manifest is of other weights.
+    `origin` is where the folder came from. A draft in another layout is converted first. InvalidInput for a folder that is not
+    a draft, or whose target is unknown or different; Corrupt if its manifest is of other weights.
     """
     state, newest = await registry.newest(stub, speculator)
     known = Claim(
@@ -69,6 +72,7 @@ async def publish(stub: "RegistryAsyncStub", speculator: str, folder: Path, mode
     with tempfile.TemporaryDirectory(prefix="updraft-") as scratch:
         folder = await asyncio.to_thread(published.ours, folder, model, Path(scratch))
         manifest = await asyncio.to_thread(read, folder, speculator, claims)
+        manifest.provenance.origin = manifest.provenance.origin or origin
         answer = await transfer.upload(stub, manifest, folder / transfer.WEIGHTS)
     state, _ = await registry.newest(stub, speculator)
     return Imported(speculator=speculator, existed=answer.existed, message=state.message, draft=draft(answer.version))
@@ -128,7 +132,7 @@ def _config(folder: Path) -> str:
 
 
 def _digests(file: BinaryIO, tensors: list[TensorSpan]) -> tuple[str, list[pb.TensorSpec]]:
-    """Hash the file and each of its tensors in one pass; tensors follow each other up to its end."""
+    """Hash the file and each of its tensors in one pass, and check their values; tensors follow each other up to its end."""
     file.seek(0)
     whole = hashlib.sha256(file.read(tensors[0].begin if tensors else -1))
     specs = []
@@ -142,6 +146,8 @@ def _digests(file: BinaryIO, tensors: list[TensorSpan]) -> tuple[str, list[pb.Te
             whole.update(block)
             part.update(block)
             left -= len(block)
+            if tensor.dtype == "BF16" and not bfloat16.are_finite(np.frombuffer(block, "<u2")):
+                raise InvalidInput(f"{tensor.name} of the draft holds values that are not finite")
         digest = f"sha256:{part.hexdigest()}"
         specs.append(pb.TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, digest=digest))
     return f"sha256:{whole.hexdigest()}", specs

@@ -4,7 +4,7 @@ Two layouts are known. EAGLE's own, which SpecForge, Aurora and most others keep
 named `midlayer.*`. And that of vLLM's speculators: sizes in `transformer_layer_config`, tensors named `layers.0.*`. What
 names and config become is decided by pure functions on them; then tensors are copied one by one, rounded to bfloat16 where
 they are wider. Every tensor has to be known, and nothing is guessed: a draft that computes something else than ours would
-serve, and be a bad one. No torch.
+serve, and be a bad one. Tensors are in a safetensors file, or in one of `torch.save`. No torch.
 """
 
 import json
@@ -21,7 +21,7 @@ from updraft_artifacts.rope import Rope
 from updraft_artifacts.safetensors_header import TensorSpan
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
-from updraft_cli.models import bfloat16
+from updraft_cli.models import bfloat16, torch_file
 
 OUR_KEY = "updraft"
 """The key that a config.json has if the draft is in our layout."""
@@ -51,9 +51,12 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
     `model` is the folder of the target. InvalidInput where the draft is not for it, or of no layout that is known.
     """
     content = model_folder.read_json(folder / transfer.CONFIG)
+    weights = weights_of(folder)
     if OUR_KEY in content or (folder / transfer.MANIFEST).exists():
+        if model is not None and weights is not None:
+            _check_ours(content, weights, model_folder.describe(model))
         return folder
-    if not (folder / transfer.WEIGHTS).exists():
+    if weights is None:
         return folder  # refused where it is read, by the files that are there
     if model is None:
         raise InvalidInput(
@@ -62,11 +65,17 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
         )
     try:
         config = our_config(content, model_folder.describe(model))
-        _rewrite(folder / transfer.WEIGHTS, config, model, scratch / transfer.WEIGHTS)
+        _rewrite(weights, config, model, scratch / transfer.WEIGHTS)
     except InvalidInput as error:
         raise InvalidInput(f"the draft in {folder} cannot be imported: {error}") from None
     (scratch / transfer.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return scratch
+
+
+def weights_of(folder: Path) -> Path | None:
+    """Return the file that a draft's tensors are in, if there is one."""
+    files = (folder / name for name in (transfer.WEIGHTS, torch_file.WEIGHTS))
+    return next((file for file in files if file.is_file()), None)
 
 
 def our_config(content: Mapping[str, Any], target: TargetDescription) -> dict[str, Any]:
@@ -108,6 +117,21 @@ def our_config(content: Mapping[str, Any], target: TargetDescription) -> dict[st
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InvalidInput(f"a config.json has a bad value: {error}") from None
     return config
+
+
+def _check_ours(config: Mapping[str, Any], weights: Path, target: TargetDescription) -> None:
+    """Raise InvalidInput for a draft in our layout that is not for this target, or not what its config.json says."""
+    try:
+        _check_target(config, target)
+        layers = config[OUR_KEY]["aux_layers"]
+        _check_sizes(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"the config.json of {weights.parent} is damaged: {error}") from None
+    if layers != list(target.aux_layers):
+        raise InvalidInput(
+            f"the draft in {weights.parent} reads layers {layers}, engines show {list(target.aux_layers)}"
+        )
+    _check_tensors(_File.open(weights).places, our_shapes(config))
 
 
 def our_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -213,7 +237,7 @@ def _rewrite(source: Path, config: Mapping[str, Any], model: Path, destination: 
         for name in sorted(shapes):
             for block in file.blocks(name):
                 rounded = bfloat16.bits(block)
-                if not (np.isfinite(block).all() and np.isfinite(bfloat16.values(rounded)).all()):
+                if not (np.isfinite(block).all() and bfloat16.are_finite(rounded)):
                     raise InvalidInput(f"{name} holds values that are not finite in bfloat16")
                 written.write(rounded.data)
         written.write(t2d.data)
@@ -270,7 +294,7 @@ def _vocabulary(file: "_File", draft_vocab: int, vocab: int) -> tuple[NDArray[np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A safetensors file, mapped, with its tensors by our names."""
+    """A file of tensors, mapped, with its tensors by our names."""
 
     path: Path
     data: NDArray[np.uint8]
@@ -278,8 +302,11 @@ class _File:
 
     @classmethod
     def open(cls, path: Path) -> "_File":
-        with path.open("rb") as file:
-            places = safetensors_header.read(file)
+        if path.name == torch_file.WEIGHTS:
+            places = torch_file.read(path)
+        else:
+            with path.open("rb") as file:
+                places = safetensors_header.read(file)
         return cls.of(path, {our_name(place.name): place for place in places})
 
     @classmethod

@@ -72,11 +72,11 @@ def open_ranges(address: Address) -> RangeSource:
         if address.scheme == HUB:
             from updraft_cli.models.hub import HubSource  # noqa: PLC0415
 
-            return HubSource(address.place)
+            return HubSource(address.place, is_draft=address.is_draft)
         from updraft_cli.models.bucket import BucketSource  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise NotFound(f"{address.uri} needs the package {error.name}: pip install '.[cli]' in a checkout") from error
-    return BucketSource(address.uri)
+    return BucketSource(address.uri, is_draft=address.is_draft)
 
 
 def pull(

@@ -1,7 +1,7 @@
 """Addresses of models and drafts, and which of the files there are downloaded.
 
 Serving reads configuration, weights in safetensors, and the tokenizer. The same weights in other formats, and code, are not
-downloaded.
+downloaded. Of a draft that has no safetensors, `pytorch_model.bin` is.
 """
 
 import re
@@ -23,6 +23,7 @@ PART = ".part"
 _MOUNTED = ("pvc", "oci", "file")
 
 _WEIGHTS = "*.safetensors"
+_PICKLED = "pytorch_model.bin"
 _BESIDE = ("*.json", "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt", "LICENSE*")
 _NOT_TAKEN = ("*.bin.index.json", "consolidated*", PART_OF)
 
@@ -37,6 +38,8 @@ class Address:
     revision: str = ""
     is_head_only: bool = False
     """Only what is read by those who do not run the model, see `head`."""
+    is_draft: bool = False
+    """Also weights that only an import of a draft reads, if there are no others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +121,13 @@ def address(uri: str, revision: str = "") -> Address:
     return Address(uri=f"{HUB}://{name}", scheme=HUB, place=name, revision=revision or after)
 
 
-def taken(where: str, files: Iterable[File]) -> tuple[File, ...]:
-    """Return the top-level files that serving reads; NotFound if they hold no model."""
+def taken(where: str, files: Iterable[File], *, is_draft: bool = False) -> tuple[File, ...]:
+    """Return the top-level files that serving reads, or an import of a draft; NotFound if they hold no model."""
     top = sorted((file for file in files if "/" not in file.name), key=lambda file: file.name)
     chosen = [file for file in top if _matches(file, _BESIDE) and not _matches(file, _NOT_TAKEN)]
     weights = [file for file in top if _matches(file, (_WEIGHTS,)) and not _matches(file, _NOT_TAKEN)]
+    if is_draft and not weights:
+        weights = [file for file in top if file.name == _PICKLED]
     if not weights or all(file.name != "config.json" for file in chosen):
         missing = "config.json" if weights else _WEIGHTS
         held = f"it holds {', '.join(file.name for file in top[:5])}" if top else "it holds no file"

@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, Self
 
-from updraft_artifacts.target_description import DraftShape
-
-USUAL_VOCAB = 32_000
-"""Tokens of a draft's vocabulary, as in most published drafts."""
+from updraft_artifacts.draft_shape import DraftShape
 
 TRAINING_REQUESTS = 2_000
 HELD_OUT_REQUESTS = 128
@@ -109,7 +106,7 @@ class DraftSizes:
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            draft_vocab_size=min(draft_vocab_size or USUAL_VOCAB, target.vocab_size),
+            draft_vocab_size=min(draft_vocab_size or shape.vocab_size, target.vocab_size),
         )
 
 
@@ -338,7 +335,7 @@ def _gpu_memory(draft: SizedDraft, version: Size) -> Size:
     )
 
 
-_USUAL_SHAPE = DraftShape(num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12_288)
+_USUAL_SHAPE = DraftShape(num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12_288, vocab_size=32_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from updraft_artifacts import target_tensors
+from updraft_artifacts.draft_shape import DraftShape, default_vocab_size
 from updraft_artifacts.rope import SCALINGS, Rope
 from updraft_artifacts.target_tensors import HeadPlaces
 from updraft_chassis.errors import InvalidInput
@@ -92,16 +93,6 @@ _EPSILONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftShape:
-    """Default sizes of a draft's only layer."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetDescription:
     """Sizes of a target, what surrounds its layers, and where that is."""
 
@@ -122,6 +113,7 @@ class TargetDescription:
     rope: Rope
     """For a draft: the base and scaling of the target's layers with full attention, over whole heads."""
     draft_shape: DraftShape
+    """The default."""
     eos_token_ids: frozenset[int]
     places: HeadPlaces
 
@@ -271,7 +263,9 @@ def _rope(content: Mapping[str, Any], theta: float) -> Rope:
 
 def _draft_shape(sizes: _Sizes) -> DraftShape:
     hidden = sizes.size("hidden_size")
-    return DraftShape(**_heads(sizes, hidden), intermediate_size=_intermediate(sizes, hidden))
+    layer = {**_heads(sizes, hidden), "intermediate_size": _intermediate(sizes, hidden)}
+    vocab_size = default_vocab_size(vocab_size=sizes.size("vocab_size"), hidden_size=hidden, **layer)
+    return DraftShape(**layer, vocab_size=vocab_size)
 
 
 def _heads(sizes: _Sizes, hidden: int) -> dict[str, int]:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
@@ -40,12 +41,12 @@ class DraftConfig:
             raise InvalidInput(f"auxiliary layers {list(self.aux_layers)} repeat: the target has too few layers")
 
     @classmethod
-    def of_target(cls, target: TargetDescription, *, draft_vocab_size: int) -> Self:
-        """A draft of the default shape: a layer of the target's width with full attention."""
-        shape = target.draft_shape
+    def of_target(cls, target: TargetDescription, choice: ShapeChoice) -> Self:
+        """A layer of the target's width with full attention, of the default shape but for what is chosen."""
+        shape = choice.of(target.draft_shape, target.vocab_size)
         return cls(
             vocab_size=target.vocab_size,
-            draft_vocab_size=draft_vocab_size,
+            draft_vocab_size=shape.vocab_size,
             hidden_size=target.hidden_size,
             intermediate_size=shape.intermediate_size,
             num_heads=shape.num_heads,

@@ -1,13 +1,14 @@
 """The parts of a target that a draft needs, read from a Hugging Face folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import describe, weight_files
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Corrupt
@@ -32,9 +33,12 @@ class TargetHead:
         rows, scale = self.head[token_ids], self.config.logit_scale
         return rows if scale == 1 else rows.float() * scale
 
-    def draft(self, *, draft_vocab_size: int) -> DraftConfig:
-        """The default shape of a draft for this target."""
-        return DraftConfig.of_target(self.config, draft_vocab_size=draft_vocab_size)
+    def draft(self, choice: ShapeChoice | None = None, *, draft_vocab_size: int | None = None) -> DraftConfig:
+        """A draft for this target, of the default shape but for what is chosen."""
+        choice = choice or ShapeChoice()
+        if draft_vocab_size is not None:
+            choice = replace(choice, draft_vocab_size=draft_vocab_size)
+        return DraftConfig.of_target(self.config, choice)
 
 
 def read_head(folder: Path) -> TargetHead:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from updraft_artifacts.sizing import quantity, usual
 from updraft_operator.api.rollout import Rollout
@@ -25,6 +26,7 @@ from updraft_operator.api.schema import (
     immutable,
     one_of,
     rules,
+    same,
 )
 from updraft_operator.api.status import Status
 
@@ -60,6 +62,11 @@ class SecretKey(Model):
     key: Annotated[str, Field(min_length=1, max_length=253)] = "url"
 
 
+Size = Annotated[int, Field(ge=1, le=1024)]
+
+_DRAFT_SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
 class TargetModel(Model):
     """The model that generates output. Drafts never change its output."""
 
@@ -83,13 +90,49 @@ class TargetModel(Model):
     """Model name in the API that clients use. Defaults to the last part of uri."""
 
 
+class InitialDraft(Model):
+    """A published EAGLE-3 draft to start from. It becomes the next version, as with a DraftVersion."""
+
+    uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(hf|s3|gs|az|pvc)://[^\s]+$")]
+    """Folder of the draft in Hugging Face layout: config.json with model.safetensors or pytorch_model.bin."""
+    secret_ref: SecretName | None = None
+    """Secret whose entries become environment variables of the download."""
+    digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[a-f0-9]{64}$")] | None = None
+    """Digest of the weights file. An import whose weights have another digest fails."""
+
+
 class Draft(Model):
-    """The kind of draft model that is trained."""
+    """The kind of draft model that is trained. The sizes are those of new drafts; by default they follow from the target."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                " && ".join(same(to_camel(size)) for size in _DRAFT_SIZES),
+                "a draft's sizes are immutable: pods cannot swap to other sizes; create another AdaptiveSpeculator",
+            ),
+        )
+    )
 
     algorithm: Literal["EAGLE3"] = "EAGLE3"
     """Architecture of the draft. The trainer supports EAGLE-3."""
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum number of tokens drafted per verify step; the engine chooses up to it. 0 serves without speculation."""
+    initial: InitialDraft | None = None
+    """Draft to start from: the trainer waits until it is imported, and continues it. Another one becomes a later version."""
+    num_attention_heads: Size | None = None
+    """Attention heads of the draft's layer. Defaults to the target's, or to heads of 128 if its attention is compressed."""
+    num_key_value_heads: Size | None = None
+    """Key-value heads of the draft's layer. Defaults to the target's, or to 8."""
+    intermediate_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    """MLP width of the draft's layer. Defaults to the target's, or to 3 times its hidden size if its experts are narrower."""
+    vocab_size: Annotated[int, Field(ge=16, le=2**24)] | None = None
+    """Number of the target's tokens that the draft can propose; the trainer chooses which, by traffic. Defaults to as many as
+    make the draft's head as large as its layer, but 8192 to 32000."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The chosen sizes, by name."""
+        return {name: size for name in _DRAFT_SIZES if (size := getattr(self, name)) is not None}
 
 
 class RollingUpdate(Model):

@@ -93,6 +93,12 @@ def settings(owner: AdaptiveSpeculator, part: str, values: Mapping[str, str]) ->
     return manifest(owner, "v1", "ConfigMap", names.child(owner.metadata.name, part), part, data=dict(values))
 
 
+def draft_sizes(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
+    """The settings for the sizes that the spec chooses, of a process with this prefix."""
+    chosen = owner.spec.draft.sizes
+    return {f"{prefix}_DRAFT_{name.upper()}": str(size) for name, size in chosen.items()}
+
+
 def from_settings(owner: AdaptiveSpeculator, part: str) -> list[dict[str, Any]]:
     return [{"configMapRef": {"name": names.child(owner.metadata.name, part)}}]
 

@@ -26,8 +26,13 @@ _LOAD_S = 1800
 """Enough for a large model on a slow disk."""
 
 
-def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True) -> list[Manifest]:
-    """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods."""
+def objects(
+    owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True, draft_config: str = ""
+) -> list[Manifest]:
+    """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods.
+
+    `draft_config` is for engine SGLang; see `sglang.prepare`.
+    """
     name, spec = owner.metadata.name, owner.spec
     values = _settings(owner)
     target = model(spec.target_model, spec.serving.model_cache, config.images)
@@ -38,7 +43,10 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas:
         names.SERVING,
         pod.PodParts(
             containers=containers,
-            init_containers=[*target.init_containers, *([] if is_torch else [sglang.prepare(config, target)])],
+            init_containers=[
+                *target.init_containers,
+                *([] if is_torch else [sglang.prepare(owner, config, target, draft_config)]),
+            ],
             volumes=[
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},

@@ -4,6 +4,7 @@ It shares one volume with the agent container, at the same path: the plugin's fo
 loads by path, and the socket between the two.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Serving
@@ -17,6 +18,8 @@ _SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's p
 
 _FOLDER = pod.DATA["mountPath"]
 _PLUGIN, _SEED, _ADMIN_KEY = (f"{_FOLDER}/sglang/{name}" for name in ("plugin", "seed", "server.yaml"))
+
+_PREPARE, _DRAFT_CONFIG = "prepare", "UPDRAFT_INFERENCE_DRAFT_CONFIG"
 
 _MARGIN = 8
 """Context tokens that the server reserves, in addition to those for drafts."""
@@ -32,10 +35,25 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def prepare(config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
-    """The init container that writes the plugin's folder and the initial draft; existing files are kept."""
+def draft_config_of(pod_spec: Mapping[str, Any]) -> str:
+    """The `draft_config` that `prepare` was given in this pod template."""
+    variables = [
+        variable
+        for container in pod_spec.get("initContainers", ())
+        if container["name"] == _PREPARE
+        for variable in container.get("env", ())
+        if variable["name"] == _DRAFT_CONFIG
+    ]
+    return str(variables[0].get("value", "")) if variables else ""
+
+
+def prepare(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount, draft_config: str) -> dict[str, Any]:
+    """The init container that writes the plugin's folder and the initial draft; existing files are kept.
+
+    That draft has the sizes of the published one with this config.json, or (empty) those of the spec.
+    """
     return pod.container(
-        "prepare",
+        _PREPARE,
         config.images.inference,
         config.images,
         Serving(),
@@ -43,7 +61,11 @@ def prepare(config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
             *("prepare-sglang", "--plugin-dir", _PLUGIN, "--seed", _SEED),
             *("--admin-key-file", _ADMIN_KEY),
         ],
-        env=[{"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path}],
+        env=[
+            {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
+            *({"name": name, "value": value} for name, value in pod.draft_sizes(owner, "UPDRAFT_INFERENCE").items()),
+            *([{"name": _DRAFT_CONFIG, "value": draft_config}] if draft_config else []),
+        ],
         volumeMounts=[pod.DATA, *target.mounts],
     )
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
+from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
@@ -12,14 +12,14 @@ from updraft_operator.manifests.redis import has_redis, redis_marks, redis_varia
 METRICS_PORT = 9092
 
 
-def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """All objects of the part; none without traces to train on."""
+def objects(owner: AdaptiveSpeculator, config: OperatorConfig, *, waits: bool = False) -> list[Manifest]:
+    """All objects of the part; none without traces to train on. A trainer that waits has no pod."""
     if not has_redis(owner, config):
         return []
     name, spec = owner.metadata.name, owner.spec.trainer
     values, claim = _settings(owner), names.child(name, names.TRAINER)
     content = {
-        "replicas": 0 if owner.spec.suspend or spec.suspend else 1,
+        "replicas": 0 if owner.spec.suspend or spec.suspend or waits else 1,
         "strategy": {"type": "Recreate"},  # two trainers must not share a folder
         "selector": {"matchLabels": names.selector(name, names.TRAINER)},
         "template": _template(owner, config, values, spec.storage.claim_name or claim),
@@ -67,9 +67,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    # SGLang cannot change a draft's vocabulary at run time: both sides use the one that needs no traffic.
-    vocabulary = {"UPDRAFT_TRAINER_VOCABULARY": "fixed"} if owner.spec.engine is Engine.SGLANG else {}
-    return vocabulary | {
+    return pod.draft_sizes(owner, "UPDRAFT_TRAINER") | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],

@@ -4,17 +4,16 @@ Ready combines Accepted, ServingReady and RegistryReady; serving continues witho
 the API and are documented in docs/reference/conditions.md. A generator yields assessments by precedence: the first counts.
 """
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
 
 from kubernetes.utils.quantity import parse_quantity
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, readable
 from updraft_operator.api import names
-from updraft_operator.api.status import Condition
 from updraft_operator.manifests.redis import has_redis
+from updraft_operator.planning import lineage
+from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import (
     ConnectionState,
@@ -54,14 +53,6 @@ _VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an u
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
-class Assessment(NamedTuple):
-    """A condition without its type, generation and transition time."""
-
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str
-
-
 def conditions(observed: Observed) -> dict[str, Assessment]:
     """All conditions by type, the most important first."""
     accepted, serving = next(_accepted(observed)), next(_serving_ready(observed))
@@ -78,24 +69,6 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
         "SpeculationEffective": next(_speculation(observed)),
         "Progressing": next(_progressing(observed)),
     }
-
-
-def dated(
-    assessments: Mapping[str, Assessment], before: list[Condition], generation: int, now: datetime
-) -> list[Condition]:
-    """Add generation and transition time. The time changes only with the status, as everywhere in Kubernetes."""
-    since = {(condition.type, condition.status): condition.last_transition_time for condition in before}
-    return [
-        Condition(
-            type=kind,
-            status=assessment.status,
-            observed_generation=generation,
-            last_transition_time=since.get((kind, assessment.status), now),
-            reason=assessment.reason,
-            message=assessment.message[:2000],
-        )
-        for kind, assessment in assessments.items()
-    ]
 
 
 def _ready(accepted: Assessment, serving: Assessment, registry: Assessment) -> Assessment:
@@ -218,6 +191,8 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         yield _false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
     if spec.suspend or spec.trainer.suspend:
         yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
+    if reason := lineage.waits(observed):
+        yield _false("WaitingForDraft", reason)
     if any(pod.is_ready for pod in pods):
         yield _true("Training", "the trainer is running")
     yield from _failing(pods)

@@ -17,7 +17,7 @@ from updraft_operator.api.status import Status
 from updraft_operator.manifests import importing, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, manifest, marked
 from updraft_operator.manifests.redis import has_redis, mark
-from updraft_operator.planning import versions
+from updraft_operator.planning import lineage, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
@@ -127,8 +127,8 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     built = [
         manifest(owner, "v1", "ServiceAccount", observed.name, "account", **account),
         *registry.objects(owner, config),
-        *trainer.objects(owner, config),
-        *serving.objects(owner, config, sets_replicas=not is_scaled),
+        *trainer.objects(owner, config, waits=bool(lineage.waits(observed))),
+        *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
     ]
     return tuple(marked(content) for content in built)
 
@@ -137,7 +137,9 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     desired, refused = _desired(observed), _refused(observed)
     apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
     secret = [new for new in _secret(observed) if (ref(new), "") not in refused]
-    mirrors = [new for new in versions.mirrors(observed) if (ref(new), "") not in refused]
+    first = lineage.initial_import(observed)
+    drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
+    mirrors = [new for new in drafts if (ref(new), "") not in refused]
     keep = {ref(content) for content in desired}
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]

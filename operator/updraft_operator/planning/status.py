@@ -14,7 +14,8 @@ from updraft_operator.api.status import (
     TrainerStatus,
     VersionsStatus,
 )
-from updraft_operator.planning.conditions import Assessment, conditions, dated
+from updraft_operator.planning.assessment import Assessment, dated
+from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import (
     Observed,
     acceptance_length,

@@ -1,6 +1,7 @@
-"""The registry's versions as DraftVersion objects, and imports, which are DraftVersions that a user applied.
+"""The registry's versions as DraftVersion objects, and imports, which are DraftVersions of drafts from elsewhere.
 
-An object without a version in its spec is an import: it belongs to the user, and the operator never deletes it.
+An object without a version in its spec is an import: a user applied it, or named it in spec.draft.initial. The operator never
+deletes it.
 """
 
 import json
@@ -19,7 +20,7 @@ from updraft_operator.api.draft_version import (
     PodsStatus,
 )
 from updraft_operator.manifests.manifest import Manifest, manifest
-from updraft_operator.planning.conditions import Assessment, dated
+from updraft_operator.planning.assessment import Assessment, dated
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed, acceptance_length, moment, moment_ms, phase_name
 from updraft_rollouts.terms import Phase, Source
@@ -29,7 +30,7 @@ _MAX_HISTORY = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftImport:
-    """A DraftVersion that a user applied, and the state of its import."""
+    """A DraftVersion of a draft from elsewhere, and the state of its import."""
 
     draft: DraftVersion
     number: int | None
@@ -43,7 +44,7 @@ class DraftImport:
 
 
 def is_import(draft: DraftVersion) -> bool:
-    """Whether a user applied it, so that the registry assigns the number."""
+    """Whether it is of a draft from elsewhere, so that the registry assigns the number."""
     return draft.spec.version is None
 
 

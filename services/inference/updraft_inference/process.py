@@ -44,8 +44,14 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     async def prepare(_: lifecycle.Stop) -> None:
         from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
 
-        size = loaded.draft_vocab_size
-        launcher.prepare(loaded.model, plugin=plugin, seed=seed, draft_vocab_size=size, key_file=key_file)
+        launcher.prepare(
+            loaded.model,
+            plugin=plugin,
+            seed=seed,
+            shape=loaded.shape,
+            config_json=loaded.draft_config,
+            key_file=key_file,
+        )
 
     lifecycle.run(PROCESS, prepare)
 
@@ -134,7 +140,7 @@ async def open_sglang(
             num_slots=settings.num_slots,
             max_context=options.max_context,
             dtype=settings.dtype,
-            draft_vocab_size=settings.draft_vocab_size,
+            shape=settings.shape,
             extra=settings.sglang_args,
             admin_key=admin_key,
             may_restart=settings.sglang_restarts,

@@ -1,12 +1,14 @@
 """Settings of the inference process (UPDRAFT_INFERENCE_*)."""
 
 import socket
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
 
@@ -58,11 +60,24 @@ class InferenceSettings(settings.Settings):
     """Unix socket to which Updraft's plugin in the SGLang server connects; default: sglang.sock in data_dir."""
 
     sglang_restarts: bool = False
-    """Whether to restart the SGLang server that Updraft started when a draft has another vocabulary, because SGLang
-    reads it only at startup. Running requests finish first. If false, such a draft is refused."""
+    """Whether to restart the SGLang server that Updraft started when a draft has another shape, because SGLang builds
+    its network only at startup. Running requests finish first. If false, such a draft is refused."""
 
-    draft_vocab_size: Annotated[int, Field(ge=16)] = 8192
-    """Vocabulary size of the initial draft of an SGLang server; must equal UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE."""
+    draft_num_attention_heads: int | None = Field(default=None, ge=1)
+    """Attention heads of the initial draft of an SGLang server. This setting and the next three must equal those of the trainer
+    (UPDRAFT_TRAINER_DRAFT_...); by default, all follow from the target."""
+
+    draft_num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Key-value heads of the initial draft."""
+
+    draft_intermediate_size: int | None = Field(default=None, ge=1)
+    """MLP width of the initial draft."""
+
+    draft_vocab_size: int | None = Field(default=None, ge=16)
+    """Vocabulary size of the initial draft."""
+
+    draft_config: str = ""
+    """config.json of a published draft whose sizes `prepare-sglang` gives the initial draft, instead of the four above."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the target model. With float32, greedy output is bit-equal with every draft."""
@@ -212,6 +227,11 @@ class InferenceSettings(settings.Settings):
     @property
     def stream_keys(self) -> list[str]:
         return streams.keys(self.namespace, self.speculator, self.stream_shards)
+
+    @property
+    def shape(self) -> ShapeChoice:
+        """Of the initial draft of an SGLang server."""
+        return ShapeChoice(**{field.name: getattr(self, field.name) for field in fields(ShapeChoice)})
 
     @property
     def sglang_socket_path(self) -> Path:

@@ -14,7 +14,7 @@ from updraft_sglang.capture import CaptureHooks, Hook
 from updraft_sglang.channel import Channel
 from updraft_sglang.hooks import Binding
 from updraft_sglang.settings import Settings
-from updraft_sglang.weights import answered, served
+from updraft_sglang.weights import answered, served, share_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,12 @@ class Plugin:
         """All hooks to register."""
 
     def start(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """AROUND Scheduler.__init__: once its workers exist, check the hooks and connect."""
+        """AROUND Scheduler.__init__: once its workers exist, share the draft's vocabulary, check the hooks and connect."""
         original(scheduler, *args, **kwargs)
+        try:
+            share_vocabulary(scheduler.draft_worker)
+        except AttributeError as error:
+            log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
             for problem in hooks.problems((self._of_swap,)):
                 log.error("Updraft cannot report refused drafts (SGLang %s): %s", _sglang(), problem)

@@ -1,9 +1,12 @@
 """The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted name.
 
-Everything is checked before the first write. The embedding is the target's own parameter and is never written. SGLang reads
-the vocabulary (d2t) only at startup, so another one is refused. SGLang does not catch exceptions of a loader, so they would
-end the scheduler, and the server with it. The hook `answered` wraps its caller and turns them into an error response; without
-that hook, `load` logs a refusal and changes nothing.
+Everything is checked before the first write. The embedding is the target's own parameter and is never written. The map from
+draft to target tokens (d2t) is written in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself
+reads it only at startup. A running request has one proposal pending, which the next step reads with the new map: the target
+rejects it or not, as any other.
+
+SGLang does not catch exceptions of a loader, so they would end the scheduler, and the server with it. The hook `answered`
+wraps its caller and turns them into an error response; without that hook, `load` logs a refusal and changes nothing.
 """
 
 import json
@@ -22,7 +25,9 @@ log = logging.getLogger(__name__)
 
 LOADER = "updraft_sglang.weights.load"
 PAYLOAD = ("folder", "version", "digest")
-_SKIPPED = ("d2t", "t2d")
+_VOCABULARY = ("d2t", "t2d")
+_MAP = "hot_token_id"
+"""SGLang's name for the map: the target's token of each draft token, int64 [V]."""
 _SHAPE_KEYS = ("vocab_size", "draft_vocab_size", "hidden_size", "target_hidden_size", "intermediate_size")
 _HEAD_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "updraft")
 _JOINED = {
@@ -55,6 +60,18 @@ served = ServedVersion()
 """One per process, because SGLang gives a loader no state of its own."""
 
 
+def share_vocabulary(worker: Any) -> None:
+    """Make the map that the worker drafts with a buffer of its draft: the loader finds it there, and checksums cover it.
+
+    On a GPU the worker has a copy of the draft's, and CUDA graphs have recorded where that is.
+    """
+    drafting = worker.draft_worker
+    model, token_ids = drafting.draft_runner.model, drafting.hot_token_id
+    if token_ids is not None:
+        delattr(model, _MAP)
+        model.register_buffer(_MAP, token_ids, persistent=False)
+
+
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
     """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception."""
     load_format = kwargs.get("load_format", args[1] if len(args) > 1 else None)
@@ -78,8 +95,7 @@ def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     try:
         payload = _payload(named_tensors)
         folder, version, digest = Path(_text(payload["folder"])), int(payload["version"]), _text(payload["digest"])
-        tensors = checked(model, folder)
-        _write(model, tensors, folder)
+        _write(model, checked(model, folder), folder)
     except Exception:  # any error would crash the server
         if served.is_answered:
             raise
@@ -89,7 +105,7 @@ def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def checked(model: Any, folder: Path) -> dict[str, Tensor]:
-    """The tensors to write, from a folder that fits the served draft. Raises RefusedError."""
+    """The tensors of a folder that fits the served draft. Raises RefusedError."""
     _check_is_draft(model)
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -102,7 +118,7 @@ def checked(model: Any, folder: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise RefusedError(f"{name} has values that are not finite")
-    return {name: tensor for name, tensor in tensors.items() if name not in _SKIPPED}
+    return tensors
 
 
 def _payload(named_tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -143,7 +159,7 @@ def _check_names_and_shapes(model: Any, tensors: Mapping[str, Tensor]) -> None:
         if tuple(tensors[name].shape) != shape:
             raise RefusedError(f"{name} has shape {tuple(tensors[name].shape)}, but the served draft needs {shape}")
     serving = {name.removeprefix("model.") for name, _ in model.named_parameters()} - {"embed_tokens.weight"}
-    written = {_served_name(name) for name in tensors.keys() - set(_SKIPPED)}
+    written = {_served_name(name) for name in tensors.keys() - set(_VOCABULARY)}
     if serving != written:
         raise RefusedError(
             f"the served draft has the parameters {sorted(serving)}, but the checkpoint has {sorted(written)}"
@@ -184,12 +200,22 @@ def _served_name(name: str) -> str:
 
 
 def _check_vocabulary(model: Any, d2t: Tensor) -> None:
-    serving = model.hot_token_id.cpu() - torch.arange(len(model.hot_token_id))
-    if not torch.equal(serving, d2t):
+    token_ids = _token_ids(d2t)
+    if token_ids.min() < 0 or token_ids.max() >= model.config.vocab_size:  # a GPU would stop at the first such token
+        raise RefusedError("d2t maps to tokens that the target does not have")
+    if not _is_shared(model) and not torch.equal(model.hot_token_id.cpu(), token_ids):
         raise RefusedError(
-            "the draft has another vocabulary (d2t) than the served one, and SGLang reads it only at startup; "
+            "the draft has another vocabulary (d2t) than the served one, and the plugin did not find the server's map; "
             "restart the server with this draft as --speculative-draft-model-path",
         )
+
+
+def _token_ids(d2t: Tensor) -> Tensor:
+    return d2t + torch.arange(len(d2t))
+
+
+def _is_shared(model: Any) -> bool:
+    return any(name == _MAP for name, _ in model.named_buffers(recurse=False))
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -199,7 +225,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _write(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     try:
-        model.load_weights(tensors.items())
+        model.load_weights((name, tensor) for name, tensor in tensors.items() if name not in _VOCABULARY)
+        if _is_shared(model):
+            model.hot_token_id.copy_(_token_ids(tensors["d2t"]))
     except Exception as error:
         served.digest = ""
         raise RefusedError(f"the draft in {folder} was loaded only in part; load another one: {error}") from error

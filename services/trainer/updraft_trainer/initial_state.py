@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
@@ -30,6 +31,9 @@ from updraft_trainer.publishing.registry_view import RegistryView
 
 logger = logging.getLogger(__name__)
 
+RANDOM, CLOSED_FORM = "random weights", "closed form"
+"""Origins of drafts that come from no other draft."""
+
 _WAIT_S = 0.5
 
 
@@ -40,20 +44,19 @@ class TrainerSpec:
     target: TargetHead
     target_fingerprint: str
     hyper: Hyperparameters
-    draft_vocab_size: int
-    is_vocabulary_fixed: bool = False
+    shape: ShapeChoice
     first_samples: int
     seed: int
 
     @property
     def config_digest(self) -> str:
         """ "sha256:..." of all settings that influence training."""
-        content = dataclasses.asdict(self.hyper) | {"draft_vocab_size": self.draft_vocab_size, "seed": self.seed}
+        content = dataclasses.asdict(self.hyper) | dataclasses.asdict(self.shape) | {"seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
-        """A learner with initial weights over this vocabulary. `config` defaults to the shape of a target layer."""
-        config = config or self.target.draft(draft_vocab_size=len(token_ids))
+        """A learner with initial weights over this vocabulary. `config` defaults to the chosen shape."""
+        config = config or self.target.draft(self.shape, draft_vocab_size=len(token_ids))
         return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
 
 
@@ -94,6 +97,7 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
     version = registry.state.start_version
     history = TrainingHistory()
     if version:  # it may have learned from all that is stored
+        history.origin = f"version {version}"
         for trace_id in replay.training_ids():
             history.count_use(trace_id)
     start_draft = _continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, history, stop)
@@ -133,18 +137,21 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
-    """A learner whose weights come from the first samples, or are random if these have no hidden states.
+    """A learner whose weights and vocabulary come from the first samples.
 
-    So does its vocabulary, unless that is fixed. Samples that the weights come from are counted as used.
+    Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
+    that the weights come from are counted as used.
     """
     while len(replay.training_ids()) < spec.first_samples:
         if await stop.wait(_WAIT_S):
             return None
-    count = max(1, spec.first_samples)
-    samples = replay.training_batch({}, count=count, max_uses=1, rng=random.Random(spec.seed))
-    token_ids = choose_vocabulary(() if spec.is_vocabulary_fixed else samples, spec.target, size=spec.draft_vocab_size)
+    count, rng = spec.first_samples, random.Random(spec.seed)
+    samples = replay.training_batch({}, count=count, max_uses=1, rng=rng) if count else []
+    size = spec.target.draft(spec.shape).draft_vocab_size
+    token_ids = choose_vocabulary(samples, spec.target, size=size)
     learner = await asyncio.to_thread(spec.learner, token_ids)
     draft = await asyncio.to_thread(learner.closed_form, samples)
+    history.origin = RANDOM if draft is None else CLOSED_FORM
     if draft is not None:
         learner.start_from(draft.state_dict())
         for sample in samples:

@@ -12,8 +12,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import (
@@ -32,7 +30,7 @@ from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.initial_state import InitialState
+from updraft_trainer.initial_state import CLOSED_FORM, InitialState
 from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
@@ -66,7 +64,6 @@ class TrainingOptions:
 
     batch_samples: int
     max_uses: int
-    is_vocabulary_fixed: bool = False
     schedule: TrainingSchedule
     thresholds: PublishThresholds
 
@@ -204,8 +201,7 @@ class Trainer:
             return None
         self._fitted = sizes
         samples, unseen = replay.closed_form_batch(count=FITTED_SAMPLES, num_held_out=num_judges)
-        is_fixed = self._options.is_vocabulary_fixed
-        if not is_fixed and await asyncio.to_thread(self.learner.update_vocabulary, samples):
+        if await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples)
@@ -215,6 +211,7 @@ class Trainer:
         is_better = self._is_surely_better(candidate, trained)
         if is_better:
             self.learner.start_from(draft.state_dict())
+            self.history.origin = CLOSED_FORM
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._should_publish(candidate, state, subject="a draft in closed form")
         if is_better or should_publish:
@@ -235,19 +232,17 @@ class Trainer:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
-        self._check_vocabulary()
+        await asyncio.to_thread(self._follow_shape)
         return state
 
-    def _check_vocabulary(self) -> None:
-        """Raise Conflict if engines could not swap between the serving draft and ours, because ours could never serve."""
-        serving, token_ids = self._components.evaluator.baseline, self.learner.network.token_ids
-        if serving.network is None or torch.equal(serving.network.token_ids, token_ids):
+    def _follow_shape(self) -> None:
+        """Go on from the serving draft if its shape is not ours, which engines might never serve then."""
+        serving = self._components.evaluator.baseline
+        if serving.network is None or serving.network.config == self.learner.network.config:
             return
-        if self._options.is_vocabulary_fixed or len(serving.network.token_ids) != len(token_ids):
-            raise Conflict(
-                f"version {serving.version}, which serves, has another draft vocabulary than the draft in training, and engines"
-                " cannot exchange them; set UPDRAFT_TRAINER_DATA_DIR to another folder to start from that version"
-            )
+        self.learner = self.learner.continuing(serving.network)
+        self.history.origin = f"version {serving.version}"
+        logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
@@ -287,16 +282,16 @@ class Trainer:
             return
         if serving.version == self._restarted_from:
             return
-        if serving.network.config == self.learner.network.config:  # an imported draft may have another shape
-            self._restarted_from = serving.version
-            self.learner.start_from(serving.network.state_dict())
-            logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
+        self._restarted_from = serving.version
+        self.learner.start_from(serving.network.state_dict())
+        self.history.origin = f"version {serving.version}"
+        logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
         try:
-            response = await publisher.publish(candidate, self.history)
+            response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
             metrics.publishes.labels("unavailable").inc()
             logger.warning("Cannot publish now; trying again with a later candidate: %s", error)

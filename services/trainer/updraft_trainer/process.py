@@ -86,8 +86,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             target=target,
             target_fingerprint=identity.target_fingerprint,
             hyper=config.hyper,
-            draft_vocab_size=config.draft_vocab_size,
-            is_vocabulary_fixed=config.is_vocabulary_fixed,
+            shape=config.shape,
             first_samples=config.first_samples,
             seed=config.seed,
         )
@@ -151,7 +150,6 @@ async def _train(
         options = TrainingOptions(
             batch_samples=config.batch_samples,
             max_uses=config.max_uses,
-            is_vocabulary_fixed=config.is_vocabulary_fixed,
             schedule=config.schedule,
             thresholds=config.thresholds,
         )
@@ -172,8 +170,7 @@ def _expected_target(identity: Identity, target: TargetHead, region: str) -> Exp
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
     """For engine torch, whose traces are larger: which one it is, the trainer learns from the first trace only."""
-    draft = target.draft(draft_vocab_size=min(config.draft_vocab_size, target.config.vocab_size))
-    return sizing(target.config, draft, CapturedTraffic(engine="torch"))
+    return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="torch"))
 
 
 def _volume_bytes(folder: Path) -> int:

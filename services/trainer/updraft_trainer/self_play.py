@@ -32,7 +32,6 @@ from updraft_trainer.learning.state import Identity
 from updraft_trainer.publishing.estimate import compare, verify_steps
 from updraft_trainer.publishing.publish import Candidate, save, snapshot
 
-DRAFT_VOCAB = 8192
 LOOKAHEAD = 3
 BATCH = 4
 USES = 4
@@ -70,6 +69,7 @@ def train(model: Path, folder: Path, count: int, output: Path, report: Report) -
         step=candidate.step,
         code_version=f"self-play by updraft/{installed_version('updraft')}",
         created_unix_ms=int(time.time() * 1000),
+        origin="self-play",
     )
     _write(candidate, output, identity, provenance)
 
@@ -91,8 +91,9 @@ def choose(target: TargetHead, training: Sequence[Sample], held_out: Sequence[Sa
 
 def _drafts(target: TargetHead, training: Sequence[Sample], report: Report) -> Iterator[tuple[int, DraftNetwork]]:
     """Drafts, and their optimizer steps: the closed form, and what training makes of it."""
-    token_ids = choose_vocabulary(training, target, size=DRAFT_VOCAB)
-    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    config = target.draft()
+    token_ids = choose_vocabulary(training, target, size=config.draft_vocab_size)
+    learner = Learner(target, config, token_ids, Hyperparameters())
     report(Progress(activity="solving for first weights", done=0, total=1))
     first = learner.closed_form(training)
     if first is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
@@ -62,14 +63,19 @@ class TrainerSettings(Settings):
     scheduling: Literal["normal", "batch", "idle"] = "batch"
     """Linux scheduling policy. batch never preempts serving when it wakes up; idle runs only on otherwise idle cores."""
 
-    draft_vocab_size: int = Field(default=8192, ge=16)
-    """Number of tokens that a new draft can propose. A draft that starts from a published one has that one's number."""
-    vocabulary: Literal["adaptive", "fixed"] = "adaptive"
-    """Which tokens a draft can propose. adaptive: chosen from recent traffic, anew when a kind of it is new or has doubled.
-    fixed: never changed, and the lowest token ids in a new draft, for engines that read them only at startup (SGLang)."""
+    draft_num_attention_heads: int | None = Field(default=None, ge=1)
+    """Attention heads of a new draft. Default: the target's, or heads of 128 if its attention is compressed. A draft that
+    starts from a published one keeps all its sizes."""
+    draft_num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Key-value heads of a new draft. Default: the target's, or 8."""
+    draft_intermediate_size: int | None = Field(default=None, ge=1)
+    """MLP width of a new draft. Default: the target's, or 3 times the hidden size if its experts are narrower."""
+    draft_vocab_size: int | None = Field(default=None, ge=16)
+    """Number of tokens that a new draft can propose, at most the target's. Default: as many as make its head as large as the
+    rest of it, but 8192 to 32000."""
     first_samples: int = Field(default=8, ge=0)
-    """Samples to wait for before a new draft starts: its first weights and an adaptive vocabulary come from them. 0 does not
-    wait."""
+    """Samples to wait for before a new draft starts: its first weights and its vocabulary come from them. 0 starts at once,
+    with random weights and the lowest token ids."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW learning rate after warmup, of a draft that starts from random weights."""
     adaptation_rate: float = Field(default=3e-4, gt=0)
@@ -140,8 +146,8 @@ class TrainerSettings(Settings):
         return streams.keys(self.namespace, self.speculator, self.stream_shards)
 
     @property
-    def is_vocabulary_fixed(self) -> bool:
-        return self.vocabulary == "fixed"
+    def shape(self) -> ShapeChoice:
+        return _subset(self, ShapeChoice)
 
     @property
     def hyper(self) -> Hyperparameters:

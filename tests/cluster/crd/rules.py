@@ -63,6 +63,13 @@ RULES = (
         bad={"engine": "sglang", "draft": {"lookahead": 0}},
     ),
     Rule(
+        id="draft-sizes",
+        message="a draft's sizes are immutable",
+        before={"draft": {"vocabSize": 65536}},
+        good={"draft": {"vocabSize": 65536, "lookahead": 5}},
+        bad={"draft": {"vocabSize": 65536, "intermediateSize": 4096}},
+    ),
+    Rule(
         id="arguments",
         message="args require engine sglang",
         good={"engine": "sglang", "serving": {"args": ["--enable-metrics"]}},

@@ -28,6 +28,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import file_digest, tensors_digest
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.sizing import usual
 from updraft_chassis import rpc
 from updraft_chassis.access import Access
@@ -204,7 +205,7 @@ async def bench(
         target=read_head(target),
         target_fingerprint=traces.target_fingerprint,
         hyper=Hyperparameters(adaptation_rate=1e-3),  # the draft is small
-        draft_vocab_size=vocab_size,
+        shape=ShapeChoice(draft_vocab_size=vocab_size),
         first_samples=8,
         seed=0,
     )
@@ -647,6 +648,9 @@ async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, ti
     versions = await whole.versions()
     assert len(versions) >= 2
     assert versions[1].manifest.parent_version == 1
+    provenance = versions[1].manifest.provenance
+    assert provenance.origin in ("version 1", "closed form")
+    assert provenance.learning_rate == whole.spec.hyper.adaptation_rate
     assert len({version.manifest.draft_vocabulary_fingerprint for version in versions}) == 1
 
 
@@ -672,18 +676,19 @@ async def test_a_registry_with_drafts_of_another_target_ends_the_trainer(whole: 
         await whole.started()
 
 
-@pytest.mark.parametrize(
-    ("num_tokens", "is_fixed"), [pytest.param(100, False, id="another size"), pytest.param(128, True, id="fixed")]
-)
-async def test_a_serving_draft_whose_vocabulary_engines_cannot_exchange_for_ours_ends_the_trainer(
-    whole: Bench, tiny_target: Path, num_tokens: int, *, is_fixed: bool
-) -> None:
-    whole.admit(0, 32)
-    whole.admit(1000, 1012, evaluation=True)
-    trainer = whole.trainer(await whole.initial(), options=replace(OPTIONS, is_vocabulary_fixed=is_fixed))
-    await publish_elsewhere(whole, tiny_target, 200 + torch.arange(num_tokens))
-    with pytest.raises(Conflict, match="version 1, which serves, has another draft vocabulary"):
-        await whole.train(trainer)
+async def test_training_goes_on_from_a_serving_draft_of_another_size(whole: Bench, tiny_target: Path) -> None:
+    trainer = await whole.started()
+    await publish_elsewhere(whole, tiny_target, torch.arange(100))
+    await whole.train(trainer)
+    assert len(trainer.learner.network.token_ids) == 100
+    assert trainer.learner.learning_rate == whole.spec.hyper.adaptation_rate
+    trainer.save()
+    state = whole.components.states.load(whole.identity)
+    assert state is not None
+    assert len(resume(state, whole.spec).learner.network.token_ids) == 100
+    ours = (await whole.versions())[1:]
+    assert ours
+    assert {json.loads(version.manifest.config_json)["draft_vocab_size"] for version in ours} == {100}
 
 
 async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_like_any_other(
@@ -698,17 +703,14 @@ async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_lik
     assert ours[-1].manifest.draft_vocabulary_fingerprint != first.manifest.draft_vocabulary_fingerprint
 
 
-@pytest.mark.parametrize("is_fixed", [False, True])
-async def test_a_vocabulary_follows_the_traffic_unless_it_is_fixed(
-    whole: Bench, tiny_target: Path, *, is_fixed: bool
-) -> None:
+async def test_a_vocabulary_follows_the_traffic(whole: Bench, tiny_target: Path) -> None:
     rare = 200 + torch.arange(128)
     await publish_elsewhere(whole, tiny_target, rare)
     whole.admit(0, 32)
-    trainer = whole.trainer(await whole.initial(), options=replace(OPTIONS, is_vocabulary_fixed=is_fixed))
+    trainer = whole.trainer(await whole.initial())
     assert torch.equal(trainer.learner.network.token_ids, rare)
     await trainer.fit()
-    assert torch.equal(trainer.learner.network.token_ids, rare) is is_fixed
+    assert not torch.equal(trainer.learner.network.token_ids, rare)
 
 
 async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from updraft_artifacts.draft_shape import DraftShape
 from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
     NUM_VERSIONS,
@@ -22,7 +23,6 @@ from updraft_artifacts.sizing import (
     sizing,
     usual,
 )
-from updraft_artifacts.target_description import DraftShape
 from updraft_rollouts.policy import DEFAULT
 
 GB = 1e9
@@ -36,7 +36,9 @@ class Target:
 
 
 def target(hidden: int, *, vocab: int = 151_936, heads: int = 32, intermediate: int | None = None) -> Target:
-    shape = DraftShape(num_heads=heads, num_kv_heads=8, head_dim=128, intermediate_size=intermediate or 3 * hidden)
+    shape = DraftShape(
+        num_heads=heads, num_kv_heads=8, head_dim=128, intermediate_size=intermediate or 3 * hidden, vocab_size=32_000
+    )
     return Target(hidden_size=hidden, vocab_size=vocab, draft_shape=shape)
 
 

@@ -1,5 +1,6 @@
 """What the builders set is what the processes read: by name, and with values that they accept."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,15 @@ specs = st.fixed_dictionaries(
     {},
     optional={
         "engine": st.sampled_from(["torch", "sglang"]),
-        "draft": st.fixed_dictionaries({"lookahead": st.integers(0, 16)}),
+        "draft": st.fixed_dictionaries(
+            {"lookahead": st.integers(0, 16)},
+            optional={
+                "numAttentionHeads": st.integers(1, 1024),
+                "numKeyValueHeads": st.integers(1, 1024),
+                "intermediateSize": st.integers(1, 2**24),
+                "vocabSize": st.integers(16, 2**24),
+            },
+        ),
         "suspend": st.booleans(),
         "serving": st.fixed_dictionaries(
             {},
@@ -151,12 +160,17 @@ def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_
     assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(settings.data_dir)
 
 
-def test_with_sglang_the_trainer_takes_the_vocabulary_of_the_first_draft() -> None:
-    owner = speculator({"engine": "sglang"})
+def test_with_sglang_the_trainers_drafts_have_the_sizes_of_the_first() -> None:
+    sizes = {"numAttentionHeads": 16, "numKeyValueHeads": 4, "intermediateSize": 4096, "vocabSize": 65536}
+    owner = speculator({"engine": "sglang", "draft": sizes})
     trainer = load(TrainerSettings, environment(owner, "trainer"))
-    inference = load(InferenceSettings, environment(owner, "serving"))
-    assert trainer.is_vocabulary_fixed
-    assert trainer.draft_vocab_size == inference.draft_vocab_size
+    prepare = pod_spec(owner, "serving")["initContainers"][-1]
+    inference = load(
+        InferenceSettings,
+        environment(owner, "serving") | {each["name"]: each["value"] for each in prepare["env"]},
+    )
+    assert trainer.shape == inference.shape
+    assert tuple(asdict(trainer.shape).values()) == tuple(sizes.values())
 
 
 def test_a_config_of_the_users_own_is_the_servers_only_one() -> None:

@@ -10,6 +10,7 @@ from tests.support import families
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.traces import TraceMaker
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop
@@ -56,7 +57,7 @@ def spec(head: TargetHead) -> TrainerSpec:
         target=head,
         target_fingerprint="sha256:t",
         hyper=Hyperparameters(adaptation_rate=3e-3),
-        draft_vocab_size=DRAFT_VOCAB,
+        shape=ShapeChoice(draft_vocab_size=DRAFT_VOCAB),
         first_samples=1,
         seed=0,
     )
@@ -97,20 +98,23 @@ async def begun(spec: TrainerSpec, target: Path, draft: Path | None, tmp_path: P
     return initial
 
 
-@pytest.mark.parametrize("is_fixed", [False, True])
-async def test_a_new_draft_has_the_tokens_of_the_traffic_unless_its_vocabulary_is_fixed(
-    target: Path, tmp_path: Path, *, is_fixed: bool
+@pytest.mark.parametrize("first_samples", [0, 1])
+async def test_a_new_draft_has_the_tokens_of_the_samples_that_it_waited_for(
+    target: Path, tmp_path: Path, first_samples: int
 ) -> None:
-    wanted = replace(spec(read_head(target)), is_vocabulary_fixed=is_fixed)
-    learner = (await begun(wanted, target, None, tmp_path)).learner
-    assert bool(learner.network.t2d[VOCAB - 1]) is not is_fixed
-    assert len(learner.network.token_ids) == DRAFT_VOCAB
+    initial = await begun(replace(spec(read_head(target)), first_samples=first_samples), target, None, tmp_path)
+    assert bool(initial.learner.network.t2d[VOCAB - 1]) is (first_samples == 1)
+    assert len(initial.learner.network.token_ids) == DRAFT_VOCAB
+    assert initial.history.num_samples == first_samples
+    assert initial.history.origin == ("closed form" if first_samples else "random weights")
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
     head = read_head(target)
     config = imported_config(head)
-    learner = (await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)).learner
+    initial = await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)
+    learner = initial.learner
+    assert (initial.history.origin, learner.learning_rate) == ("version 1", spec(head).hyper.adaptation_rate)
     _, tensors = checkpoint.load(tmp_path / "draft")
     assert learner.network.config == config
     assert torch.equal(learner.network.fc.weight.bfloat16(), tensors["fc.weight"])

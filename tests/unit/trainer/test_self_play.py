@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 from tests.support.disk import age, file_size_limit
-from tests.support.tiny_target import DRAFT_VOCAB
 from tests.support.traces import TraceMaker
 
 from updraft.registry.v1 import registry_pb2
@@ -18,11 +17,6 @@ from updraft_trainer import self_play
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.publishing.estimate import verify_steps
 from updraft_trainer.publishing.publish import snapshot
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_play, "DRAFT_VOCAB", DRAFT_VOCAB)
 
 
 @pytest.fixture

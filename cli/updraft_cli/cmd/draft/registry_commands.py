@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,14 +77,14 @@ def import_(
 ) -> None:
     """Publish an EAGLE-3 draft from a folder, or from a URI as `updraft model pull` takes it.
 
-    The folder holds config.json and model.safetensors: from `updraft draft pull`, or as SpecForge and vLLM's speculators
-    publish them. The latter need --target, and are rounded to bfloat16. It becomes the newest version. The first version of
-    a speculator is tried as the policy says; a later one waits for `updraft draft promote`.
+    The folder holds config.json and model.safetensors or pytorch_model.bin: from `updraft draft pull`, or as SpecForge, Aurora
+    and vLLM's speculators publish them. The latter need --target, and are rounded to bfloat16. It becomes the newest version.
+    The first version of a speculator is tried as the policy says; a later one waits for `updraft draft promote`.
     """
     from updraft_cli.models import importing  # noqa: PLC0415 - see pull
 
     async def publish(stub: "RegistryAsyncStub") -> "Imported":
-        return await importing.publish(stub, backend.speculator, folder, model)
+        return await importing.publish(stub, backend.speculator, folder, model, origin=place)
 
     with _draft_in(place) as folder:
         if digest:
@@ -137,7 +138,7 @@ def retain(backend: RegistryBackend, version: Version, off: bool) -> None:  # no
 def _draft_in(place: str) -> Iterator[Path]:
     """Yield the folder itself, or a temporary one with what a URI names."""
     if "://" in place:
-        address = source.address(place)
+        address = replace(source.address(place), is_draft=True)
         with (
             tempfile.TemporaryDirectory(prefix="updraft-") as folder,
             progress.shown(address.uri, Path(folder)) as report,
@@ -151,9 +152,9 @@ def _draft_in(place: str) -> Iterator[Path]:
 
 
 def _check_digest(place: str, folder: Path, expected: str) -> None:
-    from updraft_artifacts.transfer import WEIGHTS  # noqa: PLC0415 - see pull
+    from updraft_cli.models.published import weights_of  # noqa: PLC0415 - see pull
 
-    weights = folder / WEIGHTS
-    digest = file_digest(weights) if weights.is_file() else "no file"
+    weights = weights_of(folder)
+    digest = "no file" if weights is None else file_digest(weights)
     if digest != expected:
-        raise Corrupt(f"{weights.name} of {place} is {digest}, expected {expected}")
+        raise Corrupt(f"the weights of {place} are {digest}, expected {expected}")

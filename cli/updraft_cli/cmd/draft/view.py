@@ -161,6 +161,9 @@ def _facts(details: DraftDetails, now: datetime, *, is_wide: bool) -> Iterator[t
     when = f"{output.timestamp(draft.published)} UTC ({output.ago(draft.published, now)})" if draft.published else "-"
     yield "published", f"{when}, source {draft.source}{code}"
     yield "trained", _training(draft)
+    if details.provenance and details.provenance.origin:
+        rate = details.provenance.learning_rate
+        yield "origin", details.provenance.origin + (f", then learning at {rate:g}" if rate else "")
     if details.provenance:
         yield "offline", offline(details.evaluation)
     yield "live", _live(draft.acceptance)

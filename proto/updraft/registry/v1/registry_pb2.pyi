@@ -214,6 +214,8 @@ class Provenance(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     CODE_VERSION_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     first_trace_id: _builtins.str
     last_trace_id: _builtins.str
@@ -221,6 +223,10 @@ class Provenance(_message.Message):
     config_digest: _builtins.str
     code_version: _builtins.str
     created_unix_ms: _builtins.int
+    origin: _builtins.str
+    """Where the training started: "random weights", "closed form", "version N", or where an imported draft came from."""
+    learning_rate: _builtins.float
+    """Of AdamW, after warmup; 0 if unknown."""
     def __init__(
         self,
         *,
@@ -231,10 +237,12 @@ class Provenance(_message.Message):
         config_digest: _builtins.str = ...,
         code_version: _builtins.str = ...,
         created_unix_ms: _builtins.int = ...,
+        origin: _builtins.str = ...,
+        learning_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "config_digest", b"config_digest", "created_unix_ms", b"created_unix_ms", "first_trace_id", b"first_trace_id", "last_trace_id", b"last_trace_id", "samples", b"samples", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "config_digest", b"config_digest", "created_unix_ms", b"created_unix_ms", "first_trace_id", b"first_trace_id", "last_trace_id", b"last_trace_id", "learning_rate", b"learning_rate", "origin", b"origin", "samples", b"samples", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,8 +2,8 @@
 
 They cover every parameter of the draft, after SGLang has fused q, k, v and gate, up, in the dtype that it serves in. On
 a CPU a checksum is the beginning of a SHA-256; on a GPU it is SGLang's own `gpu_tensor_hash`, reimplemented here in
-numpy. `d2t` is not a parameter, so the plugin's loader and the agent compare it. Each rank of a tensor-parallel group
-has its own part of each tensor.
+numpy. They also cover the map from draft to target tokens where the plugin made it a buffer. Each rank of a tensor-parallel
+group has its own part of each tensor, and the whole map.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_inference.sglang_engine.server import DRAFT, RankChecksums
 
@@ -29,6 +30,9 @@ _PADDING = 64
 
 _LAYER = "model.layers.0"
 
+VOCABULARY = f"{DRAFT}.hot_token_id"
+"""The server's name for the target's token of each draft token."""
+
 
 def candidate_dtypes(dtype: str) -> tuple[torch.dtype, ...]:
     """Dtypes in which a server may hold its draft, likeliest first; "auto" usually means that of the file."""
@@ -38,15 +42,26 @@ def candidate_dtypes(dtype: str) -> tuple[torch.dtype, ...]:
 def expected_hashes(
     config: DraftConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: str, tp: tuple[int, int]
 ) -> dict[str, str]:
-    """Hashes by the server's tensor names, for rank `tp[0]` of `tp[1]`; `device` is "cpu" or anything else."""
+    """Hashes by the server's names of a checkpoint's tensors, for rank `tp[0]` of `tp[1]`; `device` is "cpu" or another."""
     compute_hash = _cpu_hash if device == "cpu" else gpu_hash
-    parts = served_tensors(config, {name: tensor.to(dtype) for name, tensor in tensors.items()}, tp=tp)
-    return {f"{DRAFT}.{name}": f"{compute_hash(tensor):016x}" for name, tensor in parts.items()}
+    weights = {name: tensor.to(dtype) for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
+    parts = {f"{DRAFT}.{name}": tensor for name, tensor in served_tensors(config, weights, tp=tp).items()}
+    parts[VOCABULARY] = tensors["d2t"] + torch.arange(config.draft_vocab_size)
+    return {name: f"{compute_hash(tensor):016x}" for name, tensor in parts.items()}
+
+
+def shows_vocabulary(served: Iterable[RankChecksums]) -> bool:
+    """Whether the server's checksums cover its map, so that a swap can exchange it and prove that."""
+    return all(VOCABULARY in rank.hashes for rank in served)
 
 
 def differing(expected: Mapping[str, str], served: RankChecksums) -> list[str]:
-    """Names of tensors that differ. The server's other tensors (the target's embedding) are ignored."""
-    return sorted(name for name, hashed in expected.items() if served.hashes.get(name) != hashed)
+    """Names of tensors that differ. The server's other tensors (the target's embedding) are ignored.
+
+    So is a map that it does not show, because it never changes then.
+    """
+    hidden = {VOCABULARY} - served.hashes.keys()
+    return sorted(name for name, hashed in expected.items() if name not in hidden and served.hashes.get(name) != hashed)
 
 
 def served_tensors(config: DraftConfig, tensors: Mapping[str, Tensor], *, tp: tuple[int, int]) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from updraft_artifacts.digests import tensors_digest
-from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
+from updraft_artifacts.model_folder import read_json
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_draft import checkpoint
-from updraft_draft.config import DraftConfig
+from updraft_draft.config import DraftConfig, check_fits
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
@@ -16,8 +17,8 @@ from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
 INITIAL_VERSION = 0
 
 
-class OtherVocabularyError(InvalidInput):
-    """The draft is valid, but the server must restart to serve it."""
+class RestartNeededError(Unavailable):
+    """The draft is valid for this target, but the server must restart to serve it. Whoever runs the server may do so later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +61,8 @@ def _difference(expected: list[dict[str, str]], served: list[RankChecksums]) -> 
 def _hashes(
     config: DraftConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype, info: ServerInfo
 ) -> list[dict[str, str]]:
-    weights = {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
     return [
-        checksums.expected_hashes(config, weights, dtype=dtype, device=info.device, tp=(rank, info.tp_size))
+        checksums.expected_hashes(config, tensors, dtype=dtype, device=info.device, tp=(rank, info.tp_size))
         for rank in range(info.tp_size)
     ]
 
@@ -84,21 +84,39 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> DraftFingerprint:
     )
 
 
-def read_draft(draft: DraftCheckpoint, initial: DraftFingerprint) -> DraftFingerprint:
-    """A validated version. Raises InvalidInput (another shape or vocabulary than the initial draft, because SGLang reads
-    both only at startup) or Corrupt (damaged, another digest)."""
+def read_draft(
+    draft: DraftCheckpoint, initial: DraftFingerprint, *, exchanges_vocabulary: bool = True
+) -> DraftFingerprint:
+    """A validated version. Raises RestartNeededError if its shape differs from the initial draft's, or its vocabulary where
+    the server does not exchange that; InvalidInput if SGLang cannot serve it; Corrupt if it is damaged or has another digest.
+    """
+    config = DraftConfig.from_dict(read_json(draft.folder / checkpoint.CONFIG))
+    _check_served(config, initial.config, draft.version)
+    if config != initial.config:  # known before gigabytes are read, because the agent asks again and again
+        raise _restart_needed(draft, "shape")
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
         raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-    if not torch.equal(tensors["d2t"], initial.d2t):
-        raise OtherVocabularyError(
-            f"version {draft.version} has another vocabulary than the draft that the SGLang server started with, and"
-            f" SGLang reads it only at startup: restart the server with --speculative-draft-model-path {draft.folder}"
-        )
-    if config != initial.config:
-        raise InvalidInput(f"version {draft.version} has another shape than the served draft")
+    if not exchanges_vocabulary and not torch.equal(tensors["d2t"], initial.d2t):
+        raise _restart_needed(draft, "vocabulary")
     return _fingerprint(draft, config, tensors, initial.info)
+
+
+def _restart_needed(draft: DraftCheckpoint, what: str) -> RestartNeededError:
+    return RestartNeededError(
+        f"version {draft.version} has another {what} than the draft that the SGLang server started with: restart the"
+        f" server with --speculative-draft-model-path {draft.folder}"
+    )
+
+
+def _check_served(config: DraftConfig, served: DraftConfig, version: int) -> None:
+    """Raise InvalidInput for a draft that no server of this target can serve."""
+    if config.norm_before_residual:
+        raise InvalidInput(f"version {version} has norm_before_residual, which SGLang does not support")
+    reason = check_fits(config, served)
+    if reason is not None:
+        raise InvalidInput(f"version {version} is for another target: {reason}")
 
 
 def _fingerprint(

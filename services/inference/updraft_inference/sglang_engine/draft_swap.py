@@ -50,6 +50,7 @@ class ServedDraft:
         """The served draft, by the server's own checksums."""
         self._may_have_session = False
         """A session of ours may still be open at the server."""
+        self._exchanges_vocabulary = False
 
     @classmethod
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
@@ -68,7 +69,7 @@ class ServedDraft:
         if served_draft.was_cut_off:
             logger.warning("A previous agent ended during a swap; resuming the server")
             await served_draft._finish_interrupted_swap()
-        await server.checksums()
+        served_draft._exchanges_vocabulary = checksums.shows_vocabulary(await server.checksums())
         return served_draft
 
     @property
@@ -120,7 +121,8 @@ class ServedDraft:
         return SwapResult(loaded=self.loaded, pause_s=pause_s)
 
     async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
-        return await asyncio.to_thread(read_draft, draft, self._initial)
+        exchanges = self._exchanges_vocabulary
+        return await asyncio.to_thread(read_draft, draft, self._initial, exchanges_vocabulary=exchanges)
 
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()

@@ -33,7 +33,7 @@ from updraft_inference.engine import (
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.draft_fingerprint import OtherVocabularyError
+from updraft_inference.sglang_engine.draft_fingerprint import RestartNeededError
 from updraft_inference.sglang_engine.draft_swap import ServedDraft
 from updraft_inference.sglang_engine.request_session import RequestSession
 from updraft_inference.sglang_engine.server import ServerInfo, SglangServer
@@ -171,13 +171,13 @@ class SglangEngine:
     async def _swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         try:
             return await self._served_draft.swap(draft)
-        except OtherVocabularyError:
+        except RestartNeededError:
             if self._restart is None or draft is None:
                 raise
             return await self._restart_with(self._restart, draft)
 
     async def _restart_with(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
-        """Restart the server for a draft with another vocabulary, after running requests have finished.
+        """Restart the server for a draft of another shape, after running requests have finished.
 
         Raises InvalidInput if the server fails to start with it for the second time but starts with the previous draft;
         Unavailable the first time.

@@ -1,51 +1,67 @@
 """The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
-A trainer with the same UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE and UPDRAFT_TRAINER_VOCABULARY=fixed begins with the same
-vocabulary and keeps it, because SGLang reads it only once. The proposals of this draft are poor, and it costs no more
-than a good one.
+SGLang builds the draft's network only once, so the trainer's drafts must have the same shape. The proposals of this draft are
+poor, and it costs no more than a good one.
 """
 
+import json
 import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_chassis.leftovers import remove_stale
 from updraft_draft import checkpoint, vocabulary
-from updraft_draft.config import DraftConfig
+from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
 
 _PART = ".part-"
 
 
-def write(model: Path, folder: Path, *, draft_vocab_size: int) -> Path:
+def write(model: Path, folder: Path, choice: ShapeChoice, config_json: str = "") -> Path:
     """Write the initial draft for `model` into `folder`, atomically. An existing one that matches is kept.
 
-    Raises Conflict if `folder` holds another draft, because a server may have started with it.
+    Its sizes are those of the published draft with this config.json, or (empty) the chosen ones.
+
+    Raises Conflict if `folder` holds a draft of another shape, because a server may have started with it.
     """
     head = read_head(model)
-    config = head.draft(draft_vocab_size=min(draft_vocab_size, head.config.vocab_size))
+    config = _published(config_json, head.config) if config_json else head.draft(choice)
     token_ids = vocabulary.choose(
-        torch.zeros(head.config.vocab_size), always=head.config.eos_token_ids, size=draft_vocab_size
+        torch.zeros(config.vocab_size), always=head.config.eos_token_ids, size=config.draft_vocab_size
     )
     if (folder / checkpoint.CONFIG).exists():
-        _check_same(folder, config, token_ids)
+        _check_same(folder, config)
         return folder
     network = initial_network(config, head.embedding, head.rows(token_ids), head.final_norm, token_ids)
     _place(network, folder)
     return folder
 
 
-def _check_same(folder: Path, config: DraftConfig, token_ids: Tensor) -> None:
+def _published(config_json: str, target: TargetDescription) -> DraftConfig:
+    """The config of a published draft. InvalidInput unless an SGLang server of this target can serve such drafts."""
     try:
-        existing, tensors = checkpoint.load(folder)
+        content = json.loads(config_json)
+    except ValueError as error:
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG is no JSON: {error}") from None
+    config = DraftConfig.from_dict(content)
+    reason = check_fits(config, target)
+    if reason is not None or config.norm_before_residual:
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG does not fit: {reason or 'it has norm_before_residual'}")
+    return config
+
+
+def _check_same(folder: Path, config: DraftConfig) -> None:
+    try:
+        existing, _ = checkpoint.load(folder)
     except UpdraftError as error:
         raise Conflict(f"{folder} does not contain a draft of Updraft ({error}); empty it first") from error
-    if existing != config or not torch.equal(tensors["d2t"] + torch.arange(existing.draft_vocab_size), token_ids):
-        raise Conflict(f"{folder} contains a draft with another shape or vocabulary; empty it first")
+    if existing != config:
+        raise Conflict(f"{folder} contains a draft of another shape; empty it first")
 
 
 def _place(network: DraftNetwork, folder: Path) -> None:

@@ -107,11 +107,22 @@ class Learner:
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
+    def continuing(self, draft: DraftNetwork) -> "Learner":
+        """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
+        learner = Learner(self._target, draft.config, draft.token_ids, self.hyper)
+        learner.step = self.step
+        learner.start_from(draft.state_dict())
+        return learner
+
+    @property
+    def learning_rate(self) -> float:
+        """After warmup."""
+        return self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
+
     def train(self, samples: list[Sample]) -> StepReport:
         """One optimizer step on these samples."""
-        rate = self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
+            group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         self._optimizer.zero_grad(set_to_none=True)
         loss, num_rows = self._accumulate(samples)
         if num_rows == 0:

@@ -52,6 +52,8 @@ class TrainingHistory:
     """Distinct samples trained on so far."""
     first_trace_id: str = ""
     last_trace_id: str = ""
+    origin: str = ""
+    """Where training started, in words."""
     sent_digests: list[str] = field(default_factory=list)
     """Tensor digests sent to the registry, newest last."""
 

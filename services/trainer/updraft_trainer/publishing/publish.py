@@ -105,19 +105,21 @@ class Publisher:
         self._folder = folder
         self._clock = clock
 
-    async def publish(self, candidate: Candidate, history: TrainingHistory) -> registry_pb2.PublishResponse | None:
+    async def publish(
+        self, candidate: Candidate, history: TrainingHistory, *, learning_rate: float
+    ) -> registry_pb2.PublishResponse | None:
         """Upload; None if the same tensors were sent before.
 
         Raises the registry's error, Unavailable without a response, Exhausted if the draft cannot be written to disk.
         """
-        manifest = await asyncio.to_thread(self._prepare, candidate, history)
+        manifest = await asyncio.to_thread(self._prepare, candidate, history, learning_rate)
         if manifest.tensors_digest in history.sent_digests:
             return None
         response = await transfer.upload(self._stub, manifest, self._folder / checkpoint.WEIGHTS)
         history.add_sent(manifest.tensors_digest)
         return response
 
-    def _prepare(self, candidate: Candidate, history: TrainingHistory) -> registry_pb2.Manifest:
+    def _prepare(self, candidate: Candidate, history: TrainingHistory, learning_rate: float) -> registry_pb2.Manifest:
         shutil.rmtree(self._folder, ignore_errors=True)  # left by a killed process
         provenance = registry_pb2.Provenance(
             samples=history.num_samples,
@@ -127,5 +129,7 @@ class Publisher:
             config_digest=self._config_digest,
             code_version=f"updraft/{installed_version('updraft')}",
             created_unix_ms=int(self._clock.now() * 1000),
+            origin=history.origin,
+            learning_rate=learning_rate,
         )
         return save(candidate, self._folder, self._identity, provenance)

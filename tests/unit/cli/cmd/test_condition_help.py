@@ -19,7 +19,7 @@ from updraft_operator.planning.observed import ConnectionState
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s")
 CONFIG = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
 
-BUILDS = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
+BUILDS: dict[str, Any] = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
 
 ASSESSED = {conditions._true.__name__, conditions._false.__name__, conditions._unknown.__name__}
 OF_EVERY_PART = {"image", "resources", "env", "podTemplate"}

@@ -136,7 +136,6 @@ def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_th
     assert inference.environment["UPDRAFT_INFERENCE_ENGINE"] == "sglang"
     assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
     assert "UPDRAFT_INFERENCE_ATTACH" not in inference.environment
-    assert trainer.environment["UPDRAFT_TRAINER_VOCABULARY"] == "fixed"
     assert inference.start_within_s > trainer.start_within_s
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from google.protobuf import json_format
 from tests.support import checkpoints
 from tests.support.checkpoints import OTHER_TARGET, TARGET, VOCABULARY, checkpoint
@@ -85,9 +86,18 @@ def test_a_manifest_that_is_none_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_with_other_files_is_refused_by_their_names(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InvalidInput, match=r"has no model\.safetensors.*; it holds pytorch_model\.bin"):
+    (tmp_path / "consolidated.bin").write_bytes(b"")
+    with pytest.raises(InvalidInput, match=r"has no model\.safetensors.*; it holds consolidated\.bin"):
         read(tmp_path, "default", [KNOWN])
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = make_draft(make_tiny_target(tmp_path / "target"))
+    with torch.no_grad():
+        network.norm.weight[3] = torch.nan
+    save_draft(network, tmp_path / "draft")
+    with pytest.raises(InvalidInput, match=r"norm\.weight of the draft holds values that are not finite"):
+        read(tmp_path / "draft", "default", [KNOWN])
 
 
 def test_weights_without_a_vocabulary_are_no_draft(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Drafts in the layouts that others publish compute after their import what they computed before."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ def embedding(target: Path) -> Tensor:
     return read_head(target).embedding.float()
 
 
+@pytest.mark.parametrize("is_pickled", [False, True], ids=["safetensors", "torch.save"])
 @pytest.mark.parametrize("has_embedding", [False, True], ids=["without embedding", "with the target's embedding"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(
@@ -60,13 +62,21 @@ def embedding(target: Path) -> Tensor:
     [pytest.param(SPECFORGE, "midlayer.", id="specforge"), pytest.param(SPECULATORS, "layers.0.", id="speculators")],
 )
 def test_an_imported_drafts_logits_are_those_of_the_published_tensors(
-    target: Path, tmp_path: Path, config: dict[str, Any], layer: str, dtype: torch.dtype, *, has_embedding: bool
+    target: Path,
+    tmp_path: Path,
+    config: dict[str, Any],
+    layer: str,
+    dtype: torch.dtype,
+    *,
+    has_embedding: bool,
+    is_pickled: bool,
 ) -> None:
     reference = Reference(norm_before_residual=bool(config.get("norm_before_residual")))
     tensors = reference.tensors(layer, dtype)
     if has_embedding:
         tensors |= {"embed_tokens.weight": embedding(target).to(dtype)}
-    folder = imported(write(tmp_path / "theirs", config, tensors), target, tmp_path / "ours")
+    theirs = write(tmp_path / "theirs", config, tensors, is_pickled=is_pickled)
+    folder = imported(theirs, target, tmp_path / "ours")
     draft_config, found = checkpoint.load(folder)
     assert check_fits(draft_config, describe(target)) is None
     network = checkpoint.build(draft_config, found, embedding(target))
@@ -232,6 +242,29 @@ def test_a_draft_that_does_not_fit_is_refused_with_the_reason(
     folder = write(tmp_path / "theirs", changed, tensors)
     with pytest.raises(InvalidInput, match=rf"theirs cannot be imported: .*{words}"):
         imported(folder, target, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_config(vocab_size=600), "its vocabulary is 600, the target's is 512"),
+        (_config(hidden_size=128), "its hidden size is 128"),
+        (_config(updraft={"aux_layers": [1, 2, 3]}), r"reads layers \[1, 2, 3\], engines show \[2, 4, 5\]"),
+        (_config(intermediate_size=96), "has shape"),
+        (_config(num_attention_heads="x"), "is damaged"),
+    ],
+)
+def test_a_draft_of_ours_that_does_not_fit_its_target_is_refused_too(
+    target: Path, tmp_path: Path, change: Change, words: str
+) -> None:
+    theirs = write(tmp_path / "theirs", SPECFORGE, Reference(norm_before_residual=False).tensors("midlayer."))
+    ours = imported(theirs, target, tmp_path / "ours")
+    config = json.loads((ours / "config.json").read_text())
+    assert published.ours(ours, target, tmp_path / "again") == ours
+    change(config, {})
+    (ours / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match=words):
+        published.ours(ours, target, tmp_path / "again")
 
 
 def test_a_draft_of_others_without_its_target_is_refused(tmp_path: Path) -> None:

@@ -67,3 +67,19 @@ def test_taken_is_what_serving_reads_and_no_second_copy_of_the_weights() -> None
 def test_what_is_no_model_is_refused_with_what_is_there(names: list[str], sentence: str) -> None:
     with pytest.raises(NotFound, match=sentence):
         taken("hf://org/name", [File(name=name, size_bytes=1, tag="") for name in names])
+
+
+def files(*names: str) -> list[File]:
+    return [File(name=name, size_bytes=1, tag="t") for name in names]
+
+
+def test_a_drafts_pickle_is_taken_if_there_is_nothing_else() -> None:
+    both = files("config.json", "model.safetensors", "pytorch_model.bin")
+    assert [file.name for file in taken("hf://a/b", both, is_draft=True)] == ["config.json", "model.safetensors"]
+    only = files("config.json", "pytorch_model.bin", "train.py")
+    assert [file.name for file in taken("hf://a/b", only, is_draft=True)] == ["config.json", "pytorch_model.bin"]
+
+
+def test_a_targets_pickle_is_not_taken() -> None:
+    with pytest.raises(NotFound, match=r"it has no \*\.safetensors"):
+        taken("hf://a/b", files("config.json", "pytorch_model.bin"))

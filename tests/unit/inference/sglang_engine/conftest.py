@@ -7,6 +7,7 @@ import pytest
 from tests.support.sglang_server import ADMIN, FakeSglang, running, saved_draft
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
@@ -18,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, the seed for it, and versions 1 and 2."""
     folder = tmp_path_factory.mktemp("models")
     make_tiny_target(folder / "target")
-    initial_draft.write(folder / "target", folder / "seed", draft_vocab_size=DRAFT_VOCAB)
+    initial_draft.write(folder / "target", folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
     return folder
 
 

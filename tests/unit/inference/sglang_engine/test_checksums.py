@@ -50,7 +50,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Draft:
     folder: Path = tmp_path_factory.mktemp("draft")
     save_draft(make_draft(make_tiny_target(folder / "target")), folder / "1")
     config, tensors = checkpoint.load(folder / "1")
-    return config, {name: tensor for name, tensor in tensors.items() if name not in checkpoint.VOCABULARY}
+    return config, tensors
 
 
 def test_ranks_hold_parts_that_make_up_the_whole(draft: Draft) -> None:
@@ -105,6 +105,21 @@ def test_one_changed_weight_is_named(draft: Draft, device: str) -> None:
 
     assert checksums.differing(wanted, served) == ["draft.model.layers.0.mlp.gate_up_proj.weight"]
     assert checksums.differing(shown, served) == []
+
+
+def test_the_map_counts_if_the_server_shows_it(draft: Draft) -> None:
+    config, tensors = draft
+    other = tensors | {"d2t": tensors["d2t"] + 1}
+    wanted, shown = (
+        checksums.expected_hashes(config, each, dtype=torch.float32, device="cpu", tp=(0, 1))
+        for each in (tensors, other)
+    )
+    served = RankChecksums(tp_rank=0, tp_size=1, hashes=shown)
+    hidden = RankChecksums(tp_rank=0, tp_size=1, hashes=dict(list(shown.items())[:-1]))
+
+    assert checksums.differing(wanted, served) == [checksums.VOCABULARY]
+    assert checksums.differing(wanted, hidden) == []
+    assert (checksums.shows_vocabulary([served]), checksums.shows_vocabulary([served, hidden])) == (True, False)
 
 
 def test_only_auto_leaves_open_what_a_server_serves_in() -> None:

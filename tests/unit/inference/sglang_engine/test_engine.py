@@ -283,13 +283,35 @@ class TestSwaps:
         assert rehashed.tensors_digest != held.tensors_digest
         assert engine.loaded == rehashed
 
-    async def test_a_draft_of_another_vocabulary_is_refused_with_what_to_do(
-        self, models: Path, engine: SglangEngine
+    async def test_a_draft_of_another_vocabulary_is_served_and_its_map_proved(
+        self, fake: FakeSglang, models: Path, engine: SglangEngine, drafts: list[DraftCheckpoint]
     ) -> None:
         other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
 
-        with pytest.raises(InvalidInput, match="restart the server with --speculative-draft-model-path"):
+        assert (await engine.swap(other)).loaded.tensors_digest == other.tensors_digest
+        fake.held["draft.hot_token_id"] = "0" * 16
+        assert (await engine.rehash()).tensors_digest != other.tensors_digest
+        assert (await engine.swap(drafts[0])).loaded.version == 1
+
+    async def test_a_draft_of_another_size_waits_for_a_restart_and_is_not_refused(
+        self, models: Path, engine: SglangEngine
+    ) -> None:
+        other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB - 1))
+
+        with pytest.raises(Unavailable, match=r"another shape .* restart the server with --speculative-draft-model"):
             await engine.swap(other)
+
+    async def test_a_server_that_does_not_show_its_map_is_not_given_another(
+        self, fake: FakeSglang, models: Path, options: SglangOptions, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.exchanges_vocabulary = False
+        fake.load(fake.seed)
+        other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
+
+        async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
+            assert (await engine.swap(drafts[0])).loaded.version == 1
+            with pytest.raises(Unavailable, match=r"another vocabulary .* restart the server"):
+                await engine.swap(other)
 
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]
@@ -443,7 +465,7 @@ class Slow(SglangServer):
 async def test_a_draft_that_the_server_twice_does_not_start_with_is_refused_and_the_one_before_serves_again(
     fake: FakeSglang, models: Path, options: SglangOptions, drafts: list[DraftCheckpoint]
 ) -> None:
-    other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
+    other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB - 1))
     started: list[Path] = []
 
     async def restart(folder: Path) -> None:
@@ -469,7 +491,7 @@ async def test_a_draft_that_the_server_twice_does_not_start_with_is_refused_and_
 async def test_a_probe_that_a_restart_overtakes_does_not_end_the_engine(
     fake: FakeSglang, models: Path, options: SglangOptions
 ) -> None:
-    other, has_ended = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1), False
+    other, has_ended = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB - 1)), False
 
     async def restart(folder: Path) -> None:
         nonlocal has_ended

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.settings import InferenceSettings
 from updraft_trainer.settings import TrainerSettings
 
@@ -33,11 +36,11 @@ def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) ->
     assert named.sglang_socket_path == tmp_path / "s"
 
 
-def test_the_first_drafts_vocabulary_has_the_trainers_size(tmp_path: Path) -> None:
-    ours = InferenceSettings.model_fields["draft_vocab_size"]
-    theirs = TrainerSettings.model_fields["draft_vocab_size"]
+@pytest.mark.parametrize("name", [field.name for field in fields(ShapeChoice)])
+def test_the_first_draft_takes_the_sizes_that_a_trainer_takes(name: str) -> None:
+    ours, theirs = InferenceSettings.model_fields[name], TrainerSettings.model_fields[name]
     assert ours.default == theirs.default
-    assert ours.metadata == theirs.metadata
+    assert _least(InferenceSettings, name) == _least(TrainerSettings, name)
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +59,8 @@ def test_arguments_win_over_variables_and_are_checked_with_them(tmp_path: Path) 
 
     assert done.returncode == 2
     assert "ENGINE sglang requires ATTACH" in done.stderr
+
+
+def _least(cls: type[BaseSettings], name: str) -> int:
+    least: int = cls.model_json_schema()["properties"][name]["anyOf"][0]["minimum"]
+    return least

@@ -111,6 +111,7 @@ def test_a_draft_is_loaded_and_its_version_remembered(folder: Path) -> None:
 
     stored = load_file(folder / "model.safetensors")
     assert model.loaded.keys() == stored.keys() - {"d2t", "t2d"}
+    assert torch.equal(model.hot_token_id, TOKEN_IDS)
     assert all(torch.equal(model.loaded[name], stored[name]) for name in model.loaded)
     assert (served.version, served.digest) == (7, "sha256:7")
 
@@ -135,6 +136,7 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda t: t["norm.weight"].fill_(float("nan")), "norm.weight has values that are not finite"),
         (lambda t: t["lm_head.weight"][3].fill_(-torch.inf), "lm_head.weight has values that are not finite"),
         (lambda t: t["d2t"].add_(1), "another vocabulary"),
+        (lambda t: t["d2t"].add_(6), "tokens that the target does not have"),
     ],
 )
 def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, change: Change, reason: str) -> None:
@@ -149,6 +151,38 @@ def test_an_unsound_draft_is_refused_before_anything_is_written(folder: Path, ch
 
     assert (success, model.loaded, served.version) == (False, {}, 0)
     assert re.search(reason, message)
+
+
+def shared(model: Served) -> Tensor:
+    """The map that the worker drafts with, which on a GPU is a copy of the model's."""
+    worker = SimpleNamespace(draft_worker=SimpleNamespace(draft_runner=SimpleNamespace(model=model)))
+    worker.draft_worker.hot_token_id = model.hot_token_id.clone()
+    weights.share_vocabulary(worker)
+    token_ids: Tensor = worker.draft_worker.hot_token_id
+    return token_ids
+
+
+def test_another_vocabulary_is_written_where_the_worker_reads_it(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["d2t"].add_(1)
+    save_file(tensors, folder / "model.safetensors")
+    model = Served()
+    drafted_with = shared(model)
+
+    assert update(model, payload(folder)) == (True, "Success")
+
+    assert torch.equal(drafted_with, TOKEN_IDS + 1)
+    assert dict(model.named_buffers())["hot_token_id"] is drafted_with
+
+
+def test_a_draft_that_proposes_every_token_has_no_map_to_share() -> None:
+    model = Served()
+    model.hot_token_id = None  # type: ignore[assignment]  # as SGLang has it without d2t
+    weights.share_vocabulary(
+        SimpleNamespace(draft_worker=SimpleNamespace(draft_runner=SimpleNamespace(model=model), hot_token_id=None))
+    )
+
+    assert not dict(model.named_buffers())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 
 KINDS: dict[str, type[AdaptiveSpeculator | DraftVersion]] = {"asp": AdaptiveSpeculator, "dver": DraftVersion}
-LARGEST_BYTES = 40_000
+LARGEST_BYTES = 48_000
 
 _SAID = {
     "minimum": "greater than or equal",
@@ -146,7 +146,7 @@ def test_the_reference_has_every_field_once_in_its_place() -> None:
 
 def test_the_reference_tells_defaults_limits_and_rules() -> None:
     page = api_reference.page()
-    assert "| `draft.lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
+    assert "| `lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
     assert "| `size` | " not in page
     assert (
         "| `storage.size` | text, a quantity such as `10Gi` | `70Gi` | Size of the new claim. The default fits" in page

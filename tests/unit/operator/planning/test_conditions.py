@@ -8,7 +8,8 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
-from updraft_operator.planning.conditions import Assessment, conditions
+from updraft_operator.planning.assessment import Assessment
+from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
 from updraft_operator.planning.status import status

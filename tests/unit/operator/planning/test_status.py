@@ -11,7 +11,7 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.status import Condition, Status
-from updraft_operator.planning.conditions import Assessment, dated
+from updraft_operator.planning.assessment import Assessment, dated
 from updraft_operator.planning.observed import ConnectionState, RegistryView, moment, moment_ms
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.status import status, without_measurements

@@ -18,7 +18,7 @@ from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
 
 EIGHT_B = usual()
-CLAIM = 60 * 2**30
+CLAIM = 70 * 2**30
 LONG = 2_064 * EIGHT_B.captured_token.amount
 
 
@@ -59,7 +59,7 @@ def test_requests_that_are_too_long_for_the_setting_are_named_with_the_bytes_tha
 def test_a_claim_that_holds_too_few_requests_is_named_with_the_size_that_is_enough() -> None:
     small = Capacity.of(None, EIGHT_B, volume_bytes=18 * 2**30)
     assert small.too_small([(8, 8 * LONG)], min_samples=8) == (
-        "replay has room for 6 held-out requests of 33.8 MB, the mean, but 8 are needed to judge a draft:"
+        "replay has room for 5 held-out requests of 33.8 MB, the mean, but 8 are needed to judge a draft:"
         " raise the trainer's volume (spec.trainer.storage.size) to at least 20Gi"
     )
     assert Capacity.of(None, EIGHT_B, volume_bytes=20 * 2**30).too_small([(8, 8 * LONG)], min_samples=8) == ""
@@ -76,7 +76,7 @@ def test_a_claim_that_the_training_states_fill_is_named_before_any_request() -> 
 
 def test_a_setting_that_the_volume_has_no_room_for_is_named() -> None:
     capacity = Capacity.of(100 * 2**30, EIGHT_B, volume_bytes=CLAIM)
-    assert "replay of 107 GB: raise it to at least 130Gi" in capacity.too_small([(0, 0)], min_samples=8)
+    assert "replay of 107 GB: raise it to at least 160Gi" in capacity.too_small([(0, 0)], min_samples=8)
 
 
 @given(

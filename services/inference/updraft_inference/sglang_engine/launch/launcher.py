@@ -1,6 +1,7 @@
 """Opens an engine over an SGLang server, either attached or started for the duration of the block."""
 
 import asyncio
+import hashlib
 import logging
 import shlex
 import shutil
@@ -9,9 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from updraft_artifacts.model_folder import target_fingerprint
+from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.model_folder import describe, target_fingerprint
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.ports import free_port
+from updraft_draft.config import DraftConfig
 from updraft_inference.engine import FinishedSink
 from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
@@ -40,16 +43,18 @@ class LaunchOptions:
     num_slots: int
     max_context: int | None
     dtype: str
-    draft_vocab_size: int
+    shape: ShapeChoice
     extra: str
     admin_key: str
     may_restart: bool
     drain_s: float
 
 
-def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab_size: int, key_file: Path | None = None) -> None:
+def prepare(
+    model: Path, *, plugin: Path, seed: Path, shape: ShapeChoice, config_json: str = "", key_file: Path | None = None
+) -> None:
     plugin_folder.write(plugin)
-    initial_draft.write(model, seed, draft_vocab_size=draft_vocab_size)
+    initial_draft.write(model, seed, shape, config_json)
     if key_file is not None:
         admin_keys.write(key_file)
     logger.info("Prepared for SGLang", extra={"plugin": str(plugin), "seed": str(seed)})
@@ -104,10 +109,12 @@ async def started(
 
 
 def _prepared(launch: LaunchOptions, model: Path) -> tuple[Path, Path]:
-    """The plugin, and an initial draft per model and vocabulary size."""
-    name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{launch.draft_vocab_size}"
+    """The plugin, and an initial draft per model and shape."""
+    config = DraftConfig.of_target(describe(model), launch.shape)
+    shape = hashlib.sha256(config.to_json().encode()).hexdigest()[:8]
+    name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{shape}"
     plugin, seed = (launch.folder / part for part in ("plugin", name))
-    prepare(model, plugin=plugin, seed=seed, draft_vocab_size=launch.draft_vocab_size)
+    prepare(model, plugin=plugin, seed=seed, shape=launch.shape)
     return plugin.resolve(), seed.resolve()
 
 

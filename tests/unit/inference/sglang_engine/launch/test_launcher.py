@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
@@ -98,7 +100,7 @@ def test_what_a_killed_process_left_behind_is_removed(target: Path, tmp_path: Pa
         os.utime(folder / ".part-killed", (0, 0))
 
     plugin_folder.write(folders[0])
-    initial_draft.write(target, folders[1], draft_vocab_size=64)
+    initial_draft.write(target, folders[1], ShapeChoice(draft_vocab_size=64))
 
     assert [[part.name for part in folder.glob(".part-*")] for folder in folders] == [[".part-running"]] * 2
 
@@ -116,12 +118,17 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp_path: Path) -> None:
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
     config, tensors = checkpoint.load(tmp_path / "seed")
     head = read_head(target)
     ids = vocabulary.choose(torch.zeros(VOCAB), always=head.config.eos_token_ids, size=64)
     design = TrainerSpec(
-        target=head, target_fingerprint="", hyper=Hyperparameters(), draft_vocab_size=64, first_samples=0, seed=0
+        target=head,
+        target_fingerprint="",
+        hyper=Hyperparameters(),
+        shape=ShapeChoice(draft_vocab_size=64),
+        first_samples=0,
+        seed=0,
     )
     network = design.learner(ids).network
 
@@ -131,10 +138,10 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
 
 
 def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:
-    folder = initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    folder = initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
     before = (folder / "model.safetensors").stat().st_ino
 
-    initial_draft.write(target, folder, draft_vocab_size=64)
+    initial_draft.write(target, folder, ShapeChoice(draft_vocab_size=64))
 
     assert (folder / "model.safetensors").stat().st_ino == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -144,25 +151,51 @@ def test_a_first_draft_that_was_cut_off_is_written_anew(target: Path, tmp_path: 
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / "model.safetensors").write_text("half")
 
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
     checkpoint.load(tmp_path / "seed")
 
 
-def test_a_draft_of_another_vocabulary_is_not_overwritten(target: Path, tmp_path: Path) -> None:
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+def test_a_draft_of_another_shape_is_not_overwritten(target: Path, tmp_path: Path) -> None:
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
-    with pytest.raises(Conflict, match="another shape or vocabulary"):
-        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=65)
+    with pytest.raises(Conflict, match="a draft of another shape"):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=65))
     (tmp_path / "seed" / "config.json").write_text("{}")
     with pytest.raises(Conflict, match="does not contain a draft"):
-        initial_draft.write(target, tmp_path / "seed", draft_vocab_size=64)
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
 
 
-def test_a_trained_draft_of_the_same_vocabulary_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
+def test_a_server_can_start_with_the_sizes_of_a_published_draft(target: Path, tmp_path: Path) -> None:
+    published = replace(read_head(target).draft(draft_vocab_size=100), intermediate_size=40, max_position=4096)
+    folder = initial_draft.write(target, tmp_path / "seed", ShapeChoice(), published.to_json())
+    config, tensors = checkpoint.load(folder)
+    assert config == published
+    assert len(tensors["d2t"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vocab_size": 600}, "the draft's vocabulary is 600"),
+        ({"aux_layers": (1, 2, 3)}, r"the draft reads layers \[1, 2, 3\]"),
+        ({"norm_before_residual": True}, "it has norm_before_residual"),
+    ],
+)
+def test_a_published_draft_that_no_server_of_the_target_can_serve_is_refused(
+    target: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    published = replace(read_head(target).draft(draft_vocab_size=100), **changes)
+    with pytest.raises(InvalidInput, match=reason):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(), published.to_json())
+    with pytest.raises(InvalidInput, match="is no JSON"):
+        initial_draft.write(target, tmp_path / "seed", ShapeChoice(), "{")
+
+
+def test_a_trained_draft_of_the_same_shape_may_stand_for_the_first(target: Path, tmp_path: Path) -> None:
     digest = save_draft(make_draft(target, seed=9), tmp_path / "seed")
 
-    initial_draft.write(target, tmp_path / "seed", draft_vocab_size=256)
+    initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=256))
 
     _, tensors = checkpoint.load(tmp_path / "seed")
     assert digest

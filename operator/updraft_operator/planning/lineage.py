@@ -1,0 +1,101 @@
+"""The line of drafts that a speculator's versions descend from: how it starts, and which sizes its drafts have.
+
+A lineage starts from a published draft if the spec names one, else from what the trainer makes. Engine SGLang builds a draft's
+network once, so its pods restart, one after the other, when drafts of other sizes are to serve.
+"""
+
+import json
+from typing import Any
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+from updraft_operator.api.speculator import Engine
+from updraft_operator.manifests import sglang
+from updraft_operator.manifests.manifest import Manifest, digest, manifest
+from updraft_operator.planning import versions
+from updraft_operator.planning.observed import Observed
+from updraft_rollouts.terms import Source
+
+_SHAPE = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "draft_vocab_size",
+    "rms_norm_eps", "rope_theta", "rope_scaling",
+)  # fmt: skip
+"""Keys of a draft's config.json that an SGLang server reads once."""
+
+
+def initial_import(observed: Observed) -> Manifest | None:
+    """The DraftVersion that imports the draft which the spec names; None if it exists, or none is named."""
+    initial = observed.speculator.spec.draft.initial
+    if initial is None or initial_name(observed) in {draft.metadata.name for draft in observed.drafts}:
+        return None
+    fields = initial.model_dump(mode="json", by_alias=True, exclude_none=True)
+    spec = {"speculatorRef": {"name": observed.name}, "source": Source.IMPORTED.value, **fields}
+    return manifest(observed.speculator, names.API_VERSION, "DraftVersion", initial_name(observed), "draft", spec=spec)
+
+
+def initial_name(observed: Observed) -> str:
+    """Of its DraftVersion. Another draft has another name, because a DraftVersion is immutable."""
+    initial = observed.speculator.spec.draft.initial
+    assert initial is not None
+    identity = digest({"uri": initial.uri, "digest": initial.digest})
+    return f"{observed.name}-initial-{identity[:8]}"
+
+
+def waits(observed: Observed) -> str:
+    """Why the trainer waits for the draft that it has to continue; empty if it does not wait."""
+    initial = observed.speculator.spec.draft.initial
+    if initial is None or observed.registry.versions:
+        return ""
+    if not observed.registry.is_connected and _trains(observed):
+        return ""
+    imports = (entry for entry in versions.imports(observed) if entry.draft.metadata.name == initial_name(observed))
+    entry = next(imports, None)
+    if entry is not None and entry.number is not None:
+        return ""
+    if entry is not None and entry.failure:
+        return f"the import of {initial.uri} failed, so there is no draft to start from: {entry.failure}"
+    return f"the trainer waits for the import of {initial.uri}"
+
+
+def draft_config(observed: Observed) -> str:
+    """The config.json whose sizes the drafts of SGLang pods start with; empty: those of the spec.
+
+    It is that of the stable version if an imported version brought these sizes. Without news the pods keep what they have.
+    """
+    if observed.speculator.spec.engine is not Engine.SGLANG:
+        return ""
+    current, state = _current(observed), observed.registry.state
+    if not observed.registry.is_connected or state is None:
+        return current
+    by_number = {version.version: version.manifest for version in observed.registry.versions}
+    stable = by_number.get(state.stable)
+    if stable is None or _content(stable.config_json).get("norm_before_residual"):  # pods refuse that
+        return current
+    if _shape(stable.config_json) == _shape(current):
+        return current
+    imported = [published for published in by_number.values() if published.source == pb.SOURCE_IMPORTED]
+    is_imported = any(_shape(published.config_json) == _shape(stable.config_json) for published in imported)
+    return stable.config_json if is_imported else ""
+
+
+def _trains(observed: Observed) -> bool:
+    trainer = observed.child("Deployment", names.TRAINER)
+    return trainer is not None and bool(trainer.live()["spec"].get("replicas"))
+
+
+def _current(observed: Observed) -> str:
+    deployment = observed.child("Deployment", names.SERVING)
+    return "" if deployment is None else sglang.draft_config_of(deployment.live()["spec"]["template"]["spec"])
+
+
+def _content(config_json: str) -> dict[str, Any]:
+    try:
+        content = json.loads(config_json or "{}")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _shape(config_json: str) -> tuple[Any, ...]:
+    content = _content(config_json)
+    return tuple(content.get(key) for key in _SHAPE)

@@ -1,0 +1,116 @@
+"""How a lineage starts, and when SGLang pods restart into another one."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.observed import as_child, connected, draft, observed, settled, version
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api.draft_version import DraftVersion
+from updraft_operator.planning import lineage
+from updraft_operator.planning.conditions import conditions
+from updraft_operator.planning.observed import Observed, RegistryView
+from updraft_operator.planning.plan import objects
+
+INITIAL: dict[str, Any] = {"draft": {"initial": {"uri": "hf://org/draft"}}}
+NAME = lineage.initial_name(observed(INITIAL))
+SIZES = {"hidden_size": 4096, "draft_vocab_size": 32_000, "num_attention_heads": 32}
+
+
+def config(**sizes: Any) -> str:
+    return json.dumps(SIZES | sizes)
+
+
+def stable(number: int, config_json: str, *, is_imported: bool = False) -> pb.Version:
+    made = version(number, source=pb.SOURCE_IMPORTED if is_imported else pb.SOURCE_TRAINER)
+    made.manifest.config_json = config_json
+    return made
+
+
+def replicas(seen: Observed) -> int:
+    return next(
+        int(each["spec"]["replicas"])
+        for each in objects(seen)
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == "qwen-trainer"
+    )
+
+
+def sglang(registry: RegistryView, **more: Any) -> Observed:
+    return settled({"engine": "sglang"}, registry=registry, **more)
+
+
+def test_the_draft_that_the_spec_names_is_imported_once() -> None:
+    made = lineage.initial_import(observed(INITIAL))
+    assert made is not None
+    applied = DraftVersion.model_validate(made)
+    assert (applied.spec.uri, applied.spec.version, applied.spec.source.value) == ("hf://org/draft", None, "Imported")
+    assert lineage.initial_import(observed(INITIAL, drafts=(draft(None, name=NAME),))) is None
+    assert lineage.initial_import(observed()) is None
+
+
+def test_another_draft_in_the_spec_is_another_import() -> None:
+    other = {"draft": {"initial": {"uri": "hf://org/draft", "digest": f"sha256:{1:064x}"}}}
+    assert lineage.initial_import(observed(other, drafts=(draft(None, name=NAME),))) is not None
+
+
+def test_the_trainer_waits_for_the_draft_that_it_has_to_continue() -> None:
+    waiting = observed(INITIAL, registry=connected(), drafts=(draft(None, name=NAME),))
+    imported = observed(INITIAL, registry=connected([version(1)]), drafts=(draft(None, name=NAME),))
+    assert (replicas(waiting), replicas(imported), replicas(observed(registry=connected()))) == (0, 1, 1)
+    assert conditions(waiting)["TrainerReady"][1:] == (
+        "WaitingForDraft",
+        "the trainer waits for the import of hf://org/draft",
+    )
+
+
+def test_a_failed_import_is_said_where_the_trainer_waits() -> None:
+    failed = draft(None, name=NAME, status={"phase": "Failed", "reason": "its vocabulary is 600"})
+    waiting = observed(INITIAL, registry=connected(), drafts=(failed,))
+    message = conditions(waiting)["TrainerReady"].message
+    assert "the import of hf://org/draft failed" in message
+    assert "its vocabulary is 600" in message
+
+
+@pytest.mark.parametrize("num_pods", [0, 1])
+def test_a_registry_that_does_not_answer_changes_nothing_for_the_trainer(num_pods: int) -> None:
+    seen = observed(INITIAL, drafts=(draft(None, name=NAME),))
+    content = next(
+        each for each in objects(seen) if each["metadata"]["name"] == "qwen-trainer" and "replicas" in str(each)
+    )
+    content["spec"]["replicas"] = num_pods
+    child = as_child(content)
+    assert replicas(observed(INITIAL, drafts=seen.drafts, children={child.ref: child})) == num_pods
+
+
+def test_a_new_draft_of_the_trainer_never_restarts_sglang() -> None:
+    seen = sglang(connected([stable(1, config())]))
+    assert lineage.draft_config(seen) == ""
+
+
+def test_an_imported_stable_draft_gives_the_pods_its_sizes_and_its_successors_keep_them() -> None:
+    first = sglang(connected([stable(1, config(), is_imported=True)]))
+    assert lineage.draft_config(first) == config()
+    successor = sglang(connected([stable(2, config(bos_token_id=7))]), children=first.children)
+    assert lineage.draft_config(successor) == config(), "the same text, so that nothing restarts"
+    other = sglang(connected([stable(3, config(draft_vocab_size=8192), is_imported=True)]), children=first.children)
+    assert lineage.draft_config(other) == config(draft_vocab_size=8192)
+
+
+def test_an_imported_draft_that_does_not_serve_yet_restarts_nothing() -> None:
+    waiting = stable(2, config(), is_imported=True)
+    waiting.phase = pb.PHASE_PENDING
+    assert lineage.draft_config(sglang(connected([stable(1, config(hidden_size=1)), waiting]))) == ""
+
+
+@pytest.mark.parametrize("registry", [RegistryView(), connected()], ids=["no answer", "no versions"])
+def test_without_news_the_pods_keep_their_sizes(registry: RegistryView) -> None:
+    first = sglang(connected([stable(1, config(), is_imported=True)]))
+    assert lineage.draft_config(observed({"engine": "sglang"}, registry=registry, children=first.children)) == config()
+
+
+def test_what_sglang_cannot_serve_restarts_nothing_and_other_engines_have_no_sizes() -> None:
+    refused = stable(1, config(norm_before_residual=True), is_imported=True)
+    assert lineage.draft_config(sglang(connected([refused]))) == ""
+    assert lineage.draft_config(sglang(connected([stable(1, "no JSON", is_imported=True)]))) == ""
+    assert lineage.draft_config(observed(registry=connected([stable(1, config(), is_imported=True)]))) == ""
