@@ -85,7 +85,7 @@ async def test_a_draft_that_fails_costs_its_drafts_and_no_request(
     plain = await run(engine, "plain", 0.0)
     await engine.swap(draft(target, 1, wild=wild))
 
-    failed = await run(engine, "drafted", temperature)
+    failed = await run(engine, "drafted", temperature, lookahead=3)
 
     assert (failed.reason, len(failed.output_ids)) == (FinishReason.LENGTH, 24)
     remaining = {Drafter.NGRAM} if drafter is Drafter.HYBRID else set()
