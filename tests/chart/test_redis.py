@@ -62,7 +62,7 @@ def test_it_asks_for_the_password_and_forgets_nothing(server: int) -> None:
 
     with redis.Redis(port=server, password=PASSWORD, decode_responses=True) as client:
         assert client.config_get("maxmemory*")["maxmemory-policy"] == "noeviction"
-        assert client.config_get("maxmemory")["maxmemory"] == str(1024**3)
+        assert client.config_get("maxmemory")["maxmemory"] == str(2 * 1024**3)
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("save") == {"save": ""}
 
@@ -89,7 +89,7 @@ def test_the_password_is_among_no_arguments() -> None:
 
 
 def test_memory_has_room_above_what_redis_may_hold() -> None:
-    assert _container()["resources"]["limits"] == {"memory": "2Gi"}
+    assert _container()["resources"]["limits"] == {"memory": "4Gi"}
 
 
 def test_traces_are_kept_while_it_is_there_and_go_with_it() -> None:

@@ -156,7 +156,7 @@ def test_status_and_versions_are_what_the_api_server_holds(admin: Kubectl, qwen:
     status = admin("updraft", "status", "qwen")
     assert (status.code, status.err) == (0, "")
     assert status.out.splitlines()[0] == f"qwen in namespace {admin.namespace}: ready"
-    assert "stable   version 2, 2.59 tokens per step" in status.out.splitlines()
+    assert "stable    version 2, 2.59 tokens per step" in status.out.splitlines()
 
     versions = [line.split()[:2] for line in admin("updraft", "versions").out.splitlines()[1:]]
     assert versions == [["4", "held"], ["3", "rejected"], ["2", "stable"], ["1", "superseded"]]

@@ -230,7 +230,7 @@ def _make_volumes(api: Api, folder: Path) -> None:
 
 def _make_volume(api: Api, name: str, path: Path, *, claim: str = "") -> None:
     spec: dict[str, Any] = {
-        "capacity": {"storage": "20Gi"},
+        "capacity": {"storage": "100Gi"},
         "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
         "persistentVolumeReclaimPolicy": "Retain",
         "hostPath": {"path": str(path)},

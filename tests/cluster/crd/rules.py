@@ -104,7 +104,7 @@ RULES = (
         id="registry-storage-by-default",
         message="storage is immutable",
         before={},
-        good={"registry": {"storage": {"size": "10Gi"}}},
+        good={"registry": {"storage": {"size": "20Gi"}}},
         bad={"registry": {"storage": {"storageClassName": "fast"}}},
     ),
     Rule(

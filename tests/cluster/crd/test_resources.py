@@ -32,7 +32,7 @@ DEFAULTS = yaml.safe_load(
       maxContextTokens: 2048
       terminationGracePeriodSeconds: 60
     trainer: {suspend: false, storage: {size: 70Gi}}
-    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10}
+    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, shards: 1}
     registry: {storage: {size: 20Gi}}
     rollout:
       strategy: Canary

@@ -182,6 +182,9 @@ def test_a_manual_rollout_waits_for_a_promotion(connected: Subject, shelf: Shelf
     connected.change(rollout={"strategy": "Manual"})
     wait_until(lambda: shelf.state().policy.strategy == pb.STRATEGY_MANUAL, what="the policy")
     publish(connected, shelf, 1)
+    assert "promotedVersion" in connected.wait_for("Progressing", "False", "Waiting")
+    connected.change(rollout={"promotedVersion": 1})
+    wait_for_phases(connected, v1="Stable")
     publish(connected, shelf, 2)
     assert "promotedVersion" in connected.wait_for("Progressing", "False", "Waiting")
 
