@@ -5,14 +5,15 @@ at any time and acted on at once. A promotion depends on one bound (acceptance i
 is promoted with probability at most alpha. The latency estimate can only veto, which makes promotions rarer. Promoting a
 candidate that is merely not worse was refused: without a gain, it is not worth a swap of the whole fleet.
 
-A domain can veto too. All domains share one alpha (Bonferroni), because with sixteen of them one would look worse by chance.
+A domain can veto too. All domains seen so far share one alpha (Bonferroni), because with sixteen of them one would look worse
+by chance. A domain that appears after others had bounds shares with them from then on, which costs a little more than alpha.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from updraft_registry.rollout.comparison import Evidence, Ratio
+from updraft_registry.rollout.comparison import MAX_DOMAINS, Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
 from updraft_registry.rollout.speedup import Speedup
@@ -142,11 +143,11 @@ def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate |
 
 
 def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
-    """The domains that were compared, the worst first. They share alpha."""
-    compared = {name: domain for name, domain in evidence.domains.items() if domain.acceptance.change.count}
+    """The domains that were compared, the worst first. They share alpha with those that were only seen: these will follow."""
+    num_seen = len(evidence.domains.keys() | evidence.open.domains.keys())
     found = []
-    for name, domain in compared.items():
-        estimate = _estimate(domain.acceptance, alpha / len(compared))
+    for name, domain in evidence.domains.items():
+        estimate = _estimate(domain.acceptance, alpha / min(num_seen, MAX_DOMAINS))
         if estimate is not None:
             found.append(_Domain(name=name, estimate=estimate, num_slices=domain.acceptance.change.count))
     return sorted(found, key=lambda domain: domain.estimate.change_percent)
