@@ -176,6 +176,24 @@ async def test_weights_that_pods_hold_or_another_version_shares_make_no_room(tmp
         assert running.kept() == {1, 2, 3}
 
 
+class Elsewhere(FolderStore):
+    """A store whose blobs are not on the full disk that uploads need, as those of a bucket."""
+
+    shares_disk = False
+
+    def free_bytes(self) -> int:
+        return 0
+
+
+async def test_where_weights_are_in_a_bucket_a_full_disk_is_no_reason_to_release_any(tmp_path: Path) -> None:
+    async with controlled(tmp_path, Elsewhere) as running:
+        running.clock.advance(SWEEP_GRACE_S)
+        with pytest.raises(
+            Exhausted, match=r"the volume for uploads has 0 bytes left .* expand it by \d+ bytes or more$"
+        ):
+            await running.control.begin_evicting(draft(1).manifest())
+
+
 class Larger(Small):
     """One with room for a fourth."""
 
