@@ -85,8 +85,9 @@ def domain_scenarios() -> Iterator[Scenario]:
         for effect in (0.0, 0.05):
             truth = Truth(pods=pods, effect=effect, domains=5, effect_in_one=effect)
             yield Scenario(traffic=FIVE, truth=truth, rollouts=rollouts)
-    truth = Truth(pods=FLEET, effect=0.0, domains=16)
-    yield Scenario(traffic="16 domains", truth=truth, rollouts=200)
+    for effect in (0.0, 0.05):
+        truth = Truth(pods=FLEET, effect=effect, domains=16, effect_in_one=effect)
+        yield Scenario(traffic="16 domains", truth=truth, rollouts=200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,7 +154,8 @@ class Control:
         Exhausted if that does not make enough room, or if pods may not have reported yet what they hold.
         """
         try:
-            return await self.call(self._begin_evicting, manifest, self.now_ms())
+            in_use = {name: self._fleet.in_use(name) for name in self._decided}
+            return await self.call(self._begin_evicting, manifest, in_use, self.now_ms())
         finally:
             for name in self._decided:
                 self._wake(name)
@@ -337,8 +338,10 @@ class Control:
         speculator = self._archive.catalogue.speculator(name)
         return self._archive.sweep(speculator, versions_to_keep(speculator, in_use))
 
-    def _begin_evicting(self, manifest: registry_pb2.Manifest, now_ms: int) -> Upload:
-        """Read, choose and delete in one job, so that no pin comes in between."""
+    def _begin_evicting(
+        self, manifest: registry_pb2.Manifest, in_use: Mapping[str, Collection[int]], now_ms: int
+    ) -> Upload:
+        """Read, choose and delete in one job, so that no pin comes in between. `in_use`: what pods hold, by speculator."""
         if self._clock.monotonic() < self._evicts_from_s:
             try:
                 return self._archive.begin(manifest)
@@ -347,11 +350,7 @@ class Control:
                     f"{error}. Or send it again in a minute, when pods have reported what they hold"
                 ) from None
         catalogue = self._archive.catalogue
-        found = [
-            (name, version)
-            for name in catalogue.names()
-            for version in evictable(catalogue.speculator(name), self._fleet.in_use(name))
-        ]
+        found = [(name, version) for name in in_use for version in evictable(catalogue.speculator(name), in_use[name])]
         oldest_first = sorted(found, key=lambda entry: entry[1].published_ms)
         evicted = self._archive.make_room(manifest.size_bytes, oldest_first, now_ms)
         if evicted:

@@ -27,6 +27,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
         "UPDRAFT_REGISTRY_DATA_DIR": str(tmp_path / "registry"),
         "UPDRAFT_REGISTRY_PORT": str(port),
         "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+        "UPDRAFT_REGISTRY_STRATEGY": "Immediate",  # as `updraft up` runs it
     }
     with Process("updraft_registry", variables, tmp_path / "registry.log") as process:
         process.wait_for_log("Registry serves")

@@ -1,7 +1,8 @@
 """One observation of a canary: its evidence, its running time, and the next action.
 
 Pure. `decide_next` tries its rules in order of importance, and the first that applies decides. If that is to wait, its
-reason is the sentence that a person reads. Time counts only while pods are connected and nothing is paused.
+reason is the sentence that a person reads. Time counts only while pods are connected and nothing is paused. No version is
+condemned for a lack of traffic if there is none to compare it with: it waits.
 """
 
 import math
@@ -17,7 +18,7 @@ from updraft_registry.rollout.gate.live import LiveJudgement, judge, judge_witho
 from updraft_registry.rollout.placement import FleetView, Pod
 from updraft_registry.rollout.version import DesiredState, Rollout, Version, name_of, number_of, with_reason
 from updraft_rollouts.policy import Analysis, RolloutPolicy
-from updraft_rollouts.terms import Comparison, OnInconclusive
+from updraft_rollouts.terms import Comparison, OnInconclusive, Source
 
 MAX_SWITCHBACK_PODS = 2
 """In smaller fleets each pod is its own control, because one pod says little about another."""
@@ -55,6 +56,8 @@ class CanaryState:
     """How many do not yet, without those that refused it, are draining, or report trouble."""
     num_away: int
     """Pods that should serve it, disconnected and may come back. They are not waited for."""
+    trouble: str
+    """Why a version that nothing can replace waits: all its pods report this. Empty if one does not."""
     num_pods: int
     """All known pods that are not draining."""
     is_settled: bool
@@ -145,10 +148,21 @@ def observe(
         num_serving=sum(awaited),
         num_missing=len(awaited) - sum(awaited),
         num_away=len(trying) - len(here),
+        trouble="" if awaited else _trouble(here, candidate, baseline),
         num_pods=view.num_staying,
         is_settled=view.is_settled,
         hold=with_reason("the rollout is paused", desired.pause_reason) if desired.is_paused else "",
     )
+
+
+def _trouble(pods: Sequence[Pod], candidate: Version, baseline: Version | None) -> str:
+    """Why no pod can load a version that a person brought, or that is the first; empty if that is not the reason.
+
+    A trainer publishes another version, so one of its versions is not worth a wait that may never end.
+    """
+    if baseline is not None and candidate.source is Source.TRAINER:
+        return ""
+    return next((pod.trouble for pod in pods if pod.trouble and not pod.is_draining), "")
 
 
 def _judge(rollout: Rollout, analysis: Analysis, holding: Sequence[Pod]) -> LiveJudgement:
@@ -169,7 +183,7 @@ def decide_next(state: CanaryState) -> CanaryDecision:
     if _remaining_ms(state) <= 0:
         return _at_deadline(state)
     if not state.is_in_place:
-        return _wait(f"waiting for {_missing(state)}, {_duration(_remaining_ms(state))} until the deadline")
+        return _wait(f"waiting for {_missing(state)}, {_remaining(state)}")
     return _on_schedule(state)
 
 
@@ -189,7 +203,9 @@ def _blocked_by(state: CanaryState, *, has_failed: bool) -> str:
         return state.hold
     if not state.num_pods:
         return "no pod is connected"
-    return "" if state.is_settled else "waiting for pods to reconnect after a registry restart"
+    if not state.is_settled:
+        return "waiting for pods to reconnect after a registry restart"
+    return f"waiting for a pod that can load it: {state.trouble}" if state.trouble else ""
 
 
 def _on_schedule(state: CanaryState) -> CanaryDecision:
@@ -200,22 +216,22 @@ def _on_schedule(state: CanaryState) -> CanaryDecision:
         left = _duration(hold_ms - rollout.held_ms)
         return _wait(f"the last step holds for another {left}" if is_last else f"step {step + 2} in {left}")
     if not is_last and not (state.judgement.is_tolerable or policy.analysis.dry_run):
-        return _wait(
-            f"step {step + 2} once its estimates are within the limits, {_duration(_remaining_ms(state))} until the deadline"
-        )
+        return _wait(f"step {step + 2} once its estimates are within the limits, {_remaining(state)}")
     if not is_last:
         return CanaryDecision(CanaryAction.ADVANCE, f"step {step + 1} is over")
     if state.has_won:
         return CanaryDecision(CanaryAction.PROMOTE, _win_reason(state))
-    return _wait(f"waiting for evidence, {_duration(_remaining_ms(state))} until the deadline")
+    return _wait(f"waiting for evidence, {_remaining(state)}")
 
 
 def _at_deadline(state: CanaryState) -> CanaryDecision:
-    """Promote a winner. Roll back a candidate that no pod could load, whatever `on_inconclusive` is."""
+    """Promote a winner. Roll back a candidate that no pod could load, whatever `on_inconclusive` is, unless it is the first."""
     within = _duration(1000 * state.policy.progress_deadline_seconds)
     on_inconclusive = state.policy.analysis.on_inconclusive
     if state.num_serving and state.has_won:
         return CanaryDecision(CanaryAction.PROMOTE, _win_reason(state))
+    if not state.num_serving and not state.rollout.baseline:
+        return _wait(f"waiting for {_missing(state)}")
     if not state.num_serving:
         return CanaryDecision(CanaryAction.ROLL_BACK, f"after {within} it was still waiting for {_missing(state)}")
     if on_inconclusive is OnInconclusive.PAUSE:
@@ -238,7 +254,7 @@ def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView
     """Add the time since the last observation, and the reports of the pods."""
     rollout, evidence = state.rollout, _updated_evidence(state, directed, view, now_ms)
     passed_ms = min(max(0, now_ms - rollout.last_decision_ms), _MAX_GAP_MS) if rollout.last_decision_ms else 0
-    run_ms = passed_ms if state.num_pods and not state.hold else 0
+    run_ms = passed_ms if state.num_pods and not state.hold and not state.trouble else 0
     held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash restarts the hold
     return replace(
         rollout,
@@ -335,7 +351,22 @@ def _missing(state: CanaryState) -> str:
 
 
 def _remaining_ms(state: CanaryState) -> int:
-    return 1000 * state.policy.progress_deadline_seconds - state.rollout.run_ms
+    """Time until the deadline. Without a baseline, only slices with traffic bring a rollback nearer: see ADR 0042."""
+    policy, deadline_s = state.policy, state.policy.progress_deadline_seconds
+    by_time_ms = 1000 * deadline_s - state.rollout.run_ms
+    if not _needs_traffic(state):
+        return by_time_ms
+    traffic_s = state.rollout.evidence.slices * policy.analysis.interval_seconds
+    return max(by_time_ms, 1000 * (deadline_s - traffic_s))
+
+
+def _needs_traffic(state: CanaryState) -> bool:
+    return not state.rollout.baseline and state.policy.analysis.on_inconclusive is OnInconclusive.ROLLBACK
+
+
+def _remaining(state: CanaryState) -> str:
+    of_traffic = " of traffic" if _needs_traffic(state) else ""
+    return f"{_duration(_remaining_ms(state))}{of_traffic} until the deadline"
 
 
 def _duration(milliseconds: int) -> str:

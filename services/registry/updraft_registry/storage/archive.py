@@ -101,9 +101,9 @@ class Archive:
         sizes = {version.digest: version.size_bytes for _, version in evictable if version.digest in freed}
         free_bytes = self.store.free_bytes()
         if free_bytes + sum(sizes.values()) < size_bytes:
-            raise Exhausted(_no_room(size_bytes, free_bytes, sizes.values()))
+            raise Exhausted(_no_room(size_bytes, free_bytes, sizes.values(), shares_disk=self.store.shares_disk))
         evicted = []
-        for name, version in evictable:
+        for name, version in (entry for entry in evictable if entry[1].digest in freed):
             if self.store.free_bytes() >= size_bytes:
                 break
             self._evict(name, version, now_ms)
@@ -351,12 +351,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _no_room(size_bytes: int, free_bytes: int, evictable: Collection[int]) -> str:
+def _no_room(size_bytes: int, free_bytes: int, evictable: Collection[int], *, shares_disk: bool) -> str:
     missing_bytes = size_bytes - free_bytes - sum(evictable)
+    left = f"has {free_bytes} bytes left and the draft needs {size_bytes}"
+    if not shares_disk:
+        return f"the volume for uploads {left}: expand it by {missing_bytes} bytes or more"
+    freed = "all versions are needed"
+    if evictable:
+        freed = f"the versions that nobody needs would free only {sum(evictable)}"
     return (
-        f"the volume has {free_bytes} bytes left, the draft needs {size_bytes}, and the {len(evictable)} versions that nobody "
-        f"needs have {sum(evictable)}; nothing was changed: expand the volume by {missing_bytes} bytes or more, or release "
-        "retained versions"
+        f"the volume {left}, and {freed}; nothing was deleted: expand the volume by {missing_bytes} bytes or more, or "
+        "release retained versions"
     )
 
 

@@ -12,7 +12,7 @@ from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.speedup import Speedup
 from updraft_registry.rollout.version import NO_DRAFT, Actor, Rollout
 from updraft_rollouts.policy import Analysis, RolloutPolicy, RolloutStep
-from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Strategy
+from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Source, Strategy
 
 
 def test_a_candidate_first_serves_a_tenth_of_the_pods() -> None:
@@ -642,18 +642,93 @@ def test_where_no_speedup_is_measured_acceptance_decides_on_a_first_version() ->
     assert world.speculator.versions[0].reason.startswith("draft tokens are accepted: 1.40 against 1.00")
 
 
-@pytest.mark.parametrize(
-    ("on_inconclusive", "phase"), [(OnInconclusive.ROLLBACK, Phase.ROLLED_BACK), (OnInconclusive.PROMOTE, Phase.STABLE)]
-)
-def test_a_first_version_without_traffic_ends_at_the_deadline_as_the_policy_says(
-    on_inconclusive: OnInconclusive, phase: Phase
-) -> None:
-    world = first_version(1, analysis=Analysis(on_inconclusive=on_inconclusive))
+def test_a_first_version_without_traffic_serves_on_until_there_is_some() -> None:
+    world = first_version(1)
+    world.run(7200, step_s=60)
+    assert world.phases == {1: Phase.CANARY}
+    assert world.directed(1) == set(world.pods)
+    assert world.message.endswith(
+        "waiting for traffic: 0 requests in 0 slices; waiting for evidence, 15 min of traffic until the deadline"
+    )
+    world.see(gain_percent=40)
+    world.decide()
+    assert world.phases == {1: Phase.STABLE}
+
+
+def test_a_first_version_that_traffic_tells_nothing_of_is_rolled_back_after_as_many_slices_as_the_deadline_has() -> (
+    None
+):
+    world = first_version(1)
+    world.run(7200, step_s=60)
+    world.see(gain_percent=0, slices=29)
+    world.decide()
+    assert world.phases == {1: Phase.CANARY}
+    world.see(gain_percent=0, slices=30)
+    world.decide()
+    assert world.phases == {1: Phase.ROLLED_BACK}
+    assert world.speculator.versions[0].reason.startswith("no verdict within 15 min: no draft token is surely accepted")
+
+
+def test_a_first_version_without_traffic_is_promoted_at_the_deadline_if_the_policy_says_so() -> None:
+    world = first_version(1, analysis=Analysis(on_inconclusive=OnInconclusive.PROMOTE))
     world.run(890, step_s=10)
     assert world.phases == {1: Phase.CANARY}
     world.run(20)
-    assert world.phases == {1: phase}
+    assert world.phases == {1: Phase.STABLE}
     assert "15 min: waiting for traffic: 0 requests in 0 slices" in world.speculator.versions[0].reason
+
+
+@pytest.mark.parametrize("on_inconclusive", [OnInconclusive.ROLLBACK, OnInconclusive.PAUSE])
+def test_a_first_version_whose_only_pod_is_replaced_after_hours_waits_for_the_new_one(
+    on_inconclusive: OnInconclusive,
+) -> None:
+    world = first_version(1, analysis=Analysis(on_inconclusive=on_inconclusive))
+    world.run(7200, step_s=60)
+    world.leave("pod-00")
+    world.pods = {"new": Pod(name="new", boot="1")}
+    world.decide(after_s=20)
+    assert world.phases == {1: Phase.CANARY}
+    assert "waiting for 1 of 1 pods to load it" in world.message
+
+
+ANOTHER_SHAPE = "not yet: version 1 has another shape than the draft that the SGLang server started with"
+
+
+def stuck(world: World, number: int) -> None:
+    """The canary's pods cannot load the candidate before they restart."""
+    for name in world.directed(number):
+        world.pods[name] = replace(world.pods[name], trouble=ANOTHER_SHAPE)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_import_whose_pods_must_restart_first_waits_for_that(*, is_first: bool) -> None:
+    world = World(16)
+    if is_first:
+        world.speculator = replace(world.speculator, versions=(), latest=0)
+        world.pods = {name: Pod(name=name, boot="1") for name in world.pods}
+        world.decide()
+    imported = world.publish(source=Source.IMPORTED)
+    stuck(world, imported)
+    for _ in range(100):
+        world.decide(after_s=60)
+    assert world.phases[imported] is Phase.CANARY
+    assert world.message.endswith(f"waiting for a pod that can load it: {ANOTHER_SHAPE}")
+    world.pods = {name: replace(pod, trouble="") for name, pod in world.pods.items()}
+    world.decide(after_s=60)
+    assert world.phases[imported] is Phase.CANARY, "it still has all its time"
+    world.obey()
+    world.see(gain_percent=40)
+    world.run(300)
+    assert world.phases[imported] is Phase.STABLE
+
+
+def test_a_trainers_version_that_no_pod_can_load_gives_way_to_the_next_one() -> None:
+    world = World(16)
+    candidate = world.publish()
+    stuck(world, candidate)
+    for _ in range(16):
+        world.decide(after_s=60)
+    assert world.phases[candidate] is Phase.ROLLED_BACK
 
 
 def test_a_first_version_that_keeps_crashing_is_rolled_back() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import DomainEvidence, Evidence, Ratio
+from updraft_registry.rollout.comparison import Both, DomainEvidence, Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import judge, judge_without_baseline
 from updraft_registry.rollout.speedup import Speedup
@@ -204,6 +204,16 @@ def test_many_domains_share_the_error_rate_of_one() -> None:
     assert judge(in_domains(compared(1.1), loss | others, slices=12), ANALYSIS).verdict is Verdict.HOLD
 
 
+def test_a_domain_that_is_seen_shares_before_it_can_be_compared() -> None:
+    """Otherwise the first to be compared would have the whole rate of errors for itself, and the next a half of it again."""
+    loss = in_domains(compared(1.1), {"sql": 0.92}, slices=12)
+    seen_only = {f"seen-{i}": DomainEvidence(requests=3) for i in range(31)}
+    assert judge(loss, ANALYSIS).verdict is Verdict.FAIL
+    assert judge(replace(loss, domains={**loss.domains, **seen_only}), ANALYSIS).verdict is Verdict.HOLD
+    opened = replace(loss.open, domains=dict.fromkeys(seen_only, Both()))
+    assert judge(replace(loss, open=opened), ANALYSIS).verdict is Verdict.HOLD
+
+
 def test_a_hostile_name_of_a_domain_is_quoted_and_cut_in_the_reason() -> None:
     reason = judge(in_domains(compared(1.1), {"[red]" + "x" * 59: 0.8}), ANALYSIS).reason
     assert reason.startswith(f"acceptance for '[red]{35 * 'x'}' is")
@@ -225,6 +235,15 @@ def test_against_no_draft_the_measured_speedup_decides(
     judgement = judge_without_baseline(compared(1.3, None, requests=40), ANALYSIS, measured)
     assert judgement.verdict is verdict
     assert judgement.reason.startswith(why)
+
+
+def test_where_no_speedup_is_measured_acceptance_has_to_be_worth_a_draft() -> None:
+    steady = Ratio()
+    for number in range(8):
+        steady = steady.plus(1.01 + 0.003 * (-1) ** number, 1.0)
+    judgement = judge_without_baseline(replace(compared(1.3, None), acceptance=steady), ANALYSIS, None)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason.startswith("acceptance is not surely above 1.05 tokens per step yet: 1.01 against 1.00")
 
 
 @pytest.mark.parametrize(("slices", "why"), [(2, "waiting for traffic"), (8, "no draft token is surely accepted")])

@@ -667,6 +667,8 @@ class Rollouts(RuleBasedStateMachine):
         self._wish(is_paused=False, policy=replace(policy, analysis=analysis))
         for _ in range(2 * (policy.progress_deadline_seconds // SLICE_S + len(self.processes)) + 20):
             self.now_ms += 1000 * SLICE_S
+            for process in self.processes.values():  # a first version waits for traffic
+                process.serve({})
             self._everyone_obeys()
         num_staying = sum(not process.is_draining for process in self.processes.values())
         assert self.speculator.rollout is None or not num_staying, "a canary on pods that all go away waits for others"

@@ -5,19 +5,26 @@ at any time and acted on at once. A promotion depends on one bound (acceptance i
 is promoted with probability at most alpha. The latency estimate can only veto, which makes promotions rarer. Promoting a
 candidate that is merely not worse was refused: without a gain, it is not worth a swap of the whole fleet.
 
-A domain can veto too. All domains share one alpha (Bonferroni), because with sixteen of them one would look worse by chance.
+A domain can veto too. All domains seen so far share one alpha (Bonferroni), because with sixteen of them one would look worse
+by chance. A domain that appears after others had bounds shares with them from then on, which costs a little more than alpha.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from updraft_registry.rollout.comparison import Evidence, Ratio
+from updraft_registry.rollout.comparison import MAX_DOMAINS, Evidence, Ratio
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
 from updraft_registry.rollout.speedup import Speedup
 from updraft_rollouts.evidence import shown_name
-from updraft_rollouts.policy import ACCEPTANCE_IS_HIGHER, Analysis, acceptance_is_lower, latency_is_higher
+from updraft_rollouts.policy import (
+    ACCEPTANCE_IS_HIGHER,
+    USELESS_ACCEPTANCE_LENGTH,
+    Analysis,
+    acceptance_is_lower,
+    latency_is_higher,
+)
 
 MIN_DOMAIN_SLICES = 4
 """From here on the estimate of a domain can delay a promotion: less is noise. A bound can exist from then on, too."""
@@ -82,7 +89,8 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
 def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Speedup | None) -> LiveJudgement:
     """The same against no draft: the candidate wins if it is accepted and speculation with it pays.
 
-    `speedup` is what the canary's pods measure; None: nothing, and acceptance alone decides. No number of requests is required,
+    `speedup` is what the canary's pods measure; None: nothing, and acceptance alone decides, which has to be above what a draft
+    costs. Above 1 is nothing: a length is never below. No number of requests is required,
     because any draft can be told from none by a few slices. While speculation does not pay, engines that measure it draft
     nothing, so a failure has time until there are slices.
     """
@@ -93,6 +101,8 @@ def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Spee
         missing = "waiting for traffic"
     elif acceptance.low_percent <= 0.0:
         missing = "no draft token is surely accepted yet"
+    elif speedup is None and acceptance.low_percent <= 100.0 * (USELESS_ACCEPTANCE_LENGTH - 1.0):
+        missing = f"acceptance is not surely above {USELESS_ACCEPTANCE_LENGTH:g} tokens per step yet"
     elif speedup is not None and speedup.high < 1.0:
         failed = failed or "decoding is significantly slower than without a draft"
     elif speedup is not None and speedup.low <= 1.0:
@@ -133,11 +143,11 @@ def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate |
 
 
 def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
-    """The domains that were compared, the worst first. They share alpha."""
-    compared = {name: domain for name, domain in evidence.domains.items() if domain.acceptance.change.count}
+    """The domains that were compared, the worst first. They share alpha with those that were only seen: these will follow."""
+    num_seen = len(evidence.domains.keys() | evidence.open.domains.keys())
     found = []
-    for name, domain in compared.items():
-        estimate = _estimate(domain.acceptance, alpha / len(compared))
+    for name, domain in evidence.domains.items():
+        estimate = _estimate(domain.acceptance, alpha / min(num_seen, MAX_DOMAINS))
         if estimate is not None:
             found.append(_Domain(name=name, estimate=estimate, num_slices=domain.acceptance.change.count))
     return sorted(found, key=lambda domain: domain.estimate.change_percent)
