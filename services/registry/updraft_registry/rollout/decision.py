@@ -321,17 +321,17 @@ def _message(speculator: Speculator, view: FleetView, canary_state: CanaryState 
     if canary_state is not None:
         return canary.describe(canary_state)
     desired, serving = speculator.desired, stable(speculator.versions)
+    held_back = next((v for v in reversed(speculator.versions) if v.phase is Phase.HELD), None)
+    waiting = _hold(desired) or (f"{name_of(held_back.number)} is held: {held_back.reason}" if held_back else "")
     if serving is None:
-        held = with_reason("no draft is pinned", desired.pin_reason) if desired.pinned == NO_DRAFT else ""
-        return held or (
-            "no version serves; waiting for the first that passes the gate" if speculator.is_known else _NEW
-        )
+        if desired.pinned == NO_DRAFT:
+            return with_reason("no draft is pinned", desired.pin_reason)
+        why = waiting or "waiting for the first that passes the gate"
+        return f"no version serves; {why}" if speculator.is_known else _NEW
     loaded = f"version {serving.number} is stable"
     num_missing = sum(not pod.holds(serving) for pod in view.pods)
     if num_missing:
         loaded = f"{loaded}; waiting for {num_missing} of {len(view.pods)} pods to load it"
     if desired.pinned is not None and desired.pinned != serving.number:
         return f"{loaded}; version {desired.pinned} is pinned but cannot serve"
-    held_back = next((v for v in reversed(speculator.versions) if v.phase is Phase.HELD), None)
-    waiting = _hold(desired) or (f"{name_of(held_back.number)} is held: {held_back.reason}" if held_back else "")
     return f"{loaded}; {waiting}" if waiting else loaded

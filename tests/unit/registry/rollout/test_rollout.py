@@ -116,7 +116,10 @@ def test_manual_holds_what_passed_the_gate() -> None:
 
 def test_manual_holds_the_first_version_too() -> None:
     first = [version(1, source=Source.INITIAL)]
-    assert phases(run(first, DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL)))) == {1: Phase.HELD}
+    held = run(first, DesiredState(policy=RolloutPolicy(strategy=Strategy.MANUAL)))
+    assert phases(held) == {1: Phase.HELD}
+    assert "version 1 is held" in held.message
+    assert "promote it to serve it" in held.message
 
 
 def test_a_pin_goes_back_without_analysis_and_holds_newer_versions() -> None:
