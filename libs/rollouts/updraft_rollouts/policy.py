@@ -61,6 +61,9 @@ class Analysis:
     """Length of one turn of a switchback."""
 
 
+USELESS_ACCEPTANCE_LENGTH = 1.05
+"""Tokens per verify step below which a draft saves less than it costs: 1 is the value without a draft."""
+
 ACCEPTANCE_IS_HIGHER = "acceptance is significantly higher"
 """The live gate's condition for a pass. Verdicts and `updraft rollout policy` use these words, and those of the functions
 below."""

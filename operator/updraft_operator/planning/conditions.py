@@ -24,13 +24,11 @@ from updraft_operator.planning.observed import (
     phase_name,
 )
 from updraft_operator.planning.pods import PodState, worst
+from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
 _ENOUGH_STEPS = 200
 """Minimum number of verify steps for a meaningful acceptance length."""
-
-_COLLAPSED = 1.05
-"""Tokens per verify step at which drafting is useless: 1 is the value without a draft."""
 
 _COLLAPSED_MESSAGE = "almost no token of the stable draft is accepted; wait for the trainer, or pin another version"
 
@@ -302,7 +300,7 @@ def _accepted_drafts(state: pb.SpeculatorState) -> Assessment:
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
         return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
-    if length < _COLLAPSED:
+    if length < USELESS_ACCEPTANCE_LENGTH:
         return _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
     return _true("Effective", _EFFECTIVE_MESSAGE)
 

@@ -227,6 +227,15 @@ def test_against_no_draft_the_measured_speedup_decides(
     assert judgement.reason.startswith(why)
 
 
+def test_where_no_speedup_is_measured_acceptance_has_to_be_worth_a_draft() -> None:
+    steady = Ratio()
+    for number in range(8):
+        steady = steady.plus(1.01 + 0.003 * (-1) ** number, 1.0)
+    judgement = judge_without_baseline(replace(compared(1.3, None), acceptance=steady), ANALYSIS, None)
+    assert judgement.verdict is Verdict.HOLD
+    assert judgement.reason.startswith("acceptance is not surely above 1.05 tokens per step yet: 1.01 against 1.00")
+
+
 @pytest.mark.parametrize(("slices", "why"), [(2, "waiting for traffic"), (8, "no draft token is surely accepted")])
 def test_against_no_draft_a_speedup_without_acceptance_proves_nothing(slices: int, why: str) -> None:
     """It may be that of n-gram lookup."""

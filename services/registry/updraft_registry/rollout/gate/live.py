@@ -17,7 +17,13 @@ from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.sequence import lower, upper
 from updraft_registry.rollout.speedup import Speedup
 from updraft_rollouts.evidence import shown_name
-from updraft_rollouts.policy import ACCEPTANCE_IS_HIGHER, Analysis, acceptance_is_lower, latency_is_higher
+from updraft_rollouts.policy import (
+    ACCEPTANCE_IS_HIGHER,
+    USELESS_ACCEPTANCE_LENGTH,
+    Analysis,
+    acceptance_is_lower,
+    latency_is_higher,
+)
 
 MIN_DOMAIN_SLICES = 4
 """From here on the estimate of a domain can delay a promotion: less is noise. A bound can exist from then on, too."""
@@ -82,7 +88,8 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
 def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Speedup | None) -> LiveJudgement:
     """The same against no draft: the candidate wins if it is accepted and speculation with it pays.
 
-    `speedup` is what the canary's pods measure; None: nothing, and acceptance alone decides. No number of requests is required,
+    `speedup` is what the canary's pods measure; None: nothing, and acceptance alone decides, which has to be above what a draft
+    costs. Above 1 is nothing: a length is never below. No number of requests is required,
     because any draft can be told from none by a few slices. While speculation does not pay, engines that measure it draft
     nothing, so a failure has time until there are slices.
     """
@@ -93,6 +100,8 @@ def judge_without_baseline(evidence: Evidence, analysis: Analysis, speedup: Spee
         missing = "waiting for traffic"
     elif acceptance.low_percent <= 0.0:
         missing = "no draft token is surely accepted yet"
+    elif speedup is None and acceptance.low_percent <= 100.0 * (USELESS_ACCEPTANCE_LENGTH - 1.0):
+        missing = f"acceptance is not surely above {USELESS_ACCEPTANCE_LENGTH:g} tokens per step yet"
     elif speedup is not None and speedup.high < 1.0:
         failed = failed or "decoding is significantly slower than without a draft"
     elif speedup is not None and speedup.low <= 1.0:
