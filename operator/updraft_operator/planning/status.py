@@ -53,7 +53,7 @@ def without_measurements(current: Status) -> Status:
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
     trainer = current.trainer.model_copy(update={"message": None}) if current.trainer else None
     conditions = [
-        condition.model_copy(update={"message": ""}) if condition.type == "Adapting" else condition
+        condition.model_copy(update={"message": ""}) if condition.type in ("Adapting", "Sized") else condition
         for condition in current.conditions
     ]
     measured = {"acceptance": None, "rollout": rollout, "trainer": trainer, "conditions": conditions}

@@ -3,7 +3,6 @@ pods that load only what has the shape that their server was built for.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest

@@ -198,7 +198,9 @@ def test_measurements_are_what_changes_with_every_request() -> None:
             traffic=[traffic(3, length)],
             message=f"{length}",
             trainer_message=f"{length}",
-            learning=pb.Learning(samples=round(length), steps=round(length)),
+            learning=pb.Learning(
+                samples=round(length), steps=round(length), too_small=f"requests of {length} MB, the mean"
+            ),
         )
         for length in (2.0, 3.0)
     ]
