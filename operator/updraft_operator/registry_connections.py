@@ -181,14 +181,24 @@ def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
     still.ClearField("trainer_message")
     still.ClearField("speedup")
     if state.HasField("learning"):
-        seen, has_trained = min(1, state.learning.samples), min(1, state.learning.steps)
-        still.learning.CopyFrom(pb.Learning(samples=seen, steps=has_trained, too_small=state.learning.too_small))
+        still.learning.CopyFrom(_landmarks(state.learning))
     still.message = ASKS_A_PERSON if ASKS_A_PERSON in state.message else ""
     if not state.HasField("rollout"):
         return still
     for name in ("acceptance_length", "inter_token_latency", "candidate_requests", "slices", "evidence", "paused_ms"):
         still.rollout.ClearField(name)
     return still
+
+
+def _landmarks(learning: pb.Learning) -> pb.Learning:
+    """As much of what the trainer has done as decides on conditions."""
+    is_short = learning.samples < learning.samples_to_start
+    return pb.Learning(
+        samples=min(1, learning.samples),
+        steps=min(1, learning.steps),
+        samples_to_start=int(is_short),
+        too_small="something" if learning.too_small else "",
+    )
 
 
 async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Version, ...], tuple[pb.Transition, ...]]:

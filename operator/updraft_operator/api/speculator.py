@@ -110,6 +110,13 @@ class Draft(Model):
                 " && ".join(same(to_camel(size)) for size in _DRAFT_SIZES),
                 "a draft's sizes are immutable: pods cannot swap to other sizes; create another AdaptiveSpeculator",
             ),
+            (
+                (
+                    "!has(self.numAttentionHeads) || !has(self.numKeyValueHeads)"
+                    " || self.numAttentionHeads % self.numKeyValueHeads == 0"
+                ),
+                "numAttentionHeads must be a multiple of numKeyValueHeads",
+            ),
         )
     )
 

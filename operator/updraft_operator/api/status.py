@@ -7,6 +7,9 @@ from pydantic import Field
 
 from updraft_operator.api.schema import Model, Text
 
+MAX_DOMAINS = 17
+"""As many as the registry tells of one version. A canary has two versions, whose callers may name other domains."""
+
 
 class Condition(Model):
     """One aspect of the state, as in all Kubernetes APIs."""
@@ -87,8 +90,8 @@ class AcceptanceStatus(Model):
     """Lower bound of its 90 % interval."""
     speedup_high: Text | None = None
     """Upper bound of its 90 % interval."""
-    domains: Annotated[list[DomainStatus], Field(max_length=17)] | None = None
-    """Largest first."""
+    domains: Annotated[list[DomainStatus], Field(max_length=MAX_DOMAINS)] | None = None
+    """Those of the stable version, then the candidate's others; largest first, "other" last."""
 
 
 class TrainerStatus(Model):

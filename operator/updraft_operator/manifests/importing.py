@@ -16,7 +16,8 @@ def job(
 ) -> Manifest:
     """Runs `updraft draft import`, whose termination message contains the version's number.
 
-    The first version is checked against the target itself, because there is no earlier version to compare with.
+    It is checked against the target itself, which drafts of other trainers need. A target in the image of the inference pods is
+    not in this one's, so a later version is then compared with the earlier ones; `is_first`: there are none.
     """
     uri = draft.spec.uri or ""
     volumes, mounts = [pod.token_volume(owner, "operate")], [pod.TOKEN_MOUNT]
@@ -26,7 +27,7 @@ def job(
         mounts.append({"name": "draft", "mountPath": _MOUNT, "readOnly": True})
         uri = f"{_MOUNT}/{folder}".rstrip("/")
     secret, target = draft.spec.secret_ref, ModelMount(path="")
-    if is_first:
+    if is_first or "://" in owner.spec.target_model.uri:
         target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, is_head_only=True)
     container = pod.container(
         "import",
@@ -38,7 +39,7 @@ def job(
             *("--registry", f"{names.child(owner.metadata.name, names.REGISTRY)}:{network.GRPC_PORT}"),
             *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/operate"),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),
-            *(("--target", target.path) if is_first else ()),
+            *(("--target", target.path) if target.path else ()),
         ],
         env=[{"name": "HF_HOME", "value": "/tmp/hf"}, {"name": "HOME", "value": "/tmp"}],  # noqa: S108 - of the container
         volumeMounts=[*mounts, *target.mounts],

@@ -6,8 +6,6 @@ the API and are documented in docs/reference/conditions.md. A generator yields a
 
 from collections.abc import Iterator
 
-from kubernetes.utils.quantity import parse_quantity
-
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, readable
 from updraft_operator.api import names
@@ -21,6 +19,7 @@ from updraft_operator.planning.observed import (
     acceptance_length,
     is_trained,
     learning_of,
+    moment_ms,
     phase_name,
 )
 from updraft_operator.planning.pods import PodState, worst
@@ -47,6 +46,9 @@ _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
 
 _VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")
+
+_FILE_SYSTEM = 1.1
+"""Size of a claim over what its file system has room for."""
 
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
@@ -214,17 +216,21 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
 
 
 def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:
-    """Why the registry could not even store the versions in use; empty if it can, or if the size of its volume is unknown."""
-    registry, versions = observed.speculator.spec.registry, observed.registry.versions
-    published = max((version.manifest.size_bytes for version in versions), default=0)
+    """Why the registry could not even store the versions in use; empty if it can, or if its volume has no size.
+
+    The volume's size is what the registry sees, because a claim is expanded without a change of the spec.
+    """
+    state = observed.registry.state
+    volume_bytes = state.volume_bytes if state is not None else 0
+    published = max((version.manifest.size_bytes for version in observed.registry.versions), default=0)
     num_bytes = published or (learning.version_bytes if learning is not None else 0)
     needed = len(_VERSIONS_IN_USE) * num_bytes
-    storage = registry.storage
-    if registry.bucket is not None or storage.claim_name is not None or parse_quantity(storage.size) >= needed:
+    if not volume_bytes or volume_bytes >= needed:
         return ""
     return (
-        f"spec.registry.storage.size is {storage.size}, but {', '.join(_VERSIONS_IN_USE)} of {readable(num_bytes)} each need"
-        f" {readable(needed)}: raise it to at least {quantity(needed)}"
+        f"the registry's volume has {readable(volume_bytes)}, but {', '.join(_VERSIONS_IN_USE)} of {readable(num_bytes)} each"
+        f" need {readable(needed)}: expand the claim itself to at least {quantity(int(_FILE_SYSTEM * needed))}, because"
+        " spec.registry.storage cannot change"
     )
 
 
@@ -253,6 +259,9 @@ def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) 
         return
     if not learning.samples:
         yield _false("NoSamples", f"no request to learn from is stored yet: {why}")
+    if learning.samples < learning.samples_to_start:
+        begins = f"{learning.samples_to_start:,} requests, and {learning.samples:,} are stored"
+        yield _false("FewSamples", f"a new draft starts from {begins}: {why}")
     if not learning.steps:
         yield _false("NoSteps", f"{learning.samples:,} requests are stored, and none was trained on yet: {why}")
     yield _learned(observed, learning, why)
@@ -263,9 +272,11 @@ def _learned(observed: Observed, learning: pb.Learning, why: str) -> Assessment:
         f"{learning.samples:,} requests to train on and {learning.held_out:,} held-out ones, {learning.steps:,} steps,"
         f" {learning.estimates:,} estimates since the trainer started"
     )
+    if (at := moment_ms(learning.last_step_unix_ms)) is not None:
+        done += f", the last step at {at:%Y-%m-%d %H:%M} UTC"
     last = max((version.version for version in observed.registry.versions if is_trained(version)), default=0)
     if last:
-        return _true("Adapting", f"version {last} is the last one that was published; {done}")
+        return _true("Adapting", f"version {last} is the last one that was published: {why}; {done}")
     return _true("Learning", f"nothing was published yet: {why}; {done}")
 
 

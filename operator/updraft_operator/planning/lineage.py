@@ -60,22 +60,34 @@ def waits(observed: Observed) -> str:
 def draft_config(observed: Observed) -> str:
     """The config.json whose sizes the drafts of SGLang pods start with; empty: those of the spec.
 
-    It is that of the stable version if an imported version brought these sizes. Without news the pods keep what they have.
+    It is that of the version for which pods wait, if an imported version brought these sizes. Otherwise the pods keep what
+    they have.
     """
     if observed.speculator.spec.engine is not Engine.SGLANG:
         return ""
-    current, state = _current(observed), observed.registry.state
+    current, awaited = _current(observed), _awaited(observed)
+    if awaited is None or _content(awaited.config_json).get("norm_before_residual"):  # pods refuse that
+        return current
+    if _shape(awaited.config_json) == _shape(current):
+        return current
+    published = [version.manifest for version in observed.registry.versions]
+    imported = {_shape(each.config_json) for each in published if each.source == pb.SOURCE_IMPORTED}
+    return awaited.config_json if _shape(awaited.config_json) in imported else ""
+
+
+def _awaited(observed: Observed) -> pb.Manifest | None:
+    """The stable version, or else the first in canary, if pods wait for it and none serves it.
+
+    A pod that serves it proves that its shape is that of the pods, whose sizes the operator does not know otherwise.
+    """
+    state = observed.registry.state
     if not observed.registry.is_connected or state is None:
-        return current
-    by_number = {version.version: version.manifest for version in observed.registry.versions}
-    stable = by_number.get(state.stable)
-    if stable is None or _content(stable.config_json).get("norm_before_residual"):  # pods refuse that
-        return current
-    if _shape(stable.config_json) == _shape(current):
-        return current
-    imported = [published for published in by_number.values() if published.source == pb.SOURCE_IMPORTED]
-    is_imported = any(_shape(published.config_json) == _shape(stable.config_json) for published in imported)
-    return stable.config_json if is_imported else ""
+        return None
+    num_serving = state.pods.serving_stable if state.stable else state.pods.serving_candidate
+    if num_serving or not state.pods.waiting:
+        return None
+    number = state.stable or state.candidate
+    return next((version.manifest for version in observed.registry.versions if version.version == number), None)
 
 
 def _trains(observed: Observed) -> bool:

@@ -5,6 +5,7 @@ from datetime import datetime
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.status import (
+    MAX_DOMAINS,
     AcceptanceStatus,
     DomainStatus,
     LastFailure,
@@ -24,6 +25,9 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+
+_OTHER = "other"
+"""The domain of all traffic outside the largest ones."""
 
 _TRAINER_STATES = ("Training", "Starting", "Suspended", "Disabled")
 
@@ -49,7 +53,7 @@ def without_measurements(current: Status) -> Status:
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
     trainer = current.trainer.model_copy(update={"message": None}) if current.trainer else None
     conditions = [
-        condition.model_copy(update={"message": ""}) if condition.type == "Adapting" else condition
+        condition.model_copy(update={"message": ""}) if condition.type in ("Adapting", "Sized") else condition
         for condition in current.conditions
     ]
     measured = {"acceptance": None, "rollout": rollout, "trainer": trainer, "conditions": conditions}
@@ -117,10 +121,14 @@ def _acceptance(state: pb.SpeculatorState | None) -> AcceptanceStatus | None:
 
 
 def _domains(state: pb.SpeculatorState) -> list[DomainStatus]:
+    """The largest domains of the two versions, which may have none in common: callers name them."""
     stable, candidate = domain_lengths(state, state.stable), domain_lengths(state, state.candidate)
+    found = {**stable, **candidate}
+    rest = [_OTHER] if _OTHER in found else []
+    of_callers = [name for name in found if name != _OTHER]
     return [
         DomainStatus(domain=name, stable=decimal(stable.get(name)), candidate=decimal(candidate.get(name)))
-        for name in {**stable, **candidate}
+        for name in (*of_callers[: MAX_DOMAINS - len(rest)], *rest)
     ]
 
 

@@ -67,8 +67,7 @@ def mirrors(observed: Observed) -> Iterator[Manifest]:
 def _may_be(version: pb.Version, draft: DraftVersion) -> bool:
     since = draft.metadata.creation_timestamp
     is_since = since is None or version.published_unix_ms >= since.timestamp() * 1000
-    is_same = draft.spec.digest in (None, version.manifest.digest)
-    return version.manifest.source == pb.SOURCE_IMPORTED and is_since and is_same
+    return version.manifest.source == pb.SOURCE_IMPORTED and is_since
 
 
 def outdated(observed: Observed) -> Iterator[str]:
@@ -120,7 +119,10 @@ def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
 
 
 def _known_number(observed: Observed, draft: DraftVersion) -> int | None:
-    """The number in its status, unless a different registry assigned it: the digest differs then."""
+    """The number in its status, unless a different registry assigned it: the digest that its version had differs then.
+
+    That is not `spec.digest`, because a draft in another layout is converted, and its weights are in another file then.
+    """
     number = draft.status.version
     if number is None or not observed.registry.is_connected:
         return number
@@ -129,8 +131,7 @@ def _known_number(observed: Observed, draft: DraftVersion) -> int | None:
         newest = observed.registry.state.latest if observed.registry.state is not None else 0
         return number if number <= newest else None  # pruned, or a new registry
     verified = next((condition.message for condition in draft.status.conditions if condition.type == "Verified"), "")
-    known = draft.spec.digest or verified
-    return number if known in ("", version.manifest.digest) else None
+    return number if verified in ("", version.manifest.digest) else None
 
 
 def _result_version(result: str) -> int | None:

@@ -215,13 +215,14 @@ class Fleet:
         return [entry.report.pod for entry in self._entries(speculator) if entry.session is not None]
 
     def count(self, speculator: str, serving: int, candidate: int = NO_DRAFT) -> registry_pb2.Pods:
-        """Pods that serve the stable version or the candidate (0: none), or refuse one, without draining pods."""
+        """Pods that serve the stable version or the candidate (0: none), or refuse one, or wait, without draining pods."""
         pods = [pod for pod in self.connected(speculator) if not pod.is_draining]
         return registry_pb2.Pods(
             connected=len(pods),
             serving_stable=sum(pod.loaded == serving for pod in pods),
             serving_candidate=sum(pod.loaded == candidate for pod in pods) if candidate else 0,
             failed=sum(pod.refused != NO_DRAFT for pod in pods),
+            waiting=sum(bool(pod.trouble) for pod in pods),
         )
 
     def capture_problem(self, speculator: str) -> str:

@@ -118,7 +118,7 @@ class Trainer:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         while not stop.requested:
             has_trained = await asyncio.to_thread(self.train)
-            self._components.record.steps = self.learner.step
+            self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
             await self.state_demand()
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)

@@ -81,7 +81,13 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 cache_bytes=sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes,
             )
         )
-        record = LearningRecord(replay, capacity, min_samples=config.min_samples, version_bytes=sizes.version.amount)
+        record = LearningRecord(
+            replay,
+            capacity,
+            min_samples=config.min_samples,
+            version_bytes=sizes.version.amount,
+            samples_to_start=config.first_samples,
+        )
         spec = TrainerSpec(
             target=target,
             target_fingerprint=identity.target_fingerprint,

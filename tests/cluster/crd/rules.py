@@ -63,6 +63,12 @@ RULES = (
         bad={"engine": "sglang", "draft": {"lookahead": 0}},
     ),
     Rule(
+        id="draft-heads",
+        message="numAttentionHeads must be a multiple of numKeyValueHeads",
+        good={"draft": {"numAttentionHeads": 32, "numKeyValueHeads": 8}},
+        bad={"draft": {"numAttentionHeads": 32, "numKeyValueHeads": 7}},
+    ),
+    Rule(
         id="draft-sizes",
         message="a draft's sizes are immutable",
         before={"draft": {"vocabSize": 65536}},

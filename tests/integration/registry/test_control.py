@@ -428,6 +428,7 @@ async def test_names_that_somebody_asked_for_are_not_remembered(running: Running
         message="nothing is published yet",
         policy=(await running.control.state("other")).policy,
         pods=registry_pb2.Pods(),
+        volume_bytes=running.archive.store.volume_bytes(),
     )
     assert running.archive.catalogue.names() == ()
 

@@ -52,6 +52,7 @@ def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
         pytest.param(_state(stable=4), id="stable"),
         pytest.param(_learning(too_small="replay has room for 3 requests"), id="something is too small"),
         pytest.param(_learning(samples=0), id="no samples"),
+        pytest.param(_learning(samples=1, samples_to_start=8), id="too few samples to start"),
         pytest.param(_state(candidate=0), id="candidate"),
         pytest.param(_state(latest=5), id="latest"),
         pytest.param(_state(pinned=0), id="a pin to no draft"),
@@ -65,6 +66,11 @@ def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
 )
 def test_whatever_a_person_would_act_on_is_news(state: pb.SpeculatorState) -> None:
     assert _without_measurements(state) != _without_measurements(_state())
+
+
+def test_what_is_too_small_is_no_news_again_with_every_trace() -> None:
+    sentences = [_learning(too_small=f"replay has room for {number} requests") for number in (3, 4)]
+    assert _without_measurements(sentences[0]) == _without_measurements(sentences[1])
 
 
 def test_asking_leaves_the_state_as_it_was() -> None:

@@ -231,6 +231,12 @@ def test_pods_are_counted_by_what_they_serve_and_not_while_they_drain(fleet: Fle
     fleet.report(Session(), report("leaving", loaded=2, draining=True), 0.0)
     pods = fleet.count("default", 2, 3)
     assert (pods.connected, pods.serving_stable, pods.serving_candidate, pods.failed) == (4, 2, 1, 1)
+    assert pods.waiting == 0
+    for outcome, num_waiting in ((fleet_pb2.OUTCOME_PENDING, 1), (ack, 0)):
+        message = pod_report("pod-0", loaded=2, outcome=outcome)
+        message.status.reason = "not yet: the disk is full"
+        fleet.report(Session(), reports.read(message), 0.0)
+        assert fleet.count("default", 2, 3).waiting == num_waiting
     assert fleet.count("default", 2).serving_candidate == 0
 
 

@@ -624,10 +624,13 @@ class Pods(_message.Message):
     SERVING_STABLE_FIELD_NUMBER: _builtins.int
     SERVING_CANDIDATE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     connected: _builtins.int
     serving_stable: _builtins.int
     serving_candidate: _builtins.int
     failed: _builtins.int
+    waiting: _builtins.int
+    """They cannot load what they should serve yet, for a reason of their own: a full disk, a server built for another shape."""
     def __init__(
         self,
         *,
@@ -635,10 +638,11 @@ class Pods(_message.Message):
         serving_stable: _builtins.int = ...,
         serving_candidate: _builtins.int = ...,
         failed: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "failed", b"failed", "serving_candidate", b"serving_candidate", "serving_stable", b"serving_stable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "failed", b"failed", "serving_candidate", b"serving_candidate", "serving_stable", b"serving_stable", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -869,6 +873,8 @@ class Learning(_message.Message):
     ESTIMATES_FIELD_NUMBER: _builtins.int
     TOO_SMALL_FIELD_NUMBER: _builtins.int
     VERSION_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLES_TO_START_FIELD_NUMBER: _builtins.int
+    LAST_STEP_UNIX_MS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Stored requests to train on, and held-out ones."""
     held_out: _builtins.int
@@ -880,6 +886,10 @@ class Learning(_message.Message):
     """One sentence: what is too small for any draft to be published, and which setting to raise; empty if nothing is."""
     version_bytes: _builtins.int
     """Size of a version's weights file."""
+    samples_to_start: _builtins.int
+    """Stored requests from which on a new draft starts; 0 once one has started."""
+    last_step_unix_ms: _builtins.int
+    """The last optimizer step of this process; 0: none yet."""
     def __init__(
         self,
         *,
@@ -889,10 +899,12 @@ class Learning(_message.Message):
         estimates: _builtins.int = ...,
         too_small: _builtins.str = ...,
         version_bytes: _builtins.int = ...,
+        samples_to_start: _builtins.int = ...,
+        last_step_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "held_out", b"held_out", "samples", b"samples", "steps", b"steps", "too_small", b"too_small", "version_bytes", b"version_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "held_out", b"held_out", "last_step_unix_ms", b"last_step_unix_ms", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "too_small", b"too_small", "version_bytes", b"version_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -923,6 +935,7 @@ class SpeculatorState(_message.Message):
     TRAINER_MESSAGE_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
     LEARNING_FIELD_NUMBER: _builtins.int
+    VOLUME_BYTES_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -944,6 +957,8 @@ class SpeculatorState(_message.Message):
     """Why a connected pod cannot capture; empty if all can."""
     trainer_message: _builtins.str
     """One sentence of the trainer: the last publication, or the reason why nothing is published. Empty while no trainer reports."""
+    volume_bytes: _builtins.int
+    """Size of the volume that weights are stored on; 0 with a bucket, which has no size."""
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
@@ -986,10 +1001,11 @@ class SpeculatorState(_message.Message):
         trainer_message: _builtins.str = ...,
         speedup: Global___Speedup | None = ...,
         learning: Global___Learning | None = ...,
+        volume_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "learning", b"learning", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "learning", b"learning", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015

@@ -16,7 +16,12 @@ from updraft_artifacts.sizing import (
 )
 
 SETTING = "UPDRAFT_TRAINER_REPLAY_MAX_BYTES"
-VOLUME = "the trainer's volume (spec.trainer.storage.size)"
+VOLUME = "the trainer's volume"
+
+_EXPAND = "restart the trainer (spec.trainer.storage cannot change: expand the claim itself)"
+
+_MEGABYTES = 10 * 10**6
+"""Step of the sizes to set, so that a sentence does not change with every trace."""
 
 _LEAST = 1024**2
 
@@ -47,7 +52,7 @@ class Capacity:
         )
 
     def too_small(self, pools: Sequence[tuple[int, int]], *, min_samples: int) -> str:
-        """One sentence that names what to raise; empty if drafts can be judged.
+        """One sentence that names what to enlarge; empty if drafts can be judged.
 
         `pools` has requests and bytes of each pool of replay, from which the mean length of requests is known.
         """
@@ -57,8 +62,8 @@ class Capacity:
         if self._volume_for(self.replay_bytes) > self.volume_bytes:
             return (
                 f"{VOLUME} has {readable(self.volume_bytes)} for {NUM_STATES} training states and {NUM_DRAFTS} drafts of"
-                f" {readable(self.reserved_bytes)}, and for replay of {readable(self.replay_bytes)}: raise it to at least"
-                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}"
+                f" {readable(self.reserved_bytes)}, and for replay of {readable(self.replay_bytes)}: expand it to at least"
+                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}, and {_EXPAND}"
             )
         _, num_held_out = kept_requests(self.replay_bytes, mean)
         if num_held_out >= min_samples:
@@ -68,8 +73,8 @@ class Capacity:
             " to judge a draft"
         )
         if self.is_set or self._volume_for(needed) <= self.volume_bytes:
-            return f"{room}: raise {SETTING} to at least {needed}"
-        return f"{room}: raise {VOLUME} to at least {quantity(self._volume_for(needed))}"
+            return f"{room}: raise {SETTING} to at least {-(-needed // _MEGABYTES) * _MEGABYTES}"
+        return f"{room}: expand {VOLUME} to at least {quantity(self._volume_for(needed))}, and {_EXPAND}"
 
     def _volume_for(self, replay_bytes: int) -> int:
         return int(_SLACK * replay_bytes) + self.reserved_bytes

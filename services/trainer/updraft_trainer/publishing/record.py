@@ -9,15 +9,27 @@ from updraft_trainer.data.retention import Pool
 class LearningRecord:
     """The loop counts, and another thread reads."""
 
-    def __init__(self, replay: Replay, capacity: Capacity, *, min_samples: int, version_bytes: int) -> None:
+    def __init__(
+        self, replay: Replay, capacity: Capacity, *, min_samples: int, version_bytes: int, samples_to_start: int
+    ) -> None:
         self._replay = replay
         self._capacity = capacity
         self._min_samples = min_samples
         self._version_bytes = version_bytes
+        self.samples_to_start = samples_to_start
+        """Stored requests that a new draft waits for; 0 once a draft is trained."""
+        self.last_step_s = 0.0
+        """Unix time of this process's last optimizer step."""
         self.steps = 0
         """Optimizer steps of the draft in training."""
         self.estimates = 0
         """Candidates that held-out requests judged."""
+
+    def trained(self, step: int, now_s: float | None) -> None:
+        """A draft is in training at this step; `now_s` if it was just taken."""
+        self.steps, self.samples_to_start = step, 0
+        if now_s is not None:
+            self.last_step_s = now_s
 
     def read(self) -> registry_pb2.Learning:
         requests = {pool: self._replay.num_requests(pool) for pool in Pool}
@@ -30,4 +42,6 @@ class LearningRecord:
             estimates=self.estimates,
             too_small=self._capacity.too_small(pools, min_samples=self._min_samples),
             version_bytes=self._version_bytes,
+            samples_to_start=self.samples_to_start,
+            last_step_unix_ms=int(1000 * self.last_step_s),
         )

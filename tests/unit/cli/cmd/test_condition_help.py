@@ -125,7 +125,7 @@ REASONS = {
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
     "Sized": "LargeEnough TooSmall NotReported",
-    "Adapting": "Adapting Learning NoSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
+    "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",

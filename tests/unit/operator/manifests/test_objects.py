@@ -161,6 +161,28 @@ def test_the_pod_of_an_import_is_as_hardened_as_the_others() -> None:
     assert "/drafts/eagle" in pod["containers"][0]["command"]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: bool) -> None:
+    """A draft of another trainer cannot be converted without it, also as a later version."""
+    from tests.support.observed import draft
+
+    job = importing.job(speculator(uri="hf://org/qwen"), draft(None), "mine-import", CONFIG, is_first=is_first)
+    pod = job["spec"]["template"]["spec"]
+    assert "--head-only" in pod["initContainers"][0]["command"]
+    args = pod["containers"][0]["args"]
+    folder = args[args.index("--target") + 1]
+    assert any(folder.startswith(mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"])
+    assert folder in pod["initContainers"][0]["command"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_target_in_the_image_of_the_inference_pods_is_named_for_the_first_version_only(*, is_first: bool) -> None:
+    from tests.support.observed import draft
+
+    job = importing.job(speculator(uri="/models/qwen"), draft(None), "mine-import", CONFIG, is_first=is_first)
+    assert ("--target" in job["spec"]["template"]["spec"]["containers"][0]["args"]) is is_first
+
+
 views = st.one_of(
     st.builds(RegistryView, connection=st.sampled_from(list(ConnectionState))),
     st.builds(

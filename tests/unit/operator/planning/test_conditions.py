@@ -140,19 +140,19 @@ TRAINER: list[Case] = [
 LEARNED = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20, version_bytes=800_000_000)
 
 
-def _learning(*versions: pb.Version, **changed: Any) -> dict[str, Any]:
+def _learning(*versions: pb.Version, volume_bytes: int = 0, **changed: Any) -> dict[str, Any]:
     learning = pb.Learning()
     learning.CopyFrom(LEARNED)
     for name, value in changed.items():
         setattr(learning, name, value)
-    return {"pods": ready_pods(), "registry": connected(versions, learning=learning, trainer_message="not sure yet")}
+    state: dict[str, Any] = {"learning": learning, "trainer_message": "not sure yet", "volume_bytes": volume_bytes}
+    return {"pods": ready_pods(), "registry": connected(versions, **state)}
 
 
-SMALL_REGISTRY = {"registry": {"storage": {"size": "2Gi"}}}
 SIZED: list[Case] = [
     ("Sized", "True", "LargeEnough", _learning()),
     ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
-    ("Sized", "False", "TooSmall", {**_learning(), "spec": SMALL_REGISTRY}),
+    ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),
 ]
@@ -162,6 +162,7 @@ ADAPTING: list[Case] = [
     ("Adapting", "True", "Learning", _learning(version(3, source=pb.SOURCE_IMPORTED))),
     ("Adapting", "False", "NoSamples", _learning(samples=0, steps=0)),
     ("Adapting", "False", "NoSteps", _learning(steps=0)),
+    ("Adapting", "False", "FewSamples", _learning(steps=0, samples=7, samples_to_start=8)),
     ("Adapting", "False", "TooSmall", _learning(STABLE, too_small="replay has room for 3 requests")),
     ("Adapting", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Adapting", "False", "TrainerNotReady", {"registry": connected(learning=LEARNED)}),
@@ -382,24 +383,28 @@ def test_a_long_message_is_cut() -> None:
 def test_adapting_is_evidence_and_never_that_a_pod_is_ready() -> None:
     assert _verdicts(pods=ready_pods(), registry=connected([STABLE]))["Adapting"].status == "Unknown"
     assert _verdicts(**_learning(STABLE))["Adapting"].message == (
-        "version 3 is the last one that was published; 1,200 requests to train on and 130 held-out ones, 500 steps,"
-        " 20 estimates since the trainer started"
+        "version 3 is the last one that was published: not sure yet; 1,200 requests to train on and 130 held-out ones,"
+        " 500 steps, 20 estimates since the trainer started"
     )
+    recent = _verdicts(**_learning(STABLE, last_step_unix_ms=1_795_867_200_000))["Adapting"].message
+    assert recent.endswith("since the trainer started, the last step at 2026-11-28 12:00 UTC")
     assert _verdicts(**_learning())["Adapting"].message.startswith(
         "nothing was published yet: not sure yet; 1,200 requests"
     )
 
 
 def test_a_registry_that_cannot_store_the_versions_in_use_is_too_small_before_the_first_is_published() -> None:
-    verdict = _verdicts(spec=SMALL_REGISTRY, **_learning())["Sized"]
+    verdict = _verdicts(**_learning(volume_bytes=2 * 2**30))["Sized"]
     assert verdict.message == (
-        "spec.registry.storage.size is 2Gi, but the stable version, the one before it, a canary, an upload of 800 MB each need"
-        " 3.20 GB: raise it to at least 10Gi"
+        "the registry's volume has 2.15 GB, but the stable version, the one before it, a canary, an upload of 800 MB each need"
+        " 3.20 GB: expand the claim itself to at least 10Gi, because spec.registry.storage cannot change"
     )
-    for registry in ({"bucket": {"url": "s3://b/p"}}, {"storage": {"size": "2Gi", "claimName": "mine"}}):
-        assert (
-            _verdicts(spec={"registry": SMALL_REGISTRY["registry"] | registry}, **_learning())["Sized"].status == "True"
-        )
+
+
+@pytest.mark.parametrize("volume_bytes", [0, 10 * 2**30], ids=["a bucket", "an expanded claim"])
+def test_a_registry_has_the_room_that_it_sees_whatever_the_spec_says(volume_bytes: int) -> None:
+    spec = {"registry": {"storage": {"size": "2Gi"}}}
+    assert _verdicts(spec=spec, **_learning(volume_bytes=volume_bytes))["Sized"].status == "True"
 
 
 def test_an_operator_that_has_just_started_keeps_what_the_trainer_had_done() -> None:

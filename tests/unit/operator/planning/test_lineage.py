@@ -36,6 +36,10 @@ def replicas(seen: Observed) -> int:
     )
 
 
+WAITING = pb.Pods(connected=2, waiting=1)
+"""Pods whose server is built for another shape say so, and serve what they have."""
+
+
 def sglang(registry: RegistryView, **more: Any) -> Observed:
     return settled({"engine": "sglang"}, registry=registry, **more)
 
@@ -84,33 +88,48 @@ def test_a_registry_that_does_not_answer_changes_nothing_for_the_trainer(num_pod
 
 
 def test_a_new_draft_of_the_trainer_never_restarts_sglang() -> None:
-    seen = sglang(connected([stable(1, config())]))
+    seen = sglang(connected([stable(1, config())], pods=WAITING))
     assert lineage.draft_config(seen) == ""
 
 
-def test_an_imported_stable_draft_gives_the_pods_its_sizes_and_its_successors_keep_them() -> None:
-    first = sglang(connected([stable(1, config(), is_imported=True)]))
+@pytest.mark.parametrize("phase", [pb.PHASE_STABLE, pb.PHASE_CANARY])
+def test_an_import_that_pods_wait_for_gives_them_its_sizes_and_its_successors_keep_them(
+    phase: "pb.Phase.ValueType",
+) -> None:
+    imported = stable(1, config(), is_imported=True)
+    imported.phase = phase
+    first = sglang(connected([imported], pods=WAITING))
     assert lineage.draft_config(first) == config()
-    successor = sglang(connected([stable(2, config(bos_token_id=7))]), children=first.children)
+    lost = sglang(connected([version(1, pb.PHASE_ROLLED_BACK)], pods=WAITING), children=first.children)
+    assert lineage.draft_config(lost) == config(), "the trainer continues it"
+    successor = sglang(connected([stable(2, config(bos_token_id=7))], pods=WAITING), children=first.children)
     assert lineage.draft_config(successor) == config(), "the same text, so that nothing restarts"
-    other = sglang(connected([stable(3, config(draft_vocab_size=8192), is_imported=True)]), children=first.children)
+    versions = [stable(3, config(draft_vocab_size=8192), is_imported=True)]
+    other = sglang(connected(versions, pods=WAITING), children=first.children)
     assert lineage.draft_config(other) == config(draft_vocab_size=8192)
+
+
+@pytest.mark.parametrize("serving", [{"serving_stable": 1, "waiting": 1}, {}], ids=["some serve it", "none waits yet"])
+def test_an_import_of_the_shape_that_pods_have_restarts_none(serving: dict[str, int]) -> None:
+    pods = pb.Pods(connected=2, **serving)
+    assert lineage.draft_config(sglang(connected([stable(1, config(), is_imported=True)], pods=pods))) == ""
 
 
 def test_an_imported_draft_that_does_not_serve_yet_restarts_nothing() -> None:
     waiting = stable(2, config(), is_imported=True)
     waiting.phase = pb.PHASE_PENDING
-    assert lineage.draft_config(sglang(connected([stable(1, config(hidden_size=1)), waiting]))) == ""
+    assert lineage.draft_config(sglang(connected([stable(1, config(hidden_size=1)), waiting], pods=WAITING))) == ""
 
 
 @pytest.mark.parametrize("registry", [RegistryView(), connected()], ids=["no answer", "no versions"])
 def test_without_news_the_pods_keep_their_sizes(registry: RegistryView) -> None:
-    first = sglang(connected([stable(1, config(), is_imported=True)]))
+    first = sglang(connected([stable(1, config(), is_imported=True)], pods=WAITING))
     assert lineage.draft_config(observed({"engine": "sglang"}, registry=registry, children=first.children)) == config()
 
 
 def test_what_sglang_cannot_serve_restarts_nothing_and_other_engines_have_no_sizes() -> None:
     refused = stable(1, config(norm_before_residual=True), is_imported=True)
-    assert lineage.draft_config(sglang(connected([refused]))) == ""
-    assert lineage.draft_config(sglang(connected([stable(1, "no JSON", is_imported=True)]))) == ""
-    assert lineage.draft_config(observed(registry=connected([stable(1, config(), is_imported=True)]))) == ""
+    damaged, usual = stable(1, "no JSON", is_imported=True), stable(1, config(), is_imported=True)
+    assert lineage.draft_config(sglang(connected([refused], pods=WAITING))) == ""
+    assert lineage.draft_config(sglang(connected([damaged], pods=WAITING))) == ""
+    assert lineage.draft_config(observed(registry=connected([usual], pods=WAITING))) == ""

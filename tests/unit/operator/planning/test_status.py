@@ -118,6 +118,18 @@ def test_acceptance_is_told_by_domain_for_stable_version_and_candidate() -> None
     ]
 
 
+def test_versions_without_a_domain_in_common_are_told_by_the_largest_and_the_rest() -> None:
+    served = [traffic(3, 2.5), traffic(4, 2.8)]
+    for number, of_version in enumerate(served):
+        for place in range(16):
+            of_version.domains.add(domain=f"d{number}-{place:02d}", verify_steps=100 - place, tokens=300)
+        of_version.domains.add(domain="other", verify_steps=5, tokens=10)
+    view = connected([version(3), version(4, pb.PHASE_CANARY)], traffic=served)
+    acceptance = status(observed(registry=view), NOW).acceptance
+    assert acceptance is not None
+    assert [one.domain for one in acceptance.domains or ()] == [*(f"d0-{place:02d}" for place in range(16)), "other"]
+
+
 @pytest.mark.parametrize(
     ("spec", "world", "state"),
     [
@@ -186,7 +198,9 @@ def test_measurements_are_what_changes_with_every_request() -> None:
             traffic=[traffic(3, length)],
             message=f"{length}",
             trainer_message=f"{length}",
-            learning=pb.Learning(samples=round(length), steps=round(length)),
+            learning=pb.Learning(
+                samples=round(length), steps=round(length), too_small=f"requests of {length} MB, the mean"
+            ),
         )
         for length in (2.0, 3.0)
     ]

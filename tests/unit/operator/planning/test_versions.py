@@ -262,6 +262,21 @@ def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
     assert entry.number == number
 
 
+def test_a_converted_draft_keeps_its_number_although_its_file_had_another_digest() -> None:
+    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": f"sha256:{4:064x}"}
+    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
+    brought = draft(None, status=status, digest=f"sha256:{9:064x}")
+    observation = observed(registry=connected([version(4, source=pb.SOURCE_IMPORTED)]), drafts=(brought,))
+    (entry,) = versions.imports(observation)
+    assert (entry.number, entry.is_running, _mirrors(observation)) == (4, False, {})
+
+
+def test_a_converted_draft_is_not_mirrored_while_its_import_runs() -> None:
+    brought = draft(None, digest=f"sha256:{9:064x}")
+    view = connected([version(4, source=pb.SOURCE_IMPORTED)])
+    assert _mirrors(observed(registry=view, drafts=(brought,))) == {}
+
+
 def test_a_number_of_another_registry_keeps_no_version_from_its_object() -> None:
     verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": "sha256:other"}
     status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}

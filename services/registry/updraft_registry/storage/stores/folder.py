@@ -46,6 +46,9 @@ class FolderStore:
     def free_bytes(self) -> int:
         return disk_usage(self._uploads).free
 
+    def volume_bytes(self) -> int:
+        return disk_usage(self._blobs).total
+
     def begin(self, size_bytes: int) -> "FolderUpload":
         return begin_upload(self._uploads, size_bytes, free_bytes=self.free_bytes())
 

@@ -48,6 +48,10 @@ class Store(Protocol):
         """Room for uploads."""
         ...
 
+    def volume_bytes(self) -> int:
+        """Size of the volume of the blobs; 0 if they have none of a fixed size."""
+        ...
+
     def begin(self, size_bytes: int) -> Upload:
         """Start an upload of exactly this size; Exhausted when there is no room for it. Nothing is written yet."""
         ...
