@@ -85,8 +85,8 @@ def size(
 ) -> None:
     """Show how large volumes, memory and network must be to learn for a target, and why.
 
-    MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read. Without options,
-    the sizes are the defaults of the processes for this target. The operator's volumes are those of an 8B target.
+    MODEL is a folder, or a URI as for `updraft model pull`, of which only some ranges are read. Without options, the sizes are
+    the defaults of the processes for this target. The operator's default volumes are those of an 8B target.
     """
     target = described(model, revision)
     choice = ShapeChoice(**{field.name: options.pop(field.name) for field in fields(ShapeChoice)})

@@ -208,8 +208,8 @@ def test_the_size_of_a_captured_request_that_volumes_are_planned_for_is_that_of_
         hidden=HiddenStates(first_position=num_prompt - 512, aux=one.expand(rows, 1), teacher=one.expand(rows, 1)),
     )
     row = RowBytes(aux=3 * hidden_size + 4, teacher=433)
-    kept = [part.hidden for chunk in chunks(finished, row) if (part := chunk.finished).hidden is not None]
-    num_bytes = sum(row.aux * len(hidden.aux) + row.teacher * len(hidden.teacher) for hidden in kept if hidden)
+    kept = [hidden for chunk in chunks(finished, row) if (hidden := chunk.finished.hidden) is not None]
+    num_bytes = sum(row.aux * len(hidden.aux) + row.teacher * len(hidden.teacher) for hidden in kept)
 
     target = UsualTarget(hidden_size=hidden_size)
     traffic = CapturedTraffic(engine="sglang", answer_tokens=num_output)
