@@ -25,7 +25,7 @@ class Arm:
     has_closed_form: bool = True
     """Start in closed form, and let drafts in closed form compete when traffic has doubled or a new kind came."""
     follows_vocabulary: bool = True
-    """Choose the draft vocabulary anew with each draft in closed form, not only before the first."""
+    """Choose a draft vocabulary with each draft in closed form, not only before the first."""
     num_waiting: int = 8
     """The newest samples judge the draft next to held-out ones before they are trained on; 0: only held-out ones judge."""
     is_fifo: bool = False

@@ -48,7 +48,7 @@ class LearningRun:
     candidate_length: float
     baseline_length: float
     message: str
-    """Of the trainer, at the end."""
+    """The trainer's message at the end."""
 
 
 async def run(folder: Path, width: Width, *, requests: int, tokens: int, within_s: float) -> LearningRun:

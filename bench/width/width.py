@@ -127,7 +127,7 @@ def measure_learning(arguments: argparse.Namespace) -> LearningRun:
 
 
 def learnt(run: LearningRun) -> str:
-    """What was learnt, plainly."""
+    """The result in words."""
     if not run.version:
         return f"Nothing was published within {run.seconds:.0f} s. The trainer: {run.message or 'nothing'}"
     return (

@@ -144,7 +144,7 @@ class Provenance:
     code_version: str
     origin: str = ""
     learning_rate: float = 0.0
-    """Of AdamW, after warmup; 0 if unknown."""
+    """AdamW's rate after warmup; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

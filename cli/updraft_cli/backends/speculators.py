@@ -162,7 +162,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """What the trainer has done."""
+    """The trainer's progress."""
 
     samples: int
     """Stored requests to train on."""
@@ -170,7 +170,7 @@ class Learning:
     steps: int
     """Optimizer steps of the draft in training."""
     estimates: int
-    """Candidates that held-out requests judged since the trainer started."""
+    """Candidates that were judged on held-out requests since the trainer started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,7 @@ class Speculator:
     acceptance: Acceptance | None
     """Of the stable version, on the pods that are connected now."""
     domains: tuple[DomainAcceptance, ...] = ()
-    """Of stable version and candidate, the largest domain first."""
+    """Acceptance of the stable version and the candidate, the largest domain first."""
     speedup: Speedup | None = None
     """Mean over the connected pods, which measure it."""
     trial: Trial | None
@@ -205,9 +205,9 @@ class Speculator:
     trainer_message: str = ""
     """One sentence: the last publication, or the reason why nothing is published."""
     learning: Learning | None = None
-    """None: no trainer reports, or it comes from Kubernetes, where the condition Adapting says it."""
+    """None: no trainer reports, or the state is read from Kubernetes, where condition Adapting has it."""
     too_small: str = ""
-    """What is too small for any draft to be published, and which setting to raise."""
+    """The setting that is too small for any draft to be published, and the value that is enough; empty: none is."""
     resource: Resource | None = None
     """None: it comes from a registry."""
 

@@ -1,11 +1,12 @@
 """`updraft size`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import click
 from rich.table import Table
 
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Size, Sizing, quantity, readable, sizing
 from updraft_cli import output
 from updraft_cli.cmd.model import described
@@ -29,7 +30,14 @@ class SizedModel:
 @click.option(
     "--revision", metavar="REVISION", default="", help="Branch, tag or commit of an hf:// URI.  [default: main]"
 )
-@click.option("--draft-vocab-size", type=_COUNT, help="Tokens that the draft can propose.  [default: 32,000]")
+@click.option("--draft-num-attention-heads", type=_COUNT, help="Attention heads of the draft.  [default: the target's]")
+@click.option("--draft-num-key-value-heads", type=_COUNT, help="Key-value heads of the draft.  [default: the target's]")
+@click.option("--draft-intermediate-size", type=_COUNT, help="Width of the draft's MLP.  [default: the target's]")
+@click.option(
+    "--draft-vocab-size",
+    type=_COUNT,
+    help="Tokens that the draft can propose.  [default: 8,192 to 32,000, by the target]",
+)
 @click.option("--engine", type=click.Choice(["torch", "sglang"]), default=_DEFAULT.engine, show_default=True)
 @click.option(
     "--encoding",
@@ -43,14 +51,21 @@ class SizedModel:
     type=_COUNT,
     default=_DEFAULT.tokens_per_second,
     show_default=True,
-    help="Captured tokens a second, of all pods together.",
+    help="Captured tokens per second, of all pods together.",
 )
 @click.option(
-    "--request-tokens",
+    "--answer-tokens",
     type=_COUNT,
-    default=_DEFAULT.request_tokens,
+    default=_DEFAULT.answer_tokens,
     show_default=True,
-    help="Captured tokens of a request: its answer, and the end of its prompt.",
+    help="Mean length of answers.",
+)
+@click.option(
+    "--prompt-rows",
+    type=click.IntRange(0),
+    default=_DEFAULT.prompt_rows,
+    show_default=True,
+    help="Maximum captured tokens of a prompt.",
 )
 @click.option(
     "--minutes",
@@ -65,18 +80,17 @@ class SizedModel:
 def size(
     model: str,
     revision: str,
-    draft_vocab_size: int | None,
     form: Literal["table", "json", "yaml"],
-    **captured: Any,
+    **options: Any,
 ) -> None:
     """Show how large volumes, memory and network must be to learn for a target, and why.
 
-    MODEL is a folder, or a URI as `updraft model pull` takes it: then only some ranges of its files are read. Without options,
-    the sizes are the defaults of the processes for this target. The operator's volumes are those of an 8B target.
+    MODEL is a folder, or a URI as for `updraft model pull`, of which only some ranges are read. Without options, the sizes are
+    the defaults of the processes for this target. The operator's default volumes are those of an 8B target.
     """
     target = described(model, revision)
-    draft = DraftSizes.of(target, draft_vocab_size=draft_vocab_size)
-    traffic = CapturedTraffic(**captured)
+    choice = ShapeChoice(**{field.name: options.pop(field.name) for field in fields(ShapeChoice)})
+    draft, traffic = DraftSizes.of(target, choice), CapturedTraffic(**options)
     found = SizedModel(model=model, traffic=traffic, draft=draft, sizes=sizing(target, draft, traffic))
     output.show(found, form, names=(), rendered=lambda *, is_wide: table(found.sizes))
 

@@ -24,8 +24,11 @@ _MAX_PICKLE_BYTES = 4 * 1024 * 1024
 
 _MAX_DIMENSIONS = 8
 
+_MAX_BYTEORDER_BYTES = 16
+_ENCRYPTED_OR_PATCH = 0x61
+
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a file in a zip archive: its signature, and the lengths of its name and of what follows that."""
+"""Precedes each file in a zip archive: a signature, and the lengths of the file's name and of an extra field."""
 
 _DTYPES = {
     "BFloat16Storage": "BF16", "HalfStorage": "F16", "FloatStorage": "F32", "DoubleStorage": "F64",
@@ -55,15 +58,17 @@ class _Global:
 
 
 def read(path: Path) -> list[TensorSpan]:
-    """The tensors of a file; InvalidInput if it is damaged, of an old format, or holds anything but contiguous tensors."""
+    """Return the tensors of a file; InvalidInput if it is damaged, too old, or holds anything but contiguous tensors."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             pickle = _pickle(archive, members)
             places = {name: _place(file, info) for name, info in members.items()}
     except zipfile.BadZipFile:
-        raise InvalidInput(f"{path.name} is no file of torch.save since 1.6; save the draft as safetensors") from None
-    except (OSError, struct.error, EOFError) as error:
+        raise InvalidInput(
+            f"{path.name} is not a file of torch.save from torch 1.6 or later; save the draft as safetensors"
+        ) from None
+    except (OSError, struct.error, EOFError, ValueError, OverflowError, NotImplementedError) as error:
         raise InvalidInput(f"{path.name} is damaged: {error}") from None
     try:
         content = _Interpreter(places).run(pickle)
@@ -75,11 +80,23 @@ def read(path: Path) -> list[TensorSpan]:
 
 
 def _pickle(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> bytes:
-    info = members.get("data.pkl")
-    if info is None or info.file_size > _MAX_PICKLE_BYTES or info.compress_type != zipfile.ZIP_STORED:
+    """Read the pickle. All members are stored as they are, so that reading one takes no more than its checked size."""
+    if not all(_is_plain(info) for info in members.values()) or "data.pkl" not in members:
         raise zipfile.BadZipFile
-    if "byteorder" in members and archive.read(members["byteorder"])[:16] != b"little":
+    order = members.get("byteorder")
+    if order is not None and _content(archive, order, _MAX_BYTEORDER_BYTES) != b"little":
         raise InvalidInput("its numbers are not little-endian")
+    return _content(archive, members["data.pkl"], _MAX_PICKLE_BYTES)
+
+
+def _is_plain(info: zipfile.ZipInfo) -> bool:
+    is_stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+    return is_stored and not info.flag_bits & _ENCRYPTED_OR_PATCH
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    if info.file_size > max_bytes:
+        raise zipfile.BadZipFile
     return archive.read(info)
 
 
@@ -89,7 +106,7 @@ def _place(file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
     file.seek(info.header_offset)
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     begin = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-    if signature != b"PK\3\4" or info.compress_type != zipfile.ZIP_STORED or begin + info.file_size > size:
+    if signature != b"PK\3\4" or begin + info.file_size > size:
         raise zipfile.BadZipFile
     return begin, begin + info.file_size
 

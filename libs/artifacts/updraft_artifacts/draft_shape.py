@@ -12,7 +12,7 @@ MIN_VOCAB, MAX_VOCAB = 8192, 32_000
 
 _STEP = 1024
 _NUM_STATES = 3
-"""Of the target's layers that a draft reads."""
+"""A draft reads the states of so many layers of the target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

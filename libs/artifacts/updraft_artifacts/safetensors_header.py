@@ -111,9 +111,9 @@ def _content(header: bytes) -> dict[str, Any]:
     try:
         content = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the safetensors header is no JSON: {error}") from None
+        raise InvalidInput(f"the safetensors header is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InvalidInput("the safetensors header is no JSON object")
+        raise InvalidInput("the safetensors header is not a JSON object")
     return content
 
 

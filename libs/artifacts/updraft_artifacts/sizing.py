@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, Self
 
-from updraft_artifacts.draft_shape import DraftShape
+from updraft_artifacts.draft_shape import DraftShape, ShapeChoice
 
 TRAINING_REQUESTS = 2_000
 HELD_OUT_REQUESTS = 128
-"""Of mean length, that replay has room for: so many give the estimates of published results, four per kind of traffic."""
+"""Replay has room for so many of mean length: as many as in the estimates of published results, four per kind of traffic."""
 
 HELD_OUT_SHARE = 10
 """One in so many bytes of replay is for held-out requests."""
@@ -40,8 +40,11 @@ _BATCH_REQUESTS = 4
 _DELTA_CACHE = 2**30
 _RUNNING_TOKENS = 8 * 2048
 
+CHUNK_BYTES, CONTEXT_SHARE, OVERLAP_SHARE = 4 * 2**20, 0.5, 0.125
+"""How inference cuts long requests: bytes of a chunk, and the shares of them for rows before those that teach, at most."""
+
 _TOP_K_BYTES = 433
-"""Of a row: 64 token ids of about 2.6 bytes, 64 log-probabilities and a log-sum-exp of 4."""
+"""A row has 64 token ids of about 2.6 bytes, 64 log-probabilities and a log-sum-exp of 4 bytes each."""
 _TOP_K_MEMORY = 64 * (8 + 4) + 4
 _LIGHT_MEMORY = 64
 
@@ -53,7 +56,7 @@ _VOLUME_STEP = 10 * 2**30
 
 
 class SizedTarget(Protocol):
-    """What counts of a target; a `TargetDescription` has it."""
+    """The part of a target that sizes depend on; a `TargetDescription` has it."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -62,7 +65,7 @@ class SizedTarget(Protocol):
 
 
 class SizedDraft(Protocol):
-    """What counts of a draft; a `DraftConfig` has it."""
+    """The part of a draft that sizes depend on; a `DraftConfig` has it."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -79,7 +82,7 @@ class SizedDraft(Protocol):
 
 
 class ShapedTarget(SizedTarget, Protocol):
-    """A target that its draft's shape is known of."""
+    """A target with the default shape of its drafts."""
 
     @property
     def draft_shape(self) -> DraftShape: ...
@@ -97,29 +100,31 @@ class DraftSizes:
     draft_vocab_size: int
 
     @classmethod
-    def of(cls, target: ShapedTarget, *, draft_vocab_size: int | None = None) -> Self:
-        """The default draft for a target."""
-        shape = target.draft_shape
+    def of(cls, target: ShapedTarget, choice: ShapeChoice | None = None) -> Self:
+        """The draft for a target, with the sizes that a user chose. InvalidInput if its heads do not divide."""
+        shape = (choice or ShapeChoice()).of(target.draft_shape, target.vocab_size)
         return cls(
             hidden_size=target.hidden_size,
             intermediate_size=shape.intermediate_size,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            draft_vocab_size=min(draft_vocab_size or shape.vocab_size, target.vocab_size),
+            draft_vocab_size=shape.vocab_size,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturedTraffic:
-    """How much is captured, and how. The defaults are eight requests at a time with 25 tokens a second each."""
+    """How much is captured, and how. The defaults are eight requests at a time with 25 tokens per second each."""
 
     engine: Literal["torch", "sglang"] = "torch"
     """torch sends the last hidden state as teacher; sglang the 64 most likely tokens."""
     encoding: Literal["fp8", "bf16"] = "fp8"
     tokens_per_second: int = 200
-    request_tokens: int = 1_064
-    """Captured tokens of a request, on average: those of the answer and the last 64 of the prompt."""
+    answer_tokens: int = 1_000
+    """Tokens of an answer, on average."""
+    prompt_rows: int = 512
+    """Captured tokens of a prompt, which is taken to be at least that long. Fewer fit into a chunk of a wide target."""
     minutes: int = 5
     """How long the stream holds traffic while the trainer is away, as during a restart."""
 
@@ -161,10 +166,7 @@ def sizing(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic | No
     """Return the sizes for a target, a draft for it, and what is captured of its traffic."""
     traffic = traffic or CapturedTraffic()
     token = _captured_token(target, traffic)
-    request = Size(
-        amount=token.amount * traffic.request_tokens,
-        reason=f"a request of {traffic.request_tokens:,} captured tokens, on average",
-    )
+    request = _captured_request(target, traffic, token)
     replay, state, version = _replay(request), _state(target, draft), _version(target, draft)
     cache = _cache(target, traffic)
     return Sizing(
@@ -173,7 +175,7 @@ def sizing(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic | No
         network=Size(
             amount=token.amount * traffic.tokens_per_second,
             unit="B/s",
-            reason=f"{traffic.tokens_per_second:,} captured tokens a second, from pods to Redis and on to the trainer",
+            reason=f"{traffic.tokens_per_second:,} captured tokens per second, from pods to Redis and on to the trainer",
         ),
         queue=_queue(target, traffic),
         stream=_stream(token, traffic),
@@ -227,14 +229,52 @@ def readable(num_bytes: float) -> str:
 
 
 def _captured_token(target: SizedTarget, traffic: CapturedTraffic) -> Size:
-    value, scale = (1, 4) if traffic.encoding == "fp8" else (2, 0)
-    states = 3 * target.hidden_size * value + scale
+    states = _state_bytes(target, traffic, 3)
     what = f"three states of {target.hidden_size:,} values in {traffic.encoding}"
     if traffic.engine == "torch":
         return Size(
-            amount=states + target.hidden_size * value + scale, reason=f"{what}, and the last one, which is the teacher"
+            amount=states + _state_bytes(target, traffic, 1), reason=f"{what}, and the last one, which is the teacher"
         )
     return Size(amount=states + _TOP_K_BYTES, reason=f"{what}, and the 64 most likely tokens, which are the teacher")
+
+
+def _state_bytes(target: SizedTarget, traffic: CapturedTraffic, num_states: int) -> int:
+    value, scale = (1, 4) if traffic.encoding == "fp8" else (2, 0)
+    return num_states * target.hidden_size * value + scale
+
+
+def _captured_request(target: SizedTarget, traffic: CapturedTraffic, token: Size) -> Size:
+    """In a request that has to be cut, rows of the prompt and rows that a chunk repeats have no teacher."""
+    answer, states = traffic.answer_tokens, _state_bytes(target, traffic, 3)
+    context = traffic.prompt_rows
+    if token.amount * (answer + context) <= CHUNK_BYTES:
+        reason = f"an answer of {answer:,} tokens and the last {context:,} of its prompt"
+        return Size(amount=token.amount * (answer + context), reason=reason)
+    context, overlap = _num_context(target, traffic), min(traffic.prompt_rows, _fitting(OVERLAP_SHARE, states))
+    first, later = (max(1, (CHUNK_BYTES - states * count) // token.amount) for count in (context, overlap))
+    num_later = max(0, math.ceil((answer - first) / later))
+    repeated = num_later * overlap
+    return Size(
+        amount=token.amount * answer + states * (context + repeated),
+        reason=(
+            f"an answer of {answer:,} tokens, the last {context:,} of its prompt, and {repeated:,} that are in two of its"
+            f" {num_later + 1:,} chunks"
+        ),
+    )
+
+
+def _num_context(target: SizedTarget, traffic: CapturedTraffic) -> int:
+    return min(traffic.prompt_rows, _fitting(CONTEXT_SHARE, _state_bytes(target, traffic, 3)))
+
+
+def _fitting(share: float, state_bytes: int) -> int:
+    """How many rows without a teacher fit into a share of a chunk."""
+    return int(share * CHUNK_BYTES / state_bytes)
+
+
+def _num_rows(target: SizedTarget, traffic: CapturedTraffic) -> int:
+    """How many rows of a request an engine captures."""
+    return traffic.answer_tokens + _num_context(target, traffic)
 
 
 def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
@@ -244,7 +284,7 @@ def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
 
 
 def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
-    request = _token_memory(target, traffic) * traffic.request_tokens
+    request = _token_memory(target, traffic) * _num_rows(target, traffic)
     return Size(
         amount=max(_LEAST_QUEUE, QUEUED_REQUESTS * request),
         reason=f"{QUEUED_REQUESTS} finished requests of {readable(request)} that wait in a pod to be encoded and sent",
@@ -255,7 +295,7 @@ def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
 def _stream(token: Size, traffic: CapturedTraffic) -> Size:
     return Size(
         amount=max(_LEAST_STREAM, token.amount * traffic.tokens_per_second * 60 * traffic.minutes),
-        reason=f"memory of Redis for {traffic.minutes} minutes of {traffic.tokens_per_second:,} captured tokens a second",
+        reason=f"memory of Redis for {traffic.minutes} minutes of {traffic.tokens_per_second:,} captured tokens per second",
         settings=("spec.traces.maxSize", "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"),
     )
 
@@ -273,7 +313,7 @@ def _replay(request: Size) -> Size:
 
 def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
     """Decoded samples have no scales and no light part."""
-    decoded = (_token_memory(target, traffic) - _LIGHT_MEMORY) * traffic.request_tokens
+    decoded = (_token_memory(target, traffic) - _LIGHT_MEMORY) * _num_rows(target, traffic)
     return Size(
         amount=max(_LEAST_CACHE, CACHED_REQUESTS * decoded),
         reason=f"the {CACHED_REQUESTS} held-out requests of an estimate, decoded to {readable(decoded)} each",
@@ -308,7 +348,7 @@ def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:
 def _trainer_memory(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic, cache: Size) -> Size:
     trained, frozen = num_parameters(target, draft)
     head = 4 * target.hidden_size * target.vocab_size
-    logits = 4 * _BATCH_REQUESTS * traffic.request_tokens * target.vocab_size
+    logits = 4 * _BATCH_REQUESTS * _num_rows(target, traffic) * target.vocab_size
     return Size(
         amount=24 * trained + 4 * frozen + head + 2 * logits + cache.amount,
         reason=(
@@ -331,7 +371,7 @@ def _gpu_memory(draft: SizedDraft, version: Size) -> Size:
     cache = 4 * draft.num_kv_heads * draft.head_dim * _RUNNING_TOKENS
     return Size(
         amount=version.amount + cache,
-        reason=f"beside the target on a server: the draft, and its keys and values of {_RUNNING_TOKENS:,} tokens",
+        reason=f"in addition to the target's: the draft, and its keys and values of {_RUNNING_TOKENS:,} tokens",
     )
 
 

@@ -16,7 +16,7 @@ from updraft_artifacts.target_tensors import HeadPlaces
 from updraft_chassis.errors import InvalidInput
 
 _HEAD_DIM = 128
-"""Of a draft for a target whose heads are compressed, as in published drafts for them."""
+"""Head size of a draft for a target whose heads are compressed, as in published drafts for such targets."""
 _KV_HEADS = 8
 
 _LAYERS = (7, 1024)

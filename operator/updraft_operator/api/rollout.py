@@ -30,7 +30,7 @@ class Analysis(Model):
     max_acceptance_regression_percent: Percent = DEFAULT.analysis.max_acceptance_regression_percent
     """The candidate is rolled back if its acceptance length is significantly lower by more than this."""
     max_domain_regression_percent: Percent = DEFAULT.analysis.max_domain_regression_percent
-    """The same for its acceptance length in one domain."""
+    """The candidate is rolled back if its acceptance length in one domain is significantly lower by more than this."""
     max_latency_regression_percent: Percent = DEFAULT.analysis.max_latency_regression_percent
     """The candidate is rolled back if its inter-token latency is significantly higher by more than this."""
     on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive

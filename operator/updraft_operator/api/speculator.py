@@ -134,7 +134,7 @@ class Draft(Model):
     """MLP width of the draft's layer. Defaults to the target's, or to 3 times its hidden size if its experts are narrower."""
     vocab_size: Annotated[int, Field(ge=16, le=2**24)] | None = None
     """Number of the target's tokens that the draft can propose; the trainer chooses which, by traffic. Defaults to as many as
-    make the draft's head as large as its layer, but 8192 to 32000."""
+    make the draft's head as large as its layer, within 8192 and 32000."""
 
     @property
     def sizes(self) -> dict[str, int]:

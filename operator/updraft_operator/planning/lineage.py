@@ -34,7 +34,7 @@ def initial_import(observed: Observed) -> Manifest | None:
 
 
 def initial_name(observed: Observed) -> str:
-    """Of its DraftVersion. Another draft has another name, because a DraftVersion is immutable."""
+    """The name of its DraftVersion. Another draft has another name, because a DraftVersion is immutable."""
     initial = observed.speculator.spec.draft.initial
     assert initial is not None
     identity = digest({"uri": initial.uri, "digest": initial.digest})

@@ -119,7 +119,7 @@ def acceptance_length(state: pb.SpeculatorState, version: int) -> tuple[float | 
 
 
 def learning_of(state: pb.SpeculatorState | None) -> pb.Learning | None:
-    """What the trainer has done; None while none reports."""
+    """The trainer's progress; None while no trainer reports."""
     return state.learning if state is not None and state.HasField("learning") else None
 
 

@@ -200,12 +200,12 @@ class InferenceSettings(settings.Settings):
     """Traces that may wait for Redis; further traces are dropped and counted."""
 
     capture_queue_bytes: Annotated[int | None, Field(ge=1024)] = None
-    """Memory for waiting traces; a single larger one may wait alone. By default for eight requests of this target, as `updraft
-    size` shows."""
+    """Memory for waiting traces; a single larger trace may wait alone. The default is enough for eight requests of this
+    target, as `updraft size` shows."""
 
     capture_max_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Size of all streams in Redis together; the oldest traces are removed first. By default five minutes of 200 captured
-    tokens a second of this target, as `updraft size` shows."""
+    tokens per second of this target, as `updraft size` shows."""
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
     """Folder for drafts and the record of the last draft; default: ~/.local/share/updraft/inference."""
@@ -230,7 +230,7 @@ class InferenceSettings(settings.Settings):
 
     @property
     def shape(self) -> ShapeChoice:
-        """Of the initial draft of an SGLang server."""
+        """The shape of an SGLang server's initial draft."""
         return ShapeChoice(**{field.name: getattr(self, field.name) for field in fields(ShapeChoice)})
 
     @property

@@ -24,7 +24,7 @@ DEFAULT_EXPIRY_S = 45.0
 
 
 GRANT_TOLERANCE = 0.05
-"""Relative change of a grant that is not sent, so that a large fleet does not hear of every fluctuation."""
+"""Relative change of a grant that is not sent, so that a large fleet does not get a message for every fluctuation."""
 
 
 class Session:

@@ -119,7 +119,7 @@ class Metrics:
         self.swap_pause = new.counter("swap_pause_seconds", "Time for which decoding paused in pods to swap drafts.")
         self.demand = new.gauge(
             "demand_tokens_per_second",
-            "Captured tokens per second that the trainer can use; 0: it is away.",
+            "Captured tokens per second that the trainer can use; 0 if no trainer reports.",
             "speculator",
         )
         self.granted = new.gauge(

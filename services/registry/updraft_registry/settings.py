@@ -79,8 +79,8 @@ class RegistrySettings(Settings):
     revision_history_limit: int = Field(default=DEFAULT.revision_history_limit, ge=1)
     """Versions whose weights are kept in addition to those in use."""
     revision_history_megabytes: int = Field(default=DEFAULT.revision_history_megabytes, ge=0)
-    """Maximum size of all kept weights of a speculator, in 10^6 bytes; versions in use are kept beyond it too. 0: no limit: old
-    versions are deleted early only if the volume is full, for an upload, the oldest first."""
+    """Maximum size of all kept weights of a speculator, in 10^6 bytes; versions in use are kept beyond it too. 0: no limit, so
+    that old versions are deleted early only to make room for an upload on a full volume, the oldest first."""
     store_url: str = ""
     """Bucket for weights and documents: s3://bucket/prefix, gs://... or az://...; empty: the data folder.
 

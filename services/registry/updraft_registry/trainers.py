@@ -1,7 +1,7 @@
-"""What each speculator's trainer reports: the last publication or why there is none, what it has done, and what it can use.
+"""Each trainer's newest report: its last publication or why there is none, its progress, and its demand.
 
-In memory only, because trainers repeat it. A trainer that has been silent for `expiry_s` says nothing and demands nothing any
-more.
+Reports are in memory only, because trainers repeat them. The report of a trainer that has been silent for `expiry_s` does not
+count any more.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ DEFAULT_EXPIRY_S = 45.0
 """Trainers repeat themselves every ten seconds."""
 
 MAX_TRAINERS = 10_000
-"""Trainers are heard before their speculator has a version, so their number has a limit of its own."""
+"""A trainer can report before its speculator has a version, so trainers have a limit of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Trainers:
     ) -> bool:
         """Keep a report; true if it has news for watchers. Exhausted if there are `MAX_TRAINERS` others."""
         if speculator not in self._reports and len(self._reports) >= MAX_TRAINERS:
-            raise Exhausted(f"this registry hears {MAX_TRAINERS} trainers already")
+            raise Exhausted(f"this registry has reports of {MAX_TRAINERS} trainers, which is the limit")
         is_new = (self.message(speculator), self.learning(speculator)) != (message, learning)
         self._reports[speculator] = _Report(text=message, learning=learning, demand=demand, at_s=now_s)
         self._silent.pop(speculator, None)

@@ -32,7 +32,7 @@ class Metrics:
             "Bytes of replay's files: of stored traces, and of dropped ones until their space is reclaimed",
         )
         self.replay_damaged = new.counter(
-            "replay_damaged", "Stored traces that were dropped, because the disk has damaged them"
+            "replay_damaged", "Stored traces that were dropped because their bytes on disk are damaged"
         )
 
         self.demand = new.gauge(

@@ -175,12 +175,12 @@ def _expected_target(identity: Identity, target: TargetHead, region: str) -> Exp
 
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
-    """For engine torch, whose traces are larger: which one it is, the trainer learns from the first trace only."""
+    """The sizes for engine torch, whose traces are larger: only the first trace tells which engine serves."""
     return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="torch"))
 
 
 def _volume_bytes(folder: Path) -> int:
-    """What the folder takes now, and what is free on its disk."""
+    """The room that the folder can have: its size now, and the free bytes of its disk."""
     sizes = (os.lstat(path).st_size for path in folder.rglob("*"))
     return shutil.disk_usage(folder).free + sum(sizes)
 

@@ -49,7 +49,7 @@ class TrainerSettings(Settings):
     namespace: Name = "default"
     """Namespace in the stream's name. It must match the serving pods' setting."""
     region: str = Field(default="", max_length=63)
-    """Region in which this trainer stores traces. Traces that may be stored in another one only are refused."""
+    """Region in which this trainer stores traces. Traces that may be stored only in another region are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     metrics_host: str = "127.0.0.1"
@@ -72,7 +72,7 @@ class TrainerSettings(Settings):
     """MLP width of a new draft. Default: the target's, or 3 times the hidden size if its experts are narrower."""
     draft_vocab_size: int | None = Field(default=None, ge=16)
     """Number of tokens that a new draft can propose, at most the target's. Default: as many as make its head as large as the
-    rest of it, but 8192 to 32000."""
+    rest of it, within 8192 and 32000."""
     first_samples: int = Field(default=8, ge=0)
     """Samples to wait for before a new draft starts: its first weights and its vocabulary come from them. 0 starts at once,
     with random weights and the lowest token ids."""
@@ -108,10 +108,10 @@ class TrainerSettings(Settings):
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
     """Bytes of stored traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. Files
-    take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. By default for 2,000 requests
-    and 128 held-out ones of this target (`updraft size` shows it), or what the disk has room for."""
+    take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. The default is enough
+    for 2,000 requests and 128 held-out ones of this target (see `updraft size`), or less if the disk is smaller."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
-    """Memory for decoded samples. By default for 32 requests of this target, as `updraft size` shows."""
+    """Memory for decoded samples. The default is enough for 32 requests of this target, as `updraft size` shows."""
 
     lookahead: int = Field(default=3, ge=1, le=8)
     """Drafts per verify step that estimates assume. Use the lookahead of serving."""

@@ -31,7 +31,7 @@ DEFAULTS = yaml.safe_load(
       maxRunningRequests: 8
       maxContextTokens: 2048
       terminationGracePeriodSeconds: 60
-    trainer: {suspend: false, storage: {size: 70Gi}}
+    trainer: {suspend: false, storage: {size: 80Gi}}
     traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, shards: 1}
     registry: {storage: {size: 20Gi}}
     rollout:
@@ -87,7 +87,7 @@ def test_a_default_inside_is_filled_in_beside_what_was_written(api: Api, namespa
     spec = create(api, namespace, "asp", resource("asp", **written))["spec"]
 
     assert spec["serving"] == {**DEFAULTS["serving"], "replicas": 3}
-    assert spec["trainer"]["storage"] == {"size": "70Gi", "storageClassName": "fast"}
+    assert spec["trainer"]["storage"] == {"size": "80Gi", "storageClassName": "fast"}
     assert spec["rollout"]["steps"] == [{"podsPercent": 100, "holdSeconds": 120}]
     assert spec["rollout"]["analysis"] == {**DEFAULTS["rollout"]["analysis"], "minSamples": 7}
     assert spec["traces"]["redis"]["urlSecretRef"] == {"name": "redis", "key": "url"}

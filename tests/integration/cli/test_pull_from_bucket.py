@@ -124,7 +124,7 @@ def test_a_draft_with_other_bytes_than_asked_for_is_refused(run: Run, address: s
     result = run(*arguments, "--digest", other)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("Error: model.safetensors of s3://drafts/imports/first is sha256:")
+    assert last.startswith("Error: the weights of s3://drafts/imports/first are sha256:")
     assert last.endswith(f"expected {other}")
     assert run("draft", "list", "--registry", address).output.startswith("No drafts of default yet.")
 

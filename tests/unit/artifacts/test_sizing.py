@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_artifacts.draft_shape import DraftShape
+from updraft_artifacts.draft_shape import DraftShape, ShapeChoice
 from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
     NUM_VERSIONS,
@@ -37,14 +37,22 @@ class Target:
 
 def target(hidden: int, *, vocab: int = 151_936, heads: int = 32, intermediate: int | None = None) -> Target:
     shape = DraftShape(
-        num_heads=heads, num_kv_heads=8, head_dim=128, intermediate_size=intermediate or 3 * hidden, vocab_size=32_000
+        num_heads=heads,
+        num_kv_heads=3 if heads % 8 else 8,
+        head_dim=128,
+        intermediate_size=intermediate or 3 * hidden,
+        vocab_size=32_000,
     )
     return Target(hidden_size=hidden, vocab_size=vocab, draft_shape=shape)
 
 
+def drafted(whose: Target, vocab: int) -> DraftSizes:
+    return DraftSizes.of(whose, ShapeChoice(draft_vocab_size=vocab))
+
+
 def sized(whose: Target, draft_vocab_size: int = 32_000, **traffic: object) -> Sizing:
     traffic = {"engine": "sglang", **traffic}
-    return sizing(whose, DraftSizes.of(whose, draft_vocab_size=draft_vocab_size), CapturedTraffic(**traffic))  # type: ignore[arg-type]
+    return sizing(whose, drafted(whose, draft_vocab_size), CapturedTraffic(**traffic))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +85,7 @@ DRAFTS = [
 def test_drafts_of_real_models_have_the_size_of_published_ones(
     whose: Target, vocab: int, millions: int, file_gb: float, optimizer_gb: float
 ) -> None:
-    trained, frozen = num_parameters(whose, DraftSizes.of(whose, draft_vocab_size=vocab))
+    trained, frozen = num_parameters(whose, drafted(whose, vocab))
     sizes = sized(whose, vocab)
     assert (trained + frozen) / 1e6 == pytest.approx(millions, abs=0.6)
     assert sizes.version.amount / GB == pytest.approx(file_gb, abs=0.01)
@@ -99,7 +107,7 @@ def test_half_a_gibibyte_of_replay_judges_no_draft_of_an_8b_target_by_long_reque
     tokens=st.integers(1, 200_000),
 )
 def test_replay_holds_what_learning_needs_for_every_width_and_length(hidden: int, engine: str, tokens: int) -> None:
-    sizes = sized(target(hidden), engine=engine, request_tokens=tokens)
+    sizes = sized(target(hidden), engine=engine, answer_tokens=tokens)
     training, held_out = kept_requests(sizes.replay.amount, sizes.captured_request.amount)
     assert training >= TRAINING_REQUESTS
     assert held_out >= HELD_OUT_REQUESTS
@@ -107,7 +115,7 @@ def test_replay_holds_what_learning_needs_for_every_width_and_length(hidden: int
 
 
 def test_sizes_of_one_target_grow_with_length_and_rate_and_no_other_does() -> None:
-    long, fast = sized(target(4096), request_tokens=4_000), sized(target(4096), tokens_per_second=4_000)
+    long, fast = sized(target(4096), answer_tokens=4_000), sized(target(4096), tokens_per_second=4_000)
     usual_ones = dict(sized(target(4096)))
     grown = {
         name: {key for key, size in dict(sizes).items() if size.amount > usual_ones[key].amount}
@@ -133,7 +141,7 @@ def test_a_draft_proposes_no_more_tokens_than_the_target_has() -> None:
 
 
 def test_volumes_of_an_8b_target_are_rounded_up_as_kubernetes_writes_them() -> None:
-    assert quantity(usual().trainer_volume.amount) == "70Gi"
+    assert quantity(usual().trainer_volume.amount) == "80Gi"
     assert quantity(usual().registry_volume.amount) == "20Gi"
     assert quantity(10 * 2**30) == "10Gi"
 

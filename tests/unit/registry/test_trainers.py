@@ -13,7 +13,7 @@ def test_more_trainers_than_the_limit_are_refused_and_the_known_ones_are_still_h
     trainers = Trainers()
     trainers.report("a", "waits", Learning(), 0.0)
     trainers.report("b", "waits", Learning(), 0.0)
-    with pytest.raises(Exhausted, match="hears 2 trainers already"):
+    with pytest.raises(Exhausted, match="has reports of 2 trainers, which is the limit"):
         trainers.report("c", "waits", Learning(), 0.0)
     assert trainers.report("a", "publishes", Learning(), 1.0)
 

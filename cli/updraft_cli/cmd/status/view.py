@@ -151,7 +151,7 @@ def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
 
 
 def _learned(speculator: Speculator) -> Iterator[Fact]:
-    """What is too small to learn, or else what has been learned."""
+    """The trainer's progress, or the reason why nothing can be learned."""
     adapting = speculator.resource.condition("Adapting") if speculator.resource is not None else None
     if speculator.too_small:
         yield "too small", Text(speculator.too_small, "yellow")

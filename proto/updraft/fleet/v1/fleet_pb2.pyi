@@ -180,7 +180,7 @@ class VersionCounters(_message.Message):
     def inter_token_latency(self) -> Global___Histogram: ...
     @_builtins.property
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.DomainTraffic]:
-        """Of versions that the pod holds: at most 16 domains, and "other". A domain may go and begin again at 0."""
+        """For versions that the pod holds: at most 16 domains, and "other". A domain may disappear, and begin again at 0."""
 
     def __init__(
         self,
@@ -452,7 +452,7 @@ Global___Switchback: _TypeAlias = Switchback  # noqa: Y015
 
 @_typing.final
 class CapturePolicy(_message.Message):
-    """What the trainer can use of this pod. The pod's own settings are an upper bound."""
+    """The part of the trainer's demand that this pod may capture. The pod's own settings are an upper bound."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -505,7 +505,7 @@ class Directive(_message.Message):
     def switchback(self) -> Global___Switchback: ...
     @_builtins.property
     def capture(self) -> Global___CapturePolicy:
-        """Absent while no trainer has said what it can use: the pod goes on as before. Not part of the nonce."""
+        """Absent until a trainer has stated its demand: the pod goes on as before. Not part of the nonce."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Splits a finished request into chunks that fit into a stream entry. Pure.
 
-A chunk is a request of its own to whoever reads it: its prompt are the tokens that it keeps as context, its output are the
-tokens that it teaches, and its hidden states begin with the context's. Together the outputs of all chunks are the output, and
-each verify step is in one of them. So a chunk that is lost costs its own tokens and nothing else.
+A reader takes a chunk for a whole request: the tokens that it keeps as context are its prompt, the tokens that it teaches are
+its output, and its hidden states begin with the context's. The outputs of all chunks add up to the output, and each verify step
+is in one chunk. So a lost chunk costs only its own tokens.
 """
 
 from bisect import bisect_right
@@ -17,10 +17,10 @@ from updraft_inference.engine import FinishedRequest, HiddenStates
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
 CONTEXT_SHARE = 0.5
-"""Of the first chunk's bytes, at most: rows of the prompt, which teach nothing themselves."""
+"""Maximum share of the first chunk for rows of the prompt, which teach nothing themselves."""
 
 OVERLAP_SHARE = 0.125
-"""Of a later chunk's bytes, at most: rows that are in the chunk before too. Each costs as much as one that teaches."""
+"""Maximum share of a later chunk for rows that are also in the chunk before. Such a row costs as much as one that teaches."""
 
 MIN_CONTEXT_ROWS = 8
 """Also without prompt rows: what draft steps unroll over."""

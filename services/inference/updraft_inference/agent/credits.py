@@ -117,7 +117,7 @@ class RejectionBias:
 
 
 class Credits:
-    """What a pod may capture now, by domain."""
+    """How likely a pod captures a request of a domain now."""
 
     def __init__(self) -> None:
         self._bucket = TokenBucket()

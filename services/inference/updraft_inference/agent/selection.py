@@ -14,7 +14,7 @@ from updraft_inference.engine import CaptureParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What may be done with a trace: the fields of `trace_pb2.Policy`. `region` is where it may be stored; "": anywhere."""
+    """Permitted uses of a trace: the fields of `trace_pb2.Policy`. `region` is where it may be stored; "": anywhere."""
 
     train: bool = True
     retain: bool = True
@@ -22,13 +22,13 @@ class Permissions:
 
     @property
     def permits_learning(self) -> bool:
-        """The trainer stores whatever it trains on, so it needs both."""
+        """The trainer stores everything that it trains on, so it needs both."""
         return self.train and self.retain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureTerms:
-    """What the capture of one request depends on: what its sender permits, and what it asks of the model."""
+    """The inputs of the decision to capture one request: its sender's permissions, and properties of the request."""
 
     is_opted_out: bool = False
     may_train: bool = True
@@ -51,7 +51,7 @@ class CaptureRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """What to capture of one request, and `params` for the engine. `payload_probability` is the probability with which its
+    """The decision for one request, with `params` for the engine. `payload_probability` is the probability with which its
     payload was selected, `reserved_tokens` what its pod's credits were charged for it so far."""
 
     trace_id: bytes

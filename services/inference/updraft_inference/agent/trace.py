@@ -18,7 +18,7 @@ SCHEMA = 1
 Encode = Callable[["torch.Tensor"], trace_pb2.Tensor]
 
 _TOP_K_BYTES = 8
-"""Of an id and a log-probability."""
+"""Bytes of an id and a log-probability."""
 
 _MAX_UINT32 = 2**32 - 1
 

@@ -229,7 +229,7 @@ def _event(content: Json) -> str:
 
 
 def _capture_terms(header: str) -> CaptureTerms:
-    """Raises ApiError for an unknown value: a misspelt wish must not be ignored."""
+    """Raises ApiError for an unknown value, because a misspelt one must not be ignored."""
     values = {value.strip().lower() for value in header.split(",")}
     if unknown := sorted(values - _CAPTURE_VALUES):
         raise invalid(f"X-Updraft-Capture: expected off, no-train or no-retain, got {unknown[0][:40]!r}")

@@ -18,7 +18,7 @@ INITIAL_VERSION = 0
 
 
 class RestartNeededError(Unavailable):
-    """The draft is valid for this target, but the server must restart to serve it. Whoever runs the server may do so later."""
+    """The draft is valid for this target, but the server must restart to serve it, now or later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def _published(config_json: str, target: TargetDescription) -> DraftConfig:
     try:
         content = json.loads(config_json)
     except ValueError as error:
-        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG is no JSON: {error}") from None
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DRAFT_CONFIG is not JSON: {error}") from None
     config = DraftConfig.from_dict(content)
     reason = check_fits(config, target)
     if reason is not None or config.norm_before_residual:

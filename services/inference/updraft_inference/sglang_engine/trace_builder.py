@@ -72,7 +72,7 @@ class StepPart:
 
 
 KEPT_BYTES = 1 << 20
-"""Of rows that were handed over and stay, as context of the next part: what a chunk overlaps with the one before."""
+"""Size of the rows that stay after they were handed over: the next chunk repeats them as context."""
 
 _MARGIN_TOKENS = 16
 """The newest tokens stay: a preempted request may lose the last step's and generate them again."""

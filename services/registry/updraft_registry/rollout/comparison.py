@@ -138,9 +138,9 @@ class DomainEvidence:
 
     acceptance: Ratio = field(default_factory=Ratio)
     requests: int = 0
-    """Of candidate and baseline."""
+    """Requests that candidate and baseline served."""
     open: Both = field(default_factory=Both)
-    """Closed slices in which it had too few requests for an observation, together."""
+    """Sum over closed slices that had too few requests for an observation."""
 
     def plus(self, served: Both) -> Self:
         """Add the domain's traffic of a closed slice."""

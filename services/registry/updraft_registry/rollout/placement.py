@@ -47,7 +47,7 @@ class Pod:
     domains: Mapping[int, Mapping[str, Traffic]] = field(default_factory=dict, compare=False)
     """By version and domain."""
     speedup: Speedup | None = field(default=None, compare=False)
-    """Of the draft that it holds; None while it is not known."""
+    """Speedup with the draft that the pod holds; None while it is not known."""
 
     def holds(self, version: Version) -> bool:
         """Whether the engine reports this version, by number and by content."""

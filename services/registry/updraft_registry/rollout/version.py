@@ -48,7 +48,7 @@ class Version:
     published_ms: int
     since_ms: int
     size_bytes: int = 0
-    """Of its weights."""
+    """Size of the weights file."""
     evaluation: registry_pb2.Evaluation | None = None
     proven_ms: int = 0
     """When it last won, always later than all earlier wins; 0: never. A pin does not count as a win."""

@@ -41,7 +41,7 @@ class Capacity:
 
     @classmethod
     def of(cls, setting: int | None, sizes: Sizing, *, volume_bytes: int) -> "Capacity":
-        """What the setting says, or else as much as learning needs for this target, within the volume."""
+        """Take the setting, or by default as much as learning needs for this target and the volume has room for."""
         reserved_bytes = reserved(sizes.state, sizes.version)
         room = int((volume_bytes - reserved_bytes) / _SLACK)
         return cls(

@@ -64,7 +64,7 @@ def demand(fill: ReplayFill, *, speed: float, request_tokens: float, max_uses: i
 
 
 def wanted_that_fit(count: int, stored: tuple[int, int], max_bytes: int) -> int:
-    """`count`, or as many requests as fit, for what does not fit is not missing. `stored`: requests and their bytes."""
+    """`count`, or as many requests as fit, because others are not missing. `stored`: requests and their bytes."""
     num_stored, num_bytes = stored
     # One less than fit on average: when the next one is larger than the mean, an old one gives way to it.
     return min(count, max(0, math.floor(max_bytes * num_stored / num_bytes) - 1)) if num_bytes else count
@@ -83,7 +83,7 @@ class DemandMeter:
         self._request_tokens = FIRST_REQUEST_TOKENS
 
     def trained(self, sizes: Sequence[int], *, start_s: float, end_s: float) -> None:
-        """A step on samples of so many captured tokens. The time since the last step counts, for evaluations are a part of
+        """A step on samples of so many captured tokens. The time since the last step counts, because evaluations are a part of
         training."""
         seconds = end_s - (start_s if self._since_s is None else self._since_s)
         keep = math.exp(-seconds / _HORIZON_S)

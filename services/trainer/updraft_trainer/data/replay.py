@@ -39,7 +39,7 @@ MAX_SEEN = 200_000
 """Trace ids that are remembered after eviction (about 20 MB): hours of traffic, whereas a redelivery comes within minutes."""
 
 SEGMENT_BYTES = 64 * 1024 * 1024
-"""Of a file of traces: at most a sixteenth of a small replay, so that space is reclaimed in small parts."""
+"""Maximum size of a file of traces; a small replay has sixteen files, so that space is reclaimed in small parts."""
 
 _DECODED_BYTES = 2
 """In memory for each byte of a trace: hidden states are sent in float8 by default and used in bfloat16."""

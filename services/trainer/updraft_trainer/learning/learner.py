@@ -143,7 +143,7 @@ class Learner:
         return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
 
     def update_vocabulary(self, samples: Sequence[Sample]) -> bool:
-        """Choose the vocabulary anew if the draft can then propose more of the traffic of `samples`. Returns whether it did."""
+        """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did."""
         c = self.network.config
         if c.hidden_size != c.target_hidden_size:
             return False  # the target's head has no rows for this draft
@@ -269,7 +269,7 @@ class Learner:
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
 
     def _weights_of(self, rows: TrainingRows, weights: Tensor, indices: Tensor) -> Tensor:
-        """What each of these rows counts; `weights` are those of the samples."""
+        """The weight of each of these rows; `weights` are those of the samples."""
         corrections = rows.corrections[indices].float()
         return weights[rows.sample[indices]] * (1.0 + self.hyper.correction_weight * corrections)
 

@@ -1,4 +1,4 @@
-"""What the trainer has done so far, as the registry shows it: evidence that drafts follow the traffic."""
+"""The trainer's progress as the registry shows it: evidence that drafts follow the traffic."""
 
 from updraft.registry.v1 import registry_pb2
 from updraft_trainer.data.capacity import Capacity

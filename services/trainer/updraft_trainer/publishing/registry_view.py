@@ -121,7 +121,7 @@ class RegistryView:
 
     def set_demand(self, tokens_per_s: float) -> None:
         """Set the captured tokens per second that the trainer can use."""
-        self._demand = float(f"{tokens_per_s:.2g}")  # so that the registry hears of changes that matter
+        self._demand = float(f"{tokens_per_s:.2g}")  # rounded, so that only changes that matter are reported
         self._metrics.demand.set(tokens_per_s)
 
     async def report(self) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from tests.support.published_targets import make
 
@@ -20,7 +21,7 @@ def test_every_size_of_a_folder_has_an_amount_a_reason_and_its_setting(
     assert heading.split() == ["size", "amount", "reason", "setting"]
     assert len(rows) == 13
     stream = next(row for row in rows if row.startswith("stream"))
-    assert "5 minutes of 10,000 captured tokens a second" in stream
+    assert "5 minutes of 10,000 captured tokens per second" in stream
     assert stream.endswith("spec.traces.maxSize, UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES")
     assert any("Gi)" in row and row.endswith("spec.trainer.storage.size") for row in rows)
 
@@ -33,10 +34,32 @@ def test_a_program_gets_bytes_and_what_they_are_for(tmp_path: Path) -> None:
         assert found["model"] == str(tmp_path)
         return {**found["sizes"], "traffic": found["traffic"]}
 
-    usual, long = sized(), sized("--request-tokens", "2064")
-    assert usual["traffic"]["request_tokens"] == 1064
-    assert long["captured_request"]["amount"] == 2064 * usual["captured_token"]["amount"]
-    assert sized("--draft-vocab-size", "16")["version"]["amount"] < usual["version"]["amount"]
+    usual, long = sized(), sized("--answer-tokens", "2000", "--prompt-rows", "0")
+    assert (usual["traffic"]["answer_tokens"], usual["traffic"]["prompt_rows"]) == (1000, 512)
+    assert long["captured_request"]["amount"] == 2000 * usual["captured_token"]["amount"]
+
+
+@pytest.mark.parametrize("name", ["num-attention-heads", "num-key-value-heads", "intermediate-size", "vocab-size"])
+def test_a_draft_has_the_sizes_that_a_resource_can_name(tmp_path: Path, name: str) -> None:
+    make("GLM 4.5", tmp_path)
+
+    def version_bytes(size_of_one: int) -> int:
+        options = ["--draft-num-key-value-heads", "1", f"--draft-{name}", str(size_of_one)]
+        return int(
+            json.loads(CliRunner().invoke(size, [str(tmp_path), "-o", "json", *options]).output)["sizes"]["version"][
+                "amount"
+            ]
+        )
+
+    assert version_bytes(1) < version_bytes(4)
+
+
+def test_heads_that_do_not_divide_are_refused_as_by_the_trainer(tmp_path: Path) -> None:
+    make("GLM 4.5", tmp_path)
+    options = ["--draft-num-attention-heads", "3", "--draft-num-key-value-heads", "2"]
+    result = CliRunner().invoke(size, [str(tmp_path), *options])
+    assert isinstance(result.exception, InvalidInput)
+    assert "3 attention heads do not divide into 2 key-value heads" in str(result.exception)
 
 
 def test_what_is_no_target_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files of torch.save hold tensors only, or are refused, and nothing in them is ever run."""
 
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(tmp_path: Pat
 
 
 def test_a_file_of_before_the_archives_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"is no file of torch\.save since"):
+    with pytest.raises(InvalidInput, match=r"is not a file of torch\.save from torch 1\.6 or later"):
         torch_file.read(saved({"a": torch.ones(1)}, tmp_path, _use_new_zipfile_serialization=False))
 
 
@@ -115,7 +116,7 @@ def test_a_cut_off_file_and_a_member_beyond_its_end_are_refused(tmp_path: Path) 
     path = saved({"a": torch.ones(100)}, tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InvalidInput, match=r"is no file of torch\.save"):
+    with pytest.raises(InvalidInput, match=r"is not a file of torch\.save"):
         torch_file.read(path)
     directory = whole.rindex(b"PK\1\2")
     wrong = bytearray(whole)
@@ -123,3 +124,65 @@ def test_a_cut_off_file_and_a_member_beyond_its_end_are_refused(tmp_path: Path) 
     path.write_bytes(wrong)
     with pytest.raises(InvalidInput):
         torch_file.read(path)
+
+
+def directory_entry(data: bytes, name: bytes) -> int:
+    """Where the archive's directory describes a member."""
+    return data.rindex(b"PK\1\2", 0, data.rindex(name))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_member_is_refused_before_it_is_unpacked(tmp_path: Path, compression: int) -> None:
+    path = saved({"a": torch.ones(1)}, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        content = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            is_bomb = name.endswith("byteorder")
+            archive.writestr(
+                name, bytes(64 * 2**20) if is_bomb else data, compression if is_bomb else zipfile.ZIP_STORED
+            )
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match=r"is not a file of torch\.save"):
+            torch_file.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        pytest.param(6, 99, id="needs a later version of zip"),
+        pytest.param(8, 1, id="is encrypted"),
+        pytest.param(8, 0x20, id="is a patch"),
+        pytest.param(10, 8, id="says that it is deflated"),
+        pytest.param(10, 77, id="an unknown compression"),
+    ],
+)
+@pytest.mark.parametrize("member", [b"data.pkl", b"byteorder", b"data/0"])
+def test_an_archive_that_is_not_plain_is_refused_in_a_sentence(
+    tmp_path: Path, member: bytes, offset: int, value: int
+) -> None:
+    path = saved({"a": torch.ones(100)}, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[directory_entry(bytes(data), member) + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput):
+        torch_file.read(path)
+
+
+@given(at=st.integers(0, 2_000), value=st.integers(0, 255))
+def test_any_damage_of_an_archive_is_a_refusal_or_other_tensors(
+    tmp_path_factory: pytest.TempPathFactory, at: int, value: int
+) -> None:
+    path = saved({"a": torch.ones(4)}, tmp_path_factory.mktemp("damaged"))
+    data = bytearray(path.read_bytes())
+    data[-1 - at % len(data)] = value
+    path.write_bytes(data)
+    try:
+        found = torch_file.read(path)
+    except InvalidInput:
+        return
+    assert all(0 <= span.begin <= span.end <= len(data) for span in found)

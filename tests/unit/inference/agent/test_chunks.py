@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
 from updraft.trace.v1 import trace_pb2
+from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, UsualTarget, sizing
 from updraft_draft import tensors
-from updraft_inference.agent.chunks import Chunk, chunks
+from updraft_inference.agent.chunks import Chunk, RowBytes, chunks
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, row_bytes, trace
 from updraft_inference.engine import (
@@ -191,3 +192,26 @@ def test_a_request_without_hidden_states_is_split_by_its_tokens(num_output: int)
     parts = split(ended(num_output=num_output), 1000)
     assert len(parts) == -(-num_output // 15)
     assert sum(len(part.finished.output_ids) for part in parts) == num_output
+
+
+@pytest.mark.parametrize("hidden_size", [576, 2048, 4096, 7168])
+@pytest.mark.parametrize("num_output", [100, 1_000, 20_000])
+def test_the_size_of_a_captured_request_that_volumes_are_planned_for_is_that_of_its_chunks(
+    hidden_size: int, num_output: int
+) -> None:
+    num_prompt, one = 600, torch.zeros(1, 1)
+    rows = 512 + num_output - 1
+    finished = ended(*(step(start, 0) for start in range(1, num_output)), num_output=num_output)
+    finished = replace(
+        finished,
+        request=replace(finished.request, prompt_ids=(1,) * num_prompt, capture=CaptureParams(prompt_rows=512)),
+        hidden=HiddenStates(first_position=num_prompt - 512, aux=one.expand(rows, 1), teacher=one.expand(rows, 1)),
+    )
+    row = RowBytes(aux=3 * hidden_size + 4, teacher=433)
+    kept = [hidden for chunk in chunks(finished, row) if (hidden := chunk.finished.hidden) is not None]
+    num_bytes = sum(row.aux * len(hidden.aux) + row.teacher * len(hidden.teacher) for hidden in kept)
+
+    target = UsualTarget(hidden_size=hidden_size)
+    traffic = CapturedTraffic(engine="sglang", answer_tokens=num_output)
+    computed = sizing(target, DraftSizes.of(target), traffic).captured_request.amount
+    assert computed == pytest.approx(num_bytes, rel=0.03)

@@ -17,12 +17,12 @@ from updraft_sglang import wire
 
 K, AUX = 3, 4
 WIDTH = 3
-"""Drafts a step."""
+"""Drafts per step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Of one request in one message: its header, and what its rows and teachers stand for."""
+    """The part of one request in one message: its header, and the numbers that its rows and teachers stand for."""
 
     kind: str
     header: dict[str, Any]

@@ -149,7 +149,7 @@ def test_the_reference_tells_defaults_limits_and_rules() -> None:
     assert "| `lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
     assert "| `size` | " not in page
     assert (
-        "| `storage.size` | text, a quantity such as `10Gi` | `70Gi` | Size of the new claim. The default fits" in page
+        "| `storage.size` | text, a quantity such as `10Gi` | `80Gi` | Size of the new claim. The default fits" in page
     )
     assert (
         "| `speculatorRef` | object | required | The AdaptiveSpeculator in the same namespace that the draft is for. |"

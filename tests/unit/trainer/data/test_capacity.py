@@ -18,7 +18,7 @@ from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
 
 EIGHT_B = usual()
-CLAIM = 70 * 2**30
+CLAIM = 80 * 2**30
 LONG = 2_064 * EIGHT_B.captured_token.amount
 
 
@@ -28,7 +28,7 @@ def of_width(hidden: int) -> Sizing:
 
 
 def test_without_a_setting_replay_has_room_for_what_learning_needs() -> None:
-    assert quantity(EIGHT_B.trainer_volume.amount) == "70Gi"
+    assert quantity(EIGHT_B.trainer_volume.amount) == "80Gi"
     capacity = Capacity.of(None, EIGHT_B, volume_bytes=CLAIM)
     assert capacity.replay_bytes == EIGHT_B.replay.amount
     assert capacity.too_small([(0, 0), (0, 0)], min_samples=8) == ""

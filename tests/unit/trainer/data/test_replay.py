@@ -61,7 +61,7 @@ def test_an_admitted_trace_comes_back_as_it_was(path: Path, traces: TraceMaker) 
 
 
 def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, tiny_target: Path) -> None:
-    """What an older version stored has no word of a teacher's first row, and reads as ever."""
+    """A trace of an older version does not state its teacher's first row, and can still be read."""
     old = arrival(traces, 1)
     data = show_likeliest(traces.trace(2), read_head(tiny_target).head, k=6).SerializeToString()
     new = IncomingTrace(sample=read_sample(data, traces.expected), data=data)

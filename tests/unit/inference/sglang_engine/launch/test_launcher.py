@@ -188,7 +188,7 @@ def test_a_published_draft_that_no_server_of_the_target_can_serve_is_refused(
     published = replace(read_head(target).draft(draft_vocab_size=100), **changes)
     with pytest.raises(InvalidInput, match=reason):
         initial_draft.write(target, tmp_path / "seed", ShapeChoice(), published.to_json())
-    with pytest.raises(InvalidInput, match="is no JSON"):
+    with pytest.raises(InvalidInput, match="is not JSON"):
         initial_draft.write(target, tmp_path / "seed", ShapeChoice(), "{")
 
 
