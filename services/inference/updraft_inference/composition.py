@@ -30,6 +30,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, memory, tensors
 from updraft_inference.agent.capture import Capture, Sink
+from updraft_inference.agent.chunks import most_context_rows
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import DraftFolder, verified
 from updraft_inference.agent.fleet import FleetLink, LinkState
@@ -186,7 +187,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         CaptureRates(
             payload_fraction=settings.capture_payload_fraction,
             evaluation_fraction=settings.capture_evaluation_fraction,
-            prompt_rows=settings.capture_prompt_rows,
+            prompt_rows=min(settings.capture_prompt_rows, most_context_rows(sizes.captured_token.amount)),
             counterfactual_rows=settings.capture_counterfactual_rows,
             permissions=Permissions(
                 train=settings.capture_train, retain=settings.capture_retain, region=settings.capture_region
@@ -205,6 +206,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         clock=base.clock,
     )
 
+    base.completions.subscribe_to_starts(capture.start, capture.give_back)
     base.completions.subscribe(capture.offer)
     base.completions.subscribe_to_parts(capture.offer)
     return capture

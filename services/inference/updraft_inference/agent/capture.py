@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -72,6 +72,8 @@ class Capture:
         self._num_bytes = 0
         self._backoff = Backoff(cap_s=5.0)
         self._is_away = False
+        self._reserved: dict[bytes, float] = {}
+        """Tokens that running payloads were charged before their sizes are known, by trace id."""
         self._captured = 0
         self._payloads = 0
         self._offered_tokens = 0
@@ -98,8 +100,16 @@ class Capture:
     def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         """Plan a request that starts now."""
         chance = self._credits.chance(terms.domain, self._clock.monotonic())
-        plan = selection.plan(self._rates, trace_id, terms, chance)
-        return replace(plan, reserved_tokens=self._credits.reserve()) if plan.params.payload else plan
+        return selection.plan(self._rates, trace_id, terms, chance)
+
+    def start(self, plan: CapturePlan) -> None:
+        """Charge a request that the engine receives now."""
+        if plan.params.payload:
+            self._reserved[plan.trace_id] = self._credits.reserve()
+
+    def give_back(self, plan: CapturePlan) -> None:
+        """Take back the charge of a request that never ends, except for its parts."""
+        self._credits.settle(self._reserved.pop(plan.trace_id, 0.0), 0)
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Queue a finished request if its plan says so. Returns immediately."""
@@ -136,8 +146,8 @@ class Capture:
     def _account(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Charge what was captured, and learn what this kind of request is like."""
         if plan.params.payload:
-            reserved = 0.0 if finished.num_handed_over else plan.reserved_tokens  # the first part has settled it
-            self._credits.settle(reserved, finished.num_rows)
+            reserved = self._reserved.pop(plan.trace_id, 0.0)  # an earlier part may have settled it
+            self._credits.settle(reserved, finished.num_new_rows)
         if finished.is_part or not plan.may_have_payload or not finished.output_ids:
             return
         num_prompt = min(len(finished.request.prompt_ids), self._rates.prompt_rows)
@@ -180,8 +190,8 @@ class Capture:
                 await asyncio.sleep(delay_s)
             else:
                 self._note_sent()
-                self._captured_tokens += chunk.finished.num_rows
-                self._metrics.captured_tokens.inc(chunk.finished.num_rows)
+                self._captured_tokens += chunk.num_new_rows
+                self._metrics.captured_tokens.inc(chunk.num_new_rows)
                 break
         return chunk.has_payload
 
