@@ -18,7 +18,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
-from updraft_inference.agent.chunks import Chunk, chunks
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, Chunk, chunks
 from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
@@ -48,11 +48,12 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """Where traces go, and how they are encoded."""
+    """Where traces go, and how they are encoded: in chunks of at most `max_chunk_bytes`."""
 
     stream: Stream
     origin: Origin
     encode: Encode
+    max_chunk_bytes: int = MAX_CHUNK_BYTES
 
 
 class Capture:
@@ -168,7 +169,7 @@ class Capture:
         finished = ended.finished
         sizes = await asyncio.to_thread(row_bytes, finished, self._sink.encode)
         has_payload = False
-        parts = chunks(finished, sizes)
+        parts = chunks(finished, sizes, max_bytes=self._sink.max_chunk_bytes)
         while (chunk := await asyncio.to_thread(next, parts, None)) is not None:
             has_payload |= await self._send_chunk(ended, chunk)
         if not finished.is_part:

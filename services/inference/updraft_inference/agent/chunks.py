@@ -16,6 +16,9 @@ from updraft_inference.engine import FinishedRequest, HiddenStates
 
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
+ENTRY_SHARE = 0.5
+"""Of the limit of a stream entry, at most: sizes are estimates."""
+
 CONTEXT_SHARE = 0.5
 """Of the first chunk's bytes, at most: rows of the prompt, which teach nothing themselves."""
 
@@ -68,6 +71,11 @@ class Chunk:
             return None
         rest = replace(hidden, counterfactuals=()) if hidden.counterfactuals else None
         return replace(self, finished=replace(self.finished, hidden=rest))
+
+
+def chunk_bytes(max_entry_bytes: int) -> int:
+    """The size of chunks for a stream with this limit of an entry."""
+    return min(MAX_CHUNK_BYTES, int(ENTRY_SHARE * max_entry_bytes))
 
 
 def most_context_rows(row_bytes: float, *, max_bytes: int = MAX_CHUNK_BYTES) -> int:

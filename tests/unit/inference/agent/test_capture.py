@@ -17,7 +17,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
-from updraft_inference.agent.chunks import MAX_CHUNK_BYTES
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, chunk_bytes
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import CaptureParams, Drafter
@@ -220,6 +220,22 @@ async def test_a_long_request_is_sent_in_chunks_and_counts_once(capture: Capture
     assert dropped(capture) == {}, "a request that is larger than the queue waits alone"
     assert capture.counters.payloads == 1
     assert capture.counters.captured_tokens == 70_001, "rows that chunks have in common count once"
+
+
+async def test_chunks_fit_into_the_entries_of_small_streams(metrics: Metrics) -> None:
+    """As with many shards."""
+    stream = FakeStream()
+    stream.max_entry_bytes = 20_000
+    sink = Sink(stream=stream, origin=ORIGIN, encode=ENCODE, max_chunk_bytes=chunk_bytes(stream.max_entry_bytes))
+    capture = Capture(CaptureRates(), sink, max_entries=3, max_bytes=10_000, metrics=metrics, clock=ManualClock())
+    async with running(capture):
+        capture.offer(ended(*(step(start, 0) for start in range(1, 1000)), rows=1001), PLAN)
+        await until(lambda: capture.counters.captured == 1)
+
+    assert dropped(capture) == {}
+    assert sum(len(entry.output_ids) for entry in stream.entries) == 1000
+    assert all(entry.HasField("payload") for entry in stream.entries)
+    assert chunk_bytes(8 << 20) == chunk_bytes(1 << 30) == MAX_CHUNK_BYTES
 
 
 async def test_a_part_of_a_request_that_goes_on_is_sent_and_does_not_count_yet(
