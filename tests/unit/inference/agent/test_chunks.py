@@ -180,16 +180,16 @@ def test_a_request_that_comes_in_parts_is_the_same_request(
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert together(parts) == finished.output_ids
     assert sum(len(part.finished.steps) for part in parts) == len(finished.steps)
-    taught = list[int]()
+    teaching = list[int]()
     for part in parts:
         one = part.finished.hidden
         assert one is not None, "every output token has a row"
         first_row = position(part, finished) + one.first_position
         assert one.aux.equal(positions(first_row, len(one.aux), AUX))
         assert len(one.teacher) == len(one.aux) - one.first_teacher_row
-        taught += range(first_row + one.first_teacher_row, first_row + len(one.aux))
+        teaching += range(first_row + one.first_teacher_row, first_row + len(one.aux))
     before = num_prompt - 1
-    assert [row for row in taught if row >= before] == list(range(before, before + len(finished.output_ids)))
+    assert [row for row in teaching if row >= before] == list(range(before, before + len(finished.output_ids)))
 
 
 @given(finished=requests(), max_bytes=st.sampled_from([1200, 2000]))
