@@ -126,7 +126,7 @@ async def measure(width: int, num_tokens: int, tokens_per_second: float) -> Long
             session.output += [7] * STEP_TOKENS
             if len(session.output) % TICK_TOKENS < STEP_TOKENS:
                 if (part := session.part(builder)) is not None:
-                    capture.offer(part, plan)
+                    capture.offer(await asyncio.to_thread(part), plan)
                 await asyncio.sleep(TICK_TOKENS / tokens_per_second)
         del session.output[num_tokens:]
         session.reason = FinishReason.LENGTH

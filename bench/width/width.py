@@ -173,6 +173,7 @@ def path_bars(run: PathRun) -> list[Line]:
 
 def long_bars(run: PathRun) -> list[Line]:
     return [
+        Line(results.at_most("traces dropped of one long request", run.num_dropped, 0)),
         Line(results.at_least(f"samples of a request of {run.tokens:,} tokens", run.admitted, 1)),
         Line(results.at_most(f"agent, peak resident, with {run.tokens:,} tokens", run.pod_bytes / GB, 1.5, "GB")),
     ]

@@ -37,9 +37,15 @@ class RedisServer(ServerProcess):
             ],
             stdout=subprocess.DEVNULL,
         )
-        wait_until(self._answers, what="redis-server's first answer")
+        try:
+            wait_until(self._answers, what="redis-server's first answer")
+        except BaseException:
+            self.kill()
+            raise
 
     def _answers(self) -> bool:
+        if not self.is_running:
+            raise ChildProcessError("redis-server has ended; is one of its ports taken?")
         try:
             with Redis(unix_socket_path=str(self._socket)) as client:
                 return bool(client.ping())

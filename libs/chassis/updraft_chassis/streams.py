@@ -151,7 +151,8 @@ class Producer:
         self._client = client
         self._key = key
         self._bound = _Bound(max_bytes)
-        self._max_entry_bytes = min(max_entry_bytes, max_bytes)
+        self.max_entry_bytes = min(max_entry_bytes, max_bytes)
+        """The limit of an entry."""
 
     async def append(self, entry: bytes) -> int:
         """Add `entry` and return how many older entries, read or not, were removed to make room.
@@ -159,8 +160,8 @@ class Producer:
         InvalidInput if the entry exceeds its size limit, Unavailable if Redis is unreachable, Exhausted if Redis is full.
         After Unavailable the entry may or may not have been added.
         """
-        if len(entry) > self._max_entry_bytes:
-            raise InvalidInput(f"a stream entry of {len(entry)} bytes exceeds the limit, {self._max_entry_bytes}")
+        if len(entry) > self.max_entry_bytes:
+            raise InvalidInput(f"a stream entry of {len(entry)} bytes exceeds the limit, {self.max_entry_bytes}")
         with _redis_errors():
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xadd(self._key, {_FIELD: entry})
@@ -175,6 +176,11 @@ class ShardedProducer:
 
     def __init__(self, client: Client, keys: Sequence[str], *, max_bytes: int) -> None:
         self._producers = [Producer(client, key, max_bytes=max_bytes // len(keys)) for key in keys]
+
+    @property
+    def max_entry_bytes(self) -> int:
+        """The limit of an entry, which may be no larger than its stream: with many shards each is small."""
+        return min(producer.max_entry_bytes for producer in self._producers)
 
     async def append(self, trace_id: bytes, entry: bytes) -> int:
         """See `Producer.append`."""

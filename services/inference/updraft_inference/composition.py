@@ -30,6 +30,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
 from updraft_draft import checkpoint, memory, tensors
 from updraft_inference.agent.capture import Capture, Sink
+from updraft_inference.agent.chunks import chunk_bytes, most_context_rows
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import DraftFolder, verified
 from updraft_inference.agent.fleet import FleetLink, LinkState
@@ -182,22 +183,26 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
     stack.push_async_callback(client.aclose)
     traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
     sizes = await asyncio.to_thread(model_folder.sizes, settings.model, traffic)
+    stream = streams.ShardedProducer(
+        client, settings.stream_keys, max_bytes=settings.capture_max_bytes or sizes.stream.amount
+    )
+    max_bytes = chunk_bytes(stream.max_entry_bytes)
+    prompt_rows = most_context_rows(sizes.captured_token.amount, max_bytes=max_bytes)
     capture = Capture(
         CaptureRates(
             payload_fraction=settings.capture_payload_fraction,
             evaluation_fraction=settings.capture_evaluation_fraction,
-            prompt_rows=settings.capture_prompt_rows,
+            prompt_rows=min(settings.capture_prompt_rows, prompt_rows),
             counterfactual_rows=settings.capture_counterfactual_rows,
             permissions=Permissions(
                 train=settings.capture_train, retain=settings.capture_retain, region=settings.capture_region
             ),
         ),
         Sink(
-            stream=streams.ShardedProducer(
-                client, settings.stream_keys, max_bytes=settings.capture_max_bytes or sizes.stream.amount
-            ),
+            stream=stream,
             origin=_origin(settings, engine),
             encode=partial(tensors.encode, encoding=_ENCODINGS[settings.capture_encoding]),
+            max_chunk_bytes=max_bytes,
         ),
         max_entries=settings.capture_queue_entries,
         max_bytes=settings.capture_queue_bytes or sizes.queue.amount,
@@ -205,6 +210,7 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         clock=base.clock,
     )
 
+    base.completions.subscribe_to_starts(capture.start, capture.give_back)
     base.completions.subscribe(capture.offer)
     base.completions.subscribe_to_parts(capture.offer)
     return capture

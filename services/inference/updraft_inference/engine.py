@@ -218,6 +218,19 @@ class FinishedRequest:
         """Captured positions."""
         return 0 if self.hidden is None else len(self.hidden.aux)
 
+    @property
+    def num_context_rows(self) -> int:
+        """Captured positions before the one that teaches the first output token that was not handed over."""
+        if self.hidden is None:
+            return 0
+        taught = len(self.request.prompt_ids) + self.num_handed_over - 1
+        return min(self.num_rows, max(0, taught - self.hidden.first_position))
+
+    @property
+    def num_new_rows(self) -> int:
+        """Captured positions that were not in a part before: the context of a later part is the end of an earlier one."""
+        return self.num_rows - (self.num_context_rows if self.num_handed_over else 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:

@@ -64,7 +64,8 @@ class Metrics:
             "captured_traces", "Traces written to the stream, by kind: payload (with hidden states) or light.", "kind"
         )
         self.captured_tokens = new.counter(
-            "captured_tokens", "Tokens with hidden states written to the stream: output, and rows of prompts."
+            "captured_tokens",
+            "Tokens with hidden states written to the stream, each once: output, and rows of prompts.",
         )
         self.granted = new.gauge(
             "capture_granted_tokens_per_second",

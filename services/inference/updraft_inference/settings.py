@@ -187,7 +187,7 @@ class InferenceSettings(settings.Settings):
 
     capture_prompt_rows: Annotated[int, Field(ge=0)] = 512
     """Maximum positions at the end of the prompt whose hidden states are captured: context, which serving gives the draft too.
-    A wide model's are fewer: at most half of a chunk of 4 MiB."""
+    A wide model's are fewer: at most half of a chunk of 4 MiB, or of a smaller one if streams are small."""
 
     capture_counterfactual_rows: Annotated[int, Field(ge=0, le=16)] = 0
     """Maximum rows per verify step to capture after a rejected draft token; the trainer uses them only with a discard
@@ -205,7 +205,8 @@ class InferenceSettings(settings.Settings):
 
     capture_max_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Size of all streams in Redis together; the oldest traces are removed first. By default five minutes of 200 captured
-    tokens per second of this target, as `updraft size` shows."""
+    tokens per second of this target, as `updraft size` shows. Below 8 MiB per stream, chunks of requests are smaller than
+    4 MiB: half of a stream."""
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/updraft/inference")
     """Folder for drafts and the record of the last draft; default: ~/.local/share/updraft/inference."""

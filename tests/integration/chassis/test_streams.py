@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
-from updraft_chassis.streams import Consumer, Entry, Producer
+from updraft_chassis.streams import Consumer, Entry, Producer, ShardedProducer
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 DEAD = f"{KEY}:dead"
@@ -291,6 +291,14 @@ async def test_at_least_the_newest_entry_stays(redis: Redis) -> None:
     await sender.append(bytes(5000))
     assert await sender.append(bytes(5000)) == 1
     assert await redis.xlen(KEY) == 1
+
+
+async def test_shards_share_the_bytes_and_say_how_large_an_entry_may_be(redis: Redis) -> None:
+    sender = ShardedProducer(redis, [f"{KEY}:{number}" for number in range(4)], max_bytes=4000)
+    assert sender.max_entry_bytes == 1000
+    await sender.append(b"id", bytes(1000))
+    with pytest.raises(InvalidInput, match="exceeds the limit, 1000"):
+        await sender.append(b"id", bytes(1001))
 
 
 async def test_an_entry_beyond_the_limit_is_refused(redis: Redis) -> None:

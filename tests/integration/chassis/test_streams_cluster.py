@@ -1,9 +1,10 @@
 """Streams over a real Redis Cluster of three nodes, and over TLS."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ IDS = [number.to_bytes(16) for number in range(60)]
 _SLOTS = 16384
 _BUS = 10_000
 """A node's bus has its port and this much."""
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +51,37 @@ def _port() -> int:
     return port
 
 
+def _started(folder: Path, stack: ExitStack) -> Node:
+    """Another program may take a port before the node does."""
+    for attempt in range(_ATTEMPTS):
+        inside, port = folder / str(attempt), _port()
+        inside.mkdir(parents=True)
+        settings = {"port": str(port), "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+        with suppress(ChildProcessError):
+            return Node(stack.enter_context(RedisServer(inside, durable=True, settings=settings)), port)
+    raise AssertionError(f"no node of a cluster started with {_ATTEMPTS} ports")
+
+
 @pytest.fixture
 def nodes(short_tmp_path: Path) -> Iterator[list[Node]]:
-    made = []
-    for number in range(3):
-        folder, port = short_tmp_path / str(number), _port()
-        folder.mkdir()
-        settings = {"port": str(port), "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-node-timeout": "2000"}
-        made.append(Node(RedisServer(folder, durable=True, settings=settings), port))
-    with made[0].server, made[1].server, made[2].server:
+    with ExitStack() as stack:
+        made = [_started(short_tmp_path / str(number), stack) for number in range(3)]
         bounds = [_SLOTS * number // 3 for number in range(4)]
         for number, node in enumerate(made):
             node.call("CLUSTER", "ADDSLOTS", *range(bounds[number], bounds[number + 1]))
             made[0].call("CLUSTER", "MEET", "127.0.0.1", node.port)
         wait_until(lambda: all(_is_whole(node) for node in made), what="the cluster")
         yield made
+
+
+def test_a_node_whose_port_was_taken_meanwhile_gets_another(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, free = _port(), _port()
+    ports = iter([taken, free])
+    monkeypatch.setattr(f"{__name__}._port", lambda: next(ports))
+    with socket.create_server(("127.0.0.1", taken + _BUS)), ExitStack() as stack:
+        assert _started(short_tmp_path, stack).port == free
 
 
 def _is_whole(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """Redis absent, killed and restarted under load: requests never notice, drops are counted, capture comes back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ async def traces(url: str) -> list[trace_pb2.Trace]:
         return [trace_pb2.Trace.FromString(fields[b"t"]) for _, fields in rows]
 
 
-async def complete(pod: RunningPod, *, times: int = 1, headers: dict[str, str] | None = None) -> None:
+async def complete(pod: RunningPod, *, times: int = 1, headers: Sequence[tuple[str, str]] = ()) -> None:
     for _ in range(times):
         body = {"model": "tiny", "prompt": "p", "max_tokens": 4, "updraft": {"domain": "letters"}}
-        answer = await pod.http.post("/v1/completions", json=body, headers=headers)
+        answer = await pod.http.post("/v1/completions", json=body, headers=list(headers))
         assert answer.status_code == 200
 
 
@@ -46,12 +47,13 @@ async def test_a_request_becomes_a_trace_with_its_payload(tmp_path: Path, redis_
 
 async def test_nothing_of_a_request_that_opts_out_leaves_the_pod(tmp_path: Path, redis_url: str) -> None:
     async with running_pod(tmp_path, redis_url=redis_url) as pod:
-        await complete(pod, headers={"X-Updraft-Capture": "Off"})
+        await complete(pod, headers=[("X-Updraft-Capture", "Off")])
+        await complete(pod, headers=[("X-Updraft-Capture", "on"), ("X-Updraft-Capture", "off")])
         await complete(pod)
 
         async def is_counted() -> bool:
             dropped = await pod.metric('updraft_inference_capture_dropped_traces_total{reason="opted_out"}')
-            return dropped == 1 and bool(await traces(redis_url))
+            return dropped == 2 and bool(await traces(redis_url))
 
         await until(is_counted)
 
@@ -62,7 +64,7 @@ async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_ref
     tmp_path: Path, redis_url: str
 ) -> None:
     async with running_pod(tmp_path, redis_url=redis_url, capture_region="eu") as pod:
-        await complete(pod, headers={"X-Updraft-Capture": "no-train, No-Retain"})
+        await complete(pod, headers=[("X-Updraft-Capture", "no-train"), ("X-Updraft-Capture", "No-Retain")])
         schema = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
         body = {"model": "tiny", "prompt": "p", "max_tokens": 4, "response_format": schema}
         assert (await pod.http.post("/v1/completions", json=body)).status_code == 200
@@ -75,7 +77,7 @@ async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_ref
         await until(are_there)
 
     assert refused.status_code == 400
-    assert "expected off, no-train or no-retain, got 'no-traning'" in refused.json()["error"]["message"]
+    assert "expected on, off, no-train or no-retain, got 'no-traning'" in refused.json()["error"]["message"]
     denied, constrained, free = await traces(redis_url)
     assert denied.header.policy == trace_pb2.Policy(train=False, retain=False, region="eu")
     assert constrained.header.policy == trace_pb2.Policy(train=True, retain=True, region="eu")

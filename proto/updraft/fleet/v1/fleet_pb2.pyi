@@ -329,7 +329,7 @@ class CaptureCounters(_message.Message):
     offered_tokens: _builtins.int
     """Tokens of finished requests whose payload may be captured: their output, and the rows of their prompts."""
     captured_tokens: _builtins.int
-    """Tokens of the payloads in the stream."""
+    """Tokens of the payloads in the stream. Rows that chunks of a request have in common count once."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large"."""

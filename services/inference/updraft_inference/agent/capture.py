@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import selection
-from updraft_inference.agent.chunks import Chunk, chunks
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, Chunk, chunks
 from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
@@ -48,11 +48,12 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """Where traces go, and how they are encoded."""
+    """Where traces go, and how they are encoded: in chunks of at most `max_chunk_bytes`."""
 
     stream: Stream
     origin: Origin
     encode: Encode
+    max_chunk_bytes: int = MAX_CHUNK_BYTES
 
 
 class Capture:
@@ -72,6 +73,8 @@ class Capture:
         self._num_bytes = 0
         self._backoff = Backoff(cap_s=5.0)
         self._is_away = False
+        self._reserved: dict[bytes, float] = {}
+        """Tokens that running payloads were charged before their sizes are known, by trace id."""
         self._captured = 0
         self._payloads = 0
         self._offered_tokens = 0
@@ -98,8 +101,16 @@ class Capture:
     def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         """Plan a request that starts now."""
         chance = self._credits.chance(terms.domain, self._clock.monotonic())
-        plan = selection.plan(self._rates, trace_id, terms, chance)
-        return replace(plan, reserved_tokens=self._credits.reserve()) if plan.params.payload else plan
+        return selection.plan(self._rates, trace_id, terms, chance)
+
+    def start(self, plan: CapturePlan) -> None:
+        """Charge a request that the engine receives now."""
+        if plan.params.payload:
+            self._reserved[plan.trace_id] = self._credits.reserve()
+
+    def give_back(self, plan: CapturePlan) -> None:
+        """Take back the charge of a request that never ends, except for its parts."""
+        self._credits.settle(self._reserved.pop(plan.trace_id, 0.0), 0)
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Queue a finished request if its plan says so. Returns immediately."""
@@ -136,8 +147,8 @@ class Capture:
     def _account(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Charge what was captured, and learn what this kind of request is like."""
         if plan.params.payload:
-            reserved = 0.0 if finished.num_handed_over else plan.reserved_tokens  # the first part has settled it
-            self._credits.settle(reserved, finished.num_rows)
+            reserved = self._reserved.pop(plan.trace_id, 0.0)  # an earlier part may have settled it
+            self._credits.settle(reserved, finished.num_new_rows)
         if finished.is_part or not plan.may_have_payload or not finished.output_ids:
             return
         num_prompt = min(len(finished.request.prompt_ids), self._rates.prompt_rows)
@@ -158,7 +169,7 @@ class Capture:
         finished = ended.finished
         sizes = await asyncio.to_thread(row_bytes, finished, self._sink.encode)
         has_payload = False
-        parts = chunks(finished, sizes)
+        parts = chunks(finished, sizes, max_bytes=self._sink.max_chunk_bytes)
         while (chunk := await asyncio.to_thread(next, parts, None)) is not None:
             has_payload |= await self._send_chunk(ended, chunk)
         if not finished.is_part:
@@ -180,8 +191,8 @@ class Capture:
                 await asyncio.sleep(delay_s)
             else:
                 self._note_sent()
-                self._captured_tokens += chunk.finished.num_rows
-                self._metrics.captured_tokens.inc(chunk.finished.num_rows)
+                self._captured_tokens += chunk.num_new_rows
+                self._metrics.captured_tokens.inc(chunk.num_new_rows)
                 break
         return chunk.has_payload
 

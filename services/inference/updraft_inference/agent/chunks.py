@@ -16,6 +16,9 @@ from updraft_inference.engine import FinishedRequest, HiddenStates
 
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
+ENTRY_SHARE = 0.5
+"""Of the limit of a stream entry, at most: sizes are estimates."""
+
 CONTEXT_SHARE = 0.5
 """Maximum share of the first chunk for rows of the prompt, which teach nothing themselves."""
 
@@ -56,6 +59,11 @@ class Chunk:
         return self.finished.hidden is not None
 
     @property
+    def num_new_rows(self) -> int:
+        """Rows that are not in the chunk before too."""
+        return self.finished.num_rows - (self.finished.num_context_rows if self.start else 0)
+
+    @property
     def lighter(self) -> "Chunk | None":
         """The same without counterfactual rows, else without hidden states; None if it has neither."""
         hidden = self.finished.hidden
@@ -63,6 +71,16 @@ class Chunk:
             return None
         rest = replace(hidden, counterfactuals=()) if hidden.counterfactuals else None
         return replace(self, finished=replace(self.finished, hidden=rest))
+
+
+def chunk_bytes(max_entry_bytes: int) -> int:
+    """The size of chunks for a stream with this limit of an entry."""
+    return min(MAX_CHUNK_BYTES, int(ENTRY_SHARE * max_entry_bytes))
+
+
+def most_context_rows(row_bytes: float, *, max_bytes: int = MAX_CHUNK_BYTES) -> int:
+    """Rows of a prompt that fit into a chunk beside what it teaches; more are not worth capturing."""
+    return max(MIN_CONTEXT_ROWS, int(CONTEXT_SHARE * max_bytes / row_bytes))
 
 
 def chunks(finished: FinishedRequest, row_bytes: RowBytes, *, max_bytes: int = MAX_CHUNK_BYTES) -> Iterator[Chunk]:

@@ -12,6 +12,7 @@ from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest, FinishReason
 
 Listener = Callable[[FinishedRequest, CapturePlan], None]
+PlanListener = Callable[[CapturePlan], None]
 
 _ENGINE_ANSWERS_S = 5.0
 """A cancelled request ends at the next step; nothing waits longer than this for its statistics."""
@@ -52,6 +53,8 @@ class CompletionListeners:
         self._loop = loop
         self._listeners: list[Listener] = []
         self._part_listeners: list[Listener] = []
+        self._start_listeners: list[PlanListener] = []
+        self._failure_listeners: list[PlanListener] = []
         self._expected: dict[str, PendingCompletion] = {}
 
     def subscribe(self, *listeners: Listener) -> None:
@@ -62,18 +65,27 @@ class CompletionListeners:
         """Call this for every part of a request that goes on."""
         self._part_listeners.append(listener)
 
+    def subscribe_to_starts(self, started: PlanListener, failed: PlanListener) -> None:
+        """Call `started` for every request that the engine receives, and `failed` for one that it will not report."""
+        self._start_listeners.append(started)
+        self._failure_listeners.append(failed)
+
     @property
     def expected(self) -> Iterable[str]:
         return self._expected.keys()
 
     def expect(self, request_id: str, plan: CapturePlan) -> PendingCompletion:
         """Announce a request before the engine receives it."""
+        for listener in self._start_listeners:
+            listener(plan)
         completion = self._expected[request_id] = PendingCompletion(plan)
         return completion
 
     def forget(self, request_id: str) -> None:
-        """The engine rejected the request and will not report it."""
-        self._expected.pop(request_id, None)
+        """The engine rejected the request, or failed, and will not report it. One that it has reported is nothing new."""
+        if (completion := self._expected.pop(request_id, None)) is not None:
+            for listener in self._failure_listeners:
+                listener(completion.plan)
 
     def sink(self, finished: FinishedRequest) -> None:
         with suppress(RuntimeError):  # the event loop is closed because the process is ending

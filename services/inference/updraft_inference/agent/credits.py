@@ -124,11 +124,6 @@ class Credits:
         self._bias = RejectionBias()
         self._mean_tokens = 0.0
 
-    @property
-    def granted(self) -> float | None:
-        """Tokens per second; None: no limit."""
-        return self._bucket.rate
-
     def grant(self, tokens_per_s: float, now_s: float) -> None:
         self._bucket.grant(tokens_per_s, now_s)
 

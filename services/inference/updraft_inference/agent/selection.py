@@ -52,7 +52,7 @@ class CaptureRates:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
     """The decision for one request, with `params` for the engine. `payload_probability` is the probability with which its
-    payload was selected, `reserved_tokens` what its pod's credits were charged for it so far."""
+    payload was selected."""
 
     trace_id: bytes
     is_captured: bool = False
@@ -60,7 +60,6 @@ class CapturePlan:
     is_evaluation: bool = False
     is_constrained: bool = False
     payload_probability: float = 0.0
-    reserved_tokens: float = 0.0
     params: CaptureParams = field(default_factory=CaptureParams)
     permissions: Permissions = Permissions()
     domain: str = ""

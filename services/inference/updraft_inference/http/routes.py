@@ -112,7 +112,7 @@ class _Handler(Generic[B]):
         return refusal
 
     async def _answer(self, served: ServedModel, request: Request, body: B, client: str, send: Send) -> None:
-        terms = _capture_terms(request.headers.get(CAPTURE_HEADER, ""))
+        terms = _capture_terms(",".join(request.headers.getlist(CAPTURE_HEADER)))  # a repeated header is one list
         choices = await prepare_choices(served, self._endpoint, body, client=client, terms=terms)
         writer = _Writer(self._endpoint, served, choices, int(time.time()))
         if body.stream:
@@ -232,7 +232,7 @@ def _capture_terms(header: str) -> CaptureTerms:
     """Raises ApiError for an unknown value, because a misspelt one must not be ignored."""
     values = {value.strip().lower() for value in header.split(",")}
     if unknown := sorted(values - _CAPTURE_VALUES):
-        raise invalid(f"X-Updraft-Capture: expected off, no-train or no-retain, got {unknown[0][:40]!r}")
+        raise invalid(f"X-Updraft-Capture: expected on, off, no-train or no-retain, got {unknown[0][:40]!r}")
     return CaptureTerms(
         is_opted_out="off" in values, may_train="no-train" not in values, may_retain="no-retain" not in values
     )

@@ -24,6 +24,7 @@ from updraft_inference.engine import (
     DraftCheckpoint,
     EngineInfo,
     EngineLoad,
+    FinishedRequest,
     FinishedSink,
     GenerationRequest,
     LoadedDraft,
@@ -209,12 +210,22 @@ class SglangEngine:
         """Run a request to its end; its reader gets the errors."""
         builder = self._collector.expect(session.rid, len(session.request.prompt_ids), session.request.capture)
 
+        handing_over: asyncio.Task[None] | None = None
+
+        async def pass_on(part: Callable[[], FinishedRequest]) -> None:
+            self._on_finished(await asyncio.to_thread(part))
+
         def hand_over() -> None:
+            nonlocal handing_over
+            if handing_over is not None and not handing_over.done():
+                return
             if (part := session.part(builder)) is not None:
-                self._on_finished(part)
+                handing_over = self._tasks.create_task(pass_on(part))
 
         try:
             await session.run(self._server, self._server_info.num_steps, hand_over)
+            if handing_over is not None:
+                await handing_over  # parts come in order, and before the end
             finished = await session.finished(self._collector, builder)
         except UpdraftError as error:
             session.deltas.put_nowait(error)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_inference.engine import Delta, FinishedRequest, FinishReason, GenerationRequest
@@ -106,32 +106,33 @@ class RequestSession:
                 return
             await asyncio.sleep(_ABORT_AGAIN_S)
 
-    def part(self, builder: TraceBuilder) -> FinishedRequest | None:
-        """What is captured so far and was not handed over, if that is so much that it should not wait for the end."""
+    def part(self, builder: TraceBuilder) -> Callable[[], FinishedRequest] | None:
+        """What is captured so far and was not handed over, if that is so much that it should not wait for the end. The result
+        puts it together, in any thread."""
         if builder.nbytes < PART_BYTES:
             return None
         before, now = builder.num_taken, time.monotonic()
-        hidden = builder.take(len(self.output))
-        if builder.num_taken == before:
+        if (assembly := builder.take(len(self.output))) is None:
             return None
-        return FinishedRequest(
+        part = FinishedRequest(
             request=self.request,
-            output_ids=tuple(self.output[: builder.num_taken]),
-            steps=builder.steps(builder.num_taken),
+            output_ids=tuple(self.output[: assembly.num_output]),
+            steps=(),
             reason=FinishReason.LENGTH,
             time_to_first_token_s=(self.first_token_s or now) - self.submitted_s,
             duration_s=now - self.submitted_s,
-            hidden=hidden,
             num_handed_over=before,
             is_part=True,
         )
+        return lambda: replace(part, steps=assembly.steps(), hidden=assembly.hidden())
 
     async def finished(self, collector: Collector, builder: TraceBuilder) -> FinishedRequest:
         ended_s = time.monotonic()
         first_s = self.first_token_s or ended_s
         num_output = len(self.output)
         await collector.complete(self.rid, num_output, COMPLETE_S)
-        steps = builder.steps(num_output)
+        assembly = builder.assembly(num_output)
+        steps = await asyncio.to_thread(assembly.steps)
         return FinishedRequest(
             request=self.request,
             output_ids=tuple(self.output),
@@ -139,7 +140,7 @@ class RequestSession:
             reason=FinishReason.CANCELLED if self.is_cancelled or self.reason is None else self.reason,
             time_to_first_token_s=first_s - self.submitted_s,
             duration_s=ended_s - self.submitted_s,
-            hidden=builder.hidden(num_output) if num_output else None,
+            hidden=await asyncio.to_thread(assembly.hidden) if num_output else None,
             num_handed_over=builder.num_taken,
             uncaptured=None if self.stats is None else uncaptured(self.stats, steps, num_output, ended_s - first_s),
         )

@@ -79,15 +79,20 @@ _MARGIN_TOKENS = 16
 
 
 class TraceBuilder:
-    """Collects the parts of a request as they arrive, and returns its steps and hidden states at the end.
+    """Collects the parts of a request as they arrive, for its steps and hidden states at the end.
 
-    Those of a long request can be taken while it runs; they are forgotten then, and the end has the others.
+    Those of a long request can be taken while it runs; their rows are forgotten then, and the end has the others. The work per
+    message and per part does not grow with the request.
     """
 
     def __init__(self, num_prompt: int, params: CaptureParams, *, kept_bytes: int = KEPT_BYTES) -> None:
         self._num_prompt = num_prompt
         self._kept_bytes = kept_bytes
         self._params = params
+        self._taken: list[VerifyStep] = []
+        """Steps whose rows were taken."""
+        self._context: list[Rows] = []
+        """The last rows of those, which the next part needs."""
         self._steps: list[StepPart] = []
         self._prefilled: list[Rows] = []
         self._again_to = 0
@@ -100,8 +105,9 @@ class TraceBuilder:
         """Output tokens whose rows were taken."""
 
     def add_step(self, step: StepPart) -> None:
-        """Add a verify step. An impossible one is ignored."""
-        if step.position < self._num_prompt or not 0 <= step.accepted <= len(step.draft_ids):
+        """Add a verify step. An impossible one is ignored, and one of tokens that were taken."""
+        first = self._num_prompt + max(0, self.num_taken - 1)
+        if step.position < first or not 0 <= step.accepted <= len(step.draft_ids):
             return
         self._forget_from(step.position - 1 if self._again_to else step.position)
         self._again_to = 0
@@ -122,39 +128,29 @@ class TraceBuilder:
         """Whether the last part of `num_output` tokens has arrived; parts arrive in order."""
         return self._reached >= self._num_prompt + num_output
 
-    def steps(self, num_output: int) -> tuple[VerifyStep, ...]:
-        """The captured steps that gave the first `num_output` tokens."""
-        return tuple(self._verify_step(step) for step in self._kept(num_output))
-
-    def take(self, num_output: int) -> HiddenStates | None:
-        """The rows of the first `num_taken` output tokens that were not taken before, all that can be had of `num_output`
+    def take(self, num_output: int) -> "Assembly | None":
+        """The first `num_taken` output tokens with the rows that were not taken before, all that can be had of `num_output`
         tokens; None if nothing is to be had now."""
-        settled = [step.position - self._num_prompt + 1 for step in self._kept(num_output - _MARGIN_TOKENS)]
-        if self._again_to or not settled or settled[-1] <= self.num_taken:
+        settled = self._kept(num_output - _MARGIN_TOKENS)
+        if self._again_to or not settled or self._start(settled[-1]) <= self.num_taken:
             return None
-        self.num_taken = settled[-1]
-        hidden = self.hidden(self.num_taken)
+        self.num_taken = self._start(settled[-1])
+        assembly = self.assembly(self.num_taken)
         self._forget_taken()
-        return hidden
+        return assembly
 
-    def hidden(self, num_output: int) -> HiddenStates | None:
-        """The rows that read prompt ++ output except its last token, from the context of what was not taken on; None without
-        any row with a teacher."""
-        if not self._params.payload:
-            return None
-        first = self._first
+    def assembly(self, num_output: int) -> "Assembly":
+        """The first `num_output` tokens, as they are known now, with the rows that were not taken and their context."""
         kept = self._kept(num_output)
-        pieces = [*(step.rows for step in kept if step.rows is not None), *self._prefilled]
-        end = self._num_prompt + num_output - 1
-        present = [piece for piece in pieces if piece.position < end and piece.end > first and len(piece.aux)]
-        like = next((piece for piece in present if len(piece.teacher)), None)
-        if like is None:
-            return None
-        first = max(first, min(piece.position for piece in present))
-        canvas = _Canvas(first, end, like)
-        for piece in present:
-            canvas.paint(piece)
-        return canvas.hidden(tuple(self._counterfactuals(kept, num_output)))
+        return Assembly(
+            num_prompt=self._num_prompt,
+            num_output=num_output,
+            params=self._params,
+            first=self._first,
+            taken=tuple(self._taken),
+            kept=tuple(kept),
+            pieces=(*self._context, *(step.rows for step in kept if step.rows is not None), *self._prefilled),
+        )
 
     def _kept(self, num_output: int) -> list[StepPart]:
         end = self._num_prompt + num_output
@@ -167,45 +163,85 @@ class TraceBuilder:
         while self._steps and self._steps[-1].position + self._steps[-1].accepted + 1 > position:
             self.nbytes -= self._steps.pop().nbytes
 
+    def _start(self, step: StepPart) -> int:
+        """The first output token that a step gave."""
+        return step.position - self._num_prompt + 1
+
     def _forget_taken(self) -> None:
-        """Drop rows before the context of the first token that was not taken."""
+        """Drop rows before the context of the first token that was not taken. Steps before it change no more."""
         end = self._num_prompt + self.num_taken - 1
         row_bytes = max((rows.nbytes // len(rows.aux) for rows in self._rows() if len(rows.aux)), default=1)
         self._first = max(self._first, end - self._kept_bytes // row_bytes)
         self._prefilled = [kept for rows in self._prefilled if (kept := rows.since(self._first))]
-        self._steps = [
-            step
-            if step.position >= end
-            else replace(step, rows=step.rows and step.rows.since(self._first), rejected=None)
-            for step in self._steps
-        ]
-        self.nbytes = sum(rows.nbytes for rows in self._prefilled) + sum(step.nbytes for step in self._steps)
+        taken = [step for step in self._steps if step.position < end]
+        self._steps = self._steps[len(taken) :]
+        self._taken += (_verify_step(step, self._num_prompt) for step in taken)
+        rows = [*self._context, *(step.rows for step in taken if step.rows is not None)]
+        self._context = [kept for piece in rows if (kept := piece.since(self._first))]
+        self.nbytes = sum(rows.nbytes for rows in (*self._context, *self._prefilled))
+        self.nbytes += sum(step.nbytes for step in self._steps)
 
     def _rows(self) -> list[Rows]:
-        return [*(step.rows for step in self._steps if step.rows is not None), *self._prefilled]
+        return [*self._context, *(step.rows for step in self._steps if step.rows is not None), *self._prefilled]
 
-    def _verify_step(self, step: StepPart) -> VerifyStep:
-        has_drafts = bool(step.draft_ids)
-        return VerifyStep(
-            start=step.position - self._num_prompt + 1,
-            accepted=step.accepted,
-            draft_ids=step.draft_ids,
-            draft_log_probs=(),
-            target_log_probs=step.target_log_probs,
-            batch_size=step.batch_size,
-            duration_s=step.duration_s,
-            drafter=Drafter.EAGLE3 if has_drafts else Drafter.NONE,
-            draft_version=step.version if has_drafts else 0,
-        )
 
-    def _counterfactuals(self, kept: list[StepPart], num_output: int) -> Iterator[Counterfactual]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """The pieces of some output tokens. Putting them together copies all rows, which takes long enough to need a thread; the
+    pieces never change."""
+
+    num_prompt: int
+    num_output: int
+    params: CaptureParams
+    first: int
+    """The first position whose row is wanted."""
+    taken: tuple[VerifyStep, ...]
+    kept: tuple[StepPart, ...]
+    pieces: tuple[Rows, ...]
+    """Where two have a row of the same position, the earlier piece counts."""
+
+    def steps(self) -> tuple[VerifyStep, ...]:
+        """The captured steps that gave the output tokens."""
+        return (*self.taken, *(_verify_step(step, self.num_prompt) for step in self.kept))
+
+    def hidden(self) -> HiddenStates | None:
+        """The rows that read prompt ++ output except its last token, from the context of what was not taken on; None without
+        any row with a teacher."""
+        if not self.params.payload:
+            return None
+        end = self.num_prompt + self.num_output - 1
+        present = [piece for piece in self.pieces if piece.position < end and piece.end > self.first and len(piece.aux)]
+        like = next((piece for piece in present if len(piece.teacher)), None)
+        if like is None:
+            return None
+        canvas = _Canvas(max(self.first, min(piece.position for piece in present)), end, like)
+        for piece in present:
+            canvas.paint(piece)
+        return canvas.hidden(tuple(self._counterfactuals()))
+
+    def _counterfactuals(self) -> Iterator[Counterfactual]:
         """Rows of the steps whose rejected draft token stood before the end."""
-        for index, step in enumerate(kept):
-            rejected, limit = step.rejected, self._params.counterfactual_rows
-            start = step.position - self._num_prompt + 1
-            if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= num_output:
+        for index, step in enumerate(self.kept, start=len(self.taken)):
+            rejected, limit = step.rejected, self.params.counterfactual_rows
+            start = step.position - self.num_prompt + 1
+            if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= self.num_output:
                 continue
             yield Counterfactual(step=index, aux=rejected.aux[:limit], teacher=rejected.teacher[:limit])
+
+
+def _verify_step(step: StepPart, num_prompt: int) -> VerifyStep:
+    has_drafts = bool(step.draft_ids)
+    return VerifyStep(
+        start=step.position - num_prompt + 1,
+        accepted=step.accepted,
+        draft_ids=step.draft_ids,
+        draft_log_probs=(),
+        target_log_probs=step.target_log_probs,
+        batch_size=step.batch_size,
+        duration_s=step.duration_s,
+        drafter=Drafter.EAGLE3 if has_drafts else Drafter.NONE,
+        draft_version=step.version if has_drafts else 0,
+    )
 
 
 class _Canvas:

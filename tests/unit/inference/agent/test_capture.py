@@ -17,10 +17,10 @@ from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
-from updraft_inference.agent.chunks import MAX_CHUNK_BYTES
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, chunk_bytes
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import Drafter
+from updraft_inference.engine import CaptureParams, Drafter
 from updraft_inference.metrics import Metrics
 
 PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
@@ -219,6 +219,23 @@ async def test_a_long_request_is_sent_in_chunks_and_counts_once(capture: Capture
     assert starts[-1] == 70_000
     assert dropped(capture) == {}, "a request that is larger than the queue waits alone"
     assert capture.counters.payloads == 1
+    assert capture.counters.captured_tokens == 70_001, "rows that chunks have in common count once"
+
+
+async def test_chunks_fit_into_the_entries_of_small_streams(metrics: Metrics) -> None:
+    """As with many shards."""
+    stream = FakeStream()
+    stream.max_entry_bytes = 20_000
+    sink = Sink(stream=stream, origin=ORIGIN, encode=ENCODE, max_chunk_bytes=chunk_bytes(stream.max_entry_bytes))
+    capture = Capture(CaptureRates(), sink, max_entries=3, max_bytes=10_000, metrics=metrics, clock=ManualClock())
+    async with running(capture):
+        capture.offer(ended(*(step(start, 0) for start in range(1, 1000)), rows=1001), PLAN)
+        await until(lambda: capture.counters.captured == 1)
+
+    assert dropped(capture) == {}
+    assert sum(len(entry.output_ids) for entry in stream.entries) == 1000
+    assert all(entry.HasField("payload") for entry in stream.entries)
+    assert chunk_bytes(8 << 20) == chunk_bytes(1 << 30) == MAX_CHUNK_BYTES
 
 
 async def test_a_part_of_a_request_that_goes_on_is_sent_and_does_not_count_yet(
@@ -329,7 +346,51 @@ async def test_captured_payloads_lower_the_chance_of_the_next_ones(capture: Capt
     capture.follow(fleet_pb2.CapturePolicy(payload_tokens_per_second=0.5))
     plan = next(p for n in range(99) if not (p := capture.plan(bytes([n]), CaptureTerms())).is_evaluation)
     assert plan.payload_probability == 1.0
+    capture.start(plan)
     capture.offer(ended(step(1, 2), rows=15), plan)
     await capture.flush(0)
     after = next(p for n in range(99) if not (p := capture.plan(bytes([n]), CaptureTerms())).is_evaluation)
     assert after.payload_probability == pytest.approx(0.5)
+
+
+def chance(capture: Capture) -> float:
+    """Of the next request, with a bucket of 30 tokens."""
+    return capture.plan(TRAINED.trace_id, CaptureTerms()).payload_probability
+
+
+TRAINED = CapturePlan(trace_id=b"2", is_captured=True, params=CaptureParams(payload=True))
+
+
+@pytest.fixture
+def granted(capture: Capture) -> Capture:
+    """Its bucket has 30 tokens, and a request has 15 on average."""
+    capture.follow(fleet_pb2.CapturePolicy(payload_tokens_per_second=0.5))
+    capture.offer(ended(num_output=12), PLAN)
+    assert chance(capture) == 1.0
+    return capture
+
+
+async def test_a_request_that_the_engine_does_not_finish_costs_nothing(granted: Capture) -> None:
+    granted.start(TRAINED)
+    assert chance(granted) == pytest.approx(0.5)
+    granted.give_back(TRAINED)
+    assert chance(granted) == 1.0
+    granted.give_back(TRAINED)
+    assert chance(granted) == 1.0
+
+
+async def test_a_plan_alone_costs_nothing(granted: Capture) -> None:
+    assert [chance(granted) for _ in range(3)] == [1.0] * 3
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+async def test_a_request_in_parts_costs_the_rows_that_it_sent_each_once(granted: Capture, *, is_finished: bool) -> None:
+    granted.start(TRAINED)
+    first = ended(step(1, 2), rows=5)
+    granted.offer(replace(first, is_part=True), TRAINED)
+    assert chance(granted) == pytest.approx(25 / 30)
+    if is_finished:  # of its 6 rows 5 are the context
+        granted.offer(replace(ended(step(1, 2), step(4, 0), rows=6), num_handed_over=4), TRAINED)
+    else:
+        granted.give_back(TRAINED)
+    assert chance(granted) == pytest.approx((24 if is_finished else 25) / 30)

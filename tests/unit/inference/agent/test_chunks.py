@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, UsualTarget, sizing
 from updraft_draft import tensors
-from updraft_inference.agent.chunks import Chunk, RowBytes, chunks
+from updraft_inference.agent.chunks import Chunk, RowBytes, chunks, most_context_rows
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.trace import Ended, Origin, row_bytes, trace
 from updraft_inference.engine import (
@@ -181,10 +181,28 @@ def test_a_request_that_comes_in_parts_is_the_same_request(
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert together(parts) == finished.output_ids
     assert sum(len(part.finished.steps) for part in parts) == len(finished.steps)
+    teaching = list[int]()
     for part in parts:
         one = part.finished.hidden
-        if one is not None:
-            assert one.aux.equal(positions(position(part, finished) + one.first_position, len(one.aux), AUX))
+        assert one is not None, "every output token has a row"
+        first_row = position(part, finished) + one.first_position
+        assert one.aux.equal(positions(first_row, len(one.aux), AUX))
+        assert len(one.teacher) == len(one.aux) - one.first_teacher_row
+        teaching += range(first_row + one.first_teacher_row, first_row + len(one.aux))
+    before = num_prompt - 1
+    assert [row for row in teaching if row >= before] == list(range(before, before + len(finished.output_ids)))
+
+
+@given(finished=requests(), max_bytes=st.sampled_from([1200, 2000]))
+def test_a_prompt_with_no_more_rows_than_fit_is_sent_whole_and_counts_once(
+    finished: FinishedRequest, max_bytes: int
+) -> None:
+    num_bytes = row_bytes(finished, ENCODE).total
+    hidden = finished.hidden
+    assert hidden is not None
+    prompt_rows = len(finished.request.prompt_ids) - hidden.first_position
+    assume(prompt_rows <= most_context_rows(num_bytes, max_bytes=max_bytes))
+    assert sum(chunk.num_new_rows for chunk in split(finished, max_bytes)) == finished.num_rows
 
 
 @pytest.mark.parametrize("num_output", [1, 400])

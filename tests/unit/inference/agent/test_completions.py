@@ -77,6 +77,21 @@ async def test_a_request_that_the_engine_refused_is_expected_no_more(
     assert not completions.expected
 
 
+async def test_only_a_request_that_is_never_reported_fails(completions: CompletionListeners) -> None:
+    started, failed = list[CapturePlan](), list[CapturePlan]()
+    completions.subscribe_to_starts(started.append, failed.append)
+    other = replace(PLAN, domain="sql")
+    completions.expect("a", PLAN)
+    completions.expect("b", other)
+
+    completions.sink(replace(CANCELLED, request=replace(CANCELLED.request, request_id="a")))
+    await asyncio.sleep(0)
+    for request_id in ("a", "b", "b", "never"):
+        completions.forget(request_id)
+
+    assert (started, failed) == ([PLAN, other], [other])
+
+
 def test_an_engine_that_outlives_the_loop_is_not_troubled() -> None:
     loop = asyncio.new_event_loop()
     completions = CompletionListeners(loop)

@@ -205,7 +205,7 @@ async def test_an_ended_request_waits_for_its_last_step_and_for_no_longer_than_i
             await one.step(4)
             await one.step(5)
         assert complete.done()
-        assert [step.start for step in assembly.steps(3)] == [1, 2]
+        assert [step.start for step in assembly.assembly(3).steps()] == [1, 2]
 
         await collector.complete("a", 9, 0.01)
     await collector.complete("a", 9, 30)
@@ -236,10 +236,10 @@ async def test_rows_beyond_the_memory_are_dropped_and_the_step_is_kept(collector
             await one.step(position, num_rows=4)
         await until(lambda: assembly.covers(1000), what="all steps")
 
-        hidden = assembly.hidden(1000)
+        hidden = assembly.assembly(1000).hidden()
         assert collector.nbytes <= 4096
         assert collector.losses[CaptureLoss.MEMORY] > 200
-        assert len(assembly.steps(1000)) == 250
+        assert len(assembly.assembly(1000).steps()) == 250
         assert hidden is not None
         assert 800 < len(hidden.missing_rows) < 995
         collector.forget("a")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.trace_builder import TraceBuilder
+from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
 from updraft_sglang import wire
 
 K, AUX = 3, 4
@@ -188,8 +188,8 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
             collector.take(*frame(kind, parts))
 
     for run in whole:
-        hidden = assemblies[run.rid].hidden(run.num_output)
-        steps = assemblies[run.rid].steps(run.num_output)
+        assembly = assemblies[run.rid].assembly(run.num_output)
+        hidden, steps = assembly.hidden(), assembly.steps()
         if hidden is not None:
             check(hidden, run)
             for one in hidden.counterfactuals:
@@ -230,29 +230,34 @@ def test_a_long_request_taken_in_parts_has_all_its_rows_and_keeps_few_in_memory(
     collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
     builder = collector.expect("a", run.num_prompt, capture)
     builder._kept_bytes = 5 * ROW_BYTES
-    seen, rejected = set[int](), list[int]()
+    seen, rejected, parts = set[int](), list[int](), list[tuple[Assembly, int]]()
 
-    def see(hidden: HiddenStates | None, num_output: int, before: int) -> None:
-        """A part: its rows teach the output tokens that were not taken before, and those before them are context."""
-        assert hidden is not None
+    def see(part: Assembly, before: int) -> None:
+        """Its rows teach the output tokens that were not taken before, and those before them are context."""
+        hidden, num_output = part.hidden(), part.num_output
+        if hidden is None:  # a first token alone, whose row nobody asked for
+            assert (num_output, prompt_rows) == (1, 0)
+            return
         check(hidden, replace(run, num_output=num_output))
         assert hidden.first_position >= run.num_prompt + before - 1 - max(5, prompt_rows)
         assert not hidden.missing_rows
         taught = range(hidden.first_position + hidden.first_teacher_row, run.num_prompt + num_output - 1)
         seen.update(row for row in taught if row >= run.num_prompt + before - 1)
-        steps = builder.steps(num_output)
+        steps = part.steps()
+        assert [step.start for step in steps] == sorted({step.start for step in steps})
         rejected.extend(steps[one.step].start for one in hidden.counterfactuals)
 
     for number, part in enumerate(run.play().parts):
         collector.take(*frame(part.kind, [part]))
         before = builder.num_taken
         known = max(part.tokens, default=run.num_prompt) - run.num_prompt + 1
-        if number in takes and (hidden := builder.take(known)) is not None:
-            see(hidden, builder.num_taken, before)
+        if number in takes and (taken := builder.take(known)) is not None:
+            parts.append((taken, before))
             assert builder.nbytes <= ROW_BYTES * (
                 5 + (1 + counterfactual_rows) * (known - builder.num_taken + WIDTH + 1)
             )
-    see(builder.hidden(run.num_output), run.num_output, builder.num_taken)
+    for taken, before in [*parts, (builder.assembly(run.num_output), builder.num_taken)]:
+        see(taken, before)  # also what was taken long ago is as it was
     first = run.num_prompt - 1 if prompt_rows else run.num_prompt
     assert seen >= set(range(first, run.num_prompt + run.num_output - 1))
     assert len(rejected) == len(set(rejected)), "rows after a rejection are in one part"
@@ -261,7 +266,7 @@ def test_a_long_request_taken_in_parts_has_all_its_rows_and_keeps_few_in_memory(
 def check_whole(run: Run, hidden: HiddenStates | None, assembly: TraceBuilder) -> None:
     """Nothing was lost: steps abut, but for the token of a second prefill, and every row of the output is there."""
     covered = {0}
-    for step in assembly.steps(run.num_output):
+    for step in assembly.assembly(run.num_output).steps():
         covered |= set(range(step.start, step.start + step.emitted))
     assert len(set(range(run.num_output)) - covered) <= 1
     if not run.capture.payload:
@@ -290,7 +295,7 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
         "a",
         6,
     )
-    hidden = assembled(run).hidden(5)
+    hidden = assembled(run).assembly(5).hidden()
 
     assert hidden is not None
     assert (hidden.first_position, hidden.missing_rows, hidden.first_teacher_row) == (6, (), 1)
@@ -301,7 +306,7 @@ def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
     run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, capture=capture, accepted=[1, 1, 1]).play()
     del run.parts[2]  # the second step: rows of positions 6 and 7
 
-    hidden = assembled(run).hidden(7)
+    hidden = assembled(run).assembly(7).hidden()
 
     assert hidden is not None
     assert hidden.missing_rows == (6, 7)
@@ -313,7 +318,7 @@ def test_steps_without_drafts_are_nobodys() -> None:
     for part in run.parts:
         part.header["drafts"], part.header["log_p"] = [], []
 
-    steps = assembled(run).steps(3)
+    steps = assembled(run).assembly(3).steps()
 
     assert {(step.drafter, step.draft_version) for step in steps} == {(Drafter.NONE, 0)}
 
@@ -323,7 +328,7 @@ def test_steps_behind_the_end_are_not_the_requests() -> None:
         rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, capture=CaptureParams(), accepted=[1, 1, 1, 1]
     ).play()
 
-    assert [step.start for step in assembled(run).steps(5)] == [1, 3]
+    assert [step.start for step in assembled(run).assembly(5).steps()] == [1, 3]
 
 
 def assembled(run: Run) -> TraceBuilder:
