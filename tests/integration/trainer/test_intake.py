@@ -195,6 +195,28 @@ async def test_shards_fill_one_replay_and_a_trace_in_two_of_them_is_admitted_onc
     assert [await redis.xlen(key) for key in keys] == [0, 0, 0]
 
 
+async def test_a_damaged_trace_counts_once_with_any_number_of_shards(
+    redis: Redis, replay: Replay, tmp_path: Path, traces: TraceMaker, metrics: Metrics
+) -> None:
+    keys = streams.keys("default", "default", 2)
+
+    async def send_to_each(seed: int) -> None:
+        for shard, key in enumerate(keys):
+            await streams.Producer(redis, key, max_bytes=1 << 24).append(traces.data(seed + shard))
+
+    await send_to_each(0)
+    async with AsyncExitStack() as stack:
+        for shard in range(2):
+            await stack.enter_async_context(running(redis, replay, traces, metrics, shard=shard))
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 2)
+        replay._note_damaged(replay.training_ids()[0], "as a reader finds it")
+        await send_to_each(2)
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 3)
+        await send_to_each(4)
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 5)
+    assert count(metrics, "replay_damaged_total") == 1
+
+
 async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:

@@ -103,7 +103,6 @@ class Intake:
         self._clock = clock
         self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
-        self._num_damaged = 0
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -150,8 +149,7 @@ class Intake:
         for sample in admitted:
             metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
         metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
-        metrics.replay_damaged.inc(replay.num_damaged - self._num_damaged)
-        self._num_damaged = replay.num_damaged
+        metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)
         for pool in Pool:
             metrics.replay_samples.labels(pool).set(replay.num_samples(pool))

@@ -103,8 +103,8 @@ class Replay:
         self._locations: dict[str, Location] = {}
         self._damaged: set[str] = set()
         """Found by readers; the next admission drops them."""
-        self.num_damaged = 0
-        """Traces that the disk has damaged, since the start."""
+        self._num_damaged = 0
+        self._counting = threading.Lock()
         self.num_held_out = 0
         """Evaluation samples admitted since the start, kept or not; it grows when a new estimate has new evidence."""
 
@@ -204,6 +204,12 @@ class Replay:
     def num_file_bytes(self) -> int:
         """Bytes of all files of traces, with those of dropped traces whose space is not reclaimed yet."""
         return self._segments.num_bytes
+
+    def take_damaged(self) -> int:
+        """Number of traces that were found damaged since the last call: one of several callers counts each."""
+        with self._counting:
+            num_damaged, self._num_damaged = self._num_damaged, 0
+        return num_damaged
 
     def training_ids(self) -> list[str]:
         """Trace ids of samples that may be trained on, in order of admission."""
@@ -391,7 +397,8 @@ class Replay:
     def _note_damaged(self, trace_id: str, reason: str) -> None:
         logger.warning("Dropped a damaged trace: %s", reason, extra={"trace_id": trace_id})
         self._damaged.add(trace_id)
-        self.num_damaged += 1
+        with self._counting:
+            self._num_damaged += 1
 
 
 def _claim(db: sqlite3.Connection, folder: Path, fingerprint: str) -> None:

@@ -90,7 +90,7 @@ class Segments:
     @property
     def num_bytes(self) -> int:
         """Of all files."""
-        return sum(segment.size for segment in self._segments.values())
+        return sum(segment.size for segment in list(self._segments.values()))  # a copy: another thread may be appending
 
     @contextmanager
     def appended(self, records: Sequence[bytes]) -> Iterator[list[Location]]:

@@ -2,9 +2,11 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
@@ -239,11 +241,11 @@ def test_only_traces_that_the_disk_changed_are_dropped_and_counted(
         intact = ids[:hit] if is_cut else ids[:hit] + ids[hit + 1 :]
         draw(replay, Counter())
         assert sorted(draw(replay, Counter())) == sorted(intact)
-        assert replay.num_damaged == len(ids) - len(intact)
+        assert replay.take_damaged() == len(ids) - len(intact)
         assert replay.num_samples(Pool.WINDOW) == len(intact)
         replay.admit([arrival(traces, 9)])
     with opened(path, traces, cache_bytes=0) as replay:
-        assert replay.num_damaged == 0, "the admission has dropped them for good"
+        assert replay.take_damaged() == 0, "the admission has dropped them for good"
         assert replay.training_ids() == [*intact, arrival(traces, 9).sample.trace_id]
 
 
@@ -253,7 +255,7 @@ def test_traces_whose_file_has_lost_its_end_are_dropped_when_replay_is_opened(pa
     (segment,) = segments(path)
     os.truncate(segment, size(segment) - 1)
     with opened(path, traces) as replay:
-        assert replay.num_damaged == 1
+        assert replay.take_damaged() == 1
         assert len(draw(replay, Counter())) == replay.num_samples(Pool.WINDOW) == 2
 
 
@@ -278,7 +280,7 @@ def test_killed_at_any_byte_of_an_admission_what_was_admitted_before_is_there_an
         assert len(ids) in (4, 7), "all of an admission or none"
         assert len(replay.admit([*first, *second])) == 7 - len(ids)
         assert len(draw(replay, Counter(), count=14)) == 7
-        assert replay.num_damaged == 0
+        assert replay.take_damaged() == 0
 
 
 def kill(before: Path, after: Path, choose: Callable[[int], int]) -> None:
@@ -311,7 +313,7 @@ def test_space_of_evicted_traces_is_reclaimed(path: Path, traces: TraceMaker, nu
                 most = max(most, sum(map(size, segments(path))))
             assert replay.num_file_bytes == sum(map(size, segments(path)))
             assert len(draw(replay, Counter(), count=1000)) == len(replay.training_ids()) > 20
-            assert replay.num_damaged == 0
+            assert replay.take_damaged() == 0
     assert most < 1.5 * limits.total_bytes
 
 
@@ -335,7 +337,26 @@ def test_traces_are_read_while_others_make_them_go(path: Path, traces: TraceMake
         while admitting.is_alive():
             assert draw(replay, Counter(), count=8)
         admitting.join()
-        assert replay.num_damaged == 0
+        assert replay.take_damaged() == 0
+
+
+def test_the_size_of_the_files_can_be_read_while_others_come_and_go(path: Path, traces: TraceMaker) -> None:
+    limits = ReplayLimits.of(32 * len(arrival(traces, 0).data))
+    incoming = [arrival(traces, n) for n in range(300)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # otherwise threads rarely meet
+    try:
+        with (
+            Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay,
+            ThreadPoolExecutor(2) as threads,
+        ):
+            shards = [threads.submit(lambda part: [replay.admit([one]) for one in part], incoming[n::2]) for n in (0, 1)]
+            while not all(shard.done() for shard in shards):
+                assert replay.num_file_bytes < 2 * limits.total_bytes
+            assert sum(len(shard.result()) for shard in shards) == 300
+            assert replay.num_file_bytes == sum(map(size, segments(path)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: Path, traces: TraceMaker) -> None:
