@@ -179,7 +179,8 @@ class Trainer:
             return None
         self._estimated = self._progress()
         num_judges = self._options.thresholds.min_samples
-        unseen = self._components.replay.untrained_batch(self.history.uses, count=num_judges)
+        replay, uses = self._components.replay, self.history.uses
+        unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=num_judges)
         candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
         self._restart_if_worse(candidate)
@@ -200,7 +201,9 @@ class Trainer:
         if state is None:
             return None
         self._fitted = sizes
-        samples, unseen = replay.closed_form_batch(count=FITTED_SAMPLES, num_held_out=num_judges)
+        samples, unseen = await asyncio.to_thread(
+            replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
+        )
         if await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})

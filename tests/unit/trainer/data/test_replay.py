@@ -350,7 +350,9 @@ def test_the_size_of_the_files_can_be_read_while_others_come_and_go(path: Path, 
             Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay,
             ThreadPoolExecutor(2) as threads,
         ):
-            shards = [threads.submit(lambda part: [replay.admit([one]) for one in part], incoming[n::2]) for n in (0, 1)]
+            shards = [
+                threads.submit(lambda part: [replay.admit([one]) for one in part], incoming[n::2]) for n in (0, 1)
+            ]
             while not all(shard.done() for shard in shards):
                 assert replay.num_file_bytes < 2 * limits.total_bytes
             assert sum(len(shard.result()) for shard in shards) == 300
