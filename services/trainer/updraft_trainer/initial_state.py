@@ -26,6 +26,7 @@ from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
@@ -139,12 +140,12 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
-    """A learner whose weights and vocabulary come from the first samples.
+    """A learner whose weights and vocabulary come from a sample of each of the first requests.
 
     Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
     that the weights come from are counted as used.
     """
-    while len(replay.training_ids()) < spec.first_samples:
+    while replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) < spec.first_samples:
         if await stop.wait(_WAIT_S):
             return None
     learner, draft, samples = await asyncio.to_thread(_fit, spec, replay)  # a minute for a large target
@@ -160,8 +161,7 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
 
 def _fit(spec: TrainerSpec, replay: Replay) -> tuple[Learner, DraftNetwork | None, list[Sample]]:
     """A learner with random weights, the draft in closed form if there is one, and the samples that both come from."""
-    count, rng = spec.first_samples, random.Random(spec.seed)
-    samples = replay.training_batch({}, count=count, max_uses=1, rng=rng) if count else []
+    samples = replay.untrained_batch({}, count=spec.first_samples)  # of many requests rather than all chunks of few
     size = spec.target.draft(spec.shape).draft_vocab_size
     learner = spec.learner(choose_vocabulary(samples, spec.target, size=size))
     return learner, learner.closed_form(samples), samples

@@ -24,7 +24,7 @@ from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer import initial_state
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import IncomingTrace, Replay
-from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
@@ -127,6 +127,21 @@ async def test_a_new_draft_is_made_beside_the_event_loop(
     await begun(spec(read_head(target)), target, None, tmp_path)
     assert threads
     assert threading.main_thread() not in threads
+
+
+async def test_a_new_draft_waits_for_as_many_requests_and_not_for_as_many_chunks_of_one(
+    target: Path, tmp_path: Path
+) -> None:
+    maker, limits, stop = TraceMaker(target), ReplayLimits.of(1 << 20), Stop()
+    stop.request()
+    data = maker.data(1)
+    sample = read_sample(data, maker.expected)
+    names = [f"{sample.trace_id}{CHUNK_MARK}{chunk}" for chunk in range(4)]
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+        replay.admit([IncomingTrace(sample=replace(sample, trace_id=name), data=data) for name in names])
+        two, one = (replace(spec(read_head(target)), first_samples=first) for first in (2, 1))
+        assert await start(two, OneDraft(None), replay, stop) is None
+        assert await start(one, OneDraft(None), replay, stop) is not None
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:

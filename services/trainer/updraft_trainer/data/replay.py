@@ -26,7 +26,7 @@ import numpy as np
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
-from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry
+from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.data.sample_cache import SampleCache
 from updraft_trainer.data.segments import Location, Segments
@@ -106,7 +106,7 @@ class Replay:
         self._num_damaged = 0
         self._counting = threading.Lock()
         self.num_held_out = 0
-        """Evaluation samples admitted since the start, kept or not; it grows when a new estimate has new evidence."""
+        """Held-out requests admitted since the start, kept or not; it grows when a new estimate has new evidence."""
 
     @classmethod
     @contextmanager
@@ -137,6 +137,7 @@ class Replay:
     def admit(self, traces: Sequence[IncomingTrace]) -> list[Sample]:
         """Store new traces durably, all or none, and return their samples. Exhausted if the disk is full: then none is."""
         with self._admitting:
+            known = {entry.request for entry in self._stored}
             try:
                 with _sqlite_errors(INDEX):
                     new = self._unseen(traces)
@@ -147,7 +148,8 @@ class Replay:
             self._reclaim()
             for trace in new:
                 self._cache.put(trace.sample)
-            self.num_held_out += sum(trace.sample.is_evaluation for trace in new)
+            held_out = {request_of(trace.sample.trace_id) for trace in new if trace.sample.is_evaluation}
+            self.num_held_out += len(held_out - known)
             return [trace.sample for trace in new]
 
     def training_batch(
@@ -160,7 +162,7 @@ class Replay:
         return self._read(chosen)
 
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
-        """The newest samples that may be trained on and were not yet."""
+        """One sample of each of the newest requests that may be trained on and were not yet."""
         return self._read(selection.untrained_batch(self._training(), uses, count=count))
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
@@ -170,7 +172,7 @@ class Replay:
         return self._read(selection.evaluation_batch(held_out, count=count))
 
     def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
-        """The newest samples that were trained on."""
+        """The newest samples that were trained on, one of each request."""
         return self._read(selection.trained_batch(self._training(), uses, count=count))
 
     def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
@@ -186,15 +188,15 @@ class Replay:
         return selection.traffic_mix(selection.outliers_together(self._entries()))
 
     def cluster_sizes(self) -> dict[str, int]:
-        """Number of samples to train on in each cluster."""
-        return Counter(entry.cluster for entry in self._training())
+        """Number of requests to train on in each cluster."""
+        return Counter(entry.cluster for entry in selection.one_per_request(self._training()))
 
     def num_samples(self, pool: Pool) -> int:
         return sum(entry.pool is pool for entry in self._entries())
 
-    def num_requests(self, pool: Pool) -> int:
-        """Requests of which at least one chunk is stored."""
-        return len({entry.request for entry in self._entries() if entry.pool is pool})
+    def num_requests(self, *pools: Pool) -> int:
+        """Requests of which at least one chunk is stored in these pools."""
+        return len({entry.request for entry in self._entries() if entry.pool in pools})
 
     def num_bytes(self, pool: Pool) -> int:
         """Bytes of serialized traces."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from updraft_draft.target_weights import read_head
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data.clusters import MAX_CLUSTERS
 from updraft_trainer.data.replay import INDEX, IncomingTrace, Replay
-from updraft_trainer.data.retention import Pool, ReplayLimits
+from updraft_trainer.data.retention import CHUNK_MARK, Pool, ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 
@@ -113,6 +114,23 @@ def test_held_out_samples_are_evaluated_on_and_never_drawn(path: Path, traces: T
         chosen = {sample.trace_id for sample in replay.evaluation_batch(count=32)}
     assert chosen == {one.sample.trace_id for one in held_out}
     assert not chosen & set(uses)
+
+
+def test_chunks_count_as_the_request_that_they_are_of(path: Path, traces: TraceMaker) -> None:
+    def chunks(seed: int, *, evaluation: bool = False) -> list[IncomingTrace]:
+        one = arrival(traces, seed, evaluation=evaluation)
+        name = one.sample.trace_id
+        samples = [replace(one.sample, trace_id=f"{name}{CHUNK_MARK}{chunk}") for chunk in range(4)]
+        return [IncomingTrace(sample=sample, data=one.data) for sample in samples]
+
+    with opened(path, traces) as replay:
+        for seed in range(3):
+            replay.admit(chunks(seed))
+        first, *others = chunks(4, evaluation=True)
+        replay.admit([first, *chunks(5, evaluation=True)])
+        replay.admit(others)
+        assert sum(replay.cluster_sizes().values()) == replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) == 3
+        assert replay.num_held_out == replay.num_requests(Pool.EVALUATION) == 2
 
 
 @settings(max_examples=15, deadline=None)
