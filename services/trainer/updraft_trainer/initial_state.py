@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
@@ -145,10 +145,12 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
     Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
     that the weights come from are counted as used.
     """
-    while replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) < spec.first_samples:
+    count = spec.first_samples
+    # A sample of each of many requests teaches more than all chunks of few.
+    while len(samples := await asyncio.to_thread(replay.untrained_batch, {}, count=count)) < count:
         if await stop.wait(_WAIT_S):
             return None
-    learner, draft, samples = await asyncio.to_thread(_fit, spec, replay)  # a minute for a large target
+    learner, draft = await asyncio.to_thread(_fit, spec, samples)  # a minute for a large target
     history.origin = RANDOM if draft is None else CLOSED_FORM
     if draft is not None:
         learner.start_from(draft.state_dict())
@@ -159,9 +161,8 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
     return learner
 
 
-def _fit(spec: TrainerSpec, replay: Replay) -> tuple[Learner, DraftNetwork | None, list[Sample]]:
-    """A learner with random weights, the draft in closed form if there is one, and the samples that both come from."""
-    samples = replay.untrained_batch({}, count=spec.first_samples)  # of many requests rather than all chunks of few
+def _fit(spec: TrainerSpec, samples: Sequence[Sample]) -> tuple[Learner, DraftNetwork | None]:
+    """A learner with random weights and the draft in closed form, if there is one."""
     size = spec.target.draft(spec.shape).draft_vocab_size
     learner = spec.learner(choose_vocabulary(samples, spec.target, size=size))
-    return learner, learner.closed_form(samples), samples
+    return learner, learner.closed_form(samples)

@@ -98,6 +98,8 @@ class Replay:
         self._admitting = threading.Lock()
         self._retention = Retention(limits)
         self._clusters = Clusters()
+        self._is_stale = False
+        """Whether an admission has failed since retention and clusters were read from the index."""
         self._stored: Sequence[SampleEntry] = ()
         """In order of admission; replaced after each admission, never changed."""
         self._locations: dict[str, Location] = {}
@@ -138,13 +140,13 @@ class Replay:
         """Store new traces durably, all or none, and return their samples. Exhausted if the disk is full: then none is."""
         with self._admitting:
             known = {entry.request for entry in self._stored}
-            try:
-                with _sqlite_errors(INDEX):
-                    new = self._unseen(traces)
-                    self._store(new)
-            except (Corrupt, Exhausted):
-                self._restore()  # the transaction was rolled back, so the index in memory must be too
-                raise
+            with _sqlite_errors(INDEX):
+                if self._is_stale:
+                    self._restore()
+                self._is_stale = True  # if it fails: the transaction is rolled back, and what is in memory must be too
+                new = self._unseen(traces)
+                self._store(new)
+                self._is_stale = False
             self._reclaim()
             for trace in new:
                 self._cache.put(trace.sample)
@@ -383,12 +385,15 @@ class Replay:
         return sample
 
     def _data(self, trace_id: str) -> bytes | None:
-        """The stored bytes; None if the trace was dropped meanwhile or is damaged."""
+        """The stored bytes; None if the trace was dropped meanwhile, is damaged, or cannot be read now."""
         while (location := self._locations.get(trace_id)) is not None:
             try:
                 return self._segments.read(location)
             except Corrupt as error:
                 self._note_damaged(trace_id, str(error))
+                return None
+            except Exhausted as error:
+                logger.warning("Cannot read a trace now: %s", error, extra={"trace_id": trace_id})
                 return None
             except NotFound as error:
                 if self._locations.get(trace_id) == location:  # else it was moved or dropped in between

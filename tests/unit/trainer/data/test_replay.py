@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import shutil
@@ -7,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -15,13 +16,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.disk import file_size_limit
+from tests.support.disk import file_size_limit, no_file_opens
 from tests.support.likeliest import show_likeliest
 from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data import segments as segments_module
 from updraft_trainer.data.clusters import MAX_CLUSTERS
 from updraft_trainer.data.replay import INDEX, IncomingTrace, Replay
 from updraft_trainer.data.retention import CHUNK_MARK, Pool, ReplayLimits
@@ -387,3 +389,45 @@ def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: 
             replay.admit(batch)
         assert replay.training_ids() == [batch[0].sample.trace_id]
         assert len(replay.admit(batch)) == 29
+
+
+def test_traces_that_cannot_be_read_for_a_while_are_left_out_and_come_back(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces, cache_bytes=0) as replay:
+        replay.admit([arrival(traces, seed) for seed in range(3)])
+        with no_file_opens():
+            assert draw(replay, Counter()) == []
+        assert len(draw(replay, Counter())) == 3
+        assert replay.take_damaged() == 0
+
+
+def test_an_index_that_cannot_be_read_for_a_while_costs_no_trace(path: Path, traces: TraceMaker) -> None:
+    first, second = ([arrival(traces, seed) for seed in seeds] for seeds in (range(2), range(2, 5)))
+    with opened(path, traces) as replay:
+        replay.admit(first)
+        with closing(sqlite3.connect(path / INDEX)) as db:
+            db.execute("ALTER TABLE samples RENAME TO hidden")
+            for _ in range(2):
+                with pytest.raises(Exhausted, match="cannot be written"):
+                    replay.admit(second)
+            assert len(draw(replay, Counter())) == 2
+            db.execute("ALTER TABLE hidden RENAME TO samples")
+        assert len(replay.admit(second)) == 3
+        assert len(draw(replay, Counter(), count=10)) == replay.num_samples(Pool.WINDOW) == 5
+
+
+def test_a_trace_is_admitted_only_into_a_file_whose_name_is_durable(
+    path: Path, traces: TraceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(path, traces) as replay:
+        with monkeypatch.context() as patch:
+            patch.setattr(segments_module, "sync_folder", broken)
+            num_files = len(list(Path("/proc/self/fd").iterdir()))
+            for _ in range(2):
+                with pytest.raises(Exhausted):
+                    replay.admit([arrival(traces, 1)])
+            assert len(list(Path("/proc/self/fd").iterdir())) == num_files
+        assert len(replay.admit([arrival(traces, 1)])) == 1
+        assert len(draw(replay, Counter())) == 1
