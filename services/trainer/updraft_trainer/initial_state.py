@@ -145,9 +145,8 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
     Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
     that the weights come from are counted as used.
     """
-    count = spec.first_samples
-    # A sample of each of many requests teaches more than all chunks of few.
-    while len(samples := await asyncio.to_thread(replay.untrained_batch, {}, count=count)) < count:
+    count, rng = spec.first_samples, random.Random(spec.seed)
+    while len(samples := await asyncio.to_thread(replay.first_batch, count=count, rng=rng)) < count:
         if await stop.wait(_WAIT_S):
             return None
     learner, draft = await asyncio.to_thread(_fit, spec, samples)  # a minute for a large target

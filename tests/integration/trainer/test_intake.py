@@ -160,7 +160,12 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
 
 @pytest.mark.parametrize(
     ("days", "skew"),
-    [(2, "48 h ahead of"), (-40, "960 h behind"), (10**11 - 20_000, r"\d{13} h ahead of"), (-(10**11), r"\d{13} h behind")],
+    [
+        (2, "48 h ahead of"),
+        (-40, "960 h behind"),
+        (10**11 - 20_000, r"\d{13} h ahead of"),
+        (-(10**11), r"\d{13} h behind"),
+    ],
 )
 async def test_traces_of_a_pod_whose_clock_is_wrong_are_refused_and_others_are_not(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, days: int, skew: str

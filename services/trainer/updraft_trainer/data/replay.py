@@ -163,6 +163,10 @@ class Replay:
         )
         return self._read(chosen)
 
+    def first_batch(self, *, count: int, rng: random.Random) -> list[Sample]:
+        """One sample of each of up to `count` requests that may be trained on; see `selection`."""
+        return self._read(selection.first_batch(self._training(), count=count, rng=rng))
+
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """One sample of each of the newest requests that may be trained on and were not yet."""
         return self._read(selection.untrained_batch(self._training(), uses, count=count))

@@ -113,6 +113,13 @@ def training_batch(
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
 
+def first_batch(entries: Sequence[SampleEntry], *, count: int, rng: random.Random) -> list[SampleEntry]:
+    """One sample of each of up to `count` requests, of the clusters in turn: these teach more than all chunks of few."""
+    samples = one_per_request(outliers_together(entries))
+    rng.shuffle(samples)
+    return _round_robin(samples, count, key=lambda _: 0, rng=rng)
+
+
 def closed_form_batch(
     entries: Sequence[SampleEntry], *, count: int, num_held_out: int
 ) -> tuple[list[SampleEntry], list[SampleEntry]]:
