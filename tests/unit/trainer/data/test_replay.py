@@ -303,6 +303,37 @@ def test_killed_at_any_byte_of_an_admission_what_was_admitted_before_is_there_an
         assert replay.take_damaged() == 0
 
 
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_killed_at_any_byte_of_reclaiming_space_every_trace_is_there(
+    tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, data: st.DataObject
+) -> None:
+    """Traces are copied to the end, then the index says so, and only then their file is deleted."""
+    folder = tmp_path_factory.mktemp("replay")
+    path, before, after = folder / "replay", folder / "before", folder / "after"
+    max_bytes = 40 * len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=max_bytes) as replay:
+        for seed in range(9):
+            replay.admit([arrival(traces, seed)])
+        ids = replay.training_ids()
+        shutil.copytree(path, before)
+        replay._move(ids[:3])
+        shutil.copytree(path, after)
+    (deleted,) = {one.name for one in segments(before)} - {one.name for one in segments(after)}
+
+    def choose(written: int) -> int:
+        left = data.draw(st.integers(0, written), label="bytes written")
+        if left < written:
+            shutil.copy(before / deleted, after / deleted)
+        return left
+
+    kill(before, after, choose)
+    with opened(after, traces, max_bytes=max_bytes, cache_bytes=0) as replay:
+        assert replay.training_ids() == ids
+        assert len(draw(replay, Counter(), count=18)) == 9
+        assert replay.take_damaged() == 0
+
+
 def kill(before: Path, after: Path, choose: Callable[[int], int]) -> None:
     """Undo all but the first bytes that were written to a folder since `before`; `choose` says how many are left."""
     names = sorted((path.name for path in after.iterdir()), key=lambda name: (not name.endswith(".segment"), name))
