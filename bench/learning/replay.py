@@ -333,12 +333,7 @@ def accepted_when_sampled(draft: DraftNetwork, target: TargetHead, sample: Sampl
     ids = sample.ids[1 : sample.num_rows + 1]
     with torch.autocast("cpu", torch.bfloat16):
         (state,) = draft.unroll(sample.aux[None], ids[None], num_steps=1, first_row=first)
-    whole = DraftVocabulary.of(
-        target.head,
-        torch.arange(len(target.head)),
-        logit_scale=target.config.logit_scale,
-        logit_cap=target.config.logit_cap,
-    )
+    whole = DraftVocabulary.whole(target.head, logit_scale=target.config.logit_scale, logit_cap=target.config.logit_cap)
     total, count = 0.0, sample.num_rows - first - 1
     for start in range(0, count, SAMPLED_ROWS):
         end = min(start + SAMPLED_ROWS, count)

@@ -32,3 +32,14 @@ def no_cleanup() -> Iterator[None]:
     """Files are not unlinked, so that an error leaves what a kill would leave."""
     with patch.object(Path, "unlink", lambda *_args, **_options: None):
         yield
+
+
+@contextmanager
+def no_file_opens() -> Iterator[None]:
+    """Within the block this process may open no more files (EMFILE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

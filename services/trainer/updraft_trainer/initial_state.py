@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Una
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
+from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
@@ -137,24 +140,28 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
-    """A learner whose weights and vocabulary come from the first samples.
+    """A learner whose weights and vocabulary come from a sample of each of the first requests.
 
     Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
     that the weights come from are counted as used.
     """
-    while len(replay.training_ids()) < spec.first_samples:
+    count, rng = spec.first_samples, random.Random(spec.seed)
+    while len(samples := await asyncio.to_thread(replay.first_batch, count=count, rng=rng)) < count:
         if await stop.wait(_WAIT_S):
             return None
-    count, rng = spec.first_samples, random.Random(spec.seed)
-    samples = replay.training_batch({}, count=count, max_uses=1, rng=rng) if count else []
-    size = spec.target.draft(spec.shape).draft_vocab_size
-    token_ids = choose_vocabulary(samples, spec.target, size=size)
-    learner = await asyncio.to_thread(spec.learner, token_ids)
-    draft = await asyncio.to_thread(learner.closed_form, samples)
+    learner, draft = await asyncio.to_thread(_fit, spec, samples)  # a minute for a large target
     history.origin = RANDOM if draft is None else CLOSED_FORM
     if draft is not None:
         learner.start_from(draft.state_dict())
         for sample in samples:
             history.count_use(sample.trace_id)
-    logger.info("Started a new draft", extra={"draft_vocab_size": len(token_ids), "is_closed_form": draft is not None})
+    facts = {"draft_vocab_size": len(learner.network.token_ids), "is_closed_form": draft is not None}
+    logger.info("Started a new draft", extra=facts)
     return learner
+
+
+def _fit(spec: TrainerSpec, samples: Sequence[Sample]) -> tuple[Learner, DraftNetwork | None]:
+    """A learner with random weights and the draft in closed form, if there is one."""
+    size = spec.target.draft(spec.shape).draft_vocab_size
+    learner = spec.learner(choose_vocabulary(samples, spec.target, size=size))
+    return learner, learner.closed_form(samples)

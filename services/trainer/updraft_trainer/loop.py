@@ -108,6 +108,7 @@ class Trainer:
         self._save_s = 0.0
         """Duration of the last save."""
         self._saving: asyncio.Future[None] | None = None
+        self._is_save_owed = False
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -129,7 +130,7 @@ class Trainer:
             if not has_trained:
                 self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
-        await self._save_at_the_end()
+        await self.save()
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""
@@ -179,7 +180,8 @@ class Trainer:
             return None
         self._estimated = self._progress()
         num_judges = self._options.thresholds.min_samples
-        unseen = self._components.replay.untrained_batch(self.history.uses, count=num_judges)
+        replay, uses = self._components.replay, self.history.uses
+        unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=num_judges)
         candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
         self._restart_if_worse(candidate)
@@ -200,7 +202,9 @@ class Trainer:
         if state is None:
             return None
         self._fitted = sizes
-        samples, unseen = replay.closed_form_batch(count=FITTED_SAMPLES, num_held_out=num_judges)
+        samples, unseen = await asyncio.to_thread(
+            replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
+        )
         if await asyncio.to_thread(self.learner.update_vocabulary, samples):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
@@ -305,25 +309,23 @@ class Trainer:
         if response is not None:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            await self._start_saving()  # the registry has this draft now, so it should not be lost with this process
+            self._is_save_owed = True  # the registry has this draft now, so it should not be lost with this process
+            await self.save_if_due()
 
     async def save_if_due(self) -> None:
-        if is_save_due(self._progress(), self._saved, self._options.schedule, duration_s=self._save_s):
+        """Start a save if one is due or owed, as soon as the one before is written."""
+        is_due = is_save_due(self._progress(), self._saved, self._options.schedule, duration_s=self._save_s)
+        if (is_due or self._is_save_owed) and (self._saving is None or self._saving.done()):
             await self._start_saving()
 
     async def _start_saving(self) -> None:
-        """Copy the state and write it in a thread of its own, unless the one before is still being written."""
+        """Copy the state and write it in a thread of its own."""
         if self._saving is not None:
-            if not self._saving.done():
-                return
             self._saving.result()
+        self._is_save_owed = False
         progress = self._progress()
         state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
         self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
-
-    def save(self) -> None:
-        """Write everything durably that a restart needs."""
-        self._write(self._state(), self._progress())
 
     def _state(self) -> State:
         stored = set(self._components.replay.training_ids())
@@ -356,7 +358,8 @@ class Trainer:
             self._saved = replace(self._saved, at_s=self._components.clock.monotonic())
             logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
 
-    async def _save_at_the_end(self) -> None:
+    async def save(self) -> None:
+        """Write everything durably that a restart needs, after a save that is under way."""
         if self._saving is not None:
             await self._saving
         otherwise = "the next start resumes from the last saved state"

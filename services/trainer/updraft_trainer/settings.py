@@ -74,7 +74,7 @@ class TrainerSettings(Settings):
     """Number of tokens that a new draft can propose, at most the target's. Default: as many as make its head as large as the
     rest of it, within 8192 and 32000."""
     first_samples: int = Field(default=8, ge=0)
-    """Samples to wait for before a new draft starts: its first weights and its vocabulary come from them. 0 starts at once,
+    """Requests to wait for before a new draft starts: its first weights and its vocabulary come from them. 0 starts at once,
     with random weights and the lowest token ids."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW learning rate after warmup, of a draft that starts from random weights."""

@@ -49,7 +49,9 @@ def request(traces: TraceMaker) -> FinishedRequest:
 
 def entries(traces: TraceMaker, *, max_bytes: int, is_evaluation: bool = False) -> list[bytes]:
     """What a pod puts into the stream."""
-    plan = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, is_evaluation=is_evaluation)
+    plan = CapturePlan(
+        trace_id=b"0123456789abcdef", is_captured=True, is_evaluation=is_evaluation, payload_probability=1.0
+    )
     origin = Origin(
         speculator="default",
         pod="p",

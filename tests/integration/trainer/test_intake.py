@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -157,7 +158,15 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
     assert not await redis.exists(f"{KEY}:dead"), "nothing is wrong with them"
 
 
-@pytest.mark.parametrize(("days", "skew"), [(2, "48 h ahead of"), (-40, "960 h behind")])
+@pytest.mark.parametrize(
+    ("days", "skew"),
+    [
+        (2, "48 h ahead of"),
+        (-40, "960 h behind"),
+        (10**11 - 20_000, r"\d{13} h ahead of"),
+        (-(10**11), r"\d{13} h behind"),
+    ],
+)
 async def test_traces_of_a_pod_whose_clock_is_wrong_are_refused_and_others_are_not(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, days: int, skew: str
 ) -> None:
@@ -166,7 +175,7 @@ async def test_traces_of_a_pod_whose_clock_is_wrong_are_refused_and_others_are_n
     await send(redis, wrong.SerializeToString(), traces.data(2))
     rows: Any = await redis.xrange(KEY)
     checked = check(Entry(id=rows[0][0].decode(), data=rows[0][1][b"t"], deliveries=1), traces.expected)
-    assert str(checked.result) == f"the clock of the trace's pod is {skew} that of Redis"
+    assert re.fullmatch(f"the clock of the trace's pod is {skew} that of Redis", str(checked.result))
     async with running(redis, replay, traces, metrics):
         await until(lambda: is_settled(redis), what="an empty stream")
     assert count(metrics, "samples_refused_total", reason="wrong_clock") == 1
@@ -189,6 +198,28 @@ async def test_shards_fill_one_replay_and_a_trace_in_two_of_them_is_admitted_onc
         await until(lambda: count(metrics, "samples_refused_total", reason="duplicate") == 2)
         assert [count(metrics, "stream_up", shard=str(shard)) for shard in range(3)] == [1, 1, 1]
     assert [await redis.xlen(key) for key in keys] == [0, 0, 0]
+
+
+async def test_a_damaged_trace_counts_once_with_any_number_of_shards(
+    redis: Redis, replay: Replay, tmp_path: Path, traces: TraceMaker, metrics: Metrics
+) -> None:
+    keys = streams.keys("default", "default", 2)
+
+    async def send_to_each(seed: int) -> None:
+        for shard, key in enumerate(keys):
+            await streams.Producer(redis, key, max_bytes=1 << 24).append(traces.data(seed + shard))
+
+    await send_to_each(0)
+    async with AsyncExitStack() as stack:
+        for shard in range(2):
+            await stack.enter_async_context(running(redis, replay, traces, metrics, shard=shard))
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 2)
+        replay._note_damaged(replay.training_ids()[0], "as a reader finds it")
+        await send_to_each(2)
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 3)
+        await send_to_each(4)
+        await until(lambda: replay.num_samples(Pool.WINDOW) == 5)
+    assert count(metrics, "replay_damaged_total") == 1
 
 
 async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(

@@ -682,7 +682,7 @@ async def test_training_goes_on_from_a_serving_draft_of_another_size(whole: Benc
     await whole.train(trainer)
     assert len(trainer.learner.network.token_ids) == 100
     assert trainer.learner.learning_rate == whole.spec.hyper.adaptation_rate
-    trainer.save()
+    await trainer.save()
     state = whole.components.states.load(whole.identity)
     assert state is not None
     assert len(resume(state, whole.spec).learner.network.token_ids) == 100
@@ -717,7 +717,7 @@ async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
     trainer = await whole.started()
     for _ in range(15):
         trainer.train()
-    trainer.save()
+    await trainer.save()
     weights = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
     for _ in range(5):
         trainer.train()
@@ -767,6 +767,27 @@ async def test_training_goes_on_while_a_state_is_written_and_the_state_is_of_whe
     assert (state.learner["step"], trainer.learner.step) == (3, 8)
     assert state.history.uses == uses
     assert all(state.learner["network"][name].equal(tensor) for name, tensor in weights.items())
+
+
+async def test_a_draft_that_is_published_while_a_state_is_written_is_saved_next(whole: Bench) -> None:
+    states = SlowStates(whole.folder / "states")
+    slow = replace(whole, components=replace(whole.components, states=states))
+    whole.admit(0, 32)
+    trainer = slow.trainer(await slow.initial())
+    trainer.train()
+    whole.clock.advance(60)
+    await trainer.save_if_due()
+    trainer.train()
+    await slow.publish_closed_form(trainer)
+    step = trainer.learner.step
+    states.may_end.set()
+
+    async def is_saved() -> bool:
+        await trainer.save_if_due()
+        state = states.load(whole.identity)
+        return state is not None and state.learner["step"] == step
+
+    await until(is_saved, what="a state with the published draft")
 
 
 async def test_a_sample_that_breaks_training_is_skipped_and_soon_left_alone(whole: Bench) -> None:

@@ -1,6 +1,8 @@
 """Training goes on from a draft of any shape that its target allows, and from what was saved of it."""
 
 import random
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from tests.support import families
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.traces import TraceMaker
+from torch import Tensor
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
@@ -18,9 +21,11 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_trainer import initial_state
+from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import IncomingTrace, Replay
-from updraft_trainer.data.retention import ReplayLimits
-from updraft_trainer.data.sample import read_sample
+from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
+from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
@@ -107,6 +112,36 @@ async def test_a_new_draft_has_the_tokens_of_the_samples_that_it_waited_for(
     assert len(initial.learner.network.token_ids) == DRAFT_VOCAB
     assert initial.history.num_samples == first_samples
     assert initial.history.origin == ("closed form" if first_samples else "random weights")
+
+
+async def test_a_new_draft_is_made_beside_the_event_loop(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def choose(samples: Sequence[Sample], head: TargetHead, *, size: int) -> Tensor:
+        threads.append(threading.current_thread())
+        return choose_vocabulary(samples, head, size=size)
+
+    monkeypatch.setattr(initial_state, "choose_vocabulary", choose)
+    await begun(spec(read_head(target)), target, None, tmp_path)
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_a_new_draft_waits_for_as_many_requests_and_not_for_as_many_chunks_of_one(
+    target: Path, tmp_path: Path
+) -> None:
+    maker, limits, stop = TraceMaker(target), ReplayLimits.of(1 << 20), Stop()
+    stop.request()
+    data = maker.data(1)
+    sample = read_sample(data, maker.expected)
+    names = [f"{sample.trace_id}{CHUNK_MARK}{chunk}" for chunk in range(4)]
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+        replay.admit([IncomingTrace(sample=replace(sample, trace_id=name), data=data) for name in names])
+        two, one = (replace(spec(read_head(target)), first_samples=first) for first in (2, 1))
+        assert await start(two, OneDraft(None), replay, stop) is None
+        assert await start(one, OneDraft(None), replay, stop) is not None
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:

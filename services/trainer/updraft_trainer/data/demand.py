@@ -39,13 +39,13 @@ _HORIZON_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayFill:
-    """Stored requests, and how many there should be. `unused`: uses that fresh samples are still good for."""
+    """Stored requests, and how many there should be. `unused`: uses of whole requests that fresh samples are still good for."""
 
     num_training: int = 0
     num_held_out: int = 0
     wanted_training: int
     wanted_held_out: int
-    unused: int = 0
+    unused: float = 0.0
 
     @property
     def num_missing(self) -> float:
@@ -64,7 +64,7 @@ def demand(fill: ReplayFill, *, speed: float, request_tokens: float, max_uses: i
 
 
 def wanted_that_fit(count: int, stored: tuple[int, int], max_bytes: int) -> int:
-    """`count`, or as many requests as fit, because others are not missing. `stored`: requests and their bytes."""
+    """`count`, or as many requests as fit: those without room are not missing. `stored`: requests and their bytes."""
     num_stored, num_bytes = stored
     # One less than fit on average: when the next one is larger than the mean, an old one gives way to it.
     return min(count, max(0, math.floor(max_bytes * num_stored / num_bytes) - 1)) if num_bytes else count
@@ -80,7 +80,7 @@ class DemandMeter:
         self._max_uses = max_uses
         self._tokens = self._seconds = 0.0
         self._since_s: float | None = None
-        self._request_tokens = FIRST_REQUEST_TOKENS
+        self._sample_tokens: float | None = None
 
     def trained(self, sizes: Sequence[int], *, start_s: float, end_s: float) -> None:
         """A step on samples of so many captured tokens. The time since the last step counts, because evaluations are a part of
@@ -88,7 +88,7 @@ class DemandMeter:
         seconds = end_s - (start_s if self._since_s is None else self._since_s)
         keep = math.exp(-seconds / _HORIZON_S)
         self._tokens, self._seconds = keep * self._tokens + sum(sizes), keep * self._seconds + seconds
-        self._request_tokens = sum(sizes) / len(sizes)
+        self._sample_tokens = sum(sizes) / len(sizes)
         self._since_s = end_s
 
     def paused(self) -> None:
@@ -97,11 +97,13 @@ class DemandMeter:
 
     def tokens_per_s(self, uses: Mapping[str, int]) -> float:
         """The demand. `uses` are those of each sample so far, by trace id."""
-        unused = sum(max(0, self._max_uses - uses.get(trace_id, 0)) for trace_id in self._replay.training_ids())
+        ids, fill = self._replay.training_ids(), self._fill()
+        num_chunks = len(ids) / fill.num_training if fill.num_training else 1.0
+        unused = sum(max(0, self._max_uses - uses.get(trace_id, 0)) for trace_id in ids)
         return demand(
-            replace(self._fill(), unused=unused),
+            replace(fill, unused=unused / num_chunks),
             speed=self._tokens / self._seconds if self._seconds else 0.0,
-            request_tokens=self._request_tokens,
+            request_tokens=FIRST_REQUEST_TOKENS if self._sample_tokens is None else self._sample_tokens * num_chunks,
             max_uses=self._max_uses,
         )
 
@@ -117,4 +119,4 @@ class DemandMeter:
 
     def _stored(self, *pools: Pool) -> tuple[int, int]:
         """Requests and bytes in these pools together."""
-        return sum(map(self._replay.num_samples, pools)), sum(map(self._replay.num_bytes, pools))
+        return self._replay.num_requests(*pools), sum(map(self._replay.num_bytes, pools))

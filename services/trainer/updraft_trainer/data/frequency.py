@@ -37,9 +37,7 @@ def _expected(samples: Sequence[Sample], target: TargetHead) -> Tensor:
     """The sum of the predictions of all rows, estimated from at most `MAX_ROWS` of them."""
     c = target.config
     stride = max(1, -(-sum(len(sample.teacher) for sample in samples) // MAX_ROWS))
-    whole = DraftVocabulary.of(
-        target.head, torch.arange(c.vocab_size), logit_scale=c.logit_scale, logit_cap=c.logit_cap
-    )
+    whole = DraftVocabulary.whole(target.head, logit_scale=c.logit_scale, logit_cap=c.logit_cap)
     expected = torch.zeros(c.vocab_size)
     for sample in samples:
         rows = range(0, len(sample.teacher), stride)

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 BATCH_ENTRIES = 8
 """Entries decoded in memory and stored at a time; an entry has at most 8 MiB, and one sync of the disk is for all of them."""
 
-MAX_SKEW = timedelta(days=1)
+_HOUR_MS = 3_600_000
+
+MAX_SKEW_MS = 24 * _HOUR_MS
 """Between the end of a request, by its pod's clock, and its arrival in Redis. A pod keeps traces in memory, for minutes."""
 
 _BLOCK = timedelta(seconds=1)
@@ -60,10 +62,10 @@ def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
 
 
 def _check_clock(entry: Entry, sample: Sample) -> None:
-    skew = timedelta(milliseconds=sample.finished_unix_ms - entry.received_ms)
-    if abs(skew) > MAX_SKEW:
-        where = "ahead of" if skew > timedelta() else "behind"
-        hours = abs(skew) / timedelta(hours=1)
+    skew_ms = sample.finished_unix_ms - entry.received_ms  # any int64, which is more than a timedelta holds
+    if abs(skew_ms) > MAX_SKEW_MS:
+        where = "ahead of" if skew_ms > 0 else "behind"
+        hours = abs(skew_ms) / _HOUR_MS
         raise RefusedTrace("wrong_clock", f"the clock of the trace's pod is {hours:.0f} h {where} that of Redis")
 
 
@@ -101,7 +103,6 @@ class Intake:
         self._clock = clock
         self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
-        self._num_damaged = 0
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -148,8 +149,7 @@ class Intake:
         for sample in admitted:
             metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
         metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
-        metrics.replay_damaged.inc(replay.num_damaged - self._num_damaged)
-        self._num_damaged = replay.num_damaged
+        metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)
         for pool in Pool:
             metrics.replay_samples.labels(pool).set(replay.num_samples(pool))

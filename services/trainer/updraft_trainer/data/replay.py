@@ -26,7 +26,7 @@ import numpy as np
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters
-from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry
+from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.data.sample_cache import SampleCache
 from updraft_trainer.data.segments import Location, Segments
@@ -98,15 +98,17 @@ class Replay:
         self._admitting = threading.Lock()
         self._retention = Retention(limits)
         self._clusters = Clusters()
+        self._is_stale = False
+        """Whether an admission has failed since retention and clusters were read from the index."""
         self._stored: Sequence[SampleEntry] = ()
         """In order of admission; replaced after each admission, never changed."""
         self._locations: dict[str, Location] = {}
         self._damaged: set[str] = set()
         """Found by readers; the next admission drops them."""
-        self.num_damaged = 0
-        """Traces that the disk has damaged, since the start."""
+        self._num_damaged = 0
+        self._counting = threading.Lock()
         self.num_held_out = 0
-        """Evaluation samples admitted since the start, kept or not; it grows when a new estimate has new evidence."""
+        """Held-out requests admitted since the start, kept or not; it grows when a new estimate has new evidence."""
 
     @classmethod
     @contextmanager
@@ -137,17 +139,19 @@ class Replay:
     def admit(self, traces: Sequence[IncomingTrace]) -> list[Sample]:
         """Store new traces durably, all or none, and return their samples. Exhausted if the disk is full: then none is."""
         with self._admitting:
-            try:
-                with _sqlite_errors(INDEX):
-                    new = self._unseen(traces)
-                    self._store(new)
-            except (Corrupt, Exhausted):
-                self._restore()  # the transaction was rolled back, so the index in memory must be too
-                raise
+            known = {entry.request for entry in self._stored}
+            with _sqlite_errors(INDEX):
+                if self._is_stale:
+                    self._restore()
+                self._is_stale = True  # if it fails: the transaction is rolled back, and what is in memory must be too
+                new = self._unseen(traces)
+                self._store(new)
+                self._is_stale = False
             self._reclaim()
             for trace in new:
                 self._cache.put(trace.sample)
-            self.num_held_out += sum(trace.sample.is_evaluation for trace in new)
+            held_out = {request_of(trace.sample.trace_id) for trace in new if trace.sample.is_evaluation}
+            self.num_held_out += len(held_out - known)
             return [trace.sample for trace in new]
 
     def training_batch(
@@ -159,8 +163,12 @@ class Replay:
         )
         return self._read(chosen)
 
+    def first_batch(self, *, count: int, rng: random.Random) -> list[Sample]:
+        """One sample of each of up to `count` requests that may be trained on; see `selection`."""
+        return self._read(selection.first_batch(self._training(), count=count, rng=rng))
+
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
-        """The newest samples that may be trained on and were not yet."""
+        """One sample of each of the newest requests that may be trained on and were not yet."""
         return self._read(selection.untrained_batch(self._training(), uses, count=count))
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
@@ -170,7 +178,7 @@ class Replay:
         return self._read(selection.evaluation_batch(held_out, count=count))
 
     def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
-        """The newest samples that were trained on."""
+        """The newest samples that were trained on, one of each request."""
         return self._read(selection.trained_batch(self._training(), uses, count=count))
 
     def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
@@ -186,15 +194,15 @@ class Replay:
         return selection.traffic_mix(selection.outliers_together(self._entries()))
 
     def cluster_sizes(self) -> dict[str, int]:
-        """Number of samples to train on in each cluster."""
-        return Counter(entry.cluster for entry in self._training())
+        """Number of requests to train on in each cluster."""
+        return Counter(entry.cluster for entry in selection.one_per_request(self._training()))
 
     def num_samples(self, pool: Pool) -> int:
         return sum(entry.pool is pool for entry in self._entries())
 
-    def num_requests(self, pool: Pool) -> int:
-        """Requests of which at least one chunk is stored."""
-        return len({entry.request for entry in self._entries() if entry.pool is pool})
+    def num_requests(self, *pools: Pool) -> int:
+        """Requests of which at least one chunk is stored in these pools."""
+        return len({entry.request for entry in self._entries() if entry.pool in pools})
 
     def num_bytes(self, pool: Pool) -> int:
         """Bytes of serialized traces."""
@@ -204,6 +212,12 @@ class Replay:
     def num_file_bytes(self) -> int:
         """Bytes of all files of traces, with those of dropped traces whose space is not reclaimed yet."""
         return self._segments.num_bytes
+
+    def take_damaged(self) -> int:
+        """Number of traces that were found damaged since the last call: one of several callers counts each."""
+        with self._counting:
+            num_damaged, self._num_damaged = self._num_damaged, 0
+        return num_damaged
 
     def training_ids(self) -> list[str]:
         """Trace ids of samples that may be trained on, in order of admission."""
@@ -375,12 +389,15 @@ class Replay:
         return sample
 
     def _data(self, trace_id: str) -> bytes | None:
-        """The stored bytes; None if the trace was dropped meanwhile or is damaged."""
+        """The stored bytes; None if the trace was dropped meanwhile, is damaged, or cannot be read now."""
         while (location := self._locations.get(trace_id)) is not None:
             try:
                 return self._segments.read(location)
             except Corrupt as error:
                 self._note_damaged(trace_id, str(error))
+                return None
+            except Exhausted as error:
+                logger.warning("Cannot read a trace now: %s", error, extra={"trace_id": trace_id})
                 return None
             except NotFound as error:
                 if self._locations.get(trace_id) == location:  # else it was moved or dropped in between
@@ -391,7 +408,8 @@ class Replay:
     def _note_damaged(self, trace_id: str, reason: str) -> None:
         logger.warning("Dropped a damaged trace: %s", reason, extra={"trace_id": trace_id})
         self._damaged.add(trace_id)
-        self.num_damaged += 1
+        with self._counting:
+            self._num_damaged += 1
 
 
 def _claim(db: sqlite3.Connection, folder: Path, fingerprint: str) -> None:

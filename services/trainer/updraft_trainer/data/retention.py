@@ -44,7 +44,7 @@ class SampleEntry:
     @property
     def request(self) -> str:
         """The trace id of the request that the sample is, or is a chunk of."""
-        return self.trace_id.partition(CHUNK_MARK)[0]
+        return request_of(self.trace_id)
 
     @property
     def group(self) -> str:
@@ -86,6 +86,11 @@ class RetentionChanges:
 
     moved: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+
+
+def request_of(trace_id: str) -> str:
+    """The trace id of the request that a sample is, or is a chunk of."""
+    return trace_id.partition(CHUNK_MARK)[0]
 
 
 def rank(trace_id: str) -> int:

@@ -90,7 +90,7 @@ class Segments:
     @property
     def num_bytes(self) -> int:
         """Of all files."""
-        return sum(segment.size for segment in self._segments.values())
+        return sum(segment.size for segment in list(self._segments.values()))  # a copy: another thread may be appending
 
     @contextmanager
     def appended(self, records: Sequence[bytes]) -> Iterator[list[Location]]:
@@ -172,12 +172,17 @@ class Segments:
         segment.num_live += 1
 
     def _opened(self) -> _Writer:
+        """A new file, whose name is durable."""
         number = self._next
         descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._next += 1
+        try:
+            sync_folder(self.folder)
+        except OSError:  # the empty file is deleted at the next start
+            os.close(descriptor)
+            raise
         self._segments[number] = _Segment()
         self._writer = _Writer(number, descriptor)
-        sync_folder(self.folder)
         return self._writer
 
     def _written(self, writer: _Writer, records: Sequence[bytes]) -> list[Location]:

@@ -5,8 +5,9 @@ does not overfit them. The other half rehearses all clusters equally, so that a 
 learned before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal needs no limit of its own: it only
 accompanies fresh samples, so it grows with new traffic and not with time.
 
-The newest samples wait while others are fresh. Until they are trained on, they judge the draft next to the held-out samples,
-which are few when traffic is new.
+The newest requests wait while others are fresh. Until they are trained on, they judge the draft next to the held-out ones,
+which are few when traffic is new. A request waits or judges as a whole: its chunks are alike, so one that was trained on tells
+how well the draft knows the others by heart.
 """
 
 import heapq
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data import importance
-from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, rank
+from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, rank, request_of
 
 NUM_RECENT = 64
 """Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent. With 32, drafts
@@ -62,6 +63,14 @@ def one_per_request(entries: Iterable[SampleEntry]) -> list[SampleEntry]:
     return list(chosen.values())
 
 
+def newest_requests(entries: Iterable[SampleEntry], count: int) -> set[str]:
+    """The `count` requests that came last, by the first of their chunks, so that a long one does not become new again."""
+    first: dict[str, int] = {}
+    for entry in entries:
+        first[entry.request] = min(entry.order, first.get(entry.request, entry.order))
+    return set(heapq.nlargest(count, first, key=first.__getitem__))
+
+
 def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
     """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured."""
     entries = list(entries)
@@ -83,20 +92,20 @@ def training_batch(
 ) -> list[SampleEntry]:
     """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples.
 
-    The `num_waiting` newest samples, at most half of all, are left out while there is a fresh one without them.
+    The `num_waiting` newest requests, at most half of all, are left out while there is a fresh sample of another one.
     """
 
     def num_uses(entry: SampleEntry) -> int:
         return uses.get(entry.trace_id, 0)
 
-    num_waiting = min(num_waiting, len(entries) // 2)
-    waiting = {entry.trace_id for entry in heapq.nlargest(num_waiting, entries, key=lambda entry: entry.order)}
+    num_waiting = min(num_waiting, len({entry.request for entry in entries}) // 2)
+    waiting = newest_requests(entries, num_waiting)
     fresh = [entry for entry in entries if num_uses(entry) < max_uses]
     if not fresh:
         return []
-    if any(entry.trace_id not in waiting for entry in fresh):
-        entries = [entry for entry in entries if entry.trace_id not in waiting]
-        fresh = [entry for entry in fresh if entry.trace_id not in waiting]
+    if any(entry.request not in waiting for entry in fresh):
+        entries = [entry for entry in entries if entry.request not in waiting]
+        fresh = [entry for entry in fresh if entry.request not in waiting]
     batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda entry: (num_uses(entry), -entry.order))
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
@@ -104,32 +113,47 @@ def training_batch(
     return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
 
 
+def first_batch(entries: Sequence[SampleEntry], *, count: int, rng: random.Random) -> list[SampleEntry]:
+    """One sample of each of up to `count` requests, of the clusters in turn: these teach more than all chunks of few."""
+    samples = one_per_request(outliers_together(entries))
+    rng.shuffle(samples)
+    return _round_robin(samples, count, key=lambda _: 0, rng=rng)
+
+
 def closed_form_batch(
     entries: Sequence[SampleEntry], *, count: int, num_held_out: int
 ) -> tuple[list[SampleEntry], list[SampleEntry]]:
-    """Up to `count` samples to fit, the newest of each cluster in turn, and the `num_held_out` newest of all to judge by."""
+    """Up to `count` samples to fit, the newest of each cluster in turn, and one of each of the `num_held_out` newest requests
+    to judge by, of which none is fitted."""
+    judging = newest_requests(entries, num_held_out)
     newest_first = sorted(outliers_together(entries), key=lambda entry: -entry.order)
-    fitted = _round_robin(newest_first[num_held_out:], count, key=lambda entry: -entry.order)
-    return fitted, newest_first[:num_held_out]
+    fitted = [entry for entry in newest_first if entry.request not in judging]
+    held_out = one_per_request(entry for entry in newest_first if entry.request in judging)
+    return _round_robin(fitted, count, key=lambda entry: -entry.order), held_out
 
 
 def untrained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
-    """The newest samples that were not trained on yet, one of each request."""
-    untrained = one_per_request(entry for entry in entries if not uses.get(entry.trace_id))
-    return heapq.nlargest(count, untrained, key=lambda entry: entry.order)
+    """One sample of each of the newest requests of which nothing was trained on yet."""
+    trained = {request_of(trace_id) for trace_id, num_uses in uses.items() if num_uses}
+    untrained = [entry for entry in entries if entry.request not in trained]
+    chosen = newest_requests(untrained, count)
+    batch = one_per_request(entry for entry in untrained if entry.request in chosen)
+    return sorted(batch, key=lambda entry: -entry.order)
 
 
 def trained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
-    """The newest samples that were trained on."""
-    trained = [entry for entry in entries if uses.get(entry.trace_id)]
+    """The newest samples that were trained on, one of each request."""
+    trained = one_per_request(entry for entry in entries if uses.get(entry.trace_id))
     return heapq.nlargest(count, trained, key=lambda entry: entry.order)
 
 
 def remembered(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
-    """The samples of kinds that have been seen among the last `NUM_REMEMBERED` requests."""
+    """The samples of kinds that have been seen among the last `NUM_REMEMBERED` requests, which came in as many chunks each as
+    those that are stored."""
     last = {entry.cluster: entry.order for entry in sorted(entries, key=lambda entry: entry.order)}
     newest = max(last.values(), default=0)
-    return [entry for entry in entries if newest - last[entry.cluster] < NUM_REMEMBERED]
+    num_requests = len({entry.request for entry in entries})
+    return [entry for entry in entries if (newest - last[entry.cluster]) * num_requests < NUM_REMEMBERED * len(entries)]
 
 
 def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:

@@ -43,6 +43,11 @@ class DraftVocabulary:
         indices[token_ids] = torch.arange(len(token_ids))
         return cls(head[token_ids].bfloat16(), indices, logit_scale, logit_cap)
 
+    @classmethod
+    def whole(cls, head: Tensor, *, logit_scale: float = 1.0, logit_cap: float | None = None) -> Self:
+        """All tokens of the target. A bfloat16 `head` is not copied: it may have more than a gigabyte."""
+        return cls(head.bfloat16(), torch.arange(len(head)), logit_scale, logit_cap)
+
 
 @dataclass(frozen=True, slots=True)
 class LastHidden:

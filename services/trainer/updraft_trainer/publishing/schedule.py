@@ -18,7 +18,7 @@ class TrainingSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """State of training at one moment: optimizer steps, held-out samples admitted so far, monotonic seconds."""
+    """State of training at one moment: optimizer steps, held-out requests admitted so far, monotonic seconds."""
 
     step: int
     num_held_out: int
@@ -26,7 +26,7 @@ class Progress:
 
 
 def is_estimate_due(now: Progress, last: Progress, schedule: TrainingSchedule) -> bool:
-    """True after enough steps, or after enough time if the weights or the held-out samples have changed."""
+    """True after enough steps, or after enough time if the weights or the held-out requests have changed."""
     has_changed = now.step > last.step or now.num_held_out > last.num_held_out
     is_late = now.at_s - last.at_s >= schedule.evaluate_seconds
     return now.step - last.step >= schedule.evaluate_steps or (has_changed and is_late)
@@ -39,7 +39,7 @@ def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, d
 
 
 def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: int) -> bool:
-    """True if all traffic or a cluster of it has `first` samples, and at the last fit had fewer, or half as many."""
+    """True if all traffic or a cluster of it has `first` requests, and at the last fit had fewer, or half as many."""
     now_and_then = [(size, fitted.get(cluster, 0)) for cluster, size in sizes.items()]
     now_and_then.append((sum(sizes.values()), sum(fitted.values())))
     return any(now >= first and (then < first or now >= 2 * then) for now, then in now_and_then)

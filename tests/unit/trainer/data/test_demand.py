@@ -1,5 +1,6 @@
 """The demand keeps training busy with fresh samples, and no more than that."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from updraft_trainer.data.demand import (
     wanted_that_fit,
 )
 from updraft_trainer.data.replay import IncomingTrace, Replay
-from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
 from updraft_trainer.data.sample import read_sample
 
 ENOUGH = ReplayFill(wanted_training=0, wanted_held_out=0)
@@ -90,6 +91,28 @@ def test_requests_for_which_there_is_no_room_are_not_missing() -> None:
     assert wanted_that_fit(32, (1, 2000), 1000) == 0
 
 
+def admit(replay: Replay, maker: TraceMaker, count: int, *, num_chunks: int = 1) -> None:
+    """So many requests, each in so many chunks."""
+    for seed in range(count):
+        data = maker.data(seed, num_output=8)
+        sample = read_sample(data, maker.expected)
+        names = [sample.trace_id, *(f"{sample.trace_id}{CHUNK_MARK}{chunk}" for chunk in range(1, num_chunks))]
+        replay.admit([IncomingTrace(sample=replace(sample, trace_id=name), data=data) for name in names])
+
+
+def test_requests_are_missing_until_enough_of_them_came_in_however_many_chunks(
+    maker: TraceMaker, tmp_path: Path
+) -> None:
+    limits = ReplayLimits.of(10**8)
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=0) as replay:
+        meter = DemandMeter(replay, limits, num_held_out=0, max_uses=2)
+        admit(replay, maker, 28, num_chunks=5)
+        assert meter.tokens_per_s({}) == pytest.approx(100 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
+        meter.trained([20, 20], start_s=0.0, end_s=1.0)
+        uses = dict.fromkeys(replay.training_ids(), 2)
+        assert meter.tokens_per_s(uses) == pytest.approx(100 / 0.9 * 5 * 20.0 / FILL_S), "a request has five chunks"
+
+
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory) -> TraceMaker:
     return TraceMaker(make_tiny_target(tmp_path_factory.mktemp("models") / "target"))
@@ -101,9 +124,7 @@ def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: Tra
         meter = DemandMeter(replay, limits, num_held_out=0, max_uses=2)
         first = meter.tokens_per_s({})
         assert first == pytest.approx(128 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
-        for seed in range(128):
-            data = maker.data(seed, num_output=8)
-            replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
+        admit(replay, maker, 128)
         assert meter.tokens_per_s({}) == 0.0, "no speed is known, and no request is missing"
         ids = replay.training_ids()
 

@@ -1,27 +1,32 @@
+import errno
 import os
 import random
 import shutil
 import sqlite3
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.disk import file_size_limit
+from tests.support.disk import file_size_limit, no_file_opens
 from tests.support.likeliest import show_likeliest
 from tests.support.traces import TraceMaker
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.target_weights import read_head
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
+from updraft_trainer.data import segments as segments_module
 from updraft_trainer.data.clusters import MAX_CLUSTERS
 from updraft_trainer.data.replay import INDEX, IncomingTrace, Replay
-from updraft_trainer.data.retention import Pool, ReplayLimits
+from updraft_trainer.data.retention import CHUNK_MARK, Pool, ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 
@@ -111,6 +116,23 @@ def test_held_out_samples_are_evaluated_on_and_never_drawn(path: Path, traces: T
         chosen = {sample.trace_id for sample in replay.evaluation_batch(count=32)}
     assert chosen == {one.sample.trace_id for one in held_out}
     assert not chosen & set(uses)
+
+
+def test_chunks_count_as_the_request_that_they_are_of(path: Path, traces: TraceMaker) -> None:
+    def chunks(seed: int, *, evaluation: bool = False) -> list[IncomingTrace]:
+        one = arrival(traces, seed, evaluation=evaluation)
+        name = one.sample.trace_id
+        samples = [replace(one.sample, trace_id=f"{name}{CHUNK_MARK}{chunk}") for chunk in range(4)]
+        return [IncomingTrace(sample=sample, data=one.data) for sample in samples]
+
+    with opened(path, traces) as replay:
+        for seed in range(3):
+            replay.admit(chunks(seed))
+        first, *others = chunks(4, evaluation=True)
+        replay.admit([first, *chunks(5, evaluation=True)])
+        replay.admit(others)
+        assert sum(replay.cluster_sizes().values()) == replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) == 3
+        assert replay.num_held_out == replay.num_requests(Pool.EVALUATION) == 2
 
 
 @settings(max_examples=15, deadline=None)
@@ -239,11 +261,11 @@ def test_only_traces_that_the_disk_changed_are_dropped_and_counted(
         intact = ids[:hit] if is_cut else ids[:hit] + ids[hit + 1 :]
         draw(replay, Counter())
         assert sorted(draw(replay, Counter())) == sorted(intact)
-        assert replay.num_damaged == len(ids) - len(intact)
+        assert replay.take_damaged() == len(ids) - len(intact)
         assert replay.num_samples(Pool.WINDOW) == len(intact)
         replay.admit([arrival(traces, 9)])
     with opened(path, traces, cache_bytes=0) as replay:
-        assert replay.num_damaged == 0, "the admission has dropped them for good"
+        assert replay.take_damaged() == 0, "the admission has dropped them for good"
         assert replay.training_ids() == [*intact, arrival(traces, 9).sample.trace_id]
 
 
@@ -253,7 +275,7 @@ def test_traces_whose_file_has_lost_its_end_are_dropped_when_replay_is_opened(pa
     (segment,) = segments(path)
     os.truncate(segment, size(segment) - 1)
     with opened(path, traces) as replay:
-        assert replay.num_damaged == 1
+        assert replay.take_damaged() == 1
         assert len(draw(replay, Counter())) == replay.num_samples(Pool.WINDOW) == 2
 
 
@@ -278,7 +300,38 @@ def test_killed_at_any_byte_of_an_admission_what_was_admitted_before_is_there_an
         assert len(ids) in (4, 7), "all of an admission or none"
         assert len(replay.admit([*first, *second])) == 7 - len(ids)
         assert len(draw(replay, Counter(), count=14)) == 7
-        assert replay.num_damaged == 0
+        assert replay.take_damaged() == 0
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_killed_at_any_byte_of_reclaiming_space_every_trace_is_there(
+    tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, data: st.DataObject
+) -> None:
+    """Traces are copied to the end, then the index says so, and only then their file is deleted."""
+    folder = tmp_path_factory.mktemp("replay")
+    path, before, after = folder / "replay", folder / "before", folder / "after"
+    max_bytes = 40 * len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=max_bytes) as replay:
+        for seed in range(9):
+            replay.admit([arrival(traces, seed)])
+        ids = replay.training_ids()
+        shutil.copytree(path, before)
+        replay._move(ids[:3])
+        shutil.copytree(path, after)
+    (deleted,) = {one.name for one in segments(before)} - {one.name for one in segments(after)}
+
+    def choose(written: int) -> int:
+        left = data.draw(st.integers(0, written), label="bytes written")
+        if left < written:
+            shutil.copy(before / deleted, after / deleted)
+        return left
+
+    kill(before, after, choose)
+    with opened(after, traces, max_bytes=max_bytes, cache_bytes=0) as replay:
+        assert replay.training_ids() == ids
+        assert len(draw(replay, Counter(), count=18)) == 9
+        assert replay.take_damaged() == 0
 
 
 def kill(before: Path, after: Path, choose: Callable[[int], int]) -> None:
@@ -311,7 +364,7 @@ def test_space_of_evicted_traces_is_reclaimed(path: Path, traces: TraceMaker, nu
                 most = max(most, sum(map(size, segments(path))))
             assert replay.num_file_bytes == sum(map(size, segments(path)))
             assert len(draw(replay, Counter(), count=1000)) == len(replay.training_ids()) > 20
-            assert replay.num_damaged == 0
+            assert replay.take_damaged() == 0
     assert most < 1.5 * limits.total_bytes
 
 
@@ -335,7 +388,28 @@ def test_traces_are_read_while_others_make_them_go(path: Path, traces: TraceMake
         while admitting.is_alive():
             assert draw(replay, Counter(), count=8)
         admitting.join()
-        assert replay.num_damaged == 0
+        assert replay.take_damaged() == 0
+
+
+def test_the_size_of_the_files_can_be_read_while_others_come_and_go(path: Path, traces: TraceMaker) -> None:
+    limits = ReplayLimits.of(32 * len(arrival(traces, 0).data))
+    incoming = [arrival(traces, n) for n in range(300)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # otherwise threads rarely meet
+    try:
+        with (
+            Replay.open(path, limits=limits, expected=traces.expected, cache_bytes=0) as replay,
+            ThreadPoolExecutor(2) as threads,
+        ):
+            shards = [
+                threads.submit(lambda part: [replay.admit([one]) for one in part], incoming[n::2]) for n in (0, 1)
+            ]
+            while not all(shard.done() for shard in shards):
+                assert replay.num_file_bytes < 2 * limits.total_bytes
+            assert sum(len(shard.result()) for shard in shards) == 300
+            assert replay.num_file_bytes == sum(map(size, segments(path)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: Path, traces: TraceMaker) -> None:
@@ -346,3 +420,45 @@ def test_on_a_full_disk_nothing_is_admitted_and_all_is_once_there_is_room(path: 
             replay.admit(batch)
         assert replay.training_ids() == [batch[0].sample.trace_id]
         assert len(replay.admit(batch)) == 29
+
+
+def test_traces_that_cannot_be_read_for_a_while_are_left_out_and_come_back(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces, cache_bytes=0) as replay:
+        replay.admit([arrival(traces, seed) for seed in range(3)])
+        with no_file_opens():
+            assert draw(replay, Counter()) == []
+        assert len(draw(replay, Counter())) == 3
+        assert replay.take_damaged() == 0
+
+
+def test_an_index_that_cannot_be_read_for_a_while_costs_no_trace(path: Path, traces: TraceMaker) -> None:
+    first, second = ([arrival(traces, seed) for seed in seeds] for seeds in (range(2), range(2, 5)))
+    with opened(path, traces) as replay:
+        replay.admit(first)
+        with closing(sqlite3.connect(path / INDEX)) as db:
+            db.execute("ALTER TABLE samples RENAME TO hidden")
+            for _ in range(2):
+                with pytest.raises(Exhausted, match="cannot be written"):
+                    replay.admit(second)
+            assert len(draw(replay, Counter())) == 2
+            db.execute("ALTER TABLE hidden RENAME TO samples")
+        assert len(replay.admit(second)) == 3
+        assert len(draw(replay, Counter(), count=10)) == replay.num_samples(Pool.WINDOW) == 5
+
+
+def test_a_trace_is_admitted_only_into_a_file_whose_name_is_durable(
+    path: Path, traces: TraceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(path, traces) as replay:
+        with monkeypatch.context() as patch:
+            patch.setattr(segments_module, "sync_folder", broken)
+            num_files = len(list(Path("/proc/self/fd").iterdir()))
+            for _ in range(2):
+                with pytest.raises(Exhausted):
+                    replay.admit([arrival(traces, 1)])
+            assert len(list(Path("/proc/self/fd").iterdir())) == num_files
+        assert len(replay.admit([arrival(traces, 1)])) == 1
+        assert len(draw(replay, Counter())) == 1

@@ -195,22 +195,68 @@ def test_a_closed_form_is_judged_by_the_newest_samples_and_fitted_to_all_cluster
     assert sorted(one.order for one in fitted) == [26, 27, 28, 29, 32, 33, 34, 35]
 
 
-@given(num_chunks=st.lists(st.integers(1, 9), min_size=1, max_size=12), count=st.integers(2, 20))
-def test_of_each_request_one_chunk_is_evidence(num_chunks: list[int], count: int) -> None:
-    entries = [
+def chunked(num_chunks: list[int], pool: Pool = Pool.WINDOW) -> list[SampleEntry]:
+    """Requests in chunks, whose chunks come in turn as those of concurrent requests do."""
+    names = [(number, chunk) for number, num in enumerate(num_chunks) for chunk in range(num)]
+    return [
         SampleEntry(
             trace_id=f"r{number}{CHUNK_MARK}{chunk}" if chunk else f"r{number}",
-            order=10 * number + chunk,
+            order=order,
             cluster="a" if number % 2 else "b",
-            pool=Pool.EVALUATION,
+            pool=pool,
             num_bytes=1,
         )
-        for number, num in enumerate(num_chunks)
-        for chunk in range(num)
+        for order, (number, chunk) in enumerate(sorted(names, key=lambda name: (sum(name), name)))
     ]
-    for batch in (evaluation_batch(entries, count=count), untrained_batch(entries, {}, count=count)):
+
+
+CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@given(num_chunks=CHUNKS, count=st.integers(2, 20), data=st.data())
+def test_of_each_request_one_chunk_is_evidence(num_chunks: list[int], count: int, data: st.DataObject) -> None:
+    entries = chunked(num_chunks)
+    used = data.draw(st.sets(st.sampled_from([entry.trace_id for entry in entries])), label="used")
+    trained = {entry.request for entry in entries if entry.trace_id in used}
+    unseen = untrained_batch(entries, dict.fromkeys(used, 1), count=count)
+    _, judges = closed_form_batch(entries, count=count, num_held_out=count)
+    for batch, num_requests in (
+        (evaluation_batch(chunked(num_chunks, Pool.EVALUATION), count=count), len(num_chunks)),
+        (unseen, len(num_chunks) - len(trained)),
+        (trained_batch(entries, dict.fromkeys(used, 1), count=count), len(trained)),
+        (judges, len(num_chunks)),
+    ):
         requests = [entry.request for entry in batch]
         assert len(requests) == len(set(requests))
-        assert len(requests) >= min(count, len(num_chunks))
+        assert len(requests) >= min(count, num_requests)
     share = (len(num_chunks) + 1) // 2 / len(num_chunks)
     assert traffic_mix(entries).shares.get("b", 0) == pytest.approx(share)
+
+
+@given(num_chunks=CHUNKS, num_judges=st.integers(1, 12), data=st.data())
+def test_a_request_of_which_a_chunk_was_learned_judges_nothing(
+    num_chunks: list[int], num_judges: int, data: st.DataObject
+) -> None:
+    entries = chunked(num_chunks)
+    used = data.draw(st.sets(st.sampled_from([entry.trace_id for entry in entries])), label="used")
+    unseen = untrained_batch(entries, dict.fromkeys(used, 1), count=num_judges)
+    assert not {entry.request for entry in unseen} & {entry.request for entry in entries if entry.trace_id in used}
+    fitted, judges = closed_form_batch(entries, count=100, num_held_out=num_judges)
+    assert not {entry.request for entry in fitted} & {entry.request for entry in judges}
+    assert len(fitted) == sum(num_chunks[:-num_judges])
+
+
+@given(num_chunks=CHUNKS, num_waiting=st.integers(0, 12), seed=st.integers(0, 10))
+def test_the_newest_requests_wait_with_all_their_chunks(num_chunks: list[int], num_waiting: int, seed: int) -> None:
+    entries = chunked(num_chunks)
+    batch = training_batch(entries, {}, count=8, max_uses=1, rng=random.Random(seed), num_waiting=num_waiting)
+    num_training = len(num_chunks) - min(num_waiting, len(num_chunks) // 2)
+    assert {entry.request for entry in batch} <= {f"r{number}" for number in range(num_training)}
+    assert len(batch) == min(8, sum(num_chunks[:num_training]))
+
+
+def test_long_requests_are_forgotten_no_sooner_than_short_ones() -> None:
+    old = kept(0, cluster="old")
+    new = [replace(kept(9 * NUM_REMEMBERED), trace_id=f"new{CHUNK_MARK}{chunk}") for chunk in range(19)]
+    assert old in remembered([old, *new]), "ten chunks a request"
+    assert old not in remembered([old, *new[:1]])

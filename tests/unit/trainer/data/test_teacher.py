@@ -112,3 +112,11 @@ def test_teachers_of_several_forms_keep_their_rows_in_order() -> None:
     assert torch.equal(
         torch.cat([one.log_p(known) for one in together]), torch.cat([one.log_p(known) for one in parts])
     )
+
+
+def test_the_whole_vocabulary_shares_the_targets_head_and_predicts_as_a_copy_does() -> None:
+    head = torch.randn(16, 8).bfloat16()
+    whole = DraftVocabulary.whole(head)
+    assert whole.head.data_ptr() == head.data_ptr(), "a copy would take a gigabyte of a large target"
+    rows = LastHidden(torch.randn(3, 8).bfloat16())
+    assert torch.equal(rows.log_p(whole), rows.log_p(DraftVocabulary.of(head, torch.arange(16))))
