@@ -215,7 +215,7 @@ class _Interpreter:
 def _span(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> TensorSpan:
     """A tensor whose rows follow each other. ValueError unless it is within its storage."""
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
-        raise ValueError("a tensor's shape is none")
+        raise ValueError("a tensor has a shape that is not one of whole numbers")
     contiguous = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     if any(size != 1 and have != want for size, have, want in zip(shape, stride, contiguous, strict=True)):
         raise InvalidInput(f"a tensor of shape {list(shape)} is not contiguous")

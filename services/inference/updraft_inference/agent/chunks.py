@@ -17,7 +17,7 @@ from updraft_inference.engine import FinishedRequest, HiddenStates
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
 ENTRY_SHARE = 0.5
-"""Of the limit of a stream entry, at most: sizes are estimates."""
+"""Maximum size of a chunk as a share of the limit of a stream entry: sizes are estimates."""
 
 CONTEXT_SHARE = 0.5
 """Maximum share of the first chunk for rows of the prompt, which teach nothing themselves."""

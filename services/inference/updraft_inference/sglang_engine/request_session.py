@@ -107,7 +107,7 @@ class RequestSession:
             await asyncio.sleep(_ABORT_AGAIN_S)
 
     def part(self, builder: TraceBuilder) -> Callable[[], FinishedRequest] | None:
-        """What is captured so far and was not handed over, if that is so much that it should not wait for the end. The result
+        """The rows that are captured and not handed over yet, if they are too many to wait for the end. The result
         puts it together, in any thread."""
         if builder.nbytes < PART_BYTES:
             return None

@@ -22,7 +22,7 @@ from updraft_chassis.errors import Corrupt, Exhausted, NotFound
 _SUFFIX = ".segment"
 
 MAX_DEAD_SHARE = 0.25
-"""Of the live bytes: space of dropped records that is not reclaimed yet. Less of it costs more copying."""
+"""Space of dropped records that may wait to be reclaimed, as a share of the live bytes. A smaller share costs more copying."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Segments:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum(segment.size for segment in list(self._segments.values()))  # a copy: another thread may be appending
 
     @contextmanager
