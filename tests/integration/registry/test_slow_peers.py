@@ -10,13 +10,13 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.support.checkpoints import draft
+from tests.support.clock import ManualClock
 from tests.support.registry import PodStream, Registry, publish, registry_stub
 from tests.support.wait import until
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
-from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
 from updraft_registry.api import fleet_servicer, publication
 from updraft_registry.api.fleet_servicer import FleetServicer, Throttle
@@ -44,13 +44,14 @@ class Running:
 async def running(folder: Path, timeouts: fleet_servicer.StreamTimeouts) -> AsyncIterator[Running]:
     metrics = Metrics(CollectorRegistry())
     with open_archive(folder, defaults=RolloutPolicy(), max_draft_bytes=10**6) as archive:
-        control = Control(archive, Fleet(), SystemClock(), metrics)
+        # Its clock stands still: on a slow disk the pod would expire before its window is full.
+        control = Control(archive, Fleet(), ManualClock(), metrics)
         server = rpc.server()
         fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, timeouts), server)
         port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
         await server.start()
-        # A window that stays as small as it was at the beginning, so that it can be filled.
-        options = [("grpc.http2.bdp_probe", 0)]
+        # A window that is small and stays so, so that a few directives fill it.
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]
         async with (
             asyncio.TaskGroup() as tasks,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel,
