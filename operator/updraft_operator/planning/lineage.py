@@ -71,7 +71,7 @@ def draft_config(observed: Observed) -> str:
     if _shape(awaited.config_json) == _shape(current):
         return current
     published = [version.manifest for version in observed.registry.versions]
-    imported = {_shape(each.config_json) for each in published if each.source == pb.SOURCE_IMPORTED}
+    imported = [_shape(each.config_json) for each in published if each.source == pb.SOURCE_IMPORTED]
     return awaited.config_json if _shape(awaited.config_json) in imported else ""
 
 

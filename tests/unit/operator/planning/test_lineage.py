@@ -15,7 +15,12 @@ from updraft_operator.planning.plan import objects
 
 INITIAL: dict[str, Any] = {"draft": {"initial": {"uri": "hf://org/draft"}}}
 NAME = lineage.initial_name(observed(INITIAL))
-SIZES = {"hidden_size": 4096, "draft_vocab_size": 32_000, "num_attention_heads": 32}
+SIZES = {
+    "hidden_size": 4096,
+    "draft_vocab_size": 32_000,
+    "num_attention_heads": 32,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+}
 
 
 def config(**sizes: Any) -> str:
