@@ -1140,7 +1140,7 @@ class ListRequest(_message.Message):
     page_size: _builtins.int
     page_token: _builtins.str
     full: _builtins.bool
-    """If false, manifests lack tensors, samples and config, which tables do not need."""
+    """If false, manifests lack tensors and samples, which only a comparison needs."""
     def __init__(
         self,
         *,

@@ -55,7 +55,7 @@ def version_from_proto(message: registry_pb2.Version) -> Version:
 def version_to_proto(
     version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True
 ) -> registry_pb2.Version:
-    """Version message. Without `is_full` its manifest lacks tensors, samples and config."""
+    """Version message. Without `is_full` its manifest lacks tensors and samples."""
     message = registry_pb2.Version(
         version=version.number,
         manifest=manifest,
@@ -68,7 +68,6 @@ def version_to_proto(
     )
     if not is_full:
         message.manifest.ClearField("tensors")
-        message.manifest.ClearField("config_json")
         message.manifest.evaluation.ClearField("samples")
     return message
 
