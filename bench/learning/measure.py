@@ -1,17 +1,18 @@
 """What is a draft worth on recorded requests of each kind? `python -m bench.learning.measure FOLDER ...`.
 
 Acceptance length on held-out requests, by the exact walk, with bootstrap intervals over requests. With `--replay KIND` it also
-learns from requests of that kind, from the first draft on and from scratch.
+learns from requests of that kind, from the first draft on and from scratch, or from the first draft on at each of `--rates`.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from bench import harness
 from bench.learning import figures, streams
-from bench.learning.arms import OURS
+from bench.learning.arms import ARMS, OURS, Arm
 from bench.learning.kinds import TUNED
 from bench.learning.learning import open_recorder
 from bench.learning.recorder import NUM_HELD_OUT, Recorder
@@ -33,6 +34,10 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=NUM_HELD_OUT, help="recorded requests of each kind")
     parser.add_argument("--replay", choices=TUNED, metavar="KIND", help="also learn from requests of this kind")
     parser.add_argument("--requests", type=int, default=50, help="how many requests to learn from")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[], metavar="RATE", help="adaptation rates to compare"
+    )
+    parser.add_argument("--arm", choices=list(ARMS), default=OURS.name, help="how to learn")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,12 +50,24 @@ def main() -> None:
         held_out = {kind: recorder.samples(kind, chosen.held_out, held_out=True)}
         order = traffic(streams.scratch(kind, count), training, chosen.seed)
         runs = {}
-        for name, draft in [*list(drafts.items())[:1], ("from scratch", None)]:
-            replay = Replay(OURS, target, held_out, seed=chosen.seed)
+        for name, arm, draft in _starts(next(iter(drafts.items())), ARMS[chosen.arm], chosen.rates):
+            replay = Replay(arm, target, held_out, seed=chosen.seed)
             if draft is not None:
                 replay.start_from(draft)
             runs[name] = replay.run(order, lambda _: None)
         output.console().print(learned(runs, kind, held_out[kind]))
+
+
+def _starts(
+    first: tuple[str, DraftNetwork], arm: Arm, rates: Sequence[float]
+) -> Iterator[tuple[str, Arm, DraftNetwork | None]]:
+    """Name, arm and first draft of each run: the draft at each rate, or the draft and none."""
+    name, draft = first
+    for rate in rates:
+        yield f"{rate:g}", replace(arm, hyper=replace(arm.hyper, adaptation_rate=rate)), draft
+    if not rates:
+        yield name, arm, draft
+        yield "from scratch", arm, None
 
 
 def lengths(drafts: dict[str, DraftNetwork], recorder: Recorder, kinds: Sequence[str], num_held_out: int) -> Table:
