@@ -16,7 +16,7 @@ class Shelf:
     """The drafts of one speculator."""
 
     def __init__(self, registry: Registry, speculator: str) -> None:
-        self._address = registry.address
+        self.address = registry.address
         self.speculator = speculator
 
     def publish(self, number: int, *, gain: float = 1.5) -> int:
@@ -48,5 +48,5 @@ class Shelf:
 
     @contextmanager
     def _stub(self) -> Iterator[Any]:
-        with grpc.insecure_channel(self._address) as channel:
+        with grpc.insecure_channel(self.address) as channel:
             yield RegistryStub(channel)

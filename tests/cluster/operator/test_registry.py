@@ -1,9 +1,6 @@
 """With a real registry: the rollout's fields reach it, and its versions are objects that one can look at and wait for."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from google.protobuf import json_format
 from tests.cluster.access import Json
 from tests.cluster.operator import requests
 from tests.cluster.operator.conftest import Running
+from tests.cluster.operator.imports import as_the_job, command, ended, job_pod
 from tests.cluster.operator.registries import Shelf
 from tests.cluster.operator.subject import Subject
 from tests.support.checkpoints import CONFIG, draft
@@ -254,13 +252,6 @@ def brought(connected: Subject) -> Json:
     return connected.api.create(connected.path("DraftVersion").rpartition("/")[0], body)
 
 
-def job_pod(subject: Subject) -> Json:
-    """The pod of the import's Job, once there is one."""
-    wait_until(lambda: bool(subject.pods(names.IMPORT)), what="the Job's pod")
-    (pod,) = subject.pods(names.IMPORT)
-    return pod
-
-
 def test_a_draft_that_a_person_applies_is_imported_by_a_job(
     connected: Subject, shelf: Shelf, registry: RegistryProcess, brought: Json, tmp_path: Path
 ) -> None:
@@ -268,8 +259,7 @@ def test_a_draft_that_a_person_applies_is_imported_by_a_job(
     (job,) = connected.all_of("Job")
     (owner,) = job["metadata"]["ownerReferences"]
     assert owner["uid"] == brought["metadata"]["uid"]
-    (container,) = pod["spec"]["containers"]
-    said = [*container["command"], *container["args"]]
+    said = command(pod)
     assert said[:3] == ["updraft", "draft", "import"]
     wait_for_phases(connected, mine="Importing")
 
@@ -313,34 +303,8 @@ def _until_there(subject: Subject, kind: str) -> list[Json]:
 
 def fail_a_pod(subject: Subject, words: str) -> None:
     """Let the next pod of the Job end badly."""
-    pods: list[Json] = []
-
-    def told() -> bool:
-        pods[:] = [pod for pod in subject.pods(names.IMPORT) if pod["status"]["phase"] == "Pending"]
-        return bool(pods)
-
-    wait_until(told, what="a pod of the Job")
-    subject.set_pod(pods[0]["metadata"]["name"], ended(pods[0], words, code=1))
-
-
-def ended(pod: Json, message: str, *, code: int = 0) -> Json:
-    """The status of a pod whose container ended with these last words."""
-    since = requests.now().partition(".")[0] + "Z"
-    (container,) = pod["spec"]["containers"]
-    state = {"exitCode": code, "message": message, "startedAt": since, "finishedAt": since, "reason": "Completed"}
-    return {
-        "phase": "Failed" if code else "Succeeded",
-        "containerStatuses": [
-            {
-                "name": container["name"],
-                "image": container["image"],
-                "imageID": "",
-                "ready": False,
-                "restartCount": 0,
-                "state": {"terminated": state},
-            }
-        ],
-    }
+    pod = job_pod(subject)
+    subject.set_pod(pod["metadata"]["name"], ended(pod, words, code=1))
 
 
 def _folder(tmp_path: Path, speculator: str) -> Path:
@@ -350,19 +314,3 @@ def _folder(tmp_path: Path, speculator: str) -> Path:
     (tmp_path / "config.json").write_text(CONFIG)
     (tmp_path / "manifest.json").write_text(json_format.MessageToJson(weights.manifest(speculator)))
     return tmp_path
-
-
-def as_the_job(said: list[str], registry: RegistryProcess, folder: Path) -> str:
-    """Run the Job's own command, with what is elsewhere outside of a cluster; return what it leaves to the operator."""
-    words, result = list(said[1:]), folder / "result"
-    here = {"--registry": registry.address, "--result": str(result)}
-    for name, value in here.items():
-        words[words.index(name) + 1] = value
-    for name in ("--token-file", "--target"):
-        if name in words:
-            del words[words.index(name) : words.index(name) + 2]
-    words[words.index("import") + 1] = str(folder)
-    done = subprocess.run([sys.executable, "-m", "updraft_cli", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
-    return result.read_text()

@@ -1,0 +1,195 @@
+"""A lineage that starts from a published draft, on a real API server with Kubernetes' controllers, a real registry and the
+import's own command.
+
+No engine runs: pods of SGLang are `sglang_pods`, which obey the registry and the template that their pod was made from.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cluster.operator.conftest import Running
+from tests.cluster.operator.imports import as_the_job, command, ended, job_pod
+from tests.cluster.operator.registries import Shelf
+from tests.cluster.operator.sglang_pods import sglang_pods, sizes
+from tests.cluster.operator.subject import Subject
+from tests.support import families
+from tests.support.published_drafts import DRAFT_VOCAB, SPECFORGE, VOCAB, Reference, write
+from tests.support.registry import RegistryProcess
+from tests.support.wait import wait_until
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts.model_folder import target_fingerprint
+from updraft_operator.api import names
+
+URI = "hf://org/eagle3"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """One for all: it keeps speculators apart by name."""
+    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def settings(registry: RegistryProcess) -> dict[str, object]:
+    return {"registry_address": registry.address}
+
+
+@pytest.fixture
+def shelf(registry: RegistryProcess, subject: Subject) -> Shelf:
+    return Shelf(registry, subject.name)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    families.make("llama, untied, wide heads", folder)
+    return folder
+
+
+def published(folder: Path, *, vocab_size: int = DRAFT_VOCAB, scale: float = 1.0) -> Path:
+    """A draft as SpecForge writes it, over the first `vocab_size` tokens of its vocabulary, with `scale` times its norm."""
+    tensors = Reference(norm_before_residual=False).tensors("midlayer.")
+    kept = torch.zeros(VOCAB, dtype=torch.bool)
+    kept[tensors["d2t"][:vocab_size] + torch.arange(vocab_size)] = True
+    changed = {
+        "d2t": tensors["d2t"][:vocab_size],
+        "t2d": kept,
+        "lm_head.weight": tensors["lm_head.weight"][:vocab_size],
+        "norm.weight": scale * tensors["norm.weight"],
+    }
+    return write(folder, SPECFORGE | {"draft_vocab_size": vocab_size}, tensors | changed)
+
+
+def start(subject: Subject, **spec: object) -> None:
+    """A speculator that starts from a published draft, and whose registry is heard."""
+    known = {"targetModel": {"uri": "hf://org/target"}, "draft": {"initial": {"uri": URI}}}
+    subject.create(**known, rollout={"strategy": "Immediate"}, **spec)
+    subject.wait_until_built()
+    subject.run(names.REGISTRY)
+    subject.wait_for("RegistryReady", "True", "Connected")
+
+
+def bring(subject: Subject, registry: RegistryProcess, folder: Path, target: Path) -> str:
+    """Run the import that waits for its pod, from this folder; return the uri that it was told."""
+    pod = job_pod(subject)
+    said = command(pod)
+    uri = said[3]
+    subject.set_pod(pod["metadata"]["name"], ended(pod, as_the_job(said, registry, folder, target=target)))
+    return uri
+
+
+def apply_import(subject: Subject, name: str) -> None:
+    """A draft that a person brings."""
+    body = {
+        "apiVersion": names.API_VERSION,
+        "kind": "DraftVersion",
+        "metadata": {"name": f"{subject.name}-{name}"},
+        "spec": {"speculatorRef": {"name": subject.name}, "uri": f"hf://org/{name}"},
+    }
+    subject.api.create(subject.path("DraftVersion").rpartition("/")[0], body)
+
+
+def num_trainers(subject: Subject) -> int:
+    return int(subject.get("Deployment", f"{subject.name}-trainer")["spec"]["replicas"])
+
+
+def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
+    operator: Running, subject: Subject, shelf: Shelf, registry: RegistryProcess, target: Path, tmp_path: Path
+) -> None:
+    start(subject)
+    subject.run(names.SERVING)
+    message = subject.wait_for("TrainerReady", "False", "WaitingForDraft")
+    assert message == f"the trainer waits for the import of {URI}"
+    assert (num_trainers(subject), subject.pods(names.TRAINER)) == (0, [])
+    assert subject.condition("ServingReady") == ("True", "PodsReady"), "serving does not wait for a draft"
+
+    assert bring(subject, registry, published(tmp_path / "theirs"), target) == URI
+
+    wait_until(lambda: num_trainers(subject) == 1, what="the trainer")
+    (imported,) = shelf.versions().values()
+    assert (imported.version, imported.manifest.source) == (1, pb.SOURCE_IMPORTED)
+    assert imported.manifest.target_fingerprint == target_fingerprint(target)
+    assert json.loads(imported.manifest.config_json)["draft_vocab_size"] == DRAFT_VOCAB
+    (object_,) = subject.all_of("DraftVersion")
+    assert object_["metadata"]["name"].startswith(f"{subject.name}-initial-")
+    wait_until(
+        lambda: subject.all_of("DraftVersion")[0]["status"].get("phase") == "Stable", what="version 1 that serves"
+    )
+    assert subject.all_of("DraftVersion")[0]["status"]["version"] == 1
+    assert [each["metadata"]["name"] for each in subject.all_of("DraftVersion")] == [object_["metadata"]["name"]]
+    assert subject.condition("TrainerReady")[1] != "WaitingForDraft"
+
+
+def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
+    operator: Running, subject: Subject, shelf: Shelf, registry: RegistryProcess, target: Path, tmp_path: Path
+) -> None:
+    start(subject)
+    subject.run(names.SERVING)
+    pod = job_pod(subject)
+    (job,) = subject.all_of("Job")
+    subject.api.patch(subject.path("Job", job["metadata"]["name"]), {"spec": {"backoffLimit": 0}})
+    folder = published(tmp_path / "theirs")
+    (folder / "config.json").write_text(json.dumps(SPECFORGE | {"vocab_size": 600}))
+    with pytest.raises(AssertionError) as failed:
+        as_the_job(command(pod), registry, folder, target=target)
+    words = str(failed.value).strip().splitlines()[0].removeprefix("Error: ")
+
+    subject.set_pod(pod["metadata"]["name"], ended(pod, words, code=1))
+
+    wait_until(lambda: "failed" in subject.conditions()["TrainerReady"]["message"], what="the reason")
+    message = subject.conditions()["TrainerReady"]["message"]
+    assert message.startswith(f"the import of {URI} failed, so there is no draft to start from: ")
+    assert "its vocabulary is 600, the target's is 512" in message
+    assert (num_trainers(subject), shelf.versions()) == (0, {})
+    assert subject.condition("ServingReady") == ("True", "PodsReady")
+
+
+def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape(
+    operator: Running, subject: Subject, shelf: Shelf, registry: RegistryProcess, target: Path, tmp_path: Path
+) -> None:
+    start(subject, engine="sglang", serving={"replicas": 3})
+    with sglang_pods(subject, shelf, target_fingerprint(target)) as pods:
+        wait_until(lambda: pods.num_ready[-1:] == [3], what="three pods")
+        assert pods.now == ["", "", ""], "the sizes of the spec"
+        subject.wait_for("ServingReady", "True", "PodsReady")
+
+        bring(subject, registry, published(tmp_path / "first"), target)
+        wait_until_serving(shelf, version=1)
+        assert [sizes(each) for each in pods.now] == [(64, DRAFT_VOCAB, 80)] * 3
+        assert len(pods.built_for) == 6, "each pod was replaced once"
+
+        before = dict(pods.built_for)
+        apply_import(subject, "same-shape")
+        bring(subject, registry, published(tmp_path / "second", scale=0.5), target)
+        subject.change(rollout={"promotedVersion": 2})  # nobody has evaluated it against the version before
+        wait_until_serving(shelf, version=2)
+        assert pods.built_for == before, "a draft of the same shape restarts nothing"
+
+        apply_import(subject, "fewer-tokens")
+        bring(subject, registry, published(tmp_path / "third", vocab_size=50), target)
+        subject.change(rollout={"promotedVersion": 3})
+        wait_until_serving(shelf, version=3)
+        assert [sizes(each) for each in pods.now] == [(64, 50, 80)] * 3
+        assert len(pods.built_for) == 9
+        subject.wait_for("ServingReady", "True", "PodsReady")
+    assert ("True", "RollingOut") in pods.conditions, "the operator shows it"
+    started = pods.num_ready[pods.num_ready.index(3) :]
+    assert min(started) == 2, "and no two pods were away at once"
+
+
+def wait_until_serving(shelf: Shelf, *, version: int) -> None:
+    """Until the three pods have proved that they serve it."""
+
+    def is_served() -> bool:
+        state = shelf.state()
+        return (state.stable, state.pods.serving_stable, state.pods.connected) == (version, 3, 3)
+
+    try:
+        wait_until(is_served, timeout_s=60)
+    except TimeoutError:
+        raise AssertionError(f"no three pods serve version {version}, but {shelf.state()}") from None
