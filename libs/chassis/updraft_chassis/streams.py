@@ -224,7 +224,10 @@ class Consumer:
         self.lost_letters_total = 0
 
     async def open(self) -> None:
-        """Create the group, starting at the stream's first entry, unless it exists."""
+        """Create the group, starting at the stream's first entry, unless it exists.
+
+        Exhausted if Redis is too full for that; the oldest entry then made room for the next try.
+        """
         with _redis_errors():
             await self._create_group()
 
@@ -292,8 +295,23 @@ class Consumer:
         try:
             await self._client.xgroup_create(self._key, self._group, id="0", mkstream=True)
         except redis.exceptions.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
+            if isinstance(error, redis.exceptions.OutOfMemoryError):
+                await self._create_group_when_full()
+            elif not str(error).startswith("BUSYGROUP"):
                 raise
+
+    async def _create_group_when_full(self) -> None:
+        """A full Redis refuses to create a group, also one that exists, but without its group a stream never empties."""
+        groups: Any = await self._client.xinfo_groups(self._key)  # fails as it should if there is no stream to empty
+        if self._group.encode() in {group["name"] for group in groups}:
+            return
+        num_deleted = await self._client.xtrim(
+            self._key, maxlen=await self._client.xlen(self._key) - 1, approximate=False
+        )
+        self.lost_total += num_deleted
+        facts = {"stream": self._key, "deleted": num_deleted}
+        logger.warning("Redis is full: deleted the oldest trace to have room for the consumer group", extra=facts)
+        await self._client.xgroup_create(self._key, self._group, id="0", mkstream=True)
 
     async def _reclaim(self, count: int) -> list[Entry]:
         if self._may_own_more:

@@ -108,6 +108,34 @@ async def test_a_full_redis_is_exhausted_and_acknowledging_still_works(volatile:
         assert await client.xlen(KEY) == 0
 
 
+async def test_a_consumer_that_starts_beside_a_full_redis_empties_it(volatile: RedisServer) -> None:
+    async with ends(volatile) as (client, producer, _):
+        for number in range(5):
+            await producer.append(b"%d" % number)
+        await client.config_set("maxmemory", 1)
+        late = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        await late.open()
+        await late.ack([entry.id for entry in await late.read(count=10, block=NOW)])
+        assert (await client.xlen(KEY), late.lost_total) == (0, 0)
+
+
+async def test_the_first_consumer_of_a_stream_that_filled_redis_costs_one_entry(
+    volatile: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streams.connect(volatile.url) as client:
+        producer = Producer(client, KEY, max_bytes=1 << 24)
+        for number in range(40):
+            await producer.append(bytes([number]) * 100_000)
+        await client.config_set("maxmemory", (await client.info("memory"))["used_memory"] - 50_000)
+        with pytest.raises(Exhausted):
+            await producer.append(b"one more")
+        first = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        await first.open()
+        assert [entry.data[0] for entry in await first.read(count=100, block=NOW)] == list(range(1, 40))
+        assert first.lost_total == 1
+    assert caplog.text.count("Redis is full: deleted the oldest trace") == 1
+
+
 async def test_poison_does_not_block_a_full_redis_and_its_letter_is_counted_as_lost(
     volatile: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
