@@ -110,6 +110,12 @@ class Metrics:
             "draining_pods", "Pods that are draining: they take no new requests and will stop.", "speculator"
         )
         self.reports = new.counter("reports", "Reports received from pods.")
+        self.ended_streams = new.counter(
+            "ended_streams",
+            "Fleet streams that the registry ended, by gRPC status. INVALID_ARGUMENT: the pod has another target, or its report"
+            " makes no sense.",
+            "reason",
+        )
         self.report_lag = new.histogram(
             "report_lag_seconds",
             "Time from sending a report to its arrival, by the clocks of pod and registry.",

@@ -142,14 +142,20 @@ async def test_a_version_that_a_pod_refuses_fails_and_the_one_before_serves(
     await pod.end()
 
 
-async def test_a_pod_of_another_target_is_refused_with_both(
-    channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
+async def test_a_pod_of_another_target_is_refused_with_both_and_counted(
+    registry: Registry, channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
 ) -> None:
     await publish(stub, draft(1))
+    good = PodStream(channel, "good")
+    await good.report()
+    await good.receive_version(1)
     pod = PodStream(channel, target=OTHER_TARGET)
     await pod.report()
     with pytest.raises(InvalidInput, match=f"pod pod-0 cannot serve default: its target is {OTHER_TARGET}"):
         await pod.receive()
+    assert registry.metric(f'updraft_registry_ended_streams_total{{reason="{InvalidInput.status}"}}') == 1
+    assert (await state(stub)).pods.connected == 1, "the other pod stays"
+    await good.end()
 
 
 async def test_a_newer_stream_of_the_same_pod_takes_over(channel: grpc.aio.Channel, stub: "RegistryAsyncStub") -> None:

@@ -58,7 +58,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                     reading.cancel()
             finally:
                 self._control.disconnect(session)
-        session.check()
+        try:
+            session.check()
+        except UpdraftError as error:
+            self._metrics.ended_streams.labels(error.status).inc()
+            raise
 
     async def _read(self, session: Session, requests: AsyncIterator[fleet_pb2.ConnectRequest]) -> None:
         throttle = Throttle(burst=self._timeouts.burst, interval_s=self._timeouts.interval_s)
