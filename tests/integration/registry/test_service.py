@@ -86,6 +86,7 @@ async def test_a_list_shows_versions_newest_first_page_by_page(stub: "RegistryAs
     assert [v.version for v in first.versions] == [3, 2]
     assert [s.speculator for s in first.speculators] == ["default"]
     assert not first.versions[0].manifest.tensors
+    assert first.versions[0].manifest.config_json == draft(3).manifest().config_json, "its sizes"
     rest = await stub.List(pb.ListRequest(page_size=2, page_token=first.next_page_token, full=True), timeout=CALL_S)
     assert [v.version for v in rest.versions] == [1]
     assert rest.versions[0].manifest == draft(1).manifest()
