@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.support.inference import RunningPod, running_pod
 from tests.support.redis_server import RedisServer
 from tests.support.wait import until
@@ -149,6 +150,35 @@ async def test_a_redis_killed_under_load_costs_traces_and_nothing_else(tmp_path:
                 await complete(pod, times=10)
                 server.start()
                 await _captured_again(pod, server)
+
+
+async def test_a_redis_that_fills_up_costs_counted_traces_and_nothing_else(
+    tmp_path: Path, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        running_pod(tmp_path, redis_url=redis_url, capture_queue_entries=2) as pod,
+        streams.connect(redis_url) as client,
+    ):
+        await complete(pod)
+        await until(lambda: _num_traces(client, 1))
+        await client.config_set("maxmemory", 1)
+        try:
+            await complete(pod, times=8)
+            name = 'updraft_inference_capture_dropped_traces_total{reason="redis_unavailable"}'
+
+            async def is_dropping() -> bool:
+                await complete(pod)
+                return await pod.metric(name) > 0
+
+            await until(is_dropping)
+        finally:
+            await client.config_set("maxmemory", 0)
+        await until(lambda: _num_traces(client, 3), what="the traces that waited")
+    assert "Redis has reached its maxmemory" in str([vars(record) for record in caplog.records])
+
+
+async def _num_traces(client: streams.Client, at_least: int) -> bool:
+    return int(await client.xlen(KEY)) >= at_least
 
 
 async def _captured_again(pod: RunningPod, server: RedisServer) -> None:

@@ -110,6 +110,15 @@ def not_finite(traces: TraceMaker) -> trace_pb2.Trace:
     return trace
 
 
+def of_another_width(traces: TraceMaker) -> trace_pb2.Trace:
+    """A trace of a pod whose model has half the hidden size."""
+    trace = traces.trace(2)
+    for tensor in (trace.payload.aux_hidden, trace.payload.last_hidden):
+        tensor.columns //= 2
+        tensor.data = tensor.data[: len(tensor.data) // 2]
+    return trace
+
+
 def changed(traces: TraceMaker, **header: str | int) -> trace_pb2.Trace:
     trace = traces.trace(1)
     for name, value in header.items():
@@ -230,6 +239,7 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
         b"\xff\xff no trace",
         not_finite(traces).SerializeToString(),
         changed(traces, schema=99).SerializeToString(),
+        of_another_width(traces).SerializeToString(),
         traces.data(7),
     )
     async with running(redis, replay, traces, metrics):
@@ -239,7 +249,10 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
         "not a trace",
         "last hidden states are not finite",
         "the trace has schema 99, this trainer reads 1",
+        "auxiliary hidden states of width 96, expected 192",
     ]
+    assert count(metrics, "samples_refused_total", reason="malformed") == 3
+    assert count(metrics, "samples_refused_total", reason="schema") == 1
     assert replay.num_samples(Pool.WINDOW) == 1
 
 
