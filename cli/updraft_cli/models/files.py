@@ -1,19 +1,9 @@
-"""Files that survive a power cut, and a lock between processes."""
+"""A lock between processes."""
 
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to disk, so that a power cut does not leave a complete folder of empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from pathlib import Path
 from updraft_artifacts import model_files, safetensors_header
 from updraft_artifacts.model_folder import PART_OF
 from updraft_artifacts.target_description import TargetDescription
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import Corrupt
-from updraft_cli.models.files import sync
 from updraft_cli.models.source import PART, Address, File, Listing, RangeSource
 
 OWN = ".updraft"

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
-from updraft_cli.models.files import locked, sync
+from updraft_cli.models.files import locked
 
 CONVERTER_VERSION = 1
 """Increase it when the converter's output changes: it is part of the folder's name."""

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from updraft_chassis import settings
 from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.settings import RegistrySettings
 from updraft_registry.storage.archive import CATALOGUE, Archive, locked
@@ -34,7 +35,6 @@ from updraft_registry.storage.fsck import (
     versions,
 )
 from updraft_registry.storage.stores.choice import store_of
-from updraft_registry.storage.stores.folder import sync_folder
 from updraft_registry.storage.stores.port import Store
 
 SOUND, FAILED, DAMAGED = 0, 1, 3
@@ -150,7 +150,7 @@ def rebuild(folder: Folder) -> str:
             with suppress(FileNotFoundError):
                 old.replace(aside)
     new.replace(folder.catalogue)
-    sync_folder(folder.path)
+    sync(folder.path)
     return set_aside
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import Corrupt, Exhausted, NotFound
 
 _SUFFIX = ".segment"
@@ -177,7 +178,7 @@ class Segments:
         descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._next += 1
         try:
-            sync_folder(self.folder)
+            sync(self.folder)
         except OSError:  # the empty file is deleted at the next start
             os.close(descriptor)
             raise
@@ -211,15 +212,6 @@ class Segments:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}{_SUFFIX}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make created, renamed and deleted names durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.config import DraftConfig
 
@@ -114,7 +115,7 @@ class States:
         number = max((_number(path) for path in self._paths()), default=0) + 1
         path = self._folder / f"state-{number:08d}-{_digest(part)}.pt"
         part.rename(path)
-        _sync(self._folder)
+        sync(self._folder)
         return path
 
     def load(self, identity: Identity) -> State | None:
@@ -191,12 +192,3 @@ def _number(path: Path) -> int:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_CHARS]
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

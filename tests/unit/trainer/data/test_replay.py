@@ -454,7 +454,7 @@ def test_a_trace_is_admitted_only_into_a_file_whose_name_is_durable(
 
     with opened(path, traces) as replay:
         with monkeypatch.context() as patch:
-            patch.setattr(segments_module, "sync_folder", broken)
+            patch.setattr(segments_module, "sync", broken)
             num_files = len(list(Path("/proc/self/fd").iterdir()))
             for _ in range(2):
                 with pytest.raises(Exhausted):

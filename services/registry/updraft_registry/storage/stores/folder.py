@@ -18,6 +18,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import BinaryIO
 
+from updraft_chassis.durable import sync
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable, full_disk_as_exhausted
 from updraft_registry.storage.stores.port import Upload
 
@@ -58,7 +59,7 @@ class FolderStore:
     def commit(self, upload: Upload, digest: str) -> None:
         with disk_errors(self._root):
             upload.path.replace(self._blob(digest))
-            sync_folder(self._blobs)
+            sync(self._blobs)
 
     def open(self, digest: str) -> BinaryIO:
         try:
@@ -96,7 +97,7 @@ class FolderStore:
                     file.write(content)
                     _sync(file)
                 part.replace(path)
-                sync_folder(path.parent)
+                sync(path.parent)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -198,12 +199,3 @@ def disk_full(where: Path) -> str:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable: the file's own fsync does not cover its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
