@@ -66,7 +66,18 @@ class RequestSession:
 
     async def run(self, server: SglangServer, lookahead: int, on_progress: Callable[[], None] = lambda: None) -> None:
         """Generate to the end or to the abort; `on_progress` is called after each event. Raises UpdraftError if the server
-        rejects it or fails."""
+        rejects it or fails while somebody reads it; a request that nobody reads ends with what it has."""
+        try:
+            await self._generate(server, lookahead, on_progress)
+        except UpdraftError:
+            if not self.is_cancelled:
+                raise
+            self.reason = FinishReason.CANCELLED
+        self._limit = None
+        if not self.is_over and not self.is_cancelled:
+            raise Unavailable("the SGLang server broke off the answer")
+
+    async def _generate(self, server: SglangServer, lookahead: int, on_progress: Callable[[], None]) -> None:
         with suppress(TimeoutError):  # the abort was not answered: disconnect
             async with asyncio.timeout(None) as self._limit:
                 if self.is_cancelled:
@@ -75,9 +86,6 @@ class RequestSession:
                     async for event in events:
                         self._take(event, lookahead)
                         on_progress()
-        self._limit = None
-        if not self.is_over and not self.is_cancelled:
-            raise Unavailable("the SGLang server broke off the answer")
 
     def _take(self, event: StreamEvent, lookahead: int) -> None:
         tokens = event.new_ids(len(self.output))

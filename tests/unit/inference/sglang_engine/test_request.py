@@ -183,6 +183,17 @@ class TestRequests:
         assert heard[0].reason is FinishReason.CANCELLED
         fake.may_step.set()
 
+    async def test_a_request_that_nobody_reads_is_recorded_though_the_server_breaks_off(
+        self, fake: FakeSglang, engine: SglangEngine, heard: list[FinishedRequest]
+    ) -> None:
+        fake.may_step.clear()
+        fake.breaks_off = True
+        async with aclosing(engine.generate(asking("a"))) as deltas:
+            await anext(deltas)
+
+        await until(lambda: len(heard) == 1, what="the end")
+        assert (heard[0].reason, heard[0].output_ids) == (FinishReason.CANCELLED, (3,))
+
     @pytest.mark.parametrize(
         ("event", "error"),
         [
