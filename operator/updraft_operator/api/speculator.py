@@ -111,10 +111,11 @@ class Draft(Model):
                 "a draft's sizes are immutable: pods cannot swap to other sizes; create another AdaptiveSpeculator",
             ),
             (
-                (
-                    "!has(self.numAttentionHeads) || !has(self.numKeyValueHeads)"
-                    " || self.numAttentionHeads % self.numKeyValueHeads == 0"
-                ),
+                "has(self.numAttentionHeads) == has(self.numKeyValueHeads)",
+                "numAttentionHeads and numKeyValueHeads need each other: whether one fits the target's other one is not known",
+            ),
+            (
+                "!has(self.numAttentionHeads) || self.numAttentionHeads % self.numKeyValueHeads == 0",
                 "numAttentionHeads must be a multiple of numKeyValueHeads",
             ),
         )

@@ -63,6 +63,12 @@ RULES = (
         bad={"engine": "sglang", "draft": {"lookahead": 0}},
     ),
     Rule(
+        id="draft-heads-together",
+        message="numAttentionHeads and numKeyValueHeads need each other",
+        good={"draft": {"numAttentionHeads": 32, "numKeyValueHeads": 8}},
+        bad={"draft": {"numAttentionHeads": 32}},
+    ),
+    Rule(
         id="draft-heads",
         message="numAttentionHeads must be a multiple of numKeyValueHeads",
         good={"draft": {"numAttentionHeads": 32, "numKeyValueHeads": 8}},
