@@ -181,7 +181,9 @@ async def _capture(base: _Base, engine: Engine, stack: AsyncExitStack) -> Captur
         return None
     client = streams.connect(url)
     stack.push_async_callback(client.aclose)
-    traffic = CapturedTraffic(engine=settings.engine, encoding=settings.capture_encoding)
+    traffic = CapturedTraffic(
+        engine=settings.engine, encoding=settings.capture_encoding, prompt_rows=settings.capture_prompt_rows
+    )
     sizes = await asyncio.to_thread(model_folder.sizes, settings.model, traffic)
     stream = streams.ShardedProducer(
         client, settings.stream_keys, max_bytes=settings.capture_max_bytes or sizes.stream.amount
