@@ -173,12 +173,12 @@ def sizing(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic | No
         captured_token=token,
         captured_request=request,
         network=Size(
-            amount=token.amount * traffic.tokens_per_second,
+            amount=_bytes_per_second(target, traffic, request),
             unit="B/s",
             reason=f"{traffic.tokens_per_second:,} captured tokens per second, from pods to Redis and on to the trainer",
         ),
         queue=_queue(target, traffic),
-        stream=_stream(token, traffic),
+        stream=_stream(_bytes_per_second(target, traffic, request), traffic),
         replay=replay,
         cache=cache,
         state=state,
@@ -292,9 +292,14 @@ def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
     )
 
 
-def _stream(token: Size, traffic: CapturedTraffic) -> Size:
+def _bytes_per_second(target: SizedTarget, traffic: CapturedTraffic, request: Size) -> int:
+    """With the rows that chunks repeat, which are not captured twice, and with context, which has no teacher."""
+    return math.ceil(traffic.tokens_per_second * request.amount / _num_rows(target, traffic))
+
+
+def _stream(bytes_per_second: int, traffic: CapturedTraffic) -> Size:
     return Size(
-        amount=max(_LEAST_STREAM, token.amount * traffic.tokens_per_second * 60 * traffic.minutes),
+        amount=max(_LEAST_STREAM, bytes_per_second * 60 * traffic.minutes),
         reason=f"memory of Redis for {traffic.minutes} minutes of {traffic.tokens_per_second:,} captured tokens per second",
         settings=("spec.traces.maxSize", "UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"),
     )
