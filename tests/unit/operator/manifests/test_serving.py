@@ -82,6 +82,23 @@ def test_a_context_as_long_as_the_models_does_not_keep_sglang_from_starting() ->
     assert named(engine["env"])["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"]["value"] == "1"
 
 
+def test_without_a_limit_requests_of_sglang_may_be_as_long_as_the_model_allows() -> None:
+    engine = container(pod_spec(speculator({"engine": "sglang"}), "serving"), "engine")
+    assert "--context-length" not in engine["args"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "sglang"])
+def test_pods_get_a_limit_of_the_context_only_if_the_spec_has_one(engine: str) -> None:
+    def limit(limits: dict[str, int]) -> str | None:
+        settings = one(
+            serving.objects(speculator({"engine": engine, "serving": limits}), CONFIG), "ConfigMap", "qwen-serving"
+        )
+        content: str | None = settings["data"].get("UPDRAFT_INFERENCE_MAX_CONTEXT")
+        return content
+
+    assert (limit({}), limit({"maxContextTokens": 4096})) == (None, "4096")
+
+
 def test_no_probe_of_an_engine_asks_it_for_a_token() -> None:
     engine = container(pod_spec(speculator({"engine": "sglang"}), "serving"), "engine")
     assert {engine[name]["httpGet"]["path"] for name in engine if name.endswith("Probe")} == {"/ping"}
