@@ -140,7 +140,9 @@ def test_the_registry_keeps_its_history_and_the_versions_in_use() -> None:
 @pytest.mark.parametrize(
     ("hidden", "heads", "intermediate"), [(8192, 64, 28_672), (12_288, 96, 28_672), (16_384, 128, 53_248)]
 )
-def test_a_registry_accepts_the_default_drafts_of_the_widest_targets(hidden: int, heads: int, intermediate: int) -> None:
+def test_a_registry_accepts_the_default_drafts_of_the_widest_targets(
+    hidden: int, heads: int, intermediate: int
+) -> None:
     version = sized(target(hidden, heads=heads, intermediate=intermediate)).version
     assert 2 * 2**30 < version.amount < MAX_VERSION_BYTES
     assert "accepts" not in version.reason
