@@ -76,7 +76,7 @@ def check_engine(folder: Path, engine: Literal["torch", "sglang"]) -> None:
     """Raise InvalidInput for a draft, in any layout, that no pod with this engine could ever load."""
     if engine == "sglang" and model_folder.read_json(folder / transfer.CONFIG).get("norm_before_residual"):
         raise InvalidInput(
-            f"the draft in {folder} has norm_before_residual, which SGLang does not support: serve it with engine torch"
+            "this draft has norm_before_residual, which SGLang does not support: serve it with engine torch, or choose another"
         )
 
 
