@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
@@ -72,11 +73,13 @@ def make_tiny_target(folder: Path, *, seed: int = 0, is_tied: bool = True) -> Pa
     return folder
 
 
-def make_draft(target: Path, *, seed: int = 0, token_ids: Tensor | None = None) -> DraftNetwork:
-    """An untrained draft of the target's shape over its first tokens."""
+def make_draft(
+    target: Path, *, seed: int = 0, token_ids: Tensor | None = None, shape: ShapeChoice | None = None
+) -> DraftNetwork:
+    """An untrained draft over the target's first tokens, by default of the target's shape."""
     head = read_head(target)
     ids = torch.arange(DRAFT_VOCAB) if token_ids is None else token_ids
-    config = head.draft(draft_vocab_size=len(ids))
+    config = head.draft(shape, draft_vocab_size=len(ids))
     return initial_network(config, head.embedding.float(), head.rows(ids), head.final_norm, ids, seed=seed)
 
 

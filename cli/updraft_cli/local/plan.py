@@ -7,7 +7,7 @@ caller's environment or `settings`.
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import httpx
 import redis
 
 from updraft_artifacts import model_folder
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.sizing import CapturedTraffic
 from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, NotFound
@@ -141,6 +142,7 @@ def stages(
     defaults = {f"{prefix}LOG_FORMAT": "text" for prefix in _PREFIXES} | {"PYTHONUNBUFFERED": "1"}
     # With one pod and one person's traffic, a canary would wait long for its evidence. The offline gate decides.
     defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
+    defaults |= _draft_sizes({**environ, **config.settings})
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
     def service(name: str, values: Mapping[str, object], ready: str, address: str, **times: float) -> Process:
@@ -209,6 +211,19 @@ def stages(
     )
     learning = (trainer,) if config.trainer else ()
     return tuple(stage for stage in (redis_server, (registry,), (*learning, inference)) if stage)
+
+
+def _draft_sizes(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the draft's sizes that the caller set for the trainer or for inference, for both of them.
+
+    An SGLang server loads only drafts of the sizes that it started with.
+    """
+    sizes = {}
+    for size in fields(ShapeChoice):
+        names = [f"UPDRAFT_{service}_{size.name.upper()}" for service in ("TRAINER", "INFERENCE")]
+        values = [chosen[name] for name in names if name in chosen]
+        sizes.update({name: values[0] for name in names if values})
+    return sizes
 
 
 def is_redis_ready(url: str) -> bool:

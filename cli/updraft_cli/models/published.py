@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,14 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
         raise InvalidInput(f"the draft in {folder} cannot be imported: {error}") from None
     (scratch / transfer.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return scratch
+
+
+def check_engine(folder: Path, engine: Literal["torch", "sglang"]) -> None:
+    """Raise InvalidInput for a draft, in any layout, that no pod with this engine could ever load."""
+    if engine == "sglang" and model_folder.read_json(folder / transfer.CONFIG).get("norm_before_residual"):
+        raise InvalidInput(
+            "this draft has norm_before_residual, which SGLang does not support: serve it with engine torch, or choose another"
+        )
 
 
 def weights_of(folder: Path) -> Path | None:

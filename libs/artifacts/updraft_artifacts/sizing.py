@@ -30,6 +30,9 @@ NUM_DRAFTS = 3
 NUM_VERSIONS = 13
 """Versions that the registry keeps: the stable one, the one before it, a canary, and a history of ten."""
 
+MAX_VERSION_BYTES = 16 * 2**30
+"""Largest version that a registry accepts by default: more than the default drafts of the widest targets need."""
+
 CACHED_REQUESTS = 32
 """Decoded requests in the trainer's memory: those of one estimate."""
 
@@ -336,10 +339,11 @@ def _state(target: SizedTarget, draft: SizedDraft) -> Size:
 
 def _version(target: SizedTarget, draft: SizedDraft) -> Size:
     total = sum(num_parameters(target, draft))
-    return Size(
-        amount=2 * total + 8 * draft.draft_vocab_size + target.vocab_size,
-        reason=f"{total / 1e6:,.0f} M weights in bfloat16, and the map of its {draft.draft_vocab_size:,} tokens",
-    )
+    amount = 2 * total + 8 * draft.draft_vocab_size + target.vocab_size
+    reason = f"{total / 1e6:,.0f} M weights in bfloat16, and the map of its {draft.draft_vocab_size:,} tokens"
+    if amount > MAX_VERSION_BYTES:
+        reason += f"; a registry accepts {readable(MAX_VERSION_BYTES)} by default, so raise its limit"
+    return Size(amount=amount, reason=reason, settings=("UPDRAFT_REGISTRY_MAX_DRAFT_BYTES",))
 
 
 def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:

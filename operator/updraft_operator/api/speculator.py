@@ -212,8 +212,9 @@ class Serving(Workload):
     """Additional arguments of the SGLang server."""
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
-    max_context_tokens: Positive = 2048
-    """Maximum number of tokens of a request, prompt and output together."""
+    max_context_tokens: Positive | None = None
+    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to that
+    maximum with engine sglang, and to 2048 with engine torch, which reserves memory for it."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()

@@ -16,8 +16,9 @@ def job(
 ) -> Manifest:
     """Runs `updraft draft import`, whose termination message contains the version's number.
 
-    It is checked against the target itself, which drafts of other trainers need. A target in the image of the inference pods is
-    not in this one's, so a later version is then compared with the earlier ones; `is_first`: there are none.
+    It is checked against the engine, because a draft that no pod can load is no start, and against the target itself, which
+    drafts of other trainers need. A target in the image of the inference pods is not in this one's, so a later version is then
+    compared with the earlier ones; `is_first`: there are none.
     """
     uri = draft.spec.uri or ""
     volumes, mounts = [pod.token_volume(owner, "operate")], [pod.TOKEN_MOUNT]
@@ -38,6 +39,7 @@ def job(
         args=[
             *("--registry", f"{names.child(owner.metadata.name, names.REGISTRY)}:{network.GRPC_PORT}"),
             *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/operate"),
+            *("--engine", owner.spec.engine.value),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),
             *(("--target", target.path) if target.path else ()),
         ],

@@ -88,7 +88,6 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_PORT": str(PORT),
         "UPDRAFT_INFERENCE_SERVED_MODEL_NAME": served_name(spec.target_model),
         "UPDRAFT_INFERENCE_NUM_SLOTS": str(spec.serving.max_running_requests),
-        "UPDRAFT_INFERENCE_MAX_CONTEXT": str(spec.serving.max_context_tokens),
         "UPDRAFT_INFERENCE_DRAIN_SECONDS": str(max(1, grace_s - _PULL_S - 5)),
         "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead),
         "UPDRAFT_INFERENCE_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
@@ -100,6 +99,8 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
         "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.traces.shards),
     }
+    if spec.serving.max_context_tokens is not None:
+        values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(spec.serving.max_context_tokens)
     if spec.traces.max_size is not None:
         num_bytes = max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB
         values["UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"] = str(num_bytes)

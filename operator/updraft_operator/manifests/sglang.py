@@ -91,7 +91,7 @@ def engine(
             *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
             *("--tp-size", str(serving.tensor_parallel_size)),
-            *("--context-length", str(serving.max_context_tokens + num_steps + 1 + _MARGIN)),
+            *_context(serving.max_context_tokens, num_steps),
             *("--max-running-requests", str(serving.max_running_requests), "--incremental-streaming-output"),
             *speculation(_SEED, num_steps),
             *([] if has_own_config(serving) else ["--config", _ADMIN_KEY]),
@@ -114,6 +114,11 @@ def engine(
     )
     container["securityContext"] = {**container["securityContext"], "readOnlyRootFilesystem": False}
     return container
+
+
+def _context(max_tokens: int | None, num_steps: int) -> list[str]:
+    """A context for requests of `max_tokens`; None: the model's own, which is the server's default."""
+    return [] if max_tokens is None else ["--context-length", str(max_tokens + num_steps + 1 + _MARGIN)]
 
 
 def has_own_config(serving: Serving) -> bool:

@@ -208,11 +208,22 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
     learning = learning_of(state)
     if learning is not None and learning.too_small:
         yield _false("TooSmall", learning.too_small)
-    if problem := _registry_volume(observed, learning):
+    if problem := _registry_limit(state, learning) or _registry_volume(observed, learning):
         yield _false("TooSmall", problem)
     if learning is None:
         yield _unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
     yield _true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
+
+
+def _registry_limit(state: pb.SpeculatorState | None, learning: pb.Learning | None) -> str:
+    """Why the registry would refuse every version of the trainer; empty if it would not."""
+    limit = state.max_draft_bytes if state is not None else 0
+    if not limit or learning is None or learning.version_bytes <= limit:
+        return ""
+    return (
+        f"a version has {readable(learning.version_bytes)}, but the registry accepts at most {readable(limit)}: set"
+        f" UPDRAFT_REGISTRY_MAX_DRAFT_BYTES to at least {learning.version_bytes} in spec.registry.env"
+    )
 
 
 def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:

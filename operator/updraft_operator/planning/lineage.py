@@ -60,8 +60,7 @@ def waits(observed: Observed) -> str:
 def draft_config(observed: Observed) -> str:
     """The config.json whose sizes the drafts of SGLang pods start with; empty: those of the spec.
 
-    It is that of the version for which pods wait, if an imported version brought these sizes. Otherwise the pods keep what
-    they have.
+    It is that of the version for which pods wait, if they surely have other sizes. Otherwise the pods keep what they have.
     """
     if observed.speculator.spec.engine is not Engine.SGLANG:
         return ""
@@ -70,9 +69,20 @@ def draft_config(observed: Observed) -> str:
         return current
     if _shape(awaited.config_json) == _shape(current):
         return current
-    published = [version.manifest for version in observed.registry.versions]
+    return awaited.config_json if current or _have_other_sizes(observed, awaited) else ""
+
+
+def _have_other_sizes(observed: Observed, awaited: pb.Manifest) -> bool:
+    """Whether pods with the sizes of the spec, which the operator cannot compare, surely cannot load a version.
+
+    A pod may also wait for the trainer's drafts because its disk is full, for example. If all wait for a stable one, it is from
+    an earlier resource of this name, which had other sizes.
+    """
+    published, state = [version.manifest for version in observed.registry.versions], observed.registry.state
     imported = [_shape(each.config_json) for each in published if each.source == pb.SOURCE_IMPORTED]
-    return awaited.config_json if _shape(awaited.config_json) in imported else ""
+    if _shape(awaited.config_json) in imported:
+        return True
+    return state is not None and bool(state.stable) and state.pods.waiting >= state.pods.connected
 
 
 def _awaited(observed: Observed) -> pb.Manifest | None:

@@ -211,6 +211,7 @@ class Control:
         state.capture_problem = self._fleet.capture_problem(name)
         state.trainer_message = self._trainers.message(name)
         state.volume_bytes = self._archive.store.volume_bytes()
+        state.max_draft_bytes = self._archive.max_draft_bytes
         if (learning := self._trainers.learning(name)) is not None:
             state.learning.CopyFrom(learning)
         if (speedup := self._fleet.speedup(name)) is not None:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from updraft_artifacts.sizing import MAX_VERSION_BYTES
 from updraft_chassis.credentials import ServerTls
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.settings import Settings
@@ -74,8 +75,8 @@ class RegistrySettings(Settings):
     cost of drafting."""
     gate_confidence: float = Field(default=DEFAULT.offline_gate.confidence, gt=0.0, lt=1.0)
     """Two-sided confidence of the gain. The lower bound decides."""
-    max_draft_bytes: int = Field(default=2 * 1024**3, ge=1)
-    """Largest weights file that is accepted."""
+    max_draft_bytes: int = Field(default=MAX_VERSION_BYTES, ge=1)
+    """Largest weights file that is accepted. The default fits a 405B target; see `updraft size`."""
     revision_history_limit: int = Field(default=DEFAULT.revision_history_limit, ge=1)
     """Versions whose weights are kept in addition to those in use."""
     revision_history_megabytes: int = Field(default=DEFAULT.revision_history_megabytes, ge=0)

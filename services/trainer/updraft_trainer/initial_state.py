@@ -1,8 +1,8 @@
 """Where training starts: from the saved state, or else the registry's draft, or else new weights.
 
-Published drafts are continued, because they know more than a new one, and engines cannot swap between shapes. A trainer
+Published drafts are continued, because they know more than a new one, and not every engine can swap between shapes. A trainer
 without a saved state therefore waits for the registry's response before it starts a new draft. Drafts that were all rejected
-do not count: no pod ever served them, and their weights may have been deleted.
+do not count: no pod ever served them, and their weights may have been deleted. Neither does a draft that no pod could load.
 """
 
 import asyncio
@@ -56,6 +56,11 @@ class TrainerSpec:
         """ "sha256:..." of all settings that influence training."""
         content = dataclasses.asdict(self.hyper) | dataclasses.asdict(self.shape) | {"seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+
+    def new_learner(self, samples: Sequence[Sample]) -> Learner:
+        """A learner with random weights of the chosen shape, over the most frequent tokens of these samples."""
+        size = self.target.draft(self.shape).draft_vocab_size
+        return self.learner(choose_vocabulary(samples, self.target, size=size))
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
         """A learner with initial weights over this vocabulary. `config` defaults to the chosen shape."""
@@ -162,6 +167,5 @@ async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory
 
 def _fit(spec: TrainerSpec, samples: Sequence[Sample]) -> tuple[Learner, DraftNetwork | None]:
     """A learner with random weights and the draft in closed form, if there is one."""
-    size = spec.target.draft(spec.shape).draft_vocab_size
-    learner = spec.learner(choose_vocabulary(samples, spec.target, size=size))
+    learner = spec.new_learner(samples)
     return learner, learner.closed_form(samples)

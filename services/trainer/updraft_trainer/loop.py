@@ -30,8 +30,8 @@ from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.initial_state import CLOSED_FORM, InitialState
-from updraft_trainer.learning.state import Identity, State, States
+from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
+from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
 from updraft_trainer.publishing.estimate import against
@@ -93,7 +93,7 @@ class Trainer:
         options: TrainingOptions,
         *,
         identity: Identity,
-        config_digest: str,
+        spec: TrainerSpec,
     ) -> None:
         self.learner = initial.learner
         self.history = initial.history
@@ -101,7 +101,7 @@ class Trainer:
         self._components = components
         self._options = options
         self._identity = identity
-        self._config_digest = config_digest
+        self._spec = spec
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = self._progress()
         self._saved = self._estimated
@@ -236,17 +236,31 @@ class Trainer:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
-        await asyncio.to_thread(self._follow_shape)
+        await asyncio.to_thread(self._follow_shape, state)
         return state
 
-    def _follow_shape(self) -> None:
-        """Go on from the serving draft if its shape is not ours, which engines might never serve then."""
+    def _follow_shape(self, state: RolloutState) -> None:
+        """Go on from the serving draft if its shape is not ours, which engines might never serve then.
+
+        If no draft serves because no pod can load one like ours, as with an import of another shape, start anew in our own.
+        """
         serving = self._components.evaluator.baseline
+        if serving.network is None and state.is_unloadable:
+            self._start_anew()
         if serving.network is None or serving.network.config == self.learner.network.config:
             return
         self.learner = self.learner.continuing(serving.network)
         self.history.origin = f"version {serving.version}"
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
+
+    def _start_anew(self) -> None:
+        """Leave a draft whose shape is not the one that new drafts have."""
+        learner = self._spec.new_learner(())
+        if learner.network.config == self.learner.network.config:
+            return
+        learner.count_from(self.learner.step)
+        self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
+        logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
@@ -336,7 +350,7 @@ class Trainer:
             learner=self.learner.state_dict(),
             history=self.history,
             rng=self._rng.getstate(),
-            config_digest=self._config_digest,
+            config_digest=self._spec.config_digest,
             draft_config=self.learner.network.config,
         )
 

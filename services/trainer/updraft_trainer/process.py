@@ -159,7 +159,7 @@ async def _train(
             schedule=config.schedule,
             thresholds=config.thresholds,
         )
-        trainer = Trainer(initial, components, options, identity=identity, config_digest=spec.config_digest)
+        trainer = Trainer(initial, components, options, identity=identity, spec=spec)
         await trainer.run(stop)
 
 

@@ -29,7 +29,6 @@ DEFAULTS = yaml.safe_load(
       replicas: 1
       tensorParallelSize: 1
       maxRunningRequests: 8
-      maxContextTokens: 2048
       terminationGracePeriodSeconds: 60
     trainer: {suspend: false, storage: {size: 80Gi}}
     traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, shards: 1}

@@ -18,7 +18,7 @@ from tests.integration.cli.conftest import Run
 from tests.support import checkpoints, families
 from tests.support.certificates import Authority
 from tests.support.ports import free_port
-from tests.support.published_drafts import SPECFORGE, Reference, write
+from tests.support.published_drafts import SPECFORGE, SPECULATORS, Reference, write
 from tests.support.registry import RegistryProcess, client, publish
 from tests.support.wait import LONG_S
 
@@ -191,6 +191,20 @@ def test_a_draft_of_another_trainer_becomes_a_version_that_engines_load(
     pulled = Path(run("draft", "pull", "1", tmp_path / "drafts", *of).output.strip())
     _, found = drafts.load(pulled)
     assert torch.equal(found["fc.weight"].float(), tensors["fc.weight"].float())
+
+
+def test_a_draft_that_no_pod_of_the_engine_can_load_is_refused_and_nothing_is_published(
+    run: Run, registry: RegistryProcess, name: str, tmp_path: Path
+) -> None:
+    families.make("llama, untied, wide heads", tmp_path / "model")
+    write(tmp_path / "theirs", SPECULATORS, Reference(norm_before_residual=True).tensors("layers.0."))
+    of = ["--registry", registry.address, "--speculator", f"{name}-sglang", "--target", tmp_path / "model"]
+    refused = run("draft", "import", tmp_path / "theirs", *of, "--engine", "sglang")
+    assert refused.exit_code == 1
+    assert "has norm_before_residual, which SGLang does not support" in refused.output
+    assert run("draft", "import", tmp_path / "theirs", *of, "--engine", "torch").output.startswith(
+        f"Imported as version 1 of {name}-sglang, stable"
+    )
 
 
 def test_a_difference_is_told_between_words_too(ask: Run) -> None:

@@ -429,6 +429,7 @@ async def test_names_that_somebody_asked_for_are_not_remembered(running: Running
         policy=(await running.control.state("other")).policy,
         pods=registry_pb2.Pods(),
         volume_bytes=running.archive.store.volume_bytes(),
+        max_draft_bytes=10**6,
     )
     assert running.archive.catalogue.names() == ()
 

@@ -24,6 +24,7 @@ from tests.support.traces import TraceMaker
 from tests.support.wait import LONG_S, until, wait_until
 from torch import Tensor
 
+from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts import transfer
@@ -99,7 +100,7 @@ class Bench:
         self.replay.admit([IncomingTrace(sample=read_sample(one, expected), data=one) for one in data])
 
     def trainer(self, initial: InitialState, *, options: TrainingOptions = OPTIONS) -> Trainer:
-        return Trainer(initial, self.components, options, identity=self.identity, config_digest=self.spec.config_digest)
+        return Trainer(initial, self.components, options, identity=self.identity, spec=self.spec)
 
     async def refresh(self) -> None:
         """Ask the registry, once it can be reached (a channel takes its time to come back)."""
@@ -182,6 +183,7 @@ class Registry(Process):
             "UPDRAFT_REGISTRY_PORT": str(port),
             "UPDRAFT_REGISTRY_METRICS_PORT": "0",
             "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
+            "UPDRAFT_REGISTRY_SETTLE_SECONDS": "0",
         }
         self.port = port
         super().__init__("updraft_registry", variables, folder / "registry.log")
@@ -689,6 +691,33 @@ async def test_training_goes_on_from_a_serving_draft_of_another_size(whole: Benc
     ours = (await whole.versions())[1:]
     assert ours
     assert {json.loads(version.manifest.config_json)["draft_vocab_size"] for version in ours} == {100}
+
+
+async def test_a_published_draft_that_no_pod_can_load_is_left_for_one_of_the_chosen_shape(
+    whole: Bench, tiny_target: Path, tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, shared_registry: int
+) -> None:
+    await publish_elsewhere(whole, tiny_target, torch.arange(100))
+    trainer = await whole.started()
+    assert len(trainer.learner.network.token_ids) == 100
+    async with rpc.channel(f"127.0.0.1:{shared_registry}") as channel:
+        pod = PodStream(channel, target=traces.target_fingerprint)
+        pod.identity.speculator = whole.identity.speculator
+        await pod.report()
+        await pod.receive_version(1)
+        await pod.answer(fleet_pb2.OUTCOME_NACK, loaded=(0, ""), reason="norm_before_residual is not supported")
+
+        async def has_failed() -> bool:
+            return (await whole.versions())[0].phase == pb.PHASE_FAILED
+
+        await until(has_failed, what="the version has failed")
+        await pod.end()
+    await whole.refresh()
+    await trainer.fit()
+    assert len(trainer.learner.network.token_ids) == 128
+    assert trainer.history.origin == "closed form"
+    folder, speculator = tmp_path_factory.mktemp("new"), whole.identity.speculator
+    async with bench(folder, tiny_target, traces, port=shared_registry, speculator=speculator) as new:
+        assert len((await new.started()).learner.network.token_ids) == 128, "neither does a new trainer start from it"
 
 
 async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_like_any_other(

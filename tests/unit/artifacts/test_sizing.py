@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from updraft_artifacts.draft_shape import DraftShape, ShapeChoice
 from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
+    MAX_VERSION_BYTES,
     NUM_VERSIONS,
     TRAINING_REQUESTS,
     CapturedTraffic,
@@ -139,6 +140,24 @@ def test_every_size_has_a_reason_and_nothing_is_below_its_old_default() -> None:
 
 def test_the_registry_keeps_its_history_and_the_versions_in_use() -> None:
     assert DEFAULT.revision_history_limit + 3 == NUM_VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "intermediate"), [(8192, 64, 28_672), (12_288, 96, 28_672), (16_384, 128, 53_248)]
+)
+def test_a_registry_accepts_the_default_drafts_of_the_widest_targets(
+    hidden: int, heads: int, intermediate: int
+) -> None:
+    version = sized(target(hidden, heads=heads, intermediate=intermediate)).version
+    assert 2 * 2**30 < version.amount < MAX_VERSION_BYTES
+    assert "accepts" not in version.reason
+
+
+def test_a_version_above_the_registrys_limit_says_so() -> None:
+    version = sized(target(16_384, vocab=400_000, heads=128), draft_vocab_size=400_000).version
+    assert version.amount > MAX_VERSION_BYTES
+    assert version.reason.endswith("; a registry accepts 17.2 GB by default, so raise its limit")
+    assert version.settings == ("UPDRAFT_REGISTRY_MAX_DRAFT_BYTES",)
 
 
 def test_a_draft_proposes_no_more_tokens_than_the_target_has() -> None:

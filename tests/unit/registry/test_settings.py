@@ -18,6 +18,10 @@ def test_only_the_data_folder_has_no_default() -> None:
     assert settings.policy == RolloutPolicy()
 
 
+def test_versions_of_a_405b_target_are_accepted() -> None:
+    assert load(RegistrySettings, DATA).max_draft_bytes > 9_640_000_000
+
+
 def test_gate_and_history_become_the_default_policy() -> None:
     environ = DATA | {
         "UPDRAFT_REGISTRY_GATE_MIN_SAMPLES": "20",

@@ -41,7 +41,12 @@ class OneDraft(RegistryView):
         self._draft = folder
         version = 0 if folder is None else 1
         self.state = RolloutState(
-            stable=version, candidate=0, start_version=version, hold_reason="", target_fingerprint="sha256:t"
+            stable=version,
+            candidate=0,
+            start_version=version,
+            is_unloadable=False,
+            hold_reason="",
+            target_fingerprint="sha256:t",
         )
 
     async def fetch(self, version: int) -> Path:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -66,6 +66,11 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
 )
 @click.option("--digest", metavar="sha256:...", default="", help="Expected digest of the weights file.")
 @click.option(
+    "--engine",
+    type=click.Choice(["torch", "sglang"]),
+    help="Engine of the pods: refuse a draft that it can never load.  [default: pods refuse it]",
+)
+@click.option(
     "--result",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -73,7 +78,7 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
 )
 @options.output()
 def import_(
-    backend: RegistryBackend, place: str, model: Path | None, digest: str, result: Path | None, form: Format
+    backend: RegistryBackend, place: str, model: Path | None, result: Path | None, form: Format, **expected: Any
 ) -> None:
     """Publish an EAGLE-3 draft from a folder, or from a URI as `updraft model pull` takes it.
 
@@ -87,8 +92,7 @@ def import_(
         return await importing.publish(stub, backend.speculator, folder, model, origin=place)
 
     with _draft_in(place) as folder:
-        if digest:
-            _check_digest(place, folder, digest)
+        _check(place, folder, **expected)
         with output.waiting(f"Reading and publishing {folder} ..."):
             imported = backend.call(publish)
     if result is not None:
@@ -149,6 +153,15 @@ def _draft_in(place: str) -> Iterator[Path]:
     if not Path(place).is_dir():
         raise click.BadParameter(f"there is no folder {place}", param_hint="FOLDER|URI")
     yield Path(place)
+
+
+def _check(place: str, folder: Path, *, digest: str, engine: Literal["torch", "sglang"] | None) -> None:
+    from updraft_cli.models import published  # noqa: PLC0415 - see pull
+
+    if digest:
+        _check_digest(place, folder, digest)
+    if engine is not None:
+        published.check_engine(folder, engine)
 
 
 def _check_digest(place: str, folder: Path, expected: str) -> None:

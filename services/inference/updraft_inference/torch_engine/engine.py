@@ -66,6 +66,16 @@ class EngineOptions:
     max_queued: int = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HeldDraft:
+    """What a swap that fails its proof restores."""
+
+    version: int
+    eagle: EagleProposer | None
+    tensors: Mapping[str, Tensor]
+    """A copy of the network's."""
+
+
 class TorchEngine:
     """Serves one target. Use as an async context manager: entering starts the thread, leaving cancels what runs."""
 
@@ -200,17 +210,16 @@ class TorchEngine:
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         async with self._swap_lock:
             if draft is None:
-                pause_s = await self._worker.between_steps(self._unload)
+                pause_s = await self._install(None, 0)
                 self.loaded = LoadedDraft()
                 return SwapResult(loaded=self.loaded, pause_s=pause_s)
             config, tensors = await asyncio.to_thread(self._read, draft)
-            eagle = self._scheduler.speculation.eagle
             previous = await asyncio.to_thread(self._held)  # only a swap writes these tensors, and it holds the lock
-            if eagle is None:
-                fresh = await asyncio.to_thread(self._build, config, tensors)
-                pause_s = await self._worker.between_steps(lambda: self._scheduler.install(fresh, draft.version))
-            else:
+            if previous.eagle is not None and previous.eagle.network.config == config:
                 pause_s = await self._overwrite(draft.version, tensors)
+            else:
+                fresh = await asyncio.to_thread(self._build, config, tensors)
+                pause_s = await self._install(fresh, draft.version)
             digest = await asyncio.to_thread(self._digest)
             if digest != draft.tensors_digest:
                 await self._restore(previous)
@@ -265,9 +274,6 @@ class TorchEngine:
         digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
         if digest != draft.tensors_digest:
             raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-        eagle = self._scheduler.speculation.eagle
-        if eagle is not None and eagle.network.config != config:
-            raise InvalidInput(f"version {draft.version} has another shape than the current draft")
         return config, tensors
 
     def _build(self, config: DraftConfig, tensors: Mapping[str, Tensor]) -> EagleProposer:
@@ -276,13 +282,11 @@ class TorchEngine:
         num_slots, library = self._limits.num_slots, self._scheduler.target.library
         return EagleProposer(network, num_slots=num_slots, num_positions=num_positions, library=library)
 
-    def _held(self) -> tuple[int, dict[str, Tensor] | None]:
-        eagle = self._scheduler.speculation.eagle
-        if eagle is None:
-            return 0, None
-        return self._scheduler.speculation.draft_version, {
-            name: t.clone() for name, t in eagle.network.state_dict().items()
-        }
+    def _held(self) -> _HeldDraft:
+        eagle, version = self._scheduler.speculation.eagle, self._scheduler.speculation.draft_version
+        tensors = {} if eagle is None else eagle.network.state_dict()
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        return _HeldDraft(version=version, eagle=eagle, tensors=copied)
 
     async def _overwrite(self, version: int, tensors: Mapping[str, Tensor]) -> float:
         """Copy weights and vocabulary between two steps. Returns the seconds of the pause."""
@@ -290,12 +294,15 @@ class TorchEngine:
         packed = await asyncio.to_thread(pack, tensors, like=like, library=library)
         return await self._worker.between_steps(lambda: self._write(version, tensors, packed))
 
-    async def _restore(self, previous: tuple[int, dict[str, Tensor] | None]) -> None:
-        version, tensors = previous
-        if tensors is None:
-            await self._worker.between_steps(self._unload)
+    async def _install(self, eagle: EagleProposer | None, version: int) -> float:
+        """Draft with another network, whose shape may differ. Running requests go on without the draft model."""
+        return await self._worker.between_steps(lambda: self._scheduler.install(eagle, version))
+
+    async def _restore(self, previous: _HeldDraft) -> None:
+        if previous.eagle is not None and previous.eagle is self._scheduler.speculation.eagle:
+            await self._overwrite(previous.version, previous.tensors)
         else:
-            await self._overwrite(version, tensors)
+            await self._install(previous.eagle, previous.version)
 
     def _digest(self) -> str:
         """Digest of the weights that draft."""
@@ -320,9 +327,6 @@ class TorchEngine:
         assert self._scheduler.speculation.eagle is not None
         self._scheduler.speculation.eagle.exchange(packed)
         self._scheduler.renew(version)
-
-    def _unload(self) -> None:
-        self._scheduler.install(None, 0)
 
     def _abandon_all(self) -> None:
         for abandon in list(self._live.values()):

@@ -60,7 +60,7 @@ class Archive:
 
     def __init__(self, store: Store, catalogue: Catalogue, *, max_draft_bytes: int) -> None:
         self.store = store
-        self._max_draft_bytes = max_draft_bytes
+        self.max_draft_bytes = max_draft_bytes
         self._has_unreadable_documents = False
         self.catalogue = catalogue
 
@@ -82,7 +82,7 @@ class Archive:
         InvalidInput or NotFound if it does not fit its speculator.
         """
         admission.check_length(manifest)
-        admission.check_manifest(manifest, max_bytes=self._max_draft_bytes)
+        admission.check_manifest(manifest, max_bytes=self.max_draft_bytes)
         admission.check_speculator(manifest, self.catalogue.speculator(manifest.speculator))
         known = self.catalogue.find(manifest.speculator, manifest.tensors_digest)
         return known.number if known is not None and not _may_return(known, manifest) else None

@@ -110,9 +110,13 @@ class Learner:
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
         learner = Learner(self._target, draft.config, draft.token_ids, self.hyper)
-        learner.step = self.step
+        learner.count_from(self.step)
         learner.start_from(draft.state_dict())
         return learner
+
+    def count_from(self, step: int) -> None:
+        """Count on from the steps of another learner; they say nothing about these weights."""
+        self.step = self._start_step = step
 
     @property
     def learning_rate(self) -> float:

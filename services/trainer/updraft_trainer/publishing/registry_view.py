@@ -6,7 +6,7 @@ A separate task refreshes the state, so that an unresponsive registry does not s
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,9 @@ class RolloutState:
     candidate: int
     """The version in canary; 0: none."""
     start_version: int
-    """The version that a new trainer starts from; 0: none, because every draft so far was rejected."""
+    """The version that a new trainer starts from; 0: none, because every draft so far was rejected or cannot be loaded."""
+    is_unloadable: bool
+    """No version has served, and pods cannot load the newest."""
     hold_reason: str
     """Why the registry would not try a new version; empty if it would."""
     target_fingerprint: str
@@ -104,12 +106,14 @@ class RegistryView:
         with rpc.errors():
             response = await self._stub.List(request, timeout=_TIMEOUT_S)
         speculator = next(iter(response.speculators), registry_pb2.SpeculatorState())
+        is_unloadable = _is_unloadable(speculator, response.versions)
         self._set_up(is_up=True)
         self._metrics.serving_version.set(speculator.stable)
         self.state = RolloutState(
             stable=speculator.stable,
             candidate=speculator.candidate,
-            start_version=_start_version(speculator),
+            start_version=0 if is_unloadable else _start_version(speculator),
+            is_unloadable=is_unloadable,
             hold_reason=_hold_reason(speculator),
             target_fingerprint=speculator.target_fingerprint,
         )
@@ -165,6 +169,12 @@ class RegistryView:
                 logger.info("The registry is available again")
                 self._next_report_s = float("-inf")  # it may have restarted, and forgotten
         self._is_up = is_up
+
+
+def _is_unloadable(state: registry_pb2.SpeculatorState, newest: Sequence[registry_pb2.Version]) -> bool:
+    """`newest`: the newest version, if there is one. The registry fails only versions that pods refuse."""
+    is_in_use = bool(state.stable or state.candidate or state.previous)
+    return not is_in_use and any(version.phase == registry_pb2.PHASE_FAILED for version in newest)
 
 
 def _start_version(state: registry_pb2.SpeculatorState) -> int:

@@ -75,6 +75,24 @@ def test_settings_win_over_what_the_stack_would_say(folder: DataFolder) -> None:
     assert planned(folder, chosen)["inference"].environment["UPDRAFT_INFERENCE_NUM_SLOTS"] == "4"
 
 
+@pytest.mark.parametrize("set_for", ["TRAINER", "INFERENCE"])
+def test_sizes_of_the_draft_that_are_set_for_one_process_reach_the_other(folder: DataFolder, set_for: str) -> None:
+    chosen = config(folder, settings={f"UPDRAFT_{set_for}_DRAFT_VOCAB_SIZE": "16000"})
+    processes = planned(folder, chosen, {f"UPDRAFT_{set_for}_DRAFT_INTERMEDIATE_SIZE": "64"})
+    inherited = {f"UPDRAFT_{set_for}_DRAFT_INTERMEDIATE_SIZE": "64"}
+    for name in ("TRAINER", "INFERENCE"):
+        environment = {**inherited, **processes[name.lower()].environment}
+        assert environment[f"UPDRAFT_{name}_DRAFT_VOCAB_SIZE"] == "16000"
+        assert environment[f"UPDRAFT_{name}_DRAFT_INTERMEDIATE_SIZE"] == "64"
+        assert f"UPDRAFT_{name}_DRAFT_NUM_ATTENTION_HEADS" not in environment
+
+
+def test_sizes_of_the_draft_that_are_set_for_both_processes_stay_as_they_are(folder: DataFolder) -> None:
+    sizes = {"UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE": "16000", "UPDRAFT_INFERENCE_DRAFT_VOCAB_SIZE": "8000"}
+    processes = planned(folder, config(folder, settings=sizes))
+    assert {name: processes[part].environment[name] for part in ("trainer", "inference") for name in sizes} == sizes
+
+
 def test_logs_are_for_a_person_unless_the_environment_says_otherwise(folder: DataFolder) -> None:
     environ = {"UPDRAFT_TRAINER_LOG_FORMAT": "json"}
     processes = planned(folder, environ=environ)

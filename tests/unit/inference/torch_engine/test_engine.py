@@ -1,12 +1,14 @@
 """The torch engine: what it says never depends on the draft, and its draft can change under it."""
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tests.support.tiny_target import every_second_token, make_draft, make_tiny_
 from transformers import LlamaForCausalLM
 
 from updraft_artifacts.digests import tensors_digest
+from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput
 from updraft_draft import checkpoint
 from updraft_inference.engine import (
@@ -52,6 +55,15 @@ def drafts(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Draft
         )
         for n in (1, 2)
     ]
+
+
+@pytest.fixture(scope="module")
+def wider(target: Path, tmp_path_factory: pytest.TempPathFactory) -> DraftCheckpoint:
+    """A version of another shape, which proposes every third token."""
+    folder = tmp_path_factory.mktemp("wider")
+    shape = ShapeChoice(draft_num_attention_heads=8, draft_num_key_value_heads=4, draft_intermediate_size=192)
+    network = make_draft(target, seed=3, token_ids=torch.arange(0, 512, 3), shape=shape)
+    return DraftCheckpoint(version=3, folder=folder, tensors_digest=save_draft(network, folder))
 
 
 @pytest.fixture
@@ -157,6 +169,47 @@ async def test_greedy_output_is_unchanged_by_swaps_in_mid_request(
         running = [tasks.create_task(run(engine, request(p))) for p in PROMPTS]
         tasks.create_task(swap_often())
     assert [task.result().output_ids for task in running] == reference
+
+
+async def test_a_draft_of_another_shape_replaces_the_one_that_serves_and_is_replaced_by_it(
+    engine: TorchEngine, drafts: list[DraftCheckpoint], wider: DraftCheckpoint, reference: list[tuple[int, ...]]
+) -> None:
+    for draft in (drafts[0], wider, drafts[1]):
+        swapped = await engine.swap(draft)
+        assert (swapped.loaded.version, swapped.loaded.tensors_digest) == (draft.version, draft.tensors_digest)
+        finished = await run(engine, request(PROMPTS[0], drafter=Drafter.EAGLE3, lookahead=3))
+        assert finished.output_ids == reference[0]
+        assert {step.draft_version for step in finished.steps if step.draft_ids} == {draft.version}
+
+
+async def test_greedy_output_is_unchanged_by_swaps_to_another_shape_in_mid_request(
+    engine: TorchEngine, drafts: list[DraftCheckpoint], wider: DraftCheckpoint, reference: list[tuple[int, ...]]
+) -> None:
+    await engine.swap(drafts[0])
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(run(engine, request(p))) for p in PROMPTS]
+        for draft in cycle((wider, drafts[0])):
+            if all(task.done() for task in running):
+                break
+            await engine.swap(draft)
+    assert [task.result().output_ids for task in running] == reference
+    assert not engine.faults
+
+
+async def test_a_draft_of_another_shape_that_fails_its_proof_gives_way_to_the_one_before(
+    target: Path, drafts: list[DraftCheckpoint], wider: DraftCheckpoint
+) -> None:
+    class Misread(TorchEngine):
+        def _digest(self) -> str:
+            return super()._digest() if self._scheduler.speculation.draft_version != 3 else "sha256:other"
+
+    async with open_engine(target, kind=Misread) as engine:
+        held = (await engine.swap(drafts[0])).loaded
+        with pytest.raises(Corrupt, match="the engine holds sha256:other after loading version 3"):
+            await engine.swap(wider)
+        assert await engine.rehash() == held
+        steps = (await run(engine, request(PROMPTS[0], drafter=Drafter.EAGLE3, lookahead=3))).steps
+    assert {(step.draft_version, token % 2) for step in steps for token in step.draft_ids} == {(1, 1)}
 
 
 async def test_a_request_is_served_by_the_version_that_each_step_says(
@@ -375,11 +428,12 @@ async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
     target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint], tmp_path: Path
 ) -> None:
     await engine.swap(drafts[0])
-    stranger = make_tiny_target(tmp_path / "stranger", seed=9)
-    other = make_draft(stranger, token_ids=torch.arange(255))
-    folder = tmp_path / "other"
-    digest = save_draft(other, folder)
-    with pytest.raises(InvalidInput, match="another shape"):
+    folder, digest = tmp_path / "other", drafts[1].tensors_digest
+    shutil.copytree(drafts[1].folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["updraft"]["aux_layers"] = [1, 2, 3]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match="the draft reads layers"):
         await engine.swap(DraftCheckpoint(version=3, folder=folder, tensors_digest=digest))
     with pytest.raises(Corrupt, match="its manifest has"):
         await engine.swap(DraftCheckpoint(version=3, folder=drafts[1].folder, tensors_digest=drafts[0].tensors_digest))
@@ -418,7 +472,7 @@ async def test_a_swap_copies_the_draft_that_it_may_restore_off_the_event_loop(
     copied_by: list[threading.Thread] = []
 
     class Watched(TorchEngine):
-        def _held(self) -> tuple[int, dict[str, torch.Tensor] | None]:
+        def _held(self) -> Any:
             copied_by.append(threading.current_thread())
             return super()._held()
 

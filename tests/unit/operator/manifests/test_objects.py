@@ -175,6 +175,15 @@ def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: boo
     assert folder in pod["initContainers"][0]["command"]
 
 
+@pytest.mark.parametrize("engine", ["torch", "sglang"])
+def test_an_import_is_checked_against_the_engine_of_the_pods(engine: str) -> None:
+    from tests.support.observed import draft
+
+    job = importing.job(speculator({"engine": engine}), draft(None), "mine-import", CONFIG, is_first=True)
+    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--engine") + 1] == engine
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_target_in_the_image_of_the_inference_pods_is_named_for_the_first_version_only(*, is_first: bool) -> None:
     from tests.support.observed import draft

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.manifests import CONFIG, built, container, named, one, pod_spec, speculator
 
+from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import serving
 from updraft_operator.manifests.manifest import Manifest
 
@@ -80,6 +81,35 @@ def test_a_context_as_long_as_the_models_does_not_keep_sglang_from_starting() ->
     )
     assert int(_argument(engine, "--context-length")) > 8192
     assert named(engine["env"])["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"]["value"] == "1"
+
+
+def test_without_a_limit_requests_of_sglang_may_be_as_long_as_the_model_allows() -> None:
+    engine = container(pod_spec(speculator({"engine": "sglang"}), "serving"), "engine")
+    assert "--context-length" not in engine["args"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "sglang"])
+def test_pods_get_a_limit_of_the_context_only_if_the_spec_has_one(engine: str) -> None:
+    def limit(limits: dict[str, int]) -> str | None:
+        settings = one(
+            serving.objects(speculator({"engine": engine, "serving": limits}), CONFIG), "ConfigMap", "qwen-serving"
+        )
+        content: str | None = settings["data"].get("UPDRAFT_INFERENCE_MAX_CONTEXT")
+        return content
+
+    assert (limit({}), limit({"maxContextTokens": 4096})) == (None, "4096")
+
+
+def test_the_example_for_sglang_is_the_one_of_the_page_and_gives_the_server_a_gpu() -> None:
+    example = Path("examples/sglang-8b.yaml").read_text()
+    assert f"```yaml\n{example}```\n" in Path("docs/sglang.md").read_text()
+    shown = yaml.safe_load(example)
+    AdaptiveSpeculator.model_validate(shown)
+    owner = speculator(shown["spec"], uri=shown["spec"]["targetModel"]["uri"])
+    engine = container(pod_spec(owner, "serving"), "engine")
+    assert engine["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert int(_argument(engine, "--context-length")) > 32_768
+    assert container(pod_spec(owner, "trainer"), "trainer")["resources"]["requests"]["memory"] == "20Gi"
 
 
 def test_no_probe_of_an_engine_asks_it_for_a_token() -> None:

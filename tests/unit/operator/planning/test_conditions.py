@@ -140,12 +140,19 @@ TRAINER: list[Case] = [
 LEARNED = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20, version_bytes=800_000_000)
 
 
-def _learning(*versions: pb.Version, volume_bytes: int = 0, **changed: Any) -> dict[str, Any]:
+def _learning(
+    *versions: pb.Version, volume_bytes: int = 0, max_draft_bytes: int = 2**30, **changed: Any
+) -> dict[str, Any]:
     learning = pb.Learning()
     learning.CopyFrom(LEARNED)
     for name, value in changed.items():
         setattr(learning, name, value)
-    state: dict[str, Any] = {"learning": learning, "trainer_message": "not sure yet", "volume_bytes": volume_bytes}
+    state: dict[str, Any] = {
+        "learning": learning,
+        "trainer_message": "not sure yet",
+        "volume_bytes": volume_bytes,
+        "max_draft_bytes": max_draft_bytes,
+    }
     return {"pods": ready_pods(), "registry": connected(versions, **state)}
 
 
@@ -153,6 +160,8 @@ SIZED: list[Case] = [
     ("Sized", "True", "LargeEnough", _learning()),
     ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
     ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
+    ("Sized", "False", "TooSmall", _learning(max_draft_bytes=799_999_999)),
+    ("Sized", "True", "LargeEnough", _learning(max_draft_bytes=0)),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),
 ]
@@ -398,6 +407,14 @@ def test_a_registry_that_cannot_store_the_versions_in_use_is_too_small_before_th
     assert verdict.message == (
         "the registry's volume has 2.15 GB, but the stable version, the one before it, a canary, an upload of 800 MB each need"
         " 3.20 GB: expand the claim itself to at least 10Gi, because spec.registry.storage cannot change"
+    )
+
+
+def test_a_registry_that_accepts_no_version_of_this_size_is_too_small_before_the_first_is_published() -> None:
+    verdict = _verdicts(**_learning(max_draft_bytes=512 * 10**6))["Sized"]
+    assert verdict.message == (
+        "a version has 800 MB, but the registry accepts at most 512 MB: set UPDRAFT_REGISTRY_MAX_DRAFT_BYTES to at least"
+        " 800000000 in spec.registry.env"
     )
 
 

@@ -114,6 +114,32 @@ def test_an_import_that_pods_wait_for_gives_them_its_sizes_and_its_successors_ke
     assert lineage.draft_config(other) == config(draft_vocab_size=8192)
 
 
+def test_a_resource_that_is_created_again_with_other_sizes_serves_the_version_that_it_finds() -> None:
+    spec = {"engine": "sglang", "draft": {"vocabSize": 16_000}}
+    found = [stable(4, config())]
+    first = settled(spec, registry=connected(found, pods=WAITING))
+    assert lineage.draft_config(first) == "", "one pod may have another reason to wait"
+    all_wait = settled(spec, registry=connected(found, pods=pb.Pods(connected=2, waiting=2)))
+    assert lineage.draft_config(all_wait) == config()
+    one_serves = connected(found, pods=pb.Pods(connected=2, waiting=1, serving_stable=1))
+    assert lineage.draft_config(settled(spec, registry=one_serves, children=all_wait.children)) == config()
+
+
+def test_pods_that_were_given_an_imports_sizes_go_back_to_those_of_the_trainers_draft() -> None:
+    imported = stable(2, config(draft_vocab_size=8192), is_imported=True)
+    first = sglang(connected([imported], pods=WAITING))
+    lost = stable(2, config(draft_vocab_size=8192), is_imported=True)
+    lost.phase = pb.PHASE_ROLLED_BACK
+    back = sglang(connected([stable(1, config()), lost], pods=WAITING), children=first.children)
+    assert lineage.draft_config(back) == config()
+
+
+def test_a_first_draft_of_the_trainer_in_canary_restarts_nothing() -> None:
+    tried = stable(1, config())
+    tried.phase = pb.PHASE_CANARY
+    assert lineage.draft_config(sglang(connected([tried], pods=pb.Pods(connected=1, waiting=1)))) == ""
+
+
 @pytest.mark.parametrize("serving", [{"serving_stable": 1, "waiting": 1}, {}], ids=["some serve it", "none waits yet"])
 def test_an_import_of_the_shape_that_pods_have_restarts_none(serving: dict[str, int]) -> None:
     pods = pb.Pods(connected=2, **serving)
