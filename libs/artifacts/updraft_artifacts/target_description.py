@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from updraft_artifacts import target_tensors
 from updraft_artifacts.draft_shape import DraftShape, default_vocab_size
-from updraft_artifacts.rope import SCALINGS, Rope
+from updraft_artifacts.rope import SCALINGS, Rope, rope_parameters
 from updraft_artifacts.target_tensors import HeadPlaces
 from updraft_chassis.errors import InvalidInput
 
@@ -165,11 +165,17 @@ def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
 
 
 def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
-    """End tokens of the first file or part that states some; published files state some beyond the vocabulary."""
+    """End tokens of the first file or part that states some; published files state some beyond the vocabulary.
+
+    ValueError if they are not whole numbers.
+    """
     for content in contents:
         stated = content.get("eos_token_id")
         if stated is not None:
-            return frozenset(int(token) for token in (stated if isinstance(stated, list) else [stated]))
+            tokens = stated if isinstance(stated, list) else [stated]
+            if any(type(token) is not int for token in tokens):
+                raise ValueError(f"eos_token_id is {stated!r}")
+            return frozenset(tokens)
     return frozenset()
 
 
@@ -238,7 +244,10 @@ def _positive(content: Mapping[str, Any], name: str) -> float | None:
     value = content.get(name)
     if value is None:
         return None
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
     if not 0 < number < float("inf"):
         raise InvalidInput(f"its {name} is {value!r}")
     return number
@@ -250,7 +259,7 @@ def _rope(content: Mapping[str, Any], theta: float) -> Rope:
     A draft is a network of its own, so that costs no correctness: its heads are rotated over their whole size, by positions of
     the text.
     """
-    parameters = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    parameters = rope_parameters(content)
     kinds = [value for value in parameters.values() if isinstance(value, Mapping)]
     if kinds:  # by kind of layer
         parameters = parameters.get("full_attention") or parameters.get("main") or kinds[0]

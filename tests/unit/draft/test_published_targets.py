@@ -242,8 +242,17 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(_config(logit_scale=1e308, logits_scaling=1e-308), "its logits are scaled by inf", id="hotter"),
         pytest.param(_config(logit_scale=1e-308, logits_scaling=1e308), "its logits are scaled by 0", id="cold"),
         pytest.param(_config(dim_model_base=0), "its dim_model_base is 0", id="a small model of nothing"),
-        pytest.param(_config(rope_theta="x"), "bad value: .*'x'", id="a rope of words"),
-        pytest.param(_config(eos_token_id=["x"]), "bad value: .*'x'", id="an end of words"),
+        pytest.param(_config(rms_norm_eps="x"), "its rms_norm_eps is 'x'", id="a norm of words"),
+        pytest.param(_config(rope_theta="x"), "bad value: rope_theta is 'x'", id="a base of words"),
+        pytest.param(_config(rope_scaling="x"), "bad value: rope_scaling is 'x'", id="a scaling of words"),
+        pytest.param(_config(rope_parameters=["x"]), r"bad value: rope_parameters is \['x'\]", id="a list of rope"),
+        pytest.param(
+            _config(rope_parameters={"type": "linear", "factor": []}),
+            r"bad value: factor is \[\]",
+            id="a rope by nothing",
+        ),
+        pytest.param(_config(eos_token_id=["x"]), r"bad value: eos_token_id is \['x'\]", id="an end of words"),
+        pytest.param(_config(eos_token_id={"a": 1}), "bad value: eos_token_id is {'a': 1}", id="an end of names"),
         pytest.param(
             _config(hidden_size=64), r"embed_tokens.weight has shape \[320, 128\], .* \[320, 64\]", id="another width"
         ),
