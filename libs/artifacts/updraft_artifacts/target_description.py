@@ -92,11 +92,19 @@ _EPSILONS = {
 """Names of a norm's epsilon, with the kind of norm that has it. Nemotron-H's RMS norms have a `layer_norm_epsilon`."""
 
 
+TORCH_ARCHITECTURES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM",
+)  # fmt: skip
+"""Names in `architectures` that the torch engine runs, unless the weights are quantised."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetDescription:
     """Sizes of a target, what surrounds its layers, and where that is."""
 
     model_type: str
+    engine: Literal["torch", "sglang"]
+    """torch if it runs the model, else sglang."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -138,6 +146,7 @@ class TargetDescription:
             norm_kind, norm_eps = _norm(sizes)
             return cls(
                 model_type=str(content.get("model_type") or "an unnamed family"),
+                engine=_engine(content),
                 vocab_size=sizes.size("vocab_size"),
                 hidden_size=sizes.size("hidden_size"),
                 num_layers=sizes.size("num_hidden_layers", _LAYERS),
@@ -203,6 +212,12 @@ def _text(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the language model. Its keys win over those beside it."""
     nested = content.get("text_config") or content.get("llm_config")
     return {**content, **nested} if isinstance(nested, Mapping) else content
+
+
+def _engine(content: Mapping[str, Any]) -> Literal["torch", "sglang"]:
+    names = content.get("architectures")
+    has_torch = isinstance(names, list) and any(name in TORCH_ARCHITECTURES for name in names)
+    return "torch" if has_torch and not content.get("quantization_config") else "sglang"
 
 
 def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None:

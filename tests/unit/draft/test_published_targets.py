@@ -13,11 +13,11 @@ from tests.support.published_targets import HIDDEN, LAYERS, TARGETS, VOCAB, Publ
 from transformers import AutoConfig
 
 from updraft_artifacts.model_folder import describe, target_fingerprint
-from updraft_artifacts.target_description import TargetDescription
+from updraft_artifacts.target_description import TORCH_ARCHITECTURES, TargetDescription
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import DraftConfig
 from updraft_draft.target_weights import read_head
-from updraft_inference.torch_engine.model.config import TargetConfig
+from updraft_inference.torch_engine.model.config import ARCHITECTURES, TargetConfig
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -110,6 +110,7 @@ def test_transformers_reads_the_same_sizes_in_these_configs(name: str, tmp_path:
 def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp_path: Path) -> None:
     families.make(name, tmp_path)
     engine, ours = TargetConfig.from_folder(tmp_path), describe(tmp_path)
+    assert ours.engine == "torch"
     shape = ours.draft_shape
     assert (engine.hidden_size, engine.vocab_size, engine.num_layers, engine.max_position) == (
         ours.hidden_size,
@@ -136,6 +137,15 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         ours.norm_offset,
         ours.eos_token_ids,
     )
+
+
+def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_weights_are_not_quantised(
+    tmp_path: Path,
+) -> None:
+    assert tuple(ARCHITECTURES) == TORCH_ARCHITECTURES
+    families.make("llama", tmp_path)
+    changed(tmp_path, quantization_config={"quant_method": "fp8"})
+    assert describe(tmp_path).engine == "sglang"
 
 
 def test_a_scaled_rope_is_stated_in_both_spellings(tmp_path: Path) -> None:
