@@ -106,6 +106,12 @@ def test_every_panel_asks_for_metrics_that_are_exposed() -> None:
     assert found == []
 
 
+def test_the_output_that_a_draft_cannot_propose_is_on_a_panel() -> None:
+    assert [name for name, expression in _panels() if "updraft_trainer_unknown_tokens_ratio" in expression] == [
+        "Updraft fleet: Output that the draft cannot propose"
+    ]
+
+
 def test_a_misspelt_metric_and_a_label_that_is_not_there_are_found() -> None:
     assert list(problems('rate(updraft_inference_request_total{finish="x"}[5m]) > 0')) == [
         "updraft_inference_request_total has no label finish",

@@ -19,6 +19,7 @@ def _rows(target: TargetDescription) -> list[tuple[str, str]]:
     heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} key-value heads"
     return [
         ("family", target.model_type),
+        ("engine", "torch or sglang" if target.engine == "torch" else "sglang"),
         ("hidden size", f"{target.hidden_size:,}"),
         ("layers", f"{target.num_layers}, a draft reads the inputs of {', '.join(map(str, target.aux_layers))}"),
         ("vocabulary", f"{target.vocab_size:,} tokens"),

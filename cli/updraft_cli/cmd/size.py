@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 from rich.table import Table
 
-from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
 from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Size, Sizing, quantity, readable, sizing
 from updraft_cli import output
 from updraft_cli.cmd.model import described
@@ -35,10 +35,14 @@ class SizedModel:
 @click.option("--draft-intermediate-size", type=_COUNT, help="Width of the draft's MLP.  [default: the target's]")
 @click.option(
     "--draft-vocab-size",
-    type=_COUNT,
+    type=click.IntRange(LEAST_VOCAB),
     help="Tokens that the draft can propose.  [default: 8,192 to 32,000, by the target]",
 )
-@click.option("--engine", type=click.Choice(["torch", "sglang"]), default=_DEFAULT.engine, show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["torch", "sglang"]),
+    help="Engine that serves the target.  [default: torch if it runs the target, else sglang]",
+)
 @click.option(
     "--encoding",
     type=click.Choice(["fp8", "bf16"]),
@@ -80,6 +84,7 @@ class SizedModel:
 def size(
     model: str,
     revision: str,
+    engine: Literal["torch", "sglang"] | None,
     form: Literal["table", "json", "yaml"],
     **options: Any,
 ) -> None:
@@ -90,7 +95,7 @@ def size(
     """
     target = described(model, revision)
     choice = ShapeChoice(**{field.name: options.pop(field.name) for field in fields(ShapeChoice)})
-    draft, traffic = DraftSizes.of(target, choice), CapturedTraffic(**options)
+    draft, traffic = DraftSizes.of(target, choice), CapturedTraffic(engine=engine or target.engine, **options)
     found = SizedModel(model=model, traffic=traffic, draft=draft, sizes=sizing(target, draft, traffic))
     output.show(found, form, names=(), rendered=lambda *, is_wide: table(found.sizes))
 

@@ -10,6 +10,9 @@ from updraft_chassis.errors import InvalidInput
 MIN_VOCAB, MAX_VOCAB = 8192, 32_000
 """Bounds of the default. Published drafts for targets of 128,000 and more tokens propose from 32,000."""
 
+LEAST_VOCAB = 16
+"""No smaller vocabulary can be chosen."""
+
 _STEP = 1024
 _NUM_STATES = 3
 """A draft reads the states of so many layers of the target."""

@@ -6,6 +6,7 @@ factor). Others depend on the length of the text and are rejected.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -57,7 +58,7 @@ class Rope:
         """
         kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
         base = _number("rope_theta", parameters["rope_theta"] if theta is None else theta)
-        if float(parameters.get(_PARTIAL) or 1.0) != 1.0:
+        if _number(_PARTIAL, parameters.get(_PARTIAL) or 1.0) != 1.0:
             raise InvalidInput("only a part of each head is rotated, which is not supported (partial_rotary_factor)")
         if kind == "default":
             return cls(theta=base)
@@ -76,8 +77,7 @@ class Rope:
     @classmethod
     def of_config(cls, content: dict[str, Any], *, theta: float | None = None) -> Self:
         """Read a config.json in the old or the new format; `theta` is the default base."""
-        parameters = content.get("rope_parameters") or content.get("rope_scaling") or {}
-        parameters = {_PARTIAL: content.get(_PARTIAL)} | parameters
+        parameters = {_PARTIAL: content.get(_PARTIAL)} | rope_parameters(content)
         if content.get(_ORIGINAL) is not None:  # takes precedence in transformers too
             parameters[_ORIGINAL] = content[_ORIGINAL]
         theta = content.get("rope_theta") or parameters.get("rope_theta") or theta
@@ -100,8 +100,21 @@ class Rope:
         }
 
 
+def rope_parameters(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters in a config.json of the new or the old format, {} without any; ValueError if they are none."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if parameters := content.get(name):
+            if not isinstance(parameters, dict):
+                raise ValueError(f"{name} is {parameters!r}")
+            return parameters
+    return {}
+
+
 def _number(name: str, value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}") from None
     if not 1 / _HUGE < number < _HUGE:  # nor is NaN
         raise InvalidInput(f"the rotary embedding's {name} is {number:g}, not between {1 / _HUGE:g} and {_HUGE:g}")
     return number
@@ -113,7 +126,7 @@ def _original(parameters: dict[str, Any], max_position: int | None) -> int:
     original = max_position if original is None else original
     if original is None:
         raise KeyError(_ORIGINAL)
-    return int(_number(_ORIGINAL, int(original)))
+    return int(_number(_ORIGINAL, math.floor(_number(_ORIGINAL, original))))
 
 
 def _yarn(parameters: dict[str, Any], theta: float, max_position: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from updraft_artifacts import target_tensors
 from updraft_artifacts.draft_shape import DraftShape, default_vocab_size
-from updraft_artifacts.rope import SCALINGS, Rope
+from updraft_artifacts.rope import SCALINGS, Rope, rope_parameters
 from updraft_artifacts.target_tensors import HeadPlaces
 from updraft_chassis.errors import InvalidInput
 
@@ -92,11 +92,19 @@ _EPSILONS = {
 """Names of a norm's epsilon, with the kind of norm that has it. Nemotron-H's RMS norms have a `layer_norm_epsilon`."""
 
 
+TORCH_ARCHITECTURES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM",
+)  # fmt: skip
+"""Names in `architectures` that the torch engine runs, unless the weights are quantised."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetDescription:
     """Sizes of a target, what surrounds its layers, and where that is."""
 
     model_type: str
+    engine: Literal["torch", "sglang"]
+    """torch if it runs the model, else sglang."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -138,6 +146,7 @@ class TargetDescription:
             norm_kind, norm_eps = _norm(sizes)
             return cls(
                 model_type=str(content.get("model_type") or "an unnamed family"),
+                engine=_engine(content),
                 vocab_size=sizes.size("vocab_size"),
                 hidden_size=sizes.size("hidden_size"),
                 num_layers=sizes.size("num_hidden_layers", _LAYERS),
@@ -165,11 +174,17 @@ def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
 
 
 def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
-    """End tokens of the first file or part that states some; published files state some beyond the vocabulary."""
+    """End tokens of the first file or part that states some; published files state some beyond the vocabulary.
+
+    ValueError if they are not whole numbers.
+    """
     for content in contents:
         stated = content.get("eos_token_id")
         if stated is not None:
-            return frozenset(int(token) for token in (stated if isinstance(stated, list) else [stated]))
+            tokens = stated if isinstance(stated, list) else [stated]
+            if any(type(token) is not int for token in tokens):
+                raise ValueError(f"eos_token_id is {stated!r}")
+            return frozenset(tokens)
     return frozenset()
 
 
@@ -197,6 +212,12 @@ def _text(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the language model. Its keys win over those beside it."""
     nested = content.get("text_config") or content.get("llm_config")
     return {**content, **nested} if isinstance(nested, Mapping) else content
+
+
+def _engine(content: Mapping[str, Any]) -> Literal["torch", "sglang"]:
+    names = content.get("architectures")
+    has_torch = isinstance(names, list) and any(name in TORCH_ARCHITECTURES for name in names)
+    return "torch" if has_torch and not content.get("quantization_config") else "sglang"
 
 
 def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None:
@@ -238,7 +259,10 @@ def _positive(content: Mapping[str, Any], name: str) -> float | None:
     value = content.get(name)
     if value is None:
         return None
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
     if not 0 < number < float("inf"):
         raise InvalidInput(f"its {name} is {value!r}")
     return number
@@ -250,7 +274,7 @@ def _rope(content: Mapping[str, Any], theta: float) -> Rope:
     A draft is a network of its own, so that costs no correctness: its heads are rotated over their whole size, by positions of
     the text.
     """
-    parameters = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    parameters = rope_parameters(content)
     kinds = [value for value in parameters.values() if isinstance(value, Mapping)]
     if kinds:  # by kind of layer
         parameters = parameters.get("full_attention") or parameters.get("main") or kinds[0]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
 from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
 
@@ -61,7 +61,8 @@ class InferenceSettings(settings.Settings):
 
     sglang_restarts: bool = False
     """Whether to restart the SGLang server that Updraft started when a draft has another shape, because SGLang builds
-    its network only at startup. Running requests finish first. If false, such a draft is refused."""
+    its network only at startup. Running requests finish first. If false, such a draft waits: the agent keeps the current one and says why,
+    until the server is started with the new one."""
 
     draft_num_attention_heads: int | None = Field(default=None, ge=1)
     """Attention heads of the initial draft of an SGLang server. This setting and the next three must equal those of the trainer
@@ -73,7 +74,7 @@ class InferenceSettings(settings.Settings):
     draft_intermediate_size: int | None = Field(default=None, ge=1)
     """MLP width of the initial draft."""
 
-    draft_vocab_size: int | None = Field(default=None, ge=16)
+    draft_vocab_size: int | None = Field(default=None, ge=LEAST_VOCAB)
     """Vocabulary size of the initial draft."""
 
     draft_config: str = ""

@@ -13,11 +13,11 @@ from tests.support.published_targets import HIDDEN, LAYERS, TARGETS, VOCAB, Publ
 from transformers import AutoConfig
 
 from updraft_artifacts.model_folder import describe, target_fingerprint
-from updraft_artifacts.target_description import TargetDescription
+from updraft_artifacts.target_description import TORCH_ARCHITECTURES, TargetDescription
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import DraftConfig
 from updraft_draft.target_weights import read_head
-from updraft_inference.torch_engine.model.config import TargetConfig
+from updraft_inference.torch_engine.model.config import ARCHITECTURES, TargetConfig
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -110,6 +110,7 @@ def test_transformers_reads_the_same_sizes_in_these_configs(name: str, tmp_path:
 def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp_path: Path) -> None:
     families.make(name, tmp_path)
     engine, ours = TargetConfig.from_folder(tmp_path), describe(tmp_path)
+    assert ours.engine == "torch"
     shape = ours.draft_shape
     assert (engine.hidden_size, engine.vocab_size, engine.num_layers, engine.max_position) == (
         ours.hidden_size,
@@ -136,6 +137,15 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         ours.norm_offset,
         ours.eos_token_ids,
     )
+
+
+def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_weights_are_not_quantised(
+    tmp_path: Path,
+) -> None:
+    assert tuple(ARCHITECTURES) == TORCH_ARCHITECTURES
+    families.make("llama", tmp_path)
+    changed(tmp_path, quantization_config={"quant_method": "fp8"})
+    assert describe(tmp_path).engine == "sglang"
 
 
 def test_a_scaled_rope_is_stated_in_both_spellings(tmp_path: Path) -> None:
@@ -242,8 +252,17 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(_config(logit_scale=1e308, logits_scaling=1e-308), "its logits are scaled by inf", id="hotter"),
         pytest.param(_config(logit_scale=1e-308, logits_scaling=1e308), "its logits are scaled by 0", id="cold"),
         pytest.param(_config(dim_model_base=0), "its dim_model_base is 0", id="a small model of nothing"),
-        pytest.param(_config(rope_theta="x"), "bad value: .*'x'", id="a rope of words"),
-        pytest.param(_config(eos_token_id=["x"]), "bad value: .*'x'", id="an end of words"),
+        pytest.param(_config(rms_norm_eps="x"), "its rms_norm_eps is 'x'", id="a norm of words"),
+        pytest.param(_config(rope_theta="x"), "bad value: rope_theta is 'x'", id="a base of words"),
+        pytest.param(_config(rope_scaling="x"), "bad value: rope_scaling is 'x'", id="a scaling of words"),
+        pytest.param(_config(rope_parameters=["x"]), r"bad value: rope_parameters is \['x'\]", id="a list of rope"),
+        pytest.param(
+            _config(rope_parameters={"type": "linear", "factor": []}),
+            r"bad value: factor is \[\]",
+            id="a rope by nothing",
+        ),
+        pytest.param(_config(eos_token_id=["x"]), r"bad value: eos_token_id is \['x'\]", id="an end of words"),
+        pytest.param(_config(eos_token_id={"a": 1}), "bad value: eos_token_id is {'a': 1}", id="an end of names"),
         pytest.param(
             _config(hidden_size=64), r"embed_tokens.weight has shape \[320, 128\], .* \[320, 64\]", id="another width"
         ),

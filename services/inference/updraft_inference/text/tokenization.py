@@ -32,11 +32,14 @@ class Tokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read tokenizer.json in `folder`. Raises InvalidInput if it is missing."""
+        """Read tokenizer.json in `folder`. Raises InvalidInput if it is missing or damaged."""
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise InvalidInput(f"the model folder {folder} has no tokenizer.json")
-        return cls(tokenizers.Tokenizer.from_str(path.read_text()))
+        try:
+            return cls(tokenizers.Tokenizer.from_buffer(path.read_bytes()))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises no other class
+            raise InvalidInput(f"{path} is not a tokenizer: {error}") from None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Tokenize `text`. Chat templates write special tokens themselves; do not add them then."""

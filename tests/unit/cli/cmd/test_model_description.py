@@ -16,6 +16,7 @@ def test_a_folder_is_described_in_rows(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = dict(line.split("  ", 1) for line in result.output.splitlines())
     assert rows["family"].strip() == "gemma4"
+    assert rows["engine"].strip() == "sglang"
     assert rows["head"].strip() == "tied to the embedding, soft cap 30"
     assert rows["layers"].strip() == "8, a draft reads the inputs of 2, 4, 5"
 

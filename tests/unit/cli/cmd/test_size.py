@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.support import families
 from tests.support.published_targets import make
 
 from updraft_chassis.errors import InvalidInput
@@ -39,8 +40,11 @@ def test_a_program_gets_bytes_and_what_they_are_for(tmp_path: Path) -> None:
     assert long["captured_request"]["amount"] == 2000 * usual["captured_token"]["amount"]
 
 
-@pytest.mark.parametrize("name", ["num-attention-heads", "num-key-value-heads", "intermediate-size", "vocab-size"])
-def test_a_draft_has_the_sizes_that_a_resource_can_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("num-attention-heads", 1), ("num-key-value-heads", 1), ("intermediate-size", 1), ("vocab-size", 16)],
+)
+def test_a_draft_has_the_sizes_that_a_resource_can_name(tmp_path: Path, name: str, least: int) -> None:
     make("GLM 4.5", tmp_path)
 
     def version_bytes(size_of_one: int) -> int:
@@ -51,7 +55,26 @@ def test_a_draft_has_the_sizes_that_a_resource_can_name(tmp_path: Path, name: st
             ]
         )
 
-    assert version_bytes(1) < version_bytes(4)
+    assert version_bytes(least) < version_bytes(4 * least)
+
+
+def test_a_draft_vocabulary_that_no_other_part_accepts_is_refused(tmp_path: Path) -> None:
+    make("GLM 4.5", tmp_path)
+    result = CliRunner().invoke(size, [str(tmp_path), "--draft-vocab-size", "15"])
+    assert result.exit_code == 2
+    assert "15 is not in the range x>=16" in result.output
+
+
+def test_a_target_that_the_torch_engine_does_not_run_is_sized_for_sglang(tmp_path: Path) -> None:
+    make("MiniMax M2, FP8", tmp_path / "minimax")
+    families.make("qwen3", tmp_path / "qwen")
+
+    def engine_of(model: str, *options: str) -> str:
+        output = CliRunner().invoke(size, [str(tmp_path / model), "-o", "json", *options]).output
+        return str(json.loads(output)["traffic"]["engine"])
+
+    assert (engine_of("minimax"), engine_of("qwen")) == ("sglang", "torch")
+    assert engine_of("qwen", "--engine", "sglang") == "sglang"
 
 
 def test_heads_that_do_not_divide_are_refused_as_by_the_trainer(tmp_path: Path) -> None:

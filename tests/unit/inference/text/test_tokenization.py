@@ -1,5 +1,7 @@
+import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -106,9 +108,16 @@ def test_special_tokens_are_not_shown() -> None:
     assert detokeniser.push([END] * 30 + [*b"a", END, *b"b"]) == "ab"
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: object) -> None:
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has no tokenizer\.json"):
-        Tokenizer.open(tmp_path)  # type: ignore[arg-type]  # a Path, which pytest does not say
+        Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xfe", b'{"version": "1.0"}'])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InvalidInput, match=f"^{re.escape(str(tmp_path))}/tokenizer.json is not a tokenizer: .+"):
+        Tokenizer.open(tmp_path)
 
 
 @given(

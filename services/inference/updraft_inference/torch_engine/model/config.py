@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from updraft_artifacts.model_folder import read_json
-from updraft_artifacts.rope import Rope
+from updraft_artifacts.rope import Rope, rope_parameters
 from updraft_artifacts.target_description import default_aux_layers, eos_token_ids
 from updraft_chassis.errors import InvalidInput
 
@@ -168,7 +168,7 @@ def _activation(content: dict[str, Any]) -> str:
 
 def _ropes(content: dict[str, Any]) -> tuple[Rope, Rope]:
     """For full and for sliding layers. Gemma has two; its older configs have `rope_local_base_freq`."""
-    parameters = content.get("rope_parameters") or {}
+    parameters = rope_parameters(content)
     if "full_attention" in parameters:
         max_position = content.get("max_position_embeddings")
         kinds = (parameters["full_attention"], parameters["sliding_attention"])

@@ -247,9 +247,13 @@ def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
         ),
         pytest.param(
             _set(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": "x"}),
-            "has a bad value: .*'x'",
+            "has a bad value: factor is 'x'",
             id="yarn by a word",
         ),
+        pytest.param(
+            _set(rope_parameters=None, rope_scaling="x"), "bad value: rope_scaling is 'x'", id="a scaling of words"
+        ),
+        pytest.param(_set(rope_parameters="x"), "bad value: rope_parameters is 'x'", id="a rope of words"),
         pytest.param(_set(partial_rotary_factor=0.5), "partial_rotary_factor", id="a part of a head"),
         pytest.param(
             _set(mlp_bias=True),
