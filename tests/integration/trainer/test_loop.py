@@ -830,6 +830,42 @@ async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: 
     assert state.learner["step"] == trainer.learner.step
 
 
+@pytest.mark.parametrize("num_calls", [1, 5])
+async def test_a_stop_does_not_wait_for_the_end_of_an_estimate_and_saves_what_was_learnt(
+    whole: Bench, num_calls: int
+) -> None:
+    stop, calls = Stop(), iter(range(num_calls - 1))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            stop.event.set()
+        stop.check()
+
+    evaluator = Evaluator(whole.replay, whole.components.registry, num_samples=32, lookahead=3, check=check)
+    trainer = await replace(whole, components=replace(whole.components, evaluator=evaluator)).started()
+    async with asyncio.timeout(LONG_S):
+        await trainer.run(stop)
+    assert trainer.learner.step == 0
+    assert await whole.versions() == []
+    state = whole.components.states.load(whole.identity)
+    assert state is not None
+    assert resume(state, whole.spec).history.num_samples == 8
+
+
+async def test_a_first_draft_is_published_before_its_first_step(whole: Bench) -> None:
+    whole.admit(0, 8)
+    whole.admit(1000, 1008, evaluation=True)
+    trainer = whole.trainer(await whole.initial())
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    assert await trainer.evaluate() is None, "nothing has changed"
+    await trainer.publish(candidate)
+    (first,) = await whole.versions()
+    assert first.phase == pb.PHASE_STABLE
+    assert first.manifest.provenance.step == 0
+    assert len(first.manifest.evaluation.samples) == 8
+
+
 async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
     whole: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
