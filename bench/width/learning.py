@@ -96,7 +96,7 @@ class _Observed:
 
 async def run(folder: Path, width: Width, *, requests: int, tokens: int, within_s: float) -> LearningRun:
     """Send requests through one pod, and wait for a publication."""
-    target = _write_target(folder / "target", width)
+    target = write_target(folder / "target", width)
     redis, port, pod_port, metrics_port = RedisServer(folder), free_port(), free_port(), free_port()
     registry = {
         "UPDRAFT_REGISTRY_DATA_DIR": str(folder / "registry"),
@@ -208,7 +208,7 @@ def _memory(pid: int) -> dict[str, int]:
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
 
 
-def _write_target(folder: Path, width: Width) -> Path:
+def write_target(folder: Path, width: Width) -> Path:
     """Embedding, head and final norm of a Qwen3-like target, and a tokenizer of 258 tokens."""
     write_tokenizer(folder)
     shape, rng = (width.vocabulary, width.hidden), np.random.default_rng(0)
