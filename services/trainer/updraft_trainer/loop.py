@@ -184,7 +184,7 @@ class Trainer:
         if state is None:
             return None
         if self._estimate_s >= _LONG_S or self._estimated is None:
-            self._report.busy("the draft in training is being judged")
+            self._report.busy("a draft is being judged by other requests")
         self._estimated = began
         num_judges = self._options.thresholds.min_samples
         replay, uses = self._components.replay, self.history.uses

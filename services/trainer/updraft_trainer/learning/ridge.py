@@ -123,7 +123,8 @@ class Stacked:
         return torch.cholesky_solve(self.y, gram)
 
     def _weights(self, duals: Tensor) -> Tensor:
-        return (self.x.T @ duals).div_(self.scale[:, None])
+        weights: Tensor = self.x.T @ duals
+        return weights.div_(self.scale[:, None])
 
 
 def _penalty(squares: Tensor) -> Tensor:

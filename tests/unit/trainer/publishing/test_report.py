@@ -24,12 +24,12 @@ def test_a_candidate_is_reported_with_what_was_decided(report: TrainingReport, s
 
 
 def test_work_that_takes_long_is_shown_until_it_ends(report: TrainingReport, sent: list[str]) -> None:
-    report.busy("the draft in training is being judged")
+    report.busy("a draft is being judged by other requests")
     report.decided("it waits")
     report.busy("a draft in closed form is being fitted")
     report.done()
     assert sent == [
-        "the draft in training is being judged",
+        "a draft is being judged by other requests",
         "it waits",
         "it waits; a draft in closed form is being fitted",
         "it waits",
