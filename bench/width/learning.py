@@ -6,18 +6,20 @@ The target has random weights. Its traffic follows a rule that a draft can learn
 import asyncio
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import httpx
 import numpy as np
+import psutil
 from bench.width.traffic import Width
 from bench.width.weights import bfloat16
 from tests.support.ports import free_port
-from tests.support.processes import Process
+from tests.support.processes import Process, scrape
 from tests.support.redis_server import RedisServer
 from tests.support.registry import registry_stub, state
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 STREAMS = 4
 _POLL_S = 2.0
+_BUSY = {"vocabulary and closed form": "fit", "estimates": "evaluation", "optimizer steps": "step"}
 _BLOCK_ROWS = 4096
 
 
@@ -39,22 +42,62 @@ _BLOCK_ROWS = 4096
 class LearningRun:
     """`version` 0: nothing was published in time. Lengths are tokens per verify step on held-out requests."""
 
-    requests: int
+    hidden: int
     tokens: int
+    requests: int
+    """Requests that were answered until the publication."""
+    stored: int
+    """Requests in the trainer's replay by then."""
     seconds: float
     """From the first request to the publication."""
     version: int
+    steps: int
+    """Optimizer steps of the published draft."""
     held_out: int
+    lookahead: int
     candidate_length: float
     baseline_length: float
-    message: str
-    """The trainer's message at the end."""
+    busy_s: Mapping[str, float]
+    """The trainer's time by what it did. The rest is waiting for requests, start and upload."""
+    trainer_cpu_s: float
+    trainer_bytes: int
+    """Largest resident size, with the pages of the target that are mapped from its file."""
+    anonymous_bytes: int
+    """Largest size without them."""
+    messages: Sequence[tuple[float, str]]
+    """What the trainer told the user, and when."""
+
+    @property
+    def learned_share(self) -> float:
+        """Accepted draft tokens per step over the number of draft tokens: the rule leaves nothing to chance."""
+        return (self.candidate_length - 1.0) / self.lookahead if self.version else 0.0
+
+
+@dataclass(slots=True)
+class _Observed:
+    """What was seen of the trainer while it learned."""
+
+    began_s: float
+    requests: int = 0
+    anonymous_bytes: int = 0
+    messages: list[tuple[float, str]] = field(default_factory=list)
+    state: pb.SpeculatorState = field(default_factory=pb.SpeculatorState)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began_s
+
+    def see(self, state: pb.SpeculatorState, memory: Mapping[str, int]) -> None:
+        self.state = state
+        self.anonymous_bytes = max(self.anonymous_bytes, memory.get("RssAnon", 0))
+        if not self.messages or self.messages[-1][1] != state.trainer_message:
+            self.messages.append((round(self.seconds, 1), state.trainer_message))
 
 
 async def run(folder: Path, width: Width, *, requests: int, tokens: int, within_s: float) -> LearningRun:
     """Send requests through one pod, and wait for a publication."""
-    target = _write_target(folder / "target", width)
-    redis, port, pod_port = RedisServer(folder), free_port(), free_port()
+    target = write_target(folder / "target", width)
+    redis, port, pod_port, metrics_port = RedisServer(folder), free_port(), free_port(), free_port()
     registry = {
         "UPDRAFT_REGISTRY_DATA_DIR": str(folder / "registry"),
         "UPDRAFT_REGISTRY_PORT": str(port),
@@ -65,7 +108,7 @@ async def run(folder: Path, width: Width, *, requests: int, tokens: int, within_
         "UPDRAFT_TRAINER_DATA_DIR": str(folder / "trainer"),
         "UPDRAFT_TRAINER_REDIS_URL": redis.url,
         "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"127.0.0.1:{port}",
-        "UPDRAFT_TRAINER_METRICS_PORT": "0",
+        "UPDRAFT_TRAINER_METRICS_PORT": str(metrics_port),
     }
     pod = {
         "UPDRAFT_INFERENCE_MODEL": str(target),
@@ -88,15 +131,16 @@ async def run(folder: Path, width: Width, *, requests: int, tokens: int, within_
         trainer_process.wait_for_log("Trainer started", timeout_s=300)
         pod_process.wait_for_log("Ready")
         async with rpc.channel(f"127.0.0.1:{port}") as channel:
-            began_s = time.perf_counter()
+            observed = _Observed(time.perf_counter())
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_send(f"http://127.0.0.1:{pod_port}", requests, tokens))
-                published = await _published(registry_stub(channel), within_s)
-                seconds = time.perf_counter() - began_s
-            return await _figures(channel, published, requests=requests, tokens=tokens, seconds=seconds)
+                sending = tasks.create_task(_send(f"http://127.0.0.1:{pod_port}", requests, tokens, observed))
+                await _published(registry_stub(channel), trainer_process, observed, within_s)
+                run = await _figures(channel, observed, trainer_process.pid, width, tokens, scrape(metrics_port))
+                sending.cancel()
+            return run
 
 
-async def _send(url: str, requests: int, tokens: int) -> None:
+async def _send(url: str, requests: int, tokens: int, observed: _Observed) -> None:
     gate = asyncio.Semaphore(STREAMS)
     async with httpx.AsyncClient(timeout=300.0) as client, asyncio.TaskGroup() as tasks:
 
@@ -104,44 +148,67 @@ async def _send(url: str, requests: int, tokens: int) -> None:
             body = {"model": "wide", "prompt": [97 + number % 64], "max_tokens": tokens, "ignore_eos": True}
             async with gate:
                 (await client.post(f"{url}/v1/completions", json=body)).raise_for_status()
+                observed.requests += 1
                 await asyncio.sleep(0.5)  # as fast as a busy server, slower than the data path's limit
 
         for number in range(requests):
             tasks.create_task(complete(number))
 
 
-async def _published(stub: "RegistryAsyncStub", within_s: float) -> pb.SpeculatorState:
-    """The state once there is a version, or after `within_s`. It is polled, because a busy machine may break a long stream."""
-    until_s, known = time.monotonic() + within_s, pb.SpeculatorState()
-    while time.monotonic() < until_s and not known.latest:
+async def _published(stub: "RegistryAsyncStub", trainer: Process, observed: _Observed, within_s: float) -> None:
+    """Return once there is a version, or after `within_s`. It polls, because a busy machine may break a long stream."""
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s and not observed.state.latest:
         await asyncio.sleep(_POLL_S)
+        assert trainer.is_running, trainer.log()[-3000:]
         with suppress(Unavailable):
-            known = await state(stub)
-    return known
+            observed.see(await state(stub), _memory(trainer.pid))
 
 
 async def _figures(
-    channel: grpc.aio.Channel, published: pb.SpeculatorState, *, requests: int, tokens: int, seconds: float
+    channel: grpc.aio.Channel,
+    observed: _Observed,
+    trainer_pid: int,
+    width: Width,
+    tokens: int,
+    metrics: Mapping[str, float],
 ) -> LearningRun:
-    evaluation = pb.Evaluation()
-    if published.latest:
+    seconds, latest = observed.seconds, observed.state.latest
+    manifest = pb.Manifest()
+    if latest:
         with rpc.errors():
-            answer = await registry_stub(channel).Get(pb.GetRequest(speculator="default", version=published.latest))
-        evaluation = answer.version.manifest.evaluation
-    num_tokens = sum(sample.tokens for sample in evaluation.samples)
+            answer = await registry_stub(channel).Get(pb.GetRequest(speculator="default", version=latest))
+        manifest = answer.version.manifest
+    samples, learning = manifest.evaluation.samples, observed.state.learning
+    num_tokens = sum(sample.tokens for sample in samples)
+    times = psutil.Process(trainer_pid).cpu_times()
     return LearningRun(
-        requests=requests,
+        hidden=width.hidden,
         tokens=tokens,
+        requests=observed.requests,
+        stored=learning.samples + learning.held_out,
         seconds=seconds,
-        version=published.latest,
-        held_out=len(evaluation.samples),
-        candidate_length=num_tokens / max(1, sum(sample.candidate_steps for sample in evaluation.samples)),
-        baseline_length=num_tokens / max(1, sum(sample.baseline_steps for sample in evaluation.samples)),
-        message=published.trainer_message,
+        version=latest,
+        steps=manifest.provenance.step,
+        held_out=len(samples),
+        lookahead=manifest.evaluation.lookahead,
+        candidate_length=num_tokens / max(1, sum(sample.candidate_steps for sample in samples)),
+        baseline_length=num_tokens / max(1, sum(sample.baseline_steps for sample in samples)),
+        busy_s={name: metrics.get(f"updraft_trainer_{key}_seconds_sum", 0.0) for name, key in _BUSY.items()},
+        trainer_cpu_s=times.user + times.system,
+        trainer_bytes=_memory(trainer_pid)["VmHWM"],
+        anonymous_bytes=observed.anonymous_bytes,
+        messages=observed.messages,
     )
 
 
-def _write_target(folder: Path, width: Width) -> Path:
+def _memory(pid: int) -> dict[str, int]:
+    """Sizes in bytes, as Linux names them."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
+
+
+def write_target(folder: Path, width: Width) -> Path:
     """Embedding, head and final norm of a Qwen3-like target, and a tokenizer of 258 tokens."""
     write_tokenizer(folder)
     shape, rng = (width.vocabulary, width.hidden), np.random.default_rng(0)

@@ -32,7 +32,7 @@ LEARNING_REQUESTS, LEARNING_TOKENS = 200, 2000
 LEARNING_S = 3600.0
 LONG_HIDDEN, LONG_TOKENS = 7168, 32_768
 
-R = TypeVar("R", VersionRun, PathRun)
+R = TypeVar("R", VersionRun, PathRun, LearningRun)
 Row = tuple[str, str, Callable[[R], float]]
 
 VERSION_ROWS: Sequence[Row[VersionRun]] = (
@@ -128,13 +128,28 @@ def measure_learning(arguments: argparse.Namespace) -> LearningRun:
 
 def learnt(run: LearningRun) -> str:
     """The result in words."""
+    told = "\n".join(f"  {seconds:6.0f} s  {message}" for seconds, message in run.messages)
     if not run.version:
-        return f"Nothing was published within {run.seconds:.0f} s. The trainer: {run.message or 'nothing'}"
+        return f"Nothing was published within {run.seconds:.0f} s. What status showed:\n{told}"
     return (
-        f"Version {run.version} after {run.seconds:.0f} s, judged on {run.held_out} held-out requests: "
-        f"{run.candidate_length:.2f} tokens per verify step, without a draft {run.baseline_length:.2f}. It learned to read the "
-        "next token out of the states and to apply a fixed permutation of 64 tokens, which is far easier than language."
+        f"Version {run.version} judged on {run.held_out} requests that it was not fitted to: {run.candidate_length:.2f} tokens"
+        f" per verify step, without a draft {run.baseline_length:.2f}. That is {100 * run.learned_share:.0f} % of what can be"
+        f" learned. It comes from {run.steps} optimizer steps. It learned to read the next token out of the states and to apply"
+        f" a fixed permutation of 64 tokens, which is far easier than language. What status showed:\n{told}"
     )
+
+
+LEARNING_ROWS: Sequence[Row[LearningRun]] = (
+    ("published after", "s", lambda run: run.seconds),
+    ("  requests answered", "", lambda run: run.requests),
+    ("  requests stored", "", lambda run: run.stored),
+    ("trainer: vocabulary and closed form", "s", lambda run: run.busy_s["vocabulary and closed form"]),
+    ("  estimates", "s", lambda run: run.busy_s["estimates"]),
+    ("  optimizer steps", "s", lambda run: run.busy_s["optimizer steps"]),
+    ("  CPU time", "s", lambda run: run.trainer_cpu_s),
+    ("trainer, peak resident", "GB", lambda run: run.trainer_bytes / GB),
+    ("  without the mapped target", "GB", lambda run: run.anonymous_bytes / GB),
+)
 
 
 def table(runs: Sequence[R], rows: Sequence[Row[R]], name: Callable[[R], str]) -> Table:
@@ -199,7 +214,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         samples += [asdict(run) for run in paths.values()]
     if "learning" in arguments.rows:
         learning_run = measure_learning(arguments)
-        figures.append(learnt(learning_run))
+        figures += [table([learning_run], LEARNING_ROWS, lambda run: f"D {run.hidden:,}"), learnt(learning_run)]
         name = f"{LEARNING_REQUESTS} requests of {LEARNING_TOKENS:,} tokens, default settings: versions"
         lines.append(Line(results.at_least(name, learning_run.version, 1)))
         samples.append(asdict(learning_run))

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """Long work ends because a stop is requested."""
+
+
 class Stop:
     """A stop request: `event` is set by the first SIGTERM or SIGINT, or by `request`."""
 
@@ -36,6 +40,11 @@ class Stop:
     def request(self) -> None:
         """Stop from inside the process, as a signal does from outside."""
         self.event.set()
+
+    def check(self) -> None:
+        """Raise Stopped after a stop request: for long work in threads, which call this between its parts."""
+        if self.requested:
+            raise Stopped
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Sleep for up to `timeout_s`; true as soon as a stop is requested, false after the timeout."""

@@ -273,7 +273,7 @@ def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) 
     if learning.samples < learning.samples_to_start:
         begins = f"{learning.samples_to_start:,} requests, and {learning.samples:,} are stored"
         yield _false("FewSamples", f"a new draft starts from {begins}: {why}")
-    if not learning.steps:
+    if not learning.steps and not learning.estimates:
         yield _false("NoSteps", f"{learning.samples:,} requests are stored, and none was trained on yet: {why}")
     yield _learned(observed, learning, why)
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +58,13 @@ class TrainerSpec:
         content = dataclasses.asdict(self.hyper) | dataclasses.asdict(self.shape) | {"seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
-    def new_learner(self, samples: Sequence[Sample]) -> Learner:
-        """A learner with random weights of the chosen shape, over the most frequent tokens of these samples."""
+    def new_learner(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> Learner:
+        """A learner with random weights of the chosen shape, over the most frequent tokens of these samples.
+
+        `check` is called before each part of the work, and may end it by an exception.
+        """
         size = self.target.draft(self.shape).draft_vocab_size
-        return self.learner(choose_vocabulary(samples, self.target, size=size))
+        return self.learner(choose_vocabulary(samples, self.target, size=size, check=check))
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
         """A learner with initial weights over this vocabulary. `config` defaults to the chosen shape."""
@@ -73,6 +77,8 @@ class InitialState:
     learner: Learner
     history: TrainingHistory
     rng: random.Random
+    fit_s: float = 0.0
+    """Time for a new draft's vocabulary and weights."""
 
 
 def resume(state: State, spec: TrainerSpec) -> InitialState:
@@ -108,11 +114,11 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
         history.origin = f"version {version}"
         for trace_id in replay.training_ids():
             history.count_use(trace_id)
-    start_draft = _continue_draft(spec, registry, version, stop) if version else _new_draft(spec, replay, history, stop)
-    learner = await start_draft
-    if learner is None:
-        return None
-    return InitialState(learner=learner, history=history, rng=random.Random(spec.seed))
+    if version:
+        learner = await _continue_draft(spec, registry, version, stop)
+        return InitialState(learner=learner, history=history, rng=random.Random(spec.seed)) if learner else None
+    samples = await _first_samples(spec, registry, replay, stop)
+    return None if samples is None else await _new_draft(spec, registry, samples, history, stop)
 
 
 async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: int, stop: Stop) -> Learner | None:
@@ -144,28 +150,41 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
     return learner
 
 
-async def _new_draft(spec: TrainerSpec, replay: Replay, history: TrainingHistory, stop: Stop) -> Learner | None:
-    """A learner whose weights and vocabulary come from a sample of each of the first requests.
-
-    Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
-    that the weights come from are counted as used.
-    """
+async def _first_samples(
+    spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop
+) -> Sequence[Sample] | None:
+    """A sample of each of the first requests; None if `stop` came first."""
     count, rng = spec.first_samples, random.Random(spec.seed)
     while len(samples := await asyncio.to_thread(replay.first_batch, count=count, rng=rng)) < count:
+        registry.set_message(f"a first draft waits for {count} requests to learn from, has {len(samples)}")
         if await stop.wait(_WAIT_S):
             return None
-    learner, draft = await asyncio.to_thread(_fit, spec, samples)  # a minute for a large target
+    return samples
+
+
+async def _new_draft(
+    spec: TrainerSpec, registry: RegistryView, samples: Sequence[Sample], history: TrainingHistory, stop: Stop
+) -> InitialState:
+    """A learner whose weights and vocabulary come from these samples.
+
+    Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
+    that the weights come from are counted as used. Raises Stopped.
+    """
+    registry.set_message(f"a first draft is being made from {len(samples)} requests: its vocabulary, then its weights")
+    start_s = time.monotonic()
+    learner, draft = await asyncio.to_thread(_fit, spec, samples, stop)  # minutes for a large target
     history.origin = RANDOM if draft is None else CLOSED_FORM
     if draft is not None:
-        learner.start_from(draft.state_dict())
+        await asyncio.to_thread(learner.start_from, draft.state_dict())
         for sample in samples:
             history.count_use(sample.trace_id)
-    facts = {"draft_vocab_size": len(learner.network.token_ids), "is_closed_form": draft is not None}
+    fit_s = time.monotonic() - start_s
+    facts = {"draft_vocab_size": len(learner.network.token_ids), "is_closed_form": draft is not None, "seconds": fit_s}
     logger.info("Started a new draft", extra=facts)
-    return learner
+    return InitialState(learner=learner, history=history, rng=random.Random(spec.seed), fit_s=fit_s)
 
 
-def _fit(spec: TrainerSpec, samples: Sequence[Sample]) -> tuple[Learner, DraftNetwork | None]:
+def _fit(spec: TrainerSpec, samples: Sequence[Sample], stop: Stop) -> tuple[Learner, DraftNetwork | None]:
     """A learner with random weights and the draft in closed form, if there is one."""
-    learner = spec.new_learner(samples)
-    return learner, learner.closed_form(samples)
+    learner = spec.new_learner(samples, check=stop.check)
+    return learner, learner.closed_form(samples, check=stop.check)

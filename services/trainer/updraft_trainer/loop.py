@@ -9,7 +9,8 @@ and the next candidate has a new estimate.
 import asyncio
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from updraft.registry.v1 import registry_pb2
@@ -24,7 +25,7 @@ from updraft_chassis.errors import (
     Unauthenticated,
     Unavailable,
 )
-from updraft_chassis.lifecycle import Stop
+from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
@@ -54,8 +55,8 @@ logger = logging.getLogger(__name__)
 _IDLE_S = 0.5
 """Pause before looking for new samples when there is nothing to train on."""
 
-_DEMAND_S = 2.0
-"""Time between two statements of the demand."""
+_LONG_S = 10.0
+"""Work that takes longer is shown while it lasts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +104,10 @@ class Trainer:
         self._identity = identity
         self._spec = spec
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
-        self._estimated = self._progress()
-        self._saved = self._estimated
+        self._saved = self._progress()
+        self._estimated = None if self._is_new_closed_form else self._saved
+        self._estimate_s = 0.0
+        """Duration of the last estimate."""
         self._save_s = 0.0
         """Duration of the last save."""
         self._saving: asyncio.Future[None] | None = None
@@ -113,24 +116,33 @@ class Trainer:
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
-        self._next_demand_s = float("-inf")
+        self._check: Callable[[], None] = lambda: None
+        components.demand.uses = lambda: self.history.uses
+        components.record.trained(self.learner.step, None)
+        if initial.fit_s:
+            components.metrics.fit_seconds.observe(initial.fit_s)
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
+        self._check = stop.check
+        with suppress(Stopped):
+            await self._run(stop)
+        await self.save()
+
+    async def _run(self, stop: Stop) -> None:
         while not stop.requested:
-            has_trained = await asyncio.to_thread(self.train)
-            self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
-            await self.state_demand()
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
             for propose in (self.evaluate, self.fit):
                 if (candidate := await propose()) is not None:
                     await self.publish(candidate)
+            stop.check()
+            has_trained = await asyncio.to_thread(self.train)
+            self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
             await self.save_if_due()
             if not has_trained:
                 self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
-        await self.save()
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""
@@ -163,28 +175,24 @@ class Trainer:
         metrics.steps.inc(self.learner.step - step)
         return True
 
-    async def state_demand(self) -> None:
-        """Tell the registry how many captured tokens training can use now."""
-        now_s = self._components.clock.monotonic()
-        if now_s >= self._next_demand_s:
-            self._next_demand_s = now_s + _DEMAND_S
-            tokens_per_s = await asyncio.to_thread(self._components.demand.tokens_per_s, self.history.uses)
-            self._components.registry.set_demand(tokens_per_s)
-
     async def evaluate(self) -> Candidate | None:
         """Estimate if it is due; return a candidate if it should be published now."""
-        if not is_estimate_due(self._progress(), self._estimated, self._options.schedule):
+        schedule, began = self._options.schedule, self._progress()
+        if not is_estimate_due(began, self._estimated, schedule, duration_s=self._estimate_s):
             return None
         state = await self._set_baseline()
         if state is None:
             return None
-        self._estimated = self._progress()
+        if self._estimate_s >= _LONG_S or self._estimated is None:
+            self._report.busy("a draft is being judged by other requests")
+        self._estimated = began
         num_judges = self._options.thresholds.min_samples
         replay, uses = self._components.replay, self.history.uses
         unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=num_judges)
         candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
-        self._restart_if_worse(candidate)
+        await self._follow_gain(candidate)
+        self._estimate_s = self._components.clock.monotonic() - began.at_s
         subject = f"the draft of {self.history.num_samples:,} samples"
         return candidate if self._should_publish(candidate, state, subject=subject) else None
 
@@ -201,21 +209,23 @@ class Trainer:
         state = await self._set_baseline()
         if state is None:
             return None
-        self._fitted = sizes
+        self._fitted, start_s = sizes, self._components.clock.monotonic()
         samples, unseen = await asyncio.to_thread(
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
-        if await asyncio.to_thread(self.learner.update_vocabulary, samples):
+        self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
+        if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._check):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
-        draft = await asyncio.to_thread(self.learner.closed_form, samples)
+        draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._check)
+        self._components.metrics.fit_seconds.observe(self._components.clock.monotonic() - start_s)
         if draft is None:
+            self._report.done()
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
         is_better = self._is_surely_better(candidate, trained)
         if is_better:
-            self.learner.start_from(draft.state_dict())
-            self.history.origin = CLOSED_FORM
+            await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._should_publish(candidate, state, subject="a draft in closed form")
         if is_better or should_publish:
@@ -289,29 +299,38 @@ class Trainer:
         gain = estimate.gain(self._options.thresholds.confidence)
         return gain is not None and gain.low_percent > 0.0 and not estimate.losses()
 
-    def _restart_if_worse(self, candidate: Candidate) -> None:
-        """Training goes on from the serving draft if that is certainly better, as after a shift of traffic.
+    async def _follow_gain(self, candidate: Candidate) -> None:
+        """Keep the weights of a candidate that is not worse than the serving draft, to restore them if training diverges.
 
-        Once per version, because acceptance may fall during the first steps from it too.
+        Training goes on from the serving draft if that is certainly better, as after a shift of traffic. Once per version,
+        because acceptance may fall during the first steps from it too.
         """
         gain = candidate.estimate.gain(self._options.thresholds.confidence)
         serving = self._components.evaluator.baseline
+        if gain is not None and gain.percent >= 0:
+            await asyncio.to_thread(self.learner.mark_good)
         if gain is None or gain.high_percent >= 0 or serving.network is None:
             return
         if serving.version == self._restarted_from:
             return
         self._restarted_from = serving.version
-        self.learner.start_from(serving.network.state_dict())
-        self.history.origin = f"version {serving.version}"
+        await self._restart(serving.network, f"version {serving.version}")
         logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
+
+    async def _restart(self, draft: DraftNetwork, origin: str) -> None:
+        """In a thread, because copying the weights of a large draft takes seconds."""
+        await asyncio.to_thread(self.learner.start_from, draft.state_dict())
+        self.history.origin = origin
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
+        self._report.busy("it is being uploaded")
         try:
             response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
             metrics.publishes.labels("unavailable").inc()
+            self._report.done()
             logger.warning("Cannot publish now; trying again with a later candidate: %s", error)
             return
         except (Conflict, Corrupt, Exhausted, Forbidden, InvalidInput, NotFound, Unauthenticated) as error:
@@ -320,7 +339,9 @@ class Trainer:
             self._report.refused(error)
             logger.error("A candidate was refused: %s", error, extra={"wait_s": wait_s})
             return
-        if response is not None:
+        if response is None:
+            self._report.done()
+        else:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
             self._is_save_owed = True  # the registry has this draft now, so it should not be lost with this process
@@ -397,6 +418,7 @@ class Trainer:
         elif not self._backoff.is_over(components.clock.monotonic()):
             self._report.backed_off(sentence)
         else:
+            self._report.decided(sentence)
             logger.info("Publishing: %s", sentence, extra=facts)
             return True
         logger.debug("Not published: %s", sentence, extra=facts | {"hold_reason": state.hold_reason})
@@ -407,8 +429,6 @@ class Trainer:
         if gain is None:
             return
         self._components.record.estimates += 1
-        if gain.percent >= 0:
-            self.learner.mark_good()
         metrics.acceptance_length.labels("candidate").set(gain.candidate)
         metrics.acceptance_length.labels("baseline").set(gain.baseline)
         for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
@@ -426,6 +446,11 @@ class Trainer:
         else:
             wait_s = self._backoff.rejected(self._components.clock.monotonic())
             logger.info("Published, but it does not serve; training continues", extra=facts | {"wait_s": wait_s})
+
+    @property
+    def _is_new_closed_form(self) -> bool:
+        """A first draft that knows something before its first step; it is judged at once."""
+        return self.learner.step == 0 and self.history.origin == CLOSED_FORM
 
     def _progress(self) -> Progress:
         return Progress(

@@ -46,7 +46,7 @@ class Metrics:
         )
         self.trained_rows = new.counter("trained_rows", "Tokens trained on; a repeated token counts each time")
         self.step_seconds = new.histogram(
-            "step_seconds", "Duration of an optimizer step", (0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+            "step_seconds", "Duration of an optimizer step", (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
         )
         self.loss = new.gauge("loss", "Loss of the last step")
         self.grad_norm = new.gauge("grad_norm", "Gradient norm of the last step, before clipping")
@@ -71,7 +71,12 @@ class Metrics:
             "gain_ratio", "Acceptance length of the candidate over the baseline's, minus one", "bound"
         )
         self.evaluation_seconds = new.histogram(
-            "evaluation_seconds", "Duration of an estimate", (0.03, 0.1, 0.3, 1, 3, 10, 30)
+            "evaluation_seconds", "Duration of an estimate", (0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        )
+        self.fit_seconds = new.histogram(
+            "fit_seconds",
+            "Duration of a fit in closed form, with the choice of its vocabulary",
+            (0.3, 1, 3, 10, 30, 100, 300, 1000),
         )
         self.publishes = new.counter(
             "publishes",

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,9 @@ from updraft_trainer.settings import TrainerSettings
 logger = logging.getLogger(__name__)
 
 _POLICIES = {"normal": os.SCHED_OTHER, "batch": os.SCHED_BATCH, "idle": os.SCHED_IDLE}
+
+_DEMAND_S = 2.0
+"""Time between two statements of the demand."""
 
 _CLAIM_IDLE = timedelta(seconds=30)
 """Idle time after which another trainer's entries are taken over. Intake reads about every second, also during a training
@@ -115,7 +118,13 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         components = Components(
             replay=replay,
             registry=registry,
-            evaluator=Evaluator(replay, registry, num_samples=config.evaluation_samples, lookahead=config.lookahead),
+            evaluator=Evaluator(
+                replay,
+                registry,
+                num_samples=config.evaluation_samples,
+                lookahead=config.lookahead,
+                check=stop.check,
+            ),
             publisher=Publisher(
                 stub,
                 identity=identity,
@@ -139,6 +148,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 intake = Intake(consumer, replay, expected, metrics=counters, clock=clock, shard=shard)
                 tasks.create_task(intake.run(stop))
             tasks.create_task(registry.run(stop))
+            tasks.create_task(_state_demand(components, stop))
             tasks.create_task(_train(config, spec, initial, components, identity, stop))
 
 
@@ -150,8 +160,8 @@ async def _train(
     identity: Identity,
     stop: lifecycle.Stop,
 ) -> None:
-    components.registry.set_demand(components.demand.tokens_per_s({}))
-    initial = initial or await start(spec, components.registry, components.replay, stop)
+    with suppress(lifecycle.Stopped):
+        initial = initial or await start(spec, components.registry, components.replay, stop)
     if initial is not None:
         options = TrainingOptions(
             batch_samples=config.batch_samples,
@@ -161,6 +171,13 @@ async def _train(
         )
         trainer = Trainer(initial, components, options, identity=identity, spec=spec)
         await trainer.run(stop)
+
+
+async def _state_demand(components: Components, stop: lifecycle.Stop) -> None:
+    """Tell the registry how many captured tokens training can use, also while a step or a fit takes minutes."""
+    while not stop.requested:
+        components.registry.set_demand(await asyncio.to_thread(components.demand.tokens_per_s))
+        await stop.wait(_DEMAND_S)
 
 
 def _expected_target(identity: Identity, target: TargetHead, region: str) -> ExpectedTarget:

@@ -120,7 +120,8 @@ class TrainerSettings(Settings):
     evaluate_steps: int = Field(default=20, ge=1)
     """Optimizer steps between estimates."""
     evaluate_seconds: float = Field(default=15.0, gt=0)
-    """Seconds after which an estimate is due earlier, if weights or held-out requests have changed."""
+    """Seconds after which an estimate is due earlier, if weights or held-out requests have changed. For drafts whose estimates
+    take long, four times as long as the last one took."""
     min_samples: int = Field(default=8, ge=2)
     """Minimum number of held-out requests of today's traffic for publishing. The registry's gate requires the same number."""
     min_gain_percent: float = Field(default=1.0, ge=0)

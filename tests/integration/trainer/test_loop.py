@@ -295,7 +295,7 @@ async def test_the_first_draft_is_published_once_it_beats_no_draft(whole: Bench)
     assert all(s.baseline_steps == s.tokens == 23 for s in manifest.evaluation.samples)
     assert manifest.source == pb.SOURCE_TRAINER
     assert manifest.provenance.samples > 0
-    assert manifest.provenance.step >= OPTIONS.schedule.evaluate_steps
+    assert manifest.provenance.step == 1, "a draft in closed form is judged at once"
     assert manifest.provenance.first_trace_id in whole.replay.training_ids()
     assert manifest.target_fingerprint == whole.traces.target_fingerprint
     assert whole.published("stable") >= 1
@@ -430,10 +430,17 @@ async def test_the_output_of_todays_traffic_outside_the_draft_vocabulary_is_meas
 
 
 async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Bench) -> None:
+    async def waits(stored: int) -> bool:
+        return await whole.trainer_message() == f"a first draft waits for 8 requests to learn from, has {stored}"
+
     assert await whole.trainer_message() == "the trainer waits for the first requests"
-    whole.admit(0, 8, domain="old")
-    whole.admit(1000, 1005, evaluation=True, domain="old")
-    trainer = whole.trainer(await whole.initial())
+    whole.admit(0, 7, domain="old")
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(whole.initial())
+        await until(lambda: waits(7), what="the reason why there is no draft yet")
+        whole.admit(7, 8, domain="old")
+        whole.admit(1000, 1005, evaluation=True, domain="old")
+    trainer = whole.trainer(waiting.result())
     assert await whole.trainer_message() == "no draft has been judged since the trainer started"
     await whole.train(trainer)
     state = await whole.state()
@@ -462,12 +469,11 @@ async def test_pods_are_granted_what_the_trainer_can_use_and_less_of_it_the_more
     whole: Bench, shared_registry: int
 ) -> None:
     async def granted() -> float:
-        await trainer.state_demand()
-        whole.clock.advance(10.0)
+        whole.components.registry.set_demand(whole.components.demand.tokens_per_s())
         await whole.components.registry.report()
         return (await pod.receive()).capture.payload_tokens_per_second
 
-    trainer = await whole.started()
+    await whole.started()
     async with rpc.channel(f"127.0.0.1:{shared_registry}") as channel:
         pod = PodStream(channel)
         pod.identity.speculator = whole.identity.speculator
@@ -851,6 +857,42 @@ async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: 
     state = whole.components.states.load(whole.identity)
     assert state is not None
     assert state.learner["step"] == trainer.learner.step
+
+
+@pytest.mark.parametrize("num_calls", [1, 5])
+async def test_a_stop_does_not_wait_for_the_end_of_an_estimate_and_saves_what_was_learnt(
+    whole: Bench, num_calls: int
+) -> None:
+    stop, calls = Stop(), iter(range(num_calls - 1))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            stop.event.set()
+        stop.check()
+
+    evaluator = Evaluator(whole.replay, whole.components.registry, num_samples=32, lookahead=3, check=check)
+    trainer = await replace(whole, components=replace(whole.components, evaluator=evaluator)).started()
+    async with asyncio.timeout(LONG_S):
+        await trainer.run(stop)
+    assert trainer.learner.step == 0
+    assert await whole.versions() == []
+    state = whole.components.states.load(whole.identity)
+    assert state is not None
+    assert resume(state, whole.spec).history.num_samples == 8
+
+
+async def test_a_first_draft_is_published_before_its_first_step(whole: Bench) -> None:
+    whole.admit(0, 8)
+    whole.admit(1000, 1008, evaluation=True)
+    trainer = whole.trainer(await whole.initial())
+    candidate = await trainer.evaluate()
+    assert candidate is not None
+    assert await trainer.evaluate() is None, "nothing has changed"
+    await trainer.publish(candidate)
+    (first,) = await whole.versions()
+    assert first.phase == pb.PHASE_STABLE
+    assert first.manifest.provenance.step == 0
+    assert len(first.manifest.evaluation.samples) == 8
 
 
 async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(

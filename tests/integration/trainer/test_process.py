@@ -131,7 +131,10 @@ async def test_a_trainer_killed_at_any_moment_loses_no_trace_admits_none_twice_a
     milestones = re.findall(r"(Saved|Resumed)  step=(\d+)", trainer.log())
     resumptions = [(int(before), int(step)) for (_, before), (what, step) in pairwise(milestones) if what == "Resumed"]
     assert len(resumptions) >= 3
-    assert all(step >= before > 0 for before, step in resumptions)
+    assert all(
+        step >= before for before, step in resumptions
+    )  # 0: a first draft is published and saved before any step
+    assert max(before for before, _ in resumptions) > 0
 
 
 async def test_a_draft_learnt_from_the_stream_is_published_and_a_stop_saves_it(

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict
-from updraft_chassis.lifecycle import Stop
+from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import initial_network
@@ -124,9 +124,9 @@ async def test_a_new_draft_is_made_beside_the_event_loop(
 ) -> None:
     threads = []
 
-    def choose(samples: Sequence[Sample], head: TargetHead, *, size: int) -> Tensor:
+    def choose(samples: Sequence[Sample], head: TargetHead, *, size: int, check: Callable[[], None]) -> Tensor:
         threads.append(threading.current_thread())
-        return choose_vocabulary(samples, head, size=size)
+        return choose_vocabulary(samples, head, size=size, check=check)
 
     monkeypatch.setattr(initial_state, "choose_vocabulary", choose)
     await begun(spec(read_head(target)), target, None, tmp_path)
@@ -146,7 +146,25 @@ async def test_a_new_draft_waits_for_as_many_requests_and_not_for_as_many_chunks
         replay.admit([IncomingTrace(sample=replace(sample, trace_id=name), data=data) for name in names])
         two, one = (replace(spec(read_head(target)), first_samples=first) for first in (2, 1))
         assert await start(two, OneDraft(None), replay, stop) is None
-        assert await start(one, OneDraft(None), replay, stop) is not None
+        assert await start(one, OneDraft(None), replay, Stop()) is not None
+
+
+async def test_a_stop_ends_the_making_of_a_new_draft(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def choose(samples: Sequence[Sample], head: TargetHead, *, size: int, check: Callable[[], None]) -> Tensor:
+        stop.event.set()
+        return choose_vocabulary(samples, head, size=size)
+
+    monkeypatch.setattr(initial_state, "choose_vocabulary", choose)
+    maker, limits = TraceMaker(target), ReplayLimits.of(1 << 20)
+    data = maker.data(1)
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+        replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
+        with pytest.raises(Stopped):
+            await start(spec(read_head(target)), OneDraft(None), replay, stop)
 
 
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ time. Missing requests, held-out ones above all, are demanded within a minute.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from updraft_trainer.data.replay import Replay
@@ -71,7 +72,7 @@ def wanted_that_fit(count: int, stored: tuple[int, int], max_bytes: int) -> int:
 
 
 class DemandMeter:
-    """Measures training, and looks into replay. Not for concurrent use."""
+    """Measures training, and looks into replay. Thread-safe, so that the demand is stated while training is busy."""
 
     def __init__(self, replay: Replay, limits: ReplayLimits, *, num_held_out: int, max_uses: int) -> None:
         self._replay = replay
@@ -81,29 +82,38 @@ class DemandMeter:
         self._tokens = self._seconds = 0.0
         self._since_s: float | None = None
         self._sample_tokens: float | None = None
+        self._measuring = threading.Lock()
+        self.uses: Callable[[], Mapping[str, int]] = dict
+        """How often each sample was used so far, by trace id."""
 
     def trained(self, sizes: Sequence[int], *, start_s: float, end_s: float) -> None:
         """A step on samples of so many captured tokens. The time since the last step counts, because evaluations are a part of
         training."""
-        seconds = end_s - (start_s if self._since_s is None else self._since_s)
-        keep = math.exp(-seconds / _HORIZON_S)
-        self._tokens, self._seconds = keep * self._tokens + sum(sizes), keep * self._seconds + seconds
-        self._sample_tokens = sum(sizes) / len(sizes)
-        self._since_s = end_s
+        with self._measuring:
+            seconds = end_s - (start_s if self._since_s is None else self._since_s)
+            keep = math.exp(-seconds / _HORIZON_S)
+            self._tokens, self._seconds = keep * self._tokens + sum(sizes), keep * self._seconds + seconds
+            self._sample_tokens = sum(sizes) / len(sizes)
+            self._since_s = end_s
 
     def paused(self) -> None:
         """There was nothing to train on, which says nothing about the speed."""
-        self._since_s = None
+        with self._measuring:
+            self._since_s = None
 
-    def tokens_per_s(self, uses: Mapping[str, int]) -> float:
-        """The demand. `uses` are those of each sample so far, by trace id."""
+    def tokens_per_s(self) -> float:
+        """The demand."""
+        uses = self.uses()
         ids, fill = self._replay.training_ids(), self._fill()
         num_chunks = len(ids) / fill.num_training if fill.num_training else 1.0
         unused = sum(max(0, self._max_uses - uses.get(trace_id, 0)) for trace_id in ids)
+        with self._measuring:
+            speed = self._tokens / self._seconds if self._seconds else 0.0
+            sample_tokens = self._sample_tokens
         return demand(
             replace(fill, unused=unused / num_chunks),
-            speed=self._tokens / self._seconds if self._seconds else 0.0,
-            request_tokens=FIRST_REQUEST_TOKENS if self._sample_tokens is None else self._sample_tokens * num_chunks,
+            speed=speed,
+            request_tokens=FIRST_REQUEST_TOKENS if sample_tokens is None else sample_tokens * num_chunks,
             max_uses=self._max_uses,
         )
 

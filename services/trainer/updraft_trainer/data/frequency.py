@@ -4,7 +4,7 @@ A few requests contain few of the tokens that similar ones will contain, but the
 counting the texts alone, which left two to three times as many tokens of later requests outside the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,19 +21,23 @@ LOGIT_ROWS = 128
 """Rows of the target's logits in memory at a time: 25 MB for 49,152 tokens, 78 MB for 151,936."""
 
 
-def choose_vocabulary(samples: Sequence[Sample], target: TargetHead, *, size: int) -> Tensor:
-    """The tokens that a draft for this traffic should propose: int64 [min(size, vocab)], ascending."""
-    return vocabulary.choose(token_counts(samples, target), always=target.config.eos_token_ids, size=size)
+def choose_vocabulary(
+    samples: Sequence[Sample], target: TargetHead, *, size: int, check: Callable[[], None] = lambda: None
+) -> Tensor:
+    """The tokens that a draft for this traffic should propose: int64 [min(size, vocab)], ascending. `check` as for
+    `token_counts`."""
+    return vocabulary.choose(token_counts(samples, target, check), always=target.config.eos_token_ids, size=size)
 
 
 @torch.no_grad()
-def token_counts(samples: Sequence[Sample], target: TargetHead) -> Tensor:
-    """Occurrences in the texts plus expected occurrences by the target's predictions, float32 [vocab]."""
+def token_counts(samples: Sequence[Sample], target: TargetHead, check: Callable[[], None] = lambda: None) -> Tensor:
+    """Occurrences in the texts plus expected occurrences by the target's predictions, float32 [vocab]. `check` is called before
+    each part of the work, and may end it by an exception."""
     counts = vocabulary.count((sample.ids for sample in samples), target.config.vocab_size)
-    return counts + _expected(samples, target)
+    return counts + _expected(samples, target, check)
 
 
-def _expected(samples: Sequence[Sample], target: TargetHead) -> Tensor:
+def _expected(samples: Sequence[Sample], target: TargetHead, check: Callable[[], None]) -> Tensor:
     """The sum of the predictions of all rows, estimated from at most `MAX_ROWS` of them."""
     c = target.config
     stride = max(1, -(-sum(len(sample.teacher) for sample in samples) // MAX_ROWS))
@@ -42,6 +46,7 @@ def _expected(samples: Sequence[Sample], target: TargetHead) -> Tensor:
     for sample in samples:
         rows = range(0, len(sample.teacher), stride)
         for start in range(0, len(rows), LOGIT_ROWS):
+            check()
             part = torch.tensor(rows[start : start + LOGIT_ROWS])
             with torch.autocast("cpu", torch.bfloat16):
                 expected += sample.teacher.at(part).log_p(whole).exp().sum(0)

@@ -4,7 +4,7 @@ Traces that cannot be trained on are rejected here, with a label for the metric.
 gaps that has the most trainable tokens is used: joining stretches would train the draft on text that never existed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -101,6 +101,13 @@ class Sample:
     def num_bytes(self) -> int:
         text = self.aux.nbytes + self.teacher.num_bytes + self.ids.nbytes + self.corrections.nbytes
         return text + sum(branch.num_bytes for branch in self.counterfactuals)
+
+
+def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sample]:
+    """The samples, with a call of `check` before each, which may end long work on them by an exception."""
+    for sample in samples:
+        check()
+        yield sample
 
 
 def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:

@@ -2,22 +2,21 @@
 
 The draft's state after step j at row t should be the target's last hidden state at row t + 1 + j, before the weight of its
 final norm. `fc` is fitted to that from the auxiliary states. What is then missing is fitted from what attention reads of its
-own row, the normed embedding and the normed state, with the rank that the key-value heads allow. Both are functions of sums
-of products, so samples are read one at a time.
+own row, the normed embedding and the normed state, with the rank that the key-value heads allow. Samples are read one by one.
 
 Queries and keys are equal and read only the embedding, so that attention begins on its own row; the MLP begins small.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample
+from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample, checked
 from updraft_trainer.data.teacher import LastHidden
-from updraft_trainer.learning.ridge import Rows, Sums
+from updraft_trainer.learning.ridge import Rows, regression
 
 ROUNDS = 2
 """Passes for the attention: the states that later draft steps read depend on it."""
@@ -34,22 +33,23 @@ MAX_ROWS = 1024
 """Rows of auxiliary states in float32 at a time: 64 MB for a target of D 4096."""
 
 MAX_WORK = 1e12
-"""Rows times inputs squared: about half a minute of one core. Without it, a few long answers of a wide target would take an
-hour, because the sums of D 4096 have 16,384 inputs."""
+"""Rows times inputs squared: 3,725 rows at D 4096. Without it, the fits of a wide target would take hours of a core."""
 
 
-def fit(network: DraftNetwork, samples: Sequence[Sample], *, num_steps: int) -> bool:
+def fit(
+    network: DraftNetwork, samples: Sequence[Sample], *, num_steps: int, check: Callable[[], None] = lambda: None
+) -> bool:
     """Replace the layer's weights and `fc` of `network`, whose head and norm are the target's already.
 
     False if that is impossible, because no sample has the target's last hidden states or their values are out of range;
-    the network is then of no use.
+    the network is then of no use. `check` is called before each part of the work, and may end it by an exception.
     """
     lessons = _comparable([sample for sample in samples if isinstance(sample.teacher, LastHidden)])
     lessons = _affordable(lessons, network.config.aux_size + network.config.hidden_size)
     if not lessons:
         return False
     try:
-        _fit(network, lessons, num_steps)
+        _fit(network, lessons, num_steps, check)
     except RuntimeError:  # torch.linalg's error is one
         return False
     return all(bool(p.isfinite().all()) for p in network.parameters())
@@ -69,19 +69,22 @@ def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
 
 
 @torch.no_grad()
-def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int) -> None:
+def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check: Callable[[], None]) -> None:
     c, layer = network.config, network.midlayer
     layer.self_attn.o_proj.weight.zero_()
     layer.mlp.down_proj.weight.mul_(MLP_SCALE)
     _set_attention(network)
-    first = chain.from_iterable(_first_step(network, sample) for sample in samples)
+    first = chain.from_iterable(_first_step(network, sample) for sample in checked(samples, check))
+    num_rows = [sum(_num_targets(sample, j) for sample in samples) for j in range(num_steps)]
     device = network.fc.weight.device
-    sums = Sums.of(first, c.aux_size + c.hidden_size, c.hidden_size, device)
-    network.fc.weight.copy_(sums.solve()[: c.aux_size].T)
+    whole = regression(first, num_rows[0], c.aux_size + c.hidden_size, c.hidden_size, device).solve()
+    network.fc.weight.copy_(whole[: c.aux_size].T)
+    del whole  # 0.3 GB at D 4096
     for _ in range(ROUNDS):
-        missing = chain.from_iterable(_missing(network, sample, num_steps) for sample in samples)
-        sums = Sums.of(missing, 2 * c.hidden_size, c.hidden_size, device)
-        values, outputs = sums.solve_low_rank(c.num_kv_heads * c.head_dim)
+        missing = chain.from_iterable(_missing(network, sample, num_steps) for sample in checked(samples, check))
+        rows = regression(missing, sum(num_rows), 2 * c.hidden_size, c.hidden_size, device)
+        check()
+        values, outputs = rows.solve_low_rank(c.num_kv_heads * c.head_dim)
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
 
@@ -114,12 +117,15 @@ def _first_step(network: DraftNetwork, sample: Sample) -> Iterator[Rows]:
 
 def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[Rows]:
     """For each step, the inputs of attention's own row, and what the state still lacks there."""
-    layer = network.midlayer
+    layer, last = network.midlayer, num_steps - 1
     padding = torch.zeros(num_steps, dtype=torch.long)
     ids = torch.cat([sample.ids[1:], padding])
     aux = sample.aux.float()
     states = [network.fuse(aux)]
-    states += [s[0] for s in network.unroll(aux[None], ids[None, : len(aux) + num_steps - 1], num_steps=num_steps)[:-1]]
+    if last:
+        with torch.autocast(aux.device.type, torch.bfloat16):  # as in serving, and in a third of the time
+            unrolled = network.unroll(aux[None], ids[None, : len(aux) + last - 1], num_steps=last)
+        states += [state[0].float() for state in unrolled]
     for j, state in enumerate(states):
         rows, target = _targets(network, sample, j)
         embedded = layer.input_layernorm(network.embedding[ids[j : j + len(aux)]].float())[rows]
@@ -128,10 +134,19 @@ def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[
         yield torch.cat([embedded, normed], -1), target - residual
 
 
+def _num_targets(sample: Sample, j: int) -> int:
+    return max(0, len(sample.ids) - _first_target(sample, j))
+
+
 def _targets(network: DraftNetwork, sample: Sample, j: int) -> tuple[slice, Tensor]:
     """Rows whose step j predicts an output token, and the states [N, D] that they should have."""
-    first = max(sample.first_output, sample.first_teacher_row + 1, FIRST_TRAINABLE + j)
+    first = _first_target(sample, j)
     assert isinstance(sample.teacher, LastHidden)
     states = sample.teacher.states[first - 1 - sample.first_teacher_row :].float()
     start = first - 2 - j
     return slice(start, start + len(states)), states / network.norm.weight
+
+
+def _first_target(sample: Sample, j: int) -> int:
+    """The first output token that step j predicts."""
+    return max(sample.first_output, sample.first_teacher_row + 1, FIRST_TRAINABLE + j)

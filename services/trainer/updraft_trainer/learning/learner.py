@@ -9,7 +9,7 @@ Weights and optimizer state are float32; forward and backward passes run in bflo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,17 +141,25 @@ class Learner:
         self._num_bad = 0
         return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
 
-    def closed_form(self, samples: Sequence[Sample]) -> DraftNetwork | None:
-        """A draft of the same shape and vocabulary without a gradient step; None if no sample has hidden states to fit."""
-        draft = self._initial(self.network.config, self.network.token_ids, self.step)
-        return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps) else None
+    def closed_form(
+        self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None
+    ) -> DraftNetwork | None:
+        """A draft of the same shape and vocabulary without a gradient step; None if no sample has hidden states to fit.
 
-    def update_vocabulary(self, samples: Sequence[Sample]) -> bool:
-        """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did."""
+        `check` is called before each part of the work, and may end it by an exception.
+        """
+        draft = self._initial(self.network.config, self.network.token_ids, self.step)
+        return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check) else None
+
+    def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:
+        """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did.
+
+        `check` as for `closed_form`; nothing has changed then.
+        """
         c = self.network.config
         if c.hidden_size != c.target_hidden_size:
             return False  # the target's head has no rows for this draft
-        counts = token_counts(samples, self._target)
+        counts = token_counts(samples, self._target, check)
         token_ids = vocabulary.choose(counts, always=self._target.config.eos_token_ids, size=c.draft_vocab_size)
         before, after = (float(counts[ids].sum()) for ids in (self.network.token_ids, token_ids))
         if after - before < MIN_MORE_TOKENS * float(counts.sum()):

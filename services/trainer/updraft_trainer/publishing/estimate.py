@@ -3,7 +3,7 @@
 Rejected: an average over positions, where a long predictable run would count at every position although decoding skips it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
-from updraft_trainer.data.sample import Sample
+from updraft_trainer.data.sample import Sample, checked
 from updraft_trainer.data.selection import TrafficMix
 
 
@@ -74,13 +74,18 @@ class BestDrafts:
         return {id_: n for steps in self._steps.values() for id_, n in steps.items()}
 
 
-def verify_steps(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[int]:
-    """Verify steps per sample that greedy decoding with `lookahead` drafts needs for the output after its first token."""
-    return [len(steps) for steps in walk(network, samples, lookahead=lookahead)]
+def verify_steps(
+    network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int, check: Callable[[], None] = lambda: None
+) -> list[int]:
+    """Verify steps per sample that greedy decoding with `lookahead` drafts needs for the output after its first token.
+
+    `check` is called before each sample, and may end the work by an exception.
+    """
+    return [len(steps) for steps in walk(network, checked(samples, check), lookahead=lookahead)]
 
 
 @torch.no_grad()
-def walk(network: DraftNetwork, samples: Sequence[Sample], *, lookahead: int) -> list[list[int]]:
+def walk(network: DraftNetwork, samples: Iterable[Sample], *, lookahead: int) -> list[list[int]]:
     """Accepted drafts of each of those verify steps, per sample."""
     steps = []
     for sample in samples:

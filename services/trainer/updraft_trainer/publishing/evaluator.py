@@ -5,7 +5,7 @@ are cached per request, so only new requests cost a forward pass of it.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,11 +38,21 @@ class Baseline:
 class Evaluator:
     """Compares drafts on about `num_samples` held-out requests, with `lookahead` drafts per verify step."""
 
-    def __init__(self, replay: Replay, registry: RegistryView, *, num_samples: int, lookahead: int) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        registry: RegistryView,
+        *,
+        num_samples: int,
+        lookahead: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` is called before each request, and may end an estimate by an exception."""
         self._replay = replay
         self._registry = registry
         self._num_samples = num_samples
         self._lookahead = lookahead
+        self._check = check
         self._best = BestDrafts()
         self.baseline = Baseline()
 
@@ -65,7 +75,7 @@ class Evaluator:
         candidate = snapshot(network)
         held_out = self._replay.evaluation_batch(count=self._num_samples)
         samples = [sample for sample in (*held_out, *unseen) if num_tokens(sample) > 0]
-        steps = verify_steps(candidate, samples, lookahead=self._lookahead)
+        steps = self._verify_steps(candidate, samples)
         estimate = compare(samples, steps, self._baseline_steps(samples), self._replay.traffic_mix())
         return Candidate(
             network=candidate,
@@ -81,8 +91,11 @@ class Evaluator:
         trained = self._replay.trained_batch(uses, count=NUM_TRAINED)
         samples = [sample for sample in trained if num_tokens(sample) > 0]
         mix = self._replay.traffic_mix()
-        found = compare(samples, verify_steps(network, samples, lookahead=self._lookahead), None, mix).gain(0.9)
+        found = compare(samples, self._verify_steps(network, samples), None, mix).gain(0.9)
         return found.candidate if found else None
+
+    def _verify_steps(self, network: DraftNetwork, samples: Sequence[Sample]) -> list[int]:
+        return verify_steps(network, samples, lookahead=self._lookahead, check=self._check)
 
     def _baseline_steps(self, samples: list[Sample]) -> list[int] | None:
         """In the samples' order; None without a draft. Drops cached steps of other samples."""
@@ -90,7 +103,7 @@ class Evaluator:
         if network is None:
             return None
         new = [sample for sample in samples if sample.trace_id not in cache]
-        new_steps = verify_steps(network, new, lookahead=self._lookahead)
+        new_steps = self._verify_steps(network, new)
         steps = cache | {sample.trace_id: n for sample, n in zip(new, new_steps, strict=True)}
         cache.clear()
         cache.update({sample.trace_id: steps[sample.trace_id] for sample in samples})

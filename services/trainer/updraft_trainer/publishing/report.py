@@ -27,6 +27,14 @@ class TrainingReport:
         self._tried = (0, -1)
         """The same of a draft in canary; version 0: none is."""
 
+    def busy(self, activity: str) -> None:
+        """Work that may take minutes has begun; the next sentence replaces this one."""
+        self._send(f"{self._sentence}; {activity}" if self._sentence else activity)
+
+    def done(self) -> None:
+        """That work has ended without a decision."""
+        self._send(self._sentence)
+
     def decided(self, sentence: str) -> None:
         """A candidate was judged."""
         self._sentence = sentence

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+TIMES_AN_ESTIMATE = 4.0
+"""Time between the starts of estimates that are early, over the time of one. So estimates take at most a quarter of the time,
+also of a wide draft without a GPU, where one takes minutes and an optimizer step too."""
+
 MAX_BACKOFF_S = 600.0
 """Longest pause between publications while the registry rejects them: short enough to notice when that changes."""
 
@@ -25,10 +29,17 @@ class Progress:
     at_s: float
 
 
-def is_estimate_due(now: Progress, last: Progress, schedule: TrainingSchedule) -> bool:
-    """True after enough steps, or after enough time if the weights or the held-out requests have changed."""
+def is_estimate_due(
+    now: Progress, last: Progress | None, schedule: TrainingSchedule, *, duration_s: float = 0.0
+) -> bool:
+    """True after enough steps, or after enough time if the weights or the held-out requests have changed.
+
+    `last` is when the last estimate began, which took `duration_s`; without one it is due.
+    """
+    if last is None:
+        return True
     has_changed = now.step > last.step or now.num_held_out > last.num_held_out
-    is_late = now.at_s - last.at_s >= schedule.evaluate_seconds
+    is_late = now.at_s - last.at_s >= max(schedule.evaluate_seconds, TIMES_AN_ESTIMATE * duration_s)
     return now.step - last.step >= schedule.evaluate_steps or (has_changed and is_late)
 
 

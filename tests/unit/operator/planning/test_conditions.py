@@ -170,7 +170,8 @@ ADAPTING: list[Case] = [
     ("Adapting", "True", "Learning", _learning()),
     ("Adapting", "True", "Learning", _learning(version(3, source=pb.SOURCE_IMPORTED))),
     ("Adapting", "False", "NoSamples", _learning(samples=0, steps=0)),
-    ("Adapting", "False", "NoSteps", _learning(steps=0)),
+    ("Adapting", "False", "NoSteps", _learning(steps=0, estimates=0)),
+    ("Adapting", "True", "Learning", _learning(steps=0, estimates=1)),  # a draft in closed form takes none
     ("Adapting", "False", "FewSamples", _learning(steps=0, samples=7, samples_to_start=8)),
     ("Adapting", "False", "TooSmall", _learning(STABLE, too_small="replay has room for 3 requests")),
     ("Adapting", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),

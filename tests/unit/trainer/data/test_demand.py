@@ -107,10 +107,11 @@ def test_requests_are_missing_until_enough_of_them_came_in_however_many_chunks(
     with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=0) as replay:
         meter = DemandMeter(replay, limits, num_held_out=0, max_uses=2)
         admit(replay, maker, 28, num_chunks=5)
-        assert meter.tokens_per_s({}) == pytest.approx(100 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
+        assert meter.tokens_per_s() == pytest.approx(100 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
         meter.trained([20, 20], start_s=0.0, end_s=1.0)
         uses = dict.fromkeys(replay.training_ids(), 2)
-        assert meter.tokens_per_s(uses) == pytest.approx(100 / 0.9 * 5 * 20.0 / FILL_S), "a request has five chunks"
+        meter.uses = lambda: uses
+        assert meter.tokens_per_s() == pytest.approx(100 / 0.9 * 5 * 20.0 / FILL_S), "a request has five chunks"
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +123,10 @@ def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: Tra
     limits = ReplayLimits.of(10**8)
     with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=0) as replay:
         meter = DemandMeter(replay, limits, num_held_out=0, max_uses=2)
-        first = meter.tokens_per_s({})
+        first = meter.tokens_per_s()
         assert first == pytest.approx(128 / 0.9 * FIRST_REQUEST_TOKENS / FILL_S)
         admit(replay, maker, 128)
-        assert meter.tokens_per_s({}) == 0.0, "no speed is known, and no request is missing"
+        assert meter.tokens_per_s() == 0.0, "no speed is known, and no request is missing"
         ids = replay.training_ids()
 
         meter.trained([10, 30], start_s=0.0, end_s=1.0)
@@ -135,5 +136,6 @@ def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: Tra
 
         used_up = 30.0 * FRESH_SHARE / 2
         backlog_s = 128 * 2 * 20.0 / (FRESH_SHARE * 30.0)
-        assert meter.tokens_per_s({}) == pytest.approx(used_up * BURST ** (1 - backlog_s / BACKLOG_S), rel=0.05)
-        assert meter.tokens_per_s(dict.fromkeys(ids, 2)) == pytest.approx(BURST * used_up, rel=0.05)
+        assert meter.tokens_per_s() == pytest.approx(used_up * BURST ** (1 - backlog_s / BACKLOG_S), rel=0.05)
+        meter.uses = lambda: dict.fromkeys(ids, 2)
+        assert meter.tokens_per_s() == pytest.approx(BURST * used_up, rel=0.05)

@@ -1,5 +1,6 @@
 """A draft in closed form knows a rule that a few samples show, without an optimizer step."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_a_long_answer_is_read_a_few_rows_at_a_time_and_gives_the_same_draft(
     monkeypatch.setattr(closed_form, "MAX_ROWS", 7)
     closed_form.fit(parts, samples[:8], num_steps=3)
     torch.testing.assert_close(parts.fc.weight, whole.fc.weight, rtol=1e-2, atol=1e-3)
+
+
+class EndedError(Exception):
+    pass
+
+
+def test_work_can_be_ended_before_each_part_of_it(target: Path, samples: list[Sample]) -> None:
+    def parts(allowed: int) -> Callable[[], None]:
+        remaining = iter(range(allowed))
+
+        def check() -> None:
+            if next(remaining, None) is None:
+                raise EndedError
+
+        return check
+
+    num_parts = 4 * (1 + closed_form.ROUNDS) + closed_form.ROUNDS
+    assert closed_form.fit(untrained(target), samples[:4], num_steps=3, check=parts(num_parts))
+    for allowed in (0, 3, num_parts - 1):
+        with pytest.raises(EndedError):
+            closed_form.fit(untrained(target), samples[:4], num_steps=3, check=parts(allowed))
 
 
 def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:

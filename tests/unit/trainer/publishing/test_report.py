@@ -23,6 +23,19 @@ def test_a_candidate_is_reported_with_what_was_decided(report: TrainingReport, s
     assert sent == ["it waits", f"{GOOD}; it is not published because the rollout is paused"]
 
 
+def test_work_that_takes_long_is_shown_until_it_ends(report: TrainingReport, sent: list[str]) -> None:
+    report.busy("a draft is being judged by other requests")
+    report.decided("it waits")
+    report.busy("a draft in closed form is being fitted")
+    report.done()
+    assert sent == [
+        "a draft is being judged by other requests",
+        "it waits",
+        "it waits; a draft in closed form is being fitted",
+        "it waits",
+    ]
+
+
 def test_after_a_version_serves_nothing_new_is_learnt_until_the_next_step(
     report: TrainingReport, sent: list[str]
 ) -> None:

@@ -1,6 +1,8 @@
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from updraft_trainer.publishing.schedule import (
     MAX_BACKOFF_S,
@@ -29,6 +31,28 @@ LAST = Progress(step=100, num_held_out=10, at_s=1000.0)
 )
 def test_an_estimate_is_due_when_enough_has_changed(now: Progress, *, expected: bool) -> None:
     assert is_estimate_due(now, LAST, PACE) is expected
+
+
+def test_a_first_estimate_is_due_at_once() -> None:
+    assert is_estimate_due(LAST, None, PACE)
+
+
+@given(duration_s=st.floats(0.0, 1000.0), step_s=st.floats(0.1, 100.0))
+def test_estimates_take_a_quarter_of_the_time_or_come_after_enough_steps_or_seconds(
+    duration_s: float, step_s: float
+) -> None:
+    num_steps = next(
+        n
+        for n in range(1, 100)
+        if is_estimate_due(
+            Progress(step=100 + n, num_held_out=10, at_s=1000.0 + duration_s + n * step_s),
+            LAST,
+            PACE,
+            duration_s=duration_s,
+        )
+    )
+    share = duration_s / (duration_s + num_steps * step_s)
+    assert share <= 0.25 + 1e-9 or num_steps == PACE.evaluate_steps
 
 
 @pytest.mark.parametrize(
