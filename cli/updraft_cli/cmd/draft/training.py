@@ -17,10 +17,12 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_cli.backends.wire import draft_details
 from updraft_cli.cmd.draft import parts, view
+from updraft_rollouts.evidence import MIN_KIND_SAMPLES, Paired, gain
 
 MIN_REQUESTS, MAX_REQUESTS = 24, 1000
 """Of self-play. The trainer needs 16 different prompts, and some may be alike or cut off. More than 1,000 hardly help."""
 
+_CONFIDENCE = 0.9
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -57,12 +59,12 @@ class _Options:
     @property
     def origin(self) -> str:
         """What the draft is trained on, in words."""
-        parts = [
+        sources = [
             *([f"answers to {self.prompts.name}"] if self.prompts else []),
             *(f"traces of {folder}" for folder in self.traces),
             *([f"{self.self_play} requests of self-play"] if self.self_play else []),
         ]
-        return ", ".join(parts)
+        return ", ".join(sources)
 
     def recording(self) -> list[object]:
         """The arguments of `updraft-inference record`."""
@@ -205,7 +207,21 @@ def _summary(folder: Path) -> str:
     from updraft_artifacts.transfer import MANIFEST  # noqa: PLC0415 - needs numpy, as in registry_commands
 
     manifest = json_format.Parse((folder / MANIFEST).read_text(), pb.Manifest())
-    details = draft_details(pb.Version(manifest=manifest))
+    details, step = draft_details(pb.Version(manifest=manifest)), manifest.provenance.step
+    how = f"in {step:,} optimizer steps" if step else "in closed form"
     return (
-        f"{folder} holds a draft: {view.offline(details.evaluation)}.\nPublish it with: updraft draft import {folder}"
+        f"{folder} holds a draft, from {manifest.provenance.samples:,} requests {how}.\n"
+        f"{view.offline(details.evaluation)}{_interval(manifest.evaluation)}\n"
+        f"Publish it with: updraft draft import {folder}"
     )
+
+
+def _interval(evaluation: pb.Evaluation) -> str:
+    pairs = [
+        Paired(tokens=one.tokens, candidate_steps=one.candidate_steps, baseline_steps=one.baseline_steps)
+        for one in evaluation.samples
+    ]
+    if len(pairs) < MIN_KIND_SAMPLES:
+        return ""
+    found = gain(pairs, _CONFIDENCE)
+    return f"; {found.low_percent:+.0f} to {found.high_percent:+.0f} % with {_CONFIDENCE:.0%} confidence"

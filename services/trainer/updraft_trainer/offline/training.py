@@ -16,6 +16,7 @@ from shutil import rmtree
 
 from torch import Tensor
 
+from updraft_chassis.errors import Corrupt, InvalidInput, NotFound
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import checkpoint, memory
 from updraft_draft.config import DraftConfig
@@ -89,19 +90,24 @@ class OfflineTraining:
         if first is None or len(order) >= MIN_STEPS * BATCH:
             self._train(learner, order)
             yield learner.step, snapshot(learner.average)
+        else:
+            few = f"{len(order) // BATCH} optimizer steps are fewer than the {MIN_STEPS:,} that make it better"
+            self._report(Progress(activity="judging", done=0, total=1, note=f"The draft stays in closed form: {few}."))
 
     def _started(self) -> tuple[Learner, DraftNetwork | None]:
         """A learner and the draft in closed form that it starts from; it starts from random weights where there is none."""
         place = self._folder / "closed-form"
         self._report(Progress(activity="solving for first weights", done=0, total=1))
-        if not place.is_dir():
+        if (saved := _saved(place)) is None:
             learner, fitted = self._fitted()
             if fitted is None:
                 return learner, None
             part = self._folder / "closed-form.part"
             checkpoint.save(snapshot(fitted), part)
+            rmtree(place, ignore_errors=True)
             part.replace(place)
-        config, tensors = checkpoint.load(place)
+            saved = checkpoint.load(place)
+        config, tensors = saved
         draft = checkpoint.build(config, tensors, self._target.embedding)
         learner = self._learner(config, draft.token_ids)
         learner.start_from(draft.state_dict())
@@ -170,6 +176,14 @@ class OfflineTraining:
             domains=tuple(chain.from_iterable(one.domains for one in estimates)),
             pairs=tuple(chain.from_iterable(one.pairs for one in estimates)),
         )
+
+
+def _saved(place: Path) -> tuple[DraftConfig, dict[str, Tensor]] | None:
+    """A whole draft; None if there is none, or one that a power failure cut off."""
+    try:
+        return checkpoint.load(place)
+    except (Corrupt, InvalidInput, NotFound):
+        return None
 
 
 class _SavePace:
