@@ -114,7 +114,7 @@ def test_a_draft_from_prompts_survives_kills_while_recording_and_while_training(
     tiny_model: Path, tmp_path: Path, prompts: Path
 ) -> None:
     output = tmp_path / "day0"
-    source = ("--prompts", prompts, "--max-tokens", 32, "--epochs", 400)
+    source = ("--prompts", prompts, "--max-tokens", 32, "--epochs", 80)
     with subprocess.Popen(command(tiny_model, output, *source), stderr=subprocess.PIPE, text=True) as first:
         wait_until(lambda: len(recorded(output)) >= 3)
         kill(first)

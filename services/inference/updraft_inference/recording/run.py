@@ -20,12 +20,13 @@ class RecordingRun:
         self._conversation = Conversation(options.model) if options.num_self_play else None
         self._prompts: Prompts | None = None
         self._total = options.num_self_play
+        longest = self._conversation.max_context if self._conversation else 0
         if options.prompts is not None:
             answers = replace(options.answers, max_context=min(options.answers.max_context, model_context))
-            self._total += count_lines(options.prompts)
             self._prompts = Prompts(options.prompts, options.model, answers)
-        needed = (options.answers.max_context if self._prompts else 0, getattr(self._conversation, "max_context", 0))
-        self.max_context = min(model_context, max(needed))
+            self._total += count_lines(options.prompts)
+            longest = max(longest, answers.max_context)
+        self.max_context = min(model_context, longest)
 
     async def record(self, engine: Engine, report: Report) -> None:
         """Record what the folder does not hold yet; see `Recorder.run`."""

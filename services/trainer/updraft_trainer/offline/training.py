@@ -33,9 +33,9 @@ from updraft_trainer.publishing.publish import Candidate, snapshot
 LOOKAHEAD = 3
 BATCH = 4
 MIN_STEPS = 200
-SAVE_S = 5.0
+SAVE_S = 1.0
 """Training time between two saved states, at least."""
-SAVE_SHARE = 0.1
+SAVE_SHARE = 0.05
 """Maximum share of the time that saving takes."""
 MAX_FIT_BYTES = 1024**3
 """Memory for the samples that the closed form and the vocabulary come from."""
@@ -114,11 +114,9 @@ class OfflineTraining:
         return learner, draft
 
     def _fitted(self) -> tuple[Learner, DraftNetwork | None]:
-        random_items = random.Random(_SEED).sample(self._dataset.training, len(self._dataset.training))
-        sizes = accumulate(item.num_bytes for item in random_items)
-        samples = self._dataset.read(
-            [item for item, size in zip(random_items, sizes, strict=True) if size <= MAX_FIT_BYTES]
-        )
+        items = random.Random(_SEED).sample(self._dataset.training, len(self._dataset.training))
+        num_affordable = sum(size <= MAX_FIT_BYTES for size in accumulate(item.num_bytes for item in items))
+        samples = self._dataset.read(items[: max(1, num_affordable)])
         config = self._target.draft()
         token_ids = choose_vocabulary(samples, self._target, size=config.draft_vocab_size)
         learner = self._learner(config, token_ids)
