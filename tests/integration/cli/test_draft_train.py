@@ -67,7 +67,7 @@ def manifest_of(output: Path) -> registry_pb2.Manifest:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     """32 prompts, one line that is none, and one that comes twice."""
-    records = [{"prompt": f"Question {n}"} for n in range(30)]
+    records: list[object] = [{"prompt": f"Question {n}"} for n in range(30)]
     records += [
         {"messages": [{"role": "user", "content": "Hello"}]},
         {"conversations": [{"from": "human", "value": "Hi"}]},
@@ -167,7 +167,7 @@ def test_a_file_without_prompts_is_told_in_one_sentence(tiny_model: Path, tmp_pa
     (tmp_path / "image.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
     done = train(tiny_model, tmp_path / "day0", "--prompts", tmp_path / "image.jsonl")
     assert done.returncode == 1
-    assert f"updraft-inference: {tmp_path}/image.jsonl holds no prompt to answer: 3 not " in done.stderr
+    assert f"updraft-inference: {tmp_path}/image.jsonl holds no prompt to answer: 1 not UTF-8 text" in done.stderr
 
 
 def test_a_model_without_a_chat_template_is_told_in_a_sentence(tmp_path: Path) -> None:

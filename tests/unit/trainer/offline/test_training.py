@@ -10,9 +10,10 @@ from torch import Tensor
 
 from updraft_chassis.errors import Exhausted
 from updraft_chassis.progress import Progress
-from updraft_draft import recordings
+from updraft_draft import checkpoint, recordings
 from updraft_draft.target_weights import read_head
-from updraft_trainer.learning.learner import Learner
+from updraft_trainer.data.sample import Sample
+from updraft_trainer.learning.learner import Learner, StepReport
 from updraft_trainer.learning.state import States
 from updraft_trainer.offline import training as module
 from updraft_trainer.offline.dataset import Dataset, read_dataset
@@ -90,9 +91,12 @@ def test_with_enough_requests_the_better_of_both_drafts_is_chosen(run: Run, monk
 def test_every_request_is_used_once_an_epoch(run: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
     train = Learner.train
-    monkeypatch.setattr(
-        Learner, "train", lambda self, samples: used.extend(s.trace_id for s in samples) or train(self, samples)
-    )
+
+    def watched(self: Learner, samples: list[Sample]) -> StepReport:
+        used.extend(sample.trace_id for sample in samples)
+        return train(self, samples)
+
+    monkeypatch.setattr(Learner, "train", watched)
     run(epochs=6)
     assert {used.count(item.trace_id) for item in dataset.training} == {6}
     assert len(used) == 6 * len(dataset.training)
@@ -126,7 +130,7 @@ def test_a_run_that_was_killed_while_it_solved_leaves_nothing_that_is_half_done(
         raise Exhausted("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(module.checkpoint, "save", full)
+        broken.setattr(checkpoint, "save", full)
         with pytest.raises(Exhausted):
             run()
     assert run().step in {0, NUM_STEPS}
