@@ -11,12 +11,14 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`done` of `total` parts of an activity. `tokens`: how many this process has generated so far."""
+    """`done` of `total` parts of an activity. `tokens`: how many this process has generated or trained on so far. `note` is a
+    sentence for the person, to be shown once."""
 
     activity: str
     done: int
     total: int
     tokens: int = 0
+    note: str = ""
 
     @classmethod
     def parse(cls, line: str) -> Self:

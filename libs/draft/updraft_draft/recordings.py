@@ -4,7 +4,9 @@ A file is the sha256 of the trace and the trace. It appears by a rename, so what
 """
 
 import hashlib
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from updraft.trace.v1 import trace_pb2
@@ -12,18 +14,30 @@ from updraft_chassis.errors import Conflict, InvalidInput, full_disk_as_exhauste
 from updraft_chassis.leftovers import remove_stale
 
 _DIGEST_BYTES = 32
+_SUFFIX = ".trace"
 
 
-def path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}.trace"
+def path(folder: Path, name: str) -> Path:
+    return folder / f"{name}{_SUFFIX}"
 
 
-def write(folder: Path, number: int, trace: trace_pb2.Trace) -> None:
+def names(folder: Path) -> Iterator[str]:
+    """The recordings of a folder, in no order; none if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def write(folder: Path, name: str, trace: trace_pb2.Trace) -> None:
     """Keep a recording; of two runs that make the same one, the last keeps it.
 
     Exhausted if the disk is full, InvalidInput if the folder cannot be written to.
     """
-    data, place = trace.SerializeToString(), path(folder, number)
+    data, place = trace.SerializeToString(), path(folder, name)
     part = folder / f"{place.name}-{uuid.uuid4().hex}.part"
     full = f"the disk of {folder} is full: free some space; the same command goes on with what is recorded"
     try:
@@ -38,22 +52,29 @@ def write(folder: Path, number: int, trace: trace_pb2.Trace) -> None:
         raise InvalidInput(f"cannot write recordings to {folder}: {error.strerror or error}") from error
 
 
-def clean(folder: Path) -> None:
-    """Remove what killed runs left of recordings that they were writing."""
-    remove_stale(folder.glob("*.trace-*.part"))
+def prepare(folder: Path, *, target_fingerprint: str) -> None:
+    """Remove what killed runs left of recordings that they were writing. Conflict if the folder is of another target."""
+    remove_stale(folder.glob(f"*{_SUFFIX}-*.part"))
+    for name in names(folder):  # the first whole one stands for all: nothing else was ever added to them
+        if read(folder, name, target_fingerprint=target_fingerprint) is not None:
+            return
 
 
-def read(folder: Path, number: int, *, target_fingerprint: str) -> bytes | None:
+def read(folder: Path, name: str, *, target_fingerprint: str) -> bytes | None:
     """The bytes of a trace; None if there is none, or a damaged one. Conflict if it is of another target."""
     try:
-        content = path(folder, number).read_bytes()
+        content = path(folder, name).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InvalidInput(f"cannot read the recordings in {folder}: {error.strerror or error}") from error
+        raise _unreadable(folder, error) from error
     digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:
         return None
     if trace_pb2.Trace.FromString(data).header.target_fingerprint != target_fingerprint:
         raise Conflict(f"{folder} holds recordings of another model: name another folder, or remove it")
     return data
+
+
+def _unreadable(folder: Path, error: OSError) -> InvalidInput:
+    return InvalidInput(f"cannot read the recordings in {folder}: {error.strerror or error}")

@@ -12,7 +12,7 @@ _ARGUMENTS = ("engine", "attach")
 
 def main() -> None:
     arguments = _parser().parse_args()
-    if arguments.command == "self-play":
+    if arguments.command == "record":
         lifecycle.let_signals_kill()
     else:
         lifecycle.while_importing()
@@ -23,11 +23,32 @@ def main() -> None:
             os.environ, plugin=arguments.plugin_dir, seed=arguments.seed, key_file=arguments.admin_key_file
         )
         return
-    if arguments.command == "self-play":
-        process.self_play(os.environ, model=arguments.model, folder=arguments.recordings, count=arguments.requests)
+    if arguments.command == "record":
+        _record(arguments)
         return
     overrides = {f"UPDRAFT_INFERENCE_{name.upper()}": getattr(arguments, name) for name in _ARGUMENTS}
     process.main(os.environ | {name: value for name, value in overrides.items() if value is not None})
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    from updraft_inference import process  # noqa: PLC0415 - see main
+    from updraft_inference.recording.options import AnswerOptions, RecordOptions  # noqa: PLC0415
+
+    with lifecycle.errors_as_sentences(process.PROCESS):
+        answers = AnswerOptions(
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            max_context=arguments.context,
+        )
+    options = RecordOptions(
+        model=arguments.model,
+        folder=arguments.recordings,
+        num_self_play=arguments.self_play,
+        prompts=arguments.prompts,
+        answers=answers,
+    )
+    process.record(os.environ, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,18 +80,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where to write a random admin key, as YAML for the server's --config",
     )
-    play = commands.add_parser(
-        "self-play",
-        help="let the model write and answer requests, and record them, then exit",
-        description="Record requests that the model itself writes and answers. Requests that the folder holds are not made"
-        " again. `updraft draft train` runs it.",
-    )
-    play.add_argument("--model", required=True, metavar="FOLDER", help="target model")
-    play.add_argument("--recordings", type=Path, required=True, metavar="FOLDER", help="where to record")
-    play.add_argument(
-        "--requests", type=int, required=True, metavar="N", help="how many requests the folder should hold"
+    _add_record(
+        commands.add_parser(
+            "record",
+            help="answer prompts, or let the model write them, and record the requests, then exit",
+            description="Answer requests and record them with hidden states. Requests that the folder holds are not made again."
+            " `updraft draft train` runs it.",
+        )
     )
     return parser
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="target model")
+    parser.add_argument("--recordings", type=Path, required=True, metavar="FOLDER", help="where to record")
+    parser.add_argument(
+        "--self-play", type=int, default=0, metavar="N", help="number of requests that the model writes"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to answer, in JSON Lines")
+    parser.add_argument("--max-tokens", type=int, required=True, metavar="N", help="longest answer to a prompt")
+    parser.add_argument(
+        "--temperature", type=float, required=True, metavar="T", help="of answers to prompts; 0 is greedy"
+    )
+    parser.add_argument("--seed", type=int, required=True, metavar="N", help="of sampled answers to prompts")
+    parser.add_argument(
+        "--context", type=int, required=True, metavar="N", help="longest prompt with its answer, in tokens"
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from updraft_chassis import lifecycle, logs, progress, settings
 from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
+from updraft_inference.recording.options import RecordOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine.openmp import wait_briefly
 
@@ -56,24 +57,31 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     lifecycle.run(PROCESS, prepare)
 
 
-def self_play(environ: Mapping[str, str], *, model: str, folder: Path, count: int) -> None:
-    """Record requests that the model makes up; progress goes to stdout."""
+def record(environ: Mapping[str, str], options: RecordOptions) -> None:
+    """Record answered requests in a folder; progress goes to stdout."""
     logs.configure(process="inference", level="ERROR", format="text")
     wait_briefly(os.environ)
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
 
-    async def play(report: progress.Report) -> None:
-        from updraft_inference.self_play import STREAMS, Conversation, SelfPlay  # noqa: PLC0415 - see main
+    async def run(report: progress.Report) -> None:
+        from updraft_inference.recording.recorder import STREAMS  # noqa: PLC0415 - see main
+        from updraft_inference.recording.run import RecordingRun  # noqa: PLC0415
+        from updraft_inference.torch_engine.model.config import TargetConfig  # noqa: PLC0415
 
-        conversation = Conversation(Path(model))
-        overrides = {"model": model, "num_slots": STREAMS, "max_context": conversation.max_context, "engine": "torch"}
+        recording = RecordingRun(options, model_context=TargetConfig.from_folder(options.model).max_position)
+        overrides = {
+            "model": options.model,
+            "num_slots": STREAMS,
+            "max_context": recording.max_context,
+            "engine": "torch",
+        }
         names = {settings.variable(InferenceSettings, field): str(value) for field, value in overrides.items()}
         loaded = settings.load(InferenceSettings, {**environ, **names})
         async with open_engine(loaded, lambda _: None) as engine:
-            await SelfPlay(engine, conversation, folder, report).run(count)
+            await recording.record(engine, report)
 
     with lifecycle.errors_as_sentences(PROCESS), progress.on_stdout() as report:
-        asyncio.run(play(report))
+        asyncio.run(run(report))
 
 
 @asynccontextmanager

@@ -15,12 +15,13 @@ def main() -> None:
     """Run until SIGTERM or SIGINT, or until a command is done."""
     arguments = _parser().parse_args()
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
-    if arguments.command == "self-play":
+    if arguments.command == "offline":
         lifecycle.let_signals_kill()
         with progress.on_stdout() as report:
-            from updraft_trainer import self_play  # noqa: PLC0415 - takes seconds
+            from updraft_trainer.offline import command  # noqa: PLC0415 - takes seconds
 
-            self_play.main(arguments.model, arguments.recordings, arguments.requests, arguments.output, report)
+            source = command.Source(origin=arguments.origin, region=arguments.region)
+            command.main(arguments.model, arguments.traces, arguments.output, arguments.epochs, source, report)
         return
     lifecycle.while_importing()
     from updraft_trainer import process  # noqa: PLC0415 - see above
@@ -34,15 +35,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a draft model on live traffic. Configure it with UPDRAFT_TRAINER_* variables.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    play = commands.add_parser(
-        "self-play",
-        help="train a first draft from recordings of self-play, then exit",
-        description="Train a draft from requests that `updraft-inference self-play` recorded. `updraft draft train` runs it.",
+    offline = commands.add_parser(
+        "offline",
+        help="train a draft from recorded traces, then exit",
+        description="Train a draft from folders of traces, without a registry. `updraft draft train` runs it.",
     )
-    play.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="target model")
-    play.add_argument("--recordings", type=Path, required=True, metavar="FOLDER", help="what to learn from")
-    play.add_argument("--requests", type=int, required=True, metavar="N", help="how many of the recordings to use")
-    play.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the draft")
+    offline.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="target model")
+    offline.add_argument(
+        "--traces", type=Path, action="append", required=True, metavar="FOLDER", help="what to learn from; repeatable"
+    )
+    offline.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the draft")
+    offline.add_argument("--epochs", type=int, required=True, metavar="N", help="how often to train on each request")
+    offline.add_argument(
+        "--origin", required=True, metavar="TEXT", help="where the traces come from, for the provenance"
+    )
+    offline.add_argument("--region", default="", metavar="NAME", help="region of this machine")
     return parser
 
 

@@ -13,7 +13,8 @@ from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
 from updraft_chassis.progress import Progress
 from updraft_draft import recordings
 from updraft_inference.engine import GenerationRequest
-from updraft_inference.self_play import MAX_ATTEMPTS, STREAMS, Conversation, SelfPlay
+from updraft_inference.recording.recorder import STREAMS, Recorder
+from updraft_inference.recording.self_play import MAX_ATTEMPTS, Conversation, SelfPlay
 
 TARGET = "sha256:target"
 HEADER = "<|start|>user\n"
@@ -31,7 +32,8 @@ class Player:
         self._engine = FakeEngine(script=self._continue, num_slots=STREAMS)
 
     async def play(self, count: int) -> None:
-        await SelfPlay(self._engine, self._conversation, self.folder, self.reports.append).run(count)
+        jobs = SelfPlay(self._conversation, frozenset({EOS})).jobs(count)
+        await Recorder(self._engine, self.folder, self.reports.append).run(jobs, count)
 
     def made(self) -> list[str]:
         """Ids of the requests that were answered, in order; those of the messages are left out."""
@@ -42,8 +44,12 @@ class Player:
         return self._script(request)
 
 
+def name(number: int) -> str:
+    return f"self-play-{number:05}"
+
+
 def trace(folder: Path, number: int) -> trace_pb2.Trace:
-    data = recordings.read(folder, number, target_fingerprint=TARGET)
+    data = recordings.read(folder, name(number), target_fingerprint=TARGET)
     assert data is not None
     return trace_pb2.Trace.FromString(data)
 
@@ -93,7 +99,7 @@ async def test_a_broken_recording_is_made_again(tmp_path: Path) -> None:
     player = Player(tmp_path)
     await player.play(3)
     whole = trace(player.folder, 1)
-    place = recordings.path(player.folder, 1)
+    place = recordings.path(player.folder, name(1))
     place.write_bytes(place.read_bytes()[:-5])
     await player.play(3)
     assert player.made().count("self-play/1") == 2
@@ -109,7 +115,7 @@ async def test_a_run_removes_what_a_killed_one_was_writing(tmp_path: Path) -> No
     (part,) = player.folder.glob("*.part")
     age(part, hours=2)
     await player.play(2)
-    assert sorted(path.name for path in player.folder.iterdir()) == ["00000.trace", "00001.trace"]
+    assert sorted(path.name for path in player.folder.iterdir()) == ["self-play-00000.trace", "self-play-00001.trace"]
 
 
 async def test_progress_counts_what_was_recorded_before(tmp_path: Path) -> None:
@@ -117,15 +123,18 @@ async def test_progress_counts_what_was_recorded_before(tmp_path: Path) -> None:
     await player.play(3)
     player.reports.clear()
     await player.play(5)
-    assert [one.done for one in player.reports] == [3, 4, 5]
+    assert [one.done for one in player.reports] == [3, 4, 5, 5]
     assert player.reports[0].tokens == 0
+    assert [one.note for one in player.reports if one.note] == [
+        "3 requests are recorded already; going on with the others."
+    ]
     assert player.reports[-1].tokens == sum(len("Why?>") for _ in range(4))
 
 
 async def test_a_folder_of_another_model_is_refused_before_any_request(tmp_path: Path) -> None:
     player = Player(tmp_path)
     other = trace_pb2.Trace(header=trace_pb2.Header(target_fingerprint="sha256:other"))
-    recordings.write(player.folder, 0, other)
+    recordings.write(player.folder, name(0), other)
     with pytest.raises(Conflict, match="recordings of another model"):
         await player.play(2)
     assert player.requests == []

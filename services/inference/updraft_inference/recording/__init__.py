@@ -1,0 +1,1 @@
+"""Answers requests without a server, and records them: what `updraft draft train` learns from."""
