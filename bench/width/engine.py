@@ -47,6 +47,8 @@ from updraft_inference.sglang_engine.trace_builder import KEPT_BYTES
 HANDED_OVER = "handed_over"
 """A file in a pod's data folder: the output tokens of each part that was handed over with hidden states."""
 
+TICK_TOKENS = 48
+
 _BLOCK_BYTES = 8 * 1024 * 1024
 
 Tensors = dict[safetensors_header.TensorSpan, bytearray]
@@ -54,7 +56,7 @@ Tensors = dict[safetensors_header.TensorSpan, bytearray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Tokens per second of a request, and the rows of a part and of its context."""
+    """Tokens per second of a request, and the new rows of a part and those of its context."""
 
     tokens_per_s: float
     part_rows: int
@@ -64,7 +66,7 @@ class Pace:
     def of(cls, width: Width) -> Self:
         return cls(
             tokens_per_s=width.request_tokens_per_s,
-            part_rows=PART_BYTES // width.row_memory,
+            part_rows=(PART_BYTES - KEPT_BYTES) // width.row_memory,
             context_rows=KEPT_BYTES // width.row_memory,
         )
 
@@ -102,15 +104,24 @@ class SyntheticEngine:
         num_rows = self._pace.part_rows if request.capture.payload else num_output
         while before < num_output:
             end = min((before + num_rows) | 1, num_output)  # odd, so that no step is in two parts
-            half_s = (end - before) / self._pace.tokens_per_s / 2
-            await asyncio.sleep(half_s)
+            middle = (before + end) // 2
+            async for delta in self._deltas(output_ids[before:middle]):
+                yield delta
             part = await asyncio.to_thread(self._part, request, output_ids[:end], before, num_output)
-            await asyncio.sleep(half_s)
+            async for delta in self._deltas(output_ids[middle:end]):
+                yield delta
             if part.hidden is not None:
                 self._handed_over.write(f"{end - before}\n")
             self._on_finished(part)
-            yield Delta(token_ids=output_ids[before:end], finished=None if part.is_part else part)
             before = end
+        yield Delta(token_ids=(), finished=part)
+
+    async def _deltas(self, token_ids: tuple[int, ...]) -> AsyncIterator[Delta]:
+        """Tokens at the set pace, a few at a time."""
+        for first in range(0, len(token_ids), TICK_TOKENS):
+            some = token_ids[first : first + TICK_TOKENS]
+            await asyncio.sleep(len(some) / self._pace.tokens_per_s)
+            yield Delta(token_ids=some)
 
     def _part(
         self, request: GenerationRequest, output_ids: tuple[int, ...], before: int, num_output: int
