@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
+from bench.width import standstill
+from bench.width.engine import HANDED_OVER
 from bench.width.processes import WatchedProcess
-from bench.width.standstill import Second
+from bench.width.standstill import Second, Standstill
 from bench.width.traffic import Width, lengths
 from tests.support.ports import free_port
 from tests.support.processes import scrape
@@ -22,40 +24,58 @@ DRAIN_S = 60.0
 """For the queues, after the last request."""
 
 _PROMPT = "a" * 64
+_NO_LIMITS = httpx.Limits(max_connections=None)
 _CAPTURED = "updraft_inference_captured_traces_total"
 _DROPPED = "updraft_inference_capture_dropped_traces_total"
 _ADMITTED = "updraft_trainer_samples_admitted_total"
 _REFUSED = "updraft_trainer_samples_refused_total"
+_STORED = "updraft_trainer_stored_tokens_total"
+_CAPTURED_TOKENS = "updraft_inference_captured_tokens_total"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathRun:
-    """One run, with all counts since its start. `late_ms` includes the wait for a core, `held_ms` does not."""
+    """One run, with all counts since its start."""
 
     seconds: float
     requests: int
     tokens: int
+    captured_tokens_per_s: float
+    """Tokens with states that pods sent, prompts included, in the second half of the run: as many requests end as begin."""
+    handed_over: int
+    """Output tokens that the engines handed over with states: those of the requests that credits chose."""
+    stored: float
+    """Output tokens that replay stored, each with the target's prediction."""
     captured: float
-    """Traces that pods stored, without those that they dropped."""
+    """Traces that pods sent, without those that they dropped."""
     dropped: dict[str, float]
+    """By pods, by reason."""
     admitted: float
     refused: dict[str, float]
-    lost: float
-    """Traces that were sent, and neither stored nor refused a minute later: the stream's limit deleted them."""
+    """By the trainer, by reason. `no_payload`: credits did not choose the request."""
     read_mb_per_s: float
+    read_mb_per_cpu_s: float
+    """Per second of processor time of the thread that reads, which the others leave little of the machine to."""
     batches: int
     trainer_bytes: int
     pod_bytes: int
-    held_ms: dict[str, float]
-    late_ms: dict[str, float]
+    longest: dict[str, Standstill]
+    cpu_s: dict[str, float]
+    """Processor time per second of the run."""
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
 
     @property
-    def num_dropped(self) -> float:
-        return sum(self.dropped.values()) + self.lost
+    def lost(self) -> float:
+        """Output tokens that were handed over and are not stored."""
+        return self.handed_over - self.stored
+
+    @property
+    def lost_traces(self) -> dict[str, float]:
+        """Those that were dropped or refused, by reason, but for those that credits did not choose."""
+        return {reason: count for reason, count in (self.dropped | self.refused).items() if "no_payload" not in reason}
 
 
 async def run(  # noqa: PLR0913 - the arguments of the bench
@@ -64,12 +84,23 @@ async def run(  # noqa: PLR0913 - the arguments of the bench
     """Send requests at the rate of `width` for some time; with `seconds` 0, a single one."""
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(_Processes(folder, width, num_pods=num_pods, longest=longest))
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=120.0))
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=120.0, limits=_NO_LIMITS))
         since_s, began_s = time.time(), time.perf_counter()
-        sizes = await _send(client, processes.urls, width, seconds, lengths(shortest, longest, seed))
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(_send(client, processes.urls, width, seconds, lengths(shortest, longest, seed)))
+            rate = tasks.create_task(_captured_tokens_per_s(processes, seconds))
         sent_s = time.perf_counter() - began_s
         await _drained(processes)
-        return processes.figures(width, sizes, since_s, max(seconds, sent_s))
+        return processes.figures(width, sending.result(), since_s, seconds or sent_s, rate.result())
+
+
+async def _captured_tokens_per_s(processes: "_Processes", seconds: float) -> float:
+    """In the second half of these seconds."""
+    await asyncio.sleep(seconds / 2)
+    before, began_s = await asyncio.to_thread(processes.captured_tokens), time.perf_counter()
+    await asyncio.sleep(seconds / 2)
+    captured = await asyncio.to_thread(processes.captured_tokens)
+    return (captured - before) / (time.perf_counter() - began_s)
 
 
 async def _send(
@@ -172,7 +203,14 @@ class _Processes:
         sent = sum(sum(_values(scrape(port), _CAPTURED).values()) for port in self._ports)
         return sent + sum(_values(page, _ADMITTED).values()) + sum(_values(page, _REFUSED).values())
 
-    def figures(self, width: Width, sizes: list[int], since_s: float, seconds: float) -> PathRun:
+    def captured_tokens(self) -> float:
+        return sum(sum(_values(scrape(port), _CAPTURED_TOKENS).values()) for port in self._ports)
+
+    def _handed_over(self) -> int:
+        files = [self._folder / f"pod-{number}" / HANDED_OVER for number in range(len(self._pods))]
+        return sum(int(line) for file in files for line in file.read_text().split())
+
+    def figures(self, width: Width, sizes: list[int], since_s: float, seconds: float, rate: float) -> PathRun:
         trainer, pods = scrape(self._trainer_metrics), [scrape(port) for port in self._ports]
         dropped: dict[str, float] = {}
         for page in pods:
@@ -180,33 +218,42 @@ class _Processes:
                 dropped[reason] = dropped.get(reason, 0.0) + count
         lines = (self._folder / "trainer-data" / "reads").read_text().splitlines()
         reads = [json.loads(line) for line in lines]
+        read_mb = width.row_bytes * sum(rows for rows, _, _ in reads) / 1e6
         watched = {
-            "trainer": self._trainer.watched(since_s),
-            "registry": self._registry.watched(since_s),
-            "pods": [second for pod in self._pods for second in pod.watched(since_s)],
+            "trainer": [self._trainer.watched(since_s)],
+            "registry": [self._registry.watched(since_s)],
+            "pods": [pod.watched(since_s) for pod in self._pods],
         }
         captured = sum(sum(_values(page, _CAPTURED).values()) for page in pods)
-        admitted, refused = sum(_values(trainer, _ADMITTED).values()), _values(trainer, _REFUSED)
         return PathRun(
             seconds=seconds,
             requests=len(sizes),
             tokens=sum(sizes),
+            captured_tokens_per_s=rate,
+            handed_over=self._handed_over(),
+            stored=sum(_values(trainer, _STORED).values()),
             captured=captured,
             dropped=dropped,
-            admitted=admitted,
-            refused=refused,
-            lost=max(0.0, captured - admitted - sum(refused.values())),
-            read_mb_per_s=width.row_bytes * sum(rows for rows, _ in reads) / 1e6 / max(1e-9, sum(s for _, s in reads)),
+            admitted=sum(_values(trainer, _ADMITTED).values()),
+            refused=_values(trainer, _REFUSED),
+            read_mb_per_s=read_mb / max(1e-9, sum(wall_s for _, wall_s, _ in reads)),
+            read_mb_per_cpu_s=read_mb / max(1e-9, sum(cpu_s for _, _, cpu_s in reads)),
             batches=len(reads),
             trainer_bytes=_most(watched["trainer"]),
             pod_bytes=_most(watched["pods"]),
-            held_ms={name: max(second.held_ms for second in lines) for name, lines in watched.items()},
-            late_ms={name: max(second.late_ms for second in lines) for name, lines in watched.items()},
+            longest={
+                name: standstill.most([second.longest for lines in processes for second in lines])
+                for name, processes in watched.items()
+            },
+            cpu_s={
+                name: sum(lines[-1].cpu_s - lines[0].cpu_s for lines in processes) / seconds
+                for name, processes in watched.items()
+            },
         )
 
 
-def _most(seconds: list[Second]) -> int:
-    return max(second.resident_bytes for second in seconds)
+def _most(processes: list[list[Second]]) -> int:
+    return max(second.resident_bytes for lines in processes for second in lines)
 
 
 def _values(page: dict[str, float], name: str) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""An engine without a model: it holds a draft of full size and proves it by digest, and a teacher answers its requests."""
+"""An engine without a model: it holds a draft of full size and proves it by digest, and a teacher answers its requests.
+
+Hidden states of a long request go out in parts while it runs, as those of SGLang do, of the same size and with the same context
+(`request_session`, `trace_builder`). A part is in memory for half of the time that its tokens take, which is the mean.
+"""
 
 import asyncio
 import hashlib
@@ -6,7 +10,9 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self, TextIO
 
 from bench.width.teacher import RandomTeacher, RuleTeacher, Teacher
 from bench.width.traffic import Width
@@ -35,22 +41,50 @@ from updraft_inference.engine import (
     check_limits,
 )
 from updraft_inference.settings import InferenceSettings
+from updraft_inference.sglang_engine.request_session import PART_BYTES
+from updraft_inference.sglang_engine.trace_builder import KEPT_BYTES
+
+HANDED_OVER = "handed_over"
+"""A file in a pod's data folder: the output tokens of each part that was handed over with hidden states."""
+
+TICK_TOKENS = 48
 
 _BLOCK_BYTES = 8 * 1024 * 1024
 
 Tensors = dict[safetensors_header.TensorSpan, bytearray]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Tokens per second of a request, and the new rows of a part and those of its context."""
+
+    tokens_per_s: float
+    part_rows: int
+    context_rows: int
+
+    @classmethod
+    def of(cls, width: Width) -> Self:
+        return cls(
+            tokens_per_s=width.request_tokens_per_s,
+            part_rows=(PART_BYTES - KEPT_BYTES) // width.row_memory,
+            context_rows=KEPT_BYTES // width.row_memory,
+        )
+
+
 class SyntheticEngine:
-    """Holds tensors, and finishes requests at once with random states."""
+    """Holds tensors, and answers requests at a set pace. A file says how many output tokens it handed over with states."""
 
     is_alive = True
     capture_problem = ""
     lookahead_estimates = None
 
-    def __init__(self, on_finished: FinishedSink, teacher: Teacher, info: EngineInfo) -> None:
+    def __init__(
+        self, on_finished: FinishedSink, teacher: Teacher, info: EngineInfo, *, pace: Pace, handed_over: TextIO
+    ) -> None:
         self._on_finished = on_finished
         self._teacher = teacher
+        self._pace = pace
+        self._handed_over = handed_over
         self._tensors: Tensors = {}
         self.info = info
         self.loaded = LoadedDraft()
@@ -63,23 +97,52 @@ class SyntheticEngine:
         """Nothing is drafted."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Answer at once with `max_tokens` tokens; whoever sends requests sets the rate."""
+        """Answer with `max_tokens` tokens, part by part."""
         check_limits(request, self.info)
-        finished = await asyncio.to_thread(self._finish, request)
-        self._on_finished(finished)
-        yield Delta(token_ids=finished.output_ids, finished=finished)
+        output_ids = self._teacher.answer(request)
+        before, num_output = 0, len(output_ids)
+        num_rows = self._pace.part_rows if request.capture.payload else num_output
+        while before < num_output:
+            end = min((before + num_rows) | 1, num_output)  # odd, so that no step is in two parts
+            middle = (before + end) // 2
+            async for delta in self._deltas(output_ids[before:middle]):
+                yield delta
+            part = await asyncio.to_thread(self._part, request, output_ids[:end], before, num_output)
+            async for delta in self._deltas(output_ids[middle:end]):
+                yield delta
+            if part.hidden is not None:
+                self._handed_over.write(f"{end - before}\n")
+            self._on_finished(part)
+            before = end
+        yield Delta(token_ids=(), finished=part)
 
-    def _finish(self, request: GenerationRequest) -> FinishedRequest:
-        output_ids, hidden = self._teacher.answer(request)
-        return FinishedRequest(
+    async def _deltas(self, token_ids: tuple[int, ...]) -> AsyncIterator[Delta]:
+        """Tokens at the set pace, a few at a time."""
+        for first in range(0, len(token_ids), TICK_TOKENS):
+            some = token_ids[first : first + TICK_TOKENS]
+            await asyncio.sleep(len(some) / self._pace.tokens_per_s)
+            yield Delta(token_ids=some)
+
+    def _part(
+        self, request: GenerationRequest, output_ids: tuple[int, ...], before: int, num_output: int
+    ) -> FinishedRequest:
+        """The tokens from `before` on, with their states and the context of these."""
+        num_prompt, capture = len(request.prompt_ids), request.capture
+        first = num_prompt + before - 1 - self._pace.context_rows if before else num_prompt - capture.prompt_rows
+        part = FinishedRequest(
             request=request,
             output_ids=output_ids,
             steps=tuple(_steps(output_ids)),
             reason=FinishReason.LENGTH,
             time_to_first_token_s=0.01,
-            duration_s=0.01 * request.max_tokens,
-            hidden=hidden,
+            duration_s=len(output_ids) / self._pace.tokens_per_s,
+            hidden=self._teacher.states(request, output_ids, max(0, first)) if capture.payload else None,
+            num_handed_over=before,
+            is_part=len(output_ids) < num_output,
         )
+        if not part.is_part:
+            _ = part.step_sums  # as the port of SGLang does
+        return part
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Load into new memory, prove, then exchange: the old tensors are in use until then."""
@@ -148,6 +211,7 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     if target:
         teacher = RuleTeacher(Path(target))
         fingerprint, tokenizer = target_fingerprint(Path(target)), tokenizer_fingerprint(Path(target))
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     info = EngineInfo(
         engine="synthetic/1",
         target_fingerprint=fingerprint,
@@ -157,4 +221,5 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
         vocab_size=width.vocabulary,
         eos_token_ids=frozenset(),
     )
-    yield SyntheticEngine(on_finished, teacher, info)
+    with (settings.data_dir / HANDED_OVER).open("w", buffering=1) as handed_over:
+        yield SyntheticEngine(on_finished, teacher, info, pace=Pace.of(width), handed_over=handed_over)

@@ -15,8 +15,11 @@ from tests.support.processes import ServerProcess
 from tests.support.wait import wait_until
 
 from updraft_chassis import lifecycle, logs, settings
+from updraft_draft import memory
 
 Serve = Callable[[lifecycle.Stop], Awaitable[None]]
+
+_NUM_KERNELS = 64
 
 
 class WatchedProcess(ServerProcess):
@@ -72,6 +75,7 @@ def _registry() -> Serve:
 
 
 def _trainer() -> Serve:
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # as its main does
     import torch  # noqa: PLC0415
     from bench.width import trainer  # noqa: PLC0415
 
@@ -84,6 +88,7 @@ def _trainer() -> Serve:
 
 
 def _pod() -> Serve:
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)
     from bench.width import pod  # noqa: PLC0415
 
     return pod.serve_until

@@ -1,7 +1,10 @@
 """Records how long an event loop stands still, and the memory of its process, as lines of JSON in a file.
 
-A late wake-up has two causes: code that holds the loop or the interpreter's lock, and a machine without a free core. The
-kernel counts the second (the run delay of the thread), so `held_ms` is the lateness without it.
+A wake-up is late because code of this process holds the loop or Python's lock, or because the machine has no free core: for
+the loop's thread, or for another thread that holds the lock meanwhile. The kernel counts how long the loop's thread waited for
+a core (its run delay), and no process can hold its own loop for longer than all its threads were running. So `held_ms` is the
+smaller of the lateness without the run delay, and the processor time of the process meanwhile. A loop that waits for a disk
+uses none, so this does not see that; `late_ms` does.
 """
 
 import asyncio
@@ -18,43 +21,81 @@ LINE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Second:
-    """The longest standstill of about half a second, and the resident memory at its end."""
+class Standstill:
+    """How late a wake-up was, in milliseconds. `held_ms` without the machine's part, `own_ms` the loop's own processor time."""
 
-    at_s: float
     late_ms: float
     held_ms: float
+    own_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Second:
+    """The longest standstills of about half a second, each by its own measure, and the resident memory and the processor time
+    of the process at its end."""
+
+    at_s: float
+    longest: Standstill
     resident_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Clocks in seconds: of the wall, the wait of the loop's thread for a core, its processor time, and the process's."""
+
+    wall: float
+    waited: float
+    own: float
+    process: float
+
+    def until(self, then: "_Times") -> Standstill:
+        """The standstill between two wake-ups that should be `PERIOD_S` apart."""
+        late = max(0.0, then.wall - self.wall - PERIOD_S)
+        held = min(late - (then.waited - self.waited), then.process - self.process)
+        return Standstill(late_ms=1000 * late, held_ms=max(0.0, 1000 * held), own_ms=1000 * (then.own - self.own))
 
 
 async def record(path: Path) -> None:
     """Watch the running loop until cancelled."""
     process, thread = psutil.Process(), Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
     with path.open("a", buffering=1) as lines, thread.open("rb", buffering=0) as schedstat:  # noqa: ASYNC230 - no disk
-        while True:
-            late = held = 0.0
-            ends = time.perf_counter() + LINE_S
-            waited = _waited_s(schedstat.read())
-            while (began := time.perf_counter()) < ends:
-                await asyncio.sleep(PERIOD_S)
-                lateness = time.perf_counter() - began - PERIOD_S
-                schedstat.seek(0)
-                waited, before = _waited_s(schedstat.read()), waited
-                late, held = max(late, lateness), max(held, lateness - (waited - before))
+
+        def now() -> _Times:
             schedstat.seek(0)
-            resident = process.memory_info().rss
-            lines.write(f"{json.dumps([time.time(), 1000 * late, 1000 * held, resident])}\n")
+            waited = int(schedstat.read().split()[1]) / 1e9
+            return _Times(time.perf_counter(), waited, time.thread_time(), time.process_time())
+
+        while True:
+            longest, before = Standstill(late_ms=0, held_ms=0, own_ms=0), now()
+            ends = before.wall + LINE_S
+            while before.wall < ends:
+                await asyncio.sleep(PERIOD_S)
+                after = now()
+                longest, before = most([longest, before.until(after)]), after
+            figures = [longest.late_ms, longest.held_ms, longest.own_ms, process.memory_info().rss, before.process]
+            lines.write(f"{json.dumps([time.time(), *figures])}\n")
+
+
+def most(standstills: list[Standstill]) -> Standstill:
+    """The most of each measure."""
+    return Standstill(
+        late_ms=max(one.late_ms for one in standstills),
+        held_ms=max(one.held_ms for one in standstills),
+        own_ms=max(one.own_ms for one in standstills),
+    )
 
 
 def read(path: Path, since_s: float) -> list[Second]:
     """The lines written since a time, in Unix seconds."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
-        Second(at_s=at_s, late_ms=late_ms, held_ms=held_ms, resident_bytes=resident)
-        for at_s, late_ms, held_ms, resident in lines
+        Second(
+            at_s=at_s,
+            longest=Standstill(late_ms=late_ms, held_ms=held_ms, own_ms=own_ms),
+            resident_bytes=resident,
+            cpu_s=cpu_s,
+        )
+        for at_s, late_ms, held_ms, own_ms, resident, cpu_s in lines
         if at_s >= since_s
     ]
-
-
-def _waited_s(schedstat: bytes) -> float:
-    return int(schedstat.split()[1]) / 1e9

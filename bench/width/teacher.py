@@ -28,8 +28,12 @@ _SHARPNESS = 20.0
 class Teacher(Protocol):
     """Completes requests."""
 
-    def answer(self, request: GenerationRequest) -> tuple[tuple[int, ...], HiddenStates | None]:
-        """The output tokens and, if the request asks for them, the states of its captured positions."""
+    def answer(self, request: GenerationRequest) -> tuple[int, ...]:
+        """The output tokens."""
+        ...
+
+    def states(self, request: GenerationRequest, output_ids: tuple[int, ...], first: int) -> HiddenStates:
+        """Rows of the positions of prompt ++ `output_ids` from `first` on, except the last one."""
         ...
 
 
@@ -43,17 +47,17 @@ class RandomTeacher:
         logits = torch.randn(_NUM_ROWS, width.top_k, generator=generator)
         self._log_probs = torch.log_softmax(logits, dim=-1).sort(descending=True).values
 
-    def answer(self, request: GenerationRequest) -> tuple[tuple[int, ...], HiddenStates | None]:
-        output_ids = (TOKENS[0],) * request.max_tokens
-        if not request.capture.payload:
-            return output_ids, None
-        first, num_rows = _captured(request)
+    def answer(self, request: GenerationRequest) -> tuple[int, ...]:
+        return (TOKENS[0],) * request.max_tokens
+
+    def states(self, request: GenerationRequest, output_ids: tuple[int, ...], first: int) -> HiddenStates:
+        num_rows = len(request.prompt_ids) + len(output_ids) - 1 - first
         teacher = TopK(
             ids=_repeated(self._ids, num_rows),
             log_probs=_repeated(self._log_probs, num_rows),
             log_sum_exp=torch.full((num_rows,), 10.0),
         )
-        return output_ids, HiddenStates(first_position=first, aux=_repeated(self._aux, num_rows), teacher=teacher)
+        return HiddenStates(first_position=first, aux=_repeated(self._aux, num_rows), teacher=teacher)
 
 
 class RuleTeacher:
@@ -67,27 +71,19 @@ class RuleTeacher:
         head = weights.head[TOKENS.start : TOKENS.stop].float()
         self._last = (_SHARPNESS * head / head.norm(dim=-1, keepdim=True)).bfloat16()
 
-    def answer(self, request: GenerationRequest) -> tuple[tuple[int, ...], HiddenStates | None]:
+    def answer(self, request: GenerationRequest) -> tuple[int, ...]:
         token, output = request.prompt_ids[-1] - TOKENS.start, []
         for _ in range(request.max_tokens):
             token = self._following[token % len(TOKENS)]
             output.append(token + TOKENS.start)
-        if not request.capture.payload:
-            return tuple(output), None
-        first, _ = _captured(request)
-        ids = (torch.tensor([*request.prompt_ids, *output])[first:] - TOKENS.start) % len(TOKENS)
+        return tuple(output)
+
+    def states(self, request: GenerationRequest, output_ids: tuple[int, ...], first: int) -> HiddenStates:
+        ids = (torch.tensor([*request.prompt_ids, *output_ids])[first:] - TOKENS.start) % len(TOKENS)
         now, then = self._embedding[ids[:-1]], self._embedding[ids[1:]]
         aux = torch.cat([now, then, torch.randn_like(now) * _NOISE], -1).bfloat16()
-        return tuple(output), HiddenStates(first_position=first, aux=aux, teacher=self._last[ids[1:]])
-
-
-def _captured(request: GenerationRequest) -> tuple[int, int]:
-    """The first captured position, and the number of rows."""
-    num_prompt = len(request.prompt_ids)
-    first = max(0, num_prompt - request.capture.prompt_rows)
-    return first, num_prompt + request.max_tokens - 1 - first
+        return HiddenStates(first_position=first, aux=aux, teacher=self._last[ids[1:]])
 
 
 def _repeated(rows: Tensor, num_rows: int) -> Tensor:
-    repeats = -(-num_rows // len(rows))
-    return torch.cat([rows] * repeats)[:num_rows] if repeats > 1 else rows[:num_rows].clone()
+    return rows[torch.arange(num_rows) % len(rows)]

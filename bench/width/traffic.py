@@ -8,17 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """Sizes of the target, and the tokens per second that all pods generate."""
+    """Sizes of the target, and the tokens per second that all pods generate, and one request."""
 
     hidden: int
     vocabulary: int
     top_k: int = 64
     tokens_per_s: float
+    request_tokens_per_s: float = 100.0
 
     @property
     def row_bytes(self) -> int:
         """Approximate bytes of a captured row in fp8 (3 D + 4), with its top-k teacher."""
         return 3 * self.hidden + 4 + 433 * self.top_k // 64
+
+    @property
+    def row_memory(self) -> int:
+        """Bytes of a row in a pod: bfloat16 states, ids and log-probabilities of the teacher."""
+        return 6 * self.hidden + 12 * self.top_k + 4
 
 
 def lengths(shortest: int, longest: int, seed: int) -> Iterator[int]:

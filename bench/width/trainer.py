@@ -22,10 +22,12 @@ from updraft_artifacts.sizing import usual
 from updraft_chassis import lifecycle, metrics, rpc, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import UpdraftError
+from updraft_draft import memory
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
+from updraft_trainer.data.sample_cache import MOST_BYTES
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.settings import TrainerSettings
 
@@ -34,6 +36,9 @@ REPLAY_BYTES = 4 * 1024**3
 
 BATCH_S = 1.0
 """Between two batches: a step of an 8B draft takes about as long on an accelerator."""
+
+DEMAND = 1.05
+"""Captured tokens asked for, per token that pods generate: those of the prompts count too."""
 
 _CLAIM_IDLE = timedelta(seconds=30)
 
@@ -54,7 +59,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         vocab_size=width.vocabulary,
     )
     limits = ReplayLimits.of(config.replay_max_bytes or REPLAY_BYTES)
-    cache_bytes = config.cache_max_bytes or usual().cache.amount
+    cache_bytes = config.cache_max_bytes or min(usual().cache.amount, MOST_BYTES)
     client = streams.connect(config.redis_url.get_secret_value())
     (key,) = config.stream_keys
     consumer = streams.Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
@@ -67,23 +72,24 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=SystemClock()).run(stop))
             tasks.create_task(asyncio.to_thread(_read, replay, data / "reads", config, stop))
-            tasks.create_task(_state_demand(config, width.tokens_per_s, stop))
+            tasks.create_task(_state_demand(config, DEMAND * width.tokens_per_s, stop))
     await client.aclose()
 
 
 def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.Stop) -> None:
-    """Read batches as the loop does, and write rows and seconds of each."""
+    """Read batches as the loop does, and write rows, seconds and seconds of processor time of each."""
     uses: Counter[str] = Counter()
     rng = random.Random(0)
     with path.open("w", buffering=1) as lines:
         while not stop.requested:
-            began_s = time.perf_counter()
+            began_s, cpu_s = time.perf_counter(), time.thread_time()
             samples = replay.training_batch(uses, count=config.batch_samples, max_uses=config.max_uses, rng=rng)
-            seconds = time.perf_counter() - began_s
+            times = time.perf_counter() - began_s, time.thread_time() - cpu_s
             uses.update(sample.trace_id for sample in samples)
             if samples:
-                lines.write(f"{json.dumps([sum(sample.num_rows for sample in samples), seconds])}\n")
+                lines.write(f"{json.dumps([sum(sample.num_rows for sample in samples), *times])}\n")
             del samples
+            memory.release()
             time.sleep(BATCH_S)
 
 

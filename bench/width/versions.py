@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 from bench.fleet.usage import measured
+from bench.width import standstill
 from bench.width.processes import WatchedProcess
+from bench.width.standstill import Standstill
 from bench.width.weights import DraftFile
 from tests.support.ports import free_port
 from tests.support.processes import scrape
@@ -44,9 +46,7 @@ class VersionRun:
     """Largest resident memory of a pod, tensors included, sampled twice per second."""
     sent_bytes: float
     """By the registry."""
-    registry_late_ms: float
-    registry_held_ms: float
-    pods_held_ms: float
+    longest: dict[str, Standstill]
 
 
 @asynccontextmanager
@@ -109,9 +109,10 @@ class WidthFleet:
             registry_bytes=usage.peak_bytes,
             pod_bytes=max(second.resident_bytes for second in pods),
             sent_bytes=self._sent() - sent,
-            registry_late_ms=max(second.late_ms for second in registry),
-            registry_held_ms=max(second.held_ms for second in registry),
-            pods_held_ms=max(second.held_ms for second in pods),
+            longest={
+                "registry": standstill.most([second.longest for second in registry]),
+                "pods": standstill.most([second.longest for second in pods]),
+            },
         )
 
     async def _until_served(self, number: int) -> None:

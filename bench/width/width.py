@@ -3,15 +3,16 @@
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bench import harness
 from bench.harness import Line, Measurements
-from bench.width import data_path, learning, versions, weights
+from bench.width import data_path, head, learning, versions, weights
 from bench.width.data_path import PathRun
+from bench.width.head import HeadRun
 from bench.width.learning import LearningRun
 from bench.width.traffic import Width
 from bench.width.versions import VersionRun
@@ -31,9 +32,22 @@ PODS = 4
 LEARNING_REQUESTS, LEARNING_TOKENS = 200, 2000
 LEARNING_S = 3600.0
 LONG_HIDDEN, LONG_TOKENS = 7168, 32_768
+FAST = 2000.0
+"""Tokens per second of a request whose end is all that is waited for."""
 
-R = TypeVar("R", VersionRun, PathRun, LearningRun)
+HEAD_HIDDEN = 512
+
+R = TypeVar("R", VersionRun, PathRun, LearningRun, HeadRun)
 Row = tuple[str, str, Callable[[R], float]]
+
+
+def _loops(*names: str) -> Iterator[Row[Any]]:
+    """The longest standstills of some processes' loops; see standstill.py."""
+    for name in names:
+        yield f"loop of {name}, longest work in one go", "ms", lambda run, name=name: run.longest[name].own_ms
+        yield "  with waits for Python's lock, at most", "ms", lambda run, name=name: run.longest[name].held_ms
+        yield "  with waits for a core", "ms", lambda run, name=name: run.longest[name].late_ms
+
 
 VERSION_ROWS: Sequence[Row[VersionRun]] = (
     ("published, and in use on all pods", "s", lambda run: run.seconds),
@@ -43,27 +57,34 @@ VERSION_ROWS: Sequence[Row[VersionRun]] = (
     ("registry's CPU time", "s", lambda run: run.registry_cpu_s),
     ("registry, peak resident", "MB", lambda run: run.registry_bytes / MB),
     ("largest pod, with the draft", "MB", lambda run: run.pod_bytes / MB),
-    ("registry's loop, longest standstill", "ms", lambda run: run.registry_held_ms),
-    ("  with the wait for a core", "ms", lambda run: run.registry_late_ms),
-    ("pods' loops, longest standstill", "ms", lambda run: run.pods_held_ms),
+    *_loops("registry", "pods"),
 )
 
 PATH_ROWS: Sequence[Row[PathRun]] = (
     ("requests", "", lambda run: run.requests),
     ("tokens", "/s", lambda run: run.tokens_per_s),
+    ("captured, in the second half", "/s", lambda run: run.captured_tokens_per_s),
+    ("output tokens handed over", "", lambda run: run.handed_over),
+    ("  stored", "", lambda run: run.stored),
     ("traces sent", "", lambda run: run.captured),
-    ("  dropped", "", lambda run: run.num_dropped),
+    ("  dropped or refused", "", lambda run: sum(run.lost_traces.values())),
     ("samples stored", "", lambda run: run.admitted),
-    ("  refused", "", lambda run: sum(run.refused.values())),
     ("replay, read", "MB/s", lambda run: run.read_mb_per_s),
+    ("  per second of processor time", "MB/s", lambda run: run.read_mb_per_cpu_s),
     ("trainer, peak resident", "MB", lambda run: run.trainer_bytes / MB),
     ("largest pod, peak resident", "MB", lambda run: run.pod_bytes / MB),
-    ("trainer's loop, longest standstill", "ms", lambda run: run.held_ms["trainer"]),
-    ("  with the wait for a core", "ms", lambda run: run.late_ms["trainer"]),
-    ("registry's loop, longest standstill", "ms", lambda run: run.held_ms["registry"]),
-    ("  with the wait for a core", "ms", lambda run: run.late_ms["registry"]),
-    ("pods' loops, longest standstill", "ms", lambda run: run.held_ms["pods"]),
-    ("  with the wait for a core", "ms", lambda run: run.late_ms["pods"]),
+    ("cores used by the trainer", "", lambda run: run.cpu_s["trainer"]),
+    ("cores used by the pods", "", lambda run: run.cpu_s["pods"]),
+    *_loops("trainer", "registry", "pods"),
+)
+
+HEAD_ROWS: Sequence[Row[HeadRun]] = (
+    ("checkpoint", "GB", lambda run: run.checkpoint_bytes / GB),
+    ("its three tensors", "MB", lambda run: run.tensors_bytes / MB),
+    ("sent by the server", "MB", lambda run: run.sent_bytes / MB),
+    ("  with a kill half-way", "MB", lambda run: run.sent_bytes_killed / MB),
+    ("  on disk at the kill", "MB", lambda run: run.arrived_bytes / MB),
+    ("fetched in", "s", lambda run: run.seconds),
 )
 
 
@@ -104,7 +125,9 @@ def measure_path(arguments: argparse.Namespace) -> PathRun:
 
 def measure_long(arguments: argparse.Namespace) -> PathRun:
     """One request that is longer than any entry of the stream may be."""
-    width = Width(hidden=arguments.long_hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S)
+    width = Width(
+        hidden=arguments.long_hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S, request_tokens_per_s=FAST
+    )
     with tempfile.TemporaryDirectory() as folder:
         longest = arguments.long_tokens
         return asyncio.run(
@@ -112,8 +135,13 @@ def measure_long(arguments: argparse.Namespace) -> PathRun:
         )
 
 
+def measure_head(arguments: argparse.Namespace) -> HeadRun:
+    with tempfile.TemporaryDirectory() as folder:
+        return head.run(Path(folder), arguments.head_hidden)
+
+
 def measure_learning(arguments: argparse.Namespace) -> LearningRun:
-    width = Width(hidden=arguments.hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S)
+    width = Width(hidden=arguments.hidden, vocabulary=VOCABULARY, tokens_per_s=TOKENS_PER_S, request_tokens_per_s=FAST)
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(
             learning.run(
@@ -174,23 +202,36 @@ def version_bars(runs: Sequence[VersionRun]) -> list[Line]:
 
 
 def path_bars(run: PathRun) -> list[Line]:
-    """The longest standstill is without the wait for a core, which is the machine's."""
-    reasons = ", ".join(f"{reason} {count:g}" for reason, count in run.dropped.items())
+    """The longest work of a loop is processor time, so that two loaded cores do not count."""
     bar = results.at_most
     return [
-        Line(bar("traces dropped", run.num_dropped, 0), note=reasons),
-        Line(results.at_least("replay, read", run.read_mb_per_s, 500, "MB/s")),
+        Line(results.at_least("captured tokens", run.captured_tokens_per_s, TOKENS_PER_S, "/s")),
+        Line(bar("output tokens handed over and not stored", run.lost, 0)),
+        Line(bar("traces dropped or refused", sum(run.lost_traces.values()), 0), note=reasons(run)),
+        Line(results.at_least("replay, read, per second of processor time", run.read_mb_per_cpu_s, 500, "MB/s")),
         Line(bar("trainer without learner, peak resident", run.trainer_bytes / GB, 1.5, "GB")),
         Line(bar("pod, peak resident", run.pod_bytes / GB, 1.0, "GB")),
-        Line(bar("longest standstill of an event loop", max(run.held_ms.values()), 20, "ms")),
+        Line(bar("longest work of a loop in one go", max(one.own_ms for one in run.longest.values()), 20, "ms")),
     ]
+
+
+def reasons(run: PathRun) -> str:
+    return ", ".join(f"{reason} {count:g}" for reason, count in run.lost_traces.items())
 
 
 def long_bars(run: PathRun) -> list[Line]:
     return [
-        Line(results.at_most("traces dropped of one long request", run.num_dropped, 0)),
-        Line(results.at_least(f"samples of a request of {run.tokens:,} tokens", run.admitted, 1)),
+        Line(
+            results.at_least(f"tokens stored of a request of {run.tokens:,}", run.stored, run.tokens), note=reasons(run)
+        ),
         Line(results.at_most(f"agent, peak resident, with {run.tokens:,} tokens", run.pod_bytes / GB, 1.5, "GB")),
+    ]
+
+
+def head_bars(run: HeadRun) -> list[Line]:
+    return [
+        Line(results.at_most(f"{title}, over the tensors' bytes", sent / run.tensors_bytes, 1.1))
+        for title, sent in (("fetched", run.sent_bytes), ("fetched, killed half-way", run.sent_bytes_killed))
     ]
 
 
@@ -203,6 +244,11 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         figures.append(table(runs, VERSION_ROWS, lambda run: f"{run.pods} pods, version {run.version}"))
         lines += version_bars(runs)
         samples += [asdict(run) for run in runs]
+    if "fetch" in arguments.rows:
+        fetched = measure_head(arguments)
+        figures.append(table([fetched], HEAD_ROWS, lambda _: "fetch"))
+        lines += head_bars(fetched)
+        samples.append(asdict(fetched))
     paths = {
         name: act(arguments) for name, act in (("path", measure_path), ("long", measure_long)) if name in arguments.rows
     }
@@ -223,7 +269,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    rows = ("versions", "path", "long", "learning")
+    rows = ("versions", "fetch", "path", "long", "learning")
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help="what to measure (default: all)")
     parser.add_argument("--hidden", type=int, default=4096, help="hidden size of the target")
     parser.add_argument("--fleets", type=int, nargs="+", default=(1, 8), help="numbers of pods that fetch a version")
@@ -231,6 +277,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-s", type=float, default=TOKENS_PER_S, help="captured tokens of all pods")
     parser.add_argument("--long-hidden", type=int, default=LONG_HIDDEN, help="hidden size for the long request")
     parser.add_argument("--long-tokens", type=int, default=LONG_TOKENS, help="tokens of the long request")
+    parser.add_argument("--head-hidden", type=int, default=HEAD_HIDDEN, help="hidden size of the checkpoint of 230 GB")
     parser.add_argument("--learning-seconds", type=float, default=LEARNING_S, help="time limit for a publication")
     harness.run("width", parser, measure)
 

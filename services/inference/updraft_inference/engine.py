@@ -4,11 +4,17 @@ The engine is the source of truth: `loaded` is the draft that it holds, not the 
 data, a check of it, or a small protocol. It imports no torch, so an adapter for another engine needs none.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from updraft_chassis.errors import InvalidInput
 
@@ -119,6 +125,48 @@ class VerifyStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """Sums over the verify steps of a request that one drafter and one draft version proposed.
+
+    `proposed`, `accepted`: number of steps by draft position. `tokens` int64 [steps] that each step gave, without those that
+    the end of the request cut off, and its `seconds` float64 [steps].
+    """
+
+    drafter: Drafter
+    draft_version: int
+    proposed: tuple[int, ...]
+    accepted: tuple[int, ...]
+    tokens: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, steps: Sequence[VerifyStep], num_output: int) -> Self:
+        """`steps` has at least one, all of one drafter and version."""
+        starts = np.fromiter((step.start for step in steps), np.int64, len(steps))
+        emitted = np.fromiter((step.emitted for step in steps), np.int64, len(steps))
+        return cls(
+            drafter=steps[0].drafter,
+            draft_version=steps[0].draft_version,
+            proposed=_by_position(len(step.draft_ids) for step in steps),
+            accepted=_by_position(step.accepted for step in steps),
+            tokens=np.minimum(emitted, num_output - starts).clip(min=0),
+            seconds=np.fromiter((step.duration_s for step in steps), np.float64, len(steps)),
+        )
+
+    @property
+    def verify_steps(self) -> int:
+        return len(self.tokens)
+
+
+def _by_position(lengths: Iterable[int]) -> tuple[int, ...]:
+    """How many of the lengths reach each position."""
+    counts = Counter(lengths)
+    return tuple(
+        sum(num for length, num in counts.items() if length > position) for position in range(max(counts, default=0))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
     """The k likeliest target tokens of each row: ids int64 [rows, k], their log_probs float32 [rows, k] (natural
     logarithm, temperature 1), and log_sum_exp float32 [rows] of all the row's logits."""
@@ -195,7 +243,7 @@ class UncapturedSteps:
     drafter: Drafter = Drafter.EAGLE3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedRequest:
     """The result of a request."""
 
@@ -212,6 +260,15 @@ class FinishedRequest:
     """Output tokens whose hidden states went out before, in parts: `hidden` begins with the context of the others."""
     is_part: bool = False
     """The request goes on: a long one is captured in parts, so that its hidden states never wait in memory all together."""
+
+    @cached_property
+    def step_sums(self) -> tuple[StepSums, ...]:
+        """The sums of `steps`, in the order of the first step of each. About a microsecond per step, which is too long for an
+        event loop if there are many thousands; an engine may compute them before it reports the request."""
+        groups: dict[tuple[Drafter, int], list[VerifyStep]] = {}
+        for kind, steps in groupby(self.steps, lambda step: (step.drafter, step.draft_version)):
+            groups.setdefault(kind, []).extend(steps)
+        return tuple(StepSums.of(steps, len(self.output_ids)) for steps in groups.values())
 
     @property
     def num_rows(self) -> int:

@@ -4,15 +4,24 @@ Labels have few, bounded values: a drafter, a position, a reason. A draft versio
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
 from prometheus_client import CollectorRegistry
 
 from updraft_chassis.metrics import MetricFactory
-from updraft_inference.agent.counters import LATENCY_BOUNDS_S, emitted, usage
-from updraft_inference.engine import LOADS, CaptureLoss, Drafter, Engine, FinishedRequest, LookaheadEstimates
+from updraft_inference.agent.counters import LATENCY_BOUNDS_S, Latencies, usage
+from updraft_inference.engine import (
+    LOADS,
+    CaptureLoss,
+    Drafter,
+    Engine,
+    FinishedRequest,
+    LookaheadEstimates,
+    StepSums,
+    UncapturedSteps,
+)
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -52,7 +61,7 @@ class Metrics:
         self.time_to_first_token = new.histogram(
             "time_to_first_token_seconds", "Time from arrival to the first token.", _SECONDS
         )
-        self.inter_token_latency = new.histogram(
+        self.inter_token_latency = new.bulk_histogram(
             "inter_token_latency_seconds",
             "Step duration divided by its tokens, one observation per token.",
             LATENCY_BOUNDS_S,
@@ -105,40 +114,22 @@ class Metrics:
         served = usage(finished)
         if served.acceptance_length is not None:
             self.acceptance_length.labels(drafter=served.drafter.value).observe(served.acceptance_length)
-        for step, num_tokens in emitted(finished):
-            proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
-            self._observe_steps(step.drafter, 1, proposed, accepted, tokens=num_tokens, duration_s=step.duration_s)
+        for sums in finished.step_sums:
+            self._observe_steps(sums, Latencies.of(sums.tokens, sums.seconds))
         if finished.hidden is not None:
             self.missing_rows.inc(len(finished.hidden.missing_rows))
         rest = finished.uncaptured
         if rest is not None:
             self.uncaptured_steps.inc(rest.verify_steps)
-            self._observe_steps(
-                rest.drafter,
-                rest.verify_steps,
-                rest.proposed,
-                rest.accepted,
-                tokens=rest.tokens,
-                duration_s=rest.duration_s,
-            )
+            self._observe_steps(rest, Latencies.of(rest.tokens, rest.duration_s))
 
-    def _observe_steps(
-        self,
-        drafter: Drafter,
-        num_steps: int,
-        proposed: Sequence[int],
-        accepted: Sequence[int],
-        *,
-        tokens: int,
-        duration_s: float,
-    ) -> None:
-        """Count steps; `proposed` and `accepted` are the number of steps by position in the draft."""
-        self.verify_steps.labels(drafter=drafter.value).inc(num_steps)
-        for counter, by_position in ((self.proposed, proposed), (self.accepted, accepted)):
+    def _observe_steps(self, steps: StepSums | UncapturedSteps, latencies: Latencies) -> None:
+        drafter = steps.drafter.value
+        self.verify_steps.labels(drafter=drafter).inc(steps.verify_steps)
+        for counter, by_position in ((self.proposed, steps.proposed), (self.accepted, steps.accepted)):
             for position, num in enumerate(by_position, start=1):
-                counter.labels(drafter=drafter.value, position=str(position)).inc(num)
-        for _ in range(tokens):
-            self.inter_token_latency.observe(duration_s / tokens)
+                counter.labels(drafter=drafter, position=str(position)).inc(num)
+        self.inter_token_latency.observe_many(latencies.counts, latencies.seconds)
 
 
 def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:

@@ -24,9 +24,9 @@ _NUM_KERNELS = 128
 def main(environ: Mapping[str, str]) -> None:
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
     if loaded.engine == "torch":
         wait_briefly(os.environ)
-        memory.limit(os.environ, num_kernels=_NUM_KERNELS)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     async def serve(stop: lifecycle.Stop) -> None:

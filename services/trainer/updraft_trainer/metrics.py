@@ -13,6 +13,11 @@ class Metrics:
         new = MetricFactory(registry, "updraft_trainer")
 
         self.admitted = new.counter("samples_admitted", "New samples stored, by split", "split")
+        self.stored_tokens = new.counter(
+            "stored_tokens",
+            "Output tokens of new samples stored that have a prediction of the target, by split",
+            "split",
+        )
         self.refused = new.counter(
             "samples_refused",
             "Traces not stored, by reason (duplicate: already stored; malformed and schema: moved to the dead letters)",

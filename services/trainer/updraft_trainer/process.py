@@ -27,6 +27,7 @@ from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
+from updraft_trainer.data.sample_cache import MOST_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
@@ -76,12 +77,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         states = States(data / "states")
         state = states.load(identity)
         limits = ReplayLimits.of(capacity.replay_bytes)
+        decoded_bytes = sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes
         replay = stack.enter_context(
             Replay.open(
                 data / "replay",
                 limits=limits,
                 expected=expected,
-                cache_bytes=sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes,
+                cache_bytes=min(decoded_bytes, MOST_BYTES) if config.cache_max_bytes is None else decoded_bytes,
+                fitted_bytes=decoded_bytes // 2,
             )
         )
         record = LearningRecord(

@@ -111,7 +111,8 @@ class TrainerSettings(Settings):
     take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. The default is enough
     for 2,000 requests and 128 held-out ones of this target (see `updraft size`), or less if the disk is smaller."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
-    """Memory for decoded samples. The default is enough for 32 requests of this target, as `updraft size` shows."""
+    """Memory for decoded samples that may be used again. The default is enough for 32 requests of this target, as
+    `updraft size` shows, but at most 512 MiB."""
 
     lookahead: int = Field(default=3, ge=1, le=8)
     """Drafts per verify step that estimates assume. Use the lookahead of serving."""

@@ -1,12 +1,11 @@
 """`updraft model pull --head-only`: embedding, head and final norm of a large model, from real servers with range support."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -15,21 +14,20 @@ import pytest
 import torch
 from obstore.store import from_url
 from safetensors.torch import load_file
+from tests.support import huge_checkpoint
 from tests.support.hub_server import COMMIT, HubServer
+from tests.support.huge_checkpoint import INDEX, SHARD_BYTES, VOCAB
 from tests.support.published_targets import make
 from tests.support.s3_server import MISSING, S3Server
 
-from updraft_artifacts import safetensors_header
 from updraft_artifacts.model_folder import describe, target_fingerprint, tokenizer_fingerprint
 from updraft_chassis.errors import Corrupt
 from updraft_cli.models.hub import HubSource
 from updraft_cli.models.source import File, Listing
 from updraft_draft.target_weights import read_head
 
-INDEX = "model.safetensors.index.json"
-NUM_SHARDS, SHARD_BYTES = 46, 5_000_000_000
-VOCAB, HIDDEN = 200_064, 128
-TENSORS_BYTES = 2 * (2 * VOCAB * HIDDEN) + 2 * HIDDEN
+HIDDEN = 128
+TENSORS_BYTES = huge_checkpoint.tensors_bytes(HIDDEN)
 
 
 def environment(endpoint: str, home: Path) -> dict[str, str]:
@@ -52,47 +50,9 @@ def pull(endpoint: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def shard(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """A sparse file of these tensors in bfloat16, and one more up to the size of a shard."""
-    sizes = [(name, "BF16", shape) for name, shape in tensors.items()]
-    rest = SHARD_BYTES - sum(2 * torch.Size(shape).numel() for shape in tensors.values())
-    header = safetensors_header.header([*sizes, (f"model.layers.{path.stem}.experts", "U8", (rest,))])
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + SHARD_BYTES)
-
-
 @pytest.fixture
 def huge(tmp_path: Path) -> dict[str, bytes | Path]:
-    """A mixture of experts of 230 GB: FP8, 46 shards, and an index of 20,000 tensors."""
-    folder = tmp_path / "huge"
-    folder.mkdir()
-    names = [f"model-{i + 1:05}-of-{NUM_SHARDS:05}.safetensors" for i in range(NUM_SHARDS)]
-    places: dict[str, dict[str, tuple[int, ...]]] = {
-        names[0]: {"model.embed_tokens.weight": (VOCAB, HIDDEN)},
-        names[-1]: {"lm_head.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)},
-    }
-    for name in names:
-        shard(folder / name, places.get(name, {}))
-    experts = {f"model.layers.{i // 400}.mlp.experts.{i % 400}.up_proj.weight": names[i // 500] for i in range(20_000)}
-    index = experts | {tensor: name for name, tensors in places.items() for tensor in tensors}
-    config = {
-        "model_type": "minimax_m2",
-        "hidden_size": HIDDEN,
-        "vocab_size": VOCAB,
-        "num_hidden_layers": 62,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "num_local_experts": 256,
-        "max_position_embeddings": 196_608,
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    }
-    small = {
-        "config.json": json.dumps(config).encode(),
-        "tokenizer.json": b"{}",
-        INDEX: json.dumps({"weight_map": index}).encode(),
-    }
-    return small | {name: folder / name for name in names}
+    return huge_checkpoint.make(tmp_path / "huge", HIDDEN)
 
 
 def files_of(folder: Path) -> dict[str, bytes | Path]:

@@ -1,5 +1,6 @@
 import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -21,12 +22,13 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data.intake import Intake, check
+from updraft_trainer.data.intake import BATCH_ENTRIES, Intake, check
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:{default:default:0}:samples:v1"
+NUM_OUTPUT = 24
 
 
 @pytest.fixture
@@ -91,7 +93,35 @@ async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
     assert replay.num_samples(Pool.EVALUATION) == 10
     assert count(metrics, "samples_admitted_total", split="train") == 30
     assert count(metrics, "samples_admitted_total", split="evaluation") == 10
+    assert count(metrics, "stored_tokens_total", split="train") == 30 * NUM_OUTPUT
+    assert count(metrics, "stored_tokens_total", split="evaluation") == 10 * NUM_OUTPUT
     assert count(metrics, "stream_up", shard="0") == 1
+
+
+class ReadAhead(streams.Consumer):
+    """Notes when a second batch has been read."""
+
+    num_batches = 0
+    has_two = threading.Event()
+
+    async def read(self, *, count: int, block: timedelta) -> list[Entry]:
+        entries = await super().read(count=count, block=block)
+        self.num_batches += bool(entries)
+        if self.num_batches == 2:
+            self.has_two.set()
+        return entries
+
+
+async def test_the_next_batch_is_read_while_one_is_stored(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = replay.admit
+    monkeypatch.setattr(streams, "Consumer", ReadAhead)
+    monkeypatch.setattr(replay, "admit", lambda batch: admit(batch) if ReadAhead.has_two.wait(20) else [])
+    await send(redis, *(traces.data(seed) for seed in range(2 * BATCH_ENTRIES)))
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis), what="an empty stream")
+    assert replay.num_samples(Pool.WINDOW) == 2 * BATCH_ENTRIES
 
 
 async def test_what_is_sent_twice_is_stored_once(

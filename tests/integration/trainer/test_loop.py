@@ -220,6 +220,7 @@ async def bench(
                 limits=limits,
                 expected=traces.expected,
                 cache_bytes=10 * 1024**2,
+                fitted_bytes=5 * 1024**2,
             )
         )
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}"))

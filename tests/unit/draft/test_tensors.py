@@ -30,6 +30,14 @@ def test_fp8_is_within_a_sixteenth_of_the_largest_values_whatever_their_scale(sc
     assert bool((error <= values.abs() / 15 + values.abs().amax(-1, keepdim=True) / 400).all())
 
 
+def test_fp8_rows_do_not_depend_on_the_rows_around_them() -> None:
+    values = torch.randn(100, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(100)[:, None]
+    together = encode(values, trace_pb2.TENSOR_ENCODING_FP8_E4M3)
+    alone = [encode(row[None], trace_pb2.TENSOR_ENCODING_FP8_E4M3) for row in values]
+    assert together.data == b"".join(row.data for row in alone)
+    assert together.row_scales == b"".join(row.row_scales for row in alone)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 0.37, 1e30])
 @pytest.mark.parametrize("has_nan", [False, True])
 def test_each_float8_decodes_to_its_value_times_the_scale(*, scale: float, has_nan: bool) -> None:

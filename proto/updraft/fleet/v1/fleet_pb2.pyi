@@ -332,7 +332,7 @@ class CaptureCounters(_message.Message):
     """Tokens of the payloads in the stream. Rows that chunks of a request have in common count once."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large"."""
+        """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large", "stream_full"."""
 
     def __init__(
         self,

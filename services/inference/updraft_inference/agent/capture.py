@@ -36,13 +36,18 @@ class Drop(StrEnum):
     REDIS_UNAVAILABLE = "redis_unavailable"
     OPTED_OUT = "opted_out"
     TOO_LARGE = "too_large"
+    STREAM_FULL = "stream_full"
+    """An older entry, of any pod, that made room for a new one in Redis before the trainer had stored it."""
 
 
 class Stream(Protocol):
     """Where entries go: updraft_chassis.streams.ShardedProducer."""
 
     async def append(self, trace_id: bytes, entry: bytes) -> int:
-        """Add an entry. Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now."""
+        """Add an entry; return how many older ones were removed to make room.
+
+        Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now.
+        """
         ...
 
 
@@ -182,7 +187,7 @@ class Capture:
         entry = await asyncio.to_thread(self._entry, ended, chunk)
         for delay_s in self._backoff:
             try:
-                await self._sink.stream.append(ended.plan.trace_id, entry)
+                num_removed = await self._sink.stream.append(ended.plan.trace_id, entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
                 return chunk.lighter is not None and await self._send_chunk(ended, chunk.lighter)
@@ -191,6 +196,7 @@ class Capture:
                 await asyncio.sleep(delay_s)
             else:
                 self._note_sent()
+                self._drop(Drop.STREAM_FULL, num_removed)
                 self._captured_tokens += chunk.num_new_rows
                 self._metrics.captured_tokens.inc(chunk.num_new_rows)
                 break
@@ -210,6 +216,7 @@ class Capture:
             logger.warning("Traces wait for Redis; a full queue drops them", extra={"reason": str(error)})
         self._is_away = True
 
-    def _drop(self, reason: Drop) -> None:
-        self._dropped[reason.value] += 1
-        self._metrics.capture_dropped.labels(reason=reason.value).inc()
+    def _drop(self, reason: Drop, num: int = 1) -> None:
+        if num:
+            self._dropped[reason.value] += num
+            self._metrics.capture_dropped.labels(reason=reason.value).inc(num)

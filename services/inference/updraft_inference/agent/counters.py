@@ -4,16 +4,19 @@ A step counts for the version that drafted it alone, also after a swap within a 
 they were drawn by chance, because elsewhere the draft model stands only where it was trusted, which flatters the worse draft.
 """
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_inference.agent.domains import OTHER
-from updraft_inference.engine import Drafter, FinishedRequest, VerifyStep
+from updraft_inference.engine import Drafter, FinishedRequest, StepSums, UncapturedSteps
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -53,19 +56,18 @@ class Usage:
 def usage(finished: FinishedRequest) -> Usage:
     """`drafter` is the one that proposed most tokens, `draft_version` the last one that drafted."""
     proposed_by: Counter[Drafter] = Counter()
-    for step in finished.steps:
-        proposed_by[step.drafter] += len(step.draft_ids)
     rest = finished.uncaptured
-    if rest is not None:
-        proposed_by[rest.drafter] += sum(rest.proposed)
+    every: list[StepSums | UncapturedSteps] = [*finished.step_sums, *([] if rest is None else [rest])]
+    for sums in every:
+        proposed_by[sums.drafter] += sum(sums.proposed)
     top = max(proposed_by, key=lambda drafter: proposed_by[drafter], default=Drafter.NONE)
     last = next((s.draft_version for s in reversed(finished.steps) if s.draft_version), 0)
     return Usage(
         drafter=top if proposed_by[top] else Drafter.NONE,
         draft_version=last or (rest.draft_version if rest is not None else 0),
-        verify_steps=len(finished.steps) + (rest.verify_steps if rest is not None else 0),
+        verify_steps=sum(sums.verify_steps for sums in every),
         proposed=proposed_by.total(),
-        accepted=sum(step.accepted for step in finished.steps) + (sum(rest.accepted) if rest is not None else 0),
+        accepted=sum(sum(sums.accepted) for sums in every),
     )
 
 
@@ -81,10 +83,20 @@ def total(usages: Sequence[Usage]) -> Usage:
     )
 
 
-def emitted(finished: FinishedRequest) -> Iterator[tuple[VerifyStep, int]]:
-    """Each step with the number of tokens that it added: a limit or an end token may have cut the last one."""
-    for step in finished.steps:
-        yield step, max(0, min(step.emitted, len(finished.output_ids) - step.start))
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Tokens by bucket of LATENCY_BOUNDS_S, and above all bounds, and the seconds of all of them."""
+
+    counts: tuple[int, ...]
+    seconds: float
+
+    @classmethod
+    def of(cls, tokens: ArrayLike, seconds: ArrayLike) -> Self:
+        """Of steps, [steps] each: a step's seconds are shared by its tokens. A step without tokens has none."""
+        tokens, seconds = np.atleast_1d(tokens), np.atleast_1d(seconds)
+        buckets = np.searchsorted(LATENCY_BOUNDS_S, seconds / np.maximum(tokens, 1))
+        counts = np.bincount(buckets, weights=tokens, minlength=len(LATENCY_BOUNDS_S) + 1)
+        return cls(tuple(map(int, counts)), float(seconds[tokens > 0].sum()))
 
 
 Tallies = Mapping[int, fleet_pb2.VersionCounters]
@@ -104,13 +116,13 @@ def folded(
     these are dropped.
     """
     served: dict[int, fleet_pb2.VersionCounters] = {}
-    for step, num_tokens in emitted(finished):
-        proposed, accepted = (1,) * len(step.draft_ids), (1,) * step.accepted
-        _add_steps(_served(served, tallies, _proved(step)), 1, num_tokens, proposed, accepted, step.duration_s)
+    for sums in finished.step_sums:
+        latencies = Latencies.of(sums.tokens, sums.seconds)
+        _add_steps(_served(served, tallies, _proved(sums)), sums, int(sums.tokens.sum()), latencies)
     rest = finished.uncaptured
     if rest is not None:  # its tokens count as equally fast
-        counters = _served(served, tallies, rest.draft_version)
-        _add_steps(counters, rest.verify_steps, rest.tokens, rest.proposed, rest.accepted, rest.duration_s)
+        latencies = Latencies.of(rest.tokens, rest.duration_s)
+        _add_steps(_served(served, tallies, rest.draft_version), rest, rest.tokens, latencies)
     for version, counters in served.items():
         counters.requests_served += 1
         if domain:
@@ -154,26 +166,20 @@ def _add_to_domain(
 
 
 def _add_steps(
-    counters: fleet_pb2.VersionCounters,
-    verify_steps: int,
-    tokens: int,
-    proposed: Sequence[int],
-    accepted: Sequence[int],
-    duration_s: float,
+    counters: fleet_pb2.VersionCounters, steps: StepSums | UncapturedSteps, tokens: int, latencies: Latencies
 ) -> None:
-    per_token_s = duration_s / max(1, tokens)
-    counters.verify_steps += verify_steps
+    counters.verify_steps += steps.verify_steps
     counters.tokens += tokens
-    counters.proposed += sum(proposed)
-    counters.proposed_by_position[:] = _sums(counters.proposed_by_position, proposed)
-    counters.accepted_by_position[:] = _sums(counters.accepted_by_position, accepted)
-    counters.inter_token_latency.counts[bisect_left(LATENCY_BOUNDS_S, per_token_s)] += tokens
-    counters.inter_token_latency.sum += per_token_s * tokens
+    counters.proposed += sum(steps.proposed)
+    counters.proposed_by_position[:] = _sums(counters.proposed_by_position, steps.proposed)
+    counters.accepted_by_position[:] = _sums(counters.accepted_by_position, steps.accepted)
+    counters.inter_token_latency.counts[:] = _sums(counters.inter_token_latency.counts, latencies.counts)
+    counters.inter_token_latency.sum += latencies.seconds
 
 
-def _proved(step: VerifyStep) -> int:
-    """The version that the step is evidence about; 0 if about none."""
-    return 0 if step.drafter is Drafter.HYBRID else step.draft_version
+def _proved(steps: StepSums) -> int:
+    """The version that the steps are evidence about; 0 if about none."""
+    return 0 if steps.drafter is Drafter.HYBRID else steps.draft_version
 
 
 def _replaced(tallies: Tallies, served: Tallies) -> dict[int, fleet_pb2.VersionCounters]:

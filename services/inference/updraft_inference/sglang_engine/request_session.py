@@ -16,12 +16,12 @@ from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
 from updraft_inference.sglang_engine.server_stats import ServerStats, uncaptured
-from updraft_inference.sglang_engine.trace_builder import TraceBuilder
+from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
 
 logger = logging.getLogger(__name__)
 
-PART_BYTES = 16 << 20
-"""Rows of a running request that are handed over before its end: about two chunks, and few enough to be copied in a moment."""
+PART_BYTES = 15 << 19
+"""Rows of a running request that are handed over before its end: they fill one chunk in float8, which has half their size."""
 
 COMPLETE_S = 1.0
 """How long a finished request waits for outstanding messages of the plugin."""
@@ -140,15 +140,28 @@ class RequestSession:
         num_output = len(self.output)
         await collector.complete(self.rid, num_output, COMPLETE_S)
         assembly = builder.assembly(num_output)
-        steps = await asyncio.to_thread(assembly.steps)
-        return FinishedRequest(
+        finished = FinishedRequest(
             request=self.request,
             output_ids=tuple(self.output),
-            steps=steps,
+            steps=(),
             reason=FinishReason.CANCELLED if self.is_cancelled or self.reason is None else self.reason,
             time_to_first_token_s=first_s - self.submitted_s,
             duration_s=ended_s - self.submitted_s,
-            hidden=await asyncio.to_thread(assembly.hidden) if num_output else None,
             num_handed_over=builder.num_taken,
-            uncaptured=None if self.stats is None else uncaptured(self.stats, steps, num_output, ended_s - first_s),
         )
+        return await asyncio.to_thread(_completed, finished, assembly, self.stats, decode_s=ended_s - first_s)
+
+
+def _completed(
+    finished: FinishedRequest, assembly: Assembly, stats: ServerStats | None, *, decode_s: float
+) -> FinishedRequest:
+    """The request with its steps, their sums and its hidden states, all of which take time if it is long."""
+    steps, num_output = assembly.steps(), len(finished.output_ids)
+    completed = replace(
+        finished,
+        steps=steps,
+        hidden=assembly.hidden() if num_output else None,
+        uncaptured=None if stats is None else uncaptured(stats, steps, num_output, decode_s),
+    )
+    _ = completed.step_sums
+    return completed

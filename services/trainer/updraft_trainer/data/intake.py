@@ -1,4 +1,5 @@
-"""Moves traces from the stream of a shard into replay: read, check, store, and only then acknowledge.
+"""Moves traces from the stream of a shard into replay: read, check, store, and only then acknowledge. While a batch is written
+to disk, the next one is read and checked.
 
 An entry is settled when its effect is durable: it was stored, is a duplicate, or was rejected and counted. Unreadable entries
 go to the dead letters. While Redis is unavailable or the disk is full, entries stay in the stream and training continues.
@@ -7,6 +8,7 @@ go to the dead letters. While Redis is unavailable or the disk is full, entries 
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -103,6 +105,7 @@ class Intake:
         self._clock = clock
         self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
+        self._next: list[CheckedEntry] = []
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -123,10 +126,18 @@ class Intake:
     async def store_batch(self) -> None:
         """Settle one batch: the previous one if it could not be settled, otherwise what can be read within a second."""
         if not self._unsettled:
-            entries = await self._consumer.read(count=BATCH_ENTRIES, block=_BLOCK)
-            self._unsettled = await asyncio.to_thread(lambda: [check(entry, self._expected) for entry in entries])
+            self._unsettled, self._next = self._next or await self._read(_BLOCK), []
         if self._unsettled:
             await self._settle()
+
+    async def _read(self, block: timedelta) -> list[CheckedEntry]:
+        entries = await self._consumer.read(count=BATCH_ENTRIES, block=block)
+        return await asyncio.to_thread(lambda: [check(entry, self._expected) for entry in entries])
+
+    async def _read_ahead(self) -> None:
+        if not self._next:
+            with suppress(UpdraftError):  # settling the batch at hand will tell
+                self._next = await self._read(timedelta(0))
 
     async def _settle(self) -> None:
         traces = [
@@ -134,7 +145,11 @@ class Intake:
             for checked in self._unsettled
             if isinstance(checked.result, Sample)
         ]
-        await asyncio.to_thread(self._store, traces)
+        stored, _ = await asyncio.gather(
+            asyncio.to_thread(self._store, traces), self._read_ahead(), return_exceptions=True
+        )
+        if isinstance(stored, BaseException):
+            raise stored
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
@@ -147,7 +162,9 @@ class Intake:
         replay, metrics = self._replay, self._metrics
         admitted = replay.admit(traces)
         for sample in admitted:
-            metrics.admitted.labels("evaluation" if sample.is_evaluation else "train").inc()
+            split = "evaluation" if sample.is_evaluation else "train"
+            metrics.admitted.labels(split).inc()
+            metrics.stored_tokens.labels(split).inc(sample.num_taught)
         metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
         metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)

@@ -89,12 +89,14 @@ class Replay:
         limits: ReplayLimits,
         expected: ExpectedTarget,
         cache_bytes: int,
+        fitted_bytes: int,
     ) -> None:
         self._db = connection
         self._segments = segments
         self._limits = limits
         self._expected = expected
         self._cache = SampleCache(cache_bytes)
+        self._fitted_bytes = fitted_bytes
         self._admitting = threading.Lock()
         self._retention = Retention(limits)
         self._clusters = Clusters()
@@ -112,8 +114,17 @@ class Replay:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, *, limits: ReplayLimits, expected: ExpectedTarget, cache_bytes: int) -> Iterator[Self]:
-        """Open or create the folder. Conflict if it holds another target's samples, Corrupt if its index is no database."""
+    def open(
+        cls,
+        folder: Path,
+        *,
+        limits: ReplayLimits,
+        expected: ExpectedTarget,
+        cache_bytes: int,
+        fitted_bytes: int = 0,
+    ) -> Iterator[Self]:
+        """Open or create the folder. `cache_bytes` is the memory for decoded samples, `fitted_bytes` that of the samples of a
+        closed form. Conflict if it holds another target's samples, Corrupt if its index is no database."""
         index = folder / INDEX
         segments = Segments(folder, max_bytes=min(SEGMENT_BYTES, limits.total_bytes // 16))
         with _sqlite_errors(index):
@@ -129,7 +140,9 @@ class Replay:
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
                 _claim(db, folder, expected.target_fingerprint)
-                replay = cls(db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes)
+                replay = cls(
+                    db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes, fitted_bytes=fitted_bytes
+                )
                 replay._restore()
             yield replay
         finally:
@@ -183,10 +196,10 @@ class Replay:
 
     def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `num_held_out` are fitted only
-        while they take at most half as much memory as the cache."""
+        while they take at most `fitted_bytes` of memory."""
         fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
         sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
-        num_fitted = sum(size <= self._cache.max_bytes // 2 for size in sizes)
+        num_fitted = sum(size <= self._fitted_bytes for size in sizes)
         return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
 
     def traffic_mix(self) -> selection.TrafficMix:

@@ -89,10 +89,19 @@ class Sample:
         """R."""
         return len(self.aux)
 
+    @property
+    def num_taught(self) -> int:
+        """Output tokens with a prediction of the target. Those of the chunks of a request add up to its output."""
+        return max(0, len(self.ids) - self._first_taught)
+
+    @property
+    def _first_taught(self) -> int:
+        return max(self.first_output, self.first_teacher_row + 1, FIRST_TRAINABLE)
+
     def trainable(self, known: Tensor) -> tuple[Tensor, Teacher]:
         """Indices of trainable output tokens, int64 [N], and their teacher of N rows. `known` bool [vocab]: tokens that the
         draft can propose."""
-        first = max(self.first_output, self.first_teacher_row + 1, FIRST_TRAINABLE)
+        first = self._first_taught
         teacher = self.teacher.at(slice(first - 1 - self.first_teacher_row, None))
         is_trainable = known[self.ids[first:]] & teacher.is_trainable(known)
         return torch.nonzero(is_trainable)[:, 0] + first, teacher.at(is_trainable)

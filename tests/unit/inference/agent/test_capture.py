@@ -37,6 +37,7 @@ class FakeStream:
         self.entries: list[trace_pb2.Trace] = []
         self.is_away = False
         self.max_entry_bytes = 10**9
+        self.num_removed = 0
         self.attempts = 0
 
     async def append(self, trace_id: bytes, entry: bytes) -> int:
@@ -47,7 +48,7 @@ class FakeStream:
             raise InvalidInput("too large")
         self.entries.append(trace_pb2.Trace.FromString(entry))
         assert self.entries[-1].header.trace_id == trace_id
-        return 0
+        return self.num_removed
 
 
 @pytest.fixture
@@ -82,6 +83,21 @@ async def running(capture: Capture) -> AsyncIterator[None]:
 
 def dropped(capture: Capture) -> dict[str, int]:
     return dict(capture.counters.dropped)
+
+
+async def test_entries_that_made_room_in_the_stream_count_as_dropped(
+    capture: Capture, stream: FakeStream, metrics: Metrics
+) -> None:
+    async with running(capture):
+        capture.offer(ended(step(1, 2), rows=5), PLAN)
+        await until(lambda: bool(stream.entries))
+        assert not dropped(capture)
+        stream.num_removed = 3
+        capture.offer(ended(step(1, 2), rows=5), PLAN)
+        await until(lambda: bool(dropped(capture)))
+
+    assert dropped(capture) == {"stream_full": 3}
+    assert metrics.capture_dropped.labels(reason="stream_full")._value.get() == 3
 
 
 async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: FakeStream) -> None:

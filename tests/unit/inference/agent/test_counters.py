@@ -117,3 +117,22 @@ def test_the_wire_carries_consistent_and_growing_sums(requests: list[list[int]])
         assert counters.tokens == counters.verify_steps + sum(counters.accepted_by_position)
     for before, after in pairwise(history):
         assert all(after[version].tokens >= tally.tokens for version, tally in before.items())
+
+
+@given(st.lists(st.tuples(st.sampled_from([Drafter.EAGLE3, Drafter.NGRAM]), st.integers(1, 2), st.integers(0, 3))))
+def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_other(
+    kinds: list[tuple[Drafter, int, int]],
+) -> None:
+    made = [
+        replace(step(1, accepted, k=3, version=version, duration_s=0.5), drafter=drafter)
+        for drafter, version, accepted in kinds
+    ]
+    sums = {(one.drafter, one.draft_version): one for one in ended(*made, num_output=3).step_sums}
+    assert list(sums) == list(dict.fromkeys((one.drafter, one.draft_version) for one in made))
+    for kind, found in sums.items():
+        alike = [one for one in made if (one.drafter, one.draft_version) == kind]
+        assert found.verify_steps == len(alike)
+        assert found.tokens.tolist() == [min(one.emitted, 2) for one in alike]
+        assert found.seconds.tolist() == [0.5] * len(alike)
+        assert found.proposed == (len(alike),) * 3
+        assert list(found.accepted) == [n for p in range(3) if (n := sum(one.accepted > p for one in alike))]
