@@ -39,12 +39,19 @@ CACHED_REQUESTS = 32
 QUEUED_REQUESTS = 8
 """Finished requests that wait in a pod: as many as run at the same time by default."""
 
-_BATCH_REQUESTS = 4
+_LOGIT_ROWS = 256
+"""Rows whose logits over the target's vocabulary the learner holds at once, in float32, with their gradients."""
+
 _DELTA_CACHE = 2**30
+_VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")
 _RUNNING_TOKENS = 8 * 2048
 
 CHUNK_BYTES, CONTEXT_SHARE, OVERLAP_SHARE = 4 * 2**20, 0.5, 0.125
 """How inference cuts long requests: bytes of a chunk, and the shares of them for rows before those that teach, at most."""
+
+PART_BYTES = 15 * 2**19
+"""Rows of a running request that SGLang's agent hands over before its end: they fill one chunk in float8, which has half their
+size."""
 
 _TOP_K_BYTES = 433
 """A row has 64 token ids of about 2.6 bytes, 64 log-probabilities and a log-sum-exp of 4 bytes each."""
@@ -53,6 +60,7 @@ _LIGHT_MEMORY = 64
 
 _LEAST_STREAM = 256 * 2**20
 _LEAST_QUEUE = 64 * 2**20
+_LEAST_RUNNING = 2**30
 _LEAST_CACHE = 256 * 2**20
 _LEAST_REPLAY = 512 * 2**20
 _VOLUME_STEP = 10 * 2**30
@@ -149,6 +157,7 @@ class Sizing:
     captured_token: Size
     captured_request: Size
     network: Size
+    running: Size
     queue: Size
     stream: Size
     replay: Size
@@ -180,13 +189,14 @@ def sizing(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic | No
             unit="B/s",
             reason=f"{traffic.tokens_per_second:,} captured tokens per second, from pods to Redis and on to the trainer",
         ),
+        running=_running(),
         queue=_queue(target, traffic),
         stream=_stream(_bytes_per_second(target, traffic, request), traffic),
         replay=replay,
         cache=cache,
         state=state,
         trainer_volume=_trainer_volume(replay, state, version),
-        trainer_memory=_trainer_memory(target, draft, traffic, cache),
+        trainer_memory=_trainer_memory(target, draft, state, version, cache),
         version=version,
         registry_volume=_registry_volume(version),
         gpu_memory=_gpu_memory(draft, version),
@@ -199,6 +209,11 @@ def num_parameters(target: SizedTarget, draft: SizedDraft) -> tuple[int, int]:
     attention = hidden * draft.head_dim * (2 * (draft.num_heads + 2 * draft.num_kv_heads) + draft.num_heads)
     projection = 3 * target.hidden_size * hidden
     return attention + projection + 3 * hidden * draft.intermediate_size + 4 * hidden, hidden * draft.draft_vocab_size
+
+
+def running_bytes(num_requests: int) -> int:
+    """Return the memory of SGLang's agent for the rows of so many running requests: a part that grows, and one that leaves."""
+    return max(_LEAST_RUNNING, 2 * PART_BYTES * num_requests)
 
 
 def kept_requests(replay_bytes: int, request_bytes: int) -> tuple[int, int]:
@@ -215,6 +230,20 @@ def replay_for(num_held_out: int, request_bytes: int) -> int:
 def reserved(state: Size, version: Size) -> int:
     """Return the bytes of the trainer's volume that are not for replay."""
     return NUM_STATES * state.amount + NUM_DRAFTS * version.amount
+
+
+def registry_needs(volume_bytes: int, version_bytes: int) -> tuple[int, str]:
+    """Return the bytes that the registry needs for the versions in use, and a clause if its volume has fewer.
+
+    `volume_bytes` is 0 for a bucket, which has no size.
+    """
+    needed = len(_VERSIONS_IN_USE) * version_bytes
+    if not 0 < volume_bytes < needed:
+        return needed, ""
+    return needed, (
+        f"the registry's volume has {readable(volume_bytes)}, but {', '.join(_VERSIONS_IN_USE)} of"
+        f" {readable(version_bytes)} each need {readable(needed)}"
+    )
 
 
 def quantity(num_bytes: int) -> str:
@@ -286,6 +315,14 @@ def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
     return 6 * target.hidden_size + teacher + _LIGHT_MEMORY
 
 
+def _running() -> Size:
+    return Size(
+        amount=running_bytes(QUEUED_REQUESTS),
+        reason=f"rows of running requests in a pod with engine sglang: {2 * PART_BYTES >> 20} MiB each, but at least 1 GiB",
+        settings=("UPDRAFT_INFERENCE_CAPTURE_RUNNING_BYTES",),
+    )
+
+
 def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
     request = _token_memory(target, traffic) * _num_rows(target, traffic)
     return Size(
@@ -354,15 +391,15 @@ def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:
     )
 
 
-def _trainer_memory(target: SizedTarget, draft: SizedDraft, traffic: CapturedTraffic, cache: Size) -> Size:
+def _trainer_memory(target: SizedTarget, draft: SizedDraft, state: Size, version: Size, cache: Size) -> Size:
     trained, frozen = num_parameters(target, draft)
     head = 4 * target.hidden_size * target.vocab_size
-    logits = 4 * _BATCH_REQUESTS * _num_rows(target, traffic) * target.vocab_size
+    logits = 8 * _LOGIT_ROWS * target.vocab_size
     return Size(
-        amount=24 * trained + 4 * frozen + head + 2 * logits + cache.amount,
+        amount=24 * trained + 4 * frozen + head + logits + state.amount + 2 * version.amount + cache.amount,
         reason=(
-            "about: weights, gradients, moments and averages in float32, the target's embedding and head, the logits of"
-            f" {_BATCH_REQUESTS} requests over the target's vocabulary twice, and decoded requests"
+            "about: weights, gradients, moments and averages in float32, the state that is being saved, the target's embedding"
+            f" and head, logits of {_LOGIT_ROWS} rows, the candidate and the serving draft, and decoded requests"
         ),
         settings=("spec.trainer.resources",),
     )

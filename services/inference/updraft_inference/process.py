@@ -133,6 +133,7 @@ async def open_sglang(
         drafts=settings.data_dir / "drafts" / settings.speculator,
         max_context=settings.max_context if "max_context" in settings.model_fields_set else None,
         max_queued=settings.max_queued_requests,
+        max_captured_bytes=settings.capture_running_bytes,
     )
     admin_key = settings.sglang_admin_key.get_secret_value()
     if not admin_key and settings.sglang_admin_key_file is not None:

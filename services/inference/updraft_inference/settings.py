@@ -61,8 +61,8 @@ class InferenceSettings(settings.Settings):
 
     sglang_restarts: bool = False
     """Whether to restart the SGLang server that Updraft started when a draft has another shape, because SGLang builds
-    its network only at startup. Running requests finish first. If false, such a draft waits: the agent keeps the current one and says why,
-    until the server is started with the new one."""
+    its network only at startup. Running requests finish first. If false, such a draft waits until someone starts
+    the server with it; the pod keeps the current one and reports why."""
 
     draft_num_attention_heads: int | None = Field(default=None, ge=1)
     """Attention heads of the initial draft of an SGLang server. This setting and the next three must equal those of the trainer
@@ -196,6 +196,10 @@ class InferenceSettings(settings.Settings):
 
     capture_encoding: Literal["fp8", "bf16"] = "fp8"
     """Encoding of hidden states: fp8 halves the size, with a relative error of about 6 %."""
+
+    capture_running_bytes: Annotated[int | None, Field(ge=1024)] = None
+    """Memory for the captured rows of running requests, with engine sglang; rows beyond it are lost and counted. The default is
+    15 MiB for each request that the server runs at the same time, and at least 1 GiB."""
 
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""

@@ -11,6 +11,7 @@ from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
     MAX_VERSION_BYTES,
     NUM_VERSIONS,
+    PART_BYTES,
     TRAINING_REQUESTS,
     CapturedTraffic,
     DraftSizes,
@@ -21,6 +22,7 @@ from updraft_artifacts.sizing import (
     readable,
     replay_for,
     reserved,
+    running_bytes,
     sizing,
     usual,
 )
@@ -158,6 +160,27 @@ def test_a_version_above_the_registrys_limit_says_so() -> None:
     assert version.amount > MAX_VERSION_BYTES
     assert version.reason.endswith("; a registry accepts 17.2 GB by default, so raise its limit")
     assert version.settings == ("UPDRAFT_REGISTRY_MAX_DRAFT_BYTES",)
+
+
+@pytest.mark.parametrize(
+    ("whose", "state_gb", "memory_gb"),
+    [
+        pytest.param(target(4096, intermediate=12_288), 4.8, 17.1, id="Qwen3-8B"),
+        pytest.param(target(7168, vocab=163_840, heads=56, intermediate=18_432), 12.7, 41.6, id="Kimi K2"),
+        pytest.param(target(8192, vocab=128_256, heads=64, intermediate=28_672), 19.3, 59.5, id="Llama 3 70B"),
+    ],
+)
+def test_the_memory_of_a_trainer_has_room_for_the_copy_that_a_save_makes_and_for_two_drafts(
+    whose: Target, state_gb: float, memory_gb: float
+) -> None:
+    sizes = sized(whose)
+    assert sizes.state.amount / GB == pytest.approx(state_gb, abs=0.05)
+    assert sizes.trainer_memory.amount / GB == pytest.approx(memory_gb, abs=0.05)
+
+
+def test_sglangs_agent_has_memory_for_a_part_of_every_running_request() -> None:
+    assert running_bytes(8) == running_bytes(64) == 2**30
+    assert running_bytes(256) == 256 * 2 * PART_BYTES
 
 
 def test_a_draft_proposes_no_more_tokens_than_the_target_has() -> None:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from updraft_artifacts.model_folder import describe, target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.sizing import running_bytes
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine import (
     CaptureLoss,
@@ -64,8 +65,8 @@ class SglangOptions:
     """Folder of versions, used to recognise a draft that the server already holds."""
     max_context: int | None = None
     max_queued: int = 256
-    max_captured_bytes: int = 1 << 30
-    """Memory for the rows of running requests."""
+    max_captured_bytes: int | None = None
+    """Memory for the rows of running requests; None: for as many as the server runs."""
     hello_s: float = 10.0
     """How long startup waits for the plugin, which reports the draft that the server holds. It connects while the
     server starts."""
@@ -312,7 +313,7 @@ async def opened(
     check_server(server_info)
     info = await asyncio.to_thread(engine_info, options, server_info)
     served_draft = await ServedDraft.open(server, server_info, options.note)
-    collector = Collector(options.socket, max_bytes=options.max_captured_bytes)
+    collector = Collector(options.socket, max_bytes=options.max_captured_bytes or running_bytes(info.num_slots))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(collector.listening())
         with suppress(TimeoutError):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from updraft_artifacts.sizing import PART_BYTES
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_inference.engine import Delta, FinishedRequest, FinishReason, GenerationRequest
 from updraft_inference.sglang_engine import request as requests
@@ -19,9 +20,6 @@ from updraft_inference.sglang_engine.server_stats import ServerStats, uncaptured
 from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
 
 logger = logging.getLogger(__name__)
-
-PART_BYTES = 15 << 19
-"""Rows of a running request that are handed over before its end: they fill one chunk in float8, which has half their size."""
 
 COMPLETE_S = 1.0
 """How long a finished request waits for outstanding messages of the plugin."""

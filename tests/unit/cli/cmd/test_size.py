@@ -20,7 +20,7 @@ def test_every_size_of_a_folder_has_an_amount_a_reason_and_its_setting(
     assert result.exit_code == 0, result.output
     heading, *rows = result.output.splitlines()
     assert heading.split() == ["size", "amount", "reason", "setting"]
-    assert len(rows) == 13
+    assert len(rows) == 14
     stream = next(row for row in rows if row.startswith("stream"))
     assert "5 minutes of 10,000 captured tokens per second" in stream
     assert stream.endswith("spec.traces.maxSize, UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES")

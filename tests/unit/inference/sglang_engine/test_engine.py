@@ -12,6 +12,7 @@ from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.wait import until
 from torch import arange
 
+from updraft_artifacts.sizing import running_bytes
 from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sglang_engine import server as servers
@@ -368,6 +369,19 @@ class TestStart:
         assert info.engine == "sglang/0.5.23"
         assert (info.max_context, info.num_slots, info.vocab_size) == (CONTEXT, 2, 512)
         assert info.eos_token_ids == {2}
+
+    async def test_there_is_memory_for_the_rows_of_as_many_requests_as_the_server_runs(
+        self, fake: FakeSglang, options: SglangOptions
+    ) -> None:
+        fake.info = {"max_running_requests": 256}
+        for chosen, expected in ((None, running_bytes(256)), (5_000_000, 5_000_000)):
+            wanted = replace(options, max_captured_bytes=chosen)
+            async with (
+                SglangServer(fake.url, admin_key=ADMIN) as server,
+                opened(wanted, server, lambda _: None) as engine,
+            ):
+                assert engine.info.num_slots == 256
+                assert engine._collector._max_bytes == expected
 
     async def test_no_request_goes_beyond_the_models_positions(self, fake: FakeSglang, options: SglangOptions) -> None:
         fake.info = {"max_req_input_len": 5000}
