@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_artifacts.sizing import registry_needs
 from updraft_cli.backends.drafts import (
     Acceptance,
     DomainAcceptance,
@@ -137,8 +138,14 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
         learning=_learning(state.learning) if state.HasField("learning") else None,
-        too_small=state.learning.too_small,
+        too_small=state.learning.too_small or _registry_volume(state, versions),
     )
+
+
+def _registry_volume(state: pb.SpeculatorState, versions: Sequence[pb.Version]) -> str:
+    published = max((version.manifest.size_bytes for version in versions), default=0)
+    _, problem = registry_needs(state.volume_bytes, published or state.learning.version_bytes)
+    return f"{problem}: make room on the disk of UPDRAFT_REGISTRY_DATA_DIR" if problem else ""
 
 
 def _learning(done: pb.Learning) -> Learning:

@@ -183,6 +183,7 @@ def stages(
             "METRICS_PORT": where.trainer_metrics_port,
             "NUM_THREADS": config.trainer_threads,
             "DATA_DIR": folder.of("trainer"),
+            "CAPTURE_MAX_BYTES": stream_bytes or None,
         },
         ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
         address=f"metrics on {HOST}:{where.trainer_metrics_port}",

@@ -134,6 +134,21 @@ def shards_of(rank: int, num_ranks: int, num_shards: int) -> range:
     return range(rank, num_shards, num_ranks)
 
 
+async def max_memory(client: Client) -> int:
+    """Return the bytes that Redis may use, of a cluster its primaries together; 0 if one of them has no limit.
+
+    Unavailable if Redis is unreachable, UpdraftError if it does not tell this user.
+    """
+    with _redis_errors():
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            answers = [await client.info("memory", target_nodes=node) for node in client.get_primaries()]
+        else:
+            answers = [await client.info("memory")]
+    limits = [int(answer.get("maxmemory", 0)) for answer in answers]
+    return sum(limits) if all(limits) else 0
+
+
 async def delete(client: Client, namespace: str, speculator: str) -> None:
     """Delete all streams of a speculator, however many shards it has or had, and its dead letters."""
     with _redis_errors():

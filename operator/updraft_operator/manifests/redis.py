@@ -4,10 +4,14 @@ import hashlib
 import hmac
 from typing import Any
 
+from kubernetes.utils.quantity import parse_quantity
+
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.pod import secret_variable
+
+_MIB = 1024 * 1024
 
 KEY = "redis-url"
 """Entry with the address of the operator's Redis in a speculator's Secret."""
@@ -30,6 +34,14 @@ def redis_marks(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, 
     """Hash of the Redis address for the settings of pods that read the operator's Redis."""
     reads_it = has_redis(owner, config) and owner.spec.traces.redis is None
     return {KEY: config.redis_mark} if reads_it and config.redis_mark else {}
+
+
+def stream_size(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
+    """The setting for the size of the streams that the spec chooses, of a process with this prefix."""
+    if owner.spec.traces.max_size is None:
+        return {}
+    num_bytes = max(1, int(parse_quantity(owner.spec.traces.max_size)) // _MIB) * _MIB
+    return {f"{prefix}_CAPTURE_MAX_BYTES": str(num_bytes)}
 
 
 def redis_variables(owner: AdaptiveSpeculator, variable: str, config: OperatorConfig) -> list[dict[str, Any]]:

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
-
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving, Workload
 from updraft_operator.manifests import network, pod, sglang
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
-from updraft_operator.manifests.redis import redis_marks, redis_variables
+from updraft_operator.manifests.redis import redis_marks, redis_variables, stream_size
 
 PORT = 8000
 
-_MIB = 1024 * 1024
 _NONE = (0, "0%")
 
 _PULL_S = 5
@@ -101,9 +98,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     }
     if spec.serving.max_context_tokens is not None:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(spec.serving.max_context_tokens)
-    if spec.traces.max_size is not None:
-        num_bytes = max(1, int(parse_quantity(spec.traces.max_size)) // _MIB) * _MIB
-        values["UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES"] = str(num_bytes)
+    values |= stream_size(owner, "UPDRAFT_INFERENCE")
     if spec.draft.lookahead == 0:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
     return values

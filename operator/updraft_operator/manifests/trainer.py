@@ -7,7 +7,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import model
-from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables
+from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_size
 
 METRICS_PORT = 9092
 
@@ -67,7 +67,8 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
     name = owner.metadata.name
-    return pod.draft_sizes(owner, "UPDRAFT_TRAINER") | {
+    chosen = pod.draft_sizes(owner, "UPDRAFT_TRAINER") | stream_size(owner, "UPDRAFT_TRAINER")
+    return chosen | {
         "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],

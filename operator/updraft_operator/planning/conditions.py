@@ -7,7 +7,7 @@ the API and are documented in docs/reference/conditions.md. A generator yields a
 from collections.abc import Iterator
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_artifacts.sizing import quantity, readable
+from updraft_artifacts.sizing import quantity, readable, registry_needs
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage
@@ -44,8 +44,6 @@ _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
-
-_VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")
 
 _FILE_SYSTEM = 1.1
 """Size of a claim over what its file system has room for."""
@@ -235,14 +233,10 @@ def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:
     volume_bytes = state.volume_bytes if state is not None else 0
     published = max((version.manifest.size_bytes for version in observed.registry.versions), default=0)
     num_bytes = published or (learning.version_bytes if learning is not None else 0)
-    needed = len(_VERSIONS_IN_USE) * num_bytes
-    if not volume_bytes or volume_bytes >= needed:
-        return ""
-    return (
-        f"the registry's volume has {readable(volume_bytes)}, but {', '.join(_VERSIONS_IN_USE)} of {readable(num_bytes)} each"
-        f" need {readable(needed)}: expand the claim itself to at least {quantity(int(_FILE_SYSTEM * needed))}, because"
-        " spec.registry.storage cannot change"
-    )
+    needed, problem = registry_needs(volume_bytes, num_bytes)
+    size = quantity(int(_FILE_SYSTEM * needed))
+    advice = f"expand the claim itself to at least {size}, because spec.registry.storage cannot change"
+    return f"{problem}: {advice}" if problem else ""
 
 
 def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, sized: Assessment) -> Iterator[Assessment]:

@@ -19,7 +19,7 @@ from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerp
 from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.errors import Conflict
+from updraft_chassis.errors import Conflict, UpdraftError
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter
@@ -48,6 +48,10 @@ _DEMAND_S = 2.0
 _CLAIM_IDLE = timedelta(seconds=30)
 """Idle time after which another trainer's entries are taken over. Intake reads about every second, also during a training
 step, and backs off for at most ten seconds while Redis is unavailable."""
+
+
+_ASK_S = 30.0
+"""Interval at which Redis is asked for its memory, which a person may raise while it runs."""
 
 
 def main() -> None:
@@ -92,6 +96,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             capacity,
             min_samples=config.min_samples,
             version_bytes=sizes.version.amount,
+            stream_bytes=config.capture_max_bytes or _stream_bytes(target, config),
             samples_to_start=config.first_samples,
         )
         spec = TrainerSpec(
@@ -150,6 +155,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 )
                 intake = Intake(consumer, replay, expected, metrics=counters, clock=clock, shard=shard)
                 tasks.create_task(intake.run(stop))
+            tasks.create_task(_ask_redis(client, record, stop))
             tasks.create_task(registry.run(stop))
             tasks.create_task(_state_demand(components, stop))
             tasks.create_task(_train(config, spec, initial, components, identity, stop))
@@ -197,6 +203,19 @@ def _expected_target(identity: Identity, target: TargetHead, region: str) -> Exp
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
     """The sizes for engine torch, whose traces are larger: only the first trace tells which engine serves."""
     return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="torch"))
+
+
+def _stream_bytes(target: TargetHead, config: TrainerSettings) -> int:
+    """For engine sglang, whose streams are smaller, so that no Redis that is large enough is called too small."""
+    return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="sglang")).stream.amount
+
+
+async def _ask_redis(client: streams.Client, record: LearningRecord, stop: lifecycle.Stop) -> None:
+    """Keep the record's view of Redis's memory. A Redis that is away or does not tell leaves it as it is."""
+    while not stop.requested:
+        with suppress(UpdraftError):
+            record.max_memory = await streams.max_memory(client)
+        await stop.wait(_ASK_S)
 
 
 def _volume_bytes(folder: Path) -> int:

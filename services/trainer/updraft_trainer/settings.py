@@ -110,6 +110,9 @@ class TrainerSettings(Settings):
     """Bytes of stored traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. Files
     take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. The default is enough
     for 2,000 requests and 128 held-out ones of this target (see `updraft size`), or less if the disk is smaller."""
+    capture_max_bytes: int | None = Field(default=None, ge=1024)
+    """Maximum size of the streams in Redis together, as the pods have it (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES). The trainer
+    reports a Redis that may use less memory. The default is what `updraft size` shows for engine sglang."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
     """Memory for decoded samples that may be used again. The default is enough for 32 requests of this target, as
     `updraft size` shows, but at most 512 MiB."""

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
-from updraft_chassis.streams import Consumer, Entry, Producer, ShardedProducer
+from updraft_chassis.streams import Consumer, Entry, Producer, ShardedProducer, connect, max_memory
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 DEAD = f"{KEY}:dead"
@@ -54,6 +54,28 @@ async def test_entries_arrive_in_order_whatever_their_bytes(redis: Redis) -> Non
     assert data(entries) == [b"one", b"", bytes(range(256))]
     assert [entry.deliveries for entry in entries] == [1, 1, 1]
     await settle_all(life)
+
+
+async def test_redis_tells_how_much_memory_it_may_use(redis: Redis) -> None:
+    before = await max_memory(redis)
+    try:
+        await redis.config_set("maxmemory", 10**9)
+        assert await max_memory(redis) == 10**9
+        await redis.config_set("maxmemory", 0)
+        assert await max_memory(redis) == 0
+    finally:
+        await redis.config_set("maxmemory", before)
+
+
+async def test_a_redis_that_does_not_tell_a_user_its_memory_says_so(redis: Redis, redis_url: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "trainer", "on", ">x", "~*", "+@stream")
+    separator = "&" if "?" in redis_url else "?"
+    try:
+        async with connect(f"{redis_url}{separator}username=trainer&password=x") as client:
+            with pytest.raises(UpdraftError, match="no permissions"):
+                await max_memory(client)
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "trainer")
 
 
 async def test_what_is_acknowledged_leaves_the_group_and_the_stream(redis: Redis) -> None:

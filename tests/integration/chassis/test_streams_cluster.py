@@ -120,6 +120,15 @@ async def test_traces_are_in_the_stream_of_their_shard_wherever_in_the_cluster_t
         assert [node.call("DBSIZE") for node in nodes] == [0, 0, 0]
 
 
+async def test_a_cluster_has_the_memory_of_its_primaries_unless_one_has_no_limit(nodes: list[Node]) -> None:
+    async with streams.connect(nodes[0].url) as client:
+        for node in nodes:
+            node.call("CONFIG", "SET", "maxmemory", 10**8)
+        assert await streams.max_memory(client) == 3 * 10**8
+        nodes[1].call("CONFIG", "SET", "maxmemory", 0)
+        assert await streams.max_memory(client) == 0
+
+
 async def test_a_letter_nobody_can_read_is_kept_beside_its_shard(nodes: list[Node]) -> None:
     async with streams.connect(nodes[0].url) as client:
         await ShardedProducer(client, KEYS, max_bytes=1 << 20).append(IDS[0], b"bad")

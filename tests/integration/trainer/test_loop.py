@@ -227,7 +227,9 @@ async def bench(
         stub = registry_pb2_grpc.RegistryStub(channel)
         sizes = usual()
         capacity = Capacity.of(50 * 1024**2, sizes, volume_bytes=sizes.trainer_volume.amount)
-        record = LearningRecord(replay, capacity, min_samples=8, version_bytes=sizes.version.amount, samples_to_start=8)
+        record = LearningRecord(
+            replay, capacity, min_samples=8, version_bytes=sizes.version.amount, stream_bytes=2**28, samples_to_start=8
+        )
         registry_view = RegistryView(stub, speculator, folder / "drafts", metrics, learning=record.read)
         components = Components(
             replay=replay,

@@ -249,27 +249,46 @@ def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target:
         assert trainer.terminate() == 0
 
 
+async def learning_at(registry_port: int) -> registry_pb2.Learning:
+    """The trainer's last report; empty before the first."""
+    async with rpc.channel(f"127.0.0.1:{registry_port}") as channel:
+        answer = await registry_pb2_grpc.RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=LONG_S)
+    return next((one.learning for one in answer.speculators), registry_pb2.Learning())
+
+
+async def test_a_redis_with_less_memory_than_the_streams_is_named(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    async def is_named() -> bool:
+        return (await learning_at(registry_port)).too_small.startswith(
+            "Redis has 100 MB for streams of 268 MB: raise its"
+        )
+
+    before = await streams.max_memory(redis)
+    await redis.config_set("maxmemory", 10**8)
+    try:
+        with Trainer(tmp_path, tiny_target, redis_url, registry_port):
+            await until(is_named, what="a report that Redis is too small")
+    finally:
+        await redis.config_set("maxmemory", before)
+
+
 async def test_a_replay_that_is_too_small_to_judge_a_draft_is_named_until_it_is_as_large_as_it_says(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:
-    async def learning() -> registry_pb2.Learning:
-        async with rpc.channel(f"127.0.0.1:{registry_port}") as channel:
-            answer = await registry_pb2_grpc.RegistryStub(channel).List(registry_pb2.ListRequest(), timeout=LONG_S)
-        return next((one.learning for one in answer.speculators), registry_pb2.Learning())
-
     async def is_enough() -> bool:
-        done = await learning()
+        done = await learning_at(registry_port)
         return bool(done.samples and not done.too_small)
 
     async def is_named() -> bool:
-        return bool((await learning()).too_small)
+        return bool((await learning_at(registry_port)).too_small)
 
     producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
     for seed in range(24):
         await producer.append(traces.data(seed, evaluation=seed % 4 == 0, num_output=100))
     with Trainer(tmp_path, tiny_target, redis_url, registry_port, REPLAY_MAX_BYTES=str(1024**2)):
         await until(is_named, what="a report that replay is too small")
-        sentence = (await learning()).too_small
+        sentence = (await learning_at(registry_port)).too_small
     found = re.search(r"raise UPDRAFT_TRAINER_REPLAY_MAX_BYTES to at least (\d+)$", sentence)
     assert found, sentence
     with Trainer(tmp_path, tiny_target, redis_url, registry_port, REPLAY_MAX_BYTES=found.group(1)):

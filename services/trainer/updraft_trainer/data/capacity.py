@@ -16,9 +16,7 @@ from updraft_artifacts.sizing import (
 )
 
 SETTING = "UPDRAFT_TRAINER_REPLAY_MAX_BYTES"
-VOLUME = "the trainer's volume"
-
-_EXPAND = "restart the trainer (spec.trainer.storage cannot change: expand the claim itself)"
+VOLUME = "the disk of UPDRAFT_TRAINER_DATA_DIR"
 
 _MEGABYTES = 10 * 10**6
 """Step of the sizes to set, so that a sentence does not change with every trace."""
@@ -27,6 +25,19 @@ _LEAST = 1024**2
 
 _SLACK = 1.1 * REPLAY_FILES
 """File systems keep a part of a volume, and replay writes before it deletes."""
+
+
+def redis_too_small(max_memory: int, stream_bytes: int) -> str:
+    """One sentence if Redis may use less than the streams may; empty if not, or if it has no limit (0).
+
+    A Redis that is full rejects new traces, whereas a full stream drops its oldest.
+    """
+    if not 0 < max_memory < stream_bytes:
+        return ""
+    return (
+        f"Redis has {readable(max_memory)} for streams of {readable(stream_bytes)}: raise its maxmemory, or lower"
+        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +73,8 @@ class Capacity:
         if self._volume_for(self.replay_bytes) > self.volume_bytes:
             return (
                 f"{VOLUME} has {readable(self.volume_bytes)} for {NUM_STATES} training states and {NUM_DRAFTS} drafts of"
-                f" {readable(self.reserved_bytes)}, and for replay of {readable(self.replay_bytes)}: expand it to at least"
-                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}, and {_EXPAND}"
+                f" {readable(self.reserved_bytes)}, and for replay of {readable(self.replay_bytes)}: it needs at least"
+                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}; restart the trainer then"
             )
         _, num_held_out = kept_requests(self.replay_bytes, mean)
         if num_held_out >= min_samples:
@@ -74,7 +85,7 @@ class Capacity:
         )
         if self.is_set or self._volume_for(needed) <= self.volume_bytes:
             return f"{room}: raise {SETTING} to at least {-(-needed // _MEGABYTES) * _MEGABYTES}"
-        return f"{room}: expand {VOLUME} to at least {quantity(self._volume_for(needed))}, and {_EXPAND}"
+        return f"{room}: {VOLUME} needs at least {quantity(self._volume_for(needed))}; restart the trainer then"
 
     def _volume_for(self, replay_bytes: int) -> int:
         return int(_SLACK * replay_bytes) + self.reserved_bytes

@@ -85,6 +85,17 @@ def test_what_is_too_small_to_learn_is_told_on_a_cluster_and_on_one_machine() ->
     assert f"too small  {SMALL}" in local(state)
 
 
+def test_a_registry_on_one_machine_with_too_little_room_is_named_with_its_folder() -> None:
+    state = pb.SpeculatorState(speculator="default", learning=pb.Learning(version_bytes=800_000_000))
+    state.volume_bytes = 4 * 10**9
+    assert wire.speculator(state).too_small == ""
+    state.volume_bytes = 2 * 10**9
+    assert wire.speculator(state).too_small == (
+        "the registry's volume has 2.00 GB, but the stable version, the one before it, a canary, an upload of 800 MB each need"
+        " 3.20 GB: make room on the disk of UPDRAFT_REGISTRY_DATA_DIR"
+    )
+
+
 def test_what_a_trainer_has_done_is_told_on_one_machine() -> None:
     learning = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20)
     done = "1,200 requests to train on and 130 held-out ones, 500 steps, 20 estimates since the trainer started"

@@ -195,6 +195,12 @@ def test_redis_has_room_for_twice_the_stream_and_at_least_a_gibibyte(folder: Dat
     assert memory(2**30) == 2 * 2**30
 
 
+def test_the_trainer_knows_the_size_of_the_stream(folder: DataFolder) -> None:
+    stages = plan.stages(config(folder), _WHERE, folder, {}, stream_bytes=10**9)
+    (trainer,) = [process for stage in stages for process in stage if process.name == "trainer"]
+    assert trainer.environment["UPDRAFT_TRAINER_CAPTURE_MAX_BYTES"] == str(10**9)
+
+
 def test_the_stream_is_sized_by_the_model_unless_the_caller_did(folder: DataFolder, tmp_path: Path) -> None:
     make("GLM 4.5", tmp_path)
     described = replace(config(folder), model=tmp_path)

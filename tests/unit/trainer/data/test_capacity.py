@@ -14,7 +14,7 @@ from updraft_artifacts.sizing import (
     sizing,
     usual,
 )
-from updraft_trainer.data.capacity import Capacity
+from updraft_trainer.data.capacity import Capacity, redis_too_small
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
 
 EIGHT_B = usual()
@@ -62,8 +62,7 @@ def test_a_claim_that_holds_too_few_requests_is_named_with_the_size_that_is_enou
     small = Capacity.of(None, EIGHT_B, volume_bytes=18 * 2**30)
     assert small.too_small([(8, 8 * LONG)], min_samples=8) == (
         "replay has room for 5 held-out requests of 33.8 MB, the mean, but 8 are needed to judge a draft:"
-        " expand the trainer's volume to at least 20Gi, and restart the trainer (spec.trainer.storage cannot change: expand the"
-        " claim itself)"
+        " the disk of UPDRAFT_TRAINER_DATA_DIR needs at least 20Gi; restart the trainer then"
     )
     assert Capacity.of(None, EIGHT_B, volume_bytes=20 * 2**30).too_small([(8, 8 * LONG)], min_samples=8) == ""
 
@@ -72,14 +71,23 @@ def test_a_claim_that_the_training_states_fill_is_named_before_any_request() -> 
     small = Capacity.of(None, EIGHT_B, volume_bytes=5 * 2**30)
     assert small.replay_bytes == 2**20
     assert small.too_small([(0, 0)], min_samples=8) == (
-        "the trainer's volume has 5.37 GB for 3 training states and 3 drafts of 16.9 GB, and for replay of 1.05 MB: expand it"
-        " to at least 20Gi, and restart the trainer (spec.trainer.storage cannot change: expand the claim itself)"
+        "the disk of UPDRAFT_TRAINER_DATA_DIR has 5.37 GB for 3 training states and 3 drafts of 16.9 GB, and for replay of"
+        " 1.05 MB: it needs at least 20Gi; restart the trainer then"
     )
 
 
 def test_a_setting_that_the_volume_has_no_room_for_is_named() -> None:
     capacity = Capacity.of(100 * 2**30, EIGHT_B, volume_bytes=CLAIM)
-    assert "replay of 107 GB: expand it to at least 160Gi" in capacity.too_small([(0, 0)], min_samples=8)
+    assert "replay of 107 GB: it needs at least 160Gi" in capacity.too_small([(0, 0)], min_samples=8)
+
+
+def test_a_redis_with_less_memory_than_the_streams_may_take_is_named() -> None:
+    assert redis_too_small(2 * 10**9, 2_980_000_000) == (
+        "Redis has 2.00 GB for streams of 2.98 GB: raise its maxmemory, or lower"
+        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
+    )
+    assert redis_too_small(2_980_000_000, 2_980_000_000) == ""
+    assert redis_too_small(0, 2_980_000_000) == "", "no limit"
 
 
 @given(
