@@ -1,4 +1,4 @@
-"""A real SGLang serves a family that the torch engine does not run, with Updraft's drafts for it."""
+"""A real SGLang serves other families than Llama, also one that the torch engine does not run, with drafts for them."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from tests.contract.engine_contract import NUM_SLOTS, asking, whole
 from tests.sglang import build
 from tests.sglang.models import draft_vocabulary, write_tokenizer
+from tests.support import families
 from tests.support.families import randomise
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -49,13 +50,25 @@ def mixture(folder: Path) -> PreTrainedModel:
     return model
 
 
-async def test_a_mixture_of_experts_is_served_with_drafts_that_change_nothing(
-    tmp_path: Path, short_tmp_path: Path
+def dense(name: str, folder: Path) -> PreTrainedModel:
+    """A random model of a family that the torch engine runs too, saved with the tokenizer of VOCAB tokens."""
+    model = families.make(name, folder)
+    write_tokenizer(folder)
+    return model
+
+
+def test_the_mixture_is_one_that_the_torch_engine_does_not_run(tmp_path: Path) -> None:
+    mixture(tmp_path)
+    with pytest.raises(InvalidInput, match="serve it with engine sglang"):
+        TargetConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen 3 MoE", "qwen2", "qwen3", "mistral", "gemma3"])
+async def test_a_family_is_served_with_drafts_that_change_nothing(
+    name: str, tmp_path: Path, short_tmp_path: Path
 ) -> None:
     target, heard = tmp_path / "target", list[FinishedRequest]()
-    model: Any = mixture(target)  # mypy knows no `generate` of it
-    with pytest.raises(InvalidInput, match="serve it with engine sglang"):
-        TargetConfig.from_folder(target)
+    model: Any = mixture(target) if name == "qwen 3 MoE" else dense(name, target)  # mypy knows no `generate` of it
     cpu = "--device cpu --attention-backend intel_amx --disable-cuda-graph --mem-fraction-static 0.2"
     plan = launcher.LaunchOptions(
         python=build.python(),
