@@ -33,16 +33,34 @@ class Drop(StrEnum):
     """Why a trace was dropped."""
 
     QUEUE_FULL = "queue_full"
+    STREAM_FULL = "stream_full"
     REDIS_UNAVAILABLE = "redis_unavailable"
     OPTED_OUT = "opted_out"
     TOO_LARGE = "too_large"
+
+
+TOO_SMALL = {
+    Drop.QUEUE_FULL: (
+        "traces were dropped because too many waited for Redis: raise UPDRAFT_INFERENCE_CAPTURE_QUEUE_BYTES and"
+        " UPDRAFT_INFERENCE_CAPTURE_QUEUE_ENTRIES, or give Redis more processors"
+    ),
+    Drop.STREAM_FULL: (
+        "traces that the trainer had not read gave way to newer ones: raise spec.traces.maxSize"
+        " (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES), if the trainer is not merely away"
+    ),
+}
+"""What to say of drops for want of room."""
+
+_LATELY_S = 300.0
+"""How long a drop is spoken of."""
 
 
 class Stream(Protocol):
     """Where entries go: updraft_chassis.streams.ShardedProducer."""
 
     async def append(self, trace_id: bytes, entry: bytes) -> int:
-        """Add an entry. Raises InvalidInput if it is too large, and any other UpdraftError if it cannot be stored now."""
+        """Add an entry; return how many older ones gave way. Raises InvalidInput if it is too large, and any other
+        UpdraftError if it cannot be stored now."""
         ...
 
 
@@ -80,6 +98,8 @@ class Capture:
         self._offered_tokens = 0
         self._captured_tokens = 0
         self._dropped: Counter[str] = Counter()
+        self._dropped_s: dict[Drop, float] = {}
+        """When a trace was dropped last, by reason."""
 
     @property
     def counters(self) -> fleet_pb2.CaptureCounters:
@@ -90,7 +110,13 @@ class Capture:
             dropped=dict(self._dropped),
             offered_tokens=self._offered_tokens,
             captured_tokens=self._captured_tokens,
+            too_small=self._too_small,
         )
+
+    @property
+    def _too_small(self) -> str:
+        since_s = self._clock.monotonic() - _LATELY_S
+        return next((why for drop, why in TOO_SMALL.items() if self._dropped_s.get(drop, since_s) > since_s), "")
 
     def follow(self, policy: fleet_pb2.CapturePolicy) -> None:
         """Apply the registry's policy. It holds until the next one, also while the registry is away."""
@@ -182,7 +208,7 @@ class Capture:
         entry = await asyncio.to_thread(self._entry, ended, chunk)
         for delay_s in self._backoff:
             try:
-                await self._sink.stream.append(ended.plan.trace_id, entry)
+                num_removed = await self._sink.stream.append(ended.plan.trace_id, entry)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
                 return chunk.lighter is not None and await self._send_chunk(ended, chunk.lighter)
@@ -191,6 +217,7 @@ class Capture:
                 await asyncio.sleep(delay_s)
             else:
                 self._note_sent()
+                self._drop(Drop.STREAM_FULL, num_removed)
                 self._captured_tokens += chunk.num_new_rows
                 self._metrics.captured_tokens.inc(chunk.num_new_rows)
                 break
@@ -210,6 +237,8 @@ class Capture:
             logger.warning("Traces wait for Redis; a full queue drops them", extra={"reason": str(error)})
         self._is_away = True
 
-    def _drop(self, reason: Drop) -> None:
-        self._dropped[reason.value] += 1
-        self._metrics.capture_dropped.labels(reason=reason.value).inc()
+    def _drop(self, reason: Drop, num: int = 1) -> None:
+        if num:
+            self._dropped[reason.value] += num
+            self._dropped_s[reason] = self._clock.monotonic()
+            self._metrics.capture_dropped.labels(reason=reason.value).inc(num)

@@ -153,6 +153,7 @@ SIZED: list[Case] = [
     ("Sized", "True", "LargeEnough", _learning()),
     ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
     ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
+    ("Sized", "False", "TracesDropped", {"registry": connected(learning=LEARNED, capture_too_small="p: queue")}),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),
 ]
