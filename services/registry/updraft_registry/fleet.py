@@ -233,11 +233,11 @@ class Fleet:
         """What is too small for the traces of the first connected pod that drops some; empty if none does."""
         return self._first(speculator, lambda report: report.capture_too_small)
 
-    def _first(self, speculator: str, told: Callable[[Report], str]) -> str:
-        """What the first connected pod that tells something tells, with its name."""
+    def _first(self, speculator: str, text_of: Callable[[Report], str]) -> str:
+        """The first text in a report of a connected pod that is not empty, with the pod's name."""
         for entry in self._entries(speculator):
-            if entry.session is not None and (words := told(entry.report)):
-                return f"{entry.report.pod.name}: {words}"
+            if entry.session is not None and (text := text_of(entry.report)):
+                return f"{entry.report.pod.name}: {text}"
         return ""
 
     def speedup(self, speculator: str) -> registry_pb2.Speedup | None:
