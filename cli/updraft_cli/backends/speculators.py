@@ -207,7 +207,7 @@ class Speculator:
     learning: Learning | None = None
     """None: no trainer reports, or the state is read from Kubernetes, where condition Adapting has it."""
     too_small: str = ""
-    """The setting that is too small for any draft to be published, and the value that is enough; empty: none is."""
+    """The setting that is too small for any draft to be published, or for all traces, and what to do; empty: none is."""
     resource: Resource | None = None
     """None: it comes from a registry."""
 

@@ -138,7 +138,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
         learning=_learning(state.learning) if state.HasField("learning") else None,
-        too_small=state.learning.too_small or _registry_volume(state, versions),
+        too_small=state.learning.too_small or _registry_volume(state, versions) or state.capture_too_small,
     )
 
 

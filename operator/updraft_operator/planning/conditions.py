@@ -208,6 +208,8 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
         yield _false("TooSmall", learning.too_small)
     if problem := _registry_limit(state, learning) or _registry_volume(observed, learning):
         yield _false("TooSmall", problem)
+    if state is not None and state.capture_too_small:
+        yield _false("TracesDropped", f"pod {state.capture_too_small}")
     if learning is None:
         yield _unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
     yield _true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
@@ -257,7 +259,7 @@ def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) 
     learning, why = learning_of(state), state.trainer_message or "the trainer gives no reason"
     if state.capture_problem:
         yield _false("CaptureUnavailable", f"no traces from pod {state.capture_problem}")
-    if sized.status == "False":
+    if sized.reason == "TooSmall":
         yield _false("TooSmall", sized.message)
     if learning is None:
         yield _unknown("NotReported", "the trainer has not reported yet what it has done")

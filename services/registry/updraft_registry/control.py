@@ -209,6 +209,7 @@ class Control:
             traffic=self._fleet.traffic(name),
         )
         state.capture_problem = self._fleet.capture_problem(name)
+        state.capture_too_small = self._fleet.capture_too_small(name)
         state.trainer_message = self._trainers.message(name)
         state.volume_bytes = self._archive.store.volume_bytes()
         state.max_draft_bytes = self._archive.max_draft_bytes

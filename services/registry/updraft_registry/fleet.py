@@ -6,7 +6,7 @@ and only the current boot counts, so nothing is accumulated over time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
@@ -227,9 +227,17 @@ class Fleet:
 
     def capture_problem(self, speculator: str) -> str:
         """Why the first connected pod that cannot capture cannot; empty if all can."""
+        return self._first(speculator, lambda report: report.capture_problem)
+
+    def capture_too_small(self, speculator: str) -> str:
+        """What is too small for the traces of the first connected pod that drops some; empty if none does."""
+        return self._first(speculator, lambda report: report.capture_too_small)
+
+    def _first(self, speculator: str, text_of: Callable[[Report], str]) -> str:
+        """The first text in a report of a connected pod that is not empty, with the pod's name."""
         for entry in self._entries(speculator):
-            if entry.session is not None and entry.report.capture_problem:
-                return f"{entry.report.pod.name}: {entry.report.capture_problem}"
+            if entry.session is not None and (text := text_of(entry.report)):
+                return f"{entry.report.pod.name}: {text}"
         return ""
 
     def speedup(self, speculator: str) -> registry_pb2.Speedup | None:

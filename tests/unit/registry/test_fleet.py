@@ -79,10 +79,12 @@ def test_a_pod_whose_stream_is_broken_cannot_be_told_anything_until_it_is_back(f
 def test_a_pod_that_captures_nothing_says_why_for_as_long_as_it_is_there(fleet: Fleet) -> None:
     session, broken = Session(), pod_report("pod-1")
     broken.capture.problem = "the hook did not bind\n"
+    broken.capture.too_small = "the queue"
     fleet.report(Session(), report(), 0.0)
     assert fleet.capture_problem("default") == ""
     fleet.report(session, reports.read(broken), 0.0)
     assert fleet.capture_problem("default") == "pod-1: the hook did not bind "
+    assert fleet.capture_too_small("default") == "pod-1: the queue"
     fleet.disconnect(session)
     assert fleet.capture_problem("default") == ""
 

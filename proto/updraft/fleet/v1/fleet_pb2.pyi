@@ -322,6 +322,7 @@ class CaptureCounters(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     OFFERED_TOKENS_FIELD_NUMBER: _builtins.int
     CAPTURED_TOKENS_FIELD_NUMBER: _builtins.int
+    TOO_SMALL_FIELD_NUMBER: _builtins.int
     captured: _builtins.int
     payloads: _builtins.int
     problem: _builtins.str
@@ -330,9 +331,11 @@ class CaptureCounters(_message.Message):
     """Tokens of finished requests whose payload may be captured: their output, and the rows of their prompts."""
     captured_tokens: _builtins.int
     """Tokens of the payloads in the stream. Rows that chunks of a request have in common count once."""
+    too_small: _builtins.str
+    """What was too small for the traces of the last minutes, in one sentence with its setting; empty if nothing was."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """By reason: "queue_full", "redis_unavailable", "opted_out", "too_large", "stream_full"."""
+        """By reason: "queue_full", "stream_full", "redis_unavailable", "opted_out", "too_large"."""
 
     def __init__(
         self,
@@ -343,10 +346,11 @@ class CaptureCounters(_message.Message):
         problem: _builtins.str = ...,
         offered_tokens: _builtins.int = ...,
         captured_tokens: _builtins.int = ...,
+        too_small: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "captured_tokens", b"captured_tokens", "dropped", b"dropped", "offered_tokens", b"offered_tokens", "payloads", b"payloads", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "captured_tokens", b"captured_tokens", "dropped", b"dropped", "offered_tokens", b"offered_tokens", "payloads", b"payloads", "problem", b"problem", "too_small", b"too_small"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

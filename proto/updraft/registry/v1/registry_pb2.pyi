@@ -937,6 +937,7 @@ class SpeculatorState(_message.Message):
     LEARNING_FIELD_NUMBER: _builtins.int
     VOLUME_BYTES_FIELD_NUMBER: _builtins.int
     MAX_DRAFT_BYTES_FIELD_NUMBER: _builtins.int
+    CAPTURE_TOO_SMALL_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -962,6 +963,8 @@ class SpeculatorState(_message.Message):
     """Size of the volume that weights are stored on; 0 with a bucket, which has no size."""
     max_draft_bytes: _builtins.int
     """Largest weights file that the registry accepts; 0: not known."""
+    capture_too_small: _builtins.str
+    """What is too small for the traces of a connected pod, so that some are dropped; empty if nothing is."""
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
@@ -1006,10 +1009,11 @@ class SpeculatorState(_message.Message):
         learning: Global___Learning | None = ...,
         volume_bytes: _builtins.int = ...,
         max_draft_bytes: _builtins.int = ...,
+        capture_too_small: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "capture_too_small", b"capture_too_small", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015

@@ -40,6 +40,22 @@ class Drop(StrEnum):
     """An older entry, of any pod, that made room for a new one in Redis before the trainer had stored it."""
 
 
+TOO_SMALL = {
+    Drop.QUEUE_FULL: (
+        "traces were dropped because too many waited for Redis: raise UPDRAFT_INFERENCE_CAPTURE_QUEUE_BYTES and"
+        " UPDRAFT_INFERENCE_CAPTURE_QUEUE_ENTRIES, or give Redis more processors"
+    ),
+    Drop.STREAM_FULL: (
+        "traces that the trainer had not read gave way to newer ones: raise spec.traces.maxSize"
+        " (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES), if the trainer is not merely away"
+    ),
+}
+"""What to say of drops for want of room."""
+
+_LATELY_S = 300.0
+"""How long a drop is spoken of."""
+
+
 class Stream(Protocol):
     """Where entries go: updraft_chassis.streams.ShardedProducer."""
 
@@ -85,6 +101,8 @@ class Capture:
         self._offered_tokens = 0
         self._captured_tokens = 0
         self._dropped: Counter[str] = Counter()
+        self._dropped_s: dict[Drop, float] = {}
+        """When a trace was dropped last, by reason."""
 
     @property
     def counters(self) -> fleet_pb2.CaptureCounters:
@@ -95,7 +113,13 @@ class Capture:
             dropped=dict(self._dropped),
             offered_tokens=self._offered_tokens,
             captured_tokens=self._captured_tokens,
+            too_small=self._too_small,
         )
+
+    @property
+    def _too_small(self) -> str:
+        since_s = self._clock.monotonic() - _LATELY_S
+        return next((why for drop, why in TOO_SMALL.items() if self._dropped_s.get(drop, since_s) > since_s), "")
 
     def follow(self, policy: fleet_pb2.CapturePolicy) -> None:
         """Apply the registry's policy. It holds until the next one, also while the registry is away."""
@@ -219,4 +243,5 @@ class Capture:
     def _drop(self, reason: Drop, num: int = 1) -> None:
         if num:
             self._dropped[reason.value] += num
+            self._dropped_s[reason] = self._clock.monotonic()
             self._metrics.capture_dropped.labels(reason=reason.value).inc(num)

@@ -76,6 +76,8 @@ class Report:
     sent_ms: int
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
+    capture_too_small: str = ""
+    """What is too small for its traces; empty if nothing is."""
     offered_tokens: int = 0
     """Tokens that the pod might have captured; monotonic per boot."""
 
@@ -125,6 +127,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         nonce=status.nonce,
         sent_ms=report.sent_unix_ms,
         capture_problem=_line(report.capture.problem),
+        capture_too_small=_line(report.capture.too_small),
         offered_tokens=report.capture.offered_tokens,
     )
 

@@ -124,7 +124,7 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
-    "Sized": "LargeEnough TooSmall NotReported",
+    "Sized": "LargeEnough TooSmall TracesDropped NotReported",
     "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"

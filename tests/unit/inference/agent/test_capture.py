@@ -39,6 +39,8 @@ class FakeStream:
         self.max_entry_bytes = 10**9
         self.num_removed = 0
         self.attempts = 0
+        self.num_removed = 0
+        """Older entries that give way to each new one."""
 
     async def append(self, trace_id: bytes, entry: bytes) -> int:
         self.attempts += 1
@@ -177,6 +179,26 @@ async def test_more_entries_than_the_queue_holds_are_dropped_and_counted(capture
 
     assert dropped(capture) == {"queue_full": 2}
     assert metrics.capture_dropped.labels(reason="queue_full")._value.get() == 2
+
+
+async def test_traces_that_gave_way_in_the_stream_are_counted_and_named_for_five_minutes(
+    stream: FakeStream, metrics: Metrics
+) -> None:
+    clock = ManualClock()
+    sink = Sink(stream=stream, origin=ORIGIN, encode=ENCODE)
+    capture = Capture(CaptureRates(), sink, max_entries=3, max_bytes=10_000, metrics=metrics, clock=clock)
+    async with running(capture):
+        capture.offer(ended(step(1, 2)), PLAN)
+        await capture.flush(5)
+        assert (dropped(capture), capture.counters.too_small) == ({}, "")
+        stream.num_removed = 2
+        capture.offer(ended(step(1, 2)), PLAN)
+        await capture.flush(5)
+    assert dropped(capture) == {"stream_full": 2}
+    assert metrics.capture_dropped.labels(reason="stream_full")._value.get() == 2
+    assert "spec.traces.maxSize" in capture.counters.too_small
+    clock.advance(301)
+    assert capture.counters.too_small == ""
 
 
 async def test_more_bytes_than_the_queue_holds_are_dropped_and_freed_when_sent(

@@ -162,6 +162,7 @@ SIZED: list[Case] = [
     ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
     ("Sized", "False", "TooSmall", _learning(max_draft_bytes=799_999_999)),
     ("Sized", "True", "LargeEnough", _learning(max_draft_bytes=0)),
+    ("Sized", "False", "TracesDropped", {"registry": connected(learning=LEARNED, capture_too_small="p: queue")}),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),
 ]
