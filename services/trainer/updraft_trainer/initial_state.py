@@ -58,12 +58,17 @@ class TrainerSpec:
         content = dataclasses.asdict(self.hyper) | dataclasses.asdict(self.shape) | {"seed": self.seed}
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
+    @property
+    def draft_config(self) -> DraftConfig:
+        """The config of new drafts: of the chosen shape."""
+        return self.target.draft(self.shape)
+
     def new_learner(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> Learner:
         """A learner with random weights of the chosen shape, over the most frequent tokens of these samples.
 
         `check` is called before each part of the work, and may end it by an exception.
         """
-        size = self.target.draft(self.shape).draft_vocab_size
+        size = self.draft_config.draft_vocab_size
         return self.learner(choose_vocabulary(samples, self.target, size=size, check=check))
 
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:

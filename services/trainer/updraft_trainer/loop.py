@@ -255,7 +255,7 @@ class Trainer:
         If no draft serves because no pod can load one like ours, as with an import of another shape, start anew in our own.
         """
         serving = self._components.evaluator.baseline
-        if serving.network is None and state.is_unloadable:
+        if state.is_unloadable and self.learner.network.config != self._spec.draft_config:
             self._start_anew()
         if serving.network is None or serving.network.config == self.learner.network.config:
             return
@@ -264,10 +264,8 @@ class Trainer:
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
     def _start_anew(self) -> None:
-        """Leave a draft whose shape is not the one that new drafts have."""
+        """Random weights of the chosen shape, until the next draft in closed form, which is due."""
         learner = self._spec.new_learner(())
-        if learner.network.config == self.learner.network.config:
-            return
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
