@@ -124,7 +124,8 @@ class Stacked:
 
     def _weights(self, duals: Tensor) -> Tensor:
         weights: Tensor = self.x.T @ duals
-        return weights.div_(self.scale[:, None])
+        weights /= self.scale[:, None]
+        return weights
 
 
 def _penalty(squares: Tensor) -> Tensor:

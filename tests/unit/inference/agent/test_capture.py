@@ -87,21 +87,6 @@ def dropped(capture: Capture) -> dict[str, int]:
     return dict(capture.counters.dropped)
 
 
-async def test_entries_that_made_room_in_the_stream_count_as_dropped(
-    capture: Capture, stream: FakeStream, metrics: Metrics
-) -> None:
-    async with running(capture):
-        capture.offer(ended(step(1, 2), rows=5), PLAN)
-        await until(lambda: bool(stream.entries))
-        assert not dropped(capture)
-        stream.num_removed = 3
-        capture.offer(ended(step(1, 2), rows=5), PLAN)
-        await until(lambda: bool(dropped(capture)))
-
-    assert dropped(capture) == {"stream_full": 3}
-    assert metrics.capture_dropped.labels(reason="stream_full")._value.get() == 3
-
-
 async def test_a_trace_tells_all_that_a_trainer_needs(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
         capture.offer(ended(step(1, 2), rows=5), PLAN)
