@@ -224,4 +224,4 @@ def _interval(evaluation: pb.Evaluation) -> str:
     if len(pairs) < MIN_KIND_SAMPLES:
         return ""
     found = gain(pairs, _CONFIDENCE)
-    return f"; {found.low_percent:+.0f} to {found.high_percent:+.0f} % with {_CONFIDENCE:.0%} confidence"
+    return f"; {found.low_percent:.0f} to {found.high_percent:.0f} % more, with {100 * _CONFIDENCE:.0f} % confidence"

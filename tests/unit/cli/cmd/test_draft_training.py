@@ -160,5 +160,5 @@ def test_the_estimate_has_an_interval_where_there_are_requests_enough_for_one() 
         registry_pb2.EvaluationSample(tokens=100 + n, candidate_steps=50, baseline_steps=100 + n) for n in range(8)
     ]
     shown = training._interval(registry_pb2.Evaluation(samples=samples))
-    assert shown == "; +104 to +110 % with 90% confidence"
+    assert shown == "; 104 to 110 % more, with 90 % confidence"
     assert training._interval(registry_pb2.Evaluation(samples=samples[:2])) == ""
