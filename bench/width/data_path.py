@@ -157,6 +157,7 @@ class _Processes:
             "UPDRAFT_TRAINER_REDIS_URL": self._redis.url,
             "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"127.0.0.1:{port}",
             "UPDRAFT_TRAINER_METRICS_PORT": str(self._trainer_metrics),
+            "UPDRAFT_TRAINER_NICENESS": "0",
         }
         self._registry = WatchedProcess("registry", folder / "registry-process", registry)
         self._trainer = WatchedProcess("trainer", folder / "trainer-process", trainer | shared)

@@ -100,6 +100,7 @@ class SyntheticEngine:
         """Answer with `max_tokens` tokens, part by part."""
         check_limits(request, self.info)
         output_ids = self._teacher.answer(request)
+        steps = await asyncio.to_thread(tuple, _steps(output_ids))
         before, num_output = 0, len(output_ids)
         num_rows = self._pace.part_rows if request.capture.payload else num_output
         while before < num_output:
@@ -107,7 +108,7 @@ class SyntheticEngine:
             middle = (before + end) // 2
             async for delta in self._deltas(output_ids[before:middle]):
                 yield delta
-            part = await asyncio.to_thread(self._part, request, output_ids[:end], before, num_output)
+            part = await asyncio.to_thread(self._part, request, output_ids[:end], steps[: (end - 1) // 2], before)
             async for delta in self._deltas(output_ids[middle:end]):
                 yield delta
             if part.hidden is not None:
@@ -124,7 +125,7 @@ class SyntheticEngine:
             yield Delta(token_ids=some)
 
     def _part(
-        self, request: GenerationRequest, output_ids: tuple[int, ...], before: int, num_output: int
+        self, request: GenerationRequest, output_ids: tuple[int, ...], steps: tuple[VerifyStep, ...], before: int
     ) -> FinishedRequest:
         """The tokens from `before` on, with their states and the context of these."""
         num_prompt, capture = len(request.prompt_ids), request.capture
@@ -132,13 +133,13 @@ class SyntheticEngine:
         part = FinishedRequest(
             request=request,
             output_ids=output_ids,
-            steps=tuple(_steps(output_ids)),
+            steps=steps,
             reason=FinishReason.LENGTH,
             time_to_first_token_s=0.01,
             duration_s=len(output_ids) / self._pace.tokens_per_s,
             hidden=self._teacher.states(request, output_ids, max(0, first)) if capture.payload else None,
             num_handed_over=before,
-            is_part=len(output_ids) < num_output,
+            is_part=len(output_ids) < request.max_tokens,
         )
         if not part.is_part:
             _ = part.step_sums  # as the port of SGLang does

@@ -5,6 +5,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,9 +45,13 @@ Row = tuple[str, str, Callable[[R], float]]
 def _loops(*names: str) -> Iterator[Row[Any]]:
     """The longest standstills of some processes' loops; see standstill.py."""
     for name in names:
-        yield f"loop of {name}, longest work in one go", "ms", lambda run, name=name: run.longest[name].own_ms
-        yield "  with waits for Python's lock, at most", "ms", lambda run, name=name: run.longest[name].held_ms
-        yield "  with waits for a core", "ms", lambda run, name=name: run.longest[name].late_ms
+        yield f"loop of {name}, longest work in one go", "ms", partial(_longest, name, "own_ms")
+        yield "  with waits for Python's lock, at most", "ms", partial(_longest, name, "held_ms")
+        yield "  with waits for a core", "ms", partial(_longest, name, "late_ms")
+
+
+def _longest(name: str, measure: str, run: VersionRun | PathRun) -> float:
+    return float(getattr(run.longest[name], measure))
 
 
 VERSION_ROWS: Sequence[Row[VersionRun]] = (

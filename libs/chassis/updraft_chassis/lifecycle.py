@@ -9,6 +9,7 @@ is killed by either signal, so that the other program sees it: see `let_signals_
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -77,7 +78,13 @@ def let_signals_kill() -> None:
 
 
 def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:
-    """Run `main(stop)` in a new event loop; return when it returned, raise SystemExit(1) when it raised."""
+    """Run `main(stop)` in a new event loop; return when it returned, raise SystemExit(1) when it raised.
+
+    What is imported by then stays until the end, so garbage collection leaves it alone from now on: with torch, looking through
+    it takes a tenth of a second, in which the event loop stands still.
+    """
+    gc.collect()
+    gc.freeze()
     with errors_as_sentences(process):
         asyncio.run(_supervise(process, main))
 

@@ -171,3 +171,16 @@ async def main(stop):
 """)
     assert process.end() == 0
     assert process.output() == "False False\nTrue True\nreturned\n"
+
+
+FROZEN = """
+import gc
+async def main(stop):
+    print("before:", gc.get_freeze_count() > len(gc.get_objects()), flush=True)
+"""
+
+
+def test_what_was_imported_costs_garbage_collection_nothing(start: Start) -> None:
+    process = start(FROZEN)
+    assert process.end() == 0
+    assert "before: True" in process.output()
