@@ -22,6 +22,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import safetensors_header
 from updraft_artifacts.digests import tensors_digest
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.sizing import PART_BYTES
 from updraft_chassis.errors import Corrupt
 from updraft_inference.engine import (
     CaptureLoss,
@@ -41,7 +42,6 @@ from updraft_inference.engine import (
     check_limits,
 )
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.sglang_engine.request_session import PART_BYTES
 from updraft_inference.sglang_engine.trace_builder import KEPT_BYTES
 
 HANDED_OVER = "handed_over"

@@ -274,7 +274,7 @@ def _rope(content: Mapping[str, Any], theta: float) -> Rope:
     A draft is a network of its own, so that costs no correctness: its heads are rotated over their whole size, by positions of
     the text.
     """
-    parameters = rope_parameters(content)
+    parameters: Mapping[str, Any] = rope_parameters(content)
     kinds = [value for value in parameters.values() if isinstance(value, Mapping)]
     if kinds:  # by kind of layer
         parameters = parameters.get("full_attention") or parameters.get("main") or kinds[0]

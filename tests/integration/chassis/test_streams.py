@@ -68,14 +68,14 @@ async def test_redis_tells_how_much_memory_it_may_use(redis: Redis) -> None:
 
 
 async def test_a_redis_that_does_not_tell_a_user_its_memory_says_so(redis: Redis, redis_url: str) -> None:
-    await redis.execute_command("ACL", "SETUSER", "trainer", "on", ">x", "~*", "+@stream")
+    await redis.acl_setuser("trainer", enabled=True, passwords=["+x"], keys=["*"], categories=["+stream"])
     separator = "&" if "?" in redis_url else "?"
     try:
         async with connect(f"{redis_url}{separator}username=trainer&password=x") as client:
             with pytest.raises(UpdraftError, match="no permissions"):
                 await max_memory(client)
     finally:
-        await redis.execute_command("ACL", "DELUSER", "trainer")
+        await redis.acl_deluser("trainer")
 
 
 async def test_what_is_acknowledged_leaves_the_group_and_the_stream(redis: Redis) -> None:
