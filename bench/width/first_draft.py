@@ -60,8 +60,8 @@ def samples(teacher: RuleTeacher, hidden: int, count: int) -> Iterator[Sample]:
         request = GenerationRequest(
             request_id="", prompt_ids=prompt, max_tokens=num_rows, capture=CaptureParams(payload=True, prompt_rows=1)
         )
-        output_ids, states = teacher.answer(request)
-        assert states is not None
+        output_ids = teacher.answer(request)
+        states = teacher.states(request, output_ids, 0)
         assert isinstance(states.teacher, torch.Tensor)
         yield Sample(
             trace_id=f"{number:032x}",

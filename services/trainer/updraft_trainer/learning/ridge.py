@@ -135,5 +135,5 @@ def _penalty(squares: Tensor) -> Tensor:
 
 def _largest(covariance: Tensor, rank: int) -> Tensor:
     """The eigenvectors of the `rank` largest eigenvalues, as columns."""
-    _, vectors = torch.linalg.eigh(covariance)
+    vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors
     return vectors[:, -rank:]
