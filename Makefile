@@ -110,7 +110,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture bench-trainer
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -135,6 +135,8 @@ bench-learning: install ## Compare how drafts learn from recorded traffic (hours
 	$(PY) -m bench.learning.learning $(ARGS)
 bench-learning-mixture: install ## Measure what draft and n-gram lookup are worth in one chain (10 minutes)
 	$(PY) -m bench.learning.mixture $(ARGS)
+bench-trainer: install ## Measure memory, speed and exactness of a training step (30 minutes; ARGS=--only=speed: 3)
+	$(PY) -W ignore -m bench.trainer.trainer $(ARGS)
 
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)

@@ -369,8 +369,8 @@ def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
 def _state(target: SizedTarget, draft: SizedDraft) -> Size:
     trained, frozen = num_parameters(target, draft)
     return Size(
-        amount=16 * trained + 4 * frozen,
-        reason=f"{trained / 1e6:,.0f} M trained weights, their average and two moments in float32, and the frozen head",
+        amount=16 * trained + 2 * frozen,
+        reason=f"{trained / 1e6:,.0f} M trained weights, their average and two moments in float32, and the head in bfloat16",
     )
 
 

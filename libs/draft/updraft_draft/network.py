@@ -9,14 +9,19 @@ Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from updraft_draft.chain_attention import chain_attention
 from updraft_draft.config import DraftConfig
-from updraft_draft.layers import grouped_attention, rms_norm, rotary_table, rotate
+from updraft_draft.layers import rms_norm, rotary_table, rotate
+from updraft_draft.layout import Layout
 
 _FIRST_POSITIONS = 1024
 
@@ -27,34 +32,6 @@ class QueryKeyValue(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-
-
-class Tree(NamedTuple):
-    """Texts with shared beginnings, laid out as rows; see `DraftNetwork.unroll_tree`. B may be 1 in the last two.
-
-    ids: int64 [B, T, J], the J tokens after each row in its text. positions: int64 [B, T] of the row in its text.
-    visible: bool [B, T, T], the rows that precede each row in its text, and the row itself.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    visible: Tensor
-
-    @property
-    def end(self) -> int:
-        """Above the positions of all rows and of their draft steps: a row's position is the number of rows before it."""
-        _, T, J = self.ids.shape
-        return T + J
-
-    @classmethod
-    def chain(cls, ids_BT: Tensor, num_steps: int) -> Self:
-        """Texts without branches; `ids_BT` as for `DraftNetwork.unroll`."""
-        T, device = ids_BT.shape[1] - num_steps + 1, ids_BT.device
-        return cls(
-            ids_BT.unfold(1, num_steps, 1),
-            torch.arange(T, device=device)[None],
-            torch.ones(1, T, T, dtype=torch.bool, device=device).tril(),
-        )
 
 
 class _Attention(nn.Module):
@@ -162,11 +139,11 @@ class DraftNetwork(nn.Module):
 
         Tokens that stay keep their rows of the draft's head. New ones have that of `head_rows` [V, D], see `TargetHead.rows`.
         """
-        rows = head_rows.to(self.lm_head.weight, copy=True)
+        token_ids, rows = token_ids.to(self.d2t.device), head_rows.to(self.lm_head.weight, copy=True)
         stays = self.t2d[token_ids]
         rows[stays] = self.lm_head.weight[torch.searchsorted(self.token_ids, token_ids[stays])]
         self.lm_head.weight.copy_(rows)
-        self.d2t.copy_(token_ids - torch.arange(len(token_ids)))
+        self.d2t.copy_(token_ids - torch.arange(len(token_ids), device=token_ids.device))
         self.t2d.zero_()
         self.t2d[token_ids] = True
 
@@ -231,37 +208,44 @@ class DraftNetwork(nn.Module):
         the tokens up to ids[t + j] and predicts the next one. It attends to the target's rows 0..t and its own j rows, as in
         serving if all earlier drafts were accepted. Rows before `first_row` are context only.
         """
-        return self.unroll_tree(aux_BTA, Tree.chain(ids_BT, num_steps), first_row=first_row)
+        layout = Layout.of_texts(ids_BT, num_steps=num_steps, first_row=first_row)
+        return [state.unflatten(0, (len(ids_BT), -1)) for state in self.unroll_packed(aux_BTA.flatten(0, 1), layout)]
 
-    def unroll_tree(self, aux_BTA: Tensor, tree: Tree, *, first_row: int = 0) -> list[Tensor]:
-        """Like `unroll`, with J steps, for texts that branch: each row attends to `tree.visible` and continues its own text."""
-        x = self.fuse(aux_BTA)
-        context = self.rows(x, tree.ids[..., 0], tree.positions, tree.end)
-        hidden = ~tree.visible[:, first_row:]
-        mask = torch.zeros(hidden.shape, dtype=context.q.dtype, device=x.device).masked_fill_(hidden, float("-inf"))
-        mask = mask.expand(len(x), -1, -1)
-        attended = grouped_attention(context.q[:, first_row:], context.k, context.v, mask)
-        states, own = [self.finish(x[:, first_row:], attended)], []
-        for j in range(1, tree.ids.shape[-1]):
-            rows = self.rows(states[-1], tree.ids[:, first_row:, j], tree.positions[:, first_row:] + j, tree.end)
-            own.append(rows)
-            states.append(self.finish(states[-1], _attend_prefix_and_own(rows.q, context, own, mask)))
+    def unroll_packed(self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False) -> list[Tensor]:
+        """Like `unroll`, for packed texts: the states [U, D] of each step, in the order of the layout's spans.
+
+        With `recompute`, the backward pass computes each step's inner values again instead of keeping them (gradient
+        checkpointing): a third more work for about a fifth of the memory.
+        """
+        run = partial(checkpoint, use_reentrant=False) if recompute else _called
+        index = layout.unrolled
+        state, k, v = run(self._first_step, aux_NA, layout, index)
+        states, own = [state], list[Tensor]()
+        for j in range(1, layout.ids.shape[-1]):
+            ids, positions = layout.ids[index, j], layout.positions[index] + j
+            state, *of_step = run(self._next_step, states[-1], ids, positions, layout, k, v, *own)
+            states.append(state)
+            own += of_step
         return states
 
+    def _first_step(self, aux_NA: Tensor, layout: Layout, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The unrolled states, and keys and values of all rows."""
+        x = self.fuse(aux_NA)
+        rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit)
+        attended = chain_attention(rows.q[index], rows.k, rows.v, layout.spans)
+        return self.finish(x[index], attended), rows.k, rows.v
 
-def _attend_prefix_and_own(q: Tensor, prefix: QueryKeyValue, own: list[QueryKeyValue], mask_BTS: Tensor) -> Tensor:
-    """Attention of each row over the unmasked prefix rows and over its own draft steps -> [B, T, H * E]."""
-    B, T, H, E = q.shape
-    S, K = prefix.k.shape[1:3]
-    grouped = q.view(B, T, K, H // K, E) * E**-0.5
-    scores = torch.einsum("btkge,bske->bkgts", grouped, prefix.k) + mask_BTS[:, None, None]
-    own_k = torch.stack([rows.k for rows in own], 2)  # B, T, J, K, E
-    own_scores = torch.einsum("btkge,btjke->bkgtj", grouped, own_k)
-    weights = torch.cat([scores, own_scores], -1).float().softmax(-1).to(q.dtype)
-    own_v = torch.stack([rows.v for rows in own], 2)
-    out = torch.einsum("bkgts,bske->btkge", weights[..., :S], prefix.v)
-    out = out + torch.einsum("bkgtj,btjke->btkge", weights[..., S:], own_v)
-    return out.reshape(B, T, H * E)
+    def _next_step(
+        self, x: Tensor, ids: Tensor, positions: Tensor, layout: Layout, k: Tensor, v: Tensor, *own: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The states after one more step, and the keys and values of that step; `own` are those of earlier ones, in turn."""
+        rows = self.rows(x, ids, positions, layout.limit)
+        chain = [*zip(own[::2], own[1::2], strict=True), (rows.k, rows.v)]
+        return self.finish(x, chain_attention(rows.q, k, v, layout.spans, chain)), rows.k, rows.v
+
+
+def _called(function: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:
+    return function(*arguments)
 
 
 def initial_network(

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
@@ -51,6 +52,8 @@ class TrainerSpec:
     shape: ShapeChoice
     first_samples: int
     seed: int
+    compute: Compute = field(default_factory=Compute)
+    """Has no influence on what is learned, but for rounding."""
 
     @property
     def config_digest(self) -> str:
@@ -74,7 +77,7 @@ class TrainerSpec:
     def learner(self, token_ids: Tensor, config: DraftConfig | None = None) -> Learner:
         """A learner with initial weights over this vocabulary. `config` defaults to the chosen shape."""
         config = config or self.target.draft(self.shape, draft_vocab_size=len(token_ids))
-        return Learner(self.target, config, token_ids, self.hyper, seed=self.seed)
+        return Learner(self.target, config, token_ids, self.hyper, compute=self.compute, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

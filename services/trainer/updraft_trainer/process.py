@@ -71,6 +71,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         target_fingerprint=target_fingerprint(config.model),
         tokenizer_fingerprint=tokenizer_fingerprint(config.model),
     )
+    compute = config.compute
     target = read_head(config.model)
     expected = _expected_target(identity, target, config.region)
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
@@ -106,6 +107,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             shape=config.shape,
             first_samples=config.first_samples,
             seed=config.seed,
+            compute=compute,
         )
         initial = resume(state, spec) if state else None
         del state  # frees its copy of the weights
@@ -147,6 +149,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             clock=clock,
         )
         facts = {"metrics_port": port, "streams": config.stream_keys, "replay_bytes": capacity.replay_bytes}
+        facts |= {"device": compute.device.type, "pack_tokens": compute.pack_tokens}
         logger.info("Trainer started", extra=facts)
         async with asyncio.TaskGroup() as tasks:
             for shard in streams.shards_of(0, 1, config.stream_shards):

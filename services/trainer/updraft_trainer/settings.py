@@ -12,6 +12,7 @@ from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
+from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.schedule import TrainingSchedule
@@ -56,6 +57,15 @@ class TrainerSettings(Settings):
     """Address for /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto: the first GPU if torch sees one, else the CPU. cuda refuses to start without a GPU."""
+    pack_tokens: int | None = Field(default=None, ge=16)
+    """Tokens that are packed for one forward and backward pass; a longer request has a pass of its own. An optimizer step may
+    take several passes, and learns the same. Default: 1024 on a CPU, 16384 on a GPU. Halved once if the GPU's memory is
+    full."""
+    recompute: bool = False
+    """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
+    and long requests need far less memory."""
     num_threads: int = Field(default=1, ge=1)
     """Number of compute threads."""
     niceness: int = Field(default=10, ge=0, le=19)
@@ -157,6 +167,11 @@ class TrainerSettings(Settings):
     @property
     def hyper(self) -> Hyperparameters:
         return _subset(self, Hyperparameters)
+
+    @property
+    def compute(self) -> Compute:
+        """Conflict if the device is not there."""
+        return Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute)
 
     @property
     def thresholds(self) -> PublishThresholds:

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from updraft_artifacts.rope import Rope
 from updraft_draft import network
 from updraft_draft.layers import grouped_attention, rotary_table
-from updraft_draft.network import DraftNetwork, Tree
+from updraft_draft.layout import Layout, Span
+from updraft_draft.network import DraftNetwork
 
 
 @pytest.fixture
@@ -49,34 +50,37 @@ def test_unrolling_all_rows_equals_serving_each_row(draft: DraftNetwork, first_r
             torch.testing.assert_close(states[j][0, row - first_row], state, rtol=1e-4, atol=1e-5)
 
 
-def test_a_branch_of_a_tree_has_the_states_of_its_own_text(draft: DraftNetwork) -> None:
+def test_packed_texts_and_a_branch_have_the_states_of_each_text_alone(draft: DraftNetwork) -> None:
     generator = torch.Generator().manual_seed(6)
     num_rows, num_steps, place = 9, 3, 6
     aux, other = (torch.randn(1, num_rows, 3 * HIDDEN, generator=generator) for _ in range(2))
     ids, other_ids = (torch.randint(0, 500, (1, num_rows + num_steps - 1), generator=generator) for _ in range(2))
-    other[:, :place], other_ids[:, :place] = aux[:, :place], ids[:, :place]
-    text, branch = Tree.chain(ids, num_steps), Tree.chain(other_ids, num_steps)
     first = place - num_steps + 1  # the first row whose last step reads a token of the branch
-    own = num_rows - first
-    visible = torch.zeros(1, num_rows + own, num_rows + own, dtype=torch.bool)
-    visible[:, :num_rows, :num_rows] = text.visible
-    visible[:, num_rows:, :first] = True
-    visible[:, num_rows:, num_rows:] = torch.ones(own, own, dtype=torch.bool).tril()
-    tree = Tree(
-        torch.cat([text.ids, branch.ids[:, first:]], 1),
-        torch.cat([text.positions, branch.positions[:, first:]], 1),
-        visible,
+    branch, branch_ids = other.clone(), other_ids.clone()
+    branch[:, :place], branch_ids[:, :place] = aux[:, :place], ids[:, :place]
+    texts = Layout.of_texts(torch.cat([ids, other_ids]), num_steps=num_steps, first_row=2)
+    windows = branch_ids.unfold(1, num_steps, 1)[0, first:]
+    layout = Layout(
+        torch.cat([texts.ids, windows]),
+        torch.cat([texts.positions, torch.arange(first, num_rows)]),
+        (*texts.spans, Span(2 * num_rows, 2 * num_rows + len(windows), 0, first)),
+        texts.limit,
     )
-    states = draft.unroll_tree(torch.cat([aux, other[:, first:]], 1), tree, first_row=2)
-    for j, (alone, beside) in enumerate(
-        zip(
-            draft.unroll(aux, ids, num_steps=num_steps),
-            draft.unroll(other, other_ids, num_steps=num_steps),
+    packed = torch.cat([aux[0], other[0], branch[0, first:]])
+    expected = [
+        torch.cat([alone[0, 2:], beside[0, 2:], branched[0, first:]])
+        for alone, beside, branched in zip(
+            *(
+                draft.unroll(one, following, num_steps=num_steps)
+                for one, following in ((aux, ids), (other, other_ids), (branch, branch_ids))
+            ),
             strict=True,
         )
-    ):
-        torch.testing.assert_close(states[j][:, : num_rows - 2], alone[:, 2:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(states[j][:, num_rows - 2 :], beside[:, first:], rtol=1e-4, atol=1e-5)
+    ]
+    for recompute in (False, True):
+        states = draft.unroll_packed(packed, layout, recompute=recompute)
+        for state, alone in zip(states, expected, strict=True):
+            torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_embedding_is_neither_trained_nor_shipped(draft: DraftNetwork) -> None:

@@ -6,7 +6,7 @@ so that no loss computes 0 * inf. A row whose top-k has no token of the draft vo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Self, TypeAlias
 
@@ -37,16 +37,27 @@ class DraftVocabulary:
     logit_cap: float | None = None
 
     @classmethod
-    def of(cls, head: Tensor, token_ids: Tensor, *, logit_scale: float = 1.0, logit_cap: float | None = None) -> Self:
-        """`head` [vocab, D] of the target, without the scale; `token_ids` int64 [V], ascending."""
+    def of(
+        cls,
+        head: Tensor,
+        token_ids: Tensor,
+        *,
+        logit_scale: float = 1.0,
+        logit_cap: float | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> Self:
+        """`head` [vocab, D] of the target, without the scale; `token_ids` int64 [V], ascending. `dtype` of the logits."""
         indices = torch.full((len(head),), -1)
         indices[token_ids] = torch.arange(len(token_ids))
-        return cls(head[token_ids].bfloat16(), indices, logit_scale, logit_cap)
+        return cls(head[token_ids].to(dtype), indices, logit_scale, logit_cap)
 
     @classmethod
     def whole(cls, head: Tensor, *, logit_scale: float = 1.0, logit_cap: float | None = None) -> Self:
         """All tokens of the target. A bfloat16 `head` is not copied: it may have more than a gigabyte."""
         return cls(head.bfloat16(), torch.arange(len(head)), logit_scale, logit_cap)
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, head=self.head.to(device), indices=self.indices.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +76,16 @@ class LastHidden:
     def at(self, rows: Tensor | slice) -> "LastHidden":
         return LastHidden(self.states[rows])
 
+    def to(self, device: torch.device) -> "LastHidden":
+        return LastHidden(self.states.to(device))
+
     def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with a prediction over the tokens in `known`, bool [vocab]. All rows have one."""
         return known.new_ones(len(self))
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
-        logits = F.linear(self.states, vocabulary.head).float()
+        logits = F.linear(self.states.to(vocabulary.head.dtype), vocabulary.head).float()
         if vocabulary.logit_scale != 1:
             logits = logits * vocabulary.logit_scale
         if vocabulary.logit_cap is not None:
@@ -102,6 +116,9 @@ class TopK:
     def at(self, rows: Tensor | slice) -> "TopK":
         return TopK(self.ids[rows], self.log_probs[rows])
 
+    def to(self, device: torch.device) -> "TopK":
+        return TopK(self.ids.to(device), self.log_probs.to(device))
+
     def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with at least one token in `known`, bool [vocab]."""
         return known[self.ids].any(-1)
@@ -110,7 +127,7 @@ class TopK:
         """float32 [R, V]. Not a distribution in rows without a known token."""
         indices = vocabulary.indices[self.ids]
         renormalised = self.log_probs.masked_fill(indices < 0, float("-inf")).log_softmax(-1)
-        log_p = torch.full((len(self), len(vocabulary.head)), IMPOSSIBLE)
+        log_p = torch.full((len(self), len(vocabulary.head)), IMPOSSIBLE, device=indices.device)
         rows, columns = torch.nonzero(indices >= 0, as_tuple=True)
         log_p[rows, indices[rows, columns]] = renormalised[rows, columns]
         return log_p

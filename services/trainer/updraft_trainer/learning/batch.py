@@ -1,4 +1,7 @@
-"""Training batches: padded texts, their counterfactual branches, and the rows to train on.
+"""Packed training batches: texts one after another, their counterfactual branches, and the rows to train on.
+
+Texts are packed into one sequence, so that none is padded, and each row attends to its own text only (see `Layout`). Rows
+before the first one that is trained are context: they have keys and values, and nothing else is computed for them.
 
 A branch is a text that the target did not generate: a sample's tokens up to a rejection, then the rejected draft tokens. It
 is trained on like any other text: draft steps start from the target's states, also those after rejected tokens, and read the
@@ -6,49 +9,46 @@ branch's tokens. A branch repeats the last rows of its text before the rejection
 It shares the earlier rows by tree attention (Miao et al. 2023, arXiv 2305.09781). Rejected: a sequence per branch, which
 gives the same values but computes the text again for each.
 
-Tensors: B samples, T rows of the longest text, M rows of the most branches, J steps, A auxiliary width, D hidden.
+Tensors: N packed rows, U unrolled rows, J steps, A auxiliary width, D hidden.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from updraft_draft.network import Tree
+from updraft_draft.layout import Layout, Span
 from updraft_trainer.data.sample import Counterfactual, Sample
 from updraft_trainer.data.teacher import DraftVocabulary, Teacher, joined
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """N rows with a prediction of the target: teachers of N rows together; the other fields are int64 [N].
+    """Rows with a prediction of the target: teachers of as many rows together; the other fields have one value a row.
 
-    `corrections` bool [N] marks rows whose token replaced a rejected draft token. Step j is trained on a row at column
-    `column - j` of the unrolled states of `sample`, unless that column is before `first`.
+    Step j is trained on a row at index `state - j` (int64) of the unrolled states, unless that is before `first` (int64), where
+    the row's text begins. `weights` float32: what each row counts.
     """
 
     teachers: tuple[Teacher, ...]
-    sample: Tensor
-    column: Tensor
+    state: Tensor
     first: Tensor
-    corrections: Tensor
+    weights: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence["TrainingRows"]) -> "TrainingRows":
         """All rows, in order."""
         return cls(
             joined([teacher for part in parts for teacher in part.teachers]),
-            torch.cat([part.sample for part in parts]),
-            torch.cat([part.column for part in parts]),
-            torch.cat([part.first for part in parts]),
-            torch.cat([part.corrections for part in parts]),
+            torch.cat([torch.empty(0, dtype=torch.long), *(part.state for part in parts)]),
+            torch.cat([torch.empty(0, dtype=torch.long), *(part.first for part in parts)]),
+            torch.cat([torch.empty(0), *(part.weights for part in parts)]),
         )
 
     def __len__(self) -> int:
-        return len(self.sample)
+        return len(self.state)
 
     def split(self, num_rows: int) -> Iterator["TrainingRows"]:
         """The same rows in order, at most `num_rows` at a time, each part with one teacher."""
@@ -57,112 +57,107 @@ class TrainingRows:
             for first in range(0, len(teacher), num_rows):
                 part = teacher.at(slice(first, first + num_rows))
                 start, end = end, end + len(part)
-                rest = (field[start:end] for field in (self.sample, self.column, self.first, self.corrections))
-                yield TrainingRows((part,), *rest)
+                yield TrainingRows((part,), *(field[start:end] for field in (self.state, self.first, self.weights)))
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
-        """The target's predictions over the draft vocabulary: float32 [N, V]."""
+        """The target's predictions over the draft vocabulary: float32 [rows, V]."""
         return torch.cat([teacher.log_p(vocabulary) for teacher in self.teachers])
 
-    def of_step(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows that a step is trained on: sample and column of their states, and their indices in these rows."""
-        indices = torch.nonzero(self.column - step >= self.first)[:, 0]
-        return self.sample[indices], self.column[indices] - step, indices
+    def of_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """The rows that a step is trained on: indices of their states, and their indices in these rows."""
+        indices = torch.nonzero(self.state - step >= self.first)[:, 0]
+        return self.state[indices] - step, indices
+
+    def weight_of_step(self, step: int) -> float:
+        return float(self.weights[self.of_step(step)[1]].sum())
+
+    def to(self, device: torch.device) -> "TrainingRows":
+        teachers = tuple(teacher.to(device) for teacher in self.teachers)
+        return TrainingRows(teachers, *(field.to(device) for field in (self.state, self.first, self.weights)))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`aux` [B, T + M, A] and the tree of its rows, which are unrolled from `first_row` on. `weights` float32 [B]: what each
-    sample counts."""
+    """`aux` [N, A] of the layout's rows. `discarded`: rows of the branches, after rejected draft tokens."""
 
     aux: Tensor
-    tree: Tree
-    first_row: int
+    layout: Layout
     text: TrainingRows
-    weights: Tensor
-    discarded: TrainingRows | None = None
-    """Rows of the branches, after rejected draft tokens; None without branches."""
+    discarded: TrainingRows
 
-    @classmethod
-    def of(
-        cls, samples: Sequence[Sample], *, num_steps: int, known: Tensor, weights: Sequence[float] | None = None
-    ) -> "Batch":
-        """A batch without branches. `known` bool [vocab] marks tokens that the draft can propose; others are not trained.
-        Without `weights` samples count alike."""
-        T = max(s.num_rows for s in samples) - 1
-        aux = torch.zeros(len(samples), T, samples[0].aux.shape[1], dtype=samples[0].aux.dtype)
-        ids = torch.zeros(len(samples), T + num_steps - 1, dtype=torch.long)
-        first_row = max(0, min(s.first_output for s in samples) - 1 - num_steps)
-        rows = []
-        for b, sample in enumerate(samples):
-            aux[b, : sample.num_rows - 1] = sample.aux[:-1]
-            following = sample.ids[1 : 1 + ids.shape[1]]
-            ids[b, : len(following)] = following
-            tokens, teacher = sample.trainable(known)
-            column = tokens - 2 - first_row
-            states = (torch.full_like(column, b), column, torch.zeros_like(column))
-            rows.append(TrainingRows((teacher,), *states, sample.corrections[tokens]))
-        counts = torch.ones(len(samples)) if weights is None else torch.tensor(weights)
-        return cls(aux, Tree.chain(ids, num_steps), first_row, TrainingRows.joined(rows), counts)
-
-    def with_branches(self, samples: Sequence[Sample], *, turn: int, known: Tensor) -> "Batch":
-        """The batch with some branches of each sample; `turn` selects which. Rows of a branch have no next token to check, so a
-        row is trained if the teacher predicts any token that the draft can propose."""
-        T, num_steps = self.aux.shape[1], self.tree.ids.shape[-1]
-        branches = [[_branch(s, one, num_steps) for one in _selected(s, num_steps, turn)] for s in samples]
-        M = max(sum(len(branch.aux) for branch in of_sample) for of_sample in branches)
-        if M == 0:
-            return self
-        aux, tree = F.pad(self.aux, (0, 0, 0, M)), _with_rows(self.tree, len(samples), M)
-        rows = []
-        for b, of_sample in enumerate(branches):
-            end = T
-            for branch in of_sample:
-                start, end = end, end + len(branch.aux)
-                aux[b, start:end] = branch.aux
-                branch.insert(tree, b, start)
-                rows.append(branch.training_rows(b, start - self.first_row, known))
-        return replace(self, aux=aux, tree=tree, discarded=TrainingRows.joined(rows))
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.aux.to(device), self.layout.to(device), self.text.to(device), self.discarded.to(device))
 
 
-@dataclass(frozen=True, slots=True)
-class _Branch:
-    """Rows of a branch from row `first` of its text on: aux [rows, A], ids [rows, J]. The last rows have a teacher."""
+class Packer:
+    """Packs samples of a batch. Not a dataclass: it grows until `batch` is called."""
 
-    first: int
-    aux: Tensor
-    ids: Tensor
-    teacher: Teacher
+    def __init__(
+        self, *, num_steps: int, known: Tensor, correction_weight: float = 0.0, turn: int | None = None
+    ) -> None:
+        """`known` bool [vocab] marks tokens that the draft can propose; others are not trained. A row whose token replaced a
+        rejected draft token counts 1 + `correction_weight`. `turn` selects some branches of each sample; None: none."""
+        self._num_steps = num_steps
+        self._known = known
+        self._correction_weight = correction_weight
+        self._turn = turn
+        self._aux, self._ids, self._positions = list[Tensor](), list[Tensor](), list[Tensor]()
+        self._spans = list[Span]()
+        self._texts, self._discarded = list[TrainingRows](), list[TrainingRows]()
+        self._num_rows = self._num_unrolled = 0
 
-    def insert(self, tree: Tree, sample: int, start: int) -> None:
-        """Write the branch into the tree's rows from `start` on. It sees the text before `first`, then itself, causally."""
-        end = start + len(self.aux)
-        tree.ids[sample, start:end] = self.ids
-        tree.positions[sample, start:end] = torch.arange(self.first, self.first + len(self.aux))
-        tree.visible[sample, start:end, : self.first] = True
-        tree.visible[sample, start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+    def add(self, sample: Sample, weight: float = 1.0) -> None:
+        """Pack a sample, of which each row counts `weight`; nothing if no row of it can be trained."""
+        tokens, teacher = sample.trainable(self._known)
+        branches = () if self._turn is None else selected(sample, self._num_steps, self._turn)
+        cuts = [cut for one in branches if len((cut := _branch(sample, one, self._num_steps, self._known)).state)]
+        if not len(tokens) and not cuts:
+            return
+        start = self._append(sample.aux[:-1], _following(sample.ids[1:], sample.num_rows - 1, self._num_steps))
+        if len(tokens):
+            first, end = max(0, int(tokens[0]) - 1 - self._num_steps), int(tokens[-1]) - 1
+            counts = weight * (1.0 + self._correction_weight * sample.corrections[tokens].float())
+            self._texts.append(self._training_rows(teacher, tokens - 2 - first, counts))
+            self._unroll(Span(start + first, start + end, start, start + first))
+        for cut in cuts:
+            self._add_branch(cut, start, weight)
 
-    def training_rows(self, sample: int, start: int, known: Tensor) -> TrainingRows:
-        """The branch's rows to train on. `start`: the column of its first row in the unrolled states."""
-        is_trainable = self.teacher.is_trainable(known)
-        column = torch.arange(len(self.aux) - len(self.teacher), len(self.aux))[is_trainable] + start
-        states = (torch.full_like(column, sample), column, torch.full_like(column, start))
-        return TrainingRows((self.teacher.at(is_trainable),), *states, torch.zeros_like(column, dtype=torch.bool))
+    def batch(self) -> "Batch | None":
+        """All that was added; None if nothing was."""
+        if not self._spans:
+            return None
+        positions = torch.cat(self._positions)
+        layout = Layout(torch.cat(self._ids), positions, tuple(self._spans), int(positions.max()) + 1 + self._num_steps)
+        text, discarded = TrainingRows.joined(self._texts), TrainingRows.joined(self._discarded)
+        return Batch(torch.cat(self._aux), layout, text, discarded)
+
+    def _add_branch(self, cut: "_Branch", text_start: int, weight: float) -> None:
+        """It sees the text before its first row, then itself, causally."""
+        start = self._append(cut.aux, cut.ids, cut.first)
+        counts = torch.full((len(cut.state),), weight)
+        self._discarded.append(self._training_rows(cut.teacher, cut.state, counts))
+        self._unroll(Span(start, start + len(cut.aux), text_start, text_start + cut.first))
+
+    def _append(self, aux: Tensor, ids: Tensor, first_position: int = 0) -> int:
+        """Add rows; return the index of the first one."""
+        start = self._num_rows
+        self._aux.append(aux)
+        self._ids.append(ids)
+        self._positions.append(torch.arange(first_position, first_position + len(aux)))
+        self._num_rows += len(aux)
+        return start
+
+    def _unroll(self, span: Span) -> None:
+        self._spans.append(span)
+        self._num_unrolled += len(span)
+
+    def _training_rows(self, teacher: Teacher, state: Tensor, weights: Tensor) -> TrainingRows:
+        """Rows of the span that comes next; `state` is relative to it."""
+        first = torch.full_like(state, self._num_unrolled)
+        return TrainingRows((teacher,), state + first, first, weights)
 
 
-def _branch(sample: Sample, one: Counterfactual, num_steps: int) -> _Branch:
-    # The first row whose last step predicts what follows the rejected draft token.
-    first = max(0, one.start - num_steps)
-    ids = torch.cat([sample.ids[first + 1 : one.start], one.ids, one.ids.new_zeros(num_steps - 1)])
-    return _Branch(
-        first=first,
-        aux=torch.cat([sample.aux[first : one.start], one.aux[:-1]]),
-        ids=ids.unfold(0, num_steps, 1),
-        teacher=one.teacher,
-    )
-
-
-def _selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
+def selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
     """Counterfactuals with about half as many rows as the text, which makes a step about 50 % slower. Consecutive turns
     select all of them."""
     counterfactuals = sample.counterfactuals
@@ -171,12 +166,54 @@ def _selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual
     return counterfactuals[turn % stride :: stride]
 
 
-def _with_rows(tree: Tree, num_samples: int, num_rows: int) -> Tree:
-    """The tree with additional rows for each sample, each of which sees only itself."""
-    ids, positions, visible = (field.expand(num_samples, *field.shape[1:]) for field in tree)
-    rest = torch.eye(visible.shape[1] + num_rows, dtype=torch.bool)
-    return Tree(
-        F.pad(ids, (0, 0, 0, num_rows)),
-        F.pad(positions, (0, num_rows)),
-        F.pad(visible, (0, num_rows, 0, num_rows)) | rest,
+def packed_rows(sample: Sample, num_steps: int, turn: int | None) -> int:
+    """Rows that a sample is packed into, at most."""
+    branches = () if turn is None else selected(sample, num_steps, turn)
+    return sample.num_rows - 1 + sum(num_steps - 1 + len(one.ids) for one in branches)
+
+
+def grouped(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in groups whose sizes add up to at most `budget`, the largest first; what is larger is a group of its own."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
+        fitting = next((n for n, left in enumerate(room) if sizes[index] <= left), None)
+        if fitting is None:
+            groups.append([index])
+            room.append(budget - sizes[index])
+        else:
+            groups[fitting].append(index)
+            room[fitting] -= sizes[index]
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Rows of a branch from row `first` of its text on: aux [rows, A], ids [rows, J]. `state`: those with a teacher."""
+
+    first: int
+    aux: Tensor
+    ids: Tensor
+    teacher: Teacher
+    state: Tensor
+
+
+def _branch(sample: Sample, one: Counterfactual, num_steps: int, known: Tensor) -> _Branch:
+    """Rows of a branch have no next token to check, so those are trained whose teacher predicts a token of the draft's."""
+    # The first row whose last step predicts what follows the rejected draft token.
+    first = max(0, one.start - num_steps)
+    aux = torch.cat([sample.aux[first : one.start], one.aux[:-1]])
+    is_trainable = one.teacher.is_trainable(known)
+    return _Branch(
+        first=first,
+        aux=aux,
+        ids=_following(torch.cat([sample.ids[first + 1 : one.start], one.ids]), len(aux), num_steps),
+        teacher=one.teacher.at(is_trainable),
+        state=torch.arange(len(aux) - len(one.teacher), len(aux))[is_trainable],
     )
+
+
+def _following(ids: Tensor, num_rows: int, num_steps: int) -> Tensor:
+    """The tokens after each row, int64 [rows, J], where `ids` are those after the first row. After the end there are zeros."""
+    padded = torch.cat([ids, ids.new_zeros(num_steps - 1)])
+    return padded[: num_rows + num_steps - 1].unfold(0, num_steps, 1)

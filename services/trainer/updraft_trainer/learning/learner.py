@@ -5,18 +5,21 @@ Step j of the unrolled draft at row t predicts the token at t + 2 + j. Its teach
 renormalised. Step j has the weight decay^j. Rows whose token replaced a rejected draft token have a higher weight, because the
 draft was wrong there.
 
-Weights and optimizer state are float32; forward and backward passes run in bfloat16 where the hardware supports it.
+Weights and optimizer state are float32, and so is the divergence; forward and backward passes run in bfloat16 (see `Compute`).
+A head that is not trained is stored in that dtype, once for draft and teacher.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from updraft_chassis.errors import Exhausted
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
@@ -26,14 +29,12 @@ from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
-from updraft_trainer.learning.batch import Batch, TrainingRows
-from updraft_trainer.learning.losses import LOSSES, Loss, forward_kl
+from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
+from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.head_loss import Objective, head_loss
+from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
 
-FORWARD_ROWS = 1024
-"""Maximum rows of padded samples in one forward pass; a longer sample has a pass of its own."""
-
-LOGIT_ROWS = 256
-"""Rows of logits in memory at a time: 8 MB per float32 tensor over 8,192 tokens."""
+logger = logging.getLogger(__name__)
 
 MIN_DECAY, MAX_DECAY = 0.95, 0.98
 """Bounds of the decay of the averaged weights. They average over at most 50 steps, so that they follow a shift of traffic, and
@@ -78,14 +79,23 @@ class Learner:
     """The draft in training. Not thread-safe."""
 
     def __init__(
-        self, target: TargetHead, config: DraftConfig, token_ids: Tensor, hyper: Hyperparameters, *, seed: int = 0
+        self,
+        target: TargetHead,
+        config: DraftConfig,
+        token_ids: Tensor,
+        hyper: Hyperparameters,
+        *,
+        compute: Compute | None = None,
+        seed: int = 0,
     ) -> None:
         self.hyper = hyper
         self.step = 0
+        self._compute = compute or Compute()
+        self._pack_tokens = self._compute.pack_tokens
+        self._text_loss = _text_loss(hyper)
         self._target = target
-        self._vocabulary = self._restricted_to(token_ids)
-        self.network = self._initial(config, token_ids, seed)
-        self.network.lm_head.requires_grad_(requires_grad=hyper.trains_head)
+        self.network = self._on_device(self._initial(config, token_ids, seed))
+        self._vocabulary = self._use_head()
         trained = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -103,13 +113,13 @@ class Learner:
         self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
-        self._vocabulary = self._restricted_to(self.network.token_ids)
+        self._vocabulary = self._use_head()
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
-        learner = Learner(self._target, draft.config, draft.token_ids, self.hyper)
+        learner = Learner(self._target, draft.config, draft.token_ids.cpu(), self.hyper, compute=self._compute)
         learner.count_from(self.step)
         learner.start_from(draft.state_dict())
         return learner
@@ -127,8 +137,7 @@ class Learner:
         """One optimizer step on these samples."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
-        self._optimizer.zero_grad(set_to_none=True)
-        loss, num_rows = self._accumulate(samples)
+        loss, num_rows = self._gradients(samples)
         if num_rows == 0:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
@@ -148,20 +157,21 @@ class Learner:
 
         `check` is called before each part of the work, and may end it by an exception.
         """
-        draft = self._initial(self.network.config, self.network.token_ids, self.step)
-        return draft if closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check) else None
+        draft = self._initial(self.network.config, self.network.token_ids.cpu(), self.step)
+        fitted = closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check)
+        return self._on_device(draft) if fitted else None
 
     def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:
         """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did.
 
         `check` as for `closed_form`; nothing has changed then.
         """
-        c = self.network.config
+        c, known = self.network.config, self.network.token_ids.cpu()
         if c.hidden_size != c.target_hidden_size:
             return False  # the target's head has no rows for this draft
         counts = token_counts(samples, self._target, check)
         token_ids = vocabulary.choose(counts, always=self._target.config.eos_token_ids, size=c.draft_vocab_size)
-        before, after = (float(counts[ids].sum()) for ids in (self.network.token_ids, token_ids))
+        before, after = (float(counts[ids].sum()) for ids in (known, token_ids))
         if after - before < MIN_MORE_TOKENS * float(counts.sum()):
             return False
         self._change_vocabulary(token_ids)
@@ -203,14 +213,33 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self._optimizer.state.pop(self.network.lm_head.weight, None)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
-        self._vocabulary = self._restricted_to(token_ids)
+        self._vocabulary = self._use_head()
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
 
-    def _restricted_to(self, token_ids: Tensor) -> DraftVocabulary:
-        c = self._target.config
-        return DraftVocabulary.of(self._target.head, token_ids, logit_scale=c.logit_scale, logit_cap=c.logit_cap)
+    def _on_device(self, network: DraftNetwork) -> DraftNetwork:
+        """The network to train. A frozen head has the dtype that it is computed in."""
+        head, compute = network.lm_head, self._compute
+        head.requires_grad_(requires_grad=self.hyper.trains_head)
+        if not self.hyper.trains_head:
+            head.weight.data = head.weight.data.to(compute.dtype)
+        network.share(network.embedding.to(compute.device))
+        return network.to(compute.device)
+
+    def _use_head(self) -> DraftVocabulary:
+        """The teacher's vocabulary. It has the draft's own head if that is the target's and is not trained."""
+        c, compute = self._target.config, self._compute
+        vocabulary = DraftVocabulary.of(
+            self._target.head,
+            self.network.token_ids.cpu(),
+            logit_scale=c.logit_scale,
+            logit_cap=c.logit_cap,
+            dtype=compute.dtype,
+        ).to(compute.device)
+        head = self.network.lm_head.weight
+        is_shared = not head.requires_grad and torch.equal(head, vocabulary.head)
+        return replace(vocabulary, head=head.detach()) if is_shared else vocabulary
 
     def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
         target = self._target
@@ -237,88 +266,81 @@ class Learner:
             self._optimizer.state.clear()
             self._num_bad = 0
 
+    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
+        """Set the gradients of the loss; return it and its number of rows.
+
+        The first time that the device's memory does not suffice, passes become half as large from then on. Exhausted if that
+        does not help: a single sample is too long then.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        try:
+            return self._accumulate(samples)
+        except torch.OutOfMemoryError as error:
+            if self._pack_tokens < self._compute.pack_tokens:
+                raise Exhausted(
+                    f"the device has too little memory for a pass of {self._pack_tokens:,} tokens ({error}); set"
+                    " UPDRAFT_TRAINER_PACK_TOKENS lower, or UPDRAFT_TRAINER_RECOMPUTE for long requests"
+                ) from error
+        self._pack_tokens //= 2
+        logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
+        if self._compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._gradients(samples)
+
     def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
         """Add the gradients of the loss over all samples; return the loss and its number of rows.
 
-        At most `FORWARD_ROWS` rows pass through the layer at once and `LOGIT_ROWS` through the head, each part with its own
-        backward pass, because autograd keeps several copies of all intermediate values: gigabytes for long answers.
+        At most `Compute.pack_tokens` rows are packed for one forward and backward pass; a longer sample has a pass of its own.
         """
+        hyper, compute = self.hyper, self._compute
+        batches = self._batches(samples)
+        num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
+        if not any(len(batch.text) for batch in batches):
+            return 0.0, 0
+        text_scales = self._scales([batch.text for batch in batches], 1.0)
+        discard_scales = self._scales([batch.discarded for batch in batches], hyper.discard_weight)
+        loss = torch.zeros((), device=compute.device)
+        for batch in (one.to(compute.device) for one in batches):
+            objectives = [
+                Objective(rows=batch.text, loss=self._text_loss, scales=text_scales),
+                Objective(rows=batch.discarded, loss=forward_kl, scales=discard_scales),
+            ]
+            loss += self._backward(batch, [one for one in objectives if len(one.rows)])
+        return float(loss), num_rows
+
+    def _batches(self, samples: list[Sample]) -> list[Batch]:
+        """The samples, packed; those without a row to train on are left out."""
         hyper = self.hyper
         weights = importance.weights([sample.probability for sample in samples])
-        by_id = {sample.trace_id: weight for sample, weight in zip(samples, weights, strict=True)}
-        batches = [self._batch(group, [by_id[sample.trace_id] for sample in group]) for group in _groups(samples)]
-        texts = [(batch.text, batch.weights) for batch in batches]
-        discards = [(batch.discarded, batch.weights) for batch in batches if batch.discarded is not None]
-        num_rows = sum(len(rows) for rows, _ in [*texts, *discards])
-        if not any(len(rows) for rows, _ in texts):
-            return 0.0, 0
-        text_scales, discard_scales = self._scales(texts, 1.0), self._scales(discards, hyper.discard_weight)
-        loss = 0.0
-        for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16):
-                states = self.network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
-            leaves = [state.detach().requires_grad_() for state in states]
-            loss += self._backward(leaves, batch.text, batch.weights, self._text_loss, text_scales)
-            if batch.discarded is not None:
-                loss += self._backward(leaves, batch.discarded, batch.weights, forward_kl, discard_scales)
-            trained = [j for j, leaf in enumerate(leaves) if leaf.grad is not None]
-            if trained:
-                torch.autograd.backward([states[j] for j in trained], [leaves[j].grad for j in trained])
-        return loss, num_rows
+        turn = self.step if hyper.discard_weight else None
+        sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
+        known, batches = self.network.t2d.cpu(), []
+        for group in grouped(sizes, self._pack_tokens):
+            packer = Packer(
+                num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
+            )
+            for index in group:
+                packer.add(samples[index], weights[index])
+            batches.append(packer.batch())
+        return [batch for batch in batches if batch is not None]
 
-    def _batch(self, samples: list[Sample], weights: Sequence[float]) -> Batch:
-        batch = Batch.of(samples, num_steps=self.hyper.ttt_steps, known=self.network.t2d, weights=weights)
-        if not self.hyper.discard_weight:
-            return batch
-        return batch.with_branches(samples, turn=self.step, known=self.network.t2d)
-
-    def _scales(self, parts: list[tuple[TrainingRows, Tensor]], weight: float) -> list[float]:
+    def _scales(self, parts: Sequence[TrainingRows], weight: float) -> list[float]:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
-        sums = [
-            sum(float(self._weights_of(rows, weights, rows.of_step(j)[2]).sum()) for rows, weights in parts)
-            for j in range(self.hyper.ttt_steps)
-        ]
+        sums = [sum(rows.weight_of_step(j) for rows in parts) for j in range(self.hyper.ttt_steps)]
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
 
-    def _weights_of(self, rows: TrainingRows, weights: Tensor, indices: Tensor) -> Tensor:
-        """The weight of each of these rows; `weights` are those of the samples."""
-        corrections = rows.corrections[indices].float()
-        return weights[rows.sample[indices]] * (1.0 + self.hyper.correction_weight * corrections)
-
-    def _text_loss(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        hyper = self.hyper
-        loss = LOSSES[hyper.loss](log_q, log_p)
-        if hyper.acceptance_weight:
-            loss = loss + hyper.acceptance_weight * LOSSES["acceptance"](log_q, log_p)
-        return loss
-
-    def _backward(
-        self, states: list[Tensor], rows: TrainingRows, weights: Tensor, loss: Loss, scales: list[float]
-    ) -> float:
-        """Add the gradients of states [B, T, D] and of the head; return the loss."""
-        total = 0.0
-        for chunk in rows.split(LOGIT_ROWS):
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                log_p = chunk.log_p(self._vocabulary)
-            for j, (state, scale) in enumerate(zip(states, scales, strict=True)):
-                sample, column, indices = chunk.of_step(j)
-                if not len(indices):
-                    continue
-                with torch.autocast("cpu", torch.bfloat16):
-                    log_q = self.network.logits(state[sample, column]).float().log_softmax(-1)
-                    losses = loss(log_q, log_p if len(indices) == len(chunk) else log_p[indices])
-                    part = scale * (losses * self._weights_of(chunk, weights, indices)).sum()
-                part.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                total += part.item()
-        return total
+    def _backward(self, batch: Batch, objectives: Sequence[Objective]) -> Tensor:
+        """Add the gradients of one batch; return the loss, float32 []."""
+        network, compute = self.network, self._compute
+        with compute.autocast():
+            states = network.unroll_packed(batch.aux.to(compute.dtype), batch.layout, recompute=compute.recompute)
+            normed = [network.norm(state) for state in states]
+            losses = [head_loss(normed, network.lm_head.weight, one, self._vocabulary) for one in objectives]
+        loss = torch.stack(losses).sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return loss.detach()
 
 
-def _groups(samples: list[Sample]) -> list[list[Sample]]:
-    """Groups of samples of similar length, each as large as `FORWARD_ROWS` allows."""
-    groups: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda one: one.num_rows):
-        if groups and (len(groups[-1]) + 1) * sample.num_rows <= FORWARD_ROWS:
-            groups[-1].append(sample)
-        else:
-            groups.append([sample])
-    return groups
+def _text_loss(hyper: Hyperparameters) -> Loss:
+    loss = LOSSES[hyper.loss]
+    return combined(loss, LOSSES["acceptance"], hyper.acceptance_weight) if hyper.acceptance_weight else loss

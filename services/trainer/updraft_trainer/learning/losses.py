@@ -1,4 +1,8 @@
-"""Losses per row of the draft. All take log q and log p over the draft vocabulary, [rows, V], and return [rows].
+"""Losses per row of the draft, and their gradients.
+
+Each takes the draft's logits float32 [rows, V] over the draft vocabulary, and the target's predictions over the same tokens. It
+returns the losses [rows] and their gradients with respect to the logits [rows, V], because the loss is fused with the head
+(see `head_loss`): autograd would keep, and pass over, several more tensors of this size.
 
 Forward KL is the default (EAGLE-3, Aurora). The acceptance loss is the objective itself, because a draft drawn from q is
 accepted with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora
@@ -8,11 +12,11 @@ rejection point is already in the training set and holds the correct token.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
+import torch
 from torch import Tensor
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 LEAST_LOG_P = -20.0
 """Lower bound of log p in reverse KL: a probability of 2e-9. For a top-k teacher all other tokens are impossible (-110, see
@@ -20,25 +24,61 @@ LEAST_LOG_P = -20.0
 length after 80 steps was 1.26 without this bound and 2.04 with it; from last hidden states it was 2.09 either way."""
 
 
-def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The target's predictions: log p and p, float32 [rows, V]."""
+
+    log_p: Tensor
+    p: Tensor
+
+    @classmethod
+    def of(cls, log_p: Tensor) -> Self:
+        """p by softmax: `exp` takes ten times as long for values that underflow (20 ms for 228 x 8192), and most values of a
+        top-k teacher do."""
+        return cls(log_p, log_p.softmax(-1))
+
+    def __len__(self) -> int:
+        return len(self.log_p)
+
+    def at(self, indices: Tensor) -> "Predictions":
+        """These rows, ascending; itself if they are all."""
+        return self if len(indices) == len(self) else Predictions(self.log_p[indices], self.p[indices])
+
+
+Loss = Callable[[Tensor, Predictions], tuple[Tensor, Tensor]]
+
+
+def forward_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """KL(p || q): the draft covers everything that the target may generate."""
-    return (_probability(log_p) * (log_p - log_q)).sum(-1)
+    log_q = logits.log_softmax(-1)
+    losses = torch.linalg.vecdot(target.p, target.log_p - log_q)
+    return losses, log_q.softmax(-1).sub_(target.p)
 
 
-def reverse_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+def reverse_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """KL(q || p): the draft proposes only what the target would generate."""
-    return (log_q.exp() * (log_q - log_p.clamp(min=LEAST_LOG_P))).sum(-1)
+    log_q, q = logits.log_softmax(-1), logits.softmax(-1)
+    differences = log_q - target.log_p.clamp(min=LEAST_LOG_P)
+    losses = torch.linalg.vecdot(q, differences)
+    return losses, q * (differences - losses.unsqueeze(-1))
 
 
-def acceptance(log_q: Tensor, log_p: Tensor) -> Tensor:
+def acceptance(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """1 - sum of min(p, q): the probability that a draft is rejected, and the total variation distance of p and q."""
-    return 1.0 - _probability(log_p).minimum(log_q.exp()).sum(-1)
+    q = logits.softmax(-1)
+    below = q * (q < target.p)  # where more of q would be accepted
+    return 1.0 - target.p.minimum(q).sum(-1), q * below.sum(-1, keepdim=True) - below
 
 
-def _probability(log_p: Tensor) -> Tensor:
-    """exp(log p) by softmax: `exp` takes ten times as long for values that underflow (20 ms for 228 x 8192), and most values of
-    a top-k teacher do."""
-    return log_p.softmax(-1)
+def combined(loss: Loss, other: Loss, weight: float) -> Loss:
+    """loss + weight * other."""
+
+    def both(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
+        losses, gradients = loss(logits, target)
+        more, gradients_of_more = other(logits, target)
+        return losses + weight * more, gradients.add_(gradients_of_more, alpha=weight)
+
+    return both
 
 
 LOSSES: dict[str, Loss] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "acceptance": acceptance}

@@ -89,7 +89,7 @@ def walk(network: DraftNetwork, samples: Iterable[Sample], *, lookahead: int) ->
     """Accepted drafts of each of those verify steps, per sample."""
     steps = []
     for sample in samples:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(network.fc.weight.device.type, torch.bfloat16):
             hits = _hits(network, sample, lookahead)
         steps.append(_walk(hits, first=sample.first_output, last=sample.num_rows))
     return steps
@@ -122,10 +122,11 @@ def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
     rows = sample.num_rows
     first_row = max(0, sample.first_output - 1)
     ids = torch.cat([sample.ids[1:], torch.zeros(lookahead, dtype=torch.long)])[None, : rows + lookahead - 1]
-    states = network.unroll(sample.aux[None], ids, num_steps=lookahead, first_row=first_row)
+    device = network.fc.weight.device
+    states = network.unroll(sample.aux[None].to(device), ids.to(device), num_steps=lookahead, first_row=first_row)
     hits = torch.zeros(rows + 1, lookahead, dtype=torch.bool)
     for j, state in enumerate(states):
-        drafts = network.token_ids[network.logits(state[0]).argmax(-1)]
+        drafts = network.token_ids[network.logits(state[0]).argmax(-1)].cpu()
         actual = sample.ids[first_row + 2 + j :]
         count = min(len(actual), len(drafts))
         hits[first_row + 1 : first_row + 1 + count, j] = drafts[:count] == actual[:count]

@@ -1,10 +1,13 @@
-"""Branches stand behind the texts of a batch, and all of them have their turn."""
+"""Texts and branches are packed without padding, and all branches have their turn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.tiny_target import HIDDEN, make_draft
 from tests.support.traces import TraceMaker
 from torch import Tensor
@@ -12,7 +15,7 @@ from torch import Tensor
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.sample import Counterfactual, Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, Teacher
-from updraft_trainer.learning.batch import Batch, TrainingRows
+from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
 
 KNOWN = torch.ones(512, dtype=torch.bool)
 
@@ -38,23 +41,30 @@ def draft(tiny_target: Path) -> DraftNetwork:
     return make_draft(tiny_target)
 
 
+def packed(samples: Sequence[Sample], *, num_steps: int = 3, turn: int | None = None) -> Batch:
+    packer = Packer(num_steps=num_steps, known=KNOWN, turn=turn)
+    for sample in samples:
+        packer.add(sample)
+    batch = packer.batch()
+    assert batch is not None
+    return batch
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 5])
 def test_a_branch_has_the_states_that_its_text_alone_has(
     samples: list[Sample], draft: DraftNetwork, num_steps: int
 ) -> None:
-    batch = Batch.of(samples, num_steps=num_steps, known=KNOWN).with_branches(samples, turn=1, known=KNOWN)
-    assert batch.discarded is not None
-    states = draft.unroll_tree(batch.aux.float(), batch.tree, first_row=batch.first_row)
+    batch = packed(samples, num_steps=num_steps, turn=1)
+    states = draft.unroll_packed(batch.aux.float(), batch.layout)
     branches = [(sample, one) for sample in samples for one in sample.counterfactuals]
     compared = set()
     for j, state in enumerate(states):
-        for b, column, index in zip(*(field.tolist() for field in batch.discarded.of_step(j)), strict=True):
-            (sample, one), n = _owner(branches, hidden(batch.discarded)[index])
-            assert sample is samples[b]
+        for index, row in zip(*(field.tolist() for field in batch.discarded.of_step(j)), strict=True):
+            (sample, one), n = _owner(branches, hidden(batch.discarded)[row])
             aux = torch.cat([sample.aux[: one.start], one.aux]).float()[None]
             ids = torch.cat([sample.ids[1 : one.start], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
             alone = draft.unroll(aux, ids, num_steps=num_steps)[j][0, one.start + n - 1 - j]
-            torch.testing.assert_close(state[b, column], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(state[index], alone, rtol=1e-4, atol=1e-5)
             compared.add((j, n))
     assert compared == {(j, n) for j in range(num_steps) for n in range(2)}
 
@@ -75,37 +85,66 @@ def _owner(branches: list[tuple[Sample, Counterfactual]], teacher: Tensor) -> tu
 
 
 def test_texts_are_unrolled_as_without_branches(samples: list[Sample], draft: DraftNetwork) -> None:
-    plain = Batch.of(samples, num_steps=3, known=KNOWN)
-    grown = plain.with_branches(samples, turn=0, known=KNOWN)
-    alone = draft.unroll_tree(plain.aux.float(), plain.tree, first_row=plain.first_row)
-    for one, state in zip(
-        alone, draft.unroll_tree(grown.aux.float(), grown.tree, first_row=grown.first_row), strict=True
-    ):
-        torch.testing.assert_close(state[:, : one.shape[1]], one, rtol=1e-4, atol=1e-5)
-        assert bool(torch.isfinite(state).all()), "rows that pad see themselves"
+    plain, grown = packed(samples), packed(samples, turn=0)
+    assert len(grown.discarded) > 0
+    assert len(plain.discarded) == 0
+    alone = draft.unroll_packed(plain.aux.float(), plain.layout)
+    beside = draft.unroll_packed(grown.aux.float(), grown.layout)
+    for j, (one, other) in enumerate(zip(alone, beside, strict=True)):
+        torch.testing.assert_close(other[grown.text.of_step(j)[0]], one[plain.text.of_step(j)[0]], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_padded_and_only_rows_that_are_trained_are_unrolled(samples: list[Sample]) -> None:
+    batch = packed(samples)
+    assert len(batch.aux) == len(batch.layout.ids) == sum(sample.num_rows - 1 for sample in samples)
+    for sample, span in zip(samples, batch.layout.spans, strict=True):
+        assert span.context_end == span.first
+        assert span.first - span.context == max(0, sample.first_output - 1 - 3)
+    trained = torch.cat([batch.text.of_step(j)[0] for j in range(3)]).unique()
+    assert len(trained) == batch.layout.num_unrolled
 
 
 def test_a_step_takes_branches_of_about_half_the_texts_rows_and_all_have_their_turn(samples: list[Sample]) -> None:
-    sample = samples[1]
-    batch, teachers = Batch.of([sample], num_steps=3, known=KNOWN), set[tuple[float, ...]]()
+    sample, teachers = samples[1], set[tuple[float, ...]]()
     for turn in range(len(sample.counterfactuals)):
-        grown = batch.with_branches([sample], turn=turn, known=KNOWN)
-        assert grown.aux.shape[1] <= 1.5 * sample.num_rows + 4
-        assert grown.discarded is not None
-        teachers.update(tuple(row) for row in hidden(grown.discarded).tolist())
+        batch = packed([sample], turn=turn)
+        assert len(batch.aux) <= 1.5 * sample.num_rows + 4
+        assert len(batch.aux) == packed_rows(sample, 3, turn)
+        teachers.update(tuple(row) for row in hidden(batch.discarded).tolist())
     assert teachers == {tuple(row) for one in sample.counterfactuals for row in hidden(one).tolist()}
 
 
-def test_a_batch_without_rejections_is_as_it_was(samples: list[Sample]) -> None:
-    batch = Batch.of(samples[2:], num_steps=3, known=KNOWN)
-    assert batch.with_branches(samples[2:], turn=0, known=KNOWN) is batch
+def test_a_sample_without_a_token_of_the_draft_takes_no_place(samples: list[Sample]) -> None:
+    packer = Packer(num_steps=3, known=torch.zeros_like(KNOWN))
+    packer.add(samples[0])
+    assert packer.batch() is None
+
+
+def test_corrections_and_samples_have_their_weights(samples: list[Sample]) -> None:
+    packer = Packer(num_steps=3, known=KNOWN, correction_weight=0.5)
+    packer.add(samples[0], 2.0)
+    batch = packer.batch()
+    assert batch is not None
+    tokens, _ = samples[0].trainable(KNOWN)
+    assert batch.text.weights.tolist() == [2.0 * (1.5 if one else 1.0) for one in samples[0].corrections[tokens]]
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=20), budget=st.integers(1, 60))
+def test_groups_hold_each_sample_once_within_the_budget_and_are_as_full_as_it_goes(
+    sizes: list[int], budget: int
+) -> None:
+    groups = grouped(sizes, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
+    totals = [sum(sizes[index] for index in group) for group in groups]
+    assert all(total <= budget or len(group) == 1 for total, group in zip(totals, groups, strict=True))
+    assert all(one + other > budget for n, one in enumerate(totals) for other in totals[n + 1 :])
 
 
 def test_training_rows_are_split_in_order_and_without_loss(samples: list[Sample]) -> None:
-    rows = Batch.of(samples, num_steps=3, known=KNOWN).text
+    rows = packed(samples).text
     parts = list(rows.split(5))
     assert [len(part) for part in parts[:-1]] == [5] * (len(parts) - 1)
     again = TrainingRows.joined(parts)
     assert torch.equal(hidden(again), hidden(rows))
-    for field in ("sample", "column", "first", "corrections"):
+    for field in ("state", "first", "weights"):
         assert torch.equal(getattr(again, field), getattr(rows, field))

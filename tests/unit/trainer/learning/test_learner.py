@@ -11,15 +11,15 @@ from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_targ
 from tests.support.traces import TraceMaker
 
 from updraft_artifacts.sizing import sizing
+from updraft_chassis.errors import Exhausted
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data import importance
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
-from updraft_trainer.learning import learner as learner_module
-from updraft_trainer.learning.batch import Batch
+from updraft_trainer.learning import head_loss
+from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
-from updraft_trainer.learning.losses import forward_kl
+from updraft_trainer.learning.losses import Predictions, forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 from updraft_trainer.publishing.publish import snapshot
 
@@ -49,10 +49,10 @@ def likeliest(target: Path, k: int, seeds: range, *, counterfactual_rows: int = 
     return [read_sample(show_likeliest(one, head, k=k).SerializeToString(), maker.expected) for one in traces]
 
 
-def make_learner(target: Path, **hyper: float | str | bool) -> Learner:
+def make_learner(target: Path, compute: Compute | None = None, **hyper: float | str | bool) -> Learner:
     head = read_head(target)
-    config = head.draft(draft_vocab_size=DRAFT_VOCAB)
-    return Learner(head, config, torch.arange(DRAFT_VOCAB), Hyperparameters(learning_rate=3e-3, **hyper))  # type: ignore[arg-type]
+    chosen = Hyperparameters(learning_rate=3e-3, **hyper)  # type: ignore[arg-type]
+    return Learner(head, head.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB), chosen, compute=compute)
 
 
 def acceptance_length(learner: Learner, samples: list[Sample]) -> float:
@@ -358,52 +358,67 @@ def test_an_estimate_does_not_depend_on_the_form_of_the_teacher(target: Path, sa
     assert verify_steps(learner.network, held_out, lookahead=3) == steps
 
 
-@pytest.mark.parametrize("forward_rows", [1, 1024])
-def test_a_step_in_parts_has_the_gradients_of_the_loss_over_the_whole_batch(
-    target: Path, rejected: list[Sample], monkeypatch: pytest.MonkeyPatch, forward_rows: int
-) -> None:
-    """Against the formula, with all samples in one forward and all rows of logits at once."""
-    monkeypatch.setattr(learner_module, "FORWARD_ROWS", forward_rows)
-    monkeypatch.setattr(learner_module, "LOGIT_ROWS", 5)
+@pytest.mark.parametrize("pack_tokens", [1, 60])
+def test_passes_of_few_tokens_add_up_to_one_of_all(target: Path, rejected: list[Sample], pack_tokens: int) -> None:
     samples = [replace(rejected[0], probability=0.5), replace(rejected[1], counterfactuals=()), *rejected[2:]]
-    counts = torch.tensor(importance.weights([one.probability for one in samples]))
-    assert counts[0] == pytest.approx(2 * float(counts[1]))
-    whole, parts = (make_learner(target, discard_weight=0.5, clip_norm=1e9) for _ in range(2))
-    hyper, network, vocabulary = whole.hyper, whole.network, whole._vocabulary
-    batch = Batch.of(samples, num_steps=hyper.ttt_steps, known=network.t2d)
-    batch = batch.with_branches(samples, turn=0, known=network.t2d)
-    assert batch.discarded is not None
-    with torch.autocast("cpu", torch.bfloat16):
-        states = network.unroll_tree(batch.aux, batch.tree, first_row=batch.first_row)
-        expected = torch.zeros(())
-        for rows, scale in ((batch.text, 1.0), (batch.discarded, 0.5)):
-            for j, state in enumerate(states):
-                sample, column, indices = rows.of_step(j)
-                log_q = network.logits(state[sample, column]).float().log_softmax(-1)
-                loss = forward_kl(log_q, rows.log_p(vocabulary)[indices])
-                weight = counts[sample] * (1.0 + hyper.correction_weight * rows.corrections[indices].float())
-                expected = expected + scale * hyper.step_decay**j * (loss * weight).sum() / weight.sum()
-    expected.backward()  # type: ignore[no-untyped-call]
-
-    assert parts.train(samples).loss == pytest.approx(expected.item(), rel=1e-4)
-    for mine, other in zip(network.parameters(), parts.network.parameters(), strict=True):
-        assert (mine.grad is None) == (other.grad is None)
-        if mine.grad is not None and other.grad is not None:
-            scale = float(mine.grad.abs().max())
-            torch.testing.assert_close(other.grad, mine.grad, rtol=0.02, atol=0.01 * scale)
+    whole = make_learner(target, discard_weight=0.5)
+    parts = make_learner(target, Compute(pack_tokens=pack_tokens), discard_weight=0.5)
+    expected, report = whole.train(samples), parts.train(samples)
+    assert report.num_rows == expected.num_rows
+    assert report.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert report.grad_norm == pytest.approx(expected.grad_norm, rel=0.01)
 
 
-def test_a_step_holds_few_rows_at_a_time_however_long_the_samples_are(
+def test_a_step_holds_few_rows_at_a_time_however_many_samples_there_are(
     target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_module, "FORWARD_ROWS", 2 * samples[0].num_rows)
-    monkeypatch.setattr(learner_module, "LOGIT_ROWS", 7)
-    learner = make_learner(target)
-    network, logit_rows, forward_rows = learner.network, list[int](), list[int]()
-    network.norm.register_forward_pre_hook(lambda _, states: logit_rows.append(len(states[0])))
-    network.fc.register_forward_pre_hook(lambda _, aux: forward_rows.append(aux[0].shape[0] * aux[0].shape[1]))
+    monkeypatch.setattr(head_loss, "MIN_CHUNK_ROWS", 7)
+    monkeypatch.setitem(head_loss.LOGIT_BYTES, "cpu", 1)
+    budget = 2 * samples[0].num_rows
+    learner = make_learner(target, Compute(pack_tokens=budget))
+    forward_rows, logit_rows = list[int](), list[int]()
+    learner.network.fc.register_forward_pre_hook(lambda _, aux: forward_rows.append(len(aux[0])))
+
+    def watched(logits: torch.Tensor, target: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+        logit_rows.append(len(logits))
+        return forward_kl(logits, target)
+
+    learner._text_loss = watched
     report = learner.train(samples[:4])
     assert sum(logit_rows) >= report.num_rows
     assert max(logit_rows) <= 7
-    assert max(forward_rows) <= max(2 * samples[0].num_rows, *(sample.num_rows for sample in samples))
+    assert max(forward_rows) <= budget
     assert len(forward_rows) > 1
+
+
+def test_a_frozen_head_that_is_the_targets_is_in_memory_once(target: Path, samples: list[Sample]) -> None:
+    learner = make_learner(target)
+    assert learner.network.lm_head.weight.dtype == torch.bfloat16
+    assert learner._vocabulary.head.data_ptr() == learner.network.lm_head.weight.data_ptr()
+    trained = make_learner(target, trains_head=True)
+    assert trained.network.lm_head.weight.dtype == torch.float32
+    other = learner.network.state_dict() | {"lm_head.weight": learner.network.lm_head.weight * 2}
+    learner.start_from(other)
+    assert learner._vocabulary.head.data_ptr() != learner.network.lm_head.weight.data_ptr()
+    assert not learner.train(samples[:2]).is_skipped
+
+
+def test_a_device_out_of_memory_costs_half_the_budget_once(
+    target: Path, samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = samples[0].num_rows - 1
+    limited, whole = make_learner(target, Compute(pack_tokens=4 * needed)), make_learner(target)
+    limit = 2 * needed
+
+    def allocate(_: object, aux: tuple[torch.Tensor]) -> None:
+        if len(aux[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    limited.network.fc.register_forward_pre_hook(allocate)
+    report, expected = limited.train(samples[:4]), whole.train(samples[:4])
+    assert report.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert report.num_rows == expected.num_rows
+    assert f"{2 * needed:,}" in caplog.text
+    limit = 1
+    with pytest.raises(Exhausted, match="UPDRAFT_TRAINER_PACK_TOKENS"):
+        limited.train(samples[:4])
