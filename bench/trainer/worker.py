@@ -5,10 +5,12 @@ It uses only what the learner's callers have always used: `Learner(target, confi
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench import harness
@@ -54,7 +56,7 @@ def _long_sample(arguments: argparse.Namespace) -> None:
         target = read_head(arguments.target)
         sample = _sample(target, arguments.tokens, arguments.teacher)
         config = target.draft(draft_vocab_size=arguments.vocab)
-        options = {}
+        options: dict[str, Any] = {}
         if arguments.recompute:
             from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
 
@@ -129,16 +131,14 @@ def _steps_on_request(arguments: argparse.Namespace) -> None:
         print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": report.loss}), flush=True)
 
 
-def recorded(num_batches: int, size: int = 4) -> list[list[Sample]]:
-    """Batches of SmolLM2's recorded answers of several kinds, see bench/learning."""
-    import os  # noqa: PLC0415
-
+def recorded(num_batches: int) -> list[list[Sample]]:
+    """Batches of SmolLM2's recorded answers, one of each kind, see bench/learning."""
     folder = harness.model()
     recorder = Recorder(folder, cache_folder(os.environ) / "learning", read_head(folder))
     kinds = ("math", "code", "chat", "sql")
     recorder.record(kinds, num_batches, 0)
     of_kinds = [recorder.samples(kind, num_batches, held_out=False) for kind in kinds]
-    return [list(batch) for batch in zip(*of_kinds, strict=True)][:num_batches] if size == len(kinds) else []
+    return [list(batch) for batch in zip(*of_kinds, strict=True)]
 
 
 if __name__ == "__main__":

@@ -77,11 +77,12 @@ def unroll(network: DraftNetwork, aux: Tensor, following: Tensor, num_steps: int
     ids = torch.cat([following, torch.zeros(num_rows + num_steps, dtype=torch.long)])
     positions, heads = torch.arange(num_rows), c.num_heads // c.num_kv_heads
     x = network.fuse(aux.to(network.fc.weight.dtype))
-    text, own, states = None, [], list[Tensor]()
+    text = x, x  # keys and values, from the first step on
+    own, states = list[tuple[Tensor, Tensor]](), list[Tensor]()
     for j in range(num_steps):
         rows = network.rows(x, ids[j : j + num_rows], positions + j)
         q, k, v = rows.q, rows.k.repeat_interleave(heads, 1), rows.v.repeat_interleave(heads, 1)
-        text = text or (k, v)
+        text = text if j else (k, v)
         own += [(k, v)] if j else []
         scores = torch.einsum("the,she->hts", q, text[0])
         scores = scores.masked_fill(torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1), float("-inf"))

@@ -49,7 +49,8 @@ class _ChainAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         q, k, v, out, lse, *own = ctx.saved_tensors
         dq, dk, dv = (torch.zeros(one.shape, device=q.device) for one in (q, k, v))
         for span, rows in zip(ctx.spans, slices(ctx.spans), strict=True):

@@ -11,7 +11,7 @@ Tensors: B sequences, T rows, A auxiliary width, D hidden, V draft vocabulary, H
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +217,7 @@ class DraftNetwork(nn.Module):
         With `recompute`, the backward pass computes each step's inner values again instead of keeping them (gradient
         checkpointing): a third more work for about a fifth of the memory.
         """
-        run = partial(checkpoint, use_reentrant=False) if recompute else _called
+        run: Callable[..., Any] = partial(checkpoint, use_reentrant=False) if recompute else _called
         index = layout.unrolled
         state, k, v = run(self._first_step, aux_NA, layout, index)
         states, own = [state], list[Tensor]()

@@ -90,7 +90,7 @@ class Batch:
 
 
 class Packer:
-    """Packs samples of a batch. Not a dataclass: it grows until `batch` is called."""
+    """A batch that samples are added to, one after another."""
 
     def __init__(
         self, *, num_steps: int, known: Tensor, correction_weight: float = 0.0, turn: int | None = None

@@ -67,7 +67,8 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         saved = [one * grad.to(one.dtype) for one in ctx.saved_tensors]
         d_head = saved.pop() if len(saved) > ctx.num_steps else None
         return None, None, d_head, *saved

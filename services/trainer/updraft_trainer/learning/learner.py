@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from updraft_chassis.errors import Exhausted
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork, initial_network
@@ -269,22 +268,26 @@ class Learner:
     def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
         """Set the gradients of the loss; return it and its number of rows.
 
-        The first time that the device's memory does not suffice, passes become half as large from then on. Exhausted if that
-        does not help: a single sample is too long then.
+        The first time that the device's memory does not suffice, passes become half as large from then on. After that, a batch
+        that does not fit is left out: one of its samples is too long.
         """
         self._optimizer.zero_grad(set_to_none=True)
         try:
             return self._accumulate(samples)
-        except torch.OutOfMemoryError as error:
-            if self._pack_tokens < self._compute.pack_tokens:
-                raise Exhausted(
-                    f"the device has too little memory for a pass of {self._pack_tokens:,} tokens ({error}); set"
-                    " UPDRAFT_TRAINER_PACK_TOKENS lower, or UPDRAFT_TRAINER_RECOMPUTE for long requests"
-                ) from error
-        self._pack_tokens //= 2
-        logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
+        except torch.OutOfMemoryError:
+            is_first = self._pack_tokens == self._compute.pack_tokens
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()
+        if not is_first:
+            longest = max(sample.num_rows for sample in samples)
+            logger.warning(
+                "The device is out of memory; this batch, with a request of %s tokens, is not trained on."
+                " UPDRAFT_TRAINER_RECOMPUTE needs less memory",
+                f"{longest:,}",
+            )
+            return 0.0, 0
+        self._pack_tokens //= 2
+        logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
         return self._gradients(samples)
 
     def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
@@ -314,7 +317,7 @@ class Learner:
         weights = importance.weights([sample.probability for sample in samples])
         turn = self.step if hyper.discard_weight else None
         sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
-        known, batches = self.network.t2d.cpu(), []
+        known, batches = self.network.t2d.cpu(), list[Batch | None]()
         for group in grouped(sizes, self._pack_tokens):
             packer = Packer(
                 num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
