@@ -39,8 +39,11 @@ CACHED_REQUESTS = 32
 QUEUED_REQUESTS = 8
 """Finished requests that wait in a pod: as many as run at the same time by default."""
 
-_LOGIT_ROWS = 256
-"""Rows whose logits over the target's vocabulary the learner holds at once, in float32, with their gradients."""
+_PASS_ROWS = 1024
+"""Rows that the learner packs for one forward and backward pass on a CPU."""
+
+_KEPT_BYTES = 180
+"""What a pass keeps per row and value of the draft's hidden size, in three draft steps: counted on a draft of D 1,024."""
 
 _DELTA_CACHE = 2**30
 _VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")
@@ -394,12 +397,13 @@ def _trainer_volume(replay: Size, state: Size, version: Size) -> Size:
 def _trainer_memory(target: SizedTarget, draft: SizedDraft, state: Size, version: Size, cache: Size) -> Size:
     trained, frozen = num_parameters(target, draft)
     head = 4 * target.hidden_size * target.vocab_size
-    logits = 8 * _LOGIT_ROWS * target.vocab_size
+    kept = _KEPT_BYTES * _PASS_ROWS * draft.hidden_size
     return Size(
-        amount=24 * trained + 4 * frozen + head + logits + state.amount + 2 * version.amount + cache.amount,
+        amount=26 * trained + 2 * frozen + head + kept + state.amount + 2 * version.amount + cache.amount,
         reason=(
-            "about: weights, gradients, moments and averages in float32, the state that is being saved, the target's embedding"
-            f" and head, logits of {_LOGIT_ROWS} rows, the candidate and the serving draft, and decoded requests"
+            "about: weights, gradients, moments and averages in float32, weights in bfloat16, the state that is being saved,"
+            f" the target's embedding and head, a pass of {_PASS_ROWS:,} rows, the candidate and the serving draft, and decoded"
+            " requests"
         ),
         settings=("spec.trainer.resources",),
     )

@@ -22,8 +22,10 @@ from updraft_draft.layout import Span, slices
 _ATEN: Any = torch.ops.aten
 
 _SHORT = 256
-"""Rows of a span up to which torch's kernel on a CPU takes about half the time in float32 (128 rows, two threads: 0.9 ms
-backward instead of 1.9). With 512 rows there is no difference, and with 2,048 bfloat16 is faster."""
+"""Rows of a span up to which torch's kernel on a CPU ran in float32. In one measurement, 128 rows took 0.9 ms backward instead
+of 1.9, 512 rows the same in both, and 2,048 rows less in bfloat16."""
+
+_MAX_HEAD = 256
 
 _BLOCK = 512
 """Rows of scores at a time where there is no kernel: 64 MB for 32,768 keys in float32, per head."""
@@ -44,7 +46,7 @@ class _ChainAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spans: tuple[Span, ...], q: Tensor, k: Tensor, v: Tensor, *own: Tensor) -> Tensor:
         out, lse = torch.empty(q.shape, device=q.device), torch.empty(q.shape[:2], device=q.device)
-        for span, rows in zip(spans, slices(spans), strict=True):
+        for span, rows in _parts(spans):
             out[rows], lse[rows] = _text_part(q[rows], k, v, span)
         out, lse = _with_own(out, lse, q, own)
         out = out.to(q.dtype)
@@ -57,7 +59,7 @@ class _ChainAttention(torch.autograd.Function):
         (grad,) = grads
         q, k, v, out, lse, *own = ctx.saved_tensors
         dq, dk, dv = (torch.zeros(one.shape, device=q.device) for one in (q, k, v))
-        for span, rows in zip(ctx.spans, slices(ctx.spans), strict=True):
+        for span, rows in _parts(ctx.spans):
             for keys, is_causal in _ranges(span):
                 parts = _flash_backward(
                     grad[rows], q[rows], k[keys], v[keys], out[rows], lse[rows], is_causal=is_causal
@@ -67,6 +69,11 @@ class _ChainAttention(torch.autograd.Function):
                 dv[keys] += parts[2]
         dq_own, d_own = _own_backward(grad, q, out, lse, own)
         return None, dq.add_(dq_own).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *d_own
+
+
+def _parts(spans: tuple[Span, ...]) -> list[tuple[Span, slice]]:
+    """Spans and where their unrolled rows are, without empty ones: torch's kernel on a CPU divides by the number of rows."""
+    return [(span, rows) for span, rows in zip(spans, slices(spans), strict=True) if len(span)]
 
 
 def _ranges(span: Span) -> list[tuple[slice, bool]]:
@@ -85,12 +92,19 @@ def _text_part(q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Ten
 
 def _scores(q: Tensor, key: Tensor) -> Tensor:
     """q . k for the one key [U, K, E] that each row has: float32 [U, H]."""
-    return (_grouped(q, key) * key.float().unsqueeze(2)).sum(-1).flatten(1) * q.shape[-1] ** -0.5
+    products = _grouped(q, key) * key.float().unsqueeze(2)
+    scale: float = q.shape[-1] ** -0.5
+    return products.sum(-1).flatten(1) * scale
 
 
 def _grouped(x: Tensor, key: Tensor) -> Tensor:
     """[U, H, E] -> float32 [U, K, G, E]."""
-    return x.float().unflatten(1, (key.shape[1], -1))
+    return x.float().reshape(len(x), key.shape[1], x.shape[1] // key.shape[1], x.shape[-1])
+
+
+def _factors(x_UH: Tensor, key: Tensor) -> Tensor:
+    """One factor per head: [U, H] -> [U, K, G, 1]."""
+    return x_UH.reshape(len(x_UH), key.shape[1], x_UH.shape[1] // key.shape[1], 1)
 
 
 def _with_own(out: Tensor, lse: Tensor, q: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,7 +115,7 @@ def _with_own(out: Tensor, lse: Tensor, q: Tensor, own: Sequence[Tensor]) -> tup
     merged = torch.stack([lse, *scores]).logsumexp(0)
     total = out * (lse - merged).exp().unsqueeze(-1)
     for score, value in zip(scores, own[1::2], strict=True):
-        weights = (score - merged).exp().unflatten(1, (value.shape[1], -1)).unsqueeze(-1)
+        weights = _factors((score - merged).exp(), value)
         total += (weights * value.float().unsqueeze(2)).flatten(1, 2)
     return total, merged
 
@@ -118,9 +132,9 @@ def _own_backward(
     for key, value in zip(own[::2], own[1::2], strict=True):
         weights = (_scores(q, key) - lse).exp()
         d_weights = (grad_g * value.float().unsqueeze(2)).sum(-1).flatten(1)
-        d_scores = (weights * (d_weights - delta) * scale).unflatten(1, (key.shape[1], -1)).unsqueeze(-1)
+        d_scores = _factors(weights * (d_weights - delta) * scale, key)
         dq += (d_scores * key.float().unsqueeze(2)).flatten(1, 2)
-        dv = (weights.unflatten(1, (key.shape[1], -1)).unsqueeze(-1) * grad_g).sum(2)
+        dv = (_factors(weights, key) * grad_g).sum(2)
         gradients += [(d_scores * q_g).sum(2).to(key.dtype), dv.to(value.dtype)]
     return dq, gradients
 
@@ -149,7 +163,8 @@ def _flash_backward(  # noqa: PLR0913 - the kernel's arguments
     else:
         tensors = [_batched(one) for one in _of_kernel(grad, q, k, v, out)]
         dq, dk, dv = (one[0].transpose(0, 1) for one in _kernel_backward(tensors, lse, is_causal=is_causal))
-    return dq, dk.unflatten(1, (K, -1)).sum(2), dv.unflatten(1, (K, -1)).sum(2)
+    dk, dv = (one.reshape(len(one), K, heads // K, one.shape[-1]).sum(2) for one in (dk, dv))
+    return dq, dk, dv
 
 
 def _kernel_backward(tensors: Sequence[Tensor], lse: Tensor, *, is_causal: bool) -> Sequence[Tensor]:
@@ -168,7 +183,10 @@ def _kernel_backward(tensors: Sequence[Tensor], lse: Tensor, *, is_causal: bool)
 
 
 def _has_kernel(q: Tensor) -> bool:
-    return q.device.type == "cpu" or (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16))
+    """CUDA's takes heads of 8 to 256 values in steps of 8, in half precision."""
+    if q.is_cuda:
+        return q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= _MAX_HEAD and q.shape[-1] % 8 == 0
+    return q.device.type == "cpu"
 
 
 def _of_kernel(rows: Tensor, *others: Tensor) -> list[Tensor]:

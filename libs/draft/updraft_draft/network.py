@@ -209,7 +209,9 @@ class DraftNetwork(nn.Module):
         serving if all earlier drafts were accepted. Rows before `first_row` are context only.
         """
         layout = Layout.of_texts(ids_BT, num_steps=num_steps, first_row=first_row)
-        return [state.unflatten(0, (len(ids_BT), -1)) for state in self.unroll_packed(aux_BTA.flatten(0, 1), layout)]
+        states = self.unroll_packed(aux_BTA.flatten(0, 1), layout)
+        B = len(ids_BT)
+        return [state.view(B, layout.num_unrolled // B, state.shape[-1]) for state in states]
 
     def unroll_packed(self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False) -> list[Tensor]:
         """Like `unroll`, for packed texts: the states [U, D] of each step, in the order of the layout's spans.

@@ -276,6 +276,7 @@ class Learner:
             return self._accumulate(samples)
         except torch.OutOfMemoryError:
             is_first = self._pack_tokens == self._compute.pack_tokens
+        self._optimizer.zero_grad(set_to_none=True)
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()
         if not is_first:

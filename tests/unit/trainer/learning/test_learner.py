@@ -229,8 +229,8 @@ def test_the_discard_loss_is_the_divergence_along_the_rejected_drafts(target: Pa
     """By hand: the draft reads the rejected text as a text of its own, two steps from every row."""
     one = rejected[0].counterfactuals[9]
     sample = replace(rejected[0], counterfactuals=(one,))
-    hyper = {"ttt_steps": 2, "step_decay": 0.5}
-    weighted, plain = make_learner(target, discard_weight=3.0, **hyper), make_learner(target, **hyper)
+    weighted = make_learner(target, discard_weight=3.0, ttt_steps=2, step_decay=0.5)
+    plain = make_learner(target, ttt_steps=2, step_decay=0.5)
     network, place = make_learner(target).network, one.start
 
     ids = torch.cat([sample.ids[1:place], one.ids, torch.tensor([0, 0])])[None]
