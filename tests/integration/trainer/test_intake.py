@@ -235,7 +235,7 @@ async def test_shards_fill_one_replay_and_a_trace_in_two_of_them_is_admitted_onc
             await stack.enter_async_context(running(redis, replay, traces, metrics, shard=shard))
         await until(lambda: replay.num_samples(Pool.WINDOW) == 16)
         await until(lambda: count(metrics, "samples_refused_total", reason="duplicate") == 2)
-        assert [count(metrics, "stream_up", shard=str(shard)) for shard in range(3)] == [1, 1, 1]
+        await until(lambda: [count(metrics, "stream_up", shard=str(shard)) for shard in range(3)] == [1, 1, 1])
     assert [await redis.xlen(key) for key in keys] == [0, 0, 0]
 
 
