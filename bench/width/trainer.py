@@ -23,7 +23,7 @@ from updraft_chassis import lifecycle, metrics, rpc, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import UpdraftError
 from updraft_draft import memory
-from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
@@ -69,10 +69,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             counters.registry, host="127.0.0.1", port=config.metrics_port, ready=lambda: True, setting="METRICS_PORT"
         ),
     ):
+        intake = Intake(consumer, replay, expected, metrics=counters, clock=SystemClock())
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(Intake(consumer, replay, expected, metrics=counters, clock=SystemClock()).run(stop))
+            tasks.create_task(intake.run(stop))
             tasks.create_task(asyncio.to_thread(_read, replay, data / "reads", config, stop))
-            tasks.create_task(_state_demand(config, DEMAND * width.tokens_per_s, stop))
+            tasks.create_task(_state_demand(config, intake, DEMAND * width.tokens_per_s, stop))
     await client.aclose()
 
 
@@ -93,16 +94,17 @@ def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.S
             time.sleep(BATCH_S)
 
 
-async def _state_demand(config: TrainerSettings, tokens_per_s: float, stop: lifecycle.Stop) -> None:
-    """Ask for all that the pods generate, where the registry takes a demand."""
+async def _state_demand(config: TrainerSettings, intake: Intake, usable: float, stop: lifecycle.Stop) -> None:
+    """Ask for all that the pods generate and intake can store, where the registry takes a demand."""
+    stream_bytes = config.capture_max_bytes or usual().stream.amount
     if _DEMAND not in pb.ReportTrainingRequest.DESCRIPTOR.fields_by_name:
         return
     async with rpc.channel(config.registry_address) as channel:
         stub = RegistryStub(channel)
         while not stop.requested:
             request = pb.ReportTrainingRequest(speculator=config.speculator, message="bench")
-            setattr(request, _DEMAND, tokens_per_s)
             try:
+                setattr(request, _DEMAND, min(usable, await storable_together([intake], stream_bytes)))
                 with rpc.errors():
                     await stub.ReportTraining(request, timeout=_DEMAND_S)
             except UpdraftError:

@@ -225,6 +225,7 @@ class Consumer:
         self._key = key
         self._dead_key = _dead(key)
         self._dead_bound = _Bound(DEAD_LETTERS_MAX_BYTES)
+        self._sizes = _MeanSize()
         self._group = group
         self._name = name
         self._claim_idle_ms = int(claim_idle.total_seconds() * 1000)
@@ -265,7 +266,17 @@ class Consumer:
                     await self._create_group()
                     continue
                 if entries or left_ms <= _BLOCK_SLICE_MS:
+                    for entry in entries:
+                        self._sizes.add(len(entry.data))
                     return entries
+
+    async def fullness(self, max_bytes: int) -> float:
+        """What waits in a stream of so many bytes, as a share of them, by the mean size of recent entries. It may exceed 1, and
+        does not count what is in hand. Other than the rest, it may be called at any time. Unavailable if Redis is unreachable.
+        """
+        with _redis_errors():
+            length = await self._client.xlen(self._key)
+        return max(0, int(length) - len(self.in_hand)) * self._sizes.mean_bytes / max_bytes
 
     async def ack(self, ids: Iterable[str]) -> None:
         """Settle entries whose effect is durable: remove them from the group and from the stream."""
@@ -416,21 +427,31 @@ def _dead(key: str) -> str:
     return f"{key}:dead"
 
 
-class _Bound:
-    """Converts a limit in bytes into a number of entries, by the mean size of recent ones."""
+class _MeanSize:
+    """The mean size of recent entries, 0 before the first one."""
 
     _WINDOW = 128  # entries: short enough to adapt before the stream holds many larger ones
 
+    def __init__(self) -> None:
+        self.mean_bytes = 0.0
+        self._num_entries = 0
+
+    def add(self, size_bytes: int) -> None:
+        self._num_entries += 1
+        self.mean_bytes += (size_bytes + _OVERHEAD_BYTES - self.mean_bytes) / min(self._num_entries, self._WINDOW)
+
+
+class _Bound:
+    """Converts a limit in bytes into a number of entries, by the mean size of recent ones."""
+
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._mean_bytes = 0.0
-        self._num_entries = 0
+        self._sizes = _MeanSize()
 
     def entries(self, size_bytes: int) -> int:
         """Count the next entry's size; return how many entries may stay, at least one."""
-        self._num_entries += 1
-        self._mean_bytes += (size_bytes + _OVERHEAD_BYTES - self._mean_bytes) / min(self._num_entries, self._WINDOW)
-        return max(1, int(self._max_bytes / self._mean_bytes))
+        self._sizes.add(size_bytes)
+        return max(1, int(self._max_bytes / self._sizes.mean_bytes))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Metrics:
 
         self.demand = new.gauge(
             "demand_tokens_per_second",
-            "Captured tokens per second that the trainer can use, as stated to the registry, which grants them to pods",
+            "Captured tokens per second that the trainer can store and use, as stated to the registry for its grants to pods",
         )
 
         self.steps = new.counter("optimizer_steps", "Optimizer steps since the process started")

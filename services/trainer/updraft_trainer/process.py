@@ -3,9 +3,10 @@
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -23,7 +24,7 @@ from updraft_chassis.errors import Conflict, UpdraftError
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter
-from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
@@ -92,12 +93,13 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 fitted_bytes=decoded_bytes // 2,
             )
         )
+        stream_bytes = config.capture_max_bytes or _stream_bytes(target, config)
         record = LearningRecord(
             replay,
             capacity,
             min_samples=config.min_samples,
             version_bytes=sizes.version.amount,
-            stream_bytes=config.capture_max_bytes or _stream_bytes(target, config),
+            stream_bytes=stream_bytes,
             samples_to_start=config.first_samples,
         )
         spec = TrainerSpec(
@@ -151,16 +153,25 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         facts = {"metrics_port": port, "streams": config.stream_keys, "replay_bytes": capacity.replay_bytes}
         facts |= {"device": compute.device.type, "pack_tokens": compute.pack_tokens}
         logger.info("Trainer started", extra=facts)
-        async with asyncio.TaskGroup() as tasks:
-            for shard in streams.shards_of(0, 1, config.stream_shards):
-                consumer = streams.Consumer(
+        intakes = [
+            Intake(
+                streams.Consumer(
                     client, config.stream_keys[shard], group="trainer", name=config.pod_name, claim_idle=_CLAIM_IDLE
-                )
-                intake = Intake(consumer, replay, expected, metrics=counters, clock=clock, shard=shard)
+                ),
+                replay,
+                expected,
+                metrics=counters,
+                clock=clock,
+                shard=shard,
+            )
+            for shard in streams.shards_of(0, 1, config.stream_shards)
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for intake in intakes:
                 tasks.create_task(intake.run(stop))
             tasks.create_task(_ask_redis(client, record, stop))
             tasks.create_task(registry.run(stop))
-            tasks.create_task(_state_demand(components, stop))
+            tasks.create_task(_state_demand(components, intakes, stream_bytes, stop))
             tasks.create_task(_train(config, spec, initial, components, identity, stop))
 
 
@@ -185,10 +196,16 @@ async def _train(
         await trainer.run(stop)
 
 
-async def _state_demand(components: Components, stop: lifecycle.Stop) -> None:
-    """Tell the registry how many captured tokens training can use, also while a step or a fit takes minutes."""
+async def _state_demand(
+    components: Components, intakes: Sequence[Intake], stream_bytes: int, stop: lifecycle.Stop
+) -> None:
+    """Tell the registry how many captured tokens can be stored and used, also while a step or a fit takes minutes."""
+    most = math.inf
     while not stop.requested:
-        components.registry.set_demand(await asyncio.to_thread(components.demand.tokens_per_s))
+        usable = await asyncio.to_thread(components.demand.tokens_per_s)
+        with suppress(UpdraftError):  # while Redis is away, nothing comes
+            most = await storable_together(intakes, stream_bytes)
+        components.registry.set_demand(min(usable, most))
         await stop.wait(_DEMAND_S)
 
 

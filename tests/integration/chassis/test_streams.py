@@ -56,6 +56,19 @@ async def test_entries_arrive_in_order_whatever_their_bytes(redis: Redis) -> Non
     await settle_all(life)
 
 
+async def test_a_stream_is_as_full_as_what_waits_in_it_and_is_in_nobodys_hand(redis: Redis) -> None:
+    life = await consumer(redis)
+    assert await life.fullness(4000) == 0.0
+    await append(redis, *[bytes(936)] * 10)  # 1,000 bytes in Redis
+    entries = await read(life, count=4)
+    assert await life.fullness(4000) == pytest.approx(6 / 4)
+    await life.ack(entry.id for entry in entries)
+    assert await life.fullness(8000) == pytest.approx(6 / 8)
+    await read(life)
+    assert await life.fullness(8000) == 0.0
+    await settle_all(life)
+
+
 async def test_redis_tells_how_much_memory_it_may_use(redis: Redis) -> None:
     before = await max_memory(redis)
     try:

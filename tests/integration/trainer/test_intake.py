@@ -1,7 +1,8 @@
 import asyncio
+import math
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from tests.support.clock import ManualClock
 from tests.support.disk import file_size_limit
 from tests.support.likeliest import show_likeliest
 from tests.support.redis_server import RedisServer
@@ -22,9 +24,11 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
 from updraft_draft.target_weights import read_head
-from updraft_trainer.data.intake import BATCH_ENTRIES, Intake, check
-from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.demand import HEADROOM
+from updraft_trainer.data.intake import BATCH_ENTRIES, Intake, check, storable_together
+from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
+from updraft_trainer.data.sample import Sample
 from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:{default:default:0}:samples:v1"
@@ -316,3 +320,31 @@ async def test_with_a_full_disk_traces_wait_in_the_stream(
             assert stored < 20
         await until(lambda: is_settled(redis), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 20
+
+
+async def test_intake_takes_as_much_as_it_stores_and_nothing_while_half_of_its_stream_waits(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    await consumer.open()
+    clock = ManualClock()
+    intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=clock)
+    admit = replay.admit
+
+    def admit_slowly(batch: Sequence[IncomingTrace]) -> list[Sample]:
+        clock.advance(seconds=2.0)
+        return admit(batch)
+
+    monkeypatch.setattr(replay, "admit", admit_slowly)
+    entries = [traces.data(seed) for seed in range(2 * BATCH_ENTRIES + 4)]
+    waiting = 4 * (len(entries[0]) + 64)
+    assert await storable_together([intake], waiting) == math.inf, "nothing is known of its speed"
+    await send(redis, *entries)
+    await intake.store_batch()  # and the next batch is read
+    speed = BATCH_ENTRIES * NUM_OUTPUT / 2.0
+    assert await storable_together([intake], 100 * waiting) == pytest.approx(HEADROOM * speed * 0.98, rel=0.05)
+    assert await storable_together([intake, intake], 8 * waiting) == pytest.approx(HEADROOM * speed, rel=0.05)
+    assert await storable_together([intake], waiting) == 0.0
+    await intake.store_batch()
+    await intake.store_batch()
+    assert await storable_together([intake], waiting) == pytest.approx(HEADROOM * speed, rel=0.2), "nothing waits"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode, encode, is_finite
+from updraft_draft.tensors import decode, encode, is_finite, is_finite_encoded, outline
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,6 +67,38 @@ def test_a_tensor_of_the_wrong_size_is_refused() -> None:
     message.rows = 1_000_000
     with pytest.raises(InvalidInput, match="bytes"):
         decode(message)
+    with pytest.raises(InvalidInput, match="bytes"):
+        outline(message)
+
+
+ENCODINGS = [
+    trace_pb2.TENSOR_ENCODING_BF16,
+    trace_pb2.TENSOR_ENCODING_FP32,
+    trace_pb2.TENSOR_ENCODING_FP8_E4M3,
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_outline_has_the_shape_and_type_of_what_is_decoded(encoding: trace_pb2.TensorEncoding.ValueType) -> None:
+    message = encode(torch.randn(5, 7), encoding)
+    decoded, without_values = decode(message), outline(message)
+    assert (without_values.shape, without_values.dtype) == (decoded.shape, decoded.dtype)
+    assert without_values.is_meta
+
+
+@given(
+    encoding=st.sampled_from(ENCODINGS),
+    bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    at=st.integers(0, 4),
+    rows=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+)
+def test_encoded_rows_are_finite_where_decoded_ones_are(
+    encoding: trace_pb2.TensorEncoding.ValueType, bad: float, at: int, rows: tuple[int, int]
+) -> None:
+    values = torch.randn(5, 7)
+    values[at, 3] = bad
+    message = encode(values, encoding)
+    assert is_finite_encoded(message, slice(*rows)) == is_finite(decode(message)[slice(*rows)])
 
 
 def test_an_unknown_encoding_is_refused() -> None:

@@ -3,6 +3,9 @@
 What training uses up is half of its speed over the times that a sample is used, because half of a batch is fresh. Around that
 the demand keeps a backlog of fresh samples: too little and training pauses, too much and pods capture what nobody reads in
 time. Missing requests, held-out ones above all, are demanded within a minute.
+
+Whatever training can use, the demand is bounded by what intake can store: what is more would wait in the streams, and push out
+what was asked for.
 """
 
 import math
@@ -33,6 +36,18 @@ HELD_OUT_SHARE = 0.1
 
 FIRST_REQUEST_TOKENS = 1000.0
 """Captured tokens of a request, before any is known."""
+
+HEADROOM = 1.1
+"""Demand with empty streams, over what intake stores while it is busy: it gets faster as its batches fill up."""
+
+FULL_SHARE = 0.5
+"""Nothing is demanded with streams as full as this. Requests that are being captured still come in, for a minute."""
+
+_INTAKE_HORIZON_S = 30.0
+"""Busy time after which a measurement of intake counts little."""
+
+_LEAST_INTAKE_S = 1.0
+"""Busy time before which intake's speed is unknown."""
 
 _HORIZON_S = 60.0
 """Training time after which a measurement counts little."""
@@ -69,6 +84,32 @@ def wanted_that_fit(count: int, stored: tuple[int, int], max_bytes: int) -> int:
     num_stored, num_bytes = stored
     # One less than fit on average: when the next one is larger than the mean, an old one gives way to it.
     return min(count, max(0, math.floor(max_bytes * num_stored / num_bytes) - 1)) if num_bytes else count
+
+
+def storable(speed: float | None, fullness: float) -> float:
+    """Captured tokens per second that intake can take. `speed`: how many it stores while it is busy; None: unknown.
+    `fullness`: share of the stream that waits. Pods react within a minute, a stream may fill up in ten seconds: so the bound
+    follows the speed, and fullness corrects it."""
+    room = max(0.0, 1.0 - fullness / FULL_SHARE)
+    if speed is None:
+        return math.inf if room else 0.0
+    return HEADROOM * speed * room
+
+
+class IntakeSpeed:
+    """Tokens that intake stores per second of the time in which it has something to store."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def stored(self, tokens: int, seconds: float) -> None:
+        """So many tokens were stored in this time, since those before or since there was something to store."""
+        keep = math.exp(-seconds / _INTAKE_HORIZON_S)
+        self._tokens, self._seconds = keep * self._tokens + tokens, keep * self._seconds + seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self._tokens / self._seconds if self._seconds >= _LEAST_INTAKE_S else None
 
 
 class DemandMeter:

@@ -20,6 +20,7 @@ from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import Consumer, Entry
+from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
@@ -50,13 +51,17 @@ class CheckedEntry:
     traffic: dict[str, int]
 
     @property
+    def num_taught(self) -> int:
+        return self.result.num_taught if isinstance(self.result, Sample) else 0
+
+    @property
     def is_unreadable(self) -> bool:
         return isinstance(self.result, RefusedTrace) and self.result.label in _UNREADABLE
 
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        sample = read_sample(entry.data, expected)
+        sample = read_sample(entry.data, expected, is_outline=True)
         _check_clock(entry, sample)
         return CheckedEntry(entry, sample, read_traffic(entry.data))
     except RefusedTrace as refusal:
@@ -106,6 +111,8 @@ class Intake:
         self._shard = str(shard)
         self._unsettled: list[CheckedEntry] = []
         self._next: list[CheckedEntry] = []
+        self._busy_since_s: float | None = None
+        self._speed = IntakeSpeed()
         self._is_up: bool | None = None
 
     async def run(self, stop: Stop) -> None:
@@ -123,6 +130,11 @@ class Intake:
                 self._set_up(is_up=True)
                 backoff.reset()
 
+    async def storable(self, max_bytes: int) -> float:
+        """Captured tokens per second that this shard can take, with a stream of `max_bytes`. May be called at any time.
+        Unavailable if Redis is unreachable."""
+        return storable(self._speed.tokens_per_s, await self._consumer.fullness(max_bytes))
+
     async def store_batch(self) -> None:
         """Settle one batch: the previous one if it could not be settled, otherwise what can be read within a second."""
         if not self._unsettled:
@@ -132,6 +144,8 @@ class Intake:
 
     async def _read(self, block: timedelta) -> list[CheckedEntry]:
         entries = await self._consumer.read(count=BATCH_ENTRIES, block=block)
+        if entries and self._busy_since_s is None:
+            self._busy_since_s = self._clock.monotonic()
         return await asyncio.to_thread(lambda: [check(entry, self._expected) for entry in entries])
 
     async def _read_ahead(self) -> None:
@@ -152,6 +166,7 @@ class Intake:
             raise stored
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
+        self._measure(sum(checked.num_taught for checked in self._unsettled))
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
         while self._unsettled:
             unreadable = self._unsettled[0]
@@ -172,6 +187,12 @@ class Intake:
             metrics.replay_samples.labels(pool).set(replay.num_samples(pool))
             metrics.replay_bytes.labels(pool).set(replay.num_bytes(pool))
 
+    def _measure(self, tokens: int) -> None:
+        now_s = self._clock.monotonic()
+        if self._busy_since_s is not None:
+            self._speed.stored(tokens, now_s - self._busy_since_s)
+        self._busy_since_s = now_s if self._next else None
+
     def _count_settled(self, settled: Sequence[CheckedEntry]) -> None:
         for checked in settled:
             if isinstance(checked.result, RefusedTrace):
@@ -190,3 +211,9 @@ class Intake:
             elif self._is_up is not None:
                 logger.info("Receiving traces again")
         self._is_up = is_up
+
+
+async def storable_together(intakes: Sequence[Intake], stream_bytes: int) -> float:
+    """Captured tokens per second that all shards can take, with streams of so many bytes together. Each shard gets the same
+    part, so the slowest one decides. Unavailable if Redis is unreachable."""
+    return len(intakes) * min([await intake.storable(stream_bytes // len(intakes)) for intake in intakes])

@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS samples (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingTrace:
-    """A valid trace, decoded, with its serialized bytes."""
+    """A valid trace, decoded or in outline, with its serialized bytes."""
 
     sample: Sample
     data: bytes
@@ -161,8 +161,6 @@ class Replay:
                 self._store(new)
                 self._is_stale = False
             self._reclaim()
-            for trace in new:
-                self._cache.put(trace.sample)
             held_out = {request_of(trace.sample.trace_id) for trace in new if trace.sample.is_evaluation}
             self.num_held_out += len(held_out - known)
             return [trace.sample for trace in new]

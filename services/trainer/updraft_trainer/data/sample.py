@@ -14,7 +14,7 @@ from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode, is_finite
+from updraft_draft.tensors import decode, is_finite, is_finite_encoded, outline
 from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.teacher import Teacher, read_teacher
 
@@ -22,6 +22,9 @@ SCHEMA = 1
 
 FIRST_TRAINABLE = 2
 """Index of the first token that can be trained: the draft predicts it from row 0 and the token after row 0."""
+
+
+_NOT_FINITE = "auxiliary hidden states are not finite"
 
 
 class RefusedTrace(InvalidInput):
@@ -72,6 +75,7 @@ class Sample:
 
     trace_id: str
     aux: Tensor
+    """On the device meta in an outline."""
     teacher: Teacher
     first_teacher_row: int = 0
     ids: Tensor
@@ -119,8 +123,9 @@ def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sa
         yield sample
 
 
-def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
-    """Parse and check one stream entry. Raises RefusedTrace. `is_checked`: its values were found good before."""
+def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False) -> Sample:
+    """Parse and check one stream entry. Raises RefusedTrace. `is_checked`: its values were found good before. `is_outline`:
+    check the values of aux, but do not decode them, which is most of the work; not every stored sample is used."""
     trace = trace_pb2.Trace()
     try:
         trace.ParseFromString(data)
@@ -132,7 +137,7 @@ def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = Fal
     if not 0.0 < trace.header.payload_probability <= 1.0:
         probability = trace.header.payload_probability
         raise RefusedTrace("malformed", f"the payload was taken with the probability {probability}")
-    return _sample(trace, expected, is_checked=is_checked)
+    return _sample(trace, expected, is_checked=is_checked, is_outline=is_outline)
 
 
 def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
@@ -181,14 +186,16 @@ class _Block:
         return max(0, stretch.stop - first + 1)
 
 
-def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool) -> Sample:
-    block = _block(trace, expected)
+def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool, is_outline: bool) -> Sample:
+    block = _block(trace, expected, is_outline=is_outline)
     stretch = _stretch(block, trace.payload.missing_rows)
     aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
     first = max(stretch.start, block.first_teacher_row)
     teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
     if not is_checked and (problem := _problem(aux, teacher, ids, expected)):
         raise RefusedTrace("malformed", problem)
+    if is_outline and not is_finite_encoded(trace.payload.aux_hidden, slice(stretch.start, stretch.stop)):
+        raise RefusedTrace("malformed", _NOT_FINITE)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
         index = block.first_output + step.start + step.accepted - stretch.start
@@ -221,9 +228,9 @@ def _rejects_model(step: trace_pb2.Step) -> bool:
     return is_rejected and step.drafter != trace_pb2.DRAFTER_NGRAM and step.accepted not in step.looked_up
 
 
-def _block(trace: trace_pb2.Trace, expected: ExpectedTarget) -> _Block:
+def _block(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_outline: bool) -> _Block:
     payload = trace.payload
-    aux, teacher = _decoded(payload, expected)
+    aux, teacher = _decoded(payload, expected, is_outline=is_outline)
     if len(teacher) != len(aux) - payload.first_teacher_row:
         rows = f"{len(teacher)} rows from row {payload.first_teacher_row} on"
         raise RefusedTrace("malformed", f"a teacher of {rows} does not match {len(aux)} rows of hidden states")
@@ -280,9 +287,12 @@ def _counterfactuals(
     return tuple(counterfactuals)
 
 
-def _decoded(message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: ExpectedTarget) -> tuple[Tensor, Teacher]:
+def _decoded(
+    message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: ExpectedTarget, *, is_outline: bool = False
+) -> tuple[Tensor, Teacher]:
     try:
-        aux, teacher = decode(message.aux_hidden), read_teacher(message, vocab_size=expected.vocab_size)
+        aux = outline(message.aux_hidden) if is_outline else decode(message.aux_hidden)
+        teacher = read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
         raise RefusedTrace("malformed", str(error)) from None
     if teacher is None:
@@ -294,8 +304,8 @@ def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: ExpectedTarge
     """The first problem with the values, or an empty string."""
     if aux.shape[1] != expected.aux_size:
         return f"auxiliary hidden states of width {aux.shape[1]}, expected {expected.aux_size}"
-    if not is_finite(aux):
-        return "auxiliary hidden states are not finite"
+    if not aux.is_meta and not is_finite(aux):
+        return _NOT_FINITE
     if bool(((ids < 0) | (ids >= expected.vocab_size)).any()):
         return f"a token is outside the vocabulary of {expected.vocab_size}"
     return teacher.problem(hidden_size=expected.hidden_size, vocab_size=expected.vocab_size)

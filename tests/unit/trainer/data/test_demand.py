@@ -1,23 +1,30 @@
 """The demand keeps training busy with fresh samples, and no more than that."""
 
-from dataclasses import replace
+import math
+import random
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tiny_target import make_tiny_target
 from tests.support.traces import TraceMaker
 
+from updraft_inference.agent.credits import TokenBucket
 from updraft_trainer.data.demand import (
     BACKLOG_S,
     BURST,
     FILL_S,
     FIRST_REQUEST_TOKENS,
     FRESH_SHARE,
+    FULL_SHARE,
+    HEADROOM,
     DemandMeter,
+    IntakeSpeed,
     ReplayFill,
     demand,
+    storable,
     wanted_that_fit,
 )
 from updraft_trainer.data.replay import IncomingTrace, Replay
@@ -139,3 +146,102 @@ def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: Tra
         assert meter.tokens_per_s() == pytest.approx(used_up * BURST ** (1 - backlog_s / BACKLOG_S), rel=0.05)
         meter.uses = lambda: dict.fromkeys(ids, 2)
         assert meter.tokens_per_s() == pytest.approx(BURST * used_up, rel=0.05)
+
+
+REQUEST_TOKENS_PER_S = 100.0
+"""Of one request, which is captured as it runs: what was chosen comes in for a minute."""
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """Pods with a real bucket, whose requests have 256 to 4,096 tokens, and an intake of a stream that holds `stream` tokens.
+    Intake's speed varies by a fifth, and it is slower by half when its batches are not full."""
+
+    speed: float
+    stream: float
+    traffic: float
+    usable: float
+    seed: int
+    bucket: TokenBucket = field(default_factory=TokenBucket)
+    running: list[float] = field(default_factory=list)
+    waiting: float = 0.0
+    due: float = 0.0
+    granted: list[float] = field(default_factory=list)
+    stored: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)
+
+    def run(self, seconds: int) -> None:
+        rng, measured = random.Random(self.seed), IntakeSpeed()
+        self.bucket.grant(self.usable, 0.0)
+        for now_s in range(seconds):
+            self.send(rng, float(now_s))
+            self.store(self.speed * rng.uniform(0.8, 1.2), measured)
+            if now_s % 2 == 0:
+                self.granted.append(min(self.usable, storable(measured.tokens_per_s, self.waiting / self.stream)))
+            if len(self.granted) > 2:  # the demand is four seconds old when pods hear of it, and never below 100
+                self.bucket.grant(max(100.0, self.granted[-3]), float(now_s))
+
+    def send(self, rng: random.Random, now_s: float) -> None:
+        """One second of traffic."""
+        self.due += self.traffic
+        while self.due > 0:
+            tokens = math.exp(rng.uniform(math.log(256), math.log(4096)))
+            self.due -= tokens
+            if rng.random() < self.bucket.level(now_s):
+                self.bucket.charge(tokens)
+                self.running.append(tokens)
+        self.waiting += sum(min(left, REQUEST_TOKENS_PER_S) for left in self.running)
+        self.running = [left - REQUEST_TOKENS_PER_S for left in self.running if left > REQUEST_TOKENS_PER_S]
+
+    def store(self, speed: float, measured: IntakeSpeed) -> None:
+        """One second of intake; the stream drops what is too much for it."""
+        tokens = min(self.waiting, speed)
+        self.waiting -= tokens
+        self.lost.append(max(0.0, self.waiting - self.stream))
+        self.waiting -= self.lost[-1]
+        if tokens:
+            measured.stored(round(tokens), min(1.0, 1.5 * tokens / speed))
+        self.stored.append(tokens)
+
+
+@settings(max_examples=10, deadline=None)
+@given(share=st.floats(0.2, 0.95), stream_s=st.floats(8.0, 300.0), seed=st.integers(0, 1000))
+def test_an_intake_slower_than_pods_loses_nothing_after_the_first_minutes_and_stays_busy(
+    share: float, stream_s: float, seed: int
+) -> None:
+    speed = share * 10_000.0
+    fleet = Fleet(speed=speed, stream=max(64_000.0, stream_s * speed), traffic=10_000.0, usable=10_500.0, seed=seed)
+    fleet.run(900)
+    assert sum(fleet.lost[180:]) == 0.0
+    assert sum(fleet.stored[180:]) > 0.8 * speed * 720
+
+
+@settings(max_examples=10, deadline=None)
+@given(times=st.floats(2.0, 100.0), usable=st.floats(10_500.0, 1e6), seed=st.integers(0, 1000))
+def test_an_intake_twice_as_fast_as_pods_is_never_throttled(times: float, usable: float, seed: int) -> None:
+    fleet = Fleet(speed=times * 10_000.0, stream=64_000.0, traffic=10_000.0, usable=usable, seed=seed)
+    fleet.run(600)
+    assert min(fleet.granted) >= fleet.traffic
+    assert sum(fleet.lost) == 0.0
+
+
+@given(speed=st.floats(0.0, 1e6), fullness=st.floats(0.0, 2.0), more=st.floats(0.0, 1.0))
+def test_a_fuller_stream_never_raises_what_can_be_stored(speed: float, fullness: float, more: float) -> None:
+    assert 0.0 <= storable(speed, fullness + more) <= storable(speed, fullness) <= HEADROOM * speed
+
+
+def test_an_intake_that_has_stored_nothing_yet_is_not_limited_until_its_stream_is_half_full() -> None:
+    assert storable(None, 0.9 * FULL_SHARE) == math.inf
+    assert storable(None, FULL_SHARE) == 0.0
+
+
+def test_the_speed_of_intake_is_that_of_its_busy_time() -> None:
+    speed = IntakeSpeed()
+    speed.stored(100, 0.1)
+    assert speed.tokens_per_s is None, "a tenth of a second says little"
+    for _ in range(20):
+        speed.stored(100, 0.1)
+    assert speed.tokens_per_s == pytest.approx(1000.0)
+    for _ in range(200):
+        speed.stored(500, 1.0)
+    assert speed.tokens_per_s == pytest.approx(500.0, rel=0.01), "it follows a change"

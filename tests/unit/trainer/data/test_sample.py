@@ -308,6 +308,8 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_trainable_tokens_is_used
     sample = read_sample(trace.SerializeToString(), maker.expected)
     assert sample.first_output == first_output
     assert torch.equal(sample.aux, whole.aux[first : last + 1])
+    in_outline = read_sample(trace.SerializeToString(), maker.expected, is_outline=True)
+    assert (in_outline.aux.shape, in_outline.num_taught) == (sample.aux.shape, sample.num_taught)
     assert sample.ids.tolist() == whole.ids[first : last + 2].tolist()
     assert sample.corrections.tolist() == [False, *whole.corrections[first + 1 : last + 2].tolist()]
     known = torch.ones(VOCAB, dtype=torch.bool)
@@ -319,6 +321,18 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_trainable_tokens_is_used
     assert torch.equal(teacher.states, all_teachers.states[places])
     inside = [one for one in whole.counterfactuals if first < one.start <= last + 1]
     assert [one.start + first for one in sample.counterfactuals] == [one.start for one in inside]
+
+
+@pytest.mark.parametrize("is_outline", [False, True])
+def test_a_row_that_is_not_finite_refuses_a_trace_whether_it_is_decoded_or_not(
+    maker: TraceMaker, *, is_outline: bool
+) -> None:
+    trace = _missing(maker.trace(1), 6)
+    assert read_sample(trace.SerializeToString(), maker.expected, is_outline=is_outline).num_taught
+    del trace.payload.missing_rows[:]
+    trace.payload.last_hidden.CopyFrom(maker.trace(1).payload.last_hidden)
+    with pytest.raises(RefusedTrace, match="auxiliary hidden states are not finite"):
+        read_sample(trace.SerializeToString(), maker.expected, is_outline=is_outline)
 
 
 def test_gaps_and_likeliest_tokens_go_together(maker: TraceMaker, head: Tensor) -> None:
