@@ -137,7 +137,7 @@ def shards_of(rank: int, num_ranks: int, num_shards: int) -> range:
 async def max_memory(client: Client) -> int:
     """Return the bytes that Redis may use, of a cluster its primaries together; 0 if one of them has no limit.
 
-    Unavailable if Redis is unreachable, UpdraftError if it does not tell this user.
+    Unavailable if Redis is unreachable, UpdraftError if this user may not run INFO.
     """
     with _redis_errors():
         if isinstance(client, RedisCluster):
@@ -328,12 +328,13 @@ class Consumer:
 
     async def _create_group_when_full(self) -> None:
         """A full Redis refuses to create a group, also one that exists, but without its group a stream never empties."""
-        groups: Any = await self._client.xinfo_groups(self._key)  # fails as it should if there is no stream to empty
+        groups: Any = await self._client.xinfo_groups(self._key) if await self._client.exists(self._key) else []
         if self._group.encode() in {group["name"] for group in groups}:
             return
-        num_deleted = await self._client.xtrim(
-            self._key, maxlen=await self._client.xlen(self._key) - 1, approximate=False
-        )
+        num_entries = await self._client.xlen(self._key)
+        if not num_entries:
+            raise Exhausted("Redis has reached its maxmemory")
+        num_deleted = await self._client.xtrim(self._key, maxlen=num_entries - 1, approximate=False)
         self.lost_total += num_deleted
         facts = {"stream": self._key, "deleted": num_deleted}
         logger.warning("Redis is full: deleted the oldest trace to have room for the consumer group", extra=facts)

@@ -136,6 +136,25 @@ async def test_the_first_consumer_of_a_stream_that_filled_redis_costs_one_entry(
     assert caplog.text.count("Redis is full: deleted the oldest trace") == 1
 
 
+@pytest.mark.parametrize("num_entries", [0, 1], ids=["without the stream", "whose stream is empty"])
+async def test_a_consumer_of_a_full_redis_without_traces_is_exhausted(volatile: RedisServer, num_entries: int) -> None:
+    async with streams.connect(volatile.url) as client:
+        for _ in range(num_entries):
+            await client.xadd(KEY, {"of": "another time"})
+        await client.xtrim(KEY, maxlen=0)
+        await client.config_set("maxmemory", 1)
+        late = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        with pytest.raises(Exhausted, match="maxmemory"):
+            await late.open()
+
+
+async def test_a_consumer_comes_back_to_its_empty_stream_beside_a_full_redis(volatile: RedisServer) -> None:
+    async with ends(volatile) as (client, _, consumer):
+        await client.config_set("maxmemory", 1)
+        await consumer.open()
+        assert await consumer.read(count=1, block=NOW) == []
+
+
 async def test_poison_does_not_block_a_full_redis_and_its_letter_is_counted_as_lost(
     volatile: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
