@@ -83,6 +83,7 @@ class FakeEngine:
         self._rot = ""
         self.refusal: UpdraftError | None = None
         """What `verify` raises."""
+        self.swap_refusal: UpdraftError | None = None
         self._info = EngineInfo(
             engine="fake/1",
             target_fingerprint="sha256:target",
@@ -130,6 +131,8 @@ class FakeEngine:
         yield Delta(token_ids=token_ids, logprobs=_logprobs(request, token_ids), finished=finished)
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+        if self.swap_refusal is not None:
+            raise self.swap_refusal
         if draft is None:
             self._loaded = LoadedDraft()
             return SwapResult(loaded=self._loaded, pause_s=0.001)

@@ -60,33 +60,18 @@ def waits(observed: Observed) -> str:
 def draft_config(observed: Observed) -> str:
     """The config.json whose sizes the drafts of SGLang pods start with; empty: those of the spec.
 
-    It is that of the version for which pods wait, if they surely have other sizes. Otherwise the pods keep what they have.
+    It is that of the version for which pods report that their server has to restart. Otherwise the pods keep what they have.
     """
     if observed.speculator.spec.engine is not Engine.SGLANG:
         return ""
     current, awaited = _current(observed), _awaited(observed)
     if awaited is None or _content(awaited.config_json).get("norm_before_residual"):  # pods refuse that
         return current
-    if _shape(awaited.config_json) == _shape(current):
-        return current
-    return awaited.config_json if current or _have_other_sizes(observed, awaited) else ""
-
-
-def _have_other_sizes(observed: Observed, awaited: pb.Manifest) -> bool:
-    """Whether pods with the sizes of the spec, which the operator cannot compare, surely cannot load a version.
-
-    A pod may also wait for the trainer's drafts because its disk is full, for example. If all wait for a stable one, it is from
-    an earlier resource of this name, which had other sizes.
-    """
-    published, state = [version.manifest for version in observed.registry.versions], observed.registry.state
-    imported = [_shape(each.config_json) for each in published if each.source == pb.SOURCE_IMPORTED]
-    if _shape(awaited.config_json) in imported:
-        return True
-    return state is not None and bool(state.stable) and state.pods.waiting >= state.pods.connected
+    return current if _shape(awaited.config_json) == _shape(current) else awaited.config_json
 
 
 def _awaited(observed: Observed) -> pb.Manifest | None:
-    """The stable version, or else the first in canary, if pods wait for it and none serves it.
+    """The stable version, or else the first in canary, if pods wait for a restart with its sizes and none serves it.
 
     A pod that serves it proves that its shape is that of the pods, whose sizes the operator does not know otherwise.
     """
@@ -94,7 +79,7 @@ def _awaited(observed: Observed) -> pb.Manifest | None:
     if not observed.registry.is_connected or state is None:
         return None
     num_serving = state.pods.serving_stable if state.stable else state.pods.serving_candidate
-    if num_serving or not state.pods.waiting:
+    if num_serving or not state.pods.waiting_for_restart:
         return None
     number = state.stable or state.candidate
     return next((version.manifest for version in observed.registry.versions if version.version == number), None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -347,6 +347,14 @@ class DraftCheckpoint:
     tensors_digest: str
 
 
+class RestartNeededError(Unavailable):
+    """The draft is valid for this target, but the server must restart to serve it, now or later."""
+
+
+class OtherShapeError(RestartNeededError):
+    """Its shape is another one than that of the draft that the server started with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDraft:
     """The draft that the engine holds. `tensors_digest` is computed from the engine's own tensors; "" with version 0."""
@@ -475,8 +483,8 @@ class Engine(Protocol):
 
         Its vocabulary may be another one, if the engine can exchange it.
 
-        Raises Corrupt (weights not finite, or another digest) or InvalidInput (another target or shape, or a vocabulary that
-        the engine cannot exchange); the old draft then stays in use.
+        Raises Corrupt (weights not finite, or another digest), InvalidInput (another target or shape, or a vocabulary that the
+        engine cannot exchange) or RestartNeededError (a restart of the server helps); the old draft then stays in use.
         """
         ...
 

@@ -215,14 +215,18 @@ class Fleet:
         return [entry.report.pod for entry in self._entries(speculator) if entry.session is not None]
 
     def count(self, speculator: str, serving: int, candidate: int = NO_DRAFT) -> registry_pb2.Pods:
-        """Pods that serve the stable version or the candidate (0: none), or refuse one, or wait, without draining pods."""
+        """Pods that serve the stable version or the candidate (0: none), refuse one, or need a restart for it.
+
+        Draining pods do not count.
+        """
         pods = [pod for pod in self.connected(speculator) if not pod.is_draining]
+        awaited = serving or candidate
         return registry_pb2.Pods(
             connected=len(pods),
             serving_stable=sum(pod.loaded == serving for pod in pods),
             serving_candidate=sum(pod.loaded == candidate for pod in pods) if candidate else 0,
             failed=sum(pod.refused != NO_DRAFT for pod in pods),
-            waiting=sum(bool(pod.trouble) for pod in pods),
+            waiting_for_restart=sum(pod.waits_for_restart == awaited for pod in pods) if awaited else 0,
         )
 
     def capture_problem(self, speculator: str) -> str:

@@ -233,13 +233,24 @@ def test_pods_are_counted_by_what_they_serve_and_not_while_they_drain(fleet: Fle
     fleet.report(Session(), report("leaving", loaded=2, draining=True), 0.0)
     pods = fleet.count("default", 2, 3)
     assert (pods.connected, pods.serving_stable, pods.serving_candidate, pods.failed) == (4, 2, 1, 1)
-    assert pods.waiting == 0
-    for outcome, num_waiting in ((fleet_pb2.OUTCOME_PENDING, 1), (ack, 0)):
-        message = pod_report("pod-0", loaded=2, outcome=outcome)
-        message.status.reason = "not yet: the disk is full"
-        fleet.report(Session(), reports.read(message), 0.0)
-        assert fleet.count("default", 2, 3).waiting == num_waiting
     assert fleet.count("default", 2).serving_candidate == 0
+
+
+def test_only_pods_that_need_a_restart_for_what_should_serve_wait_for_one(fleet: Fleet) -> None:
+    message = pod_report("pod-0", loaded=1, outcome=fleet_pb2.OUTCOME_PENDING)
+    message.status.version = 2
+    message.status.reason = "not yet: the disk is full"
+    fleet.report(Session(), reports.read(message), 0.0)
+    assert fleet.count("default", 2).waiting_for_restart == 0
+    message.status.needs_restart = True
+    fleet.report(Session(), reports.read(message), 0.0)
+    assert fleet.count("default", 2, 3).waiting_for_restart == 1
+    assert fleet.count("default", 0, 2).waiting_for_restart == 1
+    assert fleet.count("default", 3, 2).waiting_for_restart == 0, "the stable version comes first"
+    assert fleet.count("default", 0).waiting_for_restart == 0
+    message.status.outcome = fleet_pb2.OUTCOME_ACK
+    fleet.report(Session(), reports.read(message), 0.0)
+    assert fleet.count("default", 2).waiting_for_restart == 0
 
 
 def test_what_a_pod_holds_or_has_ready_is_in_use_until_it_expires(fleet: Fleet) -> None:

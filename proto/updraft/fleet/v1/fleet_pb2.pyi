@@ -271,11 +271,14 @@ class DirectiveStatus(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    NEEDS_RESTART_FIELD_NUMBER: _builtins.int
     nonce: _builtins.str
     outcome: Global___Outcome.ValueType
     version: _builtins.int
     """For a nack: the version refused and one sentence why."""
     reason: _builtins.str
+    needs_restart: _builtins.bool
+    """While pending: this version has another shape than the draft that the server started with, so it waits for a restart."""
     def __init__(
         self,
         *,
@@ -283,10 +286,11 @@ class DirectiveStatus(_message.Message):
         outcome: Global___Outcome.ValueType = ...,
         version: _builtins.int = ...,
         reason: _builtins.str = ...,
+        needs_restart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "outcome", b"outcome", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["needs_restart", b"needs_restart", "nonce", b"nonce", "outcome", b"outcome", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

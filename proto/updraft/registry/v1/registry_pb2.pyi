@@ -624,13 +624,13 @@ class Pods(_message.Message):
     SERVING_STABLE_FIELD_NUMBER: _builtins.int
     SERVING_CANDIDATE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
-    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_RESTART_FIELD_NUMBER: _builtins.int
     connected: _builtins.int
     serving_stable: _builtins.int
     serving_candidate: _builtins.int
     failed: _builtins.int
-    waiting: _builtins.int
-    """They cannot load what they should serve yet, for a reason of their own: a full disk, a server built for another shape."""
+    waiting_for_restart: _builtins.int
+    """They cannot load the stable version, or without one the candidate, before their server restarts, because of its shape."""
     def __init__(
         self,
         *,
@@ -638,11 +638,11 @@ class Pods(_message.Message):
         serving_stable: _builtins.int = ...,
         serving_candidate: _builtins.int = ...,
         failed: _builtins.int = ...,
-        waiting: _builtins.int = ...,
+        waiting_for_restart: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "failed", b"failed", "serving_candidate", b"serving_candidate", "serving_stable", b"serving_stable", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "failed", b"failed", "serving_candidate", b"serving_candidate", "serving_stable", b"serving_stable", "waiting_for_restart", b"waiting_for_restart"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

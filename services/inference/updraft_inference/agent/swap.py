@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, read_manifest, verified
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
-from updraft_inference.engine import DraftCheckpoint, Engine
+from updraft_inference.engine import DraftCheckpoint, Engine, OtherShapeError
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -305,7 +305,8 @@ class Swapper:
 
     async def _postpone(self, directive: fleet_pb2.Directive, error: Exception) -> None:
         """Follow the same directive again later: a failure of this pod is no reason to refuse the version."""
-        self._set_status(directive, fleet_pb2.OUTCOME_PENDING, f"not yet: {error}")
+        needs_restart = isinstance(error, OtherShapeError)
+        self._set_status(directive, fleet_pb2.OUTCOME_PENDING, f"not yet: {error}", needs_restart=needs_restart)
         self.settled.set()
         extra = {"version": self._version, "reason": str(error)}
         logger.warning("A draft cannot be loaded yet", extra=extra)
@@ -320,11 +321,20 @@ class Swapper:
         self._set_status(directive, fleet_pb2.OUTCOME_NACK, str(error))
 
     def _set_status(
-        self, directive: fleet_pb2.Directive, outcome: fleet_pb2.Outcome.ValueType, reason: str = ""
+        self,
+        directive: fleet_pb2.Directive,
+        outcome: fleet_pb2.Outcome.ValueType,
+        reason: str = "",
+        *,
+        needs_restart: bool = False,
     ) -> None:
         """Report the status; a reason refers to the version that is being processed."""
         self.status = fleet_pb2.DirectiveStatus(
-            nonce=directive.nonce, outcome=outcome, version=self._version if reason else 0, reason=reason
+            nonce=directive.nonce,
+            outcome=outcome,
+            version=self._version if reason else 0,
+            reason=reason,
+            needs_restart=needs_restart,
         )
         if outcome != fleet_pb2.OUTCOME_PENDING:
             self.settled.set()

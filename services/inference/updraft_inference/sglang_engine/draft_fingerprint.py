@@ -7,18 +7,14 @@ import torch
 
 from updraft_artifacts.digests import tensors_digest
 from updraft_artifacts.model_folder import read_json
-from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
+from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
-from updraft_inference.engine import DraftCheckpoint
+from updraft_inference.engine import DraftCheckpoint, OtherShapeError, RestartNeededError
 from updraft_inference.sglang_engine import checksums
 from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
 
 INITIAL_VERSION = 0
-
-
-class RestartNeededError(Unavailable):
-    """The draft is valid for this target, but the server must restart to serve it, now or later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,24 +83,25 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> DraftFingerprint:
 def read_draft(
     draft: DraftCheckpoint, initial: DraftFingerprint, *, exchanges_vocabulary: bool = True
 ) -> DraftFingerprint:
-    """A validated version. Raises RestartNeededError if its shape differs from the initial draft's, or its vocabulary where
-    the server does not exchange that; InvalidInput if SGLang cannot serve it; Corrupt if it is damaged or has another digest.
+    """A validated version. Raises OtherShapeError if its shape differs from the initial draft's; RestartNeededError if its
+    vocabulary does, where the server does not exchange that; InvalidInput if SGLang cannot serve it; Corrupt if it is damaged
+    or has another digest.
     """
     config = DraftConfig.from_dict(read_json(draft.folder / checkpoint.CONFIG))
     _check_served(config, initial.config, draft.version)
     if config != initial.config:  # known before gigabytes are read, because the agent asks again and again
-        raise _restart_needed(draft, "shape")
+        raise OtherShapeError(_restart_needed(draft, "shape"))
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
         raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
     if not exchanges_vocabulary and not torch.equal(tensors["d2t"], initial.d2t):
-        raise _restart_needed(draft, "vocabulary")
+        raise RestartNeededError(_restart_needed(draft, "vocabulary"))
     return _fingerprint(draft, config, tensors, initial.info)
 
 
-def _restart_needed(draft: DraftCheckpoint, what: str) -> RestartNeededError:
-    return RestartNeededError(
+def _restart_needed(draft: DraftCheckpoint, what: str) -> str:
+    return (
         f"version {draft.version} has another {what} than the draft that the SGLang server started with: restart the"
         f" server with --speculative-draft-model-path {draft.folder}"
     )

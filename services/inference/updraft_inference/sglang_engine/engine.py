@@ -29,13 +29,13 @@ from updraft_inference.engine import (
     FinishedSink,
     GenerationRequest,
     LoadedDraft,
+    RestartNeededError,
     Speedup,
     SwapResult,
 )
 from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine import versions
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.draft_fingerprint import RestartNeededError
 from updraft_inference.sglang_engine.draft_swap import ServedDraft
 from updraft_inference.sglang_engine.request_session import RequestSession
 from updraft_inference.sglang_engine.server import ServerInfo, SglangServer

@@ -117,6 +117,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
             refusal=_line(status.reason) if is_refusal else "",
             is_draining=report.draining,
             trouble=_line(status.reason) if is_pending else "",
+            waits_for_restart=status.version if is_pending and status.needs_restart else NO_DRAFT,
             traffic={counters.version: _traffic(counters) for counters in report.versions},
             domains={counters.version: _domains(counters) for counters in report.versions if counters.domains},
             speedup=_speedup(report.speedup) if report.HasField("speedup") else None,

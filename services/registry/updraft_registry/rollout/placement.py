@@ -42,6 +42,8 @@ class Pod:
     """It has a stream. Without one it may have crashed."""
     trouble: str = ""
     """Why it cannot follow its directive yet, for example a full disk. This is not the fault of a version."""
+    waits_for_restart: int = NO_DRAFT
+    """The version that it cannot load before its server restarts, because of the version's shape; 0: none."""
     traffic: Mapping[int, Traffic] = field(default_factory=dict, compare=False)
     """By version. It grows with every report and triggers no decision."""
     domains: Mapping[int, Mapping[str, Traffic]] = field(default_factory=dict, compare=False)

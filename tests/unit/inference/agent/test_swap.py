@@ -13,8 +13,10 @@ from updraft_chassis.errors import (
     InvalidInput,
     NotFound,
     Unauthenticated,
+    Unavailable,
     UpdraftError,
 )
+from updraft_inference.engine import OtherShapeError
 
 
 @pytest.fixture
@@ -145,6 +147,20 @@ async def test_a_fault_of_the_pod_itself_refuses_nothing_and_the_directive_is_fo
 
     assert pod.engine.loaded.version == 2
     assert pod.swapper.counters.failures == 0
+
+
+@pytest.mark.parametrize("refusal", [OtherShapeError("another shape"), Unavailable("the server does not answer")])
+async def test_a_pod_tells_apart_that_its_server_must_restart_for_a_shape_from_other_troubles(
+    pod: Pod, refusal: UpdraftError
+) -> None:
+    pod.engine.swap_refusal = refusal
+    async with running(pod):
+        pod.serve(2)
+        await until(lambda: pod.swapper.status.reason == f"not yet: {refusal}")
+        status = pod.swapper.status
+
+    assert (status.outcome, status.version) == (PENDING, 2)
+    assert status.needs_restart == isinstance(refusal, OtherShapeError)
 
 
 async def test_a_pod_that_waits_for_its_disk_tells_why_and_follows_a_newer_directive_at_once(pod: Pod) -> None:

@@ -14,7 +14,7 @@ from torch import arange
 
 from updraft_artifacts.sizing import running_bytes
 from updraft_chassis.errors import Corrupt, Forbidden, InvalidInput, Unavailable
-from updraft_inference.engine import DraftCheckpoint
+from updraft_inference.engine import DraftCheckpoint, OtherShapeError, RestartNeededError
 from updraft_inference.sglang_engine import server as servers
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
@@ -299,7 +299,9 @@ class TestSwaps:
     ) -> None:
         other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB - 1))
 
-        with pytest.raises(Unavailable, match=r"another shape .* restart the server with --speculative-draft-model"):
+        with pytest.raises(
+            OtherShapeError, match=r"another shape .* restart the server with --speculative-draft-model"
+        ):
             await engine.swap(other)
 
     async def test_a_server_that_does_not_show_its_map_is_not_given_another(
@@ -311,8 +313,9 @@ class TestSwaps:
 
         async with SglangServer(fake.url, admin_key=ADMIN) as server, opened(options, server, lambda _: None) as engine:
             assert (await engine.swap(drafts[0])).loaded.version == 1
-            with pytest.raises(Unavailable, match=r"another vocabulary .* restart the server"):
+            with pytest.raises(RestartNeededError, match=r"another vocabulary .* restart the server") as raised:
                 await engine.swap(other)
+        assert not isinstance(raised.value, OtherShapeError), "other sizes would not help"
 
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
         self, fake: FakeSglang, engine: SglangEngine, drafts: list[DraftCheckpoint]

@@ -47,9 +47,11 @@ class Cluster:
         for name, pod in self.world.pods.items():
             order = self.world.decision.directives[name]
             if order.serve and self.built_for[name] not in self.loadable:
-                self.world.pods[name] = replace(pod, trouble="not yet: version 1 has another shape")
+                trouble = "not yet: version 1 has another shape"
+                self.world.pods[name] = replace(pod, trouble=trouble, waits_for_restart=order.serve)
             else:
-                self.world.pods[name] = replace(obeyed(pod, order, self.world.speculator.versions), trouble="")
+                served = obeyed(pod, order, self.world.speculator.versions)
+                self.world.pods[name] = replace(served, trouble="", waits_for_restart=0)
 
     def reconcile(self) -> None:
         versions = []
@@ -68,7 +70,7 @@ class Cluster:
             connected=len(pods),
             serving_stable=num_serving if self.world.stable else 0,
             serving_candidate=0 if self.world.stable else num_serving,
-            waiting=sum(bool(pod.trouble) for pod in pods),
+            waiting_for_restart=sum(pod.waits_for_restart == 1 for pod in pods),
         )
 
     def restart_one(self) -> None:

@@ -41,8 +41,10 @@ def replicas(seen: Observed) -> int:
     )
 
 
-WAITING = pb.Pods(connected=2, waiting=1)
-"""Pods whose server is built for another shape say so, and serve what they have."""
+WAITING = pb.Pods(connected=2, waiting_for_restart=1)
+"""A pod whose server is built for another shape says so, and serves what it has."""
+IN_TROUBLE = pb.Pods(connected=1)
+"""The only pod serves nothing yet, because its disk is full or the registry is away."""
 
 
 def sglang(registry: RegistryView, **more: Any) -> Observed:
@@ -92,8 +94,9 @@ def test_a_registry_that_does_not_answer_changes_nothing_for_the_trainer(num_pod
     assert replicas(observed(INITIAL, drafts=seen.drafts, children={child.ref: child})) == num_pods
 
 
-def test_a_new_draft_of_the_trainer_never_restarts_sglang() -> None:
-    seen = sglang(connected([stable(1, config())], pods=WAITING))
+@pytest.mark.parametrize("is_imported", [True, False], ids=["an import", "of the trainer"])
+def test_a_passing_trouble_of_all_pods_restarts_none(*, is_imported: bool) -> None:
+    seen = sglang(connected([stable(5, config(), is_imported=is_imported)], pods=IN_TROUBLE))
     assert lineage.draft_config(seen) == ""
 
 
@@ -117,12 +120,10 @@ def test_an_import_that_pods_wait_for_gives_them_its_sizes_and_its_successors_ke
 def test_a_resource_that_is_created_again_with_other_sizes_serves_the_version_that_it_finds() -> None:
     spec = {"engine": "sglang", "draft": {"vocabSize": 16_000}}
     found = [stable(4, config())]
-    first = settled(spec, registry=connected(found, pods=WAITING))
-    assert lineage.draft_config(first) == "", "one pod may have another reason to wait"
-    all_wait = settled(spec, registry=connected(found, pods=pb.Pods(connected=2, waiting=2)))
-    assert lineage.draft_config(all_wait) == config()
-    one_serves = connected(found, pods=pb.Pods(connected=2, waiting=1, serving_stable=1))
-    assert lineage.draft_config(settled(spec, registry=one_serves, children=all_wait.children)) == config()
+    one_waits = settled(spec, registry=connected(found, pods=WAITING))
+    assert lineage.draft_config(one_waits) == config()
+    one_serves = connected(found, pods=pb.Pods(connected=2, waiting_for_restart=1, serving_stable=1))
+    assert lineage.draft_config(settled(spec, registry=one_serves, children=one_waits.children)) == config()
 
 
 def test_pods_that_were_given_an_imports_sizes_go_back_to_those_of_the_trainers_draft() -> None:
@@ -137,10 +138,12 @@ def test_pods_that_were_given_an_imports_sizes_go_back_to_those_of_the_trainers_
 def test_a_first_draft_of_the_trainer_in_canary_restarts_nothing() -> None:
     tried = stable(1, config())
     tried.phase = pb.PHASE_CANARY
-    assert lineage.draft_config(sglang(connected([tried], pods=pb.Pods(connected=1, waiting=1)))) == ""
+    assert lineage.draft_config(sglang(connected([tried], pods=IN_TROUBLE))) == ""
 
 
-@pytest.mark.parametrize("serving", [{"serving_stable": 1, "waiting": 1}, {}], ids=["some serve it", "none waits yet"])
+@pytest.mark.parametrize(
+    "serving", [{"serving_stable": 1, "waiting_for_restart": 1}, {}], ids=["some serve it", "none waits yet"]
+)
 def test_an_import_of_the_shape_that_pods_have_restarts_none(serving: dict[str, int]) -> None:
     pods = pb.Pods(connected=2, **serving)
     assert lineage.draft_config(sglang(connected([stable(1, config(), is_imported=True)], pods=pods))) == ""
@@ -149,7 +152,11 @@ def test_an_import_of_the_shape_that_pods_have_restarts_none(serving: dict[str, 
 def test_an_imported_draft_that_does_not_serve_yet_restarts_nothing() -> None:
     waiting = stable(2, config(), is_imported=True)
     waiting.phase = pb.PHASE_PENDING
-    assert lineage.draft_config(sglang(connected([stable(1, config(hidden_size=1)), waiting], pods=WAITING))) == ""
+    served = [stable(1, config(hidden_size=1)), waiting]
+    assert lineage.draft_config(sglang(connected(served, pods=IN_TROUBLE))) == ""
+    assert lineage.draft_config(sglang(connected(served, pods=WAITING))) == config(hidden_size=1), (
+        "of the stable version"
+    )
 
 
 @pytest.mark.parametrize("registry", [RegistryView(), connected()], ids=["no answer", "no versions"])
