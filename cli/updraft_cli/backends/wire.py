@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_artifacts.sizing import registry_needs
+from updraft_artifacts.sizing import registry_limit, registry_needs
 from updraft_cli.backends.drafts import (
     Acceptance,
     DomainAcceptance,
@@ -138,14 +138,24 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
         learning=_learning(state.learning) if state.HasField("learning") else None,
-        too_small=state.learning.too_small or _registry_volume(state, versions) or state.capture_too_small,
+        too_small=_too_small(state, versions),
+    )
+
+
+def _too_small(state: pb.SpeculatorState, versions: Sequence[pb.Version]) -> str:
+    """The first sentence about something too small, in the order of condition Sized."""
+    return (
+        state.learning.too_small
+        or registry_limit(state.max_draft_bytes, state.learning.version_bytes)
+        or _registry_volume(state, versions)
+        or state.capture_too_small
     )
 
 
 def _registry_volume(state: pb.SpeculatorState, versions: Sequence[pb.Version]) -> str:
     published = max((version.manifest.size_bytes for version in versions), default=0)
     _, problem = registry_needs(state.volume_bytes, published or state.learning.version_bytes)
-    return f"{problem}: make room on the disk of UPDRAFT_REGISTRY_DATA_DIR" if problem else ""
+    return f"{problem}: move UPDRAFT_REGISTRY_DATA_DIR to a larger disk" if problem else ""
 
 
 def _learning(done: pb.Learning) -> Learning:

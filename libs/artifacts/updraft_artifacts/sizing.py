@@ -249,6 +249,16 @@ def registry_needs(volume_bytes: int, version_bytes: int) -> tuple[int, str]:
     )
 
 
+def registry_limit(limit: int, version_bytes: int) -> str:
+    """A clause with the setting if a registry that accepts `limit` bytes (0: not known) refuses a version; empty if not."""
+    if not 0 < limit < version_bytes:
+        return ""
+    return (
+        f"a version has {readable(version_bytes)}, but the registry accepts at most {readable(limit)}: set"
+        f" UPDRAFT_REGISTRY_MAX_DRAFT_BYTES to at least {version_bytes}"
+    )
+
+
 def quantity(num_bytes: int) -> str:
     """Return a volume's size as Kubernetes writes it, in steps of 10 GiB."""
     return f"{10 * math.ceil(num_bytes / _VOLUME_STEP)}Gi"
@@ -336,7 +346,7 @@ def _queue(target: SizedTarget, traffic: CapturedTraffic) -> Size:
 
 
 def _bytes_per_second(target: SizedTarget, traffic: CapturedTraffic, request: Size) -> int:
-    """With the rows that chunks repeat, which are not captured twice, and with context, which has no teacher."""
+    """Bytes per second on the wire: captured rows, the rows that chunks repeat, and prompt rows without a teacher."""
     return math.ceil(traffic.tokens_per_second * request.amount / _num_rows(target, traffic))
 
 

@@ -7,7 +7,7 @@ the API and are documented in docs/reference/conditions.md. A generator yields a
 from collections.abc import Iterator
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_artifacts.sizing import quantity, readable, registry_needs
+from updraft_artifacts.sizing import quantity, registry_limit, registry_needs
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage
@@ -217,13 +217,10 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
 
 def _registry_limit(state: pb.SpeculatorState | None, learning: pb.Learning | None) -> str:
     """Why the registry would refuse every version of the trainer; empty if it would not."""
-    limit = state.max_draft_bytes if state is not None else 0
-    if not limit or learning is None or learning.version_bytes <= limit:
+    if state is None or learning is None:
         return ""
-    return (
-        f"a version has {readable(learning.version_bytes)}, but the registry accepts at most {readable(limit)}: set"
-        f" UPDRAFT_REGISTRY_MAX_DRAFT_BYTES to at least {learning.version_bytes} in spec.registry.env"
-    )
+    problem = registry_limit(state.max_draft_bytes, learning.version_bytes)
+    return f"{problem} in spec.registry.env" if problem else ""
 
 
 def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:

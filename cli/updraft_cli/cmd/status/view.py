@@ -155,7 +155,7 @@ def _learned(speculator: Speculator) -> Iterator[Fact]:
     adapting = speculator.resource.condition("Adapting") if speculator.resource is not None else None
     if speculator.too_small:
         yield "too small", Text(speculator.too_small, "yellow")
-    elif adapting is not None:
+    if adapting is not None and adapting.reason != "TooSmall":
         yield "learning", Text(adapting.message, "" if adapting.status == "True" else "yellow")
     if (done := speculator.learning) is not None:
         requests = f"{done.samples:,} requests to train on and {done.held_out:,} held-out ones"

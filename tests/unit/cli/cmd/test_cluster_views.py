@@ -85,6 +85,15 @@ def test_what_is_too_small_to_learn_is_told_on_a_cluster_and_on_one_machine() ->
     assert f"too small  {SMALL}" in local(state)
 
 
+@pytest.mark.parametrize(("adapting", "is_shown"), [("Learning", True), ("TooSmall", False)])
+def test_dropped_traces_do_not_hide_what_is_learned(adapting: str, *, is_shown: bool) -> None:
+    sized = condition("Sized", "False", "TracesDropped", "pod p: traces were dropped")
+    learned = condition("Adapting", "True" if is_shown else "False", adapting, "drafts are learned")
+    rows = status(objects.speculator(status={"conditions": [sized, learned]})).splitlines()
+    assert "too small  pod p: traces were dropped" in rows
+    assert any(row.startswith("learning") for row in rows) == is_shown
+
+
 def test_a_registry_on_one_machine_with_too_little_room_is_named_with_its_folder() -> None:
     state = pb.SpeculatorState(speculator="default", learning=pb.Learning(version_bytes=800_000_000))
     state.volume_bytes = 4 * 10**9
@@ -92,7 +101,18 @@ def test_a_registry_on_one_machine_with_too_little_room_is_named_with_its_folder
     state.volume_bytes = 2 * 10**9
     assert wire.speculator(state).too_small == (
         "the registry's volume has 2.00 GB, but the stable version, the one before it, a canary, an upload of 800 MB each need"
-        " 3.20 GB: make room on the disk of UPDRAFT_REGISTRY_DATA_DIR"
+        " 3.20 GB: move UPDRAFT_REGISTRY_DATA_DIR to a larger disk"
+    )
+
+
+def test_a_registry_on_one_machine_that_accepts_no_version_of_this_size_is_named_with_its_setting() -> None:
+    state = pb.SpeculatorState(speculator="default", learning=pb.Learning(version_bytes=800_000_000))
+    state.max_draft_bytes = 800_000_000
+    assert wire.speculator(state).too_small == ""
+    state.max_draft_bytes = 512_000_000
+    assert wire.speculator(state).too_small == (
+        "a version has 800 MB, but the registry accepts at most 512 MB: set UPDRAFT_REGISTRY_MAX_DRAFT_BYTES to at least"
+        " 800000000"
     )
 
 
