@@ -195,7 +195,7 @@ def _landmarks(learning: pb.Learning) -> pb.Learning:
     is_short = learning.samples < learning.samples_to_start
     return pb.Learning(
         samples=min(1, learning.samples),
-        steps=min(1, learning.steps),
+        steps=min(1, learning.steps + learning.estimates),
         samples_to_start=int(is_short),
         too_small="something" if learning.too_small else "",
     )

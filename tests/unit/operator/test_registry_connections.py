@@ -68,6 +68,12 @@ def test_whatever_a_person_would_act_on_is_news(state: pb.SpeculatorState) -> No
     assert _without_measurements(state) != _without_measurements(_state())
 
 
+def test_the_first_estimate_of_a_draft_without_steps_is_news() -> None:
+    before, estimated, again = (_learning(steps=0, estimates=number) for number in (0, 1, 2))
+    assert _without_measurements(before) != _without_measurements(estimated)
+    assert _without_measurements(estimated) == _without_measurements(again)
+
+
 def test_what_is_too_small_is_no_news_again_with_every_trace() -> None:
     sentences = [_learning(too_small=f"replay has room for {number} requests") for number in (3, 4)]
     assert _without_measurements(sentences[0]) == _without_measurements(sentences[1])
