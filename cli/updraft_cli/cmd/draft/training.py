@@ -20,7 +20,8 @@ from updraft_cli.cmd.draft import parts, view
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, Paired, gain
 
 MIN_REQUESTS, MAX_REQUESTS = 24, 1000
-"""Of self-play. The trainer needs 16 different prompts, and some may be alike or cut off. More than 1,000 hardly help."""
+"""Bounds of --self-play. The trainer needs 16 different prompts, and some may be alike or cut off. More than 1,000 hardly
+help."""
 
 _CONFIDENCE = 0.9
 _INTERRUPTED = 130
@@ -135,9 +136,9 @@ class _Options:
     type=click.FloatRange(0, 2),
     default=0.0,
     show_default=True,
-    help="Of answers to prompts; 0 takes the likeliest token.",
+    help="Temperature of answers to prompts; 0 takes the likeliest token.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of answers to prompts at a temperature.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of answers to prompts at a temperature.")
 @click.option(
     "--context",
     type=click.IntRange(16),
@@ -174,6 +175,8 @@ def train(**given: Any) -> None:
     options = _Options(**given)
     if not (options.recorded or options.traces):
         raise click.UsageError("Name what to learn from: --prompts, --traces or --self-play.")
+    if options.recordings and not options.recorded:
+        raise click.UsageError("--recordings needs --prompts or --self-play; to learn from a folder, use --traces.")
     _check_empty(options.folder)
     for place in (options.folder.parent, options.recorded):
         if place is not None:

@@ -26,13 +26,13 @@ PROMPT_ROWS = 512
 """As pods capture by default."""
 
 _ROLES = {"developer": "system", "human": "user", "gpt": "assistant"} | {r: r for r in ("system", "user", "assistant")}
-"""What chat templates call those of OpenAI and ShareGPT."""
+"""Roles of OpenAI and ShareGPT, by their names in chat templates."""
 
 Messages = list[dict[str, str]]
 
 
 class Prompts:
-    """The requests of a file. Memory grows by about 100 bytes a prompt, to notice repeated ones."""
+    """The requests of a file. Memory grows by about 100 bytes per prompt, to notice repeated ones."""
 
     def __init__(self, path: Path, model: Path, options: AnswerOptions) -> None:
         self._path = path
@@ -67,7 +67,7 @@ class Prompts:
             raise InvalidInput("without text")
         if len(prompt_ids) > max_prompt:
             raise InvalidInput(f"of more than {max_prompt:,} tokens")
-        content = struct.pack("<Qdq", options.max_tokens, options.temperature, options.seed)
+        content = repr((options.max_tokens, options.temperature, options.seed)).encode()
         digest = hashlib.sha256(content + struct.pack(f"<{len(prompt_ids)}I", *prompt_ids)).digest()
         if digest[:8] in self._seen:
             raise InvalidInput("repeated")

@@ -91,6 +91,15 @@ def test_sources_add_up(tmp_path: Path, prompts: Path, started: Started) -> None
     assert origin == f"answers to questions.jsonl, traces of {tmp_path}/a, 24 requests of self-play"
 
 
+def test_a_folder_for_recordings_without_requests_to_record_is_refused(tmp_path: Path, started: Started) -> None:
+    (tmp_path / "a").mkdir()
+    given = ("--traces", tmp_path / "a", "--recordings", tmp_path / "b", "--output", tmp_path / "draft")
+    result = train(tmp_path, *given)
+    assert result.exit_code == 2
+    assert "--recordings needs --prompts or --self-play; to learn from a folder, use --traces." in result.stderr
+    assert started == []
+
+
 @pytest.mark.parametrize("option", ["--prompts", "--traces"])
 def test_a_source_that_is_not_there_is_refused(tmp_path: Path, option: str, started: Started) -> None:
     result = train(tmp_path, option, tmp_path / "none", "--output", tmp_path / "draft")

@@ -1,6 +1,7 @@
 """Prompts of a file: which records are understood, and what happens to lines that hold none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,11 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused() -> None:
 def test_a_file_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"cannot read .*none: No such file"):
         count_lines(tmp_path / "none")
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**30])
+async def test_a_seed_may_have_any_size(folder: Folder, seed: int) -> None:
+    folder.write({"prompt": "Why?"})
+    await folder.record(OPTIONS)
+    await folder.record(replace(OPTIONS, seed=seed))
+    assert len(folder.names()) == 2
