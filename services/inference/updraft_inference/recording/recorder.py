@@ -54,7 +54,7 @@ class Recorder:
             if not all(isinstance(error, UpdraftError) for error in errors.exceptions):
                 raise  # a bug needs its traceback
             raise errors.exceptions[0] from None
-        self._report(self._progress(total))
+        self._report(replace(self._progress(total), note=self._found()))
 
     def _missing(self, jobs: Iterable[Job | None]) -> Iterator[Job]:
         fingerprint = self._engine.info.target_fingerprint
@@ -69,7 +69,7 @@ class Recorder:
         for job in jobs:
             if not self._has_started:  # what was done before does not count for the time that is left
                 self._has_started = True
-                self._report(replace(self._progress(total), note=self._found()))
+                self._report(self._progress(total))
             finished = await self._generate(await job.request(self._generate))
             recordings.write(self._folder, job.name, recorded(self._engine, finished, recorder=NAME))
             self._num_done += 1
@@ -81,9 +81,8 @@ class Recorder:
         return finished
 
     def _found(self) -> str:
-        return (
-            f"{self._num_found:,} requests are recorded already; going on with the others." if self._num_found else ""
-        )
+        """Known at the end only, because jobs are made one by one, and some of the last may be recorded already."""
+        return f"{self._num_found:,} requests were recorded already." if self._num_found else ""
 
     def _progress(self, total: int) -> Progress:
         return Progress(activity="recording", done=self._num_done, total=total, tokens=self._tokens)

@@ -125,10 +125,17 @@ async def test_progress_counts_what_was_recorded_before(tmp_path: Path) -> None:
     await player.play(5)
     assert [one.done for one in player.reports] == [3, 4, 5, 5]
     assert player.reports[0].tokens == 0
-    assert [one.note for one in player.reports if one.note] == [
-        "3 requests are recorded already; going on with the others."
-    ]
+    assert [one.note for one in player.reports if one.note] == ["3 requests were recorded already."]
     assert player.reports[-1].tokens == sum(len("Why?>") for _ in range(4))
+
+
+async def test_recordings_behind_the_first_missing_one_count_as_found(tmp_path: Path) -> None:
+    player = Player(tmp_path)
+    await player.play(3)
+    recordings.path(player.folder, name(0)).unlink()
+    player.reports.clear()
+    await player.play(3)
+    assert [one.note for one in player.reports if one.note] == ["2 requests were recorded already."]
 
 
 async def test_a_folder_of_another_model_is_refused_before_any_request(tmp_path: Path) -> None:
