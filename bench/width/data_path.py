@@ -27,6 +27,7 @@ _PROMPT = "a" * 64
 _NO_LIMITS = httpx.Limits(max_connections=None)
 _CAPTURED = "updraft_inference_captured_traces_total"
 _DROPPED = "updraft_inference_capture_dropped_traces_total"
+_EVICTED = "updraft_inference_evicted_stream_entries_total"
 _ADMITTED = "updraft_trainer_samples_admitted_total"
 _REFUSED = "updraft_trainer_samples_refused_total"
 _STORED = "updraft_trainer_stored_tokens_total"
@@ -215,8 +216,10 @@ class _Processes:
         trainer, pods = scrape(self._trainer_metrics), [scrape(port) for port in self._ports]
         dropped: dict[str, float] = {}
         for page in pods:
-            for reason, count in _values(page, _DROPPED).items():
-                dropped[reason] = dropped.get(reason, 0.0) + count
+            for metric in (_DROPPED, _EVICTED):
+                for labels, count in _values(page, metric).items():
+                    reason = labels or "evicted entries"
+                    dropped[reason] = dropped.get(reason, 0.0) + count
         lines = (self._folder / "trainer-data" / "reads").read_text().splitlines()
         reads = [json.loads(line) for line in lines]
         read_mb = width.row_bytes * sum(rows for rows, _, _ in reads) / 1e6

@@ -81,6 +81,10 @@ class Metrics:
             "Tokens with hidden states per second that the registry grants this pod.",
         )
         self.capture_dropped = new.counter("capture_dropped_traces", "Traces that were dropped, by reason.", "reason")
+        self.evicted_entries = new.counter(
+            "evicted_stream_entries",
+            "Stream entries, of any pod, that made room for newer ones before the trainer had stored them.",
+        )
         self.swaps = new.counter("swaps", "Draft swaps by outcome (swapped, refused).", "outcome")
         self.swap_pause = new.histogram(
             "swap_pause_seconds", "How long the decode loop was paused for a swap.", _PAUSES_S

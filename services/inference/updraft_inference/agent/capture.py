@@ -36,24 +36,20 @@ class Drop(StrEnum):
     REDIS_UNAVAILABLE = "redis_unavailable"
     OPTED_OUT = "opted_out"
     TOO_LARGE = "too_large"
-    STREAM_FULL = "stream_full"
-    """An older entry, of any pod, that made room for a new one in Redis before the trainer had stored it."""
 
 
-TOO_SMALL = {
-    Drop.QUEUE_FULL: (
-        "traces were dropped because too many waited for Redis: raise UPDRAFT_INFERENCE_CAPTURE_QUEUE_BYTES and"
-        " UPDRAFT_INFERENCE_CAPTURE_QUEUE_ENTRIES, or give Redis more processors"
-    ),
-    Drop.STREAM_FULL: (
-        "traces that the trainer had not read gave way to newer ones: raise spec.traces.maxSize"
-        " (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES), if the trainer is not merely away"
-    ),
-}
-"""What to say of drops for want of room."""
+_SMALL_QUEUE = (
+    "traces were dropped because too many waited for Redis: raise UPDRAFT_INFERENCE_CAPTURE_QUEUE_BYTES and"
+    " UPDRAFT_INFERENCE_CAPTURE_QUEUE_ENTRIES, or give Redis more processors"
+)
+_SMALL_STREAM = (
+    "traces that the trainer had not read gave way to newer ones: raise spec.traces.maxSize"
+    " (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES), unless the trainer is only restarting"
+)
+"""Sentences for losses that a larger setting avoids."""
 
 _LATELY_S = 300.0
-"""How long a drop is spoken of."""
+"""How long `too_small` reports a loss."""
 
 
 class Stream(Protocol):
@@ -101,8 +97,8 @@ class Capture:
         self._offered_tokens = 0
         self._captured_tokens = 0
         self._dropped: Counter[str] = Counter()
-        self._dropped_s: dict[Drop, float] = {}
-        """When a trace was dropped last, by reason."""
+        self._lost_s: dict[str, float] = {}
+        """When a trace was lost last, by the sentence for it."""
 
     @property
     def counters(self) -> fleet_pb2.CaptureCounters:
@@ -119,7 +115,7 @@ class Capture:
     @property
     def _too_small(self) -> str:
         since_s = self._clock.monotonic() - _LATELY_S
-        return next((why for drop, why in TOO_SMALL.items() if self._dropped_s.get(drop, since_s) > since_s), "")
+        return next((why for why in (_SMALL_QUEUE, _SMALL_STREAM) if self._lost_s.get(why, since_s) > since_s), "")
 
     def follow(self, policy: fleet_pb2.CapturePolicy) -> None:
         """Apply the registry's policy. It holds until the next one, also while the registry is away."""
@@ -220,7 +216,7 @@ class Capture:
                 await asyncio.sleep(delay_s)
             else:
                 self._note_sent()
-                self._drop(Drop.STREAM_FULL, num_removed)
+                self._note_evicted(num_removed)
                 self._captured_tokens += chunk.num_new_rows
                 self._metrics.captured_tokens.inc(chunk.num_new_rows)
                 break
@@ -240,8 +236,14 @@ class Capture:
             logger.warning("Traces wait for Redis; a full queue drops them", extra={"reason": str(error)})
         self._is_away = True
 
-    def _drop(self, reason: Drop, num: int = 1) -> None:
-        if num:
-            self._dropped[reason.value] += num
-            self._dropped_s[reason] = self._clock.monotonic()
-            self._metrics.capture_dropped.labels(reason=reason.value).inc(num)
+    def _note_evicted(self, num_entries: int) -> None:
+        """Entries are parts of traces, of any pod, so they do not count among this pod's dropped traces."""
+        if num_entries:
+            self._lost_s[_SMALL_STREAM] = self._clock.monotonic()
+            self._metrics.evicted_entries.inc(num_entries)
+
+    def _drop(self, reason: Drop) -> None:
+        if reason is Drop.QUEUE_FULL:
+            self._lost_s[_SMALL_QUEUE] = self._clock.monotonic()
+        self._dropped[reason.value] += 1
+        self._metrics.capture_dropped.labels(reason=reason.value).inc()
