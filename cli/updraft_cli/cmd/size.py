@@ -6,7 +6,7 @@ from typing import Any, Literal
 import click
 from rich.table import Table
 
-from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
+from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Size, Sizing, quantity, readable, sizing
 from updraft_cli import output
 from updraft_cli.cmd.model import described
@@ -35,7 +35,7 @@ class SizedModel:
 @click.option("--draft-intermediate-size", type=_COUNT, help="Width of the draft's MLP.  [default: the target's]")
 @click.option(
     "--draft-vocab-size",
-    type=click.IntRange(LEAST_VOCAB),
+    type=click.IntRange(MIN_VOCAB),
     help="Tokens that the draft can propose.  [default: 8,192 to 32,000, by the target]",
 )
 @click.option(

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 from updraft_chassis.errors import InvalidInput
 
-MIN_VOCAB, MAX_VOCAB = 8192, 32_000
+MIN_DEFAULT_VOCAB, MAX_DEFAULT_VOCAB = 8192, 32_000
 """Bounds of the default. Published drafts for targets of 128,000 and more tokens propose from 32,000."""
 
-LEAST_VOCAB = 16
+MIN_VOCAB = 16
 """No smaller vocabulary can be chosen."""
 
 _STEP = 1024
@@ -63,4 +63,4 @@ def default_vocab_size(
     """
     attention = (3 * num_heads + 4 * num_kv_heads) * head_dim
     rows = _NUM_STATES * hidden_size + attention + 3 * intermediate_size
-    return min(vocab_size, MAX_VOCAB, max(MIN_VOCAB, rows // _STEP * _STEP))
+    return min(vocab_size, MAX_DEFAULT_VOCAB, max(MIN_DEFAULT_VOCAB, rows // _STEP * _STEP))

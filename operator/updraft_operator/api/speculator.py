@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from updraft_artifacts.draft_shape import LEAST_VOCAB
+from updraft_artifacts.draft_shape import MIN_VOCAB
 from updraft_artifacts.sizing import quantity, usual
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
@@ -113,7 +113,7 @@ class Draft(Model):
             ),
             (
                 "has(self.numAttentionHeads) == has(self.numKeyValueHeads)",
-                "numAttentionHeads and numKeyValueHeads need each other: whether one fits the target's other one is not known",
+                "set numAttentionHeads and numKeyValueHeads together: the operator does not know the target's heads",
             ),
             (
                 "!has(self.numAttentionHeads) || self.numAttentionHeads % self.numKeyValueHeads == 0",
@@ -134,7 +134,7 @@ class Draft(Model):
     """Key-value heads of the draft's layer. Defaults to the target's, or to 8."""
     intermediate_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """MLP width of the draft's layer. Defaults to the target's, or to 3 times its hidden size if its experts are narrower."""
-    vocab_size: Annotated[int, Field(ge=LEAST_VOCAB, le=2**24)] | None = None
+    vocab_size: Annotated[int, Field(ge=MIN_VOCAB, le=2**24)] | None = None
     """Number of the target's tokens that the draft can propose; the trainer chooses which, by traffic. Defaults to as many as
     make the draft's head as large as its layer, within 8192 and 32000."""
 

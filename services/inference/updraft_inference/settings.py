@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
+from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import settings, streams
 from updraft_chassis.credentials import Credentials
 
@@ -74,7 +74,7 @@ class InferenceSettings(settings.Settings):
     draft_intermediate_size: int | None = Field(default=None, ge=1)
     """MLP width of the initial draft."""
 
-    draft_vocab_size: int | None = Field(default=None, ge=LEAST_VOCAB)
+    draft_vocab_size: int | None = Field(default=None, ge=MIN_VOCAB)
     """Vocabulary size of the initial draft."""
 
     draft_config: str = ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from updraft_artifacts.draft_shape import LEAST_VOCAB, ShapeChoice
+from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
@@ -81,7 +81,7 @@ class TrainerSettings(Settings):
     """Key-value heads of a new draft. Default: the target's, or 8."""
     draft_intermediate_size: int | None = Field(default=None, ge=1)
     """MLP width of a new draft. Default: the target's, or 3 times the hidden size if its experts are narrower."""
-    draft_vocab_size: int | None = Field(default=None, ge=LEAST_VOCAB)
+    draft_vocab_size: int | None = Field(default=None, ge=MIN_VOCAB)
     """Number of tokens that a new draft can propose, at most the target's. Default: as many as make its head as large as the
     rest of it, within 8192 and 32000."""
     first_samples: int = Field(default=8, ge=0)

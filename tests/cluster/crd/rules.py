@@ -64,7 +64,7 @@ RULES = (
     ),
     Rule(
         id="draft-heads-together",
-        message="numAttentionHeads and numKeyValueHeads need each other",
+        message="set numAttentionHeads and numKeyValueHeads together",
         good={"draft": {"numAttentionHeads": 32, "numKeyValueHeads": 8}},
         bad={"draft": {"numAttentionHeads": 32}},
     ),

@@ -2,7 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_artifacts.draft_shape import MAX_VOCAB, MIN_VOCAB, DraftShape, ShapeChoice, default_vocab_size
+from updraft_artifacts.draft_shape import (
+    MAX_DEFAULT_VOCAB,
+    MIN_DEFAULT_VOCAB,
+    DraftShape,
+    ShapeChoice,
+    default_vocab_size,
+)
 from updraft_chassis.errors import InvalidInput
 
 DEFAULT = DraftShape(num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=12288, vocab_size=32_000)
@@ -44,7 +50,7 @@ def test_the_default_never_outgrows_the_target_and_grows_with_the_draft(
             intermediate_size=intermediate_size,
         )
 
-    assert min(vocab, MIN_VOCAB) <= size(intermediate) <= min(vocab, MAX_VOCAB)
+    assert min(vocab, MIN_DEFAULT_VOCAB) <= size(intermediate) <= min(vocab, MAX_DEFAULT_VOCAB)
     assert size(intermediate) <= size(2 * intermediate)
 
 
