@@ -114,7 +114,7 @@ class Metrics:
             "ended_streams",
             "Fleet streams that the registry ended, by gRPC status. INVALID_ARGUMENT: the pod has another target, or its report"
             " makes no sense.",
-            "reason",
+            "status",
         )
         self.report_lag = new.histogram(
             "report_lag_seconds",

@@ -153,7 +153,7 @@ async def test_a_pod_of_another_target_is_refused_with_both_and_counted(
     await pod.report()
     with pytest.raises(InvalidInput, match=f"pod pod-0 cannot serve default: its target is {OTHER_TARGET}"):
         await pod.receive()
-    assert registry.metric(f'updraft_registry_ended_streams_total{{reason="{InvalidInput.status}"}}') == 1
+    assert registry.metric(f'updraft_registry_ended_streams_total{{status="{InvalidInput.status}"}}') == 1
     assert (await state(stub)).pods.connected == 1, "the other pod stays"
     await good.end()
 
