@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from updraft.trace.v1 import trace_pb2
 from updraft_draft.target_weights import TargetHead
-from updraft_inference.agent.recording import answered, recorded
+from updraft_inference.agent.direct import answered, recorded
 from updraft_inference.engine import CaptureParams, Drafter, GenerationRequest, SamplingParams
 from updraft_inference.text.chat_template import ChatTemplate
 from updraft_inference.text.tokenization import Tokenizer

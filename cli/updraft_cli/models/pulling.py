@@ -19,9 +19,9 @@ from shutil import disk_usage, rmtree
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, NotFound, full_disk_as_exhausted
 from updraft_chassis.leftovers import remove_stale
-from updraft_cli.models.files import locked
 from updraft_cli.models.head import OWN as _OWN
 from updraft_cli.models.head import HeadSource
+from updraft_cli.models.lock import locked
 from updraft_cli.models.source import HUB, PART, Address, File, Listing, RangeSource, Source
 
 _RECORD = "pull.json"

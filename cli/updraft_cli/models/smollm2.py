@@ -15,7 +15,7 @@ from pathlib import Path
 
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
-from updraft_cli.models.files import locked
+from updraft_cli.models.lock import locked
 
 CONVERTER_VERSION = 1
 """Increase it when the converter's output changes: it is part of the folder's name."""

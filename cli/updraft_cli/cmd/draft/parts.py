@@ -81,18 +81,18 @@ def _bar(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 def _lines(console: Console) -> Callable[[Progress], None]:
-    activity, started, shown, first = "", 0.0, 0.0, 0
+    activity, started, shown_s, first = "", 0.0, 0.0, 0
 
     def show(progress: Progress) -> None:
-        nonlocal activity, started, shown, first
+        nonlocal activity, started, shown_s, first
         if progress.note:
             console.print(progress.note, soft_wrap=True)
         now = time.monotonic()
         if progress.activity != activity:
             activity, started, first = progress.activity, now, progress.done
-        elif now - shown < _LINE_S:
+        elif now - shown_s < _LINE_S:
             return
-        shown = now
+        shown_s = now
         done = f"{progress.done} of {progress.total}"
         parts = (done, _speed(progress, now - started), _left(progress, first, now - started))
         console.print(f"{activity}: {', '.join(filter(None, parts))}", soft_wrap=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
@@ -30,6 +30,14 @@ from updraft_cli.output import Format
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
     from updraft_cli.models.importing import Imported
+
+
+class _Expected(TypedDict):
+    """Facts that an import checks before it publishes. `digest`: "" for any."""
+
+    digest: str
+    engine: Literal["torch", "sglang"] | None
+
 
 _changing = partial(click.command, cls=Command, needs=("change", "connection"))
 
@@ -78,7 +86,12 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
 )
 @options.output()
 def import_(
-    backend: RegistryBackend, place: str, model: Path | None, result: Path | None, form: Format, **expected: Any
+    backend: RegistryBackend,
+    place: str,
+    model: Path | None,
+    result: Path | None,
+    form: Format,
+    **expected: Unpack[_Expected],
 ) -> None:
     """Publish an EAGLE-3 draft from a folder, or from a URI as `updraft model pull` takes it.
 
@@ -155,13 +168,13 @@ def _draft_in(place: str) -> Iterator[Path]:
     yield Path(place)
 
 
-def _check(place: str, folder: Path, *, digest: str, engine: Literal["torch", "sglang"] | None) -> None:
+def _check(place: str, folder: Path, **expected: Unpack[_Expected]) -> None:
     from updraft_cli.models import published  # noqa: PLC0415 - see pull
 
-    if digest:
-        _check_digest(place, folder, digest)
-    if engine is not None:
-        published.check_engine(folder, engine)
+    if expected["digest"]:
+        _check_digest(place, folder, expected["digest"])
+    if expected["engine"] is not None:
+        published.check_engine(folder, expected["engine"])
 
 
 def _check_digest(place: str, folder: Path, expected: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from updraft_chassis.errors import UpdraftError
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import recordings
-from updraft_inference.agent.recording import answered, recorded
+from updraft_inference.agent.direct import answered, recorded
 from updraft_inference.engine import Engine, FinishedRequest, GenerationRequest
 
 NAME = "draft-train"

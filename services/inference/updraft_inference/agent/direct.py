@@ -1,4 +1,4 @@
-"""Records requests of an engine one by one, for programs without a stream: self-play and benchmarks."""
+"""Records requests of an engine one by one, for programs without a stream: `updraft-inference record` and benchmarks."""
 
 import hashlib
 from functools import partial
