@@ -1,4 +1,4 @@
-"""What survives a power cut."""
+"""Flushes to disk, so that data survives a power cut."""
 
 import os
 from pathlib import Path

@@ -80,8 +80,8 @@ def let_signals_kill() -> None:
 def run(process: str, main: Callable[[Stop], Awaitable[None]]) -> None:
     """Run `main(stop)` in a new event loop; return when it returned, raise SystemExit(1) when it raised.
 
-    What is imported by then stays until the end, so garbage collection leaves it alone from now on: with torch, looking through
-    it takes a tenth of a second, in which the event loop stands still.
+    Imported modules stay until the end, so garbage collection skips them from here on: with torch, a scan takes a tenth of a
+    second, during which the event loop stands still.
     """
     gc.collect()
     gc.freeze()

@@ -26,7 +26,7 @@ class BulkHistogram(Histogram):
     """A histogram without labels that takes many observations at once: one by one, thousands hold an event loop for long."""
 
     def observe_many(self, counts: Iterable[int], total: float) -> None:
-        """Add `total`, and to each bucket, the last one without a bound, its number of observations."""
+        """Add `counts[i]` observations to bucket i; the last bucket is +Inf. `total` is the sum of the observed values."""
         for bucket, num in zip(self._buckets, counts, strict=True):
             bucket.inc(num)
         self._sum.inc(total)

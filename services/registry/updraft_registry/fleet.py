@@ -234,7 +234,7 @@ class Fleet:
         return self._first(speculator, lambda report: report.capture_problem)
 
     def capture_too_small(self, speculator: str) -> str:
-        """What is too small for the traces of the first connected pod that drops some; empty if none does."""
+        """The setting that is too small for the traces of the first connected pod that drops some; empty if none is."""
         return self._first(speculator, lambda report: report.capture_too_small)
 
     def _first(self, speculator: str, text_of: Callable[[Report], str]) -> str:

@@ -92,7 +92,10 @@ class Latencies:
 
     @classmethod
     def of(cls, tokens: ArrayLike, seconds: ArrayLike) -> Self:
-        """Of steps, [steps] each: a step's seconds are shared by its tokens. A step without tokens has none."""
+        """The tokens of a step share its seconds. `tokens`, `seconds`: [steps] or scalars.
+
+        Steps without tokens count nothing.
+        """
         tokens, seconds = np.atleast_1d(tokens), np.atleast_1d(seconds)
         buckets = np.searchsorted(LATENCY_BOUNDS_S, seconds / np.maximum(tokens, 1))
         counts = np.bincount(buckets, weights=tokens, minlength=len(LATENCY_BOUNDS_S) + 1)

@@ -1,4 +1,4 @@
-"""What to record. It imports nothing that takes long, so that bad options are told first."""
+"""Options of a recording. Imports nothing slow, so that bad options are reported first."""
 
 from dataclasses import dataclass
 from pathlib import Path

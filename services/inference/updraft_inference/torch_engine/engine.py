@@ -68,7 +68,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _HeldDraft:
-    """What a swap that fails its proof restores."""
+    """The draft to restore if a swap fails its proof."""
 
     version: int
     eagle: EagleProposer | None

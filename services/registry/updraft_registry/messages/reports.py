@@ -77,7 +77,7 @@ class Report:
     capture_problem: str = ""
     """Why the pod cannot capture; empty if it can."""
     capture_too_small: str = ""
-    """What is too small for its traces; empty if nothing is."""
+    """The setting that is too small for its traces; empty if none is."""
     offered_tokens: int = 0
     """Tokens that the pod might have captured; monotonic per boot."""
 
