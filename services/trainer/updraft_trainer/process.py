@@ -74,7 +74,12 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     )
     compute = config.compute
     target = read_head(config.model)
-    expected = _expected_target(identity, target, config.region)
+    expected = ExpectedTarget.of(
+        target.config,
+        target_fingerprint=identity.target_fingerprint,
+        tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        region=config.region,
+    )
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(config.data_dir))
@@ -207,17 +212,6 @@ async def _state_demand(
             most = await storable_together(intakes, stream_bytes)
         components.registry.set_demand(min(usable, most))
         await stop.wait(_DEMAND_S)
-
-
-def _expected_target(identity: Identity, target: TargetHead, region: str) -> ExpectedTarget:
-    return ExpectedTarget(
-        target_fingerprint=identity.target_fingerprint,
-        tokenizer_fingerprint=identity.tokenizer_fingerprint,
-        aux_size=len(target.config.aux_layers) * target.config.hidden_size,
-        hidden_size=target.config.hidden_size,
-        vocab_size=target.config.vocab_size,
-        region=region,
-    )
 
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
