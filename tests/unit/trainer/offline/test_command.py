@@ -14,7 +14,7 @@ from updraft_chassis.progress import Progress
 from updraft_draft import checkpoint, recordings
 from updraft_trainer.offline import command
 from updraft_trainer.offline.command import OfflineOptions, train
-from updraft_trainer.offline.dataset import Dataset
+from updraft_trainer.offline.dataset import Dataset, read_dataset
 from updraft_trainer.offline.folders import Recording
 
 
@@ -55,7 +55,7 @@ def test_a_damaged_recording_is_told_and_stops_nothing(tiny_target: Path, folder
 def test_traces_that_are_removed_during_the_run_are_told_and_are_not_in_its_provenance(
     tiny_target: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_dataset, found = command.read_dataset, []
+    found: list[Dataset] = []
 
     def and_remove_two(*arguments: object) -> Dataset:
         dataset = read_dataset(*arguments)  # type: ignore[arg-type]
