@@ -224,7 +224,14 @@ def path_bars(run: PathRun) -> list[Line]:
         Line(results.at_least("replay, read", run.read_mb_per_s, 500, "MB/s")),
         Line(bar("trainer without learner, peak resident", run.trainer_bytes / GB, 1.5, "GB")),
         Line(bar("pod, peak resident", run.pod_bytes / GB, 1.0, "GB")),
-        Line(bar("longest standstill of a loop", max(one.held_ms for one in run.longest.values()), 20, "ms")),
+        Line(
+            bar(
+                "longest standstill of a loop, without waits for a core",
+                max(one.held_ms for one in run.longest.values()),
+                20,
+                "ms",
+            )
+        ),
     ]
 
 
