@@ -226,7 +226,7 @@ def path_bars(run: PathRun) -> list[Line]:
         Line(bar("pod, peak resident", run.pod_bytes / GB, 1.0, "GB")),
         Line(
             bar(
-                "longest standstill of a loop, without waits for a core",
+                "longest standstill of a loop",
                 max(one.held_ms for one in run.longest.values()),
                 20,
                 "ms",
