@@ -62,7 +62,7 @@ class PathRun:
     pod_bytes: int
     longest: dict[str, Standstill]
     cpu_s: dict[str, float]
-    """Processor time per second of the run."""
+    """Processor time per second that was watched: of the run, its last requests and their way to replay."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -250,7 +250,7 @@ class _Processes:
                 for name, processes in watched.items()
             },
             cpu_s={
-                name: sum(lines[-1].cpu_s - lines[0].cpu_s for lines in processes) / seconds
+                name: sum((lines[-1].cpu_s - lines[0].cpu_s) / (lines[-1].at_s - lines[0].at_s) for lines in processes)
                 for name, processes in watched.items()
             },
         )

@@ -27,7 +27,7 @@ from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
-from updraft_trainer.data.sample_cache import MOST_BYTES
+from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.settings import TrainerSettings
 
@@ -59,7 +59,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         vocab_size=width.vocabulary,
     )
     limits = ReplayLimits.of(config.replay_max_bytes or REPLAY_BYTES)
-    cache_bytes = config.cache_max_bytes or min(usual().cache.amount, MOST_BYTES)
+    cache_bytes = config.cache_max_bytes or min(usual().cache.amount, DEFAULT_MAX_BYTES)
     client = streams.connect(config.redis_url.get_secret_value())
     (key,) = config.stream_keys
     consumer = streams.Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)

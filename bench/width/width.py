@@ -65,10 +65,12 @@ VERSION_ROWS: Sequence[Row[VersionRun]] = (
     *_loops("registry", "pods"),
 )
 
+CAPTURED_ROW: Row[PathRun] = ("captured, in the second half", "/s", lambda run: run.captured_tokens_per_s)
+
 PATH_ROWS: Sequence[Row[PathRun]] = (
     ("requests", "", lambda run: run.requests),
-    ("tokens", "/s", lambda run: run.tokens_per_s),
-    ("captured, in the second half", "/s", lambda run: run.captured_tokens_per_s),
+    ("tokens asked for", "/s", lambda run: run.tokens_per_s),
+    CAPTURED_ROW,
     ("output tokens handed over", "", lambda run: run.handed_over),
     ("  stored", "", lambda run: run.stored),
     ("traces sent", "", lambda run: run.captured),
@@ -82,6 +84,9 @@ PATH_ROWS: Sequence[Row[PathRun]] = (
     ("cores used by the pods", "", lambda run: run.cpu_s["pods"]),
     *_loops("trainer", "registry", "pods"),
 )
+
+LONG_ROWS = [row for row in PATH_ROWS if row is not CAPTURED_ROW]
+"""The second half of one request takes milliseconds, in which no rate can be measured."""
 
 HEAD_ROWS: Sequence[Row[HeadRun]] = (
     ("checkpoint", "GB", lambda run: run.checkpoint_bytes / GB),
@@ -192,6 +197,10 @@ def table(runs: Sequence[R], rows: Sequence[Row[R]], name: Callable[[R], str]) -
     return columns
 
 
+def _named(name: str, _run: object) -> str:
+    return name
+
+
 def version_bars(runs: Sequence[VersionRun]) -> list[Line]:
     """Eight pods may take three times as long as one."""
     limits = {1: 30.0, 8: 90.0}
@@ -207,16 +216,22 @@ def version_bars(runs: Sequence[VersionRun]) -> list[Line]:
 
 
 def path_bars(run: PathRun) -> list[Line]:
-    """The longest work of a loop is processor time, so that two loaded cores do not count."""
     bar = results.at_most
     return [
         Line(results.at_least("captured tokens", run.captured_tokens_per_s, TOKENS_PER_S, "/s")),
         Line(bar("output tokens handed over and not stored", run.lost, 0)),
         Line(bar("traces dropped or refused", sum(run.lost_traces.values()), 0), note=reasons(run)),
-        Line(results.at_least("replay, read, per second of processor time", run.read_mb_per_cpu_s, 500, "MB/s")),
+        Line(results.at_least("replay, read", run.read_mb_per_s, 500, "MB/s")),
         Line(bar("trainer without learner, peak resident", run.trainer_bytes / GB, 1.5, "GB")),
         Line(bar("pod, peak resident", run.pod_bytes / GB, 1.0, "GB")),
-        Line(bar("longest work of a loop in one go", max(one.own_ms for one in run.longest.values()), 20, "ms")),
+        Line(
+            bar(
+                "longest standstill of a loop",
+                max(one.held_ms for one in run.longest.values()),
+                20,
+                "ms",
+            )
+        ),
     ]
 
 
@@ -258,8 +273,8 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         name: act(arguments) for name, act in (("path", measure_path), ("long", measure_long)) if name in arguments.rows
     }
     if paths:
-        names = {id(run): name for name, run in paths.items()}
-        figures.append(table(list(paths.values()), PATH_ROWS, lambda run: names[id(run)]))
+        rows = {"path": PATH_ROWS, "long": LONG_ROWS}
+        figures += [table([run], rows[name], partial(_named, name)) for name, run in paths.items()]
         lines += path_bars(paths["path"]) if "path" in paths else []
         lines += long_bars(paths["long"]) if "long" in paths else []
         samples += [asdict(run) for run in paths.values()]

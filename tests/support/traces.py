@@ -36,13 +36,10 @@ class TraceMaker:
 
     @property
     def expected(self) -> ExpectedTarget:
-        config = self._head.config
-        return ExpectedTarget(
+        return ExpectedTarget.of(
+            self._head.config,
             target_fingerprint=self.target_fingerprint,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
-            aux_size=len(config.aux_layers) * config.hidden_size,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
         )
 
     def trace(

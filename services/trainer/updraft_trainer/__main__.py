@@ -20,8 +20,8 @@ def main() -> None:
         with progress.on_stdout() as report:
             from updraft_trainer.offline import command  # noqa: PLC0415 - takes seconds
 
-            source = command.Source(origin=arguments.origin, region=arguments.region)
-            command.main(arguments.model, arguments.traces, arguments.output, arguments.epochs, source, report)
+            options = command.OfflineOptions(epochs=arguments.epochs, origin=arguments.origin, region=arguments.region)
+            command.main(arguments.model, arguments.traces, arguments.output, options, report)
         return
     lifecycle.while_importing()
     from updraft_trainer import process  # noqa: PLC0415 - see above

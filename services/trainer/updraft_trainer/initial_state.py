@@ -1,8 +1,8 @@
 """Where training starts: from the saved state, or else the registry's draft, or else new weights.
 
 Published drafts are continued, because they know more than a new one, and not every engine can swap between shapes. A trainer
-without a saved state therefore waits for the registry's response before it starts a new draft. Drafts that were all rejected
-do not count: no pod ever served them, and their weights may have been deleted. Neither does a draft that no pod could load.
+without a saved state therefore waits for the registry's response before it starts a new draft. Drafts that were rejected do
+not count: no pod ever served them, and their weights may have been deleted. Neither does a draft that no pod could load.
 """
 
 import asyncio

@@ -82,6 +82,8 @@ class Components:
     demand: DemandMeter
     metrics: Metrics
     clock: Clock
+    check: Callable[[], None]
+    """Called before each part of long work, which it may end by an exception."""
 
 
 class Trainer:
@@ -107,7 +109,7 @@ class Trainer:
         self._saved = self._progress()
         self._estimated = None if self._is_new_closed_form else self._saved
         self._estimate_s = 0.0
-        """Duration of the last estimate."""
+        """Duration of the last estimate, without the download of the serving draft."""
         self._save_s = 0.0
         """Duration of the last save."""
         self._saving: asyncio.Future[None] | None = None
@@ -116,7 +118,6 @@ class Trainer:
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
-        self._check: Callable[[], None] = lambda: None
         components.demand.uses = lambda: self.history.uses
         components.record.trained(self.learner.step, None)
         if initial.fit_s:
@@ -124,7 +125,6 @@ class Trainer:
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
-        self._check = stop.check
         with suppress(Stopped):
             await self._run(stop)
         await self.save()
@@ -185,14 +185,14 @@ class Trainer:
             return None
         if self._estimate_s >= _LONG_S or self._estimated is None:
             self._report.busy("a draft is being judged by other requests")
-        self._estimated = began
+        self._estimated, start_s = began, self._components.clock.monotonic()
         num_judges = self._options.thresholds.min_samples
         replay, uses = self._components.replay, self.history.uses
         unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=num_judges)
         candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
         await self._follow_gain(candidate)
-        self._estimate_s = self._components.clock.monotonic() - began.at_s
+        self._estimate_s = self._components.clock.monotonic() - start_s
         subject = f"the draft of {self.history.num_samples:,} samples"
         return candidate if self._should_publish(candidate, state, subject=subject) else None
 
@@ -214,10 +214,10 @@ class Trainer:
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
-        if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._check):
+        if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
-        draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._check)
+        draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
         self._components.metrics.fit_seconds.observe(self._components.clock.monotonic() - start_s)
         if draft is None:
             self._report.done()
@@ -252,20 +252,22 @@ class Trainer:
     def _follow_shape(self, state: RolloutState) -> None:
         """Go on from the serving draft if its shape is not ours, which engines might never serve then.
 
-        If no draft serves because no pod can load one like ours, as with an import of another shape, start anew in our own.
+        If no pod can load the published draft, start a new one of the chosen shape.
         """
         serving = self._components.evaluator.baseline
         if state.is_unloadable and self.learner.network.config != self._spec.draft_config:
-            self._start_anew()
+            self._start_over()
         if serving.network is None or serving.network.config == self.learner.network.config:
             return
         self.learner = self.learner.continuing(serving.network)
         self.history.origin = f"version {serving.version}"
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
-    def _start_anew(self) -> None:
-        """Random weights of the chosen shape, until the next draft in closed form, which is due."""
-        learner = self._spec.new_learner(())
+    def _start_over(self) -> None:
+        """Random weights of the chosen shape, over the most frequent tokens of the stored requests."""
+        components, spec = self._components, self._spec
+        samples = components.replay.first_batch(count=spec.first_samples, rng=self._rng)
+        learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
@@ -447,7 +449,7 @@ class Trainer:
 
     @property
     def _is_new_closed_form(self) -> bool:
-        """A first draft that knows something before its first step; it is judged at once."""
+        """A first draft from a closed form is judged at once: before its first step it already proposes likely tokens."""
         return self.learner.step == 0 and self.history.origin == CLOSED_FORM
 
     def _progress(self) -> Progress:

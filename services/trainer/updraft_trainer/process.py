@@ -28,7 +28,7 @@ from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
-from updraft_trainer.data.sample_cache import MOST_BYTES
+from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
@@ -74,7 +74,12 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     )
     compute = config.compute
     target = read_head(config.model)
-    expected = _expected_target(identity, target, config.region)
+    expected = ExpectedTarget.of(
+        target.config,
+        target_fingerprint=identity.target_fingerprint,
+        tokenizer_fingerprint=identity.tokenizer_fingerprint,
+        region=config.region,
+    )
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(config.data_dir))
@@ -83,14 +88,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         states = States(data / "states")
         state = states.load(identity)
         limits = ReplayLimits.of(capacity.replay_bytes)
-        decoded_bytes = sizes.cache.amount if config.cache_max_bytes is None else config.cache_max_bytes
+        default_bytes = min(sizes.cache.amount, DEFAULT_MAX_BYTES)
         replay = stack.enter_context(
             Replay.open(
                 data / "replay",
                 limits=limits,
                 expected=expected,
-                cache_bytes=min(decoded_bytes, MOST_BYTES) if config.cache_max_bytes is None else decoded_bytes,
-                fitted_bytes=decoded_bytes // 2,
+                cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
+                fitted_bytes=sizes.cache.amount // 2,
             )
         )
         stream_bytes = config.capture_max_bytes or _stream_bytes(target, config)
@@ -149,6 +154,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             demand=DemandMeter(replay, limits, num_held_out=config.evaluation_samples, max_uses=config.max_uses),
             metrics=counters,
             clock=clock,
+            check=stop.check,
         )
         facts = {"metrics_port": port, "streams": config.stream_keys, "replay_bytes": capacity.replay_bytes}
         facts |= {"device": compute.device.type, "pack_tokens": compute.pack_tokens}
@@ -209,17 +215,6 @@ async def _state_demand(
         await stop.wait(_DEMAND_S)
 
 
-def _expected_target(identity: Identity, target: TargetHead, region: str) -> ExpectedTarget:
-    return ExpectedTarget(
-        target_fingerprint=identity.target_fingerprint,
-        tokenizer_fingerprint=identity.tokenizer_fingerprint,
-        aux_size=len(target.config.aux_layers) * target.config.hidden_size,
-        hidden_size=target.config.hidden_size,
-        vocab_size=target.config.vocab_size,
-        region=region,
-    )
-
-
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:
     """The sizes for engine torch, whose traces are larger: only the first trace tells which engine serves."""
     return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="torch"))
@@ -231,7 +226,7 @@ def _stream_bytes(target: TargetHead, config: TrainerSettings) -> int:
 
 
 async def _ask_redis(client: streams.Client, record: LearningRecord, stop: lifecycle.Stop) -> None:
-    """Keep the record's view of Redis's memory. A Redis that is away or does not tell leaves it as it is."""
+    """Keep the record's view of Redis's memory. A Redis that is away or does not report it leaves it as it is."""
     while not stop.requested:
         with suppress(UpdraftError):
             record.max_memory = await streams.max_memory(client)

@@ -24,11 +24,12 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
 from updraft_draft.target_weights import read_head
+from updraft_trainer.data import intake
 from updraft_trainer.data.demand import HEADROOM
-from updraft_trainer.data.intake import BATCH_ENTRIES, Intake, check, storable_together
+from updraft_trainer.data.intake import BATCH_ENTRIES, CheckedEntry, Intake, check, storable_together
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
-from updraft_trainer.data.sample import Sample
+from updraft_trainer.data.sample import ExpectedTarget, Sample
 from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:{default:default:0}:samples:v1"
@@ -61,8 +62,8 @@ async def running(
     consumer = streams.Consumer(client, key, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock(), shard=shard)
-        tasks.create_task(intake.run(stop))
+        task = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock(), shard=shard)
+        tasks.create_task(task.run(stop))
         try:
             yield
         finally:
@@ -114,6 +115,26 @@ class ReadAhead(streams.Consumer):
         if self.num_batches == 2:
             self.has_two.set()
         return entries
+
+
+async def test_an_entry_that_breaks_the_check_ends_the_process_also_if_it_was_read_ahead(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it is delivered again, and at last becomes a dead letter."""
+    last, check_ = traces.data(BATCH_ENTRIES), intake.check
+
+    def broken(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
+        if entry.data == last:
+            raise RuntimeError("torch cannot read it")
+        return check_(entry, expected)
+
+    monkeypatch.setattr(intake, "check", broken)
+    await send(redis, *map(traces.data, range(BATCH_ENTRIES)), last)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.timeout(20), running(redis, replay, traces, metrics):
+            await asyncio.Event().wait()
+    assert raised.group_contains(RuntimeError, match="torch cannot read it")
+    await redis.flushall()  # nobody reads it again here
 
 
 async def test_the_next_batch_is_read_while_one_is_stored(

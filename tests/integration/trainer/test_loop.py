@@ -243,6 +243,7 @@ async def bench(
             demand=DemandMeter(replay, limits, num_held_out=32, max_uses=OPTIONS.max_uses),
             metrics=metrics,
             clock=clock,
+            check=lambda: None,
         )
         yield Bench(
             folder=folder,
@@ -727,6 +728,45 @@ async def test_a_published_draft_that_no_pod_can_load_is_left_for_one_of_the_cho
     folder, speculator = tmp_path_factory.mktemp("new"), whole.identity.speculator
     async with bench(folder, tiny_target, traces, port=shared_registry, speculator=speculator) as new:
         assert len((await new.started()).learner.network.token_ids) == 128, "neither does a new trainer start from it"
+
+
+async def test_a_new_draft_that_replaces_an_unloadable_one_has_the_tokens_of_the_stored_requests(
+    whole: Bench, tiny_target: Path
+) -> None:
+    await publish_elsewhere(whole, tiny_target, torch.arange(100))
+    small = replace(whole, spec=replace(whole.spec, shape=ShapeChoice(draft_vocab_size=32)))
+    trainer = await small.started()
+    for _ in range(OPTIONS.schedule.evaluate_steps):
+        trainer.train()
+    state = whole.components.registry.state
+    assert state is not None
+    whole.components.registry.state = replace(state, stable=0, is_unloadable=True)
+    await trainer.evaluate()
+    token_ids = trainer.learner.network.token_ids
+    assert len(token_ids) == 32
+    assert not torch.equal(token_ids, torch.arange(32)), "not just the lowest ones"
+
+
+async def test_the_download_of_a_serving_draft_does_not_delay_the_next_estimate(
+    whole: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, evaluator = await whole.started(), whole.components.evaluator
+    set_baseline, estimate, estimates = evaluator.set_baseline, evaluator.estimate, []
+
+    async def slowly(version: int, embedding: Tensor) -> bool:
+        whole.clock.advance(100.0)
+        return await set_baseline(version, embedding)
+
+    def counted(*arguments: Any, **options: Any) -> Candidate:
+        estimates.append(trainer.learner.step)
+        return estimate(*arguments, **options)
+
+    monkeypatch.setattr(evaluator, "set_baseline", slowly)
+    monkeypatch.setattr(evaluator, "estimate", counted)
+    await trainer.evaluate()
+    trainer.train()
+    await trainer.evaluate()
+    assert estimates == [0, 1]
 
 
 async def test_a_draft_of_another_vocabulary_and_the_same_size_is_a_baseline_like_any_other(

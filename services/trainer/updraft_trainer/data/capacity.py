@@ -74,7 +74,7 @@ class Capacity:
             return (
                 f"{VOLUME} has {readable(self.volume_bytes)} for {NUM_STATES} training states and {NUM_DRAFTS} drafts of"
                 f" {readable(self.reserved_bytes)}, and for replay of {readable(self.replay_bytes)}: it needs at least"
-                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}; restart the trainer then"
+                f" {quantity(self._volume_for(max(needed, self.replay_bytes)))}; then restart the trainer"
             )
         _, num_held_out = kept_requests(self.replay_bytes, mean)
         if num_held_out >= min_samples:
@@ -85,7 +85,7 @@ class Capacity:
         )
         if self.is_set or self._volume_for(needed) <= self.volume_bytes:
             return f"{room}: raise {SETTING} to at least {-(-needed // _MEGABYTES) * _MEGABYTES}"
-        return f"{room}: {VOLUME} needs at least {quantity(self._volume_for(needed))}; restart the trainer then"
+        return f"{room}: {VOLUME} needs at least {quantity(self._volume_for(needed))}; then restart the trainer"
 
     def _volume_for(self, replay_bytes: int) -> int:
         return int(_SLACK * replay_bytes) + self.reserved_bytes

@@ -29,7 +29,8 @@ from updraft_trainer.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 8
-"""Entries decoded in memory and stored at a time; an entry has at most 8 MiB, and one sync of the disk is for all of them."""
+"""Entries stored at a time, with one sync of the disk; two batches are in memory, one of them read ahead. An entry has at most
+8 MiB."""
 
 _HOUR_MS = 3_600_000
 
@@ -150,7 +151,7 @@ class Intake:
 
     async def _read_ahead(self) -> None:
         if not self._next:
-            with suppress(UpdraftError):  # settling the batch at hand will tell
+            with suppress(UpdraftError):  # the next read reports it
                 self._next = await self._read(timedelta(0))
 
     async def _settle(self) -> None:
@@ -159,11 +160,11 @@ class Intake:
             for checked in self._unsettled
             if isinstance(checked.result, Sample)
         ]
-        stored, _ = await asyncio.gather(
+        for result in await asyncio.gather(
             asyncio.to_thread(self._store, traces), self._read_ahead(), return_exceptions=True
-        )
-        if isinstance(stored, BaseException):
-            raise stored
+        ):
+            if isinstance(result, BaseException):
+                raise result
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
         self._measure(sum(checked.num_taught for checked in self._unsettled))

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
+from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.tensors import decode, is_finite, is_finite_encoded, outline
 from updraft_trainer.data.retention import CHUNK_MARK
@@ -45,6 +46,19 @@ class ExpectedTarget:
     hidden_size: int
     vocab_size: int
     region: str = ""
+
+    @classmethod
+    def of(
+        cls, target: TargetDescription, *, target_fingerprint: str, tokenizer_fingerprint: str, region: str = ""
+    ) -> "ExpectedTarget":
+        return cls(
+            target_fingerprint=target_fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            aux_size=len(target.aux_layers) * target.hidden_size,
+            hidden_size=target.hidden_size,
+            vocab_size=target.vocab_size,
+            region=region,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,8 @@ from collections import OrderedDict
 
 from updraft_trainer.data.sample import Sample
 
-MOST_BYTES = 512 * 1024**2
-"""By default, which is enough where samples are small. At the width of an 8B target the held-out requests of an estimate take
-twice as much, new samples push them out within seconds, and decoding them again takes one."""
+DEFAULT_MAX_BYTES = 512 * 1024**2
+"""Default limit. Larger caches do not help wide targets: new samples replace the held-out ones within seconds."""
 
 
 class SampleCache:

@@ -163,7 +163,7 @@ class Learner:
     def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:
         """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did.
 
-        `check` as for `closed_form`; nothing has changed then.
+        `check` as for `closed_form`. If it raises, nothing has changed.
         """
         c, known = self.network.config, self.network.token_ids.cpu()
         if c.hidden_size != c.target_hidden_size:

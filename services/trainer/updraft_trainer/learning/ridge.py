@@ -21,7 +21,7 @@ Rows = tuple[Tensor, Tensor]
 
 
 class Regression(Protocol):
-    """Everything that a solution depends on, float32 on one device, which solves it."""
+    """Rows in the form that a solution needs: float32, on one device."""
 
     def solve(self) -> Tensor:
         """[I, O]. Raises RuntimeError if the rows are not finite."""
@@ -114,7 +114,7 @@ class Stacked:
         return self._weights(residuals @ top), top.T
 
     def _residuals(self) -> Tensor:
-        """What the predictions of the rows lack, [N, O]: the dual solution."""
+        """The outputs minus the predictions, [N, O], which are the dual solution."""
         if not bool(self.scale.isfinite().all()):
             raise RuntimeError("the squares of the rows are not finite")
         gram = (self.x @ self.x.T).mT
@@ -129,7 +129,7 @@ class Stacked:
 
 
 def _penalty(squares: Tensor) -> Tensor:
-    """Of each input, from its sum of squares."""
+    """The ridge penalty of each input, [I], from its sum of squares."""
     return RIDGE * (squares + 1e-6 * squares.mean())
 
 

@@ -7,14 +7,13 @@ can still judge by it. Each text is used once.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_chassis.progress import Progress, Report
-from updraft_trainer.data.retention import request_of
+from updraft_trainer.data.retention import rank, request_of
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.offline.folders import StoredTrace, stored_traces
 
@@ -46,19 +45,23 @@ class Dataset:
     expected: ExpectedTarget
     refused: Counter[str]
     """Number of traces that are not used, by reason."""
+    gone: set[str] = field(default_factory=set)
+    """Trace ids of samples that could no longer be read."""
 
     @property
     def digest(self) -> str:
-        """Of which samples are on which side."""
+        """Identifies which samples are on which side."""
         sides = [[item.trace_id for item in side] for side in (self.training, self.held_out)]
         return hashlib.sha256(repr(sides).encode()).hexdigest()
 
     def read(self, items: Iterable[Item]) -> list[Sample]:
-        """The samples, without those that were damaged or removed since they were found."""
+        """The samples, without those that were damaged or removed since they were found, which join `gone`."""
         samples = []
         for item in items:
-            with suppress(Corrupt, NotFound, RefusedTrace):
+            try:
                 samples.append(read_sample(item.trace.read(), self.expected, is_checked=True))
+            except (Corrupt, NotFound, RefusedTrace):
+                self.gone.add(item.trace_id)
         return samples
 
 
@@ -68,7 +71,7 @@ class _Found:
     """By text."""
     refused: Counter[str] = field(default_factory=Counter)
     prompts: dict[str, bytes] = field(default_factory=dict)
-    """Of requests whose first chunk was found."""
+    """By request, for those whose first chunk was found."""
 
 
 def read_dataset(folders: Sequence[Path], expected: ExpectedTarget, report: Report) -> Dataset:
@@ -89,7 +92,7 @@ def read_dataset(folders: Sequence[Path], expected: ExpectedTarget, report: Repo
                 raise Conflict(f"{_names(folders)} holds traces of another model: {error}") from error
             found.refused[str(error)] += 1
     items = [_with_prompt(item, found.prompts) for item in found.items.values()]
-    num_prompts = len({item.prompt for item in items if not item.is_evaluation})
+    num_prompts = len({item.prompt for item in items} - _sealed(items))
     if num_prompts < MIN_PROMPTS:
         raise InvalidInput(_too_few(folders, num_prompts, found.refused))
     training, held_out = _split(items)
@@ -99,14 +102,15 @@ def read_dataset(folders: Sequence[Path], expected: ExpectedTarget, report: Repo
 def _add(found: _Found, stored: StoredTrace, expected: ExpectedTarget) -> None:
     data = stored.read()
     sample = read_sample(data, expected)
-    text = hashlib.sha256(sample.ids.numpy().tobytes()).digest()
-    if text in found.items:
-        found.refused["another one has the same text"] += 1
-        return
     trace = trace_pb2.Trace.FromString(data)
     prompt = hashlib.sha256(repr(list(trace.prompt_ids)).encode()).digest()
     if trace.header.chunk == 0:
         found.prompts[sample.trace_id] = prompt
+    text = hashlib.sha256(sample.ids.numpy().tobytes()).digest()
+    if (same := found.items.get(text)) is not None:
+        found.refused["another one has the same text"] += 1
+        found.items[text] = replace(same, is_evaluation=same.is_evaluation or sample.is_evaluation)
+        return
     found.items[text] = Item(
         trace=stored,
         trace_id=sample.trace_id,
@@ -122,20 +126,31 @@ def _with_prompt(item: Item, prompts: dict[str, bytes]) -> Item:
     return replace(item, prompt=prompts.get(request, request.encode()))
 
 
+def _sealed(items: Iterable[Item]) -> set[bytes]:
+    """Prompts that pods held out a request of."""
+    return {item.prompt for item in items if item.is_evaluation}
+
+
 def _split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Hold out what pods held out, and whole prompts until one request of `JUDGE_EVERY` is."""
+    """Hold out whole prompts: those that pods held out, and others until one request of `JUDGE_EVERY` is."""
     requests: dict[bytes, set[str]] = {}
     for item in items:
         requests.setdefault(item.prompt, set()).add(request_of(item.trace_id))
     wanted = -(-sum(map(len, requests.values())) // JUDGE_EVERY)
     wanted = min(MAX_JUDGES, wanted)
-    held_out = {request_of(item.trace_id) for item in items if item.is_evaluation}
+    held_out = {request for prompt in _sealed(items) for request in requests[prompt]}
     for prompt in sorted(requests):  # a digest, so in a random order that is always the same
         if len(held_out | requests[prompt]) <= wanted:
             held_out |= requests[prompt]
-    judges = {request_of(item.trace_id): item for item in items if request_of(item.trace_id) in held_out}
     training = [item for item in items if request_of(item.trace_id) not in held_out]
-    return training, list(judges.values())[:MAX_JUDGES]
+    return training, _judges([item for item in items if request_of(item.trace_id) in held_out])
+
+
+def _judges(held_out: Sequence[Item]) -> list[Item]:
+    """A random chunk of each request, and random requests if there are too many; the same each time."""
+    by_rank = sorted(held_out, key=lambda item: rank(item.trace_id), reverse=True)
+    chunks = {request_of(item.trace_id): item for item in by_rank}
+    return [chunks[request] for request in sorted(chunks, key=rank)[:MAX_JUDGES]]
 
 
 def _too_few(folders: Sequence[Path], num_prompts: int, refused: Counter[str]) -> str:

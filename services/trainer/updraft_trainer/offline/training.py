@@ -8,7 +8,7 @@ the run depends on, so another run never goes on from them.
 import hashlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from shutil import rmtree
 
 from torch import Tensor
 
-from updraft_chassis.errors import Corrupt, InvalidInput, NotFound
+from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_chassis.progress import Progress, Report
 from updraft_draft import checkpoint, memory
 from updraft_draft.config import DraftConfig
@@ -65,9 +65,6 @@ class OfflineTraining:
         content = f"{self.identity} {dataset.digest} {epochs} {_HYPER}"
         self._digest = hashlib.sha256(content.encode()).hexdigest()
         self._folder = folder / self._digest[:_NAME_CHARS]
-        for other in folder.glob(_NAME_CHARS * "[0-9a-f]"):
-            if other != self._folder:  # of a run with other requests or options
-                rmtree(other, ignore_errors=True)
 
     def clean(self) -> None:
         """Forget this run, once its draft is where it should be."""
@@ -76,9 +73,15 @@ class OfflineTraining:
             self._folder.parent.rmdir()
 
     def run(self) -> Candidate:
-        """The draft that needs the fewest verify steps for the held-out requests."""
+        """The draft that needs the fewest verify steps for the held-out requests that judged all drafts.
+
+        Conflict if none did, because a trainer removes what it no longer needs from its folder.
+        """
         judged = [(step, draft, self._judged(draft)) for step, draft in self._drafts()]
-        step, draft, estimate = min(judged, key=lambda one: sum(pair.candidate_steps for pair in one[2].pairs))
+        common = set.intersection(*(set(estimate.trace_ids) for _, _, estimate in judged))
+        if not common:
+            raise Conflict("no held-out trace can be read any more: train from a copy of the folder")
+        step, draft, estimate = min(judged, key=lambda one: _num_steps(one[2], common))
         return Candidate(network=draft, step=step, estimate=estimate, baseline_version=0, lookahead=LOOKAHEAD)
 
     def _drafts(self) -> Iterator[tuple[int, DraftNetwork]]:
@@ -106,6 +109,7 @@ class OfflineTraining:
             checkpoint.save(snapshot(fitted), part)
             rmtree(place, ignore_errors=True)
             part.replace(place)
+            self._remove_others()
             saved = checkpoint.load(place)
         config, tensors = saved
         draft = checkpoint.build(config, tensors, self._target.embedding)
@@ -151,6 +155,13 @@ class OfflineTraining:
             if start + BATCH >= len(order) or pace.is_due():
                 with pace:
                     states.save(self._state(learner, history))
+                    self._remove_others()
+
+    def _remove_others(self) -> None:
+        """What runs with other requests or options have left, once this one has something to go on from."""
+        for other in self._folder.parent.glob(_NAME_CHARS * "[0-9a-f]"):
+            if other != self._folder:
+                rmtree(other, ignore_errors=True)
 
     def _state(self, learner: Learner, history: TrainingHistory) -> State:
         return State(
@@ -174,6 +185,11 @@ class OfflineTraining:
             domains=tuple(chain.from_iterable(one.domains for one in estimates)),
             pairs=tuple(chain.from_iterable(one.pairs for one in estimates)),
         )
+
+
+def _num_steps(estimate: GainEstimate, trace_ids: Set[str]) -> int:
+    pairs = zip(estimate.trace_ids, estimate.pairs, strict=True)
+    return sum(pair.candidate_steps for trace_id, pair in pairs if trace_id in trace_ids)
 
 
 def _saved(place: Path) -> tuple[DraftConfig, dict[str, Tensor]] | None:

@@ -43,7 +43,7 @@ class RolloutState:
     candidate: int
     """The version in canary; 0: none."""
     start_version: int
-    """The version that a new trainer starts from; 0: none, because every draft so far was rejected or cannot be loaded."""
+    """The version that a new trainer starts from; 0: none, because none is in use and the newest was turned down."""
     is_unloadable: bool
     """No version has served, and pods cannot load the newest."""
     hold_reason: str
@@ -112,7 +112,7 @@ class RegistryView:
         self.state = RolloutState(
             stable=speculator.stable,
             candidate=speculator.candidate,
-            start_version=0 if is_unloadable else _start_version(speculator),
+            start_version=_start_version(speculator, response.versions),
             is_unloadable=is_unloadable,
             hold_reason=_hold_reason(speculator),
             target_fingerprint=speculator.target_fingerprint,
@@ -171,15 +171,24 @@ class RegistryView:
         self._is_up = is_up
 
 
+_NEVER_AGAIN = frozenset({registry_pb2.PHASE_FAILED, registry_pb2.PHASE_REJECTED, registry_pb2.PHASE_ROLLED_BACK})
+
+
 def _is_unloadable(state: registry_pb2.SpeculatorState, newest: Sequence[registry_pb2.Version]) -> bool:
     """`newest`: the newest version, if there is one. The registry fails only versions that pods refuse."""
-    is_in_use = bool(state.stable or state.candidate or state.previous)
-    return not is_in_use and any(version.phase == registry_pb2.PHASE_FAILED for version in newest)
+    return not _in_use(state) and any(version.phase == registry_pb2.PHASE_FAILED for version in newest)
 
 
-def _start_version(state: registry_pb2.SpeculatorState) -> int:
-    """The best version; 0 if all were rejected, for which the registry names no target."""
-    return (state.stable or state.candidate or state.previous or state.latest) if state.target_fingerprint else 0
+def _start_version(state: registry_pb2.SpeculatorState, newest: Sequence[registry_pb2.Version]) -> int:
+    """The version in use, or else the newest; 0 if that will never serve, or if the registry names no target."""
+    if not state.target_fingerprint or any(version.phase in _NEVER_AGAIN for version in newest if not _in_use(state)):
+        return 0
+    return _in_use(state) or state.latest
+
+
+def _in_use(state: registry_pb2.SpeculatorState) -> int:
+    """The best version that serves, is in canary or has served; 0 if there is none."""
+    return state.stable or state.candidate or state.previous
 
 
 def _hold_reason(state: registry_pb2.SpeculatorState) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TIMES_AN_ESTIMATE = 4.0
-"""Time between the starts of estimates that are early, over the time of one. So estimates take at most a quarter of the time,
-also of a wide draft without a GPU, where one takes minutes and an optimizer step too."""
+"""Time between the starts of estimates that are early, over the time of one. So these take at most a quarter of the time, also
+those of a wide draft without a GPU, where one takes minutes and an optimizer step too."""
 
 MAX_BACKOFF_S = 600.0
 """Longest pause between publications while the registry rejects them: short enough to notice when that changes."""

@@ -62,7 +62,7 @@ def test_a_claim_that_holds_too_few_requests_is_named_with_the_size_that_is_enou
     small = Capacity.of(None, EIGHT_B, volume_bytes=18 * 2**30)
     assert small.too_small([(8, 8 * LONG)], min_samples=8) == (
         "replay has room for 7 held-out requests of 33.8 MB, the mean, but 8 are needed to judge a draft:"
-        " the disk of UPDRAFT_TRAINER_DATA_DIR needs at least 20Gi; restart the trainer then"
+        " the disk of UPDRAFT_TRAINER_DATA_DIR needs at least 20Gi; then restart the trainer"
     )
     assert Capacity.of(None, EIGHT_B, volume_bytes=20 * 2**30).too_small([(8, 8 * LONG)], min_samples=8) == ""
 
@@ -72,7 +72,7 @@ def test_a_claim_that_the_training_states_fill_is_named_before_any_request() -> 
     assert small.replay_bytes == 2**20
     assert small.too_small([(0, 0)], min_samples=8) == (
         "the disk of UPDRAFT_TRAINER_DATA_DIR has 5.37 GB for 3 training states and 3 drafts of 16.1 GB, and for replay of"
-        " 1.05 MB: it needs at least 20Gi; restart the trainer then"
+        " 1.05 MB: it needs at least 20Gi; then restart the trainer"
     )
 
 

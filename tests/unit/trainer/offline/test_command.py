@@ -13,13 +13,15 @@ from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_chassis.progress import Progress
 from updraft_draft import checkpoint, recordings
 from updraft_trainer.offline import command
-from updraft_trainer.offline.command import Source, train
+from updraft_trainer.offline.command import OfflineOptions, train
+from updraft_trainer.offline.dataset import Dataset, read_dataset
+from updraft_trainer.offline.folders import Recording
 
 
 def run(target: Path, folder: Path, output: Path) -> list[Progress]:
     """Train, and return the reports."""
     reports: list[Progress] = []
-    train(target, [folder], output, 4, Source(origin="answers to questions.jsonl"), reports.append)
+    train(target, [folder], output, OfflineOptions(epochs=4, origin="answers to questions.jsonl"), reports.append)
     return reports
 
 
@@ -48,6 +50,29 @@ def test_a_damaged_recording_is_told_and_stops_nothing(tiny_target: Path, folder
     notes = [report.note for report in run(tiny_target, folder, tmp_path / "draft") if report.note]
     assert "1 not used because it is damaged" in notes[0]
     assert (tmp_path / "draft").is_dir()
+
+
+def test_traces_that_are_removed_during_the_run_are_told_and_are_not_in_its_provenance(
+    tiny_target: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Dataset] = []
+
+    def and_remove_two(*arguments: object) -> Dataset:
+        dataset = read_dataset(*arguments)  # type: ignore[arg-type]
+        for item in (dataset.training[0], dataset.held_out[0]):
+            assert isinstance(item.trace, Recording)
+            recordings.path(folder, item.trace.name).unlink()
+        found.append(dataset)
+        return dataset
+
+    monkeypatch.setattr(command, "read_dataset", and_remove_two)
+    notes = [report.note for report in run(tiny_target, folder, tmp_path / "draft") if report.note]
+    assert notes[-1] == "2 traces were removed or damaged meanwhile."
+    manifest = json_format.Parse((tmp_path / "draft" / "manifest.json").read_text(), registry_pb2.Manifest())
+    (dataset,) = found
+    assert manifest.provenance.samples == len(dataset.training) - 1
+    assert manifest.provenance.first_trace_id == dataset.training[1].trace_id
+    assert len(manifest.evaluation.samples) == len(dataset.held_out) - 1
 
 
 def test_a_full_disk_leaves_no_draft_and_what_the_next_run_goes_on_from(

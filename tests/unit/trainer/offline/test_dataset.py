@@ -132,6 +132,66 @@ def test_there_are_at_most_so_many_judges_and_the_others_teach(
     assert (len(dataset.training), len(dataset.held_out)) == (37, 3)
 
 
+def test_a_text_that_pods_held_out_is_never_trained_on_although_it_also_came_for_training(
+    traces: TraceMaker, tmp_path: Path
+) -> None:
+    made = prompts(traces, 40)
+    record(tmp_path / "a", made)
+    again = [trace_pb2.Trace.FromString(trace.SerializeToString()) for trace in made[:20]]
+    for number, trace in enumerate(again):
+        trace.header.trace_id, trace.header.evaluation = number.to_bytes(16), True
+    training, held_out = ids(read(traces, tmp_path / "a", record(tmp_path / "b", again)))
+    assert held_out == {trace.header.trace_id.hex() for trace in made[:20]}
+    assert training == {trace.header.trace_id.hex() for trace in made[20:]}
+
+
+def test_requests_with_the_prompt_of_one_that_pods_held_out_are_held_out_too(
+    traces: TraceMaker, tmp_path: Path
+) -> None:
+    made = prompts(traces, 64)
+    for first, second in zip(made[:20:2], made[1:20:2], strict=True):
+        second.prompt_ids[:] = first.prompt_ids
+        second.header.evaluation = True
+    dataset = read(traces, record(tmp_path, made))
+    assert not {one.prompt for one in dataset.training} & {one.prompt for one in dataset.held_out}
+    assert ids(dataset)[1] == {trace.header.trace_id.hex() for trace in made[:20]}
+
+
+def test_prompts_that_are_all_held_out_by_pods_are_too_few_to_learn_from(traces: TraceMaker, tmp_path: Path) -> None:
+    made = prompts(traces, 40)
+    for first, second in zip(made[::2], made[1::2], strict=True):
+        second.prompt_ids[:] = first.prompt_ids
+        second.header.evaluation = True
+    with pytest.raises(InvalidInput, match="holds 0 prompts to learn from, fewer than 16"):
+        read(traces, record(tmp_path, made))
+
+
+def test_a_later_chunk_has_its_requests_prompt_although_the_first_one_is_a_repeated_text(
+    traces: TraceMaker, tmp_path: Path
+) -> None:
+    made = prompts(traces, 40)
+    first = trace_pb2.Trace.FromString(made[0].SerializeToString())  # answered in the same way, then differently
+    made[1].header.chunk = 24
+    first.header.trace_id = made[1].header.trace_id = bytes(16)
+    dataset = read(traces, record(tmp_path, [*made, first]))
+    found = {one.trace_id: one.prompt for one in [*dataset.training, *dataset.held_out]}
+    (later,) = (prompt for trace_id, prompt in found.items() if trace_id.startswith(bytes(16).hex()))
+    assert later == found[made[0].header.trace_id.hex()]
+
+
+def test_judges_are_chosen_by_chance_whatever_the_order_of_the_traces(
+    traces: TraceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_JUDGES", 6)
+    made = prompts(traces, 60)
+    for first, second in zip(made[:40:2], made[1:40:2], strict=True):
+        first.header.evaluation = second.header.evaluation = True
+        second.header.trace_id, second.header.chunk = first.header.trace_id, 24
+    judges = ids(read(traces, record(tmp_path / "a", made)))[1]
+    assert judges == ids(read(traces, record(tmp_path / "b", made[::-1])))[1]
+    assert {"#" in one for one in judges} == {True, False}, "of both the first chunks and the later ones"
+
+
 def test_damaged_traces_are_counted_and_lose_nothing_else(traces: TraceMaker, tmp_path: Path) -> None:
     made = prompts(traces, 40)
     made[1].ClearField("payload")
@@ -146,7 +206,9 @@ def test_a_trace_that_is_damaged_later_is_left_out_of_its_batch(traces: TraceMak
     dataset = read(traces, record(tmp_path, prompts(traces, 24)))
     recordings.path(tmp_path, "000").unlink()
     items = [*dataset.training, *dataset.held_out]
-    assert len(dataset.read(items)) == len(items) - 1
+    read_again = {sample.trace_id for sample in dataset.read(items)}
+    assert dataset.gone == {item.trace_id for item in items} - read_again
+    assert len(dataset.gone) == 1
 
 
 @pytest.mark.parametrize("name", ["replay", "recordings"])

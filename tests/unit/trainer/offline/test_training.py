@@ -8,7 +8,7 @@ from tests.support.likeliest import show_likeliest
 from tests.support.traces import TraceMaker
 from torch import Tensor
 
-from updraft_chassis.errors import Exhausted
+from updraft_chassis.errors import Conflict, Exhausted
 from updraft_chassis.progress import Progress
 from updraft_draft import checkpoint, recordings
 from updraft_draft.target_weights import read_head
@@ -17,6 +17,7 @@ from updraft_trainer.learning.learner import Learner, StepReport
 from updraft_trainer.learning.state import States
 from updraft_trainer.offline import training as module
 from updraft_trainer.offline.dataset import Dataset, read_dataset
+from updraft_trainer.offline.folders import Recording
 from updraft_trainer.offline.training import OfflineTraining
 from updraft_trainer.publishing.publish import Candidate
 
@@ -123,17 +124,55 @@ def test_a_run_that_was_killed_while_it_judged_trains_no_step_again(run: Run) ->
     assert run.steps() == [NUM_STEPS]
 
 
-def test_a_run_that_was_killed_while_it_solved_leaves_nothing_that_is_half_done(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
+def test_a_draft_that_was_written_in_part_is_solved_for_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run()
+    run.folder = run.folder.with_name("other")
+
+    def full(_network: object, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / checkpoint.WEIGHTS).write_bytes(b"half")
         raise Exhausted("the disk is full")
 
     with monkeypatch.context() as broken:
         broken.setattr(checkpoint, "save", full)
         with pytest.raises(Exhausted):
             run()
-    assert run().step in {0, NUM_STEPS}
+    again = run()
+    assert again.step == whole.step
+    assert all(tensor.equal(weights(again)[name]) for name, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize("num_left", [1, 2])
+def test_drafts_are_compared_by_the_requests_that_judged_both(
+    run: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_left: int
+) -> None:
+    """Traces that are removed during training do not make the trained draft look better."""
+    assert len(dataset.held_out) == 3
+    steps, num_steps = iter((0, NUM_STEPS)), iter([4, 4, 4, *[5] * num_left])
+    monkeypatch.setattr(module, "verify_steps", lambda _, samples, **__: [next(num_steps) for _ in samples])
+    monkeypatch.setattr(OfflineTraining, "_drafts", lambda _: ((step, object()) for step in steps))
+
+    def remove(progress: Progress) -> bool:
+        if progress.activity == "judging" and progress.done == 2:  # the first draft's last judge
+            for item in dataset.held_out[: 3 - num_left]:
+                assert isinstance(item.trace, Recording)
+                recordings.path(item.trace.folder, item.trace.name).unlink(missing_ok=True)
+        return False
+
+    assert run(remove).step == 0
+    assert len(dataset.gone) == 3 - num_left
+
+
+def test_a_run_whose_judges_are_all_removed_ends_with_a_sentence(run: Run, dataset: Dataset) -> None:
+    def remove(progress: Progress) -> bool:
+        if progress.activity == "training":
+            for item in dataset.held_out:
+                assert isinstance(item.trace, Recording)
+                recordings.path(item.trace.folder, item.trace.name).unlink(missing_ok=True)
+        return False
+
+    with pytest.raises(Conflict, match="no held-out trace can be read any more: train from a copy of the folder"):
+        run(remove)
 
 
 def test_a_draft_in_closed_form_that_a_power_failure_cut_off_is_solved_for_again(run: Run) -> None:
@@ -156,6 +195,14 @@ def test_another_run_does_not_go_on_from_a_state_and_removes_it(
     run(epochs=8 if changed == "epochs" else 4)
     assert run.steps()[0] == 0
     assert len(list(run.folder.iterdir())) == 2, "this run's and somebody else's"
+
+
+def test_another_run_that_ends_before_it_has_saved_anything_spares_the_state_of_the_one_before(run: Run) -> None:
+    run()
+    with pytest.raises(KilledError):
+        run(lambda progress: progress.activity == "solving for first weights", epochs=8)
+    run()
+    assert run.steps() == [NUM_STEPS], "no step was repeated"
 
 
 def test_traces_without_hidden_states_of_the_last_layer_train_from_random_weights(

@@ -1,4 +1,4 @@
-"""When the registry would not try a new version, so that none is uploaded."""
+"""What the trainer reads from the registry: where to start, and whether a new version would be tried."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,3 +31,26 @@ async def test_nothing_is_published_while_it_would_not_be_tried_or_judged(
     stub: Any = SimpleNamespace(List=answer)
     view = RegistryView(stub, "default", tmp_path, Metrics(CollectorRegistry()), learning=pb.Learning)
     assert (await view.refresh()).hold_reason == why
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "start"),
+    [
+        pytest.param({"latest": 2}, pb.PHASE_REJECTED, 0, id="rejected"),
+        pytest.param({"latest": 2}, pb.PHASE_FAILED, 0, id="cannot be loaded"),
+        pytest.param({"latest": 2}, pb.PHASE_ROLLED_BACK, 0, id="taken back"),
+        pytest.param({"latest": 2}, pb.PHASE_PENDING, 2, id="not tried yet"),
+        pytest.param({"latest": 2, "stable": 1}, pb.PHASE_REJECTED, 1, id="rejected, while another serves"),
+        pytest.param({"latest": 3, "previous": 1}, pb.PHASE_ROLLED_BACK, 1, id="taken back, after another has served"),
+    ],
+)
+async def test_training_starts_from_what_serves_and_never_from_a_draft_that_was_turned_down(
+    state: dict[str, Any], phase: pb.Phase.ValueType, start: int, tmp_path: Path
+) -> None:
+    async def answer(*_: object, **__: object) -> pb.ListResponse:
+        speculator = pb.SpeculatorState(speculator="default", target_fingerprint="sha256:t", **state)
+        return pb.ListResponse(speculators=[speculator], versions=[pb.Version(version=state["latest"], phase=phase)])
+
+    stub: Any = SimpleNamespace(List=answer)
+    view = RegistryView(stub, "default", tmp_path, Metrics(CollectorRegistry()), learning=pb.Learning)
+    assert (await view.refresh()).start_version == start
