@@ -108,7 +108,7 @@ def test_every_panel_asks_for_metrics_that_are_exposed() -> None:
 
 def test_the_output_that_a_draft_cannot_propose_is_on_a_panel() -> None:
     assert [name for name, expression in _panels() if "updraft_trainer_unknown_tokens_ratio" in expression] == [
-        "Updraft fleet: Output that the draft cannot propose"
+        "Updraft / Fleet: Output that the draft cannot propose"
     ]
 
 

@@ -106,7 +106,7 @@ class SglangPods:
         report.status.nonce, report.status.version = order.nonce, order.serve_version
         manifest = self._shelf.versions()[order.serve_version].manifest if order.serve_version else None
         if manifest is not None and sizes(manifest.config_json) != sizes(self.built_for[name]):
-            report.status.outcome = fleet_pb2.OUTCOME_PENDING
+            report.status.outcome, report.status.needs_restart = fleet_pb2.OUTCOME_PENDING, True
             report.status.reason = "it has another shape than the draft that the server started with"
             return
         report.status.outcome = fleet_pb2.OUTCOME_ACK

@@ -21,6 +21,7 @@ from tests.support.wait import until
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
 from updraft_draft.target_weights import read_head
@@ -34,6 +35,7 @@ from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:{default:default:0}:samples:v1"
 NUM_OUTPUT = 24
+NUM_ROWS = 4 + NUM_OUTPUT - 1
 
 
 @pytest.fixture
@@ -362,10 +364,36 @@ async def test_intake_takes_as_much_as_it_stores_and_nothing_while_half_of_its_s
     assert await storable_together([intake], waiting) == math.inf, "nothing is known of its speed"
     await send(redis, *entries)
     await intake.store_batch()  # and the next batch is read
-    speed = BATCH_ENTRIES * NUM_OUTPUT / 2.0
+    speed = BATCH_ENTRIES * NUM_ROWS / 2.0
     assert await storable_together([intake], 100 * waiting) == pytest.approx(HEADROOM * speed * 0.98, rel=0.05)
     assert await storable_together([intake, intake], 8 * waiting) == pytest.approx(HEADROOM * speed, rel=0.05)
     assert await storable_together([intake], waiting) == 0.0
     await intake.store_batch()
     await intake.store_batch()
     assert await storable_together([intake], waiting) == pytest.approx(HEADROOM * speed, rel=0.2), "nothing waits"
+
+
+async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_intake_takes(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    clock, stop = ManualClock(), Stop()
+    intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=clock)
+    admit, outages = replay.admit, iter([3600.0])
+
+    def admit_after_an_outage(batch: Sequence[IncomingTrace]) -> list[Sample]:
+        if outage_s := next(outages, 0.0):
+            clock.advance(outage_s)
+            raise Unavailable("the disk cannot be written")
+        clock.advance(2.0)
+        return admit(batch)
+
+    monkeypatch.setattr(replay, "admit", admit_after_an_outage)
+    light = [traces.data(seed, payload=False) for seed in range(100, 100 + 4 * BATCH_ENTRIES)]
+    await send(redis, *(traces.data(seed) for seed in range(3 * BATCH_ENTRIES)), *light)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(intake.run(stop))
+        await until(lambda: is_settled(redis), what="an empty stream")
+        stop.request()
+    speed = BATCH_ENTRIES * NUM_ROWS / 2.0
+    assert await storable_together([intake], 1 << 30) == pytest.approx(HEADROOM * speed, rel=0.01)

@@ -56,6 +56,10 @@ class CheckedEntry:
         return self.result.num_taught if isinstance(self.result, Sample) else 0
 
     @property
+    def num_rows(self) -> int:
+        return self.result.num_rows if isinstance(self.result, Sample) else 0
+
+    @property
     def is_unreadable(self) -> bool:
         return isinstance(self.result, RefusedTrace) and self.result.label in _UNREADABLE
 
@@ -125,6 +129,7 @@ class Intake:
                     await self._consumer.open()
                 await self.store_batch()
             except UpdraftError as error:
+                self._busy_since_s = None  # an outage says nothing about intake's speed
                 self._set_up(is_up=False, reason=str(error))
                 await stop.wait(next(backoff))
             else:
@@ -167,7 +172,7 @@ class Intake:
                 raise result
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
-        self._measure(sum(checked.num_taught for checked in self._unsettled))
+        self._measure(sum(checked.num_rows for checked in self._unsettled))
         self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
         while self._unsettled:
             unreadable = self._unsettled[0]
@@ -189,8 +194,9 @@ class Intake:
             metrics.replay_bytes.labels(pool).set(replay.num_bytes(pool))
 
     def _measure(self, tokens: int) -> None:
+        """Entries without hidden states are not measured: they say little about the speed of those with them."""
         now_s = self._clock.monotonic()
-        if self._busy_since_s is not None:
+        if tokens and self._busy_since_s is not None:
             self._speed.stored(tokens, now_s - self._busy_since_s)
         self._busy_since_s = now_s if self._next else None
 

@@ -112,10 +112,10 @@ class Evaluator:
 
 def _unknown_share(samples: Sequence[Sample], pairs: Sequence[Paired], draft: DraftNetwork) -> float | None:
     """Share of the output of today's traffic that the draft cannot propose; None without such requests."""
-    outputs = [one.ids[one.first_output :] for one in samples]
+    outputs, token_ids = [one.ids[one.first_output :] for one in samples], draft.token_ids.cpu()
     tokens = sum(pair.weight * len(ids) for pair, ids in zip(pairs, outputs, strict=True))
     unknown = sum(
-        pair.weight * len(ids) * unknown_share([ids], draft.token_ids) for pair, ids in zip(pairs, outputs, strict=True)
+        pair.weight * len(ids) * unknown_share([ids], token_ids) for pair, ids in zip(pairs, outputs, strict=True)
     )
     return unknown / tokens if tokens else None
 
