@@ -18,7 +18,7 @@ SAMPLES = 6
 
 
 def worst_error(folder: Path, num_steps: int) -> float:
-    """Of the loss and of each tensor's gradient, for packed samples with branches and both teachers."""
+    """Errors of the loss and of each tensor's gradient, for packed samples with branches and both teachers."""
     maker = TraceMaker(make_tiny_target(folder))
     target = read_head(folder)
     traces = [maker.trace(seed, num_output=8 + 11 * seed, counterfactual_rows=2) for seed in range(SAMPLES)]

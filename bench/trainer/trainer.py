@@ -1,4 +1,4 @@
-"""What a training step costs in memory and time, and whether it is exact. See README.md in this folder."""
+"""Measures memory and time of a training step, and checks that it is exact. See README.md in this folder."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(slots=True)
 class Figures:
-    """What one part measured."""
+    """Measurements of one part."""
 
     lines: list[Line] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)

@@ -65,7 +65,7 @@ class LearningRun:
     anonymous_bytes: int
     """Largest size without them."""
     messages: Sequence[tuple[float, str]]
-    """What the trainer told the user, and when."""
+    """A message of the trainer to the user, and when it came."""
 
     @property
     def learned_share(self) -> float:
@@ -75,7 +75,7 @@ class LearningRun:
 
 @dataclass(slots=True)
 class _Observed:
-    """What was seen of the trainer while it learned."""
+    """Observations of the trainer while it learned."""
 
     began_s: float
     requests: int = 0

@@ -43,7 +43,7 @@ _PASS_ROWS = 1024
 """Rows that the learner packs for one forward and backward pass on a CPU."""
 
 _KEPT_BYTES = 180
-"""What a pass keeps per row and value of the draft's hidden size, in three draft steps: counted on a draft of D 1,024."""
+"""Bytes that a pass keeps per row and value of the draft's hidden size, in three draft steps: counted on a draft of D 1,024."""
 
 _DELTA_CACHE = 2**30
 _VERSIONS_IN_USE = ("the stable version", "the one before it", "a canary", "an upload")

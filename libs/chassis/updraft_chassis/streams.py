@@ -271,8 +271,8 @@ class Consumer:
                     return entries
 
     async def fullness(self, max_bytes: int) -> float:
-        """What waits in a stream of so many bytes, as a share of them, by the mean size of recent entries. It may exceed 1, and
-        does not count what is in hand. Other than the rest, it may be called at any time. Unavailable if Redis is unreachable.
+        """The share of a stream of `max_bytes` that waits, by the mean size of recent entries: without those in hand. It may
+        exceed 1. Unlike the other methods, this one may be called at any time. Unavailable if Redis is unreachable.
         """
         with _redis_errors():
             length = await self._client.xlen(self._key)

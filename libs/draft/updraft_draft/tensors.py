@@ -39,7 +39,7 @@ def decode(message: trace_pb2.Tensor) -> Tensor:
 
 
 def outline(message: trace_pb2.Tensor) -> Tensor:
-    """What `decode` returns or raises, but without values: on the device meta."""
+    """Like `decode`, but the tensor has no values: it is on the device meta."""
     dtype = _checked_dtype(message)
     decoded = torch.float32 if dtype == torch.float32 else torch.bfloat16
     return torch.empty(message.rows, message.columns, dtype=decoded, device="meta")

@@ -41,7 +41,7 @@ NUM_TRAINING, NUM_HELD_OUT, NUM_STEPS = 12, 4, 40
 
 
 def likeliest(target: TargetHead, states: Tensor) -> TopK:
-    """What SGLang reports of rows with these last hidden states."""
+    """The teacher that SGLang sends for rows with these last hidden states."""
     logits = states.float() @ target.head.float().T * target.config.logit_scale
     if (cap := target.config.logit_cap) is not None:
         logits = cap * torch.tanh(logits / cap)

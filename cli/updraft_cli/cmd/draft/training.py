@@ -59,7 +59,7 @@ class _Options:
 
     @property
     def origin(self) -> str:
-        """What the draft is trained on, in words."""
+        """The sources of the draft's training, in words."""
         sources = [
             *([f"answers to {self.prompts.name}"] if self.prompts else []),
             *(f"traces of {folder}" for folder in self.traces),

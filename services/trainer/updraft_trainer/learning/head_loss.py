@@ -19,7 +19,7 @@ from updraft_trainer.learning.batch import TrainingRows
 from updraft_trainer.learning.losses import Loss, Predictions
 
 LOGIT_BYTES = {"cpu": 4 * 1024**2, "cuda": 256 * 1024**2}
-"""Of one float32 tensor of logits, of which a few exist. On a CPU they should fit the cache: a step of SmolLM2's draft took
+"""Size of a float32 tensor of logits; a few exist at a time. On a CPU they should fit the cache: a step of SmolLM2's draft took
 368 ms, with 8 MiB 396 and with 2 MiB 412, in one run each on a busy machine, which does not settle it. A GPU needs large
 products; no value was tried there."""
 

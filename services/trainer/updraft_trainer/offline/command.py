@@ -34,7 +34,7 @@ class OfflineOptions:
     origin: str
     """Where the traces come from, in words."""
     region: str = ""
-    """Of this machine, which some traces may not leave."""
+    """Where this machine is; some traces may not leave their region."""
 
 
 def main(model: Path, folders: Sequence[Path], output: Path, options: OfflineOptions, report: Report) -> None:
@@ -46,7 +46,7 @@ def main(model: Path, folders: Sequence[Path], output: Path, options: OfflineOpt
 def train(model: Path, folders: Sequence[Path], output: Path, options: OfflineOptions, report: Report) -> None:
     """Train on the traces in `folders`; write weights, config and manifest to `output`.
 
-    What a killed run leaves is in a folder next to `output`, from which the next run goes on.
+    A killed run leaves a folder next to `output`, from which the next run goes on.
     """
     remove_stale(output.parent.glob(f".{escape(output.name)}-*{_PART}"))  # of runs that were killed
     target = read_head(model)

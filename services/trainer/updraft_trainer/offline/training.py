@@ -158,7 +158,7 @@ class OfflineTraining:
                     self._remove_others()
 
     def _remove_others(self) -> None:
-        """What runs with other requests or options have left, once this one has something to go on from."""
+        """Remove what runs with other requests or options have left, once this one has something to go on from."""
         for other in self._folder.parent.glob(_NAME_CHARS * "[0-9a-f]"):
             if other != self._folder:
                 rmtree(other, ignore_errors=True)

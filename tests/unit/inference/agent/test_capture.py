@@ -376,7 +376,7 @@ async def test_captured_payloads_lower_the_chance_of_the_next_ones(capture: Capt
 
 
 def chance(capture: Capture) -> float:
-    """Of the next request, with a bucket of 30 tokens."""
+    """The probability that the next request is captured, with a bucket of 30 tokens."""
     return capture.plan(TRAINED.trace_id, CaptureTerms()).payload_probability
 
 

@@ -149,7 +149,7 @@ def test_the_meter_counts_what_replay_has_and_how_fast_training_reads(maker: Tra
 
 
 REQUEST_TOKENS_PER_S = 100.0
-"""Of one request, which is captured as it runs: what was chosen comes in for a minute."""
+"""Tokens per second of one request, which is captured as it runs: what was chosen comes in for a minute."""
 
 
 @dataclass(kw_only=True)

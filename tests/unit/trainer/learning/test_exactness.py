@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(target: Path) -> list[Sample]:
-    """Of unequal lengths, every third with the likeliest tokens as its teacher, all with two rows after each rejection."""
+    """Samples of unequal lengths. A third have the likeliest tokens as teacher; all have two rows after each rejection."""
     maker, head = TraceMaker(target), read_head(target).head
     traces = [
         maker.trace(seed, num_prompt=2 + 5 * (seed % 3), num_output=8 + 11 * (seed % 4), counterfactual_rows=2)

@@ -1,4 +1,4 @@
-"""What the trainer reads from the registry: where to start, and whether a new version would be tried."""
+"""The trainer's view of the registry: where to start, and whether a new version would be tried."""
 
 from pathlib import Path
 from types import SimpleNamespace
