@@ -10,9 +10,11 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.crds import crds
 from tests.cluster.operator import requests
 from tests.cluster.operator.accounts import Account, account
+from tests.cluster.operator.registries import Shelf
 from tests.cluster.operator.subject import Subject
 from tests.support.operator import OperatorProcess
 from tests.support.redis_server import RedisServer
+from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
 
 __all__ = ["crds"]
@@ -58,6 +60,13 @@ def settings() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """One for a module, if its `settings` name it: it keeps speculators apart by name."""
+    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
 def operator(
     kubernetes: ControlPlane,
     home: str,
@@ -82,3 +91,8 @@ def operator(
 def subject(api: Api, namespace: str) -> Subject:
     """A speculator that is not there yet, with a name of its own."""
     return Subject(api, namespace, f"asp-{secrets.token_hex(3)}")
+
+
+@pytest.fixture
+def shelf(registry: RegistryProcess, subject: Subject) -> Shelf:
+    return Shelf(registry, subject.name)

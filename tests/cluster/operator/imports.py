@@ -26,7 +26,7 @@ def job_pod(subject: Subject) -> Json:
 
 
 def command(pod: Json) -> list[str]:
-    """What the Job's container runs."""
+    """The command of the Job's container."""
     (container,) = pod["spec"]["containers"]
     return [*container["command"], *container["args"]]
 

@@ -30,7 +30,7 @@ _REPORT_S = 0.5
 
 
 class SglangPods:
-    """What was seen of a speculator's serving pods; get it from `sglang_pods`."""
+    """Observations of a speculator's serving pods; get it from `sglang_pods`."""
 
     def __init__(self, subject: Subject, shelf: Shelf, target: str) -> None:
         self.built_for = dict[str, str]()
@@ -38,13 +38,13 @@ class SglangPods:
         self.num_ready = list[int]()
         """At each look."""
         self.conditions = set[tuple[str, str]]()
-        """Of ServingReady, with its reason."""
+        """Statuses of ServingReady, with their reasons."""
         self._subject, self._shelf, self._target = subject, shelf, target
         self._stopping = threading.Event()
 
     @property
     def now(self) -> list[str]:
-        """What each pod that exists now was built for."""
+        """The config that each pod was built for, of those that exist now."""
         return [self.built_for[pod["metadata"]["name"]] for pod in self._pods() if _name(pod) in self.built_for]
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class SglangPods:
 
 
 def sizes(config_json: str) -> tuple[int, ...]:
-    """What a server fixes when it is built; empty for a pod with the sizes of its spec, which no draft of a test has."""
+    """The sizes that a server fixes at start; empty for a pod with the sizes of its spec, which no draft of a test has."""
     content = json.loads(config_json or "{}")
     return tuple(content[key] for key in ("hidden_size", "draft_vocab_size", "intermediate_size") if key in content)
 

@@ -5,7 +5,6 @@ No engine runs: pods of SGLang are `sglang_pods`, which obey the registry and th
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,20 +27,8 @@ URI = "hf://org/eagle3"
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    """One for all: it keeps speculators apart by name."""
-    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def settings(registry: RegistryProcess) -> dict[str, object]:
     return {"registry_address": registry.address}
-
-
-@pytest.fixture
-def shelf(registry: RegistryProcess, subject: Subject) -> Shelf:
-    return Shelf(registry, subject.name)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +93,7 @@ def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
     message = subject.wait_for("TrainerReady", "False", "WaitingForDraft")
     assert message == f"the trainer waits for the import of {URI}"
     assert (num_trainers(subject), subject.pods(names.TRAINER)) == (0, [])
-    assert subject.condition("ServingReady") == ("True", "PodsReady"), "serving does not wait for a draft"
+    subject.wait_for("ServingReady", "True", "PodsReady")  # serving does not wait for a draft
 
     assert bring(subject, registry, published(tmp_path / "theirs"), target) == URI
 
@@ -122,7 +109,7 @@ def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
     )
     assert subject.all_of("DraftVersion")[0]["status"]["version"] == 1
     assert [each["metadata"]["name"] for each in subject.all_of("DraftVersion")] == [object_["metadata"]["name"]]
-    assert subject.condition("TrainerReady")[1] != "WaitingForDraft"
+    wait_until(lambda: subject.condition("TrainerReady")[1] != "WaitingForDraft", what="the end of the wait")
 
 
 def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
@@ -146,7 +133,7 @@ def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
     assert message.startswith(f"the import of {URI} failed, so there is no draft to start from: ")
     assert "its vocabulary is 600, the target's is 512" in message
     assert (num_trainers(subject), shelf.versions()) == (0, {})
-    assert subject.condition("ServingReady") == ("True", "PodsReady")
+    subject.wait_for("ServingReady", "True", "PodsReady")
 
 
 def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape(

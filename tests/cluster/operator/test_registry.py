@@ -1,7 +1,6 @@
 """With a real registry: the rollout's fields reach it, and its versions are objects that one can look at and wait for."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,20 +20,8 @@ from updraft_operator.api import names
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    """One for all: it keeps speculators apart by name, and every test has a name of its own."""
-    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def settings(registry: RegistryProcess) -> dict[str, object]:
     return {"registry_address": registry.address}
-
-
-@pytest.fixture
-def shelf(registry: RegistryProcess, subject: Subject) -> Shelf:
-    return Shelf(registry, subject.name)
 
 
 @pytest.fixture

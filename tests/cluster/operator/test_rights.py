@@ -1,7 +1,5 @@
 """Least privilege: one life of a resource with everything in it uses every right but those that are listed, with why."""
 
-from collections.abc import Iterator
-
 import pytest
 from tests.cluster.access import Audited, audited
 from tests.cluster.operator import requests
@@ -25,12 +23,6 @@ UNUSED: dict[Right, str] = {
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
     ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
 }
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    with RegistryProcess(tmp_path_factory.mktemp("registry"), settle_seconds=0) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
