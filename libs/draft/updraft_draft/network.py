@@ -63,7 +63,8 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):  # CUDA's would compute all that follows in float32
+            return rms_norm(x, self.weight, self.eps)
 
 
 class _Layer(nn.Module):
@@ -234,8 +235,8 @@ class DraftNetwork(nn.Module):
         """The unrolled states, and keys and values of all rows."""
         x = self.fuse(aux_NA)
         rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit)
-        attended = chain_attention(rows.q[index], rows.k, rows.v, layout.spans)
-        return self.finish(x[index], attended), rows.k, rows.v
+        attended = chain_attention(rows.q.index_select(0, index), rows.k, rows.v, layout.spans)
+        return self.finish(x.index_select(0, index), attended), rows.k, rows.v
 
     def _next_step(
         self, x: Tensor, ids: Tensor, positions: Tensor, layout: Layout, k: Tensor, v: Tensor, *own: Tensor

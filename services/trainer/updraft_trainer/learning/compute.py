@@ -1,11 +1,17 @@
 """Where and how a draft is trained: one code path for CPU and CUDA."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 
 from updraft_chassis.errors import Conflict
+
+logger = logging.getLogger(__name__)
+
+LEAST_CAPABILITY = (8, 0)
+"""Of GPUs: older ones have no products in bfloat16, or slow ones."""
 
 PACK_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Rows of a pass by default. A CPU should gain nothing from more. A GPU needs large products; its value is an
@@ -24,12 +30,25 @@ class Compute:
 
     @classmethod
     def on(cls, device: str, *, pack_tokens: int | None = None, recompute: bool = False) -> Self:
-        """On "auto", "cpu" or "cuda". Conflict if that is "cuda" and torch sees no GPU."""
-        has_gpu = torch.cuda.is_available()
-        if device == "cuda" and not has_gpu:
-            raise Conflict("UPDRAFT_TRAINER_DEVICE is cuda, but torch sees no GPU; set it to auto or cpu, or add a GPU")
-        chosen = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+        """On "auto", "cpu" or "cuda". Conflict if that is "cuda" and there is no GPU to train on."""
+        problem = _gpu_problem() if device != "cpu" else ""
+        if device == "cuda" and problem:
+            raise Conflict(f"UPDRAFT_TRAINER_DEVICE is cuda, but {problem}; set it to auto or cpu, or add a GPU")
+        if problem and torch.cuda.is_available():
+            logger.warning("Training on the CPU, because %s", problem)
+        chosen = ("cpu" if problem else "cuda") if device == "auto" else device
         return cls(device=torch.device(chosen), pack_tokens=pack_tokens or PACK_TOKENS[chosen], recompute=recompute)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _gpu_problem() -> str:
+    """Why there is no GPU to train on, or an empty string."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    capability = torch.cuda.get_device_capability()
+    if capability >= LEAST_CAPABILITY:
+        return ""
+    has, needed = (".".join(map(str, one)) for one in (capability, LEAST_CAPABILITY))
+    return f"the GPU has compute capability {has}, and bfloat16 needs {needed}"

@@ -52,18 +52,16 @@ class _HeadLoss(torch.autograd.Function):
         weights = head.to(states[0].dtype)
         total = torch.zeros((), device=head.device)
         for chunk in objective.rows.split(_chunk_rows(head)):
-            predictions = Predictions.of(chunk.log_p(vocabulary))
+            predictions = Predictions.of(chunk.logits(vocabulary))
             for j, state in enumerate(states):
-                columns, indices = chunk.of_step(j)
-                if not len(indices):
-                    continue
-                inputs, counts = state[columns], chunk.weights[indices] * objective.scales[j]
-                losses, d_logits = objective.loss(F.linear(inputs, weights).float(), predictions.at(indices))
+                index, counts = chunk.of_step(j)
+                inputs, counts = state.index_select(0, index), counts * objective.scales[j]
+                losses, d_logits = objective.loss(F.linear(inputs, weights).float(), predictions)
                 total += torch.dot(losses, counts)
-                d_logits = d_logits.mul_(counts.unsqueeze(-1)).to(inputs.dtype)
-                gradients[j][columns] = d_logits @ weights
+                d_logits, counts = d_logits.to(inputs.dtype), counts.unsqueeze(-1)
+                gradients[j].index_add_(0, index, ((d_logits @ weights) * counts).to(inputs.dtype))
                 if d_head is not None:
-                    d_head += d_logits.T @ inputs
+                    d_head += d_logits.T @ (inputs * counts).to(inputs.dtype)
         ctx.save_for_backward(*gradients, *([] if d_head is None else [d_head.to(head.dtype)]))
         ctx.num_steps = len(states)
         return total

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,12 +66,20 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The result of one optimizer step. `is_skipped`: loss or gradient was not finite, so nothing changed."""
+    """The result of one optimizer step. `is_skipped`: loss or gradient was not finite, or the samples did not fit into memory,
+    so nothing changed."""
 
     loss: float
     grad_norm: float
     num_rows: int
     is_skipped: bool = False
+
+
+class _Summed(NamedTuple):
+    """The loss of all passes of a step, float32 [], and its number of rows."""
+
+    loss: Tensor
+    num_rows: int
 
 
 class Learner:
@@ -93,8 +101,9 @@ class Learner:
         self._pack_tokens = self._compute.pack_tokens
         self._text_loss = _text_loss(hyper)
         self._target = target
+        self._embedding = target.embedding.to(self._compute.device)
         self.network = self._on_device(self._initial(config, token_ids, seed))
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         trained = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -112,7 +121,7 @@ class Learner:
         self._optimizer.state.clear()
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         self.average = self.network.copy()
         self._good = self._averaged_weights()
 
@@ -136,11 +145,14 @@ class Learner:
         """One optimizer step on these samples."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
-        loss, num_rows = self._gradients(samples)
-        if num_rows == 0:
-            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
+        summed = self._gradients(samples)
+        if summed is None or not summed.num_rows:
+            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=summed is None)
+        num_rows = summed.num_rows
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm)
+        loss, norm = torch.stack([summed.loss, norm]).tolist()  # a GPU is waited for here, and nowhere else in a step
         if not math.isfinite(loss) or not math.isfinite(norm):
+            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.step})
             self._skip()
             return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
         self._optimizer.step()
@@ -212,7 +224,7 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
         self._optimizer.state.pop(self.network.lm_head.weight, None)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
@@ -223,11 +235,11 @@ class Learner:
         head.requires_grad_(requires_grad=self.hyper.trains_head)
         if not self.hyper.trains_head:
             head.weight.data = head.weight.data.to(compute.dtype)
-        network.share(network.embedding.to(compute.device))
+        network.share(self._embedding)
         return network.to(compute.device)
 
-    def _use_head(self) -> DraftVocabulary:
-        """The teacher's vocabulary. It has the draft's own head if that is the target's and is not trained."""
+    def _use_vocabulary(self) -> None:
+        """Teach the network's vocabulary. The teacher has the draft's own head if that is the target's and is not trained."""
         c, compute = self._target.config, self._compute
         vocabulary = DraftVocabulary.of(
             self._target.head,
@@ -238,7 +250,8 @@ class Learner:
         ).to(compute.device)
         head = self.network.lm_head.weight
         is_shared = not head.requires_grad and torch.equal(head, vocabulary.head)
-        return replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._vocabulary = replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._known = self.network.t2d.cpu()  # so that no step waits for it
 
     def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
         target = self._target
@@ -265,8 +278,8 @@ class Learner:
             self._optimizer.state.clear()
             self._num_bad = 0
 
-    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
-        """Set the gradients of the loss; return it and its number of rows.
+    def _gradients(self, samples: list[Sample]) -> _Summed | None:
+        """Set the gradients of the loss; return it, or None if they do not fit into memory.
 
         The first time that the device's memory does not suffice, passes become half as large from then on. After that, a batch
         that does not fit is left out: one of its samples is too long.
@@ -286,31 +299,31 @@ class Learner:
                 " UPDRAFT_TRAINER_RECOMPUTE needs less memory",
                 f"{longest:,}",
             )
-            return 0.0, 0
+            return None
         self._pack_tokens //= 2
         logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
         return self._gradients(samples)
 
-    def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
-        """Add the gradients of the loss over all samples; return the loss and its number of rows.
+    def _accumulate(self, samples: list[Sample]) -> _Summed:
+        """Add the gradients of the loss over all samples; return the loss.
 
         At most `Compute.pack_tokens` rows are packed for one forward and backward pass; a longer sample has a pass of its own.
         """
         hyper, compute = self.hyper, self._compute
         batches = self._batches(samples)
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
+        loss = torch.zeros((), device=compute.device)
         if not any(len(batch.text) for batch in batches):
-            return 0.0, 0
+            return _Summed(loss, 0)
         text_scales = self._scales([batch.text for batch in batches], 1.0)
         discard_scales = self._scales([batch.discarded for batch in batches], hyper.discard_weight)
-        loss = torch.zeros((), device=compute.device)
         for batch in (one.to(compute.device) for one in batches):
             objectives = [
                 Objective(rows=batch.text, loss=self._text_loss, scales=text_scales),
                 Objective(rows=batch.discarded, loss=forward_kl, scales=discard_scales),
             ]
             loss += self._backward(batch, [one for one in objectives if len(one.rows)])
-        return float(loss), num_rows
+        return _Summed(loss, num_rows)
 
     def _batches(self, samples: list[Sample]) -> list[Batch]:
         """The samples, packed; those without a row to train on are left out."""
@@ -318,10 +331,10 @@ class Learner:
         weights = importance.weights([sample.probability for sample in samples])
         turn = self.step if hyper.discard_weight else None
         sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
-        known, batches = self.network.t2d.cpu(), list[Batch | None]()
+        batches = list[Batch | None]()
         for group in grouped(sizes, self._pack_tokens):
             packer = Packer(
-                num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
+                num_steps=hyper.ttt_steps, known=self._known, correction_weight=hyper.correction_weight, turn=turn
             )
             for index in group:
                 packer.add(samples[index], weights[index])
