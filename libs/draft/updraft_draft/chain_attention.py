@@ -22,8 +22,8 @@ from updraft_draft.layout import Span, slices
 _ATEN: Any = torch.ops.aten
 
 _SHORT = 256
-"""Rows of a span up to which torch's kernel on a CPU ran in float32. In one measurement, 128 rows took 0.9 ms backward instead
-of 1.9, 512 rows the same in both, and 2,048 rows less in bfloat16."""
+"""Rows of a span up to which torch's kernel on a CPU runs in float32, in which it is faster for few rows and slower for many:
+`make bench-trainer ARGS=--only=costs`."""
 
 _MAX_HEAD = 256
 
@@ -97,12 +97,12 @@ def _products(x: Tensor, one: Tensor) -> Tensor:
 
 def _grouped(x: Tensor, key: Tensor) -> Tensor:
     """[U, H, E] -> float32 [U, K, G, E]."""
-    return x.float().unflatten(1, (key.shape[1], -1))
+    return x.float().reshape(len(x), key.shape[1], -1, x.shape[-1])
 
 
 def _factors(x_UH: Tensor, key: Tensor) -> Tensor:
     """One factor per head: [U, H] -> [U, K, G, 1]."""
-    return x_UH.unflatten(1, (key.shape[1], -1)).unsqueeze(-1)
+    return x_UH.reshape(len(x_UH), key.shape[1], -1, 1)
 
 
 def _with_own(out: Tensor, lse: Tensor, q: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

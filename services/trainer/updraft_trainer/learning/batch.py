@@ -163,8 +163,7 @@ class Packer:
 
 
 def selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
-    """Counterfactuals with about half as many rows as the text, which makes a step about 50 % slower. Consecutive turns
-    select all of them."""
+    """Counterfactuals with about half as many rows as the text. Consecutive turns select all of them."""
     counterfactuals = sample.counterfactuals
     num_rows = sum(num_steps - 1 + len(one.ids) for one in counterfactuals)
     stride = max(1, min(len(counterfactuals), math.ceil(2 * num_rows / sample.num_rows)))

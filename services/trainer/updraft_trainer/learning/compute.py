@@ -7,6 +7,7 @@ from typing import Self
 import torch
 
 from updraft_chassis.errors import Conflict
+from updraft_trainer.learning.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -17,19 +18,26 @@ PACK_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Rows of a pass by default. A CPU should gain nothing from more. A GPU needs large products; its value is an
 estimate: 16,384 rows of an 8B target's draft keep about 12 GB at 3 steps."""
 
+BATCH_TOKENS = {"cpu": None, "cuda": 16_384}
+"""Captured tokens of an optimizer step by default; None: those of four requests, see `selection`. A GPU needs as many as a pass
+holds, because each step reads and writes all weights several times."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """`dtype` of passes; weights, optimizer state and divergence are float32. `pack_tokens`: rows of a forward and backward
-    pass, of which a step may need several. `recompute`: gradient checkpointing."""
+    pass, of which a step may need several. `recompute`: gradient checkpointing. `compiles`: see `compiled`. `ranks`: the
+    processes that train together."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.bfloat16
     pack_tokens: int = PACK_TOKENS["cpu"]
     recompute: bool = False
+    compiles: bool = False
+    ranks: Ranks = ALONE
 
     @classmethod
-    def on(cls, device: str, *, pack_tokens: int | None = None, recompute: bool = False) -> Self:
+    def on(cls, device: str, *, pack_tokens: int | None = None, **options: bool) -> Self:
         """On "auto", "cpu" or "cuda". Conflict if that is "cuda" and there is no GPU to train on."""
         problem = _gpu_problem() if device != "cpu" else ""
         if device == "cuda" and problem:
@@ -37,7 +45,7 @@ class Compute:
         if problem and torch.cuda.is_available():
             logger.warning("Training on the CPU, because %s", problem)
         chosen = ("cpu" if problem else "cuda") if device == "auto" else device
-        return cls(device=torch.device(chosen), pack_tokens=pack_tokens or PACK_TOKENS[chosen], recompute=recompute)
+        return cls(device=torch.device(chosen), pack_tokens=pack_tokens or PACK_TOKENS[chosen], **options)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

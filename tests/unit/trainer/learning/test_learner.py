@@ -18,7 +18,6 @@ from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import head_loss
 from updraft_trainer.learning.compute import Compute
-from updraft_trainer.learning.head_loss import Objective
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
 from updraft_trainer.learning.losses import Predictions, forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
@@ -433,9 +432,9 @@ def test_a_device_out_of_memory_costs_half_the_budget_once(
 def test_a_pass_needs_no_value_from_the_device(target: Path, rejected: list[Sample], *, trains_head: bool) -> None:
     """Tensors without values: to ask one for a value or for how many values are not zero raises."""
     learner = make_learner(target, trains_head=trains_head, discard_weight=0.5)
-    (batch,) = learner._batches([*rejected, *likeliest(target, 4, range(2))])
-    objectives = [Objective(rows=one, loss=forward_kl, scales=[1.0] * 3) for one in (batch.text, batch.discarded)]
+    samples = [*rejected, *likeliest(target, 4, range(2))]
+    (batch,) = learner._batches(samples, [1.0] * len(samples))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        loss = learner._backward(batch.to(torch.device("cpu")), objectives)
+        loss = learner._backward(batch.to(torch.device("cpu")), ([1.0] * 3, [1.0] * 3))
     assert loss.shape == ()
     assert all(p.grad is not None for p in learner.network.parameters() if p.requires_grad)
