@@ -37,7 +37,9 @@ class Compute:
     ranks: Ranks = ALONE
 
     @classmethod
-    def on(cls, device: str, *, pack_tokens: int | None = None, **options: bool) -> Self:
+    def on(
+        cls, device: str, *, pack_tokens: int | None = None, recompute: bool = False, compiles: bool = False
+    ) -> Self:
         """On "auto", "cpu" or "cuda". Conflict if that is "cuda" and there is no GPU to train on."""
         problem = _gpu_problem() if device != "cpu" else ""
         if device == "cuda" and problem:
@@ -45,7 +47,12 @@ class Compute:
         if problem and torch.cuda.is_available():
             logger.warning("Training on the CPU, because %s", problem)
         chosen = ("cpu" if problem else "cuda") if device == "auto" else device
-        return cls(device=torch.device(chosen), pack_tokens=pack_tokens or PACK_TOKENS[chosen], **options)
+        return cls(
+            device=torch.device(chosen),
+            pack_tokens=pack_tokens or PACK_TOKENS[chosen],
+            recompute=recompute,
+            compiles=compiles,
+        )
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
