@@ -47,22 +47,22 @@ class Ranks:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, the same bits everywhere."""
         if self.size > 1:
-            with self._unbroken():
+            with self.unbroken():
                 for bucket in buckets(tensors):
                     _sum(bucket)
 
     def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Replace each tensor by that of rank `source`."""
         if self.size > 1:
-            with self._unbroken():
-                for tensor in tensors:
-                    dist.broadcast(tensor, src=source)
+            with self.unbroken():
+                for bucket in buckets(tensors):
+                    _broadcast(bucket, source)
 
     def share(self, value: T | None = None) -> T:
         """The value of rank 0, an object that can be pickled. The other ranks pass none."""
         objects = [value]
         if self.size > 1:
-            with self._unbroken():
+            with self.unbroken():
                 dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return cast("T", objects[0])
 
@@ -71,12 +71,28 @@ class Ranks:
         if self.size == 1:
             return [value]
         values = [value] * self.size if self.leads else None
-        with self._unbroken():
+        with self.unbroken():
             dist.gather_object(value, values)
         return values or []
 
+    def joined(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """At rank 0 the parts of all ranks one after another in host memory; elsewhere nothing. They have one dimension and
+        these sizes."""
+        with self.unbroken():
+            if not self.leads:
+                if len(part):
+                    dist.send(part.contiguous(), 0)
+                return part.new_empty(0)
+            parts = [part.cpu()]
+            for rank, size in enumerate(sizes[1:], start=1):
+                received = part.new_empty(size)
+                if size:
+                    dist.recv(received, rank)
+                parts.append(received.cpu())
+            return torch.cat(parts)
+
     @contextmanager
-    def _unbroken(self) -> Iterator[None]:
+    def unbroken(self) -> Iterator[None]:
         """Raise Unavailable if another rank is gone or does not answer in time."""
         try:
             yield
@@ -153,8 +169,26 @@ def _sum(bucket: Sequence[Tensor]) -> None:
     if len(bucket) == 1 and bucket[0].is_contiguous():
         dist.all_reduce(bucket[0])
         return
-    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    flat = _flat(bucket)
     dist.all_reduce(flat)
+    _restore(bucket, flat)
+
+
+def _broadcast(bucket: Sequence[Tensor], source: int) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        dist.broadcast(bucket[0], source)
+        return
+    flat = _flat(bucket)
+    dist.broadcast(flat, source)
+    if dist.get_rank() != source:
+        _restore(bucket, flat)
+
+
+def _flat(bucket: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in bucket])
+
+
+def _restore(bucket: Sequence[Tensor], flat: Tensor) -> None:
     for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
