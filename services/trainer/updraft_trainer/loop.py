@@ -63,7 +63,7 @@ _LONG_S = 10.0
 class TrainingOptions:
     """See the settings of the same names."""
 
-    batch_samples: int
+    batch_tokens: int | None
     max_uses: int
     schedule: TrainingSchedule
     thresholds: PublishThresholds
@@ -150,7 +150,7 @@ class Trainer:
         start_s = clock.monotonic()
         samples = self._components.replay.training_batch(
             self.history.uses,
-            count=options.batch_samples,
+            num_tokens=options.batch_tokens,
             max_uses=options.max_uses,
             rng=self._rng,
             num_waiting=options.thresholds.min_samples,
@@ -164,14 +164,16 @@ class Trainer:
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
         end_s = clock.monotonic()
-        self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        if report.num_rows:
+            self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        else:
+            self._components.demand.paused()
         metrics.step_seconds.observe(end_s - start_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
         if report.is_skipped:
             metrics.skipped_steps.inc()
-            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.learner.step})
         metrics.steps.inc(self.learner.step - step)
         return True
 
