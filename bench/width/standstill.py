@@ -87,7 +87,7 @@ def most(standstills: list[Standstill]) -> Standstill:
 
 
 def read(path: Path, since_s: float) -> list[Second]:
-    """The lines written since a time, in Unix seconds."""
+    """The lines that began after a time, in Unix seconds: what a process did before, as its start, is not of the run."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
         Second(
@@ -97,5 +97,5 @@ def read(path: Path, since_s: float) -> list[Second]:
             cpu_s=cpu_s,
         )
         for at_s, late_ms, held_ms, own_ms, resident, cpu_s in lines
-        if at_s >= since_s
+        if at_s - LINE_S >= since_s
     ]

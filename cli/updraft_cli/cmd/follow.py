@@ -1,9 +1,11 @@
 """A state that changes: redrawn in place on a terminal, one line per change in a pipe."""
 
+import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -26,6 +28,9 @@ INTERRUPTED = 130
 """Exit code of a process that SIGINT ended, as shells report it."""
 
 _REFRESHES_PER_S = 2
+
+_AGAIN_S = 0.1
+"""Longer than a finalizer runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +60,32 @@ def follow(
     if form in {"yaml", "name"}:
         raise click.UsageError("a watch goes with -o table, wide or json")
     try:
-        if form == "json" or not sys.stdout.isatty():
-            return _shown(states, Lines(output.console(), _now, view, is_json=form == "json"), is_last)
-        with Screen(output.console(), _now, view, is_wide=form == "wide") as screen:
-            return _shown(states, screen, is_last)
+        with interrupts_again():
+            if form == "json" or not sys.stdout.isatty():
+                return _shown(states, Lines(output.console(), _now, view, is_json=form == "json"), is_last)
+            with Screen(output.console(), _now, view, is_wide=form == "wide") as screen:
+                return _shown(states, screen, is_last)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def interrupts_again() -> Iterator[None]:
+    """In the block, repeat a Ctrl-C that came during a finalizer: Python ignores exceptions there, and a watch that nothing
+    else ends would go on."""
+    report = sys.unraisablehook
+
+    def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _shown(

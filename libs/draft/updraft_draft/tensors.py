@@ -1,6 +1,7 @@
 """Trace tensors on the wire: bfloat16, float8 with one scale per row, or float32."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,15 +33,17 @@ def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_
 
 def decode(message: trace_pb2.Tensor) -> Tensor:
     """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput if the sizes do not match."""
-    values = _tensor(message.data, _checked_dtype(message)).view(message.rows, message.columns)
-    if message.encoding != trace_pb2.TENSOR_ENCODING_FP8_E4M3:
-        return values
+    data = message.data  # each access copies it
+    dtype = _checked_dtype(message, len(data))
+    if dtype != torch.float8_e4m3fn:
+        return _tensor(data, dtype).view(message.rows, message.columns)
+    values = np.frombuffer(data, np.uint8).reshape(message.rows, message.columns)
     return _from_float8(values, _tensor(message.row_scales, torch.float32)[:, None])
 
 
 def outline(message: trace_pb2.Tensor) -> Tensor:
     """Like `decode`, but the tensor has no values: it is on the device meta."""
-    dtype = _checked_dtype(message)
+    dtype = _checked_dtype(message, len(message.data))
     decoded = torch.float32 if dtype == torch.float32 else torch.bfloat16
     return torch.empty(message.rows, message.columns, dtype=decoded, device="meta")
 
@@ -55,16 +58,14 @@ def is_finite_encoded(message: trace_pb2.Tensor, rows: slice) -> bool:
     return not data.size or (int((data & 0x7F).max()) < 0x7F and is_finite((scales * _FP8_MAX).bfloat16()))
 
 
-def _checked_dtype(message: trace_pb2.Tensor) -> torch.dtype:
-    """The type of the bytes. InvalidInput if it is unknown or the sizes do not match."""
+def _checked_dtype(message: trace_pb2.Tensor, num_bytes: int) -> torch.dtype:
+    """The type of its data of so many bytes. InvalidInput if it is unknown or the sizes do not match."""
     dtype = _DTYPES.get(message.encoding)
     if dtype is None:
         raise InvalidInput(f"tensor encoding {message.encoding} is unknown to this version")
     expected = message.rows * message.columns * dtype.itemsize
-    if len(message.data) != expected:
-        raise InvalidInput(
-            f"tensor of {message.rows} x {message.columns} has {len(message.data)} bytes, not {expected}"
-        )
+    if num_bytes != expected:
+        raise InvalidInput(f"tensor of {message.rows} x {message.columns} has {num_bytes} bytes, not {expected}")
     if dtype == torch.float8_e4m3fn and len(message.row_scales) != 4 * message.rows:
         raise InvalidInput(f"tensor of {message.rows} rows has {len(message.row_scales) // 4} scales")
     return dtype
@@ -87,21 +88,26 @@ def _to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return result, scales
 
 
-def _from_float8(values: Tensor, scales: Tensor) -> Tensor:
-    """bfloat16 of float8_e4m3fn [rows, columns] times scales [rows, 1]. A few rows at a time stay in the processor's cache.
+def _from_float8(values: npt.NDArray[np.uint8], scales: Tensor) -> Tensor:
+    """bfloat16 of the bits of float8_e4m3fn [rows, columns] times scales [rows, 1]. A few rows at a time stay in the
+    processor's cache."""
+    result = torch.empty(values.shape, dtype=torch.bfloat16)
+    for first in range(0, len(values) if values.size else 0, _ROWS_IN_CACHE):
+        rows = slice(first, first + _ROWS_IN_CACHE)
+        result[rows] = _float8_values(torch.from_numpy(values[rows].copy())).mul_(scales[rows])
+    return result
+
+
+def _float8_values(bits: Tensor) -> Tensor:
+    """float32 of the bits of float8_e4m3fn, uint8.
 
     torch converts one value at a time. Here a float8's bits become those of a bfloat16 whose exponent is too small by 120,
     which is four times as fast, and exact but for NaN.
     """
-    if values.numel() and int((values.view(torch.uint8) & 0x7F).amax()) == 0x7F:
-        return (values.float() * scales).bfloat16()
-    result = torch.empty(values.shape, dtype=torch.bfloat16)
-    for first in range(0, len(values), _ROWS_IN_CACHE):
-        rows = slice(first, first + _ROWS_IN_CACHE)
-        extended = values[rows].view(torch.int8).to(torch.int16)  # the sign is in the upper nine bits
-        bits = (extended << 4) & ~0x7800 & ~0xF
-        result[rows] = bits.view(torch.bfloat16).float().mul_(2.0**120).mul_(scales[rows])
-    return result
+    if int((bits & 0x7F).amax()) == 0x7F:
+        return bits.view(torch.float8_e4m3fn).float()
+    extended = bits.view(torch.int8).to(torch.int16)  # the sign is in the upper nine bits
+    return ((extended << 4) & ~0x7800 & ~0xF).view(torch.bfloat16).float().mul_(2.0**120)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -45,7 +45,7 @@ class Metrics:
             *("speculator", "result"),
         )
         self.refused = new.counter(
-            "refused_uploads", "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.", "reason"
+            "refused_uploads", "Refused uploads, by gRPC status. CANCELLED: the sender disconnected.", "status"
         )
         self.published_bytes = new.counter("published_bytes", "Bytes of published weights.")
         self.fetched_bytes = new.counter(

@@ -123,7 +123,7 @@ async def test_an_upload_that_is_not_sound_is_refused_and_the_old_version_goes_o
     now = await state(stub)
     assert (now.stable, now.latest) == (1, 1)
     assert files(registry) == {"uploads": 0, "blobs": 1, "versions": 1}
-    assert registry.metric(f'updraft_registry_refused_uploads_total{{reason="{error.status}"}}') == 1
+    assert registry.metric(f'updraft_registry_refused_uploads_total{{status="{error.status}"}}') == 1
 
 
 async def test_a_sender_that_goes_away_in_the_middle_leaves_nothing(

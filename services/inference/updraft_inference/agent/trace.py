@@ -91,7 +91,7 @@ def trace(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk | None = No
         steps=[_step(step) for step in finished.steps],
     )
     if finished.hidden is not None:
-        message.payload.CopyFrom(_payload(finished.hidden, encode))
+        _add_payload(message.payload, finished.hidden, encode)
     return message
 
 
@@ -125,18 +125,16 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
     )
 
 
-def _payload(hidden: HiddenStates, encode: Encode) -> trace_pb2.Payload:
-    message = trace_pb2.Payload(
-        first_position=hidden.first_position,
-        aux_hidden=encode(hidden.aux),
-        first_teacher_row=hidden.first_teacher_row,
-        missing_rows=hidden.missing_rows,
-    )
+def _add_payload(message: trace_pb2.Payload, hidden: HiddenStates, encode: Encode) -> None:
+    """Fill it in place: a message that is assigned to another one is copied."""
+    message.first_position = hidden.first_position
+    message.aux_hidden.CopyFrom(encode(hidden.aux))
+    message.first_teacher_row = hidden.first_teacher_row
+    message.missing_rows.extend(hidden.missing_rows)
     _add_teacher(message, hidden.teacher, encode)
     for rows in hidden.counterfactuals:
         counterfactual = message.counterfactuals.add(step=rows.step, aux_hidden=encode(rows.aux))
         _add_teacher(counterfactual, rows.teacher, encode)
-    return message
 
 
 def _add_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher: Teacher, encode: Encode) -> None:

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from google.protobuf.message import DecodeError
-
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
@@ -23,7 +21,7 @@ from updraft_chassis.streams import Consumer, Entry
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool
-from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
+from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, parse, sample_of
 from updraft_trainer.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,8 @@ _UNREADABLE = frozenset({"malformed", "schema"})
 
 @dataclass(frozen=True, slots=True)
 class CheckedEntry:
-    """An entry, its sample or the reason why it has none, and counts of its trace; see the metric `traffic`."""
+    """An entry, its sample or the reason why it has none, and counts of its trace (empty if it is none): see the metric
+    `traffic`."""
 
     entry: Entry
     result: Sample | RefusedTrace
@@ -66,11 +65,19 @@ class CheckedEntry:
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        sample = read_sample(entry.data, expected, is_outline=True)
-        _check_clock(entry, sample)
-        return CheckedEntry(entry, sample, read_traffic(entry.data))
+        trace = parse(entry.data)
     except RefusedTrace as refusal:
-        return CheckedEntry(entry, refusal, read_traffic(entry.data))
+        return CheckedEntry(entry, refusal, {})
+    return CheckedEntry(entry, _checked(entry, trace, expected), traffic_of(trace))
+
+
+def _checked(entry: Entry, trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample | RefusedTrace:
+    try:
+        sample = sample_of(trace, expected, is_outline=True)
+        _check_clock(entry, sample)
+    except RefusedTrace as refusal:
+        return refusal
+    return sample
 
 
 def _check_clock(entry: Entry, sample: Sample) -> None:
@@ -81,12 +88,8 @@ def _check_clock(entry: Entry, sample: Sample) -> None:
         raise RefusedTrace("wrong_clock", f"the clock of the trace's pod is {hours:.0f} h {where} that of Redis")
 
 
-def read_traffic(data: bytes) -> dict[str, int]:
-    """Counts of a trace, with or without a payload. Empty if the bytes are not a trace."""
-    try:
-        trace = trace_pb2.Trace.FromString(data)
-    except DecodeError:
-        return {}
+def traffic_of(trace: trace_pb2.Trace) -> dict[str, int]:
+    """Counts of a trace, with or without a payload."""
     return {
         "tokens": len(trace.output_ids),
         "steps": len(trace.steps),

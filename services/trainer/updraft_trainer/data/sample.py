@@ -138,13 +138,23 @@ def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sa
 
 
 def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False) -> Sample:
-    """Parse and check one stream entry. Raises RefusedTrace. `is_checked`: its values were found good before. `is_outline`:
-    check the values of aux, but do not decode them, which is most of the work; not every stored sample is used."""
-    trace = trace_pb2.Trace()
+    """Parse and check one stream entry; see `sample_of`. Raises RefusedTrace."""
+    return sample_of(parse(data), expected, is_checked=is_checked, is_outline=is_outline)
+
+
+def parse(data: bytes) -> trace_pb2.Trace:
+    """The message, unchecked. Raises RefusedTrace if it is none."""
     try:
-        trace.ParseFromString(data)
+        return trace_pb2.Trace.FromString(data)
     except DecodeError as error:
         raise RefusedTrace("malformed", f"not a trace: {error}") from None
+
+
+def sample_of(
+    trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False
+) -> Sample:
+    """Check a trace. Raises RefusedTrace. `is_checked`: its values were found good before. `is_outline`: check the values of
+    aux, but do not decode them, which is most of the work; not every stored sample is used."""
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
         raise RefusedTrace("no_payload", "the trace carries no hidden states")

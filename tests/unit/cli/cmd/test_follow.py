@@ -1,17 +1,21 @@
 """A rollout while it changes, without a registry."""
 
 import io
+import signal
+import threading
+from collections.abc import Generator
 from datetime import datetime
 
 import pytest
 from rich.console import Console
 from tests.support.registry_answers import NOW, canary, rollout, state, version
+from tests.support.wait import LONG_S
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.backends import wire
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.speculators import RolloutStatus
-from updraft_cli.cmd.follow import Lines, Screen, View
+from updraft_cli.cmd.follow import INTERRUPTED, Lines, Screen, View, follow
 from updraft_cli.cmd.rollout import view
 from updraft_cli.cmd.status import view as status_view
 
@@ -101,3 +105,28 @@ def test_a_line_of_a_status_is_not_written_for_what_the_trainer_estimated_meanwh
     for why in ("not sure yet", "surely worse"):
         lines.show(Installation(speculators=(wire.speculator(state(trainer_message=why)),)))
     assert len(out.getvalue().splitlines()) == 1
+
+
+class InterruptedAtItsEnd:
+    """Ctrl-C comes while it is finalized."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_during_a_finalizer_ends_a_watch_too(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = threading.Event()
+
+    def states() -> Generator[RolloutStatus]:
+        try:
+            yield tried(message="step 2")
+            InterruptedAtItsEnd()
+            threading.Event().wait(LONG_S)
+        finally:
+            ended.set()
+
+    with pytest.raises(SystemExit) as exit_:
+        follow(states(), VIEW, "table", is_last=lambda _: False)
+    assert exit_.value.code == INTERRUPTED
+    assert ended.is_set()
+    assert capsys.readouterr().err == ""
