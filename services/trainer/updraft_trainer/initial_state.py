@@ -31,6 +31,7 @@ from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
+from updraft_trainer.learning.ranks import ALONE, Ranks
 from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -54,6 +55,7 @@ class TrainerSpec:
     seed: int
     compute: Compute = field(default_factory=Compute)
     """Has no influence on what is learned, but for rounding."""
+    ranks: Ranks = ALONE
 
     @property
     def config_digest(self) -> str:
@@ -87,6 +89,8 @@ class InitialState:
     rng: random.Random
     fit_s: float = 0.0
     """Time for a new draft's vocabulary and weights."""
+    knows_stored: bool = False
+    """It may have learned from all that is stored, at any rank."""
 
 
 def resume(state: State, spec: TrainerSpec) -> InitialState:
@@ -124,7 +128,8 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
             history.count_use(trace_id)
     if version:
         learner = await _continue_draft(spec, registry, version, stop)
-        return InitialState(learner=learner, history=history, rng=random.Random(spec.seed)) if learner else None
+        rng = random.Random(spec.seed)
+        return InitialState(learner=learner, history=history, rng=rng, knows_stored=True) if learner else None
     samples = await _first_samples(spec, registry, replay, stop)
     return None if samples is None else await _new_draft(spec, registry, samples, history, stop)
 

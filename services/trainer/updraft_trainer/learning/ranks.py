@@ -46,14 +46,14 @@ class Ranks:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, the same bits everywhere."""
         if self.size > 1:
-            with self._unbroken():
+            with self.unbroken():
                 for bucket in buckets(tensors):
                     _sum(bucket)
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by that of rank 0."""
         if self.size > 1:
-            with self._unbroken():
+            with self.unbroken():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
@@ -61,7 +61,7 @@ class Ranks:
         """The value of rank 0, an object that can be pickled. The other ranks pass none."""
         objects = [value]
         if self.size > 1:
-            with self._unbroken():
+            with self.unbroken():
                 dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return cast("T", objects[0])
 
@@ -70,12 +70,12 @@ class Ranks:
         if self.size == 1:
             return [value]
         values = [value] * self.size if self.leads else None
-        with self._unbroken():
+        with self.unbroken():
             dist.gather_object(value, values)
         return values or []
 
     @contextmanager
-    def _unbroken(self) -> Iterator[None]:
+    def unbroken(self) -> Iterator[None]:
         """Raise Unavailable if another rank is gone or does not answer in time."""
         try:
             yield
@@ -134,6 +134,11 @@ def placed(environment: Mapping[str, str]) -> Ranks:
         if not environment.get("MASTER_ADDR"):
             raise InvalidInput("WORLD_SIZE is set, but MASTER_ADDR is not; start the ranks with torchrun")
     return Ranks(rank, size, local_rank)
+
+
+def local_size(environment: Mapping[str, str]) -> int:
+    """Ranks on this machine."""
+    return _number(environment, "LOCAL_WORLD_SIZE") if "WORLD_SIZE" in environment else 1
 
 
 def buckets(tensors: Sequence[Tensor], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:

@@ -1,0 +1,51 @@
+"""What each rank lets the others know, at any time and without waiting for them: notes on the board of torchrun's store.
+
+The collective operations of `ranks` cannot do that, because they belong to training: a step or a fit may take minutes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]  # torch does not export them
+
+from updraft_trainer.data.demand import RankDemand
+from updraft_trainer.learning.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One rank's note. `samples` and `held_out` count the requests that it stores."""
+
+    demand: RankDemand
+    samples: int
+    held_out: int
+
+
+class Notices:
+    """The notes of all ranks but this one, and a place for its own. Not for concurrent use."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        """All ranks have joined."""
+        self._ranks = ranks
+        self._store: Store | None = None
+        if ranks.size > 1:
+            # A connection of its own: one that waits for something blocks all who share it.
+            store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size))
+            self._store = PrefixStore("notices", store)
+
+    def post(self, notice: Notice) -> None:
+        """Replace this rank's note."""
+        if self._store is not None:
+            self._store.set(str(self._ranks.rank), json.dumps(asdict(notice)))
+
+    def of_others(self) -> list[Notice]:
+        """The notes of the other ranks that have posted one."""
+        if self._store is None:
+            return []
+        keys = [str(rank) for rank in range(self._ranks.size) if rank != self._ranks.rank]
+        return [_read(self._store.get(key)) for key in keys if self._store.check([key])]
+
+
+def _read(content: bytes) -> Notice:
+    fields = json.loads(content)
+    return Notice(**fields | {"demand": RankDemand(**fields["demand"])})
