@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from updraft_trainer.learning.ranks import joined
 
@@ -36,7 +36,7 @@ def run_ranks(function: Callable[..., T], *arguments: object, size: int = 2) -> 
 
     The function must be at the top level of a module; arguments and results are pickled. The first error is raised.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     call = _pickled((function, arguments))
     with ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = [pool.submit(_run, environment(rank, size, store.port), call) for rank in range(size)]

@@ -28,12 +28,16 @@ from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
-from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
+from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
 from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.gradients import Share, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
 
 logger = logging.getLogger(__name__)
+
+Scales = tuple[Sequence[float], Sequence[float]]
+"""What the losses of each step count, of texts and of branches."""
 
 MIN_DECAY, MAX_DECAY = 0.95, 0.98
 """Bounds of the decay of the averaged weights. They average over at most 50 steps, so that they follow a shift of traffic, and
@@ -66,12 +70,17 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The result of one optimizer step. `is_skipped`: loss or gradient was not finite, so nothing changed."""
+    """The result of one optimizer step, the same on all ranks.
+
+    `is_skipped`: loss or gradient was not finite, so nothing changed. `left_out`: ranks of which that was so, without which
+    the step was done.
+    """
 
     loss: float
     grad_norm: float
     num_rows: int
     is_skipped: bool = False
+    left_out: tuple[int, ...] = ()
 
 
 class Learner:
@@ -87,17 +96,19 @@ class Learner:
         compute: Compute | None = None,
         seed: int = 0,
     ) -> None:
+        """Ranks (see `Compute`) that pass the same arguments have the same weights."""
         self.hyper = hyper
         self.step = 0
         self._compute = compute or Compute()
+        self._ranks = self._compute.ranks
         self._pack_tokens = self._compute.pack_tokens
         self._text_loss = _text_loss(hyper)
         self._target = target
         self.network = self._on_device(self._initial(config, token_ids, seed))
         self._vocabulary = self._use_head()
-        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self._trained = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+            self._trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._num_bad = 0
         self._start_step = 0
@@ -133,21 +144,26 @@ class Learner:
         return self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
 
     def train(self, samples: list[Sample]) -> StepReport:
-        """One optimizer step on these samples."""
+        """One optimizer step on these samples, and on those that the other ranks call this with at the same time.
+
+        Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
-        loss, num_rows = self._gradients(samples)
-        if num_rows == 0:
+        total = self._gradients(samples)
+        if total.num_rows == 0:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm))
+        report = StepReport(loss=total.loss, grad_norm=norm, num_rows=total.num_rows, left_out=total.left_out)
+        if not math.isfinite(total.loss) or not math.isfinite(norm):
             self._skip()
-            return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
+            return replace(report, is_skipped=True)
+        self._warn_of(report)
         self._optimizer.step()
         self._update_average()
         self.step += 1
         self._num_bad = 0
-        return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
+        return report
 
     def closed_form(
         self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None
@@ -256,6 +272,11 @@ class Learner:
         decay = min(MAX_DECAY, max(least, (1 + self._num_steps) / (10 + self._num_steps)))
         get_ema_multi_avg_fn(decay)(average, network, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
+    def _warn_of(self, report: StepReport) -> None:
+        if report.left_out and self._ranks.leads:
+            named = ", ".join(map(str, report.left_out))
+            logger.warning("Loss or gradients are not finite on rank %s; step %s goes on without it", named, self.step)
+
     def _skip(self) -> None:
         """Count a skipped step. After several in a row, restore the last good weights and reset the optimizer."""
         self._num_bad += 1
@@ -265,15 +286,33 @@ class Learner:
             self._optimizer.state.clear()
             self._num_bad = 0
 
-    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
-        """Set the gradients of the loss; return it and its number of rows.
+    def _gradients(self, samples: list[Sample]) -> Total:
+        """Set the gradients of the mean loss over the samples of all ranks."""
+        self._optimizer.zero_grad(set_to_none=True)
+        counts = self._counts(samples)
+        batches = self._batches(samples, counts)
+        own = self._weights(batches)
+        weights = own.clone()
+        self._ranks.sum([weights])
+        text, discarded = weights.tolist()
+        if not text[0]:
+            return Total(loss=0.0, num_rows=0)
+        scales = self._scales(text, 1.0), self._scales(discarded, self.hyper.discard_weight)
+        loss = self._passes(batches, samples, counts, scales)
+        num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
+        share = Share() if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
+        return summed(self._ranks, self._trained, share, text[0])
+
+    def _passes(
+        self, batches: list[Batch], samples: list[Sample], counts: Sequence[float], scales: Scales
+    ) -> float | None:
+        """Add the gradients of this rank's batches; return the loss, or None if they are left out.
 
         The first time that the device's memory does not suffice, passes become half as large from then on. After that, a batch
         that does not fit is left out: one of its samples is too long.
         """
-        self._optimizer.zero_grad(set_to_none=True)
         try:
-            return self._accumulate(samples)
+            return self._accumulate(batches, scales)
         except torch.OutOfMemoryError:
             is_first = self._pack_tokens == self._compute.pack_tokens
         self._optimizer.zero_grad(set_to_none=True)
@@ -286,36 +325,33 @@ class Learner:
                 " UPDRAFT_TRAINER_RECOMPUTE needs less memory",
                 f"{longest:,}",
             )
-            return 0.0, 0
+            return None
         self._pack_tokens //= 2
         logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
-        return self._gradients(samples)
+        return self._passes(self._batches(samples, counts), samples, counts, scales)
 
-    def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
-        """Add the gradients of the loss over all samples; return the loss and its number of rows.
-
-        At most `Compute.pack_tokens` rows are packed for one forward and backward pass; a longer sample has a pass of its own.
-        """
-        hyper, compute = self.hyper, self._compute
-        batches = self._batches(samples)
-        num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
-        if not any(len(batch.text) for batch in batches):
-            return 0.0, 0
-        text_scales = self._scales([batch.text for batch in batches], 1.0)
-        discard_scales = self._scales([batch.discarded for batch in batches], hyper.discard_weight)
+    def _accumulate(self, batches: Sequence[Batch], scales: Scales) -> float:
+        """Add the gradients of the loss over all batches, of one forward and backward pass each; return the loss."""
+        compute = self._compute
         loss = torch.zeros((), device=compute.device)
         for batch in (one.to(compute.device) for one in batches):
             objectives = [
-                Objective(rows=batch.text, loss=self._text_loss, scales=text_scales),
-                Objective(rows=batch.discarded, loss=forward_kl, scales=discard_scales),
+                Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
+                Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
             ]
             loss += self._backward(batch, [one for one in objectives if len(one.rows)])
-        return float(loss), num_rows
+        return float(loss)
 
-    def _batches(self, samples: list[Sample]) -> list[Batch]:
-        """The samples, packed; those without a row to train on are left out."""
+    def _counts(self, samples: Sequence[Sample]) -> list[float]:
+        """How much each of this rank's samples counts among those of all ranks."""
+        of_ranks = self._ranks.share(self._ranks.gather([sample.probability for sample in samples]))
+        start = sum(map(len, of_ranks[: self._ranks.rank]))
+        return importance.weights([one for of_rank in of_ranks for one in of_rank])[start : start + len(samples)]
+
+    def _batches(self, samples: Sequence[Sample], counts: Sequence[float]) -> list[Batch]:
+        """The samples, packed, at most `Compute.pack_tokens` rows in a batch; a longer sample has one of its own. Samples
+        without a row to train on are left out."""
         hyper = self.hyper
-        weights = importance.weights([sample.probability for sample in samples])
         turn = self.step if hyper.discard_weight else None
         sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
         known, batches = self.network.t2d.cpu(), list[Batch | None]()
@@ -324,14 +360,20 @@ class Learner:
                 num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
             )
             for index in group:
-                packer.add(samples[index], weights[index])
+                packer.add(samples[index], counts[index])
             batches.append(packer.batch())
         return [batch for batch in batches if batch is not None]
 
-    def _scales(self, parts: Sequence[TrainingRows], weight: float) -> list[float]:
+    def _weights(self, batches: Sequence[Batch]) -> Tensor:
+        """The sum of the weights of the rows that each step is trained on, of texts and of branches: float64 [2, J]."""
+        kinds = [batch.text for batch in batches], [batch.discarded for batch in batches]
+        steps = range(self.hyper.ttt_steps)
+        sums = [[math.fsum(rows.weight_of_step(j) for rows in kind) for j in steps] for kind in kinds]
+        return torch.tensor(sums, dtype=torch.float64)
+
+    def _scales(self, totals: Sequence[float], weight: float) -> list[float]:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
-        sums = [sum(rows.weight_of_step(j) for rows in parts) for j in range(self.hyper.ttt_steps)]
-        return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
+        return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(totals)]
 
     def _backward(self, batch: Batch, objectives: Sequence[Objective]) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""

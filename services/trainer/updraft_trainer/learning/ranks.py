@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.errors import InvalidInput, Unavailable
 
@@ -50,12 +51,12 @@ class Ranks:
                 for bucket in buckets(tensors):
                     _sum(bucket)
 
-    def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by that of rank 0."""
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Replace each tensor by that of rank `source`."""
         if self.size > 1:
             with self.unbroken():
                 for tensor in tensors:
-                    dist.broadcast(tensor, src=0)
+                    dist.broadcast(tensor, src=source)
 
     def share(self, value: T | None = None) -> T:
         """The value of rank 0, an object that can be pickled. The other ranks pass none."""
@@ -111,7 +112,7 @@ def joined(environment: Mapping[str, str], device: torch.device, timeout: timede
     place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -159,7 +160,7 @@ def _sum(bucket: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
     dist.all_reduce(flat)
-    for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+    for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
 
