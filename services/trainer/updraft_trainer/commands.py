@@ -44,6 +44,11 @@ class GoOn:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """Read traces: no other trainer does."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeStep:
     """Take an optimizer step on samples of the own replay."""
 
@@ -78,7 +83,8 @@ class End:
     """There is no other command after this one."""
 
 
-Command: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | ReportUses | End
+WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | ReportUses
+Command: TypeAlias = Begin | WorkCommand | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import checkpoint, memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.commands import (
+    Begin,
     Command,
     CommandChannel,
     DraftTensors,
@@ -26,6 +27,7 @@ from updraft_trainer.commands import (
     ReportUses,
     SetBaseline,
     TakeStep,
+    WorkCommand,
 )
 from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import Replay
@@ -71,9 +73,11 @@ class Followers:
         """The part of each rank, rank 0 too, in so many of all."""
         return -(-count // self._ranks.size)
 
-    def go_on(
-        self, learner: Learner, *, uses: Mapping[str, int] | None = None, knows_stored: bool = False
-    ) -> None:
+    def begin(self) -> None:
+        """Read traces."""
+        self._send(Begin())
+
+    def go_on(self, learner: Learner, *, uses: Mapping[str, int] | None = None, knows_stored: bool = False) -> None:
         """Train the draft of this learner from now on; see `GoOn`."""
         if self._channel is None:
             return
@@ -181,8 +185,16 @@ class Follower:
 
     def obey(self, stop: Stop) -> bool:
         """Carry out the next command; false if it was the last one."""
-        match self._channel.receive():
-            case GoOn() as command:
+        command = self._channel.receive()
+        if isinstance(command, End):
+            return False
+        if not isinstance(command, Begin):
+            self._carry_out(command, stop)
+        return True
+
+    def _carry_out(self, command: WorkCommand, stop: Stop) -> None:
+        match command:
+            case GoOn():
                 self._go_on(command)
             case TakeStep():
                 self._take_step(stop)
@@ -195,9 +207,6 @@ class Follower:
                 self._send_evidence(self._unpacked(draft))
             case ReportUses():
                 self._ranks.gather(self._stored_uses(self.history.uses))
-            case End():
-                return False
-        return True
 
     def _go_on(self, command: GoOn) -> None:
         self.learner = None  # its memory is needed

@@ -31,7 +31,6 @@ from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.learning.ranks import ALONE, Ranks
 from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -55,7 +54,6 @@ class TrainerSpec:
     seed: int
     compute: Compute = field(default_factory=Compute)
     """Has no influence on what is learned, but for rounding."""
-    ranks: Ranks = ALONE
 
     @property
     def config_digest(self) -> str:

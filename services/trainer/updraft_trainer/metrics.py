@@ -89,4 +89,9 @@ class Metrics:
             "outcome",
         )
         self.serving_version = new.gauge("serving_version", "Stable version according to the registry; 0: no draft")
+        self.leads = new.gauge(
+            "leads",
+            "1 while this process holds the speculator's lease: it may publish. 0: another trainer has it, or Redis is away, or"
+            " this is a rank other than 0",
+        )
         self.registry_up = new.gauge("registry_up", "1 while the registry responds")

@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -21,7 +22,8 @@ from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerp
 from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
+from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, UpdraftError
+from updraft_chassis.lease import Lease
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.commands import CommandChannel
 from updraft_trainer.coordination.notices import Notice, Notices
@@ -181,6 +183,13 @@ class RankProcess:
     ) -> None:
         """Train, decide and publish until `stop`, and let the other ranks follow."""
         config = self.config
+        followers = Followers(self.ranks, self._channel())
+        lease = await stack.enter_async_context(self._lease())
+        await lease.wait(stop)
+        if stop.requested:
+            await asyncio.to_thread(followers.end)
+            return
+        await asyncio.to_thread(followers.begin)
         record = LearningRecord(
             self.replay,
             self.capacity,
@@ -189,12 +198,9 @@ class RankProcess:
             stream_bytes=self.stream_bytes,
             samples_to_start=config.first_samples,
         )
-        followers = Followers(self.ranks, self._channel())
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
-        registry = RegistryView(
-            stub, config.speculator, self.data / "drafts", self.metrics, learning=record.read
-        )
+        registry = RegistryView(stub, config.speculator, self.data / "drafts", self.metrics, learning=record.read)
         components = Components(
             replay=self.replay,
             registry=registry,
@@ -212,6 +218,7 @@ class RankProcess:
                 config_digest=self.spec.config_digest,
                 folder=self.data / "candidate",
                 clock=self.clock,
+                check=lease.check,
             ),
             states=states,
             record=record,
@@ -231,6 +238,7 @@ class RankProcess:
             for intake in self.intakes:
                 tasks.create_task(intake.run(stop))
             tasks.create_task(_ask_redis(self.client, record, stop))
+            tasks.create_task(lease.hold(stop))
             tasks.create_task(registry.run(stop))
             tasks.create_task(self._post_notices(state_demand, stop))
             tasks.create_task(self._train(initial, components, stop))
@@ -260,11 +268,29 @@ class RankProcess:
             metrics=self.metrics,
             clock=self.clock,
         )
+        if not await asyncio.to_thread(follower.obey, stop):  # the first command: to begin, or to end
+            return
         async with asyncio.TaskGroup() as tasks:
             for intake in self.intakes:
                 tasks.create_task(intake.run(stop))
             tasks.create_task(self._post_notices(lambda _own, _others: None, stop))
             tasks.create_task(follower.run(stop))
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[Lease]:
+        """Released at the end. A trainer that was killed has it again at once, because it has the same folder."""
+        config = self.config
+        lease = Lease(
+            self.client,
+            streams.lease_key(config.namespace, config.speculator),
+            f"the trainer {config.pod_name} ({_folder_id(self.data)})",
+            duration_s=config.lease_seconds,
+            clock=self.clock,
+            on_change=self.metrics.leads.set,
+        )
+        yield lease
+        with suppress(UpdraftError):
+            await lease.release()
 
     def _channel(self) -> CommandChannel | None:
         return CommandChannel(self.ranks, self.spec.compute.device) if self.ranks.size > 1 else None
@@ -284,9 +310,7 @@ class RankProcess:
         )
         await Trainer(initial, components, options, identity=self.identity, spec=self.spec).run(stop)
 
-    async def _post_notices(
-        self, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop
-    ) -> None:
+    async def _post_notices(self, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop) -> None:
         """Post this rank's notice and hand it with those of the others to `use`, also while a step or a fit takes minutes."""
         notices, num_intakes = Notices(self.ranks), len(self.intakes)
         stream_bytes = self.stream_bytes * num_intakes // self.config.stream_shards
@@ -315,8 +339,8 @@ def _own_shards(config: TrainerSettings, ranks: Ranks) -> Sequence[int]:
     """The shards that this rank reads. InvalidInput if there are fewer than ranks."""
     if config.stream_shards < ranks.size:
         raise InvalidInput(
-            f"UPDRAFT_TRAINER_STREAM_SHARDS is {config.stream_shards}, but each of {ranks.size} ranks needs a stream of its own:"
-            f" set it, and UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to {ranks.size} or more"
+            f"UPDRAFT_TRAINER_STREAM_SHARDS is {config.stream_shards}, but each of {ranks.size} ranks needs a stream of its"
+            f" own: set it, and UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to {ranks.size} or more"
         )
     return streams.shards_of(ranks.rank, ranks.size, config.stream_shards)
 
@@ -331,7 +355,7 @@ def _consumer(pod_name: str, ranks: Ranks) -> str:
 
 
 def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks: Ranks) -> TrainerSpec:
-    compute = config.compute
+    compute = replace(config.compute, ranks=ranks)
     if compute.device.type == "cuda":
         compute = replace(compute, device=torch.device("cuda", ranks.local_rank))
     return TrainerSpec(
@@ -342,7 +366,6 @@ def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks
         first_samples=config.first_samples,
         seed=config.seed,
         compute=compute,
-        ranks=ranks,
     )
 
 
@@ -371,6 +394,17 @@ def _volume_bytes(folder: Path) -> int:
         with suppress(FileNotFoundError):  # of another rank that works already
             num_bytes += os.lstat(path).st_size
     return num_bytes
+
+
+def _folder_id(folder: Path) -> str:
+    """Made up once for a data folder, which only one process at a time uses."""
+    path = folder / "id"
+    try:
+        if not (path.exists() and path.read_text()):
+            path.write_text(uuid.uuid4().hex[:12])
+        return path.read_text()
+    except OSError as error:
+        raise Exhausted(f"cannot write to {path}: {error.strerror}") from error
 
 
 @contextmanager

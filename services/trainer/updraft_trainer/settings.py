@@ -53,6 +53,8 @@ class TrainerSettings(Settings):
     """Region in which this trainer stores traces. Traces that may be stored only in another region are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
+    lease_seconds: float = Field(default=30.0, ge=1.0)
+    """Time after which another trainer of the speculator goes on if this one falls silent. Until then it waits."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)

@@ -2,8 +2,10 @@
 
 import re
 import signal
+import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ from tests.support.traces import TraceMaker
 from tests.support.wait import until
 
 from updraft_chassis import streams
+from updraft_trainer.data.replay import INDEX
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -59,11 +62,16 @@ class Ranks(Process):
     def kill_rank(self, rank: int) -> None:
         psutil.Process(self.pid_of(rank)).send_signal(signal.SIGKILL)
 
+    def stop(self) -> None:
+        """As Kubernetes does. torchrun itself then always ends with a traceback and status 1."""
+        assert self.terminate() == 1
+
     def __exit__(self, *raised: object) -> None:
-        children = psutil.Process(self.pid).children() if self.is_running else []
+        ranks = psutil.Process(self.pid).children() if self.is_running else []
         super().__exit__(None, None, None)
-        for child in children:
-            child.kill()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
 
 
 def two_free_ports() -> int:
@@ -88,11 +96,15 @@ def registry_port(tmp_path: Path) -> Iterator[int]:
         yield port
 
 
-async def send(client: Redis, traces: TraceMaker, start: int, end: int, *, rule: int = 0) -> None:
+async def send(client: Redis, traces: TraceMaker, start: int, end: int, *, rule: int = 0) -> set[str]:
+    """Send traces, each to its shard; return their ids."""
     producer = streams.ShardedProducer(client, KEYS, max_bytes=64 * 1024**2)
+    ids = set()
     for seed in range(start, end):
         trace = traces.trace(seed, rule=rule, evaluation=seed % 4 == 0)
         await producer.append(trace.header.trace_id, trace.SerializeToString())
+        ids.add(trace.header.trace_id.hex())
+    return ids
 
 
 async def is_settled(client: Redis) -> bool:
@@ -103,24 +115,87 @@ async def is_settled(client: Redis) -> bool:
     return True
 
 
-async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again(
+def steps(log: str, event: str) -> list[int]:
+    """The optimizer steps that a text log says with an event."""
+    return [int(step) for step in re.findall(rf"{event}  step=(\d+)", log)]
+
+
+def admitted(data_dir: Path) -> list[str]:
+    """Trace ids that one rank has stored."""
+    with closing(sqlite3.connect(data_dir / "replay" / INDEX)) as db:
+        return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen")]
+
+
+async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again_without_losing_a_trace(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:
-    await send(redis, traces, 0, 80)
+    sent = await send(redis, traces, 0, 80)
     with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
         await until(
             lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="the first version"
         )
         await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, what="training at both ranks")
-        await until(lambda: "Saved" in trainer.log(), what="a save")
+        await until(lambda: max(steps(trainer.log(), "Saved"), default=0) > 0, what="a save")
         served = trainer.metric("serving_version")
         trainer.kill_rank(1)
-        await send(redis, traces, 1000, 1080, rule=1)
+        sent |= await send(redis, traces, 1000, 1080, rule=1)
         await until(lambda: trainer.log().count("Trainer started") == 2 * NUM_RANKS, what="the second life")
-        await until(
-            lambda: trainer.metric("serving_version") > served, timeout_s=120, what="another version"
-        )
+        await until(lambda: trainer.metric("serving_version") > served, timeout_s=120, what="another version")
         await until(lambda: is_settled(redis), what="empty streams")
-        assert trainer.metric("optimizer_steps_total", 1) > 0
-        trainer.terminate()
-    assert len(re.findall(r"Resumed  step=[1-9]", trainer.log())) == 1
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 0, what="training at both ranks again")
+        trainer.stop()
+    assert len(steps(trainer.log(), "Resumed")) == 1
+    stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+    assert all(len(ids) > 40 for ids in stored)
+    assert sorted([*stored[0], *stored[1]]) == sorted(sent)
+    assert "Traceback" not in "\n".join(line for line in trainer.log().splitlines() if " trainer: " in line)
+
+
+async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        trainer.stop()
+    assert steps(trainer.log(), "Saved")[-1] > 10
+    assert trainer.log().count("is stopping") == NUM_RANKS
+    assert "CRITICAL" not in trainer.log()
+
+
+async def test_a_rank_that_alone_is_told_to_stop_ends_all_ranks_with_a_save(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        psutil.Process(trainer.pid_of(1)).terminate()
+        assert trainer.wait() == 0
+    assert steps(trainer.log(), "Saved")[-1] > 10
+
+
+async def test_a_rank_without_samples_does_not_stop_the_others(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    producer = streams.Producer(redis, KEYS[0], max_bytes=64 * 1024**2)
+    for seed in range(80):
+        await producer.append(traces.data(seed, evaluation=seed % 4 == 0))
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await until(
+            lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="the first version"
+        )
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, what="steps of the rank without samples")
+        assert trainer.metric('replay_samples{place="window"}', 1) == 0
+        await until(lambda: trainer.metric("demand_tokens_per_second") > 0, what="the demand of both")
+        trainer.stop()
+
+
+def test_fewer_shards_than_ranks_are_refused_in_one_sentence(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STREAM_SHARDS="1") as trainer:
+        assert trainer.wait() == 1
+    assert (
+        "updraft-trainer: UPDRAFT_TRAINER_STREAM_SHARDS is 1, but each of 2 ranks needs a stream of its own: set it, and"
+        " UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to 2 or more"
+    ) in trainer.log().splitlines()

@@ -6,7 +6,8 @@ The collective operations of `ranks` cannot do that, because they belong to trai
 import json
 from dataclasses import asdict, dataclass
 
-from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]  # torch does not export them
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not export them
+from torch.distributed.rendezvous import rendezvous
 
 from updraft_trainer.data.demand import RankDemand
 from updraft_trainer.learning.ranks import Ranks

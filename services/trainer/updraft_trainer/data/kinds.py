@@ -12,9 +12,9 @@ from itertools import combinations
 from updraft_trainer.data.clusters import Feature
 
 MIN_ALIKE = 0.85
-"""Cosine between the means of one kind. The median sample has 0.74 to 0.84 to its kind's mean (see `clusters`), so means of four
-samples, the fewest that are a kind, have about 0.87 to each other. Means of two kinds may come close to that, which matters
-only for a kind that not all ranks have: the others have found their own before."""
+"""Cosine between the means of one kind. The median sample has 0.74 to 0.84 to its kind's mean (see `clusters`), so means of
+four samples, the fewest that are a kind, have about 0.87 to each other. Means of two kinds may come close to that, which
+matters only for a kind that not all ranks have: the others have found their own before."""
 
 
 def common_names(means: Sequence[Mapping[str, Feature]]) -> list[dict[str, str]]:

@@ -125,7 +125,8 @@ class Learner:
         self.network.load_state_dict(tensors)
         self._vocabulary = self._use_head()
         self.average = self.network.copy()
-        self._good = self._averaged_weights()
+        self.mark_good()
+        self._num_bad = 0
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
@@ -232,6 +233,7 @@ class Learner:
         self.average = self.network.copy()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
+        self._num_bad = 0
 
     def _on_device(self, network: DraftNetwork) -> DraftNetwork:
         """The network to train. A frozen head has the dtype that it is computed in."""

@@ -5,6 +5,7 @@ ends the operation of the others with Unavailable; torchrun then restarts all of
 tensors of a CPU; tensors of GPUs travel by NCCL. Objects are pickled, which the ranks of one trainer may do among themselves.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,8 +89,9 @@ class Ranks:
             raise self._broken(error) from error  # gloo has no error class of its own
 
     def _broken(self, error: Exception) -> Unavailable:
-        reason = str(error).splitlines()[0]
-        return Unavailable(f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {reason}")
+        return Unavailable(
+            f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {_reason(error)}"
+        )
 
 
 ALONE = Ranks()
@@ -115,7 +117,7 @@ def joined(environment: Mapping[str, str], device: torch.device, timeout: timede
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         raise Unavailable(f"rank {ranks.rank} of {ranks.size} cannot join the others at {place}: {reason}") from error
     try:
         yield ranks
@@ -162,6 +164,12 @@ def _sum(bucket: Sequence[Tensor]) -> None:
     dist.all_reduce(flat)
     for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence, without the place in gloo's or NCCL's source before it and the advice after it."""
+    line = str(error).splitlines()[0]
+    return re.sub(r"^\[[^ \]]*\] ", "", line).partition(". ")[0]
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -78,7 +78,7 @@ class Judge:
         return [cache[sample.trace_id] for sample in samples]
 
 
-def alone(candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:  # noqa: ARG001
+def alone(candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:
     """The evidence of this rank only."""
     return [own()]
 
@@ -86,7 +86,7 @@ def alone(candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence
 class Evaluator:
     """Compares drafts on about `num_samples` held-out requests, with `lookahead` drafts per verify step."""
 
-    def __init__(  # noqa: PLR0913 - a judge's, and where evidence comes from
+    def __init__(
         self,
         replay: Replay,
         registry: RegistryView,
