@@ -74,6 +74,11 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Collect:
+    """Send what this rank holds of the learner's state."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReportUses:
     """Send how often each sample was trained on."""
 
@@ -83,7 +88,7 @@ class End:
     """There is no other command after this one."""
 
 
-WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | ReportUses
+WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
 Command: TypeAlias = Begin | WorkCommand | End
 
 

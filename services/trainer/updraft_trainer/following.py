@@ -17,6 +17,7 @@ from updraft_draft import checkpoint, memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.commands import (
     Begin,
+    Collect,
     Command,
     CommandChannel,
     DraftTensors,
@@ -120,6 +121,11 @@ class Followers:
             raise Stopped
         return found
 
+    def collect(self, learner: Learner) -> None:
+        """Send what they hold of the learner's state, so that its `state_dict` is whole."""
+        self._send(Collect())
+        learner.collect()
+
     def uses(self) -> dict[str, int]:
         """How often they trained on each of their samples."""
         if self._channel is None:
@@ -200,9 +206,10 @@ class Follower:
                 self._take_step(stop)
             case MarkGood():
                 self._the_learner().mark_good()
+            case Collect():
+                self._the_learner().collect()
             case SetBaseline(version, draft):
-                network = None if draft is None else self._unpacked(draft)
-                self._judge.baseline = Baseline(version=version, network=network)
+                self._judge.baseline = Baseline(version=version, network=draft and self._unpacked(draft))
             case Estimate(draft):
                 self._send_evidence(self._unpacked(draft))
             case ReportUses():

@@ -232,6 +232,7 @@ class Trainer:
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
+        await asyncio.to_thread(self._followers.collect, self.learner)
         if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
             await asyncio.to_thread(self._followers.go_on, self.learner)
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
@@ -394,6 +395,7 @@ class Trainer:
         stored = set(self._components.replay.training_ids())
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
         others = self._followers.uses()
+        self._followers.collect(self.learner)
         return State(
             identity=self._identity,
             token_ids=self.learner.network.token_ids,

@@ -119,7 +119,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         )
         client = streams.connect(config.redis_url.get_secret_value())
         stack.push_async_callback(client.aclose)
-        ranks = await asyncio.to_thread(stack.enter_context, joined(os.environ, config.compute.device))
+        group = joined(os.environ, config.compute.device, check=stop.check)
+        try:
+            ranks = await asyncio.to_thread(stack.enter_context, group)
+        except lifecycle.Stopped:
+            return
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}
         facts |= {"replay_bytes": capacity.replay_bytes, "device": config.compute.device.type}
         facts |= {"pack_tokens": config.compute.pack_tokens, "rank": ranks.rank, "ranks": ranks.size}
@@ -183,7 +187,7 @@ class RankProcess:
     ) -> None:
         """Train, decide and publish until `stop`, and let the other ranks follow."""
         config = self.config
-        followers = Followers(self.ranks, self._channel())
+        followers, notices = Followers(self.ranks, self._channel()), Notices(self.ranks)
         lease = await stack.enter_async_context(self._lease())
         await lease.wait(stop)
         if stop.requested:
@@ -240,12 +244,12 @@ class RankProcess:
             tasks.create_task(_ask_redis(self.client, record, stop))
             tasks.create_task(lease.hold(stop))
             tasks.create_task(registry.run(stop))
-            tasks.create_task(self._post_notices(state_demand, stop))
+            tasks.create_task(self._post_notices(notices, state_demand, stop))
             tasks.create_task(self._train(initial, components, stop))
 
     async def follow(self, stop: lifecycle.Stop) -> None:
         """Obey rank 0 until it ends."""
-        channel = self._channel()
+        channel, notices = self._channel(), Notices(self.ranks)
         assert channel is not None, "a rank that follows is not alone"
         config, size = self.config, self.ranks.size
         follower = Follower(
@@ -273,7 +277,7 @@ class RankProcess:
         async with asyncio.TaskGroup() as tasks:
             for intake in self.intakes:
                 tasks.create_task(intake.run(stop))
-            tasks.create_task(self._post_notices(lambda _own, _others: None, stop))
+            tasks.create_task(self._post_notices(notices, lambda _own, _others: None, stop))
             tasks.create_task(follower.run(stop))
 
     @asynccontextmanager
@@ -310,9 +314,11 @@ class RankProcess:
         )
         await Trainer(initial, components, options, identity=self.identity, spec=self.spec).run(stop)
 
-    async def _post_notices(self, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop) -> None:
+    async def _post_notices(
+        self, notices: Notices, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop
+    ) -> None:
         """Post this rank's notice and hand it with those of the others to `use`, also while a step or a fit takes minutes."""
-        notices, num_intakes = Notices(self.ranks), len(self.intakes)
+        num_intakes = len(self.intakes)
         stream_bytes = self.stream_bytes * num_intakes // self.config.stream_shards
         storable = math.inf
         while not stop.requested:

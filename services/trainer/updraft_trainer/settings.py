@@ -1,7 +1,7 @@
 """Settings of the trainer: `UPDRAFT_TRAINER_...`."""
 
 import socket
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -12,7 +12,7 @@ from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
-from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.compute import Compute, Sharding
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.schedule import TrainingSchedule
@@ -69,6 +69,9 @@ class TrainerSettings(Settings):
     recompute: bool = False
     """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
     and long requests need far less memory."""
+    sharding: Sharding = "auto"
+    """For a trainer of many ranks: replicate keeps all of the optimizer's state on each, shard divides it among them. auto
+    divides it if the learner would otherwise take more than a quarter of the device's memory. They learn the same."""
     num_threads: int = Field(default=1, ge=1)
     """Number of compute threads."""
     niceness: int = Field(default=10, ge=0, le=19)
@@ -174,7 +177,8 @@ class TrainerSettings(Settings):
     @property
     def compute(self) -> Compute:
         """Conflict if the device is not there."""
-        return Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute)
+        compute = Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute)
+        return replace(compute, sharding=self.sharding)
 
     @property
     def thresholds(self) -> PublishThresholds:

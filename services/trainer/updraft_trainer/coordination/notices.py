@@ -4,6 +4,7 @@ The collective operations of `ranks` cannot do that, because they belong to trai
 """
 
 import json
+import uuid
 from dataclasses import asdict, dataclass
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not export them
@@ -26,13 +27,13 @@ class Notices:
     """The notes of all ranks but this one, and a place for its own. Not for concurrent use."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """All ranks have joined."""
+        """All ranks do this at the same time."""
         self._ranks = ranks
         self._store: Store | None = None
         if ranks.size > 1:
             # A connection of its own: one that waits for something blocks all who share it.
             store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size))
-            self._store = PrefixStore("notices", store)
+            self._store = PrefixStore(ranks.share(uuid.uuid4().hex), store)  # which outlives this start of the ranks
 
     def post(self, notice: Notice) -> None:
         """Replace this rank's note."""

@@ -1,7 +1,8 @@
 """Where and how a draft is trained: one code path for CPU and CUDA."""
 
-from dataclasses import dataclass, field
-from typing import Self
+import os
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 
@@ -12,17 +13,31 @@ PACK_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Rows of a pass by default. A CPU should gain nothing from more. A GPU needs large products; its value is an
 estimate: 16,384 rows of an 8B target's draft keep about 12 GB at 3 steps."""
 
+Sharding = Literal["auto", "replicate", "shard"]
+
+BYTES_PER_WEIGHT = 24
+"""Of a trained weight: itself, its gradient, two moments of AdamW, its average, and the last good value of that."""
+
+MEMORY_SHARE = 0.25
+"""The rest is for the passes, the frozen embedding and heads, and drafts that are judged."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """`dtype` of passes; weights, optimizer state and divergence are float32. `pack_tokens`: rows of a forward and backward
-    pass, of which a step may need several. `recompute`: gradient checkpointing. `ranks`: the processes that train together."""
+    pass, of which a step may need several. `recompute`: gradient checkpointing. `ranks`: the processes that train together.
+
+    `sharding`: whether each keeps all of the optimizer's state ("replicate") or a part of it ("shard"). "auto" divides it if
+    the learner would otherwise take more than a quarter of `memory_bytes`: those of the smallest device; 0: not known.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.bfloat16
     pack_tokens: int = PACK_TOKENS["cpu"]
     recompute: bool = False
     ranks: Ranks = ALONE
+    sharding: Sharding = "auto"
+    memory_bytes: int = 0
 
     @classmethod
     def on(cls, device: str, *, pack_tokens: int | None = None, recompute: bool = False) -> Self:
@@ -33,5 +48,23 @@ class Compute:
         chosen = ("cuda" if has_gpu else "cpu") if device == "auto" else device
         return cls(device=torch.device(chosen), pack_tokens=pack_tokens or PACK_TOKENS[chosen], recompute=recompute)
 
+    def together(self, ranks: Ranks) -> Self:
+        """The same with these ranks, each on the GPU of its local rank. All of them call it."""
+        device = torch.device("cuda", ranks.local_rank) if self.device.type == "cuda" else self.device
+        memory_bytes = ranks.share(min(ranks.gather(_memory_bytes(device)), default=0))
+        return replace(self, device=device, ranks=ranks, memory_bytes=memory_bytes)
+
+    def is_sharded(self, num_weights: int) -> bool:
+        """Whether the ranks divide the optimizer's state of so many trained weights."""
+        if self.sharding == "auto":
+            return self.ranks.size > 1 and 0 < MEMORY_SHARE * self.memory_bytes < num_weights * BYTES_PER_WEIGHT
+        return self.ranks.size > 1 and self.sharding == "shard"
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -33,6 +33,7 @@ from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.gradients import Share, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
+from updraft_trainer.learning.optimizer import DraftOptimizer
 
 logger = logging.getLogger(__name__)
 
@@ -107,25 +108,22 @@ class Learner:
         self.network = self._on_device(self._initial(config, token_ids, seed))
         self._vocabulary = self._use_head()
         self._trained = [p for p in self.network.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
+        is_sharded = self._compute.is_sharded(sum(one.numel() for one in self._trained))
+        self._optimizer = DraftOptimizer(self._trained, self._ranks, is_sharded=is_sharded)
         self._num_bad = 0
         self._start_step = 0
         self._is_adapting = False
-        self.average = self.network.copy()
-        self._good = self._averaged_weights()
+        self._start_average()
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from weights that know something already, and change them gently."""
         self._start_step = self.step
         self._is_adapting = True
-        self._optimizer.state.clear()
-        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
+        self._optimizer.reset()
+        self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
         self._vocabulary = self._use_head()
-        self.average = self.network.copy()
-        self.mark_good()
+        self._start_average()
         self._num_bad = 0
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
@@ -149,18 +147,17 @@ class Learner:
 
         Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         total = self._gradients(samples)
         if total.num_rows == 0:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm))
-        report = StepReport(loss=total.loss, grad_norm=norm, num_rows=total.num_rows, left_out=total.left_out)
-        if not math.isfinite(total.loss) or not math.isfinite(norm):
+        norm_ = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
+        loss, norm = torch.stack([total.loss, norm_]).tolist()
+        report = StepReport(loss=loss, grad_norm=norm, num_rows=total.num_rows, left_out=total.left_out)
+        if not math.isfinite(loss) or not math.isfinite(norm):
             self._skip()
             return replace(report, is_skipped=True)
         self._warn_of(report)
-        self._optimizer.step()
+        self._optimizer.step(self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps)))
         self._update_average()
         self.step += 1
         self._num_bad = 0
@@ -195,7 +192,11 @@ class Learner:
 
     def mark_good(self) -> None:
         """Keep the averaged weights, to restore them if training diverges."""
-        self._good = self._averaged_weights()
+        self._good = self._averaged_weights() if self._has_average else {}
+
+    def collect(self) -> None:
+        """Send what other ranks hold of the state to rank 0, for its `state_dict`. All ranks call it after the last step."""
+        self._optimizer.collect()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to continue training."""
@@ -213,7 +214,8 @@ class Learner:
         self.start_from(state["network"])
         self._start_step = int(state.get("start_step", 0))
         self._is_adapting = bool(state.get("is_adapting"))
-        self.average.load_state_dict(state.get("average", {}), strict=False)
+        if self._has_average:
+            self.average.load_state_dict(state.get("average", {}), strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.mark_good()
@@ -226,11 +228,11 @@ class Learner:
     def _change_vocabulary(self, token_ids: Tensor) -> None:
         """Keep all weights but the head's rows of tokens that leave."""
         averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
-        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
-        self._optimizer.state.pop(self.network.lm_head.weight, None)
+        self._optimizer.zero_grad()  # a copy of the network would copy its gradients
+        self._optimizer.forget(self.network.lm_head.weight)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
         self._vocabulary = self._use_head()
-        self.average = self.network.copy()
+        self._start_average()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
         self._num_bad = 0
@@ -264,11 +266,22 @@ class Learner:
             config, target.embedding, target.rows(token_ids), target.final_norm, token_ids, seed=seed
         )
 
+    @property
+    def _has_average(self) -> bool:
+        """If ranks divide the optimizer's state, only rank 0 keeps the average, which is what it judges and publishes."""
+        return self._ranks.leads or not self._optimizer.is_sharded
+
+    def _start_average(self) -> None:
+        self.average = self.network.copy() if self._has_average else self.network
+        self.mark_good()
+
     def _averaged_weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
 
     def _update_average(self) -> None:
         """An exponential average. Its horizon is a tenth of the steps since the start, within bounds."""
+        if not self._has_average:
+            return
         average, network = ([p for p in one.parameters() if p.requires_grad] for one in (self.average, self.network))
         least = MIN_DECAY if self._is_adapting else 0.0
         decay = min(MAX_DECAY, max(least, (1 + self._num_steps) / (10 + self._num_steps)))
@@ -285,12 +298,14 @@ class Learner:
         if self._num_bad >= MAX_BAD_STEPS:
             self.network.load_state_dict(self._good, strict=False)
             self.average.load_state_dict(self._good, strict=False)
-            self._optimizer.state.clear()
+            if self._optimizer.is_sharded:
+                self._ranks.broadcast([one.detach() for one in self._trained])
+            self._optimizer.reset()
             self._num_bad = 0
 
     def _gradients(self, samples: list[Sample]) -> Total:
         """Set the gradients of the mean loss over the samples of all ranks."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         counts = self._counts(samples)
         batches = self._batches(samples, counts)
         own = self._weights(batches)
@@ -298,16 +313,17 @@ class Learner:
         self._ranks.sum([weights])
         text, discarded = weights.tolist()
         if not text[0]:
-            return Total(loss=0.0, num_rows=0)
+            return Total(loss=torch.zeros(()), num_rows=0)
         scales = self._scales(text, 1.0), self._scales(discarded, self.hyper.discard_weight)
         loss = self._passes(batches, samples, counts, scales)
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
-        share = Share() if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
+        nothing = torch.zeros((), device=self._compute.device)
+        share = Share(loss=nothing) if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
         return summed(self._ranks, self._trained, share, text[0])
 
     def _passes(
         self, batches: list[Batch], samples: list[Sample], counts: Sequence[float], scales: Scales
-    ) -> float | None:
+    ) -> Tensor | None:
         """Add the gradients of this rank's batches; return the loss, or None if they are left out.
 
         The first time that the device's memory does not suffice, passes become half as large from then on. After that, a batch
@@ -317,7 +333,7 @@ class Learner:
             return self._accumulate(batches, scales)
         except torch.OutOfMemoryError:
             is_first = self._pack_tokens == self._compute.pack_tokens
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()
         if not is_first:
@@ -332,7 +348,7 @@ class Learner:
         logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
         return self._passes(self._batches(samples, counts), samples, counts, scales)
 
-    def _accumulate(self, batches: Sequence[Batch], scales: Scales) -> float:
+    def _accumulate(self, batches: Sequence[Batch], scales: Scales) -> Tensor:
         """Add the gradients of the loss over all batches, of one forward and backward pass each; return the loss."""
         compute = self._compute
         loss = torch.zeros((), device=compute.device)
@@ -342,7 +358,7 @@ class Learner:
                 Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
             ]
             loss += self._backward(batch, [one for one in objectives if len(one.rows)])
-        return float(loss)
+        return loss
 
     def _counts(self, samples: Sequence[Sample]) -> list[float]:
         """How much each of this rank's samples counts among those of all ranks."""

@@ -6,7 +6,7 @@ tensors of a CPU; tensors of GPUs travel by NCCL. Objects are pickled, which the
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_trainer.learning.meeting import meet
 
 T = TypeVar("T")
 
@@ -56,8 +57,8 @@ class Ranks:
         """Replace each tensor by that of rank `source`."""
         if self.size > 1:
             with self.unbroken():
-                for tensor in tensors:
-                    dist.broadcast(tensor, src=source)
+                for bucket in buckets(tensors):
+                    _broadcast(bucket, source)
 
     def share(self, value: T | None = None) -> T:
         """The value of rank 0, an object that can be pickled. The other ranks pass none."""
@@ -75,6 +76,22 @@ class Ranks:
         with self.unbroken():
             dist.gather_object(value, values)
         return values or []
+
+    def joined(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """At rank 0 the parts of all ranks one after another in host memory; elsewhere nothing. They have one dimension and
+        these sizes."""
+        with self.unbroken():
+            if not self.leads:
+                if len(part):
+                    dist.send(part.contiguous(), 0)
+                return part.new_empty(0)
+            parts = [part.cpu()]
+            for rank, size in enumerate(sizes[1:], start=1):
+                received = part.new_empty(size)
+                if size:
+                    dist.recv(received, rank)
+                parts.append(received.cpu())
+            return torch.cat(parts)
 
     @contextmanager
     def unbroken(self) -> Iterator[None]:
@@ -99,11 +116,16 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(environment: Mapping[str, str], device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+def joined(
+    environment: Mapping[str, str],
+    device: torch.device,
+    timeout: timedelta = TIMEOUT,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Ranks]:
     """The ranks that torchrun started, whose process group lasts as long as the block. `environment` is this process's.
 
     Without WORLD_SIZE in it, or with 1, this process is alone. InvalidInput if a variable is missing or no number,
-    Unavailable if the others do not come in time.
+    Unavailable if the others do not come in time. `check` is called meanwhile and may end the waiting by an exception.
     """
     ranks = placed(environment)
     if ranks.size == 1:
@@ -114,9 +136,11 @@ def joined(environment: Mapping[str, str], device: torch.device, timeout: timede
     place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
+        limit = min(timeout, JOIN_TIMEOUT)
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=limit))
+        store = meet(store, ranks.rank, ranks.size, limit, check)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
-    except (dist.DistError, RuntimeError, ValueError) as error:
+    except (dist.DistError, RuntimeError, ValueError, TimeoutError) as error:
         reason = _reason(error)
         raise Unavailable(f"rank {ranks.rank} of {ranks.size} cannot join the others at {place}: {reason}") from error
     try:
@@ -160,8 +184,26 @@ def _sum(bucket: Sequence[Tensor]) -> None:
     if len(bucket) == 1 and bucket[0].is_contiguous():
         dist.all_reduce(bucket[0])
         return
-    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    flat = _flat(bucket)
     dist.all_reduce(flat)
+    _restore(bucket, flat)
+
+
+def _broadcast(bucket: Sequence[Tensor], source: int) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        dist.broadcast(bucket[0], source)
+        return
+    flat = _flat(bucket)
+    dist.broadcast(flat, source)
+    if dist.get_rank() != source:
+        _restore(bucket, flat)
+
+
+def _flat(bucket: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in bucket])
+
+
+def _restore(bucket: Sequence[Tensor], flat: Tensor) -> None:
     for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
