@@ -1,7 +1,7 @@
 """What rank 0 tells the other ranks to do. Every rank carries a command out, rank 0 as well.
 
 All collective operations belong to a command, and one thread of each rank carries them out in order, so no two ranks wait for
-different things. A command may contain tensors of any size.
+different things. The `phase` of a command says what a rank is busy with meanwhile. A command may contain tensors of any size.
 """
 
 import io
@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,8 @@ class DraftTensors:
 class GoOn:
     """Train from these weights on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
 
+    phase: ClassVar[str] = "the start of another draft"
+
     config: DraftConfig
     token_ids: Tensor
     learner: Mapping[str, Any]
@@ -47,20 +49,28 @@ class GoOn:
 class Begin:
     """Read traces: no other trainer does."""
 
+    phase: ClassVar[str] = ""
+
 
 @dataclass(frozen=True, slots=True)
 class TakeStep:
     """Take an optimizer step on samples of the own replay."""
+
+    phase: ClassVar[str] = "a training step"
 
 
 @dataclass(frozen=True, slots=True)
 class MarkGood:
     """Keep the averaged weights, to restore them if training diverges."""
 
+    phase: ClassVar[str] = "keeping good weights"
+
 
 @dataclass(frozen=True, slots=True)
 class SetBaseline:
     """Compare candidates with this draft from now on; None: with no draft."""
+
+    phase: ClassVar[str] = "the draft that serves"
 
     version: int
     draft: DraftTensors | None
@@ -70,6 +80,8 @@ class SetBaseline:
 class Estimate:
     """Send evidence on this candidate."""
 
+    phase: ClassVar[str] = "an estimate"
+
     draft: DraftTensors
 
 
@@ -77,15 +89,21 @@ class Estimate:
 class Collect:
     """Send what this rank holds of the learner's state."""
 
+    phase: ClassVar[str] = "collecting the learner's state"
+
 
 @dataclass(frozen=True, slots=True)
 class ReportUses:
     """Send how often each sample was trained on."""
 
+    phase: ClassVar[str] = "a save"
+
 
 @dataclass(frozen=True, slots=True)
 class End:
     """There is no other command after this one."""
+
+    phase: ClassVar[str] = "the end"
 
 
 WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses

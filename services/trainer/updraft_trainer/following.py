@@ -30,6 +30,7 @@ from updraft_trainer.commands import (
     TakeStep,
     WorkCommand,
 )
+from updraft_trainer.coordination.watch import Watch
 from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -64,8 +65,12 @@ class Drawn:
 class Followers:
     """The other ranks, as rank 0 sees them. Every method is a command to them; without other ranks it does nothing."""
 
-    def __init__(self, ranks: Ranks = ALONE, channel: CommandChannel | None = None) -> None:
+    def __init__(
+        self, ranks: Ranks = ALONE, channel: CommandChannel | None = None, *, watch: Watch | None = None
+    ) -> None:
+        """`watch` is told what rank 0 is busy with."""
         self._ranks = ranks
+        self._watch = watch
         self._channel = channel
         self.are_stopping = False
         """One of them was told to stop."""
@@ -74,6 +79,11 @@ class Followers:
         """The part of each rank, rank 0 too, in so many of all."""
         return -(-count // self._ranks.size)
 
+    def busy(self, phase: str) -> None:
+        """Rank 0 is, and sends no command meanwhile."""
+        if self._watch is not None:
+            self._watch.begin(phase)
+
     def begin(self) -> None:
         """Read traces."""
         self._send(Begin())
@@ -81,7 +91,7 @@ class Followers:
     def go_on(self, learner: Learner, *, uses: Mapping[str, int] | None = None, knows_stored: bool = False) -> None:
         """Train the draft of this learner from now on; see `GoOn`."""
         if self._channel is None:
-            return
+            return  # without a copy of the state
         network = learner.network
         self._send(
             GoOn(
@@ -139,6 +149,7 @@ class Followers:
         self._send(End())
 
     def _send(self, command: Command) -> None:
+        self.busy(command.phase)
         if self._channel is not None:
             self._channel.send(command)
 
@@ -167,6 +178,7 @@ class Follower:
         demand: DemandMeter,
         metrics: Metrics,
         clock: Clock,
+        watch: Watch,
     ) -> None:
         self._ranks = ranks
         self._channel = channel
@@ -177,6 +189,7 @@ class Follower:
         self._demand = demand
         self._metrics = metrics
         self._clock = clock
+        self._watch = watch
         self._rng = random.Random(f"{spec.seed}/{ranks.rank}")
         self.learner: Learner | None = None
         """None until rank 0 has one."""
@@ -191,7 +204,9 @@ class Follower:
 
     def obey(self, stop: Stop) -> bool:
         """Carry out the next command; false if it was the last one."""
+        self._watch.begin("")
         command = self._channel.receive()
+        self._watch.begin(command.phase)
         if isinstance(command, End):
             return False
         if not isinstance(command, Begin):
@@ -209,11 +224,15 @@ class Follower:
             case Collect():
                 self._the_learner().collect()
             case SetBaseline(version, draft):
-                self._judge.baseline = Baseline(version=version, network=draft and self._unpacked(draft))
+                self._set_baseline(version, draft)
             case Estimate(draft):
                 self._send_evidence(self._unpacked(draft))
             case ReportUses():
                 self._ranks.gather(self._stored_uses(self.history.uses))
+
+    def _set_baseline(self, version: int, draft: DraftTensors | None) -> None:
+        network = None if draft is None else self._unpacked(draft)
+        self._judge.baseline = Baseline(version=version, network=network)
 
     def _go_on(self, command: GoOn) -> None:
         self.learner = None  # its memory is needed

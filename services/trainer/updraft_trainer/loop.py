@@ -228,11 +228,12 @@ class Trainer:
         if state is None:
             return None
         self._fitted, start_s = sizes, self._components.clock.monotonic()
+        await asyncio.to_thread(self._followers.collect, self.learner)
+        self._followers.busy("a fit in closed form")
         samples, unseen = await asyncio.to_thread(
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
-        await asyncio.to_thread(self._followers.collect, self.learner)
         if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
             await asyncio.to_thread(self._followers.go_on, self.learner)
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
@@ -259,6 +260,7 @@ class Trainer:
         if state is None:
             return None
         state.check_target(self._identity.target_fingerprint)
+        self._followers.busy("the draft that serves")
         try:
             has_changed = await components.evaluator.set_baseline(state.stable, self.learner.network.embedding)
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
@@ -355,6 +357,7 @@ class Trainer:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
         self._report.busy("it is being uploaded")
+        self._followers.busy("an upload")
         try:
             response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:

@@ -89,6 +89,12 @@ class Metrics:
             "outcome",
         )
         self.serving_version = new.gauge("serving_version", "Stable version according to the registry; 0: no draft")
+        self.stalls = new.counter(
+            "stalls",
+            "Times that a phase has lasted UPDRAFT_TRAINER_STALL_SECONDS, or twice as long as at the last time, by phase. The"
+            " log names the ranks that are waited for",
+            "phase",
+        )
         self.leads = new.gauge(
             "leads",
             "1 while this process holds the speculator's lease: it may publish. 0: another trainer has it, or Redis is away, or"

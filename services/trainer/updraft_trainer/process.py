@@ -27,6 +27,7 @@ from updraft_chassis.lease import Lease
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.commands import CommandChannel
 from updraft_trainer.coordination.notices import Notice, Notices
+from updraft_trainer.coordination.watch import StallLog, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter, RankDemand, together
 from updraft_trainer.data.intake import Intake, storable_together
@@ -74,8 +75,10 @@ def main() -> None:
 
 async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     """Train until `stop`, as one rank of several if torchrun started this process. UpdraftError if a component cannot start."""
-    place = placed(os.environ)
-    shards = _own_shards(config, place)
+    counters, clock = Metrics(CollectorRegistry()), SystemClock()
+    watch = Watch(clock)
+    ranks = replace(placed(os.environ), waiting=watch.waiting)
+    shards = _own_shards(config, ranks)
     identity = Identity(
         speculator=config.speculator,
         target_fingerprint=target_fingerprint(config.model),
@@ -88,12 +91,11 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         tokenizer_fingerprint=identity.tokenizer_fingerprint,
         region=config.region,
     )
-    counters, clock = Metrics(CollectorRegistry()), SystemClock()
     async with AsyncExitStack() as stack:
-        data = stack.enter_context(_exclusive(_folder(config.data_dir, place)))
-        spec = _spec(config, target, identity, place)
+        data = stack.enter_context(_exclusive(_folder(config.data_dir, ranks)))
+        spec = _spec(config, target, identity, ranks)
         states = States(data / "states")
-        initial = _resumed(states, identity, spec) if place.leads else None
+        initial = _resumed(states, identity, spec) if ranks.leads else None
         sizes = _sizes(target, config)
         volume_bytes = _volume_bytes(config.data_dir) // local_size(os.environ)
         capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=volume_bytes)
@@ -112,7 +114,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             metrics.serve(
                 counters.registry,
                 host=config.metrics_host,
-                port=config.metrics_port and config.metrics_port + place.local_rank,
+                port=config.metrics_port and config.metrics_port + ranks.local_rank,
                 ready=lambda: True,
                 setting="UPDRAFT_TRAINER_METRICS_PORT",
             )
@@ -121,7 +123,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         stack.push_async_callback(client.aclose)
         group = joined(os.environ, config.compute.device, check=stop.check)
         try:
-            ranks = await asyncio.to_thread(stack.enter_context, group)
+            await asyncio.to_thread(stack.enter_context, group)
         except lifecycle.Stopped:
             return
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}
@@ -146,7 +148,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                         client,
                         config.stream_keys[shard],
                         group="trainer",
-                        name=_consumer(config.pod_name, place),
+                        name=_consumer(config.pod_name, ranks),
                         claim_idle=_CLAIM_IDLE,
                     ),
                     replay,
@@ -159,6 +161,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             ],
             metrics=counters,
             clock=clock,
+            watch=watch,
         )
         await (process.lead(states, initial, stack, stop) if ranks.leads else process.follow(stop))
 
@@ -181,13 +184,14 @@ class RankProcess:
     intakes: Sequence[Intake]
     metrics: Metrics
     clock: SystemClock
+    watch: Watch
 
     async def lead(
         self, states: States, initial: InitialState | None, stack: AsyncExitStack, stop: lifecycle.Stop
     ) -> None:
         """Train, decide and publish until `stop`, and let the other ranks follow."""
         config = self.config
-        followers, notices = Followers(self.ranks, self._channel()), Notices(self.ranks)
+        followers, notices = Followers(self.ranks, self._channel(), watch=self.watch), Notices(self.ranks, self.clock)
         lease = await stack.enter_async_context(self._lease())
         await lease.wait(stop)
         if stop.requested:
@@ -249,7 +253,7 @@ class RankProcess:
 
     async def follow(self, stop: lifecycle.Stop) -> None:
         """Obey rank 0 until it ends."""
-        channel, notices = self._channel(), Notices(self.ranks)
+        channel, notices = self._channel(), Notices(self.ranks, self.clock)
         assert channel is not None, "a rank that follows is not alone"
         config, size = self.config, self.ranks.size
         follower = Follower(
@@ -271,6 +275,7 @@ class RankProcess:
             demand=self.demand,
             metrics=self.metrics,
             clock=self.clock,
+            watch=self.watch,
         )
         if not await asyncio.to_thread(follower.obey, stop):  # the first command: to begin, or to end
             return
@@ -318,7 +323,7 @@ class RankProcess:
         self, notices: Notices, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop
     ) -> None:
         """Post this rank's notice and hand it with those of the others to `use`, also while a step or a fit takes minutes."""
-        num_intakes = len(self.intakes)
+        stalls, num_intakes = StallLog(self.config.stall_seconds), len(self.intakes)
         stream_bytes = self.stream_bytes * num_intakes // self.config.stream_shards
         storable = math.inf
         while not stop.requested:
@@ -326,12 +331,17 @@ class RankProcess:
             with suppress(UpdraftError):  # while Redis is away, nothing comes
                 storable = await storable_together(self.intakes, stream_bytes) / num_intakes
             notice = Notice(
+                rank=self.ranks.rank,
                 demand=RankDemand(usable=usable, storable=storable),
                 samples=self.replay.num_requests(Pool.WINDOW, Pool.RESERVOIR),
                 held_out=self.replay.num_requests(Pool.EVALUATION),
+                phase=self.watch.phase,
             )
             notices.post(notice)
             use(notice, notices.of_others())
+            if sentence := stalls.sentence(notice.rank, notice.phase, notices.seen()):
+                self.metrics.stalls.labels(notice.phase.name).inc()
+                logger.warning("Training stalls: %s", sentence)
             await stop.wait(_DEMAND_S)
 
 

@@ -55,6 +55,8 @@ class TrainerSettings(Settings):
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     lease_seconds: float = Field(default=30.0, ge=1.0)
     """Time after which another trainer of the speculator goes on if this one falls silent. Until then it waits."""
+    stall_seconds: float = Field(default=300.0, gt=0)
+    """Duration of a step, an estimate or another phase of training from which on the log says which rank waits for which."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)

@@ -7,8 +7,8 @@ tensors of a CPU; tensors of GPUs travel by NCCL. Objects are pickled, which the
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -40,6 +40,8 @@ class Ranks:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    waiting: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False, repr=False)
+    """Entered during collective operations."""
 
     @property
     def leads(self) -> bool:
@@ -97,7 +99,8 @@ class Ranks:
     def unbroken(self) -> Iterator[None]:
         """Raise Unavailable if another rank is gone or does not answer in time."""
         try:
-            yield
+            with self.waiting():
+                yield
         except dist.DistError as error:
             raise self._broken(error) from error
         except RuntimeError as error:
