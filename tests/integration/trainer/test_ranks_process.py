@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from tests.support.ports import free_port
 from tests.support.processes import Process, scrape
+from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
 from tests.support.wait import until
 
@@ -188,6 +189,49 @@ async def test_a_rank_without_samples_does_not_stop_the_others(
         assert trainer.metric('replay_samples{place="window"}', 1) == 0
         await until(lambda: trainer.metric("demand_tokens_per_second") > 0, what="the demand of both")
         trainer.stop()
+
+
+async def test_a_rank_that_hangs_is_named_and_training_goes_on_when_it_does(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STALL_SECONDS="12") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        hanging = psutil.Process(trainer.pid_of(1))
+        hanging.suspend()
+        await until(lambda: "Training stalls" in trainer.log(), what="a line about the stall")
+        hanging.resume()
+        before = trainer.metric("optimizer_steps_total")
+        await until(lambda: trainer.metric("optimizer_steps_total") > before + 10, what="more training")
+        trainer.stop()
+    (sentence, *_) = (line for line in trainer.log().splitlines() if "Training stalls" in line)
+    assert re.search(
+        r"rank 0 has been busy with .* for 1\d s, and waits for rank 1, which has not been heard of for 1\d s", sentence
+    )
+
+
+async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_later(
+    short_tmp_path: Path, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    with RedisServer(short_tmp_path, durable=True) as server:
+        async with streams.connect(server.url) as client:
+            assert isinstance(client, Redis)
+            sent = await send(client, traces, 0, 80)
+        with Ranks(tmp_path, tiny_target, server.url, registry_port, LEASE_SECONDS="2") as trainer:
+            await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+            server.kill()
+            await until(lambda: trainer.metric("leads") == 0, what="the end of the lease")
+            before = trainer.metric("optimizer_steps_total", 1)
+            await until(lambda: trainer.metric("optimizer_steps_total", 1) > before + 10, what="training without Redis")
+            server.start()
+            await until(lambda: trainer.metric("leads") == 1, what="the lease again")
+            async with streams.connect(server.url) as client:
+                assert isinstance(client, Redis)
+                sent |= await send(client, traces, 1000, 1040)
+                await until(lambda: is_settled(client), what="empty streams")
+            trainer.stop()
+        stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+        assert sorted([*stored[0], *stored[1]]) == sorted(sent)
 
 
 def test_fewer_shards_than_ranks_are_refused_in_one_sentence(
