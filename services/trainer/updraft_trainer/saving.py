@@ -5,7 +5,6 @@ at a time. A disk that is full costs that save only: it is counted and logged, a
 """
 
 import asyncio
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,7 +69,7 @@ class Saver:
             self._saving.result()
         self._is_owed = False
         progress = self._progress()
-        state = await asyncio.to_thread(lambda: copy.deepcopy(self._take()))
+        state = await asyncio.to_thread(lambda: self._take().copied())
         self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
 
     def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:
