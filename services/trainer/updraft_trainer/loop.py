@@ -108,6 +108,8 @@ class Trainer:
         self._estimated = None if self._is_new_closed_form else self._progress()
         self._estimate_s = 0.0
         """Duration of the last estimate, without the download of the serving draft."""
+        self._step_s = 0.0
+        """Duration of the last optimizer step."""
         self.saver = Saver(
             components.states,
             options.schedule,
@@ -116,6 +118,8 @@ class Trainer:
             metrics=components.metrics,
             clock=components.clock,
         )
+        if not initial.is_saved:
+            self.saver.owe()
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -128,6 +132,7 @@ class Trainer:
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop`, then save once more."""
         with suppress(Stopped):
+            await self.saver.save_if_due()
             await self._run(stop)
         await self.saver.save()
 
@@ -141,7 +146,7 @@ class Trainer:
             stop.check()
             has_trained = await asyncio.to_thread(self.train)
             self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
-            await self.saver.save_if_due()
+            await self.saver.save_if_due(step_s=self._step_s)
             if not has_trained:
                 self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
@@ -167,7 +172,8 @@ class Trainer:
             self.history.count_use(sample.trace_id)
         end_s = clock.monotonic()
         self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
-        metrics.step_seconds.observe(end_s - start_s)
+        self._step_s = end_s - start_s
+        metrics.step_seconds.observe(self._step_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)

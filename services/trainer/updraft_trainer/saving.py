@@ -41,18 +41,20 @@ class Saver:
         self._metrics = metrics
         self._clock = clock
         self._saved = progress()
-        self._duration_s = 0.0
-        """Duration of the last save."""
+        self._duration_s = schedule.checkpoint_seconds / 2
+        """From the start of the last save until it was durable. Before the first one, the longest that keeps the promise."""
         self._saving: asyncio.Future[None] | None = None
         self._is_owed = False
+        self._is_slow = False
+        """Whether saves take so long that a kill costs more than it may."""
 
     def owe(self) -> None:
         """Save soon, without regard to the schedule."""
         self._is_owed = True
 
-    async def save_if_due(self) -> None:
-        """Start a save if one is due or owed, as soon as the one before is written."""
-        is_due = is_save_due(self._progress(), self._saved, self._schedule, duration_s=self._duration_s)
+    async def save_if_due(self, *, step_s: float = 0.0) -> None:
+        """Start a save if one is due or owed, as soon as the one before is written. `step_s`: when this is called again."""
+        is_due = is_save_due(self._progress(), self._saved, self._schedule, duration_s=step_s + self._duration_s)
         if (is_due or self._is_owed) and (self._saving is None or self._saving.done()):
             await self._start()
 
@@ -70,6 +72,7 @@ class Saver:
         self._is_owed = False
         progress = self._progress()
         state = await asyncio.to_thread(lambda: self._take().copied())
+        self._metrics.checkpoint_pause.observe(self._clock.monotonic() - progress.at_s)
         self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
 
     def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:
@@ -83,8 +86,16 @@ class Saver:
             logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
 
     def _write(self, state: State, progress: Progress) -> None:
-        start_s = self._clock.monotonic()
         self._states.save(state)
-        self._saved, self._duration_s = progress, self._clock.monotonic() - start_s
+        self._saved, self._duration_s = progress, self._clock.monotonic() - progress.at_s
         self._metrics.checkpoint_seconds.observe(self._duration_s)
-        logger.info("Saved", extra={"step": progress.step, "samples": state.history.num_samples})
+        facts = {"step": progress.step, "samples": state.history.num_samples, "seconds": round(self._duration_s, 3)}
+        logger.info("Saved", extra=facts)
+        if 2 * self._duration_s > self._schedule.checkpoint_seconds and not self._is_slow:
+            self._is_slow = True
+            logger.warning(
+                "Saving takes %.0f s, so a kill may cost %.0f s of training, more than UPDRAFT_TRAINER_CHECKPOINT_SECONDS;"
+                " a faster disk for UPDRAFT_TRAINER_DATA_DIR would help",
+                self._duration_s,
+                2 * self._duration_s,
+            )
