@@ -50,12 +50,12 @@ class Ranks:
                 for bucket in buckets(tensors):
                     _sum(bucket)
 
-    def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by that of rank 0."""
+    def broadcast(self, tensors: Sequence[Tensor], *, source: int = 0) -> None:
+        """Replace each tensor by that of the rank `source`."""
         if self.size > 1:
             with self._unbroken():
                 for tensor in tensors:
-                    dist.broadcast(tensor, src=0)
+                    dist.broadcast(tensor, src=source)
 
     def share(self, value: T | None = None) -> T:
         """The value of rank 0, an object that can be pickled. The other ranks pass none."""
