@@ -89,6 +89,8 @@ class InitialState:
     """Time for a new draft's vocabulary and weights."""
     knows_stored: bool = False
     """It may have learned from all that is stored, at any rank."""
+    is_saved: bool = False
+    """Whether a saved state holds it."""
 
 
 def resume(state: State, spec: TrainerSpec) -> InitialState:
@@ -106,7 +108,7 @@ def resume(state: State, spec: TrainerSpec) -> InitialState:
     rng = random.Random()
     rng.setstate(state.rng)
     logger.info("Resumed", extra={"step": learner.step, "samples": state.history.num_samples})
-    return InitialState(learner=learner, history=state.history, rng=rng)
+    return InitialState(learner=learner, history=state.history, rng=rng, is_saved=True)
 
 
 async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:

@@ -8,7 +8,6 @@ and the next candidate has a new estimate.
 """
 
 import asyncio
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -49,8 +48,8 @@ from updraft_trainer.publishing.schedule import (
     TrainingSchedule,
     is_estimate_due,
     is_fit_due,
-    is_save_due,
 )
+from updraft_trainer.saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +112,21 @@ class Trainer:
         self._num_judges = components.followers.each(options.thresholds.min_samples)
         """Requests that judge drafts before they are trained on, at this rank."""
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
-        self._saved = self._progress()
-        self._estimated = None if self._is_new_closed_form else self._saved
+        self._estimated = None if self._is_new_closed_form else self._progress()
         self._estimate_s = 0.0
         """Duration of the last estimate, without the download of the serving draft."""
-        self._save_s = 0.0
-        """Duration of the last save."""
-        self._saving: asyncio.Future[None] | None = None
-        self._is_save_owed = False
+        self._step_s = 0.0
+        """Duration of the last optimizer step."""
+        self.saver = Saver(
+            components.states,
+            options.schedule,
+            take=self._state,
+            progress=self._progress,
+            metrics=components.metrics,
+            clock=components.clock,
+        )
+        if not initial.is_saved:
+            self.saver.owe()
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -132,16 +138,16 @@ class Trainer:
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop` here or at another rank, then save once more."""
+        go_on = self._followers.go_on
         with suppress(Stopped):
+            await asyncio.to_thread(go_on, self.learner, uses=self.history.uses, knows_stored=self._knows_stored)
+            await self.saver.save_if_due()
             await self._run(stop)
-        await self.save()
+        await self.saver.save()
         await asyncio.to_thread(self._followers.end)
         stop.request()
 
     async def _run(self, stop: Stop) -> None:
-        await asyncio.to_thread(
-            self._followers.go_on, self.learner, uses=self.history.uses, knows_stored=self._knows_stored
-        )
         while not stop.requested:
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
@@ -151,7 +157,7 @@ class Trainer:
             stop.check()
             has_trained = await asyncio.to_thread(self.train)
             self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
-            await self.save_if_due()
+            await self.saver.save_if_due(step_s=self._step_s)
             if self._followers.are_stopping:
                 return
             if not has_trained:
@@ -184,7 +190,8 @@ class Trainer:
         end_s = clock.monotonic()
         if samples:
             self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
-        metrics.step_seconds.observe(end_s - start_s)
+        self._step_s = end_s - start_s
+        metrics.step_seconds.observe(self._step_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
@@ -376,23 +383,8 @@ class Trainer:
         else:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            self._is_save_owed = True  # the registry has this draft now, so it should not be lost with this process
-            await self.save_if_due()
-
-    async def save_if_due(self) -> None:
-        """Start a save if one is due or owed, as soon as the one before is written."""
-        is_due = is_save_due(self._progress(), self._saved, self._options.schedule, duration_s=self._save_s)
-        if (is_due or self._is_save_owed) and (self._saving is None or self._saving.done()):
-            await self._start_saving()
-
-    async def _start_saving(self) -> None:
-        """Copy the state and write it in a thread of its own."""
-        if self._saving is not None:
-            self._saving.result()
-        self._is_save_owed = False
-        progress = self._progress()
-        state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
-        self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
+            self.saver.owe()  # the registry has this draft now, so it should not be lost with this process
+            await self.saver.save_if_due()
 
     def _state(self) -> State:
         stored = set(self._components.replay.training_ids())
@@ -408,31 +400,6 @@ class Trainer:
             config_digest=self._spec.config_digest,
             draft_config=self.learner.network.config,
         )
-
-    def _write(self, state: State, progress: Progress) -> None:
-        clock = self._components.clock
-        start_s = clock.monotonic()
-        self._components.states.save(state)
-        self._saved, self._save_s = progress, clock.monotonic() - start_s
-        self._components.metrics.checkpoint_seconds.observe(self._save_s)
-        logger.info("Saved", extra={"step": progress.step, "samples": state.history.num_samples})
-
-    def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:
-        """A full disk is counted and logged. Training continues, because the previous state is intact."""
-        try:
-            self._write(state, progress)
-        except Exhausted as error:
-            self._components.metrics.checkpoint_failures.inc()
-            facts = {"step": progress.step, "saved_step": self._saved.step}
-            self._saved = replace(self._saved, at_s=self._components.clock.monotonic())
-            logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
-
-    async def save(self) -> None:
-        """Write everything durably that a restart needs, after a save that is under way."""
-        if self._saving is not None:
-            await self._saving
-        otherwise = "the next start resumes from the last saved state"
-        await asyncio.to_thread(lambda: self._try_to_write(self._state(), self._progress(), otherwise))
 
     def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
         components = self._components

@@ -58,6 +58,11 @@ class Metrics:
         self.checkpoint_seconds = new.histogram(
             "checkpoint_seconds", "Duration of saving the training state", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )
+        self.checkpoint_pause = new.histogram(
+            "checkpoint_pause_seconds",
+            "Time that training stands still for a save, while the state is copied",
+            (0.03, 0.1, 0.3, 1, 3, 10, 30),
+        )
         self.checkpoint_failures = new.counter("checkpoint_failures", "Training states that could not be saved")
 
         self.acceptance_length = new.gauge(

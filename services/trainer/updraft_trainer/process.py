@@ -37,6 +37,7 @@ from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.following import Follower, Followers, StepOptions
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.learning.newest_state import load_newest
 from updraft_trainer.learning.ranks import Ranks, joined, local_size, placed
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
@@ -93,23 +94,6 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     )
     async with AsyncExitStack() as stack:
         data = stack.enter_context(_exclusive(_folder(config.data_dir, ranks)))
-        spec = _spec(config, target, identity, ranks)
-        states = States(data / "states")
-        initial = _resumed(states, identity, spec) if ranks.leads else None
-        sizes = _sizes(target, config)
-        volume_bytes = _volume_bytes(config.data_dir) // local_size(os.environ)
-        capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=volume_bytes)
-        limits = ReplayLimits.of(capacity.replay_bytes)
-        default_bytes = min(sizes.cache.amount, DEFAULT_MAX_BYTES)
-        replay = stack.enter_context(
-            Replay.open(
-                data / "replay",
-                limits=limits,
-                expected=expected,
-                cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
-                fitted_bytes=sizes.cache.amount // 2,
-            )
-        )
         port = stack.enter_context(
             metrics.serve(
                 counters.registry,
@@ -126,6 +110,23 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             await asyncio.to_thread(stack.enter_context, group)
         except lifecycle.Stopped:
             return
+        spec = _spec(config, target, identity, ranks)
+        states = States(data / "states")
+        initial = _resumed(states, identity, spec)
+        sizes = _sizes(target, config)
+        volume_bytes = _volume_bytes(config.data_dir) // local_size(os.environ)
+        capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=volume_bytes)
+        limits = ReplayLimits.of(capacity.replay_bytes)
+        default_bytes = min(sizes.cache.amount, DEFAULT_MAX_BYTES)
+        replay = stack.enter_context(
+            Replay.open(
+                data / "replay",
+                limits=limits,
+                expected=expected,
+                cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
+                fitted_bytes=sizes.cache.amount // 2,
+            )
+        )
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}
         facts |= {"replay_bytes": capacity.replay_bytes, "device": config.compute.device.type}
         facts |= {"pack_tokens": config.compute.pack_tokens, "rank": ranks.rank, "ranks": ranks.size}
@@ -346,8 +347,8 @@ class RankProcess:
 
 
 def _resumed(states: States, identity: Identity, spec: TrainerSpec) -> InitialState | None:
-    """In a function of its own, which frees the state's copy of the weights."""
-    state = states.load(identity)
+    """At rank 0, from the newest state of all ranks. In a function of its own, which frees the state's copy of the weights."""
+    state = load_newest(states, identity, spec.compute.ranks)
     return resume(state, spec) if state else None
 
 

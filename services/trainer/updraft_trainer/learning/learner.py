@@ -199,10 +199,10 @@ class Learner:
         self._optimizer.collect()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to continue training."""
+        """Everything that is needed to continue training. It shares the memory of the learner."""
         return {
             "network": self.network.state_dict(),
-            "average": self._averaged_weights(),
+            "average": {name: p.detach() for name, p in self.average.named_parameters() if p.requires_grad},
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
             "start_step": self._start_step,
