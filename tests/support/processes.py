@@ -80,11 +80,12 @@ class ServerProcess:
 
 
 class Process(ServerProcess):
-    """`python -m module` with `variables`, appending stderr to `log`."""
+    """`python -m module` with `arguments` and `variables`, appending stderr to `log`."""
 
-    def __init__(self, module: str, variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, module: str, variables: Mapping[str, str], log: Path, arguments: Sequence[str] = ()) -> None:
         super().__init__()
         self._module = module
+        self._arguments = arguments
         self.variables = variables
         self._log = log
 
@@ -93,7 +94,8 @@ class Process(ServerProcess):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("UPDRAFT_")}
         environ = {**inherited, "OMP_NUM_THREADS": "1", **self.variables}
         with self._log.open("ab") as log:
-            self._spawn([sys.executable, "-m", self._module], env=environ, stdout=subprocess.DEVNULL, stderr=log)
+            command = [sys.executable, "-m", self._module, *self._arguments]
+            self._spawn(command, env=environ, stdout=subprocess.DEVNULL, stderr=log)
 
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""

@@ -5,6 +5,7 @@ folder with that name can be served while the registry is down.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,13 @@ __all__ = ["CONFIG", "MANIFEST", "WEIGHTS", "download", "is_complete", "upload"]
 _CALL_TIMEOUT_S = 10.0
 
 
-async def upload(stub: "RegistryAsyncStub", manifest: pb.Manifest, path: Path) -> pb.PublishResponse:
+async def upload(
+    stub: "RegistryAsyncStub", manifest: pb.Manifest, path: Path, *, check: Callable[[], None] = lambda: None
+) -> pb.PublishResponse:
     """Publish the weights file `path` under `manifest`, whose size and digest must match the file.
 
-    NotFound if there is no file, InvalidInput if its size differs, and any error from the registry.
+    `check` is called after the last byte, and may still prevent the publication by an exception. NotFound if there is no file,
+    InvalidInput if its size differs, and any error from the registry.
     """
     size_bytes = _size(path)
     if size_bytes != manifest.size_bytes:
@@ -39,6 +43,11 @@ async def upload(stub: "RegistryAsyncStub", manifest: pb.Manifest, path: Path) -
             while data := await asyncio.to_thread(file.read, rpc.CHUNK_BYTES):
                 chunk = pb.Chunk(offset=file.tell() - len(data), data=data)
                 await call.write(pb.PublishRequest(chunk=chunk))
+        try:
+            check()
+        except BaseException:
+            call.cancel()
+            raise
         await call.done_writing()
         return await call
 

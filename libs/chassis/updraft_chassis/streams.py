@@ -120,6 +120,11 @@ def keys(namespace: str, speculator: str, num_shards: int) -> list[str]:
     return [f"updraft:{{{namespace}:{speculator}:{shard}}}:samples:v1" for shard in range(num_shards)]
 
 
+def lease_key(namespace: str, speculator: str) -> str:
+    """Key of the lease of a speculator's trainer."""
+    return f"updraft:{{{namespace}:{speculator}:0}}:trainer"
+
+
 def shard_of(trace_id: bytes, num_shards: int) -> int:
     """The shard of a trace, the same on every pod."""
     return int.from_bytes(hashlib.sha256(trace_id).digest()[:8]) % num_shards
@@ -139,7 +144,7 @@ async def max_memory(client: Client) -> int:
 
     Unavailable if Redis is unreachable, UpdraftError if this user may not run INFO.
     """
-    with _redis_errors():
+    with redis_errors():
         if isinstance(client, RedisCluster):
             await client.initialize()
             answers = [await client.info("memory", target_nodes=node) for node in client.get_primaries()]
@@ -151,7 +156,7 @@ async def max_memory(client: Client) -> int:
 
 async def delete(client: Client, namespace: str, speculator: str) -> None:
     """Delete all streams of a speculator, however many shards it has or had, and its dead letters."""
-    with _redis_errors():
+    with redis_errors():
         for key in keys(namespace, speculator, MAX_SHARDS):
             await client.unlink(key, _dead(key))
 
@@ -177,7 +182,7 @@ class Producer:
         """
         if len(entry) > self.max_entry_bytes:
             raise InvalidInput(f"a stream entry of {len(entry)} bytes exceeds the limit, {self.max_entry_bytes}")
-        with _redis_errors():
+        with redis_errors():
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xadd(self._key, {_FIELD: entry})
                 # A separate XTRIM in the same round trip, because XADD MAXLEN does not return what it removed.
@@ -244,7 +249,7 @@ class Consumer:
 
         Exhausted if Redis is too full for that; the oldest entry then made room for the next try.
         """
-        with _redis_errors():
+        with redis_errors():
             await self._create_group()
 
     async def read(self, *, count: int, block: timedelta) -> list[Entry]:
@@ -253,7 +258,7 @@ class Consumer:
         Unavailable if Redis is unreachable. Neither that nor a cancellation loses an entry.
         """
         deadline_s = asyncio.get_running_loop().time() + block.total_seconds()
-        with _redis_errors():
+        with redis_errors():
             while True:
                 left_ms = int((deadline_s - asyncio.get_running_loop().time()) * 1000)
                 block_ms = min(left_ms, _BLOCK_SLICE_MS)
@@ -274,7 +279,7 @@ class Consumer:
         """The share of a stream of `max_bytes` that waits, by the mean size of recent entries: without those in hand. It may
         exceed 1. Unlike the other methods, this one may be called at any time. Unavailable if Redis is unreachable.
         """
-        with _redis_errors():
+        with redis_errors():
             length = await self._client.xlen(self._key)
         return max(0, int(length) - len(self.in_hand)) * self._sizes.mean_bytes / max_bytes
 
@@ -283,7 +288,7 @@ class Consumer:
         ids = list(ids)
         if not ids:
             return
-        with _redis_errors():
+        with redis_errors():
             # If interrupted between the two, the entry is pending without data; the next run settles it and counts it as lost.
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.xdel(self._key, *ids)
@@ -310,7 +315,7 @@ class Consumer:
     async def _keep_letter(self, entry: Entry, reason: str) -> bool:
         letter: dict[Any, Any] = {_FIELD: entry.data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries}
         maxlen = self._dead_bound.entries(len(entry.data))
-        with _redis_errors():
+        with redis_errors():
             try:
                 await self._client.xadd(self._dead_key, letter, maxlen=maxlen, approximate=True)
             except redis.exceptions.OutOfMemoryError:
@@ -456,7 +461,8 @@ class _Bound:
 
 
 @contextmanager
-def _redis_errors() -> Iterator[None]:
+def redis_errors() -> Iterator[None]:
+    """Raise Unavailable, Exhausted or UpdraftError for errors of Redis."""
     try:
         yield
     except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:

@@ -87,6 +87,10 @@ class InitialState:
     rng: random.Random
     fit_s: float = 0.0
     """Time for a new draft's vocabulary and weights."""
+    knows_stored: bool = False
+    """It may have learned from all that is stored, at any rank."""
+    is_saved: bool = False
+    """Whether a saved state holds it."""
 
 
 def resume(state: State, spec: TrainerSpec) -> InitialState:
@@ -104,7 +108,7 @@ def resume(state: State, spec: TrainerSpec) -> InitialState:
     rng = random.Random()
     rng.setstate(state.rng)
     logger.info("Resumed", extra={"step": learner.step, "samples": state.history.num_samples})
-    return InitialState(learner=learner, history=state.history, rng=rng)
+    return InitialState(learner=learner, history=state.history, rng=rng, is_saved=True)
 
 
 async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:
@@ -124,7 +128,8 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
             history.count_use(trace_id)
     if version:
         learner = await _continue_draft(spec, registry, version, stop)
-        return InitialState(learner=learner, history=history, rng=random.Random(spec.seed)) if learner else None
+        rng = random.Random(spec.seed)
+        return InitialState(learner=learner, history=history, rng=rng, knows_stored=True) if learner else None
     samples = await _first_samples(spec, registry, replay, stop)
     return None if samples is None else await _new_draft(spec, registry, samples, history, stop)
 

@@ -1,5 +1,6 @@
 """The training loop: train, evaluate, publish and save, and pause when all samples are used up. Intake fills replay meanwhile,
-and a saved state is written while training goes on.
+and a saved state is written while training goes on. With several ranks this is rank 0, which tells the others what to do
+(`following`).
 
 One step runs at a time, in a worker thread, so everything it uses has a single user. The held-out estimate decides whether to
 publish (`decision`), never the number of steps. While the registry is unavailable or rejects candidates, training continues,
@@ -7,11 +8,10 @@ and the next candidate has a new estimate.
 """
 
 import asyncio
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
@@ -31,6 +31,7 @@ from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.following import Followers
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
 from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.metrics import Metrics
@@ -47,8 +48,8 @@ from updraft_trainer.publishing.schedule import (
     TrainingSchedule,
     is_estimate_due,
     is_fit_due,
-    is_save_due,
 )
+from updraft_trainer.saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Components:
     clock: Clock
     check: Callable[[], None]
     """Called before each part of long work, which it may end by an exception."""
+    followers: Followers = field(default_factory=Followers)
 
 
 class Trainer:
@@ -101,19 +103,30 @@ class Trainer:
         self.learner = initial.learner
         self.history = initial.history
         self._rng = initial.rng
+        self._knows_stored = initial.knows_stored
         self._components = components
         self._options = options
         self._identity = identity
         self._spec = spec
+        self._followers = components.followers
+        self._num_judges = components.followers.each(options.thresholds.min_samples)
+        """Requests that judge drafts before they are trained on, at this rank."""
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
-        self._saved = self._progress()
-        self._estimated = None if self._is_new_closed_form else self._saved
+        self._estimated = None if self._is_new_closed_form else self._progress()
         self._estimate_s = 0.0
         """Duration of the last estimate, without the download of the serving draft."""
-        self._save_s = 0.0
-        """Duration of the last save."""
-        self._saving: asyncio.Future[None] | None = None
-        self._is_save_owed = False
+        self._step_s = 0.0
+        """Duration of the last optimizer step."""
+        self.saver = Saver(
+            components.states,
+            options.schedule,
+            take=self._state,
+            progress=self._progress,
+            metrics=components.metrics,
+            clock=components.clock,
+        )
+        if not initial.is_saved:
+            self.saver.owe()
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -124,10 +137,15 @@ class Trainer:
             components.metrics.fit_seconds.observe(initial.fit_s)
 
     async def run(self, stop: Stop) -> None:
-        """Train, evaluate, publish and save until `stop`, then save once more."""
+        """Train, evaluate, publish and save until `stop` here or at another rank, then save once more."""
+        go_on = self._followers.go_on
         with suppress(Stopped):
+            await asyncio.to_thread(go_on, self.learner, uses=self.history.uses, knows_stored=self._knows_stored)
+            await self.saver.save_if_due()
             await self._run(stop)
-        await self.save()
+        await self.saver.save()
+        await asyncio.to_thread(self._followers.end)
+        stop.request()
 
     async def _run(self, stop: Stop) -> None:
         while not stop.requested:
@@ -139,7 +157,9 @@ class Trainer:
             stop.check()
             has_trained = await asyncio.to_thread(self.train)
             self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
-            await self.save_if_due()
+            await self.saver.save_if_due(step_s=self._step_s)
+            if self._followers.are_stopping:
+                return
             if not has_trained:
                 self._report.idle(self.learner.step)
                 await stop.wait(_IDLE_S)
@@ -153,22 +173,26 @@ class Trainer:
             num_tokens=options.batch_tokens,
             max_uses=options.max_uses,
             rng=self._rng,
-            num_waiting=options.thresholds.min_samples,
+            num_waiting=self._num_judges,
         )
-        if not samples:
+        drawn = self._followers.take_step(samples, self.history.uses)
+        if not drawn.num_samples:
             self._components.demand.paused()
             return False
         step = self.learner.step
         report = self.learner.train(samples)
         memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
+        num_before = self.history.num_samples
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
+        self.history.num_samples = num_before + drawn.num_new
         end_s = clock.monotonic()
-        if report.num_rows:
+        if samples and report.num_rows:
             self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
         else:
             self._components.demand.paused()
-        metrics.step_seconds.observe(end_s - start_s)
+        self._step_s = end_s - start_s
+        metrics.step_seconds.observe(self._step_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
@@ -188,9 +212,8 @@ class Trainer:
         if self._estimate_s >= _LONG_S or self._estimated is None:
             self._report.busy("a draft is being judged by other requests")
         self._estimated, start_s = began, self._components.clock.monotonic()
-        num_judges = self._options.thresholds.min_samples
         replay, uses = self._components.replay, self.history.uses
-        unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=num_judges)
+        unseen = await asyncio.to_thread(replay.untrained_batch, uses, count=self._num_judges)
         candidate = await self._candidate(self.learner.average, unseen)
         await self._compare_with_trained(candidate)
         await self._follow_gain(candidate)
@@ -212,11 +235,14 @@ class Trainer:
         if state is None:
             return None
         self._fitted, start_s = sizes, self._components.clock.monotonic()
+        await asyncio.to_thread(self._followers.collect, self.learner)
+        self._followers.busy("a fit in closed form")
         samples, unseen = await asyncio.to_thread(
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
+            await asyncio.to_thread(self._followers.go_on, self.learner)
             logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
         logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
         draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
@@ -241,13 +267,16 @@ class Trainer:
         if state is None:
             return None
         state.check_target(self._identity.target_fingerprint)
+        self._followers.busy("the draft that serves")
         try:
-            if await components.evaluator.set_baseline(state.stable, self.learner.network.embedding):
-                self._backoff.reset()
+            has_changed = await components.evaluator.set_baseline(state.stable, self.learner.network.embedding)
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
             logger.warning("Cannot fetch the serving draft: %s", error, extra={"version": state.stable})
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
+        if has_changed:
+            self._backoff.reset()
+            await asyncio.to_thread(self._followers.set_baseline, components.evaluator.baseline)
         await asyncio.to_thread(self._follow_shape, state)
         return state
 
@@ -262,6 +291,7 @@ class Trainer:
         if serving.network is None or serving.network.config == self.learner.network.config:
             return
         self.learner = self.learner.continuing(serving.network)
+        self._followers.go_on(self.learner)
         self.history.origin = f"version {serving.version}"
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
@@ -272,6 +302,7 @@ class Trainer:
         learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
+        self._followers.go_on(learner, uses={})
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
@@ -310,7 +341,7 @@ class Trainer:
         gain = candidate.estimate.gain(self._options.thresholds.confidence)
         serving = self._components.evaluator.baseline
         if gain is not None and gain.percent >= 0:
-            await asyncio.to_thread(self.learner.mark_good)
+            await asyncio.to_thread(self._mark_good)
         if gain is None or gain.high_percent >= 0 or serving.network is None:
             return
         if serving.version == self._restarted_from:
@@ -322,12 +353,18 @@ class Trainer:
     async def _restart(self, draft: DraftNetwork, origin: str) -> None:
         """In a thread, because copying the weights of a large draft takes seconds."""
         await asyncio.to_thread(self.learner.start_from, draft.state_dict())
+        await asyncio.to_thread(self._followers.go_on, self.learner)
         self.history.origin = origin
+
+    def _mark_good(self) -> None:
+        self.learner.mark_good()
+        self._followers.mark_good()
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
         self._report.busy("it is being uploaded")
+        self._followers.busy("an upload")
         try:
             response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
@@ -346,61 +383,23 @@ class Trainer:
         else:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            self._is_save_owed = True  # the registry has this draft now, so it should not be lost with this process
-            await self.save_if_due()
-
-    async def save_if_due(self) -> None:
-        """Start a save if one is due or owed, as soon as the one before is written."""
-        is_due = is_save_due(self._progress(), self._saved, self._options.schedule, duration_s=self._save_s)
-        if (is_due or self._is_save_owed) and (self._saving is None or self._saving.done()):
-            await self._start_saving()
-
-    async def _start_saving(self) -> None:
-        """Copy the state and write it in a thread of its own."""
-        if self._saving is not None:
-            self._saving.result()
-        self._is_save_owed = False
-        progress = self._progress()
-        state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
-        self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
+            self.saver.owe()  # the registry has this draft now, so it should not be lost with this process
+            await self.saver.save_if_due()
 
     def _state(self) -> State:
         stored = set(self._components.replay.training_ids())
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
+        others = self._followers.uses()
+        self._followers.collect(self.learner)
         return State(
             identity=self._identity,
             token_ids=self.learner.network.token_ids,
             learner=self.learner.state_dict(),
-            history=self.history,
+            history=replace(self.history, uses=self.history.uses | others),
             rng=self._rng.getstate(),
             config_digest=self._spec.config_digest,
             draft_config=self.learner.network.config,
         )
-
-    def _write(self, state: State, progress: Progress) -> None:
-        clock = self._components.clock
-        start_s = clock.monotonic()
-        self._components.states.save(state)
-        self._saved, self._save_s = progress, clock.monotonic() - start_s
-        self._components.metrics.checkpoint_seconds.observe(self._save_s)
-        logger.info("Saved", extra={"step": progress.step, "samples": state.history.num_samples})
-
-    def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:
-        """A full disk is counted and logged. Training continues, because the previous state is intact."""
-        try:
-            self._write(state, progress)
-        except Exhausted as error:
-            self._components.metrics.checkpoint_failures.inc()
-            facts = {"step": progress.step, "saved_step": self._saved.step}
-            self._saved = replace(self._saved, at_s=self._components.clock.monotonic())
-            logger.error("Could not save, %s: %s", otherwise, error, extra=facts)
-
-    async def save(self) -> None:
-        """Write everything durably that a restart needs, after a save that is under way."""
-        if self._saving is not None:
-            await self._saving
-        otherwise = "the next start resumes from the last saved state"
-        await asyncio.to_thread(lambda: self._try_to_write(self._state(), self._progress(), otherwise))
 
     def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
         components = self._components

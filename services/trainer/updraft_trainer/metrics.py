@@ -58,6 +58,11 @@ class Metrics:
         self.checkpoint_seconds = new.histogram(
             "checkpoint_seconds", "Duration of saving the training state", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )
+        self.checkpoint_pause = new.histogram(
+            "checkpoint_pause_seconds",
+            "Time that training stands still for a save, while the state is copied",
+            (0.03, 0.1, 0.3, 1, 3, 10, 30),
+        )
         self.checkpoint_failures = new.counter("checkpoint_failures", "Training states that could not be saved")
 
         self.acceptance_length = new.gauge(
@@ -89,4 +94,15 @@ class Metrics:
             "outcome",
         )
         self.serving_version = new.gauge("serving_version", "Stable version according to the registry; 0: no draft")
+        self.stalls = new.counter(
+            "stalls",
+            "Times that a phase has lasted UPDRAFT_TRAINER_STALL_SECONDS, or twice as long as at the last time, by phase. The"
+            " log names the ranks that are waited for",
+            "phase",
+        )
+        self.leads = new.gauge(
+            "leads",
+            "1 while this process holds the speculator's lease: it may publish. 0: another trainer has it, or Redis is away, or"
+            " this is a rank other than 0",
+        )
         self.registry_up = new.gauge("registry_up", "1 while the registry responds")

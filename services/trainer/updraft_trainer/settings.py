@@ -29,12 +29,13 @@ class TrainerSettings(Settings):
     model: Path
     """Folder of the target model in Hugging Face layout. Only its embedding, head and final norm are read."""
     data_dir: Path
-    """Folder for the replay, saved training states and the serving draft. Only one trainer can use it at a time."""
+    """Folder for the replay, saved training states and the serving draft. Only one trainer can use it at a time. Of
+    several ranks on a machine, the first uses this folder and rank N the folder rank-N in it."""
     redis_url: SecretStr = Field(min_length=1)
     """Redis with the trace streams: redis://host:port/0, redis+cluster://host:port or unix:///path; rediss:// and
     rediss+cluster:// with TLS."""
     stream_shards: int = Field(default=1, ge=1, le=streams.MAX_SHARDS)
-    """Number of trace streams. It must match the serving pods' setting."""
+    """Number of trace streams, at least as many as ranks. It must match the serving pods' setting."""
     registry_address: str = Field(min_length=1)
     """host:port of the registry that drafts are published to."""
     registry_token_file: Path | None = None
@@ -52,11 +53,17 @@ class TrainerSettings(Settings):
     region: str = Field(default="", max_length=63)
     """Region in which this trainer stores traces. Traces that may be stored only in another region are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)
-    """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
+    """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again. Ranks on the
+    same machine add a number to it."""
+    lease_seconds: float = Field(default=30.0, ge=1.0)
+    """Time after which another trainer of the speculator goes on if this one falls silent. Until then it waits."""
+    stall_seconds: float = Field(default=300.0, gt=0)
+    """Duration of a step, an estimate or another phase of training from which on the log says which rank waits for which."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)
-    """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it."""
+    """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it. Of several ranks on a machine, each has the
+    next port."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to train. auto: the first GPU if torch sees one, else the CPU. cuda refuses to start without a GPU. Training on a
     GPU has not been tried yet, so it has to be asked for."""
@@ -120,14 +127,15 @@ class TrainerSettings(Settings):
     """Random seed for initial weights and the choice of samples."""
 
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Captured tokens per optimizer step, with those of prompts: as many requests as come closest to it. A longer request may
-    be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
+    """Captured tokens per optimizer step of each rank, with those of prompts: as many requests as come closest to it. A longer
+    request may be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
-    """Bytes of stored traces: half for the newest, four tenths for older ones of all clusters, a tenth for held-out ones. Files
-    take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. The default is enough
-    for 2,000 requests and 128 held-out ones of this target (see `updraft size`), or less if the disk is smaller."""
+    """Bytes of stored traces, at each rank: half for the newest, four tenths for older ones of all clusters, a tenth for
+    held-out ones. Files take up to a quarter more, and at most 64 MiB, until the space of dropped traces is reclaimed. The
+    default is enough for 2,000 requests and 128 held-out ones of this target (see `updraft size`), or less if the disk is
+    smaller."""
     capture_max_bytes: int | None = Field(default=None, ge=1024)
     """Maximum size of the streams in Redis together, as the pods have it (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES). The trainer
     reports a Redis that may use less memory. The default is what `updraft size` shows for engine sglang."""

@@ -121,7 +121,7 @@ def test_a_draft_from_prompts_survives_kills_while_recording_and_while_training(
     before = recorded(output)
 
     with subprocess.Popen(command(tiny_model, output, *source), stderr=subprocess.PIPE, text=True) as second:
-        wait_until(lambda: bool(list(tmp_path.glob("day0-unfinished/*/states/*.pt"))), timeout_s=120)
+        wait_until(lambda: bool(list(tmp_path.glob("day0-unfinished/*/states/state-*-*"))), timeout_s=120)
         kill(second)
     assert before.items() <= recorded(output).items(), "nothing was made again"
     assert len(recorded(output)) == 32

@@ -694,7 +694,7 @@ async def test_training_goes_on_from_a_serving_draft_of_another_size(whole: Benc
     await whole.train(trainer)
     assert len(trainer.learner.network.token_ids) == 100
     assert trainer.learner.learning_rate == whole.spec.hyper.adaptation_rate
-    await trainer.save()
+    await trainer.saver.save()
     state = whole.components.states.load(whole.identity)
     assert state is not None
     assert len(resume(state, whole.spec).learner.network.token_ids) == 100
@@ -795,7 +795,7 @@ async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
     trainer = await whole.started()
     for _ in range(15):
         trainer.train()
-    await trainer.save()
+    await trainer.saver.save()
     weights = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
     for _ in range(5):
         trainer.train()
@@ -833,10 +833,10 @@ async def test_training_goes_on_while_a_state_is_written_and_the_state_is_of_whe
     weights = {name: tensor.clone() for name, tensor in trainer.learner.network.state_dict().items()}
     uses = dict(trainer.history.uses)
     whole.clock.advance(60)
-    await trainer.save_if_due()
+    await trainer.saver.save_if_due()
     for _ in range(5):
         trainer.train()
-        await trainer.save_if_due()
+        await trainer.saver.save_if_due()
     assert states.load(whole.identity) is None
     states.may_end.set()
     await until(lambda: states.load(whole.identity) is not None)
@@ -854,14 +854,14 @@ async def test_a_draft_that_is_published_while_a_state_is_written_is_saved_next(
     trainer = slow.trainer(await slow.initial())
     trainer.train()
     whole.clock.advance(60)
-    await trainer.save_if_due()
+    await trainer.saver.save_if_due()
     trainer.train()
     await slow.publish_closed_form(trainer)
     step = trainer.learner.step
     states.may_end.set()
 
     async def is_saved() -> bool:
-        await trainer.save_if_due()
+        await trainer.saver.save_if_due()
         state = states.load(whole.identity)
         return state is not None and state.learner["step"] == step
 

@@ -242,6 +242,52 @@ def test_two_trainers_do_not_share_a_folder(
     ]
 
 
+async def test_a_second_trainer_waits_until_the_first_ends_and_says_why(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 40)
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    first = Trainer(tmp_path, tiny_target, redis_url, registry_port)
+    second = Trainer(other_folder, tiny_target, redis_url, registry_port, POD_NAME="trainer-1")
+    with first:
+        await until(lambda: first.metric("leads") == 1, what="the lease")
+        with second:
+            second.wait_for_log("which does the same work")
+            await until(lambda: is_settled(redis), what="an empty stream")
+            assert admissions(second.data_dir) == []
+            assert second.metric("leads") == 0
+            assert first.terminate() == 0
+            await until(lambda: second.metric("leads") == 1, what="the lease of the second")
+            await until(lambda: second.metric("registry_up") == 1, what="its work")
+            assert second.terminate() == 0
+    (line,) = (line for line in second.log().splitlines() if "which does the same work" in line)
+    assert re.search(r"the trainer trainer-1 \(\w+\) waits until the trainer trainer-0 \(\w+\) ends", line)
+
+
+async def test_a_trainer_that_was_paused_is_succeeded_and_does_not_publish_any_more(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    paused = Trainer(tmp_path, tiny_target, redis_url, registry_port, LEASE_SECONDS="1")
+    second = Trainer(other_folder, tiny_target, redis_url, registry_port, POD_NAME="trainer-1", LEASE_SECONDS="1")
+    with paused, second:
+        await until(lambda: 1 in (paused.metric("leads"), second.metric("leads")), what="a holder")
+        if second.metric("leads"):
+            paused, second = second, paused
+        paused.pause()
+        await until(lambda: second.metric("leads") == 1, what="a successor")
+        paused.resume()
+        assert paused.wait() == 1
+        await send(redis, traces, 0, 40)
+        await until(lambda: second.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="a version")
+        assert second.terminate() == 0
+    assert "whose lease had run out" in paused.log()
+    assert "Published" not in paused.log()
+    assert "Traceback" not in paused.log()
+
+
 def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target: Path) -> None:
     with Trainer(tmp_path, tiny_target, f"redis://127.0.0.1:{free_port()}", free_port()) as trainer:
         trainer.wait_for_log("Cannot read or store traces")

@@ -96,6 +96,19 @@ def storable(speed: float | None, fullness: float) -> float:
     return HEADROOM * speed * room
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankDemand:
+    """Captured tokens per second that one rank can use, and that each of its shards can take."""
+
+    usable: float
+    storable: float
+
+
+def together(ranks: Sequence[RankDemand], num_shards: int) -> float:
+    """The demand of all ranks. Each of all shards gets the same part, so the slowest one decides what can be stored."""
+    return min(sum(rank.usable for rank in ranks), num_shards * min(rank.storable for rank in ranks))
+
+
 class IntakeSpeed:
     """Tokens that intake stores per second of the time in which it has something to store."""
 

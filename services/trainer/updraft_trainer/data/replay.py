@@ -25,7 +25,7 @@ import numpy as np
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 from updraft_trainer.data import selection
-from updraft_trainer.data.clusters import Clusters
+from updraft_trainer.data.clusters import Clusters, Feature
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.data.sample_cache import SampleCache
@@ -214,6 +214,11 @@ class Replay:
     def cluster_sizes(self) -> dict[str, int]:
         """Number of requests to train on in each cluster."""
         return Counter(entry.cluster for entry in selection.one_per_request(self._training()))
+
+    def cluster_means(self) -> dict[str, Feature]:
+        """The mean of each cluster by content, of length 1."""
+        totals = dict(self._clusters.by_content)  # at once, because another thread may admit
+        return {name: total / max(float(np.linalg.norm(total)), 1e-12) for name, total in totals.items()}
 
     def num_samples(self, pool: Pool) -> int:
         return sum(entry.pool is pool for entry in self._entries())

@@ -41,6 +41,8 @@ class TrafficMix:
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    num_recent: int = 0
+    """Today's requests, which the shares are of."""
 
     def weights(self, trace_ids: Sequence[str]) -> list[float]:
         """The weight of each of these requests in today's traffic: 1 on average, if they are of all of today's kinds."""
@@ -82,7 +84,21 @@ def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
     shares: dict[str, float] = {}
     for entry, weight in zip(recent, importance.weights([entry.probability for entry in recent]), strict=True):
         shares[entry.cluster] = shares.get(entry.cluster, 0.0) + weight / len(recent)
-    return TrafficMix(kinds={entry.trace_id: entry.cluster for entry in entries}, shares=shares)
+    kinds = {entry.trace_id: entry.cluster for entry in entries}
+    return TrafficMix(kinds=kinds, shares=shares, num_recent=len(recent))
+
+
+def mixed(mixes: Sequence[TrafficMix], names: Sequence[Mapping[str, str]]) -> TrafficMix:
+    """The mix of the requests of several ranks. `names` has each rank's kinds whose name is another one in all of them."""
+    num_recent = sum(mix.num_recent for mix in mixes)
+    shares: dict[str, float] = {}
+    kinds: dict[str, str] = {}
+    for mix, common in zip(mixes, names, strict=True):
+        kinds |= {id_: common.get(kind, kind) for id_, kind in mix.kinds.items()}
+        for kind, share in mix.shares.items():
+            name = common.get(kind, kind)
+            shares[name] = shares.get(name, 0.0) + share * mix.num_recent / num_recent
+    return TrafficMix(kinds=kinds, shares=shares, num_recent=num_recent)
 
 
 def training_batch(

@@ -129,6 +129,7 @@ class Learner:
         self.network.load_state_dict(tensors)
         self._use_vocabulary()
         self._start_average()
+        self._num_bad = 0
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
@@ -206,10 +207,10 @@ class Learner:
         self._optimizer.collect()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to continue training."""
+        """Everything that is needed to continue training. It shares the memory of the learner."""
         return {
             "network": self.network.state_dict(),
-            "average": self._averaged_weights(),
+            "average": {name: p.detach() for name, p in self.average.named_parameters() if p.requires_grad},
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
             "start_step": self._start_step,
@@ -242,6 +243,7 @@ class Learner:
         self._start_average()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
+        self._num_bad = 0
 
     def _on_device(self, network: DraftNetwork) -> DraftNetwork:
         """The network to train. A frozen head has the dtype that it is computed in."""

@@ -5,9 +5,10 @@ ends the operation of the others with Unavailable; torchrun then restarts all of
 tensors of a CPU; tensors of GPUs travel by NCCL. Objects are pickled, which the ranks of one trainer may do among themselves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_trainer.learning.meeting import meet
 
 T = TypeVar("T")
 
@@ -38,6 +40,8 @@ class Ranks:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    waiting: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False, repr=False)
+    """Entered during collective operations."""
 
     @property
     def leads(self) -> bool:
@@ -95,7 +99,8 @@ class Ranks:
     def unbroken(self) -> Iterator[None]:
         """Raise Unavailable if another rank is gone or does not answer in time."""
         try:
-            yield
+            with self.waiting():
+                yield
         except dist.DistError as error:
             raise self._broken(error) from error
         except RuntimeError as error:
@@ -104,8 +109,9 @@ class Ranks:
             raise self._broken(error) from error  # gloo has no error class of its own
 
     def _broken(self, error: Exception) -> Unavailable:
-        reason = str(error).splitlines()[0]
-        return Unavailable(f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {reason}")
+        return Unavailable(
+            f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {_reason(error)}"
+        )
 
 
 ALONE = Ranks()
@@ -113,11 +119,16 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(environment: Mapping[str, str], device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+def joined(
+    environment: Mapping[str, str],
+    device: torch.device,
+    timeout: timedelta = TIMEOUT,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Ranks]:
     """The ranks that torchrun started, whose process group lasts as long as the block. `environment` is this process's.
 
     Without WORLD_SIZE in it, or with 1, this process is alone. InvalidInput if a variable is missing or no number,
-    Unavailable if the others do not come in time.
+    Unavailable if the others do not come in time. `check` is called meanwhile and may end the waiting by an exception.
     """
     ranks = placed(environment)
     if ranks.size == 1:
@@ -128,10 +139,12 @@ def joined(environment: Mapping[str, str], device: torch.device, timeout: timede
     place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
+        limit = min(timeout, JOIN_TIMEOUT)
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=limit))
+        store = meet(store, ranks.rank, ranks.size, limit, check)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (dist.DistError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = _reason(error)
         raise Unavailable(f"rank {ranks.rank} of {ranks.size} cannot join the others at {place}: {reason}") from error
     try:
         yield ranks
@@ -151,6 +164,11 @@ def placed(environment: Mapping[str, str]) -> Ranks:
         if not environment.get("MASTER_ADDR"):
             raise InvalidInput("WORLD_SIZE is set, but MASTER_ADDR is not; start the ranks with torchrun")
     return Ranks(rank, size, local_rank)
+
+
+def local_size(environment: Mapping[str, str]) -> int:
+    """Ranks on this machine."""
+    return _number(environment, "LOCAL_WORLD_SIZE") if "WORLD_SIZE" in environment else 1
 
 
 def buckets(tensors: Sequence[Tensor], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:
@@ -191,6 +209,12 @@ def _flat(bucket: Sequence[Tensor]) -> Tensor:
 def _restore(bucket: Sequence[Tensor], flat: Tensor) -> None:
     for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence, without the place in gloo's or NCCL's source before it and the advice after it."""
+    line = str(error).splitlines()[0]
+    return re.sub(r"^\[[^ \]]*\] ", "", line).partition(". ")[0]
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

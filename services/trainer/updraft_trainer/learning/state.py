@@ -1,39 +1,42 @@
-"""The saved training state: one file with everything that replay and registry do not already hold.
+"""The saved training state: a folder with everything that replay and registry do not already hold.
 
-A save writes a temporary file, syncs and renames it. The name contains the sha256 of the content, so that damage is detected;
-the previous state is kept for that case. A folder of another target is rejected, because silently starting over would lose
-days of training. After a kill the steps since the last save are repeated; use counts and weights come from the same file, so
-no sample is used more often than intended. The trainer writes a copy while it trains on: a save takes the memory of one more
-state.
+A save writes a temporary folder, syncs and renames it. The name contains a number, higher than that of all states before, and
+the digest of the content, so that damage is detected; the previous state is kept for that case. States of another target are
+rejected, because silently starting over would lose days of training. After a kill the steps since the last save are repeated;
+use counts and weights come from the same state, so no sample is used more often than intended. A state is that of all ranks
+and does not depend on their number.
 """
 
-import hashlib
 import json
 import logging
-import os
-import pickle
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from shutil import rmtree
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.config import DraftConfig
+from updraft_trainer.learning import saved_values
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "updraft-trainer-state/1"
+FORMAT = "updraft-trainer-state/2"
 
 NUM_KEPT = 2
 
 MAX_SENT = 256
 """Number of digests kept; weights only ever return to a recent value."""
 
-_DIGEST_CHARS = 16
+_PART, _REMOVED = "state.part", "state.removed"
+"""A state that is being written, and one that is being deleted."""
+
+_NAME = re.compile(r"state-(\d{8,})-([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +76,8 @@ class TrainingHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`token_ids` int64 [V]: the draft vocabulary. `rng`: the state of a `random.Random`.
-
-    `draft_config` is None in states of earlier versions, whose drafts always had the shape of a target layer.
+    """`token_ids` int64 [V]: the draft vocabulary. `learner`: the whole `state_dict()` of a learner. `history` has the uses of
+    all ranks. `rng`: the state of a `random.Random`.
     """
 
     identity: Identity
@@ -84,64 +86,138 @@ class State:
     history: TrainingHistory
     rng: tuple[Any, ...]
     config_digest: str
-    draft_config: DraftConfig | None = None
+    draft_config: DraftConfig
+
+    def copied(self) -> "State":
+        """A copy on the CPU, which training does not change."""
+        return replace(
+            self,
+            token_ids=saved_values.copied(self.token_ids),
+            learner=saved_values.copied(self.learner),
+            history=replace(self.history, uses=self.history.uses.copy()),
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SavedState:
+    """A state on disk. Later ones are greater."""
+
+    number: int
+    digest: str
+
+    @classmethod
+    def named(cls, name: str) -> Self | None:
+        match = _NAME.fullmatch(name)
+        return cls(int(match[1]), f"sha256:{match[2]}") if match else None
+
+    @property
+    def name(self) -> str:
+        return f"state-{self.number:08d}-{self.digest.removeprefix('sha256:')}"
 
 
 class States:
-    """The saved states in a folder."""
+    """The saved states in a folder, which nobody else writes to."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._damaged: set[SavedState] = set()
+        """The next save removes them, so that it does not remove an intact one instead."""
 
     def save(self, state: State) -> Path:
         """Write a state durably and delete all but the last two. Exhausted if it cannot be written; older states are kept."""
-        part = self._folder / "state.part"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._write(part, state)
-            for old in self._paths()[NUM_KEPT:]:
-                old.unlink()
-        except (OSError, RuntimeError) as error:  # torch reports an incomplete write as RuntimeError
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise Exhausted(f"cannot save to {self._folder}: {error}") from error
-        return path
-
-    def _write(self, part: Path, state: State) -> Path:
-        with part.open("wb") as file:
-            torch.save(_to_dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        number = max((_number(path) for path in self._paths()), default=0) + 1
-        path = self._folder / f"state-{number:08d}-{_digest(part)}.pt"
-        part.rename(path)
-        sync(self._folder)
-        return path
+        with self._writing() as part:
+            digest = saved_values.write(part, _to_dict(state))
+            number = max((saved.number for saved in self._saved()), default=0) + 1
+            return self._add(part, SavedState(number, digest))
 
     def load(self, identity: Identity) -> State | None:
+        """The newest intact state; None if the folder is empty. Errors as for `newest`."""
+        saved = self.newest(identity)
+        return None if saved is None else self.read(saved)
+
+    def newest(self, identity: Identity) -> SavedState | None:
         """The newest intact state; None if the folder is empty.
 
-        Conflict if it has another identity, Corrupt if no state is intact.
+        Conflict if it has another identity or format, Corrupt if no state is intact.
         """
-        paths = self._paths()
-        for path in paths:
+        states = self._saved()
+        for saved in states:
             try:
-                state = _read(path)
+                self._check(saved, identity)
             except Corrupt as error:
                 logger.warning("A saved state is damaged; trying the previous one: %s", error)
+                self._damaged.add(saved)
                 continue
-            _check(path, state.identity, identity)
-            return state
-        if paths:
+            return saved
+        if states:
             raise Corrupt(f"no saved state in {self._folder} is intact; move them away to start over")
         return None
 
-    def _paths(self) -> list[Path]:
+    def read(self, saved: SavedState) -> State:
+        """An intact state. Corrupt if it was damaged since it was checked."""
+        return _from_dict(saved_values.read(self.path(saved), saved.digest))
+
+    def path(self, saved: SavedState) -> Path:
+        return self._folder / saved.name
+
+    @contextmanager
+    def receiving(self, saved: SavedState) -> Iterator[Path]:
+        """An empty folder that holds the files of another folder's state when the block ends, which is then one of these.
+
+        Exhausted if they cannot be written, Corrupt if they are not those of that state.
+        """
+        with self._writing() as part:
+            yield part
+            saved_values.check(part, saved.digest)
+            for path in part.iterdir():
+                sync(path)
+            sync(part)
+            self._add(part, saved)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Path]:
+        """A new temporary folder, deleted when the block ends. Exhausted if the block cannot write."""
+        part = self._folder / _PART
+        try:
+            for left in (part, self._folder / _REMOVED):  # by a kill
+                rmtree(left, ignore_errors=True)
+            part.mkdir(parents=True)
+            yield part
+        except OSError as error:
+            raise Exhausted(f"cannot save to {self._folder}: {error}") from error
+        finally:
+            rmtree(part, ignore_errors=True)
+
+    def _add(self, part: Path, saved: SavedState) -> Path:
+        path = part.rename(self.path(saved))
+        sync(self._folder)
+        intact = [one for one in self._saved() if one not in self._damaged]
+        for old in {*intact[NUM_KEPT:], *self._damaged}:
+            self._remove(old)
+        return path
+
+    def _remove(self, saved: SavedState) -> None:
+        """Under another name, so that half of it is never taken for a damaged state."""
+        removed = self.path(saved).rename(self._folder / _REMOVED)
+        rmtree(removed)
+        self._damaged.discard(saved)
+
+    def _check(self, saved: SavedState, identity: Identity) -> None:
+        """Conflict and Corrupt as for `newest`."""
+        path = self.path(saved)
+        content = saved_values.read_plain(path, saved.digest)
+        if content["format"] != FORMAT:
+            raise Conflict(f"{path} has the format {content['format']}, this version reads {FORMAT}")
+        _check_identity(path, Identity(**content["identity"]), identity)
+        saved_values.check(path, saved.digest)
+
+    def _saved(self) -> list[SavedState]:
         """Newest first."""
-        return sorted(self._folder.glob("state-*.pt"), key=_number, reverse=True)
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted((saved for path in paths if (saved := SavedState.named(path.name))), reverse=True)
 
 
-def _check(path: Path, saved: Identity, expected: Identity) -> None:
+def _check_identity(path: Path, saved: Identity, expected: Identity) -> None:
     for field_ in fields(Identity):
         ours, theirs = getattr(expected, field_.name), getattr(saved, field_.name)
         if ours != theirs:
@@ -151,44 +227,26 @@ def _check(path: Path, saved: Identity, expected: Identity) -> None:
             )
 
 
-def _read(path: Path) -> State:
-    try:
-        if not path.stem.endswith(_digest(path)):
-            raise Corrupt(f"the content of {path} does not match the digest in its name")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise Corrupt(f"{path} cannot be read: {error}") from error
-    if content.get("format") != FORMAT:
-        raise Conflict(f"{path} has the format {content.get('format')}, this version reads {FORMAT}")
+def _from_dict(content: dict[str, Any]) -> State:
     return State(
         identity=Identity(**content["identity"]),
         token_ids=content["token_ids"],
         learner=content["learner"],
-        history=TrainingHistory(**content["progress"]),
+        history=TrainingHistory(**content["history"]),
         rng=content["rng"],
         config_digest=content["config_digest"],
-        draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])) if "draft_config" in content else None,
+        draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])),
     )
 
 
 def _to_dict(state: State) -> dict[str, Any]:
-    """Plain types only, so that `torch.load(weights_only=True)` can read them."""
     return {
         "format": FORMAT,
         "identity": asdict(state.identity),
         "token_ids": state.token_ids,
         "learner": state.learner,
-        "progress": asdict(state.history),
+        "history": asdict(state.history),
         "rng": state.rng,
         "config_digest": state.config_digest,
-        **({"draft_config": state.draft_config.to_json()} if state.draft_config else {}),
+        "draft_config": state.draft_config.to_json(),
     }
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.split("-")[1])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_CHARS]

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
+from updraft_trainer.data.clusters import Feature
+from updraft_trainer.data.kinds import common_names
 from updraft_trainer.data.sample import Sample, checked
-from updraft_trainer.data.selection import TrafficMix
+from updraft_trainer.data.selection import TrafficMix, mixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,44 @@ def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
     both = [(id_, domain, replace(pair, baseline_steps=steps[id_])) for id_, domain, pair in rows if id_ in steps]
     trace_ids, domains, pairs = zip(*both, strict=True) if both else ((), (), ())
     return GainEstimate(trace_ids=trace_ids, domains=domains, pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The requests of one rank on which a candidate was compared with a baseline, and that rank's traffic."""
+
+    estimate: GainEstimate
+    outputs: tuple[tuple[int, int], ...] = ()
+    """Of each of its requests: tokens of the output, and those of them that the candidate cannot propose."""
+    mix: TrafficMix = field(default_factory=TrafficMix)
+    means: Mapping[str, Feature] = field(default_factory=dict)
+    """Of that rank's clusters by content."""
+
+
+def together(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of all ranks as if one had stored all requests; see `kinds` for those that several ranks have.
+
+    A request that two ranks have, because its shard changed hands, counts once.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    mix = mixed([part.mix for part in parts], common_names([part.means for part in parts]))
+    rows = {
+        id_: (domain, pair, output)
+        for part in parts
+        for id_, domain, pair, output in zip(
+            part.estimate.trace_ids, part.estimate.domains, part.estimate.pairs, part.outputs, strict=True
+        )
+    }
+    trace_ids = tuple(rows)
+    pairs = [
+        replace(pair, kind=mix.kinds.get(id_, ""), weight=weight)
+        for (id_, (_, pair, _)), weight in zip(rows.items(), mix.weights(trace_ids), strict=True)
+    ]
+    estimate = GainEstimate(
+        trace_ids=trace_ids, domains=tuple(domain for domain, _, _ in rows.values()), pairs=tuple(pairs)
+    )
+    return Evidence(estimate=estimate, outputs=tuple(output for _, _, output in rows.values()), mix=mix)
 
 
 class BestDrafts:

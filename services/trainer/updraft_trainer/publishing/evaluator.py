@@ -1,7 +1,8 @@
 """Compares the draft in training with the serving draft, on held-out requests that neither was trained on.
 
 The candidate is a snapshot with the values of a checkpoint, so the published draft is the measured one. The baseline's steps
-are cached per request, so only new requests cost a forward pass of it.
+are cached per request, so only new requests cost a forward pass of it. Of several ranks each walks its own requests, and rank 0
+takes them together.
 """
 
 import asyncio
@@ -14,11 +15,10 @@ from torch import Tensor
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_draft.vocabulary import unknown_share
-from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import BestDrafts, compare, num_tokens, verify_steps
+from updraft_trainer.publishing.estimate import BestDrafts, Evidence, compare, num_tokens, together, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -35,6 +35,54 @@ class Baseline:
     steps: dict[str, int] = field(default_factory=dict)
 
 
+class Judge:
+    """Compares drafts on about `num_samples` held-out requests of this rank, with `lookahead` drafts per verify step."""
+
+    def __init__(
+        self, replay: Replay, *, num_samples: int, lookahead: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """`check` is called before each request, and may end an estimate by an exception."""
+        self._replay = replay
+        self._num_samples = num_samples
+        self.lookahead = lookahead
+        self._check = check
+        self.baseline = Baseline()
+
+    def evidence(self, candidate: DraftNetwork, unseen: Sequence[Sample] = ()) -> Evidence:
+        """`unseen` are requests that may be trained on, and that this candidate was not trained on."""
+        held_out = self._replay.evaluation_batch(count=self._num_samples)
+        samples = [sample for sample in (*held_out, *unseen) if num_tokens(sample) > 0]
+        steps, mix = self.verify_steps(candidate, samples), self._replay.traffic_mix()
+        estimate = compare(samples, steps, self._baseline_steps(samples), mix)
+        used = set(mix.shares) | {pair.kind for pair in estimate.pairs}
+        return Evidence(
+            estimate=estimate,
+            outputs=tuple(_output(sample, candidate.token_ids.cpu()) for sample in samples),
+            mix=replace(mix, kinds={id_: mix.kinds.get(id_, "") for id_ in estimate.trace_ids}),
+            means={kind: mean for kind, mean in self._replay.cluster_means().items() if kind in used},
+        )
+
+    def verify_steps(self, network: DraftNetwork, samples: Sequence[Sample]) -> list[int]:
+        return verify_steps(network, samples, lookahead=self.lookahead, check=self._check)
+
+    def _baseline_steps(self, samples: list[Sample]) -> list[int] | None:
+        """In the samples' order; None without a draft. Drops cached steps of other samples."""
+        network, cache = self.baseline.network, self.baseline.steps
+        if network is None:
+            return None
+        new = [sample for sample in samples if sample.trace_id not in cache]
+        new_steps = self.verify_steps(network, new)
+        steps = cache | {sample.trace_id: n for sample, n in zip(new, new_steps, strict=True)}
+        cache.clear()
+        cache.update({sample.trace_id: steps[sample.trace_id] for sample in samples})
+        return [cache[sample.trace_id] for sample in samples]
+
+
+def alone(candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:
+    """The evidence of this rank only."""
+    return [own()]
+
+
 class Evaluator:
     """Compares drafts on about `num_samples` held-out requests, with `lookahead` drafts per verify step."""
 
@@ -46,15 +94,19 @@ class Evaluator:
         num_samples: int,
         lookahead: int,
         check: Callable[[], None] = lambda: None,
+        gather: Callable[[DraftNetwork, Callable[[], Evidence]], list[Evidence]] = alone,
     ) -> None:
-        """`check` is called before each request, and may end an estimate by an exception."""
+        """`check` as for `Judge`. `gather` returns the evidence of all ranks on a candidate; its second argument computes that
+        of this one meanwhile."""
+        self._judge = Judge(replay, num_samples=num_samples, lookahead=lookahead, check=check)
         self._replay = replay
         self._registry = registry
-        self._num_samples = num_samples
-        self._lookahead = lookahead
-        self._check = check
+        self._gather = gather
         self._best = BestDrafts()
-        self.baseline = Baseline()
+
+    @property
+    def baseline(self) -> Baseline:
+        return self._judge.baseline
 
     async def set_baseline(self, version: int, embedding: Tensor) -> bool:
         """Make `version` the baseline; true if it changed. Raises the errors of `RegistryView.fetch`."""
@@ -64,7 +116,7 @@ class Evaluator:
         if version != NO_DRAFT:
             folder = await self._registry.fetch(version)
             network = await asyncio.to_thread(_load, folder, embedding)
-        self.baseline = Baseline(version=version, network=network)
+        self._judge.baseline = Baseline(version=version, network=network)
         return True
 
     def estimate(self, network: DraftNetwork, *, step: int, unseen: Sequence[Sample] = ()) -> Candidate:
@@ -73,17 +125,15 @@ class Evaluator:
         `unseen` are requests that may be trained on, and that this network was not trained on.
         """
         candidate = snapshot(network)
-        held_out = self._replay.evaluation_batch(count=self._num_samples)
-        samples = [sample for sample in (*held_out, *unseen) if num_tokens(sample) > 0]
-        steps = self._verify_steps(candidate, samples)
-        estimate = compare(samples, steps, self._baseline_steps(samples), self._replay.traffic_mix())
+        evidence = together(self._gather(candidate, lambda: self._judge.evidence(candidate, unseen)))
+        estimate = evidence.estimate
         return Candidate(
             network=candidate,
             step=step,
             estimate=replace(estimate, best_steps=self._best.update(estimate)),
             baseline_version=self.baseline.version,
-            lookahead=self._lookahead,
-            unknown_share=_unknown_share(samples, estimate.pairs, candidate),
+            lookahead=self._judge.lookahead,
+            unknown_share=_unknown_share(evidence),
         )
 
     def trained_length(self, network: DraftNetwork, uses: Mapping[str, int]) -> float | None:
@@ -91,33 +141,21 @@ class Evaluator:
         trained = self._replay.trained_batch(uses, count=NUM_TRAINED)
         samples = [sample for sample in trained if num_tokens(sample) > 0]
         mix = self._replay.traffic_mix()
-        found = compare(samples, self._verify_steps(network, samples), None, mix).gain(0.9)
+        found = compare(samples, self._judge.verify_steps(network, samples), None, mix).gain(0.9)
         return found.candidate if found else None
 
-    def _verify_steps(self, network: DraftNetwork, samples: Sequence[Sample]) -> list[int]:
-        return verify_steps(network, samples, lookahead=self._lookahead, check=self._check)
 
-    def _baseline_steps(self, samples: list[Sample]) -> list[int] | None:
-        """In the samples' order; None without a draft. Drops cached steps of other samples."""
-        network, cache = self.baseline.network, self.baseline.steps
-        if network is None:
-            return None
-        new = [sample for sample in samples if sample.trace_id not in cache]
-        new_steps = self._verify_steps(network, new)
-        steps = cache | {sample.trace_id: n for sample, n in zip(new, new_steps, strict=True)}
-        cache.clear()
-        cache.update({sample.trace_id: steps[sample.trace_id] for sample in samples})
-        return [cache[sample.trace_id] for sample in samples]
+def _output(sample: Sample, token_ids: Tensor) -> tuple[int, int]:
+    """Tokens of a request's output, and those of them outside a draft's vocabulary."""
+    output = sample.ids[sample.first_output :]
+    return len(output), round(len(output) * unknown_share([output], token_ids))
 
 
-def _unknown_share(samples: Sequence[Sample], pairs: Sequence[Paired], draft: DraftNetwork) -> float | None:
+def _unknown_share(evidence: Evidence) -> float | None:
     """Share of the output of today's traffic that the draft cannot propose; None without such requests."""
-    outputs, token_ids = [one.ids[one.first_output :] for one in samples], draft.token_ids.cpu()
-    tokens = sum(pair.weight * len(ids) for pair, ids in zip(pairs, outputs, strict=True))
-    unknown = sum(
-        pair.weight * len(ids) * unknown_share([ids], token_ids) for pair, ids in zip(pairs, outputs, strict=True)
-    )
-    return unknown / tokens if tokens else None
+    rows = list(zip(evidence.estimate.pairs, evidence.outputs, strict=True))
+    tokens = sum(pair.weight * num_tokens for pair, (num_tokens, _) in rows)
+    return sum(pair.weight * num_unknown for pair, (_, num_unknown) in rows) / tokens if tokens else None
 
 
 def _load(folder: Path, embedding: Tensor) -> DraftNetwork:

@@ -6,6 +6,7 @@ unknown, and nothing is assumed.
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -98,24 +99,29 @@ class Publisher:
         config_digest: str,
         folder: Path,
         clock: Clock,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises an error while another trainer may publish."""
         self._stub = stub
         self._identity = identity
         self._config_digest = config_digest
         self._folder = folder
         self._clock = clock
+        self._check = check
 
     async def publish(
         self, candidate: Candidate, history: TrainingHistory, *, learning_rate: float
     ) -> registry_pb2.PublishResponse | None:
         """Upload; None if the same tensors were sent before.
 
-        Raises the registry's error, Unavailable without a response, Exhausted if the draft cannot be written to disk.
+        Raises the registry's error, Unavailable without a response, Exhausted if the draft cannot be written to disk, and what
+        `check` raises.
         """
         manifest = await asyncio.to_thread(self._prepare, candidate, history, learning_rate)
         if manifest.tensors_digest in history.sent_digests:
             return None
-        response = await transfer.upload(self._stub, manifest, self._folder / checkpoint.WEIGHTS)
+        self._check()
+        response = await transfer.upload(self._stub, manifest, self._folder / checkpoint.WEIGHTS, check=self._check)
         history.add_sent(manifest.tensors_digest)
         return response
 

@@ -26,6 +26,8 @@ class LearningRecord:
         self._stream_bytes = stream_bytes
         self.max_memory = 0
         """Bytes that Redis may use; 0 without a limit, or before it was asked."""
+        self.elsewhere = (0, 0)
+        """Requests that other ranks store: to train on, and held out."""
         self.samples_to_start = samples_to_start
         """Stored requests that a new draft waits for; 0 once a draft is trained."""
         self.last_step_s = 0.0
@@ -46,8 +48,8 @@ class LearningRecord:
         pools = [(requests[pool], self._replay.num_bytes(pool)) for pool in Pool]
         held_out = requests[Pool.EVALUATION]
         return registry_pb2.Learning(
-            samples=sum(requests.values()) - held_out,
-            held_out=held_out,
+            samples=sum(requests.values()) - held_out + self.elsewhere[0],
+            held_out=held_out + self.elsewhere[1],
             steps=self.steps,
             estimates=self.estimates,
             too_small=self._capacity.too_small(pools, min_samples=self._min_samples)

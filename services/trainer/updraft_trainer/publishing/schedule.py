@@ -44,8 +44,11 @@ def is_estimate_due(
 
 
 def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, duration_s: float) -> bool:
-    """True if the next save, which may take as long as the last one, has to start now for a kill to cost no more time than it
-    may. `saved` is when the state of the last save was taken."""
+    """True if a save has to start now for a kill to cost no more time than it may, because the next chance would be too late.
+
+    `saved` is when the state of the last save was taken. `duration_s`: from now until a save would be durable that starts after
+    the next step.
+    """
     return now.step != saved.step and now.at_s - saved.at_s >= schedule.checkpoint_seconds - duration_s
 
 

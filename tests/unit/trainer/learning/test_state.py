@@ -1,52 +1,25 @@
 import random
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from tests.support.disk import file_size_limit
+from tests.support.states import DRAFT, IDENTITY, make_state
 
-from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
-from updraft_draft.config import DraftConfig
-from updraft_trainer.learning.state import MAX_SENT, Identity, State, States, TrainingHistory
-
-IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
+from updraft_trainer.learning import state as state_module
+from updraft_trainer.learning.state import MAX_SENT, Identity, States, TrainingHistory
 
 
-DRAFT = DraftConfig(
-    vocab_size=64,
-    draft_vocab_size=16,
-    hidden_size=8,
-    intermediate_size=12,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rms_norm_eps=1e-6,
-    rope=Rope(theta=5e5, kind="llama3", factor=8.0, high_freq_factor=4.0, original_max_position=64),
-    max_position=128,
-    target_hidden_size=8,
-    aux_layers=(2, 4, 5),
-    norm_before_residual=True,
-)
-
-
-def state(step: int, *, identity: Identity = IDENTITY) -> State:
-    rng = random.Random(step)
-    rng.random()
-    return State(
-        identity=identity,
-        token_ids=torch.arange(16),
-        learner={"network": {"w": torch.full((4, 4), float(step))}, "step": step},
-        history=TrainingHistory(uses={"a": step}, num_samples=step, first_trace_id="a", sent_digests=["sha256:x"]),
-        rng=rng.getstate(),
-        config_digest="sha256:c",
-        draft_config=DRAFT,
-    )
+def step_of(states: States) -> int:
+    """The step of the state that a start would go on from."""
+    loaded = states.load(IDENTITY)
+    assert loaded is not None
+    return int(loaded.learner["step"])
 
 
 def test_everything_that_was_saved_comes_back(tmp_path: Path) -> None:
-    saved = state(7)
+    saved = make_state(7)
     States(tmp_path).save(saved)
     loaded = States(tmp_path).load(IDENTITY)
     assert loaded is not None
@@ -69,51 +42,91 @@ def test_an_empty_folder_holds_no_state(tmp_path: Path) -> None:
 def test_the_newest_of_two_kept_states_is_loaded(tmp_path: Path) -> None:
     states = States(tmp_path)
     for step in range(1, 13):
-        states.save(state(step))
+        states.save(make_state(step))
     assert len(list(tmp_path.iterdir())) == 2
     loaded = states.load(IDENTITY)
     assert loaded is not None
     assert loaded.learner["step"] == 12
 
 
-def test_a_flipped_bit_costs_one_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def files(folder: Path) -> list[Path]:
+    """All files of a state: values, tensors and their index."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(found) == 3
+    return found
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_flipped_bit_in_any_file_costs_one_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
     states = States(tmp_path)
-    states.save(state(1))
-    newest = states.save(state(2))
-    content = bytearray(newest.read_bytes())
+    states.save(make_state(1))
+    file = files(states.save(make_state(2)))[number]
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    loaded = states.load(IDENTITY)
-    assert loaded is not None
-    assert loaded.learner["step"] == 1
+    file.write_bytes(content)
+    assert step_of(states) == 1
     assert "damaged" in caplog.text
+    assert file.name in caplog.text
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_that_is_cut_off_or_missing_costs_one_save(tmp_path: Path, number: int, *, is_there: bool) -> None:
+    states = States(tmp_path)
+    states.save(make_state(1))
+    file = files(states.save(make_state(2)))[number]
+    file.write_bytes(file.read_bytes()[:-3]) if is_there else file.unlink()
+    assert step_of(states) == 1
+
+
+def test_a_damaged_state_is_removed_by_the_next_save_instead_of_an_intact_one(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    states.save(make_state(1))
+    for step in (2, 3):
+        file = files(states.save(make_state(step)))[0]
+        file.write_bytes(file.read_bytes()[:-3])
+        assert step_of(states) == 1
 
 
 def test_when_every_state_is_damaged_nothing_starts_anew(tmp_path: Path) -> None:
     states = States(tmp_path)
     for step in (1, 2):
-        path = states.save(state(step))
-        path.write_bytes(path.read_bytes()[:-100])
+        for file in files(states.save(make_state(step))):
+            file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Corrupt, match="move them away"):
         states.load(IDENTITY)
 
 
-def test_a_save_that_was_cut_off_is_no_state(tmp_path: Path) -> None:
+def test_a_save_that_was_cut_off_is_no_state_and_the_next_one_removes_what_it_left(tmp_path: Path) -> None:
     states = States(tmp_path)
-    states.save(state(1))
-    (tmp_path / "state.part").write_bytes(b"half")
-    loaded = states.load(IDENTITY)
-    assert loaded is not None
-    assert loaded.learner["step"] == 1
-    states.save(state(2))
-    assert not (tmp_path / "state.part").exists()
+    path = states.save(make_state(1))
+    for name in ("state.part", "state.removed"):
+        shutil.copytree(path, tmp_path / name)
+        files(tmp_path / name)[0].unlink()
+    assert step_of(states) == 1
+    states.save(make_state(2))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert step_of(states) == 2
+
+
+def test_what_is_no_state_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "state-of-mind").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    states = States(tmp_path)
+    assert states.load(IDENTITY) is None
+    for step in range(5):
+        states.save(make_state(step))
+    assert (tmp_path / "state-of-mind").is_dir()
+    assert (tmp_path / "lost+found").is_dir()
 
 
 def test_a_full_disk_costs_one_save_and_nothing_that_was_saved_before(tmp_path: Path) -> None:
     states = States(tmp_path)
-    states.save(state(1))
+    states.save(make_state(1))
     with file_size_limit(100), pytest.raises(Exhausted, match=f"cannot save to {tmp_path}: .+"):
-        states.save(state(2))
+        states.save(make_state(2))
     assert len(list(tmp_path.iterdir())) == 1
     loaded = states.load(IDENTITY)
     assert loaded is not None
@@ -123,14 +136,14 @@ def test_a_full_disk_costs_one_save_and_nothing_that_was_saved_before(tmp_path: 
 def test_a_folder_that_cannot_be_made_is_told_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Exhausted, match=r"cannot save to .*/file/states: .*Not a directory"):
-        States(tmp_path / "file" / "states").save(state(1))
+        States(tmp_path / "file" / "states").save(make_state(1))
 
 
 @pytest.mark.parametrize("field", ["speculator", "target_fingerprint", "tokenizer_fingerprint"])
 def test_a_state_of_something_else_is_refused(tmp_path: Path, field: str) -> None:
     fields = {name: getattr(IDENTITY, name) for name in Identity.__dataclass_fields__}
     other = Identity(**(fields | {field: "other"}))
-    States(tmp_path).save(state(1, identity=other))
+    States(tmp_path).save(make_state(1, identity=other))
     with pytest.raises(Conflict, match=f"{field.replace('_', ' ')} other.*UPDRAFT_TRAINER_DATA_DIR"):
         States(tmp_path).load(IDENTITY)
 
@@ -151,8 +164,22 @@ def test_sent_digests_are_bounded() -> None:
     assert progress.sent_digests[-1] == str(MAX_SENT + 4)
 
 
-def test_a_state_of_a_version_that_kept_no_shape_is_read(tmp_path: Path) -> None:
-    States(tmp_path).save(replace(state(1), draft_config=None))
-    loaded = States(tmp_path).load(IDENTITY)
-    assert loaded is not None
-    assert loaded.draft_config is None
+def test_a_state_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(state_module, "FORMAT", "updraft-trainer-state/9")
+        States(tmp_path).save(make_state(1))
+    with pytest.raises(Conflict, match="has the format updraft-trainer-state/9, this version reads"):
+        States(tmp_path).load(IDENTITY)
+
+
+def test_a_copy_of_a_state_does_not_change_with_training() -> None:
+    taken = make_state(7)
+    copied = taken.copied()
+    taken.learner["network"]["w"].fill_(9.0)
+    taken.token_ids.zero_()
+    taken.history.count_use("b")
+    taken.history.add_sent("sha256:y")
+    expected = make_state(7)
+    assert copied.learner["network"]["w"].equal(expected.learner["network"]["w"])
+    assert copied.token_ids.equal(expected.token_ids)
+    assert copied.history.uses == {"a": 7}

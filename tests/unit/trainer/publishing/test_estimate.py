@@ -1,5 +1,10 @@
+import numpy as np
+import pytest
+
 from updraft_rollouts.evidence import Paired
-from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, against
+from updraft_trainer.data.clusters import FEATURE_SIZE, Feature
+from updraft_trainer.data.selection import TrafficMix
+from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, together
 
 
 def walked(**steps: int) -> GainEstimate:
@@ -38,3 +43,35 @@ def test_two_candidates_are_compared_on_the_requests_that_both_have_walked() -> 
     assert compared.trace_ids == ("a2", "a3", "b1")
     assert [pair.baseline_steps for pair in compared.pairs] == [9, 9, 9]
     assert against(walked(a1=1), walked(a2=1)).gain(0.9) is None
+
+
+def test_the_evidence_of_several_ranks_is_that_of_all_their_requests() -> None:
+    """Both have requests of a kind that each calls by its own name; one request is stored by both."""
+    tokens = np.ones(FEATURE_SIZE, dtype=np.float32) / np.sqrt(np.float32(FEATURE_SIZE))
+    parts = [
+        evidence("content:1", walked(a1=10, a2=10), {"content:1": tokens}, num_recent=30),
+        evidence("content:7", walked(a2=10, a3=10), {"content:7": tokens}, num_recent=10),
+        evidence("domain:x", walked(x1=10), {}, num_recent=40),
+    ]
+    whole = together(parts)
+    assert whole.estimate.trace_ids == ("a1", "a2", "a3", "x1")
+    assert [pair.kind for pair in whole.estimate.pairs] == ["content:1"] * 3 + ["domain:x"]
+    assert [pair.weight for pair in whole.estimate.pairs] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
+    assert whole.estimate.covered == 1.0
+    assert len(whole.outputs) == 4
+
+
+def test_the_evidence_of_one_rank_is_as_it_is() -> None:
+    alone = evidence("content:1", walked(a1=10), {}, num_recent=3)
+    assert together([alone]) is alone
+
+
+def test_ranks_without_requests_have_no_evidence() -> None:
+    nothing = Evidence(estimate=walked())
+    assert together([nothing, nothing]).estimate.gain(0.9) is None
+
+
+def evidence(kind: str, estimate: GainEstimate, means: dict[str, Feature], *, num_recent: int) -> Evidence:
+    """Of a rank whose traffic is of one kind."""
+    mix = TrafficMix(kinds=dict.fromkeys(estimate.trace_ids, kind), shares={kind: 1.0}, num_recent=num_recent)
+    return Evidence(estimate=estimate, outputs=((5, 0),) * len(estimate.trace_ids), mix=mix, means=means)

@@ -1,0 +1,183 @@
+"""What rank 0 tells the other ranks to do. Every rank carries a command out, rank 0 as well.
+
+All collective operations belong to a command, and one thread of each rank carries them out in order, so no two ranks wait for
+different things. The `phase` of a command says what a rank is busy with meanwhile. A command may contain tensors of any size.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from updraft_draft.config import DraftConfig
+from updraft_trainer.learning.ranks import Ranks
+
+_NO_TIMEOUT = timedelta(days=365)
+"""Rank 0 may wait for days for the first requests. If it is gone, its connections are too, or else torchrun notices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftTensors:
+    """A draft on its way: the tensors of its checkpoint."""
+
+    config: DraftConfig
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoOn:
+    """Train from these weights on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
+
+    phase: ClassVar[str] = "the start of another draft"
+
+    config: DraftConfig
+    token_ids: Tensor
+    learner: Mapping[str, Any]
+    uses: Mapping[str, int] | None
+    """How often the draft was trained on each sample, of all ranks; None: as before."""
+    knows_stored: bool
+    """The draft may have learned from all that is stored now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Read traces: no other trainer does."""
+
+    phase: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStep:
+    """Take an optimizer step on samples of the own replay."""
+
+    phase: ClassVar[str] = "a training step"
+
+
+@dataclass(frozen=True, slots=True)
+class MarkGood:
+    """Keep the averaged weights, to restore them if training diverges."""
+
+    phase: ClassVar[str] = "keeping good weights"
+
+
+@dataclass(frozen=True, slots=True)
+class SetBaseline:
+    """Compare candidates with this draft from now on; None: with no draft."""
+
+    phase: ClassVar[str] = "the draft that serves"
+
+    version: int
+    draft: DraftTensors | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Send evidence on this candidate."""
+
+    phase: ClassVar[str] = "an estimate"
+
+    draft: DraftTensors
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Send what this rank holds of the learner's state."""
+
+    phase: ClassVar[str] = "collecting the learner's state"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportUses:
+    """Send how often each sample was trained on."""
+
+    phase: ClassVar[str] = "a save"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """There is no other command after this one."""
+
+    phase: ClassVar[str] = "the end"
+
+
+WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
+Command: TypeAlias = Begin | WorkCommand | End
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outline:
+    """A pickled command without its tensors, and their shapes, dtypes and types of device."""
+
+    content: bytes
+    tensors: list[tuple[torch.Size, torch.dtype, str]]
+
+
+class CommandChannel:
+    """From rank 0 to all others. It is opened by all ranks at the same time."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        """`device`: where this rank has the tensors of commands that are not on a CPU at rank 0."""
+        self._ranks = ranks
+        self._device = device
+        self._group = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT) if ranks.size > 1 else None
+
+    def send(self, command: Command) -> None:
+        """At rank 0."""
+        tensors: list[Tensor] = []
+        content = _outlined(command, tensors)
+        kinds = [(tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors]
+        self._share(_Outline(content=content, tensors=kinds))
+        self._ranks.broadcast([tensor.detach().contiguous() for tensor in tensors])
+
+    def receive(self) -> Command:
+        """Elsewhere. Wait as long as it takes; Unavailable if rank 0 is gone."""
+        outline = self._share(None)
+        tensors = [
+            torch.empty(shape, dtype=dtype, device="cpu" if kind == "cpu" else self._device)
+            for shape, dtype, kind in outline.tensors
+        ]
+        self._ranks.broadcast(tensors)
+        command: Command = _Filled(outline.content, tensors).load()
+        return command
+
+    def _share(self, outline: _Outline | None) -> _Outline:
+        objects = [outline]
+        with self._ranks.unbroken():
+            dist.broadcast_object_list(objects, src=0, group=self._group, device=torch.device("cpu"))
+        (shared,) = objects
+        assert shared is not None, "rank 0 sends one"
+        return shared
+
+
+def _outlined(command: Command, tensors: list[Tensor]) -> bytes:
+    """The pickled command, whose tensors are appended to `tensors` instead."""
+    file = io.BytesIO()
+    _Outliner(file, tensors).dump(command)
+    return file.getvalue()
+
+
+class _Outliner(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_id(self, obj: object) -> int | None:
+        if not isinstance(obj, Tensor):
+            return None
+        self._tensors.append(obj)
+        return len(self._tensors) - 1
+
+
+class _Filled(pickle.Unpickler):
+    def __init__(self, content: bytes, tensors: list[Tensor]) -> None:
+        super().__init__(io.BytesIO(content))
+        self._tensors = tensors
+
+    def persistent_load(self, pid: int) -> Tensor:
+        return self._tensors[pid]

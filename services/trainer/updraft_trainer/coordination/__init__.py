@@ -1,0 +1,1 @@
+"""How trainer processes know of each other, beside what they compute together."""

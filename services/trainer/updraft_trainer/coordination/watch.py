@@ -1,0 +1,87 @@
+"""What a rank is busy with, and a sentence if that takes too long: a trainer never stalls in silence.
+
+A rank that computes is busy; one in a collective operation waits for others. The phases are the commands of rank 0.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from updraft_chassis.clock import Clock
+
+SILENT_S = 10.0
+"""Without a new note for so long, a rank is taken for one that hangs: it posts one every two seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What a rank is busy with, for how many seconds, and whether it waits for other ranks. `name` is empty if it is idle."""
+
+    name: str = ""
+    for_s: float = 0.0
+    is_waiting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Another rank's phase when it last posted a note, and the seconds since then."""
+
+    rank: int
+    phase: Phase
+    silent_s: float
+
+    def __str__(self) -> str:
+        if self.silent_s > SILENT_S:
+            return f"rank {self.rank}, which has not been heard of for {self.silent_s:.0f} s"
+        if not self.phase.name:
+            return f"rank {self.rank}, which is idle"
+        return f"rank {self.rank}, which has been busy with {self.phase.name} for {self.phase.for_s:.0f} s"
+
+
+class Watch:
+    """One thread changes the phase, any thread reads it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._phase = ("", 0.0)
+        self._is_waiting = False
+
+    def begin(self, name: str) -> None:
+        """Another phase begins; "" if there is nothing to do."""
+        self._phase = (name, self._clock.monotonic())
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """During a collective operation."""
+        self._is_waiting = True
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+
+    @property
+    def phase(self) -> Phase:
+        name, since_s = self._phase
+        if not name:
+            return Phase()
+        return Phase(name=name, for_s=self._clock.monotonic() - since_s, is_waiting=self._is_waiting)
+
+
+class StallLog:
+    """Says when a phase has taken `limit_s`, and again each time that it has taken twice as long."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._next_s = limit_s
+
+    def sentence(self, rank: int, phase: Phase, others: Sequence[Seen]) -> str:
+        """What to say now; empty if nothing."""
+        if phase.for_s < self._limit_s:
+            self._next_s = self._limit_s
+        if not phase.name or phase.for_s < self._next_s:
+            return ""
+        while self._next_s <= phase.for_s:
+            self._next_s *= 2
+        busy = f"rank {rank} has been busy with {phase.name} for {phase.for_s:.0f} s"
+        waits_for = [str(other) for other in others if not other.phase.is_waiting or other.silent_s > SILENT_S]
+        return f"{busy}, and waits for {'; '.join(waits_for) or 'other ranks'}" if phase.is_waiting else busy

@@ -1,0 +1,296 @@
+"""How the ranks of a trainer work together: rank 0 runs `loop.Trainer`, and each other rank a `Follower` that obeys it.
+
+Each rank trains on samples of its own replay and judges drafts on its own held-out requests. Nothing else is decided here.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from updraft_chassis.clock import Clock
+from updraft_chassis.lifecycle import Stop, Stopped
+from updraft_draft import checkpoint, memory
+from updraft_draft.network import DraftNetwork
+from updraft_trainer.commands import (
+    Begin,
+    Collect,
+    Command,
+    CommandChannel,
+    DraftTensors,
+    End,
+    Estimate,
+    GoOn,
+    MarkGood,
+    ReportUses,
+    SetBaseline,
+    TakeStep,
+    WorkCommand,
+)
+from updraft_trainer.coordination.watch import Watch
+from updraft_trainer.data.demand import DemandMeter
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.sample import Sample
+from updraft_trainer.initial_state import TrainerSpec
+from updraft_trainer.learning.learner import Learner
+from updraft_trainer.learning.ranks import ALONE, Ranks
+from updraft_trainer.learning.state import TrainingHistory
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.estimate import Evidence
+from updraft_trainer.publishing.evaluator import Baseline, Judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Samples that all ranks have drawn for a step, how many of them are trained on for the first time, and how many ranks
+    want to stop."""
+
+    num_samples: int
+    num_new: int
+    num_stopping: int
+
+    @classmethod
+    def by_all(cls, ranks: Ranks, samples: Sequence[Sample], uses: Mapping[str, int], *, is_stopping: bool) -> "Drawn":
+        """Every rank calls this with its own."""
+        num_new = sum(sample.trace_id not in uses for sample in samples)
+        counts = torch.tensor([len(samples), num_new, is_stopping])
+        ranks.sum([counts])
+        num_samples, num_new, num_stopping = counts.tolist()
+        return cls(num_samples=num_samples, num_new=num_new, num_stopping=num_stopping)
+
+
+class Followers:
+    """The other ranks, as rank 0 sees them. Every method is a command to them; without other ranks it does nothing."""
+
+    def __init__(
+        self, ranks: Ranks = ALONE, channel: CommandChannel | None = None, *, watch: Watch | None = None
+    ) -> None:
+        """`watch` is told what rank 0 is busy with."""
+        self._ranks = ranks
+        self._watch = watch
+        self._channel = channel
+        self.are_stopping = False
+        """One of them was told to stop."""
+
+    def each(self, count: int) -> int:
+        """The part of each rank, rank 0 too, in so many of all."""
+        return -(-count // self._ranks.size)
+
+    def busy(self, phase: str) -> None:
+        """Rank 0 is, and sends no command meanwhile."""
+        if self._watch is not None:
+            self._watch.begin(phase)
+
+    def begin(self) -> None:
+        """Read traces."""
+        self._send(Begin())
+
+    def go_on(self, learner: Learner, *, uses: Mapping[str, int] | None = None, knows_stored: bool = False) -> None:
+        """Train the draft of this learner from now on; see `GoOn`."""
+        if self._channel is None:
+            return  # without a copy of the state
+        network = learner.network
+        self._send(
+            GoOn(
+                config=network.config,
+                token_ids=network.token_ids.cpu(),
+                learner=learner.state_dict(),
+                uses=uses,
+                knows_stored=knows_stored,
+            )
+        )
+
+    def take_step(self, samples: Sequence[Sample], uses: Mapping[str, int]) -> Drawn:
+        """Let them draw samples too. If any rank has drawn one, all ranks call `Learner.train` next."""
+        self._send(TakeStep())
+        drawn = Drawn.by_all(self._ranks, samples, uses, is_stopping=False)
+        self.are_stopping = drawn.num_stopping > 0
+        return drawn
+
+    def mark_good(self) -> None:
+        """Keep the averaged weights."""
+        self._send(MarkGood())
+
+    def set_baseline(self, baseline: Baseline) -> None:
+        """Compare with this draft."""
+        network = baseline.network
+        self._send(SetBaseline(baseline.version, None if network is None else _packed(network)))
+
+    def evidence(self, candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:
+        """The evidence of all ranks; `own` computes that of rank 0 meanwhile. Raises Stopped if a rank was told to stop."""
+        if self._channel is None:
+            return [own()]
+        self._send(Estimate(_packed(candidate)))
+        parts = self._ranks.gather(_unless_stopped(own))
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            self.are_stopping = True
+            raise Stopped
+        return found
+
+    def collect(self, learner: Learner) -> None:
+        """Send what they hold of the learner's state, so that its `state_dict` is whole."""
+        self._send(Collect())
+        learner.collect()
+
+    def uses(self) -> dict[str, int]:
+        """How often they trained on each of their samples."""
+        if self._channel is None:
+            return {}
+        self._send(ReportUses())
+        reports: list[Mapping[str, int]] = self._ranks.gather({})
+        return reduce(lambda all_, one: all_ | dict(one), reports, dict[str, int]())
+
+    def end(self) -> None:
+        """End their processes."""
+        self._send(End())
+
+    def _send(self, command: Command) -> None:
+        self.busy(command.phase)
+        if self._channel is not None:
+            self._channel.send(command)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOptions:
+    """See the settings of the same names. `num_waiting`: the newest requests, which are not trained on yet."""
+
+    batch_tokens: int | None
+    max_uses: int
+    num_waiting: int
+
+
+class Follower:
+    """A rank other than 0."""
+
+    def __init__(  # noqa: PLR0913 - what a rank has of its own
+        self,
+        ranks: Ranks,
+        channel: CommandChannel,
+        spec: TrainerSpec,
+        replay: Replay,
+        judge: Judge,
+        options: StepOptions,
+        *,
+        demand: DemandMeter,
+        metrics: Metrics,
+        clock: Clock,
+        watch: Watch,
+    ) -> None:
+        self._ranks = ranks
+        self._channel = channel
+        self._spec = spec
+        self._replay = replay
+        self._judge = judge
+        self._options = options
+        self._demand = demand
+        self._metrics = metrics
+        self._clock = clock
+        self._watch = watch
+        self._rng = random.Random(f"{spec.seed}/{ranks.rank}")
+        self.learner: Learner | None = None
+        """None until rank 0 has one."""
+        self.history = TrainingHistory()
+        demand.uses = lambda: self.history.uses
+
+    async def run(self, stop: Stop) -> None:
+        """Obey rank 0 until it ends. A request to stop is passed on to it."""
+        while await asyncio.to_thread(self.obey, stop):
+            pass
+        stop.request()
+
+    def obey(self, stop: Stop) -> bool:
+        """Carry out the next command; false if it was the last one."""
+        self._watch.begin("")
+        command = self._channel.receive()
+        self._watch.begin(command.phase)
+        if isinstance(command, End):
+            return False
+        if not isinstance(command, Begin):
+            self._carry_out(command, stop)
+        return True
+
+    def _carry_out(self, command: WorkCommand, stop: Stop) -> None:
+        match command:
+            case GoOn():
+                self._go_on(command)
+            case TakeStep():
+                self._take_step(stop)
+            case MarkGood():
+                self._the_learner().mark_good()
+            case Collect():
+                self._the_learner().collect()
+            case SetBaseline(version, draft):
+                self._set_baseline(version, draft)
+            case Estimate(draft):
+                self._send_evidence(self._unpacked(draft))
+            case ReportUses():
+                self._ranks.gather(self._stored_uses(self.history.uses))
+
+    def _set_baseline(self, version: int, draft: DraftTensors | None) -> None:
+        network = None if draft is None else self._unpacked(draft)
+        self._judge.baseline = Baseline(version=version, network=network)
+
+    def _go_on(self, command: GoOn) -> None:
+        self.learner = None  # its memory is needed
+        self.learner = self._spec.learner(command.token_ids, command.config)
+        self.learner.load_state_dict(dict(command.learner))
+        if command.uses is not None:
+            self.history = TrainingHistory(uses=self._stored_uses(command.uses))
+        if command.knows_stored:
+            self.history.uses = dict.fromkeys(self._replay.training_ids(), 1)
+
+    def _take_step(self, stop: Stop) -> None:
+        options, start_s, learner = self._options, self._clock.monotonic(), self._the_learner()
+        samples = self._replay.training_batch(
+            self.history.uses,
+            num_tokens=options.batch_tokens,
+            max_uses=options.max_uses,
+            rng=self._rng,
+            num_waiting=options.num_waiting,
+        )
+        drawn = Drawn.by_all(self._ranks, samples, self.history.uses, is_stopping=stop.requested)
+        if not samples:
+            self._demand.paused()
+        if not drawn.num_samples:
+            return
+        step, report = learner.step, learner.train(samples)
+        memory.release()
+        for sample in samples:
+            self.history.count_use(sample.trace_id)
+        end_s = self._clock.monotonic()
+        if samples:
+            self._demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        self._metrics.step_seconds.observe(end_s - start_s)
+        self._metrics.loss.set(report.loss)
+        self._metrics.steps.inc(learner.step - step)
+
+    def _send_evidence(self, candidate: DraftNetwork) -> None:
+        unseen = self._replay.untrained_batch(self.history.uses, count=self._options.num_waiting)
+        self._ranks.gather(_unless_stopped(lambda: self._judge.evidence(candidate, unseen)))
+        memory.release()
+
+    def _stored_uses(self, uses: Mapping[str, int]) -> dict[str, int]:
+        return {id_: uses[id_] for id_ in self._replay.training_ids() if id_ in uses}
+
+    def _unpacked(self, draft: DraftTensors) -> DraftNetwork:
+        return checkpoint.build(draft.config, dict(draft.tensors), self._the_learner().network.embedding)
+
+    def _the_learner(self) -> Learner:
+        assert self.learner is not None, "rank 0 first says what to train"
+        return self.learner
+
+
+def _packed(network: DraftNetwork) -> DraftTensors:
+    return DraftTensors(config=network.config, tensors=dict(checkpoint.checkpoint_tensors(network)))
+
+
+def _unless_stopped(work: Callable[[], Evidence]) -> Evidence | None:
+    """None if the work ends because a stop is requested: the other ranks wait for an answer in any case."""
+    try:
+        return work()
+    except Stopped:
+        return None

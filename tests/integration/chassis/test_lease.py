@@ -1,0 +1,103 @@
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+from tests.support.clock import ManualClock
+from tests.support.ports import free_port
+from tests.support.wait import until
+
+from updraft_chassis import streams
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Conflict, Unavailable
+from updraft_chassis.lease import Lease
+from updraft_chassis.lifecycle import Stop
+
+KEY = streams.lease_key("default", "default")
+
+
+def lease(redis: Redis, holder: str, *, duration_s: float = 60.0, clock: ManualClock | None = None) -> Lease:
+    return Lease(redis, KEY, holder, duration_s=duration_s, clock=clock or SystemClock())
+
+
+async def test_one_of_two_holds_the_lease_until_it_releases_it(redis: Redis) -> None:
+    first, second = lease(redis, "first"), lease(redis, "second")
+    assert await first.take() == "first"
+    assert await second.take() == "first"
+    assert first.is_held
+    assert not second.is_held
+    await second.release()
+    assert await second.take() == "first", "only its holder releases it"
+    await first.release()
+    assert await second.take() == "second"
+    await second.release()
+
+
+async def test_the_same_holder_has_it_again_after_a_crash(redis: Redis) -> None:
+    assert await lease(redis, "first").take() == "first"
+    assert await lease(redis, "first").take() == "first"
+
+
+async def test_a_holder_that_falls_silent_is_succeeded(redis: Redis) -> None:
+    assert await lease(redis, "first", duration_s=1.0).take() == "first"
+    second = lease(redis, "second", duration_s=1.0)
+    await second.wait(Stop())
+    assert second.is_held
+
+
+async def test_a_holder_that_was_paused_may_not_act_any_more_and_ends(redis: Redis) -> None:
+    clock = ManualClock()
+    paused = lease(redis, "paused", duration_s=1.0, clock=clock)
+    await paused.take()
+    paused.check()
+    clock.advance(1.5)
+    with pytest.raises(Unavailable, match="the lease of paused has run out"):
+        paused.check()
+    second = lease(redis, "second", duration_s=1.0)
+    await second.wait(Stop())
+    with pytest.raises(Conflict, match="second does the work of paused now"):
+        await paused.hold(Stop())
+    assert not paused.is_held
+
+
+async def test_a_holder_renews_it_as_long_as_it_holds(redis: Redis) -> None:
+    first, stop = lease(redis, "first", duration_s=1.0), Stop()
+    await first.take()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(first.hold(stop))
+        await asyncio.sleep(2.0)
+        assert first.is_held
+        assert await lease(redis, "second").take() == "first"
+        stop.request()
+    await first.release()
+
+
+async def test_a_full_redis_takes_the_lease_from_nobody(redis: Redis) -> None:
+    first = lease(redis, "first")
+    await first.take()
+    before = (await redis.config_get("maxmemory"))["maxmemory"]
+    await redis.config_set("maxmemory", 1)
+    try:
+        assert await first.take() == "first"
+    finally:
+        await redis.config_set("maxmemory", before or 0)
+
+
+async def test_without_redis_nobody_waits_and_nobody_may_act() -> None:
+    async with streams.connect(f"redis://127.0.0.1:{free_port()}") as client:
+        assert isinstance(client, Redis)
+        first = lease(client, "first")
+        await first.wait(Stop())
+        with pytest.raises(Unavailable, match="the lease of first has run out"):
+            first.check()
+
+
+async def test_who_waits_for_the_lease_ends_when_told_to_stop(redis: Redis) -> None:
+    await lease(redis, "first").take()
+    second, stop = lease(redis, "second", duration_s=60.0), Stop()
+    changes: list[bool] = []
+    second = Lease(redis, KEY, "second", duration_s=60.0, clock=SystemClock(), on_change=changes.append)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(second.wait(stop))
+        await until(lambda: changes == [False], what="a first try")
+        stop.request()
+    assert not second.is_held

@@ -1,0 +1,245 @@
+"""A trainer of two ranks under torchrun, with a real Redis and a real registry."""
+
+import re
+import signal
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.asyncio import Redis
+from tests.support.ports import free_port
+from tests.support.processes import Process, scrape
+from tests.support.redis_server import RedisServer
+from tests.support.traces import TraceMaker
+from tests.support.wait import until
+
+from updraft_chassis import streams
+from updraft_trainer.data.replay import INDEX
+
+pytestmark = pytest.mark.lasts(120)
+
+NUM_RANKS = 2
+
+KEYS = streams.keys("default", "default", NUM_RANKS)
+
+
+class Ranks(Process):
+    """`torchrun -m updraft_trainer`, which estimates and saves often."""
+
+    def __init__(self, folder: Path, target: Path, redis_url: str, registry_port: int, **changed: str) -> None:
+        self.metrics_port = two_free_ports()
+        self.data_dir = folder / "trainer"
+        variables = {
+            "MODEL": str(target),
+            "DATA_DIR": str(self.data_dir),
+            "REDIS_URL": redis_url,
+            "STREAM_SHARDS": str(NUM_RANKS),
+            "REGISTRY_ADDRESS": f"127.0.0.1:{registry_port}",
+            "POD_NAME": "trainer-0",
+            "METRICS_PORT": str(self.metrics_port),
+            "DRAFT_VOCAB_SIZE": "128",
+            "EVALUATE_SECONDS": "0.5",
+            "CHECKPOINT_SECONDS": "0.2",
+            "MAX_USES": "1000",  # there is always something to learn
+            "NICENESS": "0",
+            "LOG_FORMAT": "text",
+        }
+        prefixed = {f"UPDRAFT_TRAINER_{name}": value for name, value in (variables | changed).items()}
+        options = ["--standalone", "--nproc-per-node", str(NUM_RANKS), "--max-restarts", "3", "-m", "updraft_trainer"]
+        log = folder / f"trainer-{uuid.uuid4().hex[:6]}.log"
+        super().__init__("torch.distributed.run", prefixed, log, options)
+
+    def metric(self, name: str, rank: int = 0) -> float:
+        return scrape(self.metrics_port + rank).get(f"updraft_trainer_{name}", 0.0)
+
+    def pid_of(self, rank: int) -> int:
+        ranks = {child.environ()["RANK"]: child.pid for child in psutil.Process(self.pid).children()}
+        return ranks[str(rank)]
+
+    def kill_rank(self, rank: int) -> None:
+        psutil.Process(self.pid_of(rank)).send_signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """As Kubernetes does. torchrun itself then always ends with a traceback and status 1."""
+        assert self.terminate() == 1
+
+    def __exit__(self, *raised: object) -> None:
+        ranks = psutil.Process(self.pid).children() if self.is_running else []
+        super().__exit__(None, None, None)
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+
+
+def two_free_ports() -> int:
+    """The first of two in a row."""
+    while True:
+        port = free_port()
+        if port < 65535 and not scrape(port + 1):
+            return port
+
+
+@pytest.fixture
+def registry_port(tmp_path: Path) -> Iterator[int]:
+    port = free_port()
+    variables = {
+        "UPDRAFT_REGISTRY_DATA_DIR": str(tmp_path / "registry"),
+        "UPDRAFT_REGISTRY_PORT": str(port),
+        "UPDRAFT_REGISTRY_METRICS_PORT": "0",
+        "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
+    }
+    with Process("updraft_registry", variables, tmp_path / "registry.log") as process:
+        process.wait_for_log("Registry serves")
+        yield port
+
+
+async def send(client: Redis, traces: TraceMaker, start: int, end: int, *, rule: int = 0) -> set[str]:
+    """Send traces, each to its shard; return their ids."""
+    producer = streams.ShardedProducer(client, KEYS, max_bytes=64 * 1024**2)
+    ids = set()
+    for seed in range(start, end):
+        trace = traces.trace(seed, rule=rule, evaluation=seed % 4 == 0)
+        await producer.append(trace.header.trace_id, trace.SerializeToString())
+        ids.add(trace.header.trace_id.hex())
+    return ids
+
+
+async def is_settled(client: Redis) -> bool:
+    for key in KEYS:
+        groups = await client.xinfo_groups(key)
+        if await client.xlen(key) or not groups or any(group["pending"] for group in groups):
+            return False
+    return True
+
+
+def steps(log: str, event: str) -> list[int]:
+    """The optimizer steps that a text log says with an event."""
+    return [int(step) for step in re.findall(rf"{event}  step=(\d+)", log)]
+
+
+def admitted(data_dir: Path) -> list[str]:
+    """Trace ids that one rank has stored."""
+    with closing(sqlite3.connect(data_dir / "replay" / INDEX)) as db:
+        return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen")]
+
+
+async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again_without_losing_a_trace(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    sent = await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await until(
+            lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="the first version"
+        )
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, what="training at both ranks")
+        await until(lambda: max(steps(trainer.log(), "Saved"), default=0) > 0, what="a save")
+        served = trainer.metric("serving_version")
+        trainer.kill_rank(1)
+        sent |= await send(redis, traces, 1000, 1080, rule=1)
+        await until(lambda: trainer.log().count("Trainer started") == 2 * NUM_RANKS, what="the second life")
+        await until(lambda: trainer.metric("serving_version") > served, timeout_s=120, what="another version")
+        await until(lambda: is_settled(redis), what="empty streams")
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 0, what="training at both ranks again")
+        trainer.stop()
+    assert len(steps(trainer.log(), "Resumed")) == 1
+    stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+    assert all(len(ids) > 40 for ids in stored)
+    assert sorted([*stored[0], *stored[1]]) == sorted(sent)
+    assert "Traceback" not in "\n".join(line for line in trainer.log().splitlines() if " trainer: " in line)
+
+
+async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        trainer.stop()
+    assert steps(trainer.log(), "Saved")[-1] > 10
+    assert trainer.log().count("is stopping") == NUM_RANKS
+    assert "CRITICAL" not in trainer.log()
+
+
+async def test_a_rank_that_alone_is_told_to_stop_ends_all_ranks_with_a_save(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        psutil.Process(trainer.pid_of(1)).terminate()
+        assert trainer.wait() == 0
+    assert steps(trainer.log(), "Saved")[-1] > 10
+
+
+async def test_a_rank_without_samples_does_not_stop_the_others(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    producer = streams.Producer(redis, KEYS[0], max_bytes=64 * 1024**2)
+    for seed in range(80):
+        await producer.append(traces.data(seed, evaluation=seed % 4 == 0))
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await until(
+            lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="the first version"
+        )
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, what="steps of the rank without samples")
+        assert trainer.metric('replay_samples{place="window"}', 1) == 0
+        await until(lambda: trainer.metric("demand_tokens_per_second") > 0, what="the demand of both")
+        trainer.stop()
+
+
+async def test_a_rank_that_hangs_is_named_and_training_goes_on_when_it_does(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STALL_SECONDS="12") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+        hanging = psutil.Process(trainer.pid_of(1))
+        hanging.suspend()
+        await until(lambda: "Training stalls" in trainer.log(), what="a line about the stall")
+        hanging.resume()
+        before = trainer.metric("optimizer_steps_total")
+        await until(lambda: trainer.metric("optimizer_steps_total") > before + 10, what="more training")
+        trainer.stop()
+    (sentence, *_) = (line for line in trainer.log().splitlines() if "Training stalls" in line)
+    assert re.search(
+        r"rank 0 has been busy with .* for 1\d s, and waits for rank 1, which has not been heard of for 1\d s", sentence
+    )
+
+
+async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_later(
+    short_tmp_path: Path, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    with RedisServer(short_tmp_path, durable=True) as server:
+        async with streams.connect(server.url) as client:
+            assert isinstance(client, Redis)
+            sent = await send(client, traces, 0, 80)
+        with Ranks(tmp_path, tiny_target, server.url, registry_port, LEASE_SECONDS="2") as trainer:
+            await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
+            server.kill()
+            await until(lambda: trainer.metric("leads") == 0, what="the end of the lease")
+            before = trainer.metric("optimizer_steps_total", 1)
+            await until(lambda: trainer.metric("optimizer_steps_total", 1) > before + 10, what="training without Redis")
+            server.start()
+            await until(lambda: trainer.metric("leads") == 1, what="the lease again")
+            async with streams.connect(server.url) as client:
+                assert isinstance(client, Redis)
+                sent |= await send(client, traces, 1000, 1040)
+                await until(lambda: is_settled(client), what="empty streams")
+            trainer.stop()
+        stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+        assert sorted([*stored[0], *stored[1]]) == sorted(sent)
+
+
+def test_fewer_shards_than_ranks_are_refused_in_one_sentence(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STREAM_SHARDS="1") as trainer:
+        assert trainer.wait() == 1
+    assert (
+        "updraft-trainer: UPDRAFT_TRAINER_STREAM_SHARDS is 1, but each of 2 ranks needs a stream of its own: set it, and"
+        " UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to 2 or more"
+    ) in trainer.log().splitlines()
