@@ -128,7 +128,8 @@ class TrainerSettings(Settings):
 
     batch_tokens: int | None = Field(default=None, ge=1)
     """Captured tokens per optimizer step of each rank, with those of prompts: as many requests as come closest to it. A longer
-    request may be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
+    request may be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a
+    GPU."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
