@@ -445,8 +445,7 @@ class Trainer:
         if gain is None:
             return
         self._components.record.estimates += 1
-        metrics.acceptance_length.labels("candidate").set(gain.candidate)
-        metrics.acceptance_length.labels("baseline").set(gain.baseline)
+        self._components.monitor.estimated({"candidate": gain.candidate, "baseline": gain.baseline})
         for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
             metrics.gain.labels(bound).set(percent / 100)
 

@@ -78,6 +78,10 @@ class Metrics:
         )
         self.checkpoint_failures = new.counter("checkpoint_failures", "Training states that could not be saved")
 
+        self.lost_curve_points = new.counter(
+            "lost_curve_points", "Points of curves for TensorBoard that could not be written"
+        )
+
         self.acceptance_length = new.gauge(
             "acceptance_length_tokens", "Tokens per verify step on held-out requests, from the last estimate", "role"
         )

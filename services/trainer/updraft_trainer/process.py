@@ -19,7 +19,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
-from updraft_chassis.clock import SystemClock
+from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Conflict, UpdraftError
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.capacity import Capacity
@@ -34,6 +34,7 @@ from updraft_trainer.learning import hardware
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.curves import Curves
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Publisher
@@ -157,7 +158,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             ),
             states=states,
             record=record,
-            monitor=Monitor(counters, record.throughput, clock, device=compute.device),
+            monitor=Monitor(counters, record.throughput, clock, device=compute.device, curves=_curves(config, clock)),
             demand=DemandMeter(replay, limits, num_held_out=config.evaluation_samples, max_uses=config.max_uses),
             metrics=counters,
             clock=clock,
@@ -220,6 +221,10 @@ async def _state_demand(
             most = await storable_together(intakes, stream_bytes)
         components.registry.set_demand(min(usable, most))
         await stop.wait(_DEMAND_S)
+
+
+def _curves(config: TrainerSettings, clock: Clock) -> Curves | None:
+    return Curves(config.tensorboard_dir / config.speculator, clock) if config.tensorboard_dir else None
 
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:

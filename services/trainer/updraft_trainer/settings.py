@@ -55,6 +55,9 @@ class TrainerSettings(Settings):
     """Consumer name in the stream's group, stable across restarts, so that unfinished entries are delivered again."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
+    tensorboard_dir: Path | None = None
+    """Folder for learning curves that TensorBoard shows, at most 64 MiB a speculator in a folder of its name. None by
+    default. A full disk costs points of the curves, and nothing else."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"

@@ -1,5 +1,9 @@
-"""Shows what training does, in metrics and in the learning record. Nothing depends on it."""
+"""Shows what training does: in metrics, in the throughput that the registry is told, and in curves for TensorBoard.
 
+Nothing that is learned depends on it.
+"""
+
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -10,6 +14,7 @@ from updraft_trainer.learning import hardware
 from updraft_trainer.learning.learner import Learner, StepReport
 from updraft_trainer.learning.step_time import Phase, StepTimes
 from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.curves import Curves
 from updraft_trainer.publishing.throughput import Throughput, Work
 
 
@@ -23,17 +28,20 @@ class Monitor:
         clock: Clock,
         *,
         device: torch.device | None = None,
+        curves: Curves | None = None,
     ) -> None:
         """`device` of the optimizer steps; None: the CPU."""
         self._metrics = metrics
         self._throughput = throughput
         self._clock = clock
+        self._curves = curves
+        self._device = device or torch.device("cpu")
         self._times = StepTimes(clock=clock.monotonic)
         """Phases outside of optimizer steps."""
         self._begun_s = clock.monotonic()
         """When the work began that is not counted yet."""
         self._tokens, self._step_s = 0, 0.0
-        _watch(metrics, throughput, device or torch.device("cpu"))
+        _watch(metrics, throughput, self._device)
 
     def begin(self) -> None:
         """Training begins now; the time before counts for nothing."""
@@ -55,6 +63,17 @@ class Monitor:
         metrics.steps.inc(num_steps)
         self._tokens += report.num_rows
         self._step_s += duration_s
+        if self._curves is not None and self._curves.is_due:
+            self._curves.add(self._point(learner, report))
+            if not self._curves.write(learner.step):
+                metrics.lost_curve_points.inc()
+
+    def estimated(self, lengths: Mapping[str, float]) -> None:
+        """Held-out requests judged a draft: acceptance lengths by role."""
+        for role, length in lengths.items():
+            self._metrics.acceptance_length.labels(role).set(length)
+        if self._curves is not None:
+            self._curves.add({f"acceptance_length/{role}": length for role, length in lengths.items()})
 
     def turn(self, learner: Learner) -> None:
         """One turn of the loop ended: count what was done in it."""
@@ -72,6 +91,19 @@ class Monitor:
             self._metrics.phase_seconds.labels(phase).inc(seconds)
         self._throughput.add(work)
         self._begun_s, self._tokens, self._step_s = now_s, 0, 0.0
+
+    def _point(self, learner: Learner, report: StepReport) -> dict[str, float]:
+        throughput = self._throughput
+        point = {
+            "train/loss": report.loss,
+            "train/grad_norm": report.grad_norm,
+            "train/learning_rate": learner.step_rate,
+            "throughput/tokens_per_second": throughput.tokens_per_s,
+        }
+        point |= {f"time/{phase}": share for phase, share in throughput.shares.items()}
+        if (utilization := throughput.flops_utilization) is not None:
+            point["throughput/flops_utilization"] = utilization
+        return point | {f"gpu_memory/{kind}": float(n) for kind, n in hardware.memory_bytes(self._device).items()}
 
 
 def _watch(metrics: Metrics, throughput: Throughput, device: torch.device) -> None:

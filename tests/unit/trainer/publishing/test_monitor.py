@@ -6,6 +6,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.support.clock import ManualClock
+from tests.support.disk import file_size_limit
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
@@ -13,6 +14,7 @@ from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.curves import Curves
 from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.throughput import Throughput
 
@@ -88,3 +90,27 @@ def test_a_device_with_a_peak_has_a_utilization(learner: Learner, samples: list[
     monitor.turn(learner)
     assert flops > 0
     assert _value(metrics, "flops_utilization_ratio", device="a GPU") == pytest.approx(flops / 2.0 / 1e9)
+
+
+def test_points_of_curves_are_written_every_few_seconds_and_lost_ones_are_counted(
+    learner: Learner, samples: list[Sample], tmp_path: Path
+) -> None:
+    metrics, throughput, clock = Metrics(CollectorRegistry()), Throughput(), ManualClock()
+    monitor = Monitor(metrics, throughput, clock, curves=Curves(tmp_path, clock))
+    monitor.estimated({"candidate": 2.5, "baseline": 2.0})
+
+    def written(seconds: float) -> bytes:
+        clock.advance(seconds)
+        monitor.stepped(learner, learner.train(samples), num_steps=1, duration_s=1.0)
+        monitor.turn(learner)
+        return b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+    first = written(0.0)
+    assert all(tag in first for tag in (b"train/loss", b"train/grad_norm", b"train/learning_rate"))
+    assert b"acceptance_length/baseline" in first
+    assert written(1.0) == first
+    assert b"time/forward" in written(5.0)
+    with file_size_limit(4):
+        written(5.0)
+    assert _value(metrics, "lost_curve_points_total") == 1.0
+    assert _value(metrics, "acceptance_length_tokens", role="candidate") == 2.5
