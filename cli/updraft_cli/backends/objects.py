@@ -12,6 +12,7 @@ from updraft_cli.backends.speculators import (
     Condition,
     Failure,
     MetricChange,
+    Pace,
     Pods,
     Resource,
     Speculator,
@@ -52,6 +53,7 @@ def speculator(content: Json) -> Speculator:
         trial=_trial(roles, _part(status, "rollout"), acceptance) if roles["candidate"] else None,
         policy=Policy.from_kubernetes(rollout),
         trainer_message=_part(status, "trainer").get("message", ""),
+        pace=_pace(_part(_part(status, "trainer"), "progress")),
         too_small=sized.message if sized is not None and sized.status == "False" else "",
         resource=resource,
     )
@@ -216,6 +218,22 @@ def _resource(content: Json) -> Resource:
         last_published=_time(trainer.get("lastPublishTime")),
         last_failure=_failure(_part(status, "lastFailure")),
         conditions=tuple(map(_condition, status.get("conditions", ()))),
+    )
+
+
+def _pace(progress: Json) -> Pace | None:
+    if not progress:
+        return None
+    percent = progress.get("flopsUtilizationPercent")
+    return Pace(
+        device=progress.get("device", ""),
+        ranks=progress.get("ranks", 0),
+        tokens_per_second=progress.get("tokensPerSecond", 0),
+        utilization=None if percent is None else percent / 100,
+        shares={one["phase"]: one["percent"] / 100 for one in progress.get("phases", ())},
+        steps_to_estimate=progress.get("stepsToEstimate", 0),
+        estimate_due=_time(progress.get("estimateTime")),
+        last_save=_time(progress.get("lastSaveTime")),
     )
 
 

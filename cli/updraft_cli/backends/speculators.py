@@ -174,6 +174,26 @@ class Learning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast training is, and where its time goes."""
+
+    device: str
+    """Empty: unknown."""
+    ranks: int
+    """Processes that train together."""
+    tokens_per_second: float
+    """In the last minute, with its pauses."""
+    utilization: float | None
+    """Model FLOPs utilization; None on a CPU."""
+    shares: dict[str, float]
+    """Share of the last minute by phase, the largest first."""
+    steps_to_estimate: int
+    estimate_due: datetime | None
+    """When an estimate is due if weights or held-out requests have changed."""
+    last_save: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speculator:
     """One speculator; version 0 means no version."""
 
@@ -206,6 +226,8 @@ class Speculator:
     """One sentence: the last publication, or the reason why nothing is published."""
     learning: Learning | None = None
     """None: no trainer reports, or the state is read from Kubernetes, where condition Adapting has it."""
+    pace: Pace | None = None
+    """None: no trainer reports."""
     too_small: str = ""
     """The setting that is too small for any draft to be published, or for all traces, and what to do; empty: none is."""
     resource: Resource | None = None

@@ -22,6 +22,7 @@ from updraft_cli.backends.speculators import (
     ROLES,
     Learning,
     MetricChange,
+    Pace,
     Pods,
     ServedVersion,
     Speculator,
@@ -138,6 +139,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
         learning=_learning(state.learning) if state.HasField("learning") else None,
+        pace=_pace(state.learning) if state.HasField("learning") else None,
         too_small=_too_small(state, versions),
     )
 
@@ -160,6 +162,19 @@ def _registry_volume(state: pb.SpeculatorState, versions: Sequence[pb.Version]) 
 
 def _learning(done: pb.Learning) -> Learning:
     return Learning(samples=done.samples, held_out=done.held_out, steps=done.steps, estimates=done.estimates)
+
+
+def _pace(done: pb.Learning) -> Pace:
+    return Pace(
+        device=done.device,
+        ranks=done.world_size,
+        tokens_per_second=done.tokens_per_second,
+        utilization=done.flops_utilization if done.HasField("flops_utilization") else None,
+        shares={one.phase: one.share for one in done.phases},
+        steps_to_estimate=done.steps_to_estimate,
+        estimate_due=time(done.estimate_due_unix_ms) if done.estimate_due_unix_ms else None,
+        last_save=time(done.last_save_unix_ms) if done.last_save_unix_ms else None,
+    )
 
 
 def _speedup(measured: pb.Speedup) -> Speedup:

@@ -10,6 +10,9 @@ from updraft_operator.api.schema import Model, Text
 MAX_DOMAINS = 17
 """As many as the registry tells of one version. A canary has two versions, whose callers may name other domains."""
 
+MAX_PHASES = 32
+"""As many as the registry takes."""
+
 
 class Condition(Model):
     """One aspect of the state, as in all Kubernetes APIs."""
@@ -94,6 +97,33 @@ class AcceptanceStatus(Model):
     """Those of the stable version, then the candidate's others; largest first, "other" last."""
 
 
+class PhaseStatus(Model):
+    """A phase of training, and its share of the last minute."""
+
+    phase: Text
+    percent: int
+
+
+class ProgressStatus(Model):
+    """How training goes, as the trainer last reported it."""
+
+    device: Text | None = None
+    """What training really uses: a GPU's name, or "cpu (2 threads)"."""
+    ranks: int | None = None
+    """Processes that train together."""
+    tokens_per_second: int | None = None
+    """Tokens trained on per second of the last minute."""
+    flops_utilization_percent: int | None = None
+    """Model FLOPs utilization. Absent on a CPU."""
+    phases: Annotated[list[PhaseStatus], Field(max_length=MAX_PHASES)] | None = None
+    """Where the time goes, the largest share first; what is missing to 100 passed between phases."""
+    steps_to_estimate: int | None = None
+    """Optimizer steps until the next estimate."""
+    estimate_time: datetime | None = None
+    """When the next estimate is due if weights or held-out requests have changed."""
+    last_save_time: datetime | None = None
+
+
 class TrainerStatus(Model):
     """The trainer."""
 
@@ -102,6 +132,8 @@ class TrainerStatus(Model):
     last_publish_time: datetime | None = None
     message: Text | None = None
     """The last publication, or the reason why nothing is published."""
+    progress: ProgressStatus | None = None
+    """Absent while no trainer reports."""
 
 
 class LastFailure(Model):

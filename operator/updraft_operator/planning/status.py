@@ -9,6 +9,8 @@ from updraft_operator.api.status import (
     AcceptanceStatus,
     DomainStatus,
     LastFailure,
+    PhaseStatus,
+    ProgressStatus,
     RolloutStatus,
     ServingStatus,
     Status,
@@ -22,6 +24,7 @@ from updraft_operator.planning.observed import (
     acceptance_length,
     domain_lengths,
     is_trained,
+    learning_of,
     moment_ms,
     phase_name,
 )
@@ -52,6 +55,9 @@ def without_measurements(current: Status) -> Status:
     """The status without the values that change with every request."""
     rollout = current.rollout.model_copy(update={"message": None}) if current.rollout else None
     trainer = current.trainer.model_copy(update={"message": None}) if current.trainer else None
+    if trainer is not None and (progress := trainer.progress) is not None:
+        device_only = ProgressStatus(device=progress.device, ranks=progress.ranks)
+        trainer = trainer.model_copy(update={"progress": device_only})
     conditions = [
         condition.model_copy(update={"message": ""}) if condition.type in ("Adapting", "Sized") else condition
         for condition in current.conditions
@@ -140,6 +146,21 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
         state=ready.reason if ready.reason in _TRAINER_STATES else "Failing",
         last_publish_time=last or (before.last_publish_time if before else None),
         message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
+        progress=_progress(learning) if (learning := learning_of(state)) is not None else None,
+    )
+
+
+def _progress(learning: pb.Learning) -> ProgressStatus:
+    has_utilization = learning.HasField("flops_utilization")
+    return ProgressStatus(
+        device=learning.device or None,
+        ranks=learning.world_size or None,
+        tokens_per_second=round(learning.tokens_per_second),
+        flops_utilization_percent=round(100 * learning.flops_utilization) if has_utilization else None,
+        phases=[PhaseStatus(phase=one.phase, percent=round(100 * one.share)) for one in learning.phases] or None,
+        steps_to_estimate=learning.steps_to_estimate,
+        estimate_time=moment_ms(learning.estimate_due_unix_ms),
+        last_save_time=moment_ms(learning.last_save_unix_ms),
     )
 
 

@@ -267,6 +267,8 @@ class Follower:
         self._metrics.step_seconds.observe(end_s - start_s)
         self._metrics.loss.set(report.loss)
         self._metrics.steps.inc(learner.step - step)
+        for phase, seconds in learner.times.take().seconds.items():
+            self._metrics.phase_seconds.labels(phase).inc(seconds)
 
     def _send_evidence(self, candidate: DraftNetwork) -> None:
         unseen = self._replay.untrained_batch(self.history.uses, count=self._options.num_waiting)

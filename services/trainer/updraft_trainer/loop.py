@@ -38,6 +38,7 @@ from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
 from updraft_trainer.publishing.estimate import against
 from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
@@ -48,6 +49,7 @@ from updraft_trainer.publishing.schedule import (
     TrainingSchedule,
     is_estimate_due,
     is_fit_due,
+    next_estimate,
 )
 from updraft_trainer.saving import Saver
 
@@ -80,6 +82,7 @@ class Components:
     publisher: Publisher
     states: States
     record: LearningRecord
+    monitor: Monitor
     demand: DemandMeter
     metrics: Metrics
     clock: Clock
@@ -124,6 +127,7 @@ class Trainer:
             progress=self._progress,
             metrics=components.metrics,
             clock=components.clock,
+            on_saved=self._note_save,
         )
         if not initial.is_saved:
             self.saver.owe()
@@ -148,6 +152,7 @@ class Trainer:
         stop.request()
 
     async def _run(self, stop: Stop) -> None:
+        self._components.monitor.begin()
         while not stop.requested:
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
@@ -157,25 +162,39 @@ class Trainer:
             stop.check()
             has_trained = await asyncio.to_thread(self.train)
             self._components.record.trained(self.learner.step, self._components.clock.now() if has_trained else None)
-            await self.saver.save_if_due(step_s=self._step_s)
+            with self._components.monitor.phase("save"):
+                await self.saver.save_if_due(step_s=self._step_s)
             if self._followers.are_stopping:
                 return
             if not has_trained:
                 self._report.idle(self.learner.step)
-                await stop.wait(_IDLE_S)
+                with self._components.monitor.phase("waiting"):
+                    await stop.wait(_IDLE_S)
+            self._note_turn()
+
+    def _note_save(self) -> None:
+        self._components.record.last_save_s = self._components.clock.now()
+
+    def _note_turn(self) -> None:
+        components, now = self._components, self._progress()
+        components.monitor.turn(self.learner)
+        steps, seconds = next_estimate(now, self._estimated, self._options.schedule, duration_s=self._estimate_s)
+        components.record.next_estimate(steps, components.clock.now() + seconds)
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""
-        options, metrics, clock = self._options, self._components.metrics, self._components.clock
+        options, clock = self._options, self._components.clock
         start_s = clock.monotonic()
-        samples = self._components.replay.training_batch(
-            self.history.uses,
-            num_tokens=options.batch_tokens,
-            max_uses=options.max_uses,
-            rng=self._rng,
-            num_waiting=self._num_judges,
-        )
-        drawn = self._followers.take_step(samples, self.history.uses)
+        with self._components.monitor.phase("data"):
+            samples = self._components.replay.training_batch(
+                self.history.uses,
+                num_tokens=options.batch_tokens,
+                max_uses=options.max_uses,
+                rng=self._rng,
+                num_waiting=self._num_judges,
+            )
+        with self._components.monitor.phase("all_reduce"):
+            drawn = self._followers.take_step(samples, self.history.uses)
         if not drawn.num_samples:
             self._components.demand.paused()
             return False
@@ -192,13 +211,9 @@ class Trainer:
         else:
             self._components.demand.paused()
         self._step_s = end_s - start_s
-        metrics.step_seconds.observe(self._step_s)
-        metrics.trained_rows.inc(report.num_rows)
-        metrics.loss.set(report.loss)
-        metrics.grad_norm.set(report.grad_norm)
-        if report.is_skipped:
-            metrics.skipped_steps.inc()
-        metrics.steps.inc(self.learner.step - step)
+        self._components.monitor.stepped(
+            self.learner, report, num_steps=self.learner.step - step, duration_s=self._step_s
+        )
         return True
 
     async def evaluate(self) -> Candidate | None:
@@ -241,11 +256,12 @@ class Trainer:
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
-        if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
-            await asyncio.to_thread(self._followers.go_on, self.learner)
-            logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
-        logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
-        draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
+        with self._components.monitor.phase("fit"):
+            if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
+                await asyncio.to_thread(self._followers.go_on, self.learner)
+                logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
+            logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
+            draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
         self._components.metrics.fit_seconds.observe(self._components.clock.monotonic() - start_s)
         if draft is None:
             self._report.done()
@@ -308,9 +324,10 @@ class Trainer:
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
         start_s = components.clock.monotonic()
-        candidate = await asyncio.to_thread(
-            components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
-        )
+        with components.monitor.phase("estimate"):
+            candidate = await asyncio.to_thread(
+                components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
+            )
         await asyncio.to_thread(memory.release)
         if candidate.unknown_share is not None:
             components.metrics.unknown_tokens.set(candidate.unknown_share)
@@ -320,7 +337,8 @@ class Trainer:
     async def _compare_with_trained(self, candidate: Candidate) -> None:
         """How much of what it accepts was learned by heart."""
         components, gain = self._components, candidate.estimate.gain(self._options.thresholds.confidence)
-        trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
+        with components.monitor.phase("estimate"):
+            trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
         if trained is not None:
             components.metrics.trained_length.set(trained)
         if trained is not None and gain is not None:
@@ -366,7 +384,8 @@ class Trainer:
         self._report.busy("it is being uploaded")
         self._followers.busy("an upload")
         try:
-            response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
+            with self._components.monitor.phase("publish"):
+                response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
             metrics.publishes.labels("unavailable").inc()
             self._report.done()
@@ -430,8 +449,7 @@ class Trainer:
         if gain is None:
             return
         self._components.record.estimates += 1
-        metrics.acceptance_length.labels("candidate").set(gain.candidate)
-        metrics.acceptance_length.labels("baseline").set(gain.baseline)
+        self._components.monitor.estimated({"candidate": gain.candidate, "baseline": gain.baseline})
         for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
             metrics.gain.labels(bound).set(percent / 100)
 

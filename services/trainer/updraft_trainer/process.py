@@ -21,7 +21,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
-from updraft_chassis.clock import SystemClock
+from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, UpdraftError
 from updraft_chassis.lease import Lease
 from updraft_draft.target_weights import TargetHead, read_head
@@ -37,16 +37,20 @@ from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.following import Follower, Followers, StepOptions
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.learning import hardware
 from updraft_trainer.learning.compute import BATCH_TOKENS
 from updraft_trainer.learning.newest_state import load_newest
 from updraft_trainer.learning.ranks import Ranks, joined, local_size, placed
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.curves import Curves
 from updraft_trainer.publishing.evaluator import Evaluator, Judge
+from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.publishing.throughput import Throughput
 from updraft_trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -208,6 +212,10 @@ class RankProcess:
             stream_bytes=self.stream_bytes,
             samples_to_start=config.first_samples,
         )
+        device = self.spec.compute.device
+        name = hardware.device_name(device)
+        peak = config.peak_flops or hardware.peak_flops(name)
+        record.throughput = Throughput(device=name, world_size=self.ranks.size, peak_flops=peak)
         channel = await stack.enter_async_context(rpc.channel(config.registry_address, config.registry_credentials))
         stub = registry_pb2_grpc.RegistryStub(channel)
         registry = RegistryView(stub, config.speculator, self.data / "drafts", self.metrics, learning=record.read)
@@ -232,6 +240,9 @@ class RankProcess:
             ),
             states=states,
             record=record,
+            monitor=Monitor(
+                self.metrics, record.throughput, self.clock, device=device, curves=_curves(config, self.clock)
+            ),
             demand=self.demand,
             metrics=self.metrics,
             clock=self.clock,
@@ -373,9 +384,6 @@ def _consumer(pod_name: str, ranks: Ranks) -> str:
 
 
 def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks: Ranks) -> TrainerSpec:
-    compute = replace(config.compute, ranks=ranks)
-    if compute.device.type == "cuda":
-        compute = replace(compute, device=torch.device("cuda", ranks.local_rank))
     return TrainerSpec(
         target=target,
         target_fingerprint=identity.target_fingerprint,
@@ -383,8 +391,12 @@ def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks
         shape=config.shape,
         first_samples=config.first_samples,
         seed=config.seed,
-        compute=compute,
+        compute=config.compute.together(ranks),
     )
+
+
+def _curves(config: TrainerSettings, clock: Clock) -> Curves | None:
+    return Curves(config.tensorboard_dir / config.speculator, clock) if config.tensorboard_dir else None
 
 
 def _sizes(target: TargetHead, config: TrainerSettings) -> Sizing:

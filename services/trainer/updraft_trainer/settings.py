@@ -61,6 +61,9 @@ class TrainerSettings(Settings):
     """Duration of a step, an estimate or another phase of training from which on the log says which rank waits for which."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
+    tensorboard_dir: Path | None = None
+    """Folder for learning curves that TensorBoard shows, at most 64 MiB a speculator in a folder of its name. None by
+    default. A full disk costs points of the curves, and nothing else."""
     metrics_port: int = Field(default=9092, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it. Of several ranks on a machine, each has the
     next port."""
@@ -80,6 +83,9 @@ class TrainerSettings(Settings):
     sharding: Sharding = "auto"
     """For a trainer of many ranks: replicate keeps all of the optimizer's state on each, shard divides it among them. auto
     divides it if the learner would otherwise take more than a quarter of the device's memory. They learn the same."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Dense bfloat16 operations per second that the GPU can do, for the metric of its utilization. Default: from the data
+    sheets of common GPUs; no utilization is shown for others, and none for a CPU."""
     num_threads: int = Field(default=1, ge=1)
     """Number of compute threads."""
     niceness: int = Field(default=10, ge=0, le=19)

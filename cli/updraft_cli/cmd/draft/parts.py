@@ -101,7 +101,7 @@ def _lines(console: Console) -> Callable[[Progress], None]:
 
 
 def _speed(progress: Progress, seconds: float) -> str:
-    return f"{progress.tokens / seconds:.0f} tokens/s" if progress.tokens and seconds else ""
+    return f"{progress.tokens / seconds:,.0f} tokens/s" if progress.tokens and seconds else ""
 
 
 def _left(progress: Progress, first: int, seconds: float) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from updraft_cli import output
 from updraft_cli.backends.installation import Installation, Serving, Training
-from updraft_cli.backends.speculators import Condition, Resource, ServedVersion, Speculator, Speedup
+from updraft_cli.backends.speculators import Condition, Pace, Resource, ServedVersion, Speculator, Speedup
 from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.rollout.view import Fact, held, message, num_pods, pods, stable
@@ -18,6 +18,9 @@ from updraft_cli.local.process import ProcessState
 from updraft_cli.output import ago
 
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "restarting": "yellow", "failed": "red"}
+_MAX_SHARES = 5
+"""Phases of training that are shown one by one."""
+
 CONDITION_STYLES = {"True": "green", "False": "red", "Unknown": "yellow"}
 
 
@@ -142,6 +145,8 @@ def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
     if speculator.capture_problem:
         yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
     yield from _learned(speculator)
+    if speculator.pace is not None:
+        yield from _pace(speculator.pace, now)
     resource, message = speculator.resource, speculator.trainer_message
     if resource is not None:
         published = f", published {ago(resource.last_published, now)}" if resource.last_published else ""
@@ -160,6 +165,37 @@ def _learned(speculator: Speculator) -> Iterator[Fact]:
     if (done := speculator.learning) is not None:
         requests = f"{done.samples:,} requests to train on and {done.held_out:,} held-out ones"
         yield "learning", f"{requests}, {done.steps:,} steps, {done.estimates:,} estimates since the trainer started"
+
+
+def _pace(pace: Pace, now: datetime) -> Iterator[Fact]:
+    ranks = f"{pace.ranks} ranks " if pace.ranks > 1 else ""
+    where = f"{ranks}on {pace.device}, " if pace.device else ""
+    peak = "" if pace.utilization is None else f", {100 * pace.utilization:.0f} % of its peak"
+    yield "training", f"{where}{pace.tokens_per_second:,.0f} tokens/s in the last minute{peak}"
+    if pace.shares:
+        yield "time", _time_shares(pace.shares)
+    saved = f"saved {ago(pace.last_save, now)}" if pace.last_save else "nothing is saved yet"
+    yield "next", f"{_next_estimate(pace, now)}; {saved}"
+
+
+def _time_shares(shares: dict[str, float]) -> str:
+    """The largest ones, and the rest together."""
+    percents = {phase.replace("_", "-"): round(100 * share) for phase, share in shares.items()}
+    largest = {phase: percent for phase, percent in list(percents.items())[:_MAX_SHARES] if percent}
+    if (rest := 100 - sum(largest.values())) > 0:
+        largest["other"] = rest
+    return ", ".join(f"{phase} {percent} %" for phase, percent in largest.items())
+
+
+def _next_estimate(pace: Pace, now: datetime) -> str:
+    steps = output.count(pace.steps_to_estimate, "step")
+    if pace.estimate_due is None:
+        return f"an estimate in {steps}"
+    if not pace.steps_to_estimate:
+        return "an estimate is due"
+    seconds = (pace.estimate_due - now).total_seconds()
+    when = f"in {output.span(seconds)}" if seconds >= 1 else "as soon as anything has changed"
+    return f"an estimate in {steps} or {when}"
 
 
 def _speed(speedup: Speedup) -> Text:
@@ -220,7 +256,7 @@ def _key(speculator: Speculator) -> object:
     """A registry counts traffic, and during a canary the seconds of its message, and trainers estimate often: none of this is
     worth a line."""
     if speculator.resource is not None:
-        return replace(speculator, trainer_message="", resource=_without_counts(speculator.resource))
+        return replace(speculator, trainer_message="", pace=None, resource=_without_counts(speculator.resource))
     message = "" if speculator.candidate else speculator.message
     return speculator.stable, speculator.candidate, speculator.pinned, speculator.paused, speculator.pods, message
 

@@ -31,10 +31,12 @@ from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
 from updraft_trainer.learning.compiled import silence, warmed_up
 from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.flops import batch_flops
 from updraft_trainer.learning.gradients import Share, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
 from updraft_trainer.learning.optimizer import DraftOptimizer
+from updraft_trainer.learning.step_time import StepTimes
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,9 @@ class Learner:
         self.step = 0
         self._compute = compute or Compute()
         self._ranks = self._compute.ranks
+        self.times = StepTimes(self._compute.device)
+        self.step_rate = 0.0
+        """The learning rate of the last step."""
         self._pack_tokens = self._compute.pack_tokens
         self._part: Part | None = None if self._compute.compiles else plain
         self._text_loss = _text_loss(hyper)
@@ -156,7 +161,8 @@ class Learner:
         total = self._gradients(samples)
         if total is None or not total.num_rows:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
+        with self.times.phase("optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
         # A single rank waits for its GPU here, and nowhere else in a step.
         loss, grad_norm = torch.stack([total.loss.to(norm), norm]).tolist()
         report = StepReport(loss=loss, grad_norm=grad_norm, num_rows=total.num_rows, left_out=total.left_out)
@@ -165,8 +171,10 @@ class Learner:
             self._skip()
             return replace(report, is_skipped=True)
         self._warn_of(report)
-        self._optimizer.step(self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps)))
-        self._update_average()
+        self.step_rate = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
+        with self.times.phase("optimizer"):
+            self._optimizer.step(self.step_rate)
+            self._update_average()
         self.step += 1
         self._num_bad = 0
         return report
@@ -315,11 +323,14 @@ class Learner:
     def _gradients(self, samples: list[Sample]) -> Total | None:
         """Set the gradients of the mean loss over the samples of all ranks; None if they have no row to train on."""
         self._optimizer.zero_grad()
-        counts = self._counts(samples)
-        batches = self._batches(samples, counts)
-        own = self._weights(batches)
+        with self.times.phase("all_reduce"):
+            counts = self._counts(samples)
+        with self.times.phase("data"):
+            batches = self._batches(samples, counts)
+            own = self._weights(batches)
         weights = own.clone()
-        self._ranks.sum([weights])
+        with self.times.phase("all_reduce"):
+            self._ranks.sum([weights])
         text, discarded = weights.tolist()
         if not text[0]:
             return None
@@ -328,7 +339,8 @@ class Learner:
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
         nothing = torch.zeros((), device=self._compute.device)
         share = Share(loss=nothing) if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
-        return summed(self._ranks, self._trained, share, text[0])
+        with self.times.phase("all_reduce"):
+            return summed(self._ranks, self._trained, share, text[0])
 
     def _passes(
         self, batches: list[Batch], samples: list[Sample], counts: Sequence[float], scales: Scales
@@ -361,7 +373,9 @@ class Learner:
         """Add the gradients of the loss over all batches, of one forward and backward pass each; return the loss."""
         compute = self._compute
         loss = torch.zeros((), device=compute.device)
-        for batch in (one.to(compute.device) for one in batches):
+        for packed in batches:
+            with self.times.phase("transfer"):
+                batch = packed.to(compute.device)
             loss += self._backward(batch, scales)
         return loss
 
@@ -416,13 +430,15 @@ class Learner:
             Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
             Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
         ]
-        with compute.autocast():
+        with self.times.phase("forward"), compute.autocast():
             aux = batch.aux.to(compute.dtype)
             states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, part=part)
             normed, head = [network.norm(state) for state in states], network.lm_head.weight
             losses = [head_loss(normed, head, one, self._vocabulary, part) for one in objectives if len(one.rows)]
         loss = torch.stack(losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with self.times.phase("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.times.flops += batch_flops(network.config, batch, trains_head=self.hyper.trains_head)
         return loss.detach()
 
 

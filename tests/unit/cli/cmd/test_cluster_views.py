@@ -122,6 +122,76 @@ def test_what_a_trainer_has_done_is_told_on_one_machine() -> None:
     assert f"learning  {done}" in local(pb.SpeculatorState(speculator="default", learning=learning))
 
 
+SHARES = {"forward": 0.41, "backward": 0.33, "all_reduce": 0.12, "data": 0.08, "transfer": 0.02, "estimate": 0.02}
+SHARES |= {"save": 0.009, "waiting": 0.0}
+
+
+def trains(**more: Any) -> pb.SpeculatorState:
+    """A registry's state, whose trainer reported; `more` are fields of the report."""
+    ms = int(1000 * NOW.timestamp())
+    learning = pb.Learning(
+        device="NVIDIA H100 80GB HBM3",
+        world_size=2,
+        tokens_per_second=51_234.5,
+        flops_utilization=0.434,
+        phases=[pb.PhaseShare(phase=phase, share=share) for phase, share in SHARES.items()],
+        steps_to_estimate=12,
+        estimate_due_unix_ms=ms + 8_000,
+        last_save_unix_ms=ms - 40_000,
+    )
+    learning.MergeFrom(pb.Learning(**more))
+    return pb.SpeculatorState(speculator="default", learning=learning)
+
+
+def test_how_fast_training_is_and_where_its_time_goes_is_told_on_one_machine() -> None:
+    rows = local(trains())
+    assert "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 tokens/s in the last minute, 43 % of its peak" in rows
+    assert "time      forward 41 %, backward 33 %, all-reduce 12 %, data 8 %, transfer 2 %, other 4 %" in rows
+    assert "next      an estimate in 12 steps or in 8 s; saved 40 s ago" in rows
+    assert max(len(row) for row in rows if row.startswith(("training", "time", "next"))) <= 100
+
+
+def test_one_process_on_a_cpu_is_told_without_ranks_and_peak() -> None:
+    state = trains(device="cpu (1 thread)", world_size=1)
+    state.learning.ClearField("flops_utilization")
+    state.learning.ClearField("last_save_unix_ms")
+    rows = local(state)
+    assert "training  on cpu (1 thread), 51,234 tokens/s in the last minute" in rows
+    assert "next      an estimate in 12 steps or in 8 s; nothing is saved yet" in rows
+
+
+@pytest.mark.parametrize(
+    ("steps", "wait_s", "expected"),
+    [
+        pytest.param(1, 130, "an estimate in 1 step or in 2 min 10 s", id="both"),
+        pytest.param(5, -60, "an estimate in 5 steps or as soon as anything has changed", id="late"),
+        pytest.param(0, -60, "an estimate is due", id="due"),
+    ],
+)
+def test_when_the_next_estimate_is_due_is_told(steps: int, wait_s: int, expected: str) -> None:
+    state = trains()
+    state.learning.steps_to_estimate = steps
+    state.learning.estimate_due_unix_ms = int(1000 * (NOW.timestamp() + wait_s))
+    assert f"next      {expected}; saved 40 s ago" in local(state)
+
+
+def test_how_fast_training_is_is_told_on_a_cluster() -> None:
+    content = objects.speculator()
+    content["status"]["trainer"]["progress"] = {
+        "device": "NVIDIA H100 80GB HBM3",
+        "ranks": 2,
+        "tokensPerSecond": 51_234,
+        "flopsUtilizationPercent": 43,
+        "phases": [{"phase": "forward", "percent": 60}, {"phase": "all_reduce", "percent": 40}],
+        "stepsToEstimate": 12,
+        "lastSaveTime": "2026-11-24T11:59:20Z",
+    }
+    rows = status(content).splitlines()
+    assert "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 tokens/s in the last minute, 43 % of its peak" in rows
+    assert "time      forward 60 %, all-reduce 40 %" in rows
+    assert "next      an estimate in 12 steps; saved 40 s ago" in rows
+
+
 def local(state: pb.SpeculatorState) -> list[str]:
     installation = Installation(namespace="", speculators=(wire.speculator(state),))
     return text(status_view.rendered(installation, NOW, is_wide=False)).splitlines()

@@ -207,3 +207,40 @@ def test_measurements_are_what_changes_with_every_request() -> None:
     first, second = (status(observed(registry=view, pods=ready_pods()), NOW) for view in views)
     assert first != second
     assert without_measurements(first) == without_measurements(second)
+
+
+def _reported(**learning: Any) -> Status:
+    phases = [pb.PhaseShare(phase="forward", share=0.412), pb.PhaseShare(phase="data", share=0.1)]
+    reported = pb.Learning(device="NVIDIA H100", world_size=2, phases=phases)
+    reported.MergeFrom(pb.Learning(**learning))
+    return status(observed(registry=connected([version(1)], learning=reported)), NOW)
+
+
+def test_the_trainers_progress_is_told_in_whole_numbers() -> None:
+    new = _reported(tokens_per_second=51_234.6, flops_utilization=0.434, steps_to_estimate=12, last_save_unix_ms=5_000)
+    assert new.trainer is not None
+    assert new.trainer.progress is not None
+    assert written(new.trainer.progress) == {
+        "device": "NVIDIA H100",
+        "ranks": 2,
+        "tokensPerSecond": 51_235,
+        "flopsUtilizationPercent": 43,
+        "phases": [{"phase": "forward", "percent": 41}, {"phase": "data", "percent": 10}],
+        "stepsToEstimate": 12,
+        "lastSaveTime": "1970-01-01T00:00:05Z",
+    }
+
+
+def test_a_trainer_on_a_cpu_has_no_utilization_and_one_that_is_silent_no_progress() -> None:
+    on_cpu, silent = _reported().trainer, status(observed(registry=connected([version(1)])), NOW).trainer
+    assert on_cpu is not None
+    assert on_cpu.progress is not None
+    assert on_cpu.progress.flops_utilization_percent is None
+    assert silent is not None
+    assert silent.progress is None
+
+
+def test_another_pace_is_no_news_but_another_device_is() -> None:
+    before = without_measurements(_reported(tokens_per_second=100.0, steps_to_estimate=3))
+    assert without_measurements(_reported(tokens_per_second=900.0, steps_to_estimate=9)) == before
+    assert without_measurements(_reported(device="cpu (1 thread)")) != before

@@ -1,0 +1,222 @@
+"""Curves for TensorBoard: files that its readers accept, of bounded size, on disks that fail.
+
+The reader here is written from the formats' descriptions. That TensorBoard 2.21 itself reads the files, and drops the points
+that a resumed run repeats, was tried by hand.
+"""
+
+import logging
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.support.clock import ManualClock
+from tests.support.disk import file_size_limit
+
+from updraft_trainer.publishing import curves as module
+from updraft_trainer.publishing.curves import Curves
+from updraft_trainer.publishing.event_file import crc32c, head, row
+
+
+@dataclass
+class Event:
+    step: int = 0
+    wall_s: float = 0.0
+    version: str = ""
+    is_start: bool = False
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+def _events(data: bytes) -> Iterator[Event]:
+    while data:
+        length, length_crc = struct.unpack("<QI", data[:12])
+        content, (crc,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length : 16 + length])
+        assert (_unmasked(length_crc), _unmasked(crc)) == (crc32c(data[:8]), crc32c(content))
+        yield _event(content)
+        data = data[16 + length :]
+
+
+def _unmasked(crc: int) -> int:
+    rotated = (crc - 0xA282EAD8) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+def _event(content: bytes) -> Event:
+    event = Event()
+    for number, value in _fields(content):
+        match number, value:
+            case 1, bytes():
+                (event.wall_s,) = struct.unpack("<d", value)
+            case 2, int():
+                event.step = value
+            case 3, bytes():
+                event.version = value.decode()
+            case 7, bytes():
+                event.is_start = dict(_fields(value)) == {1: 1}
+            case 5, bytes():
+                event.scalars = dict(_scalar(one) for _, one in _fields(value) if isinstance(one, bytes))
+    return event
+
+
+def _scalar(content: bytes) -> tuple[str, float]:
+    fields = dict(_fields(content))
+    tag, value = fields[1], fields[2]
+    assert isinstance(tag, bytes)
+    assert isinstance(value, bytes)
+    return tag.decode(), struct.unpack("<f", value)[0]
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Fields of a protobuf message: varints as numbers, all else as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        number = shift = 0
+        while True:
+            byte, at = content[at], at + 1
+            number |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return number
+
+    while at < len(content):
+        key = varint()
+        match key & 7:
+            case 0:
+                yield key >> 3, varint()
+            case wire_type:
+                size = {1: 8, 5: 4}.get(wire_type) or varint()
+                yield key >> 3, content[at : at + size]
+                at += size
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*tfevents*"))
+
+
+def _all(folder: Path) -> list[Event]:
+    return [event for file in _files(folder) for event in _events(file.read_bytes())]
+
+
+def _run(folder: Path, clock: ManualClock, steps: range) -> Curves:
+    curves = Curves(folder, clock)
+    for step in steps:
+        curves.add({"train/loss": 1.0 / step})
+        assert curves.write(step)
+        clock.advance(module.EVERY_S)
+    return curves
+
+
+def test_the_checksum_is_that_of_the_standard() -> None:
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(bytes([0xFF] * 32)) == 0x62A8AB43
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+
+
+def test_a_row_holds_the_scalars_of_a_step_whatever_they_are() -> None:
+    values = {"train/loss": 0.5, "höhe": -2.0, "huge": 1e300, "nothing": math.nan}
+    (event,) = _events(row(1_700_000_000.25, 123_456_789, values))
+    assert (event.step, event.wall_s) == (123_456_789, 1_700_000_000.25)
+    assert math.isnan(event.scalars.pop("nothing"))
+    assert event.scalars == {"train/loss": 0.5, "höhe": -2.0, "huge": math.inf}
+
+
+def test_the_first_file_of_a_process_takes_over_from_later_points_of_the_one_before(tmp_path: Path) -> None:
+    clock = ManualClock()
+    _run(tmp_path, clock, range(1, 6))
+    _run(tmp_path, clock, range(4, 8))  # killed after step 5, resumed from a state of step 3
+    events = _all(tmp_path)
+    assert [event.step for event in events if event.scalars] == [1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert [event.step for event in events if event.is_start] == [1, 4]
+    assert [event.version for event in events if event.version] == ["brain.Event:2"] * 2
+    assert len(_files(tmp_path)) == 2
+
+
+def test_values_of_an_estimate_are_in_the_next_point_only(tmp_path: Path) -> None:
+    clock = ManualClock()
+    curves = Curves(tmp_path, clock)
+    curves.add({"acceptance_length/candidate": 2.5})
+    curves.add({"train/loss": 1.0})
+    curves.write(1)
+    is_due_at_once = curves.is_due
+    clock.advance(module.EVERY_S)
+    assert (is_due_at_once, curves.is_due) == (False, True)
+    curves.add({"train/loss": 0.5})
+    curves.write(2)
+    points = [event.scalars for event in _all(tmp_path) if event.scalars]
+    assert points == [{"acceptance_length/candidate": 2.5, "train/loss": 1.0}, {"train/loss": 0.5}]
+
+
+def test_files_are_bounded_and_the_oldest_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_BYTES", 5000)
+    (tmp_path / "events.out.tfevents.0000000000000.somebody-else").write_bytes(bytes(10_000))
+    clock = ManualClock()
+    _run(tmp_path, clock, range(1, 500))
+    ours = sorted(tmp_path.glob("*.updraft"))
+    assert sum(file.stat().st_size for file in ours) <= 5000 + len(row(0.0, 1, {"train/loss": 1.0}))
+    steps = [event.step for file in ours for event in _events(file.read_bytes()) if event.scalars]
+    assert steps == list(range(steps[0], 500)), "the newest are kept"
+    assert (tmp_path / "events.out.tfevents.0000000000000.somebody-else").exists()
+
+
+def test_many_starts_leave_a_bounded_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILES", 5)
+    clock = ManualClock()
+    for start in range(1, 20):
+        _run(tmp_path, clock, range(start, start + 1))
+    assert len(_files(tmp_path)) == 5
+    assert [event.step for event in _all(tmp_path) if event.scalars] == [15, 16, 17, 18, 19]
+
+
+def test_a_full_disk_costs_points_and_leaves_whole_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    curves = _run(tmp_path, clock, range(1, 4))
+    (file,) = _files(tmp_path)
+    with caplog.at_level(logging.WARNING), file_size_limit(file.stat().st_size + 10):
+        for step in (4, 5):
+            curves.add({"train/loss": 1.0})
+            assert not curves.write(step)
+    assert len(caplog.records) == 1, "once, not at every point"
+    assert "Cannot write curves for TensorBoard, training goes on" in caplog.text
+    curves.add({"train/loss": 1.0})
+    assert curves.write(6)
+    assert [event.step for event in _all(tmp_path) if event.scalars] == [1, 2, 3, 6]
+
+
+def test_a_disk_that_is_full_at_the_start_collects_no_empty_files(tmp_path: Path) -> None:
+    clock = ManualClock()
+    curves = Curves(tmp_path, clock)
+    with file_size_limit(4):
+        for step in range(1, 4):
+            assert not curves.write(step)
+            clock.advance(module.EVERY_S)
+    assert _files(tmp_path) == []
+    curves.add({"train/loss": 1.0})
+    assert curves.write(4)
+    assert [event.step for event in _all(tmp_path) if event.is_start] == [4]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    clock = ManualClock()
+    curves = _run(tmp_path / "runs", clock, range(1, 3))
+    for file in _files(tmp_path / "runs"):
+        file.unlink()
+    (tmp_path / "runs").rmdir()
+    curves.add({"train/loss": 1.0})
+    assert curves.write(3)
+    assert [event.step for event in _all(tmp_path / "runs") if event.scalars] == [3]
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    curves = Curves(tmp_path / "file" / "runs", ManualClock())
+    assert not curves.write(1)
+
+
+def test_a_file_that_goes_on_within_a_process_purges_nothing() -> None:
+    (version,) = _events(head(1.0))
+    assert (version.version, version.is_start) == ("brain.Event:2", False)
