@@ -100,7 +100,7 @@ class SyntheticEngine:
         """Answer with `max_tokens` tokens, part by part."""
         check_limits(request, self.info)
         output_ids = self._teacher.answer(request)
-        steps = await asyncio.to_thread(tuple, _steps(output_ids))
+        steps: list[VerifyStep] = []
         before, num_output = 0, len(output_ids)
         num_rows = self._pace.part_rows if request.capture.payload else num_output
         while before < num_output:
@@ -108,7 +108,8 @@ class SyntheticEngine:
             middle = (before + end) // 2
             async for delta in self._deltas(output_ids[before:middle]):
                 yield delta
-            part = await asyncio.to_thread(self._part, request, output_ids[:end], steps[: (end - 1) // 2], before)
+            steps += _steps(output_ids, len(steps), (end - 1) // 2)
+            part = await asyncio.to_thread(self._part, request, output_ids[:end], tuple(steps), before)
             async for delta in self._deltas(output_ids[middle:end]):
                 yield delta
             if part.hidden is not None:
@@ -161,9 +162,9 @@ class SyntheticEngine:
         return self.loaded
 
 
-def _steps(output_ids: tuple[int, ...]) -> Iterator[VerifyStep]:
-    """Steps of two tokens: the first of three draft tokens is accepted."""
-    for start in range(1, len(output_ids) - 1, 2):
+def _steps(output_ids: tuple[int, ...], first: int, end: int) -> Iterator[VerifyStep]:
+    """Steps of two tokens, from number `first` on: the first of three draft tokens is accepted."""
+    for start in range(1 + 2 * first, 1 + 2 * end, 2):
         wrong = output_ids[start + 1] + 1
         yield VerifyStep(
             start=start,
