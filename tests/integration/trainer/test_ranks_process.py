@@ -24,9 +24,6 @@ pytestmark = pytest.mark.lasts(120)
 
 NUM_RANKS = 2
 
-SHARDED = {"SHARDING": "shard"}
-"""Each rank has a part of the optimizer's state."""
-
 KEYS = streams.keys("default", "default", NUM_RANKS)
 
 
@@ -162,7 +159,7 @@ async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:
     await send(redis, traces, 0, 80)
-    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600", **SHARDED) as trainer:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600", SHARDING="shard") as trainer:
         await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
         trainer.stop()
     assert steps(trainer.log(), "Saved")[-1] > 10
