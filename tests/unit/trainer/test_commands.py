@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from tests.support.ranks import run_ranks
 from torch import Tensor
@@ -43,7 +45,10 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
         "empty": torch.empty(0, 4),
         "scalar": torch.tensor(7.0),
     }
-    moments = {"state": {0: {"exp_avg": torch.randn(2, 2), "step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+    moments: dict[str, Any] = {
+        "state": {0: {"exp_avg": torch.randn(2, 2), "step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 0.1}],
+    }
     sent: list[Command] = [
         Begin(),
         GoOn(
@@ -70,4 +75,4 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
                 assert torch.equal(copy, tensor)
         came = go_on.learner["optimizer"]
         assert came["param_groups"] == [{"lr": 0.1}]
-        assert torch.equal(came["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])  # type: ignore[index]
+        assert torch.equal(came["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
