@@ -139,6 +139,19 @@ def shards_of(rank: int, num_ranks: int, num_shards: int) -> range:
     return range(rank, num_shards, num_ranks)
 
 
+async def unowned_shards(client: Client, namespace: str, speculator: str, num_shards: int) -> list[int]:
+    """Shards from `num_shards` on that hold traces: pods write to more shards than the trainer reads.
+
+    Unavailable if Redis is unreachable.
+    """
+    with redis_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for key in keys(namespace, speculator, MAX_SHARDS)[num_shards:]:
+                pipe.xlen(key)
+            lengths = await pipe.execute()
+    return [shard for shard, length in enumerate(lengths, start=num_shards) if length]
+
+
 async def max_memory(client: Client) -> int:
     """Return the bytes that Redis may use, of a cluster its primaries together; 0 if one of them has no limit.
 

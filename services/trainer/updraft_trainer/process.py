@@ -258,7 +258,7 @@ class RankProcess:
         async with asyncio.TaskGroup() as tasks:
             for intake in self.intakes:
                 tasks.create_task(intake.run(stop))
-            tasks.create_task(_ask_redis(self.client, record, stop))
+            tasks.create_task(_ask_redis(self.client, config, record, stop))
             tasks.create_task(lease.hold(stop))
             tasks.create_task(registry.run(stop))
             tasks.create_task(self._post_notices(notices, state_demand, stop))
@@ -409,12 +409,28 @@ def _stream_bytes(target: TargetHead, config: TrainerSettings) -> int:
     return sizing(target.config, target.draft(config.shape), CapturedTraffic(engine="sglang")).stream.amount
 
 
-async def _ask_redis(client: streams.Client, record: LearningRecord, stop: lifecycle.Stop) -> None:
-    """Keep the record's view of Redis's memory. A Redis that is away or does not report it leaves it as it is."""
+async def _ask_redis(
+    client: streams.Client, config: TrainerSettings, record: LearningRecord, stop: lifecycle.Stop
+) -> None:
+    """Keep the record's view of Redis's memory, and name shards that nobody reads. A Redis that is away or does not report its
+    memory changes nothing."""
+    unowned: list[int] = []
     while not stop.requested:
         with suppress(UpdraftError):
             record.max_memory = await streams.max_memory(client)
+        with suppress(UpdraftError):
+            before, unowned = unowned, await _unowned(client, config)
+            if unowned and unowned != before:
+                logger.warning(
+                    "Nobody reads the traces of shard %s: set UPDRAFT_TRAINER_STREAM_SHARDS to the pods'"
+                    " UPDRAFT_INFERENCE_STREAM_SHARDS",
+                    ", ".join(map(str, unowned)),
+                )
         await stop.wait(_ASK_S)
+
+
+async def _unowned(client: streams.Client, config: TrainerSettings) -> list[int]:
+    return await streams.unowned_shards(client, config.namespace, config.speculator, config.stream_shards)
 
 
 def _volume_bytes(folder: Path) -> int:

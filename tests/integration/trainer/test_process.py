@@ -288,6 +288,16 @@ async def test_a_trainer_that_was_paused_is_succeeded_and_does_not_publish_any_m
     assert "Traceback" not in paused.log()
 
 
+async def test_traces_that_nobody_reads_are_named(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    keys = streams.keys("default", "default", 3)
+    await streams.Producer(redis, keys[2], max_bytes=2**20).append(traces.data(0))
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        trainer.wait_for_log("Nobody reads the traces of shard 2: set UPDRAFT_TRAINER_STREAM_SHARDS to the pods'")
+        assert trainer.terminate() == 0
+
+
 def test_a_trainer_lives_without_redis_and_registry(tmp_path: Path, tiny_target: Path) -> None:
     with Trainer(tmp_path, tiny_target, f"redis://127.0.0.1:{free_port()}", free_port()) as trainer:
         trainer.wait_for_log("Cannot read or store traces")

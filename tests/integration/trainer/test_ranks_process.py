@@ -30,7 +30,9 @@ KEYS = streams.keys("default", "default", NUM_RANKS)
 class Ranks(Process):
     """`torchrun -m updraft_trainer`, which estimates and saves often."""
 
-    def __init__(self, folder: Path, target: Path, redis_url: str, registry_port: int, **changed: str) -> None:
+    def __init__(
+        self, folder: Path, target: Path, redis_url: str, registry_port: int, num_restarts: int = 3, **changed: str
+    ) -> None:
         self.metrics_port = two_free_ports()
         self.data_dir = folder / "trainer"
         variables = {
@@ -49,7 +51,8 @@ class Ranks(Process):
             "LOG_FORMAT": "text",
         }
         prefixed = {f"UPDRAFT_TRAINER_{name}": value for name, value in (variables | changed).items()}
-        options = ["--standalone", "--nproc-per-node", str(NUM_RANKS), "--max-restarts", "3", "-m", "updraft_trainer"]
+        options = ["--standalone", "--nproc-per-node", str(NUM_RANKS), "--max-restarts", str(num_restarts)]
+        options += ["-m", "updraft_trainer"]
         log = folder / f"trainer-{uuid.uuid4().hex[:6]}.log"
         super().__init__("torch.distributed.run", prefixed, log, options)
 
@@ -156,7 +159,7 @@ async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:
     await send(redis, traces, 0, 80)
-    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600") as trainer:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, CHECKPOINT_SECONDS="3600", SHARDING="shard") as trainer:
         await until(lambda: trainer.metric("optimizer_steps_total", 1) > 10, timeout_s=120, what="training")
         trainer.stop()
     assert steps(trainer.log(), "Saved")[-1] > 10
@@ -237,7 +240,7 @@ async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_lat
 def test_fewer_shards_than_ranks_are_refused_in_one_sentence(
     redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
 ) -> None:
-    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STREAM_SHARDS="1") as trainer:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, num_restarts=0, STREAM_SHARDS="1") as trainer:
         assert trainer.wait() == 1
     assert (
         "updraft-trainer: UPDRAFT_TRAINER_STREAM_SHARDS is 1, but each of 2 ranks needs a stream of its own: set it, and"

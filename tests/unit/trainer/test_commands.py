@@ -1,0 +1,78 @@
+from typing import Any
+
+import torch
+from tests.support.ranks import run_ranks
+from torch import Tensor
+
+from updraft_artifacts.rope import Rope
+from updraft_draft.config import DraftConfig
+from updraft_trainer.commands import Begin, Command, CommandChannel, DraftTensors, End, Estimate, GoOn, SetBaseline
+from updraft_trainer.learning.ranks import Ranks
+
+CONFIG = DraftConfig(
+    vocab_size=32,
+    draft_vocab_size=16,
+    hidden_size=8,
+    intermediate_size=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    rms_norm_eps=1e-5,
+    rope=Rope(theta=10_000.0),
+    max_position=64,
+    target_hidden_size=8,
+    aux_layers=(1, 2, 3),
+)
+
+
+def received(ranks: Ranks, commands: list[Command]) -> list[Command]:
+    """At rank 0 nothing; elsewhere what came."""
+    channel, came = CommandChannel(ranks, torch.device("cpu")), list[Command]()
+    if ranks.leads:
+        for command in commands:
+            channel.send(command)
+        return []
+    while not isinstance(command := channel.receive(), End):
+        came.append(command)
+    return came
+
+
+def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
+    tensors: dict[str, Tensor] = {
+        "bfloat16": torch.randn(3, 5).bfloat16(),
+        "a part of another": torch.arange(12).view(3, 4)[:, 1],
+        "bool": torch.tensor([True, False]),
+        "empty": torch.empty(0, 4),
+        "scalar": torch.tensor(7.0),
+    }
+    moments: dict[str, Any] = {
+        "state": {0: {"exp_avg": torch.randn(2, 2), "step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 0.1}],
+    }
+    sent: list[Command] = [
+        Begin(),
+        GoOn(
+            config=CONFIG,
+            token_ids=torch.arange(16),
+            learner={"network": tensors, "optimizer": moments, "step": 9},
+            uses={"a": 2},
+            knows_stored=False,
+        ),
+        SetBaseline(0, None),
+        Estimate(DraftTensors(config=CONFIG, tensors=tensors)),
+        End(),
+    ]
+    of_leader, *of_others = run_ranks(received, sent, size=3)
+    assert of_leader == []
+    for begin, go_on, baseline, estimate in of_others:
+        assert (begin, baseline) == (Begin(), SetBaseline(0, None))
+        assert isinstance(go_on, GoOn)
+        assert isinstance(estimate, Estimate)
+        assert (go_on.config, go_on.uses) == (CONFIG, {"a": 2})
+        for name, tensor in tensors.items():
+            for copy in (go_on.learner["network"][name], estimate.draft.tensors[name]):
+                assert copy.dtype == tensor.dtype
+                assert torch.equal(copy, tensor)
+        came = go_on.learner["optimizer"]
+        assert came["param_groups"] == [{"lr": 0.1}]
+        assert torch.equal(came["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
