@@ -396,8 +396,9 @@ async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting:
 
 BINDING = """
 import json
-from updraft_sglang import hooks, plugin
-from updraft_sglang.settings import Settings
+from updraft_sglang import plugin
+from updraft_tap import hooks
+from updraft_tap.settings import Settings
 
 ours = plugin.Plugin(Settings(socket="/nowhere"))
 before = ours._problem(None)
