@@ -38,8 +38,13 @@ def register() -> None:
 class Plugin:
     def __init__(self, settings: Settings) -> None:
         self._facts: dict[str, Any] = {
-            **{"ranks": {}, "hooks": {}, "device": ""},
-            **{"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""},
+            "ranks": {},
+            "hooks": {},
+            "device": "",
+            "steps": 0,
+            "aux_size": 0,
+            "vocab_size": 0,
+            "dtype": "",
         }
         self.channel = Channel(path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello)
         capture = CaptureHooks(channel=self.channel, served=served, top_k=settings.top_k)
