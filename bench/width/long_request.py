@@ -82,6 +82,7 @@ def steps(rid: str, width: int, num_tokens: int) -> Iterator[tuple[dict[str, Any
     for start in range(1, num_tokens, STEP_TOKENS):
         request = {
             "rid": rid,
+            "version": 1,
             "position": NUM_PROMPT + start - 1,
             "accepted": STEP_TOKENS - 1,
             "drafts": [1] * STEP_TOKENS,
@@ -89,7 +90,7 @@ def steps(rid: str, width: int, num_tokens: int) -> Iterator[tuple[dict[str, Any
             "rows": STEP_TOKENS,
             "counterfactual_rows": 0,
         }
-        header = {"kind": "steps", "dropped": 0, "version": 1, "batch_size": 1, "duration_us": 1000}
+        header = {"kind": "steps", "dropped": 0, "batch_size": 1, "duration_us": 1000}
         yield header | {"requests": [request]}, rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.wait import until
 from torch import Tensor
 
-from updraft_sglang import wire
+from updraft_tap import wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Agent:
                 if i >= taught_from:
                     seen.teachers.append((position + i, next(teachers)))
             if header["kind"] == "steps":
-                seen.steps.append({**request, "version": header["version"], "batch_size": header["batch_size"]})
+                seen.steps.append({**request, "batch_size": header["batch_size"]})
                 seen.rejected.append([(next(rows), next(teachers)) for _ in range(request["counterfactual_rows"])])
             else:
                 seen.prefills.append(request)

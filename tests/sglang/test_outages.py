@@ -37,7 +37,7 @@ from updraft_draft import checkpoint
 from updraft_inference.engine import FinishedRequest
 from updraft_inference.process import open_sglang
 from updraft_inference.sglang_engine.server import SglangServer
-from updraft_sglang.channel import Channel
+from updraft_tap.channel import Channel
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(60)]
 
@@ -343,8 +343,8 @@ async def test_a_second_server_on_the_socket_is_refused_with_a_sentence_and_the_
 ) -> None:
     heard: list[FinishedRequest] = []
     facts = {
-        "plugin": "0",
-        "sglang": "0.5.23",
+        "tap": "0",
+        "engine": {"name": "SGLang", "version": "0.5.23"},
         "pid": os.getpid(),
         "steps": 2,
         "aux_size": 8,

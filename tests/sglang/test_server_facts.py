@@ -21,7 +21,7 @@ from tests.sglang.conftest import CycleModels
 from tests.sglang.server import Server
 from torch import Tensor
 
-from updraft_sglang import hooks
+from updraft_sglang import names
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -224,12 +224,12 @@ def test_figures_have_the_names_that_we_read(server: Server) -> None:
 
 def test_the_plugin_finds_what_it_hooks_into() -> None:
     expected_parameters = {
-        hooks.START: ["self", "server_args"],
-        hooks.FORWARD: ["self", "batch"],
-        hooks.VERIFY: ["verify_input", "batch", "logits_output"],
-        hooks.VERIFY_AS_CALLED: ["verify_input", "batch", "logits_output"],
-        hooks.PREFILL: ["self", "logits_output", "forward_batch"],
-        hooks.UPDATE: ["self", "named_tensors", "load_format"],
+        names.START: ["self", "server_args"],
+        names.FORWARD: ["self", "batch"],
+        names.VERIFY: ["verify_input", "batch", "logits_output"],
+        names.VERIFY_AS_CALLED: ["verify_input", "batch", "logits_output"],
+        names.PREFILL: ["self", "logits_output", "forward_batch"],
+        names.UPDATE: ["self", "named_tensors", "load_format"],
     }
     result = subprocess.run(
         [build.python(), "-W", "ignore", "-c", _SIGNATURES, *expected_parameters],

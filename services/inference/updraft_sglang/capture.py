@@ -1,24 +1,23 @@
 """The bodies of the hooks: find captured requests, copy their rows before SGLang samples, and queue them for the agent.
 
-Errors never reach SGLang. A request without capture options costs one look at its parameters. The scheduler is a single
-thread, so one forward is in progress at a time.
+Errors never reach SGLang, and a hook that keeps raising ends capture. A request without capture options costs one look at its
+parameters. The scheduler is a single thread, so one forward is in progress at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from updraft_sglang import prefills, steps
-from updraft_sglang.capture_options import CapturedRequests, captured_requests
-from updraft_sglang.channel import Channel
-from updraft_sglang.distribution import chosen
-from updraft_sglang.staging import Mark, Staged, copy_stream, elapsed_us, mark
-from updraft_sglang.weights import ServedVersion
-
-Hook = Callable[..., Any]
+from updraft_tap import prefills, steps
+from updraft_tap.capture_options import CapturedRequests, captured_requests, read_options
+from updraft_tap.channel import Channel
+from updraft_tap.distribution import chosen
+from updraft_tap.hooks import Guard, Hook
+from updraft_tap.staging import Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
+from updraft_tap.weights import ServedVersion
 
 
 class ScheduleBatch(Protocol):
@@ -39,22 +38,8 @@ class _Forward:
     version: int
     stream: torch.cuda.Stream | None
     start: Mark
+    rows: steps.StepRows | None = field(default=None)
     staged: Staged | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _StagedMessage:
-    """Rows on their way from the device. `build` makes the message of them, on the channel's thread."""
-
-    staged: Staged
-    build: Callable[[dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.staged.num_bytes
-
-    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return self.build(self.staged.wait())
 
 
 class CaptureHooks:
@@ -65,19 +50,20 @@ class CaptureHooks:
         self._served = served
         self._top_k = top_k
         self._forward: _Forward | None = None
+        self._guarded = Guard(failed=channel.failed, unhooked=lambda _, reason: channel.end(reason))
         self._streams: dict[torch.device, torch.cuda.Stream | None] = {}
 
     def forward(self, original: Hook, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND EAGLEWorkerV2.forward_batch_generation: a prefill, or drafting, verification and what follows."""
         if not self._channel.is_open:
             return original(worker, batch, *args, **kwargs)
-        forward = self._forward = self._guarded(self._begin, batch)
+        forward = self._forward = self._guarded("forward", self._begin, batch)
         try:
             result = original(worker, batch, *args, **kwargs)
         finally:
             self._forward = None
         if forward is not None and forward.staged is not None:
-            self._guarded(self._finish, forward)
+            self._guarded("forward", self._finish, forward)
         return result
 
     def verify(
@@ -87,27 +73,20 @@ class CaptureHooks:
         forward = self._forward
         if forward is None or batch is not forward.batch:
             return original(verify_input, batch, logits_output, *args, **kwargs)
-        rows = self._guarded(self._collect, forward, verify_input, logits_output)
+        rows = self._guarded("verify", self._collect, forward, verify_input, logits_output)
         result = original(verify_input, batch, logits_output, *args, **kwargs)
         if rows is not None:
-            self._guarded(self._stage, forward, rows, result)
+            self._guarded("verify", self._stage, forward, rows, result)
         return result
 
     def prefill(self, original: Hook, runner: Any, logits_output: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND ModelRunner.sample, which changes the logits. Within a forward it belongs to the target's prefill."""
         if self._forward is not None:
-            self._guarded(self._prefilled, self._forward, runner, logits_output)
+            self._guarded("prefill", self._prefilled, self._forward, runner, logits_output)
         return original(runner, logits_output, *args, **kwargs)
 
-    def _guarded(self, ours: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return ours(*args)
-        except Exception as error:  # noqa: BLE001  (it would crash the server)
-            self._channel.failed(error)
-            return None
-
     def _begin(self, batch: ScheduleBatch) -> _Forward | None:
-        captured = captured_requests(batch.reqs)
+        captured = _captured(batch.reqs)
         if captured is None:
             return None
         stream = self._stream(batch.seq_lens.device)
@@ -119,27 +98,33 @@ class CaptureHooks:
         return self._streams[device]
 
     def _collect(self, forward: _Forward, verify_input: Any, logits_output: Any) -> dict[str, Tensor]:
-        batch_size = len(forward.batch.seq_lens)
+        batch_size, captured = len(forward.batch.seq_lens), forward.captured
+        if batch_size != captured.batch_size:
+            raise ValueError(f"{captured.batch_size} requests do not fit {batch_size} sequences")
+        tokens_N = verify_input.draft_token
+        forward.rows = steps.even_rows(captured, len(tokens_N) // batch_size)
         return steps.collect_step_rows(
-            forward.captured,
-            tokens_BW=verify_input.draft_token.view(batch_size, -1),
-            seq_lens_B=forward.batch.seq_lens,
+            forward.rows,
+            tokens_N=tokens_N,
+            positions_S=chosen(forward.batch.seq_lens, captured.places),
             logits_NV=logits_output.next_token_logits,
-            aux_NH=_states(logits_output),
+            aux_MH=_states(logits_output),
             top_k=self._top_k,
         )
 
     def _stage(self, forward: _Forward, rows: dict[str, Tensor], result: Any) -> None:
         _, accept_lens_B, _ = result
-        lens_S = chosen(accept_lens_B, forward.captured.places, forward.captured.batch_size).clone()
+        lens_S = chosen(accept_lens_B, forward.captured.places).clone()
         forward.staged = Staged({**rows, "accept_lens": lens_S}, forward.stream)
 
     def _finish(self, forward: _Forward) -> None:
         assert forward.staged is not None
-        step = steps.StepMessage(captured=forward.captured, version=forward.version)
+        assert forward.rows is not None
+        versions = (forward.version,) * len(forward.captured.places)
+        step = steps.StepMessage(rows=forward.rows, versions=versions)
         # Not `forward` itself: a queued message must not keep its batch alive.
         start, end = forward.start, mark(forward.stream)
-        self._channel.offer(_StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(start, end))))
+        self._channel.offer(StagedMessage(forward.staged, lambda rows: step.message(rows, elapsed_us(start, end))))
 
     def _prefilled(self, forward: _Forward, runner: Any, logits_output: Any) -> None:
         if runner.is_draft_worker:
@@ -158,7 +143,14 @@ class CaptureHooks:
             batch_size=len(batch.reqs),
             top_k=self._top_k,
         )
-        self._channel.offer(_StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))
+        self._channel.offer(StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))
+
+
+def _captured(requests: Sequence[Any] | None) -> CapturedRequests | None:
+    """The requests of the batch whose `sampling_params.custom_params` have capture options."""
+    return captured_requests(
+        [(str(one.rid), read_options(one.sampling_params.custom_params)) for one in requests or ()]
+    )
 
 
 def _states(logits_output: Any) -> Tensor:

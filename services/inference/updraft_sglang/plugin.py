@@ -9,20 +9,23 @@ import os
 from importlib import metadata
 from typing import Any
 
-from updraft_sglang import __version__, hooks, wire
-from updraft_sglang.capture import CaptureHooks, Hook
-from updraft_sglang.channel import Channel
-from updraft_sglang.hooks import Binding
-from updraft_sglang.settings import Settings
+from updraft_sglang import names
+from updraft_sglang.capture import CaptureHooks
 from updraft_sglang.weights import answered, served, share_vocabulary
+from updraft_tap import __version__, hooks, wire
+from updraft_tap.channel import Channel
+from updraft_tap.hooks import Binding, Hook
+from updraft_tap.settings import Settings
 
 log = logging.getLogger(__name__)
 
+ENGINE = "SGLang"
 KNOWN_VERSION = "0.5.23"
+PREFIX = "UPDRAFT_SGLANG_"
 
 
 def register() -> None:
-    settings = Settings.from_environment(os.environ)
+    settings = Settings.from_environment(os.environ, PREFIX)
     if settings is None:
         log.info("Updraft is inactive because UPDRAFT_SGLANG_SOCKET is not set")
         return
@@ -34,22 +37,30 @@ def register() -> None:
 
 class Plugin:
     def __init__(self, settings: Settings) -> None:
-        self._facts: dict[str, Any] = {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
+        self._facts: dict[str, Any] = {
+            "ranks": {},
+            "hooks": {},
+            "device": "",
+            "steps": 0,
+            "aux_size": 0,
+            "vocab_size": 0,
+            "dtype": "",
+        }
         self.channel = Channel(path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello)
         capture = CaptureHooks(channel=self.channel, served=served, top_k=settings.top_k)
         self._of_capture = (
-            Binding(target=hooks.FORWARD, hook=capture.forward, parameters=("self", "batch")),
+            Binding(target=names.FORWARD, hook=capture.forward, parameters=("self", "batch")),
             Binding(
-                target=hooks.VERIFY,
+                target=names.VERIFY,
                 hook=capture.verify,
                 parameters=("verify_input", "batch", "logits_output"),
-                called_as=(hooks.VERIFY_AS_CALLED,),
+                called_as=(names.VERIFY_AS_CALLED,),
             ),
-            Binding(target=hooks.PREFILL, hook=capture.prefill, parameters=("self", "logits_output", "forward_batch")),
+            Binding(target=names.PREFILL, hook=capture.prefill, parameters=("self", "logits_output", "forward_batch")),
         )
-        self._of_swap = Binding(target=hooks.UPDATE, hook=answered, parameters=("self", "named_tensors", "load_format"))
+        self._of_swap = Binding(target=names.UPDATE, hook=answered, parameters=("self", "named_tensors", "load_format"))
         self.bindings = (
-            Binding(target=hooks.START, hook=self.start, parameters=("self",)),
+            Binding(target=names.START, hook=self.start, parameters=("self",)),
             *self._of_capture,
             self._of_swap,
         )
@@ -63,6 +74,7 @@ class Plugin:
         except AttributeError as error:
             log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
+            self._facts |= {"ranks": _ranks(), "hooks": hooks.states(self.bindings)}
             for problem in hooks.problems((self._of_swap,)):
                 log.error("Updraft cannot report refused drafts (SGLang %s): %s", _sglang(), problem)
             if not _is_sender():
@@ -82,19 +94,19 @@ class Plugin:
             return replicas
         worker = scheduler.draft_worker
         own = getattr(type(worker), "forward_batch_generation", None)
-        if own is not hooks.resolved(hooks.FORWARD):
+        if own is not hooks.resolved(names.FORWARD):
             return f"capture requires EAGLE3, but this server speculates with {type(worker).__name__}"
         if not worker.speculative_algorithm.is_eagle3():
             return "capture requires --speculative-algorithm EAGLE3, for its auxiliary hidden states"
         if worker.topk != 1:
             return f"capture requires --speculative-eagle-topk 1, but it is {worker.topk}"
-        self._facts = _facts(worker)
+        self._facts |= _facts(worker)
         return ""
 
     def _hello(self) -> dict[str, Any]:
         return {
-            "plugin": __version__,
-            "sglang": _sglang(),
+            "tap": __version__,
+            "engine": {"name": ENGINE, "version": _sglang()},
             "pid": os.getpid(),
             **self._facts,
             "version": served.version,
@@ -107,6 +119,7 @@ def _facts(worker: Any) -> dict[str, Any]:
 
     config = worker.target_worker.model_runner.model_config
     return {
+        "device": str(worker.target_worker.model_runner.device),
         "steps": int(worker.speculative_num_steps),
         "aux_size": int(get_draft_input_from_target_hidden_dim(worker.draft_worker.draft_runner)),
         "vocab_size": int(config.vocab_size),
@@ -134,6 +147,11 @@ def _replicas() -> str:
     if parallel.dp_size > 1:
         return f"capture does not support {parallel.dp_size} replicas in one server (--dp-size): start one server per replica"
     return ""
+
+
+def _ranks() -> dict[str, int]:
+    parallel = _parallel()
+    return {"tensor": int(parallel.tp_size), "pipeline": int(parallel.pp_size), "data": int(parallel.dp_size)}
 
 
 def _parallel() -> Any:

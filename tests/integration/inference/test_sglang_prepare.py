@@ -43,6 +43,7 @@ def test_a_server_is_prepared_for_twice_with_the_pods_own_variables(tmp_path: Pa
 
     assert (tmp_path / "seed" / "config.json").exists()
     assert (tmp_path / "plugin" / "updraft_sglang" / "plugin.py").exists()
+    assert (tmp_path / "plugin" / "updraft_tap" / "channel.py").exists()
 
 
 def test_a_model_that_cannot_have_a_draft_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -20,15 +20,25 @@ from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss, CaptureParams, TopK
 from updraft_inference.sglang_engine.trace_builder import Rows, StepPart, TraceBuilder
-from updraft_sglang import wire
+from updraft_tap import wire
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 20.0
 """How long the plugin may be away before it is reported: servers restart, and schedulers start slowly."""
 
+_ENGINE = "SGLang"
+"""The only engine whose plugin this collector understands."""
+
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
+
+
+class EngineName(BaseModel, frozen=True):
+    """The engine that the plugin runs in."""
+
+    name: str
+    version: str
 
 
 class Hello(BaseModel, frozen=True):
@@ -36,8 +46,9 @@ class Hello(BaseModel, frozen=True):
 
     id: str
     """Unique to the scheduler's process."""
-    plugin: str
-    sglang: str
+    tap: str
+    """Version of the plugin."""
+    engine: EngineName
     pid: int
     """Process id within its own container."""
     version: int
@@ -49,14 +60,19 @@ class Hello(BaseModel, frozen=True):
         """Parse the header. Raises FrameError if the plugin speaks another protocol or the header is malformed."""
         if header.get("protocol") != wire.PROTOCOL:
             raise wire.FrameError(
-                f"Updraft's plugin {header.get('plugin')} in the SGLang server uses protocol {header.get('protocol')}, but this"
+                f"Updraft's plugin {header.get('tap')} in the SGLang server uses protocol {header.get('protocol')}, but this"
                 f" agent uses {wire.PROTOCOL}: run `updraft-inference prepare-sglang` and restart the server"
             )
         try:
-            return cls.model_validate(header)
+            hello = cls.model_validate(header)
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise wire.FrameError(f"malformed hello from the plugin: {problems}") from error
+        if hello.engine.name != _ENGINE:
+            raise wire.FrameError(
+                f"a plugin in {hello.engine.name} connected, but this agent is for {_ENGINE}: give each server its own socket"
+            )
+        return hello
 
 
 class Collector:
@@ -194,7 +210,7 @@ class Collector:
         self._connection, self.hello, self._num_dropped = writer, hello, None
         self._problem = self._misunderstood = ""
         self.greeted.set()
-        extra = {"plugin": hello.plugin, "sglang": hello.sglang, "draft_version": hello.version}
+        extra = {"plugin": hello.tap, "sglang": hello.engine.version, "draft_version": hello.version}
         logger.info("The SGLang plugin is connected", extra=extra)
         if hello.problem:
             logger.error("The SGLang plugin captures nothing", extra={"reason": hello.problem})
@@ -256,7 +272,7 @@ class Collector:
                 target_log_probs=tuple(map(float, request["log_p"])),
                 batch_size=int(header["batch_size"]),
                 duration_s=int(header["duration_us"]) / 1e6,
-                version=int(header["version"]),
+                version=int(request["version"]),
                 rows=_rows(tensors, position, at, at, rows, rows) if rows else None,
                 rejected=_rows(tensors, position + accepted + 1, at + rows, at + rows, rejected, rejected)
                 if rejected

@@ -14,14 +14,14 @@ from tests.support.wait import until
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss, CaptureParams
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_sglang import wire
+from updraft_tap import wire
 
 HELLO = {
     "kind": "hello",
     "protocol": wire.PROTOCOL,
     "id": "one",
-    "plugin": "0.1.0",
-    "sglang": "0.5.23",
+    "tap": "0.1.0",
+    "engine": {"name": "SGLang", "version": "0.5.23"},
     "pid": 1,
     "steps": 3,
     "aux_size": 4,
@@ -65,6 +65,7 @@ class Plugin:
     async def step(self, position: int, *, rid: str = "a", num_rows: int = 1, **more: Any) -> None:
         request = {
             "rid": rid,
+            "version": 7,
             "position": position,
             "accepted": num_rows - 1,
             "drafts": [5] * 3,
@@ -72,7 +73,7 @@ class Plugin:
             "rows": num_rows,
             "counterfactual_rows": 0,
         }
-        header = {"kind": "steps", "number": 1, "dropped": 0, "version": 7, "batch_size": 1, "duration_us": 5}
+        header = {"kind": "steps", "number": 1, "dropped": 0, "batch_size": 1, "duration_us": 5}
         await self.say(header | {"requests": [request | more]}, rows(num_rows))
 
     def hang_up(self) -> None:
@@ -130,6 +131,12 @@ async def test_another_protocol_is_a_problem_and_is_not_listened_to(collector: C
     assert not collector.is_connected
     async with plugin(collector):
         await until(lambda: collector.problem == "" and collector.is_connected, what="the right plugin")
+
+
+async def test_the_plugin_of_another_engine_is_refused_with_a_sentence(collector: Collector) -> None:
+    async with plugin(collector, engine={"name": "vLLM", "version": "0.32.0"}) as one:
+        refusal = await asyncio.wait_for(one.refusal(), 30)
+    assert refusal.startswith("a plugin in vLLM connected, but this agent is for SGLang")
 
 
 async def test_a_hello_with_wrong_fields_is_a_problem_in_one_sentence(collector: Collector) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
-from updraft_sglang import wire
+from updraft_tap import wire
 
 K, AUX = 3, 4
 WIDTH = 3
@@ -104,7 +104,7 @@ def frame(kind: str, parts: list[Part]) -> tuple[dict[str, Any], dict[str, torch
     taught = torch.tensor([row for part in parts for row in part.taught])
     header: dict[str, Any] = {"kind": kind, "number": 1, "dropped": 0, "requests": [part.header for part in parts]}
     if kind == "steps":
-        header |= {"version": parts[0].header["version"], "batch_size": len(parts), "duration_us": 1000}
+        header |= {"batch_size": len(parts), "duration_us": 1000}
     tensors = {
         "aux": rows[:, None].expand(-1, AUX).bfloat16(),
         "ids": taught[:, None].expand(-1, K).int(),
@@ -117,12 +117,12 @@ def frame(kind: str, parts: list[Part]) -> tuple[dict[str, Any], dict[str, torch
 
 
 def batches(runs: list[Run], rng: random.Random) -> Iterator[tuple[str, list[Part]]]:
-    """The parts of all runs, each run's in order, in messages of one kind and one version."""
+    """The parts of all runs, each run's in order, in messages of one kind."""
     queues = [list(run.parts) for run in runs]
     while any(queues):
         first = rng.choice([queue for queue in queues if queue])
-        kind, version = first[0].kind, first[0].header.get("version")
-        fitting = [q for q in queues if q and q[0].kind == kind and q[0].header.get("version") == version]
+        kind = first[0].kind
+        fitting = [q for q in queues if q and q[0].kind == kind]
         chosen = [q for q in fitting if q is first or rng.random() < 0.7]
         yield kind, [queue.pop(0) for queue in chosen]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from updraft_sglang.capture import CaptureHooks
-from updraft_sglang.channel import PendingMessage
-from updraft_sglang.weights import ServedVersion
+from updraft_tap.channel import PendingMessage
+from updraft_tap.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
 
@@ -20,12 +20,17 @@ class Collected:
         self.is_open = is_open
         self.items: list[PendingMessage] = []
         self.errors: list[Exception] = []
+        self.ends: list[str] = []
 
     def offer(self, item: PendingMessage) -> None:
         self.items.append(item)
 
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
+
+    def end(self, problem: str) -> None:
+        self.is_open = False
+        self.ends.append(problem)
 
 
 def batch_of(*custom_params: object) -> Any:
@@ -102,7 +107,7 @@ def test_a_decode_step_becomes_one_message() -> None:
     assert result[0] == "predict"
     ((header, tensors),) = [item.message() for item in channel.items]
     (request,) = header["requests"]
-    assert (header["version"], header["batch_size"], header["duration_us"] > 0) == (5, 2, True)
+    assert (header["requests"][0]["version"], header["batch_size"], header["duration_us"] > 0) == (5, 2, True)
     assert (request["rid"], request["position"], request["accepted"], request["drafts"]) == ("r1", 4, 1, [4, 5])
     assert (request["rows"], request["counterfactual_rows"], len(tensors["aux"])) == (2, 1, 3)
     assert channel.errors == []
@@ -175,6 +180,27 @@ def test_an_error_of_ours_is_counted_and_sglang_goes_on(broken: str) -> None:
 
     assert Sglang(channel).decode(batch)[0] == "predict"
     assert (len(channel.errors), channel.items) == (1, [])
+
+
+def test_a_hook_that_raises_three_times_ends_capture_and_sglang_goes_on() -> None:
+    channel = Collected()
+    sglang = Sglang(channel)
+    for _ in range(4):
+        batch = batch_of(WISH)
+        batch.extend_lens = [9]
+        assert sglang.prefill(batch) == "tokens"
+
+    (problem,) = channel.ends
+    assert problem.startswith("the hook prefill raised 3 times and is unhooked, the last: ValueError: ")
+    assert (len(channel.errors), channel.items, sglang.calls) == (3, [], 4)
+
+
+def test_a_batch_without_requests_is_of_no_interest() -> None:
+    channel, batch = Collected(), batch_of(None)
+    batch.reqs = None
+
+    assert Sglang(channel).decode(batch)[0] == "predict"
+    assert (channel.items, channel.errors) == ([], [])
 
 
 def test_a_prefill_that_cannot_be_read_is_counted_and_sampled() -> None:

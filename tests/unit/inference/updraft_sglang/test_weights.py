@@ -15,7 +15,8 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_draft.network import DraftNetwork
 from updraft_sglang import weights
-from updraft_sglang.weights import LOADER, RefusedError, checked, load, served
+from updraft_sglang.weights import LOADER, checked, load, served
+from updraft_tap.weights import RefusedError
 
 CONFIG = DraftConfig(
     vocab_size=24,

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.leftovers import remove_stale
-from updraft_sglang import __version__
+from updraft_tap import __version__
 
+_TAP = "updraft_tap"
 _NAME = "updraft_sglang"
+_PACKAGES = (_TAP, _NAME)
 _PART = ".part-"
 _ENTRY_POINTS = f"[sglang.srt.plugins]\nupdraft = {_NAME}.plugin:register\n"
 _METADATA = f"Metadata-Version: 2.1\nName: {_NAME}\nVersion: {__version__}\n"
@@ -28,7 +30,7 @@ def write(folder: Path) -> Path:
             fresh = Path(part)
             _fill(fresh)
             if _contents(fresh) != _contents(folder):
-                for old in folder.glob(f"{_NAME}*"):
+                for old in _ours(folder):
                     shutil.rmtree(old)
                 for new in fresh.iterdir():
                     new.rename(folder / new.name)
@@ -38,8 +40,9 @@ def write(folder: Path) -> Path:
 
 
 def _fill(folder: Path) -> None:
-    with as_file(files(_NAME)) as package:
-        shutil.copytree(package, folder / _NAME, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _PACKAGES:
+        with as_file(files(name)) as package:
+            shutil.copytree(package, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     dist_info = folder / f"{_NAME}-{__version__}.dist-info"
     dist_info.mkdir()
     (dist_info / "METADATA").write_text(_METADATA)
@@ -49,7 +52,11 @@ def _fill(folder: Path) -> None:
 def _contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for part in folder.glob(f"{_NAME}*")
+        for part in _ours(folder)
         for path in part.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def _ours(folder: Path) -> list[Path]:
+    return [path for name in _PACKAGES for path in folder.glob(f"{name}*")]

@@ -12,6 +12,7 @@ import yaml
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
+import updraft_tap
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import Conflict, InvalidInput
@@ -29,11 +30,13 @@ def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
     folder = plugin_folder.write(tmp_path / "deep" / "plugin")
 
     (distribution,) = importlib.metadata.distributions(path=[str(folder)])
-    assert (distribution.name, distribution.version) == ("updraft_sglang", updraft_sglang.__version__)
+    assert (distribution.name, distribution.version) == ("updraft_sglang", updraft_tap.__version__)
     (point,) = distribution.entry_points
     assert (point.group, point.name, point.value) == ("sglang.srt.plugins", "updraft", "updraft_sglang.plugin:register")
-    ours = Path(updraft_sglang.__file__).parent
-    assert {path.name for path in (folder / "updraft_sglang").iterdir()} == {path.name for path in ours.glob("*.py")}
+    for package in (updraft_sglang, updraft_tap):
+        ours = Path(str(package.__file__)).parent
+        written = folder / package.__name__
+        assert {path.name for path in written.iterdir()} == {path.name for path in ours.glob("*.py")}
 
 
 def test_the_admin_key_is_written_once_and_others_cannot_read_it(tmp_path: Path) -> None:
@@ -74,19 +77,19 @@ def test_what_holds_no_admin_key_is_refused_without_being_told(tmp_path: Path, c
 
 def test_a_folder_that_is_right_is_left_alone_and_another_one_is_put_right(tmp_path: Path) -> None:
     folder = plugin_folder.write(tmp_path / "plugin")
-    before = (folder / "updraft_sglang" / "wire.py").stat().st_ino
+    before = (folder / "updraft_tap" / "wire.py").stat().st_ino
     (folder / "updraft_sglang" / "__pycache__").mkdir()
 
     plugin_folder.write(folder)
-    assert (folder / "updraft_sglang" / "wire.py").stat().st_ino == before
+    assert (folder / "updraft_tap" / "wire.py").stat().st_ino == before
 
-    (folder / "updraft_sglang" / "wire.py").write_text("of an older release")
+    (folder / "updraft_tap" / "wire.py").write_text("of an older release")
     (folder / "updraft_sglang-0.0.1.dist-info").mkdir()
     (folder / "updraft_sglang-0.0.1.dist-info" / "METADATA").write_text("")
     (folder / "somebody's").mkdir()
     plugin_folder.write(folder)
 
-    assert (folder / "updraft_sglang" / "wire.py").read_text() != "of an older release"
+    assert (folder / "updraft_tap" / "wire.py").read_text() != "of an older release"
     assert len(list(folder.glob("updraft_sglang-*"))) == 1
     assert (folder / "somebody's").is_dir()
     assert not list(folder.glob(".part-*"))

@@ -1,11 +1,7 @@
-"""Which requests to capture: those whose `sampling_params.custom_params` have options under "updraft".
-
-Other requests are ignored, also those with malformed options, because the server may have other clients than the agent.
-"""
+"""Which requests of a batch to capture, and how much of each. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 KEY = "updraft"
 
@@ -24,7 +20,10 @@ class CaptureOptions:
 
 
 def read_options(custom_params: object) -> CaptureOptions | None:
-    """The capture options in a request's custom parameters; None if there are none."""
+    """The capture options under "updraft" in a request's custom parameters; None if there are none.
+
+    Malformed options count as none, because the server may have other clients than the agent.
+    """
     options = custom_params.get(KEY) if isinstance(custom_params, Mapping) else None
     if not isinstance(options, Mapping):
         return None
@@ -39,7 +38,7 @@ def read_options(custom_params: object) -> CaptureOptions | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturedRequests:
-    """The requests of a batch with capture options, in batch order: `places` in the batch, ids, options."""
+    """The captured requests of a batch, in batch order: `places` in the batch, ids, options."""
 
     batch_size: int
     places: tuple[int, ...]
@@ -51,21 +50,15 @@ class CapturedRequests:
         """Those (indices into `places`) that want rows."""
         return tuple(i for i, options in enumerate(self.options) if options.payload)
 
-    @property
-    def payload_places(self) -> tuple[int, ...]:
-        """Their places in the batch."""
-        return tuple(self.places[i] for i in self.payload)
 
-
-def captured_requests(requests: Sequence[Any] | None) -> CapturedRequests | None:
-    """The requests with capture options; None if there are none."""
-    options = [read_options(request.sampling_params.custom_params) for request in requests or ()]
-    captured = [(place, read) for place, read in enumerate(options) if read is not None]
-    if not captured or requests is None:
+def captured_requests(batch: Sequence[tuple[str, CaptureOptions | None]]) -> CapturedRequests | None:
+    """The requests with options, from the id and the options of every request of the batch; None if there are none."""
+    captured = [(place, rid, options) for place, (rid, options) in enumerate(batch) if options is not None]
+    if not captured:
         return None
     return CapturedRequests(
-        batch_size=len(requests),
-        places=tuple(place for place, _ in captured),
-        rids=tuple(str(requests[place].rid) for place, _ in captured),
-        options=tuple(read for _, read in captured),
+        batch_size=len(batch),
+        places=tuple(place for place, _, _ in captured),
+        rids=tuple(rid for _, rid, _ in captured),
+        options=tuple(options for _, _, options in captured),
     )

@@ -1,6 +1,6 @@
 """The target's own distribution at temperature 1, as far as it is sent: its k likeliest tokens and the log-sum-exp.
 
-Always computed before SGLang samples, because sampling changes the logits in place (temperature, penalties, grammar,
+Always computed before the engine samples, because sampling changes the logits in place (temperature, penalties, grammar,
 soft-max). Nothing here waits for a device.
 
 Tensors: N rows, V vocabulary, K tokens, B requests of a batch, P chosen ones.
@@ -41,10 +41,10 @@ def log_probs(logits_NV: Tensor, log_sum_exp_N: Tensor, ids_N: Tensor) -> Tensor
     return logits_NV.gather(-1, ids_N[:, None].long())[:, 0].float() - log_sum_exp_N
 
 
-def chosen(values: Tensor, places: Sequence[int], batch_size: int) -> Tensor:
-    """Entries `places` of the first dimension; `values` itself, not a copy, if that is all of them."""
-    if len(places) == batch_size:
-        return values
+def chosen(values: Tensor, places: Sequence[int]) -> Tensor:
+    """Entries `places` of the first dimension; a view, not a copy, if these are the first ones in order."""
+    if all(i == place for i, place in enumerate(places)):
+        return values[: len(places)]
     index = torch.tensor(places, dtype=torch.int64)
     if values.is_cuda:
         index = index.pin_memory().to(values.device, non_blocking=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang.hooks import Binding, problems
+from updraft_tap.hooks import Binding, Guard, problems, states
 
 
 def ours(original: Callable[..., Any], *args: Any) -> Any:
@@ -68,3 +68,31 @@ def test_what_is_not_there_is_named(engine: Any, target: str) -> None:
     assert engine
     (problem,) = problems([binding(target)])
     assert problem.startswith(f"{target} does not exist")
+
+
+def test_the_state_of_every_hook_is_told_by_its_function(engine: Any) -> None:
+    engine.sample = around(sample, ours)
+
+    assert states([binding(), binding("an_engine.missing")]) == {
+        "an_engine.sample": "",
+        "an_engine.missing": "an_engine.missing does not exist: module 'an_engine' has no attribute 'missing'",
+    }
+
+
+def test_a_body_that_raises_three_times_is_not_run_again_and_others_are() -> None:
+    errors: list[Exception] = []
+    unhooked: list[tuple[str, str]] = []
+    runs: list[int] = []
+    guard = Guard(failed=errors.append, unhooked=lambda *what: unhooked.append(what))
+
+    def body(value: int) -> int:
+        runs.append(value)
+        if value % 2:
+            raise ValueError(f"{value} is odd")
+        return value
+
+    assert [guard("rows", body, value) for value in (2, 1, 4, 3, 5, 6, 7)] == [2, None, 4, None, None, None, None]
+    assert guard("steps", body, 8) == 8
+    assert runs == [2, 1, 4, 3, 5, 8]
+    assert [str(error) for error in errors] == ["1 is odd", "3 is odd", "5 is odd"]
+    assert unhooked == [("rows", "the hook rows raised 3 times and is unhooked, the last: ValueError: 5 is odd")]

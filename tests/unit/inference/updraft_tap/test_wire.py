@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_sglang import wire
+from updraft_tap import wire
 
 dtypes = st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64])
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from updraft_sglang import prefills, steps
-from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
-from updraft_sglang.staging import Staged, copy_stream, elapsed_us, mark
+from updraft_tap import prefills, steps
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions
+from updraft_tap.distribution import chosen
+from updraft_tap.staging import Staged, copy_stream, elapsed_us, mark
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -50,7 +51,12 @@ def taken(device: torch.device) -> dict[str, torch.Tensor]:
         torch.cuda.set_sync_debug_mode("error")
     try:
         step = steps.collect_step_rows(
-            INTEREST, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=4
+            steps.even_rows(INTEREST, 3),
+            tokens_N=tokens.flatten(),
+            positions_S=chosen(seq_lens, INTEREST.places),
+            logits_NV=logits,
+            aux_MH=aux,
+            top_k=4,
         )
         prefill = prefills.collect_prefill_rows(SPANS, logits_BV=logits, aux_NH=aux, batch_size=4, top_k=4)
         staged = Staged(step | {f"prefill {name}": value for name, value in prefill.items()}, copy_stream(device))

@@ -9,9 +9,9 @@ import torch
 from tests.support.wait import wait_until
 from torch import Tensor
 
-from updraft_sglang import channel as channels
-from updraft_sglang import wire
-from updraft_sglang.channel import Channel
+from updraft_tap import channel as channels
+from updraft_tap import wire
+from updraft_tap.channel import Channel
 
 Message = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -112,7 +112,7 @@ def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, cha
 
     first, second = agent.read()[0], agent.read()[0]
 
-    assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", 2, "", "0")
+    assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", wire.PROTOCOL, "", "0")
     assert [(m["kind"], m["number"], m["dropped"]) for m in (first, second)] == [("a", 1, 0), ("b", 2, 0)]
 
 

@@ -1,9 +1,7 @@
-"""Settings from the environment, because SGLang passes no arguments to plugins."""
+"""Settings from the environment, because engines pass no arguments to plugins. Each adapter has a prefix of its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-PREFIX = "UPDRAFT_SGLANG_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,20 +14,20 @@ class Settings:
     )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Settings | None":
-        """None without UPDRAFT_SGLANG_SOCKET, which disables the plugin. Raises ValueError if a number is out of range."""
-        socket = environment.get(f"{PREFIX}SOCKET", "")
+    def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "Settings | None":
+        """None without a socket, which disables the plugin. Raises ValueError if a number is out of range."""
+        socket = environment.get(f"{prefix}SOCKET", "")
         if not socket:
             return None
         return cls(
             socket=socket,
-            top_k=_number(environment, "TOP_K", 64, 1, 4096),
-            queue_bytes=_number(environment, "QUEUE_BYTES", 64 << 20, 1 << 16, 1 << 40),
+            top_k=_number(environment, f"{prefix}TOP_K", 64, 1, 4096),
+            queue_bytes=_number(environment, f"{prefix}QUEUE_BYTES", 64 << 20, 1 << 16, 1 << 40),
         )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = environment.get(f"{PREFIX}{name}", str(default))
+    text = environment.get(name, str(default))
     if not text.isdecimal() or not least <= int(text) <= most:
-        raise ValueError(f"{PREFIX}{name} is {text!r}, but must be a whole number from {least} to {most}")
+        raise ValueError(f"{name} is {text!r}, but must be a whole number from {least} to {most}")
     return int(text)

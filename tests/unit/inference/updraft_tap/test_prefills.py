@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_sglang import prefills
-from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
-from updraft_sglang.prefills import PromptChunk, captured_spans
+from updraft_tap import prefills
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions
+from updraft_tap.prefills import PromptChunk, captured_spans
 
 VOCAB, TOP_K = 11, 3
 

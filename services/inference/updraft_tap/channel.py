@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from updraft_sglang import wire
+from updraft_tap import wire
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,20 @@ class Channel:
             self._failures += 1
             if self._failures == 1:
                 log.error("Updraft lost a message: %s: %s", type(error).__name__, error, exc_info=error)
-            if self._failures >= _FAILURES and not self.problem:
-                self.problem = f"capture ended after {_FAILURES} failures in a row, the last: {error}"
-                self.is_open = False
-                log.error("Updraft: %s", self.problem)
-            self._change.notify()
+            if self._failures >= _FAILURES:
+                self._end(f"capture ended after {_FAILURES} failures in a row, the last: {error}")
+
+    def end(self, problem: str) -> None:
+        """Capture nothing more in this process. The next hello reports the first such problem."""
+        with self._change:
+            self._end(problem)
+
+    def _end(self, problem: str) -> None:
+        if not self.problem:
+            self.problem = problem
+            self.is_open = False
+            log.error("Updraft: %s", problem)
+        self._change.notify()
 
     def _run(self) -> None:
         delay_s, logged = _FIRST_DELAY_S, ""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
-from updraft_sglang.distribution import chosen, log_sum_exp, teacher
-from updraft_sglang.steps import TEACHER
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions
+from updraft_tap.distribution import chosen, log_sum_exp, teacher
+from updraft_tap.steps import TEACHER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def collect_prefill_rows(
     places = [span.place for span in spans if span.teacher_rows]
     if spans and (len(logits_BV) < batch_size or max(s.first_row + s.rows for s in spans) > len(aux_NH)):
         raise ValueError(f"{batch_size} requests do not fit {len(logits_BV)} rows of logits and {len(aux_NH)} states")
-    logits_MV = chosen(logits_BV[:batch_size], places, batch_size)
+    logits_MV = chosen(logits_BV, places)
     top = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
     blocks = [aux_NH[span.first_row : span.first_row + span.rows] for span in spans]
     return {

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_sglang import steps
-from updraft_sglang.capture_options import CapturedRequests, CaptureOptions
-from updraft_sglang.distribution import chosen
+from updraft_tap import steps
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions
+from updraft_tap.distribution import chosen
 
 VOCAB, AUX, TOP_K = 13, 4, 5
 
@@ -43,13 +43,20 @@ class Block:
         """As the hooks do it: look, then SGLang overwrites all that it showed."""
         shown = [self.tokens.clone(), self.seq_lens.clone(), self.logits.clone(), self.aux.clone()]
         tokens, seq_lens, logits, aux = shown
+        rows = steps.even_rows(captured, tokens.shape[1])
         taken = steps.collect_step_rows(
-            captured, tokens_BW=tokens, seq_lens_B=seq_lens, logits_NV=logits, aux_NH=aux, top_k=TOP_K
+            rows,
+            tokens_N=tokens.flatten(),
+            positions_S=chosen(seq_lens, captured.places),
+            logits_NV=logits,
+            aux_MH=aux,
+            top_k=TOP_K,
         )
         for tensor in shown:
             tensor.fill_(0)
-        accept_lens = chosen(self.accept_lens, captured.places, captured.batch_size).clone()
-        return steps.StepMessage(captured=captured, version=7).message({**taken, "accept_lens": accept_lens}, 1500)
+        accept_lens = chosen(self.accept_lens, captured.places).clone()
+        message = steps.StepMessage(rows=rows, versions=(7,) * len(captured.places))
+        return message.message({**taken, "accept_lens": accept_lens}, 1500)
 
 
 @given(each=st.lists(options, min_size=1, max_size=5), width=st.integers(1, 5), seed=st.integers(0, 1000))
@@ -86,9 +93,9 @@ def test_each_row_is_of_its_request_and_its_position(each: list[CaptureOptions |
 def test_the_header_says_whose_step_it_was() -> None:
     header, tensors = Block(3, 4, 0).captured(interest_of([None, CaptureOptions(), None]))
 
-    assert {name: header[name] for name in ("kind", "version", "batch_size", "duration_us")} == {
+    assert [request["version"] for request in header["requests"]] == [7]
+    assert {name: header[name] for name in ("kind", "batch_size", "duration_us")} == {
         "kind": "steps",
-        "version": 7,
         "batch_size": 3,
         "duration_us": 1500,
     }

@@ -1,22 +1,28 @@
-"""Messages from the plugin to the agent over a Unix socket: a JSON header and the bytes of tensors. Pure.
+"""Messages between the plugin in an engine and the agent, over a Unix socket: a JSON header and the bytes of tensors. Pure.
 
     frame   = length of header (u32, little endian), length of the rest (u64), header, tensors in order
     header  = {"kind": ..., "tensors": [[name, dtype, shape], ...], ...}
 
-hello    Once per connection: protocol, id (random per process), plugin, sglang, pid, steps (draft tokens per verify step),
-         aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is
-         captured; "" if it works).
-answer   The agent's only message, in reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
-steps    One verify step of a batch: number (of the message), dropped (messages so far), version (that drafted), batch_size,
-         duration_us, requests: [{rid, position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of the
-         first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
+From the plugin:
+
+hello    Once per connection: protocol, id (random per process), tap (version of this package), engine: {name, version}, pid,
+         ranks: {tensor, pipeline, data} (how many), device, hooks: {function: why it is not in place, "" if it is}, steps
+         (draft tokens per verify step), aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""),
+         problem (why nothing is captured; "" if it works).
+steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
+         [{rid, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of
+         the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
 prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. The
          last `teacher_rows` (0 or 1) of the request's `rows` (0: none were requested) have a teacher. `cached` positions
          before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again, with its output
          after its prompt.
 
+From the agent:
+
+answer   In reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
+
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
-[M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because SGLang's image determines its runtime version.
+[M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because the engine's image determines its runtime version.
 """
 
 import json
@@ -26,7 +32,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME = 1 << 30
 
 _LENGTHS = struct.Struct("<IQ")

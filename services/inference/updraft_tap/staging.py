@@ -5,7 +5,9 @@ pinned blocks. On a CPU they are passed on as they are, because they are already
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,21 @@ class Staged:
         if self._event is not None:
             self._event.synchronize()
         return self._tensors
+
+
+@dataclass(frozen=True, slots=True)
+class StagedMessage:
+    """Rows on their way from the device. `build` makes the message of them, on the channel's thread."""
+
+    staged: Staged
+    build: Callable[[dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.staged.num_bytes
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return self.build(self.staged.wait())
 
 
 def copy_stream(device: torch.device) -> torch.cuda.Stream | None:

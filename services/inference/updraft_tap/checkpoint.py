@@ -1,0 +1,69 @@
+"""Reads the folder of a draft: config.json and model.safetensors. Only the standard library and torch.
+
+The file may be cut off, huge or hostile, so every offset is checked against the file before it is used.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_MAX_HEADER = 100 << 20
+
+
+class UnreadableError(Exception):
+    """The folder holds no draft that can be read; the message says why."""
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors, which share one copy of the file. Raises UnreadableError."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        if not isinstance(config, dict):
+            raise UnreadableError("config.json is not an object")
+        return config, _tensors(data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def _tensors(data: bytearray) -> dict[str, Tensor]:
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(_MAX_HEADER, len(data) - 8):
+        raise UnreadableError("model.safetensors ends within its header")
+    header: dict[str, Any] = json.loads(bytes(data[8 : 8 + length]))
+    header.pop("__metadata__", None)
+    return {name: _tensor(name, entry, data, 8 + length) for name, entry in header.items()}
+
+
+def _tensor(name: str, entry: Mapping[str, Any], data: bytearray, base: int) -> Tensor:
+    dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    count = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise UnreadableError(f"{name} has the shape {shape}")
+        count *= size
+    if not 0 <= start <= end <= len(data) - base or end - start != count * dtype.itemsize:
+        raise UnreadableError(f"{name} does not fit model.safetensors")
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(data, dtype=torch.uint8, count=end - start, offset=base + start)
+    if (base + start) % dtype.itemsize:
+        raw = raw.clone()  # a view of another dtype must be aligned
+    return raw.view(dtype).view(shape)

@@ -1,0 +1,100 @@
+"""Hooks around an engine's functions: a check that each is in place, and a guard that keeps their errors from the engine.
+
+An engine that logs a hook that does not fit and continues without it would leave capture silently dead, so after startup
+`problems` checks what will be called.
+"""
+
+import inspect
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Hook = Callable[..., Any]
+"""Called with the original function and its arguments; calls the original once."""
+
+RAISES = 3
+"""A hook that raised this many times is not run any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A hook, the function that it wraps, the names under which that function is called, and its first parameters."""
+
+    target: str
+    hook: Hook
+    parameters: tuple[str, ...]
+    called_as: tuple[str, ...] = ()
+
+
+class Guard:
+    """Runs the bodies of hooks. Errors never reach the engine, and a body that keeps raising is unhooked.
+
+    `failed` is told each error, and `unhooked` the name of the body and a sentence, once.
+    """
+
+    def __init__(self, *, failed: Callable[[Exception], None], unhooked: Callable[[str, str], None]) -> None:
+        self._failed = failed
+        self._unhooked = unhooked
+        self._raised: Counter[str] = Counter()
+
+    def __call__(self, name: str, body: Callable[..., Any], *args: Any) -> Any:
+        """The value of `body(*args)`; None if it raised or is unhooked."""
+        if self._raised[name] >= RAISES:
+            return None
+        try:
+            return body(*args)
+        except Exception as error:  # noqa: BLE001  (it would crash the server)
+            self._raised[name] += 1
+            self._failed(error)
+            if self._raised[name] == RAISES:
+                reason = f"{type(error).__name__}: {error}"
+                self._unhooked(name, f"the hook {name} raised {RAISES} times and is unhooked, the last: {reason}")
+            return None
+
+
+def resolved(name: str) -> Any:
+    """The object that a dotted name refers to now."""
+    return pkgutil.resolve_name(name)
+
+
+def states(bindings: Sequence[Binding]) -> dict[str, str]:
+    """By target, a sentence why the hook is not in place; "" if it is."""
+    return {binding.target: _first_problem(binding) for binding in bindings}
+
+
+def problems(bindings: Sequence[Binding]) -> Iterator[str]:
+    """A sentence for each hook that is not in place."""
+    return filter(None, map(_first_problem, bindings))
+
+
+def _first_problem(binding: Binding) -> str:
+    names = (binding.target, *binding.called_as)
+    return next(filter(None, (_problem(name, binding) for name in names)), "")
+
+
+def _problem(name: str, binding: Binding) -> str:
+    try:
+        function = resolved(name)
+    except (ImportError, AttributeError) as error:
+        return f"{name} does not exist: {error}"
+    layers = list(_layers(function))
+    parameters = tuple(inspect.signature(layers[-1]).parameters)[: len(binding.parameters)]
+    if parameters != binding.parameters:
+        return f"{name} takes {', '.join(parameters)}; expected {', '.join(binding.parameters)}"
+    if not any(_holds(layer, binding.hook) for layer in layers):
+        return f"{name} is not hooked"
+    return ""
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """The function and all functions that it wraps, outermost first."""
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _holds(layer: Any, hook: Hook) -> bool:
+    """Whether the wrapper calls our hook, which is in its closure."""
+    return any(cell.cell_contents is hook for cell in getattr(layer, "__closure__", None) or ())

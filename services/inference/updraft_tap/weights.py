@@ -1,0 +1,158 @@
+"""What every engine's weight loader checks before its first write, and the proof of what an engine serves. Pure.
+
+A checkpoint of Updraft is an EAGLE-3 draft of one layer with its own head and vocabulary. Engines join some of its tensors
+(q, k and v; gate and up); `joined` gives them the names and the shapes that an engine's parameters have.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_tap import checkpoint
+
+VOCABULARY = ("d2t", "t2d")
+_SHAPE_KEYS = ("vocab_size", "draft_vocab_size", "hidden_size", "target_hidden_size", "intermediate_size")
+_HEAD_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "updraft")
+_JOINED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
+class RefusedError(Exception):
+    """The draft cannot be served. The previous one stays, unless the message says otherwise.
+
+    The refusal may be temporary, because the agent has already validated the folder.
+    """
+
+
+class ServedVersion:
+    """The draft that was loaded last; version 0 and "" for the one that the server started with."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.digest = ""
+
+
+def read(folder: Path, serving: Any, aux: int) -> dict[str, Tensor]:
+    """The tensors of a folder with the shapes of the served draft: `serving` is its config, `aux` its input's width.
+
+    Raises RefusedError.
+    """
+    try:
+        config, tensors = checkpoint.read(folder)
+    except checkpoint.UnreadableError as error:
+        raise RefusedError(f"cannot read the draft in {folder}: {error}") from error
+    _check_config(serving, config)
+    _check_shapes(serving, aux, tensors)
+    _check_values(tensors)
+    token_ids = target_ids(tensors["d2t"])
+    if token_ids.min() < 0 or token_ids.max() >= serving.vocab_size:  # a GPU would stop at the first such token
+        raise RefusedError("d2t maps to tokens that the target does not have")
+    return tensors
+
+
+def target_ids(d2t: Tensor) -> Tensor:
+    """The target's token of each draft token, int64 [V]."""
+    return d2t + torch.arange(len(d2t))
+
+
+def expected_shapes(config: Any, aux: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint of Updraft, from the served draft's config and input width."""
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.draft_vocab_size
+    head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    heads, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    layer = {
+        "self_attn.q_proj": (heads, 2 * hidden),
+        "self_attn.k_proj": (kv, 2 * hidden),
+        "self_attn.v_proj": (kv, 2 * hidden),
+        "self_attn.o_proj": (hidden, heads),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "hidden_norm": (hidden,),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    return {
+        "fc.weight": (hidden, aux),
+        "norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+        "d2t": (vocab,),
+        "t2d": (config.vocab_size,),
+        **{f"midlayer.{name}.weight": shape for name, shape in layer.items()},
+    }
+
+
+def served_name(name: str) -> str:
+    """The parameter of an engine's draft that contains a tensor of the checkpoint."""
+    parts = name.replace("midlayer.", "layers.0.").split(".")
+    return ".".join(_JOINED.get(part, part) for part in parts)
+
+
+def joined(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a checkpoint by `served_name`, in the engine's dtype; of joined ones q, k, v and gate, up in order."""
+    parts: dict[str, list[Tensor]] = {}
+    for name in expected_order(tensors):
+        parts.setdefault(served_name(name), []).append(tensors[name].to(dtype))
+    return {name: torch.cat(each) if len(each) > 1 else each[0] for name, each in parts.items()}
+
+
+def expected_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the weights, those that are joined in the order of joining."""
+    order = list(_JOINED)
+    return sorted(
+        tensors.keys() - set(VOCABULARY),
+        key=lambda name: next((i for i, part in enumerate(order) if part in name), -1),
+    )
+
+
+def digest(weights: Mapping[str, Tensor], d2t: Tensor) -> str:
+    """Of what an engine serves: SHA-256 over names, dtypes, shapes and bytes of its weights and its map, on any device."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted({**weights, "d2t": d2t}.items()):
+        held = tensor.detach().cpu().contiguous()
+        hashed.update(f"{name} {held.dtype} {tuple(held.shape)}\n".encode())
+        hashed.update(held.view(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{hashed.hexdigest()}"
+
+
+def _check_config(serving: Any, config: Mapping[str, Any]) -> None:
+    for key in (*_SHAPE_KEYS, *_HEAD_KEYS):
+        now, then = getattr(serving, key, None), config.get(key)
+        if now is not None and then is not None and now != then:
+            raise RefusedError(f"{key} is {then} in the draft's config.json, but {now} in the served draft")
+
+
+def _check_shapes(serving: Any, aux: int, tensors: Mapping[str, Tensor]) -> None:
+    expected = expected_shapes(serving, aux)
+    if tensors.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        raise RefusedError(f"the draft lacks {missing} and has unknown {unknown}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise RefusedError(f"{name} has shape {tuple(tensors[name].shape)}, but the served draft needs {shape}")
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        is_map = name in VOCABULARY
+        if not is_map and not tensor.is_floating_point():
+            raise RefusedError(f"{name} has the type {tensor.dtype}, but must have a floating-point one")
+        if name == "d2t" and tensor.dtype != torch.int64:
+            raise RefusedError(f"d2t has the type {tensor.dtype}, but must be int64")
+        if tensor.is_floating_point() and not _is_finite(tensor):
+            raise RefusedError(f"{name} has values that are not finite")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    least, most = tensor.aminmax()  # one pass, no copy; NaN propagates
+    return math.isfinite(least) and math.isfinite(most)
