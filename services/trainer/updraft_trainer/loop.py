@@ -164,14 +164,16 @@ class Trainer:
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
         end_s = clock.monotonic()
-        self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        if report.num_rows:
+            self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        else:
+            self._components.demand.paused()
         metrics.step_seconds.observe(end_s - start_s)
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
         if report.is_skipped:
             metrics.skipped_steps.inc()
-            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.learner.step})
         metrics.steps.inc(self.learner.step - step)
         return True
 

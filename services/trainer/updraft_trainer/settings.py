@@ -67,6 +67,9 @@ class TrainerSettings(Settings):
     recompute: bool = False
     """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
     and long requests need far less memory."""
+    compile: bool = False
+    """Compile the operations between large products (torch.compile), which takes up to minutes at the start; the log says how
+    long. Needs a C++ compiler on a CPU, and Triton on a GPU. Where it does not work, training goes on without it."""
     sharding: Sharding = "auto"
     """For a trainer of many ranks: replicate keeps all of the optimizer's state on each, shard divides it among them. auto
     divides it if the learner would otherwise take more than a quarter of the device's memory. They learn the same."""
@@ -116,8 +119,9 @@ class TrainerSettings(Settings):
     seed: int = 0
     """Random seed for initial weights and the choice of samples."""
 
-    batch_samples: int = Field(default=4, ge=1)
-    """Samples per optimizer step."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Captured tokens per optimizer step, with those of prompts: as many requests as come closest to it. A longer request may
+    be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
@@ -175,7 +179,7 @@ class TrainerSettings(Settings):
     @property
     def compute(self) -> Compute:
         """Conflict if the device is not there."""
-        compute = Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute)
+        compute = Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute, compiles=self.compile)
         return replace(compute, sharding=self.sharding)
 
     @property

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
-from updraft_draft.network import DraftNetwork, initial_network
+from updraft_draft.network import DraftNetwork, Part, initial_network, plain
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
@@ -29,6 +29,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
+from updraft_trainer.learning.compiled import silence, warmed_up
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.gradients import Share, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
@@ -46,6 +47,8 @@ over at least 20 after a start from a good draft, whose acceptance falls during 
 
 MIN_MORE_TOKENS = 0.01
 """Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""
+
+_WARM_UP_ROWS = (40, 72)
 
 MAX_BAD_STEPS = 3
 """Consecutive steps with a non-finite loss or gradient after which the last good weights are restored."""
@@ -73,8 +76,8 @@ class Hyperparameters:
 class StepReport:
     """The result of one optimizer step, the same on all ranks.
 
-    `is_skipped`: loss or gradient was not finite, so nothing changed. `left_out`: ranks of which that was so, without which
-    the step was done.
+    `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
+    loss or gradient was not finite, without which the step was done.
     """
 
     loss: float
@@ -103,10 +106,12 @@ class Learner:
         self._compute = compute or Compute()
         self._ranks = self._compute.ranks
         self._pack_tokens = self._compute.pack_tokens
+        self._part: Part | None = None if self._compute.compiles else plain
         self._text_loss = _text_loss(hyper)
         self._target = target
+        self._embedding = target.embedding.to(self._compute.device)
         self.network = self._on_device(self._initial(config, token_ids, seed))
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         self._trained = [p for p in self.network.parameters() if p.requires_grad]
         is_sharded = self._compute.is_sharded(sum(one.numel() for one in self._trained))
         self._optimizer = DraftOptimizer(self._trained, self._ranks, is_sharded=is_sharded)
@@ -122,7 +127,7 @@ class Learner:
         self._optimizer.reset()
         self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         self._start_average()
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
@@ -146,13 +151,16 @@ class Learner:
 
         Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
         """
+        self._part = self._part or warmed_up(self._warm_up)
         total = self._gradients(samples)
-        if total.num_rows == 0:
-            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        norm_ = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
-        loss, norm = torch.stack([total.loss, norm_]).tolist()
-        report = StepReport(loss=loss, grad_norm=norm, num_rows=total.num_rows, left_out=total.left_out)
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if total is None or not total.num_rows:
+            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
+        # A single rank waits for its GPU here, and nowhere else in a step.
+        loss, grad_norm = torch.stack([total.loss.to(norm), norm]).tolist()
+        report = StepReport(loss=loss, grad_norm=grad_norm, num_rows=total.num_rows, left_out=total.left_out)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.step})
             self._skip()
             return replace(report, is_skipped=True)
         self._warn_of(report)
@@ -230,7 +238,7 @@ class Learner:
         self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self._optimizer.forget(self.network.lm_head.weight)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
-        self._vocabulary = self._use_head()
+        self._use_vocabulary()
         self._start_average()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
@@ -241,11 +249,11 @@ class Learner:
         head.requires_grad_(requires_grad=self.hyper.trains_head)
         if not self.hyper.trains_head:
             head.weight.data = head.weight.data.to(compute.dtype)
-        network.share(network.embedding.to(compute.device))
+        network.share(self._embedding)
         return network.to(compute.device)
 
-    def _use_head(self) -> DraftVocabulary:
-        """The teacher's vocabulary. It has the draft's own head if that is the target's and is not trained."""
+    def _use_vocabulary(self) -> None:
+        """Teach the network's vocabulary. The teacher has the draft's own head if that is the target's and is not trained."""
         c, compute = self._target.config, self._compute
         vocabulary = DraftVocabulary.of(
             self._target.head,
@@ -256,7 +264,8 @@ class Learner:
         ).to(compute.device)
         head = self.network.lm_head.weight
         is_shared = not head.requires_grad and torch.equal(head, vocabulary.head)
-        return replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._vocabulary = replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._known = self.network.t2d.cpu()  # so that no step waits for it
 
     def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
         target = self._target
@@ -301,8 +310,8 @@ class Learner:
             self._optimizer.reset()
             self._num_bad = 0
 
-    def _gradients(self, samples: list[Sample]) -> Total:
-        """Set the gradients of the mean loss over the samples of all ranks."""
+    def _gradients(self, samples: list[Sample]) -> Total | None:
+        """Set the gradients of the mean loss over the samples of all ranks; None if they have no row to train on."""
         self._optimizer.zero_grad()
         counts = self._counts(samples)
         batches = self._batches(samples, counts)
@@ -311,12 +320,11 @@ class Learner:
         self._ranks.sum([weights])
         text, discarded = weights.tolist()
         if not text[0]:
-            return Total(loss=torch.zeros(()), num_rows=0)
+            return None
         scales = self._scales(text, 1.0), self._scales(discarded, self.hyper.discard_weight)
         loss = self._passes(batches, samples, counts, scales)
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
-        nothing = torch.zeros((), device=self._compute.device)
-        share = Share(loss=nothing) if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
+        share = Share() if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
         return summed(self._ranks, self._trained, share, text[0])
 
     def _passes(
@@ -351,11 +359,7 @@ class Learner:
         compute = self._compute
         loss = torch.zeros((), device=compute.device)
         for batch in (one.to(compute.device) for one in batches):
-            objectives = [
-                Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
-                Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
-            ]
-            loss += self._backward(batch, [one for one in objectives if len(one.rows)])
+            loss += self._backward(batch, scales)
         return loss
 
     def _counts(self, samples: Sequence[Sample]) -> list[float]:
@@ -370,10 +374,10 @@ class Learner:
         hyper = self.hyper
         turn = self.step if hyper.discard_weight else None
         sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
-        known, batches = self.network.t2d.cpu(), list[Batch | None]()
+        batches = list[Batch | None]()
         for group in grouped(sizes, self._pack_tokens):
             packer = Packer(
-                num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
+                num_steps=hyper.ttt_steps, known=self._known, correction_weight=hyper.correction_weight, turn=turn
             )
             for index in group:
                 packer.add(samples[index], counts[index])
@@ -391,13 +395,29 @@ class Learner:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(totals)]
 
-    def _backward(self, batch: Batch, objectives: Sequence[Objective]) -> Tensor:
+    def _warm_up(self, part: Part) -> None:
+        """Passes over texts of two lengths, and over a branch if any will be; nothing is learnt of them."""
+        ones = [1.0] * self.hyper.ttt_steps
+        for num_rows in _WARM_UP_ROWS:
+            sample = silence(
+                self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
+            )
+            for batch in self._batches([sample], [1.0]):
+                self._backward(batch.to(self._compute.device), (ones, ones), part)
+        self._optimizer.zero_grad()
+
+    def _backward(self, batch: Batch, scales: Scales, part: Part | None = None) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
-        network, compute = self.network, self._compute
+        network, compute, part = self.network, self._compute, part or self._part or plain
+        objectives = [
+            Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
+            Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
+        ]
         with compute.autocast():
-            states = network.unroll_packed(batch.aux.to(compute.dtype), batch.layout, recompute=compute.recompute)
-            normed = [network.norm(state) for state in states]
-            losses = [head_loss(normed, network.lm_head.weight, one, self._vocabulary) for one in objectives]
+            aux = batch.aux.to(compute.dtype)
+            states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, part=part)
+            normed, head = [network.norm(state) for state in states], network.lm_head.weight
+            losses = [head_loss(normed, head, one, self._vocabulary, part) for one in objectives if len(one.rows)]
         loss = torch.stack(losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.detach()
