@@ -92,17 +92,18 @@ def _text_part(q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Ten
 
 def _products(x: Tensor, one: Tensor) -> Tensor:
     """x [U, H, E] times the one key or value [U, K, E] that each row has, summed over E: float32 [U, H]."""
-    return torch.linalg.vecdot(_grouped(x, one), one.float().unsqueeze(2)).flatten(1)
+    products: Tensor = torch.linalg.vecdot(_grouped(x, one), one.float().unsqueeze(2))
+    return products.flatten(1)
 
 
 def _grouped(x: Tensor, key: Tensor) -> Tensor:
     """[U, H, E] -> float32 [U, K, G, E]."""
-    return x.float().reshape(len(x), key.shape[1], -1, x.shape[-1])
+    return x.float().reshape(len(x), key.shape[1], x.shape[1] // key.shape[1], x.shape[-1])
 
 
 def _factors(x_UH: Tensor, key: Tensor) -> Tensor:
     """One factor per head: [U, H] -> [U, K, G, 1]."""
-    return x_UH.reshape(len(x_UH), key.shape[1], -1, 1)
+    return x_UH.reshape(len(x_UH), key.shape[1], x_UH.shape[1] // key.shape[1], 1)
 
 
 def _with_own(out: Tensor, lse: Tensor, q: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

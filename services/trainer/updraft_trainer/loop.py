@@ -63,7 +63,7 @@ _LONG_S = 10.0
 class TrainingOptions:
     """See the settings of the same names."""
 
-    batch_samples: int
+    batch_tokens: int | None
     max_uses: int
     schedule: TrainingSchedule
     thresholds: PublishThresholds
@@ -150,7 +150,7 @@ class Trainer:
         start_s = clock.monotonic()
         samples = self._components.replay.training_batch(
             self.history.uses,
-            count=options.batch_samples,
+            num_tokens=options.batch_tokens,
             max_uses=options.max_uses,
             rng=self._rng,
             num_waiting=options.thresholds.min_samples,

@@ -30,6 +30,7 @@ from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.learning.compute import BATCH_TOKENS
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
@@ -193,7 +194,7 @@ async def _train(
         initial = initial or await start(spec, components.registry, components.replay, stop)
     if initial is not None:
         options = TrainingOptions(
-            batch_samples=config.batch_samples,
+            batch_tokens=config.batch_tokens or BATCH_TOKENS[spec.compute.device.type],
             max_uses=config.max_uses,
             schedule=config.schedule,
             thresholds=config.thresholds,
