@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,32 @@ def _teacher(states: torch.Tensor, vocab_size: int, kind: str) -> Teacher:
 
 
 def _steps_on_request(arguments: argparse.Namespace) -> None:
-    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss."""
+    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss.
+
+    `N START STEP` takes each STEP-th sample of batch N from START on. With torchrun's variables this is one of many ranks.
+    """
     folder = harness.model()
     target, batches = read_head(folder), recorded(arguments.batches)
     config = target.draft()
     token_ids = choose_vocabulary(
         [sample for batch in batches for sample in batch], target, size=config.draft_vocab_size
     )
-    learner = Learner(target, config, token_ids, Hyperparameters())
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if "WORLD_SIZE" in os.environ:
+            from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
+            from updraft_trainer.learning.ranks import joined  # noqa: PLC0415 - nor this
+
+            ranks = stack.enter_context(joined(os.environ, torch.device("cpu")))
+            options = {"compute": Compute().together(ranks)}
+        _answer(Learner(target, config, token_ids, Hyperparameters(), **options), batches)
+
+
+def _answer(learner: Learner, batches: list[list[Sample]]) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
-        batch = batches[int(line)]
+        number, *part = map(int, line.split())
+        batch = batches[number][part[0] :: part[1]] if part else batches[number]
         started_s = time.perf_counter()
         report = learner.train(batch)
         seconds = time.perf_counter() - started_s
