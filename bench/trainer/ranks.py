@@ -7,13 +7,10 @@ Ranks are processes that sum gradients by gloo. Arms take turns, one step at a t
 """
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench import harness
@@ -32,13 +29,14 @@ class Comparison:
     samples: list[dict[str, Any]]
 
 
-def measure(rounds: int) -> Comparison:
+def measure(command: Sequence[str], variables: Mapping[str, str], rounds: int) -> Comparison:
+    """`command` starts a worker, with these environment variables."""
     ratios: dict[str, list[float]] = {arm: [] for arm in ARMS}
     samples = list[dict[str, Any]]()
     with ExitStack() as stack:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        alone = _started(stack, rounds, {})
-        ranks = [_started(stack, rounds, environment(rank, 2, store.port)) for rank in range(2)]
+        alone = _started(stack, command, variables)
+        ranks = [_started(stack, command, {**variables, **environment(rank, 2, store.port)}) for rank in range(2)]
         for worker in (alone, *ranks):
             _wait_for(worker)
         for number in range(-1, rounds):
@@ -59,14 +57,8 @@ def _seconds(steps: Sequence[dict[str, Any]], combined: Any) -> float:
     return float(combined(step["seconds"] for step in steps))
 
 
-def _started(stack: ExitStack, rounds: int, variables: dict[str, str]) -> "subprocess.Popen[str]":
-    worker = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("worker.py")), "--batches", str(rounds), "--threads", "1"],
-        env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])} | variables,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def _started(stack: ExitStack, command: Sequence[str], variables: Mapping[str, str]) -> "subprocess.Popen[str]":
+    worker = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     stack.callback(worker.wait)
     stack.callback(worker.kill)
     return worker
