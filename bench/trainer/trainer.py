@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bench import harness
 from bench.harness import Line, Measurements
-from bench.trainer import costs, recordings, speculators_environment
+from bench.trainer import costs, ranks, recordings, speculators_environment
 from bench.trainer.exactness import worst_error
 from bench.width.learning import write_target
 from bench.width.traffic import Width
@@ -55,7 +55,7 @@ class Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = ["exactness", "memory", "speed", "speculators", "costs"]
+    parts = ["exactness", "memory", "speed", "speculators", "costs", "ranks"]
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--shapes", choices=list(MEMORY), nargs="+", default=list(MEMORY))
     parser.add_argument("--teachers", choices=["hidden", "top-k"], nargs="+", default=["hidden", "top-k"])
@@ -72,6 +72,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         "speed": _speed,
         "speculators": _speculators,
         "costs": _costs,
+        "ranks": _ranks,
     }
     with tempfile.TemporaryDirectory() as scratch:
         done = [part(arguments, Path(scratch)) for name, part in parts.items() if name in arguments.only]
@@ -201,6 +202,19 @@ def _costs(arguments: argparse.Namespace, _: Path) -> Figures:
     for cost in figures:
         table.add_row(cost.name, f"{cost.ratio:.2f}", cost.of)
     return Figures(samples=[{"cost": asdict(cost)} for cost in figures], table=table)
+
+
+def _ranks(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    """Two ranks with one thread each, and one process with one thread."""
+    table = output.table("two ranks over one, one thread each", ">tokens per second", ">quartiles")
+    with _roots("", scratch) as roots:
+        command = _command(*_options(arguments, scratch), "--threads", "1")
+        compared = ranks.measure(command, _environment(roots), arguments.rounds)
+    for arm, ratio in compared.ratios.items():
+        table.add_row(arm, f"{ratio.median:.2f}x", str(ratio))
+    ratio = compared.ratios[ranks.ARMS[0]]
+    bar = results.at_least(f"tokens per second of two ranks over one, {ranks.ARMS[0]}", ratio.median, 1.7, "x")
+    return Figures(lines=[Line(bar, ratio)], samples=compared.samples, table=table)
 
 
 def _options(arguments: argparse.Namespace, scratch: Path) -> list[str]:

@@ -5,9 +5,11 @@ It uses only what has always been there: `read_head`, `Sample`, `Learner(target,
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +118,29 @@ def _teacher(states: torch.Tensor, vocab_size: int, kind: str) -> Teacher:
 
 
 def _steps_on_request(arguments: argparse.Namespace) -> None:
-    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss."""
+    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss.
+
+    `N START STEP` takes each STEP-th sample of batch N from START on. With torchrun's variables this is one of many ranks.
+    """
     target, batches = read_head(arguments.target), read(arguments.samples)
     config = target.draft()
     token_ids = choose_vocabulary([one for batch in batches for one in batch], target, size=config.draft_vocab_size)
-    learner = Learner(target, config, token_ids, Hyperparameters())
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if "WORLD_SIZE" in os.environ:
+            from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
+            from updraft_trainer.learning.ranks import joined  # noqa: PLC0415 - nor this
+
+            ranks = stack.enter_context(joined(os.environ, torch.device("cpu")))
+            options = {"compute": Compute().together(ranks)}
+        _answer(Learner(target, config, token_ids, Hyperparameters(), **options), batches)
+
+
+def _answer(learner: Learner, batches: list[list[Sample]]) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
-        batch = batches[int(line)]
+        number, *part = map(int, line.split())
+        batch = batches[number][part[0] :: part[1]] if part else batches[number]
         started_s = time.perf_counter()
         report = learner.train(batch)
         seconds = time.perf_counter() - started_s
