@@ -55,7 +55,7 @@ class Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = ["exactness", "memory", "speed", "speculators", "costs", "ranks"]
+    parts = ["exactness", "memory", "speed", "speculators", "costs", "ranks", "save"]
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--shapes", choices=list(MEMORY), nargs="+", default=list(MEMORY))
     parser.add_argument("--teachers", choices=["hidden", "top-k"], nargs="+", default=["hidden", "top-k"])
@@ -73,6 +73,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         "speculators": _speculators,
         "costs": _costs,
         "ranks": _ranks,
+        "save": _save,
     }
     with tempfile.TemporaryDirectory() as scratch:
         done = [part(arguments, Path(scratch)) for name, part in parts.items() if name in arguments.only]
@@ -215,6 +216,24 @@ def _ranks(arguments: argparse.Namespace, scratch: Path) -> Figures:
     ratio = compared.ratios[ranks.ARMS[0]]
     bar = results.at_least(f"tokens per second of two ranks over one, {ranks.ARMS[0]}", ratio.median, 1.7, "x")
     return Figures(lines=[Line(bar, ratio)], samples=compared.samples, table=table)
+
+
+def _save(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    """The state of an 8B target's draft; the target's own vocabulary is small, because no state has it."""
+    target = write_target(scratch / "target-save", Width(hidden=4_096, vocabulary=32_000, tokens_per_s=1.0))
+    options = ["--target", str(target), "--folder", str(scratch / "states"), "--threads", str(arguments.threads)]
+    command = [sys.executable, str(Path(__file__).with_name("saving.py")), *options]
+    with _roots("", scratch) as roots:
+        process = subprocess.run(command, env=_environment(roots), stdout=subprocess.PIPE, text=True, check=True)
+    *saves, load = (json.loads(line) for line in process.stdout.splitlines())
+    name = f"the state of a draft, D 4,096, V_d 32,000: {load['state_gb']:.2f} GB"
+    table = output.table(name, ">seconds", ">of these training stands still", ">extra memory")
+    for save in saves:
+        pause_s = save.get("pause_s", save["seconds"])
+        cells = (f"{save['seconds']:.1f}", f"{pause_s:.1f}", f"{save['extra_gb']:.2f} GB")
+        table.add_row(Text(f"save, {save['save']}"), *cells)
+    table.add_row(Text("load"), f"{load['load_s']:.1f}", "", "")
+    return Figures(samples=[{"save": 0, **one} for one in (*saves, load)], table=table)
 
 
 def _options(arguments: argparse.Namespace, scratch: Path) -> list[str]:

@@ -409,11 +409,11 @@ def _trainer_memory(target: SizedTarget, draft: SizedDraft, state: Size, version
     head = 4 * target.hidden_size * target.vocab_size
     kept = _KEPT_BYTES * _PASS_ROWS * draft.hidden_size
     return Size(
-        amount=26 * trained + 2 * frozen + head + kept + state.amount + 2 * version.amount + cache.amount,
+        amount=26 * trained + 6 * frozen + head + kept + state.amount + 2 * version.amount + cache.amount,
         reason=(
             "about: weights, gradients, moments and averages in float32, weights in bfloat16, the state that is being saved,"
-            f" the target's embedding and head, a pass of {_PASS_ROWS:,} rows, the candidate and the serving draft, and decoded"
-            " requests"
+            f" two copies of a file of it, the target's embedding and head, a pass of {_PASS_ROWS:,} rows, the candidate and"
+            " the serving draft, and decoded requests"
         ),
         settings=("spec.trainer.resources",),
     )

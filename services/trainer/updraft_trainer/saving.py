@@ -62,10 +62,14 @@ class Saver:
 
     async def save(self) -> None:
         """Write everything durably that a restart needs, after a save that is under way."""
-        if self._saving is not None:
-            await self._saving
+        await self.written()
         otherwise = "the next start resumes from the last saved state"
         await asyncio.to_thread(lambda: self._try_to_write(self._take(), self._progress(), otherwise))
+
+    async def written(self) -> None:
+        """Return once no save is under way."""
+        if self._saving is not None:
+            await self._saving
 
     async def _start(self) -> None:
         """Copy the state and write it in a thread of its own."""

@@ -158,8 +158,7 @@ async def test_a_full_disk_is_counted_and_the_state_before_is_loaded_until_there
         clock.advance(MOST_S)
         learning.step += 1
         await saver.save_if_due()
-        assert saver._saving is not None
-        await saver._saving
+        await saver.written()
 
     await next_save()
     with file_size_limit(100):
