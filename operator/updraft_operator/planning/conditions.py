@@ -10,7 +10,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, registry_limit, registry_needs
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
-from updraft_operator.planning import lineage
+from updraft_operator.planning import lineage, trainers
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import (
@@ -160,9 +160,11 @@ def _failing(pods: tuple[PodState, ...], summary: str = "") -> Iterator[Assessme
 
 def _over_quota(observed: Observed, part: str) -> Iterator[Assessment]:
     """QuotaExceeded if a ResourceQuota refused an object of the part."""
-    of_part = {names.child(observed.name, part), *([observed.name] if part == names.SERVING else [])}
+    own = names.child(observed.name, part)
+    of_part = {own, *([observed.name] if part == names.SERVING else [])}
     for refusal in observed.refusals:
-        if refusal.reason == "QuotaExceeded" and refusal.ref.name in of_part:
+        is_of_part = refusal.ref.name in of_part or refusal.ref.name.startswith(names.claim(f"{own}-"))
+        if refusal.reason == "QuotaExceeded" and is_of_part:
             yield _false(refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
 
 
@@ -191,10 +193,16 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
     if reason := lineage.waits(observed):
         yield _false("WaitingForDraft", reason)
-    if any(pod.is_ready for pod in pods):
-        yield _true("Training", "the trainer is running")
-    yield from _failing(pods)
+    if not trainers.is_served(observed):
+        yield _false("WorkloadNotServed", "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve")
+    waiting = trainers.waiting_pods(observed)
+    if not waiting:
+        yield _true("Training", trainers.devices(observed))
+    yield from _failing(trainers.causes(pods))
     yield from _over_quota(observed, names.TRAINER)
+    if spec.trainer.nodes > 1:
+        met = f"{spec.trainer.nodes - len(waiting)} of {spec.trainer.nodes} pods are ready"
+        yield _false("WaitingForRanks", f"{met}; training goes on once {', '.join(waiting)} have met the others")
     yield _false("Starting", "the trainer's pod is not ready yet")
 
 

@@ -29,7 +29,9 @@ from updraft_operator.planning.observed import (
 _OTHER = "other"
 """The domain of all traffic outside the largest ones."""
 
-_TRAINER_STATES = ("Training", "Starting", "Suspended", "Disabled")
+_TRAINER_STATES = {name: name for name in ("Training", "Starting", "Suspended", "Disabled")} | {
+    "WaitingForRanks": "Starting"
+}
 
 
 def status(observed: Observed, now: datetime) -> Status:
@@ -137,7 +139,7 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
     before = observed.speculator.status.trainer
     last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
     return TrainerStatus(
-        state=ready.reason if ready.reason in _TRAINER_STATES else "Failing",
+        state=_TRAINER_STATES.get(ready.reason, "Failing"),
         last_publish_time=last or (before.last_publish_time if before else None),
         message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
     )
