@@ -198,6 +198,8 @@ def _landmarks(learning: pb.Learning) -> pb.Learning:
         steps=min(1, learning.steps + learning.estimates),
         samples_to_start=int(is_short),
         too_small="something" if learning.too_small else "",
+        device=learning.device,
+        world_size=learning.world_size,
     )
 
 

@@ -37,6 +37,7 @@ from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
 from updraft_trainer.publishing.estimate import against
 from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
@@ -48,6 +49,7 @@ from updraft_trainer.publishing.schedule import (
     is_estimate_due,
     is_fit_due,
     is_save_due,
+    next_estimate,
 )
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Components:
     publisher: Publisher
     states: States
     record: LearningRecord
+    monitor: Monitor
     demand: DemandMeter
     metrics: Metrics
     clock: Clock
@@ -130,6 +133,7 @@ class Trainer:
         await self.save()
 
     async def _run(self, stop: Stop) -> None:
+        self._components.monitor.begin()
         while not stop.requested:
             if (state := self._components.registry.state) is not None:
                 self._report.follow(state.stable, state.candidate)
@@ -142,19 +146,28 @@ class Trainer:
             await self.save_if_due()
             if not has_trained:
                 self._report.idle(self.learner.step)
-                await stop.wait(_IDLE_S)
+                with self._components.monitor.phase("waiting"):
+                    await stop.wait(_IDLE_S)
+            self._note_turn()
+
+    def _note_turn(self) -> None:
+        components, now = self._components, self._progress()
+        components.monitor.turn(self.learner)
+        steps, seconds = next_estimate(now, self._estimated, self._options.schedule, duration_s=self._estimate_s)
+        components.record.next_estimate(steps, components.clock.now() + seconds)
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""
-        options, metrics, clock = self._options, self._components.metrics, self._components.clock
+        options, clock = self._options, self._components.clock
         start_s = clock.monotonic()
-        samples = self._components.replay.training_batch(
-            self.history.uses,
-            count=options.batch_samples,
-            max_uses=options.max_uses,
-            rng=self._rng,
-            num_waiting=options.thresholds.min_samples,
-        )
+        with self._components.monitor.phase("data"):
+            samples = self._components.replay.training_batch(
+                self.history.uses,
+                count=options.batch_samples,
+                max_uses=options.max_uses,
+                rng=self._rng,
+                num_waiting=options.thresholds.min_samples,
+            )
         if not samples:
             self._components.demand.paused()
             return False
@@ -165,14 +178,11 @@ class Trainer:
             self.history.count_use(sample.trace_id)
         end_s = clock.monotonic()
         self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
-        metrics.step_seconds.observe(end_s - start_s)
-        metrics.trained_rows.inc(report.num_rows)
-        metrics.loss.set(report.loss)
-        metrics.grad_norm.set(report.grad_norm)
         if report.is_skipped:
-            metrics.skipped_steps.inc()
             logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.learner.step})
-        metrics.steps.inc(self.learner.step - step)
+        self._components.monitor.stepped(
+            self.learner, report, num_steps=self.learner.step - step, duration_s=end_s - start_s
+        )
         return True
 
     async def evaluate(self) -> Candidate | None:
@@ -214,10 +224,11 @@ class Trainer:
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
-        if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
-            logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
-        logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
-        draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
+        with self._components.monitor.phase("fit"):
+            if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
+                logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
+            logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
+            draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
         self._components.metrics.fit_seconds.observe(self._components.clock.monotonic() - start_s)
         if draft is None:
             self._report.done()
@@ -275,9 +286,10 @@ class Trainer:
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
         components = self._components
         start_s = components.clock.monotonic()
-        candidate = await asyncio.to_thread(
-            components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
-        )
+        with components.monitor.phase("estimate"):
+            candidate = await asyncio.to_thread(
+                components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
+            )
         await asyncio.to_thread(memory.release)
         if candidate.unknown_share is not None:
             components.metrics.unknown_tokens.set(candidate.unknown_share)
@@ -287,7 +299,8 @@ class Trainer:
     async def _compare_with_trained(self, candidate: Candidate) -> None:
         """How much of what it accepts was learned by heart."""
         components, gain = self._components, candidate.estimate.gain(self._options.thresholds.confidence)
-        trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
+        with components.monitor.phase("estimate"):
+            trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
         if trained is not None:
             components.metrics.trained_length.set(trained)
         if trained is not None and gain is not None:
@@ -327,7 +340,8 @@ class Trainer:
         publisher, metrics = self._components.publisher, self._components.metrics
         self._report.busy("it is being uploaded")
         try:
-            response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
+            with self._components.monitor.phase("publish"):
+                response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
         except Unavailable as error:
             metrics.publishes.labels("unavailable").inc()
             self._report.done()
@@ -359,7 +373,8 @@ class Trainer:
             self._saving.result()
         self._is_save_owed = False
         progress = self._progress()
-        state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
+        with self._components.monitor.phase("save"):
+            state = await asyncio.to_thread(lambda: copy.deepcopy(self._state()))
         self._saving = asyncio.get_running_loop().run_in_executor(None, self._try_to_write, state, progress)
 
     def _state(self) -> State:
@@ -381,6 +396,7 @@ class Trainer:
         self._components.states.save(state)
         self._saved, self._save_s = progress, clock.monotonic() - start_s
         self._components.metrics.checkpoint_seconds.observe(self._save_s)
+        self._components.record.last_save_s = self._components.clock.now()
         logger.info("Saved", extra={"step": progress.step, "samples": state.history.num_samples})
 
     def _try_to_write(self, state: State, progress: Progress, otherwise: str = "trying again later") -> None:

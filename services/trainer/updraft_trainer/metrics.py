@@ -53,8 +53,26 @@ class Metrics:
         self.step_seconds = new.histogram(
             "step_seconds", "Duration of an optimizer step", (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
         )
+        self.phase_seconds = new.counter(
+            "phase_seconds",
+            "Time by phase of training: data, transfer (to the device), forward (with the loss), backward, all_reduce (with the"
+            " wait for slower ranks), optimizer, estimate, fit, save, publish, and waiting for requests to train on",
+            "phase",
+        )
+        self.ranks = new.gauge("ranks", "Processes that train together, by the device of this one", "device")
+        self.flops_utilization = new.gauge(
+            "flops_utilization_ratio",
+            "Model FLOPs utilization of optimizer steps over the last minute; absent on a CPU, or if the GPU's peak is unknown",
+            "device",
+        )
+        self.gpu_memory_bytes = new.gauge(
+            "gpu_memory_bytes",
+            "GPU memory: allocated to tensors, the peak of that, reserved by torch, and total; absent on a CPU",
+            "kind",
+        )
         self.loss = new.gauge("loss", "Loss of the last step")
         self.grad_norm = new.gauge("grad_norm", "Gradient norm of the last step, before clipping")
+        self.learning_rate = new.gauge("learning_rate", "Learning rate of the last step, also during warmup")
         self.checkpoint_seconds = new.histogram(
             "checkpoint_seconds", "Duration of saving the training state", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )

@@ -30,13 +30,16 @@ from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.learning import hardware
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.publishing.throughput import Throughput
 from updraft_trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         tokenizer_fingerprint=tokenizer_fingerprint(config.model),
     )
     compute = config.compute
+    device_name = hardware.device_name(compute.device)
     target = read_head(config.model)
     expected = ExpectedTarget.of(
         target.config,
@@ -107,6 +111,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             stream_bytes=stream_bytes,
             samples_to_start=config.first_samples,
         )
+        peak = config.peak_flops or hardware.peak_flops(device_name)
+        record.throughput = Throughput(device=device_name, peak_flops=peak)
         spec = TrainerSpec(
             target=target,
             target_fingerprint=identity.target_fingerprint,
@@ -151,13 +157,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             ),
             states=states,
             record=record,
+            monitor=Monitor(counters, record.throughput, clock, device=compute.device),
             demand=DemandMeter(replay, limits, num_held_out=config.evaluation_samples, max_uses=config.max_uses),
             metrics=counters,
             clock=clock,
             check=stop.check,
         )
         facts = {"metrics_port": port, "streams": config.stream_keys, "replay_bytes": capacity.replay_bytes}
-        facts |= {"device": compute.device.type, "pack_tokens": compute.pack_tokens}
+        facts |= {"device": device_name, "pack_tokens": compute.pack_tokens}
         logger.info("Trainer started", extra=facts)
         intakes = [
             Intake(

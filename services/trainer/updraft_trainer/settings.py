@@ -67,6 +67,9 @@ class TrainerSettings(Settings):
     recompute: bool = False
     """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
     and long requests need far less memory."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Dense bfloat16 operations per second that the GPU can do, for the metric of its utilization. Default: from the data
+    sheets of common GPUs; no utilization is shown for others, and none for a CPU."""
     num_threads: int = Field(default=1, ge=1)
     """Number of compute threads."""
     niceness: int = Field(default=10, ge=0, le=19)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,27 @@ async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_
     assert (await anext(watched)).state.trainer_message == "version 1 was published"
     with pytest.raises(InvalidInput, match="a message is one line of text"), rpc.errors():
         await say("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("learning", "why"),
+    [
+        pytest.param(pb.Learning(device="a\x1b[2J"), "a name of a device is one line of text", id="escapes in a name"),
+        pytest.param(
+            pb.Learning(phases=[pb.PhaseShare(phase="a\nb")]), "a name of a phase is one line", id="two lines"
+        ),
+        pytest.param(pb.Learning(phases=[pb.PhaseShare()] * 33), "33 phases of training; at most 32", id="many phases"),
+        pytest.param(pb.Learning(tokens_per_second=math.inf), "at least 0 and finite", id="infinite speed"),
+        pytest.param(pb.Learning(flops_utilization=math.nan), "at least 0 and finite", id="no number"),
+        pytest.param(pb.Learning(phases=[pb.PhaseShare(share=-0.1)]), "at least 0 and finite", id="negative share"),
+    ],
+)
+async def test_progress_that_no_terminal_could_show_is_refused(
+    stub: "RegistryAsyncStub", learning: pb.Learning, why: str
+) -> None:
+    request = pb.ReportTrainingRequest(speculator="default", message="trains", learning=learning)
+    with pytest.raises(InvalidInput, match=why), rpc.errors():
+        await stub.ReportTraining(request, timeout=CALL_S)
 
 
 async def test_a_version_is_fetched_as_it_was_published_and_from_any_offset(stub: "RegistryAsyncStub") -> None:

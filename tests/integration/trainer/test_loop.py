@@ -50,10 +50,12 @@ from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator
+from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
+from updraft_trainer.publishing.throughput import Throughput
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -228,8 +230,14 @@ async def bench(
         sizes = usual()
         capacity = Capacity.of(50 * 1024**2, sizes, volume_bytes=sizes.trainer_volume.amount)
         record = LearningRecord(
-            replay, capacity, min_samples=8, version_bytes=sizes.version.amount, stream_bytes=2**28, samples_to_start=8
+            replay,
+            capacity,
+            min_samples=8,
+            version_bytes=sizes.version.amount,
+            stream_bytes=2**28,
+            samples_to_start=8,
         )
+        record.throughput = Throughput(device="cpu (1 thread)")
         registry_view = RegistryView(stub, speculator, folder / "drafts", metrics, learning=record.read)
         components = Components(
             replay=replay,
@@ -240,6 +248,7 @@ async def bench(
             ),
             states=States(folder / "states"),
             record=record,
+            monitor=Monitor(metrics, record.throughput, clock),
             demand=DemandMeter(replay, limits, num_held_out=32, max_uses=OPTIONS.max_uses),
             metrics=metrics,
             clock=clock,
@@ -451,6 +460,7 @@ async def test_why_a_draft_is_not_published_is_known_to_the_registry(whole: Benc
     assert "waits for 8 held-out requests of today's traffic, has 5" in state.trainer_message
     assert (state.learning.samples, state.learning.held_out) == (8, 5)
     assert state.learning.too_small == ""
+    assert (state.learning.device, state.learning.world_size) == ("cpu (1 thread)", 1)
     whole.admit(8, 32, domain="old")
     while trainer.train():
         pass

@@ -52,6 +52,8 @@ def test_measurements_are_no_news(state: pb.SpeculatorState) -> None:
         pytest.param(_state(stable=4), id="stable"),
         pytest.param(_learning(too_small="replay has room for 3 requests"), id="something is too small"),
         pytest.param(_learning(samples=0), id="no samples"),
+        pytest.param(_learning(device="cpu (1 thread)"), id="another device"),
+        pytest.param(_learning(world_size=2), id="another number of ranks"),
         pytest.param(_learning(samples=1, samples_to_start=8), id="too few samples to start"),
         pytest.param(_state(candidate=0), id="candidate"),
         pytest.param(_state(latest=5), id="latest"),

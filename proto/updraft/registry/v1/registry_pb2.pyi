@@ -875,6 +875,14 @@ class Learning(_message.Message):
     VERSION_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLES_TO_START_FIELD_NUMBER: _builtins.int
     LAST_STEP_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    FLOPS_UTILIZATION_FIELD_NUMBER: _builtins.int
+    LAST_SAVE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STEPS_TO_ESTIMATE_FIELD_NUMBER: _builtins.int
+    ESTIMATE_DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Stored requests to train on, and held-out ones."""
     held_out: _builtins.int
@@ -890,6 +898,23 @@ class Learning(_message.Message):
     """Stored requests from which on a new draft starts; 0 once one has started."""
     last_step_unix_ms: _builtins.int
     """The last optimizer step of this process; 0: none yet."""
+    device: _builtins.str
+    """What the leading process trains on: a GPU's name, or "cpu (2 threads)". Empty: unknown."""
+    world_size: _builtins.int
+    """Processes that train together; 0: unknown."""
+    tokens_per_second: _builtins.float
+    """Tokens of all processes that were trained on in the last minute, per second of it."""
+    flops_utilization: _builtins.float
+    """Model FLOPs utilization of the leading process's steps in the last minute, as a ratio. Absent on a CPU."""
+    last_save_unix_ms: _builtins.int
+    """The last training state that was saved; 0: none yet."""
+    steps_to_estimate: _builtins.int
+    """An estimate is due after this many optimizer steps, or at this time if weights or held-out requests have changed."""
+    estimate_due_unix_ms: _builtins.int
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseShare]:
+        """Where the leading process spent the last minute, or the last step if that took longer."""
+
     def __init__(
         self,
         *,
@@ -901,14 +926,48 @@ class Learning(_message.Message):
         version_bytes: _builtins.int = ...,
         samples_to_start: _builtins.int = ...,
         last_step_unix_ms: _builtins.int = ...,
+        device: _builtins.str = ...,
+        world_size: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
+        phases: _abc.Iterable[Global___PhaseShare] | None = ...,
+        flops_utilization: _builtins.float | None = ...,
+        last_save_unix_ms: _builtins.int = ...,
+        steps_to_estimate: _builtins.int = ...,
+        estimate_due_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "flops_utilization", b"flops_utilization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__flops_utilization: _TypeAlias = _typing.Literal["flops_utilization"]  # noqa: Y015
+    _WhichOneofArgType__flops_utilization: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flops_utilization) -> _WhichOneofReturnType__flops_utilization | None: ...
+
+Global___Learning: _TypeAlias = Learning  # noqa: Y015
+
+@_typing.final
+class PhaseShare(_message.Message):
+    """A phase of training, and its share of the time as a ratio. "waiting" is the time without requests to train on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    share: _builtins.float
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "held_out", b"held_out", "last_step_unix_ms", b"last_step_unix_ms", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "too_small", b"too_small", "version_bytes", b"version_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Learning: _TypeAlias = Learning  # noqa: Y015
+Global___PhaseShare: _TypeAlias = PhaseShare  # noqa: Y015
 
 @_typing.final
 class SpeculatorState(_message.Message):

@@ -30,6 +30,7 @@ _PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
 """Maximum size of the versions in a page, unless it has only one. The rest is for the states of speculators."""
 
 _MAX_LINE = 500
+_MAX_PHASES = 32
 _MAX_DIGITS = 10
 """Maximum digits of a version in a page token."""
 
@@ -125,7 +126,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
         name, message = check_name(request.speculator), _line(request.message, "message")
-        _line(request.learning.too_small, "sentence about what is too small")
+        _check_learning(request.learning)
         demand = request.demand_tokens_per_second if request.HasField("demand_tokens_per_second") else None
         if demand is not None and not 0.0 <= demand < math.inf:
             raise InvalidInput(f"a demand of {demand} tokens per second")
@@ -160,6 +161,18 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
 
 def _reason(text: str) -> str:
     return _line(text, "reason")
+
+
+def _check_learning(learning: pb.Learning) -> None:
+    _line(learning.too_small, "sentence about what is too small")
+    _line(learning.device, "name of a device")
+    if len(learning.phases) > _MAX_PHASES:
+        raise InvalidInput(f"{len(learning.phases)} phases of training; at most {_MAX_PHASES}")
+    for one in learning.phases:
+        _line(one.phase, "name of a phase")
+    figures = (learning.tokens_per_second, learning.flops_utilization, *(one.share for one in learning.phases))
+    if not all(0.0 <= figure < math.inf for figure in figures):
+        raise InvalidInput("tokens per second, utilization and shares of phases are at least 0 and finite")
 
 
 def _line(text: str, what: str) -> str:

@@ -30,8 +30,10 @@ from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
 from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.flops import batch_flops
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
+from updraft_trainer.learning.step_time import StepTimes
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Learner:
         self.hyper = hyper
         self.step = 0
         self._compute = compute or Compute()
+        self.times = StepTimes(self._compute.device)
         self._pack_tokens = self._compute.pack_tokens
         self._text_loss = _text_loss(hyper)
         self._target = target
@@ -132,6 +135,11 @@ class Learner:
         """After warmup."""
         return self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
 
+    @property
+    def step_rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
     def train(self, samples: list[Sample]) -> StepReport:
         """One optimizer step on these samples."""
         for group in self._optimizer.param_groups:
@@ -139,12 +147,14 @@ class Learner:
         loss, num_rows = self._gradients(samples)
         if num_rows == 0:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
+        with self.times.phase("optimizer"):
+            norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._skip()
             return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
-        self._optimizer.step()
-        self._update_average()
+        with self.times.phase("optimizer"):
+            self._optimizer.step()
+            self._update_average()
         self.step += 1
         self._num_bad = 0
         return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
@@ -297,14 +307,17 @@ class Learner:
         At most `Compute.pack_tokens` rows are packed for one forward and backward pass; a longer sample has a pass of its own.
         """
         hyper, compute = self.hyper, self._compute
-        batches = self._batches(samples)
+        with self.times.phase("data"):
+            batches = self._batches(samples)
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
         if not any(len(batch.text) for batch in batches):
             return 0.0, 0
         text_scales = self._scales([batch.text for batch in batches], 1.0)
         discard_scales = self._scales([batch.discarded for batch in batches], hyper.discard_weight)
         loss = torch.zeros((), device=compute.device)
-        for batch in (one.to(compute.device) for one in batches):
+        for packed in batches:
+            with self.times.phase("transfer"):
+                batch = packed.to(compute.device)
             objectives = [
                 Objective(rows=batch.text, loss=self._text_loss, scales=text_scales),
                 Objective(rows=batch.discarded, loss=forward_kl, scales=discard_scales),
@@ -336,12 +349,14 @@ class Learner:
     def _backward(self, batch: Batch, objectives: Sequence[Objective]) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
         network, compute = self.network, self._compute
-        with compute.autocast():
+        with self.times.phase("forward"), compute.autocast():
             states = network.unroll_packed(batch.aux.to(compute.dtype), batch.layout, recompute=compute.recompute)
             normed = [network.norm(state) for state in states]
             losses = [head_loss(normed, network.lm_head.weight, one, self._vocabulary) for one in objectives]
         loss = torch.stack(losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with self.times.phase("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.times.flops += batch_flops(network.config, batch, trains_head=self.hyper.trains_head)
         return loss.detach()
 
 

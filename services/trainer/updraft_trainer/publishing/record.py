@@ -4,6 +4,7 @@ from updraft.registry.v1 import registry_pb2
 from updraft_trainer.data.capacity import Capacity, redis_too_small
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool
+from updraft_trainer.publishing.throughput import Throughput
 
 
 class LearningRecord:
@@ -24,6 +25,7 @@ class LearningRecord:
         self._min_samples = min_samples
         self._version_bytes = version_bytes
         self._stream_bytes = stream_bytes
+        self.throughput = Throughput()
         self.max_memory = 0
         """Bytes that Redis may use; 0 without a limit, or before it was asked."""
         self.samples_to_start = samples_to_start
@@ -34,6 +36,9 @@ class LearningRecord:
         """Optimizer steps of the draft in training."""
         self.estimates = 0
         """Candidates that held-out requests judged."""
+        self.last_save_s = 0.0
+        """Unix time of the last saved state; 0: none yet."""
+        self._steps_to_estimate, self._estimate_due_s = 0, 0.0
 
     def trained(self, step: int, now_s: float | None) -> None:
         """A draft is in training at this step; `now_s` if it was just taken."""
@@ -41,10 +46,15 @@ class LearningRecord:
         if now_s is not None:
             self.last_step_s = now_s
 
+    def next_estimate(self, steps: int, at_s: float) -> None:
+        """One is due after `steps`, or at this Unix time if anything has changed."""
+        self._steps_to_estimate, self._estimate_due_s = steps, at_s
+
     def read(self) -> registry_pb2.Learning:
         requests = {pool: self._replay.num_requests(pool) for pool in Pool}
         pools = [(requests[pool], self._replay.num_bytes(pool)) for pool in Pool]
         held_out = requests[Pool.EVALUATION]
+        throughput = self.throughput
         return registry_pb2.Learning(
             samples=sum(requests.values()) - held_out,
             held_out=held_out,
@@ -55,4 +65,12 @@ class LearningRecord:
             version_bytes=self._version_bytes,
             samples_to_start=self.samples_to_start,
             last_step_unix_ms=int(1000 * self.last_step_s),
+            device=throughput.device,
+            world_size=throughput.world_size,
+            tokens_per_second=throughput.tokens_per_s,
+            phases=[registry_pb2.PhaseShare(phase=name, share=share) for name, share in throughput.shares.items()],
+            flops_utilization=throughput.flops_utilization,
+            last_save_unix_ms=int(1000 * self.last_save_s),
+            steps_to_estimate=self._steps_to_estimate,
+            estimate_due_unix_ms=int(1000 * self._estimate_due_s),
         )

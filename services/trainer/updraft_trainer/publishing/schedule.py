@@ -39,8 +39,18 @@ def is_estimate_due(
     if last is None:
         return True
     has_changed = now.step > last.step or now.num_held_out > last.num_held_out
-    is_late = now.at_s - last.at_s >= max(schedule.evaluate_seconds, TIMES_AN_ESTIMATE * duration_s)
-    return now.step - last.step >= schedule.evaluate_steps or (has_changed and is_late)
+    steps, seconds = next_estimate(now, last, schedule, duration_s=duration_s)
+    return not steps or (has_changed and not seconds)
+
+
+def next_estimate(
+    now: Progress, last: Progress | None, schedule: TrainingSchedule, *, duration_s: float = 0.0
+) -> tuple[int, float]:
+    """Optimizer steps until one is due, and seconds until one is due if anything has changed; neither is negative."""
+    if last is None:
+        return 0, 0.0
+    wait_s = max(schedule.evaluate_seconds, TIMES_AN_ESTIMATE * duration_s)
+    return max(0, schedule.evaluate_steps - (now.step - last.step)), max(0.0, wait_s - (now.at_s - last.at_s))
 
 
 def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, duration_s: float) -> bool:

@@ -12,6 +12,7 @@ from updraft_trainer.publishing.schedule import (
     is_estimate_due,
     is_fit_due,
     is_save_due,
+    next_estimate,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -107,3 +108,11 @@ def test_a_success_ends_the_waiting() -> None:
     holdoff.reset()
     assert holdoff.is_over(0.0)
     assert holdoff.rejected(0.0) == 15.0
+
+
+def test_the_next_estimate_is_due_when_nothing_is_left_to_wait_for() -> None:
+    now = Progress(step=112, num_held_out=10, at_s=1011.0)
+    assert next_estimate(now, LAST, PACE) == (8, 4.0)
+    assert next_estimate(now, LAST, PACE, duration_s=10.0) == (8, 29.0)
+    assert next_estimate(Progress(step=130, num_held_out=10, at_s=1099.0), LAST, PACE) == (0, 0.0)
+    assert next_estimate(now, None, PACE) == (0, 0.0)
