@@ -184,7 +184,7 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
-    spec, pods = observed.speculator.spec, observed.pods_of(names.TRAINER)
+    spec = observed.speculator.spec
     if not spec.traces.enabled:
         yield _false("Disabled", "spec.traces.enabled is false, so there is no training data")
     if not has_redis(observed.speculator, observed.config):
@@ -193,15 +193,25 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
     if reason := lineage.waits(observed):
         yield _false("WaitingForDraft", reason)
+    yield from _training(observed)
+
+
+def _training(observed: Observed) -> Iterator[Assessment]:
+    """A trainer that should run: all its pods are needed."""
+    spec, pods = observed.speculator.spec.trainer, observed.pods_of(names.TRAINER)
     if not trainers.is_served(observed):
         yield _false("WorkloadNotServed", "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve")
     waiting = trainers.waiting_pods(observed)
+    if not waiting and trainers.is_on_cpu(observed):
+        yield _true(
+            "AcceleratorUnused", f"{trainers.devices(observed)}, although spec.trainer.accelerator gives it more"
+        )
     if not waiting:
         yield _true("Training", trainers.devices(observed))
     yield from _failing(trainers.causes(pods))
     yield from _over_quota(observed, names.TRAINER)
-    if spec.trainer.nodes > 1:
-        met = f"{spec.trainer.nodes - len(waiting)} of {spec.trainer.nodes} pods are ready"
+    if spec.nodes > 1:
+        met = f"{spec.nodes - len(waiting)} of {spec.nodes} pods are ready"
         yield _false("WaitingForRanks", f"{met}; training goes on once {', '.join(waiting)} have met the others")
     yield _false("Starting", "the trainer's pod is not ready yet")
 

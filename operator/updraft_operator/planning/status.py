@@ -22,6 +22,7 @@ from updraft_operator.planning.observed import (
     acceptance_length,
     domain_lengths,
     is_trained,
+    learning_of,
     moment_ms,
     phase_name,
 )
@@ -30,7 +31,8 @@ _OTHER = "other"
 """The domain of all traffic outside the largest ones."""
 
 _TRAINER_STATES = {name: name for name in ("Training", "Starting", "Suspended", "Disabled")} | {
-    "WaitingForRanks": "Starting"
+    "WaitingForRanks": "Starting",
+    "AcceleratorUnused": "Training",
 }
 
 
@@ -138,9 +140,12 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
     trained = [version for version in observed.registry.versions if is_trained(version)]
     before = observed.speculator.status.trainer
     last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
+    learning = learning_of(state)
     return TrainerStatus(
         state=_TRAINER_STATES.get(ready.reason, "Failing"),
         last_publish_time=last or (before.last_publish_time if before else None),
+        device=learning.device[:1024] or None if learning is not None else before.device if before else None,
+        ranks=learning.world_size or None if learning is not None else before.ranks if before else None,
         message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
     )
 

@@ -9,7 +9,7 @@ from updraft_operator.api.speculator import TrainerWorkload
 from updraft_operator.manifests import ranks
 from updraft_operator.manifests.ranks import Kind
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.observed import Observed, learning_of
 from updraft_operator.planning.pods import PodProblem, PodState
 
 _OF_OTHERS: Mapping[str, re.Pattern[str]] = {
@@ -77,7 +77,18 @@ def waiting_pods(observed: Observed) -> list[str]:
 
 def devices(observed: Observed) -> str:
     """What the trainer says that it trains on, which may not be what the spec asks for."""
-    return "the trainer is running"
+    learning = learning_of(observed.registry.state)
+    if learning is None or not learning.device:
+        return "the trainer is running"
+    ranks_of = "" if learning.world_size <= 1 else f" with {learning.world_size} ranks"
+    return f"the trainer is running{ranks_of} on {learning.device}"
+
+
+def is_on_cpu(observed: Observed) -> bool:
+    """Whether it trains on a CPU although its pods have accelerators. That happens only if a variable in the spec says so."""
+    learning = learning_of(observed.registry.state)
+    has_accelerator = observed.speculator.spec.trainer.accelerator is not None
+    return has_accelerator and learning is not None and learning.device.startswith("cpu")
 
 
 def causes(pods: Iterable[PodState]) -> tuple[PodState, ...]:

@@ -127,7 +127,7 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed WaitingForRanks RendezvousFailed"
-    " CommunicationFailed WorkloadNotServed",
+    " CommunicationFailed WorkloadNotServed AcceleratorUnused",
     "Sized": "LargeEnough TooSmall TracesDropped NotReported",
     "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",
