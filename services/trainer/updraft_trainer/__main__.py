@@ -26,8 +26,16 @@ def main() -> None:
         return
     lifecycle.while_importing()
     if arguments.command == "ranks":
-        options = {name: getattr(arguments, name) for name in ("num_nodes", "ranks_per_node", "endpoint", "id")}
-        launch.main(launch.Launch(**options))
+        launch.main(
+            launch.Launch(
+                num_nodes=arguments.nodes,
+                ranks_per_node=arguments.ranks_per_node,
+                endpoint=arguments.endpoint,
+                id=arguments.id,
+                max_restarts=arguments.max_restarts,
+                meeting_s=arguments.meeting_seconds,
+            )
+        )
         return
     from updraft_trainer import process  # noqa: PLC0415 - see above
 
@@ -46,10 +54,14 @@ def _parser() -> argparse.ArgumentParser:
         help="train with the ranks of several pods or GPUs",
         description="Run torchrun with the ranks of this pod, once all pods have met. The operator's manifests call it.",
     )
-    ranks.add_argument("--nodes", dest="num_nodes", type=int, required=True, metavar="N", help="number of pods")
+    ranks.add_argument("--nodes", type=int, required=True, metavar="N", help="number of pods")
     ranks.add_argument("--ranks-per-node", type=int, required=True, metavar="N", help="ranks of a pod: one per GPU")
     ranks.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="where the pods meet: at the first one")
     ranks.add_argument("--id", required=True, metavar="TEXT", help="identifies the trainer; the same for all pods")
+    text = "restarts of the ranks before the process ends; default 3"
+    ranks.add_argument("--max-restarts", type=int, default=3, metavar="N", help=text)
+    text = "how long to wait for the other pods; default 600"
+    ranks.add_argument("--meeting-seconds", type=int, default=600, metavar="S", help=text)
     offline = commands.add_parser(
         "offline",
         help="train a draft from recorded traces, then exit",

@@ -17,13 +17,6 @@ from pathlib import Path
 from updraft_chassis import lifecycle
 from updraft_chassis.errors import Unavailable
 
-MAX_RESTARTS = 3
-"""Restarts of the ranks after failures of this pod's, without a restart of the pod; then Kubernetes restarts it, later and
-later, and shows why."""
-
-MEETING_S = 600
-"""How long a pod waits for the others. Then it says so and ends, and Kubernetes starts it again."""
-
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable in which torchrun names the file where a rank says why it ended."""
 
@@ -36,15 +29,22 @@ class Launch:
     ranks_per_node: int
     endpoint: str
     id: str
+    """The same for all pods of a trainer."""
+    max_restarts: int = 3
+    """Restarts of the ranks after failures of this pod's. Then the pod ends, and Kubernetes restarts it, later and later, and
+    shows why."""
+    meeting_s: int = 600
+    """How long a pod waits for the others. Then it says so and ends, and Kubernetes restarts it."""
 
     def arguments(self, hostname: str) -> list[str]:
         """torchrun's, on this host."""
-        is_host = self.num_nodes == 1 or hostname == self.endpoint.partition(":")[0].partition(".")[0]
+        first = self.endpoint.partition(":")[0].partition(".")[0]
+        is_host = str(first in (hostname, "localhost")).lower()
         return [
             *(f"--nnodes={self.num_nodes}", f"--nproc-per-node={self.ranks_per_node}"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.id}"),
-            f"--rdzv-conf=is_host={str(is_host).lower()},join_timeout={MEETING_S},read_timeout={MEETING_S}",
-            f"--max-restarts={MAX_RESTARTS}",
+            f"--rdzv-conf=is_host={is_host},join_timeout={self.meeting_s},read_timeout={self.meeting_s}",
+            f"--max-restarts={self.max_restarts}",
             *("-m", "updraft_trainer"),
         ]
 
@@ -64,7 +64,7 @@ def _run(launch: Launch) -> None:
     from torch.distributed.elastic.rendezvous import RendezvousError  # noqa: PLC0415
 
     try:
-        run.run(run.parse_args(launch.arguments(socket.gethostname())))
+        run.run(run.parse_args(launch.arguments(socket.gethostname())))  # type: ignore[no-untyped-call] # torch's
     except SignalException as error:
         if error.sigval not in (signal.SIGTERM, signal.SIGINT):
             raise

@@ -79,7 +79,7 @@ def test_pods_find_the_first_one_before_it_is_ready() -> None:
 def _launch(spec: dict[str, Any], kind: Kind = Kind.STATEFUL_SET) -> Launch:
     """As the program reads the arguments of the container."""
     given = _parser().parse_args(container(pod(spec, kind), "trainer")["args"])
-    return Launch(num_nodes=given.num_nodes, ranks_per_node=given.ranks_per_node, endpoint=given.endpoint, id=given.id)
+    return Launch(num_nodes=given.nodes, ranks_per_node=given.ranks_per_node, endpoint=given.endpoint, id=given.id)
 
 
 def test_the_program_reads_the_arguments_that_its_pods_get() -> None:
