@@ -26,7 +26,9 @@ def kind(observed: Observed) -> Kind:
         return Kind.DEPLOYMENT
     if wanted is not TrainerWorkload.AUTO:
         return Kind(wanted)
-    is_new = Ref(Kind.STATEFUL_SET, ranks.workload(observed.name, Kind.STATEFUL_SET)) not in observed.children
+    second = names.claim(ranks.pods(observed.name, Kind.STATEFUL_SET, 2)[1])
+    own = Ref(Kind.STATEFUL_SET, ranks.workload(observed.name, Kind.STATEFUL_SET)), Ref("PersistentVolumeClaim", second)
+    is_new = not any(ref in observed.children for ref in own)
     takes_group = trainer.nodes > 1 and observed.config.has_leader_worker_sets and is_new
     return Kind.LEADER_WORKER_SET if takes_group else Kind.STATEFUL_SET
 

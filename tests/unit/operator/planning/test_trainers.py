@@ -70,6 +70,12 @@ def test_a_stateful_set_stays_when_leader_worker_sets_come() -> None:
     assert plan(replace(seen, config=GROUP)).apply == ()
 
 
+def test_volumes_of_a_stateful_set_that_somebody_deleted_are_used_again() -> None:
+    left = {target: child for target, child in settled(TWO).children.items() if target != SET}
+
+    assert kind(observed(TWO, children=left, config=GROUP)) is Kind.STATEFUL_SET
+
+
 def test_a_kind_that_is_not_served_is_told_and_keeps_the_volumes() -> None:
     seen = settled(TWO)
     asked = observed({"trainer": {"nodes": 2, "workload": "LeaderWorkerSet"}}, children=seen.children)
