@@ -39,7 +39,9 @@ def main() -> None:
         return
     from updraft_trainer import process  # noqa: PLC0415 - see above
 
-    with launch.last_words(os.environ):
+    if arguments.command == "rank":
+        launch.rank(process.main, os.environ)
+    else:
         process.main()
 
 
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     ranks.add_argument("--max-restarts", type=int, default=3, metavar="N", help=text)
     text = "how long to wait for the other pods; default 600"
     ranks.add_argument("--meeting-seconds", type=int, default=600, metavar="S", help=text)
+    commands.add_parser("rank", help="one rank of several", description="`ranks` starts it, with torchrun's variables.")
     offline = commands.add_parser(
         "offline",
         help="train a draft from recorded traces, then exit",

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Launch:
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.id}"),
             f"--rdzv-conf=is_host={is_host},join_timeout={self.meeting_s},read_timeout={self.meeting_s}",
             f"--max-restarts={self.max_restarts}",
-            *("-m", "updraft_trainer"),
+            *("-m", "updraft_trainer", "rank"),
         ]
 
 
@@ -81,6 +81,16 @@ def _unmet(launch: Launch, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     advice = "check that all of them run, and that this one reaches that address"
     return f"the rendezvous of {launch.num_nodes} pods at {launch.endpoint} failed: {advice} ({reason})"
+
+
+def rank(main: Callable[[], None], environment: Mapping[str, str]) -> None:
+    """Run `main`, one rank. SystemExit(1) even if it ends well: another pod was told to stop, and is waited for.
+
+    torchrun would take a good end for the end of all, and wait minutes for the ranks of the pod that has gone.
+    """
+    with last_words(environment), lifecycle.errors_as_sentences("updraft-trainer"):
+        main()
+        raise Unavailable("the ranks ended because another pod was told to stop; they start again once it is back")
 
 
 @contextmanager

@@ -93,7 +93,9 @@ def test_a_stateful_set_that_is_asked_for_takes_the_place_of_a_group(group: Subj
 
 
 def test_a_group_ends_with_its_resource(group: Subject) -> None:
+    name = f"{group.name}-trainer-group"
     group.delete()
 
     wait_until(lambda: not group.exists(), what="the end of the resource")
-    wait_until(lambda: not group.exists(LEADER_WORKER_SET, f"{group.name}-trainer-group"), what="the end of the group")
+    # The garbage collector looks for new kinds every half minute.
+    wait_until(lambda: not group.exists(LEADER_WORKER_SET, name), timeout_s=120, what="the end of the group")

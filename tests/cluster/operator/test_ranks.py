@@ -130,12 +130,10 @@ def test_a_deletion_takes_pods_and_volumes_along(ranks: Subject) -> None:
 def test_what_somebody_did_to_the_ranks_is_set_right(ranks: Subject) -> None:
     path = ranks.path("StatefulSet", f"{ranks.name}-trainer")
 
-    ranks.api.patch(path, {"spec": {"updateStrategy": {"type": "RollingUpdate"}}})
+    ranks.api.patch(path, {"spec": {"replicas": 5}})
     ranks.api.delete(ranks.path("Service", f"{ranks.name}-trainer"))
 
-    wait_until(
-        lambda: ranks.get("StatefulSet", f"{ranks.name}-trainer")["spec"]["updateStrategy"] == {"type": "OnDelete"}
-    )
+    wait_until(lambda: ranks.api.get(path)["spec"]["replicas"] == 2, what="two ranks again")
     wait_until(lambda: ranks.exists("Service", f"{ranks.name}-trainer"), what="the Service again")
 
 

@@ -8,7 +8,7 @@ from torch.distributed import run
 
 from updraft_chassis import lifecycle
 from updraft_chassis.errors import Unavailable
-from updraft_trainer.launch import Launch, last_words
+from updraft_trainer.launch import Launch, last_words, rank
 
 TWO = Launch(num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id="uid")
 
@@ -20,7 +20,7 @@ def test_torchrun_reads_its_arguments() -> None:
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.run_id) == (2, 2, 4, "uid")
     assert (config.rdzv_backend, config.rdzv_endpoint) == ("c10d", "qwen-trainer-0.qwen-trainer:29400")
     assert config.max_restarts > 0
-    assert command[-2:] == ["-m", "updraft_trainer"]
+    assert command[-3:] == ["-m", "updraft_trainer", "rank"]
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,22 @@ def test_a_rank_leaves_its_last_sentence_to_torchrun(error: Exception, tmp_path:
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "Redis does not answer"
 
 
+def test_a_rank_that_ends_well_asks_to_be_started_again(tmp_path: Path) -> None:
+    file = tmp_path / "error.json"
+
+    with pytest.raises(SystemExit) as ended:
+        rank(lambda: None, {"TORCHELASTIC_ERROR_FILE": str(file)})
+
+    assert ended.value.code == 1
+    assert "another pod was told to stop" in json.loads(file.read_text())["message"]
+
+
 def test_a_process_that_torchrun_did_not_start_leaves_none() -> None:
     with pytest.raises(SystemExit):
         _end(None, Unavailable("Redis does not answer"))
 
 
-def test_a_rank_that_ends_well_leaves_none(tmp_path: Path) -> None:
+def test_what_ends_well_leaves_no_words(tmp_path: Path) -> None:
     with last_words({"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}):
         pass
 
