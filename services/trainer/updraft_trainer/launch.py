@@ -71,10 +71,10 @@ def _run(launch: Launch) -> None:
     except RendezvousError as error:
         raise Unavailable(_unmet(launch, error)) from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        status = f"by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else f"{failure.exitcode}"
-        words = f": {failure.message}" if failure.error_file_data.get("message") else ""
-        raise Unavailable(f"rank {rank} ended with status {status}{words}") from error
+        number, failure = error.get_first_failure()
+        is_killed, words = failure.exitcode < 0, failure.error_file_data.get("message")
+        end = f"was killed by {failure.signal_name()}" if is_killed else f"ended with status {failure.exitcode}"
+        raise Unavailable(f"rank {number} {end}" + (f": {words}" if words else "")) from error
 
 
 def _unmet(launch: Launch, error: Exception) -> str:

@@ -173,7 +173,7 @@ def test_a_pod_that_cannot_be_placed_is_the_reason_why_the_others_wait() -> None
         ),
         ("trainer exited with status 1: rank 1 of 2 has lost another rank, and ends", "CommunicationFailed"),
         ("trainer exited with status 1: NCCL error in: init.cc, unhandled system error", "CommunicationFailed"),
-        ("trainer exited with status 1: rank 0 ended with status SIGKILL", "CrashLoopBackOff"),
+        ("trainer exited with status 1: rank 0 was killed by SIGKILL", "CrashLoopBackOff"),
     ],
 )
 def test_last_words_of_ranks_say_what_failed(words: str, reason: str) -> None:
