@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.settings import OperatorSettings
-from updraft_operator.watching.cluster import KINDS
+from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_tokens
 from updraft_operator.watching.store import Store, key_of
@@ -145,7 +146,7 @@ async def _served(cluster: KubernetesCluster, owner: AdaptiveSpeculator) -> Adap
 
 async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None) -> Store:
     store = Store()
-    for kind in KINDS:
+    for kind in await cluster.kinds():
         for listed in await cluster.metadata(kind, namespace):
             key = key_of(kind, listed) if kind != "DraftVersion" else None
             if only is None or kind == "DraftVersion" or key == only:
@@ -159,10 +160,10 @@ async def _planned(
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
     secrets = await Secrets(cluster, clock).read(key, owner) if cluster is not None else NO_SECRETS
-    cached = store.cached(key)
+    cached, kinds = store.cached(key), () if cluster is None else await cluster.kinds()
     observed = Observed(
         speculator=owner,
-        config=settings.config,
+        config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
         children=cached.children,
         pods=cached.pods,
         drafts=cached.drafts,

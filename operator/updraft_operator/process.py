@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.cluster import LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
@@ -78,7 +79,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         await _until_served(cluster.metadata, settings.namespaces, stop)
         if stop.requested:
             return
-        resync.begin()
+        kinds = await cluster.kinds()
+        resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
             registries = RegistryConnections(tasks, clock, work.add, folder)
@@ -90,7 +92,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 registries=registries,
                 metrics=measures,
                 clock=clock,
-                config=settings.config,
+                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
                 status_s=settings.status_seconds,
@@ -98,7 +100,9 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 is_dry_run=settings.dry_run,
                 guard=lease.check,
             )
-            await _work(tasks, settings, wiring, _Machinery(work=work, resync=resync, lease=lease), stop)
+            watches = Watches(store, work.add, settings.namespaces, kinds)
+            machinery = _Machinery(work=work, resync=resync, lease=lease, watches=watches)
+            await _work(tasks, settings, wiring, machinery, stop)
 
 
 def _lease(
@@ -122,14 +126,14 @@ class _Machinery:
     work: WorkQueue
     resync: Resync
     lease: Lease | AlwaysLeader
+    watches: Watches
 
 
 async def _work(
     tasks: asyncio.TaskGroup, settings: OperatorSettings, wiring: Wiring, machinery: _Machinery, stop: lifecycle.Stop
 ) -> None:
     """Watch and reconcile until `stop`; then stop in order: the workers, the Lease, the watches."""
-    reconciler, work, lease = Reconciler(wiring), machinery.work, machinery.lease
-    watches = Watches(wiring.store, work.add, settings.namespaces)
+    reconciler, work, lease, watches = Reconciler(wiring), machinery.work, machinery.lease, machinery.watches
     watching = tasks.create_task(watches.run())
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))

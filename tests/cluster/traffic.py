@@ -1,4 +1,4 @@
-"""`python -m tests.cluster.traffic URL FILE`: requests without end, a line of JSON for each as it ends.
+"""`python -m tests.cluster.traffic URL FILE PROMPTS`: requests without end, a line of JSON for each as it ends.
 
 Runs inside the node's namespaces, where a Service is reached as a pod reaches it: a connection for each request, so that
 kube-proxy spreads them over the pods.
@@ -20,26 +20,26 @@ _TIMEOUT_S = 60.0
 
 def main() -> None:
     """Send until killed."""
-    url, file = sys.argv[1:]
+    url, file, prompts = sys.argv[1:]
     with Path(file).open("a", buffering=1) as told:
-        asyncio.run(_send(url, told))
+        asyncio.run(_send(url, told, prompts))
 
 
-async def _send(url: str, told: TextIO) -> None:
+async def _send(url: str, told: TextIO, prompts: str) -> None:
     numbers = itertools.count()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(_AT_ONCE):
-            tasks.create_task(_client(url, told, numbers))
+            tasks.create_task(_client(url, told, prompts, numbers))
 
 
-async def _client(url: str, told: TextIO, numbers: "itertools.count[int]") -> None:
+async def _client(url: str, told: TextIO, prompts: str, numbers: "itertools.count[int]") -> None:
     while True:
         began = time.time()
         try:
             async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
                 body = {
                     "model": "tour",
-                    "prompt": f"prompt {next(numbers) % 6}",
+                    "prompt": f"{prompts} {next(numbers) % 6}",
                     "max_tokens": 40,
                     "temperature": 0,
                     "ignore_eos": True,

@@ -59,7 +59,8 @@ def pod(
 
 def ready_pods() -> tuple[PodState, ...]:
     """One pod per part."""
-    return tuple(pod(f"qwen-{part}-1", part, is_ready=True) for part in ("serving", "trainer", "registry"))
+    ends = {"serving": "6d4b75cb6d-hwtxs", "trainer": "7f9c8d5b6-x2x4z", "registry": "0"}
+    return tuple(pod(f"qwen-{part}-{end}", part, is_ready=True) for part, end in ends.items())
 
 
 def version(number: int, phase: "pb.Phase.ValueType" = pb.PHASE_STABLE, **more: Any) -> pb.Version:

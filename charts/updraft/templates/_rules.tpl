@@ -24,10 +24,14 @@
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
-# The registry.
+# The registry, and a trainer of several ranks, which is deleted when it gets one rank again.
 - apiGroups: [apps]
   resources: [statefulsets]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
+# A trainer of several pods, where the cluster has this API.
+- apiGroups: [leaderworkerset.x-k8s.io]
+  resources: [leaderworkersets]
+  verbs: [get, list, watch, create, patch, delete]
 # At most one inference pod is evicted at a time.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
@@ -40,18 +44,22 @@
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
-# Services, identities and the trainer's volume. The operator deletes none of them: they are deleted with their owner.
+# How clients and ranks find pods. The one of ranks is deleted with their StatefulSet.
 - apiGroups: [""]
-  resources: [services, serviceaccounts, persistentvolumeclaims]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+# Identities and the trainer's volumes. The operator deletes none of them: they are deleted with their owner.
+- apiGroups: [""]
+  resources: [serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch]
 # Imports of drafts.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch]
-# Why pods are not ready, for the reasons of conditions.
+# Why pods are not ready, for the reasons of conditions. Trainer pods of an older template are deleted, all at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 # Tokens of the registry's roles, by name. The operator can neither list nor watch Secrets.
 - apiGroups: [""]
   resources: [secrets]

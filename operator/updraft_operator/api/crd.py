@@ -143,7 +143,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "properties" in node:
         result["properties"] = {name: _structural(part, definitions) for name, part in node["properties"].items()}
         inner = {name: part["default"] for name, part in result["properties"].items() if "default" in part}
-        if "default" in node and inner:
+        if node.get("default") is not None and inner:
             # The API server evaluates rules on a default before it fills in nested defaults.
             return {**result, "default": inner if "x-kubernetes-validations" in node else {}}
     if "properties" in node or result.get("default") in (None, {}, []):

@@ -18,12 +18,21 @@ SETTINGS = f"{GROUP}/settings"
 """Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
 FINALIZER = f"{GROUP}/external-data"
 
+LWS_GROUP = "leaderworkerset.x-k8s.io"
+LWS_API_VERSION = f"{LWS_GROUP}/v1"
+"""The API of LeaderWorkerSets, which clusters may lack."""
+
 SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
 """Parts of a speculator: values of the component label, and ends of names."""
 
 
 def child(speculator: str, part: str) -> str:
     return f"{speculator}-{part}"
+
+
+def claim(pod: str) -> str:
+    """The claim of a pod of a StatefulSet, as Kubernetes names it."""
+    return f"data-{pod}"
 
 
 def selector(speculator: str, part: str) -> dict[str, str]:

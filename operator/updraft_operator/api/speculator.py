@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from updraft_artifacts.draft_shape import MIN_VOCAB
 from updraft_artifacts.sizing import quantity, usual
+from updraft_chassis.streams import MAX_SHARDS
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
@@ -246,14 +247,61 @@ class TrainerStorage(Storage):
     """Size of the new claim. The default fits an 8B target; see `updraft size`."""
 
 
+class Accelerator(Model):
+    """Devices that every pod of the trainer gets. Without them it trains on the CPU."""
+
+    resource_name: Annotated[
+        str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9._-]+$")
+    ] = "nvidia.com/gpu"
+    """Extended resource that the device plugin offers, such as nvidia.com/gpu or amd.com/gpu."""
+    per_pod: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
+    """Devices per pod. Each is used by a process of its own, a rank."""
+
+
+class TrainerWorkload(StrEnum):
+    """The kind of object that runs a trainer of more than one rank."""
+
+    AUTO = "Auto"
+    STATEFUL_SET = "StatefulSet"
+    LEADER_WORKER_SET = "LeaderWorkerSet"
+
+
 class Trainer(Workload):
     """Configures draft training."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.nodes == 1 || !has(self.storage.claimName)",
+                "storage.claimName is one volume, and with nodes above 1 every pod needs its own: remove it",
+            ),
+            (
+                f"self.nodes * (has(self.accelerator) ? self.accelerator.perPod : 1) <= {MAX_SHARDS}",
+                f"nodes times accelerator.perPod is at most {MAX_SHARDS}: every rank reads a stream of its own",
+            ),
+        )
+    )
+
     suspend: bool = False
     """Stop training. Serving continues with the current draft."""
+    accelerator: Accelerator | None = None
+    """GPUs of every pod. Without it the trainer uses CPUs."""
+    nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
+    """Number of pods that train one draft together. A change restarts all of them."""
+    workload: TrainerWorkload = TrainerWorkload.AUTO
+    """What runs more than one rank: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto takes a
+    LeaderWorkerSet for several pods if its API is served, and keeps a StatefulSet that exists."""
     storage: TrainerStorage = TrainerStorage()
-    """Volume for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the registry
-    keeps the published versions."""
+    """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
+    registry keeps the published versions."""
+
+    @property
+    def ranks_per_pod(self) -> int:
+        return self.accelerator.per_pod if self.accelerator is not None else 1
+
+    @property
+    def num_ranks(self) -> int:
+        return self.nodes * self.ranks_per_pod
 
 
 class Redis(Model):
@@ -278,8 +326,9 @@ class Traces(Model):
     max_size: Quantity | None = None
     """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
     shows."""
-    shards: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of streams. With a Redis Cluster, its nodes share them."""
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
+    """Minimum number of streams. With a Redis Cluster, its nodes share them. There is at least one for every rank of the
+    trainer."""
 
 
 class Bucket(Model):
@@ -337,6 +386,11 @@ class Spec(Model):
     traces: Traces = Traces()
     registry: Registry = Registry()
     rollout: Rollout = Rollout()
+
+    @property
+    def num_shards(self) -> int:
+        """Number of streams, the same for the pods that write and the ranks that read."""
+        return max(self.traces.shards, self.trainer.num_ranks)
 
 
 class Metadata(Model):

@@ -35,6 +35,8 @@ class OperatorConfig:
     """The operator's own namespace, whose operator pods may call registries."""
     has_redis: bool
     """Whether there is a Redis for speculators that name none."""
+    has_leader_worker_sets: bool = False
+    """Whether the cluster serves LeaderWorkerSets."""
     redis_mark: str = ""
     """Hash of that Redis' address, which restarts the pods that read it when it changes; empty if none do."""
 

@@ -35,5 +35,10 @@ def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> d
     return {"from": [own, operator], "ports": [_port(port)]}
 
 
+def from_part(owner: AdaptiveSpeculator, part: str) -> dict[str, Any]:
+    """All ports, for peers of a part: gloo and NCCL choose theirs."""
+    return {"from": [{"podSelector": {"matchLabels": names.selector(owner.metadata.name, part)}}]}
+
+
 def _port(number: int) -> dict[str, Any]:
     return {"port": number, "protocol": "TCP"}

@@ -15,6 +15,8 @@ USER = 65532
 ACCESS = "/etc/updraft/access"
 DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 TMP = {"name": "tmp", "emptyDir": {}}
+SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - processes with GPUs share tensors there
 _TMP_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - of the container, whose root is read-only
 
 RESTRICTED = {

@@ -48,7 +48,7 @@ def objects(
                 *target.volumes,
                 {"name": "data", "emptyDir": {}},
                 pod.token_volume(owner, "serve"),
-                *([] if is_torch else [sglang.SHM]),
+                *([] if is_torch else [pod.SHM]),
             ],
             settings={**values, **redis_marks(owner, config)},
             more={
@@ -94,7 +94,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
-        "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.traces.shards),
+        "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.num_shards),
     }
     if spec.serving.max_context_tokens is not None:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(spec.serving.max_context_tokens)

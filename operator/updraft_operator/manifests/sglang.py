@@ -13,8 +13,6 @@ from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount, served_name
 
 PORT = 30000
-SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
-_SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - SGLang's processes share tensors there
 
 _FOLDER = pod.DATA["mountPath"]
 _PLUGIN, _SEED, _ADMIN_KEY = (f"{_FOLDER}/sglang/{name}" for name in ("plugin", "seed", "server.yaml"))
@@ -105,7 +103,7 @@ def engine(
             {"name": "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "value": "1"},
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 - of the container: kernels are compiled into caches below it
         ],
-        volumeMounts=[pod.DATA, _SHM_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, pod.SHM_MOUNT, *target.mounts],
         # /health generates a token and waits while paused: a liveness probe on it would kill a pod during a swap.
         startupProbe=pod.http_probe("/ping", "engine", period_s=10, failures=load_s // 10),
         livenessProbe=pod.http_probe("/ping", "engine", period_s=10, failures=6),

@@ -10,7 +10,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, registry_limit, registry_needs
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
-from updraft_operator.planning import lineage
+from updraft_operator.planning import lineage, trainers
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import (
@@ -160,9 +160,11 @@ def _failing(pods: tuple[PodState, ...], summary: str = "") -> Iterator[Assessme
 
 def _over_quota(observed: Observed, part: str) -> Iterator[Assessment]:
     """QuotaExceeded if a ResourceQuota refused an object of the part."""
-    of_part = {names.child(observed.name, part), *([observed.name] if part == names.SERVING else [])}
+    own = names.child(observed.name, part)
+    of_part = {own, *([observed.name] if part == names.SERVING else [])}
     for refusal in observed.refusals:
-        if refusal.reason == "QuotaExceeded" and refusal.ref.name in of_part:
+        is_of_part = refusal.ref.name in of_part or refusal.ref.name.startswith(names.claim(f"{own}-"))
+        if refusal.reason == "QuotaExceeded" and is_of_part:
             yield _false(refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
 
 
@@ -182,7 +184,7 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
-    spec, pods = observed.speculator.spec, observed.pods_of(names.TRAINER)
+    spec = observed.speculator.spec
     if not spec.traces.enabled:
         yield _false("Disabled", "spec.traces.enabled is false, so there is no training data")
     if not has_redis(observed.speculator, observed.config):
@@ -191,10 +193,26 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
     if reason := lineage.waits(observed):
         yield _false("WaitingForDraft", reason)
-    if any(pod.is_ready for pod in pods):
-        yield _true("Training", "the trainer is running")
-    yield from _failing(pods)
+    yield from _training(observed)
+
+
+def _training(observed: Observed) -> Iterator[Assessment]:
+    """A trainer that should run: all its pods are needed."""
+    spec, pods = observed.speculator.spec.trainer, observed.pods_of(names.TRAINER)
+    if not trainers.is_served(observed):
+        yield _false("WorkloadNotServed", "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve")
+    waiting = trainers.waiting_pods(observed)
+    if not waiting and trainers.is_on_cpu(observed):
+        yield _true(
+            "AcceleratorUnused", f"{trainers.devices(observed)}, although spec.trainer.accelerator gives it more"
+        )
+    if not waiting:
+        yield _true("Training", trainers.devices(observed))
+    yield from _failing(trainers.causes(pods))
     yield from _over_quota(observed, names.TRAINER)
+    if spec.nodes > 1:
+        met = f"{spec.nodes - len(waiting)} of {spec.nodes} pods are ready"
+        yield _false("WaitingForRanks", f"{met}; training goes on once {', '.join(waiting)} have met the others")
     yield _false("Starting", "the trainer's pod is not ready yet")
 
 

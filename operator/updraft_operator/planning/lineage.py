@@ -12,7 +12,7 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import Engine
 from updraft_operator.manifests import sglang
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
-from updraft_operator.planning import versions
+from updraft_operator.planning import trainers, versions
 from updraft_operator.planning.observed import Observed
 from updraft_rollouts.terms import Source
 
@@ -86,8 +86,7 @@ def _awaited(observed: Observed) -> pb.Manifest | None:
 
 
 def _trains(observed: Observed) -> bool:
-    trainer = observed.child("Deployment", names.TRAINER)
-    return trainer is not None and bool(trainer.live()["spec"].get("replicas"))
+    return any(workload.live()["spec"].get("replicas") for workload in trainers.workloads(observed))
 
 
 def _current(observed: Observed) -> str:

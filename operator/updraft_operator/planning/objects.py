@@ -68,7 +68,7 @@ class Child:
 
 
 _NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
-_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "conditions")
+_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "updateRevision", "conditions")
 _AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
 
 

@@ -15,9 +15,9 @@ from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
 from updraft_operator.api.status import Status
 from updraft_operator.manifests import importing, registry, serving, trainer
-from updraft_operator.manifests.manifest import Manifest, manifest, marked
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest, marked
 from updraft_operator.manifests.redis import has_redis, mark
-from updraft_operator.planning import lineage, versions
+from updraft_operator.planning import lineage, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
@@ -127,10 +127,17 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     built = [
         manifest(owner, "v1", "ServiceAccount", observed.name, "account", **account),
         *registry.objects(owner, config),
-        *trainer.objects(owner, config, waits=bool(lineage.waits(observed))),
+        *_trainer(observed, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
     ]
     return tuple(marked(content) for content in built)
+
+
+def _trainer(observed: Observed, config: OperatorConfig) -> list[Manifest]:
+    """Nothing while it names a kind of object that the cluster does not serve: what runs is deleted, volumes stay."""
+    waits = bool(lineage.waits(observed)) or not trainers.is_handed_over(observed)
+    built = trainer.objects(observed.speculator, config, kind=trainers.kind(observed), waits=waits)
+    return built if trainers.is_served(observed) else []
 
 
 def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
@@ -143,6 +150,7 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     keep = {ref(content) for content in desired}
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
+    delete += trainers.outdated(observed)
     return (*secret, *apply, *mirrors), tuple(sorted(delete))
 
 
@@ -331,7 +339,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
         return Plan()
     if spec.deletion_policy is DeletionPolicy.RETAIN:
         return Plan(finalizer="remove")
-    writers = [observed.child("Deployment", part) for part in (names.SERVING, names.TRAINER)]
+    writers = [observed.child("Deployment", names.SERVING), *trainers.workloads(observed)]
     left = tuple(writer.ref for writer in writers if writer is not None and not writer.is_ending)
     if left:
         return Plan(delete=left, again_s=_POLL_S)

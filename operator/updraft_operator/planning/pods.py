@@ -41,6 +41,8 @@ class PodState:
     """Its containers have ended for good, for example after an eviction; its controller counts it no longer."""
     problem: PodProblem | None
     """None while the pod is starting normally, too."""
+    revision: str = ""
+    """Revision of the template that it was made from, of a StatefulSet's pod."""
     result: str = ""
     """Termination message of its first container, once that has succeeded."""
 
@@ -55,6 +57,7 @@ class PodState:
             is_ending="deletionTimestamp" in metadata,
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(_troubles(status, conditions), None),
+            revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
             result=_result(status),
         )
 

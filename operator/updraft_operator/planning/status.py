@@ -32,7 +32,10 @@ from updraft_operator.planning.observed import (
 _OTHER = "other"
 """The domain of all traffic outside the largest ones."""
 
-_TRAINER_STATES = ("Training", "Starting", "Suspended", "Disabled")
+_TRAINER_STATES = {name: name for name in ("Training", "Starting", "Suspended", "Disabled")} | {
+    "WaitingForRanks": "Starting",
+    "AcceleratorUnused": "Training",
+}
 
 
 def status(observed: Observed, now: datetime) -> Status:
@@ -142,9 +145,12 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
     trained = [version for version in observed.registry.versions if is_trained(version)]
     before = observed.speculator.status.trainer
     last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
+    learning = learning_of(state)
     return TrainerStatus(
-        state=ready.reason if ready.reason in _TRAINER_STATES else "Failing",
+        state=_TRAINER_STATES.get(ready.reason, "Failing"),
         last_publish_time=last or (before.last_publish_time if before else None),
+        device=learning.device[:1024] or None if learning is not None else before.device if before else None,
+        ranks=learning.world_size or None if learning is not None else before.ranks if before else None,
         message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
         progress=_progress(learning) if (learning := learning_of(state)) is not None else None,
     )

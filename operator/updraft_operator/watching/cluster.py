@@ -28,6 +28,8 @@ class Resource(NamedTuple):
 
 _UPDRAFT = f"/apis/{names.API_VERSION}"
 
+LEADER_WORKER_SET = "LeaderWorkerSet"
+
 KINDS: Mapping[str, Resource] = {
     "AdaptiveSpeculator": Resource(_UPDRAFT, names.SPECULATORS),
     "DraftVersion": Resource(_UPDRAFT, names.DRAFT_VERSIONS),
@@ -41,6 +43,7 @@ KINDS: Mapping[str, Resource] = {
     "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Job": Resource("/apis/batch/v1", "jobs"),
     "Pod": Resource("/api/v1", "pods"),
+    LEADER_WORKER_SET: Resource(f"/apis/{names.LWS_API_VERSION}", "leaderworkersets"),
 }
 """Kinds that are watched. Secrets are not, because that would require permission to list them."""
 
@@ -51,7 +54,10 @@ RESOURCES: Mapping[str, Resource] = {
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 
-CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod"))
+OPTIONAL = (LEADER_WORKER_SET,)
+"""Kinds that are watched only if the cluster serves them when the operator starts."""
+
+CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod", *OPTIONAL))
 
 
 class Cluster(Protocol):

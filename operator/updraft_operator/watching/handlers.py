@@ -9,7 +9,7 @@ at once, so it gets the next page of a listing only when few of them are left.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import kopf
 from updraft_chassis.retry import Backoff
 from updraft_operator.api import names
 from updraft_operator.planning.objects import Key
-from updraft_operator.watching.cluster import CHILDREN, KINDS
+from updraft_operator.watching.cluster import CHILDREN, KINDS, OPTIONAL
 from updraft_operator.watching.store import Store, key_of
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,11 @@ _PACE_S = 0.1
 class Watches:
     """`run` fills the store and calls `add`, in its own event loop, until `end`."""
 
-    def __init__(self, store: Store, add: Add, namespaces: tuple[str, ...]) -> None:
+    def __init__(self, store: Store, add: Add, namespaces: tuple[str, ...], kinds: Iterable[str]) -> None:
         self._store = store
         self._add = add
         self._namespaces = namespaces
+        self._kinds = tuple(kinds)
         self._stop = threading.Event()
         """Stops the current run of kopf."""
         self._end = asyncio.Event()
@@ -64,7 +65,9 @@ class Watches:
 
         while not self._end.is_set():
             self._stop = threading.Event()
-            watching = asyncio.to_thread(asyncio.run, _watch(registry(on_event), self._namespaces, self._stop))
+            watching = asyncio.to_thread(
+                asyncio.run, _watch(registry(on_event, self._kinds), self._namespaces, self._stop)
+            )
             try:
                 (error,) = await asyncio.gather(watching, return_exceptions=True)
             finally:
@@ -113,9 +116,10 @@ async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], s
         root.result()
 
 
-def registry(on_event: OnEvent) -> kopf.OperatorRegistry:
+def registry(on_event: OnEvent, kinds: Iterable[str]) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
-    for kind, resource in KINDS.items():
+    for kind in kinds:
+        resource = KINDS[kind]
         kopf.on.event(
             *(resource.group, resource.version, resource.plural),
             registry=handlers,
@@ -139,7 +143,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.reconnect_backoff = 0.5
     # Not the operator's own finalizer: kopf removes its finalizer from every object that no handler of its own needs.
     chosen.persistence.finalizer = f"{names.GROUP}/kopf"
-    for kind in (*CHILDREN, "Pod"):
+    for kind in (*CHILDREN, *OPTIONAL, "Pod"):
         resource = KINDS[kind]
         where = (resource.group, resource.version, resource.plural)
         chosen.watching.label_selectors[where] = f"{names.MANAGED_BY}={names.MANAGER}"

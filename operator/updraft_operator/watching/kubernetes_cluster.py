@@ -23,7 +23,7 @@ from updraft_chassis.errors import (
 )
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.cluster import RESOURCES
+from updraft_operator.watching.cluster import KINDS, OPTIONAL, RESOURCES
 
 TIMEOUT_S = 20.0
 _PAGE = 500
@@ -98,6 +98,17 @@ class KubernetesCluster:
     async def served(self, prefix: str) -> set[str]:
         """Kinds that an API group serves, which every account may read; NotFound if there is no such group."""
         return {str(entry["kind"]) for entry in (await self._call("GET", prefix)).get("resources", ())}
+
+    async def kinds(self) -> tuple[str, ...]:
+        """The kinds to watch: those of OPTIONAL only if they are served."""
+        missing = {kind for kind in OPTIONAL if kind not in await self._served(RESOURCES[kind].prefix)}
+        return tuple(kind for kind in KINDS if kind not in missing)
+
+    async def _served(self, prefix: str) -> set[str]:
+        try:
+            return await self.served(prefix)
+        except NotFound:
+            return set()
 
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
 

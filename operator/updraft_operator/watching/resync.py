@@ -7,7 +7,7 @@ while the watches still catch up with a listing, the resync waits for them and l
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from updraft_chassis.clock import Clock
@@ -64,6 +64,7 @@ class Resync:
         self._clock = clock
         self._metrics = metrics
         self._namespaces = namespaces or ("",)
+        self._kinds = tuple(KINDS)
         self.synced_s: float | None = None
         """Start of the last completed resync; None before the first."""
         self.num_missed = 0
@@ -71,8 +72,9 @@ class Resync:
         self._agreed_s: float | None = None
         self._began_s: float | None = None
 
-    def begin(self) -> None:
-        """Start the clock of the ages; before this, the kinds were not served."""
+    def begin(self, kinds: Iterable[str]) -> None:
+        """Start the clock of the ages; before this, it was not known which kinds are served."""
+        self._kinds = tuple(kinds)
         self._began_s = self._clock.monotonic()
 
     @property
@@ -102,7 +104,7 @@ class Resync:
         self.synced_s = started_s
 
     async def _missed(self) -> list[Difference]:
-        suspects = _suspects([await self._compare(kind) for kind in KINDS])
+        suspects = _suspects([await self._compare(kind) for kind in self._kinds])
         until_s = self._clock.monotonic() + (FIRST_S if self.synced_s is None else GRACE_S)
         while suspects and self._clock.monotonic() < until_s:
             await asyncio.sleep(_POLL_S)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from updraft_chassis import lifecycle, progress
 from updraft_draft import memory
+from updraft_trainer import launch
 
 _NUM_KERNELS = 64
 """About as many as an optimizer step uses. The next one has samples of other lengths, and so other shapes."""
@@ -24,9 +25,24 @@ def main() -> None:
             command.main(arguments.model, arguments.traces, arguments.output, options, report)
         return
     lifecycle.while_importing()
+    if arguments.command == "ranks":
+        launch.main(
+            launch.Launch(
+                num_nodes=arguments.nodes,
+                ranks_per_node=arguments.ranks_per_node,
+                endpoint=arguments.endpoint,
+                id=arguments.id,
+                max_restarts=arguments.max_restarts,
+                meeting_s=arguments.meeting_seconds,
+            )
+        )
+        return
     from updraft_trainer import process  # noqa: PLC0415 - see above
 
-    process.main()
+    if arguments.command == "rank":
+        launch.rank(process.main, os.environ)
+    else:
+        process.main()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +51,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a draft model on live traffic. Configure it with UPDRAFT_TRAINER_* variables.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    ranks = commands.add_parser(
+        "ranks",
+        help="train with the ranks of several pods or GPUs",
+        description="Run torchrun with the ranks of this pod, once all pods have met. The operator's manifests call it.",
+    )
+    ranks.add_argument("--nodes", type=int, required=True, metavar="N", help="number of pods")
+    ranks.add_argument("--ranks-per-node", type=int, required=True, metavar="N", help="ranks of a pod: one per GPU")
+    ranks.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="where the pods meet: at the first one")
+    ranks.add_argument("--id", required=True, metavar="TEXT", help="identifies the trainer; the same for all pods")
+    text = "restarts of the ranks before the process ends; default 3"
+    ranks.add_argument("--max-restarts", type=int, default=3, metavar="N", help=text)
+    text = "how long to wait for the other pods; default 600"
+    ranks.add_argument("--meeting-seconds", type=int, default=600, metavar="S", help=text)
+    commands.add_parser("rank", help="one rank of several", description="`ranks` starts it, with torchrun's variables.")
     offline = commands.add_parser(
         "offline",
         help="train a draft from recorded traces, then exit",

@@ -120,6 +120,24 @@ RULES = (
         bad={"registry": {"storage": {"storageClassName": "fast"}}},
     ),
     Rule(
+        id="a-volume-of-one-pod",
+        message="storage.claimName is one volume, and with nodes above 1 every pod needs its own",
+        good={"trainer": {"storage": {"claimName": "mine"}, "accelerator": {"perPod": 8}}},
+        bad={"trainer": {"storage": {"claimName": "mine"}, "nodes": 2}},
+    ),
+    Rule(
+        id="a-stream-per-rank",
+        message="nodes times accelerator.perPod is at most 64",
+        good={"trainer": {"nodes": 8, "accelerator": {"perPod": 8}}},
+        bad={"trainer": {"nodes": 13, "accelerator": {"perPod": 5}}},
+    ),
+    Rule(
+        id="a-stream-per-rank-of-cpus",
+        message="nodes times accelerator.perPod is at most 64",
+        good={"trainer": {"nodes": 64}},
+        bad={"trainer": {"nodes": 64, "accelerator": {"perPod": 2}}},
+    ),
+    Rule(
         id="trainer-storage",
         message="storage is immutable",
         before={"trainer": {"storage": {"claimName": "mine"}}},

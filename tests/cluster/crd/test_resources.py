@@ -30,7 +30,7 @@ DEFAULTS = yaml.safe_load(
       tensorParallelSize: 1
       maxRunningRequests: 8
       terminationGracePeriodSeconds: 60
-    trainer: {suspend: false, storage: {size: 80Gi}}
+    trainer: {suspend: false, nodes: 1, workload: Auto, storage: {size: 80Gi}}
     traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, shards: 1}
     registry: {storage: {size: 20Gi}}
     rollout:

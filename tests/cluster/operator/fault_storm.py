@@ -78,7 +78,7 @@ they said too is theirs as well. No owner reference is taken away: what has none
 that the operator lists by goes only from what every spec wants: nobody finds what has lost it and is wanted no longer.
 """
 
-_DELETED = sorted({(kind, end) for kind, end, _ in EDITS} | {("PersistentVolumeClaim", "-trainer")})
+_DELETED = sorted({(kind, end) for kind, end, _ in EDITS} | {("PersistentVolumeClaim", "-trainer-0")})
 
 
 @dataclass(slots=True)
@@ -195,7 +195,8 @@ class FaultStorm:
 
     def _delete_child(self, subject: Subject) -> None:
         kind, end = self._rng.choice(_DELETED)
-        self._api.delete(subject.path(kind, subject.name + end), propagationPolicy="Background")
+        name = names.claim(subject.name + end) if kind == "PersistentVolumeClaim" else subject.name + end
+        self._api.delete(subject.path(kind, name), propagationPolicy="Background")
 
     def _delete_pod(self, subject: Subject) -> None:
         for pod in self._some_pod(subject):

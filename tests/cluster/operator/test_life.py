@@ -48,7 +48,7 @@ def built(operator: Running, subject: Subject) -> Subject:
 def test_a_minimal_resource_becomes_exactly_these_objects(built: Subject) -> None:
     found, owner = built.objects(), built.get()
 
-    once = {("Secret", f"{built.name}-access"), ("PersistentVolumeClaim", f"{built.name}-trainer")}
+    once = {("Secret", f"{built.name}-access"), ("PersistentVolumeClaim", f"data-{built.name}-trainer-0")}
     assert set(found) == once | {(kind, built.name + end) for kind, end in EDITS}
     for each in found.values():
         (reference,) = each["metadata"]["ownerReferences"]
@@ -102,7 +102,7 @@ def test_what_somebody_deleted_is_made_again(operator: Running, built: Subject) 
 
     def are_all_new() -> bool:
         found = built.objects()
-        kept = ("PersistentVolumeClaim", f"{built.name}-trainer")
+        kept = ("PersistentVolumeClaim", f"data-{built.name}-trainer-0")
         return set(found) == set(before) and all(
             key == kept or found[key]["metadata"]["uid"] != uid for key, uid in before.items()
         )

@@ -15,11 +15,16 @@ from updraft_operator.api import names
 Right = tuple[str, str, str]
 
 _MISSED = "a listing found what a watch had missed, and the object itself is looked at"
+_NO_GROUPS = "the cluster serves no LeaderWorkerSets; test_leader_worker_sets.py has one that does"
 _OPENSHIFT = "OpenShift asks for it of whoever names an owner that waits for what it owns (blockOwnerDeletion)"
 
 UNUSED: dict[Right, str] = {
     ("updraft.dev", "adaptivespeculators", "get"): _MISSED,
     ("", "pods", "get"): _MISSED,
+    **{
+        (names.LWS_GROUP, "leaderworkersets", verb): _NO_GROUPS
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
+    },
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
     ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
 }
@@ -61,8 +66,7 @@ def live(subject: Subject, shelf: Shelf) -> None:
     subject.run(names.REGISTRY)
     subject.wait_for("RegistryReady", "True", "Connected")
     shelf.publish(1)
-    first = f"{subject.name}-v1"
-    wait_until(lambda: subject.exists("DraftVersion", first), what="the version's object")
+    wait_until(lambda: subject.exists("DraftVersion", f"{subject.name}-v1"), what="the version's object")
     stray = {"speculatorRef": {"name": subject.name}, "source": "Initial", "version": 77}
     collection = subject.path("DraftVersion").rpartition("/")[0]
     kind = {"apiVersion": names.API_VERSION, "kind": "DraftVersion"}
@@ -71,7 +75,12 @@ def live(subject: Subject, shelf: Shelf) -> None:
     imported = {"speculatorRef": {"name": subject.name}, "uri": "hf://org/draft"}
     subject.api.create(collection, {**kind, "metadata": {"name": "mine"}, "spec": imported})
     wait_until(lambda: bool(subject.all_of("Job")), what="the import")
+    subject.change(trainer={"nodes": 2})
+    wait_until(lambda: len(subject.pods(names.TRAINER)) == 2, what="two ranks instead of one")
+    first = {pod["metadata"]["uid"] for pod in subject.pods(names.TRAINER)}
+    subject.change(trainer={"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]})
+    wait_until(lambda: not first & {pod["metadata"]["uid"] for pod in subject.pods(names.TRAINER)}, what="new ranks")
     subject.change(traces={"enabled": False})
-    wait_until(lambda: not subject.exists("Deployment", f"{subject.name}-trainer"), what="the end of the trainer")
+    wait_until(lambda: not subject.exists("StatefulSet", f"{subject.name}-trainer"), what="the end of the trainer")
     subject.delete()
     wait_until(lambda: not subject.exists(), what="the end")

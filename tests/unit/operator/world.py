@@ -209,7 +209,9 @@ class World:
 
     def pod(self, part: str, number: int, status: Manifest | None) -> None:
         """A kubelet says how it stands with a pod; None: it is gone."""
-        where = ("Pod", KEY.namespace, f"{names.child(KEY.name, part)}-{number}")
+        own = names.child(KEY.name, part)
+        is_ordered = ("StatefulSet", KEY.namespace, own) in self.cluster.objects
+        where = ("Pod", KEY.namespace, f"{own}-{number}" if is_ordered else f"{own}-7f9c8d5b6-{number}")
         if status is not None:
             metadata = {"name": where[2], "namespace": where[1], "labels": names.labels(KEY.name, part)}
             uid = self.cluster.objects.get(where, {"metadata": {}})["metadata"].get("uid", where[2])

@@ -35,6 +35,8 @@ OTHERS: dict[str, Any] = {
     "traces.evaluationPercent": 20,
     "traces.maxSize": "1Gi",
     "traces.shards": 2,
+    "trainer.nodes": 2,
+    "trainer.accelerator": {"perPod": 2},
     "traces.redis": {"urlSecretRef": {"name": "mine"}},
     "traces.enabled": False,
     "registry.bucket": {"url": "s3://bucket"},
@@ -56,6 +58,7 @@ HARMLESS: dict[str, Any] = {
     "serving.replicas": 5,
     "serving.rollingUpdate": {"maxSurge": 2},
     "trainer.suspend": True,
+    "trainer.workload": "StatefulSet",
     "deletionPolicy": "Delete",
 }
 
@@ -123,7 +126,8 @@ REASONS = {
     "RegistryReady": "Connected Starting Unreachable Denied Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
-    " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed",
+    " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed WaitingForRanks RendezvousFailed"
+    " CommunicationFailed WorkloadNotServed AcceleratorUnused",
     "Sized": "LargeEnough TooSmall TracesDropped NotReported",
     "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",

@@ -51,7 +51,7 @@ def test_the_least_resource_makes_exactly_these_objects() -> None:
         "NetworkPolicy/qwen-serving",
         "Deployment/qwen-trainer",
         "ConfigMap/qwen-trainer",
-        "PersistentVolumeClaim/qwen-trainer",
+        "PersistentVolumeClaim/data-qwen-trainer-0",
         "NetworkPolicy/qwen-trainer",
         "StatefulSet/qwen-registry",
         "ConfigMap/qwen-registry",

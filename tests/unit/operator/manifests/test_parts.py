@@ -57,7 +57,7 @@ def test_a_trainer_can_be_suspended_alone() -> None:
 
 def test_the_trainer_asks_for_a_claim() -> None:
     made = built(speculator({"trainer": {"storage": {"size": "7Gi", "storageClassName": "fast"}}}))
-    claim = one(made, "PersistentVolumeClaim", "qwen-trainer")["spec"]
+    claim = one(made, "PersistentVolumeClaim", "data-qwen-trainer-0")["spec"]
     assert claim["resources"]["requests"]["storage"] == "7Gi"
     assert claim["storageClassName"] == "fast"
     assert claim["accessModes"] == ["ReadWriteOnce"]
@@ -65,7 +65,7 @@ def test_the_trainer_asks_for_a_claim() -> None:
 
 def test_an_empty_storage_class_is_said_too() -> None:
     made = built(speculator({"trainer": {"storage": {"storageClassName": ""}}}))
-    assert one(made, "PersistentVolumeClaim", "qwen-trainer")["spec"]["storageClassName"] == ""
+    assert one(made, "PersistentVolumeClaim", "data-qwen-trainer-0")["spec"]["storageClassName"] == ""
 
 
 @pytest.mark.parametrize("part", ["trainer", "registry"])
@@ -74,7 +74,7 @@ def test_a_claim_that_is_there_is_used_as_it_is(part: str) -> None:
     volumes = named(pod_spec(speculator({part: {"storage": {"claimName": "old"}}}), part)["volumes"])
     assert volumes["data"]["persistentVolumeClaim"] == {"claimName": "old"}
     kinds = {(each["kind"], each["metadata"]["name"]) for each in made}
-    assert part == "registry" or ("PersistentVolumeClaim", "qwen-trainer") not in kinds
+    assert part == "registry" or ("PersistentVolumeClaim", "data-qwen-trainer-0") not in kinds
     assert part == "trainer" or "volumeClaimTemplates" not in one(made, "StatefulSet", "qwen-registry")["spec"]
 
 

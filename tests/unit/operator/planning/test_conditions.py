@@ -131,7 +131,12 @@ TRAINER: list[Case] = [
     ("TrainerReady", "False", "NoRedis", {"config": CONFIG_WITHOUT_REDIS}),
     ("TrainerReady", "False", "Suspended", {"spec": {"trainer": {"suspend": True}}}),
     ("TrainerReady", "False", "Suspended", {"spec": {"suspend": True}}),
-    ("TrainerReady", "False", "QuotaExceeded", _refused("QuotaExceeded", "PersistentVolumeClaim", "qwen-trainer")),
+    (
+        "TrainerReady",
+        "False",
+        "QuotaExceeded",
+        _refused("QuotaExceeded", "PersistentVolumeClaim", "data-qwen-trainer-0"),
+    ),
     *(
         ("TrainerReady", "False", reason, {"pods": (pod("t", "trainer", problem=(reason, "x")),)})
         for reason in TROUBLES

@@ -113,7 +113,7 @@ def test_what_belongs_to_somebody_else_is_never_deleted() -> None:
 
 def test_a_claim_that_somebody_grew_stays_grown() -> None:
     observation = settled()
-    where = Ref("PersistentVolumeClaim", "qwen-trainer")
+    where = Ref("PersistentVolumeClaim", "data-qwen-trainer-0")
     content = next(each for each in objects(observation) if ref(each) == where)
     spec = {**content["spec"], "resources": {"requests": {"storage": "50Gi"}}}
     grown = as_child({**content, "spec": spec})

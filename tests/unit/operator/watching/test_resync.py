@@ -14,6 +14,7 @@ from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
+from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.resync import FIRST_S, GRACE_S, Resync
 from updraft_operator.watching.store import Store
 
@@ -63,7 +64,7 @@ def test_where_all_agree_nothing_is_waited_for() -> None:
     async def main() -> None:
         world = World()
         assert (world.resync.age_s, world.resync.synced_s) == (0.0, None), "no time counts before it begins"
-        world.resync.begin()
+        world.resync.begin(KINDS)
         world.cluster.set(_config_map())
         assert await world.once() == 0.0
         assert world.added == []
@@ -76,7 +77,7 @@ def test_where_all_agree_nothing_is_waited_for() -> None:
 def test_before_the_first_listing_the_age_counts_from_the_beginning() -> None:
     async def main() -> None:
         world = World()
-        world.resync.begin()
+        world.resync.begin(KINDS)
         await asyncio.sleep(7.0)
         assert (world.resync.age_s, world.resync.agreed_age_s) == (7.0, 7.0)
 
