@@ -12,7 +12,8 @@ class Arm:
 
     name: str
     hyper: Hyperparameters = field(default_factory=Hyperparameters)
-    batch_samples: int = 4
+    batch_tokens: int | None = None
+    """Of an optimizer step; None: four samples on average."""
     max_uses: int = 6
     steps_per_request: float = 1.5
     evaluation_every: int = 10
@@ -28,8 +29,8 @@ class Arm:
     """Choose a draft vocabulary with each draft in closed form, not only before the first."""
     num_waiting: int = 8
     """The newest samples judge the draft next to held-out ones before they are trained on; 0: only held-out ones judge."""
-    is_fifo: bool = False
-    """Each sample once, in order, instead of fresh ones beside rehearsal."""
+    fifo_samples: int = 0
+    """So many samples a step, each once and in order, instead of fresh ones beside rehearsal; 0: as the trainer does."""
     thresholds: PublishThresholds = field(
         default_factory=lambda: PublishThresholds(
             min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9
@@ -65,7 +66,6 @@ AURORA = Arm(
         correction_weight=0.0,
         trains_head=True,
     ),
-    batch_samples=8,
     max_uses=1,
     steps_per_request=1 / 8,
     evaluation_every=0,
@@ -74,7 +74,7 @@ AURORA = Arm(
     has_closed_form=False,
     follows_vocabulary=False,
     num_waiting=0,
-    is_fifo=True,
+    fifo_samples=8,
 )
 """As Together's released code trains: forward KL, first in first out, each sample once, a swap every 400 requests."""
 

@@ -83,19 +83,20 @@ class Memory:
             cluster=self.clusters.assign("", sample.ids.tolist(), order=len(self.entries)),
             pool=Pool.EVALUATION if is_evaluation else Pool.WINDOW,
             num_bytes=0,
+            num_tokens=sample.num_rows,
         )
         self.entries.append(entry)
 
     def batch(self, arm: Arm, rng: random.Random) -> list[Sample]:
         training = self._training()
-        if arm.is_fifo:
+        if arm.fifo_samples:
             unused = [entry for entry in training if entry.trace_id not in self.uses]
-            chosen = unused[: arm.batch_samples] if len(unused) >= arm.batch_samples else []
+            chosen = unused[: arm.fifo_samples] if len(unused) >= arm.fifo_samples else []
         else:
             chosen = selection.training_batch(
                 training,
                 self.uses,
-                count=arm.batch_samples,
+                num_tokens=arm.batch_tokens,
                 max_uses=arm.max_uses,
                 rng=rng,
                 num_waiting=arm.num_waiting,

@@ -8,13 +8,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench import harness
 from bench.harness import Line, Measurements
+from bench.trainer import costs, speculators_environment
 from bench.trainer.exactness import worst_error
 from bench.width.learning import write_target
 from bench.width.traffic import Width
@@ -54,7 +55,7 @@ class Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = ["exactness", "memory", "speed"]
+    parts = ["exactness", "memory", "speed", "speculators", "costs"]
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--shapes", choices=list(MEMORY), nargs="+", default=list(MEMORY))
     parser.add_argument("--teachers", choices=["hidden", "top-k"], nargs="+", default=["hidden", "top-k"])
@@ -65,7 +66,13 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:
-    parts = {"exactness": _exactness, "memory": _memory, "speed": _speed}
+    parts = {
+        "exactness": _exactness,
+        "memory": _memory,
+        "speed": _speed,
+        "speculators": _speculators,
+        "costs": _costs,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         done = [part(arguments, Path(scratch)) for name, part in parts.items() if name in arguments.only]
     return Measurements(
@@ -163,10 +170,42 @@ def _speed(arguments: argparse.Namespace, scratch: Path) -> Figures:
     return figures
 
 
-def _worker(roots: str, arguments: argparse.Namespace) -> "subprocess.Popen[str]":
+def _speculators(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    """Our learner and the package's model, in turn on the same batches."""
+    with _roots("", scratch) as roots:
+        theirs = [str(speculators_environment.python()), str(Path(__file__).with_name("speculators_worker.py"))]
+        workers = [_worker(roots, arguments), _worker(roots, arguments, theirs)]
+        steps: list[list[dict[str, Any]]] = [[], []]
+        for number in range(1 + arguments.rounds):
+            for worker, of_worker in zip(workers, steps, strict=True):
+                step = _step(worker, number % arguments.rounds)
+                of_worker.extend([step] if number else [])
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+    ratio = harness.spread(other["seconds"] / one["seconds"] for one, other in zip(*steps, strict=True))
+    assert ratio is not None, "there are rounds"
+    name = f"tokens per second over those of speculators {speculators_environment.VERSION}"
+    samples = [
+        {"speculators": who, **step} for who, of_one in zip(("ours", "theirs"), steps, strict=True) for step in of_one
+    ]
+    return Figures(lines=[Line(results.at_least(name, ratio.median, 1.0, "x"), ratio)], samples=samples)
+
+
+def _costs(arguments: argparse.Namespace, _: Path) -> Figures:
+    """What options and kernels cost, in ratios of medians."""
+    table = output.table(f"costs, {arguments.threads} threads", ">ratio", "of")
+    figures = costs.measure(arguments.threads, arguments.rounds)
+    for cost in figures:
+        table.add_row(cost.name, f"{cost.ratio:.2f}", cost.of)
+    return Figures(samples=[{"cost": asdict(cost)} for cost in figures], table=table)
+
+
+def _worker(roots: str, arguments: argparse.Namespace, program: Sequence[str] = ()) -> "subprocess.Popen[str]":
     options = ["--batches", str(arguments.rounds), "--threads", str(arguments.threads)]
+    command = [*program, *options] if program else _command(*options)
     worker = subprocess.Popen(
-        _command(*options), env=_environment(roots), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, env=_environment(roots), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert worker.stdout is not None
     while (line := worker.stdout.readline().strip()) != "ready":

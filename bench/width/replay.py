@@ -99,7 +99,7 @@ def read_for(replay: Replay, size: int, seconds: float) -> tuple[float, float]:
     """Read batches of traces of `size` bytes; MB/s of traces, and milliseconds of the longest read."""
     rng, start_s, longest_s, num_read = random.Random(0), time.monotonic(), 0.0, 0
     while (now_s := time.monotonic()) - start_s < seconds:
-        samples = replay.training_batch({}, count=4, max_uses=1, rng=rng)
+        samples = replay.training_batch({}, max_uses=1, rng=rng)
         longest_s = max(longest_s, time.monotonic() - now_s)
         num_read += len(samples)
     return num_read * size / 1e6 / (time.monotonic() - start_s), 1000 * longest_s

@@ -84,7 +84,7 @@ def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.S
     with path.open("w", buffering=1) as lines:
         while not stop.requested:
             began_s, cpu_s = time.perf_counter(), time.thread_time()
-            samples = replay.training_batch(uses, count=config.batch_samples, max_uses=config.max_uses, rng=rng)
+            samples = replay.training_batch(uses, max_uses=config.max_uses, rng=rng)
             times = time.perf_counter() - began_s, time.thread_time() - cpu_s
             uses.update(sample.trace_id for sample in samples)
             if samples:

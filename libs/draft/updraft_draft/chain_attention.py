@@ -22,8 +22,8 @@ from updraft_draft.layout import Span, slices
 _ATEN: Any = torch.ops.aten
 
 _SHORT = 256
-"""Rows of a span up to which torch's kernel on a CPU ran in float32. In one measurement, 128 rows took 0.9 ms backward instead
-of 1.9, 512 rows the same in both, and 2,048 rows less in bfloat16."""
+"""Rows of a span up to which torch's kernel on a CPU runs in float32, in which it is faster for few rows and slower for many:
+`make bench-trainer ARGS=--only=costs`."""
 
 _MAX_HEAD = 256
 
@@ -90,11 +90,10 @@ def _text_part(q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Ten
     return (out[0] + out[1] if len(out) > 1 else parts[0][0].float()), lse
 
 
-def _scores(q: Tensor, key: Tensor) -> Tensor:
-    """q . k for the one key [U, K, E] that each row has: float32 [U, H]."""
-    products = _grouped(q, key) * key.float().unsqueeze(2)
-    scale: float = q.shape[-1] ** -0.5
-    return products.sum(-1).flatten(1) * scale
+def _products(x: Tensor, one: Tensor) -> Tensor:
+    """x [U, H, E] times the one key or value [U, K, E] that each row has, summed over E: float32 [U, H]."""
+    products: Tensor = torch.linalg.vecdot(_grouped(x, one), one.float().unsqueeze(2))
+    return products.flatten(1)
 
 
 def _grouped(x: Tensor, key: Tensor) -> Tensor:
@@ -108,16 +107,16 @@ def _factors(x_UH: Tensor, key: Tensor) -> Tensor:
 
 
 def _with_own(out: Tensor, lse: Tensor, q: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The same with the rows' own steps, k and v in turn."""
+    """The same with the rows' own steps, k and v in turn. Overwrites `out`."""
     if not own:
         return out, lse
-    scores = [_scores(q, key) for key in own[::2]]
+    q, scale = q.float(), q.shape[-1] ** -0.5
+    scores = [_products(q, key) * scale for key in own[::2]]
     merged = torch.stack([lse, *scores]).logsumexp(0)
-    total = out * (lse - merged).exp().unsqueeze(-1)
+    out *= (lse - merged).exp().unsqueeze(-1)
     for score, value in zip(scores, own[1::2], strict=True):
-        weights = _factors((score - merged).exp(), value)
-        total += (weights * value.float().unsqueeze(2)).flatten(1, 2)
-    return total, merged
+        _grouped(out, value).addcmul_(_factors((score - merged).exp(), value), value.float().unsqueeze(2))
+    return out, merged
 
 
 def _own_backward(
@@ -127,13 +126,13 @@ def _own_backward(
     dq, gradients = torch.zeros(q.shape, device=q.device), list[Tensor]()
     if not own:
         return dq, gradients
-    delta, scale = (grad.float() * out.float()).sum(-1), q.shape[-1] ** -0.5
-    grad_g, q_g = _grouped(grad, own[0]), _grouped(q, own[0])
+    grad, q, scale = grad.float(), q.float(), q.shape[-1] ** -0.5
+    delta = torch.linalg.vecdot(grad, out.float())
+    grad_g, q_g, dq_g = (_grouped(one, own[0]) for one in (grad, q, dq))
     for key, value in zip(own[::2], own[1::2], strict=True):
-        weights = (_scores(q, key) - lse).exp()
-        d_weights = (grad_g * value.float().unsqueeze(2)).sum(-1).flatten(1)
-        d_scores = _factors(weights * (d_weights - delta) * scale, key)
-        dq += (d_scores * key.float().unsqueeze(2)).flatten(1, 2)
+        weights = (_products(q, key) * scale - lse).exp()
+        d_scores = _factors(weights * (_products(grad, value) - delta) * scale, key)
+        dq_g.addcmul_(d_scores, key.float().unsqueeze(2))
         dv = (_factors(weights, key) * grad_g).sum(2)
         gradients += [(d_scores * q_g).sum(2).to(key.dtype), dv.to(value.dtype)]
     return dq, gradients

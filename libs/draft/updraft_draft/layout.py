@@ -58,11 +58,12 @@ class Layout(NamedTuple):
     @property
     def unrolled(self) -> Tensor:
         """The unrolled rows, int64 [U]."""
-        device = self.ids.device
-        return torch.cat([torch.arange(span.first, span.end, device=device) for span in self.spans])
+        rows = torch.cat([torch.arange(span.first, span.end) for span in self.spans])
+        return rows.to(self.ids.device, non_blocking=True)
 
     def to(self, device: torch.device) -> Self:
-        return self._replace(ids=self.ids.to(device), positions=self.positions.to(device))
+        ids, positions = (one.to(device, non_blocking=True) for one in (self.ids, self.positions))
+        return self._replace(ids=ids, positions=positions)
 
 
 def slices(spans: tuple[Span, ...]) -> list[slice]:

@@ -25,6 +25,14 @@ from updraft_draft.layout import Layout
 
 _FIRST_POSITIONS = 1024
 
+Part = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Returns a function that computes the same, such as `torch.compile`."""
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself."""
+    return function
+
 
 class QueryKeyValue(NamedTuple):
     """q [B, T, H, E], k and v [B, T, K, E] of new rows."""
@@ -63,7 +71,8 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):  # CUDA's would compute all that follows in float32
+            return rms_norm(x, self.weight, self.eps)
 
 
 class _Layer(nn.Module):
@@ -176,13 +185,18 @@ class DraftNetwork(nn.Module):
         tables = rotary_table(num_positions, self.config.head_dim, self.config.rope)
         return [table.to(self.embedding) for table in tables]
 
-    def rows(self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, end: int | None = None) -> QueryKeyValue:
+    def rows(
+        self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, end: int | None = None, part: Part = plain
+    ) -> QueryKeyValue:
         """Project states and the tokens after them; queries and keys are rotated to `positions_BT`. `end` as for `rotary`."""
+        embedded, (cos, sin) = F.embedding(ids_BT, self.embedding), self.rotary(positions_BT, end)
+        rows: QueryKeyValue = part(DraftNetwork._projected)(self, x_BTD, embedded, cos, sin)
+        return rows
+
+    def _projected(self, x_BTD: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor) -> QueryKeyValue:
         c, layer = self.config, self.midlayer
-        embedded = F.embedding(ids_BT, self.embedding)
         both = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(x_BTD)], -1)
-        attn, lead = layer.self_attn, ids_BT.shape
-        cos, sin = self.rotary(positions_BT, end)
+        attn, lead = layer.self_attn, x_BTD.shape[:-1]
         return QueryKeyValue(
             rotate(attn.q_proj(both).view(*lead, c.num_heads, c.head_dim), cos, sin),
             rotate(attn.k_proj(both).view(*lead, c.num_kv_heads, c.head_dim), cos, sin),
@@ -213,37 +227,42 @@ class DraftNetwork(nn.Module):
         B = len(ids_BT)
         return [state.view(B, layout.num_unrolled // B, state.shape[-1]) for state in states]
 
-    def unroll_packed(self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False) -> list[Tensor]:
+    def unroll_packed(
+        self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False, part: Part = plain
+    ) -> list[Tensor]:
         """Like `unroll`, for packed texts: the states [U, D] of each step, in the order of the layout's spans.
 
         With `recompute`, the backward pass computes each step's inner values again instead of keeping them (gradient
-        checkpointing): a third more work for about a fifth of the memory.
+        checkpointing). `part` compiles what is between attention and attention.
         """
         run: Callable[..., Any] = partial(checkpoint, use_reentrant=False) if recompute else _called
         index = layout.unrolled
-        state, k, v = run(self._first_step, aux_NA, layout, index)
+        state, k, v = run(self._first_step, aux_NA, layout, index, part)
         states, own = [state], list[Tensor]()
         for j in range(1, layout.ids.shape[-1]):
             ids, positions = layout.ids[index, j], layout.positions[index] + j
-            state, *of_step = run(self._next_step, states[-1], ids, positions, layout, k, v, *own)
+            state, *of_step = run(self._next_step, part, layout, (ids, positions), states[-1], k, v, *own)
             states.append(state)
             own += of_step
         return states
 
-    def _first_step(self, aux_NA: Tensor, layout: Layout, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _first_step(self, aux_NA: Tensor, layout: Layout, index: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """The unrolled states, and keys and values of all rows."""
         x = self.fuse(aux_NA)
-        rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit)
-        attended = chain_attention(rows.q[index], rows.k, rows.v, layout.spans)
-        return self.finish(x[index], attended), rows.k, rows.v
+        rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit, part)
+        attended = chain_attention(rows.q.index_select(0, index), rows.k, rows.v, layout.spans)
+        return part(DraftNetwork.finish)(self, x.index_select(0, index), attended), rows.k, rows.v
 
     def _next_step(
-        self, x: Tensor, ids: Tensor, positions: Tensor, layout: Layout, k: Tensor, v: Tensor, *own: Tensor
+        self, part: Part, layout: Layout, tokens: tuple[Tensor, Tensor], x: Tensor, *kv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The states after one more step, and the keys and values of that step; `own` are those of earlier ones, in turn."""
-        rows = self.rows(x, ids, positions, layout.limit)
+        """The states after one more step, and the keys and values of that step. `tokens`: that each state reads next, and their
+        positions. `kv`: keys and values of all rows and of earlier steps, in turn."""
+        (ids, positions), (k, v, *own) = tokens, kv
+        rows = self.rows(x, ids, positions, layout.limit, part)
         chain = [*zip(own[::2], own[1::2], strict=True), (rows.k, rows.v)]
-        return self.finish(x, chain_attention(rows.q, k, v, layout.spans, chain)), rows.k, rows.v
+        attended = chain_attention(rows.q, k, v, layout.spans, chain)
+        return part(DraftNetwork.finish)(self, x, attended), rows.k, rows.v
 
 
 def _called(function: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:

@@ -65,7 +65,7 @@ _LONG_S = 10.0
 class TrainingOptions:
     """See the settings of the same names."""
 
-    batch_samples: int
+    batch_tokens: int | None
     max_uses: int
     schedule: TrainingSchedule
     thresholds: PublishThresholds
@@ -163,7 +163,7 @@ class Trainer:
         with self._components.monitor.phase("data"):
             samples = self._components.replay.training_batch(
                 self.history.uses,
-                count=options.batch_samples,
+                num_tokens=options.batch_tokens,
                 max_uses=options.max_uses,
                 rng=self._rng,
                 num_waiting=options.thresholds.min_samples,
@@ -177,9 +177,10 @@ class Trainer:
         for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
             self.history.count_use(sample.trace_id)
         end_s = clock.monotonic()
-        self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
-        if report.is_skipped:
-            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.learner.step})
+        if report.num_rows:
+            self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
+        else:
+            self._components.demand.paused()
         self._components.monitor.stepped(
             self.learner, report, num_steps=self.learner.step - step, duration_s=end_s - start_s
         )

@@ -31,6 +31,7 @@ from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning import hardware
+from updraft_trainer.learning.compute import BATCH_TOKENS
 from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
@@ -113,7 +114,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             samples_to_start=config.first_samples,
         )
         peak = config.peak_flops or hardware.peak_flops(device_name)
-        record.throughput = Throughput(device=device_name, peak_flops=peak)
+        record.throughput = Throughput(device=device_name, world_size=compute.ranks.size, peak_flops=peak)
         spec = TrainerSpec(
             target=target,
             target_fingerprint=identity.target_fingerprint,
@@ -201,7 +202,7 @@ async def _train(
         initial = initial or await start(spec, components.registry, components.replay, stop)
     if initial is not None:
         options = TrainingOptions(
-            batch_samples=config.batch_samples,
+            batch_tokens=config.batch_tokens or BATCH_TOKENS[spec.compute.device.type],
             max_uses=config.max_uses,
             schedule=config.schedule,
             thresholds=config.thresholds,

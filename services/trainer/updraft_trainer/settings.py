@@ -1,7 +1,7 @@
 """Settings of the trainer: `UPDRAFT_TRAINER_...`."""
 
 import socket
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -12,7 +12,7 @@ from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.settings import Name, Settings
-from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.compute import Compute, Sharding
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.schedule import TrainingSchedule
@@ -70,6 +70,12 @@ class TrainerSettings(Settings):
     recompute: bool = False
     """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
     and long requests need far less memory."""
+    compile: bool = False
+    """Compile the operations between large products (torch.compile), which takes up to minutes at the start; the log says how
+    long. Needs a C++ compiler on a CPU, and Triton on a GPU. Where it does not work, training goes on without it."""
+    sharding: Sharding = "auto"
+    """For a trainer of many ranks: replicate keeps all of the optimizer's state on each, shard divides it among them. auto
+    divides it if the learner would otherwise take more than a quarter of the device's memory. They learn the same."""
     peak_flops: float | None = Field(default=None, gt=0)
     """Dense bfloat16 operations per second that the GPU can do, for the metric of its utilization. Default: from the data
     sheets of common GPUs; no utilization is shown for others, and none for a CPU."""
@@ -119,8 +125,9 @@ class TrainerSettings(Settings):
     seed: int = 0
     """Random seed for initial weights and the choice of samples."""
 
-    batch_samples: int = Field(default=4, ge=1)
-    """Samples per optimizer step."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Captured tokens per optimizer step, with those of prompts: as many requests as come closest to it. A longer request may
+    be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)
@@ -178,7 +185,8 @@ class TrainerSettings(Settings):
     @property
     def compute(self) -> Compute:
         """Conflict if the device is not there."""
-        return Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute)
+        compute = Compute.on(self.device, pack_tokens=self.pack_tokens, recompute=self.recompute, compiles=self.compile)
+        return replace(compute, sharding=self.sharding)
 
     @property
     def thresholds(self) -> PublishThresholds:

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
 
 OPTIONS = TrainingOptions(
-    batch_samples=4,
+    batch_tokens=None,
     max_uses=6,
     schedule=TrainingSchedule(evaluate_steps=10, evaluate_seconds=15.0, checkpoint_seconds=60.0),
     thresholds=PublishThresholds(min_samples=8, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9),

@@ -150,3 +150,17 @@ def test_a_draft_is_unrolled_without_asking_the_device_for_a_value(draft: DraftN
         states = fake.unroll(torch.zeros(1, 2000, 3 * HIDDEN), torch.zeros(1, 2002, dtype=torch.long), num_steps=3)
     assert [state.shape for state in states] == [(1, 2000, HIDDEN)] * 3
     assert len(fake._rotary[0]) == 2048
+
+
+def test_a_norm_keeps_bfloat16_where_autocast_would_take_float32() -> None:
+    """CUDA's autocast does, and what follows would be computed in it. There need not be a GPU: tensors have no values."""
+    with FakeTensorMode():
+        x, norm = torch.empty(4, 8, device="cuda", dtype=torch.bfloat16), network.Norm(8, 1e-5)
+        norm.weight = torch.nn.Parameter(torch.empty(8, device="cuda"))
+        enable, device = torch.set_autocast_enabled, x.device.type  # torch.autocast refuses to without a GPU
+        enable(device, True)  # noqa: FBT003 - torch's signature
+        try:
+            assert torch.nn.functional.rms_norm(x, (8,)).dtype == torch.float32
+            assert norm(x).dtype == torch.bfloat16
+        finally:
+            enable(device, False)  # noqa: FBT003 - torch's signature

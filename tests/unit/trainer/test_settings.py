@@ -39,12 +39,12 @@ def test_the_parts_get_what_was_set() -> None:
 
 
 def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = {"UPDRAFT_TRAINER_TTT_STEPS": "many", "UPDRAFT_TRAINER_BATCH_SAMPLE": "4"}
+    wrong = {"UPDRAFT_TRAINER_TTT_STEPS": "many", "UPDRAFT_TRAINER_BATCH_TOKEN": "4"}
     with pytest.raises(SystemExit) as exit_:
         load(TrainerSettings, wrong)
     assert exit_.value.code == 2
     errors = capsys.readouterr().err
-    for name in (*NEEDED, *wrong, "UPDRAFT_TRAINER_BATCH_SAMPLES"):
+    for name in (*NEEDED, *wrong, "UPDRAFT_TRAINER_BATCH_TOKENS"):
         assert name in errors
 
 

@@ -65,7 +65,8 @@ CREATE TABLE IF NOT EXISTS samples (
     offset INTEGER NOT NULL,
     num_bytes INTEGER NOT NULL,
     crc INTEGER NOT NULL,
-    probability REAL NOT NULL
+    probability REAL NOT NULL,
+    num_tokens INTEGER NOT NULL
 ) STRICT;
 """
 
@@ -166,11 +167,17 @@ class Replay:
             return [trace.sample for trace in new]
 
     def training_batch(
-        self, uses: Mapping[str, int], *, count: int, max_uses: int, rng: random.Random, num_waiting: int = 0
+        self,
+        uses: Mapping[str, int],
+        *,
+        max_uses: int,
+        rng: random.Random,
+        num_tokens: int | None = None,
+        num_waiting: int = 0,
     ) -> list[Sample]:
-        """Up to `count` samples to train on; see `selection`."""
+        """Samples of about `num_tokens` captured tokens to train on; see `selection`."""
         chosen = selection.training_batch(
-            self._training(), uses, count=count, max_uses=max_uses, rng=rng, num_waiting=num_waiting
+            self._training(), uses, num_tokens=num_tokens, max_uses=max_uses, rng=rng, num_waiting=num_waiting
         )
         return self._read(chosen)
 
@@ -270,12 +277,14 @@ class Replay:
             cluster=self._clusters.assign(sample.domain, sample.ids.tolist(), order=order),
             pool=Pool.EVALUATION if sample.is_evaluation else Pool.WINDOW,
             num_bytes=location.num_bytes,
+            num_tokens=sample.num_rows,
             probability=sample.probability,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
         place = (location.segment, location.offset, location.num_bytes, location.crc)
         self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *place, entry.probability)
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, *place, entry.probability, entry.num_tokens),
         )
         changes = self._retention.add(entry)
         self._apply(changes)
@@ -344,7 +353,7 @@ class Replay:
     def _restore(self) -> None:
         """Rebuild what is in memory from the index and enforce the limits, which may be lower than before."""
         query = (
-            "SELECT trace_id, admitted, place, cluster, probability, segment, offset, num_bytes, crc"
+            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, segment, offset, num_bytes, crc"
             " FROM samples ORDER BY admitted"
         )
         rows = self._db.execute(query).fetchall()
@@ -357,9 +366,10 @@ class Replay:
                     pool=Pool(pool),
                     cluster=cluster,
                     num_bytes=num_bytes,
+                    num_tokens=num_tokens,
                     probability=probability,
                 )
-                for id_, order, pool, cluster, probability, _, _, num_bytes, _ in rows
+                for id_, order, pool, cluster, probability, num_tokens, _, _, num_bytes, _ in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
@@ -367,7 +377,7 @@ class Replay:
             named={cluster for cluster in self._retention.clusters if cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},
         )
-        self._locations = {row[0]: Location(*row[5:]) for row in rows}
+        self._locations = {row[0]: Location(*row[6:]) for row in rows}
         lost = set(self._segments.restore(self._locations.values()))
         missing = [id_ for id_, location in self._locations.items() if location in lost]
         for trace_id in missing:

@@ -38,6 +38,8 @@ class SampleEntry:
     cluster: str
     pool: Pool
     num_bytes: int
+    num_tokens: int
+    """Captured tokens, with those of the prompt."""
     probability: float = 1.0
     """With which the request was captured."""
 

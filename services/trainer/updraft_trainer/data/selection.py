@@ -1,9 +1,10 @@
 """Chooses the next samples to train and to evaluate on. Pure: randomness is an argument.
 
-Half of a batch is fresh: the least used samples first, among those the newest, each at most `max_uses` times so that the draft
-does not overfit them. The other half rehearses all clusters equally, so that a shift of the traffic does not erase what was
-learned before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal needs no limit of its own: it only
-accompanies fresh samples, so it grows with new traffic and not with time.
+A batch has a budget of tokens, because requests differ in length by a hundred times, and with them what a step costs and how
+much it teaches. Half of a batch is fresh: the least used samples first, among those the newest, each at most `max_uses` times
+so that the draft does not overfit them. The other half rehearses all clusters equally, so that a shift of the traffic does not
+erase what was learned before (experience replay: Rolnick et al. 2019, arXiv 1811.11682). Rehearsal needs no limit of its own:
+it only accompanies fresh samples, so it grows with new traffic and not with time.
 
 The newest requests wait while others are fresh. Until they are trained on, they judge the draft next to the held-out ones,
 which are few when traffic is new. A request waits or judges as a whole: its chunks are alike, so one that was trained on tells
@@ -23,6 +24,9 @@ from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, rank, request
 NUM_RECENT = 64
 """Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent. With 32, drafts
 that had lost 7 % in old kinds were published."""
+
+USUAL_SAMPLES = 4
+"""Samples of a batch without a budget, on average. All defaults of learning were chosen with as many."""
 
 NUM_REMEMBERED = 5_000
 """Requests without a kind of traffic after which it is not judged any more: a draft may then forget it."""
@@ -85,12 +89,15 @@ def training_batch(
     entries: Sequence[SampleEntry],
     uses: Mapping[str, int],
     *,
-    count: int,
+    num_tokens: int | None = None,
     max_uses: int,
     rng: random.Random,
     num_waiting: int = 0,
 ) -> list[SampleEntry]:
-    """Up to `count` distinct samples; empty without a fresh one. `entries` must not contain evaluation samples.
+    """Distinct samples of about `num_tokens`; empty without a fresh one. `entries` must not contain evaluation samples.
+
+    None: as many tokens as `USUAL_SAMPLES` have on average. The last sample of each half is taken if half of it fits, so that
+    halves have their size on average; one sample of each is taken in any case, but a fresh one may fill the whole batch.
 
     The `num_waiting` newest requests, at most half of all, are left out while there is a fresh sample of another one.
     """
@@ -106,11 +113,25 @@ def training_batch(
     if any(entry.request not in waiting for entry in fresh):
         entries = [entry for entry in entries if entry.request not in waiting]
         fresh = [entry for entry in fresh if entry.request not in waiting]
-    batch = heapq.nsmallest((count + 1) // 2, fresh, key=lambda entry: (num_uses(entry), -entry.order))
+    fresh.sort(key=lambda entry: (num_uses(entry), -entry.order))
+    budget = num_tokens or USUAL_SAMPLES * sum(entry.num_tokens for entry in entries) / len(entries)
+    batch = _within(fresh, budget / 2)
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
     rng.shuffle(rest)  # before a stable sort, so that ties are broken at random and not by age
-    return batch + _round_robin(rest, count - len(batch), key=num_uses, rng=rng)
+    turns = _round_robin(rest, len(rest), key=num_uses, rng=rng)
+    return batch + _within(turns, budget - sum(entry.num_tokens for entry in batch))
+
+
+def _within(entries: Iterable[SampleEntry], num_tokens: float) -> list[SampleEntry]:
+    """The first samples of so many tokens, as long as half of the next one fits. At least one, if there is any room."""
+    batch, total = list[SampleEntry](), 0
+    for entry in entries:
+        if total >= num_tokens or (batch and total + entry.num_tokens / 2 > num_tokens):
+            break
+        batch.append(entry)
+        total += entry.num_tokens
+    return batch
 
 
 def first_batch(entries: Sequence[SampleEntry], *, count: int, rng: random.Random) -> list[SampleEntry]:

@@ -77,20 +77,24 @@ class LastHidden:
         return LastHidden(self.states[rows])
 
     def to(self, device: torch.device) -> "LastHidden":
-        return LastHidden(self.states.to(device))
+        return LastHidden(self.states.to(device, non_blocking=True))
 
     def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with a prediction over the tokens in `known`, bool [vocab]. All rows have one."""
         return known.new_ones(len(self))
 
-    def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
+    def logits(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
         logits = F.linear(self.states.to(vocabulary.head.dtype), vocabulary.head).float()
         if vocabulary.logit_scale != 1:
             logits = logits * vocabulary.logit_scale
         if vocabulary.logit_cap is not None:
             logits = vocabulary.logit_cap * torch.tanh(logits / vocabulary.logit_cap)
-        return logits.log_softmax(-1)
+        return logits
+
+    def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
+        """float32 [R, V]."""
+        return self.logits(vocabulary).log_softmax(-1)
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
         """The first problem with the values, or an empty string."""
@@ -117,7 +121,7 @@ class TopK:
         return TopK(self.ids[rows], self.log_probs[rows])
 
     def to(self, device: torch.device) -> "TopK":
-        return TopK(self.ids.to(device), self.log_probs.to(device))
+        return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
 
     def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with at least one token in `known`, bool [vocab]."""
@@ -125,12 +129,16 @@ class TopK:
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]. Not a distribution in rows without a known token."""
-        indices = vocabulary.indices[self.ids]
-        renormalised = self.log_probs.masked_fill(indices < 0, float("-inf")).log_softmax(-1)
-        log_p = torch.full((len(self), len(vocabulary.head)), IMPOSSIBLE, device=indices.device)
-        rows, columns = torch.nonzero(indices >= 0, as_tuple=True)
-        log_p[rows, indices[rows, columns]] = renormalised[rows, columns]
-        return log_p
+        indices, size = vocabulary.indices[self.ids], len(vocabulary.head)
+        is_known = indices >= 0
+        renormalised = self.log_probs.masked_fill(~is_known, float("-inf")).log_softmax(-1)
+        # Unknown tokens share a column that is cut off. To leave them out, a GPU would have to be asked for their number.
+        log_p = torch.full((len(self), size + 1), IMPOSSIBLE, device=indices.device)
+        return log_p.scatter_(1, indices.where(is_known, size), renormalised)[:, :size]
+
+    def logits(self, vocabulary: DraftVocabulary) -> Tensor:
+        """As `log_p`, which is normalised."""
+        return self.log_p(vocabulary)
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
         """The first problem with the values, or an empty string."""

@@ -59,21 +59,25 @@ class TrainingRows:
                 start, end = end, end + len(part)
                 yield TrainingRows((part,), *(field[start:end] for field in (self.state, self.first, self.weights)))
 
-    def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
-        """The target's predictions over the draft vocabulary: float32 [rows, V]."""
-        return torch.cat([teacher.log_p(vocabulary) for teacher in self.teachers])
+    def logits(self, vocabulary: DraftVocabulary) -> Tensor:
+        """The target's predictions over the draft vocabulary, not normalised: float32 [rows, V]."""
+        logits = [teacher.logits(vocabulary) for teacher in self.teachers]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def of_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """The rows that a step is trained on: indices of their states, and their indices in these rows."""
-        indices = torch.nonzero(self.state - step >= self.first)[:, 0]
-        return self.state[indices] - step, indices
+        """For each row, the index of its state of this step, and what it counts there: nothing if the state would be before
+        its text, where the text's first state stands in. To leave such rows out, a GPU would have to be asked for their
+        number."""
+        index = self.state - step
+        return index.maximum(self.first), self.weights * (index >= self.first)
 
     def weight_of_step(self, step: int) -> float:
-        return float(self.weights[self.of_step(step)[1]].sum())
+        return float(self.of_step(step)[1].sum())
 
     def to(self, device: torch.device) -> "TrainingRows":
         teachers = tuple(teacher.to(device) for teacher in self.teachers)
-        return TrainingRows(teachers, *(field.to(device) for field in (self.state, self.first, self.weights)))
+        fields = (field.to(device, non_blocking=True) for field in (self.state, self.first, self.weights))
+        return TrainingRows(teachers, *fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ class Batch:
     discarded: TrainingRows
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.aux.to(device), self.layout.to(device), self.text.to(device), self.discarded.to(device))
+        aux = self.aux.to(device, non_blocking=True)
+        return Batch(aux, self.layout.to(device), self.text.to(device), self.discarded.to(device))
 
 
 class Packer:
@@ -158,8 +163,7 @@ class Packer:
 
 
 def selected(sample: Sample, num_steps: int, turn: int) -> tuple[Counterfactual, ...]:
-    """Counterfactuals with about half as many rows as the text, which makes a step about 50 % slower. Consecutive turns
-    select all of them."""
+    """Counterfactuals with about half as many rows as the text. Consecutive turns select all of them."""
     counterfactuals = sample.counterfactuals
     num_rows = sum(num_steps - 1 + len(one.ids) for one in counterfactuals)
     stride = max(1, min(len(counterfactuals), math.ceil(2 * num_rows / sample.num_rows)))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from updraft_draft.network import Part, plain
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.batch import TrainingRows
 from updraft_trainer.learning.losses import Loss, Predictions
@@ -36,34 +37,37 @@ class Objective:
     scales: Sequence[float]
 
 
-def head_loss(states: Sequence[Tensor], head: Tensor, objective: Objective, vocabulary: DraftVocabulary) -> Tensor:
-    """The weighted sum of the losses, float32 []. `states` [U, D] of each step, after the draft's final norm; `head` [V, D]."""
+def head_loss(
+    states: Sequence[Tensor], head: Tensor, objective: Objective, vocabulary: DraftVocabulary, part: Part = plain
+) -> Tensor:
+    """The weighted sum of the losses, float32 []. `states` [U, D] of each step, after the draft's final norm; `head` [V, D].
+    `part` compiles what is computed of logits."""
     with torch.autocast(head.device.type, enabled=False):  # products have the states' dtype, all else is float32
-        loss: Tensor = _HeadLoss.apply(objective, vocabulary, head, *states)  # type: ignore[no-untyped-call]
+        loss: Tensor = _HeadLoss.apply(part, objective, vocabulary, head, *states)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, objective: Objective, vocabulary: DraftVocabulary, head: Tensor, *states: Tensor) -> Tensor:
-        needs_head = ctx.needs_input_grad[2]
+    def forward(
+        ctx: Any, part: Part, objective: Objective, vocabulary: DraftVocabulary, head: Tensor, *states: Tensor
+    ) -> Tensor:
+        needs_head = ctx.needs_input_grad[3]
         gradients = [torch.zeros_like(state) for state in states]
         d_head = torch.zeros(head.shape, device=head.device) if needs_head else None
         weights = head.to(states[0].dtype)
         total = torch.zeros((), device=head.device)
         for chunk in objective.rows.split(_chunk_rows(head)):
-            predictions = Predictions.of(chunk.log_p(vocabulary))
+            predictions = part(Predictions.of)(chunk.logits(vocabulary))
             for j, state in enumerate(states):
-                columns, indices = chunk.of_step(j)
-                if not len(indices):
-                    continue
-                inputs, counts = state[columns], chunk.weights[indices] * objective.scales[j]
-                losses, d_logits = objective.loss(F.linear(inputs, weights).float(), predictions.at(indices))
+                index, counts = chunk.of_step(j)
+                inputs, counts = state.index_select(0, index), counts * objective.scales[j]
+                losses, d_logits = part(objective.loss)(F.linear(inputs, weights).float(), predictions)
                 total += torch.dot(losses, counts)
-                d_logits = d_logits.mul_(counts.unsqueeze(-1)).to(inputs.dtype)
-                gradients[j][columns] = d_logits @ weights
+                d_logits, counts = d_logits.to(inputs.dtype), counts.unsqueeze(-1)
+                gradients[j].index_add_(0, index, ((d_logits @ weights) * counts).to(inputs.dtype))
                 if d_head is not None:
-                    d_head += d_logits.T @ inputs
+                    d_head += d_logits.T @ (inputs * counts).to(inputs.dtype)
         ctx.save_for_backward(*gradients, *([] if d_head is None else [d_head.to(head.dtype)]))
         ctx.num_steps = len(states)
         return total
@@ -73,7 +77,7 @@ class _HeadLoss(torch.autograd.Function):
         (grad,) = grads
         saved = [one * grad.to(one.dtype) for one in ctx.saved_tensors]
         d_head = saved.pop() if len(saved) > ctx.num_steps else None
-        return None, None, d_head, *saved
+        return None, None, None, d_head, *saved
 
 
 def _chunk_rows(head: Tensor) -> int:

@@ -21,21 +21,27 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
-from updraft_draft.network import DraftNetwork, initial_network
+from updraft_draft.network import DraftNetwork, Part, initial_network, plain
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
-from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
+from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
+from updraft_trainer.learning.compiled import silence, warmed_up
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.flops import batch_flops
+from updraft_trainer.learning.gradients import Share, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
+from updraft_trainer.learning.optimizer import DraftOptimizer
 from updraft_trainer.learning.step_time import StepTimes
 
 logger = logging.getLogger(__name__)
+
+Scales = tuple[Sequence[float], Sequence[float]]
+"""What the losses of each step count, of texts and of branches."""
 
 MIN_DECAY, MAX_DECAY = 0.95, 0.98
 """Bounds of the decay of the averaged weights. They average over at most 50 steps, so that they follow a shift of traffic, and
@@ -43,6 +49,8 @@ over at least 20 after a start from a good draft, whose acceptance falls during 
 
 MIN_MORE_TOKENS = 0.01
 """Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""
+
+_WARM_UP_ROWS = (40, 72)
 
 MAX_BAD_STEPS = 3
 """Consecutive steps with a non-finite loss or gradient after which the last good weights are restored."""
@@ -68,12 +76,17 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The result of one optimizer step. `is_skipped`: loss or gradient was not finite, so nothing changed."""
+    """The result of one optimizer step, the same on all ranks.
+
+    `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
+    loss or gradient was not finite, without which the step was done.
+    """
 
     loss: float
     grad_norm: float
     num_rows: int
     is_skipped: bool = False
+    left_out: tuple[int, ...] = ()
 
 
 class Learner:
@@ -89,35 +102,38 @@ class Learner:
         compute: Compute | None = None,
         seed: int = 0,
     ) -> None:
+        """Ranks (see `Compute`) that pass the same arguments have the same weights."""
         self.hyper = hyper
         self.step = 0
+        self.step_rate = 0.0
+        """The learning rate of the last step."""
         self._compute = compute or Compute()
+        self._ranks = self._compute.ranks
         self.times = StepTimes(self._compute.device)
         self._pack_tokens = self._compute.pack_tokens
+        self._part: Part | None = None if self._compute.compiles else plain
         self._text_loss = _text_loss(hyper)
         self._target = target
+        self._embedding = target.embedding.to(self._compute.device)
         self.network = self._on_device(self._initial(config, token_ids, seed))
-        self._vocabulary = self._use_head()
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            trained, lr=hyper.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
+        self._use_vocabulary()
+        self._trained = [p for p in self.network.parameters() if p.requires_grad]
+        is_sharded = self._compute.is_sharded(sum(one.numel() for one in self._trained))
+        self._optimizer = DraftOptimizer(self._trained, self._ranks, is_sharded=is_sharded)
         self._num_bad = 0
         self._start_step = 0
         self._is_adapting = False
-        self.average = self.network.copy()
-        self._good = self._averaged_weights()
+        self._start_average()
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from weights that know something already, and change them gently."""
         self._start_step = self.step
         self._is_adapting = True
-        self._optimizer.state.clear()
-        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
+        self._optimizer.reset()
+        self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
-        self._vocabulary = self._use_head()
-        self.average = self.network.copy()
-        self._good = self._averaged_weights()
+        self._use_vocabulary()
+        self._start_average()
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
@@ -135,29 +151,32 @@ class Learner:
         """After warmup."""
         return self.hyper.adaptation_rate if self._is_adapting else self.hyper.learning_rate
 
-    @property
-    def step_rate(self) -> float:
-        """The learning rate of the last step."""
-        return float(self._optimizer.param_groups[0]["lr"])
-
     def train(self, samples: list[Sample]) -> StepReport:
-        """One optimizer step on these samples."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
-        loss, num_rows = self._gradients(samples)
-        if num_rows == 0:
-            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0)
+        """One optimizer step on these samples, and on those that the other ranks call this with at the same time.
+
+        Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
+        """
+        self._part = self._part or warmed_up(self._warm_up)
+        total = self._gradients(samples)
+        if total is None or not total.num_rows:
+            return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
         with self.times.phase("optimizer"):
-            norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hyper.clip_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
+        # A single rank waits for its GPU here, and nowhere else in a step.
+        loss, grad_norm = torch.stack([total.loss.to(norm), norm]).tolist()
+        report = StepReport(loss=loss, grad_norm=grad_norm, num_rows=total.num_rows, left_out=total.left_out)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            logger.warning("Skipped a step with a non-finite loss or gradient", extra={"step": self.step})
             self._skip()
-            return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows, is_skipped=True)
+            return replace(report, is_skipped=True)
+        self._warn_of(report)
+        self.step_rate = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         with self.times.phase("optimizer"):
-            self._optimizer.step()
+            self._optimizer.step(self.step_rate)
             self._update_average()
         self.step += 1
         self._num_bad = 0
-        return StepReport(loss=loss, grad_norm=norm, num_rows=num_rows)
+        return report
 
     def closed_form(
         self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None
@@ -188,7 +207,11 @@ class Learner:
 
     def mark_good(self) -> None:
         """Keep the averaged weights, to restore them if training diverges."""
-        self._good = self._averaged_weights()
+        self._good = self._averaged_weights() if self._has_average else {}
+
+    def collect(self) -> None:
+        """Send what other ranks hold of the state to rank 0, for its `state_dict`. All ranks call it after the last step."""
+        self._optimizer.collect()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to continue training."""
@@ -206,7 +229,8 @@ class Learner:
         self.start_from(state["network"])
         self._start_step = int(state.get("start_step", 0))
         self._is_adapting = bool(state.get("is_adapting"))
-        self.average.load_state_dict(state.get("average", {}), strict=False)
+        if self._has_average:
+            self.average.load_state_dict(state.get("average", {}), strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.mark_good()
@@ -219,11 +243,11 @@ class Learner:
     def _change_vocabulary(self, token_ids: Tensor) -> None:
         """Keep all weights but the head's rows of tokens that leave."""
         averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
-        self._optimizer.zero_grad(set_to_none=True)  # a copy of the network would copy its gradients
-        self._optimizer.state.pop(self.network.lm_head.weight, None)
+        self._optimizer.zero_grad()  # a copy of the network would copy its gradients
+        self._optimizer.forget(self.network.lm_head.weight)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
-        self._vocabulary = self._use_head()
-        self.average = self.network.copy()
+        self._use_vocabulary()
+        self._start_average()
         self.average.load_state_dict(averaged, strict=False)
         self.mark_good()
 
@@ -233,11 +257,11 @@ class Learner:
         head.requires_grad_(requires_grad=self.hyper.trains_head)
         if not self.hyper.trains_head:
             head.weight.data = head.weight.data.to(compute.dtype)
-        network.share(network.embedding.to(compute.device))
+        network.share(self._embedding)
         return network.to(compute.device)
 
-    def _use_head(self) -> DraftVocabulary:
-        """The teacher's vocabulary. It has the draft's own head if that is the target's and is not trained."""
+    def _use_vocabulary(self) -> None:
+        """Teach the network's vocabulary. The teacher has the draft's own head if that is the target's and is not trained."""
         c, compute = self._target.config, self._compute
         vocabulary = DraftVocabulary.of(
             self._target.head,
@@ -248,7 +272,8 @@ class Learner:
         ).to(compute.device)
         head = self.network.lm_head.weight
         is_shared = not head.requires_grad and torch.equal(head, vocabulary.head)
-        return replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._vocabulary = replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        self._known = self.network.t2d.cpu()  # so that no step waits for it
 
     def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
         target = self._target
@@ -256,15 +281,31 @@ class Learner:
             config, target.embedding, target.rows(token_ids), target.final_norm, token_ids, seed=seed
         )
 
+    @property
+    def _has_average(self) -> bool:
+        """If ranks divide the optimizer's state, only rank 0 keeps the average, which is what it judges and publishes."""
+        return self._ranks.leads or not self._optimizer.is_sharded
+
+    def _start_average(self) -> None:
+        self.average = self.network.copy() if self._has_average else self.network
+        self.mark_good()
+
     def _averaged_weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
 
     def _update_average(self) -> None:
         """An exponential average. Its horizon is a tenth of the steps since the start, within bounds."""
+        if not self._has_average:
+            return
         average, network = ([p for p in one.parameters() if p.requires_grad] for one in (self.average, self.network))
         least = MIN_DECAY if self._is_adapting else 0.0
         decay = min(MAX_DECAY, max(least, (1 + self._num_steps) / (10 + self._num_steps)))
         get_ema_multi_avg_fn(decay)(average, network, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def _warn_of(self, report: StepReport) -> None:
+        if report.left_out and self._ranks.leads:
+            named = ", ".join(map(str, report.left_out))
+            logger.warning("Loss or gradients are not finite on rank %s; step %s goes on without it", named, self.step)
 
     def _skip(self) -> None:
         """Count a skipped step. After several in a row, restore the last good weights and reset the optimizer."""
@@ -272,21 +313,45 @@ class Learner:
         if self._num_bad >= MAX_BAD_STEPS:
             self.network.load_state_dict(self._good, strict=False)
             self.average.load_state_dict(self._good, strict=False)
-            self._optimizer.state.clear()
+            if self._optimizer.is_sharded:
+                self._ranks.broadcast([one.detach() for one in self._trained])
+            self._optimizer.reset()
             self._num_bad = 0
 
-    def _gradients(self, samples: list[Sample]) -> tuple[float, int]:
-        """Set the gradients of the loss; return it and its number of rows.
+    def _gradients(self, samples: list[Sample]) -> Total | None:
+        """Set the gradients of the mean loss over the samples of all ranks; None if they have no row to train on."""
+        self._optimizer.zero_grad()
+        with self.times.phase("all_reduce"):
+            counts = self._counts(samples)
+        with self.times.phase("data"):
+            batches = self._batches(samples, counts)
+            own = self._weights(batches)
+        weights = own.clone()
+        with self.times.phase("all_reduce"):
+            self._ranks.sum([weights])
+        text, discarded = weights.tolist()
+        if not text[0]:
+            return None
+        scales = self._scales(text, 1.0), self._scales(discarded, self.hyper.discard_weight)
+        loss = self._passes(batches, samples, counts, scales)
+        num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
+        share = Share() if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
+        with self.times.phase("all_reduce"):
+            return summed(self._ranks, self._trained, share, text[0])
+
+    def _passes(
+        self, batches: list[Batch], samples: list[Sample], counts: Sequence[float], scales: Scales
+    ) -> Tensor | None:
+        """Add the gradients of this rank's batches; return the loss, or None if they are left out.
 
         The first time that the device's memory does not suffice, passes become half as large from then on. After that, a batch
         that does not fit is left out: one of its samples is too long.
         """
-        self._optimizer.zero_grad(set_to_none=True)
         try:
-            return self._accumulate(samples)
+            return self._accumulate(batches, scales)
         except torch.OutOfMemoryError:
             is_first = self._pack_tokens == self._compute.pack_tokens
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()
         if not is_first:
@@ -296,63 +361,78 @@ class Learner:
                 " UPDRAFT_TRAINER_RECOMPUTE needs less memory",
                 f"{longest:,}",
             )
-            return 0.0, 0
+            return None
         self._pack_tokens //= 2
         logger.warning("The device is out of memory; passes have %s tokens from now on", f"{self._pack_tokens:,}")
-        return self._gradients(samples)
+        return self._passes(self._batches(samples, counts), samples, counts, scales)
 
-    def _accumulate(self, samples: list[Sample]) -> tuple[float, int]:
-        """Add the gradients of the loss over all samples; return the loss and its number of rows.
-
-        At most `Compute.pack_tokens` rows are packed for one forward and backward pass; a longer sample has a pass of its own.
-        """
-        hyper, compute = self.hyper, self._compute
-        with self.times.phase("data"):
-            batches = self._batches(samples)
-        num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
-        if not any(len(batch.text) for batch in batches):
-            return 0.0, 0
-        text_scales = self._scales([batch.text for batch in batches], 1.0)
-        discard_scales = self._scales([batch.discarded for batch in batches], hyper.discard_weight)
+    def _accumulate(self, batches: Sequence[Batch], scales: Scales) -> Tensor:
+        """Add the gradients of the loss over all batches, of one forward and backward pass each; return the loss."""
+        compute = self._compute
         loss = torch.zeros((), device=compute.device)
         for packed in batches:
             with self.times.phase("transfer"):
                 batch = packed.to(compute.device)
-            objectives = [
-                Objective(rows=batch.text, loss=self._text_loss, scales=text_scales),
-                Objective(rows=batch.discarded, loss=forward_kl, scales=discard_scales),
-            ]
-            loss += self._backward(batch, [one for one in objectives if len(one.rows)])
-        return float(loss), num_rows
+            loss += self._backward(batch, scales)
+        return loss
 
-    def _batches(self, samples: list[Sample]) -> list[Batch]:
-        """The samples, packed; those without a row to train on are left out."""
+    def _counts(self, samples: Sequence[Sample]) -> list[float]:
+        """How much each of this rank's samples counts among those of all ranks."""
+        of_ranks = self._ranks.share(self._ranks.gather([sample.probability for sample in samples]))
+        start = sum(map(len, of_ranks[: self._ranks.rank]))
+        return importance.weights([one for of_rank in of_ranks for one in of_rank])[start : start + len(samples)]
+
+    def _batches(self, samples: Sequence[Sample], counts: Sequence[float]) -> list[Batch]:
+        """The samples, packed, at most `Compute.pack_tokens` rows in a batch; a longer sample has one of its own. Samples
+        without a row to train on are left out."""
         hyper = self.hyper
-        weights = importance.weights([sample.probability for sample in samples])
         turn = self.step if hyper.discard_weight else None
         sizes = [packed_rows(sample, hyper.ttt_steps, turn) for sample in samples]
-        known, batches = self.network.t2d.cpu(), list[Batch | None]()
+        batches = list[Batch | None]()
         for group in grouped(sizes, self._pack_tokens):
             packer = Packer(
-                num_steps=hyper.ttt_steps, known=known, correction_weight=hyper.correction_weight, turn=turn
+                num_steps=hyper.ttt_steps, known=self._known, correction_weight=hyper.correction_weight, turn=turn
             )
             for index in group:
-                packer.add(samples[index], weights[index])
+                packer.add(samples[index], counts[index])
             batches.append(packer.batch())
         return [batch for batch in batches if batch is not None]
 
-    def _scales(self, parts: Sequence[TrainingRows], weight: float) -> list[float]:
-        """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
-        sums = [sum(rows.weight_of_step(j) for rows in parts) for j in range(self.hyper.ttt_steps)]
-        return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(sums)]
+    def _weights(self, batches: Sequence[Batch]) -> Tensor:
+        """The sum of the weights of the rows that each step is trained on, of texts and of branches: float64 [2, J]."""
+        kinds = [batch.text for batch in batches], [batch.discarded for batch in batches]
+        steps = range(self.hyper.ttt_steps)
+        sums = [[math.fsum(rows.weight_of_step(j) for rows in kind) for j in steps] for kind in kinds]
+        return torch.tensor(sums, dtype=torch.float64)
 
-    def _backward(self, batch: Batch, objectives: Sequence[Objective]) -> Tensor:
+    def _scales(self, totals: Sequence[float], weight: float) -> list[float]:
+        """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
+        return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(totals)]
+
+    def _warm_up(self, part: Part) -> None:
+        """Passes over texts of two lengths, and over a branch if any will be; nothing is learnt of them."""
+        ones = [1.0] * self.hyper.ttt_steps
+        for num_rows in _WARM_UP_ROWS:
+            sample = silence(
+                self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
+            )
+            for batch in self._batches([sample], [1.0]):
+                self._backward(batch.to(self._compute.device), (ones, ones), part)
+        self._optimizer.zero_grad()
+        self.times.take()  # nothing of it was training
+
+    def _backward(self, batch: Batch, scales: Scales, part: Part | None = None) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
-        network, compute = self.network, self._compute
+        network, compute, part = self.network, self._compute, part or self._part or plain
+        objectives = [
+            Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
+            Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
+        ]
         with self.times.phase("forward"), compute.autocast():
-            states = network.unroll_packed(batch.aux.to(compute.dtype), batch.layout, recompute=compute.recompute)
-            normed = [network.norm(state) for state in states]
-            losses = [head_loss(normed, network.lm_head.weight, one, self._vocabulary) for one in objectives]
+            aux = batch.aux.to(compute.dtype)
+            states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, part=part)
+            normed, head = [network.norm(state) for state in states], network.lm_head.weight
+            losses = [head_loss(normed, head, one, self._vocabulary, part) for one in objectives if len(one.rows)]
         loss = torch.stack(losses).sum()
         with self.times.phase("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

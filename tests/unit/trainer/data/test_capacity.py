@@ -39,7 +39,9 @@ def test_200_requests_of_2000_tokens_to_an_8b_target_leave_enough_to_judge_a_dra
         retention = Retention(ReplayLimits.of(replay_bytes))
         for order in range(200):
             pool = Pool.WINDOW if order % 10 else Pool.EVALUATION
-            retention.add(SampleEntry(trace_id=str(order), order=order, cluster="c", pool=pool, num_bytes=LONG))
+            retention.add(
+                SampleEntry(trace_id=str(order), order=order, cluster="c", pool=pool, num_bytes=LONG, num_tokens=1)
+            )
         return retention.num_samples(Pool.EVALUATION)
 
     assert held_out(512 * 2**20) == 1

@@ -38,6 +38,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "replay"
 
 
+TRACE_TOKENS = 27
+"""Of most traces here."""
+
+
 def opened(
     path: Path, traces: TraceMaker, *, max_bytes: int = ROOMY, cache_bytes: int = ROOMY
 ) -> AbstractContextManager[Replay]:
@@ -50,7 +54,7 @@ def arrival(traces: TraceMaker, seed: int, **kwargs: bool | int | str) -> Incomi
 
 
 def draw(replay: Replay, uses: Counter[str], *, count: int = 4, max_uses: int = 6) -> list[str]:
-    batch = replay.training_batch(uses, count=count, max_uses=max_uses, rng=random.Random(0))
+    batch = replay.training_batch(uses, num_tokens=count * TRACE_TOKENS, max_uses=max_uses, rng=random.Random(0))
     return [sample.trace_id for sample in batch]
 
 
@@ -59,7 +63,7 @@ def test_an_admitted_trace_comes_back_as_it_was(path: Path, traces: TraceMaker) 
     with opened(path, traces) as replay:
         assert replay.admit([one]) == [one.sample]
     with opened(path, traces) as replay:
-        (sample,) = replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
+        (sample,) = replay.training_batch({}, max_uses=6, rng=random.Random(0))
     assert sample.trace_id == one.sample.trace_id
     assert sample.ids.equal(one.sample.ids)
     assert sample.aux.equal(one.sample.aux)
@@ -75,9 +79,7 @@ def test_a_file_holds_both_forms_of_the_teacher(path: Path, traces: TraceMaker, 
     with opened(path, traces) as replay:
         replay.admit([new])
     with opened(path, traces, cache_bytes=0) as replay:
-        ids = {
-            sample.trace_id: sample for sample in replay.training_batch({}, count=4, max_uses=6, rng=random.Random(0))
-        }
+        ids = {sample.trace_id: sample for sample in replay.training_batch({}, max_uses=6, rng=random.Random(0))}
     hidden, likeliest = ids[old.sample.trace_id].teacher, ids[new.sample.trace_id].teacher
     assert isinstance(hidden, LastHidden)
     assert isinstance(likeliest, TopK)

@@ -17,6 +17,7 @@ def kept(order: int, *, cluster: str = "a", pool: Pool = Pool.WINDOW, num_bytes:
         cluster=cluster,
         pool=pool,
         num_bytes=num_bytes,
+        num_tokens=1,
     )
 
 

@@ -23,7 +23,7 @@ from updraft_trainer.data.selection import (
 
 
 def kept(order: int, *, cluster: str = "a") -> SampleEntry:
-    return SampleEntry(trace_id=str(order), order=order, cluster=cluster, pool=Pool.WINDOW, num_bytes=1)
+    return SampleEntry(trace_id=str(order), order=order, cluster=cluster, pool=Pool.WINDOW, num_bytes=1, num_tokens=1)
 
 
 @given(
@@ -37,7 +37,7 @@ def test_a_batch_is_distinct_bounded_and_empty_only_without_fresh_samples(
 ) -> None:
     samples = [kept(n, cluster=cluster) for n, cluster in enumerate(clusters)]
     used = {str(n): uses[n] for n in range(30)}
-    batch = training_batch(samples, used, count=count, max_uses=3, rng=random.Random(seed))
+    batch = training_batch(samples, used, num_tokens=count, max_uses=3, rng=random.Random(seed))
     assert len({one.trace_id for one in batch}) == len(batch) <= count
     assert bool(batch) == any(used[one.trace_id] < 3 for one in samples)
     assert not batch or used[batch[0].trace_id] < 3
@@ -46,7 +46,7 @@ def test_a_batch_is_distinct_bounded_and_empty_only_without_fresh_samples(
 def test_the_fresh_half_is_the_least_used_and_of_those_the_newest() -> None:
     samples = [kept(n) for n in range(10)]
     uses = {str(n): 1 for n in range(10) if n not in {3, 7}}
-    batch = training_batch(samples, uses, count=4, max_uses=2, rng=random.Random(0))
+    batch = training_batch(samples, uses, num_tokens=4, max_uses=2, rng=random.Random(0))
     assert [one.order for one in batch[:2]] == [7, 3]
 
 
@@ -54,7 +54,7 @@ def test_every_sample_of_steady_traffic_is_used_about_equally_and_then_rests() -
     samples = [kept(n) for n in range(40)]
     uses = Counter[str]()
     rng = random.Random(0)
-    while batch := training_batch(samples, uses, count=4, max_uses=6, rng=rng):
+    while batch := training_batch(samples, uses, num_tokens=4, max_uses=6, rng=rng):
         uses.update(one.trace_id for one in batch)
     assert min(uses.values()) == 6
     assert max(uses.values()) <= 8
@@ -64,11 +64,11 @@ def test_the_newest_samples_wait_while_others_are_fresh_and_are_used_in_the_end(
     samples = [kept(n) for n in range(20)]
     uses, rng = Counter[str](), random.Random(0)
     while len(uses) < 12:
-        batch = training_batch(samples, uses, count=4, max_uses=2, rng=rng, num_waiting=8)
+        batch = training_batch(samples, uses, num_tokens=4, max_uses=2, rng=rng, num_waiting=8)
         assert max(one.order for one in batch) < 12
         uses.update(one.trace_id for one in batch)
     assert [one.order for one in untrained_batch(samples, uses, count=5)] == [19, 18, 17, 16, 15]
-    while batch := training_batch(samples, uses, count=4, max_uses=2, rng=rng, num_waiting=8):
+    while batch := training_batch(samples, uses, num_tokens=4, max_uses=2, rng=rng, num_waiting=8):
         uses.update(one.trace_id for one in batch)
     assert len(uses) == 20
     assert min(uses.values()) == 2
@@ -81,18 +81,64 @@ def test_old_traffic_is_rehearsed_while_new_traffic_is_learnt() -> None:
     new = [kept(100 + n, cluster="new") for n in range(200)]
     rng, drawn = random.Random(0), Counter[str]()
     for _ in range(100):
-        batch = training_batch(old + new, uses, count=4, max_uses=6, rng=rng)
+        batch = training_batch(old + new, uses, num_tokens=4, max_uses=6, rng=rng)
         uses.update(one.trace_id for one in batch)
         drawn.update(one.cluster for one in batch)
     assert drawn["old"] == 100
     assert drawn["new"] == 300
 
 
+@given(
+    sizes=st.lists(st.integers(1, 100), min_size=1, max_size=40), budget=st.integers(1, 300), seed=st.integers(0, 10)
+)
+def test_a_batch_has_its_tokens_but_for_one_sample(sizes: list[int], budget: int, seed: int) -> None:
+    samples = [replace(kept(n), num_tokens=size) for n, size in enumerate(sizes)]
+    batch = training_batch(samples, {}, num_tokens=budget, max_uses=1, rng=random.Random(seed))
+    total, largest = sum(one.num_tokens for one in batch), max(sizes)
+    assert len(batch) == 1 or total <= budget + largest
+    assert len(batch) == len(samples) or total >= budget - largest / 2
+
+
+def test_batches_have_their_tokens_on_average() -> None:
+    rng = random.Random(0)
+    samples = [replace(kept(n), num_tokens=rng.randint(50, 250)) for n in range(400)]
+    uses, totals = Counter[str](), list[int]()
+    for _ in range(200):
+        batch = training_batch(samples, uses, num_tokens=768, max_uses=10, rng=rng)
+        uses.update(one.trace_id for one in batch)
+        totals.append(sum(one.num_tokens for one in batch))
+    assert sum(totals) / len(totals) == pytest.approx(768, rel=0.02)
+
+
+def test_a_fresh_request_that_is_longer_than_the_budget_is_a_batch_of_its_own() -> None:
+    samples = [*(kept(n) for n in range(20)), replace(kept(20), num_tokens=30_000)]
+    assert [one.order for one in training_batch(samples, {}, num_tokens=8, max_uses=1, rng=random.Random(0))] == [20]
+
+
+def test_a_kind_of_long_requests_is_rehearsed_too() -> None:
+    samples = [kept(n) for n in range(20)]
+    long = replace(kept(20, cluster="long"), num_tokens=30_000)
+    uses, rng = {long.trace_id: 6}, random.Random(0)
+    drawn = [training_batch([*samples, long], uses, num_tokens=8, max_uses=6, rng=rng) for _ in range(20)]
+    assert any(long.trace_id == one.trace_id for batch in drawn for one in batch)
+
+
+def test_without_a_budget_a_batch_has_four_samples_on_average() -> None:
+    rng = random.Random(0)
+    samples = [replace(kept(n), num_tokens=rng.randint(50, 250)) for n in range(400)]
+    uses, sizes = Counter[str](), list[int]()
+    for _ in range(200):
+        batch = training_batch(samples, uses, max_uses=10, rng=rng)
+        uses.update(one.trace_id for one in batch)
+        sizes.append(len(batch))
+    assert sum(sizes) / len(sizes) == pytest.approx(4, rel=0.05)
+
+
 def test_an_odd_batch_favours_no_cluster() -> None:
     samples = [kept(n, cluster="abc"[n % 3]) for n in range(300)]
     rng, drawn = random.Random(0), Counter[str]()
     for _ in range(300):
-        batch = training_batch(samples, {}, count=2, max_uses=6, rng=rng)
+        batch = training_batch(samples, {}, num_tokens=2, max_uses=6, rng=rng)
         drawn.update(one.cluster for one in batch[1:])
     assert min(drawn.values()) > 60
 
@@ -161,7 +207,7 @@ def test_outliers_share_a_turn_of_rehearsal() -> None:
     outliers = [kept(60 + n, cluster=f"outlier {n}") for n in range(12)]
     fresh = kept(100, cluster="a")
     uses, rng = {one.trace_id: 6 for one in [*kinds, *outliers]}, random.Random(0)
-    batches = [training_batch([*kinds, *outliers, fresh], uses, count=3, max_uses=6, rng=rng) for _ in range(200)]
+    batches = [training_batch([*kinds, *outliers, fresh], uses, num_tokens=3, max_uses=6, rng=rng) for _ in range(200)]
     rehearsed = [int(one.trace_id) for batch in batches for one in batch if one.trace_id != fresh.trace_id]
     assert 0.15 < sum(order >= 60 for order in rehearsed) / len(rehearsed) < 0.35
 
@@ -205,6 +251,7 @@ def chunked(num_chunks: list[int], pool: Pool = Pool.WINDOW) -> list[SampleEntry
             cluster="a" if number % 2 else "b",
             pool=pool,
             num_bytes=1,
+            num_tokens=1,
         )
         for order, (number, chunk) in enumerate(sorted(names, key=lambda name: (sum(name), name)))
     ]
@@ -249,7 +296,7 @@ def test_a_request_of_which_a_chunk_was_learned_judges_nothing(
 @given(num_chunks=CHUNKS, num_waiting=st.integers(0, 12), seed=st.integers(0, 10))
 def test_the_newest_requests_wait_with_all_their_chunks(num_chunks: list[int], num_waiting: int, seed: int) -> None:
     entries = chunked(num_chunks)
-    batch = training_batch(entries, {}, count=8, max_uses=1, rng=random.Random(seed), num_waiting=num_waiting)
+    batch = training_batch(entries, {}, num_tokens=8, max_uses=1, rng=random.Random(seed), num_waiting=num_waiting)
     num_training = len(num_chunks) - min(num_waiting, len(num_chunks) // 2)
     assert {entry.request for entry in batch} <= {f"r{number}" for number in range(num_training)}
     assert len(batch) == min(8, sum(num_chunks[:num_training]))

@@ -59,7 +59,7 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
     branches = [(sample, one) for sample in samples for one in sample.counterfactuals]
     compared = set()
     for j, state in enumerate(states):
-        for index, row in zip(*(field.tolist() for field in batch.discarded.of_step(j)), strict=True):
+        for row, index in counted(batch.discarded, j):
             (sample, one), n = _owner(branches, hidden(batch.discarded)[row])
             aux = torch.cat([sample.aux[: one.start], one.aux]).float()[None]
             ids = torch.cat([sample.ids[1 : one.start], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
@@ -67,6 +67,19 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
             torch.testing.assert_close(state[index], alone, rtol=1e-4, atol=1e-5)
             compared.add((j, n))
     assert compared == {(j, n) for j in range(num_steps) for n in range(2)}
+
+
+def counted(rows: TrainingRows, step: int) -> list[tuple[int, int]]:
+    """The rows that count at a step, and the indices of their states."""
+    indices, counts = (field.tolist() for field in rows.of_step(step))
+    return [(row, index) for row, (index, count) in enumerate(zip(indices, counts, strict=True)) if count]
+
+
+def test_a_step_that_would_begin_before_its_text_counts_nothing() -> None:
+    rows = TrainingRows((), torch.tensor([4, 5, 9]), torch.tensor([4, 4, 8]), torch.tensor([1.0, 2.0, 3.0]))
+    assert [counted(rows, step) for step in range(3)] == [[(0, 4), (1, 5), (2, 9)], [(1, 4), (2, 8)], []]
+    assert [rows.weight_of_step(step) for step in range(3)] == [6.0, 5.0, 0.0]
+    assert rows.of_step(2)[0].tolist() == [4, 4, 8], "indices stay in the text"
 
 
 def hidden(of: TrainingRows | Counterfactual) -> Tensor:
@@ -91,7 +104,8 @@ def test_texts_are_unrolled_as_without_branches(samples: list[Sample], draft: Dr
     alone = draft.unroll_packed(plain.aux.float(), plain.layout)
     beside = draft.unroll_packed(grown.aux.float(), grown.layout)
     for j, (one, other) in enumerate(zip(alone, beside, strict=True)):
-        torch.testing.assert_close(other[grown.text.of_step(j)[0]], one[plain.text.of_step(j)[0]], rtol=1e-4, atol=1e-5)
+        after, before = (torch.tensor(counted(batch.text, j))[:, 1] for batch in (grown, plain))
+        torch.testing.assert_close(other[after], one[before], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_padded_and_only_rows_that_are_trained_are_unrolled(samples: list[Sample]) -> None:
@@ -100,7 +114,7 @@ def test_nothing_is_padded_and_only_rows_that_are_trained_are_unrolled(samples: 
     for sample, span in zip(samples, batch.layout.spans, strict=True):
         assert span.context_end == span.first
         assert span.first - span.context == max(0, sample.first_output - 1 - 3)
-    trained = {row for j in range(3) for row in batch.text.of_step(j)[0].tolist()}
+    trained = {index for j in range(3) for _, index in counted(batch.text, j)}
     assert len(trained) == batch.layout.num_unrolled
 
 

@@ -5,15 +5,33 @@ from updraft_chassis.errors import Conflict
 from updraft_trainer.learning.compute import PACK_TOKENS, Compute
 
 
-@pytest.mark.parametrize(("has_gpu", "chosen"), [(True, "cuda"), (False, "cpu")])
-def test_auto_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, chosen: str, *, has_gpu: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+def show_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((8, 0), "cuda"), ((9, 0), "cuda"), ((7, 5), "cpu"), (None, "cpu")])
+def test_auto_takes_the_gpu_that_can_train(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, chosen: str
+) -> None:
+    show_gpu(monkeypatch, capability)
     compute = Compute.on("auto")
     assert (compute.device.type, compute.pack_tokens) == (chosen, PACK_TOKENS[chosen])
     assert Compute.on("cpu", pack_tokens=64).pack_tokens == 64
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Conflict, match="UPDRAFT_TRAINER_DEVICE is cuda"):
+@pytest.mark.parametrize(
+    ("capability", "problem"), [(None, "sees no GPU"), ((7, 5), "has compute capability 7.5, and bfloat16 needs 8.0")]
+)
+def test_a_gpu_that_is_asked_for_and_cannot_train_is_told(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, problem: str
+) -> None:
+    show_gpu(monkeypatch, capability)
+    with pytest.raises(Conflict, match=f"UPDRAFT_TRAINER_DEVICE is cuda, but .*{problem}"):
         Compute.on("cuda")
+
+
+def test_an_old_gpu_that_auto_leaves_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    show_gpu(monkeypatch, (7, 5))
+    Compute.on("auto")
+    assert "Training on the CPU, because the GPU has compute capability 7.5" in caplog.text

@@ -57,8 +57,8 @@ def pool(samples: list[Sample]) -> Callable[[int], Sample]:
 
 def make_learner(target: Path, hyper: Hyperparameters, compute: Compute) -> Learner:
     head = read_head(target)
-    odd = torch.arange(DRAFT_VOCAB)
-    return Learner(head, head.draft(draft_vocab_size=DRAFT_VOCAB), odd, hyper, compute=compute)
+    every_second = torch.arange(0, head.config.vocab_size, 2)[:DRAFT_VOCAB]
+    return Learner(head, head.draft(draft_vocab_size=len(every_second)), every_second, hyper, compute=compute)
 
 
 def assert_exact(target: Path, batch: Sequence[Sample], hyper: Hyperparameters, compute: Compute) -> None:

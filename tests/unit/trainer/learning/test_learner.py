@@ -9,6 +9,7 @@ import torch
 from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from updraft_artifacts.sizing import sizing
 from updraft_draft import checkpoint, vocabulary
@@ -420,7 +421,20 @@ def test_a_device_out_of_memory_costs_half_the_budget_once(
     assert f"{2 * needed:,}" in caplog.text
     limit = 1
     before = limited.network.fc.weight.detach().clone()
-    assert limited.train(samples[:4]).num_rows == 0
+    report = limited.train(samples[:4])
+    assert (report.num_rows, report.is_skipped) == (0, True)
     assert torch.equal(limited.network.fc.weight, before)
     assert "UPDRAFT_TRAINER_RECOMPUTE" in caplog.text
     assert f"passes have {needed:,}" not in caplog.text
+
+
+@pytest.mark.parametrize("trains_head", [False, True])
+def test_a_pass_needs_no_value_from_the_device(target: Path, rejected: list[Sample], *, trains_head: bool) -> None:
+    """Tensors without values: to ask one for a value or for how many values are not zero raises."""
+    learner = make_learner(target, trains_head=trains_head, discard_weight=0.5)
+    samples = [*rejected, *likeliest(target, 4, range(2))]
+    (batch,) = learner._batches(samples, [1.0] * len(samples))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        loss = learner._backward(batch.to(torch.device("cpu")), ([1.0] * 3, [1.0] * 3))
+    assert loss.shape == ()
+    assert all(p.grad is not None for p in learner.network.parameters() if p.requires_grad)

@@ -1,0 +1,203 @@
+"""The processes that train one draft together ("ranks"), which torchrun starts and restarts together.
+
+Rank 0 leads. Every operation here is collective: all ranks call it, in the same order, each from one thread. A rank that dies
+ends the operation of the others with Unavailable; torchrun then restarts all of them. Objects travel by gloo, and so do
+tensors of a CPU; tensors of GPUs travel by NCCL. Objects are pickled, which the ranks of one trainer may do among themselves.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from updraft_chassis.errors import InvalidInput, Unavailable
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""The longest that a rank waits for another one. Rank 0 may judge a draft or wait for the registry meanwhile, so it is far
+above what a collective takes. A rank whose process is gone is noticed at once."""
+
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""The longest that a rank waits for the others at a start: their pods may have to be scheduled first."""
+
+BUCKET_BYTES = 64 * 1024**2
+"""Tensors are summed in flat buckets of about this size: few collectives, and little memory beside the tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place among `size` ranks. `local_rank`: its place on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank decides, publishes and saves."""
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks, the same bits everywhere."""
+        if self.size > 1:
+            with self.unbroken():
+                for bucket in buckets(tensors):
+                    _sum(bucket)
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Replace each tensor by that of rank `source`."""
+        if self.size > 1:
+            with self.unbroken():
+                for bucket in buckets(tensors):
+                    _broadcast(bucket, source)
+
+    def share(self, value: T | None = None) -> T:
+        """The value of rank 0, an object that can be pickled. The other ranks pass none."""
+        objects = [value]
+        if self.size > 1:
+            with self.unbroken():
+                dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+        return cast("T", objects[0])
+
+    def gather(self, value: T) -> list[T]:
+        """At rank 0 the values of all ranks, in order; elsewhere nothing."""
+        if self.size == 1:
+            return [value]
+        values = [value] * self.size if self.leads else None
+        with self.unbroken():
+            dist.gather_object(value, values)
+        return values or []
+
+    def joined(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """At rank 0 the parts of all ranks one after another in host memory; elsewhere nothing. They have one dimension and
+        these sizes."""
+        with self.unbroken():
+            if not self.leads:
+                if len(part):
+                    dist.send(part.contiguous(), 0)
+                return part.new_empty(0)
+            parts = [part.cpu()]
+            for rank, size in enumerate(sizes[1:], start=1):
+                received = part.new_empty(size)
+                if size:
+                    dist.recv(received, rank)
+                parts.append(received.cpu())
+            return torch.cat(parts)
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Raise Unavailable if another rank is gone or does not answer in time."""
+        try:
+            yield
+        except dist.DistError as error:
+            raise self._broken(error) from error
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise self._broken(error) from error  # gloo has no error class of its own
+
+    def _broken(self, error: Exception) -> Unavailable:
+        reason = str(error).splitlines()[0]
+        return Unavailable(f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {reason}")
+
+
+ALONE = Ranks()
+"""One process, for which the operations do nothing."""
+
+
+@contextmanager
+def joined(environment: Mapping[str, str], device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+    """The ranks that torchrun started, whose process group lasts as long as the block. `environment` is this process's.
+
+    Without WORLD_SIZE in it, or with 1, this process is alone. InvalidInput if a variable is missing or no number,
+    Unavailable if the others do not come in time.
+    """
+    ranks = placed(environment)
+    if ranks.size == 1:
+        yield ranks
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=min(timeout, JOIN_TIMEOUT)))
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Unavailable(f"rank {ranks.rank} of {ranks.size} cannot join the others at {place}: {reason}") from error
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def placed(environment: Mapping[str, str]) -> Ranks:
+    """This process's place by torchrun's variables, without joining the others. InvalidInput as for `joined`."""
+    if "WORLD_SIZE" not in environment:
+        return ALONE
+    size, rank, local_rank = (_number(environment, name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    if size < 1 or rank >= size:
+        raise InvalidInput(f"RANK is {rank} and WORLD_SIZE is {size}; ranks count from 0")
+    if size > 1:
+        _number(environment, "MASTER_PORT")
+        if not environment.get("MASTER_ADDR"):
+            raise InvalidInput("WORLD_SIZE is set, but MASTER_ADDR is not; start the ranks with torchrun")
+    return Ranks(rank, size, local_rank)
+
+
+def buckets(tensors: Sequence[Tensor], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:
+    """The tensors, in groups of one dtype and device that together have at most `limit_bytes`; a larger one is alone."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        group = groups.setdefault((tensor.dtype, tensor.device), [])
+        if group and sum(one.nbytes for one in group) + tensor.nbytes > limit_bytes:
+            yield group.copy()
+            group.clear()
+        group.append(tensor)
+    yield from groups.values()
+
+
+def _sum(bucket: Sequence[Tensor]) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        dist.all_reduce(bucket[0])
+        return
+    flat = _flat(bucket)
+    dist.all_reduce(flat)
+    _restore(bucket, flat)
+
+
+def _broadcast(bucket: Sequence[Tensor], source: int) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        dist.broadcast(bucket[0], source)
+        return
+    flat = _flat(bucket)
+    dist.broadcast(flat, source)
+    if dist.get_rank() != source:
+        _restore(bucket, flat)
+
+
+def _flat(bucket: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in bucket])
+
+
+def _restore(bucket: Sequence[Tensor], flat: Tensor) -> None:
+    for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not value.isdecimal():
+        raise InvalidInput(
+            f"WORLD_SIZE is set, but {name} is {value or 'not'}{', no number' if value else ''};"
+            " start the ranks with torchrun"
+        )
+    return int(value)
