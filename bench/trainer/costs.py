@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from bench import harness
-from bench.trainer.worker import recorded
+from bench.trainer.recordings import recorded
 from torch import Tensor
 
 from updraft_draft import chain_attention

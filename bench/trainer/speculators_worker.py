@@ -10,10 +10,10 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
-from bench import harness
-from bench.trainer.worker import recorded
+from bench.trainer.worker import read
 from speculators.losses import resolve_loss_config  # type: ignore[import-not-found]  # in its own environment
 from speculators.models.eagle3 import (  # type: ignore[import-not-found]  # in its own environment
     Eagle3DraftModel,
@@ -31,14 +31,14 @@ from updraft_trainer.learning.learner import Hyperparameters
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--samples", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--attention", choices=["sdpa", "eager", "simple_flex_attention"], default="eager")
     parser.add_argument("--loss", choices=["eager", "fused"], default="eager")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    folder = harness.model()
-    target, batches = read_head(folder), recorded(arguments.batches)
+    target, batches = read_head(arguments.target), read(arguments.samples)
     config = target.draft()
     token_ids = choose_vocabulary([one for batch in batches for one in batch], target, size=config.draft_vocab_size)
     model = build(target, config, token_ids, arguments.attention)

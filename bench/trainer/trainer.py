@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bench import harness
 from bench.harness import Line, Measurements
-from bench.trainer import costs, speculators_environment
+from bench.trainer import costs, ranks, recordings, speculators_environment
 from bench.trainer.exactness import worst_error
 from bench.width.learning import write_target
 from bench.width.traffic import Width
@@ -55,7 +55,7 @@ class Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = ["exactness", "memory", "speed", "speculators", "costs"]
+    parts = ["exactness", "memory", "speed", "speculators", "costs", "ranks"]
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--shapes", choices=list(MEMORY), nargs="+", default=list(MEMORY))
     parser.add_argument("--teachers", choices=["hidden", "top-k"], nargs="+", default=["hidden", "top-k"])
@@ -72,6 +72,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         "speed": _speed,
         "speculators": _speculators,
         "costs": _costs,
+        "ranks": _ranks,
     }
     with tempfile.TemporaryDirectory() as scratch:
         done = [part(arguments, Path(scratch)) for name, part in parts.items() if name in arguments.only]
@@ -140,8 +141,9 @@ def _long_sample(roots: str, target: Path, tokens: int, teacher: str, *, recompu
 def _speed(arguments: argparse.Namespace, scratch: Path) -> Figures:
     commits = ["", *([arguments.baseline] if arguments.baseline else [])]
     steps: dict[str, list[dict[str, Any]]] = {commit: [] for commit in commits}
+    options = _options(arguments, scratch)
     with _roots("", scratch) as ours, _roots(arguments.baseline, scratch) as theirs:
-        workers = [_worker(roots, arguments) for roots in (ours, theirs)[: len(commits)]]
+        workers = [_worker(roots, options) for roots in (ours, theirs)[: len(commits)]]
         for number in range(2 + arguments.rounds):
             for commit, worker in zip(commits, workers, strict=True):
                 step = _step(worker, number % arguments.rounds)
@@ -174,7 +176,8 @@ def _speculators(arguments: argparse.Namespace, scratch: Path) -> Figures:
     """Our learner and the package's model, in turn on the same batches."""
     with _roots("", scratch) as roots:
         theirs = [str(speculators_environment.python()), str(Path(__file__).with_name("speculators_worker.py"))]
-        workers = [_worker(roots, arguments), _worker(roots, arguments, theirs)]
+        options = _options(arguments, scratch)
+        workers = [_worker(roots, options), _worker(roots, options, theirs)]
         steps: list[list[dict[str, Any]]] = [[], []]
         for number in range(1 + arguments.rounds):
             for worker, of_worker in zip(workers, steps, strict=True):
@@ -201,8 +204,28 @@ def _costs(arguments: argparse.Namespace, _: Path) -> Figures:
     return Figures(samples=[{"cost": asdict(cost)} for cost in figures], table=table)
 
 
-def _worker(roots: str, arguments: argparse.Namespace, program: Sequence[str] = ()) -> "subprocess.Popen[str]":
-    options = ["--batches", str(arguments.rounds), "--threads", str(arguments.threads)]
+def _ranks(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    """Two ranks with one thread each, and one process with one thread."""
+    table = output.table("two ranks over one, one thread each", ">tokens per second", ">quartiles")
+    with _roots("", scratch) as roots:
+        command = _command(*_options(arguments, scratch), "--threads", "1")
+        compared = ranks.measure(command, _environment(roots), arguments.rounds)
+    for arm, ratio in compared.ratios.items():
+        table.add_row(arm, f"{ratio.median:.2f}x", str(ratio))
+    ratio = compared.ratios[ranks.ARMS[0]]
+    bar = results.at_least(f"tokens per second of two ranks over one, {ranks.ARMS[0]}", ratio.median, 1.7, "x")
+    return Figures(lines=[Line(bar, ratio)], samples=compared.samples, table=table)
+
+
+def _options(arguments: argparse.Namespace, scratch: Path) -> list[str]:
+    """Of a worker that trains on recorded batches, which are written for it."""
+    file = scratch / "samples.pt"
+    if not file.exists():
+        recordings.write(recordings.recorded(arguments.rounds), file)
+    return ["--target", str(harness.model()), "--samples", str(file), "--threads", str(arguments.threads)]
+
+
+def _worker(roots: str, options: Sequence[str], program: Sequence[str] = ()) -> "subprocess.Popen[str]":
     command = [*program, *options] if program else _command(*options)
     worker = subprocess.Popen(
         command, env=_environment(roots), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

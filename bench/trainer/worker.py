@@ -1,6 +1,6 @@
 """One learner in a process of its own, of this checkout or of an earlier commit. Runs as a file, not as a module.
 
-It uses only what the learner's callers have always used: `Learner(target, config, token_ids, hyper)` and `train(samples)`.
+It uses only what has always been there: `read_head`, `Sample`, `Learner(target, config, token_ids, hyper)`, `train(samples)`.
 """
 
 import argparse
@@ -9,14 +9,12 @@ import os
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import harness
-from bench.learning.recorder import Recorder
 
-from updraft_cli.local.folders import cache_folder
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
@@ -29,14 +27,14 @@ TOP_K = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--target", type=Path)
+    parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--ttt", type=int, default=5)
     parser.add_argument("--teacher", choices=["hidden", "top-k"], default="hidden")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--limit-gib", type=float, default=10.0)
-    parser.add_argument("--batches", type=int, default=0)
+    parser.add_argument("--samples", type=Path, help="what recordings.py wrote")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -54,7 +52,7 @@ def _long_sample(arguments: argparse.Namespace) -> None:
     started_s = time.perf_counter()
     try:
         target = read_head(arguments.target)
-        sample = _sample(target, arguments.tokens, arguments.teacher)
+        one = _sample(target, arguments.tokens, arguments.teacher)
         config = target.draft(draft_vocab_size=arguments.vocab)
         options: dict[str, Any] = {}
         if arguments.recompute:
@@ -65,7 +63,7 @@ def _long_sample(arguments: argparse.Namespace) -> None:
             target, config, torch.arange(arguments.vocab), Hyperparameters(ttt_steps=arguments.ttt), **options
         )
         started_s = time.perf_counter()
-        report = learner.train([sample])
+        report = learner.train([one])
         figures |= {"loss": report.loss, "rows": report.num_rows}
     except RuntimeError as error:  # torch's for memory that it cannot have
         figures["died"] = _place(error)
@@ -92,17 +90,24 @@ def _sample(target: TargetHead, num_tokens: int, teacher: str) -> Sample:
     def states(width: int) -> torch.Tensor:
         return torch.randn(num_tokens, width, generator=generator).bfloat16()
 
-    return Sample(
-        trace_id="00",
+    return sample(
         aux=states(len(c.aux_layers) * c.hidden_size),
         teacher=_teacher(states(c.hidden_size), c.vocab_size, teacher),
         ids=torch.randint(0, c.vocab_size, (num_tokens + 1,), generator=generator),
         first_output=1,
         corrections=torch.zeros(num_tokens + 1, dtype=torch.bool),
-        is_evaluation=False,
-        domain="",
-        finished_unix_ms=0,
     )
+
+
+def sample(**fields: Any) -> Sample:
+    """A sample with these fields, of no request."""
+    return Sample(trace_id="00", is_evaluation=False, domain="", finished_unix_ms=0, **fields)
+
+
+def read(file: Path) -> list[list[Sample]]:
+    """The batches that recordings.py wrote."""
+    batches: list[list[dict[str, Any]]] = torch.load(file)
+    return [[sample(teacher=LastHidden(one.pop("states")), **one) for one in batch] for batch in batches]
 
 
 def _teacher(states: torch.Tensor, vocab_size: int, kind: str) -> Teacher:
@@ -113,32 +118,34 @@ def _teacher(states: torch.Tensor, vocab_size: int, kind: str) -> Teacher:
 
 
 def _steps_on_request(arguments: argparse.Namespace) -> None:
-    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss."""
-    folder = harness.model()
-    target, batches = read_head(folder), recorded(arguments.batches)
+    """A step on the batch whose number comes on each line of stdin; print its seconds, tokens and loss.
+
+    `N START STEP` takes each STEP-th sample of batch N from START on. With torchrun's variables this is one of many ranks.
+    """
+    target, batches = read_head(arguments.target), read(arguments.samples)
     config = target.draft()
-    token_ids = choose_vocabulary(
-        [sample for batch in batches for sample in batch], target, size=config.draft_vocab_size
-    )
-    learner = Learner(target, config, token_ids, Hyperparameters())
+    token_ids = choose_vocabulary([one for batch in batches for one in batch], target, size=config.draft_vocab_size)
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if "WORLD_SIZE" in os.environ:
+            from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
+            from updraft_trainer.learning.ranks import joined  # noqa: PLC0415 - nor this
+
+            ranks = stack.enter_context(joined(os.environ, torch.device("cpu")))
+            options = {"compute": Compute().together(ranks)}
+        _answer(Learner(target, config, token_ids, Hyperparameters(), **options), batches)
+
+
+def _answer(learner: Learner, batches: list[list[Sample]]) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
-        batch = batches[int(line)]
+        number, *part = map(int, line.split())
+        batch = batches[number][part[0] :: part[1]] if part else batches[number]
         started_s = time.perf_counter()
         report = learner.train(batch)
         seconds = time.perf_counter() - started_s
-        tokens = sum(len(sample.ids) - sample.first_output for sample in batch)
+        tokens = sum(len(one.ids) - one.first_output for one in batch)
         print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": report.loss}), flush=True)
-
-
-def recorded(num_batches: int) -> list[list[Sample]]:
-    """Batches of SmolLM2's recorded answers, one of each kind, see bench/learning."""
-    folder = harness.model()
-    recorder = Recorder(folder, cache_folder(os.environ) / "learning", read_head(folder))
-    kinds = ("math", "code", "chat", "sql")
-    recorder.record(kinds, num_batches, 0)
-    of_kinds = [recorder.samples(kind, num_batches, held_out=False) for kind in kinds]
-    return [list(batch) for batch in zip(*of_kinds, strict=True)]
 
 
 if __name__ == "__main__":

@@ -893,6 +893,23 @@ async def test_a_sample_that_breaks_training_is_skipped_and_soon_left_alone(whol
     assert (await whole.versions())[-1].phase == pb.PHASE_STABLE
 
 
+async def test_a_batch_that_does_not_fit_into_memory_is_skipped_and_is_no_training_that_pods_are_asked_for(
+    whole: Bench,
+) -> None:
+    trainer = await whole.started()
+    trainer.train()
+    trained = whole.components.demand._tokens
+
+    def allocate(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.learner.network.fc.register_forward_pre_hook(allocate)
+    assert trainer.train(), "the samples are used, so that they do not come again and again"
+    assert trainer.learner.step == 1
+    assert whole.metrics.registry.get_sample_value("updraft_trainer_optimizer_steps_skipped_total") == 1
+    assert whole.components.demand._tokens == trained > 0
+
+
 async def test_the_loop_rests_when_all_is_learnt_and_saves_when_it_stops(whole: Bench) -> None:
     trainer = await whole.started()
     stop = Stop()

@@ -62,8 +62,12 @@ class Compute:
         if problem and torch.cuda.is_available():
             logger.warning("Training on the CPU, because %s", problem)
         chosen = ("cpu" if problem else "cuda") if device == "auto" else device
-        rows = pack_tokens or PACK_TOKENS[chosen]
-        return cls(device=torch.device(chosen), pack_tokens=rows, recompute=recompute, compiles=compiles)
+        return cls(
+            device=torch.device(chosen),
+            pack_tokens=pack_tokens or PACK_TOKENS[chosen],
+            recompute=recompute,
+            compiles=compiles,
+        )
 
     def together(self, ranks: Ranks) -> Self:
         """The same with these ranks, each on the GPU of its local rank. All of them call it."""

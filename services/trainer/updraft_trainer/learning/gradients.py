@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from updraft_trainer.learning.ranks import Ranks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A rank's part of a step: the sum of its weighted losses, float32 [], its number of rows, and the sum of their weights.
-    A rank without samples has none, and one whose samples did not fit its memory neither."""
+    """A rank's part of a step: the sum of its weighted losses, float32 [], its number of rows, and the sum of their weights. A
+    rank without samples has none, and one whose samples did not fit its memory neither."""
 
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss: Tensor
     num_rows: int = 0
     weight: float = 0.0
 
@@ -25,7 +25,6 @@ class Total:
     """The sum of all shares. `left_out`: ranks whose loss or gradients were not finite, so that they added nothing."""
 
     loss: Tensor
-    """float32 []."""
     num_rows: int
     left_out: tuple[int, ...] = ()
 
@@ -38,8 +37,8 @@ def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], share: Share, weigh
     if ranks.size == 1:
         return Total(loss=share.loss, num_rows=share.num_rows)
     gradients = [_gradient(one) for one in parameters]
-    loss = float(share.loss)
-    is_finite = math.isfinite(loss) and math.isfinite(_norm(gradients))
+    loss, norm = torch.stack([share.loss, nn.utils.get_total_norm(gradients)]).tolist()
+    is_finite = math.isfinite(loss) and math.isfinite(norm)
     if not is_finite or not share.num_rows:
         for gradient in gradients:
             gradient.zero_()
@@ -51,11 +50,13 @@ def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], share: Share, weigh
     loss, num_rows, added, *flags = figures.tolist()
     left_out = tuple(rank for rank, flag in enumerate(flags) if flag)
     if not added:
-        return Total(loss=torch.tensor(math.nan if left_out else 0.0), num_rows=len(left_out), left_out=left_out)
+        return Total(
+            loss=share.loss.new_tensor(math.nan if left_out else 0.0), num_rows=len(left_out), left_out=left_out
+        )
     factor = weight / added
     if factor != 1.0:
         torch._foreach_mul_(gradients, factor)
-    return Total(loss=torch.tensor(loss * factor), num_rows=int(num_rows), left_out=left_out)
+    return Total(loss=share.loss.new_tensor(loss * factor), num_rows=int(num_rows), left_out=left_out)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -63,7 +64,3 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _norm(gradients: Sequence[Tensor]) -> float:
-    return float(nn.utils.get_total_norm(gradients))

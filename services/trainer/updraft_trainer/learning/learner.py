@@ -335,7 +335,8 @@ class Learner:
         scales = self._scales(text, 1.0), self._scales(discarded, self.hyper.discard_weight)
         loss = self._passes(batches, samples, counts, scales)
         num_rows = sum(len(batch.text) + len(batch.discarded) for batch in batches)
-        share = Share() if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
+        nothing = torch.zeros((), device=self._compute.device)
+        share = Share(loss=nothing) if loss is None else Share(loss=loss, num_rows=num_rows, weight=float(own[0, 0]))
         with self.times.phase("all_reduce"):
             return summed(self._ranks, self._trained, share, text[0])
 

@@ -102,7 +102,7 @@ class DraftOptimizer:
     def _whole(self, index: int, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameter = self._parameters[index]
         sizes = [part.numel() for part in _split(parameter.detach(), self._ranks.size)]
-        of_all = {name: self._ranks.joined(moments[name], sizes) for name in MOMENTS}
+        of_all = {name: self._ranks.concatenated(moments[name], sizes) for name in MOMENTS}
         shaped = {name: tensor.view_as(parameter) for name, tensor in of_all.items() if len(tensor)}
         return {"step": moments["step"].cpu().clone(), **shaped}
 

@@ -75,7 +75,7 @@ class Ranks:
             dist.gather_object(value, values)
         return values or []
 
-    def joined(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+    def concatenated(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """At rank 0 the parts of all ranks one after another in host memory; elsewhere nothing. They have one dimension and
         these sizes."""
         with self.unbroken():
