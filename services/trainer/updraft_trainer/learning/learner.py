@@ -105,11 +105,11 @@ class Learner:
         """Ranks (see `Compute`) that pass the same arguments have the same weights."""
         self.hyper = hyper
         self.step = 0
+        self.step_rate = 0.0
+        """The learning rate of the last step."""
         self._compute = compute or Compute()
         self._ranks = self._compute.ranks
         self.times = StepTimes(self._compute.device)
-        self.step_rate = 0.0
-        """The learning rate of the last step."""
         self._pack_tokens = self._compute.pack_tokens
         self._part: Part | None = None if self._compute.compiles else plain
         self._text_loss = _text_loss(hyper)
@@ -422,6 +422,7 @@ class Learner:
             for batch in self._batches([sample], [1.0]):
                 self._backward(batch.to(self._compute.device), (ones, ones), part)
         self._optimizer.zero_grad()
+        self.times.take()  # nothing of it was training
 
     def _backward(self, batch: Batch, scales: Scales, part: Part | None = None) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
