@@ -150,7 +150,7 @@ class UseLearner:
             self._rng.setstate(loaded.rng)
 
     def train(self) -> bool:
-        batch = self._replay.training_batch(self.history.uses, count=3, max_uses=MAX_USES, rng=self._rng)
+        batch = self._replay.training_batch(self.history.uses, max_uses=MAX_USES, rng=self._rng)
         for sample in batch:
             self.trail.append(self._numbers[sample.trace_id])
         for sample in batch:

@@ -130,10 +130,6 @@ class TrainerStatus(Model):
     state: Text | None = None
     """One of Training, Starting, Suspended, Disabled, Failing."""
     last_publish_time: datetime | None = None
-    device: Text | None = None
-    """What the first rank trains on, as the trainer reports it: the name of a GPU, or the CPU."""
-    ranks: int | None = None
-    """Number of processes that train together, as the trainer reports it."""
     message: Text | None = None
     """The last publication, or the reason why nothing is published."""
     progress: ProgressStatus | None = None

@@ -145,12 +145,9 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
     trained = [version for version in observed.registry.versions if is_trained(version)]
     before = observed.speculator.status.trainer
     last, state = moment_ms(max((version.published_unix_ms for version in trained), default=0)), observed.registry.state
-    learning = learning_of(state)
     return TrainerStatus(
         state=_TRAINER_STATES.get(ready.reason, "Failing"),
         last_publish_time=last or (before.last_publish_time if before else None),
-        device=learning.device[:1024] or None if learning is not None else before.device if before else None,
-        ranks=learning.world_size or None if learning is not None else before.ranks if before else None,
         message=(state.trainer_message[:1024] or None) if state is not None else before.message if before else None,
         progress=_progress(learning) if (learning := learning_of(state)) is not None else None,
     )
@@ -159,7 +156,7 @@ def _trainer(observed: Observed, ready: Assessment) -> TrainerStatus:
 def _progress(learning: pb.Learning) -> ProgressStatus:
     has_utilization = learning.HasField("flops_utilization")
     return ProgressStatus(
-        device=learning.device or None,
+        device=learning.device[:1024] or None,
         ranks=learning.world_size or None,
         tokens_per_second=round(learning.tokens_per_second),
         flops_utilization_percent=round(100 * learning.flops_utilization) if has_utilization else None,

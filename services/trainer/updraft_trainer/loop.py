@@ -127,7 +127,6 @@ class Trainer:
             progress=self._progress,
             metrics=components.metrics,
             clock=components.clock,
-            on_saved=self._note_save,
         )
         if not initial.is_saved:
             self.saver.owe()
@@ -172,14 +171,12 @@ class Trainer:
                     await stop.wait(_IDLE_S)
             self._note_turn()
 
-    def _note_save(self) -> None:
-        self._components.record.last_save_s = self._components.clock.now()
-
     def _note_turn(self) -> None:
         components, now = self._components, self._progress()
         components.monitor.turn(self.learner)
         steps, seconds = next_estimate(now, self._estimated, self._options.schedule, duration_s=self._estimate_s)
         components.record.next_estimate(steps, components.clock.now() + seconds)
+        components.record.last_save_s = self.saver.last_s
 
     def train(self) -> bool:
         """One optimizer step; false if every sample has been used `max_uses` times."""

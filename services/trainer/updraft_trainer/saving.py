@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Saver:
     """`take` returns the state of now, which may share memory with the learner; `progress` says how far training is.
 
-    Training stops during both calls, so they may be made from a worker thread. `on_saved` is called after each save.
+    Training stops during both calls, so they may be made from a worker thread.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class Saver:
         progress: Callable[[], Progress],
         metrics: Metrics,
         clock: Clock,
-        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         self._states = states
         self._schedule = schedule
@@ -41,7 +40,8 @@ class Saver:
         self._progress = progress
         self._metrics = metrics
         self._clock = clock
-        self._on_saved = on_saved
+        self.last_s = 0.0
+        """Unix time of the last save; 0 before the first one."""
         self._saved = progress()
         self._duration_s = schedule.checkpoint_seconds / 2
         """From the start of the last save until it was durable. Before the first one, the longest that keeps the promise."""
@@ -95,7 +95,7 @@ class Saver:
         self._states.save(state)
         self._saved, self._duration_s = progress, self._clock.monotonic() - progress.at_s
         self._metrics.checkpoint_seconds.observe(self._duration_s)
-        self._on_saved()
+        self.last_s = self._clock.now()
         facts = {"step": progress.step, "samples": state.history.num_samples, "seconds": round(self._duration_s, 3)}
         logger.info("Saved", extra=facts)
         if 2 * self._duration_s > self._schedule.checkpoint_seconds and not self._is_slow:

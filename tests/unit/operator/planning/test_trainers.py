@@ -230,7 +230,8 @@ def test_the_device_is_the_one_that_the_trainer_reports(
     assert ready(seen) == ("True", *expected)
     told = status(seen, NOW).trainer
     assert told is not None
-    assert (told.state, told.device, told.ranks) == ("Training", device or None, size or None)
+    assert told.progress is not None
+    assert (told.state, told.progress.device, told.progress.ranks) == ("Training", device or None, size or None)
 
 
 def test_a_deletion_ends_the_ranks_before_it_deletes_their_traces() -> None:
