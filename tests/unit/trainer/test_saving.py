@@ -89,9 +89,8 @@ class Learning:
         if self.ends_s is not None and self.ends_s <= until_s:
             self.clock.advance(self.ends_s - self.clock.monotonic())
             self.note_loss()
-            num_saved = self.num_saved()
             self.states.may_end.set()
-            await until(lambda: self.num_saved() > num_saved, what="the end of a save")
+            await self.saver.written()
             self.durable_s, self.ends_s = self.taken_s, None
         self.clock.advance(until_s - self.clock.monotonic())
         self.note_loss()
