@@ -10,6 +10,7 @@ import torch
 from bench import harness
 from bench.trainer.recordings import recorded
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from updraft_draft import chain_attention
 from updraft_draft.layout import Span
@@ -39,6 +40,7 @@ def measure(num_threads: int, rounds: int) -> list[Cost]:
     arms = {name: _learner(target, batches, compute) for name, compute in _computes().items()}
     steps = _paired({name: [_step(arm, batch) for batch in batches] for name, arm in arms.items()})
     found = [Cost(name=f"a step with {name}", ratio=ratio, of="a step") for name, ratio in steps.items()]
+    found.append(_products(arms[""], batches[0]))
     for length in LENGTHS:
         found += _attention(length, rounds)
     return found
@@ -76,6 +78,14 @@ def _paired(arms: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
         name: statistics.median(one / base for one, base in zip(times[name][1:], times[first][1:], strict=True))
         for name in others
     }
+
+
+def _products(learner: Learner, batch: list[Sample]) -> Cost:
+    """Above this, no rewrite of all else makes a step faster."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded_times:
+        learner.train(batch)
+    times = {one.key: one.self_cpu_time_total for one in recorded_times.key_averages()}
+    return Cost(name="matrix products", ratio=times["aten::mm"] / sum(times.values()), of="a step's processor time")
 
 
 def _attention(length: int, rounds: int) -> list[Cost]:

@@ -58,8 +58,8 @@ class TrainerSettings(Settings):
     metrics_port: int = Field(default=9092, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz. 0 selects a free port and logs it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to train. auto: the first GPU if torch sees one, else the CPU. cuda refuses to start without a GPU. Training on a
-    GPU has not been tried yet, so it has to be asked for."""
+    """Where to train. auto: the first GPU if torch sees one that can, else the CPU. cuda refuses to start without a GPU of
+    compute capability 8.0 or later. Training on a GPU has not been tried yet, so it has to be asked for."""
     pack_tokens: int | None = Field(default=None, ge=16)
     """Tokens that are packed for one forward and backward pass; a longer request has a pass of its own. An optimizer step may
     take several passes, and learns the same. Default: 1024 on a CPU, 16384 on a GPU. Halved once if the GPU's memory is

@@ -140,6 +140,8 @@ class Replay:
                 db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk, even after a power failure
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
+                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'num_tokens'").fetchone():
+                    raise Corrupt(f"{index} is of an earlier Updraft; move it away to start with an empty replay")
                 _claim(db, folder, expected.target_fingerprint)
                 replay = cls(
                     db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes, fitted_bytes=fitted_bytes

@@ -464,3 +464,11 @@ def test_a_trace_is_admitted_only_into_a_file_whose_name_is_durable(
             assert len(list(Path("/proc/self/fd").iterdir())) == num_files
         assert len(replay.admit([arrival(traces, 1)])) == 1
         assert len(draw(replay, Counter())) == 1
+
+
+def test_an_index_of_an_earlier_layout_is_told(path: Path, traces: TraceMaker) -> None:
+    path.mkdir(parents=True)
+    with closing(sqlite3.connect(path / INDEX)) as earlier, earlier:
+        earlier.execute("CREATE TABLE samples (trace_id TEXT PRIMARY KEY, admitted INTEGER NOT NULL)")
+    with pytest.raises(Corrupt, match="of an earlier Updraft; move it away"), opened(path, traces):
+        pass
