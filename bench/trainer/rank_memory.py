@@ -60,7 +60,7 @@ def peak(ranks: Ranks, kind: str, hidden: int) -> float:
     num_weights = sum(one.numel() for one in network.parameters() if one.requires_grad)
     if kind == "FSDP2":
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        fully_shard(network, mp_policy=precision, ignored_params={network.lm_head.weight})
+        fully_shard(network, mp_policy=precision, ignored_params=set(network.lm_head.parameters()))
         register_fsdp_forward_method(network, "unroll_packed")
     trained = [one for one in network.parameters() if one.requires_grad]
     keeps_average = kind != "optimizer divided" or ranks.leads

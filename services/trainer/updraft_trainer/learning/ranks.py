@@ -29,8 +29,9 @@ above what a collective takes. A rank whose process is gone is noticed at once."
 JOIN_TIMEOUT = timedelta(minutes=10)
 """The longest that a rank waits for the others at a start: their pods may have to be scheduled first."""
 
-BUCKET_BYTES = 64 * 1024**2
-"""Tensors are summed in flat buckets of about this size: few collectives, and little memory beside the tensors."""
+BUCKET_BYTES = 1024**2
+"""Small tensors are exchanged together in flat buckets of at most this size, larger ones in place: copies of them would cost
+more than the calls that they save."""
 
 
 @dataclass(frozen=True, slots=True)
