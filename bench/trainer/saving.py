@@ -49,7 +49,7 @@ def _learner(target: Path, vocab: int) -> Learner:
     return learner
 
 
-async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str, float]]:
+async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str, object]]:
     """Each save of the running trainer, and the one of a stop, which copies nothing."""
     metrics, clock = Metrics(CollectorRegistry()), SystemClock()
     state = State(
@@ -69,7 +69,7 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
         metrics=metrics,
         clock=clock,
     )
-    figures = []
+    figures: list[dict[str, object]] = []
     for _ in range(rounds):
         await asyncio.sleep(2.0)  # the copy is freed after a save has ended
         before_gb, started_s = _reset_peak_gb(), time.perf_counter()
@@ -83,10 +83,12 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
     await saver.save()
     figures.append(_figures("stop", started_s, before_gb))
     started_s = time.perf_counter()
-    loaded = states.load(IDENTITY)
-    assert loaded is not None
-    size = sum(path.stat().st_size for path in states.path(states.newest(IDENTITY)).iterdir())  # type: ignore[arg-type]
-    figures.append({"load_s": time.perf_counter() - started_s, "state_gb": size / 1e9})
+    saved = states.newest(IDENTITY)
+    assert saved is not None
+    states.read(saved)
+    loaded_s = time.perf_counter() - started_s
+    size = sum(path.stat().st_size for path in states.path(saved).iterdir())
+    figures.append({"load_s": loaded_s, "state_gb": size / 1e9})
     return figures
 
 

@@ -73,7 +73,7 @@ def check(life: Life, traces: TraceMaker) -> None:
     }, "a use is in the weights and not counted, or the other way round"
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     num_traces=st.integers(1, 24),
     is_roomy=st.booleans(),
