@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.cluster import tours
@@ -33,7 +34,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
     if why := tours.obstacle():
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("ranks")
-    spec = {"trainer": {"nodes": 2}, "serving": {"replicas": 1}, "rollout": {"strategy": "Immediate"}}
+    spec: dict[str, dict[str, Any]] = {
+        "trainer": {"nodes": 2},
+        "serving": {"replicas": 1},
+        "rollout": {"strategy": "Immediate"},
+    }
     with tours.tour(folder, num_volumes=4, **spec) as running:
         yield running
 
@@ -73,7 +78,7 @@ def _wait_for_a_version_after(ranks: Tour, api: Api, version: int) -> None:
 
 def _newest(api: Api) -> int:
     found = api.get("/apis/updraft.dev/v1alpha1/namespaces/default/draftversions")["items"]
-    return max(each["spec"]["version"] for each in found)
+    return max(int(each["spec"]["version"]) for each in found)
 
 
 def _uids(api: Api) -> dict[str, str]:

@@ -60,7 +60,6 @@ def test_the_api_server_takes_the_group_as_it_is_meant(group: Subject) -> None:
 
     assert (content["replicas"], content["leaderWorkerTemplate"]["size"]) == (1, 2)
     assert content["networkConfig"] == {"subdomainPolicy": "Shared"}
-    assert content["rolloutStrategy"]["type"] == "RollingUpdate", "the definition's default"
     (container,) = content["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"]
     assert f"{group.name}-trainer-group-0.{group.name}-trainer-group:29400" in container["args"]
     assert not group.exists("StatefulSet", f"{group.name}-trainer")

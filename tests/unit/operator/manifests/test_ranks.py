@@ -9,7 +9,7 @@ from tests.support.manifests import CONFIG, UID, breaches, built, container, nam
 from updraft_chassis import streams
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.api import names
-from updraft_operator.api.speculator import MAX_SHARDS, AdaptiveSpeculator
+from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import trainer
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.ranks import Kind
@@ -148,8 +148,7 @@ def test_every_rank_has_a_stream_on_both_sides(shards: int, chosen: dict[str, An
 
 
 def test_as_many_ranks_as_the_schema_allows_have_streams() -> None:
-    assert MAX_SHARDS == streams.MAX_SHARDS
-    data = one(built(speculator({"trainer": {"nodes": MAX_SHARDS}})), "ConfigMap", "qwen-serving")["data"]
+    data = one(built(speculator({"trainer": {"nodes": streams.MAX_SHARDS}})), "ConfigMap", "qwen-serving")["data"]
     assert InferenceSettings.model_fields["stream_shards"].metadata[-1].le >= int(
         data["UPDRAFT_INFERENCE_STREAM_SHARDS"]
     )
