@@ -37,9 +37,8 @@ HELD_OUT_SHARE = 0.1
 FIRST_REQUEST_TOKENS = 1000.0
 """Captured tokens of a request, before any is known."""
 
-HEADROOM = 1.5
-"""Demand with empty streams, over what intake stores while it is busy: it gets faster as its batches fill up. With less, a
-demand that fell once comes back within many minutes only. In balance a sixth of the stream waits."""
+HEADROOM = 1.1
+"""Demand with empty streams, over what intake stores while it is busy: it gets faster as its batches fill up."""
 
 FULL_SHARE = 0.5
 """Nothing is demanded with streams as full as this. Requests that are being captured still come in, for a minute."""
