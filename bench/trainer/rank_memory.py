@@ -21,9 +21,9 @@ from updraft_cli import output
 from updraft_draft.config import DraftConfig
 from updraft_draft.layout import Layout
 from updraft_draft.network import DraftNetwork
+from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.learning.gradients import Share, summed
 from updraft_trainer.learning.optimizer import DraftOptimizer
-from updraft_trainer.learning.ranks import Ranks
 
 KINDS = ("replicated", "optimizer divided", "FSDP2")
 ROWS, UNROLLED, PASSES, STEPS = 64, 3, 2, 2

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from updraft_chassis.clock import SystemClock
 from updraft_draft.target_weights import read_head
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.schedule import Progress, TrainingSchedule
 from updraft_trainer.saving import Saver
+from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
 IDENTITY = Identity(speculator="bench", target_fingerprint="", tokenizer_fingerprint="")
 

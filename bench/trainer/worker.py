@@ -128,8 +128,8 @@ def _steps_on_request(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         options: dict[str, Any] = {}
         if "WORLD_SIZE" in os.environ:
+            from updraft_trainer.coordination.ranks import joined  # noqa: PLC0415 - nor this
             from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
-            from updraft_trainer.learning.ranks import joined  # noqa: PLC0415 - nor this
 
             ranks = stack.enter_context(joined(os.environ, torch.device("cpu")))
             options = {"compute": Compute().together(ranks)}

@@ -38,17 +38,18 @@ from updraft_chassis import durable
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.streams import Consumer, Entry
 from updraft_trainer import saving
+from updraft_trainer.coordination import ranks
+from updraft_trainer.coordination.ranks import ALONE
 from updraft_trainer.data import intake, replay, segments
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
-from updraft_trainer.learning import newest_state, ranks, saved_values, state
-from updraft_trainer.learning.newest_state import load_newest
-from updraft_trainer.learning.ranks import ALONE
-from updraft_trainer.learning.state import State, States, TrainingHistory
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.schedule import Progress, TrainingSchedule
 from updraft_trainer.saving import Saver
+from updraft_trainer.states import newest_state, saved_values, state
+from updraft_trainer.states.newest_state import load_newest
+from updraft_trainer.states.state import State, States, TrainingHistory
 
 ACKED = "acked"
 

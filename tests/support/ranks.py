@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from updraft_trainer.learning.ranks import joined
+from updraft_trainer.coordination.ranks import joined
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import torch
 
 from updraft_artifacts.rope import Rope
 from updraft_draft.config import DraftConfig
-from updraft_trainer.learning.state import Identity, State, TrainingHistory
+from updraft_trainer.states.state import Identity, State, TrainingHistory
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 

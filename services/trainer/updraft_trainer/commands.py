@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from updraft_draft.config import DraftConfig
-from updraft_trainer.learning.ranks import Ranks
+from updraft_trainer.coordination.ranks import Ranks
 
 _NO_TIMEOUT = timedelta(days=365)
 """Rank 0 may wait for days for the first requests. If it is gone, its connections are too, or else torchrun notices."""

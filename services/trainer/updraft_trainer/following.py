@@ -30,17 +30,17 @@ from updraft_trainer.commands import (
     TakeStep,
     WorkCommand,
 )
+from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.coordination.watch import Watch
 from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import TrainerSpec
 from updraft_trainer.learning.learner import Learner
-from updraft_trainer.learning.ranks import ALONE, Ranks
-from updraft_trainer.learning.state import TrainingHistory
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.estimate import Evidence
 from updraft_trainer.publishing.evaluator import Baseline, Judge
+from updraft_trainer.states.state import TrainingHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,8 @@ from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.learning.state import State, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.states.state import State, TrainingHistory
 
 logger = logging.getLogger(__name__)
 

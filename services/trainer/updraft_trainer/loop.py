@@ -33,7 +33,6 @@ from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.following import Followers
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
-from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
 from updraft_trainer.publishing.estimate import against
@@ -52,6 +51,7 @@ from updraft_trainer.publishing.schedule import (
     next_estimate,
 )
 from updraft_trainer.saving import Saver
+from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
 logger = logging.getLogger(__name__)
 

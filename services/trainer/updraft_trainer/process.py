@@ -27,6 +27,7 @@ from updraft_chassis.lease import Lease
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.commands import CommandChannel
 from updraft_trainer.coordination.notices import Notice, Notices
+from updraft_trainer.coordination.ranks import Ranks, joined, local_size, placed
 from updraft_trainer.coordination.watch import StallLog, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter, RankDemand, together
@@ -39,9 +40,6 @@ from updraft_trainer.following import Follower, Followers, StepOptions
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning import hardware
 from updraft_trainer.learning.compute import BATCH_TOKENS
-from updraft_trainer.learning.newest_state import load_newest
-from updraft_trainer.learning.ranks import Ranks, joined, local_size, placed
-from updraft_trainer.learning.state import Identity, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.curves import Curves
@@ -52,6 +50,8 @@ from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.throughput import Throughput
 from updraft_trainer.settings import TrainerSettings
+from updraft_trainer.states.newest_state import load_newest
+from updraft_trainer.states.state import Identity, States
 
 logger = logging.getLogger(__name__)
 

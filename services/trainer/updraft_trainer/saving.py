@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Exhausted
-from updraft_trainer.learning.state import State, States
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.schedule import Progress, TrainingSchedule, is_save_due
+from updraft_trainer.states.state import State, States
 
 logger = logging.getLogger(__name__)
 

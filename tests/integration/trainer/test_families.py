@@ -31,9 +31,9 @@ from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.learning.state import Identity
 from updraft_trainer.publishing.estimate import compare, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, save, snapshot
+from updraft_trainer.states.state import Identity
 
 ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3)
 NUM_PROMPT, NUM_OUTPUT = 6, 40

@@ -18,7 +18,7 @@ from tests.support.states import IDENTITY
 from tests.support.traces import TraceMaker
 
 from updraft_trainer.data.replay import INDEX, Replay
-from updraft_trainer.learning.state import States
+from updraft_trainer.states.state import States
 
 pytestmark = pytest.mark.lasts(120)
 

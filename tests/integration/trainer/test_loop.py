@@ -45,7 +45,6 @@ from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
-from updraft_trainer.learning.state import Identity, State, States
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
@@ -56,6 +55,7 @@ from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
 from updraft_trainer.publishing.throughput import Throughput
+from updraft_trainer.states.state import Identity, State, States
 
 pytestmark = pytest.mark.lasts(120)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from updraft_artifacts.rope import Rope
 from updraft_draft.config import DraftConfig
 from updraft_trainer.commands import Begin, Command, CommandChannel, DraftTensors, End, Estimate, GoOn, SetBaseline
-from updraft_trainer.learning.ranks import Ranks
+from updraft_trainer.coordination.ranks import Ranks
 
 CONFIG = DraftConfig(
     vocab_size=32,

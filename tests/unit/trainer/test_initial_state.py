@@ -28,8 +28,8 @@ from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
-from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
+from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 

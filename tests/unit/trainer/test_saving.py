@@ -13,10 +13,10 @@ from tests.support.disk import file_size_limit
 from tests.support.states import IDENTITY, make_state
 from tests.support.wait import until
 
-from updraft_trainer.learning.state import State, States
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.schedule import Progress, TrainingSchedule
 from updraft_trainer.saving import Saver
+from updraft_trainer.states.state import State, States
 
 MOST_S = 60.0
 

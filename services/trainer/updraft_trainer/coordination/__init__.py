@@ -1,1 +1,1 @@
-"""How trainer processes know of each other, beside what they compute together."""
+"""The processes that train together ("ranks"): how they meet, add up, and tell each other what they do."""

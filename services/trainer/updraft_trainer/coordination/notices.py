@@ -11,9 +11,9 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  
 from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.clock import Clock
+from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.coordination.watch import Phase, Seen
 from updraft_trainer.data.demand import RankDemand
-from updraft_trainer.learning.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 
 from updraft_chassis.errors import Conflict
-from updraft_trainer.learning.ranks import ALONE, Ranks
+from updraft_trainer.coordination.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from updraft_trainer.learning.ranks import Ranks
+from updraft_trainer.coordination.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

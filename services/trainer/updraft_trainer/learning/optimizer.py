@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from updraft_trainer.learning.ranks import Ranks
+from updraft_trainer.coordination.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

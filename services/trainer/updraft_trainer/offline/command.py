@@ -19,10 +19,10 @@ from updraft_chassis.leftovers import remove_stale
 from updraft_chassis.progress import Progress, Report
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import ExpectedTarget
-from updraft_trainer.learning.state import Identity
 from updraft_trainer.offline.dataset import Dataset, read_dataset, refusals
 from updraft_trainer.offline.training import OfflineTraining
 from updraft_trainer.publishing.publish import Candidate, save
+from updraft_trainer.states.state import Identity
 
 _PART = ".part"
 

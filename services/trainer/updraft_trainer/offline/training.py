@@ -25,10 +25,10 @@ from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.selection import TrafficMix
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.learning.state import Identity, State, States, TrainingHistory
 from updraft_trainer.offline.dataset import Dataset, Item
 from updraft_trainer.publishing.estimate import GainEstimate, compare, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
+from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
 LOOKAHEAD = 3
 BATCH = 4

@@ -18,8 +18,8 @@ from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_chassis.clock import Clock
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.learning.state import Identity, TrainingHistory
 from updraft_trainer.publishing.estimate import GainEstimate
+from updraft_trainer.states.state import Identity, TrainingHistory
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub

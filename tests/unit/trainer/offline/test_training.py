@@ -14,12 +14,12 @@ from updraft_draft import checkpoint, recordings
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.learner import Learner, StepReport
-from updraft_trainer.learning.state import States
 from updraft_trainer.offline import training as module
 from updraft_trainer.offline.dataset import Dataset, read_dataset
 from updraft_trainer.offline.folders import Recording
 from updraft_trainer.offline.training import OfflineTraining
 from updraft_trainer.publishing.publish import Candidate
+from updraft_trainer.states.state import States
 
 NUM_STEPS = 17
 """Four epochs of the training requests in `folder`."""

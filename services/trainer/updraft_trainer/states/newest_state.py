@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from updraft_chassis.errors import Corrupt, UpdraftError
-from updraft_trainer.learning.ranks import Ranks
-from updraft_trainer.learning.state import Identity, SavedState, State, States
+from updraft_trainer.coordination.ranks import Ranks
+from updraft_trainer.states.state import Identity, SavedState, State, States
 
 CHUNK_BYTES = 64 * 1024**2
 

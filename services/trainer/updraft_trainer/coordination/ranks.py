@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_trainer.learning.meeting import meet
+from updraft_trainer.coordination.meeting import meet
 
 T = TypeVar("T")
 

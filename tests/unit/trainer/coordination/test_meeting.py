@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch does not export them
 
-from updraft_trainer.learning.meeting import meet
+from updraft_trainer.coordination.meeting import meet
 
 LIMIT = timedelta(seconds=60)
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from updraft_draft.target_weights import read_head
+from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.compute import Compute, Sharding
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner, StepReport
 from updraft_trainer.learning.optimizer import DraftOptimizer
-from updraft_trainer.learning.ranks import ALONE, Ranks
 
 RELATIVE = 1e-6
 

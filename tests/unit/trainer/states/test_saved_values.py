@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.support.disk import file_size_limit
 
 from updraft_chassis.errors import Corrupt
-from updraft_trainer.learning import saved_values
-from updraft_trainer.learning.saved_values import VALUES
+from updraft_trainer.states import saved_values
+from updraft_trainer.states.saved_values import VALUES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
 

@@ -9,7 +9,7 @@ from tests.support.ranks import environment, run_ranks
 from torch import Tensor
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_trainer.learning.ranks import ALONE, Ranks, buckets, joined, placed
+from updraft_trainer.coordination.ranks import ALONE, Ranks, buckets, joined, placed
 
 
 def _exchange(ranks: Ranks) -> dict[str, object]:

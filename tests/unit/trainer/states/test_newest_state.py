@@ -7,10 +7,10 @@ from tests.support.ranks import run_ranks
 from tests.support.states import IDENTITY, make_state
 
 from updraft_chassis.errors import Conflict, Corrupt, UpdraftError
-from updraft_trainer.learning import newest_state
-from updraft_trainer.learning.newest_state import load_newest
-from updraft_trainer.learning.ranks import ALONE, Ranks
-from updraft_trainer.learning.state import Identity, State, States
+from updraft_trainer.coordination.ranks import ALONE, Ranks
+from updraft_trainer.states import newest_state
+from updraft_trainer.states.newest_state import load_newest
+from updraft_trainer.states.state import Identity, State, States
 
 
 def saved(folder: Path, *steps: int, identity: Identity = IDENTITY) -> States:

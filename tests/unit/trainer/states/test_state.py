@@ -7,8 +7,8 @@ from tests.support.disk import file_size_limit
 from tests.support.states import DRAFT, IDENTITY, make_state
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
-from updraft_trainer.learning import state as state_module
-from updraft_trainer.learning.state import MAX_SENT, Identity, States, TrainingHistory
+from updraft_trainer.states import state as state_module
+from updraft_trainer.states.state import MAX_SENT, Identity, States, TrainingHistory
 
 
 def step_of(states: States) -> int:

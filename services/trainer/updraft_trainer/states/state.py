@@ -22,7 +22,7 @@ from torch import Tensor
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_draft.config import DraftConfig
-from updraft_trainer.learning import saved_values
+from updraft_trainer.states import saved_values
 
 logger = logging.getLogger(__name__)
 
