@@ -23,9 +23,9 @@ from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput, UpdraftError
-from updraft_chassis.lease import Lease
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.commands import CommandChannel
+from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.coordination.notices import Notice, Notices
 from updraft_trainer.coordination.ranks import Ranks, joined, local_size, placed
 from updraft_trainer.coordination.watch import StallLog, Watch

@@ -9,8 +9,8 @@ from tests.support.wait import until
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict, Unavailable
-from updraft_chassis.lease import Lease
 from updraft_chassis.lifecycle import Stop
+from updraft_trainer.coordination.lease import Lease
 
 KEY = streams.lease_key("default", "default")
 
