@@ -76,7 +76,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The result of one optimizer step, the same on all ranks.
+    """The result of one optimizer step, the same on all ranks. Loss and gradient norm are 0 if there was no row to train on.
 
     `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
     loss or gradient was not finite, without which the step was done.
@@ -159,7 +159,7 @@ class Learner:
         """
         self._part = self._part or warmed_up(self._warm_up)
         total = self._gradients(samples)
-        if total is None or not total.num_rows:
+        if total is None or total.is_empty:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
         with self.times.phase("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
