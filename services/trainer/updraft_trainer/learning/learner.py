@@ -226,12 +226,12 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a learner of the same shape. States of earlier versions have no average."""
+        """Continue from `state_dict()` of a learner of the same shape."""
         self.start_from(state["network"])
-        self._start_step = int(state.get("start_step", 0))
-        self._is_adapting = bool(state.get("is_adapting"))
+        self._start_step = int(state["start_step"])
+        self._is_adapting = bool(state["is_adapting"])
         if self._has_average:
-            self.average.load_state_dict(state.get("average", {}), strict=False)
+            self.average.load_state_dict(state["average"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.mark_good()
