@@ -17,6 +17,7 @@ from updraft_draft.layout import Span
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 
@@ -50,7 +51,7 @@ def _computes() -> dict[str, Compute]:
     return {
         "": Compute(),
         "recompute": Compute(recompute=True),
-        "compile": Compute(compiles=True),
+        "compile": Compute(compiler=Compiler()),
         "float32": Compute(dtype=torch.float32),
     }
 

@@ -36,6 +36,7 @@ from updraft_artifacts.target_description import TargetDescription  # noqa: E402
 from updraft_draft.target_weights import TargetHead  # noqa: E402
 from updraft_trainer.data.sample import Sample  # noqa: E402
 from updraft_trainer.data.teacher import LastHidden  # noqa: E402
+from updraft_trainer.learning.compiled import Compiler  # noqa: E402
 from updraft_trainer.learning.compute import Compute  # noqa: E402
 from updraft_trainer.learning.flops import batch_flops  # noqa: E402
 from updraft_trainer.learning.learner import Hyperparameters, Learner  # noqa: E402
@@ -148,7 +149,8 @@ def measure(case: Case, compute: Compute, num_steps: int) -> Figures:
     if has_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    compute = replace(compute, compiles=case.compiles, recompute=case.recompute)
+    compiler = Compiler() if case.compiles else None
+    compute = replace(compute, compiler=compiler, recompute=case.recompute)
     learner, samples = _learner(case, compute), _samples(case)
     started_s = time.perf_counter()
     for _ in range(2):

@@ -60,6 +60,7 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
         rng=random.Random(0).getstate(),
         config_digest="",
         draft_config=learner.network.config,
+        taken_s=clock.now(),
     )
     saver = Saver(
         states,

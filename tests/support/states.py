@@ -39,4 +39,5 @@ def make_state(step: int, *, identity: Identity = IDENTITY) -> State:
         rng=rng.getstate(),
         config_digest="sha256:c",
         draft_config=DRAFT,
+        taken_s=float(step),
     )

@@ -265,8 +265,9 @@ class Follower:
         if samples:
             self._demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
         self._metrics.step_seconds.observe(end_s - start_s)
-        self._metrics.loss.set(report.loss)
-        self._metrics.steps.inc(learner.step - step)
+        if learner.step > step:
+            self._metrics.loss.set(report.loss)
+            self._metrics.steps.inc(learner.step - step)
         for phase, seconds in learner.times.take().seconds.items():
             self._metrics.phase_seconds.labels(phase).inc(seconds)
 

@@ -89,8 +89,8 @@ class InitialState:
     """Time for a new draft's vocabulary and weights."""
     knows_stored: bool = False
     """It may have learned from all that is stored, at any rank."""
-    is_saved: bool = False
-    """Whether a saved state holds it."""
+    saved_s: float | None = None
+    """Unix time of the saved state that holds it; None if there is none."""
 
 
 def resume(state: State, spec: TrainerSpec) -> InitialState:
@@ -108,7 +108,7 @@ def resume(state: State, spec: TrainerSpec) -> InitialState:
     rng = random.Random()
     rng.setstate(state.rng)
     logger.info("Resumed", extra={"step": learner.step, "samples": state.history.num_samples})
-    return InitialState(learner=learner, history=state.history, rng=rng, is_saved=True)
+    return InitialState(learner=learner, history=state.history, rng=rng, saved_s=state.taken_s)
 
 
 async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:

@@ -128,8 +128,10 @@ class Trainer:
             metrics=components.metrics,
             clock=components.clock,
         )
-        if not initial.is_saved:
+        if initial.saved_s is None:
             self.saver.owe()
+        else:
+            self.saver.last_s = initial.saved_s
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._fitted: Mapping[str, int] = {}
@@ -415,6 +417,7 @@ class Trainer:
             rng=self._rng.getstate(),
             config_digest=self._spec.config_digest,
             draft_config=self.learner.network.config,
+            taken_s=self._components.clock.now(),
         )
 
     def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:

@@ -70,9 +70,9 @@ class Metrics:
             "GPU memory: allocated to tensors, the peak of that, reserved by torch, and total; absent on a CPU",
             "kind",
         )
-        self.loss = new.gauge("loss", "Loss of the last step")
-        self.grad_norm = new.gauge("grad_norm", "Gradient norm of the last step, before clipping")
-        self.learning_rate = new.gauge("learning_rate", "Learning rate of the last step, also during warmup")
+        self.loss = new.gauge("loss", "Loss of the last step that changed the weights")
+        self.grad_norm = new.gauge("grad_norm", "Gradient norm of that step, before clipping")
+        self.learning_rate = new.gauge("learning_rate", "Learning rate of that step, also during warmup")
         self.checkpoint_seconds = new.histogram(
             "checkpoint_seconds", "Duration of saving the training state", (0.03, 0.1, 0.3, 1, 3, 10, 30)
         )

@@ -41,7 +41,7 @@ class Saver:
         self._metrics = metrics
         self._clock = clock
         self.last_s = 0.0
-        """Unix time of the last save; 0 before the first one."""
+        """Unix time of the last save, by an earlier process too; 0 before the first one."""
         self._saved = progress()
         self._duration_s = schedule.checkpoint_seconds / 2
         """From the start of the last save until it was durable. Before the first one, the longest that keeps the promise."""

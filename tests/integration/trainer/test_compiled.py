@@ -2,22 +2,25 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
-from updraft_draft.network import Part, plain
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.learning import compiled
+from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
+from updraft_trainer.learning.losses import acceptance, combined, forward_kl
 
 pytestmark = [  # of torch's compiler itself
     pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning"),
@@ -33,7 +36,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled_yet() -> None:
-    compiled.compiled.cache_clear()
     torch._dynamo.reset()
     counters.clear()
 
@@ -46,9 +48,9 @@ def samples_of(target: Path) -> list[Sample]:
     return [read_sample(one.SerializeToString(), maker.expected) for one in traces]
 
 
-def make_learner(target: Path, *, compiles: bool) -> Learner:
+def make_learner(target: Path, compiler: Compiler | None = None) -> Learner:
     head, hyper = read_head(target), Hyperparameters(discard_weight=0.5, clip_norm=1e9)
-    compute = Compute(dtype=torch.float32, compiles=compiles)
+    compute = Compute(dtype=torch.float32, compiler=compiler)
     return Learner(head, head.draft(draft_vocab_size=DRAFT_VOCAB), torch.arange(DRAFT_VOCAB), hyper, compute=compute)
 
 
@@ -58,7 +60,7 @@ def test_compiled_steps_are_exact_and_are_not_compiled_again_for_other_lengths(
 ) -> None:
     caplog.set_level(logging.INFO)
     samples = samples_of(target)
-    fast, usual = make_learner(target, compiles=True), make_learner(target, compiles=False)
+    fast, usual = make_learner(target, Compiler()), make_learner(target)
     num_graphs = 0
     for batch in (samples[:2], samples[2:4], samples, samples[5:]):
         report, expected = fast.train(batch), usual.train(batch)
@@ -70,9 +72,48 @@ def test_compiled_steps_are_exact_and_are_not_compiled_again_for_other_lengths(
     assert "Compiled the training step" in caplog.text
 
 
-def test_where_no_compiler_works_training_goes_on_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    def run(_: Part) -> None:
-        raise TorchDynamoException("no g++")
+WARNING = "Training goes on without torch.compile, because it does not work here: no g++"
 
-    assert compiled.warmed_up(run) is plain
-    assert "goes on without torch.compile, because it does not work here: no g++" in caplog.text
+
+class BrokenCompiler(Compiler):
+    """Functions that have rows in their first argument work until `fails_from` of them."""
+
+    def __init__(self, fails_from: int) -> None:
+        super().__init__()
+        self._fails_from = fails_from
+
+    def part(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.has_failed:
+            return function
+
+        def compiled(*args: Any) -> Any:
+            if any(isinstance(one, Tensor) and one.shape[0] >= self._fails_from for one in args):
+                raise TorchDynamoException("no g++")
+            return function(*args)
+
+        return compiled
+
+
+@pytest.mark.parametrize(
+    "fails_from", [pytest.param(1, id="at once"), pytest.param(100, id="for more rows than before")]
+)
+def test_where_no_compiler_works_training_goes_on_and_says_why_once(
+    target: Path, caplog: pytest.LogCaptureFixture, fails_from: int
+) -> None:
+    samples, compiler = samples_of(target), BrokenCompiler(fails_from)
+    learner, usual = make_learner(target, compiler), make_learner(target)
+    assert learner.train(samples) == usual.train(samples)
+    assert compiler.has_failed
+    assert learner.continuing(learner.network).train(samples).num_rows
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == [WARNING]
+
+
+def test_only_the_first_learner_of_a_process_warms_the_compiler_up() -> None:
+    compiler, calls = Compiler(), list[int]()
+    for number in (1, 2):
+        compiler.warm_up(lambda number=number: calls.append(number))  # type: ignore[misc]
+    assert calls == [1]
+
+
+def test_the_same_combination_of_losses_is_compiled_once() -> None:
+    assert combined(forward_kl, acceptance, 0.5) is combined(forward_kl, acceptance, 0.5)

@@ -813,6 +813,7 @@ async def test_training_resumes_where_it_was_saved(whole: Bench) -> None:
     assert state is not None
     resumed = whole.trainer(resume(state, whole.spec))
     assert resumed.learner.step == 15
+    assert resumed.saver.last_s == state.taken_s > 0
     assert all(resumed.learner.network.state_dict()[name].equal(tensor) for name, tensor in weights.items())
     for _ in range(5):
         resumed.train()

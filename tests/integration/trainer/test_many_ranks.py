@@ -162,6 +162,7 @@ def test_a_step_that_is_bad_on_all_ranks_changes_nothing_on_any(target: Path, sa
     batches = [[[samples[1]], [samples[2]]], *[[[bad], [bad]]] * (MAX_BAD_STEPS + 1), [[samples[3]], [samples[4]]]]
     first, second = run_ranks(train, target, batches, 4096)
     assert [one.is_skipped for one in second.reports] == [False, *[True] * (MAX_BAD_STEPS + 1), False]
+    assert [one.num_rows for one in first.reports[1:-1]] == [0] * (MAX_BAD_STEPS + 1)
     assert second.state["step"] == 2
     assert_equal(first.state, second.state)
 

@@ -188,11 +188,14 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
         rng=random.Random(1).getstate(),
         config_digest=spec(head).config_digest,
         draft_config=learner.network.config,
+        taken_s=1_700_000_000.0,
     )
     States(tmp_path / "states").save(state)
     loaded = States(tmp_path / "states").load(IDENTITY)
     assert loaded is not None
-    again = resume(loaded, spec(head)).learner
+    resumed = resume(loaded, spec(head))
+    assert resumed.saved_s == 1_700_000_000.0
+    again = resumed.learner
     assert again.network.config == config
     assert torch.equal(again.network.fc.weight, learner.network.fc.weight)
 

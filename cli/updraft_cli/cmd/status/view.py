@@ -145,7 +145,7 @@ def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
     if speculator.capture_problem:
         yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
     yield from _learned(speculator)
-    if speculator.pace is not None:
+    if speculator.pace is not None and speculator.pace.shares:  # else there was no turn of training yet
         yield from _pace(speculator.pace, now)
     resource, message = speculator.resource, speculator.trainer_message
     if resource is not None:
@@ -170,10 +170,9 @@ def _learned(speculator: Speculator) -> Iterator[Fact]:
 def _pace(pace: Pace, now: datetime) -> Iterator[Fact]:
     ranks = f"{pace.ranks} ranks " if pace.ranks > 1 else ""
     where = f"{ranks}on {pace.device}, " if pace.device else ""
-    peak = "" if pace.utilization is None else f", {100 * pace.utilization:.0f} % of its peak"
-    yield "training", f"{where}{pace.tokens_per_second:,.0f} tokens/s in the last minute{peak}"
-    if pace.shares:
-        yield "time", _time_shares(pace.shares)
+    peak = "" if pace.utilization is None else f", {100 * pace.utilization:.0f} % of peak"
+    yield "training", f"{where}{pace.tokens_per_second:,.0f} trained tokens/s in the last minute{peak}"
+    yield "time", _time_shares(pace.shares)
     saved = f"saved {ago(pace.last_save, now)}" if pace.last_save else "nothing is saved yet"
     yield "next", f"{_next_estimate(pace, now)}; {saved}"
 

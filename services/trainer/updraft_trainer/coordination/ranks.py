@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
 from updraft_trainer.coordination.meeting import meet
 
 T = TypeVar("T")
@@ -128,15 +128,16 @@ def joined(
 ) -> Iterator[Ranks]:
     """The ranks that torchrun started, whose process group lasts as long as the block. `environment` is this process's.
 
-    Without WORLD_SIZE in it, or with 1, this process is alone. InvalidInput if a variable is missing or no number,
-    Unavailable if the others do not come in time. `check` is called meanwhile and may end the waiting by an exception.
+    Without WORLD_SIZE in it, or with 1, this process is alone. InvalidInput if a variable is missing or no number, Conflict
+    if no GPU is left for this rank, Unavailable if the others do not come in time.
+    `check` is called meanwhile and may end the waiting by an exception.
     """
     ranks = placed(environment)
     if ranks.size == 1:
         yield ranks
         return
     if device.type == "cuda":
-        torch.cuda.set_device(ranks.local_rank)
+        _use_gpu(ranks.local_rank)
     place = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
@@ -151,6 +152,17 @@ def joined(
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _use_gpu(local_rank: int) -> None:
+    """Each rank has a GPU of its own. Conflict if this machine has too few."""
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise Conflict(
+            f"local rank {local_rank} needs a GPU of its own, but this machine has {num_gpus}; start at most one rank for each"
+            " GPU, or set UPDRAFT_TRAINER_DEVICE to cpu"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def placed(environment: Mapping[str, str]) -> Ranks:

@@ -7,13 +7,11 @@ into few. Sizes that differ from batch to batch stay variables of the compiled c
 import logging
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from updraft_draft.network import Part, plain
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data.sample import Counterfactual, Sample
 from updraft_trainer.data.teacher import LastHidden
@@ -24,27 +22,49 @@ _MAX_REASON = 300
 """Characters of a compiler's complaint."""
 
 
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, compiled at its first call; once for all learners."""
-    made: Callable[..., Any] = torch.compile(function, dynamic=True)
-    return made
+class Compiler:
+    """Compiles parts of a step for all learners of a process, until that fails once."""
 
+    def __init__(self) -> None:
+        self.has_failed = False
+        self._is_warm = False
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-def warmed_up(run: Callable[[Part], object]) -> Part:
-    """`compiled` after `run` has worked with it, which takes from seconds to minutes. `plain` if no compiler works here."""
-    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - takes a second to import
+    def part(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, compiled at its first call; as it is, after a failure."""
+        if self.has_failed:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=True)
+        return self._compiled[function]
 
-    logger.info("Compiling the training step, which may take minutes")
-    start_s = time.monotonic()
-    try:
-        run(compiled)
-    except TorchDynamoException as error:
+    def warm_up(self, run: Callable[[], object]) -> None:
+        """Call `run`, which uses parts, for the first learner; that takes from seconds to minutes."""
+        if self._is_warm:
+            return
+        self._is_warm = True
+        logger.info("Compiling the training step, which may take minutes")
+        start_s = time.monotonic()
+        try:
+            run()
+        except compiler_error() as error:
+            self.give_up(error)
+        else:
+            logger.info("Compiled the training step", extra={"seconds": round(time.monotonic() - start_s, 1)})
+
+    def give_up(self, error: Exception) -> None:
+        """Parts are as they are from now on."""
+        self.has_failed = True
+        self._compiled.clear()
         reason = str(error).strip().splitlines()[0][:_MAX_REASON]
         logger.warning("Training goes on without torch.compile, because it does not work here: %s", reason)
-        return plain
-    logger.info("Compiled the training step", extra={"seconds": round(time.monotonic() - start_s, 1)})
-    return compiled
+
+
+def compiler_error() -> type[Exception]:
+    """Raised by parts that cannot be compiled, also for other sizes than before."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - takes a second to import
+
+    return TorchDynamoException
 
 
 def silence(target: TargetHead, token: Tensor, num_rows: int, *, has_branch: bool) -> Sample:

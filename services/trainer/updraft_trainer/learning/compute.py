@@ -9,6 +9,7 @@ import torch
 
 from updraft_chassis.errors import Conflict
 from updraft_trainer.coordination.ranks import ALONE, Ranks
+from updraft_trainer.learning.compiled import Compiler
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ MEMORY_SHARE = 0.25
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """`dtype` of passes; weights, optimizer state and divergence are float32. `pack_tokens`: rows of a forward and backward
-    pass, of which a step may need several. `recompute`: gradient checkpointing. `compiles`: see `compiled`. `ranks`: the
-    processes that train together.
+    pass, of which a step may need several. `recompute`: gradient checkpointing. `compiler`: of parts of a step, one for a
+    process, or none. `ranks`: the processes that train together.
 
     `sharding`: whether each keeps all of the optimizer's state ("replicate") or a part of it ("shard"). "auto" divides it if
     the learner would otherwise take more than a quarter of `memory_bytes`: those of the smallest device; 0: not known.
@@ -46,7 +47,7 @@ class Compute:
     dtype: torch.dtype = torch.bfloat16
     pack_tokens: int = PACK_TOKENS["cpu"]
     recompute: bool = False
-    compiles: bool = False
+    compiler: Compiler | None = None
     ranks: Ranks = ALONE
     sharding: Sharding = "auto"
     memory_bytes: int = 0
@@ -66,11 +67,19 @@ class Compute:
             device=torch.device(chosen),
             pack_tokens=pack_tokens or PACK_TOKENS[chosen],
             recompute=recompute,
-            compiles=compiles,
+            compiler=Compiler() if compiles else None,
         )
 
     def together(self, ranks: Ranks) -> Self:
-        """The same with these ranks, each on the GPU of its local rank. All of them call it."""
+        """The same with these ranks, each on the GPU of its local rank. All of them call it. Conflict on all of them if some
+        have a GPU to train on and others have none, because their sums would never meet."""
+        kinds = ranks.share(ranks.gather(self.device.type))
+        odd = [str(rank) for rank, kind in enumerate(kinds) if kind == "cpu"]
+        if 0 < len(odd) < len(kinds):
+            raise Conflict(
+                f"rank {', '.join(odd)} of {ranks.size} has no GPU to train on, but the others have one; give it a GPU with a"
+                " driver that works, or set UPDRAFT_TRAINER_DEVICE of all ranks to cpu"
+            )
         device = torch.device("cuda", ranks.local_rank) if self.device.type == "cuda" else self.device
         memory_bytes = ranks.share(min(ranks.gather(_memory_bytes(device)), default=0))
         return replace(self, device=device, ranks=ranks, memory_bytes=memory_bytes)

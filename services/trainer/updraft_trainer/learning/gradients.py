@@ -22,11 +22,17 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
-    """The sum of all shares. `left_out`: ranks whose loss or gradients were not finite, so that they added nothing."""
+    """The sum of all shares. `left_out`: ranks whose loss or gradients were not finite, so that they added nothing. If no rank
+    added anything, the loss is NaN if one was left out, else 0."""
 
     loss: Tensor
     num_rows: int
     left_out: tuple[int, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rank trained on a row, and all that were computed were finite."""
+        return not self.num_rows and not self.left_out
 
 
 def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], share: Share, weight: float) -> Total:
@@ -50,9 +56,7 @@ def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], share: Share, weigh
     loss, num_rows, added, *flags = figures.tolist()
     left_out = tuple(rank for rank, flag in enumerate(flags) if flag)
     if not added:
-        return Total(
-            loss=share.loss.new_tensor(math.nan if left_out else 0.0), num_rows=len(left_out), left_out=left_out
-        )
+        return Total(loss=share.loss.new_tensor(math.nan if left_out else 0.0), num_rows=0, left_out=left_out)
     factor = weight / added
     if factor != 1.0:
         torch._foreach_mul_(gradients, factor)

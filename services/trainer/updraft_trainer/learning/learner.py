@@ -29,7 +29,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
-from updraft_trainer.learning.compiled import silence, warmed_up
+from updraft_trainer.learning.compiled import compiler_error, silence
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.flops import batch_flops
 from updraft_trainer.learning.gradients import Share, Total, summed
@@ -76,7 +76,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The result of one optimizer step, the same on all ranks.
+    """The result of one optimizer step, the same on all ranks. Loss and gradient norm are 0 if there was no row to train on.
 
     `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
     loss or gradient was not finite, without which the step was done.
@@ -111,7 +111,7 @@ class Learner:
         self._ranks = self._compute.ranks
         self.times = StepTimes(self._compute.device)
         self._pack_tokens = self._compute.pack_tokens
-        self._part: Part | None = None if self._compute.compiles else plain
+        self._part: Part = plain if self._compute.compiler is None else self._compute.compiler.part
         self._text_loss = _text_loss(hyper)
         self._target = target
         self._embedding = target.embedding.to(self._compute.device)
@@ -157,9 +157,10 @@ class Learner:
 
         Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
         """
-        self._part = self._part or warmed_up(self._warm_up)
+        if self._compute.compiler is not None:
+            self._compute.compiler.warm_up(self._warm_up)
         total = self._gradients(samples)
-        if total is None or not total.num_rows:
+        if total is None or total.is_empty:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
         with self.times.phase("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(self._trained, self.hyper.clip_norm)
@@ -226,12 +227,12 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a learner of the same shape. States of earlier versions have no average."""
+        """Continue from `state_dict()` of a learner of the same shape."""
         self.start_from(state["network"])
-        self._start_step = int(state.get("start_step", 0))
-        self._is_adapting = bool(state.get("is_adapting"))
+        self._start_step = int(state["start_step"])
+        self._is_adapting = bool(state["is_adapting"])
         if self._has_average:
-            self.average.load_state_dict(state.get("average", {}), strict=False)
+            self.average.load_state_dict(state["average"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.mark_good()
@@ -354,6 +355,13 @@ class Learner:
             return self._accumulate(batches, scales)
         except torch.OutOfMemoryError:
             is_first = self._pack_tokens == self._compute.pack_tokens
+        except compiler_error() as error:
+            compiler = self._compute.compiler
+            if compiler is None or compiler.has_failed:
+                raise
+            compiler.give_up(error)
+            self._optimizer.zero_grad()
+            return self._passes(batches, samples, counts, scales)
         self._optimizer.zero_grad()
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -412,7 +420,7 @@ class Learner:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(totals)]
 
-    def _warm_up(self, part: Part) -> None:
+    def _warm_up(self) -> None:
         """Passes over texts of two lengths, and over a branch if any will be; nothing is learnt of them."""
         ones = [1.0] * self.hyper.ttt_steps
         for num_rows in _WARM_UP_ROWS:
@@ -420,13 +428,13 @@ class Learner:
                 self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
             )
             for batch in self._batches([sample], [1.0]):
-                self._backward(batch.to(self._compute.device), (ones, ones), part)
+                self._backward(batch.to(self._compute.device), (ones, ones))
         self._optimizer.zero_grad()
         self.times.take()  # nothing of it was training
 
-    def _backward(self, batch: Batch, scales: Scales, part: Part | None = None) -> Tensor:
+    def _backward(self, batch: Batch, scales: Scales) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
-        network, compute, part = self.network, self._compute, part or self._part or plain
+        network, compute, part = self.network, self._compute, self._part
         objectives = [
             Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
             Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),

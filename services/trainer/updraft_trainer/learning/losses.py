@@ -12,6 +12,7 @@ rejection point is already in the training set and holds the correct token.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple, Self
 
 import torch
@@ -69,8 +70,9 @@ def acceptance(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     return 1.0 - target.p.minimum(q).sum(-1), q * below.sum(-1, keepdim=True) - below
 
 
+@cache
 def combined(loss: Loss, other: Loss, weight: float) -> Loss:
-    """loss + weight * other."""
+    """loss + weight * other; the same function for the same arguments, so that it is compiled once."""
 
     def both(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
         losses, gradients = loss(logits, target)

@@ -79,16 +79,16 @@ class DraftOptimizer:
         return self._collected
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Every rank is given the whole state, and keeps its part."""
+        """Every rank is given the whole state, and keeps a copy of its part."""
         if not self.is_sharded:
             self._adamw.load_state_dict(dict(state))
             return
         own = {
-            index: {name: self._own(value) if name in MOMENTS else value for name, value in moments.items()}
+            index: {name: self._own(value).clone() if name in MOMENTS else value for name, value in moments.items()}
             for index, moments in state["state"].items()
         }
         self._adamw.load_state_dict({"state": own, "param_groups": state["param_groups"]})
-        self._collected = dict(state)
+        self._collected = {**state, "state": dict(state["state"])}
 
     @property
     def _parts(self) -> Sequence[Tensor]:

@@ -172,6 +172,7 @@ class OfflineTraining:
             rng=(),
             config_digest=self._digest,
             draft_config=learner.network.config,
+            taken_s=time.time(),
         )
 
     def _judged(self, draft: DraftNetwork) -> GainEstimate:

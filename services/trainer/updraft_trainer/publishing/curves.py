@@ -20,7 +20,7 @@ MAX_FILES = 200
 """Bounds of a file and of all of them. Each start has a file of its own. The oldest are removed first."""
 
 _NAME = "events.out.tfevents.{:013d}.updraft"
-_NAMES = "events.out.tfevents.*.updraft"
+_NAMES = f"events.out.tfevents.{13 * '[0-9]'}.updraft"
 
 
 class Curves:
@@ -68,7 +68,10 @@ class Curves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
         now_s = self._clock.now()
-        file = self._folder / _NAME.format(int(1000 * now_s))
+        last = max(
+            (int(file.name.split(".")[3]) for file in self._files()), default=0
+        )  # after it, also by a slow clock
+        file = self._folder / _NAME.format(max(int(1000 * now_s), last + 1))
         try:
             _append(file, event_file.head(now_s, first_step=None if self._has_started else step))
         except OSError:
@@ -77,9 +80,13 @@ class Curves:
         self._has_started = True
         return file
 
+    def _files(self) -> list[Path]:
+        """The oldest first."""
+        return sorted(self._folder.glob(_NAMES))
+
     def _make_room(self) -> None:
         """Remove the oldest files until another one fits."""
-        files = sorted(self._folder.glob(_NAMES))
+        files = self._files()
         total = sum(file.stat().st_size for file in files)
         while files and (total + FILE_BYTES > MAX_BYTES or len(files) >= MAX_FILES):
             oldest = files.pop(0)

@@ -52,17 +52,19 @@ class Monitor:
         return self._times.phase(name)
 
     def stepped(self, learner: Learner, report: StepReport, *, num_steps: int, duration_s: float) -> None:
-        """An optimizer step ended, which changed the weights if `num_steps` is 1."""
+        """An optimizer step ended, which changed the weights if `num_steps` is 1. Otherwise nothing was trained on."""
         metrics = self._metrics
         metrics.step_seconds.observe(duration_s)
+        metrics.skipped_steps.inc(report.is_skipped)
+        self._step_s += duration_s
+        if not num_steps:
+            return
         metrics.trained_rows.inc(report.num_rows)
         metrics.loss.set(report.loss)
         metrics.grad_norm.set(report.grad_norm)
         metrics.learning_rate.set(learner.step_rate)
-        metrics.skipped_steps.inc(report.is_skipped)
         metrics.steps.inc(num_steps)
         self._tokens += report.num_rows
-        self._step_s += duration_s
         if self._curves is not None and self._curves.is_due:
             self._curves.add(self._point(learner, report))
             if not self._curves.write(learner.step):

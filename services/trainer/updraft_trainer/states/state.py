@@ -77,7 +77,7 @@ class TrainingHistory:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`token_ids` int64 [V]: the draft vocabulary. `learner`: the whole `state_dict()` of a learner. `history` has the uses of
-    all ranks. `rng`: the state of a `random.Random`.
+    all ranks. `rng`: the state of a `random.Random`. `taken_s`: the Unix time that it is of.
     """
 
     identity: Identity
@@ -87,6 +87,7 @@ class State:
     rng: tuple[Any, ...]
     config_digest: str
     draft_config: DraftConfig
+    taken_s: float
 
     def copied(self) -> "State":
         """A copy on the CPU, which training does not change."""
@@ -236,6 +237,7 @@ def _from_dict(content: dict[str, Any]) -> State:
         rng=content["rng"],
         config_digest=content["config_digest"],
         draft_config=DraftConfig.from_dict(json.loads(content["draft_config"])),
+        taken_s=content["taken_s"],
     )
 
 
@@ -249,4 +251,5 @@ def _to_dict(state: State) -> dict[str, Any]:
         "rng": state.rng,
         "config_digest": state.config_digest,
         "draft_config": state.draft_config.to_json(),
+        "taken_s": state.taken_s,
     }

@@ -145,7 +145,9 @@ def trains(**more: Any) -> pb.SpeculatorState:
 
 def test_how_fast_training_is_and_where_its_time_goes_is_told_on_one_machine() -> None:
     rows = local(trains())
-    assert "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 tokens/s in the last minute, 43 % of its peak" in rows
+    assert (
+        "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 trained tokens/s in the last minute, 43 % of peak" in rows
+    )
     assert "time      forward 41 %, backward 33 %, all-reduce 12 %, data 8 %, transfer 2 %, other 4 %" in rows
     assert "next      an estimate in 12 steps or in 8 s; saved 40 s ago" in rows
     assert max(len(row) for row in rows if row.startswith(("training", "time", "next"))) <= 100
@@ -156,7 +158,7 @@ def test_one_process_on_a_cpu_is_told_without_ranks_and_peak() -> None:
     state.learning.ClearField("flops_utilization")
     state.learning.ClearField("last_save_unix_ms")
     rows = local(state)
-    assert "training  on cpu (1 thread), 51,234 tokens/s in the last minute" in rows
+    assert "training  on cpu (1 thread), 51,234 trained tokens/s in the last minute" in rows
     assert "next      an estimate in 12 steps or in 8 s; nothing is saved yet" in rows
 
 
@@ -175,6 +177,16 @@ def test_when_the_next_estimate_is_due_is_told(steps: int, wait_s: int, expected
     assert f"next      {expected}; saved 40 s ago" in local(state)
 
 
+def test_nothing_is_told_of_a_pace_before_the_first_turn_of_training() -> None:
+    state = trains()
+    for name in ("phases", "tokens_per_second", "estimate_due_unix_ms", "steps_to_estimate", "last_save_unix_ms"):
+        state.learning.ClearField(name)
+    assert not [row for row in local(state) if row.startswith(("training", "time", "next"))]
+    content = objects.speculator()
+    content["status"]["trainer"]["progress"] = {"device": "cpu (1 thread)", "ranks": 1, "tokensPerSecond": 0}
+    assert not [row for row in status(content).splitlines() if row.startswith(("training", "time", "next"))]
+
+
 def test_how_fast_training_is_is_told_on_a_cluster() -> None:
     content = objects.speculator()
     content["status"]["trainer"]["progress"] = {
@@ -187,7 +199,9 @@ def test_how_fast_training_is_is_told_on_a_cluster() -> None:
         "lastSaveTime": "2026-11-24T11:59:20Z",
     }
     rows = status(content).splitlines()
-    assert "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 tokens/s in the last minute, 43 % of its peak" in rows
+    assert (
+        "training  2 ranks on NVIDIA H100 80GB HBM3, 51,234 trained tokens/s in the last minute, 43 % of peak" in rows
+    )
     assert "time      forward 60 %, all-reduce 40 %" in rows
     assert "next      an estimate in 12 steps; saved 40 s ago" in rows
 

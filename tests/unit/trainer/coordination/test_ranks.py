@@ -8,7 +8,7 @@ from tests.support.ports import free_port
 from tests.support.ranks import environment, run_ranks
 from torch import Tensor
 
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
 from updraft_trainer.coordination.ranks import ALONE, Ranks, buckets, joined, placed
 
 
@@ -95,6 +95,15 @@ def test_a_rank_whose_others_never_come_says_so(monkeypatch: pytest.MonkeyPatch)
     with (
         pytest.raises(Unavailable, match=r"rank 1 of 2 cannot join the others at 127\.0\.0\.1:"),
         joined(variables, torch.device("cpu"), timedelta(seconds=1)),
+    ):
+        pass
+
+
+def test_a_rank_without_a_gpu_of_its_own_says_so_before_it_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(Conflict, match="local rank 1 needs a GPU of its own, but this machine has 1;"),
+        joined(environment(1, 2, free_port()), torch.device("cuda")),
     ):
         pass
 

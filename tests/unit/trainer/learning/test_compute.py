@@ -1,7 +1,9 @@
 import pytest
 import torch
+from tests.support.ranks import run_ranks
 
 from updraft_chassis.errors import Conflict
+from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.learning.compute import PACK_TOKENS, Compute
 
 
@@ -35,3 +37,15 @@ def test_an_old_gpu_that_auto_leaves_is_told(monkeypatch: pytest.MonkeyPatch, ca
     show_gpu(monkeypatch, (7, 5))
     Compute.on("auto")
     assert "Training on the CPU, because the GPU has compute capability 7.5" in caplog.text
+
+
+def _joins_without_a_gpu_on_rank_1(ranks: Ranks) -> str:
+    """No rank gets as far as to touch a GPU."""
+    with pytest.raises(Conflict) as raised:
+        Compute(device=torch.device("cpu" if ranks.rank == 1 else "cuda")).together(ranks)
+    return str(raised.value)
+
+
+def test_ranks_on_unlike_devices_end_and_name_the_one_without_a_gpu() -> None:
+    for message in run_ranks(_joins_without_a_gpu_on_rank_1):
+        assert message.startswith("rank 1 of 2 has no GPU to train on, but the others have one;")

@@ -135,6 +135,14 @@ def test_the_first_file_of_a_process_takes_over_from_later_points_of_the_one_bef
     assert len(_files(tmp_path)) == 2
 
 
+def test_a_clock_that_was_set_back_does_not_put_new_points_before_old_ones(tmp_path: Path) -> None:
+    clock = ManualClock()
+    _run(tmp_path, clock, range(1, 4))
+    clock.unix_s -= 3600.0
+    _run(tmp_path, clock, range(4, 6))
+    assert [event.step for event in _all(tmp_path) if event.scalars] == [1, 2, 3, 4, 5]
+
+
 def test_values_of_an_estimate_are_in_the_next_point_only(tmp_path: Path) -> None:
     clock = ManualClock()
     curves = Curves(tmp_path, clock)

@@ -1,5 +1,6 @@
 """The phases of a loop's turn, and its tokens, are in the metrics and in the throughput."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_the_learning_rate_is_that_of_the_last_step(learner: Learner, samples: l
     monitor = Monitor(metrics, throughput, clock)
     monitor.stepped(learner, learner.train(samples), num_steps=1, duration_s=1.0)
     assert _value(metrics, "learning_rate") == pytest.approx(learner.hyper.learning_rate / learner.hyper.warmup_steps)
+
+
+def test_a_step_that_changes_nothing_counts_as_no_training_and_has_no_loss(
+    learner: Learner, samples: list[Sample], tmp_path: Path
+) -> None:
+    metrics, throughput, clock = Metrics(CollectorRegistry()), Throughput(), ManualClock()
+    monitor = Monitor(metrics, throughput, clock, curves=Curves(tmp_path, clock))
+    report = learner.train(samples)
+    monitor.stepped(learner, report, num_steps=1, duration_s=1.0)
+    before = [file.read_bytes() for file in tmp_path.iterdir()]
+    clock.advance(60.0)
+    bad = learner.train([replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))])
+    assert bad.is_skipped
+    monitor.stepped(learner, bad, num_steps=0, duration_s=1.0)
+    monitor.stepped(learner, learner.train([]), num_steps=0, duration_s=1.0)
+    monitor.turn(learner)
+    assert _value(metrics, "optimizer_steps_skipped_total") == 1.0
+    assert _value(metrics, "step_seconds_count") == 3.0
+    assert _value(metrics, "loss") == pytest.approx(report.loss)
+    assert _value(metrics, "trained_rows_total") == report.num_rows
+    assert throughput.total is not None
+    assert throughput.total.tokens == report.num_rows
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == before
 
 
 def test_what_a_cpu_does_not_have_is_absent_and_not_zero() -> None:
