@@ -79,11 +79,19 @@ def test_pods_find_the_first_one_before_it_is_ready() -> None:
 def _launch(spec: dict[str, Any], kind: Kind = Kind.STATEFUL_SET) -> Launch:
     """As the program reads the arguments of the container."""
     given = _parser().parse_args(container(pod(spec, kind), "trainer")["args"])
-    return Launch(num_nodes=given.nodes, ranks_per_node=given.ranks_per_node, endpoint=given.endpoint, id=given.id, address=given.address)
+    return Launch(
+        num_nodes=given.nodes,
+        ranks_per_node=given.ranks_per_node,
+        endpoint=given.endpoint,
+        id=given.id,
+        address=given.address,
+    )
 
 
 def test_the_program_reads_the_arguments_that_its_pods_get() -> None:
-    assert _launch(GPUS) == Launch(num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id=UID, address="$(POD_IP)")
+    assert _launch(GPUS) == Launch(
+        num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id=UID, address="$(POD_IP)"
+    )
 
 
 def test_others_reach_a_pod_by_its_address_whatever_its_host_name_is() -> None:
