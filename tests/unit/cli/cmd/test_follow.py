@@ -140,7 +140,7 @@ def test_an_interrupt_that_is_not_repeated_in_the_block_never_comes(monkeypatch:
     before = set(threading.enumerate())
 
     with watch.interrupts_again():
-        sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt))  # type: ignore[arg-type] # what is read of it
+        sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt))
         (timer,) = set(threading.enumerate()) - before
 
     timer.join(timeout=30)
