@@ -156,8 +156,9 @@ class Reconciler:
             await self._apply(key, observed, content)
         for target in plan.delete:
             logger.info("Deleting object", extra={"speculator": str(key), "object": "/".join(target)})
-            await self._wiring.cluster.delete(target.kind, key.namespace, target.name)
-            self._wiring.store.drop(target.kind, key, target.name)
+            await self._wiring.cluster.delete(target.kind, key.namespace, target.name, observed.uid(target))
+            if target.kind != "Pod":  # it runs until the watch says that it is gone
+                self._wiring.store.drop(target.kind, key, target.name)
         for call in plan.calls:
             await self._call(key, observed, call)
         if plan.cleans_up:

@@ -73,11 +73,12 @@ def follow(
 def interrupts_again() -> Iterator[None]:
     """In the block, repeat a Ctrl-C that came during a finalizer: Python ignores exceptions there, and a watch that nothing
     else ends would go on."""
-    report = sys.unraisablehook
+    report, timers = sys.unraisablehook, list[threading.Timer]()
 
     def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+            timers.append(threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)))
+            timers[-1].start()
         else:
             report(unraisable)
 
@@ -86,6 +87,8 @@ def interrupts_again() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = report
+        for timer in timers:
+            timer.cancel()
 
 
 def _shown(

@@ -289,8 +289,9 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """What runs more than one rank: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto takes a
-    LeaderWorkerSet for several pods if its API is served, and keeps a StatefulSet that exists."""
+    """What runs more than one rank: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the one that
+    exists; if there is none, it takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has volumes of
+    its own, so training starts from the stable version after a change from or to one rank or a StatefulSet."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -328,7 +329,7 @@ class Traces(Model):
     shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Minimum number of streams. With a Redis Cluster, its nodes share them. There is at least one for every rank of the
-    trainer."""
+    trainer. With fewer ranks than before, the streams stay, unless this is more than 1."""
 
 
 class Bucket(Model):

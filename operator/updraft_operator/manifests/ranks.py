@@ -17,6 +17,9 @@ from updraft_operator.manifests.manifest import Manifest, manifest
 PORT = 29400
 """Where the pods meet, at the first one. Ranks then talk on ports that gloo and NCCL choose."""
 
+ADDRESS = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+"""The pod's address. Its host name is the node's on the network of the host, and others need not know that."""
+
 
 class Kind(StrEnum):
     """The kind of object that runs the trainer's pods."""
@@ -28,9 +31,11 @@ class Kind(StrEnum):
 
 
 def workload(speculator: str, kind: Kind) -> str:
-    """The object's name. A LeaderWorkerSet makes a StatefulSet and a Service of its own name, so that is another one."""
-    own = names.child(speculator, names.TRAINER)
-    return f"{own}-group" if kind is Kind.LEADER_WORKER_SET else own
+    """The object's name. A LeaderWorkerSet makes a StatefulSet and a Service of its own name, so that is another one.
+
+    It is short: a label of the workers' pods holds it with `-0-` and a hash of 10 characters, and has at most 63.
+    """
+    return names.child(speculator, "ranks" if kind is Kind.LEADER_WORKER_SET else names.TRAINER)
 
 
 def pods(speculator: str, kind: Kind, num_pods: int) -> list[str]:
@@ -65,6 +70,7 @@ def arguments(owner: AdaptiveSpeculator, kind: Kind) -> list[str]:
     return [
         *("ranks", "--nodes", str(trainer.nodes), "--ranks-per-node", str(trainer.ranks_per_pod)),
         *("--endpoint", endpoint(owner, kind), "--id", owner.metadata.uid or owner.metadata.name),
+        *("--address", f"$({ADDRESS['name']})"),
     ]
 
 
@@ -92,7 +98,7 @@ def _stateful_set(owner: AdaptiveSpeculator, template: dict[str, Any], *, runs: 
 
 
 def _leader_worker_set(owner: AdaptiveSpeculator, template: dict[str, Any], *, runs: bool) -> Manifest:
-    """One group, which its controller starts and replaces together, and on one topology if the template's annotations ask."""
+    """One group, which its controller starts and replaces together."""
     name = workload(owner.metadata.name, Kind.LEADER_WORKER_SET)
     group: dict[str, Any] = {
         "size": owner.spec.trainer.nodes,

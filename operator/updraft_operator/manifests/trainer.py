@@ -15,6 +15,9 @@ from updraft_operator.manifests.redis import has_redis, redis_marks, redis_varia
 
 METRICS_PORT = 9092
 
+GRACE_S = 120
+"""How long a pod may take to end: for a save under way, and another one. Each takes up to 30 s for the draft of an 8B model."""
+
 
 def default_kind(owner: AdaptiveSpeculator) -> Kind:
     """The kind for a new resource without LeaderWorkerSets."""
@@ -67,6 +70,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
             _consumer(owner, kind),
+            *([] if kind is Kind.DEPLOYMENT else [ranks.ADDRESS]),
             *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *([pod.SHM_MOUNT] if shares_memory else []), *target.mounts],
@@ -82,6 +86,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             *([pod.SHM] if shares_memory else []),
         ],
         settings={**values, **redis_marks(owner, config)},
+        more={"terminationGracePeriodSeconds": GRACE_S},
     )
     return pod.template(owner, names.TRAINER, parts, spec, config.images)
 
@@ -148,7 +153,7 @@ def _threads(spec: Trainer) -> dict[str, str]:
     limits = spec.resources.get("limits")
     try:
         num_cpus = float(parse_quantity(limits["cpu"])) if isinstance(limits, dict) and "cpu" in limits else 0.0
-    except ValueError:  # the API server refuses the pod
-        num_cpus = 0.0
-    share = int(num_cpus / spec.ranks_per_pod)
+        share = int(num_cpus / spec.ranks_per_pod)
+    except (ValueError, OverflowError):  # the API server refuses the pod
+        share = 0
     return {"UPDRAFT_TRAINER_NUM_THREADS": str(share)} if share > 1 else {}

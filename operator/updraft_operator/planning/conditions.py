@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, registry_limit, registry_needs
 from updraft_operator.api import names
+from updraft_operator.manifests import ranks
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage, trainers
 from updraft_operator.planning.assessment import Assessment
@@ -160,10 +161,13 @@ def _failing(pods: tuple[PodState, ...], summary: str = "") -> Iterator[Assessme
 
 def _over_quota(observed: Observed, part: str) -> Iterator[Assessment]:
     """QuotaExceeded if a ResourceQuota refused an object of the part."""
-    own = names.child(observed.name, part)
-    of_part = {own, *([observed.name] if part == names.SERVING else [])}
+    own = {names.child(observed.name, part)}
+    if part == names.TRAINER:
+        own.add(ranks.workload(observed.name, ranks.Kind.LEADER_WORKER_SET))
+    of_part = own | ({observed.name} if part == names.SERVING else set())
+    claims = tuple(names.claim(f"{name}-") for name in own)
     for refusal in observed.refusals:
-        is_of_part = refusal.ref.name in of_part or refusal.ref.name.startswith(names.claim(f"{own}-"))
+        is_of_part = refusal.ref.name in of_part or refusal.ref.name.startswith(claims)
         if refusal.reason == "QuotaExceeded" and is_of_part:
             yield _false(refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
 
@@ -200,7 +204,8 @@ def _training(observed: Observed) -> Iterator[Assessment]:
     """A trainer that should run: all its pods are needed."""
     spec, pods = observed.speculator.spec.trainer, observed.pods_of(names.TRAINER)
     if not trainers.is_served(observed):
-        yield _false("WorkloadNotServed", "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve")
+        problem = "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve; what runs stays"
+        yield _false("WorkloadNotServed", f"{problem}: install it and restart the operator, or choose StatefulSet")
     waiting = trainers.waiting_pods(observed)
     if not waiting and trainers.is_on_cpu(observed):
         yield _true(
@@ -208,6 +213,8 @@ def _training(observed: Observed) -> Iterator[Assessment]:
         )
     if not waiting:
         yield _true("Training", trainers.devices(observed))
+    if former := trainers.former_pods(observed):
+        yield _false("Starting", f"the trainer starts once {', '.join(former)} has ended, because they share a volume")
     yield from _failing(trainers.causes(pods))
     yield from _over_quota(observed, names.TRAINER)
     if spec.nodes > 1:

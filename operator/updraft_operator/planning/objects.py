@@ -32,6 +32,8 @@ class Child:
     resource_version: str
     owner_uid: str
     """UID of its controller; empty if it has none."""
+    generation: int
+    """Grows with every change of the spec; 0 of kinds without one."""
     applied: str
     """Hash of the manifest that was last applied."""
     is_ending: bool
@@ -55,6 +57,7 @@ class Child:
             owner_uid=next(
                 (owner["uid"] for owner in metadata.get("ownerReferences", ()) if owner.get("controller")), ""
             ),
+            generation=metadata.get("generation", 0),
             applied=(metadata.get("annotations") or {}).get(names.APPLIED, ""),
             is_ending="deletionTimestamp" in metadata,
             status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
@@ -68,7 +71,7 @@ class Child:
 
 
 _NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
-_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "updateRevision", "conditions")
+_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "updateRevision", "observedGeneration", "conditions")
 _AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
 
 

@@ -102,6 +102,13 @@ class Observed:
     def pods_of(self, part: str) -> tuple[PodState, ...]:
         return tuple(pod for pod in self.pods if pod.part == part)
 
+    def uid(self, ref: Ref) -> str:
+        """Of an observed object; empty if there is none."""
+        pods = {Ref("Pod", pod.name): pod.uid for pod in self.pods}
+        drafts = {Ref("DraftVersion", draft.metadata.name): draft.metadata.uid for draft in self.drafts}
+        child = self.children.get(ref)
+        return child.uid if child is not None else (pods | drafts).get(ref, "")
+
     def child(self, kind: str, part: str) -> Child | None:
         return self.children.get(Ref(kind, names.child(self.name, part)))
 

@@ -9,12 +9,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from updraft_chassis.streams import MAX_SHARDS
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
 from updraft_operator.api.status import Status
-from updraft_operator.manifests import importing, registry, serving, trainer
+from updraft_operator.manifests import importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest, marked
 from updraft_operator.manifests.redis import has_redis, mark
 from updraft_operator.planning import lineage, trainers, versions
@@ -120,24 +121,47 @@ def written(part: Model) -> dict[str, Any]:
 
 def objects(observed: Observed) -> tuple[Manifest, ...]:
     """All desired objects, marked, in the order of their creation."""
-    owner, config = observed.speculator, replace(observed.config, redis_mark=_redis_mark(observed))
+    owner, config = _with_streams(observed), replace(observed.config, redis_mark=_redis_mark(observed))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     account = {"automountServiceAccountToken": False}
     built = [
         manifest(owner, "v1", "ServiceAccount", observed.name, "account", **account),
         *registry.objects(owner, config),
-        *_trainer(observed, config),
+        *_trainer(observed, owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
     ]
     return tuple(marked(content) for content in built)
 
 
-def _trainer(observed: Observed, config: OperatorConfig) -> list[Manifest]:
-    """Nothing while it names a kind of object that the cluster does not serve: what runs is deleted, volumes stay."""
-    waits = bool(lineage.waits(observed)) or not trainers.is_handed_over(observed)
-    built = trainer.objects(observed.speculator, config, kind=trainers.kind(observed), waits=waits)
-    return built if trainers.is_served(observed) else []
+def _with_streams(observed: Observed) -> AdaptiveSpeculator:
+    """The resource with no fewer streams than it has, while the spec says nothing: nobody would read the others, to which pods
+    write until they have restarted."""
+    owner = observed.speculator
+    if owner.spec.traces.shards > 1:
+        return owner
+    shards = max(_num_streams(observed), owner.spec.num_shards)
+    traces = owner.spec.traces.model_copy(update={"shards": shards})
+    return owner.model_copy(update={"spec": owner.spec.model_copy(update={"traces": traces})})
+
+
+def _num_streams(observed: Observed) -> int:
+    """As many as the pods use: what both sides say, so that an edit of one ConfigMap by hand is undone."""
+    used = []
+    for part, prefix in ((names.TRAINER, "UPDRAFT_TRAINER"), (names.SERVING, "UPDRAFT_INFERENCE")):
+        child = observed.child("ConfigMap", part)
+        data = (child.live().get("data") or {}) if child is not None else {}
+        value = data.get(f"{prefix}_STREAM_SHARDS", "")
+        used += [int(value)] if value.isdecimal() and len(value) < len(str(10 * MAX_SHARDS)) else []
+    return min(*used, MAX_SHARDS) if used else 1
+
+
+def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
+    """Nothing if none runs, and the spec names a kind of object that the cluster does not serve."""
+    waits, kind = bool(lineage.waits(observed) or trainers.former_pods(observed)), trainers.kind(observed)
+    if kind is ranks.Kind.LEADER_WORKER_SET and not config.has_leader_worker_sets:
+        return []
+    return trainer.objects(owner, config, kind=kind, waits=waits)
 
 
 def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
@@ -344,7 +368,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
     if left:
         return Plan(delete=left, again_s=_POLL_S)
     waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
-    grace_s = spec.serving.termination_grace_period_seconds
+    grace_s = max(spec.serving.termination_grace_period_seconds, trainer.GRACE_S)
     if waited_s > grace_s + observed.cleanup_s:
         problem = f"could not delete the traces within {waited_s:.0f} s; they remain in Redis"
         event = _event(observed.speculator, "CleanupGivenUp", problem, is_warning=True)

@@ -43,6 +43,7 @@ class PodState:
     """None while the pod is starting normally, too."""
     revision: str = ""
     """Revision of the template that it was made from, of a StatefulSet's pod."""
+    uid: str = ""
     result: str = ""
     """Termination message of its first container, once that has succeeded."""
 
@@ -58,6 +59,7 @@ class PodState:
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(_troubles(status, conditions), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
+            uid=metadata.get("uid", ""),
             result=_result(status),
         )
 

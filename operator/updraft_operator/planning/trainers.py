@@ -20,22 +20,33 @@ _OF_OTHERS: Mapping[str, re.Pattern[str]] = {
 
 
 def kind(observed: Observed) -> Kind:
-    """The kind for this spec. Auto keeps a StatefulSet: its volumes would not follow it into a LeaderWorkerSet."""
+    """The kind for this spec: what runs, if the cluster lacks the kind. Auto keeps what runs several ranks, and a StatefulSet's
+    volumes, because each kind has volumes of its own."""
     trainer, wanted = observed.speculator.spec.trainer, observed.speculator.spec.trainer.workload
     if trainer.num_ranks == 1:
         return Kind.DEPLOYMENT
+    running = [Kind(child.ref.kind) for child in workloads(observed) if not child.is_ending]
+    if not is_served(observed):
+        return next(iter(running), Kind.LEADER_WORKER_SET)
     if wanted is not TrainerWorkload.AUTO:
         return Kind(wanted)
+    return next((each for each in running if each is not Kind.DEPLOYMENT), None) or _new_kind(observed)
+
+
+def _new_kind(observed: Observed) -> Kind:
+    """Auto's, for several ranks of which none runs."""
     second = names.claim(ranks.pods(observed.name, Kind.STATEFUL_SET, 2)[1])
     own = Ref(Kind.STATEFUL_SET, ranks.workload(observed.name, Kind.STATEFUL_SET)), Ref("PersistentVolumeClaim", second)
     is_new = not any(ref in observed.children for ref in own)
-    takes_group = trainer.nodes > 1 and observed.config.has_leader_worker_sets and is_new
+    takes_group = observed.speculator.spec.trainer.nodes > 1 and observed.config.has_leader_worker_sets and is_new
     return Kind.LEADER_WORKER_SET if takes_group else Kind.STATEFUL_SET
 
 
 def is_served(observed: Observed) -> bool:
-    """Whether the cluster has that kind."""
-    return kind(observed) is not Kind.LEADER_WORKER_SET or observed.config.has_leader_worker_sets
+    """Whether the cluster has the kind that the spec names."""
+    trainer = observed.speculator.spec.trainer
+    names_group = trainer.num_ranks > 1 and trainer.workload is TrainerWorkload.LEADER_WORKER_SET
+    return not names_group or observed.config.has_leader_worker_sets
 
 
 def workloads(observed: Observed) -> tuple[Child, ...]:
@@ -44,21 +55,20 @@ def workloads(observed: Observed) -> tuple[Child, ...]:
     return tuple(observed.children[ref] for ref in refs if ref in observed.children)
 
 
-def is_handed_over(observed: Observed) -> bool:
-    """False while pods of another kind still run: two trainers must not share a volume."""
+def former_pods(observed: Observed) -> list[str]:
+    """Names of the pods of another kind that still run. The new ones wait for them: two trainers must not share a volume."""
     wanted = kind(observed)
-    return not any(
-        _kind_of(observed.name, pod.name) is not wanted
-        for pod in observed.pods_of(names.TRAINER)
-        if not pod.is_finished
-    )
+    own = (pod.name for pod in observed.pods_of(names.TRAINER) if not pod.is_finished)
+    return sorted(name for name in own if _kind_of(observed.name, name) is not wanted)
 
 
 def outdated(observed: Observed) -> tuple[Ref, ...]:
     """Pods of an older template of a StatefulSet, which all go at once: a rank cannot train with ranks of another template."""
     ref = Ref(Kind.STATEFUL_SET, ranks.workload(observed.name, Kind.STATEFUL_SET))
     workload = observed.children.get(ref)
-    revision = workload.status.get("updateRevision", "") if workload is not None else ""
+    if workload is None or workload.status.get("observedGeneration") != workload.generation:
+        return ()  # the revision is that of an older template
+    revision = workload.status.get("updateRevision", "")
     return tuple(
         Ref("Pod", pod.name)
         for pod in observed.pods_of(names.TRAINER)

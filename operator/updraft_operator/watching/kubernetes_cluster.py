@@ -120,11 +120,13 @@ class KubernetesCluster:
         query = {"fieldManager": names.MANAGER}
         return await self._write("PATCH", kind, path, patch, form="application/merge-patch+json", query=query)
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        body: dict[str, Any] = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
         try:
-            body = {"propagationPolicy": "Background"}
             await self._write("DELETE", kind, RESOURCES[kind].path(namespace, name), body)
-        except NotFound:
+        except (NotFound, Conflict):
             return
 
     async def create(self, content: Manifest) -> Manifest:

@@ -74,14 +74,17 @@ class Plugin:
         except AttributeError as error:
             log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
-            self._facts |= {"ranks": _ranks(), "hooks": hooks.states(self.bindings)}
-            for problem in hooks.problems((self._of_swap,)):
-                log.error("Updraft cannot report refused drafts (SGLang %s): %s", _sglang(), problem)
             if not _is_sender():
                 return
             self.channel.problem = self._problem(scheduler)
         except Exception as error:  # noqa: BLE001  (it would crash the server)
             self.channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
+        try:
+            self._facts |= {"ranks": _ranks(), "hooks": hooks.states(self.bindings)}
+            for problem in hooks.problems((self._of_swap,)):
+                log.error("Updraft cannot report refused drafts (SGLang %s): %s", _sglang(), problem)
+        except Exception:  # see above; capture does not need the facts
+            log.exception("Updraft cannot describe the server (SGLang %s)", _sglang())
         self.channel.start()
 
     def _problem(self, scheduler: Any) -> str:

@@ -32,6 +32,7 @@ def main() -> None:
                 ranks_per_node=arguments.ranks_per_node,
                 endpoint=arguments.endpoint,
                 id=arguments.id,
+                address=arguments.address,
                 max_restarts=arguments.max_restarts,
                 meeting_s=arguments.meeting_seconds,
             )
@@ -60,8 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     ranks.add_argument("--ranks-per-node", type=int, required=True, metavar="N", help="ranks of a pod: one per GPU")
     ranks.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="where the pods meet: at the first one")
     ranks.add_argument("--id", required=True, metavar="TEXT", help="identifies the trainer; the same for all pods")
-    text = "restarts of the ranks before the process ends; default 3"
-    ranks.add_argument("--max-restarts", type=int, default=3, metavar="N", help=text)
+    text = "where the other pods reach this one; by default its host name"
+    ranks.add_argument("--address", default="", metavar="HOST", help=text)
+    text = "restarts of the ranks before the process ends; default 100"
+    ranks.add_argument("--max-restarts", type=int, default=100, metavar="N", help=text)
     text = "how long to wait for the other pods; default 600"
     ranks.add_argument("--meeting-seconds", type=int, default=600, metavar="S", help=text)
     commands.add_parser("rank", help="one rank of several", description="`ranks` starts it, with torchrun's variables.")

@@ -20,6 +20,9 @@ from updraft_chassis.errors import Unavailable
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable in which torchrun names the file where a rank says why it ended."""
 
+SHUTDOWN_S = 110
+"""How long torchrun waits for ranks that were told to stop, and may save twice: less than the pod's own grace period."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -30,21 +33,24 @@ class Launch:
     endpoint: str
     id: str
     """The same for all pods of a trainer."""
-    max_restarts: int = 3
-    """Restarts of the ranks after failures of this pod's. Then the pod ends, and Kubernetes restarts it, later and later, and
-    shows why."""
+    address: str = ""
+    """Where the other pods reach this one; empty for its host name."""
+    max_restarts: int = 100
+    """Restarts of the ranks, of which each failure and each loss of another pod costs one. Then the pod ends, and Kubernetes
+    restarts it, later and later, and shows why."""
     meeting_s: int = 600
     """How long a pod waits for the others. Then it says so and ends, and Kubernetes restarts it."""
 
-    def arguments(self, hostname: str) -> list[str]:
-        """torchrun's, on this host."""
+    def arguments(self, pod: str) -> list[str]:
+        """torchrun's, in the pod of this name."""
         first = self.endpoint.partition(":")[0].partition(".")[0]
-        is_host = str(first in (hostname, "localhost")).lower()
+        is_host = str(first in (pod, "localhost")).lower()
         return [
             *(f"--nnodes={self.num_nodes}", f"--nproc-per-node={self.ranks_per_node}"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={self.endpoint}", f"--rdzv-id={self.id}"),
             f"--rdzv-conf=is_host={is_host},join_timeout={self.meeting_s},read_timeout={self.meeting_s}",
-            f"--max-restarts={self.max_restarts}",
+            *(f"--max-restarts={self.max_restarts}", f"--shutdown-timeout={SHUTDOWN_S}"),
+            *([f"--local-addr={self.address}"] if self.address else []),
             *("-m", "updraft_trainer", "rank"),
         ]
 
@@ -64,7 +70,7 @@ def _run(launch: Launch) -> None:
     from torch.distributed.elastic.rendezvous import RendezvousError  # noqa: PLC0415
 
     try:
-        run.run(run.parse_args(launch.arguments(socket.gethostname())))  # type: ignore[no-untyped-call] # torch's
+        run.run(run.parse_args(launch.arguments(_pod())))  # type: ignore[no-untyped-call] # torch's
     except SignalException as error:
         if error.sigval not in (signal.SIGTERM, signal.SIGINT):
             raise
@@ -75,6 +81,11 @@ def _run(launch: Launch) -> None:
         is_killed, words = failure.exitcode < 0, failure.error_file_data.get("message")
         end = f"was killed by {failure.signal_name()}" if is_killed else f"ended with status {failure.exitcode}"
         raise Unavailable(f"rank {number} {end}" + (f": {words}" if words else "")) from error
+
+
+def _pod() -> str:
+    """This pod's name. Its host name is the node's on the network of the host."""
+    return os.environ.get("UPDRAFT_TRAINER_POD_NAME") or socket.gethostname()
 
 
 def _unmet(launch: Launch, error: Exception) -> str:

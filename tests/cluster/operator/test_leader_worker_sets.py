@@ -51,29 +51,29 @@ def _answers(api: Api, path: str) -> bool:
 def group(operator: Running, subject: Subject) -> Subject:
     subject.create(trainer={"nodes": 2, "accelerator": {"perPod": 8}})
     subject.wait_until_built()
-    wait_until(lambda: subject.exists(LEADER_WORKER_SET, f"{subject.name}-trainer-group"), what="the group")
+    wait_until(lambda: subject.exists(LEADER_WORKER_SET, f"{subject.name}-ranks"), what="the group")
     return subject
 
 
 def test_the_api_server_takes_the_group_as_it_is_meant(group: Subject) -> None:
-    content = group.get(LEADER_WORKER_SET, f"{group.name}-trainer-group")["spec"]
+    content = group.get(LEADER_WORKER_SET, f"{group.name}-ranks")["spec"]
 
     assert (content["replicas"], content["leaderWorkerTemplate"]["size"]) == (1, 2)
     assert content["networkConfig"] == {"subdomainPolicy": "Shared"}
     (container,) = content["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"]
-    assert f"{group.name}-trainer-group-0.{group.name}-trainer-group:29400" in container["args"]
+    assert f"{group.name}-ranks-0.{group.name}-ranks:29400" in container["args"]
     assert not group.exists("StatefulSet", f"{group.name}-trainer")
 
 
 def test_the_api_server_would_refuse_another_restart_policy(group: Subject) -> None:
-    path = group.path(LEADER_WORKER_SET, f"{group.name}-trainer-group")
+    path = group.path(LEADER_WORKER_SET, f"{group.name}-ranks")
 
     with pytest.raises(ApiError, match="Unsupported value"):
         group.api.patch(path, {"spec": {"leaderWorkerTemplate": {"restartPolicy": "Sometimes"}}})
 
 
 def test_a_group_is_kept_as_it_is_meant_and_nothing_else_is_written(operator: Running, group: Subject) -> None:
-    name = f"{group.name}-trainer-group"
+    name = f"{group.name}-ranks"
     group.api.patch(group.path(LEADER_WORKER_SET, name), {"spec": {"replicas": 3}})
     wait_until(lambda: group.get(LEADER_WORKER_SET, name)["spec"]["replicas"] == 1, what="one group again")
     operator.wait_for_listings(1)
@@ -88,11 +88,11 @@ def test_a_stateful_set_that_is_asked_for_takes_the_place_of_a_group(group: Subj
     group.change(trainer={"workload": "StatefulSet"})
 
     wait_until(lambda: group.exists("StatefulSet", f"{group.name}-trainer"), what="the set")
-    wait_until(lambda: not group.exists(LEADER_WORKER_SET, f"{group.name}-trainer-group"), what="the end of the group")
+    wait_until(lambda: not group.exists(LEADER_WORKER_SET, f"{group.name}-ranks"), what="the end of the group")
 
 
 def test_a_group_ends_with_its_resource(group: Subject) -> None:
-    name = f"{group.name}-trainer-group"
+    name = f"{group.name}-ranks"
     group.delete()
 
     wait_until(lambda: not group.exists(), what="the end of the resource")

@@ -64,9 +64,10 @@ class MemoryCluster:
         self.writes.append(("merge", kind, name))
         return self._put(where, _over(_copied(live), patch))
 
-    async def delete(self, kind: str, namespace: str, name: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
         self.writes.append(("delete", kind, name))
-        if (kind, namespace, name) in self.objects:
+        live = self.objects.get((kind, namespace, name))
+        if live is not None and uid in ("", live["metadata"]["uid"]):
             self.remove((kind, namespace, name))
 
     async def create(self, content: Manifest) -> Manifest:

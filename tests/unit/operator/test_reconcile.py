@@ -267,6 +267,44 @@ def test_a_deleted_resource_leaves_nothing_behind(world: World) -> None:
     assert world.store.all_keys() == []
 
 
+def _has_a_rank_of_an_older_template(world: World) -> Where:
+    """A pod that the operator has to delete, and whose watch says nothing more."""
+    world.spec(trainer={"nodes": 2})
+    world.settle()
+    workload, where = _where("StatefulSet", "qwen-trainer"), _where("Pod", "qwen-trainer-0")
+    generation = world.cluster.objects[workload]["metadata"]["generation"]
+    told = {"updateRevision": "new", "observedGeneration": generation}
+    world.cluster.edit(workload, lambda body: body.update(status=told))
+    world.cluster.set(_rank("old"))
+    world.cluster.watchers.clear()
+    return where
+
+
+def _rank(revision: str) -> Manifest:
+    labels = {**names.labels(KEY.name, names.TRAINER), "controller-revision-hash": revision}
+    metadata = {"name": "qwen-trainer-0", "namespace": KEY.namespace, "labels": labels}
+    return {"kind": "Pod", "metadata": metadata, "status": READY}
+
+
+def test_a_pod_runs_until_the_watch_says_that_it_is_gone(world: World) -> None:
+    where = _has_a_rank_of_an_older_template(world)
+
+    run_now(world.reconciler.reconcile(KEY))
+
+    assert where not in world.cluster.objects
+    assert where[2] in {pod.name for pod in world.store.cached(KEY).pods}
+
+
+def test_a_new_pod_of_the_name_of_a_deleted_one_is_left_alone(world: World) -> None:
+    where = _has_a_rank_of_an_older_template(world)
+    world.cluster.remove(where)
+    world.cluster.set(_rank("new"))
+
+    run_now(world.reconciler.reconcile(KEY))
+
+    assert where in world.cluster.objects
+
+
 def test_tokens_never_change_while_they_are_there(world: World) -> None:
     where = _where("Secret", "qwen-access")
     before = world.cluster.objects[where]["data"]

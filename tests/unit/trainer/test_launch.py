@@ -1,6 +1,7 @@
 """What torchrun is told on each pod, and the sentence with which it ends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch.distributed import run
 
 from updraft_chassis import lifecycle
 from updraft_chassis.errors import Unavailable
-from updraft_trainer.launch import Launch, last_words, rank
+from updraft_trainer.launch import SHUTDOWN_S, Launch, last_words, main, rank
 
 TWO = Launch(num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id="uid")
 
@@ -19,8 +20,27 @@ def test_torchrun_reads_its_arguments() -> None:
     config, _, command = run.config_from_args(given)
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.run_id) == (2, 2, 4, "uid")
     assert (config.rdzv_backend, config.rdzv_endpoint) == ("c10d", "qwen-trainer-0.qwen-trainer:29400")
-    assert config.max_restarts > 0
+    assert config.max_restarts > 10, "each eviction of another pod costs one"
+    assert (config.shutdown_timeout, config.local_addr) == (SHUTDOWN_S, None)
     assert command[-3:] == ["-m", "updraft_trainer", "rank"]
+
+
+def test_others_reach_the_ranks_at_the_address_of_the_pod() -> None:
+    arguments = replace(TWO, address="10.1.2.3").arguments("qwen-trainer-1")
+    config, _, _ = run.config_from_args(run.parse_args(arguments))  # type: ignore[no-untyped-call] # torch's
+
+    assert config.local_addr == "10.1.2.3"
+
+
+def test_a_pod_on_the_network_of_its_host_has_the_name_that_the_operator_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(run, "parse_args", given.append)
+    monkeypatch.setattr(run, "run", lambda _: None)
+    monkeypatch.setenv("UPDRAFT_TRAINER_POD_NAME", "qwen-trainer-0")
+
+    main(TWO)
+
+    assert "is_host=true" in " ".join(given[0])
 
 
 @pytest.mark.parametrize(

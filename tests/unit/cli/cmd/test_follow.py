@@ -2,9 +2,11 @@
 
 import io
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +17,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.backends import wire
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.speculators import RolloutStatus
+from updraft_cli.cmd import follow as watch
 from updraft_cli.cmd.follow import INTERRUPTED, Lines, Screen, View, follow
 from updraft_cli.cmd.rollout import view
 from updraft_cli.cmd.status import view as status_view
@@ -130,3 +133,15 @@ def test_ctrl_c_during_a_finalizer_ends_a_watch_too(capsys: pytest.CaptureFixtur
     assert exit_.value.code == INTERRUPTED
     assert ended.is_set()
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_is_not_repeated_in_the_block_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_AGAIN_S", 600.0)
+    before = set(threading.enumerate())
+
+    with watch.interrupts_again():
+        sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt))
+        (timer,) = set(threading.enumerate()) - before
+
+    timer.join(timeout=30)
+    assert not timer.is_alive()

@@ -10,11 +10,11 @@ from updraft_chassis import streams
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests import trainer
+from updraft_operator.manifests import ranks, trainer
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.ranks import Kind
 from updraft_trainer.__main__ import _parser
-from updraft_trainer.launch import Launch
+from updraft_trainer.launch import SHUTDOWN_S, Launch
 
 TWO = {"trainer": {"nodes": 2}}
 GPUS = {"trainer": {"nodes": 2, "accelerator": {"perPod": 4}}}
@@ -79,15 +79,44 @@ def test_pods_find_the_first_one_before_it_is_ready() -> None:
 def _launch(spec: dict[str, Any], kind: Kind = Kind.STATEFUL_SET) -> Launch:
     """As the program reads the arguments of the container."""
     given = _parser().parse_args(container(pod(spec, kind), "trainer")["args"])
-    return Launch(num_nodes=given.nodes, ranks_per_node=given.ranks_per_node, endpoint=given.endpoint, id=given.id)
+    return Launch(
+        num_nodes=given.nodes,
+        ranks_per_node=given.ranks_per_node,
+        endpoint=given.endpoint,
+        id=given.id,
+        address=given.address,
+    )
 
 
 def test_the_program_reads_the_arguments_that_its_pods_get() -> None:
-    assert _launch(GPUS) == Launch(num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id=UID)
+    assert _launch(GPUS) == Launch(
+        num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id=UID, address="$(POD_IP)"
+    )
+
+
+def test_others_reach_a_pod_by_its_address_whatever_its_host_name_is() -> None:
+    assert named(container(pod(TWO), "trainer")["env"])["POD_IP"]["valueFrom"] == {
+        "fieldRef": {"fieldPath": "status.podIP"}
+    }
+
+
+@pytest.mark.parametrize("spec", [TWO, {}])
+def test_a_pod_may_save_twice_when_it_is_told_to_stop(spec: dict[str, Any]) -> None:
+    kind = Kind.STATEFUL_SET if spec else Kind.DEPLOYMENT
+
+    assert 60 < SHUTDOWN_S < pod(spec, kind)["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("kind", [Kind.STATEFUL_SET, Kind.LEADER_WORKER_SET])
+def test_names_leave_room_for_the_revision_in_labels_of_pods(kind: Kind) -> None:
+    longest = ranks.workload("q" * 40, kind)
+    of_workers = f"{longest}-0" if kind is Kind.LEADER_WORKER_SET else longest
+
+    assert len(f"{of_workers}-{'f' * 10}") <= 63
 
 
 def test_pods_of_a_leader_worker_set_meet_at_the_leader() -> None:
-    assert _launch(TWO, Kind.LEADER_WORKER_SET).endpoint == "qwen-trainer-group-0.qwen-trainer-group:29400"
+    assert _launch(TWO, Kind.LEADER_WORKER_SET).endpoint == "qwen-ranks-0.qwen-ranks:29400"
 
 
 def test_a_leader_worker_set_is_one_group_that_restarts_as_a_whole() -> None:
@@ -100,7 +129,7 @@ def test_a_leader_worker_set_is_one_group_that_restarts_as_a_whole() -> None:
 
 def test_every_pod_has_a_volume_that_outlives_it() -> None:
     assert claims(TWO) == ["data-qwen-trainer-0", "data-qwen-trainer-1"]
-    assert claims(TWO, Kind.LEADER_WORKER_SET) == ["data-qwen-trainer-group-0", "data-qwen-trainer-group-0-1"]
+    assert claims(TWO, Kind.LEADER_WORKER_SET) == ["data-qwen-ranks-0", "data-qwen-ranks-0-1"]
     policy = {"whenDeleted": "Retain", "whenScaled": "Retain"}
     assert workload(TWO)["persistentVolumeClaimRetentionPolicy"] == policy
     (template,) = workload(TWO)["volumeClaimTemplates"]
@@ -189,6 +218,7 @@ def test_a_pod_gets_its_accelerators_and_uses_them(
         pytest.param({"cpu": "7500m"}, 2, "3", id="whole ones"),
         pytest.param({"cpu": "500m"}, 1, None, id="less than one"),
         pytest.param({"cpu": "many"}, 1, None, id="no number"),
+        pytest.param({"cpu": "1e400"}, 1, None, id="no end"),
     ],
 )
 def test_the_ranks_of_a_pod_share_its_cpus(limits: dict[str, Any], per_pod: int, threads: str | None) -> None:

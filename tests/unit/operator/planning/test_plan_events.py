@@ -22,6 +22,7 @@ from tests.support.observed import (
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
+from updraft_operator.manifests.trainer import GRACE_S
 from updraft_operator.planning import versions
 from updraft_operator.planning.observed import Observed, RegistryView
 from updraft_operator.planning.plan import Plan, make_plan, written
@@ -168,7 +169,7 @@ def test_a_deletion_without_our_finalizer_is_kubernetes_own_affair() -> None:
 def test_a_deletion_never_hangs_on_what_cannot_be_reached() -> None:
     tried = _deleted("Delete", waited_s=3600)  # nobody was here for an hour
     assert _plan(tried).cleans_up
-    grace_s = tried.speculator.spec.serving.termination_grace_period_seconds
+    grace_s = GRACE_S  # the trainer's, which is longer than that of the serving pods
     tried = replace(tried, ending_s=UNTOLD - grace_s - 301, cleanup_s=300)
     assert _plan(replace(tried, cleanup_s=302)).cleans_up, "whoever has more patience sets more"
     made = _plan(tried)

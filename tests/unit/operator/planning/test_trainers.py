@@ -35,11 +35,12 @@ def ready(observation: Observed) -> Assessment:
     return conditions(observation)["TrainerReady"]
 
 
-def with_set(update_revision: str, **more: Any) -> Observed:
-    """Two ranks, whose StatefulSet has this newest revision."""
+def with_set(update_revision: str, observed_generation: int = 2, **more: Any) -> Observed:
+    """Two ranks, whose StatefulSet has this newest revision, and generation 2."""
     seen = settled(TWO, **more)
     content = next(each for each in objects(seen) if ref(each) == SET)
-    child = as_child(content, status={"updateRevision": update_revision})
+    told = {"updateRevision": update_revision, "observedGeneration": observed_generation}
+    child = as_child(content, status=told, metadata={"generation": 2})
     return replace(seen, children={**seen.children, SET: child})
 
 
@@ -76,13 +77,24 @@ def test_volumes_of_a_stateful_set_that_somebody_deleted_are_used_again() -> Non
     assert kind(observed(TWO, children=left, config=GROUP)) is Kind.STATEFUL_SET
 
 
-def test_a_kind_that_is_not_served_is_told_and_keeps_the_volumes() -> None:
-    seen = settled(TWO)
+def test_a_leader_worker_set_stays_although_volumes_of_a_stateful_set_are_there() -> None:
+    group = {"trainer": {"nodes": 2, "workload": "LeaderWorkerSet"}}
+    seen = settled(group, config=GROUP)
+    claims = {target: child for target, child in settled(TWO).children.items() if target.kind != "StatefulSet"}
+
+    assert kind(observed(TWO, children=claims | dict(seen.children), config=GROUP)) is Kind.LEADER_WORKER_SET
+
+
+@pytest.mark.parametrize(
+    ("before", "running"), [(TWO, SET), ({}, Ref("Deployment", "qwen-trainer"))], ids=["several ranks", "one rank"]
+)
+def test_a_kind_that_is_not_served_is_told_and_keeps_what_runs(before: dict[str, Any], running: Ref) -> None:
+    seen = settled(before)
     asked = observed({"trainer": {"nodes": 2, "workload": "LeaderWorkerSet"}}, children=seen.children)
 
+    assert running in seen.children
     assert ready(asked)[:2] == ("False", "WorkloadNotServed")
-    assert SET in plan(asked).delete
-    assert not any(target.kind == "PersistentVolumeClaim" for target in plan(asked).delete)
+    assert plan(asked).delete == ()
     assert "LeaderWorkerSet" not in {content["kind"] for content in plan(asked).apply}
 
 
@@ -128,6 +140,50 @@ def test_a_changed_template_replaces_all_pods_at_once() -> None:
 )
 def test_no_other_pod_is_deleted(pods: tuple[PodState, ...]) -> None:
     assert plan(with_set("new", pods=pods)).delete == ()
+
+
+def test_nothing_is_deleted_for_the_revision_of_an_earlier_template() -> None:
+    seen = with_set("old", observed_generation=1, pods=(rank(0, revision="new"), rank(1, revision="old")))
+
+    assert plan(seen).delete == ()
+
+
+def test_a_condition_names_the_pod_of_another_kind_that_still_ends() -> None:
+    last = pod("qwen-trainer-7f9c8d5b6-x2x4z", "trainer", is_ending=True)
+
+    told = ready(observed(TWO, children=settled().children, pods=(last,)))
+
+    assert told[:2] == ("False", "Starting")
+    assert "qwen-trainer-7f9c8d5b6-x2x4z" in told.message
+
+
+def _streams(seen: Observed) -> set[str]:
+    """What the plan says on both sides."""
+    wanted = {ref(content): content.get("data", {}) for content in objects(seen)}
+    data = wanted[Ref("ConfigMap", "qwen-trainer")] | wanted[Ref("ConfigMap", "qwen-serving")]
+    return {value for name, value in data.items() if name.endswith("_STREAM_SHARDS")}
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        pytest.param({}, "2", id="one rank reads both"),
+        pytest.param({"trainer": {"nodes": 3}}, "3", id="more ranks"),
+        pytest.param({"traces": {"shards": 4}}, "4", id="asked for"),
+    ],
+)
+def test_streams_stay_when_there_are_fewer_ranks(after: dict[str, Any], expected: str) -> None:
+    assert _streams(observed(after, children=settled(TWO).children)) == {expected}
+
+
+@pytest.mark.parametrize("value", ["60", "many", "9" * 5000, ""])
+def test_an_edit_of_one_config_map_makes_no_streams(value: str) -> None:
+    seen = settled()
+    where = Ref("ConfigMap", "qwen-trainer")
+    content = next(each for each in objects(seen) if ref(each) == where)
+    edited = {**content, "data": {**content["data"], "UPDRAFT_TRAINER_STREAM_SHARDS": value}}
+
+    assert _streams(replace(seen, children={**seen.children, where: as_child(edited)})) == {"1"}
 
 
 def test_nothing_is_deleted_before_the_revision_is_known() -> None:
