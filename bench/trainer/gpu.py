@@ -2,11 +2,11 @@
 
     python bench/trainer/gpu.py
 
-It needs torch (with numpy), safetensors and a checkout of this repository, which need not be installed. Weights and states
-are random: a step takes as long. MFU is model FLOPs over time and over the device's dense peak in bfloat16. FLOPs are counted
-as in `updraft_trainer.learning.flops`: 2 per weight and row forward and 2 for each gradient; 4 E per head and pair of rows
-that attention does not mask forward, and twice that backward. Nothing that is computed again counts, nor do the optimizer,
-the average and what copies data.
+It needs torch (with numpy), safetensors and a checkout of this repository, which need not be installed. Weights and states are
+random: a step takes as long. MFU is model FLOPs over time and over the device's dense peak in bfloat16
+(`updraft_trainer.learning.hardware`). FLOPs are counted as in `updraft_trainer.learning.flops`: 2 per weight and row forward
+and 2 for each gradient; 4 E per head and pair of rows that attention does not mask forward, and twice that backward. Nothing
+that is computed again counts, nor do the optimizer, the average and what copies data.
 """
 
 import argparse
@@ -39,13 +39,11 @@ from updraft_trainer.data.teacher import LastHidden  # noqa: E402
 from updraft_trainer.learning.compiled import Compiler  # noqa: E402
 from updraft_trainer.learning.compute import Compute  # noqa: E402
 from updraft_trainer.learning.flops import batch_flops  # noqa: E402
+from updraft_trainer.learning.hardware import device_name, peak_flops  # noqa: E402
 from updraft_trainer.learning.learner import Hyperparameters, Learner  # noqa: E402
 
 LEAST_SAMPLES_PER_S, LEAST_MFU = 4.0, 0.4
 """Bars, per H100 and for requests of 2,048 tokens."""
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense products in bfloat16 per second, from the vendor's data sheets (SXM); the first name that the device's contains."""
 
 LIMIT_S = 540.0
 """After which no further case begins."""
@@ -99,7 +97,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="only cases without torch.compile")
     arguments = parser.parse_args()
     compute = Compute.on(arguments.device)
-    print(f"torch {torch.__version__} on {_device_name(compute)}", flush=True)
+    print(f"torch {torch.__version__} on {device_name(compute.device)}", flush=True)
     started_s = time.perf_counter()
     for case in _cases(arguments):
         if time.perf_counter() - started_s > LIMIT_S:
@@ -160,13 +158,13 @@ def measure(case: Case, compute: Compute, num_steps: int) -> Figures:
     step_s = statistics.median(times)
     batches = learner._batches(samples, [1.0] * len(samples))  # noqa: SLF001 - as a step packs them
     flops = sum(batch_flops(learner.network.config, batch, trains_head=False) for batch in batches)
-    peak = _peak_flops()
+    peak = peak_flops(device_name(compute.device))
     return Figures(
         samples_per_s=len(samples) / step_s,
         tokens_per_s=len(samples) * case.tokens / step_s,
         step_ms=1000 * step_s,
         tflops_per_s=flops / step_s / 1e12,
-        mfu=flops / step_s / peak if has_gpu and peak else None,
+        mfu=flops / step_s / peak if peak else None,
         peak_gb=torch.cuda.max_memory_allocated() / 1e9 if has_gpu else None,
         warm_up_s=warm_up_s,
     )
@@ -241,15 +239,6 @@ def _samples(case: Case) -> list[Sample]:
 
 def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def _device_name(compute: Compute) -> str:
-    return torch.cuda.get_device_name() if compute.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-def _peak_flops() -> float | None:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 if __name__ == "__main__":

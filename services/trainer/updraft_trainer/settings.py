@@ -133,9 +133,9 @@ class TrainerSettings(Settings):
     """Random seed for initial weights and the choice of samples."""
 
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Captured tokens per optimizer step of each rank, with those of prompts: as many requests as come closest to it. A longer
-    request may be a step of its own. Default: as many as four requests of the stored ones' mean length have, or 16384 on a
-    GPU."""
+    """Captured tokens per optimizer step of each rank, with those of prompts; about as many, because requests are not
+    cut. A step has a fresh request and, unless that fills it, one that rehearses, so long requests may exceed this, by less
+    than one request. Default: as many as four requests of the stored ones' mean length have, or 16384 on a GPU."""
     max_uses: int = Field(default=6, ge=1)
     """Optimizer steps for which a sample counts as fresh. Without fresh samples training pauses."""
     replay_max_bytes: int | None = Field(default=None, ge=1024**2)

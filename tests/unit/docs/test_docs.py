@@ -64,6 +64,12 @@ def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
 
 
 @each_page
+def test_every_path_of_a_test_exists(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/])tests/[\w/.-]*\w", page.read_text()))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@each_page
 def test_every_metric_is_one_of_ours(page: Path) -> None:
     used = {
         name

@@ -113,7 +113,8 @@ def training_batch(
     """Distinct samples of about `num_tokens`; empty without a fresh one. `entries` must not contain evaluation samples.
 
     None: as many tokens as `USUAL_SAMPLES` have on average. The last sample of each half is taken if half of it fits, so that
-    halves have their size on average; one sample of each is taken in any case, but a fresh one may fill the whole batch.
+    halves have their size on average. One sample of each is taken in any case, so a long one may exceed the budget; but a
+    fresh one may fill the whole batch.
 
     The `num_waiting` newest requests, at most half of all, are left out while there is a fresh sample of another one.
     """
@@ -140,7 +141,8 @@ def training_batch(
 
 
 def _within(entries: Iterable[SampleEntry], num_tokens: float) -> list[SampleEntry]:
-    """The first samples of so many tokens, as long as half of the next one fits. At least one, if there is any room."""
+    """The first samples of so many tokens, as long as half of the next one fits. At least one, if there is any room: without
+    it, kinds of which no request fits would never be rehearsed."""
     batch, total = list[SampleEntry](), 0
     for entry in entries:
         if total >= num_tokens or (batch and total + entry.num_tokens / 2 > num_tokens):

@@ -5,6 +5,7 @@ import torch
 PEAK_FLOPS = (
     ("GB200", 2.5e15),
     ("B200", 2.25e15),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("GH200", 989e12),
     ("H100 NVL", 835e12),
@@ -15,10 +16,17 @@ PEAK_FLOPS = (
     ("L4", 121e12),
     ("A10G", 70e12),
     ("A10", 125e12),
+    ("RTX 4090", 165e12),
     ("MI300X", 1307e12),
     ("MI325X", 1307e12),
 )
-"""Dense bfloat16 operations per second by a part of the device's name, from data sheets; the first match counts."""
+"""Dense bfloat16 operations per second, summed in float32, by a part of the device's name; the first match counts.
+
+From the vendors' data sheets as others quote them (half of what they state with sparsity), not from the sheets themselves.
+"""
+
+_OTHERS = frozenset({"MIG", "Laptop", "D"})
+"""Words in the names of parts of a GPU, and of slower GPUs that are named like another one."""
 
 
 def device_name(device: torch.device) -> str:
@@ -30,8 +38,10 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(name: str) -> float | None:
-    """The peak of a device in operations per second; None if it is not known, as for every CPU."""
+    """The peak of a device in operations per second; None if it is not known, as for every CPU and every MIG slice."""
     words = name.split()
+    if not _OTHERS.isdisjoint(words):
+        return None
     return next((peak for part, peak in PEAK_FLOPS if _matches(part.split(), words)), None)
 
 

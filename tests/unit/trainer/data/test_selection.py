@@ -123,6 +123,16 @@ def test_a_kind_of_long_requests_is_rehearsed_too() -> None:
     assert any(long.trace_id == one.trace_id for batch in drawn for one in batch)
 
 
+def test_a_batch_exceeds_its_tokens_by_one_long_request_at_most() -> None:
+    fresh, long = replace(kept(1), num_tokens=1000), replace(kept(0), num_tokens=2000)
+    used = {long.trace_id: 6}
+    batch = training_batch([long, fresh], used, num_tokens=1024, max_uses=6, rng=random.Random(0))
+    assert [one.num_tokens for one in batch] == [1000, 2000], "it is rehearsed, though 24 tokens are left"
+    full = replace(fresh, num_tokens=1024)
+    batch = training_batch([long, full], used, num_tokens=1024, max_uses=6, rng=random.Random(0))
+    assert [one.num_tokens for one in batch] == [1024], "nothing is left"
+
+
 def test_without_a_budget_a_batch_has_four_samples_on_average() -> None:
     rng = random.Random(0)
     samples = [replace(kept(n), num_tokens=rng.randint(50, 250)) for n in range(400)]
