@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -61,11 +62,12 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
         config_digest="",
         draft_config=learner.network.config,
     )
+    steps = itertools.count()  # a state that has not changed is not written again
     saver = Saver(
         states,
         TrainingSchedule(evaluate_steps=1, evaluate_seconds=1.0, checkpoint_seconds=60.0),
         take=lambda: state,
-        progress=lambda: Progress(step=0, num_held_out=0, at_s=clock.monotonic()),
+        progress=lambda: Progress(step=next(steps), num_held_out=0, at_s=clock.monotonic()),
         metrics=metrics,
         clock=clock,
     )
