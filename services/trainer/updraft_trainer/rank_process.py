@@ -230,6 +230,8 @@ class RankProcess:
 
     async def _read(self, intake: Intake, stop: lifecycle.Stop) -> None:
         """Until `stop`, once no other trainer reads: after an outage of Redis, only the lease tells."""
+        if self.ranks.leads and not self.may_read.is_set():
+            intake.wait("Redis does not say whether another trainer reads")
         while not (self.may_read.is_set() or stop.requested):
             await stop.wait(_MAY_READ_S)
         await intake.run(stop)
