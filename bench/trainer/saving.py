@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -62,11 +63,12 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
         draft_config=learner.network.config,
         taken_s=clock.now(),
     )
+    steps = itertools.count()  # a state that has not changed is not written again
     saver = Saver(
         states,
         TrainingSchedule(evaluate_steps=1, evaluate_seconds=1.0, checkpoint_seconds=60.0),
         take=lambda: state,
-        progress=lambda: Progress(step=0, num_held_out=0, at_s=clock.monotonic()),
+        progress=lambda: Progress(step=next(steps), num_held_out=0, at_s=clock.monotonic()),
         metrics=metrics,
         clock=clock,
     )

@@ -6,7 +6,7 @@ different things. The `phase` of a command says what a rank is busy with meanwhi
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, TypeAlias
@@ -41,15 +41,9 @@ class GoOn:
     learner: Mapping[str, Any]
     uses: Mapping[str, int] | None
     """How often the draft was trained on each sample, of all ranks; None: as before."""
-    knows_stored: bool
-    """The draft may have learned from all that is stored now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Read traces: no other trainer does."""
-
-    phase: ClassVar[str] = ""
+    counted: Collection[str] | None
+    """The data folders whose samples `uses` counts: the draft may have learned from all that others store now. None: it has
+    learned from nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +101,7 @@ class End:
 
 
 WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
-Command: TypeAlias = Begin | WorkCommand | End
+Command: TypeAlias = WorkCommand | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

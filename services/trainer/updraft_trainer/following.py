@@ -5,9 +5,9 @@ Each rank trains on samples of its own replay and judges drafts on its own held-
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 
@@ -16,7 +16,6 @@ from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import checkpoint, memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.commands import (
-    Begin,
     Collect,
     Command,
     CommandChannel,
@@ -76,20 +75,19 @@ class Followers:
         """One of them was told to stop."""
 
     def each(self, count: int) -> int:
-        """The part of each rank, rank 0 too, in so many of all."""
-        return -(-count // self._ranks.size)
+        """See `Ranks.each`."""
+        return self._ranks.each(count)
 
     def busy(self, phase: str) -> None:
         """Rank 0 is, and sends no command meanwhile."""
         if self._watch is not None:
             self._watch.begin(phase)
 
-    def begin(self) -> None:
-        """Read traces."""
-        self._send(Begin())
-
-    def go_on(self, learner: Learner, *, uses: Mapping[str, int] | None = None, knows_stored: bool = False) -> None:
+    def go_on(
+        self, learner: Learner, *, uses: Mapping[str, int] | None = None, counted: Collection[str] | None = None
+    ) -> None:
         """Train the draft of this learner from now on; see `GoOn`."""
+        self.busy(GoOn.phase)
         if self._channel is None:
             return  # without a copy of the state
         network = learner.network
@@ -99,13 +97,16 @@ class Followers:
                 token_ids=network.token_ids.cpu(),
                 learner=learner.state_dict(),
                 uses=uses,
-                knows_stored=knows_stored,
+                counted=counted,
             )
         )
 
-    def take_step(self, samples: Sequence[Sample], uses: Mapping[str, int]) -> Drawn:
-        """Let them draw samples too. If any rank has drawn one, all ranks call `Learner.train` next."""
+    def take_step(self) -> None:
+        """Draw samples. Rank 0 draws too, and then calls `drawn`."""
         self._send(TakeStep())
+
+    def drawn(self, samples: Sequence[Sample], uses: Mapping[str, int]) -> Drawn:
+        """What all ranks have drawn, with the samples of rank 0. If there is any, all ranks call `Learner.train` next."""
         drawn = Drawn.by_all(self._ranks, samples, uses, is_stopping=False)
         self.are_stopping = drawn.num_stopping > 0
         return drawn
@@ -121,6 +122,7 @@ class Followers:
 
     def evidence(self, candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:
         """The evidence of all ranks; `own` computes that of rank 0 meanwhile. Raises Stopped if a rank was told to stop."""
+        self.busy(Estimate.phase)
         if self._channel is None:
             return [own()]
         self._send(Estimate(_packed(candidate)))
@@ -136,13 +138,13 @@ class Followers:
         self._send(Collect())
         learner.collect()
 
-    def uses(self) -> dict[str, int]:
-        """How often they trained on each of their samples."""
-        if self._channel is None:
-            return {}
+    def uses(self, own: Mapping[str, int]) -> dict[str, int]:
+        """How often all ranks together trained on each sample, `own` at rank 0."""
         self._send(ReportUses())
-        reports: list[Mapping[str, int]] = self._ranks.gather({})
-        return reduce(lambda all_, one: all_ | dict(one), reports, dict[str, int]())
+        total = Counter[str]()
+        for uses in self._ranks.gather(own):
+            total.update(uses)
+        return dict(total)
 
     def end(self) -> None:
         """End their processes."""
@@ -175,6 +177,7 @@ class Follower:
         judge: Judge,
         options: StepOptions,
         *,
+        folder_id: str,
         demand: DemandMeter,
         metrics: Metrics,
         clock: Clock,
@@ -183,6 +186,7 @@ class Follower:
         self._ranks = ranks
         self._channel = channel
         self._spec = spec
+        self._folder_id = folder_id
         self._replay = replay
         self._judge = judge
         self._options = options
@@ -209,8 +213,7 @@ class Follower:
         self._watch.begin(command.phase)
         if isinstance(command, End):
             return False
-        if not isinstance(command, Begin):
-            self._carry_out(command, stop)
+        self._carry_out(command, stop)
         return True
 
     def _carry_out(self, command: WorkCommand, stop: Stop) -> None:
@@ -240,8 +243,8 @@ class Follower:
         self.learner.load_state_dict(dict(command.learner))
         if command.uses is not None:
             self.history = TrainingHistory(uses=self._stored_uses(command.uses))
-        if command.knows_stored:
-            self.history.uses = dict.fromkeys(self._replay.training_ids(), 1)
+        if command.counted is not None and self._folder_id not in command.counted:
+            self.history.count_as_used(self._replay.training_ids())
 
     def _take_step(self, stop: Stop) -> None:
         options, start_s, learner = self._options, self._clock.monotonic(), self._the_learner()

@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 RANDOM, CLOSED_FORM = "random weights", "closed form"
 """Origins of drafts that come from no other draft."""
+
+FIRST_DRAFT = "a first draft"
+"""The phase of its vocabulary and its fit."""
 
 _WAIT_S = 0.5
 
@@ -87,8 +90,9 @@ class InitialState:
     rng: random.Random
     fit_s: float = 0.0
     """Time for a new draft's vocabulary and weights."""
-    knows_stored: bool = False
-    """It may have learned from all that is stored, at any rank."""
+    counted: Collection[str] | None = None
+    """The data folders whose samples `history` counts: the draft may have learned from all that others store. None: it has
+    learned from nothing else."""
     saved_s: float | None = None
     """Unix time of the saved state that holds it; None if there is none."""
 
@@ -108,13 +112,23 @@ def resume(state: State, spec: TrainerSpec) -> InitialState:
     rng = random.Random()
     rng.setstate(state.rng)
     logger.info("Resumed", extra={"step": learner.step, "samples": state.history.num_samples})
-    return InitialState(learner=learner, history=state.history, rng=rng, saved_s=state.taken_s)
+    return InitialState(
+        learner=learner, history=state.history, rng=rng, counted=state.history.folders, saved_s=state.taken_s
+    )
 
 
-async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop) -> InitialState | None:
+async def start(
+    spec: TrainerSpec,
+    registry: RegistryView,
+    replay: Replay,
+    stop: Stop,
+    *,
+    busy: Callable[[str], None] = lambda _: None,
+) -> InitialState | None:
     """Start from the registry's draft, or from new weights once there is some traffic; None if `stop` came first.
 
-    `registry.run` and intake must run at the same time. Conflict if the registry's drafts are for another target.
+    `busy` is told what is done as soon as there is no more to wait for. `registry.run` and intake must run at the same time.
+    Conflict if the registry's drafts are for another target.
     """
     while registry.state is None:
         if await stop.wait(_WAIT_S):
@@ -129,9 +143,12 @@ async def start(spec: TrainerSpec, registry: RegistryView, replay: Replay, stop:
     if version:
         learner = await _continue_draft(spec, registry, version, stop)
         rng = random.Random(spec.seed)
-        return InitialState(learner=learner, history=history, rng=rng, knows_stored=True) if learner else None
+        return InitialState(learner=learner, history=history, rng=rng, counted=()) if learner else None
     samples = await _first_samples(spec, registry, replay, stop)
-    return None if samples is None else await _new_draft(spec, registry, samples, history, stop)
+    if samples is None:
+        return None
+    busy(FIRST_DRAFT)
+    return await _new_draft(spec, registry, samples, history, stop)
 
 
 async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: int, stop: Stop) -> Learner | None:

@@ -28,6 +28,7 @@ from updraft_chassis.errors import (
 from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
+from updraft_trainer.commands import ReportUses
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -88,6 +89,8 @@ class Components:
     clock: Clock
     check: Callable[[], None]
     """Called before each part of long work, which it may end by an exception."""
+    folder_ids: Sequence[str] = ("",)
+    """Of the data folders of all ranks, in their order."""
     followers: Followers = field(default_factory=Followers)
 
 
@@ -106,7 +109,9 @@ class Trainer:
         self.learner = initial.learner
         self.history = initial.history
         self._rng = initial.rng
-        self._knows_stored = initial.knows_stored
+        self._counted = initial.counted
+        if initial.counted is not None and components.folder_ids[0] not in initial.counted:
+            self.history.count_as_used(components.replay.training_ids())
         self._components = components
         self._options = options
         self._identity = identity
@@ -145,7 +150,7 @@ class Trainer:
         """Train, evaluate, publish and save until `stop` here or at another rank, then save once more."""
         go_on = self._followers.go_on
         with suppress(Stopped):
-            await asyncio.to_thread(go_on, self.learner, uses=self.history.uses, knows_stored=self._knows_stored)
+            await asyncio.to_thread(go_on, self.learner, uses=self.history.uses, counted=self._counted)
             await self.saver.save_if_due()
             await self._run(stop)
         await self.saver.save()
@@ -184,6 +189,7 @@ class Trainer:
         """One optimizer step; false if every sample has been used `max_uses` times."""
         options, clock = self._options, self._components.clock
         start_s = clock.monotonic()
+        self._followers.take_step()
         with self._components.monitor.phase("data"):
             samples = self._components.replay.training_batch(
                 self.history.uses,
@@ -193,7 +199,7 @@ class Trainer:
                 num_waiting=self._num_judges,
             )
         with self._components.monitor.phase("all_reduce"):
-            drawn = self._followers.take_step(samples, self.history.uses)
+            drawn = self._followers.drawn(samples, self.history.uses)
         if not drawn.num_samples:
             self._components.demand.paused()
             return False
@@ -407,13 +413,14 @@ class Trainer:
     def _state(self) -> State:
         stored = set(self._components.replay.training_ids())
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
-        others = self._followers.uses()
+        uses = self._followers.uses(self.history.uses)
         self._followers.collect(self.learner)
+        self._followers.busy(ReportUses.phase)
         return State(
             identity=self._identity,
             token_ids=self.learner.network.token_ids,
             learner=self.learner.state_dict(),
-            history=replace(self.history, uses=self.history.uses | others),
+            history=replace(self.history, uses=uses, folders=list(self._components.folder_ids)),
             rng=self._rng.getstate(),
             config_digest=self._spec.config_digest,
             draft_config=self.learner.network.config,

@@ -56,7 +56,8 @@ class Metrics:
         self.phase_seconds = new.counter(
             "phase_seconds",
             "Time by phase of training: data, transfer (to the device), forward (with the loss), backward, all_reduce (with the"
-            " wait for slower ranks), optimizer, estimate, fit, save, publish, and waiting for requests to train on",
+            " wait for slower ranks), optimizer, estimate, fit, save, publish, and waiting for requests to train on. Ranks"
+            " other than 0 count what is within a step only",
             "phase",
         )
         self.ranks = new.gauge("ranks", "Processes that train together, by the device of this one", "device")

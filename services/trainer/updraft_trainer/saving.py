@@ -13,7 +13,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Exhausted
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.schedule import Progress, TrainingSchedule, is_save_due
-from updraft_trainer.states.state import State, States
+from updraft_trainer.states.state import State, States, TrainingHistory
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class Saver:
         self._saved = progress()
         self._duration_s = schedule.checkpoint_seconds / 2
         """From the start of the last save until it was durable. Before the first one, the longest that keeps the promise."""
+        self._written: tuple[int, TrainingHistory] | None = None
+        """The step and the history in the newest saved state."""
         self._saving: asyncio.Future[None] | None = None
         self._is_owed = False
         self._is_slow = False
@@ -63,8 +65,13 @@ class Saver:
     async def save(self) -> None:
         """Write everything durably that a restart needs, after a save that is under way."""
         await self.written()
-        otherwise = "the next start resumes from the last saved state"
-        await asyncio.to_thread(lambda: self._try_to_write(self._take(), self._progress(), otherwise))
+        await asyncio.to_thread(self._save_last)
+
+    def _save_last(self) -> None:
+        """Nothing is written if nothing has changed since the last save."""
+        progress, state = self._progress(), self._take()
+        if self._is_owed or self._written != (progress.step, state.history):
+            self._try_to_write(state, progress, "the next start resumes from the last saved state")
 
     async def written(self) -> None:
         """Return once no save is under way."""
@@ -93,6 +100,7 @@ class Saver:
 
     def _write(self, state: State, progress: Progress) -> None:
         self._states.save(state)
+        self._written = progress.step, state.history
         self._saved, self._duration_s = progress, self._clock.monotonic() - progress.at_s
         self._metrics.checkpoint_seconds.observe(self._duration_s)
         self.last_s = self._clock.now()

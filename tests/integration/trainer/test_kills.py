@@ -1,4 +1,7 @@
-"""A trainer that is killed at any step, any number of times, loses no trace, and its weights have each counted use once."""
+"""A trainer that is killed at any step, any number of times, loses no trace, and its weights have each counted use once.
+
+With one rank only: `test_ranks_process` kills one of two, at few moments.
+"""
 
 import json
 import sqlite3

@@ -1,9 +1,11 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from tests.support.clock import ManualClock
 from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
 from tests.support.wait import until
 
 from updraft_chassis import streams
@@ -16,7 +18,7 @@ KEY = streams.lease_key("default", "default")
 
 
 def lease(redis: Redis, holder: str, *, duration_s: float = 60.0, clock: ManualClock | None = None) -> Lease:
-    return Lease(redis, KEY, holder, duration_s=duration_s, clock=clock or SystemClock())
+    return Lease(redis, KEY, holder, holder_id=holder, duration_s=duration_s, clock=clock or SystemClock())
 
 
 async def test_one_of_two_holds_the_lease_until_it_releases_it(redis: Redis) -> None:
@@ -35,6 +37,60 @@ async def test_one_of_two_holds_the_lease_until_it_releases_it(redis: Redis) -> 
 async def test_the_same_holder_has_it_again_after_a_crash(redis: Redis) -> None:
     assert await lease(redis, "first").take() == "first"
     assert await lease(redis, "first").take() == "first"
+
+
+async def test_a_holder_with_another_name_is_known_by_its_id(redis: Redis) -> None:
+    renamed = Lease(redis, KEY, "renamed", holder_id="first", duration_s=60.0, clock=SystemClock())
+    assert await lease(redis, "first").take() == "first"
+    assert await renamed.take() == "renamed"
+    assert renamed.is_held
+    await renamed.release()
+    assert await lease(redis, "second").take() == "second"
+
+
+async def test_who_has_seen_a_holder_waits_through_an_outage_of_redis(short_tmp_path: Path) -> None:
+    with RedisServer(short_tmp_path, durable=True) as server:
+        async with streams.connect(server.url) as client:
+            assert isinstance(client, Redis)
+            first, attempts, stop = lease(client, "first"), list[bool](), Stop()
+            second = Lease(
+                client, KEY, "second", holder_id="2", duration_s=0.3, clock=SystemClock(), on_change=attempts.append
+            )
+            await first.take()
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(second.wait(stop))
+                await until(lambda: bool(attempts), what="a first try")
+                server.kill()
+                num_before = len(attempts)
+                await until(lambda: len(attempts) > num_before + 2, what="tries without Redis")
+                assert not waiting.done()
+                server.start()
+                num_before = len(attempts)
+                await until(lambda: len(attempts) > num_before + 2, what="tries with Redis again")
+                assert not waiting.done()
+                assert not second.was_taken
+                await first.release()
+                await until(waiting.done, what="the end of the wait")
+            assert second.was_taken
+
+
+async def test_a_lease_that_cannot_be_renewed_says_why_once(
+    short_tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer(short_tmp_path) as server:
+        async with streams.connect(server.url) as client:
+            assert isinstance(client, Redis)
+            clock = ManualClock()
+            first = lease(client, "first", clock=clock)
+            await first.take()
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await first.take()
+            clock.advance(61.0)
+            with pytest.raises(Unavailable, match="because it could not be renewed: Redis is unavailable"):
+                first.check()
+    assert caplog.text.count("Cannot take or renew the lease of first: Redis is unavailable") == 1
 
 
 async def test_a_holder_that_falls_silent_is_succeeded(redis: Redis) -> None:
@@ -93,9 +149,9 @@ async def test_without_redis_nobody_waits_and_nobody_may_act() -> None:
 
 async def test_who_waits_for_the_lease_ends_when_told_to_stop(redis: Redis) -> None:
     await lease(redis, "first").take()
-    second, stop = lease(redis, "second", duration_s=60.0), Stop()
+    stop = Stop()
     changes: list[bool] = []
-    second = Lease(redis, KEY, "second", duration_s=60.0, clock=SystemClock(), on_change=changes.append)
+    second = Lease(redis, KEY, "second", holder_id="2", duration_s=60.0, clock=SystemClock(), on_change=changes.append)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(second.wait(stop))
         await until(lambda: changes == [False], what="a first try")

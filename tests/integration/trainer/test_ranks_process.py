@@ -213,6 +213,30 @@ async def test_a_rank_that_hangs_is_named_and_training_goes_on_when_it_does(
     )
 
 
+async def test_a_rank_0_that_hangs_is_named_by_another_rank(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    await send(redis, traces, 0, 80)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port, STALL_SECONDS="12", MAX_USES="1") as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 0, timeout_s=120, what="training")
+        hanging = psutil.Process(trainer.pid_of(0))
+        hanging.suspend()
+        await until(lambda: "Training stalls: rank 1" in trainer.log(), what="a line about the stall")
+        hanging.resume()
+        trainer.stop()
+    sentence = next(line for line in trainer.log().splitlines() if "Training stalls: rank 1" in line)
+    assert re.search(r"waits for rank 0, which has not been heard of for 1\d s", sentence)
+
+
+async def test_a_rank_that_is_told_to_stop_before_the_first_draft_ends_all_ranks(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await until(lambda: trainer.metric("registry_up") == 1, timeout_s=120, what="rank 0's wait for traces")
+        psutil.Process(trainer.pid_of(1)).terminate()
+        assert trainer.wait() == 0
+
+
 async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_later(
     short_tmp_path: Path, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:

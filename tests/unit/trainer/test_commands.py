@@ -6,7 +6,7 @@ from torch import Tensor
 
 from updraft_artifacts.rope import Rope
 from updraft_draft.config import DraftConfig
-from updraft_trainer.commands import Begin, Command, CommandChannel, DraftTensors, End, Estimate, GoOn, SetBaseline
+from updraft_trainer.commands import Command, CommandChannel, DraftTensors, End, Estimate, GoOn, SetBaseline
 from updraft_trainer.coordination.ranks import Ranks
 
 CONFIG = DraftConfig(
@@ -50,13 +50,12 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
         "param_groups": [{"lr": 0.1}],
     }
     sent: list[Command] = [
-        Begin(),
         GoOn(
             config=CONFIG,
             token_ids=torch.arange(16),
             learner={"network": tensors, "optimizer": moments, "step": 9},
             uses={"a": 2},
-            knows_stored=False,
+            counted=["a folder"],
         ),
         SetBaseline(0, None),
         Estimate(DraftTensors(config=CONFIG, tensors=tensors)),
@@ -64,11 +63,11 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
     ]
     of_leader, *of_others = run_ranks(received, sent, size=3)
     assert of_leader == []
-    for begin, go_on, baseline, estimate in of_others:
-        assert (begin, baseline) == (Begin(), SetBaseline(0, None))
+    for go_on, baseline, estimate in of_others:
+        assert baseline == SetBaseline(0, None)
         assert isinstance(go_on, GoOn)
         assert isinstance(estimate, Estimate)
-        assert (go_on.config, go_on.uses) == (CONFIG, {"a": 2})
+        assert (go_on.config, go_on.uses, go_on.counted) == (CONFIG, {"a": 2}, ["a folder"])
         for name, tensor in tensors.items():
             for copy in (go_on.learner["network"][name], estimate.draft.tensors[name]):
                 assert copy.dtype == tensor.dtype

@@ -173,6 +173,14 @@ async def test_a_full_disk_is_counted_and_the_state_before_is_loaded_until_there
     assert state.learner["step"] == 3
 
 
+async def test_a_stop_right_after_a_save_does_not_write_the_same_state_again(tmp_path: Path) -> None:
+    learning = Learning(SlowStates(tmp_path), step_s=1.0, save_s=1e9, copy_s=0.0)
+    learning.states.may_end.set()
+    await learning.saver.save()
+    await learning.saver.save()
+    assert learning.num_saved() == 1
+
+
 async def test_a_stop_saves_the_last_step_after_a_save_that_is_under_way(tmp_path: Path) -> None:
     learning = Learning(SlowStates(tmp_path), step_s=1.0, save_s=1e9, copy_s=0.0)
     while learning.ends_s is None:

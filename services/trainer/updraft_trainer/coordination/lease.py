@@ -1,9 +1,9 @@
 """A lease in Redis: of several processes that could do some work, one does it, and another one goes on if it dies.
 
-The holder renews the lease; if it falls silent, the lease runs out and whoever asks next has it. A holder that was paused
-meanwhile knows by its own clock that it may not act any more: `check` before an effect that two holders must not have. Redis
-away means the same. Rejected: a lock on a file, which two machines do not share; the registry as the place, because it is away
-more often than Redis where training could go on.
+The holder renews the lease. If it stops renewing, the lease runs out, and the next process that asks for it gets it. A holder
+that was paused meanwhile knows by its own clock that it may not act any more: `check` before an effect that two holders must
+not have. The same holds while Redis is away. Rejected: a lock on a file, which two machines do not share; the registry as the
+place, because it is away more often than Redis where training could go on.
 """
 
 import logging
@@ -19,30 +19,39 @@ logger = logging.getLogger(__name__)
 RENEWALS = 6
 """Per lease, so that a few may fail."""
 
-# PEXPIRE, because a Redis that is full rejects SET.
+# The value is the holder's id, a space and its name. PEXPIRE, because a Redis that is full rejects SET.
 _TAKE = """
-local holder = redis.call('GET', KEYS[1])
-if holder == ARGV[1] then
-    redis.call('PEXPIRE', KEYS[1], ARGV[2])
-elseif not holder then
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-    holder = ARGV[1]
+local value = redis.call('GET', KEYS[1])
+if not value then
+    redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'PX', ARGV[3])
+elseif string.find(value, ARGV[1] .. ' ', 1, true) == 1 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+else
+    return value
 end
-return holder
+return ''
 """
 
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+_RELEASE = """
+local value = redis.call('GET', KEYS[1])
+if value and string.find(value, ARGV[1] .. ' ', 1, true) == 1 then redis.call('DEL', KEYS[1]) end
+"""
 
 
 class Lease:
-    """The lease `key` for `holder`, who has it for `duration_s` after each renewal. `on_change` is told whether it has."""
+    """The lease `key` for a holder, who has it for `duration_s` after each renewal.
 
-    def __init__(
+    `holder_id` has no space; two processes with the same one are the same holder. `holder` is its name in messages. `on_change`
+    is told after each attempt whether this process has the lease.
+    """
+
+    def __init__(  # noqa: PLR0913 - a holder has an id and a name
         self,
         client: Client,
         key: str,
         holder: str,
         *,
+        holder_id: str,
         duration_s: float,
         clock: Clock,
         on_change: Callable[[bool], None] = lambda _: None,
@@ -50,10 +59,15 @@ class Lease:
         self._client = client
         self._key = key
         self._holder = holder
+        self._holder_id = holder_id
         self._duration_s = duration_s
         self._clock = clock
         self._on_change = on_change
         self._until_s = float("-inf")
+        self._error: UpdraftError | None = None
+        """Why the last attempt failed."""
+        self.was_taken = False
+        """Whether this process has ever had it, so that no other holder was there."""
 
     @property
     def is_held(self) -> bool:
@@ -63,34 +77,53 @@ class Lease:
     def check(self) -> None:
         """Unavailable if the lease is not held."""
         if not self.is_held:
-            raise Unavailable(
-                f"the lease of {self._holder} has run out, because Redis was away or this process was paused"
-            )
+            reason = "this process was paused" if self._error is None else f"it could not be renewed: {self._error}"
+            raise Unavailable(f"the lease of {self._holder} has run out, because {reason}")
 
     async def take(self) -> str:
-        """Take or renew it if nobody else has it; return who has it. Unavailable if Redis is unreachable."""
-        asked_s = self._clock.monotonic()
-        with redis_errors():
-            holder = await self._client.eval(_TAKE, 1, self._key, self._holder, int(1000 * self._duration_s))
-        name = str(holder, "utf-8")
-        self._until_s = asked_s + self._duration_s if name == self._holder else float("-inf")
+        """Take or renew it if nobody else has it; return who has it. UpdraftError if Redis does not say."""
+        asked_s, milliseconds = self._clock.monotonic(), int(1000 * self._duration_s)
+        try:
+            with redis_errors():
+                value = await self._client.eval(_TAKE, 1, self._key, self._holder_id, self._holder, milliseconds)
+        except UpdraftError as error:
+            self._failed(error)
+            raise
+        if self._error is not None:
+            logger.info("Redis answers again about the lease of %s", self._holder)
+        other = str(value, "utf-8").partition(" ")[2]
+        self._error = None
+        self._until_s = float("-inf") if other else asked_s + self._duration_s
+        self.was_taken = self.was_taken or not other
         self._on_change(self.is_held)
-        return name
+        return other or self._holder
+
+    def _failed(self, error: UpdraftError) -> None:
+        """Log the first of several failures."""
+        if self._error is None:
+            logger.warning("Cannot take or renew the lease of %s: %s", self._holder, error)
+        self._error = error
+        self._on_change(self.is_held)
 
     async def wait(self, stop: Stop) -> None:
-        """Return when it is held, when Redis is unreachable, so that nobody knows, or after `stop`."""
-        seen = self._holder
+        """Return when it is held or after `stop`; also if Redis is unavailable and has named no other holder.
+
+        Once another holder was seen, an outage of Redis says nothing about it, so the wait goes on. It does too after any other
+        error, such as that of a full Redis.
+        """
+        other = ""
         while not stop.requested:
             try:
                 holder = await self.take()
-            except UpdraftError:
-                return
-            if holder == self._holder:
-                return
-            if holder != seen:
-                facts = {"holder": holder, "waits_for_at_most_s": self._duration_s}
-                logger.warning("%s waits until %s ends, which does the same work", self._holder, holder, extra=facts)
-                seen = holder
+            except UpdraftError as error:
+                if isinstance(error, Unavailable) and not other:
+                    return
+            else:
+                if holder == self._holder:
+                    return
+                if holder != other:
+                    logger.warning("%s waits until %s ends, which does the same work", self._holder, holder)
+                    other = holder
             await stop.wait(self._duration_s / RENEWALS)
 
     async def hold(self, stop: Stop) -> None:
@@ -99,8 +132,7 @@ class Lease:
             try:
                 holder = await self.take()
             except UpdraftError:
-                self._on_change(self.is_held)
-                continue
+                continue  # it was logged
             if holder != self._holder:
                 raise Conflict(f"{holder} does the work of {self._holder} now, whose lease had run out")
 
@@ -108,4 +140,4 @@ class Lease:
         """Let the next one have it at once. Unavailable if Redis is unreachable."""
         self._until_s = float("-inf")
         with redis_errors():
-            await self._client.eval(_RELEASE, 1, self._key, self._holder)
+            await self._client.eval(_RELEASE, 1, self._key, self._holder_id)

@@ -33,6 +33,9 @@ BUCKET_BYTES = 1024**2
 """Small tensors are exchanged together in flat buckets of at most this size, larger ones in place: copies of them would cost
 more than the calls that they save."""
 
+_LOST = re.compile(r"connection|timed? ?out|broken pipe|socket|peer", re.IGNORECASE)
+"""In gloo's errors about another process, which have no class of their own. NCCL's have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -48,6 +51,16 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this rank decides, publishes and saves."""
         return self.rank == 0
+
+    def each(self, count: int) -> int:
+        """The part of each rank in so many of all, rounded up."""
+        return -(-count // self.size)
+
+    def check_agreement(self, facts: Mapping[str, str]) -> None:
+        """Conflict everywhere if a rank has other facts, by their names, than rank 0. The sentence names the rank."""
+        everyone = self.gather(facts)
+        if sentence := self.share(_disagreement(everyone) if self.leads else ""):
+            raise Conflict(sentence)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, the same bits everywhere."""
@@ -98,7 +111,7 @@ class Ranks:
 
     @contextmanager
     def unbroken(self) -> Iterator[None]:
-        """Raise Unavailable if another rank is gone or does not answer in time."""
+        """Raise Unavailable if another rank is gone or does not answer in time, or if a collective operation fails."""
         try:
             with self.waiting():
                 yield
@@ -107,12 +120,14 @@ class Ranks:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise self._broken(error) from error  # gloo has no error class of its own
+            raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> Unavailable:
-        return Unavailable(
-            f"rank {self.rank} of {self.size} has lost another rank, and ends to be restarted: {_reason(error)}"
-        )
+        is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
+        reason = f"has lost another rank, and ends to be restarted: {_reason(error)}"
+        if not is_lost:
+            reason = f"ends to be restarted, because a collective operation failed: {_reason(error)}"
+        return Unavailable(f"rank {self.rank} of {self.size} {reason}")
 
 
 ALONE = Ranks()
@@ -194,6 +209,19 @@ def buckets(tensors: Sequence[Tensor], limit_bytes: int = BUCKET_BYTES) -> Itera
             group.clear()
         group.append(tensor)
     yield from groups.values()
+
+
+def _disagreement(everyone: Sequence[Mapping[str, str]]) -> str:
+    """A sentence on the first difference from rank 0; empty if there is none."""
+    expected = everyone[0]
+    for rank, facts in enumerate(everyone):
+        for name, value in facts.items():
+            if value != expected[name]:
+                return (
+                    f"rank {rank} has the {name} {value}, but rank 0 has {expected[name]}; all ranks need the same model and"
+                    " settings"
+                )
+    return ""
 
 
 def _sum(bucket: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from updraft_chassis.clock import Clock
 
 SILENT_S = 10.0
-"""Without a new note for so long, a rank is taken for one that hangs: it posts one every two seconds."""
+"""Without a new notice for so long, a rank is taken for one that hangs: it posts one every two seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,17 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """Another rank's phase when it last posted a note, and the seconds since then."""
+    """Another rank's phase in its last notice, and the seconds since then."""
 
     rank: int
     phase: Phase
     silent_s: float
+
+    @property
+    def holds_up_s(self) -> float:
+        """For how long others may have waited for it: since its last notice, or since it is busy alone."""
+        is_alone = bool(self.phase.name) and not self.phase.is_waiting
+        return max(self.silent_s, self.phase.for_s if is_alone else 0.0)
 
     def __str__(self) -> str:
         if self.silent_s > SILENT_S:
@@ -75,13 +81,22 @@ class StallLog:
         self._next_s = limit_s
 
     def sentence(self, rank: int, phase: Phase, others: Sequence[Seen]) -> str:
-        """What to say now; empty if nothing."""
-        if phase.for_s < self._limit_s:
-            self._next_s = self._limit_s
-        if not phase.name or phase.for_s < self._next_s:
+        """What to say now; empty if nothing. A rank that is idle waits for rank 0."""
+        leader = next((other for other in others if other.rank == 0), None)
+        lasts_s = phase.for_s if phase.name or leader is None else leader.holds_up_s
+        if not self._is_due(lasts_s):
             return ""
-        while self._next_s <= phase.for_s:
-            self._next_s *= 2
+        if not phase.name:
+            return f"rank {rank} is idle, and waits for {leader}"
         busy = f"rank {rank} has been busy with {phase.name} for {phase.for_s:.0f} s"
         waits_for = [str(other) for other in others if not other.phase.is_waiting or other.silent_s > SILENT_S]
         return f"{busy}, and waits for {'; '.join(waits_for) or 'other ranks'}" if phase.is_waiting else busy
+
+    def _is_due(self, lasts_s: float) -> bool:
+        if lasts_s < self._limit_s:
+            self._next_s = self._limit_s
+        if lasts_s < self._next_s:
+            return False
+        while self._next_s <= lasts_s:
+            self._next_s *= 2
+        return True

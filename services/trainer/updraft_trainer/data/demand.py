@@ -128,10 +128,20 @@ class IntakeSpeed:
 class DemandMeter:
     """Measures training, and looks into replay. Thread-safe, so that the demand is stated while training is busy."""
 
-    def __init__(self, replay: Replay, limits: ReplayLimits, *, num_held_out: int, max_uses: int) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        limits: ReplayLimits,
+        *,
+        num_held_out: int,
+        max_uses: int,
+        num_fitted: int = FITTED_SAMPLES,
+    ) -> None:
+        """`num_held_out`, `num_fitted`: requests that this rank needs to judge drafts, and to fit them in closed form."""
         self._replay = replay
         self._limits = limits
         self._num_held_out = num_held_out
+        self._num_fitted = num_fitted
         self._max_uses = max_uses
         self._tokens = self._seconds = 0.0
         self._since_s: float | None = None
@@ -177,7 +187,7 @@ class DemandMeter:
         return ReplayFill(
             num_training=training[0],
             num_held_out=held_out[0],
-            wanted_training=wanted_that_fit(FITTED_SAMPLES, training, limits.window_bytes + limits.reservoir_bytes),
+            wanted_training=wanted_that_fit(self._num_fitted, training, limits.window_bytes + limits.reservoir_bytes),
             wanted_held_out=wanted_that_fit(self._num_held_out, held_out, limits.evaluation_bytes),
         )
 

@@ -139,6 +139,10 @@ class Intake:
                 self._set_up(is_up=True)
                 backoff.reset()
 
+    def wait(self, reason: str) -> None:
+        """Log and show that nothing is read before `run`."""
+        self._set_up(is_up=False, reason=reason)
+
     async def storable(self, max_bytes: int) -> float:
         """Captured tokens per second that this shard can take, with a stream of `max_bytes`. May be called at any time.
         Unavailable if Redis is unreachable."""

@@ -10,7 +10,7 @@ and does not depend on their number.
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -56,6 +56,8 @@ class TrainingHistory:
     """Distinct samples trained on so far."""
     first_trace_id: str = ""
     last_trace_id: str = ""
+    folders: list[str] = field(default_factory=list)
+    """Ids of the data folders whose samples `uses` counts: those of the ranks that were there at the last save."""
     origin: str = ""
     """Where training started, in words."""
     sent_digests: list[str] = field(default_factory=list)
@@ -68,6 +70,11 @@ class TrainingHistory:
             self.num_samples += 1
             self.first_trace_id = self.first_trace_id or trace_id
             self.last_trace_id = trace_id
+
+    def count_as_used(self, trace_ids: Iterable[str]) -> None:
+        """The draft may have learned from these samples; nobody knows how often."""
+        for trace_id in trace_ids:
+            self.uses.setdefault(trace_id, 1)
 
     def add_sent(self, tensors_digest: str) -> None:
         """Record a candidate that the registry has responded to, so that it is not sent again."""
@@ -190,6 +197,8 @@ class States:
             rmtree(part, ignore_errors=True)
 
     def _add(self, part: Path, saved: SavedState) -> Path:
+        if self.path(saved).exists():  # damaged, and now received from another rank
+            self._remove(saved)
         path = part.rename(self.path(saved))
         sync(self._folder)
         intact = [one for one in self._saved() if one not in self._damaged]

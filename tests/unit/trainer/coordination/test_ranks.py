@@ -60,6 +60,27 @@ def test_a_rank_that_leaves_ends_the_others_at_once() -> None:
     assert message.startswith("rank 0 of 2 has lost another rank, and ends to be restarted: ")
 
 
+def _disagreeing(ranks: Ranks, seeds: list[str]) -> str:
+    try:
+        ranks.check_agreement({"model": "sha256:m", "seed": seeds[ranks.rank]})
+    except Conflict as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_with_other_settings_are_named_everywhere() -> None:
+    sentence = "rank 1 has the seed 8, but rank 0 has 7; all ranks need the same model and settings"
+    assert run_ranks(_disagreeing, ["7", "8"]) == [sentence, sentence]
+    ALONE.check_agreement({"seed": "7"})
+
+
+def test_an_error_of_a_collective_that_is_not_about_another_rank_does_not_say_so() -> None:
+    with pytest.raises(Unavailable, match="because a collective operation failed: invalid shape"), ALONE.unbroken():
+        raise RuntimeError("invalid shape")
+    with pytest.raises(Unavailable, match="has lost another rank"), ALONE.unbroken():
+        raise RuntimeError("[/pytorch/third_party/gloo/pair.cc:548] Connection closed by peer [127.0.0.1]:1")
+
+
 def test_one_process_needs_no_others() -> None:
     tensor = torch.ones(2)
     with joined({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, torch.device("cpu")) as ranks:

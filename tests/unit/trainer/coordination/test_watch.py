@@ -47,6 +47,22 @@ def test_a_stall_names_the_rank_its_phase_and_the_ranks_that_it_waits_for() -> N
     assert StallLog(LIMIT_S).sentence(1, computing, others) == "rank 1 has been busy with an estimate for 66 s"
 
 
+def test_an_idle_rank_reports_a_rank_0_that_hangs_and_says_nothing_while_that_one_works() -> None:
+    log, idle = StallLog(LIMIT_S), Phase()
+    assert log.sentence(1, idle, []) == ""
+    assert log.sentence(1, idle, [seen(0, "")]) == ""
+    assert log.sentence(1, idle, [seen(0, is_waiting=True)]) == "", "it waits for a rank itself"
+    assert log.sentence(1, idle, [seen(0, "", silent_s=61.0)]) == (
+        "rank 1 is idle, and waits for rank 0, which has not been heard of for 61 s"
+    )
+    assert log.sentence(1, idle, [seen(0, "", silent_s=100.0)]) == "", "said once until it has lasted twice as long"
+    assert log.sentence(1, idle, [seen(0, "")]) == ""
+    assert log.sentence(1, idle, [seen(0, "a fit")]) == (
+        "rank 1 is idle, and waits for rank 0, which has been busy with a fit for 65 s"
+    )
+    assert StallLog(LIMIT_S).sentence(1, idle, [seen(2, "", silent_s=61.0)]) == "", "it does not wait for that one"
+
+
 def test_a_stall_is_said_again_when_it_has_lasted_twice_as_long() -> None:
     log = StallLog(LIMIT_S)
     times = [61, 100, 121, 200, 239, 241, 5, 61]

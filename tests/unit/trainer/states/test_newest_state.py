@@ -1,5 +1,6 @@
 """Whoever leads goes on from the newest intact state of all ranks."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,16 @@ def test_a_rank_whose_states_are_all_damaged_stops_nobody_who_has_another(tmp_pa
     (first, _), _ = run_ranks(_loaded, tmp_path)
     assert first is not None
     assert first.learner["step"] == 10
+
+
+def test_a_damaged_copy_of_the_newest_state_is_replaced_by_that_of_another_rank(tmp_path: Path) -> None:
+    saved(tmp_path / "0", 1, 2)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    for file in (tmp_path / "0").glob("state-00000002-*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    (first, _), _ = run_ranks(_loaded, tmp_path)
+    assert first is not None
+    assert first.learner["step"] == 2
 
 
 def test_states_of_another_target_end_all_ranks_with_the_same_sentence(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""A rank that follows counts what its own samples have taught the draft, also when it was away for a while."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from tests.support.clock import ManualClock
+from tests.support.states import IDENTITY
+from tests.support.traces import TraceMaker
+
+from updraft_artifacts.draft_shape import ShapeChoice
+from updraft_chassis.lifecycle import Stop
+from updraft_draft.target_weights import read_head
+from updraft_trainer.commands import Command, CommandChannel, GoOn
+from updraft_trainer.coordination.ranks import ALONE
+from updraft_trainer.coordination.watch import Watch
+from updraft_trainer.data.demand import DemandMeter
+from updraft_trainer.data.replay import IncomingTrace, Replay
+from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.sample import read_sample
+from updraft_trainer.following import Follower, StepOptions
+from updraft_trainer.initial_state import TrainerSpec, resume
+from updraft_trainer.learning.learner import Hyperparameters
+from updraft_trainer.metrics import Metrics
+from updraft_trainer.publishing.evaluator import Judge
+from updraft_trainer.states.state import State, States, TrainingHistory
+
+
+class OneCommand(CommandChannel):
+    """Sends one command."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+
+    def receive(self) -> Command:
+        return self._command
+
+
+def spec_of(target: Path) -> TrainerSpec:
+    return TrainerSpec(
+        target=read_head(target),
+        target_fingerprint="sha256:t",
+        hyper=Hyperparameters(),
+        shape=ShapeChoice(draft_vocab_size=64),
+        first_samples=1,
+        seed=0,
+    )
+
+
+@contextmanager
+def stored(target: Path, folder: Path, num_traces: int) -> Iterator[Replay]:
+    maker, limits = TraceMaker(target), ReplayLimits.of(1 << 20)
+    with Replay.open(folder, limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+        for data in map(maker.data, range(num_traces)):
+            replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
+        yield replay
+
+
+def follower(spec: TrainerSpec, replay: Replay, command: Command, folder_id: str) -> Follower:
+    clock = ManualClock()
+    return Follower(
+        ALONE,
+        OneCommand(command),
+        spec,
+        replay,
+        Judge(replay, num_samples=4, lookahead=3),
+        StepOptions(batch_tokens=None, max_uses=4, num_waiting=2),
+        folder_id=folder_id,
+        demand=DemandMeter(replay, ReplayLimits.of(1 << 20), num_held_out=4, max_uses=4),
+        metrics=Metrics(CollectorRegistry()),
+        clock=clock,
+        watch=Watch(clock),
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder_id", "is_counted"),
+    [pytest.param("was-there", True, id="it was there"), pytest.param("was-away", False, id="it was away")],
+)
+def test_a_rank_that_was_away_when_the_state_was_saved_counts_all_that_it_stores_as_used(
+    tiny_target: Path, tmp_path: Path, folder_id: str, *, is_counted: bool
+) -> None:
+    spec = spec_of(tiny_target)
+    with stored(tiny_target, tmp_path / "replay", 3) as replay:
+        first, *others = replay.training_ids()
+        learner = spec.learner(torch.arange(64))
+        state = State(
+            identity=IDENTITY,
+            token_ids=learner.network.token_ids,
+            learner=learner.state_dict(),
+            history=TrainingHistory(uses={first: 3, "elsewhere": 1}, folders=["leads", "was-there"]),
+            rng=random.Random(0).getstate(),
+            config_digest=spec.config_digest,
+            draft_config=learner.network.config,
+        )
+        States(tmp_path / "states").save(state)
+        saved = States(tmp_path / "states").load(IDENTITY)
+        assert saved is not None
+        initial = resume(saved, spec)
+        command = GoOn(
+            config=initial.learner.network.config,
+            token_ids=initial.learner.network.token_ids,
+            learner=initial.learner.state_dict(),
+            uses=initial.history.uses,
+            counted=initial.counted,
+        )
+        rank = follower(spec, replay, command, folder_id)
+        assert rank.obey(Stop())
+        assert rank.history.uses == {first: 3} | ({} if is_counted else dict.fromkeys(others, 1))
