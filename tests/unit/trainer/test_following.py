@@ -96,6 +96,7 @@ def test_a_rank_that_was_away_when_the_state_was_saved_counts_all_that_it_stores
             rng=random.Random(0).getstate(),
             config_digest=spec.config_digest,
             draft_config=learner.network.config,
+            taken_s=0.0,
         )
         States(tmp_path / "states").save(state)
         saved = States(tmp_path / "states").load(IDENTITY)
