@@ -17,8 +17,8 @@ from updraft_operator.manifests.manifest import Manifest, manifest
 PORT = 29400
 """Where the pods meet, at the first one. Ranks then talk on ports that gloo and NCCL choose."""
 
-ADDRESS = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-"""The pod's address. Its host name is the node's on the network of the host, and others need not know that."""
+POD_NAME = "UPDRAFT_TRAINER_POD_NAME"
+"""Variable with the pod's name. Its host name is the node's on the network of the host, and others need not know that."""
 
 
 class Kind(StrEnum):
@@ -70,7 +70,9 @@ def arguments(owner: AdaptiveSpeculator, kind: Kind) -> list[str]:
     return [
         *("ranks", "--nodes", str(trainer.nodes), "--ranks-per-node", str(trainer.ranks_per_pod)),
         *("--endpoint", endpoint(owner, kind), "--id", owner.metadata.uid or owner.metadata.name),
-        *("--address", f"$({ADDRESS['name']})"),
+        # A name, because torchrun numbers the pods in the order of their addresses, and an IP address changes with the pod:
+        # if another pod gets rank 0, torch 2.13 sends the former one to its own old store, and the ranks never meet.
+        *("--address", f"$({POD_NAME}).{workload(owner.metadata.name, kind)}"),
     ]
 
 

@@ -70,7 +70,6 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
             _consumer(owner, kind),
-            *([] if kind is Kind.DEPLOYMENT else [ranks.ADDRESS]),
             *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *([pod.SHM_MOUNT] if shares_memory else []), *target.mounts],
@@ -93,10 +92,9 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
 
 def _consumer(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:
     """The consumer's name outlives the pod, so that its pending traces are delivered to it again."""
-    variable = "UPDRAFT_TRAINER_POD_NAME"
     if kind is Kind.DEPLOYMENT:
-        return {"name": variable, "value": names.child(owner.metadata.name, names.TRAINER)}
-    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+        return {"name": ranks.POD_NAME, "value": names.child(owner.metadata.name, names.TRAINER)}
+    return {"name": ranks.POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
 
 
 def _process(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:

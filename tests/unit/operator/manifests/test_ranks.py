@@ -90,14 +90,12 @@ def _launch(spec: dict[str, Any], kind: Kind = Kind.STATEFUL_SET) -> Launch:
 
 def test_the_program_reads_the_arguments_that_its_pods_get() -> None:
     assert _launch(GPUS) == Launch(
-        num_nodes=2, ranks_per_node=4, endpoint="qwen-trainer-0.qwen-trainer:29400", id=UID, address="$(POD_IP)"
+        num_nodes=2,
+        ranks_per_node=4,
+        endpoint="qwen-trainer-0.qwen-trainer:29400",
+        id=UID,
+        address="$(UPDRAFT_TRAINER_POD_NAME).qwen-trainer",
     )
-
-
-def test_others_reach_a_pod_by_its_address_whatever_its_host_name_is() -> None:
-    assert named(container(pod(TWO), "trainer")["env"])["POD_IP"]["valueFrom"] == {
-        "fieldRef": {"fieldPath": "status.podIP"}
-    }
 
 
 @pytest.mark.parametrize("spec", [TWO, {}])
