@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.sglang import build
 from tests.sglang.models import cycle, cycle_draft, write_cycle_target
-from tests.sglang.plugin_agent import Agent, Seen, Teacher, listening
 from tests.sglang.server import Server, eagle3
+from tests.support.tap_agent import Agent, Seen, Teacher, listening
 from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB, make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 from torch import Tensor

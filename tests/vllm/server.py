@@ -47,6 +47,7 @@ class Server:
     """A vLLM that answers at `url`."""
 
     def __init__(self, url: str, log: Path) -> None:
+        self.url = url
         self._http = httpx.Client(base_url=url, timeout=_ANSWER_S)
         self._log = log
 

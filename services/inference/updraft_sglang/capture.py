@@ -101,14 +101,14 @@ class CaptureHooks:
         batch_size, captured = len(forward.batch.seq_lens), forward.captured
         if batch_size != captured.batch_size:
             raise ValueError(f"{captured.batch_size} requests do not fit {batch_size} sequences")
-        tokens_N = verify_input.draft_token
-        forward.rows = steps.even_rows(captured, len(tokens_N) // batch_size)
+        tokens_M = verify_input.draft_token
+        forward.rows = steps.even_rows(captured, len(tokens_M) // batch_size)
         return steps.collect_step_rows(
             forward.rows,
-            tokens_N=tokens_N,
+            tokens_M=tokens_M,
             positions_S=chosen(forward.batch.seq_lens, captured.places),
             logits_NV=logits_output.next_token_logits,
-            aux_MH=_states(logits_output),
+            states=(_states(logits_output),),
             top_k=self._top_k,
         )
 
@@ -139,8 +139,7 @@ class CaptureHooks:
         rows = prefills.collect_prefill_rows(
             spans,
             logits_BV=logits_output.next_token_logits,
-            aux_NH=_states(logits_output),
-            batch_size=len(batch.reqs),
+            states=(_states(logits_output),),
             top_k=self._top_k,
         )
         self._channel.offer(StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))

@@ -1,8 +1,9 @@
 """Sends messages to the agent: a thread, a Unix socket that the agent listens on, and a bounded queue.
 
-The scheduler never waits: a full queue drops and counts. Encoding, waiting for the GPU and sending happen on the thread.
-While no agent is connected `is_open` is false and the hooks do nothing. The thread is a daemon, so it never delays the
-server's exit. An agent that is already connected to another server refuses this one, which then retries slowly.
+The engine never waits: a full queue drops and counts. The agent may send messages too, which `take` gets on the thread.
+Encoding, waiting for the GPU and sending happen on the thread. While no agent is connected `is_open` is false and the hooks
+do nothing. The thread is a daemon, so it never delays the server's exit. An agent that is already connected to another server
+refuses this one, which then retries slowly.
 """
 
 import logging
@@ -12,6 +13,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _MAX_MESSAGES = 1024
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 5.0
-_IDLE_S = 1.0
-"""How often an idle thread checks whether the agent has disconnected."""
+_IDLE_S = 0.2
+"""How often an idle thread checks whether the agent has sent something or disconnected."""
 _STUCK_S = 60.0
 """An agent that reads nothing for this long is considered gone."""
 _FAILURES = 10
@@ -41,11 +43,26 @@ class PendingMessage(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    header: Mapping[str, Any]
+    num_bytes: int = 0
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return dict(self.header), {}
+
+
 class Channel:
     """Sends queued messages while an agent is connected. `hello` is called at the start of each connection."""
 
     def __init__(
-        self, *, path: str, queue_bytes: int, hello: Callable[[], Mapping[str, Any]], problem: str = ""
+        self,
+        *,
+        path: str,
+        queue_bytes: int,
+        hello: Callable[[], Mapping[str, Any]],
+        problem: str = "",
+        take: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.is_open = False
         self.problem = problem
@@ -53,6 +70,7 @@ class Channel:
         self._path = path
         self._queue_bytes = queue_bytes
         self._hello = hello
+        self._take = take
         self._id = ""
         """Identifies the process that starts this channel. Process ids are reused, and two containers may have equal ones."""
         self._queue: deque[PendingMessage] = deque()
@@ -83,6 +101,15 @@ class Channel:
                 return
             self._queue.append(item)
             self._held_bytes += item.num_bytes
+            self._change.notify()
+
+    def reply(self, header: Mapping[str, Any]) -> None:
+        """Queue a message even if the queue is full. All that was offered before it comes before it, or is in its `dropped`.
+
+        Without an agent it is lost; the next hello has its state.
+        """
+        with self._change:
+            self._queue.append(_Reply(header))
             self._change.notify()
 
     def failed(self, error: Exception) -> None:
@@ -131,21 +158,32 @@ class Channel:
             problem = self.problem
             hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
             agent.sendall(b"".join(wire.encode(hello)))
-            refusal = _answer(agent)
+            answer = _frame(agent)
+            refusal = _refusal(answer)
             if not refusal:
+                self._obey(answer)  # each connection begins with it, so that nothing holds of the one before
                 self._talk(agent, problem)
             return refusal
 
     def _talk(self, agent: socket.socket, problem: str) -> None:
-        """Send until the agent disconnects, this channel stops, or capture ends."""
+        """Send and take until the agent disconnects, this channel stops, or capture ends."""
         log.info("Updraft %s", f"captures nothing: {problem}" if problem else "captures")
         self.is_open = not problem
         while not self._stopping.is_set() and self.problem == problem:
             item = self._next()
             if item is not None:
                 self._pass_on(agent, item)
-            elif _has_hung_up(agent):
-                return
+            if _has_input(agent):
+                if self._take is None:
+                    return  # an agent that sends nothing has hung up
+                self._obey(_frame(agent))
+
+    def _obey(self, message: Mapping[str, Any]) -> None:
+        try:
+            if self._take is not None:
+                self._take(message)
+        except Exception as error:  # noqa: BLE001  (no error of ours may end the thread)
+            log.error("Updraft cannot obey its agent: %s: %s", type(error).__name__, error)
 
     def _next(self) -> PendingMessage | None:
         with self._change:
@@ -163,8 +201,8 @@ class Channel:
         finally:
             with self._change:
                 self._held_bytes -= item.num_bytes
-        self._number += 1
         self._failures = 0
+        self._number += 1
         for piece in frame:
             agent.sendall(piece)
 
@@ -176,19 +214,36 @@ class Channel:
             self._held_bytes = 0
 
 
-def _answer(agent: socket.socket) -> str:
-    """Why the agent refused our hello; "" if it did not. Raises OSError if it disconnects or sends no valid answer."""
-    with agent.makefile("rb") as stream:
-        try:
-            head_size, body_size = wire.lengths(stream.read(wire.PREFIX_SIZE))
-            answer, _ = wire.decode(stream.read(head_size), stream.read(body_size))
-            return str(answer["refusal"])
-        except (wire.FrameError, KeyError) as error:
-            raise ConnectionError(f"invalid answer: {error!r}") from error
+def _refusal(answer: Mapping[str, Any]) -> str:
+    """Why the agent refused our hello; "" if it did not. Raises OSError if the answer is none."""
+    try:
+        return str(answer["refusal"])
+    except KeyError as error:
+        raise ConnectionError(f"invalid answer: {error!r}") from error
 
 
-def _has_hung_up(agent: socket.socket) -> bool:
-    """The agent sends nothing more, so readable data is the end of the stream."""
+def _frame(agent: socket.socket) -> Mapping[str, Any]:
+    """The header of the next frame. Raises OSError if the agent disconnects or sends no valid frame."""
+    try:
+        head_size, body_size = wire.lengths(_exactly(agent, wire.PREFIX_SIZE))
+        header, _ = wire.decode(_exactly(agent, head_size), _exactly(agent, body_size))
+    except wire.FrameError as error:
+        raise ConnectionError(f"invalid frame: {error!r}") from error
+    return header
+
+
+def _exactly(agent: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = agent.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise ConnectionError("the agent disconnected")
+        data += piece
+    return bytes(data)
+
+
+def _has_input(agent: socket.socket) -> bool:
+    """Data to read, or the end of the stream."""
     poll = select.poll()  # select() does not support file descriptors above 1023
     poll.register(agent, select.POLLIN)
     return bool(poll.poll(0))

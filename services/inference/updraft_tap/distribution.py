@@ -49,3 +49,9 @@ def chosen(values: Tensor, places: Sequence[int]) -> Tensor:
     if values.is_cuda:
         index = index.pin_memory().to(values.device, non_blocking=True)
     return values.index_select(0, index)
+
+
+def joined_rows(states: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Copies of these rows of auxiliary states that an engine holds in parts, side by side: [rows, widths together]."""
+    parts = [chosen(part, rows) for part in states]
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0].clone()

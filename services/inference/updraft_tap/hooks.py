@@ -4,6 +4,7 @@ An engine that logs a hook that does not fit and continues without it would leav
 `problems` checks what will be called.
 """
 
+import functools
 import inspect
 import pkgutil
 from collections import Counter
@@ -59,6 +60,31 @@ def resolved(name: str) -> Any:
     return pkgutil.resolve_name(name)
 
 
+def install(bindings: Sequence[Binding]) -> dict[str, str]:
+    """Wrap functions of an engine that has no mechanism of its own for that, unless they are not what is expected.
+
+    By target, a sentence why it was left alone; "" if it is hooked.
+    """
+    return {binding.target: _install(binding) for binding in bindings}
+
+
+def _install(binding: Binding) -> str:
+    problem = _misfit(binding.target, binding)
+    if not problem:
+        owner_name, _, name = binding.target.rpartition(".")
+        owner = resolved(owner_name)
+        setattr(owner, name, _around(getattr(owner, name), binding.hook))
+    return problem
+
+
+def _around(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        return hook(original, *args, **kwargs)
+
+    return hooked
+
+
 def states(bindings: Sequence[Binding]) -> dict[str, str]:
     """By target, a sentence why the hook is not in place; "" if it is."""
     return {binding.target: _first_problem(binding) for binding in bindings}
@@ -75,16 +101,21 @@ def _first_problem(binding: Binding) -> str:
 
 
 def _problem(name: str, binding: Binding) -> str:
+    problem = _misfit(name, binding)
+    if not problem and not any(_holds(layer, binding.hook) for layer in _layers(resolved(name))):
+        return f"{name} is not hooked"
+    return problem
+
+
+def _misfit(name: str, binding: Binding) -> str:
     try:
         function = resolved(name)
     except (ImportError, AttributeError) as error:
         return f"{name} does not exist: {error}"
-    layers = list(_layers(function))
-    parameters = tuple(inspect.signature(layers[-1]).parameters)[: len(binding.parameters)]
+    *_, innermost = _layers(function)
+    parameters = tuple(inspect.signature(innermost).parameters)[: len(binding.parameters)]
     if parameters != binding.parameters:
         return f"{name} takes {', '.join(parameters)}; expected {', '.join(binding.parameters)}"
-    if not any(_holds(layer, binding.hook) for layer in layers):
-        return f"{name} is not hooked"
     return ""
 
 

@@ -33,7 +33,7 @@ class PromptChunk:
 class Span:
     """The captured rows of one request: `rows` from `position` on, which is row `first_row` of the forward."""
 
-    place: int
+    logit_row: int
     rid: str
     position: int
     cached: int
@@ -46,43 +46,50 @@ class Span:
         return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
 
 
-def captured_spans(captured: CapturedRequests, parts: Sequence[PromptChunk]) -> tuple[Span, ...]:
-    """The spans of the requests with payload, in order; `parts` are those of all requests of the batch."""
+def captured_spans(
+    captured: CapturedRequests, parts: Sequence[PromptChunk], logit_rows: Sequence[int] | None = None
+) -> tuple[Span, ...]:
+    """The spans of the requests with payload, in order; `parts` are those of all requests of the batch.
+
+    `logit_rows` are their rows of the logits; without them, each request has one.
+    """
     first_rows = [0]
     for part in parts:
         first_rows.append(first_rows[-1] + part.end - part.start)
+    rows = range(len(parts)) if logit_rows is None else logit_rows
     return tuple(
-        _span(captured.places[i], captured.rids[i], captured.options[i], parts[captured.places[i]], first_rows)
-        for i in captured.payload
+        _span(captured.rids[i], captured.options[i], parts[place], first_rows[place], rows[place])
+        for i, place in ((i, captured.places[i]) for i in captured.payload)
     )
 
 
-def _span(place: int, rid: str, options: CaptureOptions, part: PromptChunk, first_rows: Sequence[int]) -> Span:
+def _span(rid: str, options: CaptureOptions, part: PromptChunk, first_row: int, logit_row: int) -> Span:
     position = min(part.end, max(part.start, part.prompt_tokens - options.prompt_rows))
     rows = part.end - position
     return Span(
-        place=place,
+        logit_row=logit_row,
         rid=rid,
         position=position,
         cached=part.start if part.is_first else 0,
         rows=rows,
-        first_row=first_rows[place] + position - part.start,
+        first_row=first_row + position - part.start,
         teacher_rows=int(rows > 0 and part.end == part.total_tokens),
     )
 
 
 def collect_prefill_rows(
-    spans: Sequence[Span], *, logits_BV: Tensor, aux_NH: Tensor, batch_size: int, top_k: int
+    spans: Sequence[Span], *, logits_BV: Tensor, states: Sequence[Tensor], top_k: int
 ) -> dict[str, Tensor]:
     """Copies of the captured rows: aux [rows, H], and ids, log_probs, log_sum_exp of those that have a teacher."""
-    places = [span.place for span in spans if span.teacher_rows]
-    if spans and (len(logits_BV) < batch_size or max(s.first_row + s.rows for s in spans) > len(aux_NH)):
-        raise ValueError(f"{batch_size} requests do not fit {len(logits_BV)} rows of logits and {len(aux_NH)} states")
+    places = [span.logit_row for span in spans if span.teacher_rows]
+    last, num_states = max((span.first_row + span.rows for span in spans), default=0), len(states[0])
+    if max(places, default=-1) >= len(logits_BV) or last > num_states:
+        raise ValueError(f"{len(spans)} requests do not fit {len(logits_BV)} rows of logits and {num_states} states")
     logits_MV = chosen(logits_BV, places)
     top = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
-    blocks = [aux_NH[span.first_row : span.first_row + span.rows] for span in spans]
+    blocks = [[part[span.first_row : span.first_row + span.rows] for span in spans] or [part[:0]] for part in states]
     return {
-        "aux": torch.cat(blocks) if blocks else aux_NH[:0].clone(),
+        "aux": torch.cat([torch.cat(block) for block in blocks], dim=-1),
         **{name: values.clone() for name, values in zip(TEACHER, top, strict=True)},
     }
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from updraft_tap.capture_options import CapturedRequests
-from updraft_tap.distribution import chosen, log_probs, log_sum_exp, teacher
+from updraft_tap.distribution import chosen, joined_rows, log_probs, log_sum_exp, teacher
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
 
@@ -38,6 +38,11 @@ class StepRows:
         return _ranges(self.logit_rows, self.widths)
 
     @property
+    def states(self) -> list[int]:
+        """Rows of the states of all captured requests."""
+        return _ranges(self.state_rows, self.widths)
+
+    @property
     def of_payload(self) -> list[int]:
         """Those of the requests with payload, as rows of the captured ones."""
         starts = [sum(self.widths[:i]) for i in self.captured.payload]
@@ -45,6 +50,7 @@ class StepRows:
 
     @property
     def states_of_payload(self) -> list[int]:
+        """Rows of the states of the requests with payload."""
         payload = self.captured.payload
         return _ranges([self.state_rows[i] for i in payload], [self.widths[i] for i in payload])
 
@@ -56,11 +62,12 @@ def even_rows(captured: CapturedRequests, width: int) -> StepRows:
 
 
 def collect_step_rows(
-    rows: StepRows, *, tokens_N: Tensor, positions_S: Tensor, logits_NV: Tensor, aux_MH: Tensor, top_k: int
+    rows: StepRows, *, tokens_M: Tensor, positions_S: Tensor, logits_NV: Tensor, states: Sequence[Tensor], top_k: int
 ) -> dict[str, Tensor]:
     """Copies: tokens [C], positions [S], log_p [C]; with payload, aux, ids, log_probs, log_sum_exp of P rows.
 
-    `tokens_N` has the token that each row of logits read, and `positions_S` the position of each captured root.
+    `tokens_M` has the token that each row of `states` read, and `positions_S` the position of each captured root. `states` are
+    the auxiliary ones, [M, H] in all, in one tensor or in several side by side.
     """
     wanted = rows.all
     if max(wanted, default=-1) >= len(logits_NV):
@@ -68,7 +75,7 @@ def collect_step_rows(
             f"{len(rows.widths)} requests of {max(rows.widths)} rows do not fit {len(logits_NV)} rows of logits"
         )
     logits_CV = chosen(logits_NV, wanted)
-    tokens_C = chosen(tokens_N, wanted).long()
+    tokens_C = chosen(tokens_M, rows.states).long()
     taken = {
         "tokens": tokens_C.clone(),
         "positions": positions_S.clone(),
@@ -82,7 +89,7 @@ def collect_step_rows(
     taken["log_p"] = log_probs(logits_CV, lse_C, tokens_C.roll(-1))
     if payload:
         top = teacher(chosen(logits_CV, payload), chosen(lse_C, payload), top_k)
-        taken["aux"] = chosen(aux_MH, rows.states_of_payload).clone()
+        taken["aux"] = joined_rows(states, rows.states_of_payload)
         taken |= {name: values.clone() for name, values in zip(TEACHER, top, strict=True)}
     return taken
 

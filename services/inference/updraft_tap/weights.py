@@ -115,14 +115,24 @@ def expected_order(tensors: Mapping[str, Tensor]) -> list[str]:
     )
 
 
-def digest(weights: Mapping[str, Tensor], d2t: Tensor) -> str:
-    """Of what an engine serves: SHA-256 over names, dtypes, shapes and bytes of its weights and its map, on any device."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of what an engine serves: SHA-256 over names, dtypes, shapes and values of its weights and its map, on any device.
+
+    Numbers below the smallest normal one count as zero, because kernels that keep weights in a layout of their own are read
+    by a product with the identity, which may flush them and loses the sign of a zero.
+    """
     hashed = hashlib.sha256()
-    for name, tensor in sorted({**weights, "d2t": d2t}.items()):
-        held = tensor.detach().cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
+        held = _normal(tensor.detach().cpu()).contiguous()
         hashed.update(f"{name} {held.dtype} {tuple(held.shape)}\n".encode())
         hashed.update(held.view(-1).view(torch.uint8).numpy().data)
     return f"sha256:{hashed.hexdigest()}"
+
+
+def _normal(values: Tensor) -> Tensor:
+    if not values.is_floating_point():
+        return values
+    return values.masked_fill(values.abs() < torch.finfo(values.dtype).tiny, 0.0)
 
 
 def _check_config(serving: Any, config: Mapping[str, Any]) -> None:

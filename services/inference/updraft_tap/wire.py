@@ -5,10 +5,11 @@
 
 From the plugin:
 
-hello    Once per connection: protocol, id (random per process), tap (version of this package), engine: {name, version}, pid,
-         ranks: {tensor, pipeline, data} (how many), device, hooks: {function: why it is not in place, "" if it is}, steps
-         (draft tokens per verify step), aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""),
-         problem (why nothing is captured; "" if it works).
+hello    Once per connection: protocol, id (random per connecting process), tap (version of this package), engine: {name,
+         version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the process, where an engine has several),
+         device, hooks: {function: why it is not in place, "" if it is}, steps (draft tokens per verify step), aux_size,
+         vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if
+         it works).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
          [{rid, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of
          the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
@@ -17,9 +18,21 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again, with its output
          after its prompt.
 
+finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, counters: [{version (that drafted; null
+         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null). With
+         payload, the tensor tokens has its prompt and its output, int32.
+loaded   The answer to a load: version, refusal ("" if it is served), held (digest of what the engine holds), pause_us (how long
+         the engine stood still), served: {version, digest}.
+
+policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
+         so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
+         of a request may come after its end.
+
 From the agent:
 
 answer   In reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
+policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows (vLLM). Before the first, none does.
+load     folder, version, digest: serve the draft in that folder (vLLM). Sent to the process that has the model.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because the engine's image determines its runtime version.

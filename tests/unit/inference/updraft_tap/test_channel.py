@@ -230,3 +230,96 @@ def test_a_problem_is_told_and_nothing_is_captured(agent: Agent, path: Path) -> 
     assert agent.accept()["problem"] == "no hook fits"
     assert not channel.is_open
     channel.stop()
+
+
+@pytest.fixture
+def heard() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def two_way(path: Path, heard: list[Any]) -> Iterator[Channel]:
+    channel = Channel(path=str(path), queue_bytes=100, hello=dict, take=heard.append)
+    channel.start()
+    yield channel
+    channel.stop()
+
+
+def send(agent: Agent, *frames: bytes) -> None:
+    assert agent.connection is not None
+    agent.connection.sendall(b"".join(frames))
+
+
+def test_messages_of_the_agent_are_taken_in_order_also_in_the_answers_packet(
+    agent: Agent, two_way: Channel, heard: list[Any]
+) -> None:
+    kinds = [b"".join(wire.encode({"kind": kind})) for kind in ("policy", "load")]
+    agent.accept(wire.answer() + kinds[0])
+    wait_until(lambda: len(heard) == 2)
+    send(agent, kinds[1][:5])
+    send(agent, kinds[1][5:])
+    wait_until(lambda: len(heard) == 3)
+
+    assert [message["kind"] for message in heard] == ["answer", "policy", "load"]
+    assert two_way.is_open
+
+
+def test_a_reply_is_sent_also_when_the_queue_is_full(agent: Agent, two_way: Channel) -> None:
+    open_to(agent, two_way)
+    two_way.offer(PendingMessage("too much", size=104))
+    two_way.reply({"kind": "loaded"})
+
+    header, _ = agent.read()
+
+    assert (header["kind"], header["dropped"]) == ("loaded", 1)
+
+
+def test_a_reply_comes_after_all_that_was_offered_before_it(agent: Agent, two_way: Channel) -> None:
+    open_to(agent, two_way)
+    ready = threading.Event()
+    for name in ("slow", "rows"):
+        two_way.offer(PendingMessage(name, until=ready))
+    two_way.reply({"kind": "policy"})
+    ready.set()
+
+    assert [agent.read()[0]["kind"] for _ in range(3)] == ["slow", "rows", "policy"]
+
+
+def test_a_message_larger_than_the_sockets_buffers_comes_whole(agent: Agent, path: Path) -> None:
+    channel = Channel(path=str(path), queue_bytes=1 << 24, hello=dict)
+    channel.start()
+    open_to(agent, channel)
+    channel.offer(PendingMessage("large", size=1 << 23))
+    channel.offer(PendingMessage("after"))
+
+    header, tensors = agent.read()
+
+    assert (header["kind"], tensors["aux"].nbytes) == ("large", 1 << 23)
+    assert agent.read()[0]["kind"] == "after"
+    channel.stop()
+
+
+@pytest.mark.parametrize("noise", [b"no frame of this protocol", b"\xff" * 12])
+def test_an_agent_that_sends_nonsense_is_left_and_connected_to_again(
+    agent: Agent, two_way: Channel, heard: list[Any], noise: bytes
+) -> None:
+    open_to(agent, two_way)
+    send(agent, noise)
+    wait_until(lambda: not two_way.is_open)
+
+    open_to(agent, two_way)
+    assert [message["kind"] for message in heard] == ["answer", "answer"]
+
+
+def test_a_message_that_cannot_be_obeyed_does_not_end_the_thread(agent: Agent, path: Path) -> None:
+    def take(_: object) -> None:
+        raise KeyError("payload")
+
+    channel = Channel(path=str(path), queue_bytes=100, hello=dict, take=take)
+    channel.start()
+    open_to(agent, channel)
+    send(agent, *wire.encode({"kind": "policy"}))  # type: ignore[arg-type]  # no tensors, so all are bytes
+    channel.offer(PendingMessage("later"))
+
+    assert agent.read()[0]["kind"] == "later"
+    channel.stop()

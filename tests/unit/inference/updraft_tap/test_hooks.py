@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from updraft_tap.hooks import Binding, Guard, problems, states
+from updraft_tap.hooks import Binding, Guard, install, problems, states
 
 
 def ours(original: Callable[..., Any], *args: Any) -> Any:
@@ -96,3 +96,29 @@ def test_a_body_that_raises_three_times_is_not_run_again_and_others_are() -> Non
     assert runs == [2, 1, 4, 3, 5, 8]
     assert [str(error) for error in errors] == ["1 is odd", "3 is odd", "5 is odd"]
     assert unhooked == [("rows", "the hook rows raised 3 times and is unhooked, the last: ValueError: 5 is odd")]
+
+
+def test_a_function_is_wrapped_where_it_is_and_one_that_does_not_fit_is_left_alone(engine: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def hook(original: Callable[..., Any], *args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    class Runner:
+        def step(self, output: int) -> int:
+            return output + 1
+
+    engine.Runner, engine.sample = Runner, sample
+    fits = Binding(target="an_engine.Runner.step", hook=hook, parameters=("self", "output"))
+    misfit = Binding(target="an_engine.sample", hook=hook, parameters=("logits",))
+
+    found = install([fits, misfit])
+
+    runner = Runner()
+    assert found == {
+        "an_engine.Runner.step": "",
+        "an_engine.sample": "an_engine.sample takes verify_input; expected logits",
+    }
+    assert (runner.step(2), calls, engine.sample) == (3, [(runner, 2)], sample)
+    assert list(problems([fits])) == []

@@ -92,8 +92,8 @@ def forward(running: list[Text], parts: list[PromptChunk]) -> tuple[dict[str, An
     states = [state for text, part in zip(running, parts, strict=True) for state in text.states(part)]
     aux = torch.tensor(states)
     logits = torch.randn(len(running), VOCAB, generator=torch.Generator().manual_seed(len(states)))
-    expected = [logits[span.place].log_softmax(-1).topk(TOP_K) for span in spans if span.teacher_rows]
-    taken = prefills.collect_prefill_rows(spans, logits_BV=logits, aux_NH=aux, batch_size=len(running), top_k=TOP_K)
+    expected = [logits[span.logit_row].log_softmax(-1).topk(TOP_K) for span in spans if span.teacher_rows]
+    taken = prefills.collect_prefill_rows(spans, logits_BV=logits, states=(aux,), top_k=TOP_K)
     aux.fill_(-1)
     logits[:] = logits.softmax(-1)  # as SGLang's sampler does
     assert taken["ids"].tolist() == [best.indices.tolist() for best in expected]
@@ -120,6 +120,4 @@ def test_a_forward_that_does_not_fit_its_states_is_refused() -> None:
     spans = captured_spans(captured, [PromptChunk(start=0, end=9, prompt_tokens=9, total_tokens=9, is_first=True)])
 
     with pytest.raises(ValueError, match="do not fit"):
-        prefills.collect_prefill_rows(
-            spans, logits_BV=torch.zeros(1, VOCAB), aux_NH=torch.zeros(8, 2), batch_size=1, top_k=TOP_K
-        )
+        prefills.collect_prefill_rows(spans, logits_BV=torch.zeros(1, VOCAB), states=(torch.zeros(8, 2),), top_k=TOP_K)

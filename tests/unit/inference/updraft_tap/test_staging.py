@@ -52,13 +52,13 @@ def taken(device: torch.device) -> dict[str, torch.Tensor]:
     try:
         step = steps.collect_step_rows(
             steps.even_rows(INTEREST, 3),
-            tokens_N=tokens.flatten(),
+            tokens_M=tokens.flatten(),
             positions_S=chosen(seq_lens, INTEREST.places),
             logits_NV=logits,
-            aux_MH=aux,
+            states=(aux,),
             top_k=4,
         )
-        prefill = prefills.collect_prefill_rows(SPANS, logits_BV=logits, aux_NH=aux, batch_size=4, top_k=4)
+        prefill = prefills.collect_prefill_rows(SPANS, logits_BV=logits, states=(aux,), top_k=4)
         staged = Staged(step | {f"prefill {name}": value for name, value in prefill.items()}, copy_stream(device))
     finally:
         if device.type == "cuda":

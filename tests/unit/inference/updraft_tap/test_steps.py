@@ -46,10 +46,10 @@ class Block:
         rows = steps.even_rows(captured, tokens.shape[1])
         taken = steps.collect_step_rows(
             rows,
-            tokens_N=tokens.flatten(),
+            tokens_M=tokens.flatten(),
             positions_S=chosen(seq_lens, captured.places),
             logits_NV=logits,
-            aux_MH=aux,
+            states=(aux,),
             top_k=TOP_K,
         )
         for tensor in shown:

@@ -1,7 +1,7 @@
 """The agent's end of the plugin's socket, for tests: it reads the wire, and keeps what comes by request."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,9 @@ from tests.support.wait import until
 from torch import Tensor
 
 from updraft_tap import wire
+
+NOTHING = {"payload": 0, "prompt_rows": 0, "counterfactual_rows": 0}
+"""The policy that no request gives rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +41,41 @@ class Agent:
         self.hellos: list[dict[str, Any]] = []
         self.seen: dict[str, Seen] = {}
         self.numbers: list[int] = []
-        self._dropped: list[int] = []
+        self._dropped: dict[str, list[int]] = {}
+        """By role of the process."""
+        self.policies: list[dict[str, Any]] = []
+        """What the processes said is in effect."""
         self.may_read = asyncio.Event()
         self.may_read.set()
+        self.finished: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
+        """Requests that ended: the header, and the tensors of those with payload."""
+        self.loaded: list[dict[str, Any]] = []
+        """Answers to loads."""
+        self.policy: dict[str, Any] | None = None
+        """Sent after each hello."""
         self._writers: list[asyncio.StreamWriter] = []
+        self._roles: dict[str, asyncio.StreamWriter] = {}
 
     @property
     def dropped(self) -> int:
         """Messages that were dropped between the first one that came and the last."""
-        return self._dropped[-1] - self._dropped[0] if self._dropped else 0
+        return sum(counts[-1] - counts[0] for counts in self._dropped.values())
+
+    @property
+    def roles(self) -> set[str]:
+        """Processes of the server that said hello on a connection that is still there."""
+        return {role for role, writer in self._roles.items() if not writer.transport.is_closing()}
+
+    def send(self, role: str, header: dict[str, Any]) -> None:
+        """A message to the process with this role."""
+        self._roles[role].write(b"".join(wire.encode(header)))
+
+    async def settle(self) -> None:
+        """Wait until all that the processes have offered so far is here, or is counted in `dropped`."""
+        replies = len(self.policies) + len(self.roles)
+        for role in self.roles:
+            self.send(role, {"kind": "policy", **(self.policy or NOTHING)})
+        await until(lambda: len(self.policies) >= replies, what="all messages")
 
     def hang_up(self) -> None:
         self.may_read.set()
@@ -55,6 +84,7 @@ class Agent:
 
     async def read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
+        role = ""
         try:
             while True:
                 await self.may_read.wait()
@@ -63,16 +93,26 @@ class Agent:
                 if header["kind"] == "hello":
                     self.hellos.append(header)
                     writer.write(wire.answer())
+                    if self.policy is not None:
+                        writer.write(b"".join(wire.encode({"kind": "policy", **self.policy})))
+                    role = header.get("role", "")
+                    self._roles[role] = writer
                 else:
-                    self.take(header, tensors)
+                    self.take(header, tensors, role)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.transport.abort()
 
-    def take(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def take(self, header: dict[str, Any], tensors: dict[str, Tensor], role: str = "") -> None:
         self.numbers.append(header["number"])
-        self._dropped.append(header["dropped"])
+        self._dropped.setdefault(role, []).append(header["dropped"])
+        if header["kind"] == "finished":
+            self.finished[header["rid"]] = header, tensors
+            return
+        if header["kind"] in ("loaded", "policy"):
+            (self.loaded if header["kind"] == "loaded" else self.policies).append(header)
+            return
         rows, teachers = iter(tensors.get("aux", ())), _teachers(tensors)
         for request in header["requests"]:
             seen = self.seen.setdefault(request["rid"], Seen())
@@ -97,8 +137,12 @@ def _teachers(tensors: dict[str, Tensor]) -> Iterator[Teacher]:
 
 
 @asynccontextmanager
-async def listening(socket: Path) -> AsyncIterator[Agent]:
+async def listening(
+    socket: Path, policy: dict[str, Any] | None = None, roles: Iterable[str] = ("",)
+) -> AsyncIterator[Agent]:
+    """An agent to which these processes of the server have said hello; it sends each the policy."""
     agent = Agent()
+    agent.policy = policy
     await asyncio.to_thread(socket.unlink, missing_ok=True)
     async with asyncio.TaskGroup() as readers:
 
@@ -107,7 +151,8 @@ async def listening(socket: Path) -> AsyncIterator[Agent]:
 
         listener = await asyncio.start_unix_server(accept, socket)
         try:
-            await until(lambda: bool(agent.hellos), what="the plugin's hello")
+            await until(lambda: agent.roles >= set(roles), what="the plugin's hello")
+            await until(lambda: policy is None or len(agent.policies) >= len(set(roles)), what="the policy")
             yield agent
         finally:
             listener.close()

@@ -1,0 +1,93 @@
+"""Runs a piece of work between two steps of the engine: on the engine's thread if it is busy, else on the caller's.
+
+The engine is asked nothing and never waits for a lock, except while such work runs.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+_POLL_S = 0.002
+
+
+class NeverBetweenStepsError(Exception):
+    """The engine stayed within one step for too long."""
+
+
+class _Work:
+    def __init__(self, body: Callable[[], None]) -> None:
+        self._body = body
+        self.done = threading.Event()
+        self.error: Exception | None = None
+        self.took_s = 0.0
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        try:
+            self._body()
+        except Exception as error:  # noqa: BLE001  (the caller's, and the thread may be the engine's)
+            self.error = error
+        self.took_s = time.perf_counter() - started
+        self.done.set()
+
+
+class BetweenSteps:
+    """`synchronize` waits until the device has nothing to do; work on the caller's thread is done in between."""
+
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
+        self._synchronize = synchronize
+        self._step = threading.Lock()
+        self._is_within = False
+        """Used by the engine's thread alone."""
+        self._handover = threading.Lock()
+        self._waiting: _Work | None = None
+
+    def settle(self) -> None:
+        """Wait until the device has done what was submitted so far; the engine goes on meanwhile."""
+        self._synchronize()
+
+    def begin(self) -> None:
+        """A step begins; called on the engine's thread. A step that was begun and never ended is ended by this."""
+        if not self._is_within:
+            self._step.acquire()
+            self._is_within = True
+        if self._waiting is not None:
+            self._run_waiting()
+
+    def end(self) -> None:
+        """The step ended. Once is enough, and more do no harm."""
+        if self._is_within:
+            self._is_within = False
+            self._step.release()
+
+    def run(self, body: Callable[[], None], timeout_s: float) -> float:
+        """Run it between two steps, and return for how many seconds. One caller at a time.
+
+        Raises what it raises, and NeverBetweenStepsError.
+        """
+        self._waiting = work = _Work(body)
+        deadline = time.monotonic() + timeout_s
+        while not work.done.is_set():
+            if self._step.acquire(blocking=False):
+                try:
+                    self._synchronize()
+                    self._run_waiting()
+                    self._synchronize()
+                finally:
+                    self._step.release()
+            elif time.monotonic() > deadline and self._taken() is not None:
+                raise NeverBetweenStepsError(f"the engine was within one step for {timeout_s:.0f} s")
+            work.done.wait(_POLL_S)
+        if work.error is not None:
+            raise work.error
+        return work.took_s
+
+    def _run_waiting(self) -> None:
+        work = self._taken()
+        if work is not None:
+            work.run()
+
+    def _taken(self) -> _Work | None:
+        with self._handover:
+            work, self._waiting = self._waiting, None
+            return work

@@ -1,0 +1,129 @@
+"""The EAGLE-3 draft that vLLM serves: where each of its weights is, how it is replaced in place, and how it is read back.
+
+On a GPU a weight is a parameter, and is copied into where it is. On a CPU vLLM packs the weight of a linear layer for its
+kernel and frees the parameter; the new weight is packed before the swap, which then exchanges the packed one, and it is read
+back by the product of the layer's own kernel with the identity.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from updraft_tap.weights import RefusedError
+
+_MAP = "draft_id_to_target_id"
+"""vLLM's name for d2t, a parameter that each step reads."""
+_PACKED = "cpu_linear"
+"""vLLM's name for the packed weight of a layer on a CPU, a function."""
+
+Write = Callable[[], None]
+
+
+class VllmDraft:
+    """The served draft. Raises RefusedError if it is none that can be swapped."""
+
+    def __init__(self, model: Any, *, dtype: torch.dtype, is_compiled: bool) -> None:
+        self.dtype = dtype
+        self.config = model.config
+        self._model = model
+        self._layers = _layers(model)
+        self.aux_size = int(model.model.fc_input_size)
+        if getattr(model, _MAP, None) is None:
+            raise RefusedError("the served draft has no vocabulary of its own, so none can be swapped in")
+        if is_compiled and self.is_read_at_rest:
+            raise RefusedError(
+                "on a CPU vLLM compiles the weights of a draft in; start it with --enforce-eager to swap"
+            )
+
+    @property
+    def is_read_at_rest(self) -> bool:
+        """Packed weights are read by the kernels that the engine uses."""
+        return any(hasattr(layer, _PACKED) for layer in self._layers.values())
+
+    def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
+        """What replaces all weights; slow, and without effect until the writes run."""
+        if prepared.keys() != self._layers.keys():
+            raise RefusedError(
+                f"the served draft has the parameters {sorted(self._layers)}, but the checkpoint has {sorted(prepared)}"
+            )
+        writes = [write for name, layer in self._layers.items() for write in _writes(name, layer, prepared[name])]
+        return [*writes, _copy(getattr(self._model, _MAP), d2t)]
+
+    def readers(self) -> Mapping[str, Callable[[], Tensor]]:
+        """By weight, how to read what the kernels use."""
+        vocab = int(self.config.draft_vocab_size)
+        found: dict[str, Callable[[], Tensor]] = {}
+        for name, layer in self._layers.items():
+            rows = vocab if name == "lm_head.weight" else None
+            found[name] = partial(_held, layer, self.dtype, rows)
+        found["d2t"] = lambda: getattr(self._model, _MAP).detach().cpu().clone()
+        return found
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """The layers with a weight, by the name of the weight, without the embedding, which is the target's."""
+    found = {}
+    for name, layer in model.named_modules():
+        short = name.removeprefix("model.")
+        if isinstance(layer.__dict__.get("_parameters", {}).get("weight"), nn.Parameter) and short != "embed_tokens":
+            found[f"{short}.weight"] = layer
+    return found
+
+
+def _writes(name: str, layer: Any, value: Tensor) -> list[Write]:
+    packed = _packed(layer, value) if hasattr(layer, _PACKED) else None
+    writes: list[Write] = [] if packed is None else [lambda: setattr(layer, _PACKED, packed)]
+    if layer.weight.numel():
+        padded = _padded(value, layer.weight.shape)
+        if padded.shape != layer.weight.shape:
+            raise RefusedError(f"{name} has shape {tuple(value.shape)}, but vLLM holds {tuple(layer.weight.shape)}")
+        writes.append(_copy(layer.weight, padded))
+    return writes
+
+
+def _packed(layer: Any, value: Tensor) -> Any:
+    """As vLLM packs it, in a layer of our own."""
+    scratch = nn.Module()
+    shape = layer.weight.shape if layer.weight.numel() else value.shape
+    scratch.weight = nn.Parameter(_padded(value, shape).clone(), requires_grad=False)
+    layer.quant_method.process_weights_after_loading(scratch)
+    return scratch.cpu_linear
+
+
+def _padded(value: Tensor, shape: torch.Size) -> Tensor:
+    """With rows of zeros after it, as vLLM pads a vocabulary."""
+    if value.dim() != 2 or len(shape) != 2 or shape[0] <= len(value):
+        return value
+    return torch.cat([value, value.new_zeros(shape[0] - len(value), value.shape[1])])
+
+
+def _copy(parameter: Tensor, value: Tensor) -> Write:
+    """The new value waits in pinned memory if it goes to a GPU."""
+    ready = value.to(parameter.dtype)
+    if parameter.is_cuda:
+        ready = ready.pin_memory()
+
+    def write() -> None:
+        with torch.inference_mode():
+            parameter.copy_(ready, non_blocking=True)
+
+    return write
+
+
+def _held(layer: Any, dtype: torch.dtype, rows: int | None) -> Tensor:
+    """The first `rows` of the weight that the kernels use, or all of it."""
+    with torch.inference_mode():
+        if not hasattr(layer, _PACKED):
+            held: Tensor = layer.weight.detach()[:rows].cpu().clone()
+            return held
+        size = _input_size(layer)
+        product: Tensor = layer.quant_method.apply(layer, torch.eye(size, dtype=dtype), None)
+        return product.t()[:rows].contiguous()
+
+
+def _input_size(layer: Any) -> int:
+    size = getattr(layer, "input_size_per_partition", None) or getattr(layer, "input_size", None)
+    return int(size or layer.embedding_dim)

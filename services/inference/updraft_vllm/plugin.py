@@ -1,0 +1,272 @@
+"""The entry point that vLLM calls in each of its processes: hooks what starts there.
+
+Without UPDRAFT_VLLM_SOCKET nothing is hooked. vLLM is not patched on disk: functions are wrapped in the running processes.
+Each process has a connection of its own to the agent: the engine's (`scheduler`: counters, ends of requests) and the worker's
+(`worker`: rows, swaps). On a GPU both may be one process.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from updraft_tap import __version__, hooks, wire
+from updraft_tap.between_steps import BetweenSteps
+from updraft_tap.channel import Channel
+from updraft_tap.hooks import Binding, Hook
+from updraft_tap.policy import Policy, read_policy
+from updraft_tap.settings import Settings
+from updraft_tap.swap import Swap
+from updraft_tap.weights import RefusedError, ServedVersion
+from updraft_vllm import names, runners
+from updraft_vllm.draft import VllmDraft
+from updraft_vllm.requests import RequestHooks
+from updraft_vllm.rows import RowHooks
+from updraft_vllm.runners import Runner
+
+log = logging.getLogger(__name__)
+
+ENGINE = "vLLM"
+KNOWN_VERSION = "0.32.0"
+PREFIX = "UPDRAFT_VLLM_"
+
+_POLICY = ("answer", "policy")
+"""Messages that say what to capture; the answer to a hello says nothing yet."""
+
+
+def register() -> None:
+    """Hook what starts in this process. Raises nothing, because that would end the server."""
+    try:
+        settings = Settings.from_environment(os.environ, PREFIX)
+        if settings is None:
+            log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
+            return
+        for target, problem in hooks.install(starts(settings)).items():
+            if problem:
+                log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+    except Exception as error:  # noqa: BLE001  (it would end the server)
+        log.error("Updraft cannot start: %s: %s", type(error).__name__, error)
+
+
+def starts(settings: Settings) -> tuple[Binding, ...]:
+    """The hooks where the scheduler and a worker start."""
+    scheduler, worker = SchedulerPlugin(settings), WorkerPlugin(settings)
+    return (
+        Binding(target=f"{names.SCHEDULER}.__init__", hook=scheduler.start, parameters=("self", "vllm_config")),
+        Binding(target=names.WORKER_STARTS, hook=worker.start, parameters=("self", "kv_cache_configs")),
+    )
+
+
+class SchedulerPlugin:
+    """In the process of the engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hello = _Hello("scheduler", ServedVersion())
+        self._channel = Channel(
+            path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
+        )
+        self._hooks = RequestHooks(channel=self._channel)
+        self._is_started = False
+        self.bindings = (
+            Binding(target=f"{names.SCHEDULER}.add_request", hook=self._hooks.add, parameters=("self", "request")),
+            Binding(
+                target=f"{names.SCHEDULER}.update_from_output",
+                hook=self._hooks.update,
+                parameters=("self", "scheduler_output", "model_runner_output"),
+            ),
+            Binding(target=f"{names.SCHEDULER}._free_request", hook=self._hooks.free, parameters=("self", "request")),
+        )
+
+    def start(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        """AROUND Scheduler.__init__."""
+        original(scheduler, *args, **kwargs)
+        if self._is_started:
+            return
+        self._is_started = True
+        try:
+            found = hooks.install(self.bindings)
+            self._hello.learn(hooks=found, ranks=_ranks(scheduler.vllm_config.parallel_config))
+            self._channel.problem = _misfit(found) or _replicas(scheduler.vllm_config.parallel_config)
+        except Exception as error:  # noqa: BLE001  (it would end the server)
+            self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
+        self._channel.start()
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if message.get("kind") in _POLICY:
+            self._hooks.policy = _policy(message, self._channel)
+
+
+class WorkerPlugin:
+    """In the process of a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._served = ServedVersion()
+        self._hello = _Hello("worker", self._served)
+        self._channel = Channel(
+            path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
+        )
+        self._between = BetweenSteps(_synchronize)
+        self._rows: RowHooks | None = None
+        self._swap: Swap | None = None
+        self._no_swap = "the worker is starting"
+
+    def start(self, original: Hook, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded."""
+        result = original(wrapper, *args, **kwargs)
+        if self._rows is None:
+            try:
+                self._start(wrapper.worker.model_runner, wrapper.vllm_config)
+            except Exception as error:  # noqa: BLE001  (it would end the server)
+                self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
+            self._channel.start()
+        return result
+
+    def bindings(self, kind: Runner, rows: RowHooks) -> tuple[Binding, ...]:
+        """The hooks of a kind of runner."""
+        base = names.FIRST_RUNNER if kind is runners.FIRST else names.SECOND_RUNNER
+        return (
+            Binding(target=f"{base}.execute_model", hook=rows.execute, parameters=("self", "scheduler_output")),
+            Binding(target=f"{base}.sample_tokens", hook=rows.sample_tokens, parameters=("self", "grammar_output")),
+            Binding(target=f"{base}.{kind.sample}", hook=rows.sample, parameters=kind.sample_parameters),
+        )
+
+    def row_hooks(self, kind: Runner) -> RowHooks:
+        return RowHooks(
+            channel=self._channel,
+            between=self._between,
+            served=self._served,
+            runner=kind,
+            top_k=self._settings.top_k,
+        )
+
+    def _start(self, runner: Any, config: Any) -> None:
+        kind = _kind(runner)
+        self._rows = rows = self.row_hooks(kind)
+        self._hello.learn(ranks=_ranks(config.parallel_config), device=str(runner.device))
+        problem = _unsupported(config)
+        if problem:
+            self._channel.problem = self._no_swap = problem
+            return
+        found = hooks.install(self.bindings(kind, rows))
+        self._hello.learn(hooks=found)
+        model = kind.draft_model(runner)
+        if kind is runners.SECOND:
+            _wrap_logits(runner.model, rows.compute_logits)
+        self._channel.problem = self._no_swap = _misfit(found)
+        if self._no_swap:
+            return
+        self._hello.learn(
+            steps=int(config.speculative_config.num_speculative_tokens),
+            aux_size=int(model.model.fc_input_size),
+            vocab_size=int(config.model_config.get_vocab_size()),
+            dtype=wire.NAMES[config.model_config.dtype],
+        )
+        try:
+            is_compiled = not config.model_config.enforce_eager
+            draft = VllmDraft(model, dtype=config.model_config.dtype, is_compiled=is_compiled)
+        except RefusedError as error:
+            self._no_swap = str(error)
+            return
+        self._swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if message.get("kind") in _POLICY and self._rows is not None:
+            self._rows.policy = _policy(message, self._channel)
+        elif message.get("kind") == "load":
+            if self._swap is None:
+                self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_swap})
+            else:
+                self._swap.load(message)
+
+
+class _Hello:
+    """What a process tells of itself; never fails."""
+
+    def __init__(self, role: str, served: ServedVersion) -> None:
+        self._served = served
+        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "device": ""}
+        self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
+
+    def learn(self, **facts: Any) -> None:
+        self._facts |= facts
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "tap": __version__,
+            "engine": {"name": ENGINE, "version": _vllm()},
+            "pid": os.getpid(),
+            **self._facts,
+            "version": self._served.version,
+            "digest": self._served.digest,
+        }
+
+
+def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
+    """What to capture from now on, which the agent is told."""
+    try:
+        policy = read_policy(message)
+    except ValueError as error:
+        log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
+        policy = Policy()
+    if message["kind"] == "policy":
+        channel.reply({"kind": "policy", **asdict(policy)})
+    return policy
+
+
+def _kind(runner: Any) -> Runner:
+    of = {f"{one.__module__}.{one.__qualname__}" for one in type(runner).__mro__}
+    if names.FIRST_RUNNER in of:
+        return runners.FIRST
+    if names.SECOND_RUNNER in of:
+        return runners.SECOND
+    raise ValueError(f"{type(runner).__name__} is none of the model runners of vLLM {KNOWN_VERSION}")
+
+
+def _wrap_logits(model: Any, hook: Hook) -> None:
+    original = model.compute_logits
+    model.compute_logits = lambda *args, **kwargs: hook(original, *args, **kwargs)
+
+
+def _misfit(found: Mapping[str, str]) -> str:
+    unbound = [problem for problem in found.values() if problem]
+    return f"hooks do not fit vLLM {_vllm()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}" if unbound else ""
+
+
+def _unsupported(config: Any) -> str:
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "eagle3":
+        return 'capture requires --speculative-config with the method "eagle3"'
+    return _replicas(config.parallel_config)
+
+
+def _replicas(parallel: Any) -> str:
+    for name, size in _ranks(parallel).items():
+        if size > 1:
+            return f"Updraft supports one rank of vLLM so far, but {name} parallelism is {size}"
+    return ""
+
+
+def _ranks(parallel: Any) -> dict[str, int]:
+    return {
+        "tensor": int(parallel.tensor_parallel_size),
+        "pipeline": int(parallel.pipeline_parallel_size),
+        "data": int(parallel.data_parallel_size),
+    }
+
+
+def _vllm() -> str:
+    try:
+        import vllm  # noqa: PLC0415  (the server's)
+
+        return str(vllm.__version__)
+    except (ImportError, AttributeError):
+        return "of unknown version"
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

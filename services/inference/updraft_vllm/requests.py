@@ -1,0 +1,109 @@
+"""The hooks around the scheduler: the counters of every request, and what became of it. No tensor is read.
+
+They are the same for both model runners, and see every request, whoever sent it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_tap.channel import Channel
+from updraft_tap.counters import Counters
+from updraft_tap.hooks import Guard, Hook
+from updraft_tap.policy import Policy
+from updraft_vllm.rows import VERSION, wanted
+
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message that is ready but for its tensors, which the channel's thread makes."""
+
+    header: Mapping[str, Any]
+    tokens: list[int] | None
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * len(self.tokens or ())
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors = {} if self.tokens is None else {"tokens": torch.tensor(self.tokens, dtype=torch.int32)}
+        return dict(self.header), tensors
+
+
+class RequestHooks:
+    """The hook bodies. Each calls `original` once with its own arguments."""
+
+    def __init__(self, *, channel: Channel) -> None:
+        self.policy = Policy()
+        self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
+        self.unhooked: dict[str, str] = {}
+        self._channel = channel
+        self._counters = Counters()
+        self._captured: set[str] = set()
+
+    def add(self, original: Hook, scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.add_request."""
+        if self.policy.payload:
+            self.guard("add", self._meet, request)
+        return original(scheduler, request, *args, **kwargs)
+
+    def update(
+        self, original: Hook, scheduler: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """AROUND Scheduler.update_from_output, once per step, with the tokens that each request got."""
+        if self._channel.is_open:
+            self.guard("counters", self._count, scheduler, scheduler_output, model_runner_output)
+        return original(scheduler, scheduler_output, model_runner_output, *args, **kwargs)
+
+    def free(self, original: Hook, scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler._free_request: a request ended, by whatever reason."""
+        result = original(scheduler, request, *args, **kwargs)
+        self.guard("finished", self._end, request)
+        return result
+
+    def _meet(self, request: Any) -> None:
+        if wanted(self.policy, request.request_id, request.sampling_params) is not None:
+            self._captured.add(request.request_id)
+
+    def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
+        invalid = scheduler_output.num_invalid_spec_tokens or {}
+        for rid, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
+            request = scheduler.requests.get(rid)
+            if not drafts or request is None or request.is_finished():
+                continue
+            tokens = output.sampled_token_ids[output.req_id_to_index[rid]]
+            if tokens:  # else the step is not judged, as vLLM's own counters have it
+                proposed = len(drafts) - invalid.get(rid, 0)
+                self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
+        alive = (rid for rid in scheduler_output.num_scheduled_tokens if rid in scheduler.requests)
+        self._counters.proposed(alive, getattr(output, VERSION, None))
+
+    def _end(self, request: Any) -> None:
+        rid = request.request_id
+        counters, is_captured = self._counters.end(rid), rid in self._captured
+        self._captured.discard(rid)
+        if not self._channel.is_open or request.sampling_params is None:
+            return
+        header = {
+            "kind": "finished",
+            "rid": rid,
+            "finish": request.status.name.removeprefix("FINISHED_").lower(),
+            "prompt_tokens": request.num_prompt_tokens,
+            "output_tokens": len(request.output_token_ids),
+            "preemptions": request.num_preemptions,
+            "counters": counters,
+            "sampling": {name: getattr(request.sampling_params, name) for name in _SAMPLING} if is_captured else None,
+        }
+        self._channel.offer(_Message(header, list(request.all_token_ids) if is_captured else None))
+
+    def _unhooked(self, name: str, reason: str) -> None:
+        self.unhooked[name] = reason
+        self._channel.end(reason)

@@ -1,0 +1,112 @@
+"""What the hooks read of vLLM's two model runners, in one shape."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from updraft_vllm.layout import Scheduled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step whose forward has run and whose tokens are not sampled yet.
+
+    Row i of `tokens` [M], `positions` [M] and each of `states` belongs to the same scheduled token.
+    """
+
+    batch: tuple[Scheduled, ...]
+    tokens: Tensor
+    positions: Tensor
+    states: Sequence[Tensor]
+    logits: Tensor | None
+    """None if the runner computes them later, within sampling."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """How to read one of the runners. `sample` is the name of its function that decides what is accepted."""
+
+    sample: str
+    sample_parameters: tuple[str, ...]
+    read_step: Callable[[Any, Any, Callable[[str], bool]], Step]
+    """From the runner, the scheduler's output, and whether a request reads its first chunk."""
+    accept_lens: Callable[[Any], Tensor]
+    """[B], the draft tokens accepted and one more, from what `sample` returned."""
+    draft_model: Callable[[Any], Any]
+
+
+def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], bool]) -> Step:
+    """Of v1/worker/gpu_model_runner.py, which has the batch in arrays of its own."""
+    state, inputs = runner.execute_model_state, runner.input_batch
+    drafts = scheduler_output.scheduled_spec_decode_tokens
+    batch = tuple(
+        Scheduled(
+            rid=rid,
+            tokens=int(scheduler_output.num_scheduled_tokens[rid]),
+            drafts=len(drafts.get(rid, ())),
+            computed=int(inputs.num_computed_tokens_cpu[i]),
+            prompt_tokens=int(inputs.num_prompt_tokens[i]),
+            known_tokens=int(inputs.num_tokens_no_spec[i]),
+            is_first=is_first(rid),
+        )
+        for i, rid in enumerate(inputs.req_ids)
+    )
+    return Step(
+        batch=batch,
+        tokens=runner.input_ids.gpu,
+        positions=runner.positions,
+        states=state.aux_hidden_states,
+        logits=state.logits,
+    )
+
+
+def second_step(runner: Any, _: Any, is_first: Callable[[str], bool]) -> Step:
+    """Of v1/worker/gpu/model_runner.py, which passes the batch in its state."""
+    state = runner.execute_model_state
+    inputs, requests = state.input_batch, runner.req_states
+    drafts = inputs.num_draft_tokens_per_req
+    batch = tuple(
+        Scheduled(
+            rid=rid,
+            tokens=int(inputs.num_scheduled_tokens[i]),
+            drafts=0 if drafts is None else int(drafts[i]),
+            computed=int(inputs.num_computed_tokens_np[i]),
+            prompt_tokens=int(requests.prompt_len.np[inputs.idx_mapping_np[i]]),
+            known_tokens=int(inputs.prefill_len_np[i]),
+            is_first=is_first(rid),
+        )
+        for i, rid in enumerate(inputs.req_ids)
+    )
+    return Step(
+        batch=batch, tokens=inputs.input_ids, positions=inputs.positions, states=state.aux_hidden_states, logits=None
+    )
+
+
+def _first_accept_lens(result: Any) -> Tensor:
+    rejected = -1  # vLLM's placeholder
+    lens: Tensor = (result.sampled_token_ids != rejected).sum(-1)
+    return lens
+
+
+def _second_accept_lens(result: Any) -> Tensor:
+    _, num_sampled, _ = result
+    lens: Tensor = num_sampled
+    return lens
+
+
+FIRST = Runner(
+    sample="_sample",
+    sample_parameters=("self", "logits", "spec_decode_metadata"),
+    read_step=first_step,
+    accept_lens=_first_accept_lens,
+    draft_model=lambda runner: runner.drafter.model,
+)
+SECOND = Runner(
+    sample="sample",
+    sample_parameters=("self", "hidden_states", "input_batch", "grammar_output"),
+    read_step=second_step,
+    accept_lens=_second_accept_lens,
+    draft_model=lambda runner: runner.speculator.model,
+)

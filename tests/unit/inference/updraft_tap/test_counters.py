@@ -1,0 +1,36 @@
+import pytest
+
+from updraft_tap.counters import Counters
+
+
+def test_steps_are_summed_by_the_version_that_proposed_and_by_position() -> None:
+    counters = Counters()
+    counters.proposed(["a", "b"], 3)
+    counters.verified("a", proposed=3, accepted=2)
+    counters.proposed(["a"], 4)
+    counters.verified("a", proposed=2, accepted=0)
+    counters.verified("a", proposed=3, accepted=3)
+
+    assert counters.end("a") == [
+        {"version": 3, "steps": 1, "proposed": 3, "accepted": [1, 1, 0]},
+        {"version": 4, "steps": 2, "proposed": 5, "accepted": [1, 1, 1]},
+    ]
+    assert counters.end("b") == []
+    assert len(counters) == 0
+
+
+def test_a_proposal_of_an_unknown_draft_has_no_version() -> None:
+    counters = Counters()
+    counters.verified("a", proposed=1, accepted=1)
+
+    assert counters.end("a") == [{"version": None, "steps": 1, "proposed": 1, "accepted": [1]}]
+
+
+def test_a_request_that_was_never_seen_has_no_sums() -> None:
+    assert Counters().end("a") == []
+
+
+@pytest.mark.parametrize("accepted", [-1, 3])
+def test_more_accepted_than_proposed_is_refused(accepted: int) -> None:
+    with pytest.raises(ValueError, match="of 2 draft tokens"):
+        Counters().verified("a", proposed=2, accepted=accepted)

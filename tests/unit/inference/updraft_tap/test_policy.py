@@ -1,0 +1,46 @@
+import pytest
+
+from updraft_tap.capture_options import CaptureOptions
+from updraft_tap.policy import Policy, read_policy
+
+IDS = [f"request-{i}" for i in range(1000)]
+
+
+def test_without_a_policy_no_request_gives_rows() -> None:
+    assert all(Policy().options(rid) is None for rid in IDS)
+
+
+def test_a_share_is_chosen_by_the_id_alone_and_a_larger_share_keeps_it() -> None:
+    few, many = (
+        {rid for rid in IDS if Policy(payload=share, prompt_rows=3, counterfactual_rows=1).options(rid)}
+        for share in (0.2, 0.6)
+    )
+
+    assert few < many
+    assert 150 < len(few) < 250
+    assert 550 < len(many) < 650
+
+
+def test_the_options_are_those_of_the_policy() -> None:
+    policy = read_policy({"kind": "policy", "payload": 1, "prompt_rows": 5, "counterfactual_rows": 2})
+
+    assert policy.options("a") == CaptureOptions(payload=True, prompt_rows=5, counterfactual_rows=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"payload": 1.5},
+        {"payload": -0.1},
+        {"payload": float("nan")},
+        {"payload": "all"},
+        {"payload": True},
+        {"payload": None},
+        {"prompt_rows": -1},
+        {"prompt_rows": 1.5},
+        {"counterfactual_rows": None},
+    ],
+)
+def test_what_is_no_policy_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        read_policy({"payload": 0.5, "prompt_rows": 0, "counterfactual_rows": 0, **change})

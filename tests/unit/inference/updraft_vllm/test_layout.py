@@ -1,0 +1,71 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from updraft_tap.capture_options import CaptureOptions
+from updraft_vllm.layout import Scheduled, layout
+
+PAYLOAD = CaptureOptions(payload=True, prompt_rows=1000)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Scheduled]:
+    batch = []
+    for i in range(draw(st.integers(1, 6))):
+        prompt, output, drafts = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(0, 3))
+        is_decoding = draw(st.booleans())
+        computed = prompt + output - 1 if is_decoding else draw(st.integers(0, prompt - 1))
+        tokens = 1 + drafts if is_decoding else draw(st.integers(1, prompt - computed))
+        batch.append(
+            Scheduled(
+                rid=f"r{i}",
+                tokens=tokens,
+                drafts=drafts if is_decoding else 0,
+                computed=computed,
+                prompt_tokens=prompt,
+                known_tokens=prompt + output if is_decoding else prompt,
+                is_first=draw(st.booleans()),
+            )
+        )
+    return batch
+
+
+@given(batch=batches(), captured=st.sets(st.integers(0, 5)))
+def test_each_captured_request_has_its_own_rows(batch: list[Scheduled], captured: set[int]) -> None:
+    options = {one.rid: PAYLOAD for i, one in enumerate(batch) if i in captured}
+    states = [(one.rid, one.computed + i) for one in batch for i in range(one.tokens)]
+    logits = [(one.rid, one.computed + one.tokens - one.drafts - 1 + i) for one in batch for i in range(one.drafts + 1)]
+
+    found = layout(batch, options)
+
+    if not options:
+        assert found is None
+        return
+    assert found is not None
+    by_rid = {one.rid: one for one in batch}
+    decoding = [one.rid for one in batch if one.rid in options and not one.is_prefill]
+    steps = found.steps
+    assert [batch[place].rid for place in found.roots] == decoding == list(steps.captured.rids if steps else ())
+    for i, rid in enumerate(decoding):
+        assert steps is not None
+        one = by_rid[rid]
+        expected = [(rid, one.computed + offset) for offset in range(one.drafts + 1)]
+        assert [states[steps.state_rows[i] + offset] for offset in range(steps.widths[i])] == expected
+        assert [logits[steps.logit_rows[i] + offset] for offset in range(steps.widths[i])] == expected
+    assert [span.rid for span in found.spans] == [one.rid for one in batch if one.rid in options and one.is_prefill]
+    for span in found.spans:
+        one = by_rid[span.rid]
+        rows = [states[span.first_row + offset] for offset in range(span.rows)]
+        assert rows == [(span.rid, one.computed + offset) for offset in range(one.tokens)]
+        assert span.teacher_rows == int(one.computed + one.tokens == one.known_tokens)
+        assert logits[span.logit_row] == rows[-1]
+
+
+def test_what_was_known_before_a_preemption_is_read_like_a_prompt() -> None:
+    again = Scheduled(rid="a", tokens=9, drafts=0, computed=5, prompt_tokens=4, known_tokens=14, is_first=True)
+
+    found = layout([again], {"a": CaptureOptions(payload=True, prompt_rows=1)})
+
+    assert found is not None
+    assert found.steps is None
+    (span,) = found.spans
+    assert span.header == {"rid": "a", "position": 5, "cached": 5, "rows": 9, "teacher_rows": 1}

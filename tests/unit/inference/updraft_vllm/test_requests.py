@@ -1,0 +1,146 @@
+"""The hooks around the scheduler, on a stand-in that has the attributes that are read."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from updraft_tap.channel import PendingMessage
+from updraft_tap.policy import Policy
+from updraft_vllm.requests import RequestHooks
+from updraft_vllm.rows import VERSION
+
+
+class Collected:
+    """Stands where the channel is."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.items: list[PendingMessage] = []
+        self.errors: list[Exception] = []
+        self.ends: list[str] = []
+
+    def offer(self, item: PendingMessage) -> None:
+        self.items.append(item)
+
+    def failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+    def end(self, problem: str) -> None:
+        self.ends.append(problem)
+
+
+def request(rid: str = "a", **more: Any) -> Any:
+    sampling = dict.fromkeys(
+        ("top_p", "top_k", "min_p", "seed", "max_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    )
+    return SimpleNamespace(
+        request_id=rid,
+        sampling_params=SimpleNamespace(temperature=0.5, extra_args=None, **sampling),
+        num_prompt_tokens=2,
+        output_token_ids=[7, 8],
+        all_token_ids=[1, 2, 7, 8],
+        num_preemptions=1,
+        status=SimpleNamespace(name="FINISHED_STOPPED"),
+        is_finished=lambda: False,
+        **more,
+    )
+
+
+class Scheduler:
+    """One request that is scheduled with three drafts."""
+
+    def __init__(self) -> None:
+        self.channel = Collected()
+        self.hooks = RequestHooks(channel=self.channel)  # type: ignore[arg-type]  # stands for it
+        self.requests: dict[str, Any] = {"a": request()}
+        self.updates = 0
+
+    def update(self, tokens: list[int], *, invalid: int = 0, version: int | None = 3) -> None:
+        output = SimpleNamespace(sampled_token_ids=[tokens], req_id_to_index={"a": 0})
+        if version is not None:
+            setattr(output, VERSION, version)
+        scheduled = SimpleNamespace(
+            num_scheduled_tokens={"a": 4},
+            scheduled_spec_decode_tokens={"a": [4, 5, 6]},
+            num_invalid_spec_tokens={"a": invalid} if invalid else None,
+        )
+
+        def original(*_: Any) -> None:
+            self.updates += 1
+
+        self.hooks.update(original, self, scheduled, output)
+
+    def end(self) -> list[tuple[dict[str, Any], list[int]]]:
+        self.hooks.free(lambda *_: None, self, self.requests.pop("a"))
+        assert self.channel.errors == []
+        found = [item.message() for item in self.channel.items]
+        return [(header, tensors["tokens"].tolist() if tensors else []) for header, tensors in found]
+
+
+def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> None:
+    for policy in (Policy(), Policy(payload=1.0)):
+        scheduler = Scheduler()
+        scheduler.hooks.policy = policy
+        scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+        scheduler.update([4, 9], version=2)
+        scheduler.update([4, 5, 6, 9], invalid=1, version=3)
+        scheduler.update([])
+
+        ((header, tokens),) = scheduler.end()
+
+        assert header["counters"] == [
+            {"version": None, "steps": 1, "proposed": 3, "accepted": [1, 0, 0]},
+            {"version": 2, "steps": 1, "proposed": 2, "accepted": [1, 1]},
+        ]
+        assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
+        assert header["preemptions"] == 1
+        if policy.payload:
+            assert (header["sampling"]["temperature"], tokens) == (0.5, [1, 2, 7, 8])
+        else:
+            assert (header["sampling"], tokens) == (None, [])
+
+
+def test_a_request_that_opted_out_is_counted_alone() -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.requests["a"].sampling_params.extra_args = {"updraft_capture": "off"}
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    scheduler.update([4, 9])
+
+    ((header, tokens),) = scheduler.end()
+
+    assert (header["counters"][0]["steps"], header["sampling"], tokens) == (1, None, [])
+
+
+@pytest.mark.parametrize("gone", ["aborted", "finished"])
+def test_a_step_of_a_request_that_is_gone_is_not_counted(gone: str) -> None:
+    scheduler = Scheduler()
+    if gone == "aborted":
+        scheduler.requests = {}
+    else:
+        scheduler.requests["a"].is_finished = lambda: True
+    scheduler.update([4, 9])
+
+    assert scheduler.updates == 1
+    assert len(scheduler.hooks._counters) == (gone == "finished")
+
+
+def test_without_an_agent_nothing_is_counted_or_kept() -> None:
+    scheduler = Scheduler()
+    scheduler.channel.is_open = False
+    scheduler.update([4, 9])
+
+    assert scheduler.end() == []
+    assert len(scheduler.hooks._counters) == 0
+
+
+def test_a_hook_that_raises_three_times_is_unhooked_and_vllm_goes_on() -> None:
+    scheduler = Scheduler()
+    for _ in range(5):
+        scheduler.update(None)  # type: ignore[arg-type]  # another vLLM's
+        scheduler.requests["a"].is_finished = None
+
+    assert scheduler.updates == 5
+    assert len(scheduler.channel.errors) == 3
+    assert "the hook counters raised 3 times and is unhooked" in scheduler.channel.ends[0]

@@ -1,0 +1,533 @@
+"""The plugin in a stock vLLM: its rows and counts against a `transformers` forward over the same tokens, in float32; its swap.
+
+The test is the agent here: it listens, sends the policy and the drafts, and reads the wire itself. The server has room for few
+tokens, so requests are read in chunks, share prefixes and are preempted.
+"""
+
+import asyncio
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.sglang.models import cycle
+from tests.support.tap_agent import Agent, Seen, Teacher, listening
+from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB
+from tests.support.wait import until
+from tests.vllm import build
+from tests.vllm.models import write_draft, write_target
+from tests.vllm.server import LOOKAHEAD, Server, serving
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_tap import checkpoint, weights
+
+if not build.is_built():
+    pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
+
+WIDTH = LOOKAHEAD + 1
+TAPS = (2, LAYERS // 2, LAYERS - 3)
+WORDS = cycle()
+EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
+TOLERANCE = 2e-4
+"""Of float32 sums in another order; states and log-probabilities are of the order of 1 to 10."""
+OPTIONS = (
+    *("--skip-tokenizer-init", "--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
+    *("--block-size", "32", "--num-gpu-blocks-override", "40"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The server, and the files that it was started with."""
+
+    server: Server
+    folder: Path
+    socket: Path
+    target: LlamaForCausalLM
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("tap")
+    target = write_target(folder / "target")
+    for number, quality in ((0, 0.7), (7, 0.3)):
+        write_draft(target, folder / f"draft-{number}", quality=quality)
+    # Unix sockets have short names, and pytest's folders long ones.
+    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
+    variables = {
+        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
+        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_TOP_K": "8",
+    }
+    with serving(target, folder / "draft-0", folder / "server", options=OPTIONS, variables=variables) as server:
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
+        model.eval()  # type: ignore[no-untyped-call]  # transformers
+        yield Setting(server=server, folder=folder, socket=socket, target=model)
+    socket.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    prompt: list[int]
+    tokens: int
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    rid: str
+    """vLLM gives each request an id of its own, which begins with this one."""
+    output: list[int]
+
+
+async def answers(setting: Setting, asks: list[Ask]) -> list[Answer]:
+    """All at once, 8 at a time."""
+    slots = asyncio.Semaphore(8)
+    async with httpx.AsyncClient(base_url=setting.server.url, timeout=300) as http:
+
+        async def one(ask: Ask) -> Answer:
+            async with slots:
+                response = await http.post("/v1/completions", json=_body(ask))
+                assert response.is_success, response.text
+                body = response.json()
+                return Answer(rid=body["id"], output=body["choices"][0]["token_ids"])
+
+        return list(await asyncio.gather(*map(one, asks)))
+
+
+def _body(ask: Ask) -> dict[str, Any]:
+    return {
+        "model": "target",
+        "prompt": ask.prompt,
+        "max_tokens": ask.tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **ask.sampling,
+    }
+
+
+def mixed_asks(count: int) -> list[Ask]:
+    """Prompts of 1 to 150 tokens, many with a common beginning, and every kind of sampling."""
+    rng = random.Random(5)
+    stems = [rng.choices(WORDS, k=80) for _ in range(3)]
+    asks = []
+    for i in range(count):
+        own = rng.choices(WORDS, k=rng.randrange(1, 21) if i % 8 else rng.randrange(70, 151))
+        prompt = own if i % 8 == 0 else rng.choice(stems)[: rng.randrange(80)] + own
+        sampling = rng.choice(({}, {}, {"temperature": 0.8}, {"presence_penalty": 0.7}, {"repetition_penalty": 1.3}))
+        asks.append(Ask(prompt=prompt, tokens=rng.randrange(1, 33), sampling=sampling))
+    return asks
+
+
+class Reference:
+    """`transformers` over one text: states and logits of each position."""
+
+    def __init__(self, target: LlamaForCausalLM, ids: list[int]) -> None:
+        with torch.no_grad():
+            out = target(torch.tensor([ids]), output_hidden_states=True)
+        self.aux = torch.cat([out.hidden_states[tap][0] for tap in TAPS], -1)
+        self.logits = out.logits[0]
+        self.log_p = self.logits.log_softmax(-1)
+
+    def check(self, position: int, aux: Tensor | None, teacher: Teacher | None) -> None:
+        if aux is not None:
+            torch.testing.assert_close(aux, self.aux[position], atol=TOLERANCE, rtol=TOLERANCE)
+        if teacher is not None:
+            log_sum_exp = self.logits[position].logsumexp(-1)
+            torch.testing.assert_close(teacher.log_sum_exp, log_sum_exp, atol=TOLERANCE, rtol=TOLERANCE)
+            best = self.log_p[position].topk(len(teacher.ids)).values
+            torch.testing.assert_close(teacher.log_probs, best, atol=TOLERANCE, rtol=TOLERANCE)
+            ours = self.log_p[position][teacher.ids.long()]
+            torch.testing.assert_close(teacher.log_probs, ours, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def of(found: dict[str, Any], answer: Answer, default: Any = None) -> Any:
+    """What was found of an answer's request."""
+    return next((value for rid, value in found.items() if rid.startswith(answer.rid)), default)
+
+
+async def ended(agent: Agent, given: list[Answer]) -> None:
+    """Rows and ends come from two processes; wait for all of both."""
+    await agent.settle()
+    assert all(of(agent.finished, answer) is not None for answer in given)
+    assert agent.dropped == 0
+
+
+def check_end(ask: Ask, answer: Answer, agent: Agent, *, captured: bool) -> dict[str, Any]:
+    """Prompt, output and sums of a request; return its header."""
+    header, tensors = of(agent.finished, answer)
+    assert (header["prompt_tokens"], header["output_tokens"]) == (len(ask.prompt), ask.tokens)
+    if captured:
+        assert tensors["tokens"].tolist() == ask.prompt + answer.output
+        assert header["sampling"]["temperature"] == ask.sampling.get("temperature", 0)
+    else:
+        assert (tensors, header["sampling"], of(agent.seen, answer)) == ({}, None, None)
+    return dict(header)
+
+
+def check_rows(setting: Setting, ask: Ask, answer: Answer, seen: Seen, header: dict[str, Any]) -> None:
+    """Steps, positions and rows of a request that was not preempted."""
+    steps, start, text = [step for step in seen.steps if step["drafts"]], len(ask.prompt), ask.prompt + answer.output
+    sums = header["counters"]
+    assert sum(one["steps"] for one in sums) == len(steps)
+    assert sum(one["proposed"] for one in sums) == sum(len(step["drafts"]) for step in steps)
+    by_position = [sum(step["accepted"] > position for step in steps) for position in range(LOOKAHEAD)]
+    assert [
+        sum(one["accepted"][i] for one in sums if i < len(one["accepted"])) for i in range(LOOKAHEAD)
+    ] == by_position
+
+    known = text[: start + 1]
+    for step in seen.steps:
+        assert step["position"] == len(known) - 1
+        known += step["drafts"][: step["accepted"]]
+        known += text[len(known) :][:1]
+    assert known[: len(text)] == text
+
+    reference = Reference(setting.target, known)
+    for step, rejected in zip(seen.steps, seen.rejected, strict=True):
+        check_step(setting, known, reference, step, rejected)
+    cached = sum(prefill["cached"] for prefill in seen.prefills)
+    last = seen.steps[-1] if seen.steps else {"position": start - 1, "accepted": 0}
+    end = last["position"] + last["accepted"] + 1
+    assert [position for position, _ in seen.rows] == list(range(cached, end))
+    for position, aux in seen.rows:
+        reference.check(position, aux, None)
+    assert [position for position, _ in seen.teachers] == list(range(start - 1, end))
+    for position, teacher in seen.teachers:
+        reference.check(position, None, teacher)
+
+
+def check_step(
+    setting: Setting,
+    text: list[int],
+    reference: Reference,
+    step: dict[str, Any],
+    rejected: list[tuple[Tensor, Teacher]],
+) -> None:
+    """The drafts' log-probabilities, and the rows that read rejected draft tokens."""
+    position, accepted, drafts = step["position"], step["accepted"], step["drafts"]
+    branch = reference
+    if accepted < len(drafts):
+        branch = Reference(setting.target, [*text[: position + 1], *drafts])
+    for i, draft in enumerate(drafts):
+        assert step["log_p"][i] == pytest.approx(float(branch.log_p[position + i, draft]), abs=1e-3)
+    for n, (aux, teacher) in enumerate(rejected):
+        branch.check(position + accepted + 1 + n, aux, teacher)
+
+
+async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -> None:
+    asks = mixed_asks(100)
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        before = setting.server.drafted()
+        given = await answers(setting, asks)
+        await ended(agent, given)
+        sums = [one for header, _ in agent.finished.values() for one in header["counters"]]
+        steps, accepted = (sum(map(of_sum, sums)) for of_sum in (_steps, _accepted))
+        await until(lambda: setting.server.drafted().since(before).steps >= steps, what="vLLM's own counters")
+        counted = setting.server.drafted().since(before)
+
+    assert (counted.steps, counted.accepted) == (steps, accepted)
+    headers = [check_end(ask, answer, agent, captured=True) for ask, answer in zip(asks, given, strict=True)]
+    whole = [(a, b, h) for a, b, h in zip(asks, given, headers, strict=True) if not h["preemptions"]]
+    for ask, answer, header in whole:
+        check_rows(setting, ask, answer, of(agent.seen, answer, Seen()), header)
+    assert_all_kinds_were_there(agent, len(whole))
+
+
+def _steps(sums: dict[str, Any]) -> int:
+    return int(sums["steps"])
+
+
+def _accepted(sums: dict[str, Any]) -> int:
+    return sum(sums["accepted"])
+
+
+def assert_all_kinds_were_there(agent: Agent, num_whole: int) -> None:
+    """Else the test would be about less than it says."""
+    steps = [step for seen in agent.seen.values() for step in seen.steps]
+    assert num_whole >= 50
+    assert {step["accepted"] for step in steps} == set(range(WIDTH))
+    assert {step["counterfactual_rows"] for step in steps} == set(range(WIDTH))
+    assert max(step["batch_size"] for step in steps) >= 6
+    assert any(prefill["cached"] for seen in agent.seen.values() for prefill in seen.prefills)
+    assert any(len(seen.prefills) > 2 for seen in agent.seen.values())
+
+
+async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setting) -> None:
+    rng = random.Random(9)
+    asks = [Ask(prompt=rng.choices(WORDS, k=40), tokens=250) for _ in range(8)]
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        given = await answers(setting, asks)
+        await ended(agent, given)
+
+    headers = [check_end(ask, answer, agent, captured=True) for ask, answer in zip(asks, given, strict=True)]
+    assert any(header["preemptions"] for header in headers)
+    for ask, answer in zip(asks, given, strict=True):
+        text, seen = ask.prompt + answer.output, of(agent.seen, answer)
+        steps = [step for step in seen.steps if step["drafts"]]
+        sums = of(agent.finished, answer)[0]["counters"]
+        assert (sum(map(_steps, sums)), sum(map(_accepted, sums))) == (
+            len(steps),
+            sum(step["accepted"] for step in steps),
+        )
+        cached = min(prefill["position"] for prefill in seen.prefills)
+        reference = Reference(setting.target, text)
+        assert {position for position, _ in seen.rows} >= set(range(cached, len(text) - 1))
+        for position, aux in seen.rows:
+            if position < len(text):
+                reference.check(position, aux, None)
+        for position, teacher in seen.teachers:
+            if position < len(text):
+                reference.check(position, None, teacher)
+
+
+async def test_without_a_policy_and_for_who_opts_out_there_are_sums_and_nothing_else(setting: Setting) -> None:
+    plain = Ask(prompt=WORDS[:9], tokens=20)
+    out = Ask(prompt=WORDS[:9], tokens=20, sampling={"vllm_xargs": {"updraft_capture": "off"}})
+    async with listening(setting.socket, roles={"scheduler", "worker"}) as agent:
+        (first,) = await answers(setting, [plain])
+        await ended(agent, [first])
+        check_end(plain, first, agent, captured=False)
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        given = await answers(setting, [out, plain])
+        await ended(agent, given)
+        header = check_end(out, given[0], agent, captured=False)
+        check_end(plain, given[1], agent, captured=True)
+
+    assert sum(one["steps"] for one in header["counters"]) > 0
+    assert first.output == given[0].output == given[1].output
+
+
+async def test_a_share_of_the_requests_gives_rows_and_both_processes_choose_the_same(setting: Setting) -> None:
+    asks = [Ask(prompt=WORDS[i : i + 3], tokens=4) for i in range(40)]
+    async with listening(setting.socket, {**EVERYTHING, "payload": 0.5}, roles={"scheduler", "worker"}) as agent:
+        given = await answers(setting, asks)
+        await ended(agent, given)
+
+    captured = {rid for rid, (_, tensors) in agent.finished.items() if tensors}
+    assert 5 <= len(captured) <= 35
+    assert agent.seen.keys() == captured
+
+
+async def test_an_aborted_request_is_counted(setting: Setting) -> None:
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        async with httpx.AsyncClient(base_url=setting.server.url, timeout=60) as http:
+            body = {**_body(Ask(prompt=WORDS[:5], tokens=450)), "stream": True}
+            async with http.stream("POST", "/v1/completions", json=body) as stream:
+                await anext(stream.aiter_lines())
+        await until(lambda: bool(agent.finished), what="its end")
+
+    ((header, tensors),) = agent.finished.values()
+    assert header["finish"] == "aborted"
+    assert len(tensors["tokens"]) == 5 + header["output_tokens"] < 455
+
+
+async def swap(agent: Agent, folder: Path, version: int) -> dict[str, Any]:
+    before = len(agent.loaded)
+    agent.send("worker", {"kind": "load", "folder": str(folder), "version": version, "digest": f"sha256:{version}"})
+    await until(lambda: len(agent.loaded) > before, what="the answer to a load")
+    return agent.loaded[-1]
+
+
+def digest(folder: Path) -> str:
+    """Of what a server of this draft holds."""
+    _, tensors = checkpoint.read(folder)
+    return weights.digest({**weights.joined(tensors, torch.float32), "d2t": tensors["d2t"]})
+
+
+async def asked_until(stop: asyncio.Event, setting: Setting, ask: Ask) -> list[Answer]:
+    """The same request again and again, so that one is running whenever something happens."""
+    given: list[Answer] = []
+    while not stop.is_set():
+        given += await answers(setting, [ask])
+    return given
+
+
+async def test_a_swap_in_the_middle_of_requests_is_proved_and_changes_no_token(setting: Setting) -> None:
+    asks = [Ask(prompt=WORDS[i : i + 3], tokens=tokens) for i, tokens in enumerate((450, 350, 250))]
+    alone = await answers(setting, asks)
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        assert (await swap(agent, setting.folder / "draft-0", 0))["refusal"] == ""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(asked_until(stop, setting, ask)) for ask in asks]
+            await until(lambda: bool(agent.seen), what="rows")
+            swapped = await swap(agent, setting.folder / "draft-7", 7)
+            stop.set()
+        given = [
+            (ask, one, whole) for ask, task, whole in zip(asks, running, alone, strict=True) for one in task.result()
+        ]
+        await ended(agent, [answer for _, answer, _ in given])
+        back = await swap(agent, setting.folder / "draft-0", 0)
+
+    assert (swapped["refusal"], swapped["held"]) == ("", digest(setting.folder / "draft-7"))
+    assert swapped["served"] == {"version": 7, "digest": "sha256:7"}
+    assert (back["held"], back["version"]) == (digest(setting.folder / "draft-0"), 0)
+    for ask, answer, whole in given:
+        assert answer.output == whole.output
+        header = check_end(ask, answer, agent, captured=True)
+        steps = [step for step in of(agent.seen, answer).steps if step["drafts"]]
+        assert [step["version"] for step in steps] == sorted(step["version"] for step in steps)
+        assert sums_of(steps) == {
+            one["version"]: (one["steps"], one["proposed"], sum(one["accepted"])) for one in header["counters"]
+        }
+    assert any(len(header["counters"]) == 2 for header, _ in agent.finished.values()), "a swap in mid-request"
+
+
+def sums_of(steps: list[dict[str, Any]]) -> dict[int, tuple[int, int, int]]:
+    """By version: steps, proposed and accepted tokens."""
+    sums: dict[int, tuple[int, int, int]] = {}
+    for step in steps:
+        count, proposed, accepted = sums.get(step["version"], (0, 0, 0))
+        sums[step["version"]] = (count + 1, proposed + len(step["drafts"]), accepted + step["accepted"])
+    return sums
+
+
+async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
+    target, other = setting.folder / "target", setting.folder / "other-vocabulary"
+    token_ids = torch.tensor(sorted({*WORDS, *range(VOCAB - DRAFT_VOCAB + len(set(WORDS)), VOCAB)}))
+    write_draft(target, other, quality=0.7, token_ids=token_ids)
+    ask = Ask(prompt=WORDS[:3], tokens=100)
+    async with listening(setting.socket, roles={"scheduler", "worker"}) as agent:
+        counts = []
+        for folder, version in ((setting.folder / "draft-0", 0), (other, 8)):
+            loaded = await swap(agent, folder, version)
+            assert (loaded["refusal"], loaded["held"]) == ("", digest(folder))
+            (answer,) = await answers(setting, [ask])
+            await ended(agent, [answer])
+            counts += of(agent.finished, answer)[0]["counters"]
+        await swap(agent, setting.folder / "draft-0", 0)
+
+    assert [one.pop("version") for one in counts] == [0, 8]
+    assert counts[0] == counts[1], "the same proposals, by other numbers"
+    assert counts[0]["steps"] < 50
+
+
+async def test_a_refused_draft_says_why_and_the_one_before_serves_on(setting: Setting) -> None:
+    folder, ask = setting.folder, Ask(prompt=WORDS[:3], tokens=60)
+    bad = folder / "bad"
+    bad.mkdir()
+    (bad / "config.json").write_text((folder / "draft-7" / "config.json").read_text())
+    tensors = load_file(folder / "draft-7" / "model.safetensors")
+    save_file({**tensors, "norm.weight": tensors["norm.weight"] * torch.nan}, bad / "model.safetensors")
+    async with listening(setting.socket, roles={"scheduler", "worker"}) as agent:
+        await swap(agent, folder / "draft-0", 3)
+        (before,) = await answers(setting, [ask])
+        refused = [await swap(agent, folder / name, 9) for name in ("missing", "bad")]
+        nonsense = len(agent.loaded)
+        agent.send("worker", {"kind": "load"})
+        await until(lambda: len(agent.loaded) > nonsense, what="the answer to a load of nothing")
+        (after,) = await answers(setting, [ask])
+        await ended(agent, [before, after])
+        agent.hang_up()
+        hellos = len(agent.hellos)
+        await until(lambda: len(agent.hellos) >= hellos + 2, what="both again")
+
+    assert ["cannot read the draft" in refused[0]["refusal"], "not finite" in refused[1]["refusal"]] == [True, True]
+    assert agent.loaded[-1]["refusal"] != ""
+    assert {one["served"]["digest"] for one in refused} == {"sha256:3"}
+    assert after.output == before.output
+    counts = [of(agent.finished, one)[0]["counters"] for one in (before, after)]
+    assert counts[0] == counts[1]
+    assert {hello["digest"] for hello in agent.hellos[-2:]} == {"", "sha256:3"}
+
+
+async def test_a_reader_that_stands_still_or_dies_costs_drops_and_no_request(setting: Setting) -> None:
+    asks = [Ask(prompt=[WORDS[i]] * 20, tokens=100) for i in range(8)]
+    alone = await answers(setting, asks)
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        agent.may_read.clear()
+        stuck = await answers(setting, asks)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(answers(setting, asks))
+            await asyncio.sleep(0.2)
+            agent.hang_up()
+        dropped_on = running.result()
+        await until(lambda: agent.roles == {"scheduler", "worker"}, what="both again")
+        await agent.settle()
+
+    assert agent.dropped > 0
+    assert [answer.output for answer in stuck] == [answer.output for answer in alone]
+    assert [answer.output for answer in dropped_on] == [answer.output for answer in alone]
+
+
+BREAKS = """
+from updraft_vllm.rows import RowHooks
+
+
+def broken(self, runner):
+    raise ZeroDivisionError("of the test's own")
+
+
+def register():
+    RowHooks._read = broken
+"""
+
+
+async def test_a_hook_that_raises_is_unhooked_and_said_and_serving_goes_on(setting: Setting, tmp_path: Path) -> None:
+    plugin = plugin_folder.write(tmp_path / "plugin", plugin_folder.VLLM)
+    (plugin / "breaks.py").write_text(BREAKS)
+    metadata = plugin / "breaks-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breaks\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaks = breaks:register\n")
+    socket = Path(f"{setting.socket}-2")
+    variables = {"PYTHONPATH": str(plugin), "UPDRAFT_VLLM_SOCKET": str(socket)}
+    folder = setting.folder
+    ask = Ask(prompt=WORDS[:5], tokens=40)
+    (whole,) = await answers(setting, [ask])
+    with serving(
+        folder / "target", folder / "draft-0", tmp_path / "server", options=OPTIONS, variables=variables
+    ) as other:
+        async with listening(socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+            broken = Setting(server=other, folder=folder, socket=socket, target=setting.target)
+            (answer,) = await answers(broken, [ask])
+            await until(lambda: of(agent.finished, answer) is not None, what="its end")
+            problem = "the hook rows raised 3 times and is unhooked, the last: ZeroDivisionError: of the test's own"
+            await until(lambda: any(hello["problem"] == problem for hello in agent.hellos), what="the reason")
+            swapped = await swap(agent, folder / "draft-7", 7)
+
+    assert answer.output == whole.output
+    assert sum(one["steps"] for one in of(agent.finished, answer)[0]["counters"]) > 0
+    assert swapped["refusal"] == "", "swaps do not depend on rows"
+
+
+BINDING = """
+import json
+import torch
+from updraft_tap import hooks
+from updraft_tap.settings import Settings
+from updraft_vllm import plugin, runners
+
+settings = Settings(socket="/nowhere")
+worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings)
+bindings = [*plugin.starts(settings), *scheduler.bindings]
+for kind in (runners.FIRST, runners.SECOND):
+    bindings += worker.bindings(kind, worker.row_hooks(kind))
+before = hooks.states(bindings)
+hooks.install(bindings)
+print(json.dumps([before, hooks.states(bindings)]))
+"""
+
+
+def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(plugin_folder.write(tmp_path, plugin_folder.VLLM)), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([build.python(), "-c", BINDING], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert len(before) == 11
+    assert all(problem.endswith(" is not hooked") for problem in before.values())
+    assert set(after.values()) == {""}
