@@ -178,15 +178,6 @@ def test_states_and_versions_have_the_size_that_is_planned_for(
     assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(sizes.version.amount, abs=4096)
 
 
-def test_a_state_without_an_average_starts_a_new_one(target: Path, samples: list[Sample]) -> None:
-    one, other = make_learner(target), make_learner(target)
-    one.train(samples[:4])
-    state = deepcopy(one.state_dict())
-    del state["average"]
-    other.load_state_dict(state)
-    assert torch.equal(other.average.fc.weight, one.network.fc.weight)
-
-
 def test_only_what_is_asked_for_is_trained(target: Path, samples: list[Sample]) -> None:
     frozen, trained = make_learner(target), make_learner(target, trains_head=True)
     before = frozen.network.lm_head.weight.detach().clone()
