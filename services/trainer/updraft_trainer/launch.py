@@ -20,6 +20,10 @@ from updraft_chassis.errors import Unavailable
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable in which torchrun names the file where a rank says why it ended."""
 
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Variable by which the ranks of each start have a store of their own. With that of torchrun, a pod that replaces another one
+waits for an address that the first pod writes only once (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`)."""
+
 SHUTDOWN_S = 110
 """How long torchrun waits for ranks that were told to stop, and may save twice: less than the pod's own grace period."""
 
@@ -59,6 +63,7 @@ def main(launch: Launch) -> None:
     """Run until SIGTERM, or until the ranks ended for good; SystemExit(1) with a sentence in that case."""
     if launch.ranks_per_node > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, without its warning
+    os.environ[_OWN_STORE] = "1"
     with lifecycle.errors_as_sentences("updraft-trainer"):
         _run(launch)
 
