@@ -10,6 +10,7 @@ _READ = ("get", "list", "watch")
 _KEEP = (*_READ, "create", "patch")
 _OWN = (*_KEEP, "delete")
 
+LWS = ("leaderworkerset.x-k8s.io", "leaderworkersets")
 WORK = {
     ("updraft.dev", "adaptivespeculators"): (*_READ, "patch"),
     ("updraft.dev", "adaptivespeculators/status"): ("patch",),
@@ -19,7 +20,7 @@ WORK = {
     ("updraft.dev", "draftversions/status"): ("patch",),
     ("apps", "deployments"): _OWN,
     ("apps", "statefulsets"): _OWN,
-    ("leaderworkerset.x-k8s.io", "leaderworkersets"): _OWN,
+    LWS: _OWN,
     ("policy", "poddisruptionbudgets"): _KEEP,
     ("networking.k8s.io", "networkpolicies"): _OWN,
     ("", "services"): _OWN,
@@ -50,9 +51,9 @@ def _listed(wanted: Mapping[tuple[str, str], tuple[str, ...]]) -> Rights:
     return {(group, resource, verb) for (group, resource), verbs in wanted.items() for verb in verbs}
 
 
-def _granted(case: str, account: str) -> dict[str, Rights]:
-    """Rights of a ServiceAccount by namespace; "" is the whole cluster."""
-    documents = rendered(case)
+def _granted(case: str, account: str, *words: str) -> dict[str, Rights]:
+    """Rights of a ServiceAccount by namespace; "" is the whole cluster. `words` as for `rendered`."""
+    documents = rendered(case, *words)
     granted: dict[str, Rights] = {}
     for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding"):
         if account not in [subject["name"] for subject in binding["subjects"]]:
@@ -75,9 +76,18 @@ def test_the_operator_has_the_listed_rights_in_the_cluster_and_its_lease() -> No
 
 
 def test_the_operator_of_some_namespaces_has_them_there_and_nowhere_else() -> None:
-    assert _granted("namespaced", "updraft-operator") == {
+    assert _granted("namespaced", "updraft-operator", "--api-versions", f"{LWS[0]}/v1") == {
         "team-a": _listed(WORK),
         "team-b": _listed(WORK),
+        NAMESPACE: _listed(LEASE),
+    }
+
+
+def test_there_it_has_no_rights_to_an_api_that_the_cluster_does_not_serve() -> None:
+    served = _listed({resource: verbs for resource, verbs in WORK.items() if resource != LWS})
+    assert _granted("namespaced", "updraft-operator") == {
+        "team-a": served,
+        "team-b": served,
         NAMESPACE: _listed(LEASE),
     }
 

@@ -28,10 +28,12 @@
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch, delete]
-# A trainer of several pods, where the cluster has this API.
+{{- if or (not .Values.watchNamespaces) (.Capabilities.APIVersions.Has "leaderworkerset.x-k8s.io/v1") }}
+# A trainer of several pods. In some namespaces only where the cluster has this API: who administers them may not grant others.
 - apiGroups: [leaderworkerset.x-k8s.io]
   resources: [leaderworkersets]
   verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 # At most one inference pod is evicted at a time.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

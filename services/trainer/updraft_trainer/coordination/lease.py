@@ -127,13 +127,15 @@ class Lease:
             await stop.wait(self._duration_s / RENEWALS)
 
     async def hold(self, stop: Stop) -> None:
-        """Renew it until `stop`. Conflict if another one has it."""
+        """Renew it until `stop`. If another one has it, request the stop and raise Conflict: after a pause, timeouts and the
+        cancellation come at once to the other tasks, and a task may take the one for the other."""
         while not await stop.wait(self._duration_s / RENEWALS):
             try:
                 holder = await self.take()
             except UpdraftError:
                 continue  # it was logged
             if holder != self._holder:
+                stop.request()
                 raise Conflict(f"{holder} does the work of {self._holder} now, whose lease had run out")
 
     async def release(self) -> None:
