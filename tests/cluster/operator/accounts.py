@@ -34,10 +34,10 @@ class Account:
 
 
 def rules() -> list[Json]:
-    """What the chart grants where the operator works; that part of it is plain YAML."""
-    found = re.search(r'define "updraft.rules" -}}(.*?){{- end', _RULES.read_text(), re.DOTALL)
+    """What the chart grants where the operator works, as to an operator of all namespaces."""
+    found = re.search(r'define "updraft.rules" -}}(.*?){{/[*]', _RULES.read_text(), re.DOTALL)
     assert found is not None
-    listed: list[Json] = yaml.safe_load(found[1])
+    listed: list[Json] = yaml.safe_load(re.sub(r"(?m)^{{-.*}}$", "", found[1]))
     return listed
 
 

@@ -41,12 +41,12 @@ def speculators(api: Api, namespace: str) -> dict[str, Json]:
 
 
 def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
-    """Objects whose names begin with one of the subjects', whatever their labels are."""
+    """Objects whose names begin with one of the subjects', or are of its pods' claims, whatever their labels are."""
     found = {}
     for kind in _MADE:
         resource = RESOURCES[kind]
         for each in api.get(resource.path(namespace))["items"]:
-            if each["metadata"]["name"].partition("-")[0] in subjects:
+            if each["metadata"]["name"].removeprefix(names.claim("")).partition("-")[0] in subjects:
                 found[kind, each["metadata"]["name"]] = each
     return found
 
