@@ -41,13 +41,18 @@ def speculators(api: Api, namespace: str) -> dict[str, Json]:
 
 
 def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
-    """Objects whose names begin with one of the subjects', or are of its pods' claims, whatever their labels are."""
+    """Objects whose names begin with one of the subjects', and the claims of trainers, whatever their labels are.
+
+    The claims of a registry are made by its StatefulSet.
+    """
+    claims = tuple(names.claim(names.child(subject, names.TRAINER)) for subject in subjects)
     found = {}
     for kind in _MADE:
         resource = RESOURCES[kind]
         for each in api.get(resource.path(namespace))["items"]:
-            if each["metadata"]["name"].removeprefix(names.claim("")).partition("-")[0] in subjects:
-                found[kind, each["metadata"]["name"]] = each
+            name = each["metadata"]["name"]
+            if name.partition("-")[0] in subjects or name.startswith(claims):
+                found[kind, name] = each
     return found
 
 
