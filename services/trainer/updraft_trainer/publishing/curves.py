@@ -68,10 +68,8 @@ class Curves:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
         now_s = self._clock.now()
-        last = max(
-            (int(file.name.split(".")[3]) for file in self._files()), default=0
-        )  # after it, also by a slow clock
-        file = self._folder / _NAME.format(max(int(1000 * now_s), last + 1))
+        last = max((int(file.name.split(".")[3]) for file in self._files()), default=0)
+        file = self._folder / _NAME.format(max(int(1000 * now_s), last + 1))  # the clock may have been set back
         try:
             _append(file, event_file.head(now_s, first_step=None if self._has_started else step))
         except OSError:
