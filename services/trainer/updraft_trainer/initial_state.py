@@ -140,7 +140,6 @@ async def start(
         history.origin = f"version {version}"
         for trace_id in replay.training_ids():
             history.count_use(trace_id)
-    if version:
         learner = await _continue_draft(spec, registry, version, stop)
         rng = random.Random(spec.seed)
         return InitialState(learner=learner, history=history, rng=rng, counted=()) if learner else None

@@ -33,6 +33,7 @@ from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.data.sample_cache import DEFAULT_MAX_BYTES
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume
+from updraft_trainer.learning.compute import Compute
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.rank_process import RankProcess
 from updraft_trainer.settings import TrainerSettings
@@ -63,7 +64,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     watch, ready = Watch(clock), threading.Event()
     ranks = replace(placed(os.environ), waiting=watch.waiting)
-    shards = _own_shards(config, ranks)
+    shards, compute = _own_shards(config, ranks), config.compute
     identity = Identity(
         speculator=config.speculator,
         target_fingerprint=target_fingerprint(config.model),
@@ -89,12 +90,12 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         )
         client = streams.connect(config.redis_url.get_secret_value())
         stack.push_async_callback(client.aclose)
-        group = joined(os.environ, config.compute.device, check=stop.check)
+        group = joined(os.environ, compute.device, check=stop.check)
         try:
             await asyncio.to_thread(stack.enter_context, group)
         except lifecycle.Stopped:
             return
-        spec = _spec(config, target, identity, ranks)
+        spec = _spec(config, target, identity, compute.together(ranks))
         states = States(data / "states")
         folder_id = _folder_id(data)
         folder_ids = await asyncio.to_thread(_agreed, ranks, identity, spec, folder_id)
@@ -114,8 +115,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             )
         )
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}
-        facts |= {"replay_bytes": capacity.replay_bytes, "device": config.compute.device.type}
-        facts |= {"pack_tokens": config.compute.pack_tokens, "rank": ranks.rank, "ranks": ranks.size}
+        facts |= {"replay_bytes": capacity.replay_bytes, "device": compute.device.type}
+        facts |= {"pack_tokens": compute.pack_tokens, "rank": ranks.rank, "ranks": ranks.size}
         logger.info("Trainer started", extra=facts)
         process = RankProcess(
             config=config,
@@ -198,7 +199,7 @@ def _consumer(pod_name: str, ranks: Ranks) -> str:
     return f"{pod_name}.{ranks.local_rank}" if ranks.local_rank else pod_name
 
 
-def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks: Ranks) -> TrainerSpec:
+def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, compute: Compute) -> TrainerSpec:
     return TrainerSpec(
         target=target,
         target_fingerprint=identity.target_fingerprint,
@@ -206,7 +207,7 @@ def _spec(config: TrainerSettings, target: TargetHead, identity: Identity, ranks
         shape=config.shape,
         first_samples=config.first_samples,
         seed=config.seed,
-        compute=config.compute.together(ranks),
+        compute=compute,
     )
 
 
