@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
-from updraft_trainer.coordination.meeting import meet
+from updraft_trainer.coordination.store_rendezvous import join_store
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ def joined(
     try:
         limit = min(timeout, JOIN_TIMEOUT)
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=limit))
-        store = meet(store, ranks.rank, ranks.size, limit, check)
+        store = join_store(store, ranks.rank, ranks.size, limit, check)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
     except (dist.DistError, RuntimeError, ValueError, TimeoutError) as error:
         reason = _reason(error)

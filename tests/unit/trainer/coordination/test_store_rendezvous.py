@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch does not export them
 
-from updraft_trainer.coordination.meeting import meet
+from updraft_trainer.coordination.store_rendezvous import join_store
 
 LIMIT = timedelta(seconds=60)
 
@@ -20,17 +20,17 @@ def store(server: TCPStore, request: pytest.FixtureRequest) -> Store:
     return PrefixStore(request.node.name, server)
 
 
-def met(store: Store, size: int) -> list[Store]:
-    """The part that each rank has got; rank 0 comes last."""
+def joined(store: Store, size: int) -> list[Store]:
+    """The part that each rank has got; rank 0 joins last."""
     with ThreadPoolExecutor(size) as pool:
-        visits = [pool.submit(meet, store, rank, size, LIMIT) for rank in reversed(range(size))]
-        return [visit.result() for visit in visits]
+        futures = [pool.submit(join_store, store, rank, size, LIMIT) for rank in reversed(range(size))]
+        return [future.result() for future in futures]
 
 
 def test_ranks_meet_where_ranks_of_an_earlier_start_have_left_nothing(store: Store) -> None:
-    for part in met(store, 3):
+    for part in joined(store, 3):
         part.set("address", "of the first start")
-    parts = met(store, 3)
+    parts = joined(store, 3)
     assert not any(part.check(["address"]) for part in parts)
     parts[0].set("address", "of the second start")
     assert [part.get("address") for part in parts] == [b"of the second start"] * 3
@@ -38,10 +38,10 @@ def test_ranks_meet_where_ranks_of_an_earlier_start_have_left_nothing(store: Sto
 
 def test_a_rank_that_died_before_all_had_come_does_not_disturb_the_next_start(store: Store) -> None:
     with pytest.raises(TimeoutError, match=r"rank 0 did not come within 0\.1 s"):
-        meet(store, 1, 3, timedelta(seconds=0.1))
+        join_store(store, 1, 3, timedelta(seconds=0.1))
     with pytest.raises(TimeoutError, match=r"rank 1, 2 did not come within 0\.1 s"):
-        meet(store, 0, 3, timedelta(seconds=0.1))
-    assert len(met(store, 3)) == 3
+        join_store(store, 0, 3, timedelta(seconds=0.1))
+    assert len(joined(store, 3)) == 3
 
 
 def test_waiting_for_the_others_ends_when_asked(store: Store) -> None:
@@ -49,4 +49,4 @@ def test_waiting_for_the_others_ends_when_asked(store: Store) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        meet(store, 0, 2, LIMIT, stop)
+        join_store(store, 0, 2, LIMIT, stop)
