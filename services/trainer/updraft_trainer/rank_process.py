@@ -14,8 +14,8 @@ from updraft_chassis import lifecycle, rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_trainer.commands import CommandChannel
+from updraft_trainer.coordination.heartbeats import Heartbeat, Heartbeats
 from updraft_trainer.coordination.lease import Lease
-from updraft_trainer.coordination.notices import Notice, Notices
 from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.coordination.watch import StallLog, Watch
 from updraft_trainer.data.capacity import Capacity
@@ -86,7 +86,7 @@ class RankProcess:
     ) -> None:
         """Train, decide and publish until `stop`, and let the other ranks follow. `folder_ids`: of all ranks, in order."""
         config = self.config
-        channel, notices = await asyncio.to_thread(self._connected)
+        channel, heartbeats = await asyncio.to_thread(self._connected)
         followers = Followers(self.ranks, channel, watch=self.watch)
         lease = await stack.enter_async_context(self._lease())
         record = LearningRecord(
@@ -136,15 +136,15 @@ class RankProcess:
             folder_ids=folder_ids,
         )
 
-        def use(notice: Notice, others: Sequence[Notice]) -> None:
+        def use(heartbeat: Heartbeat, others: Sequence[Heartbeat]) -> None:
             if any(one.is_stopping for one in others):
                 stop.request()
             record.elsewhere = sum(one.samples for one in others), sum(one.held_out for one in others)
-            demands = [notice.demand, *(one.demand for one in others)]
+            demands = [heartbeat.demand, *(one.demand for one in others)]
             registry.set_demand(together(demands, config.stream_shards))
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._post_notices(notices, use, stop))
+            tasks.create_task(self._post_heartbeats(heartbeats, use, stop))
             await lease.wait(stop)
             if stop.requested:
                 await asyncio.to_thread(followers.end)
@@ -158,7 +158,7 @@ class RankProcess:
 
     async def follow(self, stop: lifecycle.Stop) -> None:
         """Obey rank 0 until it ends."""
-        channel, notices = await asyncio.to_thread(self._connected)
+        channel, heartbeats = await asyncio.to_thread(self._connected)
         assert channel is not None, "a rank that follows is not alone"
         config = self.config
         follower = Follower(
@@ -184,7 +184,7 @@ class RankProcess:
             watch=self.watch,
         )
 
-        def use(_: Notice, others: Sequence[Notice]) -> None:
+        def use(_: Heartbeat, others: Sequence[Heartbeat]) -> None:
             if any(one.may_read for one in others):
                 self.may_read.set()
 
@@ -192,7 +192,7 @@ class RankProcess:
         async with asyncio.TaskGroup() as tasks:
             for intake in self.intakes:
                 tasks.create_task(self._read(intake, stop))
-            tasks.create_task(self._post_notices(notices, use, stop))
+            tasks.create_task(self._post_heartbeats(heartbeats, use, stop))
             tasks.create_task(follower.run(stop))
 
     @asynccontextmanager
@@ -219,10 +219,10 @@ class RankProcess:
         with suppress(UpdraftError):
             await lease.release()
 
-    def _connected(self) -> tuple[CommandChannel | None, Notices]:
+    def _connected(self) -> tuple[CommandChannel | None, Heartbeats]:
         """To the other ranks, all of which call this at the same time."""
         channel = CommandChannel(self.ranks, self.spec.compute.device) if self.ranks.size > 1 else None
-        return channel, Notices(self.ranks, self.clock)
+        return channel, Heartbeats(self.ranks, self.clock)
 
     @property
     def _batch_tokens(self) -> int | None:
@@ -253,20 +253,20 @@ class RankProcess:
         )
         await Trainer(initial, components, options, identity=self.identity, spec=self.spec).run(stop)
 
-    async def _post_notices(
-        self, notices: Notices, use: Callable[[Notice, Sequence[Notice]], None], stop: lifecycle.Stop
+    async def _post_heartbeats(
+        self, heartbeats: Heartbeats, use: Callable[[Heartbeat, Sequence[Heartbeat]], None], stop: lifecycle.Stop
     ) -> None:
-        """Post this rank's notice and pass it with those of the others to `use`, also while a step or a fit takes minutes."""
+        """Post heartbeats and pass each with those of the others to `use`, also while a step or a fit takes minutes."""
         stalls, num_intakes = StallLog(self.config.stall_seconds), len(self.intakes)
         stream_bytes = self.stream_bytes * num_intakes // self.config.stream_shards
         storable = math.inf
         is_stopping = False
         while not is_stopping:
-            is_stopping = stop.requested  # the last notice says so
+            is_stopping = stop.requested  # the last heartbeat says so
             usable = await asyncio.to_thread(self.demand.tokens_per_s)
             with suppress(UpdraftError):  # while Redis is away, nothing comes
                 storable = await storable_together(self.intakes, stream_bytes) / num_intakes
-            notice = Notice(
+            heartbeat = Heartbeat(
                 rank=self.ranks.rank,
                 demand=RankDemand(usable=usable, storable=storable),
                 samples=self.replay.num_requests(Pool.WINDOW, Pool.RESERVOIR),
@@ -276,13 +276,13 @@ class RankProcess:
                 may_read=self.ranks.leads and self.may_read.is_set(),
             )
             try:
-                use(notice, await asyncio.to_thread(notices.exchange, notice))
+                use(heartbeat, await asyncio.to_thread(heartbeats.exchange, heartbeat))
             except Unavailable:
                 if stop.requested:  # the others have ended before
                     return
                 raise
-            if sentence := stalls.sentence(notice.rank, notice.phase, notices.seen()):
-                self.metrics.stalls.labels(notice.phase.name).inc()
+            if sentence := stalls.sentence(heartbeat.rank, heartbeat.phase, heartbeats.peers()):
+                self.metrics.stalls.labels(heartbeat.phase.name).inc()
                 logger.warning("Training stalls: %s", sentence)
             await stop.wait(_DEMAND_S)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from updraft_chassis.clock import Clock
 
 SILENT_S = 10.0
-"""Without a new notice for so long, a rank is taken for one that hangs: it posts one every two seconds."""
+"""Without a new heartbeat for so long, a rank is taken for one that hangs: it posts one every two seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """Another rank's phase in its last notice, and the seconds since then."""
+class PeerState:
+    """Another rank's phase in its last heartbeat, and the seconds since then."""
 
     rank: int
     phase: Phase
@@ -32,7 +32,7 @@ class Seen:
 
     @property
     def holds_up_s(self) -> float:
-        """For how long others may have waited for it: since its last notice, or since it is busy alone."""
+        """For how long others may have waited for it: since its last heartbeat, or since it is busy alone."""
         is_alone = bool(self.phase.name) and not self.phase.is_waiting
         return max(self.silent_s, self.phase.for_s if is_alone else 0.0)
 
@@ -80,7 +80,7 @@ class StallLog:
         self._limit_s = limit_s
         self._next_s = limit_s
 
-    def sentence(self, rank: int, phase: Phase, others: Sequence[Seen]) -> str:
+    def sentence(self, rank: int, phase: Phase, others: Sequence[PeerState]) -> str:
         """What to say now; empty if nothing. A rank that is idle waits for rank 0."""
         leader = next((other for other in others if other.rank == 0), None)
         lasts_s = phase.for_s if phase.name or leader is None else leader.holds_up_s

@@ -1,13 +1,13 @@
 import pytest
 from tests.support.clock import ManualClock
 
-from updraft_trainer.coordination.watch import Phase, Seen, StallLog, Watch
+from updraft_trainer.coordination.watch import PeerState, Phase, StallLog, Watch
 
 LIMIT_S = 60.0
 
 
-def seen(rank: int, name: str = "a training step", *, is_waiting: bool = False, silent_s: float = 1.0) -> Seen:
-    return Seen(rank=rank, phase=Phase(name=name, for_s=65.0, is_waiting=is_waiting), silent_s=silent_s)
+def peer(rank: int, name: str = "a training step", *, is_waiting: bool = False, silent_s: float = 1.0) -> PeerState:
+    return PeerState(rank=rank, phase=Phase(name=name, for_s=65.0, is_waiting=is_waiting), silent_s=silent_s)
 
 
 def test_a_watch_knows_what_a_rank_is_busy_with_and_whether_it_waits() -> None:
@@ -37,7 +37,7 @@ def test_a_phase_within_the_limit_is_no_stall() -> None:
 
 
 def test_a_stall_names_the_rank_its_phase_and_the_ranks_that_it_waits_for() -> None:
-    others = [seen(1), seen(2, is_waiting=True), seen(3, "", silent_s=1.0), seen(4, is_waiting=True, silent_s=42.0)]
+    others = [peer(1), peer(2, is_waiting=True), peer(3, "", silent_s=1.0), peer(4, is_waiting=True, silent_s=42.0)]
     waiting = Phase(name="a training step", for_s=66.0, is_waiting=True)
     assert StallLog(LIMIT_S).sentence(0, waiting, others) == (
         "rank 0 has been busy with a training step for 66 s, and waits for rank 1, which has been busy with a training step for"
@@ -50,17 +50,17 @@ def test_a_stall_names_the_rank_its_phase_and_the_ranks_that_it_waits_for() -> N
 def test_an_idle_rank_reports_a_rank_0_that_hangs_and_says_nothing_while_that_one_works() -> None:
     log, idle = StallLog(LIMIT_S), Phase()
     assert log.sentence(1, idle, []) == ""
-    assert log.sentence(1, idle, [seen(0, "")]) == ""
-    assert log.sentence(1, idle, [seen(0, is_waiting=True)]) == "", "it waits for a rank itself"
-    assert log.sentence(1, idle, [seen(0, "", silent_s=61.0)]) == (
+    assert log.sentence(1, idle, [peer(0, "")]) == ""
+    assert log.sentence(1, idle, [peer(0, is_waiting=True)]) == "", "it waits for a rank itself"
+    assert log.sentence(1, idle, [peer(0, "", silent_s=61.0)]) == (
         "rank 1 is idle, and waits for rank 0, which has not been heard of for 61 s"
     )
-    assert log.sentence(1, idle, [seen(0, "", silent_s=100.0)]) == "", "said once until it has lasted twice as long"
-    assert log.sentence(1, idle, [seen(0, "")]) == ""
-    assert log.sentence(1, idle, [seen(0, "a fit")]) == (
+    assert log.sentence(1, idle, [peer(0, "", silent_s=100.0)]) == "", "said once until it has lasted twice as long"
+    assert log.sentence(1, idle, [peer(0, "")]) == ""
+    assert log.sentence(1, idle, [peer(0, "a fit")]) == (
         "rank 1 is idle, and waits for rank 0, which has been busy with a fit for 65 s"
     )
-    assert StallLog(LIMIT_S).sentence(1, idle, [seen(2, "", silent_s=61.0)]) == "", "it does not wait for that one"
+    assert StallLog(LIMIT_S).sentence(1, idle, [peer(2, "", silent_s=61.0)]) == "", "it does not wait for that one"
 
 
 def test_a_stall_is_said_again_when_it_has_lasted_twice_as_long() -> None:

@@ -1,4 +1,4 @@
-"""What each rank tells the others at any time, without waiting for them: notices in torchrun's store.
+"""A rank tells the others what it does at any time, without waiting for them: by heartbeats in torchrun's store.
 
 The collective operations of `ranks` cannot do that, because they belong to training: a step or a fit may take minutes.
 """
@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Unavailable
 from updraft_trainer.coordination.ranks import Ranks
-from updraft_trainer.coordination.watch import Phase, Seen
+from updraft_trainer.coordination.watch import PeerState, Phase
 from updraft_trainer.data.demand import RankDemand
 
 _TIMEOUT = timedelta(seconds=10)
@@ -24,7 +24,7 @@ _TIMEOUT = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Heartbeat:
     """What one rank says of itself. `samples` and `held_out` count the requests that it stores."""
 
     rank: int
@@ -38,15 +38,15 @@ class Notice:
     """At rank 0: no other trainer reads the traces, so all ranks may."""
 
 
-class Notices:
-    """The notices of all ranks but this one, and a place for its own. Calls may block for seconds. Not for concurrent use."""
+class Heartbeats:
+    """Posts this rank's heartbeats and reads those of the others. Calls may block for seconds. Not for concurrent use."""
 
     def __init__(self, ranks: Ranks, clock: Clock) -> None:
         """All ranks do this at the same time. Unavailable if the store does not answer."""
         self._ranks = ranks
         self._clock = clock
-        self._last: dict[int, tuple[Notice, float]] = {}
-        """Of each other rank: the newest notice, and when it was first seen."""
+        self._last: dict[int, tuple[Heartbeat, float]] = {}
+        """Of each other rank: the newest heartbeat, and when it was first seen."""
         self._store: Store | None = None
         if ranks.size > 1:
             # A connection of its own: one that waits for something blocks all who share it.
@@ -54,25 +54,25 @@ class Notices:
                 store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=_TIMEOUT))
             self._store = PrefixStore(ranks.share(uuid.uuid4().hex), store)  # which outlives this start of the ranks
 
-    def exchange(self, notice: Notice) -> list[Notice]:
-        """Replace this rank's notice; return those of the other ranks. Unavailable if the store does not answer."""
+    def exchange(self, heartbeat: Heartbeat) -> list[Heartbeat]:
+        """Replace this rank's heartbeat; return those of the other ranks. Unavailable if the store does not answer."""
         if self._store is not None:
             with self._reaching():
-                self._store.set(str(self._ranks.rank), json.dumps(asdict(notice)))
+                self._store.set(str(self._ranks.rank), json.dumps(asdict(heartbeat)))
                 self._read_others(self._store)
-        return [notice for notice, _ in self._last.values()]
+        return [heartbeat for heartbeat, _ in self._last.values()]
 
-    def seen(self) -> list[Seen]:
-        """The phases in the notices that `exchange` has returned last."""
+    def peers(self) -> list[PeerState]:
+        """The states of the other ranks, by the heartbeats that `exchange` has returned last."""
         now_s = self._clock.monotonic()
-        return [Seen(rank=one.rank, phase=one.phase, silent_s=now_s - at_s) for one, at_s in self._last.values()]
+        return [PeerState(rank=one.rank, phase=one.phase, silent_s=now_s - at_s) for one, at_s in self._last.values()]
 
     def _read_others(self, store: Store) -> None:
         for rank in range(self._ranks.size):
             if rank != self._ranks.rank and store.check([str(rank)]):
-                notice = _read(store.get(str(rank)))
-                if rank not in self._last or self._last[rank][0] != notice:
-                    self._last[rank] = (notice, self._clock.monotonic())
+                heartbeat = _read(store.get(str(rank)))
+                if rank not in self._last or self._last[rank][0] != heartbeat:
+                    self._last[rank] = (heartbeat, self._clock.monotonic())
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -83,6 +83,6 @@ class Notices:
             raise Unavailable(f"rank {self._ranks.rank} cannot reach torchrun's store: {reason}") from error
 
 
-def _read(content: bytes) -> Notice:
+def _read(content: bytes) -> Heartbeat:
     fields = json.loads(content)
-    return Notice(**fields | {"demand": RankDemand(**fields["demand"]), "phase": Phase(**fields["phase"])})
+    return Heartbeat(**fields | {"demand": RankDemand(**fields["demand"]), "phase": Phase(**fields["phase"])})
