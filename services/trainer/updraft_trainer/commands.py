@@ -142,7 +142,7 @@ class CommandChannel:
 
     def _share(self, outline: _Outline | None) -> _Outline:
         objects = [outline]
-        with self._ranks.unbroken():
+        with self._ranks.collective_errors():
             dist.broadcast_object_list(objects, src=0, group=self._group, device=torch.device("cpu"))
         (shared,) = objects
         assert shared is not None, "rank 0 sends one"

@@ -74,10 +74,6 @@ class Followers:
         self.are_stopping = False
         """One of them was told to stop."""
 
-    def each(self, count: int) -> int:
-        """See `Ranks.each`."""
-        return self._ranks.each(count)
-
     def busy(self, phase: str) -> None:
         """Rank 0 is, and sends no command meanwhile."""
         if self._watch is not None:

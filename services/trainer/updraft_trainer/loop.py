@@ -117,7 +117,7 @@ class Trainer:
         self._identity = identity
         self._spec = spec
         self._followers = components.followers
-        self._num_judges = components.followers.each(options.thresholds.min_samples)
+        self._num_judges = spec.compute.ranks.per_rank(options.thresholds.min_samples)
         """Requests that judge drafts before they are trained on, at this rank."""
         self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = None if self._is_new_closed_form else self._progress()

@@ -23,7 +23,7 @@ from updraft_chassis import lifecycle, logs, metrics, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
 from updraft_draft.target_weights import TargetHead, read_head
-from updraft_trainer.coordination.ranks import Ranks, joined, local_size, placed
+from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, local_size
 from updraft_trainer.coordination.watch import Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
@@ -63,7 +63,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     """Train until `stop`, as one rank of several if torchrun started this process. UpdraftError if a component cannot start."""
     counters, clock = Metrics(CollectorRegistry()), SystemClock()
     watch, ready = Watch(clock), threading.Event()
-    ranks = replace(placed(os.environ), waiting=watch.waiting)
+    ranks = replace(from_environment(os.environ), waiting=watch.waiting)
     shards, compute = _own_shards(config, ranks), config.compute
     identity = Identity(
         speculator=config.speculator,
@@ -131,7 +131,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             demand=DemandMeter(
                 replay,
                 limits,
-                num_held_out=ranks.each(config.evaluation_samples),
+                num_held_out=ranks.per_rank(config.evaluation_samples),
                 num_fitted=FITTED_SAMPLES if ranks.leads else 0,  # which alone fits
                 max_uses=config.max_uses,
             ),

@@ -110,7 +110,7 @@ class RankProcess:
             evaluator=Evaluator(
                 self.replay,
                 registry,
-                num_samples=followers.each(config.evaluation_samples),
+                num_samples=self.ranks.per_rank(config.evaluation_samples),
                 lookahead=config.lookahead,
                 check=stop.check,
                 gather=followers.evidence,
@@ -168,14 +168,14 @@ class RankProcess:
             self.replay,
             Judge(
                 self.replay,
-                num_samples=self.ranks.each(config.evaluation_samples),
+                num_samples=self.ranks.per_rank(config.evaluation_samples),
                 lookahead=config.lookahead,
                 check=stop.check,
             ),
             StepOptions(
                 batch_tokens=self._batch_tokens,
                 max_uses=config.max_uses,
-                num_waiting=self.ranks.each(config.min_samples),
+                num_waiting=self.ranks.per_rank(config.min_samples),
             ),
             folder_id=self.folder_id,
             demand=self.demand,

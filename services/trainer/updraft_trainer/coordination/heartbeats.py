@@ -52,7 +52,8 @@ class Heartbeats:
             # A connection of its own: one that waits for something blocks all who share it.
             with self._reaching():
                 store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=_TIMEOUT))
-            self._store = PrefixStore(ranks.share(uuid.uuid4().hex), store)  # which outlives this start of the ranks
+            name = ranks.broadcast_object(uuid.uuid4().hex)  # the store outlives this start of the ranks
+            self._store = PrefixStore(name, store)
 
     def exchange(self, heartbeat: Heartbeat) -> list[Heartbeat]:
         """Replace this rank's heartbeat; return those of the other ranks. Unavailable if the store does not answer."""

@@ -52,35 +52,35 @@ class Ranks:
         """Whether this rank decides, publishes and saves."""
         return self.rank == 0
 
-    def each(self, count: int) -> int:
-        """The part of each rank in so many of all, rounded up."""
+    def per_rank(self, count: int) -> int:
+        """The share of each rank in `count` of all, rounded up."""
         return -(-count // self.size)
 
     def check_agreement(self, facts: Mapping[str, str]) -> None:
         """Conflict everywhere if a rank has other facts, by their names, than rank 0. The sentence names the rank."""
         everyone = self.gather(facts)
-        if sentence := self.share(_disagreement(everyone) if self.leads else ""):
+        if sentence := self.broadcast_object(_disagreement(everyone) if self.leads else ""):
             raise Conflict(sentence)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks, the same bits everywhere."""
         if self.size > 1:
-            with self.unbroken():
+            with self.collective_errors():
                 for bucket in buckets(tensors):
                     _sum(bucket)
 
     def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         """Replace each tensor by that of rank `source`."""
         if self.size > 1:
-            with self.unbroken():
+            with self.collective_errors():
                 for bucket in buckets(tensors):
                     _broadcast(bucket, source)
 
-    def share(self, value: T | None = None) -> T:
-        """The value of rank 0, an object that can be pickled. The other ranks pass none."""
+    def broadcast_object(self, value: T | None = None) -> T:
+        """Return the value of rank 0, an object that can be pickled. The other ranks pass none."""
         objects = [value]
         if self.size > 1:
-            with self.unbroken():
+            with self.collective_errors():
                 dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return cast("T", objects[0])
 
@@ -89,14 +89,14 @@ class Ranks:
         if self.size == 1:
             return [value]
         values = [value] * self.size if self.leads else None
-        with self.unbroken():
+        with self.collective_errors():
             dist.gather_object(value, values)
         return values or []
 
     def concatenated(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """At rank 0 the parts of all ranks one after another in host memory; elsewhere nothing. They have one dimension and
         these sizes."""
-        with self.unbroken():
+        with self.collective_errors():
             if not self.leads:
                 if len(part):
                     dist.send(part.contiguous(), 0)
@@ -110,19 +110,19 @@ class Ranks:
             return torch.cat(parts)
 
     @contextmanager
-    def unbroken(self) -> Iterator[None]:
+    def collective_errors(self) -> Iterator[None]:
         """Raise Unavailable if another rank is gone or does not answer in time, or if a collective operation fails."""
         try:
             with self.waiting():
                 yield
         except dist.DistError as error:
-            raise self._broken(error) from error
+            raise self._unavailable(error) from error
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise self._broken(error) from error
+            raise self._unavailable(error) from error
 
-    def _broken(self, error: Exception) -> Unavailable:
+    def _unavailable(self, error: Exception) -> Unavailable:
         is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
         reason = f"has lost another rank, and ends to be restarted: {_reason(error)}"
         if not is_lost:
@@ -147,7 +147,7 @@ def joined(
     if no GPU is left for this rank, Unavailable if the others do not come in time.
     `check` is called meanwhile and may end the waiting by an exception.
     """
-    ranks = placed(environment)
+    ranks = from_environment(environment)
     if ranks.size == 1:
         yield ranks
         return
@@ -180,7 +180,7 @@ def _use_gpu(local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-def placed(environment: Mapping[str, str]) -> Ranks:
+def from_environment(environment: Mapping[str, str]) -> Ranks:
     """This process's place by torchrun's variables, without joining the others. InvalidInput as for `joined`."""
     if "WORLD_SIZE" not in environment:
         return ALONE

@@ -73,7 +73,7 @@ class Compute:
     def together(self, ranks: Ranks) -> Self:
         """The same with these ranks, each on the GPU of its local rank. All of them call it. Conflict on all of them if some
         have a GPU to train on and others have none, because their sums would never meet."""
-        kinds = ranks.share(ranks.gather(self.device.type))
+        kinds = ranks.broadcast_object(ranks.gather(self.device.type))
         odd = [str(rank) for rank, kind in enumerate(kinds) if kind == "cpu"]
         if 0 < len(odd) < len(kinds):
             raise Conflict(
@@ -81,7 +81,7 @@ class Compute:
                 " driver that works, or set UPDRAFT_TRAINER_DEVICE of all ranks to cpu"
             )
         device = torch.device("cuda", ranks.local_rank) if self.device.type == "cuda" else self.device
-        memory_bytes = ranks.share(min(ranks.gather(_memory_bytes(device)), default=0))
+        memory_bytes = ranks.broadcast_object(min(ranks.gather(_memory_bytes(device)), default=0))
         return replace(self, device=device, ranks=ranks, memory_bytes=memory_bytes)
 
     def is_sharded(self, num_weights: int) -> bool:

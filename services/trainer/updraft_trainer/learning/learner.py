@@ -389,7 +389,7 @@ class Learner:
 
     def _counts(self, samples: Sequence[Sample]) -> list[float]:
         """How much each of this rank's samples counts among those of all ranks."""
-        of_ranks = self._ranks.share(self._ranks.gather([sample.probability for sample in samples]))
+        of_ranks = self._ranks.broadcast_object(self._ranks.gather([sample.probability for sample in samples]))
         start = sum(map(len, of_ranks[: self._ranks.rank]))
         return importance.weights([one for of_rank in of_ranks for one in of_rank])[start : start + len(samples)]
 

@@ -34,7 +34,7 @@ def load_newest(states: States, identity: Identity, ranks: Ranks) -> State | Non
     only, and none has an intact one. Exhausted if rank 0 has no room for a state of another rank.
     """
     offers = ranks.gather(_offer(states, identity))
-    source, offer = ranks.share(_choice(offers) if ranks.leads else None)
+    source, offer = ranks.broadcast_object(_choice(offers) if ranks.leads else None)
     if offer.error is not None:
         raise offer.error
     if offer.saved is None:

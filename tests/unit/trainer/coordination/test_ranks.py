@@ -9,7 +9,7 @@ from tests.support.ranks import environment, run_ranks
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, InvalidInput, Unavailable
-from updraft_trainer.coordination.ranks import ALONE, Ranks, buckets, joined, placed
+from updraft_trainer.coordination.ranks import ALONE, Ranks, buckets, from_environment, joined
 
 
 def _exchange(ranks: Ranks) -> dict[str, object]:
@@ -21,7 +21,7 @@ def _exchange(ranks: Ranks) -> dict[str, object]:
     ranks.sum(own)
     shown = torch.tensor([7.0 if ranks.leads else 0.0])
     ranks.broadcast([shown])
-    shared: str = ranks.share("go" if ranks.leads else None)
+    shared: str = ranks.broadcast_object("go" if ranks.leads else None)
     return {"sum": own, "broadcast": shown, "share": shared, "gather": ranks.gather(f"rank {ranks.rank}")}
 
 
@@ -75,9 +75,12 @@ def test_ranks_with_other_settings_are_named_everywhere() -> None:
 
 
 def test_an_error_of_a_collective_that_is_not_about_another_rank_does_not_say_so() -> None:
-    with pytest.raises(Unavailable, match="because a collective operation failed: invalid shape"), ALONE.unbroken():
+    with (
+        pytest.raises(Unavailable, match="because a collective operation failed: invalid shape"),
+        ALONE.collective_errors(),
+    ):
         raise RuntimeError("invalid shape")
-    with pytest.raises(Unavailable, match="has lost another rank"), ALONE.unbroken():
+    with pytest.raises(Unavailable, match="has lost another rank"), ALONE.collective_errors():
         raise RuntimeError("[/pytorch/third_party/gloo/pair.cc:548] Connection closed by peer [127.0.0.1]:1")
 
 
@@ -88,10 +91,10 @@ def test_one_process_needs_no_others() -> None:
         ranks.broadcast([tensor])
         assert ranks == ALONE
         assert ranks.leads
-        assert ranks.share("go") == "go"
+        assert ranks.broadcast_object("go") == "go"
         assert ranks.gather(3) == [3]
     assert torch.equal(tensor, torch.ones(2))
-    assert placed({}) == ALONE
+    assert from_environment({}) == ALONE
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_one_process_needs_no_others() -> None:
 )
 def test_a_wrong_environment_is_refused_with_its_variable(changes: dict[str, str], sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence):
-        placed(environment(1, 2, 29500) | changes)
+        from_environment(environment(1, 2, 29500) | changes)
 
 
 def test_a_rank_whose_others_never_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
