@@ -31,8 +31,8 @@ class DraftTensors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GoOn:
-    """Train from these weights on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
+class LoadLearner:
+    """Train this learner from now on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
 
     phase: ClassVar[str] = "the start of another draft"
 
@@ -100,7 +100,7 @@ class End:
     phase: ClassVar[str] = "the end"
 
 
-WorkCommand: TypeAlias = GoOn | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
+WorkCommand: TypeAlias = LoadLearner | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
 Command: TypeAlias = WorkCommand | End
 
 

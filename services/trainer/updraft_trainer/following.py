@@ -22,7 +22,7 @@ from updraft_trainer.commands import (
     DraftTensors,
     End,
     Estimate,
-    GoOn,
+    LoadLearner,
     MarkGood,
     ReportUses,
     SetBaseline,
@@ -79,16 +79,16 @@ class Followers:
         if self._watch is not None:
             self._watch.begin(phase)
 
-    def go_on(
+    def load_learner(
         self, learner: Learner, *, uses: Mapping[str, int] | None = None, counted: Collection[str] | None = None
     ) -> None:
-        """Train the draft of this learner from now on; see `GoOn`."""
-        self.busy(GoOn.phase)
+        """Train the draft of this learner from now on; see `LoadLearner`."""
+        self.busy(LoadLearner.phase)
         if self._channel is None:
             return  # without a copy of the state
         network = learner.network
         self._send(
-            GoOn(
+            LoadLearner(
                 config=network.config,
                 token_ids=network.token_ids.cpu(),
                 learner=learner.state_dict(),
@@ -214,8 +214,8 @@ class Follower:
 
     def _carry_out(self, command: WorkCommand, stop: Stop) -> None:
         match command:
-            case GoOn():
-                self._go_on(command)
+            case LoadLearner():
+                self._load_learner(command)
             case TakeStep():
                 self._take_step(stop)
             case MarkGood():
@@ -233,7 +233,7 @@ class Follower:
         network = None if draft is None else self._unpacked(draft)
         self._judge.baseline = Baseline(version=version, network=network)
 
-    def _go_on(self, command: GoOn) -> None:
+    def _load_learner(self, command: LoadLearner) -> None:
         self.learner = None  # its memory is needed
         self.learner = self._spec.learner(command.token_ids, command.config)
         self.learner.load_state_dict(dict(command.learner))

@@ -148,9 +148,9 @@ class Trainer:
 
     async def run(self, stop: Stop) -> None:
         """Train, evaluate, publish and save until `stop` here or at another rank, then save once more."""
-        go_on = self._followers.go_on
+        load_learner = self._followers.load_learner
         with suppress(Stopped):
-            await asyncio.to_thread(go_on, self.learner, uses=self.history.uses, counted=self._counted)
+            await asyncio.to_thread(load_learner, self.learner, uses=self.history.uses, counted=self._counted)
             await self.saver.save_if_due()
             await self._run(stop)
         await self.saver.save()
@@ -263,7 +263,7 @@ class Trainer:
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         with self._components.monitor.phase("fit"):
             if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
-                await asyncio.to_thread(self._followers.go_on, self.learner)
+                await asyncio.to_thread(self._followers.load_learner, self.learner)
                 logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
             logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
             draft = await asyncio.to_thread(self.learner.closed_form, samples, check=self._components.check)
@@ -312,7 +312,7 @@ class Trainer:
         if serving.network is None or serving.network.config == self.learner.network.config:
             return
         self.learner = self.learner.continuing(serving.network)
-        self._followers.go_on(self.learner)
+        self._followers.load_learner(self.learner)
         self.history.origin = f"version {serving.version}"
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
 
@@ -323,7 +323,7 @@ class Trainer:
         learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
-        self._followers.go_on(learner, uses={})
+        self._followers.load_learner(learner, uses={})
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
@@ -376,7 +376,7 @@ class Trainer:
     async def _restart(self, draft: DraftNetwork, origin: str) -> None:
         """In a thread, because copying the weights of a large draft takes seconds."""
         await asyncio.to_thread(self.learner.start_from, draft.state_dict())
-        await asyncio.to_thread(self._followers.go_on, self.learner)
+        await asyncio.to_thread(self._followers.load_learner, self.learner)
         self.history.origin = origin
 
     def _mark_good(self) -> None:

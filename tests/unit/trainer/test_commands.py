@@ -6,7 +6,7 @@ from torch import Tensor
 
 from updraft_artifacts.rope import Rope
 from updraft_draft.config import DraftConfig
-from updraft_trainer.commands import Command, CommandChannel, DraftTensors, End, Estimate, GoOn, SetBaseline
+from updraft_trainer.commands import Command, CommandChannel, DraftTensors, End, Estimate, LoadLearner, SetBaseline
 from updraft_trainer.coordination.ranks import Ranks
 
 CONFIG = DraftConfig(
@@ -50,7 +50,7 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
         "param_groups": [{"lr": 0.1}],
     }
     sent: list[Command] = [
-        GoOn(
+        LoadLearner(
             config=CONFIG,
             token_ids=torch.arange(16),
             learner={"network": tensors, "optimizer": moments, "step": 9},
@@ -63,15 +63,15 @@ def test_commands_come_in_order_with_all_tensors_that_they_contain() -> None:
     ]
     of_leader, *of_others = run_ranks(received, sent, size=3)
     assert of_leader == []
-    for go_on, baseline, estimate in of_others:
+    for load, baseline, estimate in of_others:
         assert baseline == SetBaseline(0, None)
-        assert isinstance(go_on, GoOn)
+        assert isinstance(load, LoadLearner)
         assert isinstance(estimate, Estimate)
-        assert (go_on.config, go_on.uses, go_on.counted) == (CONFIG, {"a": 2}, ["a folder"])
+        assert (load.config, load.uses, load.counted) == (CONFIG, {"a": 2}, ["a folder"])
         for name, tensor in tensors.items():
-            for copy in (go_on.learner["network"][name], estimate.draft.tensors[name]):
+            for copy in (load.learner["network"][name], estimate.draft.tensors[name]):
                 assert copy.dtype == tensor.dtype
                 assert torch.equal(copy, tensor)
-        came = go_on.learner["optimizer"]
+        came = load.learner["optimizer"]
         assert came["param_groups"] == [{"lr": 0.1}]
         assert torch.equal(came["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])

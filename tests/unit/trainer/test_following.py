@@ -15,7 +15,7 @@ from tests.support.traces import TraceMaker
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.lifecycle import Stop
 from updraft_draft.target_weights import read_head
-from updraft_trainer.commands import Command, CommandChannel, GoOn
+from updraft_trainer.commands import Command, CommandChannel, LoadLearner
 from updraft_trainer.coordination.ranks import ALONE
 from updraft_trainer.coordination.watch import Watch
 from updraft_trainer.data.demand import DemandMeter
@@ -102,7 +102,7 @@ def test_a_rank_that_was_away_when_the_state_was_saved_counts_all_that_it_stores
         saved = States(tmp_path / "states").load(IDENTITY)
         assert saved is not None
         initial = resume(saved, spec)
-        command = GoOn(
+        command = LoadLearner(
             config=initial.learner.network.config,
             token_ids=initial.learner.network.token_ids,
             learner=initial.learner.state_dict(),
