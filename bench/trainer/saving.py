@@ -76,7 +76,7 @@ async def _saves(learner: Learner, states: States, rounds: int) -> list[dict[str
     for _ in range(rounds):
         await asyncio.sleep(2.0)  # the copy is freed after a save has ended
         before_gb, started_s = _reset_peak_gb(), time.perf_counter()
-        saver.owe()
+        saver.request_save()
         await saver.save_if_due()
         paused_s = time.perf_counter() - started_s
         await saver.written()

@@ -134,7 +134,7 @@ class Trainer:
             clock=components.clock,
         )
         if initial.saved_s is None:
-            self.saver.owe()
+            self.saver.request_save()
         else:
             self.saver.last_s = initial.saved_s
         self._report = TrainingReport(components.registry.set_message)
@@ -407,7 +407,7 @@ class Trainer:
         else:
             self._apply_phase(response.version)
             self._report.published(response.version, candidate.step)
-            self.saver.owe()  # the registry has this draft now, so it should not be lost with this process
+            self.saver.request_save()  # the registry has this draft now, so it should not be lost with this process
             await self.saver.save_if_due()
 
     def _state(self) -> State:

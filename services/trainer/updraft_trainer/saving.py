@@ -48,18 +48,18 @@ class Saver:
         self._written: tuple[int, TrainingHistory] | None = None
         """The step and the history in the newest saved state."""
         self._saving: asyncio.Future[None] | None = None
-        self._is_owed = False
+        self._is_requested = False
         self._is_slow = False
         """Whether saves take so long that a kill costs more than it may."""
 
-    def owe(self) -> None:
+    def request_save(self) -> None:
         """Save soon, without regard to the schedule."""
-        self._is_owed = True
+        self._is_requested = True
 
     async def save_if_due(self, *, step_s: float = 0.0) -> None:
-        """Start a save if one is due or owed, as soon as the one before is written. `step_s`: when this is called again."""
+        """Start a save if one is due or requested, once the one before is written. `step_s`: when this is called again."""
         is_due = is_save_due(self._progress(), self._saved, self._schedule, duration_s=step_s + self._duration_s)
-        if (is_due or self._is_owed) and (self._saving is None or self._saving.done()):
+        if (is_due or self._is_requested) and (self._saving is None or self._saving.done()):
             await self._start()
 
     async def save(self) -> None:
@@ -70,7 +70,7 @@ class Saver:
     def _save_last(self) -> None:
         """Nothing is written if nothing has changed since the last save."""
         progress, state = self._progress(), self._take()
-        if self._is_owed or self._written != (progress.step, state.history):
+        if self._is_requested or self._written != (progress.step, state.history):
             self._try_to_write(state, progress, "the next start resumes from the last saved state")
 
     async def written(self) -> None:
@@ -82,7 +82,7 @@ class Saver:
         """Copy the state and write it in a thread of its own."""
         if self._saving is not None:
             self._saving.result()
-        self._is_owed = False
+        self._is_requested = False
         progress = self._progress()
         state = await asyncio.to_thread(lambda: self._take().copied())
         self._metrics.checkpoint_pause.observe(self._clock.monotonic() - progress.at_s)

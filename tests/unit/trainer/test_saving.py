@@ -138,7 +138,7 @@ async def test_saves_that_are_too_slow_for_the_promise_say_so_once(
 
 async def test_a_state_that_no_disk_holds_yet_is_saved_at_once(tmp_path: Path) -> None:
     learning = Learning(SlowStates(tmp_path), step_s=1.0, save_s=1.0, copy_s=0.0)
-    learning.saver.owe()
+    learning.saver.request_save()
     learning.states.may_end.set()
     await learning.saver.save_if_due()
     await until(lambda: learning.num_saved() == 1)
