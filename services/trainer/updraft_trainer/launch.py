@@ -80,7 +80,7 @@ def _run(launch: Launch) -> None:
         if error.sigval not in (signal.SIGTERM, signal.SIGINT):
             raise
     except RendezvousError as error:
-        raise Unavailable(_unmet(launch, error)) from error
+        raise Unavailable(_rendezvous_failure(launch, error)) from error
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         is_killed, words = failure.exitcode < 0, failure.error_file_data.get("message")
@@ -93,7 +93,7 @@ def _pod() -> str:
     return os.environ.get("UPDRAFT_TRAINER_POD_NAME") or socket.gethostname()
 
 
-def _unmet(launch: Launch, error: Exception) -> str:
+def _rendezvous_failure(launch: Launch, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     advice = "check that all of them run, and that this one reaches that address"
     return f"the rendezvous of {launch.num_nodes} pods at {launch.endpoint} failed: {advice} ({reason})"
@@ -116,12 +116,12 @@ def last_words(environment: Mapping[str, str]) -> Iterator[None]:
         yield
     except SystemExit as ended:
         if ended.code and ended.__context__ is not None and (path := environment.get(_ERROR_FILE)):
-            content = {"message": str(_leaf(ended.__context__)), "timestamp": int(time.time())}
+            content = {"message": str(_root_cause(ended.__context__)), "timestamp": int(time.time())}
             Path(path).write_text(json.dumps(content), encoding="utf-8")
         raise
 
 
-def _leaf(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -67,8 +67,8 @@ def compiler_error() -> type[Exception]:
     return TorchDynamoException
 
 
-def silence(target: TargetHead, token: Tensor, num_rows: int, *, has_branch: bool) -> Sample:
-    """A sample whose states are all zero, of one token again and again."""
+def warm_up_sample(target: TargetHead, token: Tensor, num_rows: int, *, has_branch: bool) -> Sample:
+    """A sample of one repeated token, whose states are all zero."""
     c = target.config
     aux, states = torch.zeros(num_rows, len(c.aux_layers) * c.hidden_size), torch.zeros(num_rows, c.hidden_size)
     branch = Counterfactual(start=num_rows // 2, ids=token.repeat(2), aux=aux[:2], teacher=LastHidden(states[:2]))

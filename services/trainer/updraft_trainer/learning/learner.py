@@ -29,7 +29,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
-from updraft_trainer.learning.compiled import compiler_error, silence
+from updraft_trainer.learning.compiled import compiler_error, warm_up_sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.flops import batch_flops
 from updraft_trainer.learning.gradients import Share, Total, summed
@@ -424,7 +424,7 @@ class Learner:
         """Passes over texts of two lengths, and over a branch if any will be; nothing is learnt of them."""
         ones = [1.0] * self.hyper.ttt_steps
         for num_rows in _WARM_UP_ROWS:
-            sample = silence(
+            sample = warm_up_sample(
                 self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
             )
             for batch in self._batches([sample], [1.0]):
