@@ -132,7 +132,7 @@ def _steps_on_request(arguments: argparse.Namespace) -> None:
             from updraft_trainer.learning.compute import Compute  # noqa: PLC0415 - earlier commits do not have it
 
             ranks = stack.enter_context(joined(os.environ, torch.device("cpu")))
-            options = {"compute": Compute().together(ranks)}
+            options = {"compute": Compute().on_ranks(ranks)}
         _answer(Learner(target, config, token_ids, Hyperparameters(), **options), batches)
 
 

@@ -95,7 +95,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             await asyncio.to_thread(stack.enter_context, group)
         except lifecycle.Stopped:
             return
-        spec = _spec(config, target, identity, compute.together(ranks))
+        spec = _spec(config, target, identity, compute.on_ranks(ranks))
         states = States(data / "states")
         folder_id = _folder_id(data)
         folder_ids = await asyncio.to_thread(_agreed, ranks, identity, spec, folder_id)

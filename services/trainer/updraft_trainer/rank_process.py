@@ -19,7 +19,7 @@ from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.coordination.watch import StallLog, Watch
 from updraft_trainer.data.capacity import Capacity
-from updraft_trainer.data.demand import DemandMeter, RankDemand, together
+from updraft_trainer.data.demand import DemandMeter, RankDemand, combined_demand
 from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool
@@ -141,7 +141,7 @@ class RankProcess:
                 stop.request()
             record.elsewhere = sum(one.samples for one in others), sum(one.held_out for one in others)
             demands = [heartbeat.demand, *(one.demand for one in others)]
-            registry.set_demand(together(demands, config.stream_shards))
+            registry.set_demand(combined_demand(demands, config.stream_shards))
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._post_heartbeats(heartbeats, use, stop))

@@ -73,7 +73,7 @@ def train(
 ) -> Outcome:
     """Train on the samples of each step that are this rank's, from random weights or from a state on."""
     records = list[str]()
-    compute = Compute(dtype=torch.float32, pack_tokens=pack_tokens, sharding=sharding).together(ranks)
+    compute = Compute(dtype=torch.float32, pack_tokens=pack_tokens, sharding=sharding).on_ranks(ranks)
     learner = make_learner(target, compute)
     if state is not None:
         learner.load_state_dict(state)
@@ -267,4 +267,4 @@ def test_the_optimizer_is_divided_when_it_would_take_much_of_the_memory() -> Non
     assert replace(pair, sharding="shard").is_sharded(1)
     assert not replace(pair, sharding="shard", ranks=ALONE).is_sharded(1)
     assert not replace(pair, memory_bytes=0).is_sharded(10**12)
-    assert Compute().together(ALONE).memory_bytes > 0
+    assert Compute().on_ranks(ALONE).memory_bytes > 0

@@ -104,7 +104,7 @@ class RankDemand:
     storable: float
 
 
-def together(ranks: Sequence[RankDemand], num_shards: int) -> float:
+def combined_demand(ranks: Sequence[RankDemand], num_shards: int) -> float:
     """The demand of all ranks. Each of all shards gets the same part, so the slowest one decides what can be stored."""
     return min(sum(rank.usable for rank in ranks), num_shards * min(rank.storable for rank in ranks))
 

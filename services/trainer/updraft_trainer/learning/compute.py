@@ -70,7 +70,7 @@ class Compute:
             compiler=Compiler() if compiles else None,
         )
 
-    def together(self, ranks: Ranks) -> Self:
+    def on_ranks(self, ranks: Ranks) -> Self:
         """The same with these ranks, each on the GPU of its local rank. All of them call it. Conflict on all of them if some
         have a GPU to train on and others have none, because their sums would never meet."""
         kinds = ranks.broadcast_object(ranks.gather(self.device.type))

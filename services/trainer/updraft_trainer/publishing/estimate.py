@@ -68,7 +68,7 @@ class Evidence:
     """Of that rank's clusters by content."""
 
 
-def together(parts: Sequence[Evidence]) -> Evidence:
+def merged(parts: Sequence[Evidence]) -> Evidence:
     """The evidence of all ranks as if one had stored all requests; see `kinds` for those that several ranks have.
 
     A request that two ranks have, because its shard changed hands, counts once.

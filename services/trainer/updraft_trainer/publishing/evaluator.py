@@ -18,7 +18,7 @@ from updraft_draft.vocabulary import unknown_share
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import BestDrafts, Evidence, compare, num_tokens, together, verify_steps
+from updraft_trainer.publishing.estimate import BestDrafts, Evidence, compare, merged, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -125,7 +125,7 @@ class Evaluator:
         `unseen` are requests that may be trained on, and that this network was not trained on.
         """
         candidate = snapshot(network)
-        evidence = together(self._gather(candidate, lambda: self._judge.evidence(candidate, unseen)))
+        evidence = merged(self._gather(candidate, lambda: self._judge.evidence(candidate, unseen)))
         estimate = evidence.estimate
         return Candidate(
             network=candidate,

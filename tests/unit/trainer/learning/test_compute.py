@@ -42,7 +42,7 @@ def test_an_old_gpu_that_auto_leaves_is_told(monkeypatch: pytest.MonkeyPatch, ca
 def _joins_without_a_gpu_on_rank_1(ranks: Ranks) -> str:
     """No rank gets as far as to touch a GPU."""
     with pytest.raises(Conflict) as raised:
-        Compute(device=torch.device("cpu" if ranks.rank == 1 else "cuda")).together(ranks)
+        Compute(device=torch.device("cpu" if ranks.rank == 1 else "cuda")).on_ranks(ranks)
     return str(raised.value)
 
 

@@ -4,7 +4,7 @@ import pytest
 from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.clusters import FEATURE_SIZE, Feature
 from updraft_trainer.data.selection import TrafficMix
-from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, together
+from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, merged
 
 
 def walked(**steps: int) -> GainEstimate:
@@ -53,7 +53,7 @@ def test_the_evidence_of_several_ranks_is_that_of_all_their_requests() -> None:
         evidence("content:7", walked(a2=10, a3=10), {"content:7": tokens}, num_recent=10),
         evidence("domain:x", walked(x1=10), {}, num_recent=40),
     ]
-    whole = together(parts)
+    whole = merged(parts)
     assert whole.estimate.trace_ids == ("a1", "a2", "a3", "x1")
     assert [pair.kind for pair in whole.estimate.pairs] == ["content:1"] * 3 + ["domain:x"]
     assert [pair.weight for pair in whole.estimate.pairs] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
@@ -63,12 +63,12 @@ def test_the_evidence_of_several_ranks_is_that_of_all_their_requests() -> None:
 
 def test_the_evidence_of_one_rank_is_as_it_is() -> None:
     alone = evidence("content:1", walked(a1=10), {}, num_recent=3)
-    assert together([alone]) is alone
+    assert merged([alone]) is alone
 
 
 def test_ranks_without_requests_have_no_evidence() -> None:
     nothing = Evidence(estimate=walked())
-    assert together([nothing, nothing]).estimate.gain(0.9) is None
+    assert merged([nothing, nothing]).estimate.gain(0.9) is None
 
 
 def evidence(kind: str, estimate: GainEstimate, means: dict[str, Feature], *, num_recent: int) -> Evidence:
