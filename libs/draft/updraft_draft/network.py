@@ -25,11 +25,11 @@ from updraft_draft.layout import Layout
 
 _FIRST_POSITIONS = 1024
 
-Part = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Returns a function that computes the same, such as `torch.compile`."""
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Returns a function that computes the same as the given one, such as `torch.compile`."""
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself."""
     return function
 
@@ -186,11 +186,16 @@ class DraftNetwork(nn.Module):
         return [table.to(self.embedding) for table in tables]
 
     def rows(
-        self, x_BTD: Tensor, ids_BT: Tensor, positions_BT: Tensor, end: int | None = None, part: Part = plain
+        self,
+        x_BTD: Tensor,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        end: int | None = None,
+        compiled: Compile = uncompiled,
     ) -> QueryKeyValue:
         """Project states and the tokens after them; queries and keys are rotated to `positions_BT`. `end` as for `rotary`."""
         embedded, (cos, sin) = F.embedding(ids_BT, self.embedding), self.rotary(positions_BT, end)
-        rows: QueryKeyValue = part(DraftNetwork._projected)(self, x_BTD, embedded, cos, sin)
+        rows: QueryKeyValue = compiled(DraftNetwork._projected)(self, x_BTD, embedded, cos, sin)
         return rows
 
     def _projected(self, x_BTD: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor) -> QueryKeyValue:
@@ -228,41 +233,43 @@ class DraftNetwork(nn.Module):
         return [state.view(B, layout.num_unrolled // B, state.shape[-1]) for state in states]
 
     def unroll_packed(
-        self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False, part: Part = plain
+        self, aux_NA: Tensor, layout: Layout, *, recompute: bool = False, compiled: Compile = uncompiled
     ) -> list[Tensor]:
         """Like `unroll`, for packed texts: the states [U, D] of each step, in the order of the layout's spans.
 
         With `recompute`, the backward pass computes each step's inner values again instead of keeping them (gradient
-        checkpointing). `part` compiles what is between attention and attention.
+        checkpointing). `compiled` is applied to all that is between attention and attention.
         """
         run: Callable[..., Any] = partial(checkpoint, use_reentrant=False) if recompute else _called
         index = layout.unrolled
-        state, k, v = run(self._first_step, aux_NA, layout, index, part)
+        state, k, v = run(self._first_step, aux_NA, layout, index, compiled)
         states, own = [state], list[Tensor]()
         for j in range(1, layout.ids.shape[-1]):
             ids, positions = layout.ids[index, j], layout.positions[index] + j
-            state, *of_step = run(self._next_step, part, layout, (ids, positions), states[-1], k, v, *own)
+            state, *of_step = run(self._next_step, compiled, layout, (ids, positions), states[-1], k, v, *own)
             states.append(state)
             own += of_step
         return states
 
-    def _first_step(self, aux_NA: Tensor, layout: Layout, index: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    def _first_step(
+        self, aux_NA: Tensor, layout: Layout, index: Tensor, compiled: Compile
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The unrolled states, and keys and values of all rows."""
         x = self.fuse(aux_NA)
-        rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit, part)
+        rows = self.rows(x, layout.ids[:, 0], layout.positions, layout.limit, compiled)
         attended = chain_attention(rows.q.index_select(0, index), rows.k, rows.v, layout.spans)
-        return part(DraftNetwork.finish)(self, x.index_select(0, index), attended), rows.k, rows.v
+        return compiled(DraftNetwork.finish)(self, x.index_select(0, index), attended), rows.k, rows.v
 
     def _next_step(
-        self, part: Part, layout: Layout, tokens: tuple[Tensor, Tensor], x: Tensor, *kv: Tensor
+        self, compiled: Compile, layout: Layout, tokens: tuple[Tensor, Tensor], x: Tensor, *kv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The states after one more step, and the keys and values of that step. `tokens`: that each state reads next, and their
         positions. `kv`: keys and values of all rows and of earlier steps, in turn."""
         (ids, positions), (k, v, *own) = tokens, kv
-        rows = self.rows(x, ids, positions, layout.limit, part)
+        rows = self.rows(x, ids, positions, layout.limit, compiled)
         chain = [*zip(own[::2], own[1::2], strict=True), (rows.k, rows.v)]
         attended = chain_attention(rows.q, k, v, layout.spans, chain)
-        return part(DraftNetwork.finish)(self, x, attended), rows.k, rows.v
+        return compiled(DraftNetwork.finish)(self, x, attended), rows.k, rows.v
 
 
 def _called(function: Callable[..., tuple[Tensor, ...]], *arguments: object) -> tuple[Tensor, ...]:

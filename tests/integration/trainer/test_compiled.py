@@ -82,16 +82,16 @@ class BrokenCompiler(Compiler):
         super().__init__()
         self._fails_from = fails_from
 
-    def part(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.has_failed:
             return function
 
-        def compiled(*args: Any) -> Any:
+        def failing(*args: Any) -> Any:
             if any(isinstance(one, Tensor) and one.shape[0] >= self._fails_from for one in args):
                 raise TorchDynamoException("no g++")
             return function(*args)
 
-        return compiled
+        return failing
 
 
 @pytest.mark.parametrize(

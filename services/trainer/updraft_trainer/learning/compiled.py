@@ -30,7 +30,7 @@ class Compiler:
         self._is_warm = False
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-    def part(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, compiled at its first call; as it is, after a failure."""
         if self.has_failed:
             return function
@@ -39,7 +39,7 @@ class Compiler:
         return self._compiled[function]
 
     def warm_up(self, run: Callable[[], object]) -> None:
-        """Call `run`, which uses parts, for the first learner; that takes from seconds to minutes."""
+        """Call `run`, which uses compiled functions, for the first learner; that takes from seconds to minutes."""
         if self._is_warm:
             return
         self._is_warm = True
@@ -53,7 +53,7 @@ class Compiler:
             logger.info("Compiled the training step", extra={"seconds": round(time.monotonic() - start_s, 1)})
 
     def give_up(self, error: Exception) -> None:
-        """Parts are as they are from now on."""
+        """Compile nothing from now on."""
         self.has_failed = True
         self._compiled.clear()
         reason = str(error).strip().splitlines()[0][:_MAX_REASON]
@@ -61,7 +61,7 @@ class Compiler:
 
 
 def compiler_error() -> type[Exception]:
-    """Raised by parts that cannot be compiled, also for other sizes than before."""
+    """Raised by functions that cannot be compiled, also for other sizes than before."""
     from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - takes a second to import
 
     return TorchDynamoException

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from updraft_draft.network import Part, plain
+from updraft_draft.network import Compile, uncompiled
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.batch import TrainingRows
 from updraft_trainer.learning.losses import Loss, Predictions
@@ -38,19 +38,23 @@ class Objective:
 
 
 def head_loss(
-    states: Sequence[Tensor], head: Tensor, objective: Objective, vocabulary: DraftVocabulary, part: Part = plain
+    states: Sequence[Tensor],
+    head: Tensor,
+    objective: Objective,
+    vocabulary: DraftVocabulary,
+    compiled: Compile = uncompiled,
 ) -> Tensor:
     """The weighted sum of the losses, float32 []. `states` [U, D] of each step, after the draft's final norm; `head` [V, D].
-    `part` compiles what is computed of logits."""
+    `compiled` is applied to what is computed of logits."""
     with torch.autocast(head.device.type, enabled=False):  # products have the states' dtype, all else is float32
-        loss: Tensor = _HeadLoss.apply(part, objective, vocabulary, head, *states)  # type: ignore[no-untyped-call]
+        loss: Tensor = _HeadLoss.apply(compiled, objective, vocabulary, head, *states)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, part: Part, objective: Objective, vocabulary: DraftVocabulary, head: Tensor, *states: Tensor
+        ctx: Any, compiled: Compile, objective: Objective, vocabulary: DraftVocabulary, head: Tensor, *states: Tensor
     ) -> Tensor:
         needs_head = ctx.needs_input_grad[3]
         gradients = [torch.zeros_like(state) for state in states]
@@ -58,11 +62,11 @@ class _HeadLoss(torch.autograd.Function):
         weights = head.to(states[0].dtype)
         total = torch.zeros((), device=head.device)
         for chunk in objective.rows.split(_chunk_rows(head)):
-            predictions = part(Predictions.of)(chunk.logits(vocabulary))
+            predictions = compiled(Predictions.of)(chunk.logits(vocabulary))
             for j, state in enumerate(states):
                 index, counts = chunk.of_step(j)
                 inputs, counts = state.index_select(0, index), counts * objective.scales[j]
-                losses, d_logits = part(objective.loss)(F.linear(inputs, weights).float(), predictions)
+                losses, d_logits = compiled(objective.loss)(F.linear(inputs, weights).float(), predictions)
                 total += torch.dot(losses, counts)
                 d_logits, counts = d_logits.to(inputs.dtype), counts.unsqueeze(-1)
                 gradients[j].index_add_(0, index, ((d_logits @ weights) * counts).to(inputs.dtype))

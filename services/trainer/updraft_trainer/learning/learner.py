@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
-from updraft_draft.network import DraftNetwork, Part, initial_network, plain
+from updraft_draft.network import Compile, DraftNetwork, initial_network, uncompiled
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
@@ -111,7 +111,7 @@ class Learner:
         self._ranks = self._compute.ranks
         self.times = StepTimes(self._compute.device)
         self._pack_tokens = self._compute.pack_tokens
-        self._part: Part = plain if self._compute.compiler is None else self._compute.compiler.part
+        self._compiled: Compile = uncompiled if self._compute.compiler is None else self._compute.compiler.compiled
         self._text_loss = _text_loss(hyper)
         self._target = target
         self._embedding = target.embedding.to(self._compute.device)
@@ -434,16 +434,16 @@ class Learner:
 
     def _backward(self, batch: Batch, scales: Scales) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""
-        network, compute, part = self.network, self._compute, self._part
+        network, compute, compiled = self.network, self._compute, self._compiled
         objectives = [
             Objective(rows=batch.text, loss=self._text_loss, scales=scales[0]),
             Objective(rows=batch.discarded, loss=forward_kl, scales=scales[1]),
         ]
         with self.times.phase("forward"), compute.autocast():
             aux = batch.aux.to(compute.dtype)
-            states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, part=part)
+            states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, compiled=compiled)
             normed, head = [network.norm(state) for state in states], network.lm_head.weight
-            losses = [head_loss(normed, head, one, self._vocabulary, part) for one in objectives if len(one.rows)]
+            losses = [head_loss(normed, head, one, self._vocabulary, compiled) for one in objectives if len(one.rows)]
         loss = torch.stack(losses).sum()
         with self.times.phase("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
