@@ -13,6 +13,17 @@ from tests.support.processes import Process, scrape
 from updraft_chassis import streams
 from updraft_trainer.data.replay import INDEX
 
+FAST = {
+    "UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE": "512",
+    "UPDRAFT_TRAINER_LEARNING_RATE": "0.003",
+    "UPDRAFT_TRAINER_ADAPTATION_RATE": "0.003",
+    "UPDRAFT_TRAINER_EVALUATE_SECONDS": "2",
+    "UPDRAFT_TRAINER_CHECKPOINT_SECONDS": "2",
+    "UPDRAFT_TRAINER_MAX_USES": "50",
+    "UPDRAFT_TRAINER_NICENESS": "0",  # the test waits for it, and shares its cores with who knows what
+}
+"""Variables with which the whole loop learns a tiny target in seconds, for which a real one needs minutes."""
+
 
 class Trainer(Process):
     """A real trainer that estimates and saves often. Keywords in capitals are its variables without their prefix.
