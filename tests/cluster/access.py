@@ -9,7 +9,7 @@ import json
 import os
 import ssl
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -127,6 +127,18 @@ class Api:
         if response.is_error:
             raise _error(response)
         return response
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    """Whether the API server does what is asked.
+
+    Not yet: a custom resource whose storage is made ready (404, then 429), a role that is not known (403).
+    """
+    try:
+        call()
+    except ApiError:
+        return False
+    return True
 
 
 def _error(response: httpx.Response) -> ApiError:

@@ -1,7 +1,7 @@
 """Our two kinds on a control plane, for every test that needs them."""
 
 import pytest
-from tests.cluster.access import Api, ApiError
+from tests.cluster.access import Api, succeeds
 from tests.cluster.control_plane import ControlPlane
 from tests.support.wait import wait_until
 
@@ -16,7 +16,7 @@ def install(api: Api) -> None:
         api.apply(f"{_CRDS}/{definition['metadata']['name']}", definition, manager="tests")
     for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
         path = f"/apis/{names.API_VERSION}/namespaces/default/{plural}"
-        wait_until(lambda path=path: _answers(api, path), what=f"an answer about {plural}")  # type: ignore[misc] # a default
+        wait_until(lambda path=path: succeeds(lambda: api.get(path)), what=f"an answer about {plural}")  # type: ignore[misc] # a default
 
 
 def collection(namespace: str, plural: str) -> str:
@@ -29,12 +29,3 @@ def crds(kubernetes: ControlPlane) -> None:
     """Both kinds on the session's control plane."""
     with kubernetes.api() as api:
         install(api)
-
-
-def _answers(api: Api, path: str) -> bool:
-    """Not yet while its storage is made ready: 404, then 429."""
-    try:
-        api.get(path)
-    except ApiError:
-        return False
-    return True

@@ -7,7 +7,7 @@ told to have succeeded, which is all that a kubelet would add.
 import base64
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tests.chart.chart import CHART, helm
 from tests.cluster import programs
-from tests.cluster.access import Api, ApiError, Json
+from tests.cluster.access import Api, ApiError, Json, succeeds
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.support.wait import wait_until
 
@@ -64,7 +64,7 @@ class Site(NamedTuple):
         return base64.b64decode(self.api.get(f"{self.secrets}/updraft-redis")["data"]["password"]).decode()
 
     def speculator(self, name: str, **metadata: object) -> Json:
-        wait_until(lambda: _answers(lambda: self.api.get(self.speculators)), what="the API of the CRD")
+        wait_until(lambda: succeeds(lambda: self.api.get(self.speculators)), what="the API of the CRD")
         body = {
             "apiVersion": names.API_VERSION,
             "kind": "AdaptiveSpeculator",
@@ -113,14 +113,6 @@ def previous(tmp_path: Path) -> Path:
 def _spec_of(crd: Json) -> Json:
     schema: Json = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
     return schema
-
-
-def _answers(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except ApiError:
-        return False
-    return True
 
 
 def _crds(api: Api) -> set[str]:
@@ -249,9 +241,9 @@ def test_who_may_edit_a_namespace_may_pin_a_version_there_and_who_may_view_it_ma
     chat = f"{site.speculators}/chat"
 
     with site.cluster.api(user="ann") as ann, site.cluster.api(user="bob") as bob:
-        wait_until(lambda: _answers(lambda: ann.get(chat)) and _answers(lambda: bob.get(chat)), what="the roles")
+        wait_until(lambda: succeeds(lambda: ann.get(chat)) and succeeds(lambda: bob.get(chat)), what="the roles")
         pin = {"spec": {"rollout": {"pinnedVersion": 0}}}
-        wait_until(lambda: _answers(lambda: ann.patch(chat, pin)), what="the right to edit")
+        wait_until(lambda: succeeds(lambda: ann.patch(chat, pin)), what="the right to edit")
         with pytest.raises(ApiError, match="forbidden"):
             bob.patch(chat, pin)
         with pytest.raises(ApiError, match="forbidden"):
@@ -269,15 +261,15 @@ def test_who_administers_a_namespace_installs_an_operator_for_it(site: Site) -> 
         site.cluster.kubectl("-n", namespace, "create", "rolebinding", "ann", "--clusterrole=admin", "--user=ann")
     there = f"/apis/{names.API_VERSION}/namespaces/{team}/{names.SPECULATORS}"
     with site.cluster.api(user="ann") as ann:
-        wait_until(lambda: _answers(lambda: ann.get(there)), what="the right of an administrator")
-        wait_until(lambda: _answers(lambda: ann.get(site.secrets)), what="the right of an administrator")
+        wait_until(lambda: succeeds(lambda: ann.get(there)), what="the right of an administrator")
+        wait_until(lambda: succeeds(lambda: ann.get(site.secrets)), what="the right of an administrator")
 
     values = f"watchNamespaces={{{team}}},crds.install=false,rbac.aggregate=false"
     site.helm("install", "updraft", CHART, "--set", values, "--kube-as-user", "ann")
 
     account = f"system:serviceaccount:{site.namespace}:updraft-operator"
     with site.cluster.api(user=account, groups=("system:authenticated",)) as operator:
-        wait_until(lambda: _answers(lambda: operator.get(there)), what="the operator's role")
+        wait_until(lambda: succeeds(lambda: operator.get(there)), what="the operator's role")
         for elsewhere in (site.speculators, f"/apis/{names.API_VERSION}/{names.SPECULATORS}", site.secrets):
             with pytest.raises(ApiError, match="forbidden"):
                 operator.get(elsewhere)

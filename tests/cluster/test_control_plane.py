@@ -1,7 +1,7 @@
 """The control plane is the real one: it validates with CEL, denies by RBAC, collects garbage, and writes down who did what."""
 
 import pytest
-from tests.cluster.access import Api, ApiError, Json, audited
+from tests.cluster.access import Api, ApiError, Json, audited, succeeds
 from tests.cluster.control_plane import ControlPlane
 from tests.support.wait import wait_until
 
@@ -48,17 +48,8 @@ def widgets(api: Api, namespace: str) -> str:
     if not api.exists(f"{CRDS}/widgets.example.test"):
         api.create(CRDS, _WIDGET)
     path = f"/apis/example.test/v1/namespaces/{namespace}/widgets"
-    wait_until(lambda: _answers(api, path), what="the custom resource")
+    wait_until(lambda: succeeds(lambda: api.get(path)), what="the custom resource")
     return path
-
-
-def _answers(api: Api, path: str) -> bool:
-    """Not yet: a custom resource whose storage is made ready (404, then 429), a role that is not known (403)."""
-    try:
-        api.get(path)
-    except ApiError:
-        return False
-    return True
 
 
 def _widget(name: str, replicas: int) -> Json:
@@ -95,7 +86,7 @@ def test_a_user_may_do_what_a_role_grants_and_nothing_else(kubernetes: ControlPl
     config_maps = f"/api/v1/namespaces/{namespace}/configmaps"
 
     with kubernetes.api(user="ann") as ann:
-        wait_until(lambda: _answers(ann, config_maps), what="the role")
+        wait_until(lambda: succeeds(lambda: ann.get(config_maps)), what="the role")
         with pytest.raises(ApiError, match='"ann" cannot create resource "configmaps"') as refused:
             ann.create(config_maps, _config_map("mine"))
     assert (refused.value.code, refused.value.reason) == (403, "Forbidden")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.cluster import crds as kinds
 from tests.cluster import programs
-from tests.cluster.access import Api, ApiError, Json, audited
+from tests.cluster.access import Api, Json, audited, succeeds
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.crds import crds
 from tests.support import speculator_objects as objects
@@ -100,16 +100,8 @@ def viewer(
     kubeconfig = tmp_path / "ann.kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(config))
     with kubernetes.api(user=f"system:serviceaccount:{namespace}:ann") as ann:
-        wait_until(lambda: _may_list(ann, namespace), what="the role")
+        wait_until(lambda: succeeds(lambda: ann.get(speculators(namespace))), what="the role")
     return as_user(kubeconfig)
-
-
-def _may_list(api: Api, namespace: str) -> bool:
-    try:
-        api.get(speculators(namespace))
-    except ApiError:
-        return False
-    return True
 
 
 def store(api: Api, namespace: str, plural: str, content: Json) -> None:

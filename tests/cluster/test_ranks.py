@@ -64,8 +64,9 @@ def test_two_ranks_learn_lose_a_pod_and_a_process_and_publish_again(ranks: Tour)
         with traffic(ranks, api, "a third thing"):
             _wait_for_a_version_after(ranks, api, version)
         assert _restarts(api) == restarts, "torchrun restarts ranks within their pods"
+    assert {f"pod/{name}" for name in _PODS} | {f"persistentvolumeclaim/data-{name}" for name in _PODS} <= _left(ranks)
     ranks.shell("kubectl delete asp/tour --wait")
-    wait_until(lambda: _is_gone(ranks), what="the end of its pods and volumes")
+    wait_until(lambda: not _left(ranks), what="the end of its pods and volumes")
 
 
 def _wait_for_a_version_after(ranks: Tour, api: Api, version: int) -> None:
@@ -91,6 +92,7 @@ def _restarts(api: Api) -> dict[str, int]:
     return {name: pod["status"]["containerStatuses"][0]["restartCount"] for name, pod in pods.items()}
 
 
-def _is_gone(ranks: Tour) -> bool:
+def _left(ranks: Tour) -> set[str]:
+    """Pods and volumes of the trainer."""
     selector = "updraft.dev/speculator=tour,app.kubernetes.io/component=trainer"
-    return ranks.shell(f"kubectl get pods,pvc -l {selector} -o name") == ""
+    return set(ranks.shell(f"kubectl get pods,pvc -l {selector} -o name").split())

@@ -20,24 +20,15 @@ from tests.cluster.cluster import Cluster, cluster
 from tests.cluster.programs import CHECKOUT
 from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
+from tests.support.trainer import FAST
 
 _REDIS = "docker.io/library/redis:8.2-bookworm"
 
-# A tiny target learns in seconds what a real one needs minutes for.
 _SERVING = {
     "UPDRAFT_INFERENCE_DTYPE": "float32",
     "UPDRAFT_INFERENCE_MAX_CONTEXT": "256",
     "UPDRAFT_INFERENCE_NUM_THREADS": "1",
     "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.3",
-}
-_TRAINER = {
-    "UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE": "512",
-    "UPDRAFT_TRAINER_LEARNING_RATE": "0.003",
-    "UPDRAFT_TRAINER_ADAPTATION_RATE": "0.003",
-    "UPDRAFT_TRAINER_EVALUATE_SECONDS": "2",
-    "UPDRAFT_TRAINER_CHECKPOINT_SECONDS": "2",
-    "UPDRAFT_TRAINER_MAX_USES": "50",
-    "UPDRAFT_TRAINER_NICENESS": "0",  # the test waits for it, and shares its cores with the traffic
 }
 
 
@@ -199,7 +190,7 @@ def _write_files(folder: Path, spec: Mapping[str, Mapping[str, Any]]) -> None:
     example = yaml.safe_load((CHECKOUT / "examples" / "tour.yaml").read_text())
     example["spec"]["targetModel"]["uri"] = "pvc://models/tour"
     example["spec"]["serving"]["env"] = _variables(_SERVING)
-    example["spec"]["trainer"] = {"env": _variables(_TRAINER)}
+    example["spec"]["trainer"] = {"env": _variables(FAST)}
     # For a tiny target drafting costs as much as verifying, so its first version would rightly be rolled back.
     example["spec"]["rollout"]["analysis"]["dryRun"] = True
     for part, fields in spec.items():

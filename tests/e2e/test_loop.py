@@ -9,6 +9,7 @@ import httpx
 import pytest
 from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
+from tests.support.trainer import FAST
 from tests.support.wait import wait_until
 
 from updraft_cli.local.plan import StackConfig
@@ -18,13 +19,7 @@ SETTINGS = {
     "UPDRAFT_INFERENCE_DTYPE": "float32",
     "UPDRAFT_INFERENCE_MAX_CONTEXT": "256",
     "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": "0.3",
-    "UPDRAFT_TRAINER_DRAFT_VOCAB_SIZE": "512",
-    "UPDRAFT_TRAINER_LEARNING_RATE": "0.003",
-    "UPDRAFT_TRAINER_ADAPTATION_RATE": "0.003",
-    "UPDRAFT_TRAINER_EVALUATE_SECONDS": "2",
-    "UPDRAFT_TRAINER_CHECKPOINT_SECONDS": "2",
-    "UPDRAFT_TRAINER_MAX_USES": "50",
-    "UPDRAFT_TRAINER_NICENESS": "0",  # the test waits for it, and shares its cores with who knows what
+    **FAST,
 }
 
 

@@ -71,6 +71,18 @@ def write_cycle_target(folder: Path) -> Path:
     return folder
 
 
+def write_mixing_target(folder: Path) -> Path:
+    """The cycle target, with layers that add something: what a row says depends on all before it, and drafts are accepted."""
+    write_cycle_target(folder)
+    noise = load_file(make_tiny_target(folder / "noise") / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = 0.4 * noise[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_random_target(folder: Path, *, seed: int = 0) -> Path:
     """The random Llama of tests.support.tiny_target, with a tokenizer."""
     make_tiny_target(folder, seed=seed)

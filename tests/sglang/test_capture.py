@@ -19,15 +19,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.sglang import build
-from tests.sglang.models import cycle, cycle_draft, write_cycle_target
+from tests.sglang.models import cycle, cycle_draft, write_mixing_target
 from tests.sglang.server import Server, eagle3
-from tests.support.tap_agent import Agent, Seen, Teacher, listening
-from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB, make_draft, make_tiny_target, save_draft
+from tests.support import text_reference
+from tests.support.tap_agent import Agent, Seen, listening
+from tests.support.text_reference import Reference, check_step, read_target
+from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from tests.support.wait import until
-from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from updraft_draft import checkpoint
 from updraft_inference.sglang_engine import checksums
@@ -36,40 +35,17 @@ from updraft_inference.sglang_engine.launch import plugin_folder
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 
 WIDTH = 4
-TAPS = (2, LAYERS // 2, LAYERS - 3)
 WORDS = cycle()
 VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SGLANG_USE_CPU_ENGINE": "1"}
 LOADER = "updraft_sglang.weights.load"
-TOLERANCE = 2e-4
-"""Of float32 sums in another order; states and log-probabilities are of the order of 1 to 10."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """The server, and the files that it was started with."""
-
-    server: Server
-    folder: Path
-    socket: Path
-    target: LlamaForCausalLM
-
-
-def write_target(folder: Path) -> Path:
-    """The cycle target, with layers that add something: what a row says depends on all before it, and drafts are accepted."""
-    write_cycle_target(folder)
-    noise = load_file(make_tiny_target(folder / "noise") / "model.safetensors")
-    weights = load_file(folder / "model.safetensors")
-    for name in weights:
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = 0.4 * noise[name]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+Setting = text_reference.Setting[Server]
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("capture")
-    target = write_target(folder / "target")
+    target = write_mixing_target(folder / "target")
     for number, quality in ((0, 0.7), (7, 0.3)):
         save_draft(cycle_draft(target, quality=quality), folder / f"draft-{number}")
     # Unix sockets have short names, and pytest's folders long ones.
@@ -89,9 +65,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         },
     )
     with server:
-        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
-        model.eval()  # type: ignore[no-untyped-call]  # transformers
-        yield Setting(server=server, folder=folder, socket=socket, target=model)
+        yield Setting(server=server, folder=folder, socket=socket, target=read_target(target))
     socket.unlink(missing_ok=True)
 
 
@@ -153,29 +127,6 @@ def mixed_asks(count: int) -> list[Ask]:
     return asks
 
 
-class Reference:
-    """`transformers` over one text: states and logits of each position."""
-
-    def __init__(self, target: LlamaForCausalLM, ids: list[int]) -> None:
-        with torch.no_grad():
-            out = target(torch.tensor([ids]), output_hidden_states=True)
-        self.aux = torch.cat([out.hidden_states[tap][0] for tap in TAPS], -1)
-        self.logits = out.logits[0]
-        self.log_p = self.logits.log_softmax(-1)
-
-    def check(self, position: int, aux: Tensor | None, teacher: Teacher | None) -> None:
-        if aux is not None:
-            torch.testing.assert_close(aux, self.aux[position], atol=TOLERANCE, rtol=TOLERANCE)
-        if teacher is not None:
-            torch.testing.assert_close(
-                teacher.log_sum_exp, self.logits[position].logsumexp(-1), atol=TOLERANCE, rtol=TOLERANCE
-            )
-            best = self.log_p[position].topk(len(teacher.ids)).values
-            torch.testing.assert_close(teacher.log_probs, best, atol=TOLERANCE, rtol=TOLERANCE)
-            ours = self.log_p[position][teacher.ids.long()]
-            torch.testing.assert_close(teacher.log_probs, ours, atol=TOLERANCE, rtol=TOLERANCE)
-
-
 def check_request(setting: Setting, ask: Ask, answer: dict[str, Any], seen: Seen) -> None:
     """Sums, positions and rows of one request that was not preempted."""
     options, output, meta, start = ask.options or {}, answer["output_ids"], answer["meta_info"], len(ask.prompt)
@@ -196,7 +147,7 @@ def check_request(setting: Setting, ask: Ask, answer: dict[str, Any], seen: Seen
 
     reference = Reference(setting.target, text)
     for step, rejected in zip(steps, seen.rejected, strict=True):
-        check_step(setting, text, reference, step, rejected)
+        check_step(setting.target, text, reference, step, rejected)
     if not options.get("payload"):
         assert (seen.rows, seen.prefills) == ([], [])
         return
@@ -218,24 +169,6 @@ def _padded(histogram: list[int]) -> list[int]:
 def _end(ask: Ask, steps: list[dict[str, Any]]) -> int:
     """The position behind the last row."""
     return steps[-1]["position"] + steps[-1]["accepted"] + 1 if steps else len(ask.prompt)
-
-
-def check_step(
-    setting: Setting,
-    text: list[int],
-    reference: Reference,
-    step: dict[str, Any],
-    rejected: list[tuple[Tensor, Teacher]],
-) -> None:
-    """The drafts' log-probabilities, and the rows that read rejected draft tokens."""
-    position, accepted, drafts = step["position"], step["accepted"], step["drafts"]
-    branch = reference
-    if accepted < len(drafts):
-        branch = Reference(setting.target, [*text[: position + 1], *drafts])
-    for i, draft in enumerate(drafts):
-        assert step["log_p"][i] == pytest.approx(float(branch.log_p[position + i, draft]), abs=1e-3)
-    for n, (aux, teacher) in enumerate(rejected):
-        branch.check(position + accepted + 1 + n, aux, teacher)
 
 
 async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -> None:

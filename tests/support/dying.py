@@ -1,8 +1,7 @@
 """Runs a scenario again and again and dies in it, a step later each time: `python -m tests.support.dying FOLDER NAME STRIDE`.
 
-A step is any call or return of the registry's own functions, or of what they call in C (write, fsync, rename, execute): a
-profile function counts them and kills the process, so that no hook is needed in the code under test. Leaves one folder for
-each step at which it died, named by it, and `whole` for the run that came to its end.
+Steps are those of the registry's own functions (tests.support.reaper). Leaves one folder for each step at which it died,
+named by it, and `whole` for the run that came to its end.
 """
 
 import os
@@ -11,10 +10,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
 from tests.support.checkpoints import draft, evaluation
 from tests.support.clock import ManualClock
+from tests.support.reaper import Reaper
 from tests.support.versions import NOW_MS, holding
 
 from updraft.registry.v1 import registry_pb2
@@ -30,20 +29,6 @@ from updraft_rollouts.terms import Strategy
 NAME = "default"
 
 _FILES = {module.__file__ for module in (archive, catalogue, documents, fsck, folder_store, maintenance)}
-
-
-class Reaper:
-    """Kills this process at the n-th step; counts them all for 0."""
-
-    def __init__(self, fatal_step: int) -> None:
-        self._fatal_step = fatal_step
-        self.num_steps = 0
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
-        if frame.f_code.co_filename in _FILES:
-            self.num_steps += 1
-            if self.num_steps == self._fatal_step:
-                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def publish(opened: archive.Archive, seed: int) -> None:
@@ -145,7 +130,7 @@ def _die(folder: Path, scenario: Callable[[Path], None], step: int) -> int:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        reaper = Reaper(step)
+        reaper = Reaper(_FILES, step)
         sys.setprofile(reaper)
         scenario(folder)
         sys.setprofile(None)

@@ -4,8 +4,7 @@ A life takes traces in, trains and saves with the trainer's own intake, replay, 
 stream is a file of acknowledged entries; what is not in it is delivered again. The learner's only weights are the list of all
 uses in their order, so a state shows what its weights have learned.
 
-A step is any call or return, in any thread, of the functions in these modules or of what they call in C (write, fsync, rename,
-execute): a profile function counts them and kills the process, so that no hook is needed in the code under test.
+Steps are those of the functions in these modules, in any thread (tests.support.reaper).
 
 Reads one life per line of stdin, and answers with the number of steps, or null for a life that ended early.
 """
@@ -23,12 +22,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 import torch
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
+from tests.support.reaper import Reaper
 from tests.support.states import IDENTITY, make_state
 from tests.support.traces import TraceMaker
 from torch import Tensor
@@ -91,20 +90,6 @@ class Life:
     @property
     def limits(self) -> ReplayLimits:
         return ReplayLimits.of(self.max_bytes)
-
-
-class Reaper:
-    """Kills this process at the n-th step; counts them all for 0."""
-
-    def __init__(self, fatal_step: int) -> None:
-        self._fatal_step = fatal_step
-        self.num_steps = 0
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
-        if frame.f_code.co_filename in _FILES:
-            self.num_steps += 1
-            if self.num_steps == self._fatal_step:
-                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def data_of(maker: TraceMaker, number: int) -> bytes:
@@ -193,7 +178,7 @@ async def live(life: Life, maker: TraceMaker) -> None:
 
 
 def _live(life: Life, maker: TraceMaker) -> int:
-    reaper = Reaper(life.fatal_step)
+    reaper = Reaper(_FILES, life.fatal_step)
     threading.setprofile(reaper)
     sys.setprofile(reaper)
     asyncio.run(live(life, maker))

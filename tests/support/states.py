@@ -1,30 +1,23 @@
 """A small saved state of a trainer."""
 
 import random
+from dataclasses import replace
 
 import torch
+from tests.support import tiny_draft
 
 from updraft_artifacts.rope import Rope
-from updraft_draft.config import DraftConfig
 from updraft_trainer.states.state import Identity, State, TrainingHistory
 
 IDENTITY = Identity(speculator="default", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k")
 
-DRAFT = DraftConfig(
-    vocab_size=64,
+DRAFT = replace(
+    tiny_draft.CONFIG,
     draft_vocab_size=16,
-    hidden_size=8,
-    intermediate_size=12,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rms_norm_eps=1e-6,
     rope=Rope(theta=5e5, kind="llama3", factor=8.0, high_freq_factor=4.0, original_max_position=64),
-    max_position=128,
-    target_hidden_size=8,
-    aux_layers=(2, 4, 5),
     norm_before_residual=True,
 )
+"""Its rope and its order of norms are not the default ones, so a state that loses them is not equal."""
 
 
 def make_state(step: int, *, identity: Identity = IDENTITY) -> State:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tests.sglang.models import cycle_draft, write_cycle_target
-from tests.support.tiny_target import make_tiny_target, save_draft
+from tests.sglang.models import cycle_draft, write_mixing_target
+from tests.support.tiny_target import save_draft
 from torch import Tensor
 
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -15,13 +15,8 @@ _WIDTH = 32
 
 def write_target(folder: Path) -> Path:
     """Layers that add something: what a row says depends on all before it, and drafts are accepted."""
-    write_cycle_target(folder)
-    noise = load_file(make_tiny_target(folder / "noise") / "model.safetensors")
-    weights = load_file(folder / "model.safetensors")
-    for name in weights:
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = 0.4 * noise[name]
-    _save(folder, weights)
+    write_mixing_target(folder)
+    _set_heads(folder)
     return folder
 
 
@@ -35,11 +30,11 @@ def write_draft(target: Path, folder: Path, *, quality: float, token_ids: Tensor
         weight.zero_()
     query[:_WIDTH, :_WIDTH] = sharpness * torch.eye(_WIDTH)
     output[:_WIDTH, :_WIDTH] = torch.eye(_WIDTH)
-    _save(folder, weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _set_heads(folder)
     return folder
 
 
-def _save(folder: Path, weights: dict[str, Tensor]) -> None:
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def _set_heads(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **_HEADS}))

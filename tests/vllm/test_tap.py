@@ -18,14 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.sglang.models import cycle
-from tests.support.tap_agent import Agent, Seen, Teacher, listening
-from tests.support.tiny_target import DRAFT_VOCAB, LAYERS, VOCAB
+from tests.support import text_reference
+from tests.support.tap_agent import Agent, Seen, listening
+from tests.support.text_reference import Reference, check_step, read_target
+from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.wait import until
 from tests.vllm import build
 from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import LOOKAHEAD, Server, serving
-from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from updraft_inference.sglang_engine.launch import plugin_folder
 from updraft_tap import checkpoint, weights
@@ -36,25 +36,14 @@ if not build.is_built():
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 WIDTH = LOOKAHEAD + 1
-TAPS = (2, LAYERS // 2, LAYERS - 3)
 WORDS = cycle()
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
-TOLERANCE = 2e-4
-"""Of float32 sums in another order; states and log-probabilities are of the order of 1 to 10."""
 OPTIONS = (
     *("--skip-tokenizer-init", "--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40"),
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """The server, and the files that it was started with."""
-
-    server: Server
-    folder: Path
-    socket: Path
-    target: LlamaForCausalLM
+Setting = text_reference.Setting[Server]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +60,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         "UPDRAFT_VLLM_TOP_K": "8",
     }
     with serving(target, folder / "draft-0", folder / "server", options=OPTIONS, variables=variables) as server:
-        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32)
-        model.eval()  # type: ignore[no-untyped-call]  # transformers
-        yield Setting(server=server, folder=folder, socket=socket, target=model)
+        yield Setting(server=server, folder=folder, socket=socket, target=read_target(target))
     socket.unlink(missing_ok=True)
 
 
@@ -131,28 +118,6 @@ def mixed_asks(count: int) -> list[Ask]:
     return asks
 
 
-class Reference:
-    """`transformers` over one text: states and logits of each position."""
-
-    def __init__(self, target: LlamaForCausalLM, ids: list[int]) -> None:
-        with torch.no_grad():
-            out = target(torch.tensor([ids]), output_hidden_states=True)
-        self.aux = torch.cat([out.hidden_states[tap][0] for tap in TAPS], -1)
-        self.logits = out.logits[0]
-        self.log_p = self.logits.log_softmax(-1)
-
-    def check(self, position: int, aux: Tensor | None, teacher: Teacher | None) -> None:
-        if aux is not None:
-            torch.testing.assert_close(aux, self.aux[position], atol=TOLERANCE, rtol=TOLERANCE)
-        if teacher is not None:
-            log_sum_exp = self.logits[position].logsumexp(-1)
-            torch.testing.assert_close(teacher.log_sum_exp, log_sum_exp, atol=TOLERANCE, rtol=TOLERANCE)
-            best = self.log_p[position].topk(len(teacher.ids)).values
-            torch.testing.assert_close(teacher.log_probs, best, atol=TOLERANCE, rtol=TOLERANCE)
-            ours = self.log_p[position][teacher.ids.long()]
-            torch.testing.assert_close(teacher.log_probs, ours, atol=TOLERANCE, rtol=TOLERANCE)
-
-
 def of(found: dict[str, Any], answer: Answer, default: Any = None) -> Any:
     """What was found of an answer's request."""
     return next((value for rid, value in found.items() if rid.startswith(answer.rid)), default)
@@ -197,7 +162,7 @@ def check_rows(setting: Setting, ask: Ask, answer: Answer, seen: Seen, header: d
 
     reference = Reference(setting.target, known)
     for step, rejected in zip(seen.steps, seen.rejected, strict=True):
-        check_step(setting, known, reference, step, rejected)
+        check_step(setting.target, known, reference, step, rejected)
     cached = sum(prefill["cached"] for prefill in seen.prefills)
     last = seen.steps[-1] if seen.steps else {"position": start - 1, "accepted": 0}
     end = last["position"] + last["accepted"] + 1
@@ -207,24 +172,6 @@ def check_rows(setting: Setting, ask: Ask, answer: Answer, seen: Seen, header: d
     assert [position for position, _ in seen.teachers] == list(range(start - 1, end))
     for position, teacher in seen.teachers:
         reference.check(position, None, teacher)
-
-
-def check_step(
-    setting: Setting,
-    text: list[int],
-    reference: Reference,
-    step: dict[str, Any],
-    rejected: list[tuple[Tensor, Teacher]],
-) -> None:
-    """The drafts' log-probabilities, and the rows that read rejected draft tokens."""
-    position, accepted, drafts = step["position"], step["accepted"], step["drafts"]
-    branch = reference
-    if accepted < len(drafts):
-        branch = Reference(setting.target, [*text[: position + 1], *drafts])
-    for i, draft in enumerate(drafts):
-        assert step["log_p"][i] == pytest.approx(float(branch.log_p[position + i, draft]), abs=1e-3)
-    for n, (aux, teacher) in enumerate(rejected):
-        branch.check(position + accepted + 1 + n, aux, teacher)
 
 
 async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cluster import programs
-from tests.cluster.access import Api, ApiError
+from tests.cluster.access import ApiError, succeeds
 from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.cluster.crds import install
 from tests.cluster.operator import requests
@@ -36,15 +36,7 @@ def crds(kubernetes: ControlPlane) -> None:
         install(api)
         api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
         path = f"/apis/{names.LWS_API_VERSION}/namespaces/default/leaderworkersets"
-        wait_until(lambda: _answers(api, path), what="an answer about LeaderWorkerSets")
-
-
-def _answers(api: Api, path: str) -> bool:
-    try:
-        api.get(path)
-    except ApiError:
-        return False
-    return True
+        wait_until(lambda: succeeds(lambda: api.get(path)), what="an answer about LeaderWorkerSets")
 
 
 @pytest.fixture

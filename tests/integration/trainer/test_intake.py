@@ -16,6 +16,7 @@ from tests.support.disk import file_size_limit
 from tests.support.likeliest import show_likeliest
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
+from tests.support.trainer import is_settled
 from tests.support.wait import until
 
 from updraft.trace.v1 import trace_pb2
@@ -76,14 +77,6 @@ def count(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"updraft_trainer_{name}", labels) or 0.0
 
 
-async def is_settled(client: streams.Client) -> bool:
-    """Whether the stream is empty and nobody holds anything of it."""
-    if not await client.exists(KEY):
-        return False
-    groups = await client.xinfo_groups(KEY)
-    return await client.xlen(KEY) == 0 and bool(groups) and all(group["pending"] == 0 for group in groups)
-
-
 async def send(client: streams.Client, *entries: bytes) -> None:
     producer = streams.Producer(client, KEY, max_bytes=64 * 1024**2)
     for entry in entries:
@@ -95,7 +88,7 @@ async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
 ) -> None:
     await send(redis, *(traces.data(seed, evaluation=seed % 4 == 0) for seed in range(40)))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 30
     assert replay.num_samples(Pool.EVALUATION) == 10
     assert count(metrics, "samples_admitted_total", split="train") == 30
@@ -147,7 +140,7 @@ async def test_the_next_batch_is_read_while_one_is_stored(
     monkeypatch.setattr(replay, "admit", lambda batch: admit(batch) if ReadAhead.has_two.wait(20) else [])
     await send(redis, *(traces.data(seed) for seed in range(2 * BATCH_ENTRIES)))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 2 * BATCH_ENTRIES
 
 
@@ -156,7 +149,7 @@ async def test_what_is_sent_twice_is_stored_once(
 ) -> None:
     await send(redis, *(traces.data(seed % 5) for seed in range(15)))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 5
     assert count(metrics, "samples_refused_total", reason="duplicate") == 10
 
@@ -189,7 +182,7 @@ async def test_a_trace_without_payload_is_counted_and_leaves_the_stream(
 ) -> None:
     await send(redis, traces.data(1, payload=not light))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert count(metrics, "samples_refused_total", reason="no_payload") == light
     assert count(metrics, "traffic_total", what="tokens") == 24
     assert count(metrics, "traffic_total", what="steps") == 23
@@ -202,7 +195,7 @@ async def test_a_trace_of_another_target_is_counted_and_leaves_the_stream(
 ) -> None:
     await send(redis, changed(traces, target_fingerprint="sha256:other").SerializeToString())
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert count(metrics, "samples_refused_total", reason="other_target") == 1
     assert not await redis.exists(f"{KEY}:dead")
 
@@ -217,7 +210,7 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
     good = [show_likeliest(traces.trace(seed, evaluation=seed > 10), head, k=8) for seed in (1, 11)]
     await send(redis, *(one.SerializeToString() for one in [*good, silent, short]))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert (replay.num_samples(Pool.WINDOW), replay.num_samples(Pool.EVALUATION)) == (1, 1)
     assert count(metrics, "samples_refused_total", reason="no_teacher") == 1
     assert count(metrics, "samples_refused_total", reason="too_few_rows") == 1
@@ -243,7 +236,7 @@ async def test_traces_of_a_pod_whose_clock_is_wrong_are_refused_and_others_are_n
     checked = check(Entry(id=rows[0][0].decode(), data=rows[0][1][b"t"], deliveries=1), traces.expected)
     assert re.fullmatch(f"the clock of the trace's pod is {skew} that of Redis", str(checked.result))
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert count(metrics, "samples_refused_total", reason="wrong_clock") == 1
     assert replay.num_samples(Pool.WINDOW) == 1
     assert not await redis.exists(f"{KEY}:dead")
@@ -300,7 +293,7 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
         traces.data(7),
     )
     async with running(redis, replay, traces, metrics):
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     letters: list[tuple[bytes, dict[bytes, bytes]]] = await redis.xrange(f"{KEY}:dead")  # type: ignore[assignment] # redis-py's types cover all protocols
     assert [fields[b"reason"].decode().split(":")[0] for _, fields in letters] == [
         "not a trace",
@@ -325,7 +318,7 @@ async def test_redis_absent_at_the_start_and_killed_later_costs_no_trace(
                 # In a thread: the loop goes on, and so notices which connections are closed.
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
-            await until(lambda: is_settled(client), what="an empty stream")
+            await until(lambda: is_settled(client, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 60
     assert count(metrics, "samples_admitted_total", split="train") == 60
 
@@ -341,7 +334,7 @@ async def test_with_a_full_disk_traces_wait_in_the_stream(
             stored = replay.num_samples(Pool.WINDOW)
             assert stored + await redis.xlen(KEY) == 20
             assert stored < 20
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 20
 
 
@@ -393,7 +386,7 @@ async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_int
     await send(redis, *(traces.data(seed) for seed in range(3 * BATCH_ENTRIES)), *light)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(intake.run(stop))
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
         stop.request()
     speed = BATCH_ENTRIES * NUM_ROWS / 2.0
     assert await storable_together([intake], 1 << 30) == pytest.approx(HEADROOM * speed, rel=0.01)

@@ -2,11 +2,8 @@ import os
 import random
 import re
 import resource
-import sqlite3
 import subprocess
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,91 +12,23 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 from tests.support.ports import free_port
-from tests.support.processes import Process, scrape
 from tests.support.tiny_target import make_tiny_target
 from tests.support.traces import TraceMaker
+from tests.support.trainer import Trainer, admissions, is_settled, steps
 from tests.support.wait import LONG_S, until
 
 from updraft.registry.v1 import registry_pb2, registry_pb2_grpc
 from updraft_chassis import rpc, streams
-from updraft_trainer.data.replay import INDEX
 
 pytestmark = pytest.mark.lasts(80)
 
 KEY = "updraft:{default:default:0}:samples:v1"
 
 
-class Trainer(Process):
-    """A real trainer that estimates and saves often."""
-
-    def __init__(self, folder: Path, target: Path, redis_url: str, registry_port: int, **changed: str) -> None:
-        self.metrics_port = free_port()
-        self.data_dir = folder / "trainer"
-        variables = {
-            "MODEL": str(target),
-            "DATA_DIR": str(self.data_dir),
-            "REDIS_URL": redis_url,
-            "REGISTRY_ADDRESS": f"127.0.0.1:{registry_port}",
-            "POD_NAME": "trainer-0",
-            "METRICS_PORT": str(self.metrics_port),
-            "DRAFT_VOCAB_SIZE": "128",
-            "EVALUATE_SECONDS": "0.5",
-            "CHECKPOINT_SECONDS": "0.2",
-            "MAX_USES": "1000",  # there is always something to learn
-            "NICENESS": "0",  # the test waits for it, and shares its cores with who knows what
-            "LOG_FORMAT": "text",
-        }
-        prefixed = {f"UPDRAFT_TRAINER_{name}": value for name, value in (variables | changed).items()}
-        super().__init__("updraft_trainer", prefixed, folder / f"trainer-{uuid.uuid4().hex[:6]}.log")
-
-    def metric(self, name: str) -> float:
-        return scrape(self.metrics_port).get(f"updraft_trainer_{name}", 0.0)
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Process]:
-    variables = {
-        "UPDRAFT_REGISTRY_DATA_DIR": str(tmp_path / "registry"),
-        "UPDRAFT_REGISTRY_PORT": str(free_port()),
-        "UPDRAFT_REGISTRY_METRICS_PORT": "0",
-        "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
-    }
-    with Process("updraft_registry", variables, tmp_path / "registry.log") as process:
-        process.wait_for_log("Registry serves")
-        yield process
-
-
-@pytest.fixture
-def registry_port(registry: Process) -> int:
-    return int(registry.variables["UPDRAFT_REGISTRY_PORT"])
-
-
 async def send(client: Redis, traces: TraceMaker, start: int, end: int) -> None:
     producer = streams.Producer(client, KEY, max_bytes=64 * 1024**2)
     for seed in range(start, end):
         await producer.append(traces.data(seed, evaluation=seed % 4 == 0))
-
-
-async def is_settled(client: Redis) -> bool:
-    groups = await client.xinfo_groups(KEY)
-    return await client.xlen(KEY) == 0 and bool(groups) and all(group["pending"] == 0 for group in groups)
-
-
-def admissions(data_dir: Path) -> list[str]:
-    """Trace ids in the order of their admission, as the file has them."""
-    index = data_dir / "replay" / INDEX
-    if not index.exists():
-        return []
-    with closing(sqlite3.connect(index)) as db:
-        try:
-            return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen ORDER BY admitted")]
-        except sqlite3.OperationalError:  # killed before it made its tables
-            return []
-
-
-def steps(log: str, event: str) -> list[int]:
-    """The optimizer steps that a text log says with an event."""
-    return [int(step) for step in re.findall(rf"{event}  step=(\d+)", log)]
 
 
 async def test_a_trainer_killed_at_any_moment_loses_no_trace_admits_none_twice_and_goes_on_from_its_last_save(
@@ -123,7 +52,7 @@ async def test_a_trainer_killed_at_any_moment_loses_no_trace_admits_none_twice_a
             num_lives = trainer.log().count("Trainer started")
             trainer.start()
         await until(lambda: trainer.log().count("Trainer started") > num_lives, what="the last life")
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
         assert trainer.terminate() == 0
     admitted = admissions(trainer.data_dir)
     assert len(admitted) == len(set(admitted))
@@ -148,7 +77,7 @@ async def test_a_draft_learnt_from_the_stream_is_published_and_a_stop_saves_it(
             timeout_s=120,
             what="the first version",
         )
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
         await until(lambda: trainer.metric("optimizer_steps_total") > 10, what="training after the closed form")
         assert trainer.metric("serving_version") >= 1
         assert trainer.metric('acceptance_length_tokens{role="candidate"}') > 1.15
@@ -196,7 +125,7 @@ async def test_a_disk_that_is_full_at_the_stop_costs_what_was_learnt_since_the_l
     with trainer:
         trainer.wait_for_log("Resumed")
         assert steps(trainer.log(), "Resumed") == [saved]
-        await until(lambda: is_settled(redis), what="an empty stream")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
 
 
 def test_a_trainer_with_nothing_to_learn_burns_no_processor_time(
@@ -254,7 +183,7 @@ async def test_a_second_trainer_waits_until_the_first_ends_and_says_why(
         await until(lambda: first.metric("leads") == 1, what="the lease")
         with second:
             second.wait_for_log("which does the same work")
-            await until(lambda: is_settled(redis), what="an empty stream")
+            await until(lambda: is_settled(redis, KEY), what="an empty stream")
             assert admissions(second.data_dir) == []
             assert second.metric("leads") == 0
             assert first.terminate() == 0

@@ -2,23 +2,20 @@
 
 import re
 import signal
-import sqlite3
-import uuid
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from redis.asyncio import Redis
 from tests.support.ports import free_port
-from tests.support.processes import Process, scrape
+from tests.support.processes import scrape
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
+from tests.support.trainer import Trainer, admissions, is_settled, steps
 from tests.support.wait import until
 
 from updraft_chassis import streams
-from updraft_trainer.data.replay import INDEX
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -27,37 +24,22 @@ NUM_RANKS = 2
 KEYS = streams.keys("default", "default", NUM_RANKS)
 
 
-class Ranks(Process):
-    """`torchrun -m updraft_trainer`, which estimates and saves often."""
+class Ranks(Trainer):
+    """`torchrun -m updraft_trainer`."""
 
     def __init__(
         self, folder: Path, target: Path, redis_url: str, registry_port: int, num_restarts: int = 3, **changed: str
     ) -> None:
-        self.metrics_port = two_free_ports()
-        self.data_dir = folder / "trainer"
-        variables = {
-            "MODEL": str(target),
-            "DATA_DIR": str(self.data_dir),
-            "REDIS_URL": redis_url,
-            "STREAM_SHARDS": str(NUM_RANKS),
-            "REGISTRY_ADDRESS": f"127.0.0.1:{registry_port}",
-            "POD_NAME": "trainer-0",
-            "METRICS_PORT": str(self.metrics_port),
-            "DRAFT_VOCAB_SIZE": "128",
-            "EVALUATE_SECONDS": "0.5",
-            "CHECKPOINT_SECONDS": "0.2",
-            "MAX_USES": "1000",  # there is always something to learn
-            "NICENESS": "0",
-            "LOG_FORMAT": "text",
-        }
-        prefixed = {f"UPDRAFT_TRAINER_{name}": value for name, value in (variables | changed).items()}
         options = ["--standalone", "--nproc-per-node", str(NUM_RANKS), "--max-restarts", str(num_restarts)]
-        options += ["-m", "updraft_trainer"]
-        log = folder / f"trainer-{uuid.uuid4().hex[:6]}.log"
-        super().__init__("torch.distributed.run", prefixed, log, options)
-
-    def metric(self, name: str, rank: int = 0) -> float:
-        return scrape(self.metrics_port + rank).get(f"updraft_trainer_{name}", 0.0)
+        super().__init__(
+            folder,
+            target,
+            redis_url,
+            registry_port,
+            command=("torch.distributed.run", *options, "-m", "updraft_trainer"),
+            metrics_port=two_free_ports(),
+            **({"STREAM_SHARDS": str(NUM_RANKS)} | changed),
+        )
 
     def pid_of(self, rank: int) -> int:
         ranks = {child.environ()["RANK"]: child.pid for child in psutil.Process(self.pid).children()}
@@ -86,20 +68,6 @@ def two_free_ports() -> int:
             return port
 
 
-@pytest.fixture
-def registry_port(tmp_path: Path) -> Iterator[int]:
-    port = free_port()
-    variables = {
-        "UPDRAFT_REGISTRY_DATA_DIR": str(tmp_path / "registry"),
-        "UPDRAFT_REGISTRY_PORT": str(port),
-        "UPDRAFT_REGISTRY_METRICS_PORT": "0",
-        "UPDRAFT_REGISTRY_STRATEGY": "Immediate",
-    }
-    with Process("updraft_registry", variables, tmp_path / "registry.log") as process:
-        process.wait_for_log("Registry serves")
-        yield port
-
-
 async def send(client: Redis, traces: TraceMaker, start: int, end: int, *, rule: int = 0) -> set[str]:
     """Send traces, each to its shard; return their ids."""
     producer = streams.ShardedProducer(client, KEYS, max_bytes=64 * 1024**2)
@@ -109,25 +77,6 @@ async def send(client: Redis, traces: TraceMaker, start: int, end: int, *, rule:
         await producer.append(trace.header.trace_id, trace.SerializeToString())
         ids.add(trace.header.trace_id.hex())
     return ids
-
-
-async def is_settled(client: Redis) -> bool:
-    for key in KEYS:
-        groups = await client.xinfo_groups(key)
-        if await client.xlen(key) or not groups or any(group["pending"] for group in groups):
-            return False
-    return True
-
-
-def steps(log: str, event: str) -> list[int]:
-    """The optimizer steps that a text log says with an event."""
-    return [int(step) for step in re.findall(rf"{event}  step=(\d+)", log)]
-
-
-def admitted(data_dir: Path) -> list[str]:
-    """Trace ids that one rank has stored."""
-    with closing(sqlite3.connect(data_dir / "replay" / INDEX)) as db:
-        return [trace_id for (trace_id,) in db.execute("SELECT trace_id FROM seen")]
 
 
 async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again_without_losing_a_trace(
@@ -145,11 +94,11 @@ async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again_without_
         sent |= await send(redis, traces, 1000, 1080, rule=1)
         await until(lambda: trainer.log().count("Trainer started") == 2 * NUM_RANKS, what="the second life")
         await until(lambda: trainer.metric("serving_version") > served, timeout_s=120, what="another version")
-        await until(lambda: is_settled(redis), what="empty streams")
+        await until(lambda: is_settled(redis, *KEYS), what="empty streams")
         await until(lambda: trainer.metric("optimizer_steps_total", 1) > 0, what="training at both ranks again")
         trainer.stop()
     assert len(steps(trainer.log(), "Resumed")) == 1
-    stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+    stored = [admissions(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
     assert all(len(ids) > 40 for ids in stored)
     assert sorted([*stored[0], *stored[1]]) == sorted(sent)
     assert "Traceback" not in "\n".join(line for line in trainer.log().splitlines() if " trainer: " in line)
@@ -255,9 +204,9 @@ async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_lat
             async with streams.connect(server.url) as client:
                 assert isinstance(client, Redis)
                 sent |= await send(client, traces, 1000, 1040)
-                await until(lambda: is_settled(client), what="empty streams")
+                await until(lambda: is_settled(client, *KEYS), what="empty streams")
             trainer.stop()
-        stored = [admitted(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+        stored = [admissions(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
         assert sorted([*stored[0], *stored[1]]) == sorted(sent)
 
 

@@ -2,27 +2,11 @@ from typing import Any
 
 import torch
 from tests.support.ranks import run_ranks
+from tests.support.tiny_draft import CONFIG
 from torch import Tensor
 
-from updraft_artifacts.rope import Rope
-from updraft_draft.config import DraftConfig
 from updraft_trainer.commands import Command, CommandChannel, DraftTensors, End, Estimate, LoadLearner, SetBaseline
 from updraft_trainer.coordination.ranks import Ranks
-
-CONFIG = DraftConfig(
-    vocab_size=32,
-    draft_vocab_size=16,
-    hidden_size=8,
-    intermediate_size=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rms_norm_eps=1e-5,
-    rope=Rope(theta=10_000.0),
-    max_position=64,
-    target_hidden_size=8,
-    aux_layers=(1, 2, 3),
-)
 
 
 def received(ranks: Ranks, commands: list[Command]) -> list[Command]:

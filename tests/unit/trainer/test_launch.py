@@ -93,9 +93,12 @@ def test_a_rank_that_ends_well_asks_to_be_started_again(tmp_path: Path) -> None:
     assert "another pod was told to stop" in json.loads(file.read_text())["message"]
 
 
-def test_a_process_that_torchrun_did_not_start_leaves_none() -> None:
+def test_a_process_that_torchrun_did_not_start_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         _end(None, Unavailable("Redis does not answer"))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_ends_well_leaves_no_words(tmp_path: Path) -> None:

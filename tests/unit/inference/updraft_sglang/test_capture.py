@@ -5,32 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.tap_channel import Collected
 
 from updraft_sglang.capture import CaptureHooks
-from updraft_tap.channel import PendingMessage
 from updraft_tap.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
-
-
-class Collected:
-    """Stands where the channel is."""
-
-    def __init__(self, *, is_open: bool = True) -> None:
-        self.is_open = is_open
-        self.items: list[PendingMessage] = []
-        self.errors: list[Exception] = []
-        self.ends: list[str] = []
-
-    def offer(self, item: PendingMessage) -> None:
-        self.items.append(item)
-
-    def failed(self, error: Exception) -> None:
-        self.errors.append(error)
-
-    def end(self, problem: str) -> None:
-        self.is_open = False
-        self.ends.append(problem)
 
 
 def batch_of(*custom_params: object) -> Any:

@@ -8,31 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.tiny_draft import CONFIG, TOKEN_IDS, write_tiny_draft
 from torch import Tensor, nn
 
-from updraft_artifacts.rope import Rope
-from updraft_draft import checkpoint
-from updraft_draft.config import DraftConfig
-from updraft_draft.network import DraftNetwork
 from updraft_sglang import weights
 from updraft_sglang.weights import LOADER, checked, load, served
 from updraft_tap.weights import RefusedError
-
-CONFIG = DraftConfig(
-    vocab_size=24,
-    draft_vocab_size=10,
-    hidden_size=8,
-    intermediate_size=12,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rms_norm_eps=1e-5,
-    rope=Rope(theta=10000.0),
-    max_position=64,
-    target_hidden_size=8,
-    aux_layers=(2, 4, 5),
-)
-TOKEN_IDS = torch.arange(0, 20, 2)
 
 
 class Served(nn.Module):
@@ -74,10 +55,7 @@ class Served(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    network = DraftNetwork(CONFIG, torch.randn(24, 8), TOKEN_IDS)
-    checkpoint.save(network, tmp_path / "v7")
-    return tmp_path / "v7"
+    return write_tiny_draft(tmp_path / "v7")
 
 
 @pytest.fixture(autouse=True)

@@ -41,13 +41,20 @@ def test_work_never_runs_within_a_step() -> None:
         while not stop.is_set():
             between.begin()
             is_within.set()
+            stop.wait(0.001)
             is_within.clear()
             between.end()
+            stop.wait(0.001)  # so that either thread does some of the work
+
+    def work() -> None:
+        overlaps.append(is_within.is_set())
+        stop.wait(0.001)
+        overlaps.append(is_within.is_set())
 
     thread = threading.Thread(target=engine)
     thread.start()
-    for _ in range(200):
-        between.run(lambda: overlaps.append(is_within.is_set()), 30)
+    for _ in range(100):
+        between.run(work, 30)
     stop.set()
     thread.join()
 

@@ -10,32 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.tiny_draft import CONFIG, write_tiny_draft
 from tests.support.wait import wait_until
 from torch import Tensor
 
-from updraft_artifacts.rope import Rope
-from updraft_draft import checkpoint
-from updraft_draft.config import DraftConfig
-from updraft_draft.network import DraftNetwork
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.swap import Swap
 from updraft_tap.weights import ServedVersion
-
-CONFIG = DraftConfig(
-    vocab_size=24,
-    draft_vocab_size=10,
-    hidden_size=8,
-    intermediate_size=12,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    rms_norm_eps=1e-5,
-    rope=Rope(theta=10000.0),
-    max_position=64,
-    target_hidden_size=8,
-    aux_layers=(2, 4, 5),
-)
 
 
 class Engine:
@@ -97,10 +79,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    network = DraftNetwork(CONFIG, torch.randn(24, 8), torch.arange(0, 20, 2))
-    checkpoint.save(network, tmp_path / "v7")
-    return tmp_path / "v7"
+    return write_tiny_draft(tmp_path / "v7")
 
 
 def test_a_draft_is_served_and_proved_by_what_the_engine_holds(served: Served, folder: Path) -> None:

@@ -4,30 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.tap_channel import Collected
 
-from updraft_tap.channel import PendingMessage
 from updraft_tap.policy import Policy
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import VERSION
-
-
-class Collected:
-    """Stands where the channel is."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self.items: list[PendingMessage] = []
-        self.errors: list[Exception] = []
-        self.ends: list[str] = []
-
-    def offer(self, item: PendingMessage) -> None:
-        self.items.append(item)
-
-    def failed(self, error: Exception) -> None:
-        self.errors.append(error)
-
-    def end(self, problem: str) -> None:
-        self.ends.append(problem)
 
 
 def request(rid: str = "a", **more: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.support.tap_channel import Collected
 from torch import Tensor
 
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.channel import PendingMessage
 from updraft_tap.policy import Policy
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
@@ -18,26 +18,6 @@ from updraft_vllm.rows import VERSION, RowHooks
 
 VOCAB, WIDTH = 11, 4
 EVERYTHING = Policy(payload=1.0, prompt_rows=100, counterfactual_rows=3)
-
-
-class Collected:
-    """Stands where the channel is."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self.items: list[PendingMessage] = []
-        self.errors: list[Exception] = []
-        self.ends: list[str] = []
-
-    def offer(self, item: PendingMessage) -> None:
-        self.items.append(item)
-
-    def failed(self, error: Exception) -> None:
-        self.errors.append(error)
-
-    def end(self, problem: str) -> None:
-        self.is_open = False
-        self.ends.append(problem)
 
 
 class Vllm:

@@ -140,9 +140,10 @@ def test_the_first_of_two_pods_has_the_volume_of_the_only_one() -> None:
 
 
 def test_the_claims_go_with_the_resource() -> None:
-    for each in trainer.objects(speculator(TWO), CONFIG):
-        if each["kind"] == "PersistentVolumeClaim":
-            assert [owner["uid"] for owner in each["metadata"]["ownerReferences"]] == [UID]
+    made = trainer.objects(speculator(TWO), CONFIG)
+    owners = [each["metadata"]["ownerReferences"] for each in made if each["kind"] == "PersistentVolumeClaim"]
+
+    assert [[owner["uid"] for owner in each] for each in owners] == [[UID], [UID]]
 
 
 def test_a_claim_of_the_users_own_serves_a_pod_with_several_gpus() -> None:
