@@ -28,7 +28,7 @@ import updraft_registry.metrics
 import updraft_trainer.metrics
 from updraft_chassis.settings import Settings, variable
 from updraft_cli.__main__ import cli
-from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, PARTS, READY, RESTARTS
+from updraft_cli.cmd.explain.condition_help import CONDITION_HELP, PARTS, READY, RESTARTS, RESTARTS_EXCEPTION
 from updraft_cli.cmd.program import Program
 from updraft_cli.demo.report import Report
 from updraft_cli.kubectl import plugin
@@ -325,6 +325,7 @@ def _conditions_sections() -> Iterator[str]:
     yield "A new draft never restarts pods. These fields are part of a pod template, so a change replaces the pods:\n"
     restarts = (f"- {part}: {', '.join(f'`{field}`' for field in fields)}\n" for part, fields in RESTARTS.items())
     yield "".join(restarts)
+    yield f"{RESTARTS_EXCEPTION}\n"
 
 
 def _text(words: str) -> str:

@@ -29,7 +29,8 @@
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch, delete]
 {{- if or (not .Values.watchNamespaces) (.Capabilities.APIVersions.Has "leaderworkerset.x-k8s.io/v1") }}
-# A trainer of several pods. In some namespaces only where the cluster has this API: who administers them may not grant others.
+# A trainer of several pods. With watchNamespaces, only if the cluster serves this API: a namespace administrator cannot grant
+# permissions for an absent one.
 - apiGroups: [leaderworkerset.x-k8s.io]
   resources: [leaderworkersets]
   verbs: [get, list, watch, create, patch, delete]

@@ -21,6 +21,11 @@ READY = ("Accepted", "ServingReady", "RegistryReady")
 RESTARTS: Mapping[str, tuple[str, ...]] = {part: tuple(fields) for part, fields in _CONTENT["restarts"].items()}
 """Fields of the spec that are in a part's pod template; changing one replaces its pods."""
 
+RESTARTS_EXCEPTION = (
+    "spec.trainer.nodes and spec.trainer.accelerator replace serving pods only if they change the number of trace streams, of"
+    " which every rank needs one."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionHelp:

@@ -6,6 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from updraft_cli.cmd.explain.condition_help import RESTARTS_EXCEPTION
 from updraft_cli.cmd.explain.explanation import Explanation, Problem
 from updraft_cli.cmd.status.view import CONDITION_STYLES
 from updraft_cli.output import ago, sentence
@@ -25,6 +26,7 @@ def rendered(explanation: Explanation, now: datetime, *, is_wide: bool) -> Rende
     for part, fields in explanation.restarts.items():
         if is_wide or part == "serving":
             parts.append(Text(f"A change of these fields replaces the {part} pods: {', '.join(fields)}."))
+    parts.append(Text(RESTARTS_EXCEPTION))
     return Group(*parts)
 
 
