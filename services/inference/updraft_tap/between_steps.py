@@ -21,10 +21,13 @@ class _Work:
         self.error: Exception | None = None
         self.took_s = 0.0
 
-    def run(self) -> None:
+    def run(self, synchronize: Callable[[], None]) -> None:
+        """The time is that of the work on the device too, so it contains what the device still had to do before."""
         started = time.perf_counter()
         try:
+            synchronize()
             self._body()
+            synchronize()
         except Exception as error:  # noqa: BLE001  (the caller's, and the thread may be the engine's)
             self.error = error
         self.took_s = time.perf_counter() - started
@@ -32,13 +35,15 @@ class _Work:
 
 
 class BetweenSteps:
-    """`synchronize` waits until the device has nothing to do; work on the caller's thread is done in between."""
+    """`synchronize` waits until the device has nothing to do; it does so before and after the work."""
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self._synchronize = synchronize
         self._step = threading.Lock()
         self._is_within = False
         """Used by the engine's thread alone."""
+        self._is_due = False
+        """The engine waits to begin a step, so the next work is its thread's: a lock alone would let it wait for ever."""
         self._handover = threading.Lock()
         self._waiting: _Work | None = None
 
@@ -49,8 +54,9 @@ class BetweenSteps:
     def begin(self) -> None:
         """A step begins; called on the engine's thread. A step that was begun and never ended is ended by this."""
         if not self._is_within:
+            self._is_due = True
             self._step.acquire()
-            self._is_within = True
+            self._is_due, self._is_within = False, True
         if self._waiting is not None:
             self._run_waiting()
 
@@ -61,31 +67,35 @@ class BetweenSteps:
             self._step.release()
 
     def run(self, body: Callable[[], None], timeout_s: float) -> float:
-        """Run it between two steps, and return for how many seconds. One caller at a time.
+        """Run it between two steps, and return for how many seconds. One caller at a time; each work has a gap of its own.
 
         Raises what it raises, and NeverBetweenStepsError.
         """
         self._waiting = work = _Work(body)
+        try:
+            self._wait(work, timeout_s)
+        finally:
+            self._taken()  # whatever happened, it is not done later
+        if work.error is not None:
+            raise work.error
+        return work.took_s
+
+    def _wait(self, work: _Work, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not work.done.is_set():
-            if self._step.acquire(blocking=False):
+            if not self._is_due and self._step.acquire(blocking=False):
                 try:
-                    self._synchronize()
                     self._run_waiting()
-                    self._synchronize()
                 finally:
                     self._step.release()
             elif time.monotonic() > deadline and self._taken() is not None:
                 raise NeverBetweenStepsError(f"the engine was within one step for {timeout_s:.0f} s")
             work.done.wait(_POLL_S)
-        if work.error is not None:
-            raise work.error
-        return work.took_s
 
     def _run_waiting(self) -> None:
         work = self._taken()
         if work is not None:
-            work.run()
+            work.run(self._synchronize)
 
     def _taken(self) -> _Work | None:
         with self._handover:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Mark = float | torch.cuda.Event
+Build = Callable[[dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
+"""Makes a message of rows that have come from the device: its header and its tensors."""
 
 
 class Staged:
@@ -42,10 +44,10 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class StagedMessage:
-    """Rows on their way from the device. `build` makes the message of them, on the channel's thread."""
+    """Rows on their way from the device. `build` is called on the channel's thread."""
 
     staged: Staged
-    build: Callable[[dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
+    build: Build
 
     @property
     def num_bytes(self) -> int:

@@ -1,12 +1,14 @@
 """Swaps the draft of a running engine in place: everything is checked and prepared first, then copied between two steps.
 
-A draft that is refused leaves the one before as it is. The proof of a swap is a digest of what the engine holds afterwards,
-which must equal that of the file.
+A draft that is refused leaves the one before, which is put back if need be. The proof of a swap is a digest of what the
+engine holds afterwards, which must equal that of the file.
 """
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,8 @@ _PATIENCE_S = 60.0
 """How long a step of the engine may take before a swap gives up."""
 
 Write = Callable[[], None]
+Pieces = Sequence[Callable[[], Tensor]]
+"""How to read a weight in pieces, which are joined along the last dimension."""
 
 
 class Draft(Protocol):
@@ -48,7 +52,11 @@ class Draft(Protocol):
         """Copies and assignments that replace the weights (by `weights.served_name`) and the map. Raises RefusedError."""
         ...
 
-    def readers(self) -> Mapping[str, Callable[[], Tensor]]:
+    def kept(self) -> Sequence[Write]:
+        """Copies and assignments that put back all weights and the map as they are now."""
+        ...
+
+    def readers(self) -> Mapping[str, Pieces]:
         """How to read each weight and "d2t" as the engine holds it."""
         ...
 
@@ -64,6 +72,13 @@ class Swap:
         self._served = served
         self._reply = reply
         self._busy = threading.Lock()
+        self._touching = threading.Lock()
+        """Held while weights are read or written."""
+        self._closed = ""
+        self._is_touched = False
+        """The load in progress has begun to write."""
+        self._proof = ""
+        """Digest of what the engine held after the last swap that succeeded."""
 
     def load(self, message: Mapping[str, Any]) -> None:
         """Serve the draft in `folder` as `version` with `digest`; answers `loaded` when it is done, or refused."""
@@ -72,51 +87,123 @@ class Swap:
             return
         threading.Thread(target=self._run, args=(dict(message),), name="updraft-swap", daemon=True).start()
 
-    def held(self) -> str:
-        """The digest of what the engine holds now. Raises what a reader raises."""
-        self._between.settle()
-        return weights.digest({name: self._read(reader) for name, reader in self._draft.readers().items()})
+    def close(self, reason: str) -> None:
+        """The engine is about to free or to change its weights, so touch them no more until `open`.
 
-    def _read(self, reader: Callable[[], Tensor]) -> Tensor:
-        if not self._draft.is_read_at_rest:
-            return reader()
-        found: list[Tensor] = []
-        self._between.run(lambda: found.append(reader()), _PATIENCE_S)
-        return found[0]
+        Waits for work that touches them now. What is served afterwards is not known, so its digest is forgotten.
+        """
+        self._closed = reason
+        with self._touching:
+            self._served.digest = ""
+
+    def open(self) -> None:
+        """The weights may be touched again."""
+        self._closed = ""
 
     def _run(self, message: Mapping[str, Any]) -> None:
         refusal, held, pause_s = "", "", 0.0
         try:
-            held, pause_s = self._swap(*_read(message))
+            held, pause_s = self._load(*_read(message))
         except Exception as error:  # noqa: BLE001  (the agent is told, and the engine serves on)
             log.error("Updraft refused a draft: %s", error)
             refusal = str(error) or type(error).__name__
         self._busy.release()  # first, because an agent that is answered may send the next one at once
         self._answer(message, refusal=refusal, held=held, pause_us=round(1e6 * pause_s))
 
-    def _swap(self, folder: Path, version: int, digest: str) -> tuple[str, float]:
+    def _load(self, folder: Path, version: int, digest: str) -> tuple[str, float]:
+        """What the engine holds afterwards, and for how many seconds it stood still at most at a time."""
         tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
         prepared = weights.joined(tensors, self._draft.dtype)
         writes = self._draft.prepare(prepared, tensors["d2t"])
         expected = weights.digest({**prepared, "d2t": tensors["d2t"]})
+        with self._access():
+            before, kept = (self._served.version, self._served.digest), self._draft.kept()
+        self._is_touched = False
+        try:
+            pause_s = self._between.run(lambda: self._write(writes, kept, version), _PATIENCE_S)
+            longest_s = self._prove(expected, digest)
+        except Exception as error:
+            if not self._is_touched:
+                raise
+            refusal = f"the draft in {folder} was loaded, but {error}"
+            self._put_back(kept, *before, refusal)
+            raise RefusedError(refusal) from error
+        return expected, max(pause_s, longest_s)
 
-        def write() -> None:
+    def _prove(self, expected: str, digest: str) -> float:
+        """Returns for how many seconds the engine stood still at most. Raises RefusedError if it holds anything else."""
+        held, longest_s = self._held()
+        if held != expected:
+            raise RefusedError(f"the engine holds {held}, expected {expected}")
+        with self._access():
+            self._served.digest, self._proof = digest, held
+        return longest_s
+
+    def _write(self, writes: Sequence[Write], kept: Sequence[Write], version: int) -> None:
+        with self._access():
+            self._is_touched = True
             self._served.digest = ""  # until the proof, nothing is known of what is served
             try:
-                for one in writes:
-                    one()
-            except Exception as error:
-                raise RefusedError(
-                    f"the draft in {folder} was loaded only in part; load another one: {error}"
-                ) from error
+                _all(writes)
+            except Exception:
+                _all(kept)  # at once, because no step may draft with a mixture
+                raise
             self._served.version = version
 
-        pause_s = self._between.run(write, _PATIENCE_S)
-        held = self.held()
-        if held != expected:
-            raise RefusedError(f"the draft in {folder} was loaded, but the engine holds {held}, expected {expected}")
-        self._served.digest = digest
-        return held, pause_s
+    def _put_back(self, kept: Sequence[Write], version: int, digest: str, refusal: str) -> None:
+        """Waits for as long as it takes, because a refused draft may not go on drafting. Raises RefusedError if it does."""
+
+        def write() -> None:
+            with self._access():
+                _all(kept)
+                self._served.version = version
+
+        try:
+            self._between.run(write, math.inf)
+        except Exception as error:
+            raise RefusedError(
+                f"{refusal}; the one before cannot be put back, so one may be loaded only in part; "
+                f"load another one: {error}"
+            ) from error
+        with suppress(Exception):  # then it stays unknown
+            held, _ = self._held()
+            with self._access():
+                self._served.digest = digest if held == self._proof else ""
+
+    def _held(self) -> tuple[str, float]:
+        """The digest of what the engine holds now, and for how many seconds it stood still at most to read a piece."""
+        self._between.settle()
+        longest_s, found = 0.0, {}
+        for name, pieces in self._draft.readers().items():
+            parts = []
+            for piece in pieces:
+                part, took_s = self._piece(piece)
+                parts.append(part)
+                longest_s = max(longest_s, took_s)
+            found[name] = torch.cat(parts, -1)
+        return weights.digest(found), longest_s
+
+    def _piece(self, piece: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        found: list[Tensor] = []
+
+        def read() -> None:
+            with self._access():
+                found.append(piece())
+
+        if self._draft.is_read_at_rest:
+            took_s = self._between.run(read, _PATIENCE_S)
+        else:
+            read()
+            took_s = 0.0
+        return found[0], took_s
+
+    @contextmanager
+    def _access(self) -> Iterator[None]:
+        """Within it the weights are there and nobody else changes them. Raises RefusedError if the engine has closed them."""
+        with self._touching:
+            if self._closed:
+                raise RefusedError(self._closed)
+            yield
 
     def _answer(self, message: Mapping[str, Any], *, refusal: str = "", held: str = "", pause_us: int = 0) -> None:
         self._reply(
@@ -129,6 +216,11 @@ class Swap:
                 "served": {"version": self._served.version, "digest": self._served.digest},
             }
         )
+
+
+def _all(writes: Sequence[Write]) -> None:
+    for write in writes:
+        write()
 
 
 def _read(message: Mapping[str, Any]) -> tuple[Path, int, str]:

@@ -2,7 +2,7 @@
 
 On a GPU a weight is a parameter, and is copied into where it is. On a CPU vLLM packs the weight of a linear layer for its
 kernel and frees the parameter; the new weight is packed before the swap, which then exchanges the packed one, and it is read
-back by the product of the layer's own kernel with the identity.
+back by the product of the layer's own kernel with the identity, some columns at a time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,11 @@ _MAP = "draft_id_to_target_id"
 """vLLM's name for d2t, a parameter that each step reads."""
 _PACKED = "cpu_linear"
 """vLLM's name for the packed weight of a layer on a CPU, a function."""
+
+_PRODUCTS = 1 << 29
+"""Multiplications in one piece of a product with the identity, half as many as a billion parameters need for a token."""
+_LEAST_COLUMNS = 16
+"""Fewer cost as much, because a kernel reads the whole weight for them."""
 
 Write = Callable[[], None]
 
@@ -52,14 +57,19 @@ class VllmDraft:
         writes = [write for name, layer in self._layers.items() for write in _writes(name, layer, prepared[name])]
         return [*writes, _copy(getattr(self._model, _MAP), d2t)]
 
-    def readers(self) -> Mapping[str, Callable[[], Tensor]]:
-        """By weight, how to read what the kernels use."""
+    def kept(self) -> Sequence[Write]:
+        """What puts back all weights as they are now; on a GPU it holds a copy of them in pinned memory."""
+        writes = [write for layer in self._layers.values() for write in _kept(layer)]
+        return [*writes, _copy(getattr(self._model, _MAP), _copied(getattr(self._model, _MAP)))]
+
+    def readers(self) -> Mapping[str, Sequence[Callable[[], Tensor]]]:
+        """By weight, how to read what the kernels use, in pieces of the last dimension."""
         vocab = int(self.config.draft_vocab_size)
-        found: dict[str, Callable[[], Tensor]] = {}
+        found: dict[str, Sequence[Callable[[], Tensor]]] = {}
         for name, layer in self._layers.items():
             rows = vocab if name == "lm_head.weight" else None
-            found[name] = partial(_held, layer, self.dtype, rows)
-        found["d2t"] = lambda: getattr(self._model, _MAP).detach().cpu().clone()
+            found[name] = _pieces(layer, self.dtype, rows)
+        found["d2t"] = [lambda: _copied(getattr(self._model, _MAP))]
         return found
 
 
@@ -113,17 +123,44 @@ def _copy(parameter: Tensor, value: Tensor) -> Write:
     return write
 
 
-def _held(layer: Any, dtype: torch.dtype, rows: int | None) -> Tensor:
-    """The first `rows` of the weight that the kernels use, or all of it."""
+def _kept(layer: Any) -> list[Write]:
+    writes: list[Write] = []
+    if hasattr(layer, _PACKED):
+        writes.append(partial(setattr, layer, _PACKED, getattr(layer, _PACKED)))
+    if layer.weight.numel():
+        writes.append(_copy(layer.weight, _copied(layer.weight)))
+    return writes
+
+
+def _copied(parameter: Tensor) -> Tensor:
     with torch.inference_mode():
-        if not hasattr(layer, _PACKED):
-            held: Tensor = layer.weight.detach()[:rows].cpu().clone()
-            return held
-        size = _input_size(layer)
-        product: Tensor = layer.quant_method.apply(layer, torch.eye(size, dtype=dtype), None)
+        return parameter.detach().to("cpu", copy=True)
+
+
+def _pieces(layer: Any, dtype: torch.dtype, rows: int | None) -> Sequence[Callable[[], Tensor]]:
+    """How to read the first `rows` of the weight that the kernels use, or all of it."""
+    if not hasattr(layer, _PACKED):
+        return [lambda: _copied(layer.weight[:rows])]
+    size = _input_size(layer)
+    columns = max(_LEAST_COLUMNS, _PRODUCTS // (size * _output_size(layer)))
+    return [
+        partial(_columns, layer, dtype, rows, first, min(first + columns, size)) for first in range(0, size, columns)
+    ]
+
+
+def _columns(layer: Any, dtype: torch.dtype, rows: int | None, first: int, end: int) -> Tensor:
+    """The columns from `first` up to `end` of a packed weight."""
+    chosen = torch.zeros(end - first, _input_size(layer), dtype=dtype)
+    chosen[:, first:end].fill_diagonal_(1)
+    with torch.inference_mode():
+        product: Tensor = layer.quant_method.apply(layer, chosen, None)
         return product.t()[:rows].contiguous()
 
 
 def _input_size(layer: Any) -> int:
     size = getattr(layer, "input_size_per_partition", None) or getattr(layer, "input_size", None)
     return int(size or layer.embedding_dim)
+
+
+def _output_size(layer: Any) -> int:
+    return int(getattr(layer, "output_size_per_partition", None) or layer.output_size)

@@ -30,7 +30,8 @@ class Scheduled:
     @property
     def is_prefill(self) -> bool:
         """It reads (a chunk of) its prompt, or of what was known before it was preempted."""
-        return self.computed < self.prompt_tokens or self.tokens - self.drafts > 1
+        read = self.tokens - self.drafts
+        return self.computed < self.prompt_tokens or read > 1 or self.computed + read < self.known_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,11 +47,19 @@ class RequestHooks:
         self.unhooked: dict[str, str] = {}
         self._channel = channel
         self._counters = Counters()
-        self._captured: set[str] = set()
+        self._agent = 0
+        """How many agents there were before this one; counted by the channel's thread."""
+        self._captured: dict[str, int] = {}
+        """By captured request, the agent for which it was chosen."""
+
+    def forget(self) -> None:
+        """Another agent is there: give it nothing that the one before chose. Called on the channel's thread."""
+        self.policy = Policy()
+        self._agent += 1
 
     def add(self, original: Hook, scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND Scheduler.add_request."""
-        if self.policy.payload:
+        if self.policy.payload and self._channel.is_open:
             self.guard("add", self._meet, request)
         return original(scheduler, request, *args, **kwargs)
 
@@ -70,8 +78,9 @@ class RequestHooks:
         return result
 
     def _meet(self, request: Any) -> None:
+        agent = self._agent  # read before the policy, which `forget` replaces before it counts
         if wanted(self.policy, request.request_id, request.sampling_params) is not None:
-            self._captured.add(request.request_id)
+            self._captured[request.request_id] = agent
 
     def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
         invalid = scheduler_output.num_invalid_spec_tokens or {}
@@ -83,13 +92,13 @@ class RequestHooks:
             if tokens:  # else the step is not judged, as vLLM's own counters have it
                 proposed = len(drafts) - invalid.get(rid, 0)
                 self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
-        alive = (rid for rid in scheduler_output.num_scheduled_tokens if rid in scheduler.requests)
+        requests = map(scheduler.requests.get, scheduler_output.num_scheduled_tokens)
+        alive = (one.request_id for one in requests if one is not None and not one.is_finished())
         self._counters.proposed(alive, getattr(output, VERSION, None))
 
     def _end(self, request: Any) -> None:
         rid = request.request_id
-        counters, is_captured = self._counters.end(rid), rid in self._captured
-        self._captured.discard(rid)
+        counters, is_captured = self._counters.end(rid), self._captured.pop(rid, None) == self._agent
         if not self._channel.is_open or request.sampling_params is None:
             return
         header = {

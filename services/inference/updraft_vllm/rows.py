@@ -16,13 +16,16 @@ from updraft_tap.channel import Channel
 from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.policy import Policy
-from updraft_tap.staging import Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
+from updraft_tap.staging import Build, Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
 from updraft_tap.weights import ServedVersion
 from updraft_vllm.layout import Layout, layout
 from updraft_vllm.runners import Runner, Step
 
 VERSION = "updraft_version"
 """The attribute of a step's output that tells the scheduler, in another process, which draft made the next proposals."""
+
+STATE = "execute_model_state"
+"""The attribute of both runners that is set from the end of a forward until its tokens are sampled."""
 
 OPT_OUT = "updraft_capture"
 """The extra argument of a request (`vllm_xargs`) that is "off" if nothing of it may be captured."""
@@ -34,6 +37,8 @@ class _Step:
 
     scheduler_output: Any
     start: Mark
+    agent: int
+    """For which it is."""
     read: Step | None = None
     layout: Layout | None = None
     rows: dict[str, Tensor] | None = None
@@ -56,6 +61,10 @@ class RowHooks:
         self._served = served
         self._runner = runner
         self._top_k = top_k
+        self._agent = 0
+        """How many agents there were before this one; counted by the channel's thread."""
+        self._chosen_for = 0
+        """The agent for which the requests with options were chosen."""
         self._options: dict[str, CaptureOptions] = {}
         self._fresh: set[str] = set()
         """Captured requests that have not read their first chunk, of their prompt or after a preemption."""
@@ -64,8 +73,15 @@ class RowHooks:
         self._stream: Any = None
         self._has_stream = False
 
+    def forget(self) -> None:
+        """Another agent is there: give it nothing that the one before chose. Called on the channel's thread."""
+        self.policy = Policy()
+        self._agent += 1
+
     def execute(self, original: Hook, runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND execute_model: the forward of a step."""
+        if kwargs.get("dummy_run"):  # of the second runner, which samples nothing afterwards
+            return original(runner, scheduler_output, *args, **kwargs)
         self._between.begin()
         self._step = None
         try:
@@ -75,23 +91,23 @@ class RowHooks:
         except BaseException:
             self._between.end()
             raise
-        if runner.execute_model_state is None:  # nothing will be sampled
+        if getattr(runner, STATE, None) is None:  # nothing will be sampled
             self._between.end()
         return result
 
     def sample_tokens(self, original: Hook, runner: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND sample_tokens: sampling, and the proposals of the next step."""
-        if self._step is not None and runner.execute_model_state is not None:
-            self.guard("rows", self._read, runner)
+        """AROUND sample_tokens: sampling, and the proposals of the next step, whose version is told before it may change."""
         try:
+            if self._step is not None and getattr(runner, STATE, None) is not None:
+                self.guard("rows", self._read, runner)
             result = original(runner, *args, **kwargs)
+            if self._step is not None:
+                self.guard("rows", self._finish)
+            self.guard("version", self._tell_version, result)
+            return result
         finally:
-            self._between.end()
-        if self._step is not None:
-            self.guard("rows", self._finish)
             self._step = None
-        self.guard("version", self._tell_version, result)
-        return result
+            self._between.end()
 
     def sample(self, original: Hook, runner: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND the function that decides what is accepted."""
@@ -109,6 +125,9 @@ class RowHooks:
         return logits
 
     def _begin(self, runner: Any, scheduler_output: Any) -> None:
+        if self._chosen_for != self._agent:
+            self._chosen_for = self._agent
+            self._clear()
         for rid in scheduler_output.finished_req_ids:
             self._options.pop(rid, None)
             self._proposers.pop(rid, None)
@@ -117,7 +136,9 @@ class RowHooks:
             self._meet(new)
         self._fresh |= scheduler_output.scheduled_cached_reqs.resumed_req_ids & self._options.keys()
         if self._channel.is_open and not self._options.keys().isdisjoint(scheduler_output.num_scheduled_tokens):
-            self._step = _Step(scheduler_output=scheduler_output, start=mark(self._copies(runner)))
+            self._step = _Step(
+                scheduler_output=scheduler_output, start=mark(self._copies(runner)), agent=self._chosen_for
+            )
 
     def _meet(self, new: Any) -> None:
         if new.req_id in self._options:  # the second runner sends a preempted request as a new one
@@ -153,7 +174,7 @@ class RowHooks:
         step.rows = {}
         if spans:
             rows = prefills.collect_prefill_rows(spans, logits_BV=logits, states=read.states, top_k=self._top_k)
-            self._channel.offer(StagedMessage(Staged(rows, self._stream), lambda rows: (prefills.header(spans), rows)))
+            self._offer(step, Staged(rows, self._stream), lambda rows: (prefills.header(spans), rows))
         if wanted_steps is not None:
             step.rows = steps.collect_step_rows(
                 wanted_steps,
@@ -180,7 +201,7 @@ class RowHooks:
             versions = tuple(self._proposers.get(rid, 0) for rid in rows.captured.rids)
             message = steps.StepMessage(rows=rows, versions=versions)
             start, end = step.start, mark(self._stream)
-            self._channel.offer(StagedMessage(step.staged, lambda rows: message.message(rows, elapsed_us(start, end))))
+            self._offer(step, step.staged, lambda rows: message.message(rows, elapsed_us(start, end)))
         for rid in step.scheduler_output.num_scheduled_tokens:
             if rid in self._options:
                 self._proposers[rid] = self._served.version
@@ -191,10 +212,19 @@ class RowHooks:
         if result is not None:
             setattr(result, VERSION, self._served.version)
 
+    def _offer(self, step: _Step, staged: Staged, build: Build) -> None:
+        if step.agent == self._agent:
+            self._channel.offer(StagedMessage(staged, build))
+
+    def _clear(self) -> None:
+        self._options.clear()
+        self._proposers.clear()
+        self._fresh.clear()
+
     def _unhooked(self, name: str, reason: str) -> None:
         self.unhooked[name] = reason
-        self._options.clear()
         if name == "rows":
+            self._clear()
             self._channel.end(reason)
 
 

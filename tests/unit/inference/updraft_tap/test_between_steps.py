@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -80,6 +81,61 @@ def test_an_engine_that_stays_within_a_step_is_given_up_and_the_work_is_not_done
     with pytest.raises(NeverBetweenStepsError):
         between.run(lambda: done.append(1), 0.01)
     between.end()
+    between.begin()
+    between.end()
+
+    assert done == []
+
+
+def test_an_engine_that_waits_for_its_step_gets_it_before_the_next_work() -> None:
+    between, order = BetweenSteps(), list[str]()
+
+    def step() -> None:
+        between.begin()
+        order.append("step")
+        between.end()
+
+    engine = threading.Thread(target=step)
+
+    def first() -> None:
+        engine.start()
+        wait_until(lambda: between._is_due)
+
+    between.run(first, 30)
+    between.run(lambda: order.append("engine" if threading.current_thread() is engine else "caller"), 30)
+    engine.join()
+
+    assert order in (["engine", "step"], ["step", "caller"])
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+def test_the_time_of_the_work_contains_that_of_the_device(monkeypatch: pytest.MonkeyPatch, *, is_busy: bool) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def synchronize() -> None:
+        clock[0] += 3
+
+    between = BetweenSteps(synchronize)
+    if is_busy:
+        between.begin()
+    with ThreadPoolExecutor(1) as pool:
+        took_s = pool.submit(between.run, lambda: None, 30)
+        if is_busy:
+            wait_until(lambda: between._waiting is not None)
+            between.begin()
+        assert took_s.result(30) == 6
+
+
+def test_work_that_failed_before_it_began_is_not_done_later() -> None:
+    done: list[int] = []
+
+    def synchronize() -> None:
+        raise RuntimeError("the device is lost")
+
+    between = BetweenSteps(synchronize)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        between.run(lambda: done.append(1), 5)
     between.begin()
     between.end()
 

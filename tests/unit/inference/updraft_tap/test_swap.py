@@ -1,6 +1,7 @@
 """A swap, on an engine that holds its weights in a dictionary."""
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,13 @@ from tests.support.wait import wait_until
 from torch import Tensor
 
 from updraft_tap import weights
-from updraft_tap.between_steps import BetweenSteps
+from updraft_tap.between_steps import BetweenSteps, NeverBetweenStepsError
 from updraft_tap.swap import Swap
 from updraft_tap.weights import ServedVersion
 
 
 class Engine:
-    """Holds weights by the names of an engine; `spoil` changes what is read back."""
+    """Holds weights by the names of an engine; `spoil` changes what is read back of the draft that was loaded last."""
 
     def __init__(self, *, is_read_at_rest: bool) -> None:
         self.config = SimpleNamespace(**json.loads(CONFIG.to_json()))
@@ -32,7 +33,10 @@ class Engine:
         self.spoil = 0.0
         self.may_prepare = threading.Event()
         self.may_prepare.set()
-        self.fails = False
+        self.fails = 0
+        """How many writes of the map fail."""
+        self.pieces = 0
+        self.on_read: Callable[[], None] = lambda: None
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Callable[[], None]]:
         assert self.may_prepare.wait(30)
@@ -40,17 +44,33 @@ class Engine:
 
         def write(name: str) -> None:
             if self.fails and name == "d2t":
+                self.fails -= 1
                 raise RuntimeError("out of memory")
             self.held[name] = tensors[name]
 
         return [lambda name=name: write(name) for name in tensors]  # type: ignore[misc]  # a default binds the name
 
-    def readers(self) -> Mapping[str, Callable[[], Tensor]]:
-        return {name: lambda name=name: self._read(name) for name in self.held}  # type: ignore[misc]
+    def kept(self) -> Sequence[Callable[[], None]]:
+        before = dict(self.held)
 
-    def _read(self, name: str) -> Tensor:
-        held = self.held[name]
-        return held + self.spoil if held.is_floating_point() else held
+        def write() -> None:
+            if self.fails:
+                self.fails -= 1
+                raise RuntimeError("out of memory")
+            self.held, self.spoil = dict(before), 0.0
+
+        return [write]
+
+    def readers(self) -> Mapping[str, Sequence[Callable[[], Tensor]]]:
+        return {
+            name: [lambda half=half: self._read(half) for half in tensor.chunk(2, -1)]  # type: ignore[misc]
+            for name, tensor in self.held.items()
+        }
+
+    def _read(self, half: Tensor) -> Tensor:
+        self.pieces += 1
+        self.on_read()
+        return half + self.spoil if half.is_floating_point() else half
 
 
 class Served:
@@ -60,7 +80,8 @@ class Served:
         self.engine = Engine(is_read_at_rest=is_read_at_rest)
         self.version = ServedVersion()
         self.answers: list[dict[str, Any]] = []
-        self.swap = Swap(draft=self.engine, between=BetweenSteps(), served=self.version, reply=self.answers.append)
+        self.between = BetweenSteps()
+        self.swap = Swap(draft=self.engine, between=self.between, served=self.version, reply=self.answers.append)
 
     def load(self, folder: Path, version: int = 7) -> dict[str, Any]:
         before = len(self.answers)
@@ -139,14 +160,148 @@ def test_what_the_engine_holds_otherwise_is_no_success(served: Served, folder: P
     assert served.version.digest == ""
 
 
+@pytest.mark.parametrize("problem", ["a write fails", "it holds another one", "it cannot be read"])
+def test_a_draft_that_is_refused_after_the_first_write_is_replaced_by_the_one_before(
+    served: Served, folder: Path, problem: str
+) -> None:
+    served.load(folder)
+    before = dict(served.engine.held)
+    if problem == "a write fails":
+        served.engine.fails = 1
+    elif problem == "it holds another one":
+        served.engine.spoil = 1.0
+    else:
+
+        def fail() -> None:
+            served.engine.on_read = lambda: None
+            raise RuntimeError("illegal memory access")
+
+        served.engine.on_read = fail
+
+    answer = served.load(folder, 8)
+
+    assert "was loaded, but" in answer["refusal"]
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+
+
+def test_no_step_drafts_with_a_mixture_after_a_write_that_failed(served: Served, folder: Path) -> None:
+    served.load(folder)
+    before = dict(served.engine.held)
+    seen: list[dict[str, Tensor]] = []
+    run = served.between.run
+
+    def stepping(body: Callable[[], None], timeout_s: float) -> float:
+        try:
+            return run(body, timeout_s)
+        finally:
+            seen.append(dict(served.engine.held))
+
+    served.between.run = stepping  # type: ignore[method-assign]  # a step after each gap
+    served.engine.fails = 1
+    served.load(folder, 8)
+
+    assert seen
+    assert all(held[name] is tensor for held in seen for name, tensor in before.items())
+
+
+def test_a_refused_draft_is_put_back_however_long_the_engine_stays_within_a_step(
+    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.load(folder)
+    before = dict(served.engine.held)
+    run = served.between.run
+    stuck = threading.Event()
+
+    def stuck_after_the_writes(body: Callable[[], None], timeout_s: float) -> float:
+        if timeout_s < math.inf and stuck.is_set():
+            raise NeverBetweenStepsError("the engine was within one step for 60 s")
+        stuck.set()
+        return run(body, timeout_s)
+
+    monkeypatch.setattr(served.between, "run", stuck_after_the_writes)
+    served.engine.spoil = 0.0 if served.engine.is_read_at_rest else 1.0
+    answer = served.load(folder, 8)
+
+    assert answer["refusal"] != ""
+    assert answer["served"]["version"] == 7
+    assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+
+
+def test_a_load_that_never_comes_between_two_steps_changes_nothing(served: Served, folder: Path) -> None:
+    served.load(folder)
+    patience = list[float]()
+
+    def never(_: Callable[[], None], timeout_s: float) -> float:
+        patience.append(timeout_s)
+        raise NeverBetweenStepsError("the engine was within one step for 60 s")
+
+    served.between.run = never  # type: ignore[method-assign]  # an engine that hangs
+    answer = served.load(folder, 8)
+
+    assert answer["refusal"] == "the engine was within one step for 60 s"
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    assert len(patience) == 1
+
+
 def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(served: Served, folder: Path) -> None:
     served.load(folder)
-    served.engine.fails = True
+    served.engine.fails = 3  # also the one before cannot be put back
 
     answer = served.load(folder, 8)
 
     assert "loaded only in part; load another one: out of memory" in answer["refusal"]
     assert (served.version.version, served.version.digest) == (7, "")
+
+
+def test_a_load_is_refused_while_the_engine_has_closed_its_weights(served: Served, folder: Path) -> None:
+    served.load(folder)
+    before = dict(served.engine.held)
+    served.swap.close("vLLM sleeps")
+    pieces = served.engine.pieces
+
+    refused = served.load(folder, 8)
+    served.swap.open()
+
+    assert refused["refusal"] == "vLLM sleeps"
+    assert refused["served"] == {"version": 7, "digest": ""}
+    assert served.engine.pieces == pieces
+    assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+    assert served.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
+
+
+def test_weights_that_are_closed_in_the_middle_of_a_load_are_not_touched_again(served: Served, folder: Path) -> None:
+    served.load(folder)
+    pieces, closing = served.engine.pieces, list[threading.Thread]()
+
+    def close() -> None:
+        if not closing:
+            closing.append(threading.Thread(target=served.swap.close, args=("vLLM sleeps",)))
+            closing[0].start()
+            wait_until(lambda: served.swap._closed != "")
+
+    served.engine.on_read = close
+    held_before = len(served.answers)
+    served.swap.load({"kind": "load", "folder": str(folder), "version": 8, "digest": "sha256:8"})
+    wait_until(lambda: len(served.answers) > held_before)
+    closing[0].join()
+
+    assert "load another one: vLLM sleeps" in served.answers[-1]["refusal"]
+    assert served.answers[-1]["served"]["digest"] == ""
+    assert served.engine.pieces < 2 * pieces
+
+
+def test_the_pause_is_that_of_the_longest_piece(served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    took_s = iter([0.25, *[0.001] * 3, 0.5, *[0.001] * 1000])
+    run = served.between.run
+
+    def timed(body: Callable[[], None], timeout_s: float) -> float:
+        run(body, timeout_s)
+        return next(took_s)
+
+    monkeypatch.setattr(served.between, "run", timed)
+
+    assert served.load(folder)["pause_us"] == (500_000 if served.engine.is_read_at_rest else 250_000)
 
 
 def test_a_second_draft_is_refused_while_one_is_being_loaded(served: Served, folder: Path) -> None:

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +13,10 @@ def batches(draw: st.DrawFn) -> list[Scheduled]:
     batch = []
     for i in range(draw(st.integers(1, 6))):
         prompt, output, drafts = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(0, 3))
-        is_decoding = draw(st.booleans())
-        computed = prompt + output - 1 if is_decoding else draw(st.integers(0, prompt - 1))
-        tokens = 1 + drafts if is_decoding else draw(st.integers(1, prompt - computed))
+        is_decoding, is_again = draw(st.booleans()), draw(st.booleans())
+        known = prompt + output if is_decoding or is_again else prompt
+        computed = known - 1 if is_decoding else draw(st.integers(0, known - 1 - is_again))
+        tokens = 1 + drafts if is_decoding else draw(st.integers(1, known - computed))
         batch.append(
             Scheduled(
                 rid=f"r{i}",
@@ -22,7 +24,7 @@ def batches(draw: st.DrawFn) -> list[Scheduled]:
                 drafts=drafts if is_decoding else 0,
                 computed=computed,
                 prompt_tokens=prompt,
-                known_tokens=prompt + output if is_decoding else prompt,
+                known_tokens=known,
                 is_first=draw(st.booleans()),
             )
         )
@@ -48,6 +50,7 @@ def test_each_captured_request_has_its_own_rows(batch: list[Scheduled], captured
     for i, rid in enumerate(decoding):
         assert steps is not None
         one = by_rid[rid]
+        assert one.computed == one.known_tokens - 1
         expected = [(rid, one.computed + offset) for offset in range(one.drafts + 1)]
         assert [states[steps.state_rows[i] + offset] for offset in range(steps.widths[i])] == expected
         assert [logits[steps.logit_rows[i] + offset] for offset in range(steps.widths[i])] == expected
@@ -69,3 +72,20 @@ def test_what_was_known_before_a_preemption_is_read_like_a_prompt() -> None:
     assert found.steps is None
     (span,) = found.spans
     assert span.header == {"rid": "a", "position": 5, "cached": 5, "rows": 9, "teacher_rows": 1}
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_one_token_that_is_read_again_is_no_verify_step(drafts: int) -> None:
+    again = Scheduled(rid="a", tokens=1, drafts=0, computed=5, prompt_tokens=4, known_tokens=14, is_first=True)
+    decoding = Scheduled(
+        rid="b", tokens=1 + drafts, drafts=drafts, computed=13, prompt_tokens=4, known_tokens=14, is_first=False
+    )
+
+    found = layout([again, decoding], {"a": PAYLOAD, "b": PAYLOAD})
+
+    assert found is not None
+    assert found.steps is not None
+    assert found.steps.captured.rids == ("b",)
+    assert [span.header for span in found.spans] == [
+        {"rid": "a", "position": 5, "cached": 5, "rows": 1, "teacher_rows": 0}
+    ]

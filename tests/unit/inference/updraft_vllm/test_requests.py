@@ -104,7 +104,7 @@ def test_a_step_of_a_request_that_is_gone_is_not_counted(gone: str) -> None:
     scheduler.update([4, 9])
 
     assert scheduler.updates == 1
-    assert len(scheduler.hooks._counters) == (gone == "finished")
+    assert len(scheduler.hooks._counters) == 0
 
 
 def test_without_an_agent_nothing_is_counted_or_kept() -> None:
@@ -114,6 +114,35 @@ def test_without_an_agent_nothing_is_counted_or_kept() -> None:
 
     assert scheduler.end() == []
     assert len(scheduler.hooks._counters) == 0
+
+
+def test_a_request_that_ended_leaves_no_counters_though_its_last_step_comes_later() -> None:
+    scheduler = Scheduler()
+    scheduler.update([4, 9])
+    ended = scheduler.requests["a"]
+    assert len(scheduler.end()) == 1
+    ended.is_finished = lambda: True
+    scheduler.requests["a"] = ended  # vLLM keeps it until a KV connector has sent its blocks
+    scheduler.update([4, 9])
+
+    assert len(scheduler.hooks._counters) == 0
+
+
+@pytest.mark.parametrize("change", ["another agent", "no agent"])
+def test_only_the_agent_that_chose_a_request_gets_its_tokens(change: str) -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.channel.is_open = change != "no agent"
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    scheduler.channel.is_open = True
+    if change == "another agent":
+        scheduler.hooks.forget()
+        scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.update([4, 9])
+
+    ((header, tokens),) = scheduler.end()
+
+    assert (header["counters"][0]["steps"], header["sampling"], tokens) == (1, None, [])
 
 
 def test_a_hook_that_raises_three_times_is_unhooked_and_vllm_goes_on() -> None:

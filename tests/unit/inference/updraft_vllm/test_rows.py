@@ -139,6 +139,52 @@ def test_a_proposal_is_of_the_version_that_was_served_when_it_was_made(vllm: Vll
     assert getattr(told, VERSION) == 4
 
 
+def test_a_proposal_keeps_its_version_if_a_swap_falls_into_the_gap_after_its_step(vllm: Vllm) -> None:
+    vllm.served.version = 4
+    end = vllm.between.end
+
+    def swapped() -> None:
+        end()
+        vllm.served.version = 5
+
+    vllm.between.end = swapped  # type: ignore[method-assign]  # a swap in each gap
+    told = vllm.step(vllm.output(new=("a", "b")))
+    vllm.step(vllm.output(new=()))
+
+    versions = [header["requests"][0]["version"] for header, _ in messages(vllm) if header["kind"] == "steps"]
+    assert versions == [0, 4]
+    assert getattr(told, VERSION) == 4
+
+
+def test_another_agent_gets_no_rows_of_requests_that_the_one_before_chose(vllm: Vllm) -> None:
+    vllm.step(vllm.output(new=("a", "b")))
+    before = len(messages(vllm))
+
+    vllm.hooks.forget()
+    for _ in range(2):
+        vllm.step(vllm.output(new=()))
+    assert len(messages(vllm)) == before
+
+    vllm.hooks.policy = EVERYTHING
+    vllm.step(vllm.output(new=("b",)))
+    (again,) = (header for header, _ in messages(vllm)[before:])
+    assert [request["rid"] for request in again["requests"]] == ["b"]
+
+
+def test_another_agent_gets_no_rows_of_a_step_that_is_in_progress(vllm: Vllm) -> None:
+    show = vllm._show
+
+    def another(runner: Any) -> None:
+        show(runner)
+        vllm.hooks.forget()
+        vllm.hooks.policy = EVERYTHING
+
+    vllm._show = another  # type: ignore[method-assign]  # in the middle of a step
+    vllm.step(vllm.output(new=("a", "b")))
+
+    assert messages(vllm) == []
+
+
 @pytest.mark.parametrize("off", ["no policy", "no agent", "opted out", "finished"])
 def test_without_a_captured_request_no_tensor_is_read(vllm: Vllm, off: str) -> None:
     output = vllm.output(new=("a", "b"))
@@ -171,6 +217,43 @@ def test_a_hook_that_raises_three_times_is_unhooked_and_vllm_goes_on(vllm: Vllm)
     assert problem.startswith("the hook rows raised 3 times and is unhooked, the last: TypeError")
     assert len(vllm.channel.errors) == 3
     assert vllm.seen == ["execute", "sample"] * 5
+
+
+def test_without_the_hook_that_tells_versions_rows_go_on_and_it_is_named(vllm: Vllm) -> None:
+    class Told:
+        __slots__ = ()  # takes no version
+
+    for i in range(4):
+        vllm.hooks.execute(
+            lambda runner, _: vllm._show(runner), vllm.runner, vllm.output(new=("a", "b")[: 2 * (i == 0)])
+        )
+        vllm.hooks.sample_tokens(lambda *_: Told(), vllm.runner, None)
+    vllm.channel.errors.clear()
+    vllm.step(vllm.output(new=()))
+
+    assert vllm.channel.ends == []
+    assert vllm.hooks.unhooked["version"].startswith("the hook version raised 3 times and is unhooked")
+    assert "steps" in [header["kind"] for header, _ in messages(vllm)]
+
+
+def test_a_vllm_without_the_state_of_a_step_is_served_on(vllm: Vllm) -> None:
+    del vllm.runner.execute_model_state
+    for _ in range(2):
+        assert vllm.hooks.execute(lambda *_: "hidden", vllm.runner, vllm.output(new=("a", "b"))) == "hidden"
+        assert vllm.hooks.sample_tokens(lambda *_: "tokens", vllm.runner, None) == "tokens"
+
+    assert vllm.between.run(lambda: None, 5) >= 0
+
+
+def test_a_dummy_run_is_no_step(vllm: Vllm) -> None:
+    def forward(runner: Any, *_: Any, dummy_run: bool) -> bool:
+        vllm._show(runner)
+        return dummy_run
+
+    assert vllm.hooks.execute(forward, vllm.runner, vllm.output(), None, dummy_run=True)
+
+    assert vllm.between.run(lambda: None, 5) >= 0
+    assert messages(vllm) == []
 
 
 @pytest.mark.parametrize("where", ["execute", "sample_tokens"])
