@@ -98,6 +98,7 @@ async def test_a_trainer_with_a_discard_weight_learns_rows_after_rejections_and_
     trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port, DISCARD_WEIGHT="0.5")
     with trainer:
         await until(lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, what="the first version")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
         assert trainer.metric('samples_admitted_total{split="train"}') == 45
         assert trainer.metric("optimizer_steps_skipped_total") == 0
         assert trainer.metric('acceptance_length_tokens{role="candidate"}') > 1.15
@@ -211,6 +212,7 @@ async def test_a_trainer_that_was_paused_is_succeeded_and_does_not_publish_any_m
         assert paused.wait() == 1
         await send(redis, traces, 0, 40)
         await until(lambda: second.metric('publishes_total{outcome="stable"}') > 0, timeout_s=120, what="a version")
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
         assert second.terminate() == 0
     assert "whose lease had run out" in paused.log()
     assert "Published" not in paused.log()

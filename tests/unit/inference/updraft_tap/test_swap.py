@@ -232,7 +232,7 @@ def test_a_load_that_never_comes_between_two_steps_changes_nothing(served: Serve
     served.load(folder)
     patience = list[float]()
 
-    def never(_: Callable[[], None], timeout_s: float) -> float:
+    def never(body: Callable[[], None], timeout_s: float) -> float:
         patience.append(timeout_s)
         raise NeverBetweenStepsError("the engine was within one step for 60 s")
 
