@@ -42,8 +42,8 @@ class LoadLearner:
     uses: Mapping[str, int] | None
     """How often the draft was trained on each sample, of all ranks; None: as before."""
     counted: Collection[str] | None
-    """The data folders whose samples `uses` counts: the draft may have learned from all that others store now. None: it has
-    learned from nothing else."""
+    """The data folders whose samples `uses` counts: the draft may have learned from all that others stored before their
+    process started. None: it has learned from nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

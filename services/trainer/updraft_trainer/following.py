@@ -240,7 +240,7 @@ class Follower:
         if command.uses is not None:
             self.history = TrainingHistory(uses=self._stored_uses(command.uses))
         if command.counted is not None and self._folder_id not in command.counted:
-            self.history.count_as_used(self._replay.training_ids())
+            self.history.count_as_used(self._replay.found_training_ids())
 
     def _take_step(self, stop: Stop) -> None:
         options, start_s, learner = self._options, self._clock.monotonic(), self._the_learner()

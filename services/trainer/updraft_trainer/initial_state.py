@@ -91,8 +91,8 @@ class InitialState:
     fit_s: float = 0.0
     """Time for a new draft's vocabulary and weights."""
     counted: Collection[str] | None = None
-    """The data folders whose samples `history` counts: the draft may have learned from all that others store. None: it has
-    learned from nothing else."""
+    """The data folders whose samples `history` counts: the draft may have learned from all that others stored before their
+    process started. None: it has learned from nothing else."""
     saved_s: float | None = None
     """Unix time of the saved state that holds it; None if there is none."""
 
@@ -136,10 +136,8 @@ async def start(
     registry.state.check_target(spec.target_fingerprint)
     version = registry.state.start_version
     history = TrainingHistory()
-    if version:  # it may have learned from all that is stored
+    if version:
         history.origin = f"version {version}"
-        for trace_id in replay.training_ids():
-            history.count_use(trace_id)
         learner = await _continue_draft(spec, registry, version, stop)
         rng = random.Random(spec.seed)
         return InitialState(learner=learner, history=history, rng=rng, counted=()) if learner else None

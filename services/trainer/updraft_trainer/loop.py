@@ -111,7 +111,7 @@ class Trainer:
         self._rng = initial.rng
         self._counted = initial.counted
         if initial.counted is not None and components.folder_ids[0] not in initial.counted:
-            self.history.count_as_used(components.replay.training_ids())
+            self.history.count_as_used(components.replay.found_training_ids())
         self._components = components
         self._options = options
         self._identity = identity

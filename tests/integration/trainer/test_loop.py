@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -666,6 +667,7 @@ async def publish_elsewhere(made: Bench, target: Path, token_ids: Tensor, *, is_
 async def test_a_new_trainer_goes_on_from_the_draft_that_serves(whole: Bench, tiny_target: Path) -> None:
     await publish_elsewhere(whole, tiny_target, torch.arange(100))
     trainer = await whole.started()
+    assert trainer.history.uses == {}, "that draft cannot have learned from what has come since the start"
     await whole.train(trainer)
     versions = await whole.versions()
     assert len(versions) >= 2
@@ -998,3 +1000,17 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
     assert whole.published("refused") == 1
     await trainer.publish(candidate)
     assert (await whole.versions())[-1].phase == pb.PHASE_STABLE
+
+
+async def test_a_new_trainer_counts_what_an_earlier_process_stored_as_used(
+    tmp_path: Path, tiny_target: Path, traces: TraceMaker, shared_registry: int
+) -> None:
+    opened = partial(bench, tmp_path, tiny_target, traces, port=shared_registry, speculator=f"s-{uuid.uuid4().hex[:8]}")
+    async with opened() as earlier:
+        earlier.admit(0, 3)
+        stored = earlier.replay.training_ids()
+    async with opened() as made:
+        await publish_elsewhere(made, tiny_target, torch.arange(100))
+        made.admit(3, 5)
+        trainer = made.trainer(await made.initial())
+    assert trainer.history.uses == dict.fromkeys(stored, 1)

@@ -53,11 +53,19 @@ def spec_of(target: Path) -> TrainerSpec:
 
 @contextmanager
 def stored(target: Path, folder: Path, num_traces: int) -> Iterator[Replay]:
+    """By an earlier process."""
     maker, limits = TraceMaker(target), ReplayLimits.of(1 << 20)
-    with Replay.open(folder, limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
-        for data in map(maker.data, range(num_traces)):
-            replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
-        yield replay
+    for seeds in range(num_traces), ():
+        with Replay.open(folder, limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+            for seed in seeds:
+                admit(replay, maker, seed)
+            if not seeds:
+                yield replay
+
+
+def admit(replay: Replay, maker: TraceMaker, seed: int) -> None:
+    data = maker.data(seed)
+    replay.admit([IncomingTrace(sample=read_sample(data, maker.expected), data=data)])
 
 
 def follower(spec: TrainerSpec, replay: Replay, command: Command, folder_id: str) -> Follower:
@@ -81,12 +89,13 @@ def follower(spec: TrainerSpec, replay: Replay, command: Command, folder_id: str
     ("folder_id", "is_counted"),
     [pytest.param("was-there", True, id="it was there"), pytest.param("was-away", False, id="it was away")],
 )
-def test_a_rank_that_was_away_when_the_state_was_saved_counts_all_that_it_stores_as_used(
+def test_a_rank_that_was_away_when_the_state_was_saved_counts_all_that_it_stored_before_as_used(
     tiny_target: Path, tmp_path: Path, folder_id: str, *, is_counted: bool
 ) -> None:
     spec = spec_of(tiny_target)
     with stored(tiny_target, tmp_path / "replay", 3) as replay:
         first, *others = replay.training_ids()
+        admit(replay, TraceMaker(tiny_target), 3)  # since the start: no draft has learned from it
         learner = spec.learner(torch.arange(64))
         state = State(
             identity=IDENTITY,

@@ -112,6 +112,8 @@ class Replay:
         self._counting = threading.Lock()
         self.num_held_out = 0
         """Held-out requests admitted since the start, kept or not; it grows when a new estimate has new evidence."""
+        self._found: frozenset[str] = frozenset()
+        """Trace ids that were stored when this process opened the folder."""
 
     @classmethod
     @contextmanager
@@ -147,6 +149,7 @@ class Replay:
                     db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes, fitted_bytes=fitted_bytes
                 )
                 replay._restore()
+                replay._found = frozenset(entry.trace_id for entry in replay._stored)
             yield replay
         finally:
             segments.close()
@@ -247,6 +250,10 @@ class Replay:
     def training_ids(self) -> list[str]:
         """Trace ids of samples that may be trained on, in order of admission."""
         return [entry.trace_id for entry in self._training()]
+
+    def found_training_ids(self) -> list[str]:
+        """Those of them that this process did not admit itself."""
+        return [id_ for id_ in self.training_ids() if id_ in self._found]
 
     def _entries(self) -> list[SampleEntry]:
         """In order of admission, so that the same random state chooses the same samples after a restart."""
