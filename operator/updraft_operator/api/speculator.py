@@ -327,9 +327,9 @@ class Traces(Model):
     max_size: Quantity | None = None
     """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
     shows."""
-    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
-    """Minimum number of streams. With a Redis Cluster, its nodes share them. There is at least one for every rank of the
-    trainer. With fewer ranks than before, the streams stay, unless this is more than 1."""
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
+    """Minimum number of streams; there is at least one for every rank of the trainer. With a Redis Cluster, its nodes share
+    them. Without it, streams stay when there are fewer ranks than before, because traces in the others would be lost."""
 
 
 class Bucket(Model):
@@ -391,7 +391,7 @@ class Spec(Model):
     @property
     def num_shards(self) -> int:
         """Number of streams, the same for the pods that write and the ranks that read."""
-        return max(self.traces.shards, self.trainer.num_ranks)
+        return max(self.traces.shards or 1, self.trainer.num_ranks)
 
 
 class Metadata(Model):

@@ -135,10 +135,10 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
 
 
 def _with_streams(observed: Observed) -> AdaptiveSpeculator:
-    """The resource with no fewer streams than it has, while the spec says nothing: nobody would read the others, to which pods
+    """The resource with no fewer streams than it has, unless the spec has a number: nobody would read the others, to which pods
     write until they have restarted."""
     owner = observed.speculator
-    if owner.spec.traces.shards > 1:
+    if owner.spec.traces.shards is not None:
         return owner
     shards = max(_num_streams(observed), owner.spec.num_shards)
     traces = owner.spec.traces.model_copy(update={"shards": shards})

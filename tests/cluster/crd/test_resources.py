@@ -31,7 +31,7 @@ DEFAULTS = yaml.safe_load(
       maxRunningRequests: 8
       terminationGracePeriodSeconds: 60
     trainer: {suspend: false, nodes: 1, workload: Auto, storage: {size: 80Gi}}
-    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10, shards: 1}
+    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10}
     registry: {storage: {size: 20Gi}}
     rollout:
       strategy: Canary

@@ -163,12 +163,13 @@ def test_every_pod_is_a_consumer_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("shards", "chosen", "expected"),
     [
-        pytest.param(1, {}, 1, id="one rank"),
+        pytest.param(None, {}, 1, id="one rank"),
+        pytest.param(None, {"nodes": 3}, 3, id="nothing asked for"),
         pytest.param(1, {"nodes": 2, "accelerator": {"perPod": 4}}, 8, id="a stream per rank"),
         pytest.param(12, {"nodes": 2}, 12, id="more streams than ranks"),
     ],
 )
-def test_every_rank_has_a_stream_on_both_sides(shards: int, chosen: dict[str, Any], expected: int) -> None:
+def test_every_rank_has_a_stream_on_both_sides(shards: int | None, chosen: dict[str, Any], expected: int) -> None:
     made = built(speculator({"traces": {"shards": shards}, "trainer": chosen}))
 
     assert one(made, "ConfigMap", "qwen-trainer")["data"]["UPDRAFT_TRAINER_STREAM_SHARDS"] == str(expected)

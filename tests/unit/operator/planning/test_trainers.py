@@ -170,9 +170,13 @@ def _streams(seen: Observed) -> set[str]:
         pytest.param({}, "2", id="one rank reads both"),
         pytest.param({"trainer": {"nodes": 3}}, "3", id="more ranks"),
         pytest.param({"traces": {"shards": 4}}, "4", id="asked for"),
+        pytest.param({"traces": {"shards": 1}}, "1", id="one asked for"),
+        pytest.param({"traces": {"shards": 1}, "trainer": {"nodes": 3}}, "3", id="one asked for, and more ranks"),
     ],
 )
-def test_streams_stay_when_there_are_fewer_ranks(after: dict[str, Any], expected: str) -> None:
+def test_streams_stay_when_there_are_fewer_ranks_unless_the_spec_has_a_number(
+    after: dict[str, Any], expected: str
+) -> None:
     assert _streams(observed(after, children=settled(TWO).children)) == {expected}
 
 
