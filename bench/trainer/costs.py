@@ -1,5 +1,6 @@
 """What options and kernels cost: ratios of times on this machine, of medians of paired runs."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -67,10 +68,14 @@ def _step(learner: Learner, batch: list[Sample]) -> Callable[[], object]:
 
 
 def _paired(arms: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
-    """The median over rounds of each arm's time over that of the first arm, after a round that is not measured."""
+    """The median over rounds of each arm's time over that of the first arm, after a round that is not measured.
+
+    Arms run in another order in each round: what ran before costs an arm its caches and its memory.
+    """
     times: dict[str, list[float]] = {name: [] for name in arms}
+    rng = random.Random(0)
     for runs in zip(*arms.values(), strict=True):
-        for name, run in zip(arms, runs, strict=True):
+        for name, run in rng.sample(list(zip(arms, runs, strict=True)), k=len(arms)):
             started_s = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - started_s)
