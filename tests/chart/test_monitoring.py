@@ -14,7 +14,7 @@ from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered,
 from tests.chart.promtool import build
 
 from updraft_inference.agent.capture import Drop
-from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata, Spec, TargetModel
+from updraft_operator.api.speculator import Accelerator, AdaptiveSpeculator, Metadata, Spec, TargetModel, Trainer
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_registry.metrics import OUTCOMES
@@ -235,21 +235,31 @@ def test_dashboards_are_found_by_grafana_and_stand_in_order() -> None:
             taken |= cells
 
 
-@pytest.mark.parametrize("part", ["inference", "trainer", "registry"])
-def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "scraped"),
+    [
+        ("inference", ["http"]),
+        pytest.param("trainer", ["metrics", "metrics-1", "metrics-2"], id="trainer, each rank of a pod"),
+        ("registry", ["metrics"]),
+    ],
+)
+def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: list[str]) -> None:
     spec = one(rendered("monitoring"), "PodMonitor", f"updraft-{part}")["spec"]
     template = _template(part)
 
     (endpoint,) = spec["podMetricsEndpoints"]
-    ports = {port["name"] for container in template["spec"]["containers"] for port in container.get("ports", ())}
+    ports = [port["name"] for container in template["spec"]["containers"] for port in container.get("ports", ())]
+    kept = next(one for one in endpoint["relabelings"] if one.get("action") == "keep")
     assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    assert endpoint["port"] in ports
+    assert kept["sourceLabels"] == ["__meta_kubernetes_pod_container_port_name"]
+    assert [port for port in ports if re.fullmatch(kept["regex"], port)] == scraped
     assert "updraft.dev/speculator" in template["metadata"]["labels"]
-    assert endpoint["relabelings"][1]["sourceLabels"] == ["__meta_kubernetes_pod_label_updraft_dev_speculator"]
+    assert endpoint["relabelings"][-1]["sourceLabels"] == ["__meta_kubernetes_pod_label_updraft_dev_speculator"]
 
 
 def _template(part: str) -> Any:
-    spec = Spec(target_model=TargetModel(uri="/models/any"))
+    ranks = Trainer(accelerator=Accelerator(per_pod=3))
+    spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
     images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1")
     config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)

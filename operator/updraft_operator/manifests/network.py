@@ -22,8 +22,8 @@ def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) 
     return manifest(owner, "networking.k8s.io/v1", "NetworkPolicy", names.child(name, part), part, spec=content)
 
 
-def from_anyone(port: int) -> dict[str, Any]:
-    return {"ports": [_port(port)]}
+def from_anyone(*ports: int) -> dict[str, Any]:
+    return {"ports": [_port(port) for port in ports]}
 
 
 def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> dict[str, Any]:

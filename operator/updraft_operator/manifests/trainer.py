@@ -14,6 +14,7 @@ from updraft_operator.manifests.ranks import Kind
 from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_size
 
 METRICS_PORT = 9092
+"""Of the first rank of a pod; each further one has the next port."""
 
 GRACE_S = 120
 """How long a pod may take to end: for a save under way, and another one. Each takes up to 30 s for the draft of an 8B model."""
@@ -33,7 +34,7 @@ def objects(
     kind, values = kind or default_kind(owner), _settings(owner)
     template = _template(owner, config, values, kind)
     runs = not (owner.spec.suspend or owner.spec.trainer.suspend or waits)
-    ingress = [network.from_anyone(METRICS_PORT)]
+    ingress = [network.from_anyone(*_metrics_ports(owner.spec.trainer).values())]
     if owner.spec.trainer.nodes > 1:
         ingress.append(network.from_part(owner, names.TRAINER))
     return [
@@ -65,7 +66,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         spec.image or config.images.trainer,
         config.images,
         spec.model_copy(update={"resources": _resources(spec)}),
-        ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
+        ports=[{"name": name, "containerPort": port} for name, port in _metrics_ports(spec).items()],
         envFrom=pod.from_settings(owner, names.TRAINER),
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
@@ -88,6 +89,12 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         more={"terminationGracePeriodSeconds": GRACE_S},
     )
     return pod.template(owner, names.TRAINER, parts, spec, config.images)
+
+
+def _metrics_ports(trainer: Trainer) -> dict[str, int]:
+    """By name, which the chart's PodMonitor knows."""
+    further = {f"metrics-{rank}": METRICS_PORT + rank for rank in range(1, trainer.ranks_per_pod)}
+    return {"metrics": METRICS_PORT, **further}
 
 
 def _consumer(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:

@@ -246,6 +246,17 @@ def test_only_the_pods_of_one_trainer_may_reach_each_other() -> None:
     assert _ingress({}) == [metrics]
 
 
+def test_metrics_of_every_rank_of_a_pod_can_be_scraped() -> None:
+    spec = {"trainer": {"accelerator": {"perPod": 3}}}
+    ports = {"metrics": 9092, "metrics-1": 9093, "metrics-2": 9094}
+
+    declared = container(pod(spec), "trainer")["ports"]
+    assert {port["name"]: port["containerPort"] for port in declared} == ports
+    (metrics,) = _ingress(spec)
+    assert [port["port"] for port in metrics["ports"]] == list(ports.values())
+    assert settings(spec)["UPDRAFT_TRAINER_METRICS_PORT"] == "9092", "rank N of a pod adds N"
+
+
 def test_no_probe_restarts_a_pod_that_waits_for_another_one() -> None:
     trainer_container = container(pod(TWO), "trainer")
 
