@@ -1,7 +1,7 @@
 """What rank 0 tells the other ranks to do. Every rank carries a command out, rank 0 as well.
 
 All collective operations belong to a command, and one thread of each rank carries them out in order, so no two ranks wait for
-different things. The `phase` of a command says what a rank is busy with meanwhile. A command may contain tensors of any size.
+different things. The `activity` of a command is what a rank is busy with meanwhile. A command may contain tensors of any size.
 """
 
 import io
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from updraft_draft.config import DraftConfig
 from updraft_trainer.coordination.ranks import Ranks
+from updraft_trainer.coordination.watch import Activity
 
 _NO_TIMEOUT = timedelta(days=365)
 """Rank 0 may wait for days for the first requests. If it is gone, its connections are too, or else torchrun notices."""
@@ -34,7 +35,7 @@ class DraftTensors:
 class LoadLearner:
     """Train this learner from now on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
 
-    phase: ClassVar[str] = "the start of another draft"
+    activity: ClassVar[Activity] = Activity.LOAD
 
     config: DraftConfig
     token_ids: Tensor
@@ -50,21 +51,21 @@ class LoadLearner:
 class TakeStep:
     """Take an optimizer step on samples of the own replay."""
 
-    phase: ClassVar[str] = "a training step"
+    activity: ClassVar[Activity] = Activity.STEP
 
 
 @dataclass(frozen=True, slots=True)
 class MarkGood:
     """Keep the averaged weights, to restore them if training diverges."""
 
-    phase: ClassVar[str] = "keeping good weights"
+    activity: ClassVar[Activity] = Activity.MARK_GOOD
 
 
 @dataclass(frozen=True, slots=True)
 class SetBaseline:
     """Compare candidates with this draft from now on; None: with no draft."""
 
-    phase: ClassVar[str] = "the draft that serves"
+    activity: ClassVar[Activity] = Activity.BASELINE
 
     version: int
     draft: DraftTensors | None
@@ -74,7 +75,7 @@ class SetBaseline:
 class Estimate:
     """Send evidence on this candidate."""
 
-    phase: ClassVar[str] = "an estimate"
+    activity: ClassVar[Activity] = Activity.ESTIMATE
 
     draft: DraftTensors
 
@@ -83,21 +84,21 @@ class Estimate:
 class Collect:
     """Send what this rank holds of the learner's state."""
 
-    phase: ClassVar[str] = "collecting the learner's state"
+    activity: ClassVar[Activity] = Activity.COLLECT
 
 
 @dataclass(frozen=True, slots=True)
 class ReportUses:
     """Send how often each sample was trained on."""
 
-    phase: ClassVar[str] = "a save"
+    activity: ClassVar[Activity] = Activity.SAVE
 
 
 @dataclass(frozen=True, slots=True)
 class End:
     """There is no other command after this one."""
 
-    phase: ClassVar[str] = "the end"
+    activity: ClassVar[Activity] = Activity.END
 
 
 WorkCommand: TypeAlias = LoadLearner | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses

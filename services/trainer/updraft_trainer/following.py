@@ -30,7 +30,7 @@ from updraft_trainer.commands import (
     WorkCommand,
 )
 from updraft_trainer.coordination.ranks import ALONE, Ranks
-from updraft_trainer.coordination.watch import Watch
+from updraft_trainer.coordination.watch import Activity, Watch
 from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -74,16 +74,16 @@ class Followers:
         self.are_stopping = False
         """One of them was told to stop."""
 
-    def busy(self, phase: str) -> None:
+    def busy(self, activity: Activity) -> None:
         """Rank 0 is, and sends no command meanwhile."""
         if self._watch is not None:
-            self._watch.begin(phase)
+            self._watch.begin(activity)
 
     def load_learner(
         self, learner: Learner, *, uses: Mapping[str, int] | None = None, counted: Collection[str] | None = None
     ) -> None:
         """Train the draft of this learner from now on; see `LoadLearner`."""
-        self.busy(LoadLearner.phase)
+        self.busy(LoadLearner.activity)
         if self._channel is None:
             return  # without a copy of the state
         network = learner.network
@@ -118,7 +118,7 @@ class Followers:
 
     def evidence(self, candidate: DraftNetwork, own: Callable[[], Evidence]) -> list[Evidence]:
         """The evidence of all ranks; `own` computes that of rank 0 meanwhile. Raises Stopped if a rank was told to stop."""
-        self.busy(Estimate.phase)
+        self.busy(Estimate.activity)
         if self._channel is None:
             return [own()]
         self._send(Estimate(_packed(candidate)))
@@ -147,7 +147,7 @@ class Followers:
         self._send(End())
 
     def _send(self, command: Command) -> None:
-        self.busy(command.phase)
+        self.busy(command.activity)
         if self._channel is not None:
             self._channel.send(command)
 
@@ -204,9 +204,9 @@ class Follower:
 
     def obey(self, stop: Stop) -> bool:
         """Carry out the next command; false if it was the last one."""
-        self._watch.begin("")
+        self._watch.begin(Activity.IDLE)
         command = self._channel.receive()
-        self._watch.begin(command.phase)
+        self._watch.begin(command.activity)
         if isinstance(command, End):
             return False
         self._carry_out(command, stop)
@@ -256,6 +256,7 @@ class Follower:
             self._demand.paused()
         if not drawn.num_samples:
             return
+        start_s += learner.warm_up()
         step, report = learner.step, learner.train(samples)
         memory.release()
         for sample in samples:

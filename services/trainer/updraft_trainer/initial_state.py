@@ -26,6 +26,7 @@ from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
+from updraft_trainer.coordination.watch import Activity
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -38,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 RANDOM, CLOSED_FORM = "random weights", "closed form"
 """Origins of drafts that come from no other draft."""
-
-FIRST_DRAFT = "a first draft"
-"""The phase of its vocabulary and its fit."""
 
 _WAIT_S = 0.5
 
@@ -123,7 +121,7 @@ async def start(
     replay: Replay,
     stop: Stop,
     *,
-    busy: Callable[[str], None] = lambda _: None,
+    busy: Callable[[Activity], None] = lambda _: None,
 ) -> InitialState | None:
     """Start from the registry's draft, or from new weights once there is some traffic; None if `stop` came first.
 
@@ -144,7 +142,7 @@ async def start(
     samples = await _first_samples(spec, registry, replay, stop)
     if samples is None:
         return None
-    busy(FIRST_DRAFT)
+    busy(Activity.FIRST_DRAFT)
     return await _new_draft(spec, registry, samples, history, stop)
 
 

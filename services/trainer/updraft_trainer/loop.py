@@ -28,7 +28,7 @@ from updraft_chassis.errors import (
 from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
-from updraft_trainer.commands import ReportUses
+from updraft_trainer.coordination.watch import Activity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.sample import Sample
@@ -174,6 +174,7 @@ class Trainer:
                 return
             if not has_trained:
                 self._report.idle(self.learner.step)
+                self._followers.busy(Activity.IDLE)
                 with self._components.monitor.phase("waiting"):
                     await stop.wait(_IDLE_S)
             self._note_turn()
@@ -203,6 +204,7 @@ class Trainer:
         if not drawn.num_samples:
             self._components.demand.paused()
             return False
+        start_s += self._warm_up()
         step = self.learner.step
         report = self.learner.train(samples)
         memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
@@ -220,6 +222,15 @@ class Trainer:
             self.learner, report, num_steps=self.learner.step - step, duration_s=self._step_s
         )
         return True
+
+    def _warm_up(self) -> float:
+        """Seconds that it takes to compile the step, once if it is compiled."""
+        if not self.learner.is_cold:
+            return 0.0
+        self._report.busy("the training step is being compiled, which may take minutes")
+        seconds = self.learner.warm_up()
+        self._report.done()
+        return seconds
 
     async def evaluate(self) -> Candidate | None:
         """Estimate if it is due; return a candidate if it should be published now."""
@@ -256,7 +267,7 @@ class Trainer:
             return None
         self._fitted, start_s = sizes, self._components.clock.monotonic()
         await asyncio.to_thread(self._followers.collect, self.learner)
-        self._followers.busy("a fit in closed form")
+        self._followers.busy(Activity.FIT)
         samples, unseen = await asyncio.to_thread(
             replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
         )
@@ -288,7 +299,7 @@ class Trainer:
         if state is None:
             return None
         state.check_target(self._identity.target_fingerprint)
-        self._followers.busy("the draft that serves")
+        self._followers.busy(Activity.BASELINE)
         try:
             has_changed = await components.evaluator.set_baseline(state.stable, self.learner.network.embedding)
         except (Unavailable, Unauthenticated, Forbidden, NotFound, Corrupt, Exhausted, OSError) as error:
@@ -387,7 +398,7 @@ class Trainer:
         """Upload a candidate and apply the registry's response."""
         publisher, metrics = self._components.publisher, self._components.metrics
         self._report.busy("it is being uploaded")
-        self._followers.busy("an upload")
+        self._followers.busy(Activity.PUBLISH)
         try:
             with self._components.monitor.phase("publish"):
                 response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
@@ -415,7 +426,7 @@ class Trainer:
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
         uses = self._followers.uses(self.history.uses)
         self._followers.collect(self.learner)
-        self._followers.busy(ReportUses.phase)
+        self._followers.busy(Activity.SAVE)
         return State(
             identity=self._identity,
             token_ids=self.learner.network.token_ids,

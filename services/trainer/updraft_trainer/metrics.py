@@ -55,9 +55,9 @@ class Metrics:
         )
         self.phase_seconds = new.counter(
             "phase_seconds",
-            "Time by phase of training: data, transfer (to the device), forward (with the loss), backward, all_reduce (with the"
-            " wait for slower ranks), optimizer, estimate, fit, save, publish, and waiting for requests to train on. Ranks"
-            " other than 0 count what is within a step only",
+            "Time by phase of training: compile (torch.compile, once), data, transfer (to the device), forward (with the loss),"
+            " backward, all_reduce (with the wait for slower ranks), optimizer, estimate, fit, save, publish, and waiting for"
+            " requests to train on. Ranks other than 0 count what is within a step only",
             "phase",
         )
         self.ranks = new.gauge("ranks", "Processes that train together, by the device of this one", "device")
@@ -119,9 +119,16 @@ class Metrics:
         self.serving_version = new.gauge("serving_version", "Stable version according to the registry; 0: no draft")
         self.stalls = new.counter(
             "stalls",
-            "Times that a phase has lasted UPDRAFT_TRAINER_STALL_SECONDS, or twice as long as at the last time, by phase. The"
-            " log names the ranks that are waited for",
-            "phase",
+            "Times that an activity has lasted UPDRAFT_TRAINER_STALL_SECONDS, or twice as long as at the last time. The log"
+            " names the ranks that are waited for. torch.compile does not count",
+            "activity",
+        )
+        self.activity = new.gauge(
+            "activity",
+            "1 for what this rank is busy with now: idle, first_draft, load (a draft to train), compile, step, mark_good"
+            " (weights to return to), baseline (the draft that serves), estimate, fit, publish, collect (the state of all"
+            " ranks), save, or end",
+            "activity",
         )
         self.leads = new.gauge(
             "leads",

@@ -24,7 +24,7 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, local_size
-from updraft_trainer.coordination.watch import Watch
+from updraft_trainer.coordination.watch import Activity, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.intake import Intake
@@ -65,6 +65,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     watch, ready = Watch(clock), threading.Event()
     ranks = replace(from_environment(os.environ), waiting=watch.waiting)
     shards, compute = _own_shards(config, ranks), config.compute
+    _show_activity(counters, watch, compute)
     identity = Identity(
         speculator=config.speculator,
         target_fingerprint=target_fingerprint(config.model),
@@ -160,6 +161,18 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             ready=ready,
         )
         await (process.lead(states, initial, folder_ids, stack, stop) if ranks.leads else process.follow(stop))
+
+
+def _show_activity(counters: Metrics, watch: Watch, compute: Compute) -> None:
+    """In a metric that is read at each scrape; torch.compile works within a training step."""
+    for activity in Activity:
+        counters.activity.labels(activity).set_function(partial(_is_busy_with, watch, activity))
+    if compute.compiler is not None:
+        compute.compiler.during = partial(watch.during, Activity.COMPILE)
+
+
+def _is_busy_with(watch: Watch, activity: Activity) -> bool:
+    return watch.phase.activity is activity
 
 
 def _agreed(ranks: Ranks, identity: Identity, spec: TrainerSpec, folder_id: str) -> list[str]:

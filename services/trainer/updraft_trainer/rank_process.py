@@ -17,7 +17,7 @@ from updraft_trainer.commands import CommandChannel
 from updraft_trainer.coordination.heartbeats import Heartbeat, Heartbeats
 from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.coordination.ranks import Ranks
-from updraft_trainer.coordination.watch import StallLog, Watch
+from updraft_trainer.coordination.watch import PeerState, StallLog, Watch, is_compiling
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter, RankDemand, combined_demand
 from updraft_trainer.data.intake import Intake, storable_together
@@ -281,10 +281,16 @@ class RankProcess:
                 if stop.requested:  # the others have ended before
                     return
                 raise
-            if sentence := stalls.sentence(heartbeat.rank, heartbeat.phase, heartbeats.peers()):
-                self.metrics.stalls.labels(heartbeat.phase.name).inc()
-                logger.warning("Training stalls: %s", sentence)
+            self._log_stall(stalls, heartbeat, heartbeats.peers())
             await stop.wait(_DEMAND_S)
+
+    def _log_stall(self, stalls: StallLog, own: Heartbeat, others: Sequence[PeerState]) -> None:
+        sentence = stalls.sentence(own.rank, own.phase, others)
+        if sentence and is_compiling(own.phase, others):
+            logger.info("Training waits for torch.compile: %s", sentence)
+        elif sentence:
+            self.metrics.stalls.labels(own.phase.activity).inc()
+            logger.warning("Training stalls: %s", sentence)
 
 
 def _curves(config: TrainerSettings, clock: Clock) -> Curves | None:

@@ -78,8 +78,8 @@ class TrainerSettings(Settings):
     """Compute inner values again in the backward pass instead of keeping them (gradient checkpointing). A step takes longer,
     and long requests need far less memory."""
     compile: bool = False
-    """Compile the operations between large products (torch.compile), which takes up to minutes at the start; the log says how
-    long. Needs a C++ compiler on a CPU, and Triton on a GPU. Where it does not work, training goes on without it."""
+    """Compile the operations between large products (torch.compile), which takes up to minutes at the start; log, status and
+    metrics show it. Needs a C++ compiler on a CPU, and Triton on a GPU. Where it does not work, training goes on without it."""
     sharding: Sharding = "auto"
     """For a trainer of many ranks: replicate keeps all of the optimizer's state on each, shard divides it among them. auto
     divides it if the learner would otherwise take more than a quarter of the device's memory. They learn the same."""

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,30 @@ def test_only_the_first_learner_of_a_process_warms_the_compiler_up() -> None:
     for number in (1, 2):
         compiler.warm_up(lambda number=number: calls.append(number))  # type: ignore[misc]
     assert calls == [1]
+
+
+def test_what_is_compiled_is_a_phase_of_its_own_before_the_first_step(target: Path) -> None:
+    samples, compiler, compiled = samples_of(target), Compiler(), list[str]()
+
+    @contextmanager
+    def during() -> Iterator[None]:
+        compiled.append("begins")
+        yield
+        compiled.append("ends")
+
+    compiler.during = during
+    compiler.compiled = lambda function: function  # type: ignore[method-assign]  # without a compiler
+    learner = make_learner(target, compiler)
+    assert learner.is_cold
+    seconds = learner.warm_up()
+    spent = learner.times.take()
+    assert (compiled, learner.is_cold, learner.step) == (["begins", "ends"], False, 0)
+    assert (list(spent.seconds), spent.flops) == (["compile"], 0.0)
+    assert seconds >= spent.seconds["compile"] > 0.0
+    learner.train(samples)
+    assert "compile" not in learner.times.take().seconds
+    assert learner.warm_up() == 0.0
+    assert not make_learner(target).is_cold
 
 
 def test_the_same_combination_of_losses_is_compiled_once() -> None:

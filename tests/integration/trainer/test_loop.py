@@ -4,7 +4,7 @@ import random
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import ReplayLimits
 from updraft_trainer.data.sample import read_sample
 from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.learning.compiled import Compiler
+from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.loop import Components, Trainer, TrainingOptions
 from updraft_trainer.metrics import Metrics
@@ -1014,3 +1016,24 @@ async def test_a_new_trainer_counts_what_an_earlier_process_stored_as_used(
         made.admit(3, 5)
         trainer = made.trainer(await made.initial())
     assert trainer.history.uses == dict.fromkeys(stored, 1)
+
+
+async def test_the_registry_knows_that_a_step_is_being_compiled(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences, compiler = list[str](), Compiler()
+
+    @contextmanager
+    def slowly() -> Iterator[None]:
+        sentences.append("compiling")
+        yield
+
+    monkeypatch.setattr(compiler, "compiled", lambda function: function)  # without a compiler
+    monkeypatch.setattr(compiler, "during", slowly)
+    monkeypatch.setattr(whole.components.registry, "set_message", sentences.append)
+    trainer = await whole.started()
+    trainer.learner = replace(whole.spec, compute=Compute(compiler=compiler)).learner(torch.arange(128))
+    sentences.clear()
+    assert trainer.train()
+    assert trainer.train()
+    before, during, after = sentences
+    assert before.endswith("; the training step is being compiled, which may take minutes")
+    assert (during, after) == ("compiling", before.partition(";")[0])

@@ -2,18 +2,22 @@
 
 import re
 import signal
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
 from redis.asyncio import Redis
 from tests.support.ports import free_port
 from tests.support.processes import scrape
+from tests.support.ranks import environment
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
 from tests.support.trainer import Trainer, admissions, is_settled, steps
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
+from torch._C._distributed_c10d import TCPStore
 
 from updraft_chassis import streams
 
@@ -58,6 +62,17 @@ class Ranks(Trainer):
         for rank in ranks:
             with suppress(psutil.NoSuchProcess):
                 rank.kill()
+
+
+def readiness(port: int) -> int:
+    """The status of /readyz; 0 while nothing answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=LONG_S) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def two_free_ports() -> int:
@@ -217,6 +232,25 @@ async def test_training_goes_on_while_redis_is_away_and_what_it_held_is_read_lat
             trainer.stop()
         stored = [admissions(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
         assert sorted([*stored[0], *stored[1]]) == sorted(sent)
+
+
+async def test_a_rank_is_not_ready_before_the_others_have_come(
+    redis_url: str, tmp_path: Path, tiny_target: Path, registry_port: int
+) -> None:
+    store, port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), two_free_ports()
+    num_keys = store.num_keys()
+    one, other = (
+        Trainer(tmp_path, tiny_target, redis_url, registry_port, metrics_port=port, STREAM_SHARDS=str(NUM_RANKS))
+        for _ in range(NUM_RANKS)
+    )
+    for rank, trainer in enumerate((one, other)):
+        trainer.variables = {**trainer.variables, **environment(rank, NUM_RANKS, store.port)}
+    with other:
+        await until(lambda: store.num_keys() > num_keys, timeout_s=120, what="a rank that waits")
+        assert readiness(port + 1) == 503
+        with one:
+            await until(lambda: readiness(port) == readiness(port + 1) == 200, timeout_s=120, what="both ranks")
+            await until(lambda: one.metric('activity{activity="idle"}', 1) == 1, what="a rank that waits for traffic")
 
 
 def test_fewer_shards_than_ranks_are_refused_in_one_sentence(

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Unavailable
 from updraft_trainer.coordination.ranks import Ranks
-from updraft_trainer.coordination.watch import PeerState, Phase
+from updraft_trainer.coordination.watch import Activity, PeerState, Phase
 from updraft_trainer.data.demand import RankDemand
 
 _TIMEOUT = timedelta(seconds=10)
@@ -86,4 +86,5 @@ class Heartbeats:
 
 def _read(content: bytes) -> Heartbeat:
     fields = json.loads(content)
-    return Heartbeat(**fields | {"demand": RankDemand(**fields["demand"]), "phase": Phase(**fields["phase"])})
+    phase = Phase(**fields["phase"] | {"activity": Activity(fields["phase"]["activity"])})
+    return Heartbeat(**fields | {"demand": RankDemand(**fields["demand"]), "phase": phase})

@@ -1,11 +1,14 @@
 """What a rank is busy with, and a sentence if that takes too long: a trainer never stalls in silence.
 
-A rank that computes is busy; one in a collective operation waits for others. The phases are the commands of rank 0.
+A rank that computes is busy; one in a collective operation waits for others. torch.compile may take many minutes once, which
+is said, and not called a stall.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
 
 from updraft_chassis.clock import Clock
 
@@ -13,13 +16,43 @@ SILENT_S = 10.0
 """Without a new heartbeat for so long, a rank is taken for one that hangs: it posts one every two seconds."""
 
 
+class Activity(StrEnum):
+    """What a rank may be busy with, as a label of metrics. `words` are those of sentences."""
+
+    words: str
+
+    def __new__(cls, label: str, words: str) -> Self:
+        activity = str.__new__(cls, label)
+        activity._value_ = label
+        activity.words = words
+        return activity
+
+    IDLE = "idle", "nothing"
+    FIRST_DRAFT = "first_draft", "a first draft"
+    LOAD = "load", "the start of another draft"
+    COMPILE = "compile", "compiling a training step"
+    STEP = "step", "a training step"
+    MARK_GOOD = "mark_good", "keeping good weights"
+    BASELINE = "baseline", "the draft that serves"
+    ESTIMATE = "estimate", "an estimate"
+    FIT = "fit", "a fit in closed form"
+    PUBLISH = "publish", "an upload"
+    COLLECT = "collect", "collecting the learner's state"
+    SAVE = "save", "a save"
+    END = "end", "the end"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What a rank is busy with, for how many seconds, and whether it waits for other ranks. `name` is empty if it is idle."""
+    """What a rank is busy with, for how many seconds, and whether it waits for other ranks."""
 
-    name: str = ""
+    activity: Activity = Activity.IDLE
     for_s: float = 0.0
     is_waiting: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.activity is Activity.IDLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +66,19 @@ class PeerState:
     @property
     def holds_up_s(self) -> float:
         """For how long others may have waited for it: since its last heartbeat, or since it is busy alone."""
-        is_alone = bool(self.phase.name) and not self.phase.is_waiting
+        is_alone = not self.phase.is_idle and not self.phase.is_waiting
         return max(self.silent_s, self.phase.for_s if is_alone else 0.0)
 
+    @property
+    def is_silent(self) -> bool:
+        return self.silent_s > SILENT_S
+
     def __str__(self) -> str:
-        if self.silent_s > SILENT_S:
+        if self.is_silent:
             return f"rank {self.rank}, which has not been heard of for {self.silent_s:.0f} s"
-        if not self.phase.name:
+        if self.phase.is_idle:
             return f"rank {self.rank}, which is idle"
-        return f"rank {self.rank}, which has been busy with {self.phase.name} for {self.phase.for_s:.0f} s"
+        return f"rank {self.rank}, which has been busy with {self.phase.activity.words} for {self.phase.for_s:.0f} s"
 
 
 class Watch:
@@ -49,12 +86,22 @@ class Watch:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._phase = ("", 0.0)
+        self._phase = (Activity.IDLE, 0.0)
         self._is_waiting = False
 
-    def begin(self, name: str) -> None:
-        """Another phase begins; "" if there is nothing to do."""
-        self._phase = (name, self._clock.monotonic())
+    def begin(self, activity: Activity) -> None:
+        """Another phase begins."""
+        self._phase = (activity, self._clock.monotonic())
+
+    @contextmanager
+    def during(self, activity: Activity) -> Iterator[None]:
+        """A phase within another one, which then begins anew."""
+        before, _ = self._phase
+        self.begin(activity)
+        try:
+            yield
+        finally:
+            self.begin(before)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -67,10 +114,10 @@ class Watch:
 
     @property
     def phase(self) -> Phase:
-        name, since_s = self._phase
-        if not name:
+        activity, since_s = self._phase
+        if activity is Activity.IDLE:
             return Phase()
-        return Phase(name=name, for_s=self._clock.monotonic() - since_s, is_waiting=self._is_waiting)
+        return Phase(activity=activity, for_s=self._clock.monotonic() - since_s, is_waiting=self._is_waiting)
 
 
 class StallLog:
@@ -82,15 +129,15 @@ class StallLog:
 
     def sentence(self, rank: int, phase: Phase, others: Sequence[PeerState]) -> str:
         """What to say now; empty if nothing. A rank that is idle waits for rank 0."""
-        leader = next((other for other in others if other.rank == 0), None)
-        lasts_s = phase.for_s if phase.name or leader is None else leader.holds_up_s
+        awaited = _awaited(phase, others)
+        lasts_s = max((one.holds_up_s for one in awaited), default=0.0) if phase.is_idle else phase.for_s
         if not self._is_due(lasts_s):
             return ""
-        if not phase.name:
-            return f"rank {rank} is idle, and waits for {leader}"
-        busy = f"rank {rank} has been busy with {phase.name} for {phase.for_s:.0f} s"
-        waits_for = [str(other) for other in others if not other.phase.is_waiting or other.silent_s > SILENT_S]
-        return f"{busy}, and waits for {'; '.join(waits_for) or 'other ranks'}" if phase.is_waiting else busy
+        waits = f", and waits for {'; '.join(map(str, awaited)) or 'other ranks'}"
+        if phase.is_idle:
+            return f"rank {rank} is idle{waits}"
+        busy = f"rank {rank} has been busy with {phase.activity.words} for {phase.for_s:.0f} s"
+        return busy + waits if phase.is_waiting else busy
 
     def _is_due(self, lasts_s: float) -> bool:
         if lasts_s < self._limit_s:
@@ -100,3 +147,17 @@ class StallLog:
         while self._next_s <= lasts_s:
             self._next_s *= 2
         return True
+
+
+def is_compiling(phase: Phase, others: Sequence[PeerState]) -> bool:
+    """Whether that is why a phase takes long: this rank does it, or each rank that it waits for."""
+    awaited = _awaited(phase, others)
+    does = [one.phase.activity is Activity.COMPILE and not one.is_silent for one in awaited]
+    return phase.activity is Activity.COMPILE or (bool(does) and all(does))
+
+
+def _awaited(phase: Phase, others: Sequence[PeerState]) -> list[PeerState]:
+    """The ranks that one in this phase waits for, by their heartbeats; an idle one waits for rank 0."""
+    if phase.is_idle:
+        return [other for other in others if other.rank == 0]
+    return [other for other in others if not other.phase.is_waiting or other.is_silent] if phase.is_waiting else []

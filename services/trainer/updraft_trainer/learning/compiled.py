@@ -7,6 +7,7 @@ into few. Sizes that differ from batch to batch stay variables of the compiled c
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ class Compiler:
 
     def __init__(self) -> None:
         self.has_failed = False
-        self._is_warm = False
+        self.is_warm = False
+        """Whether all that is compiled at the start is."""
+        self.during: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Entered while it warms up."""
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,19 +42,23 @@ class Compiler:
             self._compiled[function] = torch.compile(function, dynamic=True)
         return self._compiled[function]
 
-    def warm_up(self, run: Callable[[], object]) -> None:
-        """Call `run`, which uses compiled functions, for the first learner; that takes from seconds to minutes."""
-        if self._is_warm:
-            return
-        self._is_warm = True
+    def warm_up(self, run: Callable[[], object]) -> float:
+        """Call `run`, which uses compiled functions, for the first learner; that takes from seconds to minutes, which are
+        returned."""
+        if self.is_warm:
+            return 0.0
+        self.is_warm = True
         logger.info("Compiling the training step, which may take minutes")
         start_s = time.monotonic()
         try:
-            run()
+            with self.during():
+                run()
         except compiler_error() as error:
             self.give_up(error)
-        else:
-            logger.info("Compiled the training step", extra={"seconds": round(time.monotonic() - start_s, 1)})
+        seconds = time.monotonic() - start_s
+        if not self.has_failed:
+            logger.info("Compiled the training step", extra={"seconds": round(seconds, 1)})
+        return seconds
 
     def give_up(self, error: Exception) -> None:
         """Compile nothing from now on."""

@@ -157,8 +157,7 @@ class Learner:
 
         Its loss is that of one batch with the samples of all ranks. A rank without samples calls it too.
         """
-        if self._compute.compiler is not None:
-            self._compute.compiler.warm_up(self._warm_up)
+        self.warm_up()
         total = self._gradients(samples)
         if total is None or total.is_empty:
             return StepReport(loss=0.0, grad_norm=0.0, num_rows=0, is_skipped=total is not None)
@@ -179,6 +178,15 @@ class Learner:
         self.step += 1
         self._num_bad = 0
         return report
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the first step is still to be compiled, if it is."""
+        return self._compute.compiler is not None and not self._compute.compiler.is_warm
+
+    def warm_up(self) -> float:
+        """Compile the step before the first one; return the seconds that it took, up to minutes."""
+        return 0.0 if self._compute.compiler is None else self._compute.compiler.warm_up(self._warm_up)
 
     def closed_form(
         self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None
@@ -423,14 +431,14 @@ class Learner:
     def _warm_up(self) -> None:
         """Passes over texts of two lengths, and over a branch if any will be; nothing is learnt of them."""
         ones = [1.0] * self.hyper.ttt_steps
-        for num_rows in _WARM_UP_ROWS:
-            sample = warm_up_sample(
-                self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
-            )
-            for batch in self._batches([sample], [1.0]):
-                self._backward(batch.to(self._compute.device), (ones, ones))
+        with self.times.whole("compile"):
+            for num_rows in _WARM_UP_ROWS:
+                sample = warm_up_sample(
+                    self._target, self.network.token_ids[:1].cpu(), num_rows, has_branch=self.hyper.discard_weight > 0
+                )
+                for batch in self._batches([sample], [1.0]):
+                    self._backward(batch.to(self._compute.device), (ones, ones))
         self._optimizer.zero_grad()
-        self.times.take()  # nothing of it was training
 
     def _backward(self, batch: Batch, scales: Scales) -> Tensor:
         """Add the gradients of one batch; return the loss, float32 []."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import torch
 
 Phase = Literal[
+    "compile",
     "data",
     "transfer",
     "forward",
@@ -26,10 +27,10 @@ Phase = Literal[
     "publish",
     "waiting",
 ]
-"""data: samples are drawn, decoded and packed. transfer: batches move to the device. forward: with the loss and its gradient by
-the draft's states, because both are fused with the head. all_reduce: gradients are summed over ranks, and slower ranks are
-awaited. optimizer: with the norm of the gradient and the averaged weights. fit: a draft in closed form. save: training pauses
-for a save. waiting: there is no request to train on."""
+"""compile: torch.compile works, once. data: samples are drawn, decoded and packed. transfer: batches move to the device.
+forward: with the loss and its gradient by the draft's states, because both are fused with the head. all_reduce: gradients are
+summed over ranks, and slower ranks are awaited. optimizer: with the norm of the gradient and the averaged weights. fit: a
+draft in closed form. save: training pauses for a save. waiting: there is no request to train on."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
@@ -90,6 +91,18 @@ class StepTimes:
         try:
             yield
         finally:
+            self._count(name, self._clock() - start_s)
+
+    @contextmanager
+    def whole(self, name: Phase) -> Iterator[None]:
+        """Count the block as this phase, and nothing of the phases and operations within it."""
+        outside, self._seconds = self._seconds, {}
+        passing, self._passing = self._passing, deque(maxlen=_MAX_PASSING)
+        flops, start_s = self.flops, self._clock()
+        try:
+            yield
+        finally:
+            self._seconds, self._passing, self.flops = outside, passing, flops
             self._count(name, self._clock() - start_s)
 
     def take(self) -> Spent:

@@ -62,6 +62,24 @@ def test_a_phase_that_fails_is_counted() -> None:
     assert times.take().seconds == {"forward": 4.0}
 
 
+def test_a_whole_counts_nothing_of_what_is_within_and_keeps_what_was_before() -> None:
+    clock, device = ManualClock(), Device()
+    times = StepTimes(clock=clock.monotonic, new_event=device.new_event)
+    with times.phase("data"):
+        clock.advance(1.0)
+    with times.phase("forward"):
+        pass
+    with times.whole("compile"):
+        clock.advance(5.0)
+        with times.phase("data"):
+            clock.advance(2.0)
+        with times.phase("forward"):
+            pass
+        times.flops += 9.0
+    device.num_passed = 4
+    assert times.take() == ({"data": 1.0, "compile": 7.0, "forward": 0.003}, 0.0)
+
+
 def test_phases_of_a_gpu_are_counted_once_it_has_passed_them_and_nothing_waits_for_it() -> None:
     clock, device = ManualClock(), Device()
     times = StepTimes(clock=clock.monotonic, new_event=device.new_event)
