@@ -9,50 +9,28 @@ and the next candidate has a new estimate.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from updraft.registry.v1 import registry_pb2
-from updraft_chassis.clock import Clock
-from updraft_chassis.errors import (
-    Conflict,
-    Corrupt,
-    Exhausted,
-    Forbidden,
-    InvalidInput,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-)
+from updraft_chassis.errors import Corrupt, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
+from updraft_trainer.components import Components, TrainingOptions
 from updraft_trainer.coordination.watch import Activity
-from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
-from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.demand import FITTED_SAMPLES
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.following import Followers
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
-from updraft_trainer.metrics import Metrics
-from updraft_trainer.publishing.decision import NO_DRAFT, PublishThresholds, decide
+from updraft_trainer.publishing.decision import NO_DRAFT
 from updraft_trainer.publishing.estimate import against
-from updraft_trainer.publishing.evaluator import Evaluator
-from updraft_trainer.publishing.monitor import Monitor
-from updraft_trainer.publishing.publish import Candidate, Publisher
-from updraft_trainer.publishing.record import LearningRecord
-from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
+from updraft_trainer.publishing.publish import Candidate
+from updraft_trainer.publishing.registry_view import RolloutState
+from updraft_trainer.publishing.releases import Releases
 from updraft_trainer.publishing.report import TrainingReport
-from updraft_trainer.publishing.schedule import (
-    Progress,
-    PublishBackoff,
-    TrainingSchedule,
-    is_estimate_due,
-    is_fit_due,
-    next_estimate,
-)
+from updraft_trainer.publishing.schedule import Progress, PublishBackoff, is_estimate_due, is_fit_due, next_estimate
 from updraft_trainer.saving import Saver
-from updraft_trainer.states.state import Identity, State, States, TrainingHistory
+from updraft_trainer.states.state import Identity, State, TrainingHistory
 
 logger = logging.getLogger(__name__)
 
@@ -61,37 +39,6 @@ _IDLE_S = 0.5
 
 _LONG_S = 10.0
 """Work that takes longer is shown while it lasts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOptions:
-    """See the settings of the same names."""
-
-    batch_tokens: int | None
-    max_uses: int
-    schedule: TrainingSchedule
-    thresholds: PublishThresholds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Components:
-    """Objects that the trainer uses but does not own."""
-
-    replay: Replay
-    registry: RegistryView
-    evaluator: Evaluator
-    publisher: Publisher
-    states: States
-    record: LearningRecord
-    monitor: Monitor
-    demand: DemandMeter
-    metrics: Metrics
-    clock: Clock
-    check: Callable[[], None]
-    """Called before each part of long work, which it may end by an exception."""
-    folder_ids: Sequence[str] = ("",)
-    """Of the data folders of all ranks, in their order."""
-    followers: Followers = field(default_factory=Followers)
 
 
 class Trainer:
@@ -119,7 +66,6 @@ class Trainer:
         self._followers = components.followers
         self._num_judges = spec.compute.ranks.per_rank(options.thresholds.min_samples)
         """Requests that judge drafts before they are trained on, at this rank."""
-        self._backoff = PublishBackoff(options.schedule.evaluate_seconds)
         self._estimated = None if self._is_new_closed_form else self._progress()
         self._estimate_s = 0.0
         """Duration of the last estimate, without the download of the serving draft."""
@@ -139,6 +85,17 @@ class Trainer:
             self.saver.last_s = initial.saved_s
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
+        self._releases = Releases(
+            components.publisher,
+            components.registry,
+            options.thresholds,
+            PublishBackoff(options.schedule.evaluate_seconds),
+            report=self._report,
+            record=components.record,
+            monitor=components.monitor,
+            metrics=components.metrics,
+            clock=components.clock,
+        )
         self._fitted: Mapping[str, int] = {}
         self._restarted_from = NO_DRAFT
         components.demand.uses = lambda: self.history.uses
@@ -250,7 +207,7 @@ class Trainer:
         await self._follow_gain(candidate)
         self._estimate_s = self._components.clock.monotonic() - start_s
         subject = f"the draft of {self.history.num_samples:,} samples"
-        return candidate if self._should_publish(candidate, state, subject=subject) else None
+        return candidate if self._releases.is_due(candidate, state, subject=subject) else None
 
     async def fit(self) -> Candidate | None:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
@@ -287,7 +244,7 @@ class Trainer:
         if is_better:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
-        should_publish = self._should_publish(candidate, state, subject="a draft in closed form")
+        should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
         if is_better or should_publish:
             for sample in samples:  # they may not judge a draft that comes of this one
                 self.history.count_use(sample.trace_id)
@@ -307,7 +264,7 @@ class Trainer:
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
         if has_changed:
-            self._backoff.reset()
+            self._releases.start_over()
             await asyncio.to_thread(self._followers.set_baseline, components.evaluator.baseline)
         await asyncio.to_thread(self._follow_shape, state)
         return state
@@ -396,28 +353,8 @@ class Trainer:
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
-        publisher, metrics = self._components.publisher, self._components.metrics
-        self._report.busy("it is being uploaded")
         self._followers.busy(Activity.PUBLISH)
-        try:
-            with self._components.monitor.phase("publish"):
-                response = await publisher.publish(candidate, self.history, learning_rate=self.learner.learning_rate)
-        except Unavailable as error:
-            metrics.publishes.labels("unavailable").inc()
-            self._report.done()
-            logger.warning("Cannot publish now; trying again with a later candidate: %s", error)
-            return
-        except (Conflict, Corrupt, Exhausted, Forbidden, InvalidInput, NotFound, Unauthenticated) as error:
-            metrics.publishes.labels("refused").inc()
-            wait_s = self._backoff.rejected(self._components.clock.monotonic())
-            self._report.refused(error)
-            logger.error("A candidate was refused: %s", error, extra={"wait_s": wait_s})
-            return
-        if response is None:
-            self._report.done()
-        else:
-            self._apply_phase(response.version)
-            self._report.published(response.version, candidate.step)
+        if await self._releases.publish(candidate, self.history, learning_rate=self.learner.learning_rate):
             self.saver.request_save()  # the registry has this draft now, so it should not be lost with this process
             await self.saver.save_if_due()
 
@@ -437,52 +374,6 @@ class Trainer:
             draft_config=self.learner.network.config,
             taken_s=self._components.clock.now(),
         )
-
-    def _should_publish(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
-        components = self._components
-        should_publish, sentence = decide(
-            candidate.estimate,
-            subject=subject,
-            baseline_version=candidate.baseline_version,
-            thresholds=self._options.thresholds,
-        )
-        self._record_gain(candidate)
-        facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
-        if not should_publish:
-            self._report.decided(sentence)
-        elif state.hold_reason:
-            components.metrics.publishes.labels("withheld").inc()
-            self._report.withheld(sentence, state.hold_reason)
-        elif not self._backoff.is_over(components.clock.monotonic()):
-            self._report.backed_off(sentence)
-        else:
-            self._report.decided(sentence)
-            logger.info("Publishing: %s", sentence, extra=facts)
-            return True
-        logger.debug("Not published: %s", sentence, extra=facts | {"hold_reason": state.hold_reason})
-        return False
-
-    def _record_gain(self, candidate: Candidate) -> None:
-        gain, metrics = candidate.estimate.gain(self._options.thresholds.confidence), self._components.metrics
-        if gain is None:
-            return
-        self._components.record.estimates += 1
-        self._components.monitor.estimated({"candidate": gain.candidate, "baseline": gain.baseline})
-        for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
-            metrics.gain.labels(bound).set(percent / 100)
-
-    def _apply_phase(self, version: registry_pb2.Version) -> None:
-        """Apply the phase that the registry gave to a published version."""
-        phase = registry_pb2.Phase.Name(version.phase).removeprefix("PHASE_").lower()
-        self._components.metrics.publishes.labels(phase).inc()
-        facts = {"version": version.version, "phase": phase, "reason": version.reason}
-        if version.phase == registry_pb2.PHASE_STABLE:
-            self._components.registry.set_stable(version.version)
-            self._backoff.reset()
-            logger.info("Published", extra=facts)
-        else:
-            wait_s = self._backoff.rejected(self._components.clock.monotonic())
-            logger.info("Published, but it does not serve; training continues", extra=facts | {"wait_s": wait_s})
 
     @property
     def _is_new_closed_form(self) -> bool:

@@ -14,6 +14,7 @@ from updraft_chassis import lifecycle, rpc, streams
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_trainer.commands import CommandChannel
+from updraft_trainer.components import Components, TrainingOptions
 from updraft_trainer.coordination.heartbeats import Heartbeat, Heartbeats
 from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.coordination.ranks import Ranks
@@ -27,7 +28,7 @@ from updraft_trainer.following import Follower, Followers, StepOptions
 from updraft_trainer.initial_state import InitialState, TrainerSpec, start
 from updraft_trainer.learning import hardware
 from updraft_trainer.learning.compute import BATCH_TOKENS
-from updraft_trainer.loop import Components, Trainer, TrainingOptions
+from updraft_trainer.loop import Trainer
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.curves import Curves
 from updraft_trainer.publishing.evaluator import Evaluator, Judge

@@ -39,6 +39,7 @@ from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_trainer.components import Components, TrainingOptions
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter
 from updraft_trainer.data.replay import IncomingTrace, Replay
@@ -48,7 +49,7 @@ from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, sta
 from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters
-from updraft_trainer.loop import Components, Trainer, TrainingOptions
+from updraft_trainer.loop import Trainer
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.decision import PublishThresholds
 from updraft_trainer.publishing.evaluator import Evaluator

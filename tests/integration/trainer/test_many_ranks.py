@@ -23,7 +23,8 @@ from updraft_draft.target_weights import read_head
 from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.compute import Compute, Sharding
-from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner, StepReport
+from updraft_trainer.learning.gradients import StepReport
+from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
 from updraft_trainer.learning.optimizer import DraftOptimizer
 
 RELATIVE = 1e-6

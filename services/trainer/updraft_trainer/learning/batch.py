@@ -191,6 +191,13 @@ def grouped(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
+def step_weights(batches: Sequence[Batch], num_steps: int) -> Tensor:
+    """The sum of the weights of the rows that each step is trained on, of texts and of branches: float64 [2, J]."""
+    kinds = [batch.text for batch in batches], [batch.discarded for batch in batches]
+    sums = [[math.fsum(rows.weight_of_step(j) for rows in kind) for j in range(num_steps)] for kind in kinds]
+    return torch.tensor(sums, dtype=torch.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class _Branch:
     """Rows of a branch from row `first` of its text on: aux [rows, A], ids [rows, J]. `state`: those with a teacher."""

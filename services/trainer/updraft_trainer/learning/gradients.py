@@ -35,6 +35,21 @@ class Total:
         return not self.num_rows and not self.left_out
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """The result of one optimizer step, the same on all ranks. Loss and gradient norm are 0 if there was no row to train on.
+
+    `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
+    loss or gradient was not finite, without which the step was done.
+    """
+
+    loss: float
+    grad_norm: float
+    num_rows: int
+    is_skipped: bool = False
+    left_out: tuple[int, ...] = ()
+
+
 def summed(ranks: Ranks, parameters: Sequence[nn.Parameter], share: Share, weight: float) -> Total:
     """Replace the gradients by their sum over all ranks, the same bits everywhere.
 

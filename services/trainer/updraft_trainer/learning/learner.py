@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from updraft_draft import vocabulary
 from updraft_draft.config import DraftConfig
-from updraft_draft.network import Compile, DraftNetwork, initial_network, uncompiled
+from updraft_draft.network import Compile, DraftNetwork, uncompiled
 from updraft_draft.target_weights import TargetHead
 from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning import closed_form
-from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows
+from updraft_trainer.learning.average import AveragedWeights
+from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows, step_weights
 from updraft_trainer.learning.compiled import compiler_error, warm_up_sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.flops import batch_flops
-from updraft_trainer.learning.gradients import Share, Total, summed
+from updraft_trainer.learning.gradients import Share, StepReport, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
-from updraft_trainer.learning.losses import LOSSES, Loss, combined, forward_kl
+from updraft_trainer.learning.losses import forward_kl, text_loss
+from updraft_trainer.learning.networks import Networks
 from updraft_trainer.learning.optimizer import DraftOptimizer
 from updraft_trainer.learning.step_time import StepTimes
 
@@ -42,10 +42,6 @@ logger = logging.getLogger(__name__)
 
 Scales = tuple[Sequence[float], Sequence[float]]
 """What the losses of each step count, of texts and of branches."""
-
-MIN_DECAY, MAX_DECAY = 0.95, 0.98
-"""Bounds of the decay of the averaged weights. They average over at most 50 steps, so that they follow a shift of traffic, and
-over at least 20 after a start from a good draft, whose acceptance falls during the first steps."""
 
 MIN_MORE_TOKENS = 0.01
 """Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""
@@ -74,21 +70,6 @@ class Hyperparameters:
     trains_head: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """The result of one optimizer step, the same on all ranks. Loss and gradient norm are 0 if there was no row to train on.
-
-    `is_skipped`: loss or gradient was not finite, or no rank's memory sufficed, so nothing changed. `left_out`: ranks whose
-    loss or gradient was not finite, without which the step was done.
-    """
-
-    loss: float
-    grad_norm: float
-    num_rows: int
-    is_skipped: bool = False
-    left_out: tuple[int, ...] = ()
-
-
 class Learner:
     """The draft in training. Not thread-safe."""
 
@@ -112,10 +93,10 @@ class Learner:
         self.times = StepTimes(self._compute.device)
         self._pack_tokens = self._compute.pack_tokens
         self._compiled: Compile = uncompiled if self._compute.compiler is None else self._compute.compiler.compiled
-        self._text_loss = _text_loss(hyper)
+        self._text_loss = text_loss(hyper.loss, hyper.acceptance_weight)
         self._target = target
-        self._embedding = target.embedding.to(self._compute.device)
-        self.network = self._on_device(self._initial(config, token_ids, seed))
+        self._networks = Networks.of(target, self._compute, trains_head=hyper.trains_head)
+        self.network = self._networks.on_device(self._networks.initial(config, token_ids, seed))
         self._use_vocabulary()
         self._trained = [p for p in self.network.parameters() if p.requires_grad]
         is_sharded = self._compute.is_sharded(sum(one.numel() for one in self._trained))
@@ -123,7 +104,8 @@ class Learner:
         self._num_bad = 0
         self._start_step = 0
         self._is_adapting = False
-        self._start_average()
+        # If ranks divide the optimizer's state, only rank 0 keeps an average, which is what it judges and publishes.
+        self._average = AveragedWeights(self.network, is_kept=self._ranks.leads or not is_sharded)
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from weights that know something already, and change them gently."""
@@ -133,7 +115,7 @@ class Learner:
         self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
         self._use_vocabulary()
-        self._start_average()
+        self._average.start()
         self._num_bad = 0
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
@@ -174,10 +156,15 @@ class Learner:
         self.step_rate = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         with self.times.phase("optimizer"):
             self._optimizer.step(self.step_rate)
-            self._update_average()
+            self._average.update(self._num_steps, is_adapting=self._is_adapting)
         self.step += 1
         self._num_bad = 0
         return report
+
+    @property
+    def average(self) -> DraftNetwork:
+        """The draft with averaged weights."""
+        return self._average.network
 
     @property
     def is_cold(self) -> bool:
@@ -195,9 +182,9 @@ class Learner:
 
         `check` is called before each part of the work, and may end it by an exception.
         """
-        draft = self._initial(self.network.config, self.network.token_ids.cpu(), self.step)
+        draft = self._networks.initial(self.network.config, self.network.token_ids.cpu(), self.step)
         fitted = closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check)
-        return self._on_device(draft) if fitted else None
+        return self._networks.on_device(draft) if fitted else None
 
     def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:
         """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did.
@@ -217,7 +204,7 @@ class Learner:
 
     def mark_good(self) -> None:
         """Keep the averaged weights, to restore them if training diverges."""
-        self._good = self._averaged_weights() if self._has_average else {}
+        self._average.mark_good()
 
     def collect(self) -> None:
         """Send what other ranks hold of the state to rank 0, for its `state_dict`. All ranks call it after the last step."""
@@ -227,7 +214,7 @@ class Learner:
         """Everything that is needed to continue training. It shares the memory of the learner."""
         return {
             "network": self.network.state_dict(),
-            "average": {name: p.detach() for name, p in self.average.named_parameters() if p.requires_grad},
+            "average": self._average.tensors(),
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
             "start_step": self._start_step,
@@ -239,11 +226,9 @@ class Learner:
         self.start_from(state["network"])
         self._start_step = int(state["start_step"])
         self._is_adapting = bool(state["is_adapting"])
-        if self._has_average:
-            self.average.load_state_dict(state["average"], strict=False)
+        self._average.load(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-        self.mark_good()
 
     @property
     def _num_steps(self) -> int:
@@ -252,66 +237,19 @@ class Learner:
 
     def _change_vocabulary(self, token_ids: Tensor) -> None:
         """Keep all weights but the head's rows of tokens that leave."""
-        averaged = {name: w for name, w in self._averaged_weights().items() if not name.startswith("lm_head.")}
+        averaged = {name: w for name, w in self._average.copied().items() if not name.startswith("lm_head.")}
         self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self._optimizer.forget(self.network.lm_head.weight)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
         self._use_vocabulary()
-        self._start_average()
-        self.average.load_state_dict(averaged, strict=False)
-        self.mark_good()
+        self._average.start()
+        self._average.load(averaged)
         self._num_bad = 0
 
-    def _on_device(self, network: DraftNetwork) -> DraftNetwork:
-        """The network to train. A frozen head has the dtype that it is computed in."""
-        head, compute = network.lm_head, self._compute
-        head.requires_grad_(requires_grad=self.hyper.trains_head)
-        if not self.hyper.trains_head:
-            head.weight.data = head.weight.data.to(compute.dtype)
-        network.share(self._embedding)
-        return network.to(compute.device)
-
     def _use_vocabulary(self) -> None:
-        """Teach the network's vocabulary. The teacher has the draft's own head if that is the target's and is not trained."""
-        c, compute = self._target.config, self._compute
-        vocabulary = DraftVocabulary.of(
-            self._target.head,
-            self.network.token_ids.cpu(),
-            logit_scale=c.logit_scale,
-            logit_cap=c.logit_cap,
-            dtype=compute.dtype,
-        ).to(compute.device)
-        head = self.network.lm_head.weight
-        is_shared = not head.requires_grad and torch.equal(head, vocabulary.head)
-        self._vocabulary = replace(vocabulary, head=head.detach()) if is_shared else vocabulary
+        """Teach the network's vocabulary."""
+        self._vocabulary = self._networks.vocabulary(self.network)
         self._known = self.network.t2d.cpu()  # so that no step waits for it
-
-    def _initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
-        target = self._target
-        return initial_network(
-            config, target.embedding, target.rows(token_ids), target.final_norm, token_ids, seed=seed
-        )
-
-    @property
-    def _has_average(self) -> bool:
-        """If ranks divide the optimizer's state, only rank 0 keeps the average, which is what it judges and publishes."""
-        return self._ranks.leads or not self._optimizer.is_sharded
-
-    def _start_average(self) -> None:
-        self.average = self.network.copy() if self._has_average else self.network
-        self.mark_good()
-
-    def _averaged_weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.average.named_parameters() if p.requires_grad}
-
-    def _update_average(self) -> None:
-        """An exponential average. Its horizon is a tenth of the steps since the start, within bounds."""
-        if not self._has_average:
-            return
-        average, network = ([p for p in one.parameters() if p.requires_grad] for one in (self.average, self.network))
-        least = MIN_DECAY if self._is_adapting else 0.0
-        decay = min(MAX_DECAY, max(least, (1 + self._num_steps) / (10 + self._num_steps)))
-        get_ema_multi_avg_fn(decay)(average, network, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def _warn_of(self, report: StepReport) -> None:
         if report.left_out and self._ranks.leads:
@@ -322,8 +260,7 @@ class Learner:
         """Count a skipped step. After several in a row, restore the last good weights and reset the optimizer."""
         self._num_bad += 1
         if self._num_bad >= MAX_BAD_STEPS:
-            self.network.load_state_dict(self._good, strict=False)
-            self.average.load_state_dict(self._good, strict=False)
+            self._average.restore_good()
             if self._optimizer.is_sharded:
                 self._ranks.broadcast([one.detach() for one in self._trained])
             self._optimizer.reset()
@@ -336,7 +273,7 @@ class Learner:
             counts = self._counts(samples)
         with self.times.phase("data"):
             batches = self._batches(samples, counts)
-            own = self._weights(batches)
+            own = step_weights(batches, self.hyper.ttt_steps)
         weights = own.clone()
         with self.times.phase("all_reduce"):
             self._ranks.sum([weights])
@@ -417,13 +354,6 @@ class Learner:
             batches.append(packer.batch())
         return [batch for batch in batches if batch is not None]
 
-    def _weights(self, batches: Sequence[Batch]) -> Tensor:
-        """The sum of the weights of the rows that each step is trained on, of texts and of branches: float64 [2, J]."""
-        kinds = [batch.text for batch in batches], [batch.discarded for batch in batches]
-        steps = range(self.hyper.ttt_steps)
-        sums = [[math.fsum(rows.weight_of_step(j) for rows in kind) for j in steps] for kind in kinds]
-        return torch.tensor(sums, dtype=torch.float64)
-
     def _scales(self, totals: Sequence[float], weight: float) -> list[float]:
         """The factor per step that turns the weighted sum of the losses of all rows into a weighted mean."""
         return [weight * self.hyper.step_decay**j / total if total else 0.0 for j, total in enumerate(totals)]
@@ -457,8 +387,3 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.times.flops += batch_flops(network.config, batch, trains_head=self.hyper.trains_head)
         return loss.detach()
-
-
-def _text_loss(hyper: Hyperparameters) -> Loss:
-    loss = LOSSES[hyper.loss]
-    return combined(loss, LOSSES["acceptance"], hyper.acceptance_weight) if hyper.acceptance_weight else loss

@@ -83,3 +83,8 @@ def combined(loss: Loss, other: Loss, weight: float) -> Loss:
 
 
 LOSSES: dict[str, Loss] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "acceptance": acceptance}
+
+
+def text_loss(name: str, acceptance_weight: float) -> Loss:
+    """The loss of this name, with so much of the acceptance loss added."""
+    return combined(LOSSES[name], acceptance, acceptance_weight) if acceptance_weight else LOSSES[name]

@@ -11,7 +11,8 @@ import torch
 
 from updraft_chassis.clock import Clock
 from updraft_trainer.learning import hardware
-from updraft_trainer.learning.learner import Learner, StepReport
+from updraft_trainer.learning.gradients import StepReport
+from updraft_trainer.learning.learner import Learner
 from updraft_trainer.learning.step_time import Phase, StepTimes
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.curves import Curves

@@ -17,8 +17,9 @@ from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import head_loss
+from updraft_trainer.learning.average import MIN_DECAY
 from updraft_trainer.learning.compute import Compute
-from updraft_trainer.learning.learner import MAX_BAD_STEPS, MIN_DECAY, Hyperparameters, Learner
+from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
 from updraft_trainer.learning.losses import Predictions, forward_kl
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 from updraft_trainer.publishing.publish import snapshot

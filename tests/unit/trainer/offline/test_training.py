@@ -13,7 +13,8 @@ from updraft_chassis.progress import Progress
 from updraft_draft import checkpoint, recordings
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.learning.learner import Learner, StepReport
+from updraft_trainer.learning.gradients import StepReport
+from updraft_trainer.learning.learner import Learner
 from updraft_trainer.offline import training as module
 from updraft_trainer.offline.dataset import Dataset, read_dataset
 from updraft_trainer.offline.folders import Recording
