@@ -68,20 +68,22 @@ _MODULES = (
     segments,
     state,
 )
-_FILES = {module.__file__ for module in _MODULES}
+FILES = {module.__file__ for module in _MODULES}
 
-_SCHEDULE = TrainingSchedule(evaluate_steps=1, evaluate_seconds=1.0, checkpoint_seconds=4.0)
+SCHEDULE = TrainingSchedule(evaluate_steps=1, evaluate_seconds=1.0, checkpoint_seconds=4.0)
 """In the time of a clock that advances by a second for each training step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
-    """`num_traces` are in the stream, every fifth held out. `fatal_step`: 0 for a life to the end."""
+    """`num_traces` are in the stream, every fifth held out. `fatal_step`: 0 for a life to the end. `fatal_rank`: of several
+    (`dying_ranks`)."""
 
     folder: str
     num_traces: int
     max_bytes: int
     fatal_step: int = 0
+    fatal_rank: int = 0
 
     @property
     def path(self) -> Path:
@@ -159,7 +161,7 @@ async def live(life: Life, maker: TraceMaker) -> None:
         learner = UseLearner(stored, numbers, load_newest(states, IDENTITY, ALONE))
         saver = Saver(
             states,
-            _SCHEDULE,
+            SCHEDULE,
             take=learner.take,
             progress=lambda: Progress(step=len(learner.trail), num_held_out=0, at_s=clock.monotonic()),
             metrics=metrics,
@@ -178,7 +180,7 @@ async def live(life: Life, maker: TraceMaker) -> None:
 
 
 def _live(life: Life, maker: TraceMaker) -> int:
-    reaper = Reaper(_FILES, life.fatal_step)
+    reaper = Reaper(FILES, life.fatal_step)
     threading.setprofile(reaper)
     sys.setprofile(reaper)
     asyncio.run(live(life, maker))
