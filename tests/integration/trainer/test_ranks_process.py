@@ -244,7 +244,8 @@ async def test_a_rank_is_not_ready_before_the_others_have_come(
         for _ in range(NUM_RANKS)
     )
     for rank, trainer in enumerate((one, other)):
-        trainer.variables = {**trainer.variables, **environment(rank, NUM_RANKS, store.port)}
+        started = environment(rank, NUM_RANKS, store.port) | {"LOCAL_WORLD_SIZE": str(NUM_RANKS)}
+        trainer.variables = {**trainer.variables, **started}
     with other:
         await until(lambda: store.num_keys() > num_keys, timeout_s=120, what="a rank that waits")
         assert readiness(port + 1) == 503
