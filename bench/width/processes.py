@@ -76,6 +76,7 @@ def _registry() -> Serve:
 
 def _trainer() -> Serve:
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # as its main does
+    memory.use_huge_pages(os.environ)
     import torch  # noqa: PLC0415
     from bench.width import trainer  # noqa: PLC0415
 

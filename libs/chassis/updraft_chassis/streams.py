@@ -19,11 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import redis.exceptions
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -72,6 +73,47 @@ _CANNOT_SAVE = "MISCONF"
 # Pending entries per XPENDING call.
 _PAGE = 256
 
+# Of a command, sent at a time.
+_PIECE_BYTES = 128 * 1024
+
+
+class _InPieces(AbstractConnection):
+    """Sends an entry in pieces, each with the timeout. Before Python 3.12 asyncio copies what a socket does not take at once,
+    three times, and the event loop stands still meanwhile."""
+
+    async def send_packed_command(
+        self,
+        command: bytes | str | Iterable[bytes],
+        check_health: bool = True,  # noqa: FBT001, FBT002 - as redis-py has it
+    ) -> None:
+        for piece in _pieces(command):
+            await super().send_packed_command([piece], check_health)
+            check_health = False  # a ping between two pieces would be a part of the entry
+
+
+class _Tcp(_InPieces, Connection):
+    pass
+
+
+class _Tls(_InPieces, SSLConnection):
+    pass
+
+
+class _Unix(_InPieces, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+
+
+def _pieces(command: bytes | str | Iterable[bytes]) -> Iterator[bytes]:
+    """The parts of a command in views of at most `_PIECE_BYTES`, which a socket takes as it takes bytes."""
+    parts = [command.encode()] if isinstance(command, str) else [command] if isinstance(command, bytes) else command
+    for part in parts:
+        view = memoryview(part)
+        for first in range(0, len(view), _PIECE_BYTES):
+            yield cast("bytes", view[first : first + _PIECE_BYTES])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -95,7 +137,7 @@ def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Client:
     """
     kind = RedisCluster if url.partition("://")[0].endswith(_CLUSTER) else Redis
     try:
-        return kind.from_url(
+        client = kind.from_url(
             node_url(url),
             socket_timeout=timeout.total_seconds(),
             socket_connect_timeout=timeout.total_seconds(),
@@ -107,6 +149,20 @@ def connect(url: str, *, timeout: timedelta = timedelta(seconds=3)) -> Client:
     except ValueError:  # its text or its cause may contain a part of the password
         expected = "redis://host:port/db, redis+cluster://host:port, either with rediss for TLS, or unix:///path"
         raise InvalidInput(f"the Redis address is invalid: expected {expected}") from None
+    _send_in_pieces(client)
+    return client
+
+
+def _send_in_pieces(client: Client) -> None:
+    """Before it connects."""
+    if isinstance(client, RedisCluster):
+        arguments: dict[str, Any] = client.get_connection_kwargs()  # of the nodes that it will find
+        arguments["connection_class"] = _CONNECTIONS[arguments["connection_class"]]
+        for node in client.nodes_manager.startup_nodes.values():
+            node.connection_class = _CONNECTIONS[node.connection_class]
+    else:
+        pool = client.connection_pool
+        pool.connection_class = _CONNECTIONS[pool.connection_class]
 
 
 def node_url(url: str) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
+from updraft_draft.trace_bytes import Data
 
 Encoding = trace_pb2.TensorEncoding
 
@@ -17,6 +18,9 @@ _DTYPES = {
 }
 _FP8_MAX = 448.0
 """Largest finite float8_e4m3fn."""
+
+_HALF_SCALE = 2.0**8
+"""Between a float8_e4m3fn and the float16 with the same bits for exponent and mantissa."""
 
 _ROWS_IN_CACHE = 32
 
@@ -31,9 +35,12 @@ def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_
     return message
 
 
-def decode(message: trace_pb2.Tensor) -> Tensor:
-    """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput if the sizes do not match."""
-    data = message.data  # each access copies it
+def decode(message: trace_pb2.Tensor, data: Data | None = None) -> Tensor:
+    """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput if the sizes do not match.
+
+    `data`: the message's, if it is elsewhere. Each access to that of a message copies it.
+    """
+    data = message.data if data is None else data
     dtype = _checked_dtype(message, len(data))
     if dtype != torch.float8_e4m3fn:
         return _tensor(data, dtype).view(message.rows, message.columns)
@@ -41,21 +48,21 @@ def decode(message: trace_pb2.Tensor) -> Tensor:
     return _from_float8(values, _tensor(message.row_scales, torch.float32)[:, None])
 
 
-def outline(message: trace_pb2.Tensor) -> Tensor:
+def outline(message: trace_pb2.Tensor, data: Data | None = None) -> Tensor:
     """Like `decode`, but the tensor has no values: it is on the device meta."""
-    dtype = _checked_dtype(message, len(message.data))
+    dtype = _checked_dtype(message, len(message.data if data is None else data))
     decoded = torch.float32 if dtype == torch.float32 else torch.bfloat16
     return torch.empty(message.rows, message.columns, dtype=decoded, device="meta")
 
 
-def is_finite_encoded(message: trace_pb2.Tensor, rows: slice) -> bool:
+def is_finite_encoded(message: trace_pb2.Tensor, rows: slice, data: Data | None = None) -> bool:
     """Whether `decode` gives finite values in these rows, at a tenth of its cost: with each scale the largest float8 is too.
     `message` has the right sizes."""
-    data = np.frombuffer(message.data, np.uint8).reshape(message.rows, -1)[rows]
+    values = np.frombuffer(message.data if data is None else data, np.uint8).reshape(message.rows, -1)[rows]
     if message.encoding != trace_pb2.TENSOR_ENCODING_FP8_E4M3:
-        return is_finite(_tensor(data.tobytes(), _DTYPES[message.encoding]))
+        return is_finite(_tensor(values.tobytes(), _DTYPES[message.encoding]))
     scales = _tensor(message.row_scales, torch.float32)[rows]
-    return not data.size or (int((data & 0x7F).max()) < 0x7F and is_finite((scales * _FP8_MAX).bfloat16()))
+    return not values.size or (int((values & 0x7F).max()) < 0x7F and is_finite((scales * _FP8_MAX).bfloat16()))
 
 
 def _checked_dtype(message: trace_pb2.Tensor, num_bytes: int) -> torch.dtype:
@@ -94,27 +101,29 @@ def _from_float8(values: npt.NDArray[np.uint8], scales: Tensor) -> Tensor:
     result = torch.empty(values.shape, dtype=torch.bfloat16)
     for first in range(0, len(values) if values.size else 0, _ROWS_IN_CACHE):
         rows = slice(first, first + _ROWS_IN_CACHE)
-        result[rows] = _float8_values(torch.from_numpy(values[rows].copy())).mul_(scales[rows])
+        bits = torch.from_numpy(values[rows].copy())
+        if int((bits & 0x7F).amax()) == 0x7F:  # NaN
+            result[rows] = bits.view(torch.float8_e4m3fn).float().mul_(scales[rows])
+        else:
+            result[rows] = _float8_values(bits).mul_(scales[rows] * _HALF_SCALE)
     return result
 
 
 def _float8_values(bits: Tensor) -> Tensor:
-    """float32 of the bits of float8_e4m3fn, uint8.
+    """float32 of the bits of float8_e4m3fn, uint8, without NaN, divided by `_HALF_SCALE`.
 
-    torch converts one value at a time. Here a float8's bits become those of a bfloat16 whose exponent is too small by 120,
-    which is four times as fast, and exact but for NaN.
+    torch converts one value at a time. Here a float8's bits become those of a float16, whose exponents begin eight lower, which
+    is eight times as fast, and exact.
     """
-    if int((bits & 0x7F).amax()) == 0x7F:
-        return bits.view(torch.float8_e4m3fn).float()
     extended = bits.view(torch.int8).to(torch.int16)  # the sign is in the upper nine bits
-    return ((extended << 4) & ~0x7800 & ~0xF).view(torch.bfloat16).float().mul_(2.0**120)
+    return extended.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16).float()
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _tensor(data: bytes, dtype: torch.dtype) -> Tensor:
+def _tensor(data: Data, dtype: torch.dtype) -> Tensor:
     if not data:
         return torch.empty(0, dtype=dtype)
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype)

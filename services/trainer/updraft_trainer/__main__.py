@@ -16,6 +16,7 @@ def main() -> None:
     """Run until SIGTERM or SIGINT, or until a command is done."""
     arguments = _parser().parse_args()
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)
+    memory.use_huge_pages(os.environ)
     if arguments.command == "offline":
         lifecycle.let_signals_kill()
         with progress.on_stdout() as report:

@@ -360,3 +360,11 @@ async def num_bytes(redis: Redis) -> int:
 
 async def is_blocked(redis: Redis) -> bool:
     return bool((await redis.info("clients"))["blocked_clients"])
+
+
+async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(redis: Redis) -> None:
+    entry = bytes(range(256)) * 12_345
+    await producer(redis, max_bytes=8 << 20).append(entry)
+    life = await consumer(redis)
+    assert data(await read(life)) == [entry]
+    await settle_all(life)

@@ -131,7 +131,7 @@ async def test_a_cluster_has_the_memory_of_its_primaries_unless_one_has_no_limit
 
 async def test_a_letter_nobody_can_read_is_kept_beside_its_shard(nodes: list[Node]) -> None:
     async with streams.connect(nodes[0].url) as client:
-        await ShardedProducer(client, KEYS, max_bytes=1 << 20).append(IDS[0], b"bad")
+        await ShardedProducer(client, KEYS, max_bytes=8 << 20).append(IDS[0], b"bad" * 123_456)
         reader = consumers(client)[shard_of(IDS[0], NUM_SHARDS)]
         (entry,) = await reader.read(count=1, block=NOW)
         await reader.dead_letter(entry, "unreadable")

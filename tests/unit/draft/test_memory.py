@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-from updraft_draft.memory import KERNEL_CACHES, limit
+import pytest
+
+from updraft_draft.memory import HUGE_PAGES, KERNEL_CACHES, limit, use_huge_pages
 
 GROWTH = """
 import os
@@ -38,6 +40,16 @@ def test_limits_that_the_user_has_set_stand() -> None:
     environ = own.copy()
     limit(environ, num_kernels=64)
     assert environ == own
+
+
+@pytest.mark.parametrize("own", ["0", "1"])
+def test_large_pages_are_used_unless_the_user_decides(own: str) -> None:
+    environ: dict[str, str] = {}
+    use_huge_pages(environ)
+    assert environ == {HUGE_PAGES: "1"}
+    environ = {HUGE_PAGES: own}
+    use_huge_pages(environ)
+    assert environ == {HUGE_PAGES: own}
 
 
 def test_memory_stops_growing_with_the_number_of_shapes() -> None:

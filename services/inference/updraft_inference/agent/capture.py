@@ -22,7 +22,7 @@ from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, Chunk, chunks
 from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
-from updraft_inference.agent.trace import Encode, Ended, Origin, row_bytes, trace
+from updraft_inference.agent.trace import Encode, Ended, Origin, entry, row_bytes
 from updraft_inference.engine import FinishedRequest
 from updraft_inference.metrics import Metrics
 
@@ -204,10 +204,10 @@ class Capture:
 
     async def _send_chunk(self, ended: Ended, chunk: Chunk) -> bool:
         """Send a chunk, or what of it is small enough; whether it had hidden states."""
-        entry = await asyncio.to_thread(self._entry, ended, chunk)
+        data = await asyncio.to_thread(self._entry, ended, chunk)
         for delay_s in self._backoff:
             try:
-                num_removed = await self._sink.stream.append(ended.plan.trace_id, entry)
+                num_removed = await self._sink.stream.append(ended.plan.trace_id, data)
             except InvalidInput:
                 self._drop(Drop.TOO_LARGE)
                 return chunk.lighter is not None and await self._send_chunk(ended, chunk.lighter)
@@ -223,7 +223,7 @@ class Capture:
         return chunk.has_payload
 
     def _entry(self, ended: Ended, chunk: Chunk) -> bytes:
-        return trace(ended, self._sink.origin, self._sink.encode, chunk).SerializeToString()
+        return entry(ended, self._sink.origin, self._sink.encode, chunk)
 
     def _note_sent(self) -> None:
         if self._is_away:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from updraft.trace.v1 import trace_pb2
+from updraft_draft import trace_bytes
 from updraft_inference.agent.chunks import LIGHT_BYTES_PER_TOKEN, Chunk, RowBytes
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest, HiddenStates, Teacher, TopK, VerifyStep
@@ -66,7 +67,19 @@ def row_bytes(finished: FinishedRequest, encode: Encode) -> RowBytes:
 
 def trace(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk | None = None) -> trace_pb2.Trace:
     """The message of a request that has ended, or of one chunk of it."""
-    chunk = chunk or Chunk(finished=ended.finished)
+    message, aux = _message(ended, origin, encode, chunk or Chunk(finished=ended.finished))
+    if aux:
+        message.payload.aux_hidden.data = aux
+    return message
+
+
+def entry(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk) -> bytes:
+    """The same as bytes."""
+    return trace_bytes.serialize(*_message(ended, origin, encode, chunk))
+
+
+def _message(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk) -> tuple[trace_pb2.Trace, bytes]:
+    """The message without the data of its auxiliary hidden states, and that data."""
     finished, plan, request = chunk.finished, ended.plan, chunk.finished.request
     message = trace_pb2.Trace(
         header=trace_pb2.Header(
@@ -90,9 +103,8 @@ def trace(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk | None = No
         output_ids=finished.output_ids,
         steps=[_step(step) for step in finished.steps],
     )
-    if finished.hidden is not None:
-        _add_payload(message.payload, finished.hidden, encode)
-    return message
+    aux = b"" if finished.hidden is None else _add_payload(message.payload, finished.hidden, encode)
+    return message, aux
 
 
 def _reason(finished: FinishedRequest) -> trace_pb2.FinishReason.ValueType:
@@ -125,16 +137,20 @@ def _step(step: VerifyStep) -> trace_pb2.Step:
     )
 
 
-def _add_payload(message: trace_pb2.Payload, hidden: HiddenStates, encode: Encode) -> None:
-    """Fill it in place: a message that is assigned to another one is copied."""
+def _add_payload(message: trace_pb2.Payload, hidden: HiddenStates, encode: Encode) -> bytes:
+    """Fill it in place but for the data that it returns: a message that is assigned to another one is copied."""
+    encoded = encode(hidden.aux)
+    aux = encoded.data
+    encoded.ClearField("data")
     message.first_position = hidden.first_position
-    message.aux_hidden.CopyFrom(encode(hidden.aux))
+    message.aux_hidden.CopyFrom(encoded)
     message.first_teacher_row = hidden.first_teacher_row
     message.missing_rows.extend(hidden.missing_rows)
     _add_teacher(message, hidden.teacher, encode)
     for rows in hidden.counterfactuals:
         counterfactual = message.counterfactuals.add(step=rows.step, aux_hidden=encode(rows.aux))
         _add_teacher(counterfactual, rows.teacher, encode)
+    return aux
 
 
 def _add_teacher(message: trace_pb2.Payload | trace_pb2.Counterfactual, teacher: Teacher, encode: Encode) -> None:

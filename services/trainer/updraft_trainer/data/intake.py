@@ -18,6 +18,7 @@ from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import Consumer, Entry
+from updraft_draft.trace_bytes import ParsedTrace
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool
@@ -65,15 +66,15 @@ class CheckedEntry:
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        trace = parse(entry.data)
+        parsed = parse(entry.data)
     except RefusedTrace as refusal:
         return CheckedEntry(entry, refusal, {})
-    return CheckedEntry(entry, _checked(entry, trace, expected), traffic_of(trace))
+    return CheckedEntry(entry, _checked(entry, parsed, expected), traffic_of(parsed.trace))
 
 
-def _checked(entry: Entry, trace: trace_pb2.Trace, expected: ExpectedTarget) -> Sample | RefusedTrace:
+def _checked(entry: Entry, parsed: ParsedTrace, expected: ExpectedTarget) -> Sample | RefusedTrace:
     try:
-        sample = sample_of(trace, expected, is_outline=True)
+        sample = sample_of(parsed, expected, is_outline=True)
         _check_clock(entry, sample)
     except RefusedTrace as refusal:
         return refusal

@@ -15,7 +15,9 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
+from updraft_draft import trace_bytes
 from updraft_draft.tensors import decode, is_finite, is_finite_encoded, outline
+from updraft_draft.trace_bytes import Data, ParsedTrace
 from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.teacher import Teacher, read_teacher
 
@@ -142,26 +144,27 @@ def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = Fal
     return sample_of(parse(data), expected, is_checked=is_checked, is_outline=is_outline)
 
 
-def parse(data: bytes) -> trace_pb2.Trace:
+def parse(data: bytes) -> ParsedTrace:
     """The message, unchecked. Raises RefusedTrace if it is none."""
     try:
-        return trace_pb2.Trace.FromString(data)
+        return trace_bytes.parse(data)
     except DecodeError as error:
         raise RefusedTrace("malformed", f"not a trace: {error}") from None
 
 
 def sample_of(
-    trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False
+    parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False
 ) -> Sample:
     """Check a trace. Raises RefusedTrace. `is_checked`: its values were found good before. `is_outline`: check the values of
     aux, but do not decode them, which is most of the work; not every stored sample is used."""
+    trace = parsed.trace
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
         raise RefusedTrace("no_payload", "the trace carries no hidden states")
     if not 0.0 < trace.header.payload_probability <= 1.0:
         probability = trace.header.payload_probability
         raise RefusedTrace("malformed", f"the payload was taken with the probability {probability}")
-    return _sample(trace, expected, is_checked=is_checked, is_outline=is_outline)
+    return _sample(parsed, expected, is_checked=is_checked, is_outline=is_outline)
 
 
 def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
@@ -210,15 +213,16 @@ class _Block:
         return max(0, stretch.stop - first + 1)
 
 
-def _sample(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_checked: bool, is_outline: bool) -> Sample:
-    block = _block(trace, expected, is_outline=is_outline)
+def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool, is_outline: bool) -> Sample:
+    trace, block = parsed.trace, _block(parsed, expected, is_outline=is_outline)
     stretch = _stretch(block, trace.payload.missing_rows)
     aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
     first = max(stretch.start, block.first_teacher_row)
     teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
     if not is_checked and (problem := _problem(aux, teacher, ids, expected)):
         raise RefusedTrace("malformed", problem)
-    if is_outline and not is_finite_encoded(trace.payload.aux_hidden, slice(stretch.start, stretch.stop)):
+    rows = slice(stretch.start, stretch.stop)
+    if is_outline and not is_finite_encoded(trace.payload.aux_hidden, rows, parsed.aux):
         raise RefusedTrace("malformed", _NOT_FINITE)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
@@ -252,9 +256,9 @@ def _rejects_model(step: trace_pb2.Step) -> bool:
     return is_rejected and step.drafter != trace_pb2.DRAFTER_NGRAM and step.accepted not in step.looked_up
 
 
-def _block(trace: trace_pb2.Trace, expected: ExpectedTarget, *, is_outline: bool) -> _Block:
-    payload = trace.payload
-    aux, teacher = _decoded(payload, expected, is_outline=is_outline)
+def _block(parsed: ParsedTrace, expected: ExpectedTarget, *, is_outline: bool) -> _Block:
+    trace, payload = parsed.trace, parsed.trace.payload
+    aux, teacher = _decoded(payload, parsed.aux, expected, is_outline=is_outline)
     if len(teacher) != len(aux) - payload.first_teacher_row:
         rows = f"{len(teacher)} rows from row {payload.first_teacher_row} on"
         raise RefusedTrace("malformed", f"a teacher of {rows} does not match {len(aux)} rows of hidden states")
@@ -296,7 +300,7 @@ def _counterfactuals(
             raise RefusedTrace("malformed", f"a counterfactual of {order}")
         previous = message.step
         step = trace.steps[message.step]
-        aux, teacher = _decoded(message, expected)
+        aux, teacher = _decoded(message, message.aux_hidden.data, expected)
         rejected = step.draft_ids[step.accepted :]
         start = block.first_output + step.start + step.accepted
         if not 0 < len(aux) <= len(rejected) or start > block.num_rows:
@@ -312,10 +316,14 @@ def _counterfactuals(
 
 
 def _decoded(
-    message: trace_pb2.Payload | trace_pb2.Counterfactual, expected: ExpectedTarget, *, is_outline: bool = False
+    message: trace_pb2.Payload | trace_pb2.Counterfactual,
+    data: Data,
+    expected: ExpectedTarget,
+    *,
+    is_outline: bool = False,
 ) -> tuple[Tensor, Teacher]:
     try:
-        aux = outline(message.aux_hidden) if is_outline else decode(message.aux_hidden)
+        aux = outline(message.aux_hidden, data) if is_outline else decode(message.aux_hidden, data)
         teacher = read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
         raise RefusedTrace("malformed", str(error)) from None

@@ -1,0 +1,83 @@
+"""A trace as bytes, its hidden states first: they are most of it, and are read where they lie.
+
+Protobuf merges a message that comes twice, so the states' bytes, wrapped in their fields, and the rest of the trace after them
+are a trace to every reader. `parse` looks for them at the beginning, and reads any other trace too.
+"""
+
+from typing import NamedTuple
+
+from updraft.trace.v1 import trace_pb2
+
+Data = bytes | memoryview
+"""Of a tensor."""
+
+_FIELDS = (
+    trace_pb2.Trace.PAYLOAD_FIELD_NUMBER,
+    trace_pb2.Payload.AUX_HIDDEN_FIELD_NUMBER,
+    trace_pb2.Tensor.DATA_FIELD_NUMBER,
+)
+_TAGS = tuple(number << 3 | 2 for number in _FIELDS)
+"""A byte each: the number of a field, and that a length follows."""
+
+_MAX_LENGTH_BYTES = 5
+
+
+class ParsedTrace(NamedTuple):
+    """A trace without the data of its auxiliary hidden states, and that data."""
+
+    trace: trace_pb2.Trace
+    aux: Data
+
+
+def serialize(trace: trace_pb2.Trace, aux: bytes) -> bytes:
+    """The bytes of a trace; `aux` is the data of its auxiliary hidden states, which it has not, empty if there are none."""
+    rest = trace.SerializeToString()
+    if not aux:
+        return rest
+    before = b""
+    for tag in reversed(_TAGS):
+        before = bytes([tag, *_length(len(before) + len(aux))]) + before
+    return b"".join([before, aux, rest])
+
+
+def parse(data: bytes) -> ParsedTrace:
+    """Raises google.protobuf's DecodeError for what is no trace."""
+    view = memoryview(data)
+    first, end = _aux(view)
+    trace = trace_pb2.Trace.FromString(view[end:].tobytes() if end else data)
+    if end:
+        trace.payload.aux_hidden.SetInParent()
+    if trace.payload.aux_hidden.data:  # of two values of a field, the last one counts
+        return ParsedTrace(trace, trace.payload.aux_hidden.data)
+    return ParsedTrace(trace, view[first:end])
+
+
+def _aux(view: memoryview) -> tuple[int, int]:
+    """Where the data begins and ends; (0, 0) if the trace begins with something else."""
+    begin, ends = 0, set[int]()
+    for tag in _TAGS:
+        if begin >= len(view) or view[begin] != tag:
+            return 0, 0
+        length, begin = _read_length(view, begin + 1)
+        ends.add(begin + length)
+    end = ends.pop()
+    return (begin, end) if not ends and end <= len(view) else (0, 0)
+
+
+def _length(number: int) -> list[int]:
+    """As a varint: seven bits per byte, the lowest first."""
+    parts = [number & 0x7F]
+    while number := number >> 7:
+        parts[-1] |= 0x80
+        parts.append(number & 0x7F)
+    return parts
+
+
+def _read_length(view: memoryview, begin: int) -> tuple[int, int]:
+    """A varint at `begin`, and where it ends."""
+    length = 0
+    for n, part in enumerate(view[begin : begin + _MAX_LENGTH_BYTES]):
+        length |= (part & 0x7F) << 7 * n
+        if part < 0x80:
+            return length, begin + n + 1
+    return len(view), begin  # none: whatever it is, it is not here
