@@ -92,7 +92,9 @@ def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
     if fits_mlp:
-        missing = chain.from_iterable(_after_attention(network, sample, num_steps) for sample in checked(samples, check))
+        missing = chain.from_iterable(
+            _after_attention(network, sample, num_steps) for sample in checked(samples, check)
+        )
         sums = Sums.of(missing, c.intermediate_size, c.hidden_size, device)
         check()
         layer.mlp.down_proj.weight.copy_(sums.solve().T)
