@@ -30,13 +30,15 @@ MAX_SCALE = 100.0
 """Auxiliary states that many times larger than those of most samples are not fitted: they would outweigh all others."""
 
 MLP_SCALE = 0.1
-"""Of the MLP's last matrix if there are fewer rows than features. A fit would then be dear and gain little."""
+"""Of the MLP's last matrix if it is not fitted, because there are fewer rows than features: with few more rows than features
+a fit gains little already."""
 
 MAX_ROWS = 1024
 """Rows of auxiliary states in float32 at a time: 64 MB for a target of D 4096."""
 
 MAX_WORK = 1e12
-"""Rows times inputs squared: 3,725 rows at D 4096. Without it, the fits of a wide target would take hours of a core."""
+"""Rows times inputs squared, of the first regression and of the MLP's: 3,725 rows at D 4096. Without it, the fits of a wide
+target would take hours of a core."""
 
 
 def fit(
@@ -48,7 +50,7 @@ def fit(
     the network is then of no use. `check` is called before each part of the work, and may end it by an exception.
     """
     lessons = _comparable([sample for sample in samples if isinstance(sample.teacher, LastHidden)])
-    lessons = _affordable(lessons, network.config.aux_size + network.config.hidden_size)
+    lessons = _affordable(lessons, (network.config.aux_size + network.config.hidden_size) ** 2)
     if not lessons:
         return False
     try:
@@ -64,10 +66,10 @@ def _comparable(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample, scale in zip(samples, scales, strict=True) if scale <= limit]
 
 
-def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
-    """The first samples, at least one, whose outputs `MAX_WORK` allows."""
+def _affordable(samples: Sequence[Sample], work: int) -> list[Sample]:
+    """The first samples, at least one, whose outputs `MAX_WORK` allows, at so much work for each."""
     totals = accumulate(len(sample.ids) - sample.first_output for sample in samples)
-    num = sum(total * num_inputs**2 <= MAX_WORK for total in totals)
+    num = sum(total * work <= MAX_WORK for total in totals)
     return list(samples[: max(1, num)])
 
 
@@ -75,8 +77,9 @@ def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
 def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check: Callable[[], None]) -> None:
     c, layer = network.config, network.midlayer
     layer.self_attn.o_proj.weight.zero_()
-    num_rows = [sum(_num_targets(sample, j) for sample in samples) for j in range(num_steps)]
-    fits_mlp = sum(num_rows) >= c.intermediate_size
+    num_rows = _num_rows(samples, num_steps)
+    of_mlp = _affordable(samples, num_steps * c.intermediate_size**2)
+    fits_mlp = sum(_num_rows(of_mlp, num_steps)) >= c.intermediate_size
     layer.mlp.down_proj.weight.mul_(0.0 if fits_mlp else MLP_SCALE)
     _set_attention(network)
     first = chain.from_iterable(_first_step(network, sample) for sample in checked(samples, check))
@@ -92,9 +95,7 @@ def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
     if fits_mlp:
-        missing = chain.from_iterable(
-            _after_attention(network, sample, num_steps) for sample in checked(samples, check)
-        )
+        missing = chain.from_iterable(_after_attention(network, sample, num_steps) for sample in checked(of_mlp, check))
         sums = Sums.of(missing, c.intermediate_size, c.hidden_size, device)
         check()
         layer.mlp.down_proj.weight.copy_(sums.solve().T)
@@ -162,6 +163,11 @@ def _states(network: DraftNetwork, sample: Sample, num_steps: int) -> list[Tenso
 
 def _next_ids(sample: Sample, num_steps: int) -> Tensor:
     return torch.cat([sample.ids[1:], torch.zeros(num_steps, dtype=torch.long)])
+
+
+def _num_rows(samples: Sequence[Sample], num_steps: int) -> list[int]:
+    """Rows of each step."""
+    return [sum(_num_targets(sample, j) for sample in samples) for j in range(num_steps)]
 
 
 def _num_targets(sample: Sample, j: int) -> int:
