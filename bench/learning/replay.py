@@ -26,7 +26,7 @@ from updraft_trainer.learning.learner import Learner
 from updraft_trainer.publishing.decision import NO_DRAFT, decide
 from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, compare, num_tokens, verify_steps, walk
 from updraft_trainer.publishing.publish import snapshot
-from updraft_trainer.publishing.schedule import is_fit_due
+from updraft_trainer.publishing.schedule import is_fit_due, num_newest_judges
 
 LOOKAHEAD = 3
 DRAFT_VOCAB = 8192
@@ -110,13 +110,14 @@ class Memory:
             self.uses[sample.trace_id] = self.uses.get(sample.trace_id, 0) + 1
 
     def sizes(self) -> Counter[str]:
-        """Samples to train on in each cluster."""
-        return Counter(entry.cluster for entry in self._training())
+        """Samples in each cluster, with held-out ones."""
+        return Counter(entry.cluster for entry in self.entries)
 
     def closed_form(self, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit, and newer ones to judge by."""
+        training = self._training()
         fitted, held_out = selection.closed_form_batch(
-            self._training(), count=FITTED_SAMPLES, num_held_out=num_held_out
+            training, count=FITTED_SAMPLES, num_held_out=num_newest_judges(len(training), num_held_out)
         )
         return [self.samples[entry.trace_id] for entry in fitted], self._with_tokens(held_out)
 

@@ -59,9 +59,13 @@ class _Mlp(nn.Module):
         self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False, dtype=dtype)
         self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., I]."""
         gated: Tensor = F.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(gated)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.features(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
 class Norm(nn.Module):

@@ -20,6 +20,7 @@ from updraft_draft.network import DraftNetwork
 from updraft_trainer.components import Components, TrainingOptions
 from updraft_trainer.coordination.watch import Activity
 from updraft_trainer.data.demand import FITTED_SAMPLES
+from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
 from updraft_trainer.publishing.decision import NO_DRAFT
@@ -28,7 +29,14 @@ from updraft_trainer.publishing.publish import Candidate
 from updraft_trainer.publishing.registry_view import RolloutState
 from updraft_trainer.publishing.releases import Releases
 from updraft_trainer.publishing.report import TrainingReport
-from updraft_trainer.publishing.schedule import Progress, PublishBackoff, is_estimate_due, is_fit_due, next_estimate
+from updraft_trainer.publishing.schedule import (
+    Progress,
+    PublishBackoff,
+    is_estimate_due,
+    is_fit_due,
+    next_estimate,
+    num_newest_judges,
+)
 from updraft_trainer.saving import Saver
 from updraft_trainer.states.state import Identity, State, TrainingHistory
 
@@ -212,8 +220,8 @@ class Trainer:
     async def fit(self) -> Candidate | None:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
 
-        The newest requests judge it, so the first version waits for no held-out ones. Training goes on from it if it is
-        surely better than the draft in training; what serves is replaced by a publication only.
+        The newest requests judge it beside held-out ones, so the first version does not wait for many of these. Training goes
+        on from it if it is surely better than the draft in training; what serves is replaced by a publication only.
         """
         replay, num_judges = self._components.replay, self._options.thresholds.min_samples
         sizes = replay.cluster_sizes()
@@ -225,8 +233,9 @@ class Trainer:
         self._fitted, start_s = sizes, self._components.clock.monotonic()
         await asyncio.to_thread(self._followers.collect, self.learner)
         self._followers.busy(Activity.FIT)
+        num_training = replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
         samples, unseen = await asyncio.to_thread(
-            replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_judges
+            replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_newest_judges(num_training, num_judges)
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         with self._components.monitor.phase("fit"):

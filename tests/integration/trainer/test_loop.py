@@ -333,6 +333,18 @@ async def test_the_first_version_comes_from_sixteen_requests_without_an_optimize
     assert await trainer.fit() is None, "nothing new to fit"
 
 
+async def test_held_out_requests_count_among_the_sixteen_of_the_first_version(whole: Bench) -> None:
+    whole.admit(0, 13)
+    whole.admit(1000, 1002, evaluation=True)
+    trainer = whole.trainer(await whole.initial())
+    assert await trainer.fit() is None
+    whole.admit(1002, 1003, evaluation=True)
+    await whole.publish_closed_form(trainer)
+    (first,) = await whole.versions()
+    assert first.phase == pb.PHASE_STABLE
+    assert len(first.manifest.evaluation.samples) == 8
+
+
 async def test_after_a_shift_training_goes_on_from_a_closed_form_that_is_better(whole: Bench) -> None:
     whole.admit(0, 32)  # and nothing held out that a draft for the new traffic is worse for
     trainer = whole.trainer(await whole.initial())

@@ -217,8 +217,8 @@ class Replay:
         return selection.traffic_mix(selection.outliers_together(self._entries()))
 
     def cluster_sizes(self) -> dict[str, int]:
-        """Number of requests to train on in each cluster."""
-        return Counter(entry.cluster for entry in selection.one_per_request(self._training()))
+        """Number of stored requests in each cluster, with held-out ones."""
+        return Counter(entry.cluster for entry in selection.one_per_request(self._entries()))
 
     def cluster_means(self) -> dict[str, Feature]:
         """The mean of each cluster by content, of length 1."""

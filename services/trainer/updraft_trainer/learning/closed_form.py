@@ -2,9 +2,11 @@
 
 The draft's state after step j at row t should be the target's last hidden state at row t + 1 + j, before the weight of its
 final norm. `fc` is fitted to that from the auxiliary states. What is then missing is fitted from what attention reads of its
-own row, the normed embedding and the normed state, with the rank that the key-value heads allow. Samples are read one by one.
+own row, the normed embedding and the normed state, with the rank that the key-value heads allow. What is missing then is
+fitted from the MLP's random features, which are not linear (an extreme learning machine: Huang et al. 2006). Samples are read
+one by one.
 
-Queries and keys are equal and read only the embedding, so that attention begins on its own row; the MLP begins small.
+Queries and keys are equal and read only the embedding, so that attention begins on its own row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from torch import Tensor
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample, checked
 from updraft_trainer.data.teacher import LastHidden
-from updraft_trainer.learning.ridge import Rows, regression
+from updraft_trainer.learning.ridge import Rows, Sums, regression
 
 ROUNDS = 2
 """Passes for the attention: the states that later draft steps read depend on it."""
@@ -28,12 +30,15 @@ MAX_SCALE = 100.0
 """Auxiliary states that many times larger than those of most samples are not fitted: they would outweigh all others."""
 
 MLP_SCALE = 0.1
+"""Of the MLP's last matrix if it is not fitted, because there are fewer rows than features: with few more rows than features
+a fit gains little already."""
 
 MAX_ROWS = 1024
 """Rows of auxiliary states in float32 at a time: 64 MB for a target of D 4096."""
 
 MAX_WORK = 1e12
-"""Rows times inputs squared: 3,725 rows at D 4096. Without it, the fits of a wide target would take hours of a core."""
+"""Rows times inputs squared, of the first regression and of the MLP's: 3,725 rows at D 4096. Without it, the fits of a wide
+target would take hours of a core."""
 
 
 def fit(
@@ -45,7 +50,7 @@ def fit(
     the network is then of no use. `check` is called before each part of the work, and may end it by an exception.
     """
     lessons = _comparable([sample for sample in samples if isinstance(sample.teacher, LastHidden)])
-    lessons = _affordable(lessons, network.config.aux_size + network.config.hidden_size)
+    lessons = _affordable(lessons, (network.config.aux_size + network.config.hidden_size) ** 2)
     if not lessons:
         return False
     try:
@@ -61,10 +66,10 @@ def _comparable(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample, scale in zip(samples, scales, strict=True) if scale <= limit]
 
 
-def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
-    """The first samples, at least one, whose outputs `MAX_WORK` allows."""
+def _affordable(samples: Sequence[Sample], work: int) -> list[Sample]:
+    """The first samples, at least one, whose outputs `MAX_WORK` allows, at so much work for each."""
     totals = accumulate(len(sample.ids) - sample.first_output for sample in samples)
-    num = sum(total * num_inputs**2 <= MAX_WORK for total in totals)
+    num = sum(total * work <= MAX_WORK for total in totals)
     return list(samples[: max(1, num)])
 
 
@@ -72,10 +77,12 @@ def _affordable(samples: Sequence[Sample], num_inputs: int) -> list[Sample]:
 def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check: Callable[[], None]) -> None:
     c, layer = network.config, network.midlayer
     layer.self_attn.o_proj.weight.zero_()
-    layer.mlp.down_proj.weight.mul_(MLP_SCALE)
+    num_rows = _num_rows(samples, num_steps)
+    of_mlp = _affordable(samples, num_steps * c.intermediate_size**2)
+    fits_mlp = sum(_num_rows(of_mlp, num_steps)) >= c.intermediate_size
+    layer.mlp.down_proj.weight.mul_(0.0 if fits_mlp else MLP_SCALE)
     _set_attention(network)
     first = chain.from_iterable(_first_step(network, sample) for sample in checked(samples, check))
-    num_rows = [sum(_num_targets(sample, j) for sample in samples) for j in range(num_steps)]
     device = network.fc.weight.device
     whole = regression(first, num_rows[0], c.aux_size + c.hidden_size, c.hidden_size, device).solve()
     network.fc.weight.copy_(whole[: c.aux_size].T)
@@ -87,6 +94,11 @@ def _fit(network: DraftNetwork, samples: Sequence[Sample], num_steps: int, check
         values, outputs = rows.solve_low_rank(c.num_kv_heads * c.head_dim)
         layer.self_attn.v_proj.weight.copy_(values.T)
         layer.self_attn.o_proj.weight.copy_(_per_query_head(network, outputs).T)
+    if fits_mlp:
+        missing = chain.from_iterable(_after_attention(network, sample, num_steps) for sample in checked(of_mlp, check))
+        sums = Sums.of(missing, c.intermediate_size, c.hidden_size, device)
+        check()
+        layer.mlp.down_proj.weight.copy_(sums.solve().T)
 
 
 def _set_attention(network: DraftNetwork) -> None:
@@ -117,21 +129,45 @@ def _first_step(network: DraftNetwork, sample: Sample) -> Iterator[Rows]:
 
 def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[Rows]:
     """For each step, the inputs of attention's own row, and what the state still lacks there."""
-    layer, last = network.midlayer, num_steps - 1
-    padding = torch.zeros(num_steps, dtype=torch.long)
-    ids = torch.cat([sample.ids[1:], padding])
-    aux = sample.aux.float()
-    states = [network.fuse(aux)]
-    if last:
-        with torch.autocast(aux.device.type, torch.bfloat16):  # as in serving, and in a third of the time
-            unrolled = network.unroll(aux[None], ids[None, : len(aux) + last - 1], num_steps=last)
-        states += [state[0].float() for state in unrolled]
+    layer, aux = network.midlayer, sample.aux.float()
+    ids = _next_ids(sample, num_steps)
+    states = [network.fuse(aux), *_states(network, sample, num_steps - 1)]
     for j, state in enumerate(states):
         rows, target = _targets(network, sample, j)
         embedded = layer.input_layernorm(network.embedding[ids[j : j + len(aux)]].float())[rows]
         normed = layer.hidden_norm(state[rows])
         residual = normed if network.config.norm_before_residual else state[rows]
         yield torch.cat([embedded, normed], -1), target - residual
+
+
+def _after_attention(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[Rows]:
+    """For each step, the MLP's features, and what its state still lacks while the MLP adds nothing to it."""
+    mlp = network.midlayer.mlp
+    for j, state in enumerate(_states(network, sample, num_steps)):
+        rows, target = _targets(network, sample, j)
+        normed = network.midlayer.post_attention_layernorm(state[rows])
+        with torch.autocast(normed.device.type, torch.bfloat16):
+            features = mlp.features(normed)
+        yield features, target - state[rows]
+
+
+def _states(network: DraftNetwork, sample: Sample, num_steps: int) -> list[Tensor]:
+    """The states [R, D] of so many steps from every row."""
+    if not num_steps:
+        return []
+    aux, ids = sample.aux.float(), _next_ids(sample, num_steps)
+    with torch.autocast(aux.device.type, torch.bfloat16):  # as in serving, and in a third of the time
+        unrolled = network.unroll(aux[None], ids[None, : len(aux) + num_steps - 1], num_steps=num_steps)
+    return [state[0].float() for state in unrolled]
+
+
+def _next_ids(sample: Sample, num_steps: int) -> Tensor:
+    return torch.cat([sample.ids[1:], torch.zeros(num_steps, dtype=torch.long)])
+
+
+def _num_rows(samples: Sequence[Sample], num_steps: int) -> list[int]:
+    """Rows of each step."""
+    return [sum(_num_targets(sample, j) for sample in samples) for j in range(num_steps)]
 
 
 def _num_targets(sample: Sample, j: int) -> int:

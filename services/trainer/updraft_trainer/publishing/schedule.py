@@ -69,6 +69,12 @@ def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: in
     return any(now >= first and (then < first or now >= 2 * then) for now, then in now_and_then)
 
 
+def num_newest_judges(num_training: int, num_judges: int) -> int:
+    """The newest of `num_training` requests that judge a closed form beside held-out ones. `num_judges` requests are fitted
+    first, so that of twice as many requests half are fitted and half judge, however many of them are held out."""
+    return max(0, min(num_judges, num_training - num_judges))
+
+
 class PublishBackoff:
     """Doubles the pause between publications while they are rejected, from `first_s` up to MAX_BACKOFF_S."""
 

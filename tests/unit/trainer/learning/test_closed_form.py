@@ -13,6 +13,7 @@ from tests.support.traces import TraceMaker
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample, read_sample
+from updraft_trainer.data.teacher import LastHidden
 from updraft_trainer.learning import closed_form
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
@@ -89,11 +90,37 @@ def test_work_can_be_ended_before_each_part_of_it(target: Path, samples: list[Sa
 
         return check
 
-    num_parts = 4 * (1 + closed_form.ROUNDS) + closed_form.ROUNDS
+    num_parts = 4 * (2 + closed_form.ROUNDS) + closed_form.ROUNDS + 1
     assert closed_form.fit(untrained(target), samples[:4], num_steps=3, check=parts(num_parts))
     for allowed in (0, 3, num_parts - 1):
         with pytest.raises(EndedError):
             closed_form.fit(untrained(target), samples[:4], num_steps=3, check=parts(allowed))
+
+
+def test_random_features_explain_a_part_of_what_attention_leaves(target: Path, samples: list[Sample]) -> None:
+    whole = untrained(target)
+    assert closed_form.fit(whole, samples[:16], num_steps=3)
+    linear = whole.copy()
+    linear.midlayer.mlp.down_proj.weight.data.zero_()
+
+    @torch.no_grad()
+    def error(network: DraftNetwork, sample: Sample) -> float:
+        assert isinstance(sample.teacher, LastHidden)
+        wanted = sample.teacher.states[sample.first_output - 1 - sample.first_teacher_row :].float()
+        states = network.unroll(sample.aux[None].float(), sample.ids[None, 1:], num_steps=1)[0][0]
+        return float((states[sample.first_output - 2 :][: len(wanted)] - wanted / network.norm.weight).square().mean())
+
+    assert sum(error(whole, sample) for sample in samples[16:]) < sum(error(linear, sample) for sample in samples[16:])
+
+
+def test_with_fewer_rows_than_features_the_mlp_is_small_and_random(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, before = untrained(target), untrained(target)
+    monkeypatch.setattr(closed_form, "MAX_WORK", 0)  # one sample is fitted
+    assert closed_form.fit(network, samples[:1], num_steps=3)
+    expected = closed_form.MLP_SCALE * before.midlayer.mlp.down_proj.weight
+    torch.testing.assert_close(network.midlayer.mlp.down_proj.weight, expected)
 
 
 def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:

@@ -13,6 +13,7 @@ from updraft_trainer.publishing.schedule import (
     is_fit_due,
     is_save_due,
     next_estimate,
+    num_newest_judges,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -90,6 +91,19 @@ def test_a_save_is_due_so_early_that_it_is_done_in_time(now: Progress, duration_
 def test_a_cluster_that_was_too_small_for_the_last_fit_is_due_as_soon_as_it_is_not() -> None:
     assert not is_fit_due({"old": 100, "new": 15}, {"old": 100, "new": 12}, first=16)
     assert is_fit_due({"old": 100, "new": 16}, {"old": 100, "new": 12}, first=16)
+
+
+@pytest.mark.parametrize(
+    ("num_training", "num_held_out"), [(16, 0), (15, 1), (13, 3), (8, 8)], ids=str
+)
+def test_of_the_first_sixteen_requests_eight_are_fitted_and_eight_judge(num_training: int, num_held_out: int) -> None:
+    num_newest = num_newest_judges(num_training, num_judges=8)
+    assert num_newest + num_held_out == num_training - num_newest == 8
+
+
+def test_all_requests_are_fitted_while_held_out_ones_suffice_to_judge() -> None:
+    assert num_newest_judges(5, num_judges=8) == 0
+    assert num_newest_judges(400, num_judges=8) == 8
 
 
 def test_refusals_are_followed_by_ever_longer_waits() -> None:
