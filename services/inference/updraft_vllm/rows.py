@@ -226,6 +226,8 @@ class RowHooks:
         if name == "rows":
             self._clear()
             self._channel.end(reason)
+        else:
+            self._channel.restate()
 
 
 def wanted(policy: Policy, rid: str, sampling_params: Any) -> CaptureOptions | None:

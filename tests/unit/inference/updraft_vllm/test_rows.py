@@ -233,6 +233,7 @@ def test_without_the_hook_that_tells_versions_rows_go_on_and_it_is_named(vllm: V
 
     assert vllm.channel.ends == []
     assert vllm.hooks.unhooked["version"].startswith("the hook version raised 3 times and is unhooked")
+    assert vllm.channel.restated == 1
     assert "steps" in [header["kind"] for header, _ in messages(vllm)]
 
 
