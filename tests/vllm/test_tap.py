@@ -455,14 +455,19 @@ BINDING = """
 import json
 import torch
 from updraft_tap import hooks
+from updraft_tap.hooks import Binding
 from updraft_tap.settings import Settings
-from updraft_vllm import plugin, runners
+from updraft_vllm import plugin, reloads, runners
 
 settings = Settings(socket="/nowhere")
 worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings)
 bindings = [*plugin.starts(settings), *scheduler.bindings]
 for kind in (runners.FIRST, runners.SECOND):
     bindings += worker.bindings(kind, worker.row_hooks(kind))
+for kind in ("gpu_worker.Worker", "cpu_worker.CPUWorker"):
+    name = f"vllm.v1.worker.{kind}"
+    bindings += reloads.Reloads(None, None).bindings(name)
+    bindings.append(Binding(target=f"{name}.compile_or_warm_up_model", hook=worker.warmed_up, parameters=("self",)))
 before = hooks.states(bindings)
 hooks.install(bindings)
 print(json.dumps([before, hooks.states(bindings)]))
@@ -475,6 +480,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 11
+    assert len(before) == 33
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}

@@ -23,6 +23,7 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import names, runners
 from updraft_vllm.draft import VllmDraft
+from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import RowHooks
 from updraft_vllm.runners import Runner
@@ -32,9 +33,6 @@ log = logging.getLogger(__name__)
 ENGINE = "vLLM"
 KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
-
-_POLICY = ("answer", "policy")
-"""Messages that say what to capture; the answer to a hello says nothing yet."""
 
 
 def register() -> None:
@@ -95,7 +93,9 @@ class SchedulerPlugin:
         self._channel.start()
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        if message.get("kind") in _POLICY:
+        if message.get("kind") == "answer":
+            self._hooks.forget()
+        elif message.get("kind") == "policy":
             self._hooks.policy = _policy(message, self._channel)
 
 
@@ -113,15 +113,28 @@ class WorkerPlugin:
         self._rows: RowHooks | None = None
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
+        self._is_started = self._is_warm = False
 
     def start(self, original: Hook, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded."""
+        """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded.
+
+        The agent is called later, when the warm-up is over: a swap would end the recording of a CUDA graph.
+        """
         result = original(wrapper, *args, **kwargs)
-        if self._rows is None:
+        if not self._is_started:
+            self._is_started = True
             try:
-                self._start(wrapper.worker.model_runner, wrapper.vllm_config)
+                self._start(wrapper.worker, wrapper.vllm_config)
             except Exception as error:  # noqa: BLE001  (it would end the server)
                 self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
+                self._channel.start()
+        return result
+
+    def warmed_up(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND compile_or_warm_up_model of a worker, its last act before it serves."""
+        result = original(worker, *args, **kwargs)
+        if not self._is_warm:
+            self._is_warm = True
             self._channel.start()
         return result
 
@@ -143,7 +156,15 @@ class WorkerPlugin:
             top_k=self._settings.top_k,
         )
 
-    def _start(self, runner: Any, config: Any) -> None:
+    def _start(self, worker: Any, config: Any) -> None:
+        name = f"{type(worker).__module__}.{type(worker).__qualname__}"
+        self._hook(worker.model_runner, config, name)
+        warm_up = Binding(target=f"{name}.compile_or_warm_up_model", hook=self.warmed_up, parameters=("self",))
+        unbound = _misfit(hooks.install((warm_up,)))
+        if unbound:
+            raise RefusedError(unbound)
+
+    def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind = _kind(runner)
         self._rows = rows = self.row_hooks(kind)
         self._hello.learn(ranks=_ranks(config.parallel_config), device=str(runner.device))
@@ -152,7 +173,7 @@ class WorkerPlugin:
             self._channel.problem = self._no_swap = problem
             return
         found = hooks.install(self.bindings(kind, rows))
-        self._hello.learn(hooks=found)
+        self._hello.learn(hooks=found, unhooked=rows.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:
             _wrap_logits(runner.model, rows.compute_logits)
@@ -171,11 +192,19 @@ class WorkerPlugin:
         except RefusedError as error:
             self._no_swap = str(error)
             return
-        self._swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        reloads = hooks.install(Reloads(swap, self._channel.restate).bindings(worker))
+        self._hello.learn(hooks={**found, **reloads})
+        self._no_swap = _misfit(reloads)
+        self._swap = None if self._no_swap else swap
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        if message.get("kind") in _POLICY and self._rows is not None:
-            self._rows.policy = _policy(message, self._channel)
+        if message.get("kind") == "answer" and self._rows is not None:
+            self._rows.forget()
+        elif message.get("kind") == "policy":
+            policy = _policy(message, self._channel)
+            if self._rows is not None:
+                self._rows.policy = policy
         elif message.get("kind") == "load":
             if self._swap is None:
                 self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_swap})
@@ -188,7 +217,7 @@ class _Hello:
 
     def __init__(self, role: str, served: ServedVersion) -> None:
         self._served = served
-        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "device": ""}
+        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "unhooked": {}, "device": ""}
         self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
 
     def learn(self, **facts: Any) -> None:
@@ -212,8 +241,7 @@ def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
     except ValueError as error:
         log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
         policy = Policy()
-    if message["kind"] == "policy":
-        channel.reply({"kind": "policy", **asdict(policy)})
+    channel.reply({"kind": "policy", **asdict(policy)})
     return policy
 
 
