@@ -20,8 +20,9 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          after its prompt.
 
 finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, counters: [{version (that drafted; null
-         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null). With
-         payload, the tensor tokens has its prompt and its output, int32.
+         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null),
+         domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender permits capture). With payload, the tensor
+         tokens has its prompt and its output, int32.
 loaded   The answer to a load: version, refusal ("" if it is served), held (digest of what the engine holds), pause_us (how long
          the engine stood still), served: {version, digest}. A draft that the engine lost by itself later is told by a hello.
 

@@ -1,8 +1,8 @@
 """The entry point that vLLM calls in each of its processes: hooks what starts there.
 
-Without UPDRAFT_VLLM_SOCKET nothing is hooked. vLLM is not patched on disk: functions are wrapped in the running processes.
-Each process has a connection of its own to the agent: the engine's (`scheduler`: counters, ends of requests) and the worker's
-(`worker`: rows, swaps). On a GPU both may be one process.
+Without UPDRAFT_VLLM_SOCKET and UPDRAFT_VLLM_API_KEYS_FILE nothing is hooked. vLLM is not patched on disk: functions are
+wrapped in the running processes. Two processes have a connection to the agent each: the engine's (`scheduler`: counters, ends
+of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none.
 """
 
 import logging
@@ -17,12 +17,14 @@ from updraft_tap import __version__, hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
 from updraft_tap.hooks import Binding, Hook
+from updraft_tap.keys import KeysError
 from updraft_tap.policy import Policy, read_policy
-from updraft_tap.settings import Settings
+from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import names, runners
 from updraft_vllm.draft import VllmDraft
+from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import RowHooks
@@ -36,22 +38,36 @@ PREFIX = "UPDRAFT_VLLM_"
 
 
 def register() -> None:
-    """Hook what starts in this process. Raises nothing, because that would end the server."""
+    """Hook what starts in this process.
+
+    Raises nothing, because that would end the server; but with a file of API keys, a server that does not ask for them must not
+    start, so then it raises what is wrong.
+    """
     try:
-        settings = Settings.from_environment(os.environ, PREFIX)
-        if settings is None:
-            log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
-            return
-        for target, problem in hooks.install(starts(settings)).items():
-            if problem:
-                log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
-    except Exception as error:  # noqa: BLE001  (it would end the server)
+        _register()
+    except Exception as error:
         log.error("Updraft cannot start: %s: %s", type(error).__name__, error)
+        if os.environ.get(f"{PREFIX}API_KEYS_FILE"):
+            raise
 
 
-def starts(settings: Settings) -> tuple[Binding, ...]:
-    """The hooks where the scheduler and a worker start."""
-    scheduler, worker = SchedulerPlugin(settings), WorkerPlugin(settings)
+def _register() -> None:
+    settings, needs_keys = Settings.from_environment(os.environ, PREFIX), bool(os.environ.get(f"{PREFIX}API_KEYS_FILE"))
+    if settings is None and not needs_keys:
+        log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
+        return
+    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
+    found = hooks.install(http.bindings)
+    if needs_keys and found[names.MIDDLEWARE]:
+        raise KeysError(f"no API key would be asked for: {_misfit(found)}")
+    for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
+        if problem:
+            log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+
+
+def starts(settings: Settings, http: Mapping[str, str]) -> tuple[Binding, ...]:
+    """The hooks where the scheduler and a worker start; `http` are those of the HTTP process, as they were found."""
+    scheduler, worker = SchedulerPlugin(settings, http), WorkerPlugin(settings)
     return (
         Binding(target=f"{names.SCHEDULER}.__init__", hook=scheduler.start, parameters=("self", "vllm_config")),
         Binding(target=names.WORKER_STARTS, hook=worker.start, parameters=("self", "kv_cache_configs")),
@@ -61,7 +77,8 @@ def starts(settings: Settings) -> tuple[Binding, ...]:
 class SchedulerPlugin:
     """In the process of the engine."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
+        self._http = http
         self._hello = _Hello("scheduler", ServedVersion())
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
@@ -85,7 +102,7 @@ class SchedulerPlugin:
             return
         self._is_started = True
         try:
-            found = hooks.install(self.bindings)
+            found = {**self._http, **hooks.install(self.bindings)}
             self._hello.learn(hooks=found, ranks=_ranks(scheduler.vllm_config.parallel_config))
             self._channel.problem = _misfit(found) or _replicas(scheduler.vllm_config.parallel_config)
         except Exception as error:  # noqa: BLE001  (it would end the server)
