@@ -38,6 +38,7 @@ from updraft_inference.settings import InferenceSettings
 from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings
 from updraft_sglang import plugin as sglang_plugin
+from updraft_tap.settings import DoorSettings
 from updraft_tap.settings import Settings as PluginSettings
 from updraft_trainer.settings import TrainerSettings
 from updraft_vllm import plugin as vllm_plugin
@@ -51,8 +52,11 @@ SETTINGS: dict[str, type[Settings]] = {
     "Operator": OperatorSettings,
 }
 
-PLUGINS = {"SGLang": ("sglang.md", sglang_plugin.PREFIX), "vLLM": ("vllm.md", vllm_plugin.PREFIX)}
-"""The page and the variables' prefix, by engine."""
+PLUGINS: dict[str, tuple[str, str, tuple[type, ...]]] = {
+    "SGLang": ("sglang.md", sglang_plugin.PREFIX, (PluginSettings,)),
+    "vLLM": ("vllm.md", vllm_plugin.PREFIX, (PluginSettings, DoorSettings)),
+}
+"""The page, the variables' prefix and the settings, by engine."""
 
 _TYPES: dict[object, str] = {
     bool: "`true` or `false`",
@@ -133,10 +137,10 @@ def _settings_sections() -> Iterator[str]:
         yield f"## {part}\n"
         yield f"`updraft-{part.lower()}`, variables `{variable(cls, '')}*`.\n"
         yield markdown.table(("variable", "type", "default", "meaning"), _settings_rows(cls))
-    for engine, (page, prefix) in PLUGINS.items():
+    for engine, (page, prefix, classes) in PLUGINS.items():
         yield f"## {engine}'s plugin\n"
         yield f"Updraft's plugin, which runs inside the {engine} server ([{engine}](../{page})), reads these variables.\n"
-        yield markdown.table(("variable", "default", "meaning"), _plugin_rows(prefix))
+        yield markdown.table(("variable", "default", "meaning"), _plugin_rows(prefix, classes))
     yield "## The `updraft` command\n"
     yield "Options that environment variables can set too.\n"
     options = {row[0]: row for row in _option_rows(cli)}
@@ -146,13 +150,13 @@ def _settings_sections() -> Iterator[str]:
 def variables() -> set[str]:
     """The name of every variable on the page."""
     fields = {variable(cls, field) for cls in SETTINGS.values() for field in cls.model_fields}
-    plugins = [row for _, prefix in PLUGINS.values() for row in _plugin_rows(prefix)]
+    plugins = [row for _, prefix, classes in PLUGINS.values() for row in _plugin_rows(prefix, classes)]
     return fields | {row[0].strip("`") for row in (*_option_rows(cli), *plugins)}
 
 
-def _plugin_rows(prefix: str) -> Iterator[Sequence[str]]:
-    for field in fields(PluginSettings):
-        default = "not set" if field.default is MISSING else str(field.default)
+def _plugin_rows(prefix: str, classes: Sequence[type]) -> Iterator[Sequence[str]]:
+    for field in (field for cls in classes for field in fields(cls)):
+        default = "not set" if field.default in (MISSING, None, "") else str(field.default)
         yield f"`{prefix}{field.name.upper()}`", default, field.metadata["meaning"]
 
 

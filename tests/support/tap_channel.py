@@ -11,12 +11,16 @@ class Collected:
         self.items: list[PendingMessage] = []
         self.errors: list[Exception] = []
         self.ends: list[str] = []
+        self.restated = 0
 
     def offer(self, item: PendingMessage) -> None:
         self.items.append(item)
 
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
+
+    def restate(self) -> None:
+        self.restated += 1
 
     def end(self, problem: str) -> None:
         self.ends.append(problem)

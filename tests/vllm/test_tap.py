@@ -29,6 +29,7 @@ from tests.vllm.server import LOOKAHEAD, Server, serving
 
 from updraft_inference.sglang_engine.launch import plugin_folder
 from updraft_tap import checkpoint, weights
+from updraft_vllm.reloads import ASLEEP
 
 if not build.is_built():
     pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
@@ -423,46 +424,80 @@ def register():
 """
 
 
-async def test_a_hook_that_raises_is_unhooked_and_said_and_serving_goes_on(setting: Setting, tmp_path: Path) -> None:
-    plugin = plugin_folder.write(tmp_path / "plugin", plugin_folder.VLLM)
+@pytest.fixture(scope="module")
+def broken(setting: Setting) -> Iterator[Setting]:
+    """Another server, in which the hook of rows raises, and which may be put to sleep."""
+    folder = setting.folder
+    plugin = plugin_folder.write(folder / "broken-plugin", plugin_folder.VLLM)
     (plugin / "breaks.py").write_text(BREAKS)
     metadata = plugin / "breaks-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breaks\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaks = breaks:register\n")
     socket = Path(f"{setting.socket}-2")
-    variables = {"PYTHONPATH": str(plugin), "UPDRAFT_VLLM_SOCKET": str(socket)}
-    folder = setting.folder
+    variables = {"PYTHONPATH": str(plugin), "UPDRAFT_VLLM_SOCKET": str(socket), "VLLM_SERVER_DEV_MODE": "1"}
+    model, draft = folder / "target", folder / "draft-0"
+    with serving(model, draft, folder / "broken", options=OPTIONS, variables=variables) as server:
+        yield Setting(server=server, folder=folder, socket=socket, target=setting.target)
+    socket.unlink(missing_ok=True)
+
+
+async def test_a_hook_that_raises_is_unhooked_and_said_and_serving_goes_on(setting: Setting, broken: Setting) -> None:
     ask = Ask(prompt=WORDS[:5], tokens=40)
     (whole,) = await answers(setting, [ask])
-    with serving(
-        folder / "target", folder / "draft-0", tmp_path / "server", options=OPTIONS, variables=variables
-    ) as other:
-        async with listening(socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
-            broken = Setting(server=other, folder=folder, socket=socket, target=setting.target)
-            (answer,) = await answers(broken, [ask])
-            await until(lambda: of(agent.finished, answer) is not None, what="its end")
-            problem = "the hook rows raised 3 times and is unhooked, the last: ZeroDivisionError: of the test's own"
-            await until(lambda: any(hello["problem"] == problem for hello in agent.hellos), what="the reason")
-            swapped = await swap(agent, folder / "draft-7", 7)
+    async with listening(broken.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        (answer,) = await answers(broken, [ask])
+        await until(lambda: of(agent.finished, answer) is not None, what="its end")
+        problem = "the hook rows raised 3 times and is unhooked, the last: ZeroDivisionError: of the test's own"
+        await until(lambda: any(hello["problem"] == problem for hello in agent.hellos), what="the reason")
+        swapped = await swap(agent, setting.folder / "draft-7", 7)
 
     assert answer.output == whole.output
     assert sum(one["steps"] for one in of(agent.finished, answer)[0]["counters"]) > 0
     assert swapped["refusal"] == "", "swaps do not depend on rows"
 
 
+async def test_a_server_that_sleeps_takes_no_draft_and_says_what_it_has_when_it_is_awake(broken: Setting) -> None:
+    """vLLM on a CPU keeps its weights asleep, so the draft is still there."""
+    first, second = (broken.folder / name for name in ("draft-7", "draft-0"))
+    async with (
+        listening(broken.socket, roles={"scheduler", "worker"}) as agent,
+        httpx.AsyncClient(base_url=broken.server.url, timeout=60) as http,
+    ):
+        assert (await swap(agent, first, 7))["refusal"] == ""
+        assert (await http.post("/sleep?level=1")).is_success
+        asleep = await swap(agent, second, 8)
+        hellos = len(agent.hellos)
+        assert (await http.post("/wake_up")).is_success
+        await until(lambda: len(agent.hellos) > hellos, what="what is served")
+        awake = await swap(agent, second, 0)
+
+    assert asleep["refusal"] == ASLEEP
+    assert asleep["served"] == {"version": 7, "digest": ""}
+    assert [(hello["role"], hello["version"], hello["digest"]) for hello in agent.hellos[hellos:]] == [
+        ("worker", 7, "sha256:7")
+    ]
+    assert awake["served"] == {"version": 0, "digest": "sha256:0"}
+
+
 BINDING = """
 import json
 import torch
 from updraft_tap import hooks
-from updraft_tap.settings import Settings
-from updraft_vllm import plugin, runners
+from updraft_tap.hooks import Binding
+from updraft_tap.settings import DoorSettings, Settings
+from updraft_vllm import plugin, reloads, runners
+from updraft_vllm.http_process import HttpProcess
 
 settings = Settings(socket="/nowhere")
-worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings)
-bindings = [*plugin.starts(settings), *scheduler.bindings]
+worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings, {})
+bindings = [*plugin.starts(settings, {}), *scheduler.bindings, *HttpProcess(DoorSettings()).bindings]
 for kind in (runners.FIRST, runners.SECOND):
     bindings += worker.bindings(kind, worker.row_hooks(kind))
+for kind in ("gpu_worker.Worker", "cpu_worker.CPUWorker"):
+    name = f"vllm.v1.worker.{kind}"
+    bindings += reloads.Reloads(None, None).bindings(name)
+    bindings.append(Binding(target=f"{name}.compile_or_warm_up_model", hook=worker.warmed_up, parameters=("self",)))
 before = hooks.states(bindings)
 hooks.install(bindings)
 print(json.dumps([before, hooks.states(bindings)]))
@@ -475,6 +510,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 11
+    assert len(before) == 36
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}

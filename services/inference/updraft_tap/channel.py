@@ -77,6 +77,8 @@ class Channel:
         self._held_bytes = 0
         self._number = 0
         self._failures = 0
+        self._is_stale = False
+        """The hello of this connection is no longer true."""
         self._change = threading.Condition()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updraft-capture", daemon=True)
@@ -110,6 +112,12 @@ class Channel:
         """
         with self._change:
             self._queue.append(_Reply(header))
+            self._change.notify()
+
+    def restate(self) -> None:
+        """Say hello again, on a connection of its own, because something in it has changed; what is queued is sent before."""
+        with self._change:
+            self._is_stale = True
             self._change.notify()
 
     def failed(self, error: Exception) -> None:
@@ -155,7 +163,7 @@ class Channel:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
             agent.settimeout(_STUCK_S)
             agent.connect(self._path)
-            problem = self.problem
+            problem, self._is_stale = self.problem, False
             hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
             agent.sendall(b"".join(wire.encode(hello)))
             answer = _frame(agent)
@@ -166,13 +174,15 @@ class Channel:
             return refusal
 
     def _talk(self, agent: socket.socket, problem: str) -> None:
-        """Send and take until the agent disconnects, this channel stops, or capture ends."""
+        """Send and take until the agent disconnects, this channel stops, capture ends, or hello is to be said again."""
         log.info("Updraft %s", f"captures nothing: {problem}" if problem else "captures")
         self.is_open = not problem
         while not self._stopping.is_set() and self.problem == problem:
             item = self._next()
             if item is not None:
                 self._pass_on(agent, item)
+            elif self._is_stale:
+                return
             if _has_input(agent):
                 if self._take is None:
                     return  # an agent that sends nothing has hung up
@@ -187,7 +197,7 @@ class Channel:
 
     def _next(self) -> PendingMessage | None:
         with self._change:
-            if not self._queue:
+            if not self._queue and not self._is_stale:
                 self._change.wait(_IDLE_S)
             return self._queue.popleft() if self._queue else None
 

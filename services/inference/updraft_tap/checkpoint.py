@@ -24,29 +24,51 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_MAX_HEADER = 100 << 20
+_MAX_CONFIG = 1 << 20
+_MAX_HEADER = 1 << 20
+"""A draft has some twenty tensors, each of which takes a hundred bytes."""
 
 
 class UnreadableError(Exception):
     """The folder holds no draft that can be read; the message says why."""
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors, which share one copy of the file. Raises UnreadableError."""
+def read(folder: Path, max_bytes: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors, which share one copy of the file, and take `max_bytes` at most. Raises UnreadableError."""
+    most = None if max_bytes is None else 8 + _MAX_HEADER + max_bytes
     try:
-        config = json.loads((folder / "config.json").read_text())
-        data = bytearray((folder / "model.safetensors").read_bytes())
+        config = json.loads(_contents(folder / "config.json", _MAX_CONFIG))
+        data = bytearray(_contents(folder / "model.safetensors", most))
         if not isinstance(config, dict):
             raise UnreadableError("config.json is not an object")
         return config, _tensors(data)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        struct.error,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def _contents(file: Path, most: int | None) -> bytes:
+    """A device or a pipe in place of the file has no end, so it is not read at all."""
+    size = file.stat().st_size
+    if not file.is_file():
+        raise UnreadableError(f"{file.name} is no file")
+    if most is not None and size > most:
+        raise UnreadableError(f"{file.name} has {size} bytes, but at most {most} can belong to this draft")
+    return file.read_bytes()
 
 
 def _tensors(data: bytearray) -> dict[str, Tensor]:
     (length,) = struct.unpack_from("<Q", data)
     if length > min(_MAX_HEADER, len(data) - 8):
-        raise UnreadableError("model.safetensors ends within its header")
+        raise UnreadableError(f"model.safetensors ends within its header, or that has more than {_MAX_HEADER} bytes")
     header: dict[str, Any] = json.loads(bytes(data[8 : 8 + length]))
     header.pop("__metadata__", None)
     return {name: _tensor(name, entry, data, 8 + length) for name, entry in header.items()}

@@ -27,9 +27,7 @@ class Policy:
 
 
 def read_policy(header: Mapping[str, Any]) -> Policy:
-    """The policy of a `policy` message, or of the `answer` that begins a connection: none yet. Raises ValueError."""
-    if header.get("kind") == "answer":
-        return Policy()
+    """The policy of a `policy` message. Raises ValueError."""
     payload: Any = header.get("payload")
     prompt_rows: Any = header.get("prompt_rows")
     counterfactual_rows: Any = header.get("counterfactual_rows")

@@ -1,12 +1,14 @@
 """Settings from the environment, because engines pass no arguments to plugins. Each adapter has a prefix of its own."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    socket: str = field(metadata={"meaning": "Unix socket of the agent; without it the plugin does nothing"})
+    socket: str = field(metadata={"meaning": "Unix socket of the agent; without it nothing is captured"})
     top_k: int = field(default=64, metadata={"meaning": "Number of the target's likeliest tokens per captured row"})
     queue_bytes: int = field(
         default=64 << 20,
@@ -24,6 +26,44 @@ class Settings:
             top_k=_number(environment, f"{prefix}TOP_K", 64, 1, 4096),
             queue_bytes=_number(environment, f"{prefix}QUEUE_BYTES", 64 << 20, 1 << 16, 1 << 40),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorSettings:
+    """Of the middleware in the engine's HTTP process."""
+
+    api_keys_file: Path | None = field(
+        default=None,
+        metadata={
+            "meaning": "File with the API keys of clients, one per line; read again when it changes. Without it, the plugin"
+            " requires no key"
+        },
+    )
+    max_requests_per_key: int = field(
+        default=0,
+        metadata={
+            "meaning": "Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429."
+            " 0: no limit"
+        },
+    )
+    tenant_header: str = field(
+        default="",
+        metadata={
+            "meaning": "Header whose hash names the tenant of a request; without it, the hash of its API key does"
+        },
+    )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "DoorSettings":
+        """Raises ValueError for a value that cannot be meant."""
+        file = environment.get(f"{prefix}API_KEYS_FILE", "")
+        most = _number(environment, f"{prefix}MAX_REQUESTS_PER_KEY", 0, 0, 1 << 30)
+        header = environment.get(f"{prefix}TENANT_HEADER", "")
+        if most and not file:
+            raise ValueError(f"{prefix}MAX_REQUESTS_PER_KEY needs {prefix}API_KEYS_FILE")
+        if not re.fullmatch(r"[A-Za-z0-9-]*", header):
+            raise ValueError(f"{prefix}TENANT_HEADER is {header!r}, but must be the name of a header")
+        return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most, tenant_header=header)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -72,13 +72,15 @@ class Swap:
         self._served = served
         self._reply = reply
         self._busy = threading.Lock()
+        self._examining = threading.Lock()
+        """Held by a load and by a look at what is served, so that one waits for the other."""
         self._touching = threading.Lock()
         """Held while weights are read or written."""
         self._closed = ""
         self._is_touched = False
         """The load in progress has begun to write."""
-        self._proof = ""
-        """Digest of what the engine held after the last swap that succeeded."""
+        self._proof, self._proved = "", (0, "")
+        """Digest of what the engine held after the last swap that succeeded, and the version and digest that it has."""
 
     def load(self, message: Mapping[str, Any]) -> None:
         """Serve the draft in `folder` as `version` with `digest`; answers `loaded` when it is done, or refused."""
@@ -96,14 +98,29 @@ class Swap:
         with self._touching:
             self._served.digest = ""
 
-    def open(self) -> None:
-        """The weights may be touched again."""
+    def open(self, changed: Callable[[], None]) -> None:
+        """The weights may be touched again, and may be others. Calls `changed` when it is known what is served."""
         self._closed = ""
+        threading.Thread(target=self._look, args=(changed,), name="updraft-swap", daemon=True).start()
+
+    def _look(self, changed: Callable[[], None]) -> None:
+        """Whether the draft that was swapped in is still there. Without a proof it counts as lost."""
+        with self._examining:
+            held = ""
+            if self._proof:
+                with suppress(Exception):  # then it stays unknown
+                    held, _ = self._held()
+            with self._touching:
+                if not self._closed:
+                    is_there = bool(held) and held == self._proof
+                    self._served.version, self._served.digest = self._proved if is_there else (0, "")
+        changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
         refusal, held, pause_s = "", "", 0.0
         try:
-            held, pause_s = self._load(*_read(message))
+            with self._examining:
+                held, pause_s = self._load(*_read(message))
         except Exception as error:  # noqa: BLE001  (the agent is told, and the engine serves on)
             log.error("Updraft refused a draft: %s", error)
             refusal = str(error) or type(error).__name__
@@ -137,6 +154,7 @@ class Swap:
             raise RefusedError(f"the engine holds {held}, expected {expected}")
         with self._access():
             self._served.digest, self._proof = digest, held
+            self._proved = self._served.version, digest
         return longest_s
 
     def _write(self, writes: Sequence[Write], kept: Sequence[Write], version: int) -> None:

@@ -18,6 +18,8 @@ from updraft_tap import checkpoint
 VOCABULARY = ("d2t", "t2d")
 _SHAPE_KEYS = ("vocab_size", "draft_vocab_size", "hidden_size", "target_hidden_size", "intermediate_size")
 _HEAD_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "updraft")
+_WIDEST = 8
+"""Bytes of a number in the widest type that a file may have."""
 _JOINED = {
     "q_proj": "qkv_proj",
     "k_proj": "qkv_proj",
@@ -47,8 +49,9 @@ def read(folder: Path, serving: Any, aux: int) -> dict[str, Tensor]:
 
     Raises RefusedError.
     """
+    sizes = (math.prod(shape) for shape in expected_shapes(serving, aux).values())
     try:
-        config, tensors = checkpoint.read(folder)
+        config, tensors = checkpoint.read(folder, _WIDEST * sum(sizes))
     except checkpoint.UnreadableError as error:
         raise RefusedError(f"cannot read the draft in {folder}: {error}") from error
     _check_config(serving, config)

@@ -7,7 +7,8 @@ From the plugin:
 
 hello    Once per connection: protocol, id (random per connecting process), tap (version of this package), engine: {name,
          version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the process, where an engine has several),
-         device, hooks: {function: why it is not in place, "" if it is}, steps (draft tokens per verify step), aux_size,
+         device, hooks: {function: why it is not in place, "" if it is}, unhooked: {hook: why it is not run any more} (vLLM),
+         steps (draft tokens per verify step), aux_size,
          vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if
          it works).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
@@ -19,10 +20,11 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          after its prompt.
 
 finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, counters: [{version (that drafted; null
-         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null). With
-         payload, the tensor tokens has its prompt and its output, int32.
+         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null),
+         domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender permits capture). With payload, the tensor
+         tokens has its prompt and its output, int32.
 loaded   The answer to a load: version, refusal ("" if it is served), held (digest of what the engine holds), pause_us (how long
-         the engine stood still), served: {version, digest}.
+         the engine stood still), served: {version, digest}. A draft that the engine lost by itself later is told by a hello.
 
 policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
          so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
@@ -100,6 +102,6 @@ def decode(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, torch.Te
             values = torch.frombuffer(memory, dtype=_DTYPES[dtype], count=count, offset=at) if count else torch.empty(0)
             tensors[name] = values.to(_DTYPES[dtype]).view(shape)
             at += num_bytes
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FrameError(str(error)) from error
     return header, tensors

@@ -4,3 +4,9 @@ SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
 WORKER_STARTS = "vllm.v1.worker.worker_base.WorkerWrapperBase.initialize_from_config"
 FIRST_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 SECOND_RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
+MIDDLEWARE = "vllm.entrypoints.launchers.app.init_entrypoints_middleware"
+"""Under the name by which build_app calls it."""
+SENDS = (
+    "vllm.v1.engine.core_client.AsyncMPClient.add_request_async",
+    "vllm.v1.engine.core_client.DPAsyncMPClient.add_request_async",
+)

@@ -1,8 +1,8 @@
 """The entry point that vLLM calls in each of its processes: hooks what starts there.
 
-Without UPDRAFT_VLLM_SOCKET nothing is hooked. vLLM is not patched on disk: functions are wrapped in the running processes.
-Each process has a connection of its own to the agent: the engine's (`scheduler`: counters, ends of requests) and the worker's
-(`worker`: rows, swaps). On a GPU both may be one process.
+Without UPDRAFT_VLLM_SOCKET and UPDRAFT_VLLM_API_KEYS_FILE nothing is hooked. vLLM is not patched on disk: functions are
+wrapped in the running processes. Two processes have a connection to the agent each: the engine's (`scheduler`: counters, ends
+of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none.
 """
 
 import logging
@@ -17,12 +17,15 @@ from updraft_tap import __version__, hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
 from updraft_tap.hooks import Binding, Hook
+from updraft_tap.keys import KeysError
 from updraft_tap.policy import Policy, read_policy
-from updraft_tap.settings import Settings
+from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import names, runners
 from updraft_vllm.draft import VllmDraft
+from updraft_vllm.http_process import HttpProcess
+from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import RowHooks
 from updraft_vllm.runners import Runner
@@ -33,27 +36,38 @@ ENGINE = "vLLM"
 KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
 
-_POLICY = ("answer", "policy")
-"""Messages that say what to capture; the answer to a hello says nothing yet."""
-
 
 def register() -> None:
-    """Hook what starts in this process. Raises nothing, because that would end the server."""
+    """Hook what starts in this process.
+
+    Raises nothing, because that would end the server; but with a file of API keys, a server that does not ask for them must not
+    start, so then it raises what is wrong.
+    """
     try:
-        settings = Settings.from_environment(os.environ, PREFIX)
-        if settings is None:
-            log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
-            return
-        for target, problem in hooks.install(starts(settings)).items():
-            if problem:
-                log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
-    except Exception as error:  # noqa: BLE001  (it would end the server)
+        _register()
+    except Exception as error:
         log.error("Updraft cannot start: %s: %s", type(error).__name__, error)
+        if os.environ.get(f"{PREFIX}API_KEYS_FILE"):
+            raise
 
 
-def starts(settings: Settings) -> tuple[Binding, ...]:
-    """The hooks where the scheduler and a worker start."""
-    scheduler, worker = SchedulerPlugin(settings), WorkerPlugin(settings)
+def _register() -> None:
+    settings, needs_keys = Settings.from_environment(os.environ, PREFIX), bool(os.environ.get(f"{PREFIX}API_KEYS_FILE"))
+    if settings is None and not needs_keys:
+        log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
+        return
+    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
+    found = hooks.install(http.bindings)
+    if needs_keys and found[names.MIDDLEWARE]:
+        raise KeysError(f"no API key would be asked for: {_misfit(found)}")
+    for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
+        if problem:
+            log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+
+
+def starts(settings: Settings, http: Mapping[str, str]) -> tuple[Binding, ...]:
+    """The hooks where the scheduler and a worker start; `http` are those of the HTTP process, as they were found."""
+    scheduler, worker = SchedulerPlugin(settings, http), WorkerPlugin(settings)
     return (
         Binding(target=f"{names.SCHEDULER}.__init__", hook=scheduler.start, parameters=("self", "vllm_config")),
         Binding(target=names.WORKER_STARTS, hook=worker.start, parameters=("self", "kv_cache_configs")),
@@ -63,7 +77,8 @@ def starts(settings: Settings) -> tuple[Binding, ...]:
 class SchedulerPlugin:
     """In the process of the engine."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
+        self._http = http
         self._hello = _Hello("scheduler", ServedVersion())
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
@@ -87,7 +102,7 @@ class SchedulerPlugin:
             return
         self._is_started = True
         try:
-            found = hooks.install(self.bindings)
+            found = {**self._http, **hooks.install(self.bindings)}
             self._hello.learn(hooks=found, ranks=_ranks(scheduler.vllm_config.parallel_config))
             self._channel.problem = _misfit(found) or _replicas(scheduler.vllm_config.parallel_config)
         except Exception as error:  # noqa: BLE001  (it would end the server)
@@ -95,7 +110,9 @@ class SchedulerPlugin:
         self._channel.start()
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        if message.get("kind") in _POLICY:
+        if message.get("kind") == "answer":
+            self._hooks.forget()
+        elif message.get("kind") == "policy":
             self._hooks.policy = _policy(message, self._channel)
 
 
@@ -113,15 +130,28 @@ class WorkerPlugin:
         self._rows: RowHooks | None = None
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
+        self._is_started = self._is_warm = False
 
     def start(self, original: Hook, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded."""
+        """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded.
+
+        The agent is called later, when the warm-up is over: a swap would end the recording of a CUDA graph.
+        """
         result = original(wrapper, *args, **kwargs)
-        if self._rows is None:
+        if not self._is_started:
+            self._is_started = True
             try:
-                self._start(wrapper.worker.model_runner, wrapper.vllm_config)
+                self._start(wrapper.worker, wrapper.vllm_config)
             except Exception as error:  # noqa: BLE001  (it would end the server)
                 self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
+                self._channel.start()
+        return result
+
+    def warmed_up(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND compile_or_warm_up_model of a worker, its last act before it serves."""
+        result = original(worker, *args, **kwargs)
+        if not self._is_warm:
+            self._is_warm = True
             self._channel.start()
         return result
 
@@ -143,7 +173,15 @@ class WorkerPlugin:
             top_k=self._settings.top_k,
         )
 
-    def _start(self, runner: Any, config: Any) -> None:
+    def _start(self, worker: Any, config: Any) -> None:
+        name = f"{type(worker).__module__}.{type(worker).__qualname__}"
+        self._hook(worker.model_runner, config, name)
+        warm_up = Binding(target=f"{name}.compile_or_warm_up_model", hook=self.warmed_up, parameters=("self",))
+        unbound = _misfit(hooks.install((warm_up,)))
+        if unbound:
+            raise RefusedError(unbound)
+
+    def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind = _kind(runner)
         self._rows = rows = self.row_hooks(kind)
         self._hello.learn(ranks=_ranks(config.parallel_config), device=str(runner.device))
@@ -152,7 +190,7 @@ class WorkerPlugin:
             self._channel.problem = self._no_swap = problem
             return
         found = hooks.install(self.bindings(kind, rows))
-        self._hello.learn(hooks=found)
+        self._hello.learn(hooks=found, unhooked=rows.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:
             _wrap_logits(runner.model, rows.compute_logits)
@@ -171,11 +209,19 @@ class WorkerPlugin:
         except RefusedError as error:
             self._no_swap = str(error)
             return
-        self._swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        reloads = hooks.install(Reloads(swap, self._channel.restate).bindings(worker))
+        self._hello.learn(hooks={**found, **reloads})
+        self._no_swap = _misfit(reloads)
+        self._swap = None if self._no_swap else swap
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        if message.get("kind") in _POLICY and self._rows is not None:
-            self._rows.policy = _policy(message, self._channel)
+        if message.get("kind") == "answer" and self._rows is not None:
+            self._rows.forget()
+        elif message.get("kind") == "policy":
+            policy = _policy(message, self._channel)
+            if self._rows is not None:
+                self._rows.policy = policy
         elif message.get("kind") == "load":
             if self._swap is None:
                 self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_swap})
@@ -188,7 +234,7 @@ class _Hello:
 
     def __init__(self, role: str, served: ServedVersion) -> None:
         self._served = served
-        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "device": ""}
+        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "unhooked": {}, "device": ""}
         self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
 
     def learn(self, **facts: Any) -> None:
@@ -212,8 +258,7 @@ def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
     except ValueError as error:
         log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
         policy = Policy()
-    if message["kind"] == "policy":
-        channel.reply({"kind": "policy", **asdict(policy)})
+    channel.reply({"kind": "policy", **asdict(policy)})
     return policy
 
 

@@ -4,7 +4,7 @@ They are the same for both model runners, and see every request, whoever sent it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from updraft_tap.channel import Channel
 from updraft_tap.counters import Counters
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.policy import Policy
+from updraft_tap.terms import read_mark
 from updraft_vllm.rows import VERSION, wanted
 
 _SAMPLING = (
@@ -101,9 +102,11 @@ class RequestHooks:
         counters, is_captured = self._counters.end(rid), self._captured.pop(rid, None) == self._agent
         if not self._channel.is_open or request.sampling_params is None:
             return
+        terms = read_mark(request.sampling_params.extra_args)
         header = {
             "kind": "finished",
             "rid": rid,
+            **asdict(terms),
             "finish": request.status.name.removeprefix("FINISHED_").lower(),
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": len(request.output_token_ids),

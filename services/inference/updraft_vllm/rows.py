@@ -17,6 +17,7 @@ from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.policy import Policy
 from updraft_tap.staging import Build, Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
+from updraft_tap.terms import read_mark
 from updraft_tap.weights import ServedVersion
 from updraft_vllm.layout import Layout, layout
 from updraft_vllm.runners import Runner, Step
@@ -26,9 +27,6 @@ VERSION = "updraft_version"
 
 STATE = "execute_model_state"
 """The attribute of both runners that is set from the end of a forward until its tokens are sampled."""
-
-OPT_OUT = "updraft_capture"
-"""The extra argument of a request (`vllm_xargs`) that is "off" if nothing of it may be captured."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,9 +224,11 @@ class RowHooks:
         if name == "rows":
             self._clear()
             self._channel.end(reason)
+        else:
+            self._channel.restate()
 
 
 def wanted(policy: Policy, rid: str, sampling_params: Any) -> CaptureOptions | None:
-    """The options of a request, which may refuse to be captured."""
-    extra = getattr(sampling_params, "extra_args", None) or {}
-    return None if extra.get(OPT_OUT) == "off" else policy.options(rid)
+    """The options of a request whose sender permits capture."""
+    terms = read_mark(getattr(sampling_params, "extra_args", None))
+    return policy.options(rid) if terms.permitted else None

@@ -323,3 +323,26 @@ def test_a_message_that_cannot_be_obeyed_does_not_end_the_thread(agent: Agent, p
 
     assert agent.read()[0]["kind"] == "later"
     channel.stop()
+
+
+def test_what_has_changed_is_said_by_another_hello_after_what_was_queued(agent: Agent, path: Path) -> None:
+    hellos = iter(({"version": 7}, {"version": 0}))
+    channel = Channel(path=str(path), queue_bytes=100, hello=lambda: next(hellos))
+    channel.start()
+    assert open_to(agent, channel)["version"] == 7
+    channel.offer(PendingMessage("before"))
+    channel.restate()
+
+    assert agent.read()[0]["kind"] == "before"
+    assert open_to(agent, channel)["version"] == 0
+    channel.offer(PendingMessage("after"))
+    assert agent.read()[0]["kind"] == "after"
+    channel.stop()
+
+
+def test_a_header_nested_too_deep_ends_the_connection_and_not_the_thread(agent: Agent, two_way: Channel) -> None:
+    open_to(agent, two_way)
+    head = b"[" * 200_000
+    send(agent, len(head).to_bytes(4, "little") + (0).to_bytes(8, "little") + head)
+
+    open_to(agent, two_way)

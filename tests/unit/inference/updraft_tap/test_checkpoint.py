@@ -100,3 +100,37 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path, config: str) -> N
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match="No such file"):
         read(tmp_path / "missing")
+
+
+def test_a_file_larger_than_the_draft_can_be_is_not_read(tmp_path: Path) -> None:
+    written(tmp_path, {})
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+
+    with pytest.raises(UnreadableError, match="has 1099511627776 bytes, but at most 1048684 can belong to this draft"):
+        read(tmp_path, 100)
+
+
+def test_a_config_larger_than_any_draft_needs_is_not_read(tmp_path: Path) -> None:
+    written(tmp_path, {})
+    (tmp_path / "config.json").write_text("{" + " " * (1 << 20) + "}")
+
+    with pytest.raises(UnreadableError, match=r"config\.json has 1048578 bytes"):
+        read(tmp_path)
+
+
+def test_a_config_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, {})
+    (tmp_path / "config.json").write_text("[" * 100_000)
+
+    with pytest.raises(UnreadableError, match="recursion"):
+        read(tmp_path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    written(tmp_path, {})
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("/dev/zero")
+
+    with pytest.raises(UnreadableError, match="is no file"):
+        read(tmp_path)

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from updraft_tap.settings import Settings
+from updraft_tap.settings import DoorSettings, Settings
 
 
 def read(environment: dict[str, str]) -> Settings | None:
@@ -29,3 +31,31 @@ def test_the_numbers_are_read() -> None:
 def test_an_absurd_number_is_refused_with_its_name(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"UPDRAFT_SGLANG_{name} is '{value}'"):
         read({"UPDRAFT_SGLANG_SOCKET": "/s", f"UPDRAFT_SGLANG_{name}": value})
+
+
+def door(**environment: str) -> DoorSettings:
+    return DoorSettings.from_environment(
+        {f"UPDRAFT_VLLM_{name}": value for name, value in environment.items()}, "UPDRAFT_VLLM_"
+    )
+
+
+def test_without_a_file_of_keys_everybody_is_let_in() -> None:
+    assert door() == DoorSettings(api_keys_file=None, max_requests_per_key=0, tenant_header="")
+
+
+def test_what_the_door_asks_for_is_read() -> None:
+    assert door(API_KEYS_FILE="/keys", MAX_REQUESTS_PER_KEY="3", TENANT_HEADER="X-Team") == DoorSettings(
+        api_keys_file=Path("/keys"), max_requests_per_key=3, tenant_header="X-Team"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"MAX_REQUESTS_PER_KEY": "3"}, "MAX_REQUESTS_PER_KEY needs UPDRAFT_VLLM_API_KEYS_FILE"),
+        ({"TENANT_HEADER": "X Team"}, "TENANT_HEADER is 'X Team', but must be the name of a header"),
+    ],
+)
+def test_a_door_that_cannot_be_meant_is_refused(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        door(**environment)

@@ -261,12 +261,12 @@ def test_a_load_is_refused_while_the_engine_has_closed_its_weights(served: Serve
     pieces = served.engine.pieces
 
     refused = served.load(folder, 8)
-    served.swap.open()
 
     assert refused["refusal"] == "vLLM sleeps"
     assert refused["served"] == {"version": 7, "digest": ""}
     assert served.engine.pieces == pieces
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+    served.swap.open(lambda: None)
     assert served.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
 
 
@@ -340,3 +340,32 @@ def test_joined_weights_are_in_the_engines_order(folder: Path) -> None:
     gate, up = (tensors[f"midlayer.mlp.{part}_proj.weight"].float() for part in ("gate", "up"))
     assert torch.equal(joined["layers.0.self_attn.qkv_proj.weight"], torch.cat([q, k, v]))
     assert torch.equal(joined["layers.0.mlp.gate_up_proj.weight"], torch.cat([gate, up]))
+
+
+def looked(served: Served) -> tuple[int, str]:
+    """The version and the digest once it is known what is served."""
+    known = threading.Event()
+    served.swap.open(known.set)
+    assert known.wait(30)
+    return served.version.version, served.version.digest
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_after_somebody_else_had_the_weights_it_is_said_whether_the_draft_is_still_there(
+    served: Served, folder: Path, *, is_lost: bool
+) -> None:
+    served.load(folder)
+    served.swap.close("vLLM sleeps")
+    assert served.version.digest == ""
+    if is_lost:
+        served.engine.held["norm.weight"] = torch.zeros(16)
+
+    assert looked(served) == ((0, "") if is_lost else (7, "sha256:7"))
+
+    assert served.load(folder, version=8)["refusal"] == ""
+    assert served.version.version == 8
+
+
+def test_without_a_proof_a_draft_counts_as_lost(served: Served) -> None:
+    served.swap.close("vLLM sleeps")
+    assert looked(served) == (0, "")

@@ -7,8 +7,11 @@ import pytest
 from tests.support.tap_channel import Collected
 
 from updraft_tap.policy import Policy
+from updraft_tap.terms import Terms, marked
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import VERSION
+
+TERMS = Terms(domain="sql", tenant="7f")
 
 
 def request(rid: str = "a", **more: Any) -> Any:
@@ -17,7 +20,7 @@ def request(rid: str = "a", **more: Any) -> Any:
     )
     return SimpleNamespace(
         request_id=rid,
-        sampling_params=SimpleNamespace(temperature=0.5, extra_args=None, **sampling),
+        sampling_params=SimpleNamespace(temperature=0.5, extra_args=marked(None, TERMS), **sampling),
         num_prompt_tokens=2,
         output_token_ids=[7, 8],
         all_token_ids=[1, 2, 7, 8],
@@ -76,6 +79,7 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
         ]
         assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
         assert header["preemptions"] == 1
+        assert (header["domain"], header["tenant"], header["permitted"]) == ("sql", "7f", True)
         if policy.payload:
             assert (header["sampling"]["temperature"], tokens) == (0.5, [1, 2, 7, 8])
         else:
@@ -85,13 +89,14 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
 def test_a_request_that_opted_out_is_counted_alone() -> None:
     scheduler = Scheduler()
     scheduler.hooks.policy = Policy(payload=1.0)
-    scheduler.requests["a"].sampling_params.extra_args = {"updraft_capture": "off"}
+    scheduler.requests["a"].sampling_params.extra_args = marked({"updraft_capture": "off"}, TERMS)
     scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
     scheduler.update([4, 9])
 
     ((header, tokens),) = scheduler.end()
 
     assert (header["counters"][0]["steps"], header["sampling"], tokens) == (1, None, [])
+    assert (header["permitted"], header["domain"]) == (False, "sql")
 
 
 @pytest.mark.parametrize("gone", ["aborted", "finished"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.policy import Policy
+from updraft_tap.terms import Terms, marked
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
 from updraft_vllm.rows import VERSION, RowHooks
@@ -42,7 +43,7 @@ class Vllm:
         self.seen: list[str] = []
 
     def output(self, *, new: tuple[str, ...] = ("b",), finished: tuple[str, ...] = ()) -> Any:
-        params = SimpleNamespace(extra_args=None)
+        params = SimpleNamespace(extra_args=marked(None, Terms()))
         return SimpleNamespace(
             num_scheduled_tokens={"a": 3, "b": 3},
             scheduled_spec_decode_tokens={"a": [5, 6]},
@@ -185,7 +186,7 @@ def test_another_agent_gets_no_rows_of_a_step_that_is_in_progress(vllm: Vllm) ->
     assert messages(vllm) == []
 
 
-@pytest.mark.parametrize("off", ["no policy", "no agent", "opted out", "finished"])
+@pytest.mark.parametrize("off", ["no policy", "no agent", "opted out", "not asked", "finished"])
 def test_without_a_captured_request_no_tensor_is_read(vllm: Vllm, off: str) -> None:
     output = vllm.output(new=("a", "b"))
     if off == "no policy":
@@ -194,7 +195,10 @@ def test_without_a_captured_request_no_tensor_is_read(vllm: Vllm, off: str) -> N
         vllm.channel.is_open = False
     elif off == "opted out":
         for new in output.scheduled_new_reqs:
-            new.sampling_params.extra_args = {"updraft_capture": "off"}
+            new.sampling_params.extra_args = marked({"updraft_capture": "off"}, Terms())
+    elif off == "not asked":
+        for new in output.scheduled_new_reqs:
+            new.sampling_params.extra_args = None
     else:
         vllm.hooks._options = dict.fromkeys(("a", "b"))  # type: ignore[assignment]  # never read
         output = vllm.output(new=(), finished=("a", "b"))
@@ -233,6 +237,7 @@ def test_without_the_hook_that_tells_versions_rows_go_on_and_it_is_named(vllm: V
 
     assert vllm.channel.ends == []
     assert vllm.hooks.unhooked["version"].startswith("the hook version raised 3 times and is unhooked")
+    assert vllm.channel.restated == 1
     assert "steps" in [header["kind"] for header, _ in messages(vllm)]
 
 

@@ -1,0 +1,129 @@
+"""The middleware in an engine's own HTTP process: it reads what the sender of a request says, and lets in who has a key.
+
+Pure ASGI, and it changes no byte of a request that it lets in, nor of an answer. What the sender says is kept in a context
+variable, which the tasks of a request inherit; an adapter reads it where requests leave the process.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from updraft_tap.keys import Keys, RefusedRequestError
+from updraft_tap.terms import Terms, UnknownTermsError, api_key, read_terms
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset(
+    {"/health", "/health_generate", "/healthz", "/livez", "/load", "/metrics", "/ping", "/readyz", "/version"}
+)
+"""Probes and metrics need no key. Everything else does, because engines answer prompts on many paths."""
+
+_current: ContextVar[Terms | None] = ContextVar("updraft_terms", default=None)
+
+
+def current() -> Terms | None:
+    """What the sender of the request that this task belongs to says; None outside of requests."""
+    return _current.get()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Without `keys` everybody is let in. `tenant_header` names a tenant, in lower case; b"": the API key does."""
+
+    keys: Keys | None = None
+    tenant_header: bytes = b""
+
+
+class Door:
+    """The middleware."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            terms = read_terms(scope["headers"], self._rules.tenant_header)
+        except UnknownTermsError as error:
+            await _refuse(scope, send, RefusedRequestError(400, str(error)))
+            return
+        before = _current.set(terms)
+        try:
+            await self._admit(scope, receive, send)
+        finally:
+            _current.reset(before)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._rules.keys is None:
+            await self._app(scope, receive, send)
+            return
+        inside = False
+        try:
+            with self._rules.keys.admitted(api_key(scope["headers"])) as reserve:
+                if self._rules.keys.max_at_once and scope["type"] == "http":
+                    body, receive = await _read(receive)
+                    reserve(choices(body))
+                inside = True
+                await self._app(scope, receive, send)
+        except RefusedRequestError as refusal:
+            if inside:
+                raise
+            await _refuse(scope, send, refusal)
+
+
+def choices(body: bytes) -> int:
+    """How many answers a request asks for: `n` to each of its prompts. A body that the server will refuse asks for one."""
+    try:
+        asked = json.loads(body)
+        num, prompt = int(asked.get("n") or 1), asked.get("prompt")  # servers take "2" and 2.0 for 2
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return 1
+    is_list = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+    return max(num, 1) * (len(prompt) if is_list else 1)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return scope.get("method") == "OPTIONS" or (path.rstrip("/") or "/") in OPEN_PATHS
+
+
+async def _read(receive: Receive) -> tuple[bytes, Receive]:
+    """The body, and what gives it to the server once more."""
+    messages = []
+    while True:
+        messages.append(await receive())
+        if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
+            break
+    waiting = iter(messages)
+
+    async def again() -> Message:
+        message = next(waiting, None)
+        return await receive() if message is None else message
+
+    return b"".join(message.get("body", b"") for message in messages), again
+
+
+async def _refuse(scope: Scope, send: Send, refusal: RefusedRequestError) -> None:
+    """Answer as OpenAI does; a websocket is closed before it opens, which is status 403."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.message[:100]})
+        return
+    kind = "rate_limit_error" if refusal.status == 429 else "invalid_request_error"
+    error = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif refusal.status == 429:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

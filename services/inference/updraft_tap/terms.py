@@ -1,0 +1,98 @@
+"""What the sender of a request says by HTTP headers, and the mark by which it travels to an engine's other processes. Pure.
+
+The mark is in a request's extra arguments, as an object: clients can put text and numbers there, but no object, so none can
+name another tenant. A request without a mark never passed our middleware, so it has not been asked, and nothing of it is
+captured.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+CAPTURE, DOMAIN, AUTHORIZATION = b"x-updraft-capture", b"x-updraft-domain", b"authorization"
+KEY = "updraft"
+"""The extra argument that has the mark."""
+OPT_OUT = "updraft_capture"
+"""The extra argument by which a client itself may say what CAPTURE says, for clients that cannot set headers."""
+
+MAX_DOMAIN_CHARS = 64
+_BEARER = "bearer"
+_PERMIT = frozenset({"", "on"})
+_REFUSE = frozenset({"off", "no-train", "no-retain"})
+"""Rows serve to train, and the trainer keeps what it trains on, so each of these leaves counters alone."""
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""As ASGI has them: names in lower case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """`tenant` is the SHA-256 of an API key or of a header, in hexadecimal; "" for none, as for `domain`."""
+
+    domain: str = ""
+    tenant: str = ""
+    permitted: bool = True
+    """Rows and texts of the request may be captured."""
+
+
+NOT_ASKED = Terms(permitted=False)
+
+
+class UnknownTermsError(Exception):
+    """A header that cannot be meant. The message is for the client."""
+
+
+def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
+    """The terms of a request; its tenant is that of the named header, or of its API key without one.
+
+    Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored.
+    """
+    pairs = list(headers)
+    tenant = _first(pairs, tenant_header) if tenant_header else api_key(pairs).encode()
+    return Terms(
+        domain=label(_first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
+        tenant=hashlib.sha256(tenant).hexdigest() if tenant else "",
+        permitted=_permits(b",".join(value for name, value in pairs if name == CAPTURE)),
+    )
+
+
+def api_key(headers: Headers) -> str:
+    """The key of `Authorization: Bearer KEY`; "" without one."""
+    scheme, _, key = _first(headers, AUTHORIZATION).decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == _BEARER else ""
+
+
+def label(domain: str) -> str:
+    """The name in one short printable line, because terminals and dashboards show it."""
+    return "".join(char if char.isprintable() else "?" for char in domain[:MAX_DOMAIN_CHARS]).strip()
+
+
+def marked(extra: Mapping[str, Any] | None, terms: Terms | None) -> dict[str, Any] | None:
+    """The extra arguments of a request with the mark of these terms, and with no other; None for none at all.
+
+    Who opts out either way is out.
+    """
+    others = {name: value for name, value in (extra or {}).items() if name != KEY}
+    if terms is None:
+        return others or None
+    says = others.get(OPT_OUT, "")
+    permitted = terms.permitted and isinstance(says, str) and says.strip().lower() in _PERMIT
+    return {**others, KEY: {**asdict(terms), "permitted": permitted}}
+
+
+def read_mark(extra: Mapping[str, Any] | None) -> Terms:
+    """The terms in the extra arguments of a request."""
+    mark = (extra or {}).get(KEY)
+    return Terms(**mark) if isinstance(mark, dict) and mark.keys() == asdict(NOT_ASKED).keys() else NOT_ASKED
+
+
+def _first(headers: Headers, name: bytes) -> bytes:
+    return next((value for other, value in headers if other == name), b"")
+
+
+def _permits(header: bytes) -> bool:
+    words = {word.strip().lower() for word in header.decode("latin-1").split(",")}
+    if unknown := sorted(words - _PERMIT - _REFUSE):
+        raise UnknownTermsError(f"X-Updraft-Capture: expected on, off, no-train or no-retain, got {unknown[0][:40]!a}")
+    return words.isdisjoint(_REFUSE)

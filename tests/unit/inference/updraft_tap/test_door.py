@@ -1,0 +1,222 @@
+"""The middleware, called as an ASGI server calls it."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from updraft_tap import door
+from updraft_tap.door import Door, Rules, choices
+from updraft_tap.keys import Keys, RefusedRequestError
+from updraft_tap.terms import Terms
+
+ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+OPEN = Rules()
+BEARER = [(b"authorization", f"Bearer {ONE}".encode())]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    file = tmp_path / "keys"
+    file.write_text(f"{ONE}\n{OTHER}\n")
+    return Keys(file, max_at_once=2)
+
+
+class Server:
+    """An application behind the door; it answers when it may."""
+
+    def __init__(self, rules: Rules = OPEN) -> None:
+        self.terms: list[Terms | None] = []
+        self.bodies: list[bytes] = []
+        self.disconnects = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.two_are_in = asyncio.Event()
+        self.door = Door(self._app, rules)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        self.bodies.append(body)
+        async with asyncio.TaskGroup() as group:
+            told = group.create_task(_terms())
+        self.terms.append(told.result())
+        if len(self.terms) == 2:
+            self.two_are_in.set()
+        await self.may_answer.wait()
+        if (await receive())["type"] == "http.disconnect":
+            self.disconnects += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"fine"})
+
+    async def ask(
+        self,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        body: Sequence[bytes] = (b"{}",),
+        **scope: Any,
+    ) -> tuple[dict[str, Any], bytes]:
+        """The start of the answer, and its body."""
+        parts = [{"type": "http.request", "body": part, "more_body": i + 1 < len(body)} for i, part in enumerate(body)]
+        incoming, sent = iter([*parts, {"type": "http.disconnect"}]), list[dict[str, Any]]()
+
+        async def receive() -> Any:
+            return next(incoming)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        about = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": list(headers), **scope}
+        await self.door(about, receive, send)
+        start, *rest = sent
+        return start, b"".join(message.get("body", b"") for message in rest)
+
+
+async def _terms() -> Terms | None:
+    return door.current()
+
+
+async def test_what_the_sender_says_is_there_in_every_task_of_its_request_and_nowhere_else() -> None:
+    server = Server()
+    await server.ask([(b"x-updraft-domain", b"sql")])
+    await server.ask([(b"x-updraft-capture", b"off")])
+
+    assert server.terms == [Terms(domain="sql"), Terms(permitted=False)]
+    assert door.current() is None
+
+
+async def test_concurrent_requests_keep_their_own_terms() -> None:
+    server = Server()
+    await asyncio.gather(*(server.ask([(b"x-updraft-domain", str(i).encode())]) for i in range(20)))
+    assert {terms.domain for terms in server.terms if terms} == {str(i) for i in range(20)}
+
+
+async def test_a_misspelt_header_is_answered_as_openai_does() -> None:
+    server = Server()
+    start, body = await server.ask([(b"x-updraft-capture", b"of")])
+
+    assert (start["status"], server.terms) == (400, [])
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert "expected on, off, no-train or no-retain, got 'of'" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/tokenize", "/invocations", "/", "/healthy"])
+async def test_without_a_known_key_nothing_but_probes_is_answered(keys: Keys, path: str) -> None:
+    server = Server(Rules(keys=keys))
+    for headers in ([], [(b"authorization", b"Bearer sk-wrong-0123456789")]):
+        start, body = await server.ask(headers, path=path)
+        assert start["status"] == 401
+        assert (b"www-authenticate", b"Bearer") in start["headers"]
+        assert json.loads(body)["error"]["code"] == "invalid_api_key"
+    assert server.terms == []
+    assert (await server.ask(BEARER, path=path))[0]["status"] == 200
+
+
+@pytest.mark.parametrize("about", [{"path": "/health"}, {"path": "/metrics/"}, {"method": "OPTIONS"}])
+async def test_probes_metrics_and_preflights_need_no_key(keys: Keys, about: dict[str, Any]) -> None:
+    assert (await Server(Rules(keys=keys)).ask(**about))[0]["status"] == 200
+
+
+async def test_a_path_under_the_servers_root_is_the_same_path(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    assert (await server.ask(path="/llm/health", root_path="/llm"))[0]["status"] == 200
+    assert (await server.ask(path="/llm/v1/models", root_path="/llm"))[0]["status"] == 401
+
+
+async def test_the_third_concurrent_request_of_a_key_waits_for_a_place(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    server.may_answer.clear()
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(server.ask(BEARER)) for _ in range(2)]
+        await server.two_are_in.wait()
+        start, body = await server.ask(BEARER)
+        server.may_answer.set()
+        other = await server.ask([(b"authorization", f"Bearer {OTHER}".encode())])
+
+    assert start["status"] == 429
+    assert (b"retry-after", b"1") in start["headers"]
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert [one.result()[0]["status"] for one in running] == [200, 200]
+    assert other[0]["status"] == 200
+    assert (await server.ask(BEARER))[0]["status"] == 200
+
+
+async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    whole = [b'{"prompt": "a", ', b'"n"', b": 2}"]
+    assert (await server.ask(BEARER, body=whole))[0]["status"] == 200
+    assert server.bodies == [b"".join(whole)]
+    assert server.disconnects == 1, "what came after the body arrives too"
+
+    start, body = await server.ask(BEARER, body=[b'{"n": 3}'])
+    assert start["status"] == 400
+    assert "n is 3, but an API key may have at most 2" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("fate", [asyncio.CancelledError(), RuntimeError("of the server")])
+async def test_a_request_that_ends_in_any_way_gives_its_place_back(keys: Keys, fate: BaseException) -> None:
+    async def app(*_: Any) -> None:
+        raise fate
+
+    server = Server(Rules(keys=keys))
+    server.door = Door(app, Rules(keys=keys))
+    for _ in range(5):
+        with pytest.raises(type(fate)):
+            await server.ask(BEARER)
+    assert len(keys._inside) == 0
+
+
+async def test_a_refusal_from_within_the_server_is_not_answered_twice(keys: Keys) -> None:
+    async def app(*_: Any) -> None:
+        raise RefusedRequestError(401, "of another door")
+
+    server = Server()
+    server.door = Door(app, Rules(keys=keys))
+    with pytest.raises(RefusedRequestError):
+        await server.ask(BEARER)
+
+
+async def test_a_websocket_without_a_key_is_closed_before_it_opens(keys: Keys) -> None:
+    start, _ = await Server(Rules(keys=keys)).ask(type="websocket", path="/v1/realtime")
+    assert (start["type"], start["code"]) == ("websocket.close", 1008)
+
+
+async def test_the_life_of_the_server_itself_passes() -> None:
+    await Server().door({"type": "lifespan"}, None, None)  # type: ignore[arg-type]  # nothing is said
+
+
+@pytest.mark.parametrize(
+    ("body", "num"),
+    [
+        (b"", 1),
+        (b"[" * 100_000, 1),
+        (b"\xff", 1),
+        (b"[1]", 1),
+        (b'{"n": 3}', 3),
+        (b'{"\\u006e": 3}', 3),
+        ('{"n": 3}'.encode("utf-16"), 3),
+        (b'{"n": -3}', 1),
+        (b'{"n": "3"}', 3),
+        (b'{"n": 3.0}', 3),
+        (b'{"n": 1e400}', 1),
+        (b'{"n": [3]}', 1),
+        (b'{"n": null}', 1),
+        (b'{"n": true}', 1),
+        (b'{"prompt": ["a", "b"], "n": 2}', 4),
+        (b'{"prompt": [[1, 2], [3]]}', 2),
+        (b'{"prompt": [1, 2, 3]}', 1),
+        (b'{"prompt": []}', 1),
+    ],
+)
+def test_choices_are_counted_as_the_server_will_make_them(body: bytes, num: int) -> None:
+    assert choices(body) == num

@@ -1,0 +1,247 @@
+"""What a sender says on vLLM's own port, its API keys, and that the plugin changes no answer. SmolLM2 in float32.
+
+Two servers, one after the other: one without the plugin, whose answers are kept, and one with it. The test is the agent.
+"""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.support.tap_agent import Agent, listening
+from tests.support.wait import until
+from tests.vllm import build, drafts
+from tests.vllm.server import LOOKAHEAD, Server, serving
+
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
+from updraft_draft import checkpoint
+from updraft_inference.sglang_engine.launch import plugin_folder
+
+if not build.is_built():
+    pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
+
+ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
+ROLES = {"scheduler", "worker"}
+OPTIONS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+
+_ASK = {"model": "target", "temperature": 0, "max_tokens": 12}
+_CHAT = {**_ASK, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
+    },
+}
+_SCHEMA = {"type": "object", "properties": {"capital": {"enum": ["Paris", "Rome"]}}, "required": ["capital"]}
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("/v1/completions", {**_ASK, "prompt": "One, two, three,"}),
+    "several prompts": ("/v1/completions", {**_ASK, "prompt": ["One, two,", "Red, green,"]}),
+    "chat": ("/v1/chat/completions", _CHAT),
+    "log-probabilities": ("/v1/chat/completions", {**_CHAT, "logprobs": True, "top_logprobs": 3}),
+    # Later tokens are drawn by drafts too, and differ from one time to the next on stock vLLM.
+    "two choices": ("/v1/chat/completions", {**_CHAT, "n": 2, "temperature": 0.8, "seed": 7, "max_tokens": 1}),
+    "min_p": ("/v1/chat/completions", {**_CHAT, "min_p": 0.1, "temperature": 0.8, "seed": 7}),
+    "JSON schema": (
+        "/v1/chat/completions",
+        {
+            **_CHAT,
+            "max_tokens": 40,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}},
+        },
+    ),
+    "a tool": (
+        "/v1/chat/completions",
+        {
+            **_CHAT,
+            "max_tokens": 40,
+            "tools": [_WEATHER],
+            "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        },
+    ),
+    "extra arguments": ("/v1/chat/completions", {**_CHAT, "vllm_xargs": {"session_id": "7"}}),
+    "nonsense": ("/v1/chat/completions", {**_CHAT, "n": "many"}),
+    "an unknown path": ("/v1/nothing", {}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    server: Server
+    socket: Path
+    plain: Mapping[str, tuple[int, Any]]
+    """What the server without the plugin answered."""
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder, model = tmp_path_factory.mktemp("doors"), model_folder(cache_folder(os.environ))
+    checkpoint.save(drafts.new_learner(model, drafts.prompts(model)).network, folder / "draft")
+    with serving(model, folder / "draft", folder / "plain", options=OPTIONS) as server:
+        plain = {name: _asked(server, name) for name in BODIES}
+    # Unix sockets have short names, and pytest's folders long ones.
+    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
+    (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
+    variables = {
+        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
+        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_API_KEYS_FILE": str(folder / "keys"),
+        "UPDRAFT_VLLM_MAX_REQUESTS_PER_KEY": "2",
+    }
+    with serving(model, folder / "draft", folder / "tapped", options=OPTIONS, variables=variables) as server:
+        yield Setting(server=server, socket=socket, plain=plain)
+    socket.unlink(missing_ok=True)
+
+
+def _asked(server: Server, name: str) -> tuple[int, Any]:
+    """Status and answer, without the names and times that differ each time."""
+    path, body = BODIES[name]
+    answer = httpx.post(f"{server.url}{path}", json=body, headers=_headers(), timeout=300)
+    return answer.status_code, _stable(answer.json())
+
+
+def _headers(key: str = ONE, **more: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", **{f"X-Updraft-{name}": value for name, value in more.items()}}
+
+
+def _stable(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return [_stable(one) for one in answer]
+    if isinstance(answer, dict):
+        return {name: _stable(value) for name, value in answer.items() if name not in ("id", "created")}
+    return answer
+
+
+def client(setting: Setting) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=setting.server.url, timeout=300)
+
+
+async def ended(agent: Agent, count: int) -> list[dict[str, Any]]:
+    """The ends of so many requests."""
+    await until(lambda: len(agent.finished) >= count, what="the ends of the requests")
+    await agent.settle()
+    headers = [header for header, _ in agent.finished.values()]
+    assert len(headers) == count
+    return headers
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_every_answer_is_exactly_that_without_the_plugin(setting: Setting, name: str) -> None:
+    assert _asked(setting.server, name) == setting.plain[name]
+
+
+def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setting) -> None:
+    """Else the test before would be about less than it says."""
+    answers = {name: body for name, (status, body) in setting.plain.items() if status == 200}
+    assert setting.plain.keys() - answers.keys() <= {"min_p", "nonsense", "an unknown path"}
+    assert answers["log-probabilities"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert len(answers["two choices"]["choices"]) == len(answers["several prompts"]["choices"]) == 2
+    assert answers["JSON schema"]["choices"][0]["message"]["content"].startswith("{")
+    assert answers["a tool"]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": ONE}])
+def test_without_a_known_key_nothing_but_probes_is_answered(setting: Setting, headers: dict[str, str]) -> None:
+    with httpx.Client(base_url=setting.server.url, headers=headers, timeout=300) as http:
+        for path, body in (("/v1/completions", _ASK), ("/tokenize", {}), ("/invocations", _ASK), ("/pause", {})):
+            refused = http.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert http.get("/v1/models").status_code == 401
+        assert [http.get(path).status_code for path in ("/health", "/metrics", "/version")] == [200] * 3
+
+
+async def test_the_third_concurrent_request_of_a_key_is_refused_and_another_keys_is_not(setting: Setting) -> None:
+    body = {**_ASK, "prompt": "One, two,", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    async with (
+        client(setting) as http,
+        http.stream("POST", "/v1/completions", json=body, headers=_headers()) as first,
+        http.stream("POST", "/v1/completions", json=body, headers=_headers()) as second,
+    ):
+        assert (first.status_code, second.status_code) == (200, 200)
+        third = await http.post("/v1/completions", json={**_ASK, "prompt": "One"}, headers=_headers())
+        other = await http.post("/v1/completions", json={**_ASK, "prompt": "One"}, headers=_headers(OTHER))
+    assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert third.headers["retry-after"] == "1"
+    assert other.status_code == 200
+
+    body = {**_ASK, "prompt": "One", "n": 2, "temperature": 0.8}
+    async with client(setting) as http:
+        while (await http.post("/v1/completions", json=body, headers=_headers())).status_code == 429:
+            pass  # those that hung up give their places back
+        answer = await http.post("/v1/completions", json={**_ASK, "prompt": "One", "n": 3}, headers=_headers())
+        assert answer.status_code == 400
+        assert "n is 3, but an API key may have at most 2" in answer.json()["error"]["message"]
+
+
+async def test_domain_and_tenant_arrive_with_every_choice_streamed_or_not_and_also_if_the_client_hangs_up(
+    setting: Setting,
+) -> None:
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        for kind, more in (
+            ("plain", {}),
+            ("choices", {"n": 2, "temperature": 0.8}),
+            ("stream", {"stream": True, "n": 2, "temperature": 0.8}),
+            ("prompts", {"prompt": ["One,", "Two,"]}),
+        ):
+            body = {**_ASK, "prompt": "One, two,", **more}
+            answer = await http.post("/v1/completions", json=body, headers=_headers(Domain=kind))
+            assert answer.status_code == 200
+        body = {**_CHAT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        headers = _headers(OTHER, Domain="gone")
+        async with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as stream:
+            await anext(stream.aiter_lines())
+        found = await ended(agent, 8)
+
+    domains = sorted(header["domain"] for header in found)
+    assert domains == ["choices", "choices", "gone", "plain", "prompts", "prompts", "stream", "stream"]
+    for header in found:
+        key = OTHER if header["domain"] == "gone" else ONE
+        assert header["tenant"] == hashlib.sha256(key.encode()).hexdigest()
+        assert header["permitted"]
+        assert (header["finish"] == "aborted") == (header["domain"] == "gone")
+        assert header["sampling"] is not None
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 0.8}, {"stream": True}])
+async def test_of_who_opts_out_counters_are_left_and_nothing_else(setting: Setting, more: dict[str, Any]) -> None:
+    body = {**_ASK, "prompt": "One, two, three,", **more}
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        for headers, extra in (
+            (_headers(Capture="off"), {}),
+            (_headers(Capture="off"), {"updraft_capture": "on"}),
+            (_headers(), {"updraft_capture": "off"}),
+        ):
+            answer = await http.post("/v1/completions", json={**body, "vllm_xargs": extra}, headers=headers)
+            assert answer.status_code == 200
+        found = await ended(agent, 3 * more.get("n", 1))
+        tensors = [tensors for _, tensors in agent.finished.values()]
+
+    assert not any(header["permitted"] for header in found)
+    assert [header["sampling"] for header in found] == [None] * len(found)
+    assert tensors == [{}] * len(found)
+    assert agent.seen == {}
+    assert sum(one["steps"] for header in found for one in header["counters"]) > 0
+
+
+async def test_a_header_that_cannot_be_meant_is_refused_and_a_strange_domain_is_cut(setting: Setting) -> None:
+    body = {**_ASK, "prompt": "One, two,"}
+    strange = b"\xff\tsql" + b"x" * 1000  # a server of HTTP lets no other control character in
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        misspelt = await http.post("/v1/completions", json=body, headers=_headers(Capture="of"))
+        raw = [(b"authorization", f"Bearer {ONE}".encode()), (b"x-updraft-domain", strange)]
+        answer = await http.post("/v1/completions", json=body, headers=raw)
+        (header,) = await ended(agent, 1)
+
+    assert misspelt.status_code == 400
+    assert "expected on, off, no-train or no-retain, got 'of'" in misspelt.json()["error"]["message"]
+    assert answer.status_code == 200
+    assert header["domain"] == "\ufffd?sql" + "x" * 59
