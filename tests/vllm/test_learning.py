@@ -138,5 +138,9 @@ def test_a_draft_learnt_from_the_servers_own_traffic_is_swapped_in_and_accepted(
     again, accepted = setting.asked()
     assert again == said
     assert accepted > 1.3, "the server kept its draft"
-    wait_until(lambda: agent.metric("verify_steps_total") > 0, what="steps are counted again")
+    wait_until(
+        lambda: setting.asked()[0] == said and agent.metric("verify_steps_total") > 0,
+        timeout_s=LEARNS_S,
+        what="steps are counted again",
+    )
     assert agent.terminate() == 0

@@ -67,6 +67,8 @@ class AttachedServer:
         self._initial = initial
         self._on_change = on_change
         self._worker: Hello | None = None
+        self._asked = 0
+        """The version of the load that waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
         self.loaded = LoadedDraft()
@@ -89,7 +91,8 @@ class AttachedServer:
     def hear(self, event: Hello | Gone | Answer) -> None:
         """Take an event of the link."""
         if isinstance(event, Answer):
-            if self._answer is not None and not self._answer.done():
+            is_asked = event.header.get("version") == self._asked  # else it is to an earlier load
+            if is_asked and self._answer is not None and not self._answer.done():
                 self._answer.set_result(event.header)
         elif isinstance(event, Gone):
             if event.role == "worker":
@@ -147,16 +150,12 @@ class AttachedServer:
 
     async def _ask(self, load: _Load) -> Mapping[str, Any]:
         """Tell the server to load; its answer. Raises Unavailable without one."""
-        self._answer = asyncio.get_running_loop().create_future()
+        self._asked, self._answer = load.version, asyncio.get_running_loop().create_future()
         message = {"kind": "load", "folder": str(load.folder), "version": load.version, "digest": load.digest}
         self._link.send("worker", message)
         try:
             async with asyncio.timeout(LOAD_S):
-                while True:
-                    answer = await self._answer
-                    if answer.get("version") == load.version:
-                        return answer
-                    self._answer = asyncio.get_running_loop().create_future()  # it was to an earlier load
+                return await self._answer
         except TimeoutError:
             raise Unavailable(f"the {self._kind.engine} server did not load a draft within {LOAD_S:.0f} s") from None
         finally:
