@@ -7,6 +7,7 @@ of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one 
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +38,10 @@ KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
 
 
+_SERVER = f"{PREFIX}SERVER"
+"""The variable by which the processes of a server know that they are of one."""
+
+
 def register() -> None:
     """Hook what starts in this process.
 
@@ -56,6 +61,7 @@ def _register() -> None:
     if settings is None and not needs_keys:
         log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
         return
+    os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
     http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
     found = hooks.install(http.bindings)
     if needs_keys and found[names.MIDDLEWARE]:
@@ -242,6 +248,7 @@ class _Hello:
 
     def facts(self) -> dict[str, Any]:
         return {
+            "server": os.environ.get(_SERVER, ""),
             "tap": __version__,
             "engine": {"name": ENGINE, "version": _vllm()},
             "pid": os.getpid(),
