@@ -58,7 +58,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration test-cluster ## All tests except those on a real SGLang server, which CI runs afterwards
+test: check test-integration test-cluster ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
 
 .PHONY: check
 check: install ## Format, lint, types, architecture, generated files, unit tests
@@ -169,8 +169,8 @@ test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server 
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
 	@$(PY) -m tests.vllm.build
-test-vllm: vllm-build ## Published drafts load in stock vLLM, and swap (about 5 minutes; not part of `make test`)
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/vllm $(ARGS)
+test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (5 minutes)
+	$(PYTEST) tests/vllm $(ARGS)
 
 .PHONY: clean
 clean: ## Remove build output from the checkout, but not the cache
