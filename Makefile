@@ -110,7 +110,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture bench-trainer
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-tap bench-learning bench-learning-mixture bench-trainer
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -140,6 +140,9 @@ bench-trainer: install ## Measure memory, speed and exactness of a training step
 
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
+
+bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU (30 minutes)
+	$(PY) -m bench.tap.tap $(ARGS)
 
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
