@@ -58,7 +58,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration test-cluster ## All tests except those on a real SGLang server, which CI runs afterwards
+test: check test-integration test-cluster ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
 
 .PHONY: check
 check: install ## Format, lint, types, architecture, generated files, unit tests
@@ -110,7 +110,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-learning bench-learning-mixture bench-trainer
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-tap bench-learning bench-learning-mixture bench-trainer
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -141,6 +141,9 @@ bench-trainer: install ## Measure memory, speed and exactness of a training step
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
 
+bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU (30 minutes)
+	$(PY) -m bench.tap.tap $(ARGS)
+
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
 
@@ -169,8 +172,8 @@ test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server 
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
 	@$(PY) -m tests.vllm.build
-test-vllm: vllm-build ## Published drafts load in stock vLLM, and swap (about 5 minutes; not part of `make test`)
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/vllm $(ARGS)
+test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (5 minutes)
+	$(PYTEST) tests/vllm $(ARGS)
 
 .PHONY: clean
 clean: ## Remove build output from the checkout, but not the cache

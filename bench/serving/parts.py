@@ -246,7 +246,9 @@ async def http(bench: Bench) -> None:
         arms = {arm: (ours, {"updraft": {"drafter": drafter_of(arm)}}) for arm in (PLAIN, NGRAM)}
         if bench.has_vllm:
             bench.tell("vLLM starts and compiles (2 minutes)", 0, len(todo))
-            theirs = await stack.enter_async_context(servers.vllm(bench.model, folder, threads=bench.threads))
+            theirs = await stack.enter_async_context(
+                servers.vllm(bench.model, folder / "vllm.log", threads=bench.threads)
+            )
             arms[VLLM] = (theirs, {})
         for server, more in arms.values():
             with server.turn():

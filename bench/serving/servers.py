@@ -52,9 +52,10 @@ class Server:
         self, prompts: Sequence[tuple[int, ...]], *, batch: int, tokens: int, more: Mapping[str, object]
     ) -> list[Stream]:
         """Continue all prompts greedily, `batch` at a time; `more` goes into each request's body."""
-        return await concurrently(prompts, batch, lambda _, prompt: self._stream(prompt, tokens, more))
+        return await concurrently(prompts, batch, lambda _, prompt: self.stream(prompt, tokens, more))
 
-    async def _stream(self, prompt: tuple[int, ...], tokens: int, more: Mapping[str, object]) -> Stream:
+    async def stream(self, prompt: tuple[int, ...], tokens: int, more: Mapping[str, object]) -> Stream:
+        """Continue one prompt greedily."""
         body = {
             "model": MODEL,
             "prompt": list(prompt),
@@ -99,13 +100,19 @@ async def updraft(model: Path, folder: Path, *, threads: int, lookahead: int) ->
 
 
 @asynccontextmanager
-async def vllm(model: Path, folder: Path, *, threads: int) -> AsyncIterator[Server]:
-    """Stock vLLM with its defaults, without a draft. It first compiles for about two minutes."""
+async def vllm(
+    model: Path, log: Path, *, threads: int, options: Sequence[str] = (), more: Mapping[str, str] | None = None
+) -> AsyncIterator[Server]:
+    """Stock vLLM with its defaults but for `options`, without a draft. It first compiles for about two minutes, unless eager.
+
+    `more` are further variables of its environment.
+    """
     port = free_port()
     command = [
         *(str(build.python()), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "bfloat16", "--max-model-len", str(MAX_CONTEXT), "--max-num-seqs", str(NUM_SLOTS)),
+        *options,
     ]
     variables = {
         "CUDA_VISIBLE_DEVICES": "",
@@ -114,8 +121,9 @@ async def vllm(model: Path, folder: Path, *, threads: int) -> AsyncIterator[Serv
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
+        **(more or {}),
     }
-    async with _serving(command, variables, port, "/health", folder / "vllm.log") as server:
+    async with _serving(command, variables, port, "/health", log) as server:
         yield server
 
 

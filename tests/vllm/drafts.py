@@ -18,7 +18,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_draft import vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
-from updraft_trainer.data.sample import SCHEMA, ExpectedTarget, Sample, read_sample
+from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 
 NUM_STEPS = 40
@@ -60,7 +60,7 @@ def new_learner(model: Path, traffic: Iterable[Sequence[int]]) -> Learner:
 
 def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> list[ReferenceAnswer]:
     """Compute the reference of each prompt and answer."""
-    expected = TraceMaker(model).expected
+    maker = TraceMaker(model)
     aux_layers = read_head(model).config.aux_layers
     target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     answers: list[ReferenceAnswer] = []
@@ -68,22 +68,16 @@ def read_answers(model: Path, said: Iterable[tuple[list[int], list[int]]]) -> li
         with torch.no_grad():
             result = target(torch.tensor([prompt + answer])[:, :-1], output_hidden_states=True)
         aux = torch.cat([result.hidden_states[layer][0] for layer in aux_layers], -1)
-        trace = _trace(len(answers), prompt, answer, expected)
+        trace = _trace(maker, len(answers), prompt, answer)
         trace.payload.aux_hidden.CopyFrom(_encoded(aux))
         trace.payload.last_hidden.CopyFrom(_encoded(result.hidden_states[-1][0]))
         picks = result.logits[0, len(prompt) - 1 :].argmax(-1).tolist()
-        answers.append(ReferenceAnswer(picks=picks, sample=read_sample(trace.SerializeToString(), expected)))
+        answers.append(ReferenceAnswer(picks=picks, sample=read_sample(trace.SerializeToString(), maker.expected)))
     return answers
 
 
-def _trace(number: int, prompt: list[int], answer: list[int], expected: ExpectedTarget) -> trace_pb2.Trace:
-    header = trace_pb2.Header(
-        schema=SCHEMA,
-        trace_id=number.to_bytes(16),
-        policy=trace_pb2.Policy(train=True),
-        target_fingerprint=expected.target_fingerprint,
-        tokenizer_fingerprint=expected.tokenizer_fingerprint,
-    )
+def _trace(maker: TraceMaker, number: int, prompt: list[int], answer: list[int]) -> trace_pb2.Trace:
+    header = maker.trace(number, payload=False).header
     return trace_pb2.Trace(header=header, prompt_ids=prompt, output_ids=answer)
 
 

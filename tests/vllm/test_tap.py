@@ -400,7 +400,7 @@ async def test_a_reader_that_stands_still_or_dies_costs_drops_and_no_request(set
         stuck = await answers(setting, asks)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(answers(setting, asks))
-            await asyncio.sleep(0.2)
+            await until(lambda: running.done() or setting.server.num_running() > 0, what="a request that runs")
             agent.hang_up()
         dropped_on = running.result()
         await until(lambda: agent.roles == {"scheduler", "worker"}, what="both again")
