@@ -125,9 +125,9 @@ class Metrics:
         )
         self.activity = new.gauge(
             "activity",
-            "1 for what this rank is busy with now: idle, first_draft, load (a draft to train), compile, step, mark_good"
-            " (weights to return to), baseline (the draft that serves), estimate, fit, publish, collect (the state of all"
-            " ranks), save, or end",
+            "1 for what this rank is busy with now: idle, join (other ranks start), first_draft, load (a draft to train),"
+            " compile, step, mark_good (weights to return to), baseline (the draft that serves), estimate, fit, publish,"
+            " collect (the state of all ranks), save, or end",
             "activity",
         )
         self.leads = new.gauge(

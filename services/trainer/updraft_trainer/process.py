@@ -91,9 +91,10 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         )
         client = streams.connect(config.redis_url.get_secret_value())
         stack.push_async_callback(client.aclose)
-        group = joined(os.environ, compute.device, check=stop.check)
         try:
-            await asyncio.to_thread(stack.enter_context, group)
+            with watch.during(Activity.JOIN):
+                group = joined(os.environ, compute.device, check=stop.check)
+                await asyncio.to_thread(stack.enter_context, group)
         except lifecycle.Stopped:
             return
         spec = _spec(config, target, identity, compute.on_ranks(ranks))

@@ -244,10 +244,12 @@ async def test_a_rank_is_not_ready_before_the_others_have_come(
         for _ in range(NUM_RANKS)
     )
     for rank, trainer in enumerate((one, other)):
-        trainer.variables = {**trainer.variables, **environment(rank, NUM_RANKS, store.port)}
+        started = environment(rank, NUM_RANKS, store.port) | {"LOCAL_WORLD_SIZE": str(NUM_RANKS)}
+        trainer.variables = {**trainer.variables, **started}
     with other:
         await until(lambda: store.num_keys() > num_keys, timeout_s=120, what="a rank that waits")
         assert readiness(port + 1) == 503
+        assert other.metric('activity{activity="join"}', 1) == 1
         with one:
             await until(lambda: readiness(port) == readiness(port + 1) == 200, timeout_s=120, what="both ranks")
             await until(lambda: one.metric('activity{activity="idle"}', 1) == 1, what="a rank that waits for traffic")

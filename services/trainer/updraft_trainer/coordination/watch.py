@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 from updraft_chassis.clock import Clock
 
@@ -17,29 +16,44 @@ SILENT_S = 10.0
 
 
 class Activity(StrEnum):
-    """What a rank may be busy with, as a label of metrics. `words` are those of sentences."""
+    """What a rank may be busy with. The values are labels of metrics, `words` are those of sentences."""
 
-    words: str
+    IDLE = "idle"
+    JOIN = "join"
+    FIRST_DRAFT = "first_draft"
+    LOAD = "load"
+    COMPILE = "compile"
+    STEP = "step"
+    MARK_GOOD = "mark_good"
+    BASELINE = "baseline"
+    ESTIMATE = "estimate"
+    FIT = "fit"
+    PUBLISH = "publish"
+    COLLECT = "collect"
+    SAVE = "save"
+    END = "end"
 
-    def __new__(cls, label: str, words: str) -> Self:
-        activity = str.__new__(cls, label)
-        activity._value_ = label
-        activity.words = words
-        return activity
+    @property
+    def words(self) -> str:
+        return _WORDS[self]
 
-    IDLE = "idle", "nothing"
-    FIRST_DRAFT = "first_draft", "a first draft"
-    LOAD = "load", "the start of another draft"
-    COMPILE = "compile", "compiling a training step"
-    STEP = "step", "a training step"
-    MARK_GOOD = "mark_good", "keeping good weights"
-    BASELINE = "baseline", "the draft that serves"
-    ESTIMATE = "estimate", "an estimate"
-    FIT = "fit", "a fit in closed form"
-    PUBLISH = "publish", "an upload"
-    COLLECT = "collect", "collecting the learner's state"
-    SAVE = "save", "a save"
-    END = "end", "the end"
+
+_WORDS = {
+    Activity.IDLE: "nothing",
+    Activity.JOIN: "the wait for the other ranks to start",
+    Activity.FIRST_DRAFT: "a first draft",
+    Activity.LOAD: "the start of another draft",
+    Activity.COMPILE: "compiling a training step",
+    Activity.STEP: "a training step",
+    Activity.MARK_GOOD: "keeping good weights",
+    Activity.BASELINE: "the draft that serves",
+    Activity.ESTIMATE: "an estimate",
+    Activity.FIT: "a fit in closed form",
+    Activity.PUBLISH: "an upload",
+    Activity.COLLECT: "collecting the learner's state",
+    Activity.SAVE: "a save",
+    Activity.END: "the end",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
