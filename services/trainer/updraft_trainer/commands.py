@@ -31,6 +31,15 @@ class DraftTensors:
     tensors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class ShareSamples:
+    """Send samples of up to `count` requests, for a first draft. There is no learner yet."""
+
+    activity: ClassVar[Activity] = Activity.FIRST_DRAFT
+
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLearner:
     """Train this learner from now on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
@@ -101,7 +110,9 @@ class End:
     activity: ClassVar[Activity] = Activity.END
 
 
-WorkCommand: TypeAlias = LoadLearner | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
+WorkCommand: TypeAlias = (
+    ShareSamples | LoadLearner | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
+)
 Command: TypeAlias = WorkCommand | End
 
 

@@ -26,6 +26,7 @@ from updraft_trainer.commands import (
     MarkGood,
     ReportUses,
     SetBaseline,
+    ShareSamples,
     TakeStep,
     WorkCommand,
 )
@@ -78,6 +79,16 @@ class Followers:
         """Rank 0 is, and sends no command meanwhile."""
         if self._watch is not None:
             self._watch.begin(activity)
+
+    def first_samples(self, count: int) -> list[Sample]:
+        """One of each of up to `count` requests at each of them."""
+        if self._channel is None or not count:
+            return []
+        self._send(ShareSamples(count))
+        nothing: list[Sample] = []
+        parts = self._ranks.gather(nothing)
+        self.busy(Activity.IDLE)
+        return [sample for part in parts for sample in part]
 
     def load_learner(
         self, learner: Learner, *, uses: Mapping[str, int] | None = None, counted: Collection[str] | None = None
@@ -226,8 +237,13 @@ class Follower:
                 self._set_baseline(version, draft)
             case Estimate(draft):
                 self._send_evidence(self._unpacked(draft))
-            case ReportUses():
-                self._ranks.gather(self._stored_uses(self.history.uses))
+            case ReportUses() | ShareSamples():
+                self._ranks.gather(self._answer(command))
+
+    def _answer(self, command: ReportUses | ShareSamples) -> object:
+        if isinstance(command, ShareSamples):
+            return self._replay.first_batch(count=command.count, rng=self._rng)
+        return self._stored_uses(self.history.uses)
 
     def _set_baseline(self, version: int, draft: DraftTensors | None) -> None:
         network = None if draft is None else self._unpacked(draft)

@@ -122,11 +122,13 @@ async def start(
     stop: Stop,
     *,
     busy: Callable[[Activity], None] = lambda _: None,
+    elsewhere: Callable[[int], Sequence[Sample]] = lambda _: (),
 ) -> InitialState | None:
     """Start from the registry's draft, or from new weights once there is some traffic; None if `stop` came first.
 
-    `busy` is told what is done as soon as there is no more to wait for. `registry.run` and intake must run at the same time.
-    Conflict if the registry's drafts are for another target.
+    `elsewhere` returns samples of up to so many requests of the other ranks. `busy` is told what is done as soon as there is no
+    more to wait for. `registry.run` and intake must run at the same time. Conflict if the registry's drafts are for another
+    target.
     """
     while registry.state is None:
         if await stop.wait(_WAIT_S):
@@ -139,7 +141,7 @@ async def start(
         learner = await _continue_draft(spec, registry, version, stop)
         rng = random.Random(spec.seed)
         return InitialState(learner=learner, history=history, rng=rng, counted=()) if learner else None
-    samples = await _first_samples(spec, registry, replay, stop)
+    samples = await _first_samples(spec, registry, replay, stop, elsewhere)
     if samples is None:
         return None
     busy(Activity.FIRST_DRAFT)
@@ -176,11 +178,20 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _first_samples(
-    spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop
+    spec: TrainerSpec,
+    registry: RegistryView,
+    replay: Replay,
+    stop: Stop,
+    elsewhere: Callable[[int], Sequence[Sample]],
 ) -> Sequence[Sample] | None:
-    """A sample of each of the first requests; None if `stop` came first."""
+    """A sample of each of the first requests of all ranks; None if `stop` came first."""
     count, rng = spec.first_samples, random.Random(spec.seed)
-    while len(samples := await asyncio.to_thread(replay.first_batch, count=count, rng=rng)) < count:
+
+    def find() -> list[Sample]:
+        own = replay.first_batch(count=count, rng=rng)
+        return [*own, *elsewhere(count - len(own))][:count]
+
+    while len(samples := await asyncio.to_thread(find)) < count:
         registry.set_message(f"a first draft waits for {count} requests to learn from, has {len(samples)}")
         if await stop.wait(_WAIT_S):
             return None

@@ -240,8 +240,14 @@ class RankProcess:
     async def _train(self, initial: InitialState | None, components: Components, stop: lifecycle.Stop) -> None:
         config = self.config
         with suppress(lifecycle.Stopped):
+            followers = components.followers
             initial = initial or await start(
-                self.spec, components.registry, self.replay, stop, busy=components.followers.busy
+                self.spec,
+                components.registry,
+                self.replay,
+                stop,
+                busy=followers.busy,
+                elsewhere=followers.first_samples,
             )
         if initial is None:
             await asyncio.to_thread(components.followers.end)

@@ -125,6 +125,19 @@ async def test_two_ranks_learn_publish_lose_one_go_on_and_publish_again_without_
     assert "Traceback" not in "\n".join(line for line in trainer.log().splitlines() if " trainer: " in line)
 
 
+async def test_a_first_draft_comes_from_the_requests_of_both_ranks(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    sent = await send(redis, traces, 0, 12)
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await until(lambda: trainer.metric("optimizer_steps_total", 1) > 0, timeout_s=120, what="training")
+        await until(lambda: is_settled(redis, *KEYS), what="empty streams")
+        trainer.stop()
+    stored = [admissions(folder) for folder in (trainer.data_dir, trainer.data_dir / "rank-1")]
+    assert sorted([*stored[0], *stored[1]]) == sorted(sent)
+    assert len(stored[0]) < 8, "rank 0 alone has had too few"
+
+
 async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:

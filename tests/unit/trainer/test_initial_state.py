@@ -149,6 +149,23 @@ async def test_a_new_draft_waits_for_as_many_requests_and_not_for_as_many_chunks
         assert await start(one, OneDraft(None), replay, Stop()) is not None
 
 
+async def test_a_first_draft_comes_from_requests_of_all_ranks(target: Path, tmp_path: Path) -> None:
+    maker, limits, asked = TraceMaker(target), ReplayLimits.of(1 << 20), list[int]()
+    own, *others = (read_sample(maker.data(seed), maker.expected) for seed in range(4))
+
+    def elsewhere(count: int) -> list[Sample]:
+        asked.append(count)
+        return others[: len(asked)]
+
+    with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
+        replay.admit([IncomingTrace(sample=own, data=maker.data(0))])
+        three = replace(spec(read_head(target)), first_samples=3)
+        initial = await start(three, OneDraft(None), replay, Stop(), elsewhere=elsewhere)
+    assert initial is not None
+    assert asked == [2, 2]
+    assert initial.history.uses == {one.trace_id: 1 for one in (own, *others[:2])}
+
+
 async def test_a_stop_ends_the_making_of_a_new_draft(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
