@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import redis.exceptions
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
@@ -78,17 +78,18 @@ _PIECE_BYTES = 128 * 1024
 
 
 class _InPieces(AbstractConnection):
-    """Sends an entry in pieces, each with the timeout. Before Python 3.12 asyncio copies what a socket does not take at once,
-    three times, and the event loop stands still meanwhile."""
+    """Sends an entry in pieces, because asyncio may copy what a socket does not take at once, and the event loop stands still
+    meanwhile. `make bench-width ARGS='--rows path'` measures how long."""
 
-    async def send_packed_command(
-        self,
-        command: bytes | str | Iterable[bytes],
-        check_health: bool = True,  # noqa: FBT001, FBT002 - as redis-py has it
-    ) -> None:
+    async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        """redis-py calls this when it is connected, with one timeout. All pieces go to one connection: on a new one Redis would
+        take the middle of an entry, which is a client's text, for commands."""
+        writer = self._writer
         for piece in _pieces(command):
-            await super().send_packed_command([piece], check_health)
-            check_health = False  # a ping between two pieces would be a part of the entry
+            if writer is None or self._writer is not writer:
+                raise redis.exceptions.ConnectionError("the connection was closed while a command was being sent")
+            writer.write(piece)
+            await writer.drain()
 
 
 class _Tcp(_InPieces, Connection):
@@ -106,13 +107,12 @@ class _Unix(_InPieces, UnixDomainSocketConnection):
 _CONNECTIONS = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
 
 
-def _pieces(command: bytes | str | Iterable[bytes]) -> Iterator[bytes]:
-    """The parts of a command in views of at most `_PIECE_BYTES`, which a socket takes as it takes bytes."""
-    parts = [command.encode()] if isinstance(command, str) else [command] if isinstance(command, bytes) else command
-    for part in parts:
+def _pieces(command: Iterable[bytes]) -> Iterator[memoryview]:
+    """The parts of a command in views of at most `_PIECE_BYTES`."""
+    for part in command:
         view = memoryview(part)
         for first in range(0, len(view), _PIECE_BYTES):
-            yield cast("bytes", view[first : first + _PIECE_BYTES])
+            yield view[first : first + _PIECE_BYTES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

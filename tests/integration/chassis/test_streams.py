@@ -1,10 +1,13 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.support.redis_server import RedisServer
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
@@ -368,3 +371,23 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(redis: Re
     life = await consumer(redis)
     assert data(await read(life)) == [entry]
     await settle_all(life)
+
+
+async def test_the_text_of_an_entry_whose_connection_is_closed_half_way_is_never_a_command(short_tmp_path: Path) -> None:
+    entry = b"\r\nSET leaked 1\r\n" * 250_000
+    with RedisServer(short_tmp_path) as server:
+        client = connect(server.url)
+        assert isinstance(client, Redis)
+        connection = client.connection_pool.make_connection()
+        await connection.connect()
+        server.pause()
+        command = connection.pack_command("XADD", KEY, "*", "t", entry)
+        sending = asyncio.create_task(connection.send_packed_command(command, check_health=False))
+        while not connection._writer.transport.get_write_buffer_size():
+            await asyncio.sleep(0.001)
+        await connection.disconnect(nowait=True)  # as a client of a cluster that has moved
+        server.resume()
+        with pytest.raises(RedisConnectionError):
+            await sending
+        assert await client.keys() == []
+        await client.aclose()
