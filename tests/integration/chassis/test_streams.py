@@ -373,21 +373,27 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(redis: Re
     await settle_all(life)
 
 
-async def test_the_text_of_an_entry_whose_connection_is_closed_half_way_is_never_a_command(short_tmp_path: Path) -> None:
+async def test_the_text_of_an_entry_whose_connection_is_closed_half_way_is_never_a_command(
+    short_tmp_path: Path,
+) -> None:
     entry = b"\r\nSET leaked 1\r\n" * 250_000
     with RedisServer(short_tmp_path) as server:
         client = connect(server.url)
         assert isinstance(client, Redis)
-        connection = client.connection_pool.make_connection()
+        connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         server.pause()
         command = connection.pack_command("XADD", KEY, "*", "t", entry)
-        sending = asyncio.create_task(connection.send_packed_command(command, check_health=False))
-        while not connection._writer.transport.get_write_buffer_size():
-            await asyncio.sleep(0.001)
-        await connection.disconnect(nowait=True)  # as a client of a cluster that has moved
-        server.resume()
+
+        async def is_half_sent() -> bool:
+            return bool(connection._writer.transport.get_write_buffer_size())
+
+        async def close() -> None:
+            await until(is_half_sent, what="a full socket")
+            await connection.disconnect(nowait=True)  # as a client of a cluster that has moved
+            server.resume()
+
         with pytest.raises(RedisConnectionError):
-            await sending
+            await asyncio.gather(connection.send_packed_command(command, check_health=False), close())
         assert await client.keys() == []
         await client.aclose()
