@@ -1,7 +1,7 @@
 """What a rank is busy with, and a sentence if that takes too long: a trainer never stalls in silence.
 
-A rank that computes is busy; one in a collective operation waits for others. torch.compile may take many minutes once, which
-is said, and not called a stall.
+A rank that computes is busy; one in a collective operation waits for others. torch.compile may take many minutes once:
+that is logged, and counts as a stall after half an hour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,9 @@ from updraft_chassis.clock import Clock
 
 SILENT_S = 10.0
 """Without a new heartbeat for so long, a rank is taken for one that hangs: it posts one every two seconds."""
+
+MAX_COMPILE_S = 1800.0
+"""A compiler that takes longer hangs: the longest waits of ranks for each other end after half an hour too."""
 
 
 class Activity(StrEnum):
@@ -109,7 +112,7 @@ class Watch:
 
     @contextmanager
     def during(self, activity: Activity) -> Iterator[None]:
-        """A phase within another one, which then begins anew."""
+        """A phase within another one, whose time restarts afterwards."""
         before, _ = self._phase
         self.begin(activity)
         try:
@@ -164,10 +167,13 @@ class StallLog:
 
 
 def is_compiling(phase: Phase, others: Sequence[PeerState]) -> bool:
-    """Whether that is why a phase takes long: this rank does it, or each rank that it waits for."""
-    awaited = _awaited(phase, others)
-    does = [one.phase.activity is Activity.COMPILE and not one.is_silent for one in awaited]
-    return phase.activity is Activity.COMPILE or (bool(does) and all(does))
+    """Whether that is why a phase takes long: this rank compiles, or each rank that it waits for, and for a usual time."""
+    does = [_compiles(one.phase) and not one.is_silent for one in _awaited(phase, others)]
+    return _compiles(phase) or (bool(does) and all(does))
+
+
+def _compiles(phase: Phase) -> bool:
+    return phase.activity is Activity.COMPILE and phase.for_s <= MAX_COMPILE_S
 
 
 def _awaited(phase: Phase, others: Sequence[PeerState]) -> list[PeerState]:

@@ -14,6 +14,10 @@ def peer(
     return PeerState(rank=rank, phase=Phase(activity=activity, for_s=65.0, is_waiting=is_waiting), silent_s=silent_s)
 
 
+def compiling(for_s: float) -> PeerState:
+    return PeerState(rank=0, phase=Phase(activity=Activity.COMPILE, for_s=for_s), silent_s=1.0)
+
+
 def test_a_watch_knows_what_a_rank_is_busy_with_and_whether_it_waits() -> None:
     clock = ManualClock()
     watch = Watch(clock)
@@ -121,6 +125,8 @@ def test_a_phase_within_another_one_has_a_time_of_its_own_and_the_other_one_begi
         ),
         pytest.param(Phase(), [peer(0, Activity.COMPILE), peer(2)], True, id="rank 0, by an idle one"),
         pytest.param(Phase(), [], False, id="nobody is heard of"),
+        pytest.param(Phase(activity=Activity.COMPILE, for_s=1801.0), [], False, id="itself, and it hangs"),
+        pytest.param(Phase(), [compiling(1801.0)], False, id="rank 0, and it hangs"),
     ],
 )
 def test_what_waits_for_a_compiler_does_not_stall(phase: Phase, others: list[PeerState], expected: bool) -> None:  # noqa: FBT001
