@@ -33,7 +33,7 @@ class DraftTensors:
 
 @dataclass(frozen=True, slots=True)
 class ShareSamples:
-    """Send samples of up to `count` requests, for a first draft. There is no learner yet."""
+    """Send samples of up to `count` requests, for a new draft."""
 
     activity: ClassVar[Activity] = Activity.FIRST_DRAFT
 

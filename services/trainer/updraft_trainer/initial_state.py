@@ -29,6 +29,7 @@ from updraft_draft.target_weights import TargetHead
 from updraft_trainer.coordination.watch import Activity
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -82,6 +83,17 @@ class TrainerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """Requests that other ranks store: how many there are, and a sample of each of up to so many."""
+
+    num_requests: Callable[[], int] = lambda: 0
+    samples: Callable[[int], Sequence[Sample]] = lambda _: ()
+
+
+_ALONE = Elsewhere()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InitialState:
     learner: Learner
     history: TrainingHistory
@@ -122,13 +134,12 @@ async def start(
     stop: Stop,
     *,
     busy: Callable[[Activity], None] = lambda _: None,
-    elsewhere: Callable[[int], Sequence[Sample]] = lambda _: (),
+    elsewhere: Elsewhere = _ALONE,
 ) -> InitialState | None:
     """Start from the registry's draft, or from new weights once there is some traffic; None if `stop` came first.
 
-    `elsewhere` returns samples of up to so many requests of the other ranks. `busy` is told what is done as soon as there is no
-    more to wait for. `registry.run` and intake must run at the same time. Conflict if the registry's drafts are for another
-    target.
+    `busy` is told what is done as soon as there is no more to wait for. `registry.run` and intake must run at the same time.
+    Conflict if the registry's drafts are for another target.
     """
     while registry.state is None:
         if await stop.wait(_WAIT_S):
@@ -178,24 +189,25 @@ def _load(spec: TrainerSpec, folder: Path) -> Learner:
 
 
 async def _first_samples(
-    spec: TrainerSpec,
-    registry: RegistryView,
-    replay: Replay,
-    stop: Stop,
-    elsewhere: Callable[[int], Sequence[Sample]],
+    spec: TrainerSpec, registry: RegistryView, replay: Replay, stop: Stop, elsewhere: Elsewhere
 ) -> Sequence[Sample] | None:
     """A sample of each of the first requests of all ranks; None if `stop` came first."""
     count, rng = spec.first_samples, random.Random(spec.seed)
 
     def find() -> list[Sample]:
         own = replay.first_batch(count=count, rng=rng)
-        return [*own, *elsewhere(count - len(own))][:count]
+        return [*own, *elsewhere.samples(count - len(own))][:count]
 
-    while len(samples := await asyncio.to_thread(find)) < count:
-        registry.set_message(f"a first draft waits for {count} requests to learn from, has {len(samples)}")
+    while True:
+        num_found = replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) + elsewhere.num_requests()
+        if num_found >= count:  # other ranks send whole samples, so they are asked once there are enough
+            samples = await asyncio.to_thread(find)
+            if len(samples) == count:
+                return samples
+            num_found = len(samples)  # a stored one is damaged
+        registry.set_message(f"a first draft waits for {count} requests to learn from, has {num_found}")
         if await stop.wait(_WAIT_S):
             return None
-    return samples
 
 
 async def _new_draft(

@@ -25,7 +25,7 @@ from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool
 from updraft_trainer.following import Follower, Followers, StepOptions
-from updraft_trainer.initial_state import InitialState, TrainerSpec, start
+from updraft_trainer.initial_state import Elsewhere, InitialState, TrainerSpec, start
 from updraft_trainer.learning import hardware
 from updraft_trainer.learning.compute import BATCH_TOKENS
 from updraft_trainer.loop import Trainer
@@ -247,7 +247,9 @@ class RankProcess:
                 self.replay,
                 stop,
                 busy=followers.busy,
-                elsewhere=followers.first_samples,
+                elsewhere=Elsewhere(
+                    num_requests=lambda: components.record.elsewhere[0], samples=followers.first_samples
+                ),
             )
         if initial is None:
             await asyncio.to_thread(components.followers.end)

@@ -26,7 +26,7 @@ from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.initial_state import InitialState, TrainerSpec, resume, start
+from updraft_trainer.initial_state import Elsewhere, InitialState, TrainerSpec, resume, start
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 from updraft_trainer.states.state import Identity, State, States, TrainingHistory
@@ -149,19 +149,24 @@ async def test_a_new_draft_waits_for_as_many_requests_and_not_for_as_many_chunks
         assert await start(one, OneDraft(None), replay, Stop()) is not None
 
 
-async def test_a_first_draft_comes_from_requests_of_all_ranks(target: Path, tmp_path: Path) -> None:
+async def test_a_first_draft_comes_from_requests_of_all_ranks_which_send_them_once_there_are_enough(
+    target: Path, tmp_path: Path
+) -> None:
     maker, limits, asked = TraceMaker(target), ReplayLimits.of(1 << 20), list[int]()
     own, *others = (read_sample(maker.data(seed), maker.expected) for seed in range(4))
+    heard = iter([0, 1, 2, 2])
 
-    def elsewhere(count: int) -> list[Sample]:
+    def send(count: int) -> list[Sample]:
         asked.append(count)
-        return others[: len(asked)]
+        return others[: len(asked)]  # the first time one is damaged
 
     with Replay.open(tmp_path / "replay", limits=limits, expected=maker.expected, cache_bytes=1 << 20) as replay:
         replay.admit([IncomingTrace(sample=own, data=maker.data(0))])
         three = replace(spec(read_head(target)), first_samples=3)
+        elsewhere = Elsewhere(num_requests=heard.__next__, samples=send)
         initial = await start(three, OneDraft(None), replay, Stop(), elsewhere=elsewhere)
     assert initial is not None
+    assert list(heard) == []
     assert asked == [2, 2]
     assert initial.history.uses == {one.trace_id: 1 for one in (own, *others[:2])}
 
