@@ -113,6 +113,11 @@ class Memory:
         """Samples in each cluster, with held-out ones."""
         return Counter(entry.cluster for entry in self.entries)
 
+    @property
+    def num_training(self) -> int:
+        """Samples that may be trained on."""
+        return len(self._training())
+
     def closed_form(self, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit, and newer ones to judge by."""
         training = self._training()
@@ -264,7 +269,7 @@ class Replay:
 
     def _fit(self, learner: Learner) -> None:
         num_judges, sizes = self._arm.thresholds.min_samples, self._memory.sizes()
-        if not is_fit_due(sizes, self._fitted, first=2 * num_judges):
+        if self._memory.num_training < num_judges or not is_fit_due(sizes, self._fitted, first=2 * num_judges):
             return
         self._fitted = sizes
         samples, unseen = self._memory.closed_form(num_judges)

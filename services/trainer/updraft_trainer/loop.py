@@ -224,18 +224,20 @@ class Trainer:
         on from it if it is surely better than the draft in training; what serves is replaced by a publication only.
         """
         replay, num_judges = self._components.replay, self._options.thresholds.min_samples
-        sizes = replay.cluster_sizes()
-        if not is_fit_due(sizes, self._fitted, first=2 * num_judges):
-            return None
+        sizes, num_training = replay.cluster_sizes(), replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
+        if num_training < num_judges or not is_fit_due(sizes, self._fitted, first=2 * num_judges):
+            return None  # a fit to a few requests teaches little, and to none nothing
         state = await self._set_baseline()
         if state is None:
             return None
         self._fitted, start_s = sizes, self._components.clock.monotonic()
         await asyncio.to_thread(self._followers.collect, self.learner)
         self._followers.busy(Activity.FIT)
-        num_training = replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
         samples, unseen = await asyncio.to_thread(
-            replay.closed_form_batch, count=FITTED_SAMPLES, num_held_out=num_newest_judges(num_training, num_judges)
+            replay.closed_form_batch,
+            count=FITTED_SAMPLES,
+            min_count=num_judges,
+            num_held_out=num_newest_judges(num_training, num_judges),
         )
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         with self._components.monitor.phase("fit"):
@@ -296,7 +298,8 @@ class Trainer:
     def _start_over(self) -> None:
         """Random weights of the chosen shape, over the most frequent tokens of the stored requests."""
         components, spec = self._components, self._spec
-        samples = components.replay.first_batch(count=spec.first_samples, rng=self._rng)
+        own = components.replay.first_batch(count=spec.first_samples, rng=self._rng)
+        samples = [*own, *self._followers.first_samples(spec.first_samples - len(own))][: spec.first_samples]
         learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}

@@ -59,7 +59,7 @@ from updraft_trainer.publishing.record import LearningRecord
 from updraft_trainer.publishing.registry_view import RegistryView
 from updraft_trainer.publishing.schedule import TrainingSchedule
 from updraft_trainer.publishing.throughput import Throughput
-from updraft_trainer.states.state import Identity, State, States
+from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -343,6 +343,18 @@ async def test_held_out_requests_count_among_the_sixteen_of_the_first_version(wh
     (first,) = await whole.versions()
     assert first.phase == pb.PHASE_STABLE
     assert len(first.manifest.evaluation.samples) == 8
+
+
+@pytest.mark.parametrize("num_training", [0, 7], ids=str)
+async def test_no_draft_is_fitted_to_fewer_requests_than_judge_one(whole: Bench, num_training: int) -> None:
+    learner = whole.spec.learner(torch.arange(128))
+    trainer = whole.trainer(InitialState(learner=learner, history=TrainingHistory(), rng=random.Random(0)))
+    whole.admit(0, num_training)
+    whole.admit(1000, 1040, evaluation=True)
+    await whole.refresh()
+    assert await trainer.fit() is None
+    whole.admit(num_training, 8)
+    await whole.publish_closed_form(trainer)
 
 
 async def test_after_a_shift_training_goes_on_from_a_closed_form_that_is_better(whole: Bench) -> None:

@@ -204,13 +204,13 @@ class Replay:
         """The newest samples that were trained on, one of each request."""
         return self._read(selection.trained_batch(self._training(), uses, count=count))
 
-    def closed_form_batch(self, *, count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
-        """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `num_held_out` are fitted only
+    def closed_form_batch(self, *, count: int, min_count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
+        """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `min_count` are fitted only
         while they take at most `fitted_bytes` of memory."""
         fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
         sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
         num_fitted = sum(size <= self._fitted_bytes for size in sizes)
-        return self._read(fitted[: max(num_held_out, num_fitted)]), self._read(held_out)
+        return self._read(fitted[: max(min_count, num_fitted)]), self._read(held_out)
 
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""

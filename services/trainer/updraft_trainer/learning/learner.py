@@ -197,7 +197,7 @@ class Learner:
         counts = token_counts(samples, self._target, check)
         token_ids = vocabulary.choose(counts, always=self._target.config.eos_token_ids, size=c.draft_vocab_size)
         before, after = (float(counts[ids].sum()) for ids in (known, token_ids))
-        if after - before < MIN_MORE_TOKENS * float(counts.sum()):
+        if after - before <= MIN_MORE_TOKENS * float(counts.sum()):  # also if there is no token
             return False
         self._change_vocabulary(token_ids)
         return True

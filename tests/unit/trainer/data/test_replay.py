@@ -473,3 +473,13 @@ def test_an_index_of_an_earlier_layout_is_told(path: Path, traces: TraceMaker) -
         earlier.execute("CREATE TABLE samples (trace_id TEXT PRIMARY KEY, admitted INTEGER NOT NULL)")
     with pytest.raises(Corrupt, match="of an earlier Updraft; move it away"), opened(path, traces):
         pass
+
+
+def test_as_many_samples_are_fitted_as_are_needed_however_many_judge_and_whatever_memory_they_take(
+    path: Path, traces: TraceMaker
+) -> None:
+    with opened(path, traces) as replay:  # no memory for more
+        replay.admit([arrival(traces, seed) for seed in range(13)])
+        fitted, judges = replay.closed_form_batch(count=100, min_count=8, num_held_out=5)
+    assert len(fitted) == 8
+    assert len(judges) == 5

@@ -130,6 +130,14 @@ def test_another_vocabulary_keeps_what_the_draft_knows_of_tokens_that_stay(targe
     assert not learner.update_vocabulary(samples)
 
 
+def test_no_sample_changes_no_vocabulary(target: Path) -> None:
+    head = read_head(target)
+    rare = torch.arange(VOCAB - DRAFT_VOCAB // 2, VOCAB)
+    learner = Learner(head, head.draft(draft_vocab_size=len(rare)), rare, Hyperparameters())
+    assert not learner.update_vocabulary([])
+    assert torch.equal(learner.network.token_ids, rare)
+
+
 def test_a_start_from_a_draft_takes_its_vocabulary(target: Path, samples: list[Sample]) -> None:
     head = read_head(target)
     config = head.draft(draft_vocab_size=DRAFT_VOCAB // 2)

@@ -93,9 +93,7 @@ def test_a_cluster_that_was_too_small_for_the_last_fit_is_due_as_soon_as_it_is_n
     assert is_fit_due({"old": 100, "new": 16}, {"old": 100, "new": 12}, first=16)
 
 
-@pytest.mark.parametrize(
-    ("num_training", "num_held_out"), [(16, 0), (15, 1), (13, 3), (8, 8)], ids=str
-)
+@pytest.mark.parametrize(("num_training", "num_held_out"), [(16, 0), (15, 1), (13, 3), (8, 8)], ids=str)
 def test_of_the_first_sixteen_requests_eight_are_fitted_and_eight_judge(num_training: int, num_held_out: int) -> None:
     num_newest = num_newest_judges(num_training, num_judges=8)
     assert num_newest + num_held_out == num_training - num_newest == 8
