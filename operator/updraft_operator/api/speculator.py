@@ -329,7 +329,8 @@ class Traces(Model):
     shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
     """Minimum number of streams; there is at least one for every rank of the trainer. With a Redis Cluster, its nodes share
-    them. Without it, streams stay when there are fewer ranks than before, because traces in the others would be lost."""
+    them. If unset, the number of streams never falls when the trainer has fewer ranks, because the traces in the other streams
+    would be lost."""
 
 
 class Bucket(Model):
