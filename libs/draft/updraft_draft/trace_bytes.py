@@ -30,7 +30,8 @@ class ParsedTrace(NamedTuple):
 
 
 def serialize(trace: trace_pb2.Trace, aux: bytes) -> bytes:
-    """The bytes of a trace; `aux` is the data of its auxiliary hidden states, which it has not, empty if there are none."""
+    """The bytes of a trace; `aux` is the data of its auxiliary hidden states, which `trace` must not contain; empty if there
+    are none."""
     rest = trace.SerializeToString()
     if not aux:
         return rest

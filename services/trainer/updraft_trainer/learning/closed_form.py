@@ -1,10 +1,9 @@
 """First weights without a gradient step: ridge regressions on a few recorded answers.
 
 The draft's state after step j at row t should be the target's last hidden state at row t + 1 + j, before the weight of its
-final norm. `fc` is fitted to that from the auxiliary states. What is then missing is fitted from what attention reads of its
-own row, the normed embedding and the normed state, with the rank that the key-value heads allow. What is missing then is
-fitted from the MLP's random features, which are not linear (an extreme learning machine: Huang et al. 2006). Samples are read
-one by one.
+final norm. `fc` is fitted to that from the auxiliary states. The residual is fitted from what attention reads of its own row,
+the normed embedding and the normed state, with the rank that the key-value heads allow. The residual of both is fitted from
+the MLP's random features, which are not linear (an extreme learning machine: Huang et al. 2006). Samples are read one by one.
 
 Queries and keys are equal and read only the embedding, so that attention begins on its own row.
 """
