@@ -76,6 +76,9 @@ _FILES = {*OTHER_FILES, __file__, commands.__file__, following.__file__, loop.__
 _GRACE_S = 5.0
 """torchrun's own is longer."""
 
+_LONGEST_S = 120
+"""A life takes a second."""
+
 _THRESHOLDS = PublishThresholds(min_samples=SIZE, min_gain_percent=1.0, min_first_gain_percent=15.0, confidence=0.9)
 
 
@@ -274,6 +277,7 @@ def _fork(life: Life, rank: int, port: int, maker: TraceMaker) -> tuple[int, int
         os.close(write)
         return child, read
     try:
+        signal.alarm(_LONGEST_S)  # ranks that wait for different things wait for half an hour
         rank_life(life, rank).path.mkdir(exist_ok=True)
         with suppress(*([Unavailable] if life.fatal_step else [])):  # the other one was killed
             os.write(write, str(_live(life, rank, port, maker)).encode())
@@ -291,7 +295,7 @@ def _run(life: Life, maker: TraceMaker) -> list[int] | None:
     while left:
         child, status = os.wait()
         left.discard(child)
-        if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+        if os.waitstatus_to_exitcode(status):
             _end(left)
     texts = []
     for _, read in children:
