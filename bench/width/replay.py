@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from updraft.trace.v1 import trace_pb2
+from updraft_draft import trace_bytes
 from updraft_draft.tensors import encode
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
@@ -88,10 +89,12 @@ def synthetic(width: int, num_rows: int) -> trace_pb2.Trace:
 
 
 def incoming(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Iterator[IncomingTrace]:
-    """The same request again and again, each time with an id of its own."""
+    """The same request again and again, each time with an id of its own, as pods write it. Takes the rows out of `trace`."""
+    aux = trace.payload.aux_hidden.data
+    trace.payload.aux_hidden.ClearField("data")
     for number in range(1_000_000):
         trace.header.trace_id = number.to_bytes(16, "big")
-        data = trace.SerializeToString()
+        data = trace_bytes.serialize(trace, aux)
         yield IncomingTrace(sample=read_sample(data, expected), data=data)
 
 

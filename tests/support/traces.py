@@ -12,6 +12,7 @@ from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_draft import trace_bytes
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import encode
 from updraft_trainer.data.sample import SCHEMA, ExpectedTarget
@@ -24,6 +25,14 @@ _START_MS = int(time.time() * 1000)
 
 _SHARPNESS = 20.0
 """Length of a last hidden state: its logits then favour one token of a random head by far."""
+
+
+def rows_first(trace: trace_pb2.Trace) -> bytes:
+    """The bytes of a trace as a pod writes them."""
+    aux, rest = trace.payload.aux_hidden.data, trace_pb2.Trace.FromString(trace.SerializeToString())
+    if aux:
+        rest.payload.aux_hidden.ClearField("data")
+    return trace_bytes.serialize(rest, aux)
 
 
 class TraceMaker:
@@ -89,7 +98,7 @@ class TraceMaker:
 
     def data(self, seed: int, **kwargs: bool | int | float | str) -> bytes:
         """The bytes of a stream entry with `trace(seed, **kwargs)`."""
-        return self.trace(seed, **kwargs).SerializeToString()  # type: ignore[arg-type] # checked by trace itself
+        return rows_first(self.trace(seed, **kwargs))  # type: ignore[arg-type] # checked by trace itself
 
     def _add_counterfactuals(self, trace: trace_pb2.Trace, rule: int, count: int) -> None:
         for index, step in enumerate(trace.steps):

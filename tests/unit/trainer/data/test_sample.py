@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import HIDDEN, VOCAB, make_tiny_target
-from tests.support.traces import TraceMaker
+from tests.support.traces import TraceMaker, rows_first
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
@@ -214,15 +214,31 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
         pytest.param(_id, "malformed", id="no trace id"),
     ],
 )
+@pytest.mark.parametrize("write", [rows_first, trace_pb2.Trace.SerializeToString])
+@pytest.mark.parametrize("is_outline", [False, True])
 def test_a_trace_that_must_not_teach_is_refused(
-    maker: TraceMaker, damage: Callable[[trace_pb2.Trace], None], label: str
+    maker: TraceMaker,
+    damage: Callable[[trace_pb2.Trace], None],
+    label: str,
+    write: Callable[[trace_pb2.Trace], bytes],
+    is_outline: bool,  # noqa: FBT001 - by pytest
 ) -> None:
     trace = maker.trace(2)
     damage(trace)
     with pytest.raises(RefusedTrace) as refused:
-        read_sample(trace.SerializeToString(), maker.expected)
+        read_sample(write(trace), maker.expected, is_outline=is_outline)
     assert refused.value.label == label
     assert " " in str(refused.value)
+
+
+def test_rows_that_come_first_are_those_of_the_usual_order(maker: TraceMaker) -> None:
+    trace = maker.trace(2)
+    sample, usual = (read_sample(data, maker.expected) for data in (rows_first(trace), trace.SerializeToString()))
+    assert torch.equal(sample.aux, usual.aux)
+    assert torch.equal(sample.ids, usual.ids)
+    assert isinstance(sample.teacher, LastHidden)
+    assert isinstance(usual.teacher, LastHidden)
+    assert torch.equal(sample.teacher.states, usual.teacher.states)
 
 
 def test_bytes_that_are_no_trace_are_malformed(maker: TraceMaker) -> None:
