@@ -357,6 +357,7 @@ async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(set
             counts += of(agent.finished, answer)[0]["counters"]
         await swap(agent, setting.folder / "draft-0", 0)
 
+    assert all(one.pop("us") > 0 for one in counts)
     assert [one.pop("version") for one in counts] == [0, 8]
     assert counts[0] == counts[1], "the same proposals, by other numbers"
     assert counts[0]["steps"] < 50
@@ -387,6 +388,7 @@ async def test_a_refused_draft_says_why_and_the_one_before_serves_on(setting: Se
     assert {one["served"]["digest"] for one in refused} == {"sha256:3"}
     assert after.output == before.output
     counts = [of(agent.finished, one)[0]["counters"] for one in (before, after)]
+    assert all(one.pop("us") > 0 for sums in counts for one in sums)
     assert counts[0] == counts[1]
     assert {hello["digest"] for hello in agent.hellos[-2:]} == {"", "sha256:3"}
 

@@ -5,11 +5,11 @@
 
 From the plugin:
 
-hello    Once per connection: protocol, id (random per connecting process), tap (version of this package), engine: {name,
-         version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the process, where an engine has several),
-         device, hooks: {function: why it is not in place, "" if it is}, steps (draft tokens per verify step), aux_size,
-         vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if
-         it works).
+hello    Once per connection: protocol, id (random per connecting process), server (vLLM: the same in all of its processes),
+         tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the
+         process, where an engine has several), device, hooks: {function: why it is not in place, "" if it is}, steps (draft
+         tokens per verify step), aux_size, vocab_size, dtype, version and digest (of the draft loaded last; 0 and ""), problem
+         (why nothing is captured; "" if it works).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
          [{rid, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of
          the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
@@ -18,9 +18,10 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again, with its output
          after its prompt.
 
-finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, counters: [{version (that drafted; null
-         if that is not known), steps, proposed, accepted (by position)}], sampling (of a request with payload, else null). With
-         payload, the tensor tokens has its prompt and its output, int32.
+finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, duration_us (since it arrived),
+         constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known), steps,
+         proposed, proposed_by_position, accepted (by position), us (that the steps took)}], sampling (of a request with
+         payload, else null). With payload, the tensor tokens has its prompt and its output, int32.
 loaded   The answer to a load: version, refusal ("" if it is served), held (digest of what the engine holds), pause_us (how long
          the engine stood still), served: {version, digest}.
 
@@ -45,7 +46,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME = 1 << 30
 
 _LENGTHS = struct.Struct("<IQ")
@@ -85,11 +86,11 @@ def lengths(prefix: bytes) -> tuple[int, int]:
     return head, body
 
 
-def decode(head: bytes, body: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors, which share one copy of `body`. Raises FrameError if they do not match."""
+def decode(head: bytes | bytearray, body: bytes | bytearray) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors, which share `body`, or a copy if it is read-only. Raises FrameError if they do not match."""
     try:
         header = json.loads(head)
-        memory, tensors, at = bytearray(body), {}, 0
+        memory, tensors, at = body if isinstance(body, bytearray) else bytearray(body), {}, 0
         for name, dtype, shape in header["tensors"]:
             count = 1
             for size in shape:

@@ -7,6 +7,7 @@ Each process has a connection of its own to the agent: the engine's (`scheduler`
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -33,6 +34,9 @@ ENGINE = "vLLM"
 KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
 
+_SERVER = f"{PREFIX}SERVER"
+"""The variable by which the processes of a server know that they are of one."""
+
 _POLICY = ("answer", "policy")
 """Messages that say what to capture; the answer to a hello says nothing yet."""
 
@@ -44,6 +48,7 @@ def register() -> None:
         if settings is None:
             log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
             return
+        os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
         for target, problem in hooks.install(starts(settings)).items():
             if problem:
                 log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
@@ -196,6 +201,7 @@ class _Hello:
 
     def facts(self) -> dict[str, Any]:
         return {
+            "server": os.environ.get(_SERVER, ""),
             "tap": __version__,
             "engine": {"name": ENGINE, "version": _vllm()},
             "pid": os.getpid(),

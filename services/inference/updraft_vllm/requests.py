@@ -3,6 +3,7 @@
 They are the same for both model runners, and see every request, whoever sent it.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,8 @@ class RequestHooks:
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": len(request.output_token_ids),
             "preemptions": request.num_preemptions,
+            "duration_us": max(0, round(1e6 * (time.time() - request.arrival_time))),
+            "constrained": bool(getattr(request, "use_structured_output", False)),
             "counters": counters,
             "sampling": {name: getattr(request.sampling_params, name) for name in _SAMPLING} if is_captured else None,
         }

@@ -4,7 +4,7 @@ from updraft_tap.counters import Counters
 
 
 def test_steps_are_summed_by_the_version_that_proposed_and_by_position() -> None:
-    counters = Counters()
+    counters = Counters(clock=iter((0.0, 0.25, 0.5, 1.0, 1.5)).__next__)
     counters.proposed(["a", "b"], 3)
     counters.verified("a", proposed=3, accepted=2)
     counters.proposed(["a"], 4)
@@ -12,8 +12,22 @@ def test_steps_are_summed_by_the_version_that_proposed_and_by_position() -> None
     counters.verified("a", proposed=3, accepted=3)
 
     assert counters.end("a") == [
-        {"version": 3, "steps": 1, "proposed": 3, "accepted": [1, 1, 0]},
-        {"version": 4, "steps": 2, "proposed": 5, "accepted": [1, 1, 1]},
+        {
+            "version": 3,
+            "steps": 1,
+            "proposed": 3,
+            "accepted": [1, 1, 0],
+            "proposed_by_position": [1, 1, 1],
+            "us": 250_000,
+        },
+        {
+            "version": 4,
+            "steps": 2,
+            "proposed": 5,
+            "accepted": [1, 1, 1],
+            "proposed_by_position": [2, 2, 1],
+            "us": 1_500_000,
+        },
     ]
     assert counters.end("b") == []
     assert len(counters) == 0
@@ -23,7 +37,8 @@ def test_a_proposal_of_an_unknown_draft_has_no_version() -> None:
     counters = Counters()
     counters.verified("a", proposed=1, accepted=1)
 
-    assert counters.end("a") == [{"version": None, "steps": 1, "proposed": 1, "accepted": [1]}]
+    expected = {"version": None, "steps": 1, "proposed": 1, "accepted": [1], "proposed_by_position": [1], "us": 0}
+    assert counters.end("a") == [expected]
 
 
 def test_a_request_that_was_never_seen_has_no_sums() -> None:

@@ -22,6 +22,8 @@ def request(rid: str = "a", **more: Any) -> Any:
         output_token_ids=[7, 8],
         all_token_ids=[1, 2, 7, 8],
         num_preemptions=1,
+        arrival_time=0.0,
+        use_structured_output=False,
         status=SimpleNamespace(name="FINISHED_STOPPED"),
         is_finished=lambda: False,
         **more,
@@ -70,10 +72,12 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
 
         ((header, tokens),) = scheduler.end()
 
+        assert [one.pop("us") >= 0 for one in header["counters"]] == [True, True]
         assert header["counters"] == [
-            {"version": None, "steps": 1, "proposed": 3, "accepted": [1, 0, 0]},
-            {"version": 2, "steps": 1, "proposed": 2, "accepted": [1, 1]},
+            {"version": None, "steps": 1, "proposed": 3, "accepted": [1, 0, 0], "proposed_by_position": [1, 1, 1]},
+            {"version": 2, "steps": 1, "proposed": 2, "accepted": [1, 1], "proposed_by_position": [1, 1]},
         ]
+        assert (header["duration_us"] > 0, header["constrained"]) == (True, False)
         assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
         assert header["preemptions"] == 1
         if policy.payload:
