@@ -42,7 +42,7 @@ from updraft_inference.engine import (
     check_limits,
 )
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.sglang_engine.trace_builder import KEPT_BYTES
+from updraft_inference.tap.trace_builder import KEPT_BYTES
 
 HANDED_OVER = "handed_over"
 """A file in a pod's data folder: the output tokens of each part that was handed over with hidden states."""

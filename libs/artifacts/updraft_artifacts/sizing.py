@@ -131,8 +131,8 @@ class DraftSizes:
 class CapturedTraffic:
     """How much is captured, and how. The defaults are eight requests at a time with 25 tokens per second each."""
 
-    engine: Literal["torch", "sglang"] = "torch"
-    """torch sends the last hidden state as teacher; sglang the 64 most likely tokens."""
+    engine: Literal["torch", "sglang", "vllm"] = "torch"
+    """torch sends the last hidden state as teacher; sglang and vllm the 64 most likely tokens."""
     encoding: Literal["fp8", "bf16"] = "fp8"
     tokens_per_second: int = 200
     answer_tokens: int = 1_000

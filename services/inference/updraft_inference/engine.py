@@ -271,6 +271,34 @@ class FinishedRequest:
         return tuple(StepSums.of(steps, len(self.output_ids)) for steps in groups.values())
 
     @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.output_ids)
+
+    @property
+    def sums(self) -> tuple["StepSums | UncapturedSteps", ...]:
+        """Of all verify steps."""
+        return self.step_sums if self.uncaptured is None else (*self.step_sums, self.uncaptured)
+
+    @property
+    def num_uncaptured(self) -> int:
+        """Verify steps of which only sums are known."""
+        return 0 if self.uncaptured is None else self.uncaptured.verify_steps
+
+    @property
+    def num_missing_rows(self) -> int:
+        return 0 if self.hidden is None else len(self.hidden.missing_rows)
+
+    @property
+    def last_version(self) -> int:
+        """The last draft that proposed; 0 without any."""
+        last = next((step.draft_version for step in reversed(self.steps) if step.draft_version), 0)
+        return last or (self.uncaptured.draft_version if self.uncaptured is not None else 0)
+
+    @property
     def num_rows(self) -> int:
         """Captured positions."""
         return 0 if self.hidden is None else len(self.hidden.aux)
@@ -287,6 +315,26 @@ class FinishedRequest:
     def num_new_rows(self) -> int:
         """Captured positions that were not in a part before: the context of a later part is the end of an earlier one."""
         return self.num_rows - (self.num_context_rows if self.num_handed_over else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedRequest:
+    """Counts of a request that was served elsewhere, whether or not there is a trace of it. Times are None if not known."""
+
+    reason: FinishReason
+    num_prompt: int
+    num_output: int
+    sums: tuple[UncapturedSteps, ...]
+    """In the order in which the drafts proposed."""
+    duration_s: float
+    time_to_first_token_s: float | None = None
+    num_uncaptured: int = 0
+    """Verify steps that are in no trace, although one of the request is made."""
+    num_missing_rows: int = 0
+
+    @property
+    def last_version(self) -> int:
+        return next((sums.draft_version for sums in reversed(self.sums) if sums.draft_version), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,12 +357,18 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInfo:
-    """Constants of a running engine. Fingerprints are "sha256:..."."""
+class HolderInfo:
+    """Constants of what holds a draft. Fingerprints are "sha256:..."."""
 
     engine: str
     target_fingerprint: str
     tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo(HolderInfo):
+    """Constants of a running engine."""
+
     max_context: int
     num_slots: int
     vocab_size: int
@@ -422,21 +476,21 @@ class CaptureLoss(StrEnum):
     """The message cannot be parsed."""
 
 
-class Engine(Protocol):
-    """Continues prompts, and swaps its draft between two decode steps. Errors are those of `updraft_chassis.errors`."""
+class DraftHolder(Protocol):
+    """Drafts with one draft, which it swaps between two decode steps: an engine, or a server of somebody else's.
+
+    Errors are those of `updraft_chassis.errors`.
+    """
 
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> HolderInfo: ...
 
     @property
     def loaded(self) -> LoadedDraft: ...
 
     @property
-    def load(self) -> EngineLoad: ...
-
-    @property
-    def lookahead_estimates(self) -> LookaheadEstimates | None:
-        """None where the engine does not choose its lookahead."""
+    def load(self) -> EngineLoad:
+        """All zero where it is not known."""
         ...
 
     @property
@@ -459,23 +513,8 @@ class Engine(Protocol):
         """Parts of traces lost so far. The requests themselves are not affected."""
         ...
 
-    @property
-    def is_alive(self) -> bool:
-        """False: the engine has failed permanently, and the process should end."""
-        ...
-
     def compare(self, *, is_comparing: bool) -> None:
         """Say whether drafts are compared now, so that an engine that mixes proposers shows more of each draft alone."""
-        ...
-
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Yield tokens as they are generated. Closing the generator early cancels the request and frees its slot.
-
-        The engine never waits for the reader; it buffers up to max_tokens tokens.
-
-        Raises InvalidInput (prompt too long, limits out of range, a schema or a parameter that this engine does not support),
-        Exhausted (queue full), Unavailable (stopping). No parameter is silently ignored.
-        """
         ...
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
@@ -490,6 +529,33 @@ class Engine(Protocol):
 
     async def rehash(self) -> LoadedDraft:
         """Hash the draft that the engine holds again, without pausing it, and update `loaded`."""
+        ...
+
+
+class Engine(DraftHolder, Protocol):
+    """Continues prompts, and holds the draft for that."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def lookahead_estimates(self) -> LookaheadEstimates | None:
+        """None where the engine does not choose its lookahead."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False: the engine has failed permanently, and the process should end."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Yield tokens as they are generated. Closing the generator early cancels the request and frees its slot.
+
+        The engine never waits for the reader; it buffers up to max_tokens tokens.
+
+        Raises InvalidInput (prompt too long, limits out of range, a schema or a parameter that this engine does not support),
+        Exhausted (queue full), Unavailable (stopping). No parameter is silently ignored.
+        """
         ...
 
 

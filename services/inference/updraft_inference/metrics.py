@@ -15,7 +15,9 @@ from updraft_inference.agent.counters import LATENCY_BOUNDS_S, Latencies, usage
 from updraft_inference.engine import (
     LOADS,
     CaptureLoss,
+    CountedRequest,
     Drafter,
+    DraftHolder,
     Engine,
     FinishedRequest,
     LookaheadEstimates,
@@ -108,24 +110,20 @@ class Metrics:
         """Set once an engine is open; see `EngineInfo.kernels`."""
         self.own_kernels.labels(variant=variant).set(variant not in {"", "torch"})
 
-    def observe(self, finished: FinishedRequest) -> None:
+    def observe(self, finished: FinishedRequest | CountedRequest) -> None:
         self.requests.labels(finish=finished.reason.value).inc()
-        self.prompt_tokens.inc(len(finished.request.prompt_ids))
-        self.output_tokens.inc(len(finished.output_ids))
+        self.prompt_tokens.inc(finished.num_prompt)
+        self.output_tokens.inc(finished.num_output)
         self.request_duration.observe(finished.duration_s)
-        if finished.output_ids:
+        if finished.num_output and finished.time_to_first_token_s is not None:
             self.time_to_first_token.observe(finished.time_to_first_token_s)
         served = usage(finished)
         if served.acceptance_length is not None:
             self.acceptance_length.labels(drafter=served.drafter.value).observe(served.acceptance_length)
-        for sums in finished.step_sums:
-            self._observe_steps(sums, Latencies.of(sums.tokens, sums.seconds))
-        if finished.hidden is not None:
-            self.missing_rows.inc(len(finished.hidden.missing_rows))
-        rest = finished.uncaptured
-        if rest is not None:
-            self.uncaptured_steps.inc(rest.verify_steps)
-            self._observe_steps(rest, Latencies.of(rest.tokens, rest.duration_s))
+        for sums in finished.sums:
+            self._observe_steps(sums, Latencies.of_sums(sums))
+        self.missing_rows.inc(finished.num_missing_rows)
+        self.uncaptured_steps.inc(finished.num_uncaptured)
 
     def _observe_steps(self, steps: StepSums | UncapturedSteps, latencies: Latencies) -> None:
         drafter = steps.drafter.value
@@ -136,6 +134,19 @@ class Metrics:
         self.inter_token_latency.observe_many(latencies.counts, latencies.seconds)
 
 
+def watch_holder(registry: CollectorRegistry, holder: DraftHolder) -> None:
+    """Register gauges of what goes wrong, read at each scrape."""
+    new = MetricFactory(registry, _PREFIX)
+    new.gauge(
+        "draft_faults", "Steps in which drafting failed. Such steps run without a draft; no request fails."
+    ).set_function(lambda: sum(holder.faults.values()))
+    losses = new.gauge(
+        "capture_lost_parts", "Parts of traces that were lost between the engine and capture, by reason.", "reason"
+    )
+    for loss in CaptureLoss:
+        losses.labels(reason=loss.value).set_function(partial(_lost, holder, loss))
+
+
 def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
     """Register gauges of the engine load that are read at each scrape."""
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
@@ -143,10 +154,6 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
         "queued_requests": ("Requests that are waiting for a slot.", lambda: engine.load.queued),
         "used_context_tokens": ("Tokens in the KV cache.", lambda: engine.load.used_tokens),
         "slots": ("Requests that can run concurrently.", lambda: engine.info.num_slots),
-        "draft_faults": (
-            "Steps in which drafting failed. Such steps run without a draft; no request fails.",
-            lambda: sum(engine.faults.values()),
-        ),
         "lookahead_tokens": ("Draft tokens per step that the engine chose last.", lambda: engine.load.lookahead),
         "cached_prompt_tokens": (
             "Prompt tokens that were reused from the prefix cache instead of being computed.",
@@ -156,11 +163,6 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
     new = MetricFactory(registry, _PREFIX)
     for name, (text, read) in gauges.items():
         new.gauge(name, text).set_function(read)
-    losses = new.gauge(
-        "capture_lost_parts", "Parts of traces that were lost between the engine and capture, by reason.", "reason"
-    )
-    for loss in CaptureLoss:
-        losses.labels(reason=loss.value).set_function(partial(_lost, engine, loss))
 
 
 def watch_speedups(registry: CollectorRegistry, engine: Engine) -> None:
@@ -181,8 +183,8 @@ def _speedup(engine: Engine, batch: int, bound: str) -> float:
     return math.nan if measured is None else float(getattr(measured, "ratio" if bound == "mean" else bound))
 
 
-def _lost(engine: Engine, loss: CaptureLoss) -> int:
-    return engine.capture_losses.get(loss, 0)
+def _lost(holder: DraftHolder, loss: CaptureLoss) -> int:
+    return holder.capture_losses.get(loss, 0)
 
 
 def watch_lookahead(registry: CollectorRegistry, estimates: LookaheadEstimates) -> None:

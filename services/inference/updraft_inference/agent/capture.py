@@ -23,7 +23,7 @@ from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
 from updraft_inference.agent.trace import Encode, Ended, Origin, row_bytes, trace
-from updraft_inference.engine import FinishedRequest
+from updraft_inference.engine import CountedRequest, FinishedRequest
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,25 @@ class Capture:
         chance = self._credits.chance(terms.domain, self._clock.monotonic())
         return selection.plan(self._rates, trace_id, terms, chance)
 
+    @property
+    def rates(self) -> CaptureRates:
+        return self._rates
+
+    @property
+    def payload_fraction(self) -> float:
+        """Fraction of requests that may have a payload now, for a server that chooses them itself."""
+        return min(self._rates.payload_fraction, self._credits.share(self._clock.monotonic()))
+
+    def plan_of_chosen(self, trace_id: bytes, terms: CaptureTerms, probability: float) -> CapturePlan:
+        """Plan a request that a server has chosen and served."""
+        return selection.plan_of_chosen(self._rates, trace_id, terms, probability=probability)
+
+    def count(self, counted: CountedRequest, plan: CapturePlan) -> None:
+        """Learn what this kind of request is like from one that leaves no trace."""
+        if plan.is_opted_out:
+            self._drop(Drop.OPTED_OUT)
+        self._learn(counted, plan)
+
     def start(self, plan: CapturePlan) -> None:
         """Charge a request that the engine receives now."""
         if plan.params.payload:
@@ -174,10 +193,13 @@ class Capture:
         if plan.params.payload:
             reserved = self._reserved.pop(plan.trace_id, 0.0)  # an earlier part may have settled it
             self._credits.settle(reserved, finished.num_new_rows)
-        if finished.is_part or not plan.may_have_payload or not finished.output_ids:
+        if not finished.is_part:
+            self._learn(finished, plan)
+
+    def _learn(self, finished: FinishedRequest | CountedRequest, plan: CapturePlan) -> None:
+        if not plan.may_have_payload or not finished.num_output:
             return
-        num_prompt = min(len(finished.request.prompt_ids), self._rates.prompt_rows)
-        offered, used = num_prompt + len(finished.output_ids), usage(finished)
+        offered, used = min(finished.num_prompt, self._rates.prompt_rows) + finished.num_output, usage(finished)
         self._offered_tokens += offered
         self._credits.observe(plan.domain, offered=offered, proposed=used.proposed, accepted=used.accepted)
 

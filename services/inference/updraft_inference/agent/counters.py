@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_inference.agent.domains import OTHER
-from updraft_inference.engine import Drafter, FinishedRequest, StepSums, UncapturedSteps
+from updraft_inference.engine import CountedRequest, Drafter, FinishedRequest, StepSums, UncapturedSteps
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -53,21 +53,18 @@ class Usage:
         return 1 + self.accepted / self.verify_steps if self.verify_steps else None
 
 
-def usage(finished: FinishedRequest) -> Usage:
+def usage(finished: FinishedRequest | CountedRequest) -> Usage:
     """`drafter` is the one that proposed most tokens, `draft_version` the last one that drafted."""
     proposed_by: Counter[Drafter] = Counter()
-    rest = finished.uncaptured
-    every: list[StepSums | UncapturedSteps] = [*finished.step_sums, *([] if rest is None else [rest])]
-    for sums in every:
+    for sums in finished.sums:
         proposed_by[sums.drafter] += sum(sums.proposed)
     top = max(proposed_by, key=lambda drafter: proposed_by[drafter], default=Drafter.NONE)
-    last = next((s.draft_version for s in reversed(finished.steps) if s.draft_version), 0)
     return Usage(
         drafter=top if proposed_by[top] else Drafter.NONE,
-        draft_version=last or (rest.draft_version if rest is not None else 0),
-        verify_steps=sum(sums.verify_steps for sums in every),
+        draft_version=finished.last_version,
+        verify_steps=sum(sums.verify_steps for sums in finished.sums),
         proposed=proposed_by.total(),
-        accepted=sum(sum(sums.accepted) for sums in every),
+        accepted=sum(sum(sums.accepted) for sums in finished.sums),
     )
 
 
@@ -101,6 +98,15 @@ class Latencies:
         counts = np.bincount(buckets, weights=tokens, minlength=len(LATENCY_BOUNDS_S) + 1)
         return cls(tuple(map(int, counts)), float(seconds[tokens > 0].sum()))
 
+    @classmethod
+    def of_sums(cls, sums: StepSums | UncapturedSteps) -> Self:
+        """The tokens of steps that are known in sum count as equally fast."""
+        return cls.of(sums.tokens, sums.seconds if isinstance(sums, StepSums) else sums.duration_s)
+
+
+def num_tokens(sums: StepSums | UncapturedSteps) -> int:
+    return int(sums.tokens.sum()) if isinstance(sums, StepSums) else sums.tokens
+
 
 Tallies = Mapping[int, fleet_pb2.VersionCounters]
 """Totals since the process started, by version, the last served one last; 0 is for steps without a draft, or mixed with n-gram
@@ -111,7 +117,11 @@ MAX_VERSIONS = 16
 
 
 def folded(
-    tallies: Tallies, finished: FinishedRequest, *, domain: str = "", domains: Collection[str] = ()
+    tallies: Tallies,
+    finished: FinishedRequest | CountedRequest,
+    *,
+    domain: str = "",
+    domains: Collection[str] = (),
 ) -> dict[int, fleet_pb2.VersionCounters]:
     """Add one request. Beyond MAX_VERSIONS, those that were not served for longest are dropped.
 
@@ -119,13 +129,8 @@ def folded(
     these are dropped.
     """
     served: dict[int, fleet_pb2.VersionCounters] = {}
-    for sums in finished.step_sums:
-        latencies = Latencies.of(sums.tokens, sums.seconds)
-        _add_steps(_served(served, tallies, _proved(sums)), sums, int(sums.tokens.sum()), latencies)
-    rest = finished.uncaptured
-    if rest is not None:  # its tokens count as equally fast
-        latencies = Latencies.of(rest.tokens, rest.duration_s)
-        _add_steps(_served(served, tallies, rest.draft_version), rest, rest.tokens, latencies)
+    for sums in finished.sums:
+        _add_steps(_served(served, tallies, _proved(sums)), sums, num_tokens(sums), Latencies.of_sums(sums))
     for version, counters in served.items():
         counters.requests_served += 1
         if domain:
@@ -180,7 +185,7 @@ def _add_steps(
     counters.inter_token_latency.sum += latencies.seconds
 
 
-def _proved(steps: StepSums) -> int:
+def _proved(steps: StepSums | UncapturedSteps) -> int:
     """The version that the steps are evidence about; 0 if about none."""
     return 0 if steps.drafter is Drafter.HYBRID else steps.draft_version
 

@@ -133,6 +133,10 @@ class Credits:
         level = max(0.0, self._bucket.level(now_s))
         return Chance(payload=level * self._bias.factor(domain), held_out=level * HELD_OUT_PREFERENCE)
 
+    def share(self, now_s: float) -> float:
+        """Share of all traffic that may be captured now, at most 1."""
+        return max(0.0, self._bucket.level(now_s))
+
     def reserve(self) -> float:
         """Charge a payload of the mean size; returns its tokens."""
         self._bucket.charge(self._mean_tokens)

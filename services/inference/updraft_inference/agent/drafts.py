@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
 from updraft_chassis.errors import Corrupt, InvalidInput
-from updraft_inference.engine import DraftCheckpoint, EngineInfo
+from updraft_inference.engine import DraftCheckpoint, HolderInfo
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class DraftFolder:
                 shutil.rmtree(part)
 
 
-def verified(folder: Path, version: int, info: EngineInfo) -> DraftCheckpoint:
+def verified(folder: Path, version: int, info: HolderInfo) -> DraftCheckpoint:
     """A cached version whose weights match its manifest; reads the whole file. Raises Corrupt if they do not, InvalidInput
     for a draft of another target."""
     manifest = read_manifest(folder)
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> registry_pb2.Manifest | None:
         raise Corrupt(f"{path} is unreadable: {error}") from error
 
 
-def check_target(manifest: registry_pb2.Manifest, info: EngineInfo) -> None:
+def check_target(manifest: registry_pb2.Manifest, info: HolderInfo) -> None:
     """Raises InvalidInput for a draft of another target or tokenizer. An empty fingerprint is not checked."""
     pairs = {
         "target": (manifest.target_fingerprint, info.target_fingerprint),

@@ -14,7 +14,7 @@ from updraft_inference.agent.domains import admit, label
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.agent.swap import Swapper
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import Engine, FinishedRequest
+from updraft_inference.engine import CountedRequest, DraftHolder, FinishedRequest
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class PodState:
     """Counts finished requests and builds PodReports. `capture` is None if nothing is captured."""
 
     origin: Origin
-    engine: Engine
+    engine: DraftHolder
     swapper: Swapper
     capture: Capture | None
     is_draining: Callable[[], bool]
@@ -32,7 +32,7 @@ class PodState:
     _domains: Mapping[str, int] = field(default_factory=dict)
     _faults: Counter[int] = field(default_factory=Counter)
 
-    def count(self, finished: FinishedRequest, plan: CapturePlan) -> None:
+    def count(self, finished: FinishedRequest | CountedRequest, plan: CapturePlan) -> None:
         domain = label(plan.domain)
         if domain:
             self._domains = admit(self._domains, domain)

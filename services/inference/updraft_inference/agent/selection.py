@@ -73,6 +73,30 @@ def plan(
     rates: CaptureRates, trace_id: bytes, terms: CaptureTerms = CaptureTerms(), chance: Chance = CERTAIN
 ) -> CapturePlan:
     """The plan of a request. One that the trainer would refuse has no payload, because nobody could use it."""
+    light = _light(rates, trace_id, terms)
+    if not light.may_have_payload:
+        return light
+    is_evaluation = light.is_evaluation
+    probability = min(1.0, chance.held_out) if is_evaluation else min(rates.payload_fraction, chance.payload)
+    params = CaptureParams()
+    if _uniform(b"payload", trace_id) < probability:
+        params = _payload(rates, is_evaluation=is_evaluation)
+    return replace(light, payload_probability=probability, params=params)
+
+
+def plan_of_chosen(
+    rates: CaptureRates, trace_id: bytes, terms: CaptureTerms = CaptureTerms(), *, probability: float
+) -> CapturePlan:
+    """The plan of a request for whose payload a server chose it, with this probability: see updraft_tap.policy."""
+    light = _light(rates, trace_id, terms)
+    if not light.may_have_payload:
+        return light
+    params = _payload(rates, is_evaluation=light.is_evaluation)
+    return replace(light, payload_probability=probability, params=params)
+
+
+def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
+    """Without a payload."""
     if terms.is_opted_out:
         return CapturePlan(trace_id=trace_id, is_opted_out=True)
     permissions = Permissions(
@@ -80,24 +104,23 @@ def plan(
         retain=rates.permissions.retain and terms.may_retain,
         region=rates.permissions.region,
     )
-    is_evaluation = _uniform(b"evaluation", trace_id) < rates.evaluation_fraction
-    light = CapturePlan(
+    return CapturePlan(
         trace_id=trace_id,
         is_captured=True,
-        is_evaluation=is_evaluation,
+        is_evaluation=_uniform(b"evaluation", trace_id) < rates.evaluation_fraction,
         is_constrained=terms.is_constrained,
         permissions=permissions,
         domain=terms.domain,
     )
-    if not light.may_have_payload:
-        return light
-    probability = min(1.0, chance.held_out) if is_evaluation else min(rates.payload_fraction, chance.payload)
-    params = CaptureParams()
-    if _uniform(b"payload", trace_id) < probability:
-        # Counterfactual rows are for training only, so held-out requests have none.
-        counterfactual_rows = 0 if is_evaluation else rates.counterfactual_rows
-        params = CaptureParams(payload=True, prompt_rows=rates.prompt_rows, counterfactual_rows=counterfactual_rows)
-    return replace(light, payload_probability=probability, params=params)
+
+
+def _payload(rates: CaptureRates, *, is_evaluation: bool) -> CaptureParams:
+    """Counterfactual rows are for training only, so held-out requests have none."""
+    return CaptureParams(
+        payload=True,
+        prompt_rows=rates.prompt_rows,
+        counterfactual_rows=0 if is_evaluation else rates.counterfactual_rows,
+    )
 
 
 def _uniform(purpose: bytes, trace_id: bytes) -> float:

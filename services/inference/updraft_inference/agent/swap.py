@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, read_manifest, verified
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
-from updraft_inference.engine import DraftCheckpoint, Engine, OtherShapeError
+from updraft_inference.engine import DraftCheckpoint, DraftHolder, OtherShapeError
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Swapper:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: DraftHolder,
         drafts: DraftFolder,
         fetch: Fetch,
         *,
@@ -108,6 +108,11 @@ class Swapper:
         """The registry is unreachable; do not wait for a directive."""
         self._heard.set()
 
+    def again(self) -> None:
+        """The engine may hold another draft than it did, as a server that was restarted: see to it."""
+        self._on_change()
+        self._arrived.set()
+
     async def restore(self) -> None:
         """Serve the draft of the previous process if it is intact. Needs no registry."""
         version = self._drafts.remembered()
@@ -155,8 +160,7 @@ class Swapper:
             self._metrics.draft_mismatches.inc()
             extra = {"version": before.version, "loaded": before.tensors_digest, "held": after.tensors_digest}
             logger.error("The engine's draft has changed in memory and is loaded again", extra=extra)
-            self._on_change()
-            self._arrived.set()
+            self.again()
 
     async def _run_once(self, directive: fleet_pb2.Directive | None) -> None:
         if directive is not None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine import CaptureLoss, CaptureParams, TopK
-from updraft_inference.sglang_engine.trace_builder import Rows, StepPart, TraceBuilder
+from updraft_inference.engine import CaptureLoss, CaptureParams
+from updraft_inference.tap import messages
+from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_tap import wire
 
 logger = logging.getLogger(__name__)
@@ -261,34 +262,13 @@ class Collector:
         self._num_dropped = num
 
     def _take_steps(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        at = 0
-        for request in header["requests"]:
-            rows, rejected = int(request["rows"]), int(request["counterfactual_rows"])
-            position, accepted = int(request["position"]), int(request["accepted"])
-            step = StepPart(
-                position=position,
-                accepted=accepted,
-                draft_ids=tuple(map(int, request["drafts"])),
-                target_log_probs=tuple(map(float, request["log_p"])),
-                batch_size=int(header["batch_size"]),
-                duration_s=int(header["duration_us"]) / 1e6,
-                version=int(request["version"]),
-                rows=_rows(tensors, position, at, at, rows, rows) if rows else None,
-                rejected=_rows(tensors, position + accepted + 1, at + rows, at + rows, rejected, rejected)
-                if rejected
-                else None,
-            )
+        for rid, step in messages.steps(header, tensors):
             self.last_lookahead = len(step.draft_ids)
-            at += rows + rejected
-            self._give_step(str(request["rid"]), step)
+            self._give_step(rid, step)
 
     def _take_prefill(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        at = taught = 0
-        for request in header["requests"]:
-            num, num_teacher = int(request["rows"]), int(request["teacher_rows"])
-            rows = _rows(tensors, int(request["position"]), at, taught, num, num_teacher)
-            at, taught = at + num, taught + num_teacher
-            self._give_rows(str(request["rid"]), rows)
+        for rid, rows in messages.prefills(header, tensors):
+            self._give_rows(rid, rows)
 
     def _give_step(self, rid: str, step: StepPart) -> None:
         builder = self._builder(rid)
@@ -318,18 +298,3 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[dict[str, Any], dict[str
     head_size, body_size = wire.lengths(await reader.readexactly(wire.PREFIX_SIZE))
     head = await reader.readexactly(head_size)
     return wire.decode(head, await reader.readexactly(body_size))
-
-
-def _rows(tensors: Mapping[str, Tensor], position: int, at: int, teacher_at: int, num: int, num_teacher: int) -> Rows:
-    """Copy rows, so that a request does not keep the whole batch's message in memory. Raises ValueError if there are
-    too few."""
-    aux = tensors["aux"][at : at + num].clone()
-    taught = slice(teacher_at, teacher_at + num_teacher)
-    teacher = TopK(
-        ids=tensors["ids"][taught].clone(),
-        log_probs=tensors["log_probs"][taught].clone(),
-        log_sum_exp=tensors["log_sum_exp"][taught].clone(),
-    )
-    if len(aux) != num or len(teacher) != num_teacher or len(teacher.log_sum_exp) != num_teacher:
-        raise ValueError("fewer rows than announced")
-    return Rows(position=position, aux=aux, teacher=teacher)

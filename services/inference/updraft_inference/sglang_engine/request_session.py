@@ -17,7 +17,7 @@ from updraft_inference.sglang_engine import request as requests
 from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.sglang_engine.server import SglangServer, StreamEvent
 from updraft_inference.sglang_engine.server_stats import ServerStats, uncaptured
-from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
+from updraft_inference.tap.trace_builder import Assembly, TraceBuilder
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, chunk_bytes
 from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import CaptureParams, Drafter
+from updraft_inference.engine import CaptureParams, CountedRequest, Drafter, FinishReason
 from updraft_inference.metrics import Metrics
 
 PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
@@ -416,3 +416,20 @@ async def test_a_request_in_parts_costs_the_rows_that_it_sent_each_once(granted:
     else:
         granted.give_back(TRAINED)
     assert chance(granted) == pytest.approx((24 if is_finished else 25) / 30)
+
+
+async def test_a_server_that_chooses_itself_is_told_the_share_of_traffic_that_credits_allow(granted: Capture) -> None:
+    assert granted.payload_fraction == 1.0
+    granted.start(TRAINED)
+    assert granted.payload_fraction == pytest.approx(0.5)
+
+
+async def test_a_request_without_a_trace_is_learnt_from_and_an_opted_out_one_is_counted(granted: Capture) -> None:
+    counted = CountedRequest(reason=FinishReason.STOP, num_prompt=600, num_output=5, sums=(), duration_s=1.0)
+
+    granted.count(counted, granted.plan_of_chosen(b"0" * 16, CaptureTerms(), 0.0))
+    granted.count(counted, granted.plan_of_chosen(b"1" * 16, CaptureTerms(is_opted_out=True), 0.0))
+
+    assert granted.counters.offered_tokens >= 5
+    assert granted.counters.dropped == {"opted_out": 1}
+    assert granted.counters.captured == 0

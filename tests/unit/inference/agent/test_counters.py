@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, Tallies, folded, usage, with_errors
-from updraft_inference.engine import Drafter, VerifyStep
+from updraft_inference.engine import CountedRequest, Drafter, FinishReason, UncapturedSteps, VerifyStep
 
 
 def steps(*accepted: int, version: int = 1) -> list[VerifyStep]:
@@ -136,3 +136,23 @@ def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_
         assert found.seconds.tolist() == [0.5] * len(alike)
         assert found.proposed == (len(alike),) * 3
         assert list(found.accepted) == [n for p in range(3) if (n := sum(one.accepted > p for one in alike))]
+
+
+def test_a_request_that_is_only_counted_counts_each_draft_for_itself() -> None:
+    sums = (
+        UncapturedSteps(draft_version=3, verify_steps=2, proposed=(2, 2), accepted=(2, 1), tokens=5, duration_s=0.5),
+        UncapturedSteps(draft_version=4, verify_steps=1, proposed=(1, 1), accepted=(0, 0), tokens=1, duration_s=0.1),
+    )
+    counted = CountedRequest(reason=FinishReason.STOP, num_prompt=2, num_output=7, sums=sums, duration_s=1.0)
+
+    tallies = folded({}, counted, domain="sql", domains={"sql"})
+
+    assert [(one.version, one.verify_steps, one.tokens, one.proposed) for one in tallies.values()] == [
+        (3, 2, 5, 4),
+        (4, 1, 1, 2),
+    ]
+    assert [one.requests_served for one in tallies.values()] == [1, 1]
+    assert tallies[3].inter_token_latency.sum == 0.5
+    assert [entry.domain for entry in tallies[3].domains] == ["sql"]
+    used = usage(counted)
+    assert (used.draft_version, used.verify_steps, used.proposed, used.accepted) == (4, 3, 6, 3)

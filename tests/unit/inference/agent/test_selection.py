@@ -3,7 +3,7 @@ import uuid
 import pytest
 
 from updraft_inference.agent.credits import Chance
-from updraft_inference.agent.selection import CaptureRates, CaptureTerms, Permissions, plan
+from updraft_inference.agent.selection import CaptureRates, CaptureTerms, Permissions, plan, plan_of_chosen
 from updraft_inference.engine import CaptureParams
 
 IDS = [uuid.UUID(int=i).bytes for i in range(4000)]
@@ -110,3 +110,20 @@ def test_scarce_credits_change_which_requests_have_payloads_and_not_which_are_he
     scarce = [plan(CaptureRates(), trace_id, chance=Chance(payload=0.01, held_out=0.02)) for trace_id in IDS]
 
     assert [p.is_evaluation for p in scarce] == [plan(CaptureRates(), trace_id).is_evaluation for trace_id in IDS]
+
+
+def test_the_plan_of_a_request_that_a_server_chose_states_the_servers_probability() -> None:
+    rates = CaptureRates(evaluation_fraction=0.5, prompt_rows=7, counterfactual_rows=3)
+    plans = [plan_of_chosen(rates, i.to_bytes(16), CaptureTerms(domain="sql"), probability=0.25) for i in range(64)]
+
+    assert {(one.payload_probability, one.domain, one.params.payload) for one in plans} == {(0.25, "sql", True)}
+    assert {(one.is_evaluation, one.params.counterfactual_rows) for one in plans} == {(True, 0), (False, 3)}
+
+
+@pytest.mark.parametrize(
+    "terms", [CaptureTerms(is_opted_out=True), CaptureTerms(may_train=False), CaptureTerms(is_constrained=True)]
+)
+def test_what_a_sender_refuses_has_no_payload_though_a_server_chose_it(terms: CaptureTerms) -> None:
+    found = plan_of_chosen(CaptureRates(), b"0" * 16, terms, probability=1.0)
+
+    assert (found.params.payload, found.is_captured) == (False, not terms.is_opted_out)

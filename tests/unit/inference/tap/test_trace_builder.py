@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
 from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.trace_builder import Assembly, TraceBuilder
+from updraft_inference.tap.trace_builder import Assembly, TraceBuilder
 from updraft_tap import wire
 
 K, AUX = 3, 4

@@ -1,0 +1,1 @@
+"""What agents make of the messages of the plugin, whichever server it is in."""

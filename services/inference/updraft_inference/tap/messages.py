@@ -1,0 +1,68 @@
+"""The parts of requests in the plugin's messages `steps` and `prefill`. Pure.
+
+Raises KeyError, TypeError, ValueError, IndexError or OverflowError for a message that is none.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from updraft_inference.engine import TopK
+from updraft_inference.tap.trace_builder import Rows, StepPart
+
+
+def steps(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StepPart]]:
+    """Each request's part of a verify step, by its id."""
+    at = 0
+    for request in header["requests"]:
+        rows, rejected = int(request["rows"]), int(request["counterfactual_rows"])
+        position, accepted = int(request["position"]), int(request["accepted"])
+        step = StepPart(
+            position=position,
+            accepted=accepted,
+            draft_ids=tuple(map(_whole, request["drafts"])),
+            target_log_probs=tuple(map(float, request["log_p"])),
+            batch_size=_whole(header["batch_size"]),
+            duration_s=int(header["duration_us"]) / 1e6,
+            version=_whole(request["version"]),
+            rows=_rows(tensors, position, at, at, rows, rows) if rows else None,
+            rejected=_rows(tensors, position + accepted + 1, at + rows, at + rows, rejected, rejected)
+            if rejected
+            else None,
+        )
+        at += rows + rejected
+        yield str(request["rid"]), step
+
+
+def prefills(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Rows]]:
+    """Each request's rows of a forward over prompts, by its id."""
+    at = taught = 0
+    for request in header["requests"]:
+        num, num_teacher = int(request["rows"]), int(request["teacher_rows"])
+        rows = _rows(tensors, int(request["position"]), at, taught, num, num_teacher)
+        at, taught = at + num, taught + num_teacher
+        yield str(request["rid"]), rows
+
+
+def _whole(value: Any) -> int:
+    """A number that a trace has room for. Raises ValueError if it is none."""
+    number = int(value)
+    if not 0 <= number < 1 << 32:
+        raise ValueError(f"{number} is not from 0 to 2^32")
+    return number
+
+
+def _rows(tensors: Mapping[str, Tensor], position: int, at: int, teacher_at: int, num: int, num_teacher: int) -> Rows:
+    """Copy rows, so that a request does not keep the whole batch's message in memory. Raises ValueError if there are
+    too few."""
+    aux = tensors["aux"][at : at + num].clone()
+    taught = slice(teacher_at, teacher_at + num_teacher)
+    teacher = TopK(
+        ids=tensors["ids"][taught].clone(),
+        log_probs=tensors["log_probs"][taught].clone(),
+        log_sum_exp=tensors["log_sum_exp"][taught].clone(),
+    )
+    if len(aux) != num or len(teacher) != num_teacher or len(teacher.log_sum_exp) != num_teacher:
+        raise ValueError("fewer rows than announced")
+    return Rows(position=position, aux=aux, teacher=teacher)
