@@ -23,6 +23,9 @@ def main() -> None:
             os.environ, plugin=arguments.plugin_dir, seed=arguments.seed, key_file=arguments.admin_key_file
         )
         return
+    if arguments.command == "prepare-vllm":
+        process.prepare_vllm(os.environ, plugin=arguments.plugin_dir, seed=arguments.seed)
+        return
     if arguments.command == "record":
         _record(arguments)
         return
@@ -57,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a model with a draft model that keeps learning. Configure it with UPDRAFT_INFERENCE_* variables.",
     )
     parser.add_argument(
-        "--engine", choices=["torch", "sglang"], help="engine that runs the model; overrides UPDRAFT_INFERENCE_ENGINE"
+        "--engine",
+        choices=["torch", "sglang", "vllm"],
+        help="engine that runs the model; overrides UPDRAFT_INFERENCE_ENGINE",
     )
     parser.add_argument(
         "--attach", metavar="URL", help="URL of a running SGLang server; overrides UPDRAFT_INFERENCE_ATTACH"
@@ -80,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where to write a random admin key, as YAML for the server's --config",
     )
+    beside = commands.add_parser(
+        "prepare-vllm",
+        help="write the files that a vLLM server needs to start, then exit",
+        description="Write Updraft's plugin for the server's PYTHONPATH and, with --seed, an initial draft for its"
+        " --speculative-config. UPDRAFT_INFERENCE_MODEL names the target model. Files that are already correct are not"
+        " changed.",
+    )
+    beside.add_argument("--plugin-dir", type=Path, required=True, metavar="DIR", help="where to write Updraft's plugin")
+    beside.add_argument("--seed", type=Path, metavar="DIR", help="where to write an initial draft")
     _add_record(
         commands.add_parser(
             "record",

@@ -27,6 +27,9 @@ def main(environ: Mapping[str, str]) -> None:
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
     if loaded.engine == "torch":
         wait_briefly(os.environ)
+    if loaded.engine == "vllm":
+        lifecycle.run(PROCESS, partial(_serve_beside, loaded))
+        return
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     async def serve(stop: lifecycle.Stop) -> None:
@@ -36,11 +39,19 @@ def main(environ: Mapping[str, str]) -> None:
     lifecycle.run(PROCESS, serve)
 
 
+async def _serve_beside(loaded: InferenceSettings, stop: lifecycle.Stop) -> None:
+    """Be the agent of a server, whose cores are not ours."""
+    import torch  # noqa: PLC0415 - see main
+
+    from updraft_inference.sidecar import composition  # noqa: PLC0415
+
+    torch.set_num_threads(loaded.num_threads or 1)
+    await composition.serve(loaded, stop)
+
+
 def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:
     """Write the plugin, an initial draft for the configured model, and, with `key_file`, an admin key."""
-    unused = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
-    loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in unused})
-    logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
+    loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
         from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
@@ -55,6 +66,30 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
         )
 
     lifecycle.run(PROCESS, prepare)
+
+
+def prepare_vllm(environ: Mapping[str, str], *, plugin: Path, seed: Path | None) -> None:
+    """Write the plugin and, with `seed`, an initial draft for the configured model."""
+    loaded = _prepared_for(environ)
+
+    async def prepare(_: lifecycle.Stop) -> None:
+        from updraft_inference.sglang_engine import initial_draft  # noqa: PLC0415 - see main
+        from updraft_inference.sglang_engine.launch import plugin_folder  # noqa: PLC0415
+
+        plugin_folder.write(plugin, plugin_folder.VLLM)
+        if seed is not None:
+            initial_draft.write(loaded.model, seed, loaded.shape, loaded.draft_config)
+        logging.getLogger(__name__).info("Prepared for vLLM", extra={"plugin": str(plugin), "seed": str(seed or "")})
+
+    lifecycle.run(PROCESS, prepare)
+
+
+def _prepared_for(environ: Mapping[str, str]) -> InferenceSettings:
+    """The settings without those of a running pod."""
+    unused = {settings.variable(InferenceSettings, field): "" for field in ("engine", "attach")}
+    loaded = settings.load(InferenceSettings, {k: v for k, v in environ.items() if k.upper() not in unused})
+    logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
+    return loaded
 
 
 def record(environ: Mapping[str, str], options: RecordOptions) -> None:

@@ -37,8 +37,19 @@ class InferenceSettings(settings.Settings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 picks a free port."""
 
-    engine: Literal["torch", "sglang"] = "torch"
-    """Engine that runs the model: torch (built in) or sglang (a stock SGLang server)."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9093
+    """Port of /healthz, /readyz and /metrics with engine vllm, whose server has the OpenAI API; 0 picks a free port."""
+
+    engine: Literal["torch", "sglang", "vllm"] = "torch"
+    """Engine that runs the model: torch (built in), sglang (a stock SGLang server), or vllm (a stock vLLM server, beside which
+    this process runs; clients use the server's own port)."""
+
+    vllm_socket: Path | None = None
+    """Unix socket to which Updraft's plugin in the vLLM server connects; default: vllm.sock in data_dir."""
+
+    initial_draft: Path | None = None
+    """Folder of the draft that a vLLM server started with, as the server sees it: what it drafts with when no version serves.
+    Without it, a server that holds a version must restart to have none."""
 
     attach: str = ""
     """URL of a running SGLang server on this machine or in this pod; if empty, sglang_python starts one."""
@@ -198,8 +209,8 @@ class InferenceSettings(settings.Settings):
     """Encoding of hidden states: fp8 halves the size, with a relative error of about 6 %."""
 
     capture_running_bytes: Annotated[int | None, Field(ge=1024)] = None
-    """Memory for the captured rows of running requests, with engine sglang; rows beyond it are lost and counted. The default is
-    15 MiB for each request that the server runs at the same time, and at least 1 GiB."""
+    """Memory for the captured rows of running requests, with engines sglang and vllm; rows beyond it are lost and counted. The
+    default is 15 MiB for each request that an SGLang server runs at the same time, and at least 1 GiB."""
 
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
@@ -243,14 +254,20 @@ class InferenceSettings(settings.Settings):
     def sglang_socket_path(self) -> Path:
         return self.sglang_socket or self.data_dir / "sglang.sock"
 
+    @property
+    def vllm_socket_path(self) -> Path:
+        return self.vllm_socket or self.data_dir / "vllm.sock"
+
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
-        if self.engine == "torch" and self.attach:
+        if self.engine != "sglang" and self.attach:
             raise ValueError("ATTACH requires ENGINE sglang")
         if self.engine == "sglang" and not self.attach and self.sglang_python is None:
             raise ValueError("ENGINE sglang requires ATTACH (the URL of a server) or SGLANG_PYTHON (to start one)")
-        if self.engine == "sglang" and self.drafter not in ("auto", "eagle3"):
-            raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: SGLang uses eagle3 for all requests")
+        if self.engine != "torch" and self.drafter not in ("auto", "eagle3"):
+            raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
+        if self.engine == "vllm" and (self.draft_path is not None or self.api_keys_file is not None):
+            raise ValueError("DRAFT_PATH and API_KEYS_FILE are not for ENGINE vllm: clients use the server's own port")
         return self
 
     @model_validator(mode="after")

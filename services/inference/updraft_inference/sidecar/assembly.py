@@ -1,0 +1,284 @@
+"""Puts the messages of a server's processes together: the counts of every request, and the traces of the captured ones. Pure.
+
+Text and counts of a request come from one process at its end, its rows from another one while it runs, in no common order. So
+rows wait for the end, and an end waits a little for its rows. Rows that do not come are missing in the trace, never invented.
+Times are monotonic seconds.
+"""
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from updraft_inference.agent.domains import label
+from updraft_inference.agent.selection import CaptureTerms
+from updraft_inference.engine import (
+    CaptureLoss,
+    CaptureParams,
+    CountedRequest,
+    FinishedRequest,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    UncapturedSteps,
+)
+from updraft_inference.tap import messages
+from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
+from updraft_tap import wire
+
+PATIENCE_S = 2.0
+"""How long an ended request waits for the rest of its rows."""
+
+SILENCE_S = 600.0
+"""After so long without a message, the end of a request was lost."""
+
+_MAX_UINT32 = 2**32 - 1
+
+_REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
+"""vLLM's ends of an answer; all others cut it off."""
+
+_ALL_ROWS = CaptureParams(payload=True, prompt_rows=1 << 31, counterfactual_rows=1 << 31)
+"""What the server sends was chosen by the policy already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A request that ended. `finished` is None if it leaves no trace; `probability` is that with which it was chosen."""
+
+    trace_id: bytes
+    counted: CountedRequest
+    terms: CaptureTerms
+    probability: float = 0.0
+    finished: FinishedRequest | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A captured request whose end has not come."""
+
+    probability: float
+    heard_s: float
+    parts: list[Rows | StepPart] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Waiting:
+    """An ended request whose last rows have not come."""
+
+    ended: Ended
+    builder: TraceBuilder
+    due_s: float
+    num_bytes: int
+
+
+class Assembler:
+    """Takes messages of both processes; `max_bytes` limits the rows that wait. Work is slow, so it has a thread of its own."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self.losses: Counter[CaptureLoss] = Counter()
+        self.probability = 0.0
+        """Fraction of requests that give rows, by the policy in effect where they are chosen."""
+        self._max_bytes = max_bytes
+        self._running: OrderedDict[str, _Running] = OrderedDict()
+        """The one that was heard of last comes last."""
+        self._waiting: dict[str, _Waiting] = {}
+        self._num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rows that wait."""
+        return self._num_bytes
+
+    def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> list[Ended]:
+        """Take a message; return the requests that it completes. Raises FrameError if it is malformed."""
+        try:
+            return list(self._take(header, tensors, now_s))
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError) as error:
+            self.losses[CaptureLoss.MALFORMED] += 1
+            raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
+
+    def due(self, now_s: float) -> list[Ended]:
+        """The ended requests that waited long enough. Requests that fell silent are forgotten."""
+        while self._running and (first := next(iter(self._running.items())))[1].heard_s + SILENCE_S < now_s:
+            self._num_bytes -= self._running.pop(first[0]).num_bytes
+            self.losses[CaptureLoss.UNKNOWN] += 1
+        return [self._completed(rid) for rid, waiting in list(self._waiting.items()) if waiting.due_s <= now_s]
+
+    def cut_off(self) -> list[Ended]:
+        """No more rows come: complete what has ended with what there is, and forget the rest."""
+        self._num_bytes -= sum(running.num_bytes for running in self._running.values())
+        self._running.clear()
+        return [self._completed(rid) for rid in list(self._waiting)]
+
+    def _take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
+        kind = header["kind"]
+        if kind == "finished":
+            yield from self._end(header, tensors, now_s)
+        elif kind in ("steps", "prefill"):
+            parts = messages.steps if kind == "steps" else messages.prefills
+            for rid, part in parts(header, tensors):
+                yield from self._add(rid, part, now_s)
+
+    def _add(self, rid: str, part: Rows | StepPart, now_s: float) -> Iterator[Ended]:
+        part = self._fitting(part)
+        if (waiting := self._waiting.get(rid)) is not None:
+            _build(waiting.builder, part)
+            waiting.num_bytes += part.nbytes
+            self._num_bytes += part.nbytes
+            if waiting.builder.covers(waiting.ended.counted.num_output):
+                yield self._completed(rid)
+            return
+        running = self._running.pop(rid, None) or _Running(probability=self.probability, heard_s=now_s)
+        running.heard_s = now_s
+        running.parts.append(part)
+        running.num_bytes += part.nbytes
+        self._num_bytes += part.nbytes
+        self._running[rid] = running
+
+    def _fitting(self, part: Rows | StepPart) -> Rows | StepPart:
+        """The part without its rows if there is no room for them."""
+        if not part.nbytes or self._num_bytes + part.nbytes <= self._max_bytes:
+            return part
+        self.losses[CaptureLoss.MEMORY] += 1
+        if isinstance(part, StepPart):
+            return part.without_rows
+        return Rows(position=part.end, aux=part.aux[:0].clone(), teacher=part.teacher[:0])
+
+    def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
+        rid = str(header["rid"])
+        running = self._running.pop(rid, None)
+        ended = _ended(rid, header)
+        if "tokens" not in tensors or ended.terms.is_opted_out:
+            if running is not None:  # chosen by one process only, as while the policy changes
+                self._num_bytes -= running.num_bytes
+                self.losses[CaptureLoss.UNKNOWN] += 1
+            yield ended
+            return
+        if rid in self._waiting:  # an end that was said twice
+            yield self._completed(rid)
+        finished = _finished(rid, header, tensors["tokens"], ended)
+        builder = TraceBuilder(ended.counted.num_prompt, _ALL_ROWS)
+        for part in running.parts if running is not None else ():
+            _build(builder, part)
+        probability = self.probability if running is None else running.probability
+        self._waiting[rid] = _Waiting(
+            ended=replace(ended, finished=finished, probability=probability),
+            builder=builder,
+            due_s=now_s + PATIENCE_S,
+            num_bytes=0 if running is None else running.num_bytes,
+        )
+        if builder.covers(ended.counted.num_output):
+            yield self._completed(rid)
+
+    def _completed(self, rid: str) -> Ended:
+        waiting = self._waiting.pop(rid)
+        self._num_bytes -= waiting.num_bytes
+        ended, finished = waiting.ended, waiting.ended.finished
+        assert finished is not None
+        assembly = waiting.builder.assembly(finished.num_output)
+        finished = replace(finished, steps=assembly.steps(), hidden=assembly.hidden() if finished.output_ids else None)
+        captured = sum(bool(step.draft_ids) for step in finished.steps)
+        counted = replace(
+            ended.counted,
+            num_uncaptured=max(0, sum(sums.verify_steps for sums in ended.counted.sums) - captured),
+            num_missing_rows=finished.num_missing_rows,
+        )
+        _ = finished.step_sums  # here, because it takes long
+        return replace(ended, finished=finished, counted=counted)
+
+
+def _build(builder: TraceBuilder, part: Rows | StepPart) -> None:
+    if isinstance(part, StepPart):
+        builder.add_step(part)
+    else:
+        builder.add_rows(part)
+
+
+def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
+    counted = CountedRequest(
+        reason=_REASONS.get(str(header["finish"]), FinishReason.CANCELLED),
+        num_prompt=_count(header["prompt_tokens"]),
+        num_output=_count(header["output_tokens"]),
+        sums=tuple(map(_sums, header["counters"])),
+        duration_s=_count(header["duration_us"]) / 1e6,
+    )
+    return Ended(trace_id=hashlib.sha256(rid.encode()).digest()[:16], counted=counted, terms=_terms(header))
+
+
+def _terms(header: Mapping[str, Any]) -> CaptureTerms:
+    permissions = {part.strip().lower() for part in str(header.get("capture") or "").split(",")}
+    return CaptureTerms(
+        is_opted_out="off" in permissions or header.get("permitted") is False,
+        may_train="no-train" not in permissions,
+        may_retain="no-retain" not in permissions,
+        is_constrained=bool(header.get("constrained")),
+        domain=label(str(header.get("domain") or "")),
+    )
+
+
+def _sums(one: Mapping[str, Any]) -> UncapturedSteps:
+    """A draft that the server does not know counts for no version."""
+    accepted = tuple(map(_count, one["accepted"]))
+    steps = _count(one["steps"])
+    return UncapturedSteps(
+        draft_version=_count(one["version"] or 0),
+        verify_steps=steps,
+        proposed=tuple(map(_count, one["proposed_by_position"])),
+        accepted=accepted,
+        tokens=steps + sum(accepted),
+        duration_s=_count(one["us"]) / 1e6,
+    )
+
+
+def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended) -> FinishedRequest:
+    counted = ended.counted
+    if tokens.dim() != 1 or len(tokens) != counted.num_prompt + counted.num_output:
+        raise ValueError(
+            f"{tuple(tokens.shape)} tokens are not {counted.num_prompt} of a prompt and {counted.num_output}"
+        )
+    if len(tokens) and int(tokens.min()) < 0:
+        raise ValueError("a token is negative")
+    ids, sampling = tuple(tokens.tolist()), header["sampling"]
+    request = GenerationRequest(
+        request_id=rid,
+        prompt_ids=ids[: counted.num_prompt],
+        max_tokens=int(sampling["max_tokens"] or counted.num_output),
+        sampling=SamplingParams(
+            temperature=float(sampling["temperature"]),
+            top_p=float(sampling["top_p"]),
+            top_k=min(_MAX_UINT32, max(0, int(sampling["top_k"]))),
+            min_p=float(sampling["min_p"]),
+            repetition_penalty=float(sampling["repetition_penalty"]),
+            presence_penalty=float(sampling["presence_penalty"]),
+            frequency_penalty=float(sampling["frequency_penalty"]),
+            seed=_seed(sampling["seed"]),
+        ),
+        json_schema="" if ended.terms.is_constrained else None,
+    )
+    return FinishedRequest(
+        request=request,
+        output_ids=ids[counted.num_prompt :],
+        steps=(),
+        reason=counted.reason,
+        time_to_first_token_s=0.0,
+        duration_s=counted.duration_s,
+    )
+
+
+def _seed(value: Any) -> int | None:
+    """A trace has room for those from 0 to 2^64."""
+    return int(value) if value is not None and 0 <= int(value) < 1 << 64 else None
+
+
+def _count(value: object) -> int:
+    """Raises ValueError if it is not a whole number that is not negative."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no count")
+    return value

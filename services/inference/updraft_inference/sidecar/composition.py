@@ -1,0 +1,173 @@
+"""Builds the agent beside a server and connects its parts.
+
+It is ready as soon as it listens: the server's readiness is the server's own. It joins the fleet when the server's plugin has
+connected for the first time, and captures as much as its credits allow. On SIGTERM it flushes traces.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from prometheus_client import CollectorRegistry
+
+from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.sizing import running_bytes
+from updraft_chassis import metrics as probes
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Unavailable
+from updraft_chassis.lifecycle import Stop
+from updraft_chassis.settings import variable
+from updraft_inference import pod
+from updraft_inference.agent.capture import Capture
+from updraft_inference.agent.selection import CapturePlan
+from updraft_inference.engine import FinishedRequest
+from updraft_inference.metrics import Metrics, watch_holder
+from updraft_inference.settings import InferenceSettings
+from updraft_inference.sidecar.assembly import Assembler, Ended
+from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.hello import VLLM, Kind
+from updraft_inference.sidecar.link import Event, Link
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_S = 5.0
+_LOOK_S = 1.0
+
+_CHANGE = 0.05
+"""Share by which the fraction of captured requests must change until the server is sent another policy."""
+
+
+async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> None:
+    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
+    registry = CollectorRegistry()
+    tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
+    fingerprints = await asyncio.to_thread(
+        lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
+    )
+    agent = _Agent(tools, kind, fingerprints)
+    watch_holder(registry, agent.server)
+    with probes.serve(
+        registry,
+        host=settings.host,
+        port=settings.metrics_port,
+        ready=lambda: agent.is_listening,
+        setting=variable(InferenceSettings, "metrics_port"),
+    ) as port:
+        async with asyncio.TaskGroup() as tasks:
+            async with agent.listening():
+                extra = {"socket": str(agent.link.path), "metrics": f"{settings.host}:{port}"}
+                logger.info("Listening for the server's plugin", extra=extra)
+                jobs = (agent.run(), agent.watch(), pod.release_memory())
+                running = [tasks.create_task(job) for job in jobs]
+                await stop.event.wait()
+            await agent.flush()
+            for task in running:
+                task.cancel()
+
+
+class _Agent:
+    def __init__(self, tools: pod.Tools, kind: Kind, fingerprints: tuple[str, str]) -> None:
+        settings = tools.settings
+        self._tools = tools
+        self._changed = asyncio.Event()
+        self.is_listening = False
+        self._capture: Capture | None = None
+        self._fleet: pod.Fleet | None = None
+        assembler = Assembler(max_bytes=settings.capture_running_bytes or running_bytes(1))
+        self.link = Link(settings.vllm_socket_path, kind, assembler, self._hear)
+        self.server = AttachedServer(
+            kind, self.link, fingerprints=fingerprints, initial=settings.initial_draft, on_change=self._note_draft
+        )
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Hear the server for the duration of the block, and all that it said when the block ends."""
+        async with self.link.listening():
+            self.is_listening = True
+            yield
+            self.is_listening = False
+            self._changed.set()
+        await asyncio.sleep(0)
+
+    async def run(self) -> None:
+        """Be the agent of the pod from the first connection of the server on, until cancelled."""
+        await self.server.met.wait()
+        async with AsyncExitStack() as stack:
+            self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
+            async with asyncio.TaskGroup() as tasks:
+                if self._tools.settings.registry_address:
+                    link = pod.Link(changed=self._changed, is_draining=lambda: not self.is_listening)
+                    self._fleet = await pod.open_fleet(self._tools, self.server, capture, link, stack)
+                    for job in self._fleet.jobs:
+                        tasks.create_task(job)
+                if capture is not None:
+                    tasks.create_task(capture.run())
+                    tasks.create_task(_push_policy(self.link, capture))
+
+    async def watch(self) -> None:
+        """Log each new reason for which nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
+        logged = ""
+        while not self.link.failure:
+            problem = self.link.problem
+            if problem and not logged:  # it has a time in it, so it is not compared
+                logger.error("Nothing is learnt from the server", extra={"reason": problem})
+            logged = problem
+            await asyncio.sleep(_LOOK_S)
+        raise Unavailable(self.link.failure)
+
+    async def flush(self) -> None:
+        if self._capture is not None:
+            await self._capture.flush(_FLUSH_S)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            self._take(event)
+        else:
+            self.server.hear(event)
+
+    def _take(self, ended: Ended) -> None:
+        self._tools.metrics.observe(ended.counted)
+        plan = self._plan(ended)
+        if self._fleet is not None:
+            self._fleet.state.count(ended.counted, plan)
+        if self._capture is None:
+            return
+        if ended.finished is None:
+            self._capture.count(ended.counted, plan)
+        else:
+            self._capture.offer(_planned(ended, plan), plan)
+
+    def _plan(self, ended: Ended) -> CapturePlan:
+        if self._capture is None:
+            return CapturePlan(trace_id=ended.trace_id, domain="" if ended.terms.is_opted_out else ended.terms.domain)
+        return self._capture.plan_of_chosen(ended.trace_id, ended.terms, ended.probability)
+
+    def _note_draft(self) -> None:
+        self._tools.metrics.draft_version.set(self.server.loaded.version)
+        if self._fleet is not None:
+            self._fleet.swapper.again()
+
+
+def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
+    """The request with as much as its plan permits of what was captured."""
+    finished = ended.finished
+    assert finished is not None
+    hidden = finished.hidden if plan.params.payload else None
+    if hidden is not None and not plan.params.counterfactual_rows:
+        hidden = replace(hidden, counterfactuals=())
+    return replace(finished, request=replace(finished.request, capture=plan.params), hidden=hidden)
+
+
+async def _push_policy(link: Link, capture: Capture) -> None:
+    """Tell the server what to capture, as credits come and go, until cancelled."""
+    sent = -1.0
+    while True:
+        payload = round(capture.payload_fraction, 4)
+        if abs(payload - sent) > _CHANGE * sent or (payload != sent and payload in {0.0, 1.0}):
+            rates = capture.rates
+            policy = {"prompt_rows": rates.prompt_rows, "counterfactual_rows": rates.counterfactual_rows}
+            link.set_policy({"payload": payload, **policy})
+            sent = payload
+        await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,81 @@
+"""How the processes of a server introduce themselves. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from updraft_tap import wire
+
+Role = Literal["scheduler", "worker"]
+"""The process that knows the requests, and the one that has the model; on a GPU both may be one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of server: its engine's name, and how its plugin is prepared and finds its agent."""
+
+    engine: str
+    prepare: str
+    """The command of `updraft-inference`."""
+    socket_variable: str
+    socket_setting: str
+
+
+VLLM = Kind(
+    engine="vLLM",
+    prepare="prepare-vllm",
+    socket_variable="UPDRAFT_VLLM_SOCKET",
+    socket_setting="UPDRAFT_INFERENCE_VLLM_SOCKET",
+)
+
+
+class EngineName(BaseModel, frozen=True):
+    """The engine that the plugin runs in."""
+
+    name: str
+    version: str
+
+
+class Hello(BaseModel, frozen=True):
+    """How a process introduces itself when it connects; see `updraft_tap.wire`."""
+
+    id: str
+    """Unique to the process."""
+    server: str = ""
+    """The same in all processes of a server, and in no other's; "" if the plugin does not know."""
+    tap: str
+    engine: EngineName
+    pid: int
+    role: Role
+    dtype: str
+    version: int
+    digest: str
+    problem: str
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any], kind: Kind) -> "Hello":
+        """Parse the header. Raises FrameError with why this process is refused."""
+        if header.get("protocol") != wire.PROTOCOL:
+            raise wire.FrameError(
+                f"Updraft's plugin {header.get('tap')} in the {kind.engine} server uses protocol {header.get('protocol')}, but"
+                f" this agent uses {wire.PROTOCOL}: run `updraft-inference {kind.prepare}` and restart the server"
+            )
+        try:
+            hello = cls.model_validate(header)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise wire.FrameError(f"malformed hello from the plugin: {problems}") from error
+        if hello.engine.name != kind.engine:
+            raise wire.FrameError(
+                f"a plugin in {hello.engine.name} connected, but this agent is for {kind.engine}: give each server its own"
+                " socket"
+            )
+        return hello
+
+    def is_beside(self, other: "Hello") -> bool:
+        """Whether both may be processes of one server, each with a role of its own; or the same process again."""
+        if self.id == other.id:
+            return True
+        return self.role != other.role and (self.server == other.server or not self.server or not other.server)

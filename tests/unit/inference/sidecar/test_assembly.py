@@ -1,0 +1,179 @@
+"""What becomes of the messages of a server's processes: counts, traces, and what is missing in them."""
+
+from typing import Any
+
+import pytest
+import torch
+from tests.support.tap_plugin import finished, prefill, step
+
+from updraft_inference.engine import CaptureLoss, FinishReason, TopK
+from updraft_inference.sidecar.assembly import PATIENCE_S, SILENCE_S, Assembler, Ended
+from updraft_tap import wire
+
+Message = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def assembler() -> Assembler:
+    return Assembler(max_bytes=1 << 20)
+
+
+def told(assembler: Assembler, *messages: Message, now_s: float = 0.0) -> list[Ended]:
+    return [ended for header, tensors in messages for ended in assembler.take(header, tensors, now_s)]
+
+
+def test_a_request_without_payload_is_counted_and_leaves_no_trace(assembler: Assembler) -> None:
+    (ended,) = told(assembler, finished("a", 4, 3, captured=False))
+
+    assert ended.finished is None
+    counted = ended.counted
+    assert (counted.reason, counted.num_prompt, counted.num_output) == (FinishReason.LENGTH, 4, 3)
+    assert counted.duration_s == 0.05
+    (sums,) = counted.sums
+    assert (sums.draft_version, sums.verify_steps, sums.proposed, sums.accepted) == (0, 1, (1, 1, 1), (1, 0, 0))
+    assert (sums.tokens, sums.duration_s) == (2, 0.03)
+
+
+def test_rows_before_the_end_make_a_trace_at_the_end(assembler: Assembler) -> None:
+    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1, version=3, rejected=1), finished("a", 4, 3))
+
+    request = ended.finished
+    assert request is not None
+    assert (request.request.prompt_ids, request.output_ids) == ((0, 1, 2, 3), (4, 5, 6))
+    assert [(one.start, one.accepted, one.draft_version) for one in request.steps] == [(1, 1, 3)]
+    hidden = request.hidden
+    assert hidden is not None
+    assert hidden.aux[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert isinstance(hidden.teacher, TopK)
+    assert (hidden.first_teacher_row, hidden.teacher.log_sum_exp.tolist()) == (3, [3, 4, 5])
+    assert (hidden.missing_rows, len(hidden.counterfactuals)) == ((), 1)
+    assert (ended.counted.num_uncaptured, ended.counted.num_missing_rows) == (0, 0)
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def test_rows_after_the_end_are_waited_for(assembler: Assembler) -> None:
+    assert told(assembler, finished("a", 4, 3), prefill("a", 4)) == []
+    assert assembler.due(PATIENCE_S / 2) == []
+
+    (ended,) = told(assembler, step("a", 4, 1))
+
+    assert ended.finished is not None
+    assert ended.finished.num_missing_rows == 0
+    assert assembler.due(PATIENCE_S) == []
+
+
+def test_rows_that_never_come_are_missing_and_not_invented(assembler: Assembler) -> None:
+    told(assembler, prefill("a", 4), step("a", 6, 1), finished("a", 4, 7))
+
+    (ended,) = assembler.due(PATIENCE_S)
+
+    assert ended.finished is not None
+    assert ended.finished.hidden is not None
+    assert ended.finished.hidden.missing_rows == (4, 5, 8, 9)
+    assert ended.counted.num_missing_rows == 4
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def test_a_request_none_of_whose_rows_came_has_its_text_alone(assembler: Assembler) -> None:
+    told(assembler, finished("a", 4, 3))
+
+    (ended,) = assembler.due(PATIENCE_S)
+
+    assert ended.finished is not None
+    assert (ended.finished.output_ids, ended.finished.steps, ended.finished.hidden) == ((4, 5, 6), (), None)
+    assert ended.counted.num_uncaptured == 1
+
+
+def test_rows_that_only_one_process_chose_are_dropped(assembler: Assembler) -> None:
+    (ended,) = told(assembler, prefill("a", 4), finished("a", 4, 3, captured=False))
+
+    assert ended.finished is None
+    assert assembler.losses == {CaptureLoss.UNKNOWN: 1}
+    assert assembler.num_bytes == 0
+
+
+@pytest.mark.parametrize("refusal", [{"capture": "off"}, {"permitted": False}])
+def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(
+    assembler: Assembler, refusal: dict[str, Any]
+) -> None:
+    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", **refusal))
+
+    assert (ended.finished, ended.terms.is_opted_out) == (None, True)
+    assert len(assembler) == 0
+
+
+def test_domain_and_permissions_come_with_the_end(assembler: Assembler) -> None:
+    (ended,) = told(assembler, finished("a", 4, 3, captured=False, capture="no-train", domain="sql", constrained=True))
+
+    assert (ended.terms.domain, ended.terms.may_train, ended.terms.may_retain) == ("sql", False, True)
+    assert ended.terms.is_constrained
+
+
+def test_the_probability_is_that_of_the_policy_under_which_its_first_rows_came(assembler: Assembler) -> None:
+    assembler.probability = 0.5
+    told(assembler, prefill("a", 4))
+    assembler.probability = 0.1
+
+    (ended,) = told(assembler, step("a", 4, 1), finished("a", 4, 3))
+
+    assert ended.probability == 0.5
+
+
+def test_rows_beyond_the_limit_are_lost_and_their_steps_kept() -> None:
+    assembler = Assembler(max_bytes=200)
+
+    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3))
+
+    assert assembler.losses == {CaptureLoss.MEMORY: 1}
+    assert ended.finished is not None
+    assert len(ended.finished.steps) == 1
+    assert ended.finished.num_missing_rows == 2
+    assert assembler.num_bytes == 0
+
+
+def test_a_request_that_fell_silent_is_forgotten(assembler: Assembler) -> None:
+    told(assembler, prefill("a", 4))
+    told(assembler, prefill("b", 4), now_s=SILENCE_S)
+
+    assert assembler.due(SILENCE_S + 1) == []
+
+    assert len(assembler) == 1
+    assert assembler.losses == {CaptureLoss.UNKNOWN: 1}
+
+
+def test_a_connection_that_ends_completes_what_has_ended_and_forgets_the_rest(assembler: Assembler) -> None:
+    told(assembler, prefill("a", 4), prefill("b", 4), finished("a", 4, 3))
+
+    (ended,) = assembler.cut_off()
+
+    assert ended.finished is not None
+    assert ended.finished.request.request_id == "a"
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: Assembler) -> None:
+    ends = told(assembler, finished("a", 4, 3), finished("a", 4, 3))
+
+    assert len(ends) == 1
+    assert len([*ends, *assembler.due(PATIENCE_S)]) == 2
+    assert assembler.num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(({"kind": "finished"}, {}), id="without fields"),
+        pytest.param(finished("a", 4, 3, prompt_tokens=-1), id="a negative count"),
+        pytest.param(finished("a", 4, 3, prompt_tokens=5), id="fewer tokens than announced"),
+        pytest.param(finished("a", 4, 3, counters=[{"version": "new"}]), id="counters that are none"),
+        pytest.param(finished("a", 4, 3, sampling=None), id="tokens without sampling"),
+        pytest.param(({"kind": "steps", "requests": [3]}, {}), id="a step that is none"),
+        pytest.param((step("a", 4, 1)[0], {}), id="a step without its rows"),
+        pytest.param((step("a", 4, 1, version=-1)), id="a negative version"),
+    ],
+)
+def test_a_malformed_message_is_refused_and_counted(assembler: Assembler, message: Message) -> None:
+    with pytest.raises(wire.FrameError):
+        told(assembler, message)
+
+    assert assembler.losses == {CaptureLoss.MALFORMED: 1}

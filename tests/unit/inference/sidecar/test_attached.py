@@ -1,0 +1,196 @@
+"""The server's draft: what it holds after a hello, and swaps with a proof."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.tap_plugin import Process, process
+from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
+from tests.support.wait import until
+
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
+from updraft_inference.sidecar.assembly import Assembler, Ended
+from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.hello import VLLM
+from updraft_inference.sidecar.link import Event, Link
+from updraft_tap import checkpoint, weights
+
+
+class Beside:
+    """An agent's view of a server whose worker is the test's."""
+
+    def __init__(self, path: Path, initial: Path | None = None) -> None:
+        self.changes: list[LoadedDraft] = []
+        self.link = Link(path, VLLM, Assembler(max_bytes=1), self._hear)
+        self.server = AttachedServer(
+            VLLM,
+            self.link,
+            fingerprints=("sha256:t", "sha256:k"),
+            initial=initial,
+            on_change=lambda: self.changes.append(self.server.loaded),
+        )
+
+    def _hear(self, event: Event) -> None:
+        assert not isinstance(event, Ended)
+        self.server.hear(event)
+
+
+@pytest.fixture
+async def beside(short_tmp_path: Path) -> AsyncIterator[Beside]:
+    one = Beside(short_tmp_path / "s", initial=Path("/first"))
+    async with one.link.listening():
+        yield one
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> DraftCheckpoint:
+    folder = tmp_path_factory.mktemp("drafts")
+    target = make_tiny_target(folder / "target")
+    digest = save_draft(make_draft(target), folder / "7")
+    return DraftCheckpoint(version=7, folder=folder / "7", tensors_digest=digest)
+
+
+def held(draft: DraftCheckpoint) -> str:
+    """What a server in float32 holds of it, computed from the file as the plugin reads it."""
+    _, tensors = checkpoint.read(draft.folder)
+    return weights.digest({**weights.joined(tensors, torch.float32), "d2t": tensors["d2t"]})
+
+
+async def worker(stack: AsyncExitStack, beside: Beside, **changed: Any) -> Process:
+    changes = len(beside.changes)
+    one = await stack.enter_async_context(process(beside.link.path, "worker", **changed))
+    assert (await one.hear())["refusal"] == ""
+    await until(lambda: len(beside.changes) > changes, what="the news of its hello")
+    return one
+
+
+Reply = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def loaded(load: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The answer of a server that did as it was told."""
+    served = {"version": load["version"], "digest": load["digest"]}
+    answer = {"kind": "loaded", "number": 1, "dropped": 0, "version": load["version"], "refusal": "", "held": ""}
+    return answer | {"pause_us": 1500, "served": served} | changed
+
+
+async def swapped(
+    beside: Beside, one: Process, draft: DraftCheckpoint | None, *answers: Reply
+) -> tuple[SwapResult, dict[str, Any]]:
+    """The result of a swap whose load the worker answers, and the load."""
+
+    async def answer() -> dict[str, Any]:
+        load = await one.hear()
+        for reply in answers:
+            await one.say(reply(load))
+        if not answers:
+            one.hang_up()
+        return load
+
+    result, load = await asyncio.gather(beside.server.swap(draft), answer())
+    return result, load
+
+
+async def test_a_hello_says_which_draft_the_server_holds(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        await worker(stack, beside, version=3, digest="sha256:3")
+
+    assert beside.server.loaded == LoadedDraft(version=3, tensors_digest="sha256:3")
+    assert beside.server.info.engine == "vllm/0.32.0"
+
+
+async def test_a_server_that_restarted_holds_nothing_and_that_is_news(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        first = await worker(stack, beside, version=3, digest="sha256:3")
+        first.hang_up()
+        await until(lambda: not beside.link._connections, what="its end")
+        await worker(stack, beside, id="worker-2", server="two")
+
+    assert beside.changes == [LoadedDraft(version=3, tensors_digest="sha256:3"), LoadedDraft()]
+
+
+async def test_a_swap_is_proved_by_the_digest_of_what_the_server_holds(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        of_earlier_load: Reply = lambda load: loaded(load, version=6)  # noqa: E731 - one of two
+        result, load = await swapped(beside, one, draft, of_earlier_load, lambda load: loaded(load, held=held(draft)))
+
+    assert (load["folder"], load["version"], load["digest"]) == (str(draft.folder), 7, draft.tensors_digest)
+    assert result.pause_s == 0.0015
+    assert result.loaded == beside.server.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
+
+
+async def test_a_server_that_holds_something_else_is_not_believed(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(Corrupt, match="the server holds sha256:else"):
+            await swapped(beside, one, draft, lambda load: loaded(load, held="sha256:else"))
+
+    assert beside.server.loaded == LoadedDraft(version=7, tensors_digest="sha256:else")
+
+
+async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, draft: DraftCheckpoint) -> None:
+    before = {"version": 3, "digest": "sha256:3"}
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside, **before)
+        with pytest.raises(Unavailable, match="refused version 7: it does not fit"):
+            await swapped(beside, one, draft, lambda load: loaded(load, refusal="it does not fit", served=before))
+
+    assert beside.server.loaded == LoadedDraft(version=3, tensors_digest="sha256:3")
+
+
+async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(Unavailable, match="malformed"):
+            await swapped(beside, one, draft, lambda load: {**loaded(load), "served": 3})
+
+
+async def test_a_server_that_goes_away_in_a_swap_ends_it(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(Unavailable, match="went away"):
+            await swapped(beside, one, draft)
+
+
+async def test_without_a_server_a_swap_waits_for_one(beside: Beside, draft: DraftCheckpoint) -> None:
+    with pytest.raises(Unavailable, match="not connected"):
+        await beside.server.swap(draft)
+
+
+async def test_a_damaged_draft_never_reaches_the_server(beside: Beside, draft: DraftCheckpoint) -> None:
+    wrong = DraftCheckpoint(version=7, folder=draft.folder, tensors_digest="sha256:other")
+    missing = DraftCheckpoint(version=8, folder=draft.folder.parent / "8", tensors_digest="")
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(Corrupt):
+            await beside.server.swap(wrong)
+        with pytest.raises((Corrupt, InvalidInput)):
+            await beside.server.swap(missing)
+        assert len(one.heard) == 1
+
+
+async def test_no_version_is_the_draft_that_the_server_started_with(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        assert (await beside.server.swap(None)).loaded == LoadedDraft()
+        assert len(one.heard) == 1, "it holds that already"
+        one.hang_up()
+        again = await worker(stack, beside, version=3, digest="sha256:3")
+        result, load = await swapped(beside, again, None, lambda load: loaded(load, held="sha256:first"))
+
+    assert (load["folder"], load["version"], load["digest"]) == ("/first", 0, "")
+    assert result.loaded == LoadedDraft()
+
+
+async def test_without_a_first_draft_only_a_restart_gives_no_version(short_tmp_path: Path) -> None:
+    one = Beside(short_tmp_path / "s")
+    async with one.link.listening(), AsyncExitStack() as stack:
+        await worker(stack, one, version=3, digest="sha256:3")
+        with pytest.raises(Unavailable, match="UPDRAFT_INFERENCE_INITIAL_DRAFT"):
+            await one.server.swap(None)
