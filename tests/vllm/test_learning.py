@@ -1,0 +1,140 @@
+"""The whole loop on a stock vLLM with the agent beside it: traffic to the server's own port, traces, a draft, and its swap.
+
+One story: an untrained draft accepts nothing, the trainer learns from what the plugin saw, and by vLLM's own counters the draft
+that the agent swapped in is accepted. Then the agent is killed and comes again.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.ports import free_port
+from tests.support.processes import Process, scrape
+from tests.support.redis_server import RedisServer
+from tests.support.registry import RegistryProcess
+from tests.support.trainer import FAST, Trainer
+from tests.support.wait import wait_until
+from tests.vllm import build, drafts
+from tests.vllm.server import Server, serving
+
+from updraft_cli.local.folders import cache_folder
+from updraft_cli.models.smollm2 import model_folder
+
+if not build.is_built():
+    pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
+
+DRAFT_VOCAB = "2048"
+NUM_TOKENS = 48
+LEARNS_S = 2400.0
+"""Minutes on two cores of one's own; many times that beside other tests."""
+
+
+class Agent(Process):
+    """`updraft-inference --engine vllm`."""
+
+    def __init__(self, folder: Path, model: Path, socket: Path, redis: RedisServer, registry: RegistryProcess) -> None:
+        self.port = free_port()
+        variables = {
+            "MODEL": str(model),
+            "VLLM_SOCKET": str(socket),
+            "DATA_DIR": str(folder / "agent"),
+            "METRICS_PORT": str(self.port),
+            "REDIS_URL": redis.url,
+            "REGISTRY_ADDRESS": registry.address,
+            "POD_NAME": "pod-0",
+            "INITIAL_DRAFT": str(folder / "seed"),
+            "CAPTURE_EVALUATION_FRACTION": "0.3",
+            "LOG_FORMAT": "text",
+        }
+        prefixed = {f"UPDRAFT_INFERENCE_{name}": value for name, value in variables.items()}
+        super().__init__("updraft_inference", prefixed, folder / "agent.log", ["--engine", "vllm"])
+
+    def metric(self, name: str) -> float:
+        return sum(
+            value for line, value in scrape(self.port).items() if line.partition("{")[0] == f"updraft_inference_{name}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    server: Server
+    agent: Agent
+    registry: RegistryProcess
+    prompts: list[list[int]]
+
+    def asked(self) -> tuple[list[list[int]], float]:
+        """All prompts once: the answers, and by vLLM's own counters how many tokens a verify step gave."""
+        before = self.server.drafted()
+        answers = [self.server.greedy(prompt, NUM_TOKENS) for prompt in self.prompts]
+        return answers, self.server.drafted().since(before).acceptance_length
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Setting]:
+    folder, model = tmp_path_factory.mktemp("learning"), model_folder(cache_folder(os.environ))
+    socket = Path(redis_server.url.removeprefix("unix://")).with_name("tap.sock")  # Unix sockets have short names
+    prepare(folder, model)
+    variables = {"PYTHONPATH": str(folder / "plugin"), "UPDRAFT_VLLM_SOCKET": str(socket)}
+    with ExitStack() as stack:
+        registry = stack.enter_context(RegistryProcess(folder))
+        agent = stack.enter_context(Agent(folder, model, socket, redis_server, registry))
+        wait_until(lambda: bool(scrape(agent.port)), what="the agent's metrics")
+        server = stack.enter_context(serving(model, folder / "seed", folder / "server", variables=variables))
+        fast: dict[str, Any] = {name.removeprefix("UPDRAFT_TRAINER_"): value for name, value in FAST.items()}
+        fast["DRAFT_VOCAB_SIZE"] = DRAFT_VOCAB
+        stack.enter_context(Trainer(folder, model, redis_server.url, registry.port, **fast))
+        wait_until(lambda: agent.metric("registry_connected") == 1, what="the agent is in the fleet")
+        yield Setting(server=server, agent=agent, registry=registry, prompts=drafts.prompts(model))
+
+
+def prepare(folder: Path, model: Path) -> None:
+    """Write the plugin's folder and a first draft, as an operator does."""
+    variables = {"UPDRAFT_INFERENCE_MODEL": str(model), "UPDRAFT_INFERENCE_DRAFT_VOCAB_SIZE": DRAFT_VOCAB}
+    command = ["-m", "updraft_inference", "prepare-vllm", "--plugin-dir", folder / "plugin", "--seed", folder / "seed"]
+    subprocess.run([sys.executable, *map(str, command)], env={**os.environ, **variables}, check=True)
+
+
+def test_a_draft_learnt_from_the_servers_own_traffic_is_swapped_in_and_accepted(setting: Setting) -> None:
+    agent, before = setting.agent, setting.server.drafted()
+    said, untrained = setting.asked()
+    assert untrained < 1.1, "the first draft knows nothing"
+
+    accepted = untrained
+
+    def is_learnt() -> bool:
+        nonlocal accepted
+        answers, accepted = setting.asked()
+        assert answers == said, "no draft changes a token"
+        return agent.metric("draft_version") >= 1 and accepted > 1.3
+
+    wait_until(is_learnt, timeout_s=LEARNS_S, what="a draft that is accepted")
+
+    steps = setting.server.drafted().since(before).steps
+    wait_until(lambda: agent.metric("verify_steps_total") >= steps, what="all of vLLM's steps are counted")
+    assert agent.metric("verify_steps_total") == steps
+    assert agent.metric("captured_traces_total") > 0
+    assert agent.metric("swaps_total") >= 1
+
+    agent.send(signal.SIGKILL)
+    agent.wait()
+    assert setting.asked()[0] == said, "serving goes on"
+    agent.start()
+    wait_until(lambda: agent.metric("registry_connected") == 1, what="the agent is in the fleet again")
+    again, accepted = setting.asked()
+    assert again == said
+    assert accepted > 1.3, "the server kept its draft"
+    wait_until(
+        lambda: setting.asked()[0] == said and agent.metric("verify_steps_total") > 0,
+        timeout_s=LEARNS_S,
+        what="steps are counted again",
+    )
+    assert agent.terminate() == 0
