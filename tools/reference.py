@@ -235,6 +235,7 @@ def _metrics() -> dict[str, list[MetricWrapperBase]]:
     registries = {part: CollectorRegistry() for part in SETTINGS}
     updraft_inference.metrics.Metrics(registries["Inference"])
     # These gauges read the engine when they are scraped; here they are only described.
+    updraft_inference.metrics.watch_holder(registries["Inference"], cast("Engine", None))
     updraft_inference.metrics.watch_engine(registries["Inference"], cast("Engine", None))
     updraft_inference.metrics.watch_lookahead(registries["Inference"], Mock())
     updraft_inference.metrics.watch_speedups(registries["Inference"], Mock(speedups={}))

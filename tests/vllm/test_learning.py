@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.ports import free_port
@@ -88,16 +89,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer)
         agent = stack.enter_context(Agent(folder, model, socket, redis_server, registry))
         wait_until(lambda: bool(scrape(agent.port)), what="the agent's metrics")
         server = stack.enter_context(serving(model, folder / "seed", folder / "server", variables=variables))
-        stack.enter_context(
-            Trainer(
-                folder,
-                model,
-                redis_server.url,
-                registry.port,
-                **{name.removeprefix("UPDRAFT_TRAINER_"): value for name, value in FAST.items()}
-                | {"DRAFT_VOCAB_SIZE": DRAFT_VOCAB},
-            )
-        )
+        fast: dict[str, Any] = {name.removeprefix("UPDRAFT_TRAINER_"): value for name, value in FAST.items()}
+        fast["DRAFT_VOCAB_SIZE"] = DRAFT_VOCAB
+        stack.enter_context(Trainer(folder, model, redis_server.url, registry.port, **fast))
         wait_until(lambda: agent.metric("registry_connected") == 1, what="the agent is in the fleet")
         yield Setting(server=server, agent=agent, registry=registry, prompts=drafts.prompts(model))
 

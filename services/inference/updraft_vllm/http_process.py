@@ -6,12 +6,12 @@ A request leaves that process once for each of its choices, in a task of the HTT
 import logging
 from typing import Any
 
-from updraft_tap import door
-from updraft_tap.door import Door, Rules
 from updraft_tap.hooks import Binding, Guard, Hook
-from updraft_tap.keys import Keys
+from updraft_tap.http import door
+from updraft_tap.http.door import Door, Rules
+from updraft_tap.http.keys import Keys
+from updraft_tap.http.terms import marked
 from updraft_tap.settings import DoorSettings
-from updraft_tap.terms import marked
 from updraft_vllm import names
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from updraft_tap import __version__, hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
 from updraft_tap.hooks import Binding, Hook
-from updraft_tap.keys import KeysError
+from updraft_tap.http.keys import KeysError
 from updraft_tap.policy import Policy, read_policy
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap

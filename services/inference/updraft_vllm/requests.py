@@ -14,8 +14,8 @@ from torch import Tensor
 from updraft_tap.channel import Channel
 from updraft_tap.counters import Counters
 from updraft_tap.hooks import Guard, Hook
+from updraft_tap.http.terms import read_mark
 from updraft_tap.policy import Policy
-from updraft_tap.terms import read_mark
 from updraft_vllm.rows import VERSION, wanted
 
 _SAMPLING = (

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from tests.support.ports import free_port
 from tests.support.processes import scrape
@@ -58,7 +60,7 @@ async def sidecar(folder: Path, model: Path, redis_url: str) -> AsyncIterator[Si
             engine="vllm",
             metrics_port=free_port(),
             data_dir=folder / "data",
-            redis_url=redis_url,  # type: ignore[arg-type]  # pydantic's
+            redis_url=SecretStr(redis_url),
             registry_address=registry.address,
             report_seconds=0.05,
             pod_name="pod-0",
@@ -92,7 +94,7 @@ async def server(stack: AsyncExitStack, one: Sidecar) -> tuple[Process, Process]
 
 
 async def traces(redis: Redis, settings: InferenceSettings) -> list[trace_pb2.Trace]:
-    entries = [entry for key in settings.stream_keys for entry in await redis.xrange(key)]
+    entries: list[Any] = [entry for key in settings.stream_keys for entry in await redis.xrange(key) or ()]
     return [trace_pb2.Trace.FromString(next(iter(fields.values()))) for _, fields in entries]
 
 

@@ -36,7 +36,7 @@ _FLUSH_S = 5.0
 _LOOK_S = 1.0
 
 _CHANGE = 0.05
-"""Share by which the fraction of captured requests must change until the server is told."""
+"""Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
 async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> None:
@@ -162,12 +162,12 @@ def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
 
 async def _push_policy(link: Link, capture: Capture) -> None:
     """Tell the server what to capture, as credits come and go, until cancelled."""
-    told = -1.0
+    sent = -1.0
     while True:
         payload = round(capture.payload_fraction, 4)
-        if abs(payload - told) > _CHANGE * told or (payload != told and payload in {0.0, 1.0}):
+        if abs(payload - sent) > _CHANGE * sent or (payload != sent and payload in {0.0, 1.0}):
             rates = capture.rates
             policy = {"prompt_rows": rates.prompt_rows, "counterfactual_rows": rates.counterfactual_rows}
             link.set_policy({"payload": payload, **policy})
-            told = payload
+            sent = payload
         await asyncio.sleep(_LOOK_S)

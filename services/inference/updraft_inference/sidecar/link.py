@@ -98,8 +98,9 @@ class Link:
         self._policy: Mapping[str, Any] | None = None
 
     @property
-    def losses(self) -> Counter[CaptureLoss]:
-        return self._assembler.losses + self.drops
+    def losses(self) -> Mapping[CaptureLoss, int]:
+        assembled = self._assembler.losses
+        return {loss: assembled[loss] + self.drops[loss] for loss in CaptureLoss}
 
     @property
     def problem(self) -> str:

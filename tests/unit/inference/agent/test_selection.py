@@ -120,8 +120,10 @@ def test_the_plan_of_a_request_that_a_server_chose_states_the_servers_probabilit
     assert {(one.is_evaluation, one.params.counterfactual_rows) for one in plans} == {(True, 0), (False, 3)}
 
 
-@pytest.mark.parametrize("terms", [{"is_opted_out": True}, {"may_train": False}, {"is_constrained": True}])
-def test_what_a_sender_refuses_has_no_payload_though_a_server_chose_it(terms: dict[str, bool]) -> None:
-    found = plan_of_chosen(CaptureRates(), b"0" * 16, CaptureTerms(**terms), probability=1.0)
+@pytest.mark.parametrize(
+    "terms", [CaptureTerms(is_opted_out=True), CaptureTerms(may_train=False), CaptureTerms(is_constrained=True)]
+)
+def test_what_a_sender_refuses_has_no_payload_though_a_server_chose_it(terms: CaptureTerms) -> None:
+    found = plan_of_chosen(CaptureRates(), b"0" * 16, terms, probability=1.0)
 
-    assert (found.params.payload, found.is_captured) == (False, "is_opted_out" not in terms)
+    assert (found.params.payload, found.is_captured) == (False, not terms.is_opted_out)

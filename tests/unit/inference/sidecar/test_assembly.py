@@ -94,7 +94,7 @@ def test_rows_that_only_one_process_chose_are_dropped(assembler: Assembler) -> N
 
 @pytest.mark.parametrize("refusal", [{"capture": "off"}, {"permitted": False}])
 def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(
-    assembler: Assembler, refusal: dict[str, object]
+    assembler: Assembler, refusal: dict[str, Any]
 ) -> None:
     (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", **refusal))
 

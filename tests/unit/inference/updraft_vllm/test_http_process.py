@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from updraft_tap import door
-from updraft_tap.door import Door, Rules
+from updraft_tap.http import door
+from updraft_tap.http.door import Door, Rules
+from updraft_tap.http.terms import NOT_ASKED, Terms, read_mark
 from updraft_tap.settings import DoorSettings
-from updraft_tap.terms import NOT_ASKED, Terms, read_mark
 from updraft_vllm.http_process import HttpProcess
 
 

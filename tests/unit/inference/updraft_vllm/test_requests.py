@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.support.tap_channel import Collected
 
+from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
-from updraft_tap.terms import Terms, marked
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import VERSION
 

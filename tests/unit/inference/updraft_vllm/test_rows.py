@@ -11,8 +11,8 @@ from tests.support.tap_channel import Collected
 from torch import Tensor
 
 from updraft_tap.between_steps import BetweenSteps
+from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
-from updraft_tap.terms import Terms, marked
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
 from updraft_vllm.rows import VERSION, RowHooks

@@ -9,7 +9,7 @@ import pytest
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.http import keys as embedded
 from updraft_inference.http.errors import ApiError, api_error
-from updraft_tap.keys import Keys, KeysError, RefusedRequestError
+from updraft_tap.http.keys import Keys, KeysError, RefusedRequestError
 
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
 

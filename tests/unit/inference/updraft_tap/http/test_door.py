@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from updraft_tap import door
-from updraft_tap.door import Door, Rules, choices
-from updraft_tap.keys import Keys, RefusedRequestError
-from updraft_tap.terms import Terms
+from updraft_tap.http import door
+from updraft_tap.http.door import Door, Rules, choices
+from updraft_tap.http.keys import Keys, RefusedRequestError
+from updraft_tap.http.terms import Terms
 
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
 OPEN = Rules()

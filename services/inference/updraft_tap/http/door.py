@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from updraft_tap.keys import Keys, RefusedRequestError
-from updraft_tap.terms import Terms, UnknownTermsError, api_key, read_terms
+from updraft_tap.http.keys import Keys, RefusedRequestError
+from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, read_terms
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_tap.terms import (
+from updraft_tap.http.terms import (
     MAX_DOMAIN_CHARS,
     NOT_ASKED,
     Terms,
