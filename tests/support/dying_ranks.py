@@ -152,6 +152,7 @@ class Rank:
     """Of both."""
     replay: Replay
     spec: TrainerSpec
+    stream: FileStream
     intake: Intake
     demand: DemandMeter
     metrics: Metrics
@@ -211,7 +212,7 @@ class Rank:
         await asyncio.to_thread(followers.end)
 
     async def follow(self, folder_id: str) -> None:
-        stop = Stop()
+        stop, num_traces = Stop(), len(self.stream.waiting)
         load_newest(States(rank_life(self.life, 1).path / "states"), IDENTITY, self.ranks)
         follower = Follower(
             self.ranks,
@@ -228,7 +229,7 @@ class Rank:
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run(stop))
-            while not stop.requested:
+            while self.stream.num_acked < num_traces:  # and no longer: steps of idle turns would be most of all
                 await self.intake.store_batch()
                 await asyncio.sleep(0.001)
 
@@ -246,6 +247,7 @@ async def live(life: Life, ranks: Ranks, maker: TraceMaker) -> None:
             life=life,
             replay=replay,
             spec=cast("TrainerSpec", spec),
+            stream=stream,
             intake=Intake(cast("Consumer", stream), replay, maker.expected, metrics=metrics, clock=SystemClock()),
             demand=DemandMeter(replay, life.limits, num_held_out=1, max_uses=MAX_USES),
             metrics=metrics,

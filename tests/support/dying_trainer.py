@@ -113,6 +113,8 @@ class FileStream:
         numbers = [number for number in range(life.num_traces) if number not in settled]
         self.waiting = [Entry(id=f"{now_ms}-{n}", data=data_of(maker, n), deliveries=1) for n in numbers]
         self._path = life.path / ACKED
+        self.num_acked = 0
+        """In this life."""
 
     async def read(self, *, count: int, block: timedelta) -> list[Entry]:
         entries, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -120,9 +122,11 @@ class FileStream:
 
     async def ack(self, ids: Iterable[str]) -> None:
         """At once, as Redis does."""
+        lines = [f"{id_.partition('-')[2]}\n" for id_ in ids]
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(file, "".join(f"{id_.partition('-')[2]}\n" for id_ in ids).encode())
+        os.write(file, "".join(lines).encode())
         os.close(file)
+        self.num_acked += len(lines)
 
 
 class UseLearner:

@@ -150,33 +150,41 @@ def test_no_trace_is_lost_or_trained_with_twice_whenever_a_trainer_is_killed(
     assert len(list((life.path / "states").iterdir())) <= 2
 
 
-@settings(max_examples=6, deadline=None)
-@given(
-    num_traces=st.integers(2, 24),
-    moments=st.lists(st.tuples(st.integers(0, SIZE - 1), st.floats(0.0, 1.0)), min_size=1, max_size=3),
-)
 def test_no_trace_is_lost_or_trained_with_twice_whenever_one_of_two_ranks_is_killed(
-    tmp_path_factory: pytest.TempPathFactory,
-    traces: TraceMaker,
-    run_ranks: Callable[[Life], list[int] | None],
-    num_traces: int,
-    moments: list[tuple[int, float]],
+    tmp_path_factory: pytest.TempPathFactory, traces: TraceMaker, run_ranks: Callable[[Life], list[int] | None]
 ) -> None:
-    folder = tmp_path_factory.mktemp("kills")
-    life = Life(folder=str(folder / "killed"), num_traces=num_traces, max_bytes=ROOMY)
-    for path in (folder / "whole", life.path):
-        path.mkdir()
-    num_steps = run_ranks(replace(life, folder=str(folder / "whole")))
-    assert num_steps is not None
-    for rank, moment in moments:
-        run_ranks(replace(life, fatal_rank=rank, fatal_step=1 + int(moment * num_steps[rank])))
+    kills = list[bool]()
+
+    @settings(max_examples=6, deadline=None)
+    @given(
+        num_traces=st.integers(2, 24),
+        moments=st.lists(st.tuples(st.integers(0, SIZE - 1), st.floats(0.0, 1.0)), min_size=1, max_size=3),
+    )
+    def live_and_die(num_traces: int, moments: list[tuple[int, float]]) -> None:
+        folder = tmp_path_factory.mktemp("kills")
+        life = Life(folder=str(folder / "killed"), num_traces=num_traces, max_bytes=ROOMY)
+        for path in (folder / "whole", life.path):
+            path.mkdir()
+        num_steps = run_ranks(replace(life, folder=str(folder / "whole")))
+        assert num_steps is not None
+        for rank, moment in moments:
+            fatal_step = 1 + int(moment * num_steps[rank])
+            kills.append(run_ranks(replace(life, fatal_rank=rank, fatal_step=fatal_step)) is None)
+            check_ranks(life, traces)
+        assert run_ranks(life) is not None
         check_ranks(life, traces)
-    assert run_ranks(life) is not None
-    check_ranks(life, traces)
+        check_end_of_ranks(life)
+
+    live_and_die()
+    assert any(kills)
+
+
+def check_end_of_ranks(life: Life) -> None:
+    """After a life that nothing ended early."""
     settled = [n for rank in range(SIZE) for n in acked(rank_life(life, rank).path)]
-    assert sorted(settled) == list(range(num_traces))
+    assert sorted(settled) == list(range(life.num_traces))
     state = States(rank_life(life, 0).path / "states").load(IDENTITY)
     assert state is not None
     uses = Counter(state.learner["trail"].tolist())
-    assert sorted(uses) == [n for n in range(num_traces) if n % 5 != 4]
+    assert sorted(uses) == [n for n in range(life.num_traces) if n % 5 != 4]
     assert min(uses.values()) >= MAX_USES
