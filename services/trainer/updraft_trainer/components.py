@@ -1,4 +1,4 @@
-"""The objects and options that the training loop is given."""
+"""The objects and options of the training loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -275,7 +275,7 @@ class Trainer:
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
         if has_changed:
-            self._releases.start_over()
+            self._releases.reset_backoff()
             await asyncio.to_thread(self._followers.set_baseline, components.evaluator.baseline)
         await asyncio.to_thread(self._follow_shape, state)
         return state

@@ -135,4 +135,6 @@ class Metrics:
             "1 while this process holds the speculator's lease: it may publish. 0: another trainer has it, or Redis is away, or"
             " this is a rank other than 0",
         )
-        self.registry_up = new.gauge("registry_up", "1 while the registry responds; 0 at ranks other than 0, which do not ask it")
+        self.registry_up = new.gauge(
+            "registry_up", "1 while the registry responds; 0 at ranks other than 0, which do not ask it"
+        )

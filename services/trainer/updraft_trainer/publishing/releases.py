@@ -53,8 +53,8 @@ class Releases:
         self._metrics = metrics
         self._clock = clock
 
-    def start_over(self) -> None:
-        """Wait for nothing, because another draft serves now."""
+    def reset_backoff(self) -> None:
+        """Wait for nothing, for example because another draft serves now."""
         self._backoff.reset()
 
     def is_due(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
