@@ -17,7 +17,7 @@ from torch import Tensor
 
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.weights import RefusedError, ServedVersion
+from updraft_tap.weights import UNKNOWN, RefusedError, ServedVersion
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Swap:
         """
         self._closed = reason
         with self._touching:
-            self._served.digest = ""
+            self._served.digest = UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
         """The weights may be touched again, and may be others. Calls `changed` when it is known what is served."""
@@ -113,7 +113,7 @@ class Swap:
             with self._touching:
                 if not self._closed:
                     is_there = bool(held) and held == self._proof
-                    self._served.version, self._served.digest = self._proved if is_there else (0, "")
+                    self._served.version, self._served.digest = self._proved if is_there else (0, UNKNOWN)
         changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Swap:
     def _write(self, writes: Sequence[Write], kept: Sequence[Write], version: int) -> None:
         with self._access():
             self._is_touched = True
-            self._served.digest = ""  # until the proof, nothing is known of what is served
+            self._served.digest = UNKNOWN  # until the proof, nothing is known of what is served
             try:
                 _all(writes)
             except Exception:
@@ -186,7 +186,7 @@ class Swap:
         with suppress(Exception):  # then it stays unknown
             held, _ = self._held()
             with self._access():
-                self._served.digest = digest if held == self._proof else ""
+                self._served.digest = digest if held == self._proof else UNKNOWN
 
     def _held(self) -> tuple[str, float]:
         """The digest of what the engine holds now, and for how many seconds it stood still at most to read a piece."""

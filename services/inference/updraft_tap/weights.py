@@ -36,6 +36,10 @@ class RefusedError(Exception):
     """
 
 
+UNKNOWN = "unknown"
+"""The digest of a draft that nothing proves."""
+
+
 class ServedVersion:
     """The draft that was loaded last; version 0 and "" for the one that the server started with."""
 

@@ -188,6 +188,16 @@ async def test_no_version_is_the_draft_that_the_server_started_with(beside: Besi
     assert result.loaded == LoadedDraft()
 
 
+async def test_a_draft_that_the_server_lost_is_not_the_first_one_which_is_loaded_again(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside, version=0, digest=weights.UNKNOWN)
+        assert beside.server.loaded != LoadedDraft()
+        result, load = await swapped(beside, one, None, lambda load: loaded(load, held="sha256:first"))
+
+    assert (load["folder"], load["version"]) == ("/first", 0)
+    assert result.loaded == beside.server.loaded == LoadedDraft()
+
+
 async def test_without_a_first_draft_only_a_restart_gives_no_version(short_tmp_path: Path) -> None:
     one = Beside(short_tmp_path / "s")
     async with one.link.listening(), AsyncExitStack() as stack:
