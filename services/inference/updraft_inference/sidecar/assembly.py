@@ -80,8 +80,6 @@ class Assembler:
 
     def __init__(self, *, max_bytes: int) -> None:
         self.losses: Counter[CaptureLoss] = Counter()
-        self.probability = 0.0
-        """Fraction of requests that give rows, by the policy in effect where they are chosen."""
         self._max_bytes = max_bytes
         self._running: OrderedDict[str, _Running] = OrderedDict()
         """The one that was heard of last comes last."""
@@ -123,19 +121,20 @@ class Assembler:
             yield from self._end(header, tensors, now_s)
         elif kind in ("steps", "prefill"):
             parts = messages.steps if kind == "steps" else messages.prefills
-            for rid, part in parts(header, tensors):
-                yield from self._add(rid, part, now_s)
+            for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
+                yield from self._add(rid, part, _probability(request), now_s)
 
-    def _add(self, rid: str, part: Rows | StepPart, now_s: float) -> Iterator[Ended]:
+    def _add(self, rid: str, part: Rows | StepPart, probability: float, now_s: float) -> Iterator[Ended]:
         part = self._fitting(part)
         if (waiting := self._waiting.get(rid)) is not None:
+            waiting.ended = replace(waiting.ended, probability=min(waiting.ended.probability, probability))
             _build(waiting.builder, part)
             waiting.num_bytes += part.nbytes
             self._num_bytes += part.nbytes
             if waiting.builder.covers(waiting.ended.counted.num_output):
                 yield self._completed(rid)
             return
-        running = self._running.pop(rid, None) or _Running(probability=self.probability, heard_s=now_s)
+        running = self._running.pop(rid, None) or _Running(probability=probability, heard_s=now_s)
         running.heard_s = now_s
         running.parts.append(part)
         running.num_bytes += part.nbytes
@@ -167,7 +166,9 @@ class Assembler:
         builder = TraceBuilder(ended.counted.num_prompt, _ALL_ROWS)
         for part in running.parts if running is not None else ():
             _build(builder, part)
-        probability = self.probability if running is None else running.probability
+        probability = _probability(header)
+        if running is not None:  # each process chose it by the same number, so both did with the smaller probability
+            probability = min(probability, running.probability)
         self._waiting[rid] = _Waiting(
             ended=replace(ended, finished=finished, probability=probability),
             builder=builder,
@@ -216,6 +217,7 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
     permissions = {part.strip().lower() for part in str(header.get("capture") or "").split(",")}
     return CaptureTerms(
         is_opted_out="off" in permissions or header.get("permitted") is False,
+        is_unasked=header.get("asked") is False,
         may_train="no-train" not in permissions,
         may_retain="no-retain" not in permissions,
         is_constrained=bool(header.get("constrained")),
@@ -275,6 +277,14 @@ def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended)
 def _seed(value: Any) -> int | None:
     """A trace has room for those from 0 to 2^64."""
     return int(value) if value is not None and 0 <= int(value) < 1 << 64 else None
+
+
+def _probability(header: Mapping[str, Any]) -> float:
+    """With which a process chose a request that gives rows. Raises ValueError if it is none."""
+    value = header["probability"]
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise ValueError(f"{value!r} is no probability")
+    return float(value)
 
 
 def _count(value: object) -> int:

@@ -53,6 +53,8 @@ class Hello(BaseModel, frozen=True):
     version: int
     digest: str
     problem: str
+    unasked: str = ""
+    """Why requests are counted and not captured."""
 
     @classmethod
     def of(cls, header: Mapping[str, Any], kind: Kind) -> "Hello":

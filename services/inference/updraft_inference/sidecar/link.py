@@ -37,6 +37,9 @@ _HELLO_BYTES = 1 << 16
 _LOOK_S = 0.25
 """How often ended requests are looked at that wait for rows."""
 
+_LATEST = 16
+"""So many requests in a row whose senders were not asked are a problem."""
+
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
 
@@ -96,6 +99,8 @@ class Link:
         self._refused: deque[str] = deque(maxlen=16)
         """Ids of the processes whose refusal was logged last; they come again."""
         self._policy: Mapping[str, Any] | None = None
+        self._asked: deque[bool] = deque(maxlen=_LATEST)
+        """Whether the senders of the last requests were asked."""
 
     @property
     def losses(self) -> Mapping[CaptureLoss, int]:
@@ -110,6 +115,13 @@ class Link:
             return problem
         if not connections and self._misunderstood:
             return self._misunderstood
+        if unasked := next((one.hello.unasked for one in connections if one.hello.unasked), ""):
+            return unasked
+        if len(self._asked) == _LATEST and True not in self._asked:
+            return (
+                f"the last {_LATEST} requests to {self._kind.engine} did not pass Updraft's middleware, so they are counted"
+                " but not captured: send requests to the HTTP port of a server that was started with the plugin"
+            )
         now_s = self._clock.monotonic()
         away = {role: now_s - self._away_since_s[role] for role in _ROLES if role not in self._connections}
         role = max(away, key=lambda role: away[role], default=None)
@@ -259,8 +271,8 @@ class Link:
             self._disconnect(before)
         connection = self._connections[hello.role] = _Connection(socket=accepted, hello=hello)
         self._misunderstood = ""
-        if hello.role == "worker":
-            self._assembler.probability = 0.0  # the answer to a hello resets the policy
+        if hello.role == "scheduler":
+            self._asked.clear()
         extra = {"role": hello.role, "plugin": hello.tap, "version": hello.engine.version, "draft": hello.version}
         logger.info("The plugin is connected", extra=extra)
         if hello.problem:
@@ -290,16 +302,8 @@ class Link:
         connection.num_dropped = dropped
         if kind == "loaded":
             self._event(Answer(header))
-        elif kind == "policy":
-            self._note_policy(connection, header)
         else:
             self._emit(self._assembler.take(header, tensors, self._clock.monotonic()))
-
-    def _note_policy(self, connection: _Connection, header: Mapping[str, Any]) -> None:
-        """From now on the process that shows rows chooses by it."""
-        payload = header.get("payload")
-        if connection.hello.role == "worker" and isinstance(payload, int | float) and 0 <= payload <= 1:
-            self._assembler.probability = float(payload)
 
     def _note_misunderstood(self, reason: str) -> None:
         if reason != self._misunderstood:
@@ -312,6 +316,7 @@ class Link:
 
     def _emit(self, ended: list[Ended]) -> None:
         for one in ended:
+            self._asked.append(not one.terms.is_unasked)
             self._event(one)
 
     def _event(self, event: Event) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.support.tap_plugin import finished, prefill, step
 
+from updraft_inference.agent.selection import CaptureRates, plan_of_chosen
 from updraft_inference.engine import CaptureLoss, FinishReason, TopK
 from updraft_inference.sidecar.assembly import PATIENCE_S, SILENCE_S, Assembler, Ended
 from updraft_tap import wire
@@ -109,14 +110,24 @@ def test_domain_and_permissions_come_with_the_end(assembler: Assembler) -> None:
     assert ended.terms.is_constrained
 
 
-def test_the_probability_is_that_of_the_policy_under_which_its_first_rows_came(assembler: Assembler) -> None:
-    assembler.probability = 0.5
-    told(assembler, prefill("a", 4))
-    assembler.probability = 0.1
+@pytest.mark.parametrize(("of_rows", "of_end"), [(0.5, 0.1), (0.1, 0.5)])
+@pytest.mark.parametrize("is_end_first", [False, True])
+def test_the_probability_is_that_with_which_both_processes_chose_the_request(
+    assembler: Assembler, *, of_rows: float, of_end: float, is_end_first: bool
+) -> None:
+    rows, end = prefill("a", 4, probability=of_rows), finished("a", 4, 3, probability=of_end)
 
-    (ended,) = told(assembler, step("a", 4, 1), finished("a", 4, 3))
+    (ended,) = told(assembler, *((end, rows) if is_end_first else (rows, end)), step("a", 4, 1))
 
-    assert ended.probability == 0.5
+    assert ended.probability == 0.1
+
+
+def test_a_request_that_was_not_asked_is_no_opt_out_of_its_sender(assembler: Assembler) -> None:
+    (unasked,) = told(assembler, finished("a", 4, 3, captured=False, permitted=False, asked=False))
+    (opted_out,) = told(assembler, finished("b", 4, 3, captured=False, permitted=False, asked=True))
+
+    assert [one.terms.is_unasked for one in (unasked, opted_out)] == [True, False]
+    assert plan_of_chosen(CaptureRates(), unasked.trace_id, unasked.terms, probability=1.0).is_unasked
 
 
 def test_rows_beyond_the_limit_are_lost_and_their_steps_kept() -> None:
@@ -166,6 +177,9 @@ def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: 
         pytest.param(finished("a", 4, 3, prompt_tokens=-1), id="a negative count"),
         pytest.param(finished("a", 4, 3, prompt_tokens=5), id="fewer tokens than announced"),
         pytest.param(finished("a", 4, 3, counters=[{"version": "new"}]), id="counters that are none"),
+        pytest.param(finished("a", 4, 3, probability=0.0), id="captured by chance 0"),
+        pytest.param(prefill("a", 4, probability=1.5), id="a probability above 1"),
+        pytest.param(prefill("a", 4, probability=None), id="a probability that is none"),
         pytest.param(finished("a", 4, 3, sampling=None), id="tokens without sampling"),
         pytest.param(({"kind": "steps", "requests": [3]}, {}), id="a step that is none"),
         pytest.param((step("a", 4, 1)[0], {}), id="a step without its rows"),

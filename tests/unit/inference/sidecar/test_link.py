@@ -80,16 +80,35 @@ async def test_the_policy_reaches_who_is_there_and_who_comes_later(link: Link) -
             assert await again.hear() == expected
 
 
-async def test_a_chosen_request_has_the_probability_that_the_worker_said_is_in_effect(link: Link, heard: Heard) -> None:
+async def test_a_chosen_request_has_the_probability_that_the_server_says(link: Link, heard: Heard) -> None:
     async with AsyncExitStack() as stack:
         scheduler, worker = await server(stack, link)
         await worker.say({"kind": "policy", "number": 1, "dropped": 0, **POLICY})
-        await worker.say(*prefill("a", 4))
+        await worker.say(*prefill("a", 4, probability=0.5))
         await worker.say(*step("a", 4, 1))
         await scheduler.say(*finished("a", 4, 3))
         await until(lambda: bool(heard.ended), what="its end")
 
     assert heard.ended[0].probability == 0.5
+
+
+async def test_it_is_a_problem_if_nobody_was_asked_and_none_if_somebody_was(link: Link, heard: Heard) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, _ = await server(stack, link)
+        for number in range(16):
+            assert link.problem == ""
+            await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
+        await until(lambda: len(heard.ended) == 16, what="their ends")
+        assert "did not pass Updraft's middleware" in link.problem
+        await scheduler.say(*finished("asked", 4, 3, captured=False, permitted=False, asked=True))
+        await until(lambda: len(heard.ended) == 17, what="the end of one that was asked")
+        assert link.problem == ""
+
+
+async def test_why_requests_are_counted_and_not_captured_is_a_problem(link: Link) -> None:
+    async with AsyncExitStack() as stack:
+        await server(stack, link, unasked="hooks do not fit")
+        assert link.problem == "hooks do not fit"
 
 
 async def test_a_plugin_of_another_version_is_refused_with_what_to_do(link: Link) -> None:
