@@ -7,7 +7,7 @@ Times are monotonic seconds.
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ from updraft_inference.engine import (
 from updraft_inference.tap import messages
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_tap import wire
+
+_Parts = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Iterator[tuple[str, Rows | StepPart]]]
 
 PATIENCE_S = 2.0
 """How long an ended request waits for the rest of its rows."""
@@ -120,7 +122,7 @@ class Assembler:
         if kind == "finished":
             yield from self._end(header, tensors, now_s)
         elif kind in ("steps", "prefill"):
-            parts = messages.steps if kind == "steps" else messages.prefills
+            parts: _Parts = messages.steps if kind == "steps" else messages.prefills
             for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
                 yield from self._add(rid, part, _probability(request), now_s)
 
