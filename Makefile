@@ -172,7 +172,7 @@ test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server 
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
 	@$(PY) -m tests.vllm.build
-test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (5 minutes)
+test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (6 minutes)
 	$(PYTEST) tests/vllm $(ARGS)
 
 .PHONY: clean

@@ -4,10 +4,8 @@ The test is the agent here: it listens, and reads the wire itself. Chunks of 16 
 """
 
 import asyncio
-import base64
 import json
 import os
-import pickle
 import random
 import subprocess
 from collections import Counter
@@ -19,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tests.sglang import build
+from tests.sglang import build, swapping
 from tests.sglang.models import cycle, cycle_draft, write_mixing_target
 from tests.sglang.server import Server, eagle3
 from tests.support import text_reference
@@ -37,7 +35,6 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 WIDTH = 4
 WORDS = cycle()
 VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SGLANG_USE_CPU_ENGINE": "1"}
-LOADER = "updraft_sglang.weights.load"
 
 Setting = text_reference.Setting[Server]
 
@@ -55,7 +52,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         folder / "server.log",
         arguments=[
             *eagle3(folder / "draft-0", num_steps=WIDTH - 1),
-            *("--skip-tokenizer-init", "--chunked-prefill-size", "16", "--custom-weight-loader", LOADER),
+            *("--skip-tokenizer-init", "--chunked-prefill-size", "16", "--custom-weight-loader", swapping.LOADER),
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={
@@ -245,38 +242,14 @@ async def test_a_reader_that_stands_still_costs_drops_and_no_request(setting: Se
     assert [a["output_ids"] for a in stuck.values()] == [a["output_ids"] for a in alone.values()]
 
 
-def swap(setting: Setting, folder: Path, version: int) -> httpx.Response:
-    """As the adapter does it."""
-    values = {"folder": str(folder).encode(), "digest": f"sha256:{version}".encode()}
-    named = [(name, torch.tensor(list(value), dtype=torch.uint8)) for name, value in values.items()]
-    payload = base64.b64encode(pickle.dumps([*named, ("version", torch.tensor([version]))])).decode()
-    server = setting.server
-    server.post("/pause_generation", mode="in_place")
-    try:
-        server.post("/begin_weight_update", selector="draft")
-        return server.http.post(
-            "/update_weights_from_tensor",
-            json={
-                "serialized_named_tensors": [payload],
-                "load_format": LOADER,
-                "selector": "draft",
-                "flush_cache": False,
-                "weight_version": f"v{version}",
-            },
-        )
-    finally:
-        server.post("/end_weight_update")
-        server.post("/continue_generation")
-
-
 async def test_each_step_names_the_version_that_drafted_it(setting: Setting) -> None:
     ask = Ask(rid="swapped", prompt=WORDS[:3], tokens=300, options={})
     async with listening(setting.socket) as agent:
-        assert swap(setting, setting.folder / "draft-0", 0).is_success
+        assert swapping.swap(setting.server, setting.folder / "draft-0", 0).is_success
         async with asyncio.TaskGroup() as group:
             running = group.create_task(answers(setting, [ask]))
             await until(lambda: len(agent.seen.get(ask.rid, Seen()).steps) > 10)
-            swapped = await asyncio.to_thread(swap, setting, setting.folder / "draft-7", 7)
+            swapped = await asyncio.to_thread(swapping.swap, setting.server, setting.folder / "draft-7", 7)
         answer = running.result()[ask.rid]
         steps = agent.seen[ask.rid].steps
         await until(lambda: len(steps) == answer["meta_info"]["spec_verify_ct"])
@@ -295,10 +268,10 @@ async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(set
     token_ids = torch.tensor(sorted({*WORDS, *range(VOCAB - DRAFT_VOCAB + len(set(WORDS)), VOCAB)}))
     save_draft(cycle_draft(target, quality=0.7, token_ids=token_ids), other)
     asks = [Ask(rid=rid, prompt=WORDS[:3], tokens=100, options=None) for rid in ("before", "after")]
-    assert swap(setting, setting.folder / "draft-0", 0).is_success  # another test may have left its own
+    assert swapping.swap(setting.server, setting.folder / "draft-0", 0).is_success  # another test may have left its own
     before = await answers(setting, asks[:1])
     try:
-        swapped = swap(setting, other, 8)
+        swapped = swapping.swap(setting.server, other, 8)
         after = await answers(setting, asks[1:])
         (rank,) = setting.server.post("/weights_checker", action="checksum", selector="draft")["ranks"]
         config, tensors = checkpoint.load(other)
@@ -309,7 +282,7 @@ async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(set
         steps = [answer["meta_info"]["spec_verify_ct"] for answer in (before["before"], after["after"])]
         assert steps[0] == steps[1] < 50, "the same proposals, by other numbers"
     finally:
-        assert swap(setting, setting.folder / "draft-0", 0).is_success
+        assert swapping.swap(setting.server, setting.folder / "draft-0", 0).is_success
 
 
 async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting: Setting) -> None:
@@ -317,8 +290,8 @@ async def test_a_refused_draft_is_answered_and_the_one_before_serves_on(setting:
     other = setting.folder / "other-size"
     save_draft(make_draft(setting.folder / "target", token_ids=torch.arange(255)), other)
 
-    refused = swap(setting, other, 8)
-    missing = swap(setting, setting.folder / "missing", 9)
+    refused = swapping.swap(setting.server, other, 8)
+    missing = swapping.swap(setting.server, setting.folder / "missing", 9)
 
     assert (refused.status_code, missing.status_code) == (400, 400)
     assert "draft_vocab_size is 255" in refused.json()["message"]

@@ -43,6 +43,18 @@ class Drafted:
         return Drafted(steps=self.steps - earlier.steps, accepted=self.accepted - earlier.accepted)
 
 
+def greedy_body(prompt_ids: Sequence[int], num_tokens: int) -> dict[str, Any]:
+    """A completion that only its limit ends, and that says its tokens."""
+    return {
+        "model": _MODEL,
+        "prompt": list(prompt_ids),
+        "max_tokens": num_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
 class Server:
     """A vLLM that answers at `url`."""
 
@@ -65,15 +77,7 @@ class Server:
 
     def greedy(self, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
         """The tokens that it picks after a prompt, past any end token."""
-        body = {
-            "model": _MODEL,
-            "prompt": list(prompt_ids),
-            "max_tokens": num_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
-        (choice,) = self.post("/v1/completions", body)["choices"]
+        (choice,) = self.post("/v1/completions", greedy_body(prompt_ids, num_tokens))["choices"]
         return [int(token) for token in choice["token_ids"]]
 
     def drafted(self) -> Drafted:
@@ -82,10 +86,6 @@ class Server:
             steps=self._counter("vllm:spec_decode_num_drafts_total"),
             accepted=self._counter("vllm:spec_decode_num_accepted_tokens_total"),
         )
-
-    def num_running(self) -> int:
-        """Requests in its batch now."""
-        return int(self._counter("vllm:num_requests_running"))
 
     def post(self, path: str, body: object = None) -> Any:
         """The JSON that it answers."""

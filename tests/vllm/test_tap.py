@@ -395,25 +395,6 @@ async def test_a_refused_draft_says_why_and_the_one_before_serves_on(setting: Se
     assert {hello["digest"] for hello in agent.hellos[-2:]} == {"", "sha256:3"}
 
 
-async def test_a_reader_that_stands_still_or_dies_costs_drops_and_no_request(setting: Setting) -> None:
-    asks = [Ask(prompt=[WORDS[i]] * 20, tokens=100) for i in range(8)]
-    alone = await answers(setting, asks)
-    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
-        agent.may_read.clear()
-        stuck = await answers(setting, asks)
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(answers(setting, asks))
-            await until(lambda: running.done() or setting.server.num_running() > 0, what="a request that runs")
-            agent.hang_up()
-        dropped_on = running.result()
-        await until(lambda: agent.roles == {"scheduler", "worker"}, what="both again")
-        await agent.settle()
-
-    assert agent.dropped > 0
-    assert [answer.output for answer in stuck] == [answer.output for answer in alone]
-    assert [answer.output for answer in dropped_on] == [answer.output for answer in alone]
-
-
 BREAKS = """
 from updraft_vllm.rows import RowHooks
 

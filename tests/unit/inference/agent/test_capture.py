@@ -134,7 +134,7 @@ async def test_rows_after_a_rejection_are_sent_with_their_step(capture: Capture,
 async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
         capture.offer(ended(step(1, 2)), PLAN)
-        await until(lambda: bool(stream.entries))
+        await until(lambda: capture.counters.captured == 1)
 
     assert not stream.entries[0].HasField("payload")
     assert capture.counters == fleet_pb2.CaptureCounters(captured=1, offered_tokens=7)
@@ -301,7 +301,7 @@ async def test_a_payload_that_is_too_large_first_loses_the_rows_after_rejections
     stream.max_entry_bytes = 5000
     async with running(capture):
         capture.offer(ended(step(1, 0), rows=60, rejected_rows=60), PLAN)
-        await until(lambda: bool(stream.entries))
+        await until(lambda: capture.counters.captured == 1)
 
     assert stream.entries[0].payload.aux_hidden.rows == 60
     assert not stream.entries[0].payload.counterfactuals
