@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,7 +310,7 @@ class Link:
         if (connection := self._connections.get(role)) is not None:
             self._tasks.create_task(_post(connection, b"".join(wire.encode(header))))
 
-    def _emit(self, ended: list[Ended]) -> None:
+    def _emit(self, ended: Iterable[Ended]) -> None:
         for one in ended:
             self._event(one)
 
