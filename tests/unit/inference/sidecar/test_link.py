@@ -243,10 +243,11 @@ async def test_a_path_where_no_socket_can_be_is_refused_with_the_setting(short_t
                 pass
 
 
-async def test_a_hello_with_wrong_fields_is_refused_in_one_sentence(link: Link) -> None:
-    async with process(link.path, "worker", pid="many") as worker:
+@pytest.mark.parametrize(("field", "value"), [("pid", "many"), ("version", -1), ("version", 1 << 32)])
+async def test_a_hello_with_wrong_fields_is_refused_in_one_sentence(link: Link, field: str, value: object) -> None:
+    async with process(link.path, "worker", **{field: value}) as worker:
         refusal = (await worker.hear())["refusal"]
-    assert refusal.startswith("malformed hello from the plugin: pid: ")
+    assert refusal.startswith(f"malformed hello from the plugin: {field}: ")
     assert "\n" not in refusal
 
 
