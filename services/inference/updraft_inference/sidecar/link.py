@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +162,8 @@ class Link:
                     self.path.unlink()
 
     def _bound(self) -> tuple[socket.socket, int]:
-        """A listening socket at the path, in place of a file that was left over, and the file's number."""
+        """A listening socket at the path, in place of a file that was left over, and the file's number. Raises InvalidInput if
+        there can be none, or another process listens there."""
         if len(str(self.path).encode()) > _MAX_PATH:
             raise InvalidInput(
                 f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self._kind.socket_setting}"
@@ -170,7 +171,7 @@ class Link:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_socket():
+            if self.path.is_socket() and not _answers(self.path):  # else bind refuses it
                 self.path.unlink()
             listener.bind(str(self.path))
             listener.listen()
@@ -180,7 +181,8 @@ class Link:
         except OSError as error:
             listener.close()
             raise InvalidInput(
-                f"cannot listen at {self.path} ({error.strerror}); set {self._kind.socket_setting}"
+                f"cannot listen at {self.path} ({error.strerror}): each agent needs a socket of its own; set"
+                f" {self._kind.socket_setting}"
             ) from error
 
     def _live(self, listener: socket.socket, started: "asyncio.Future[None]") -> None:
@@ -314,7 +316,7 @@ class Link:
         if (connection := self._connections.get(role)) is not None:
             self._tasks.create_task(_post(connection, b"".join(wire.encode(header))))
 
-    def _emit(self, ended: list[Ended]) -> None:
+    def _emit(self, ended: Iterable[Ended]) -> None:
         for one in ended:
             self._asked.append(not one.terms.is_unasked)
             self._event(one)
@@ -327,6 +329,19 @@ class Link:
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended
                 self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at the socket, also one too busy to accept. Raises OSError if that cannot be found out."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - the standard library's
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+        return True
 
 
 async def _post(connection: _Connection, data: bytes) -> None:

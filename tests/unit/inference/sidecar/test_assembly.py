@@ -1,10 +1,11 @@
 """What becomes of the messages of a server's processes: counts, traces, and what is missing in them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.support.tap_plugin import finished, prefill, step
+from tests.support.tap_plugin import finished, prefill, rows, step
 
 from updraft_inference.agent.selection import CaptureRates, plan_of_chosen
 from updraft_inference.engine import CaptureLoss, FinishReason, TopK
@@ -159,6 +160,72 @@ def test_a_connection_that_ends_completes_what_has_ended_and_forgets_the_rest(as
 
     assert ended.finished is not None
     assert ended.finished.request.request_id == "a"
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def widened(message: Message, name: str) -> Message:
+    """With one more column in a tensor."""
+    header, tensors = message
+    return header, tensors | {name: torch.cat([tensors[name], tensors[name][:, :1]], dim=1)}
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["running", "ended"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(widened(step("a", 4, 1), "aux"), id="width"),
+        pytest.param(widened(step("a", 4, 1), "ids"), id="number of tokens"),
+        pytest.param((step("a", 4, 1)[0], {**rows(4, 2), "aux": rows(4, 2)["aux"].bfloat16()}), id="type"),
+    ],
+)
+def test_rows_of_another_form_than_the_first_ones_are_malformed(
+    assembler: Assembler, other: Message, *, is_over: bool
+) -> None:
+    told(assembler, prefill("a", 4), *([finished("a", 4, 3)] if is_over else []))
+
+    with pytest.raises(wire.FrameError, match="of the same request"):
+        told(assembler, other)
+
+    assert assembler.losses == {CaptureLoss.MALFORMED: 1}
+    assert len(assembler.cut_off()) == int(is_over)
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def test_what_a_message_completed_before_its_defect_is_not_lost(assembler: Assembler) -> None:
+    told(assembler, prefill("a", 4), finished("a", 4, 3))
+    header, tensors = step("a", 4, 1)
+    header["requests"].append({"rid": "b"})
+    ends: list[Ended] = []
+
+    with pytest.raises(wire.FrameError):
+        ends.extend(assembler.take(header, tensors, 0.0))
+
+    (ended,) = ends
+    assert ended.finished is not None
+
+
+@pytest.mark.parametrize("complete", [lambda one: one.due(PATIENCE_S), Assembler.cut_off], ids=["due", "cut off"])
+def test_rows_that_make_no_trace_cost_the_trace_and_not_the_counts(
+    assembler: Assembler, complete: Callable[[Assembler], list[Ended]]
+) -> None:
+    told(assembler, widened(prefill("a", 4), "log_probs"), prefill("b", 4), finished("a", 4, 3), finished("b", 4, 3))
+
+    broken, sound = complete(assembler)
+
+    assert (broken.finished, broken.counted.num_output) == (None, 3)
+    assert sound.finished is not None
+    assert assembler.losses == {CaptureLoss.MALFORMED: 1}
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_parts_that_come_after_the_end_are_counted_and_kept_nowhere(assembler: Assembler, *, is_captured: bool) -> None:
+    told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, captured=is_captured))
+    before = assembler.losses[CaptureLoss.UNKNOWN]
+
+    assert told(assembler, step("a", 6, 1), prefill("a", 4)) == []
+
+    assert assembler.losses[CaptureLoss.UNKNOWN] == before + 2
     assert len(assembler) == assembler.num_bytes == 0
 
 

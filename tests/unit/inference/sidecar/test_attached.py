@@ -144,11 +144,32 @@ async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, dra
     assert beside.server.loaded == LoadedDraft(version=3, tensors_digest="sha256:3")
 
 
-async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"served": 3},
+        {"served": None},
+        {"served": {"version": 1 << 32, "digest": ""}},
+        {"served": {"version": -1, "digest": ""}},
+        {"pause_us": 1 << 80},
+        {"held": 3},
+    ],
+)
+async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint, changed: dict[str, Any]) -> None:
     async with AsyncExitStack() as stack:
         one = await worker(stack, beside)
         with pytest.raises(Unavailable, match="malformed"):
-            await swapped(beside, one, draft, lambda load: {**loaded(load), "served": 3})
+            await swapped(beside, one, draft, lambda load: {**loaded(load), **changed})
+
+    assert beside.server.loaded == LoadedDraft()
+
+
+async def test_a_server_that_cannot_swap_says_only_why(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        why = {"kind": "loaded", "number": 1, "dropped": 0, "version": 7, "refusal": "compiled weights"}
+        with pytest.raises(Unavailable, match="refused version 7: compiled weights"):
+            await swapped(beside, one, draft, lambda _: why)
 
 
 async def test_a_server_that_goes_away_in_a_swap_ends_it(beside: Beside, draft: DraftCheckpoint) -> None:

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 from updraft_tap import hooks
 from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
