@@ -21,7 +21,7 @@ from tests.vllm.server import LOOKAHEAD, Server, serving
 from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import checkpoint
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 
 if not build.is_built():
     pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)

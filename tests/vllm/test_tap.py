@@ -27,7 +27,7 @@ from tests.vllm import build
 from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import LOOKAHEAD, Server, serving
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 from updraft_tap import checkpoint, weights
 from updraft_vllm.reloads import ASLEEP
 

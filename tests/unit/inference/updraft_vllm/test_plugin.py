@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 from updraft_tap.http.keys import KeysError
 from updraft_vllm import plugin
 
