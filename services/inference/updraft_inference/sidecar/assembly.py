@@ -284,12 +284,9 @@ def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
 
 
 def _terms(header: Mapping[str, Any]) -> CaptureTerms:
-    permissions = {part.strip().lower() for part in str(header.get("capture") or "").split(",")}
     return CaptureTerms(
-        is_opted_out="off" in permissions or header.get("permitted") is False,
+        is_opted_out=header.get("permitted") is False,
         is_unasked=header.get("asked") is False,
-        may_train="no-train" not in permissions,
-        may_retain="no-retain" not in permissions,
         is_constrained=bool(header.get("constrained")),
         domain=label(str(header.get("domain") or "")),
     )

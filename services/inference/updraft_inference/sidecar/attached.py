@@ -23,6 +23,7 @@ from updraft_inference.engine import (
     EngineLoad,
     HolderInfo,
     LoadedDraft,
+    OtherShapeError,
     Speedup,
     SwapResult,
 )
@@ -57,6 +58,7 @@ class _Loaded(BaseModel, frozen=True):
     """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
 
     refusal: str
+    needs_restart: bool = False
     held: str = ""
     pause_us: Uint32 = 0
     served: _Served | None = None
@@ -94,6 +96,8 @@ class AttachedServer:
         """The version of the load that waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
+        self._misfits: dict[DraftCheckpoint | None, str] = {}
+        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
@@ -125,15 +129,22 @@ class AttachedServer:
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
-        which says nothing about the draft."""
+        which says nothing about the draft; OtherShapeError if the server has to restart with it."""
         async with self._swapping:
             worker = self._worker
             if worker is None:
                 raise Unavailable(f"the {self._kind.engine} server is not connected")
             if draft is None and self.loaded == LoadedDraft():
                 return SwapResult(loaded=self.loaded, pause_s=0.0)
+            if draft in self._misfits:
+                raise OtherShapeError(self._misfits[draft])
             load = self._first_draft() if draft is None else await asyncio.to_thread(_read, draft, worker.dtype)
-            return await self._swap(load)
+            try:
+                return await self._swap(load)
+            except OtherShapeError as error:
+                if draft is not None:
+                    self._misfits[draft] = str(error)
+                raise
 
     async def rehash(self) -> LoadedDraft:
         """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
@@ -141,6 +152,7 @@ class AttachedServer:
 
     def _meet(self, hello: Hello) -> None:
         self._worker = hello
+        self._misfits.clear()
         self.loaded = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
         if not self.met.is_set():
             self.info = HolderInfo(
@@ -165,6 +177,11 @@ class AttachedServer:
             ) from error
         if answer.served is not None:
             self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
+        if answer.refusal and answer.needs_restart:
+            raise OtherShapeError(
+                f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the draft in"
+                f" {load.folder}"
+            )
         if answer.refusal:
             raise Unavailable(f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}")
         if load.held and answer.held != load.held:

@@ -94,21 +94,17 @@ def test_rows_that_only_one_process_chose_are_dropped(assembler: Assembler) -> N
     assert assembler.num_bytes == 0
 
 
-@pytest.mark.parametrize("refusal", [{"capture": "off"}, {"permitted": False}])
-def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(
-    assembler: Assembler, refusal: dict[str, Any]
-) -> None:
-    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", **refusal))
+def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(assembler: Assembler) -> None:
+    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", permitted=False))
 
     assert (ended.finished, ended.terms.is_opted_out) == (None, True)
     assert len(assembler) == 0
 
 
-def test_domain_and_permissions_come_with_the_end(assembler: Assembler) -> None:
-    (ended,) = told(assembler, finished("a", 4, 3, captured=False, capture="no-train", domain="sql", constrained=True))
+def test_domain_and_constraint_come_with_the_end(assembler: Assembler) -> None:
+    (ended,) = told(assembler, finished("a", 4, 3, captured=False, domain="sql", constrained=True))
 
-    assert (ended.terms.domain, ended.terms.may_train, ended.terms.may_retain) == ("sql", False, True)
-    assert ended.terms.is_constrained
+    assert (ended.terms.domain, ended.terms.is_constrained, ended.terms.is_opted_out) == ("sql", True, False)
 
 
 @pytest.mark.parametrize(("of_rows", "of_end"), [(0.5, 0.1), (0.1, 0.5)])

@@ -13,7 +13,7 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import VLLM
@@ -162,6 +162,27 @@ async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheck
             await swapped(beside, one, draft, lambda load: {**loaded(load), **changed})
 
     assert beside.server.loaded == LoadedDraft()
+
+
+async def test_for_a_draft_of_another_shape_the_server_must_restart_and_is_asked_once(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    misfit: Reply = lambda load: loaded(  # noqa: E731 - a reply
+        load, refusal="hidden_size is 9", needs_restart=True, served={"version": 0, "digest": ""}
+    )
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(OtherShapeError, match=f"hidden_size is 9; restart it with the draft in {draft.folder}"):
+            await swapped(beside, one, draft, misfit)
+        with pytest.raises(OtherShapeError, match="hidden_size is 9"):
+            await beside.server.swap(draft)
+        assert [message["kind"] for message in one.heard] == ["answer", "load"]
+
+        one.hang_up()
+        again = await worker(stack, beside, server="two")
+        result, _ = await swapped(beside, again, draft, lambda load: loaded(load, held=held(draft)))
+
+    assert result.loaded.version == 7, "the server that restarted fits"
 
 
 async def test_a_server_that_cannot_swap_says_only_why(beside: Beside, draft: DraftCheckpoint) -> None:

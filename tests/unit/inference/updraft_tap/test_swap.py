@@ -124,8 +124,23 @@ def test_a_draft_that_is_refused_leaves_the_one_before(served: Served, folder: P
     answer = served.load(folder, 8)
 
     assert answer["refusal"] != ""
+    assert answer["needs_restart"] == (problem == "another size")
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+
+
+def test_a_draft_of_another_shape_is_known_by_its_config_however_large_its_file_is(
+    served: Served, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 20}))
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+
+    answer = served.load(folder)
+
+    assert answer["refusal"].startswith("intermediate_size is 1048576 in the draft's config.json, but ")
+    assert answer["needs_restart"]
 
 
 def spoil(folder: Path, problem: str) -> None:
