@@ -25,11 +25,10 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, GenerationRequest, SamplingParams
-from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import arguments as launch_arguments
-from updraft_inference.sglang_engine.launch import plugin_folder
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.tap import initial_draft, plugin_folder
 
 STREAMS = 8
 TOKENS = 48

@@ -24,6 +24,7 @@ from tests.support.tap_agent import Agent, listening
 from updraft_cli import results
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
@@ -93,7 +94,7 @@ class Engine:
     def _begin(self, rid: str) -> None:
         is_captured = rid == "0"
         known = list(range(PROMPT_TOKENS + 2 * STEPS))
-        sampling = SimpleNamespace(extra_args=None if is_captured else {"updraft_capture": "off"})
+        sampling = SimpleNamespace(extra_args=marked(None, Terms(permitted=is_captured)))
         for name in ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"):
             setattr(sampling, name, 0)
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty"):
@@ -105,6 +106,7 @@ class Engine:
             output_token_ids=known[PROMPT_TOKENS:],
             all_token_ids=known,
             num_preemptions=0,
+            arrival_time=time.time(),
             status=SimpleNamespace(name="FINISHED_LENGTH_CAPPED"),
             is_finished=lambda: False,
         )

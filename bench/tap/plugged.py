@@ -9,7 +9,7 @@ from typing import Any
 from bench.serving import servers
 from bench.serving.servers import Server
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 
 LOOKAHEAD = 3
 ROLES = ("scheduler", "worker")

@@ -28,7 +28,7 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
-from updraft_inference.sglang_engine import initial_draft
+from updraft_inference.tap import initial_draft
 
 STREAMS = 8
 TOKENS = 48

@@ -15,10 +15,10 @@ from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
-from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import admin_key, arguments, plugin_folder
+from updraft_inference.sglang_engine.launch import admin_key, arguments
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.tap import initial_draft, plugin_folder
 
 NUM_STEPS = 2
 CONTEXT = 1000

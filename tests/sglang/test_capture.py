@@ -28,7 +28,7 @@ from tests.support.wait import until
 
 from updraft_draft import checkpoint
 from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 

@@ -25,10 +25,10 @@ from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, TopK
-from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import arguments, plugin_folder
+from updraft_inference.sglang_engine.launch import arguments
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.tap import initial_draft, plugin_folder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,7 +21,7 @@ from tests.support.tiny_target import save_draft
 from tests.support.wait import until
 from transformers import LlamaForCausalLM
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(150)]
 

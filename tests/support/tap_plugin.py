@@ -43,9 +43,11 @@ def hello(role: str, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def prefill(rid: str, num_prompt: int, *, dropped: int = 0) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def prefill(
+    rid: str, num_prompt: int, *, dropped: int = 0, probability: Any = 1.0
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The whole prompt, each position's states its number."""
-    part = {"rid": rid, "position": 0, "cached": 0, "rows": num_prompt, "teacher_rows": 1}
+    part = {"rid": rid, "probability": probability, "position": 0, "cached": 0, "rows": num_prompt, "teacher_rows": 1}
     header = {"kind": "prefill", "number": 1, "dropped": dropped, "requests": [part]}
     return header, rows(0, num_prompt, taught=1)
 
@@ -56,6 +58,7 @@ def step(
     """Three draft tokens, of which the target accepted some."""
     part = {
         "rid": rid,
+        "probability": 1.0,
         "version": version,
         "position": position,
         "accepted": accepted,
@@ -85,6 +88,7 @@ def finished(
         "preemptions": 0,
         "duration_us": 50_000,
         "constrained": False,
+        "probability": 1.0 if captured else 0.0,
         "counters": [sums],
         "sampling": SAMPLING if captured else None,
     }

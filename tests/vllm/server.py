@@ -87,6 +87,10 @@ class Server:
             accepted=self._counter("vllm:spec_decode_num_accepted_tokens_total"),
         )
 
+    def num_running(self) -> int:
+        """Requests in its batch now."""
+        return int(self._counter("vllm:num_requests_running"))
+
     def post(self, path: str, body: object = None) -> Any:
         """The JSON that it answers."""
         answer = self._http.post(path, json=body)

@@ -27,8 +27,9 @@ from tests.vllm import build
 from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import LOOKAHEAD, Server, serving
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 from updraft_tap import checkpoint, weights
+from updraft_tap.weights import UNKNOWN
 from updraft_vllm.reloads import ASLEEP
 
 if not build.is_built():
@@ -456,7 +457,7 @@ async def test_a_server_that_sleeps_takes_no_draft_and_says_what_it_has_when_it_
         awake = await swap(agent, second, 0)
 
     assert asleep["refusal"] == ASLEEP
-    assert asleep["served"] == {"version": 7, "digest": ""}
+    assert asleep["served"] == {"version": 7, "digest": UNKNOWN}
     assert [(hello["role"], hello["version"], hello["digest"]) for hello in agent.hellos[hellos:]] == [
         ("worker", 7, "sha256:7")
     ]
@@ -493,6 +494,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 36
+    assert len(before) == 37
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}

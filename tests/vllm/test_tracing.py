@@ -18,7 +18,7 @@ from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import Server, serving
 from transformers import LlamaForCausalLM
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
 
 if not build.is_built():
     pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)

@@ -73,8 +73,7 @@ def prepare_vllm(environ: Mapping[str, str], *, plugin: Path, seed: Path | None)
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.sglang_engine import initial_draft  # noqa: PLC0415 - see main
-        from updraft_inference.sglang_engine.launch import plugin_folder  # noqa: PLC0415
+        from updraft_inference.tap import initial_draft, plugin_folder  # noqa: PLC0415 - see main
 
         plugin_folder.write(plugin, plugin_folder.VLLM)
         if seed is not None:

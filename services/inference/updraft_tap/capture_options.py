@@ -11,12 +11,14 @@ class CaptureOptions:
     """What to capture of one request, besides the light record of its steps.
 
     `payload` requests rows of the last `prompt_rows` prompt positions and of all output positions, and up to
-    `counterfactual_rows` rows after a rejection in each step.
+    `counterfactual_rows` rows after a rejection in each step. `probability` is that with which a policy chose the request; 0
+    if the agent chose it itself.
     """
 
     payload: bool = False
     prompt_rows: int = 0
     counterfactual_rows: int = 0
+    probability: float = 0.0
 
 
 def read_options(custom_params: object) -> CaptureOptions | None:

@@ -5,7 +5,8 @@ The file may be cut off, huge or hostile, so every offset is checked against the
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,23 @@ class UnreadableError(Exception):
 def read(folder: Path, max_bytes: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors, which share one copy of the file, and take `max_bytes` at most. Raises UnreadableError."""
     most = None if max_bytes is None else 8 + _MAX_HEADER + max_bytes
-    try:
+    with _unreadable():
+        return read_config(folder), _tensors(bytearray(_contents(folder / "model.safetensors", most)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config alone. Raises UnreadableError."""
+    with _unreadable():
         config = json.loads(_contents(folder / "config.json", _MAX_CONFIG))
-        data = bytearray(_contents(folder / "model.safetensors", most))
         if not isinstance(config, dict):
             raise UnreadableError("config.json is not an object")
-        return config, _tensors(data)
+        return config
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    try:
+        yield
     except (
         OSError,
         ValueError,

@@ -9,14 +9,19 @@ from typing import Any
 @dataclass(slots=True)
 class _Sums:
     steps: int = 0
+    timed: int = 0
+    """The steps whose time is known."""
     seconds: float = 0.0
+    """Of those."""
     proposed: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     """Both by position in the chain of draft tokens."""
 
-    def add(self, proposed: int, accepted: int, seconds: float) -> None:
+    def add(self, proposed: int, accepted: int, seconds: float | None) -> None:
         self.steps += 1
-        self.seconds += seconds
+        if seconds is not None:
+            self.timed += 1
+            self.seconds += seconds
         missing = [0] * (proposed - len(self.proposed))
         self.proposed += missing
         self.accepted += missing
@@ -28,32 +33,48 @@ class _Sums:
 @dataclass(slots=True)
 class _Request:
     proposer: int | None = None
-    since_s: float | None = None
-    """When the step before ended."""
+    since_s: float = 0.0
+    """When its last step ended."""
+    step: int = -1
+    """The number of that step."""
     by_version: dict[int | None, _Sums] = field(default_factory=dict)
 
 
 class Counters:
-    """By request. The version of a proposal is that of the draft that made it, a step before its verification."""
+    """By request. The version of a proposal is that of the draft that made it, a step before its verification.
+
+    A step took the time since the engine's step before. If the request had no part in that, or the engine paused between, the
+    time is not known, and counts as the mean of the other steps.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._requests: dict[str, _Request] = {}
+        self._step = 0
 
     def verified(self, rid: str, *, proposed: int, accepted: int) -> None:
         """A step verified `proposed` tokens. Raises ValueError if more were accepted."""
         if not 0 <= accepted <= proposed:
             raise ValueError(f"{accepted} of {proposed} draft tokens were accepted")
         request = self._requests.setdefault(rid, _Request())
-        seconds = 0.0 if request.since_s is None else self._clock() - request.since_s
+        seconds = self._clock() - request.since_s if request.step == self._step else None
         request.by_version.setdefault(request.proposer, _Sums()).add(proposed, accepted, seconds)
 
     def proposed(self, rids: Iterable[str], version: int | None) -> None:
         """The draft `version` made the next proposals of these requests; None if that is not known."""
         now_s = self._clock()
+        self._step += 1
         for rid in rids:
             request = self._requests.setdefault(rid, _Request())
-            request.proposer, request.since_s = version, now_s
+            request.proposer, request.since_s, request.step = version, now_s, self._step
+
+    def pause(self) -> None:
+        """The engine pauses, so the time until the next step is not that of a step."""
+        self._step += 1
+
+    def forget(self) -> None:
+        """Begin anew with all requests."""
+        self._requests.clear()
 
     def end(self, rid: str) -> list[dict[str, Any]]:
         """The sums of an ended request, as the message `finished` has them; they are forgotten."""
@@ -65,7 +86,7 @@ class Counters:
                 "proposed": sum(sums.proposed),
                 "proposed_by_position": sums.proposed,
                 "accepted": sums.accepted,
-                "us": round(1e6 * sums.seconds),
+                "us": round(1e6 * sums.seconds * sums.steps / max(sums.timed, 1)),
             }
             for version, sums in request.by_version.items()
         ]

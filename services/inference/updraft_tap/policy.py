@@ -23,7 +23,12 @@ class Policy:
         """What to capture of a request; None for its counters alone."""
         if not self.payload or _fraction(rid) >= self.payload:
             return None
-        return CaptureOptions(payload=True, prompt_rows=self.prompt_rows, counterfactual_rows=self.counterfactual_rows)
+        return CaptureOptions(
+            payload=True,
+            prompt_rows=self.prompt_rows,
+            counterfactual_rows=self.counterfactual_rows,
+            probability=self.payload,
+        )
 
 
 def read_policy(header: Mapping[str, Any]) -> Policy:

@@ -35,6 +35,7 @@ class Span:
 
     logit_row: int
     rid: str
+    probability: float
     position: int
     cached: int
     rows: int
@@ -43,7 +44,9 @@ class Span:
 
     @property
     def header(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("rid", "position", "cached", "rows", "teacher_rows")}
+        return {
+            name: getattr(self, name) for name in ("rid", "probability", "position", "cached", "rows", "teacher_rows")
+        }
 
 
 def captured_spans(
@@ -69,6 +72,7 @@ def _span(rid: str, options: CaptureOptions, part: PromptChunk, first_row: int, 
     return Span(
         logit_row=logit_row,
         rid=rid,
+        probability=options.probability,
         position=position,
         cached=part.start if part.is_first else 0,
         rows=rows,

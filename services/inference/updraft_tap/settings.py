@@ -55,7 +55,7 @@ class DoorSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "DoorSettings":
-        """Raises ValueError for a value that cannot be meant."""
+        """Raises ValueError for an invalid value."""
         file = environment.get(f"{prefix}API_KEYS_FILE", "")
         most = _number(environment, f"{prefix}MAX_REQUESTS_PER_KEY", 0, 0, 1 << 30)
         header = environment.get(f"{prefix}TENANT_HEADER", "")

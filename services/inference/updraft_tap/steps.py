@@ -131,6 +131,7 @@ class StepMessage:
             request = {
                 "rid": rid,
                 "version": version,
+                "probability": options.probability,
                 "position": position,
                 "accepted": accepted,
                 "drafts": tokens[start + 1 : start + width],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.weights import RefusedError, ServedVersion
+from updraft_tap.weights import UNKNOWN, OtherShapeError, RefusedError, ServedVersion
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Swap:
         """
         self._closed = reason
         with self._touching:
-            self._served.digest = ""
+            self._served.digest = UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
         """The weights may be touched again, and may be others. Calls `changed` when it is known what is served."""
@@ -113,19 +113,20 @@ class Swap:
             with self._touching:
                 if not self._closed:
                     is_there = bool(held) and held == self._proof
-                    self._served.version, self._served.digest = self._proved if is_there else (0, "")
+                    self._served.version, self._served.digest = self._proved if is_there else (0, UNKNOWN)
         changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
-        refusal, held, pause_s = "", "", 0.0
+        refusal, held, pause_s, needs_restart = "", "", 0.0, False
         try:
             with self._examining:
                 held, pause_s = self._load(*_read(message))
         except Exception as error:  # noqa: BLE001  (the agent is told, and the engine serves on)
             log.error("Updraft refused a draft: %s", error)
-            refusal = str(error) or type(error).__name__
+            refusal, needs_restart = str(error) or type(error).__name__, isinstance(error, OtherShapeError)
         self._busy.release()  # first, because an agent that is answered may send the next one at once
-        self._answer(message, refusal=refusal, held=held, pause_us=round(1e6 * pause_s))
+        pause_us = round(1e6 * pause_s)
+        self._answer(message, refusal=refusal, held=held, pause_us=pause_us, needs_restart=needs_restart)
 
     def _load(self, folder: Path, version: int, digest: str) -> tuple[str, float]:
         """What the engine holds afterwards, and for how many seconds it stood still at most at a time."""
@@ -160,7 +161,7 @@ class Swap:
     def _write(self, writes: Sequence[Write], kept: Sequence[Write], version: int) -> None:
         with self._access():
             self._is_touched = True
-            self._served.digest = ""  # until the proof, nothing is known of what is served
+            self._served.digest = UNKNOWN  # until the proof, nothing is known of what is served
             try:
                 _all(writes)
             except Exception:
@@ -186,7 +187,7 @@ class Swap:
         with suppress(Exception):  # then it stays unknown
             held, _ = self._held()
             with self._access():
-                self._served.digest = digest if held == self._proof else ""
+                self._served.digest = digest if held == self._proof else UNKNOWN
 
     def _held(self) -> tuple[str, float]:
         """The digest of what the engine holds now, and for how many seconds it stood still at most to read a piece."""
@@ -223,12 +224,21 @@ class Swap:
                 raise RefusedError(self._closed)
             yield
 
-    def _answer(self, message: Mapping[str, Any], *, refusal: str = "", held: str = "", pause_us: int = 0) -> None:
+    def _answer(
+        self,
+        message: Mapping[str, Any],
+        *,
+        refusal: str = "",
+        held: str = "",
+        pause_us: int = 0,
+        needs_restart: bool = False,
+    ) -> None:
         self._reply(
             {
                 "kind": "loaded",
                 "version": message.get("version"),
                 "refusal": refusal,
+                "needs_restart": needs_restart,
                 "held": held,
                 "pause_us": pause_us,
                 "served": {"version": self._served.version, "digest": self._served.digest},

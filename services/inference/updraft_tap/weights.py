@@ -36,6 +36,14 @@ class RefusedError(Exception):
     """
 
 
+class OtherShapeError(RefusedError):
+    """Its shape is another one than that of the served draft: only a server that starts with it can serve it."""
+
+
+UNKNOWN = "unknown"
+"""The digest of a draft that nothing proves."""
+
+
 class ServedVersion:
     """The draft that was loaded last; version 0 and "" for the one that the server started with."""
 
@@ -47,14 +55,16 @@ class ServedVersion:
 def read(folder: Path, serving: Any, aux: int) -> dict[str, Tensor]:
     """The tensors of a folder with the shapes of the served draft: `serving` is its config, `aux` its input's width.
 
-    Raises RefusedError.
+    Raises RefusedError; OtherShapeError if only the shape is wrong.
     """
     sizes = (math.prod(shape) for shape in expected_shapes(serving, aux).values())
     try:
-        config, tensors = checkpoint.read(folder, _WIDEST * sum(sizes))
+        _check_config(
+            serving, checkpoint.read_config(folder)
+        )  # first: a file of another shape may be too large to be read
+        _, tensors = checkpoint.read(folder, _WIDEST * sum(sizes))
     except checkpoint.UnreadableError as error:
         raise RefusedError(f"cannot read the draft in {folder}: {error}") from error
-    _check_config(serving, config)
     _check_shapes(serving, aux, tensors)
     _check_values(tensors)
     token_ids = target_ids(tensors["d2t"])
@@ -142,7 +152,7 @@ def _check_config(serving: Any, config: Mapping[str, Any]) -> None:
     for key in (*_SHAPE_KEYS, *_HEAD_KEYS):
         now, then = getattr(serving, key, None), config.get(key)
         if now is not None and then is not None and now != then:
-            raise RefusedError(f"{key} is {then} in the draft's config.json, but {now} in the served draft")
+            raise OtherShapeError(f"{key} is {then} in the draft's config.json, but {now} in the served draft")
 
 
 def _check_shapes(serving: Any, aux: int, tensors: Mapping[str, Tensor]) -> None:
@@ -152,7 +162,7 @@ def _check_shapes(serving: Any, aux: int, tensors: Mapping[str, Tensor]) -> None
         raise RefusedError(f"the draft lacks {missing} and has unknown {unknown}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            raise RefusedError(f"{name} has shape {tuple(tensors[name].shape)}, but the served draft needs {shape}")
+            raise OtherShapeError(f"{name} has shape {tuple(tensors[name].shape)}, but the served draft needs {shape}")
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:

@@ -9,22 +9,28 @@ hello    Once per connection: protocol, id (random per connecting process), serv
          tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the
          process, where an engine has several), device, hooks: {function: why it is not in place, "" if it is}, unhooked: {hook:
          why it is not run any more} (vLLM), steps (draft tokens per verify step), aux_size, vocab_size, dtype, version and
-         digest (of the draft loaded last; 0 and ""), problem (why nothing is captured; "" if it works).
+         digest (of the draft loaded last; 0 and "" for the one that the server started with; digest "unknown" if it is not
+         known what is served), problem (why nothing is captured; "" if it works), unasked (why requests are counted and
+         not captured; "" if they are).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
-         [{rid, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}]. `position` is that of
-         the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the request, in order.
-prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, position, cached, rows, teacher_rows}]. The
-         last `teacher_rows` (0 or 1) of the request's `rows` (0: none were requested) have a teacher. `cached` positions
-         before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again, with its output
-         after its prompt.
+         [{rid, probability, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}].
+         `position` is that of the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the
+         request, in order.
+prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, probability, position, cached, rows,
+         teacher_rows}]. The last `teacher_rows` (0 or 1) of the request's `rows` (0: none were requested) have a teacher.
+         `cached` positions before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again,
+         with its output after its prompt.
 
 finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, duration_us (since it arrived),
          constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known), steps,
          proposed, proposed_by_position, accepted (by position), us (that the steps took)}], sampling (of a request with
-         payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender permits capture). With
-         payload, the tensor tokens has its prompt and its output, int32.
-loaded   The answer to a load: version, refusal ("" if it is served), held (digest of what the engine holds), pause_us (how long
-         the engine stood still), served: {version, digest}. A draft that the engine lost by itself later is told by a hello.
+         payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender permits capture),
+         asked (false: it did not pass the middleware), probability. With payload, the tensor tokens has its prompt and its
+         output, int32. Each process says the `probability` with which its own policy chose a request; they may differ while
+         the policy changes.
+loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
+         starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
+         {version, digest}. A draft that the engine lost by itself later is told by a hello.
 
 policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
          so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
@@ -47,7 +53,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_FRAME = 1 << 30
 
 _LENGTHS = struct.Struct("<IQ")

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class HttpProcess:
-    """The hook bodies. Each calls `original` once with its own arguments. Raises KeysError if the keys file cannot be meant."""
+    """The hook bodies. Each calls `original` once with its own arguments. Raises KeysError if the keys file is invalid."""
 
     def __init__(self, settings: DoorSettings) -> None:
         keys = (

@@ -6,7 +6,12 @@ FIRST_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 SECOND_RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
 MIDDLEWARE = "vllm.entrypoints.launchers.app.init_entrypoints_middleware"
 """Under the name by which build_app calls it."""
+GRPC = "vllm.entrypoints.launchers.grpc_server"
+RUST = "VLLM_USE_RUST_FRONTEND"
+"""The ways into vLLM that do not pass the middleware: a module, and a variable."""
+
 SENDS = (
     "vllm.v1.engine.core_client.AsyncMPClient.add_request_async",
     "vllm.v1.engine.core_client.DPAsyncMPClient.add_request_async",
 )
+"""The second one is that of several data-parallel ranks."""

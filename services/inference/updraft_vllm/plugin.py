@@ -7,6 +7,7 @@ of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one 
 
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -64,11 +65,21 @@ def _register() -> None:
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
     http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
     found = hooks.install(http.bindings)
-    if needs_keys and found[names.MIDDLEWARE]:
-        raise KeysError(f"no API key would be asked for: {_misfit(found)}")
+    if needs_keys and (bypass := _bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE]})):
+        raise KeysError(f"API keys cannot be enforced: {bypass}")
     for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
         if problem:
             log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+
+
+def _bypass() -> str:
+    """Why clients would not pass the middleware; "" if they do."""
+    if os.environ.get(names.RUST, "0") != "0":
+        return f"with {names.RUST}, vLLM's frontend is not in Python; unset it"
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if names.GRPC in {*sys.modules, getattr(main, "name", "")} or "--grpc" in sys.argv:
+        return "vLLM's gRPC server has no HTTP headers; leave out --grpc"
+    return ""
 
 
 def starts(settings: Settings, http: Mapping[str, str]) -> tuple[Binding, ...]:
@@ -99,6 +110,9 @@ class SchedulerPlugin:
                 parameters=("self", "scheduler_output", "model_runner_output"),
             ),
             Binding(target=f"{names.SCHEDULER}._free_request", hook=self._hooks.free, parameters=("self", "request")),
+            Binding(
+                target=f"{names.SCHEDULER}.set_pause_state", hook=self._hooks.pause, parameters=("self", "pause_state")
+            ),
         )
 
     def start(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> None:
@@ -108,9 +122,11 @@ class SchedulerPlugin:
             return
         self._is_started = True
         try:
-            found = {**self._http, **hooks.install(self.bindings)}
-            self._hello.learn(hooks=found, ranks=_ranks(scheduler.vllm_config.parallel_config))
-            self._channel.problem = _misfit(found) or _replicas(scheduler.vllm_config.parallel_config)
+            found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
+            self._hello.learn(
+                hooks={**self._http, **found}, ranks=_ranks(parallel), unasked=_unasked(self._http, parallel)
+            )
+            self._channel.problem = _misfit(found) or _replicas(parallel)
         except Exception as error:  # noqa: BLE001  (it would end the server)
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
@@ -240,7 +256,14 @@ class _Hello:
 
     def __init__(self, role: str, served: ServedVersion) -> None:
         self._served = served
-        self._facts: dict[str, Any] = {"role": role, "ranks": {}, "hooks": {}, "unhooked": {}, "device": ""}
+        self._facts: dict[str, Any] = {
+            "role": role,
+            "ranks": {},
+            "hooks": {},
+            "unhooked": {},
+            "device": "",
+            "unasked": "",
+        }
         self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
 
     def learn(self, **facts: Any) -> None:
@@ -286,6 +309,13 @@ def _wrap_logits(model: Any, hook: Hook) -> None:
 def _misfit(found: Mapping[str, str]) -> str:
     unbound = [problem for problem in found.values() if problem]
     return f"hooks do not fit vLLM {_vllm()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}" if unbound else ""
+
+
+def _unasked(http: Mapping[str, str], parallel: Any) -> str:
+    """Why no request can be asked whether it may be captured; only the client in use counts."""
+    used = (names.MIDDLEWARE, names.SENDS[parallel.data_parallel_size > 1])
+    misfit = _misfit({name: http.get(name, "") for name in used})
+    return f"requests are counted but not captured: {misfit}" if misfit else ""
 
 
 def _unsupported(config: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from updraft_tap.channel import Channel
 from updraft_tap.counters import Counters
 from updraft_tap.hooks import Guard, Hook
-from updraft_tap.http.terms import read_mark
+from updraft_tap.http.terms import has_mark, read_mark
 from updraft_tap.policy import Policy
 from updraft_vllm.rows import VERSION, wanted
 
@@ -51,8 +51,10 @@ class RequestHooks:
         self._counters = Counters()
         self._agent = 0
         """How many agents there were before this one; counted by the channel's thread."""
-        self._captured: dict[str, int] = {}
-        """By captured request, the agent for which it was chosen."""
+        self._counted_for = 0
+        """The agent for which the counters are."""
+        self._captured: dict[str, tuple[int, float]] = {}
+        """By captured request, the agent for which it was chosen, and with what probability."""
 
     def forget(self) -> None:
         """Another agent is there: give it nothing that the one before chose. Called on the channel's thread."""
@@ -79,12 +81,25 @@ class RequestHooks:
         self.guard("finished", self._end, request)
         return result
 
+    def pause(self, original: Hook, scheduler: Any, pause_state: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.set_pause_state, which ends or begins a time without steps."""
+        self._counters.pause()
+        return original(scheduler, pause_state, *args, **kwargs)
+
     def _meet(self, request: Any) -> None:
         agent = self._agent  # read before the policy, which `forget` replaces before it counts
-        if wanted(self.policy, request.request_id, request.sampling_params) is not None:
-            self._captured[request.request_id] = agent
+        options = wanted(self.policy, request.request_id, request.sampling_params)
+        if options is not None:
+            self._captured[request.request_id] = agent, options.probability
+
+    def _begin(self) -> None:
+        """What was counted for the agent before is not for this one, and the times between have steps that nobody counted."""
+        if self._counted_for != self._agent:
+            self._counted_for = self._agent
+            self._counters.forget()
 
     def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
+        self._begin()
         invalid = scheduler_output.num_invalid_spec_tokens or {}
         for rid, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
             request = scheduler.requests.get(rid)
@@ -99,15 +114,18 @@ class RequestHooks:
         self._counters.proposed(alive, getattr(output, VERSION, None))
 
     def _end(self, request: Any) -> None:
+        self._begin()
         rid = request.request_id
-        counters, is_captured = self._counters.end(rid), self._captured.pop(rid, None) == self._agent
+        agent, probability = self._captured.pop(rid, (-1, 0.0))
+        counters, is_captured = self._counters.end(rid), agent == self._agent
         if not self._channel.is_open or request.sampling_params is None:
             return
-        terms = read_mark(request.sampling_params.extra_args)
+        extra = request.sampling_params.extra_args
         header = {
             "kind": "finished",
             "rid": rid,
-            **asdict(terms),
+            **asdict(read_mark(extra)),
+            "asked": has_mark(extra),
             "finish": request.status.name.removeprefix("FINISHED_").lower(),
             "prompt_tokens": request.num_prompt_tokens,
             "output_tokens": len(request.output_token_ids),
@@ -115,6 +133,7 @@ class RequestHooks:
             "duration_us": max(0, round(1e6 * (time.time() - request.arrival_time))),
             "constrained": bool(getattr(request, "use_structured_output", False)),
             "counters": counters,
+            "probability": probability if is_captured else 0.0,
             "sampling": {name: getattr(request.sampling_params, name) for name in _SAMPLING} if is_captured else None,
         }
         self._channel.offer(_Message(header, list(request.all_token_ids) if is_captured else None))

@@ -35,6 +35,7 @@ class Drop(StrEnum):
     QUEUE_FULL = "queue_full"
     REDIS_UNAVAILABLE = "redis_unavailable"
     OPTED_OUT = "opted_out"
+    NOT_ASKED = "not_asked"
     TOO_LARGE = "too_large"
 
 
@@ -144,7 +145,7 @@ class Capture:
     def count(self, counted: CountedRequest, plan: CapturePlan) -> None:
         """Learn what this kind of request is like from one that leaves no trace."""
         if plan.is_opted_out:
-            self._drop(Drop.OPTED_OUT)
+            self._drop(Drop.NOT_ASKED if plan.is_unasked else Drop.OPTED_OUT)
         self._learn(counted, plan)
 
     def start(self, plan: CapturePlan) -> None:
@@ -162,7 +163,7 @@ class Capture:
         if not finished.output_ids:
             return
         if plan.is_opted_out:
-            self._drop(Drop.OPTED_OUT)
+            self._drop(Drop.NOT_ASKED if plan.is_unasked else Drop.OPTED_OUT)
         elif plan.is_captured:
             self._put(Ended(finished=finished, plan=plan, finished_s=self._clock.now()))
 

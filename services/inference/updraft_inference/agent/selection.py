@@ -31,6 +31,8 @@ class CaptureTerms:
     """The inputs of the decision to capture one request: its sender's permissions, and properties of the request."""
 
     is_opted_out: bool = False
+    is_unasked: bool = False
+    """The sender could not say whether it opts out, so it counts as if it did."""
     may_train: bool = True
     may_retain: bool = True
     is_constrained: bool = False
@@ -57,6 +59,7 @@ class CapturePlan:
     trace_id: bytes
     is_captured: bool = False
     is_opted_out: bool = False
+    is_unasked: bool = False
     is_evaluation: bool = False
     is_constrained: bool = False
     payload_probability: float = 0.0
@@ -97,8 +100,8 @@ def plan_of_chosen(
 
 def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
     """Without a payload."""
-    if terms.is_opted_out:
-        return CapturePlan(trace_id=trace_id, is_opted_out=True)
+    if terms.is_opted_out or terms.is_unasked:
+        return CapturePlan(trace_id=trace_id, is_opted_out=True, is_unasked=terms.is_unasked)
     permissions = Permissions(
         train=rates.permissions.train and terms.may_train,
         retain=rates.permissions.retain and terms.may_retain,

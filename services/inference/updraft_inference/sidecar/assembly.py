@@ -6,11 +6,13 @@ Times are monotonic seconds.
 """
 
 import hashlib
+import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from updraft_inference.agent.domains import label
@@ -29,13 +31,26 @@ from updraft_inference.tap import messages
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_tap import wire
 
+logger = logging.getLogger(__name__)
+
+_Parts = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Iterator[tuple[str, Rows | StepPart]]]
+
 PATIENCE_S = 2.0
 """How long an ended request waits for the rest of its rows."""
 
 SILENCE_S = 600.0
 """After so long without a message, the end of a request was lost."""
 
+_NUM_ENDED = 1 << 14
+"""How many of the newest ended requests are remembered, so that parts that come after the end are known as late."""
+
 _MAX_UINT32 = 2**32 - 1
+
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError)
+"""What a message that is none raises, also torch's operations on its rows."""
+
+_Form = dict[str, tuple[torch.dtype, torch.Size]]
+"""Type and row shape of each tensor of a request's rows."""
 
 _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
 """vLLM's ends of an answer; all others cut it off."""
@@ -62,6 +77,7 @@ class _Running:
     probability: float
     heard_s: float
     parts: list[Rows | StepPart] = field(default_factory=list)
+    form: _Form = field(default_factory=dict)
     num_bytes: int = 0
 
 
@@ -71,6 +87,7 @@ class _Waiting:
 
     ended: Ended
     builder: TraceBuilder
+    form: _Form
     due_s: float
     num_bytes: int
 
@@ -80,12 +97,12 @@ class Assembler:
 
     def __init__(self, *, max_bytes: int) -> None:
         self.losses: Counter[CaptureLoss] = Counter()
-        self.probability = 0.0
-        """Fraction of requests that give rows, by the policy in effect where they are chosen."""
         self._max_bytes = max_bytes
         self._running: OrderedDict[str, _Running] = OrderedDict()
         """The one that was heard of last comes last."""
         self._waiting: dict[str, _Waiting] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+        """The requests that were completed last."""
         self._num_bytes = 0
 
     def __len__(self) -> int:
@@ -96,11 +113,12 @@ class Assembler:
         """Of all rows that wait."""
         return self._num_bytes
 
-    def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> list[Ended]:
-        """Take a message; return the requests that it completes. Raises FrameError if it is malformed."""
+    def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
+        """Take a message, as far as it is iterated; yield the requests that it completes. Raises FrameError if it is malformed,
+        after those that were complete before the defect."""
         try:
-            return list(self._take(header, tensors, now_s))
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError) as error:
+            yield from self._take(header, tensors, now_s)
+        except _MALFORMED as error:
             self.losses[CaptureLoss.MALFORMED] += 1
             raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
 
@@ -113,34 +131,43 @@ class Assembler:
 
     def cut_off(self) -> list[Ended]:
         """No more rows come: complete what has ended with what there is, and forget the rest."""
-        self._num_bytes -= sum(running.num_bytes for running in self._running.values())
         self._running.clear()
-        return [self._completed(rid) for rid in list(self._waiting)]
+        ended = [self._completed(rid) for rid in list(self._waiting)]
+        self._num_bytes = 0
+        return ended
 
     def _take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
         kind = header["kind"]
         if kind == "finished":
             yield from self._end(header, tensors, now_s)
         elif kind in ("steps", "prefill"):
-            parts = messages.steps if kind == "steps" else messages.prefills
-            for rid, part in parts(header, tensors):
-                yield from self._add(rid, part, now_s)
+            parts: _Parts = messages.steps if kind == "steps" else messages.prefills
+            for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
+                yield from self._add(rid, part, _probability(request), now_s)
 
-    def _add(self, rid: str, part: Rows | StepPart, now_s: float) -> Iterator[Ended]:
+    def _add(self, rid: str, part: Rows | StepPart, probability: float, now_s: float) -> Iterator[Ended]:
+        waiting = self._waiting.get(rid)
+        if waiting is None and rid in self._over:
+            self.losses[CaptureLoss.UNKNOWN] += 1
+            return
         part = self._fitting(part)
-        if (waiting := self._waiting.get(rid)) is not None:
+        if waiting is not None:
+            _check_form(waiting.form, part)
+            waiting.ended = replace(waiting.ended, probability=min(waiting.ended.probability, probability))
             _build(waiting.builder, part)
             waiting.num_bytes += part.nbytes
             self._num_bytes += part.nbytes
             if waiting.builder.covers(waiting.ended.counted.num_output):
                 yield self._completed(rid)
             return
-        running = self._running.pop(rid, None) or _Running(probability=self.probability, heard_s=now_s)
+        running = self._running.get(rid) or _Running(probability=probability, heard_s=now_s)
+        _check_form(running.form, part)
         running.heard_s = now_s
         running.parts.append(part)
         running.num_bytes += part.nbytes
         self._num_bytes += part.nbytes
         self._running[rid] = running
+        self._running.move_to_end(rid)
 
     def _fitting(self, part: Rows | StepPart) -> Rows | StepPart:
         """The part without its rows if there is no room for them."""
@@ -153,24 +180,29 @@ class Assembler:
 
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
         rid = str(header["rid"])
-        running = self._running.pop(rid, None)
         ended = _ended(rid, header)
-        if "tokens" not in tensors or ended.terms.is_opted_out:
+        leaves_trace = "tokens" in tensors and not ended.terms.is_opted_out
+        finished = _finished(rid, header, tensors["tokens"], ended) if leaves_trace else None
+        probability = 0.0 if finished is None else _probability(header)
+        running = self._running.pop(rid, None)
+        if finished is None:
             if running is not None:  # chosen by one process only, as while the policy changes
                 self._num_bytes -= running.num_bytes
                 self.losses[CaptureLoss.UNKNOWN] += 1
+            self._forget(rid)
             yield ended
             return
         if rid in self._waiting:  # an end that was said twice
             yield self._completed(rid)
-        finished = _finished(rid, header, tensors["tokens"], ended)
         builder = TraceBuilder(ended.counted.num_prompt, _ALL_ROWS)
         for part in running.parts if running is not None else ():
             _build(builder, part)
-        probability = self.probability if running is None else running.probability
+        if running is not None:  # each process chose it by the same number, so both did with the smaller probability
+            probability = min(probability, running.probability)
         self._waiting[rid] = _Waiting(
             ended=replace(ended, finished=finished, probability=probability),
             builder=builder,
+            form={} if running is None else running.form,
             due_s=now_s + PATIENCE_S,
             num_bytes=0 if running is None else running.num_bytes,
         )
@@ -178,20 +210,59 @@ class Assembler:
             yield self._completed(rid)
 
     def _completed(self, rid: str) -> Ended:
+        """The request with its trace; without one if its rows do not fit each other. The counts are right then too."""
         waiting = self._waiting.pop(rid)
         self._num_bytes -= waiting.num_bytes
-        ended, finished = waiting.ended, waiting.ended.finished
-        assert finished is not None
-        assembly = waiting.builder.assembly(finished.num_output)
-        finished = replace(finished, steps=assembly.steps(), hidden=assembly.hidden() if finished.output_ids else None)
-        captured = sum(bool(step.draft_ids) for step in finished.steps)
-        counted = replace(
-            ended.counted,
-            num_uncaptured=max(0, sum(sums.verify_steps for sums in ended.counted.sums) - captured),
-            num_missing_rows=finished.num_missing_rows,
-        )
-        _ = finished.step_sums  # here, because it takes long
-        return replace(ended, finished=finished, counted=counted)
+        self._forget(rid)
+        try:
+            return _traced(waiting)
+        except _MALFORMED as error:
+            self.losses[CaptureLoss.MALFORMED] += 1
+            logger.error("A request leaves no trace: its rows are malformed", extra={"reason": repr(error)})
+            return replace(waiting.ended, finished=None)
+
+    def _forget(self, rid: str) -> None:
+        """Parts of this request that come from now on are late."""
+        self._over[rid] = None
+        self._over.move_to_end(rid)
+        if len(self._over) > _NUM_ENDED:
+            self._over.popitem(last=False)
+
+
+def _traced(waiting: _Waiting) -> Ended:
+    ended, finished = waiting.ended, waiting.ended.finished
+    assert finished is not None
+    assembly = waiting.builder.assembly(finished.num_output)
+    finished = replace(finished, steps=assembly.steps(), hidden=assembly.hidden() if finished.output_ids else None)
+    captured = sum(bool(step.draft_ids) for step in finished.steps)
+    counted = replace(
+        ended.counted,
+        num_uncaptured=max(0, sum(sums.verify_steps for sums in ended.counted.sums) - captured),
+        num_missing_rows=finished.num_missing_rows,
+    )
+    _ = finished.step_sums  # here, because it takes long
+    return replace(ended, finished=finished, counted=counted)
+
+
+def _check_form(form: _Form, part: Rows | StepPart) -> None:
+    """Note the form of a request's first rows. Raises ValueError if later ones have another: a trace holds them all."""
+    for rows in (part.rows, part.rejected) if isinstance(part, StepPart) else (part,):
+        if rows is None:
+            continue
+        teacher = rows.teacher
+        found = {
+            "aux": rows.aux,
+            "ids": teacher.ids,
+            "log_probs": teacher.log_probs,
+            "log_sum_exp": teacher.log_sum_exp,
+        }
+        for name, tensor in found.items():
+            if len(tensor) and form.setdefault(name, _form(tensor)) != _form(tensor):
+                raise ValueError(f"{name} {_form(tensor)} after {form[name]} of the same request")
+
+
+def _form(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape[1:]
 
 
 def _build(builder: TraceBuilder, part: Rows | StepPart) -> None:
@@ -213,11 +284,9 @@ def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
 
 
 def _terms(header: Mapping[str, Any]) -> CaptureTerms:
-    permissions = {part.strip().lower() for part in str(header.get("capture") or "").split(",")}
     return CaptureTerms(
-        is_opted_out="off" in permissions or header.get("permitted") is False,
-        may_train="no-train" not in permissions,
-        may_retain="no-retain" not in permissions,
+        is_opted_out=header.get("permitted") is False,
+        is_unasked=header.get("asked") is False,
         is_constrained=bool(header.get("constrained")),
         domain=label(str(header.get("domain") or "")),
     )
@@ -275,6 +344,14 @@ def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended)
 def _seed(value: Any) -> int | None:
     """A trace has room for those from 0 to 2^64."""
     return int(value) if value is not None and 0 <= int(value) < 1 << 64 else None
+
+
+def _probability(header: Mapping[str, Any]) -> float:
+    """With which a process chose a request that gives rows. Raises ValueError if it is none."""
+    value = header["probability"]
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise ValueError(f"{value!r} is no probability")
+    return float(value)
 
 
 def _count(value: object) -> int:

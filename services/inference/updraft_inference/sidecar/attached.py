@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import BaseModel, ValidationError, model_validator
 
 from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
@@ -22,10 +23,11 @@ from updraft_inference.engine import (
     EngineLoad,
     HolderInfo,
     LoadedDraft,
+    OtherShapeError,
     Speedup,
     SwapResult,
 )
-from updraft_inference.sidecar.hello import Hello, Kind
+from updraft_inference.sidecar.hello import Hello, Kind, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
@@ -43,6 +45,29 @@ class _Load:
     version: int
     digest: str
     held: str
+
+
+class _Served(BaseModel, frozen=True):
+    """The draft that a server holds."""
+
+    version: Uint32
+    digest: str
+
+
+class _Loaded(BaseModel, frozen=True):
+    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
+
+    refusal: str
+    needs_restart: bool = False
+    held: str = ""
+    pause_us: Uint32 = 0
+    served: _Served | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.refusal and self.served is None:
+            raise ValueError("it does not say which draft is served")
+        return self
 
 
 class AttachedServer:
@@ -71,6 +96,8 @@ class AttachedServer:
         """The version of the load that waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
+        self._misfits: dict[DraftCheckpoint | None, str] = {}
+        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
@@ -102,15 +129,22 @@ class AttachedServer:
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
-        which says nothing about the draft."""
+        which says nothing about the draft; OtherShapeError if the server has to restart with it."""
         async with self._swapping:
             worker = self._worker
             if worker is None:
                 raise Unavailable(f"the {self._kind.engine} server is not connected")
             if draft is None and self.loaded == LoadedDraft():
                 return SwapResult(loaded=self.loaded, pause_s=0.0)
+            if draft in self._misfits:
+                raise OtherShapeError(self._misfits[draft])
             load = self._first_draft() if draft is None else await asyncio.to_thread(_read, draft, worker.dtype)
-            return await self._swap(load)
+            try:
+                return await self._swap(load)
+            except OtherShapeError as error:
+                if draft is not None:
+                    self._misfits[draft] = str(error)
+                raise
 
     async def rehash(self) -> LoadedDraft:
         """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
@@ -118,6 +152,7 @@ class AttachedServer:
 
     def _meet(self, hello: Hello) -> None:
         self._worker = hello
+        self._misfits.clear()
         self.loaded = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
         if not self.met.is_set():
             self.info = HolderInfo(
@@ -134,19 +169,25 @@ class AttachedServer:
             self._answer.set_exception(Unavailable(f"the {self._kind.engine} server went away"))
 
     async def _swap(self, load: _Load) -> SwapResult:
-        answer = await self._ask(load)
         try:
-            refusal, held, pause_s = str(answer["refusal"]), str(answer["held"]), int(answer["pause_us"]) / 1e6
-            served = answer["served"]
-            self.loaded = LoadedDraft(version=int(served["version"]), tensors_digest=str(served["digest"]))
-        except (KeyError, TypeError, ValueError) as error:
-            refusal = str(answer.get("refusal") or f"its answer is malformed: {error!r}")
-        if refusal:
-            raise Unavailable(f"the {self._kind.engine} server refused version {load.version}: {refusal}")
-        if load.held and held != load.held:
-            self.loaded = LoadedDraft(version=load.version, tensors_digest=held)
-            raise Corrupt(f"with version {load.version} the server holds {held}, but the file is {load.held}")
-        return SwapResult(loaded=self.loaded, pause_s=pause_s)
+            answer = _Loaded.model_validate(await self._ask(load))
+        except ValidationError as error:
+            raise Unavailable(
+                f"the {self._kind.engine} server's answer to version {load.version} is malformed: {problems(error)}"
+            ) from error
+        if answer.served is not None:
+            self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
+        if answer.refusal and answer.needs_restart:
+            raise OtherShapeError(
+                f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the draft in"
+                f" {load.folder}"
+            )
+        if answer.refusal:
+            raise Unavailable(f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}")
+        if load.held and answer.held != load.held:
+            self.loaded = LoadedDraft(version=load.version, tensors_digest=answer.held)
+            raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
+        return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6)
 
     async def _ask(self, load: _Load) -> Mapping[str, Any]:
         """Tell the server to load; its answer. Raises Unavailable without one."""

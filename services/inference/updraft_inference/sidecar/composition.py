@@ -76,7 +76,7 @@ class _Agent:
         self._capture: Capture | None = None
         self._fleet: pod.Fleet | None = None
         assembler = Assembler(max_bytes=settings.capture_running_bytes or running_bytes(1))
-        self.link = Link(settings.vllm_socket_path, kind, assembler, self._hear)
+        self.link = Link(settings.vllm_socket_path, kind, assembler, self._hear, clock=tools.clock)
         self.server = AttachedServer(
             kind, self.link, fingerprints=fingerprints, initial=settings.initial_draft, on_change=self._note_draft
         )
@@ -112,7 +112,8 @@ class _Agent:
         while not self.link.failure:
             problem = self.link.problem
             if problem and not logged:  # it has a time in it, so it is not compared
-                logger.error("Nothing is learnt from the server", extra={"reason": problem})
+                level = logging.ERROR if self.server.met.is_set() else logging.WARNING  # a server may start slowly
+                logger.log(level, "Nothing is learnt from the server", extra={"reason": problem})
             logged = problem
             await asyncio.sleep(_LOOK_S)
         raise Unavailable(self.link.failure)

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from updraft_tap import wire
 
 Role = Literal["scheduler", "worker"]
 """The process that knows the requests, and the one that has the model; on a GPU both may be one."""
+
+
+Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""A number that reports and traces have room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,11 @@ VLLM = Kind(
 )
 
 
+def problems(error: ValidationError) -> str:
+    """What is wrong with a message, on one line."""
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+
+
 class EngineName(BaseModel, frozen=True):
     """The engine that the plugin runs in."""
 
@@ -50,9 +59,11 @@ class Hello(BaseModel, frozen=True):
     pid: int
     role: Role
     dtype: str
-    version: int
+    version: Uint32
     digest: str
     problem: str
+    unasked: str = ""
+    """Why requests are counted and not captured."""
 
     @classmethod
     def of(cls, header: Mapping[str, Any], kind: Kind) -> "Hello":
@@ -65,8 +76,7 @@ class Hello(BaseModel, frozen=True):
         try:
             hello = cls.model_validate(header)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise wire.FrameError(f"malformed hello from the plugin: {problems}") from error
+            raise wire.FrameError(f"malformed hello from the plugin: {problems(error)}") from error
         if hello.engine.name != kind.engine:
             raise wire.FrameError(
                 f"a plugin in {hello.engine.name} connected, but this agent is for {kind.engine}: give each server its own"

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,9 @@ _HELLO_BYTES = 1 << 16
 
 _LOOK_S = 0.25
 """How often ended requests are looked at that wait for rows."""
+
+_LATEST = 16
+"""So many requests in a row whose senders were not asked are a problem."""
 
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
@@ -96,6 +99,8 @@ class Link:
         self._refused: deque[str] = deque(maxlen=16)
         """Ids of the processes whose refusal was logged last; they come again."""
         self._policy: Mapping[str, Any] | None = None
+        self._asked: deque[bool] = deque(maxlen=_LATEST)
+        """Whether the senders of the last requests were asked."""
 
     @property
     def losses(self) -> Mapping[CaptureLoss, int]:
@@ -110,6 +115,13 @@ class Link:
             return problem
         if not connections and self._misunderstood:
             return self._misunderstood
+        if unasked := next((one.hello.unasked for one in connections if one.hello.unasked), ""):
+            return unasked
+        if len(self._asked) == _LATEST and True not in self._asked:
+            return (
+                f"the last {_LATEST} requests to {self._kind.engine} did not pass Updraft's middleware, so they are counted"
+                " but not captured: send requests to the HTTP port of a server that was started with the plugin"
+            )
         now_s = self._clock.monotonic()
         away = {role: now_s - self._away_since_s[role] for role in _ROLES if role not in self._connections}
         role = max(away, key=lambda role: away[role], default=None)
@@ -150,7 +162,8 @@ class Link:
                     self.path.unlink()
 
     def _bound(self) -> tuple[socket.socket, int]:
-        """A listening socket at the path, in place of a file that was left over, and the file's number."""
+        """A listening socket at the path, in place of a file that was left over, and the file's number. Raises InvalidInput if
+        there can be none, or another process listens there."""
         if len(str(self.path).encode()) > _MAX_PATH:
             raise InvalidInput(
                 f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self._kind.socket_setting}"
@@ -158,7 +171,7 @@ class Link:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_socket():
+            if self.path.is_socket() and not _answers(self.path):  # else bind refuses it
                 self.path.unlink()
             listener.bind(str(self.path))
             listener.listen()
@@ -168,7 +181,8 @@ class Link:
         except OSError as error:
             listener.close()
             raise InvalidInput(
-                f"cannot listen at {self.path} ({error.strerror}); set {self._kind.socket_setting}"
+                f"cannot listen at {self.path} ({error.strerror}): each agent needs a socket of its own; set"
+                f" {self._kind.socket_setting}"
             ) from error
 
     def _live(self, listener: socket.socket, started: "asyncio.Future[None]") -> None:
@@ -259,8 +273,8 @@ class Link:
             self._disconnect(before)
         connection = self._connections[hello.role] = _Connection(socket=accepted, hello=hello)
         self._misunderstood = ""
-        if hello.role == "worker":
-            self._assembler.probability = 0.0  # the answer to a hello resets the policy
+        if hello.role == "scheduler":
+            self._asked.clear()
         extra = {"role": hello.role, "plugin": hello.tap, "version": hello.engine.version, "draft": hello.version}
         logger.info("The plugin is connected", extra=extra)
         if hello.problem:
@@ -290,16 +304,8 @@ class Link:
         connection.num_dropped = dropped
         if kind == "loaded":
             self._event(Answer(header))
-        elif kind == "policy":
-            self._note_policy(connection, header)
         else:
             self._emit(self._assembler.take(header, tensors, self._clock.monotonic()))
-
-    def _note_policy(self, connection: _Connection, header: Mapping[str, Any]) -> None:
-        """From now on the process that shows rows chooses by it."""
-        payload = header.get("payload")
-        if connection.hello.role == "worker" and isinstance(payload, int | float) and 0 <= payload <= 1:
-            self._assembler.probability = float(payload)
 
     def _note_misunderstood(self, reason: str) -> None:
         if reason != self._misunderstood:
@@ -310,8 +316,9 @@ class Link:
         if (connection := self._connections.get(role)) is not None:
             self._tasks.create_task(_post(connection, b"".join(wire.encode(header))))
 
-    def _emit(self, ended: list[Ended]) -> None:
+    def _emit(self, ended: Iterable[Ended]) -> None:
         for one in ended:
+            self._asked.append(not one.terms.is_unasked)
             self._event(one)
 
     def _event(self, event: Event) -> None:
@@ -322,6 +329,19 @@ class Link:
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended
                 self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at the socket, also one too busy to accept. Raises OSError if that cannot be found out."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - the standard library's
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+        return True
 
 
 async def _post(connection: _Connection, data: bytes) -> None:

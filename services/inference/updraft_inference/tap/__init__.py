@@ -1,1 +1,1 @@
-"""What agents make of the messages of the plugin, whichever server it is in."""
+"""What agents do for any server with the plugin: they prepare its folders, and read its messages."""

@@ -81,14 +81,32 @@ class Door:
 
 
 def choices(body: bytes) -> int:
-    """How many answers a request asks for: `n` to each of its prompts. A body that the server will refuse asks for one."""
+    """How many answers a request asks for: `n` to each of its prompts or conversations. One that the server refuses asks for
+    one.
+
+    Raises RefusedRequestError for an answer in the background, which would go on when its place is free again.
+    """
     try:
         asked = json.loads(body)
-        num, prompt = int(asked.get("n") or 1), asked.get("prompt")  # servers take "2" and 2.0 for 2
+        of_sampling = asked.get("sampling_params")
+        num = max(_whole(asked.get("n")), _whole(of_sampling.get("n") if isinstance(of_sampling, dict) else None))
+        several = sum(map(_several, (asked.get("prompt"), asked.get("prompt_embeds"), asked.get("messages"))))
+        is_background = bool(asked.get("background"))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return 1
-    is_list = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
-    return max(num, 1) * (len(prompt) if is_list else 1)
+    if is_background:
+        raise RefusedRequestError(400, "background cannot be true, because the requests of an API key are limited")
+    return num * max(several, 1)
+
+
+def _whole(num: Any) -> int:
+    """Servers take "2" and 2.0 for 2."""
+    return max(int(num or 1), 1)
+
+
+def _several(value: Any) -> int:
+    """How many there are if it is a list of prompts or of conversations; 0 if it is one, or none."""
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 0
 
 
 def _is_open(scope: Scope) -> bool:

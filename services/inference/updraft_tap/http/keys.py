@@ -22,7 +22,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 
 class KeysError(Exception):
-    """The keys file cannot be meant. The message names the line, never its content."""
+    """The keys file is invalid. The message names the line, never its content."""
 
 
 class RefusedRequestError(Exception):
@@ -38,7 +38,7 @@ class RefusedRequestError(Exception):
 class Keys:
     """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no limit.
 
-    Raises KeysError if the file cannot be meant. Used by one thread.
+    Raises KeysError if the file is invalid. Used by one thread.
     """
 
     def __init__(self, file: Path, *, max_at_once: int = 0) -> None:

@@ -40,7 +40,7 @@ NOT_ASKED = Terms(permitted=False)
 
 
 class UnknownTermsError(Exception):
-    """A header that cannot be meant. The message is for the client."""
+    """An invalid header. The message is for the client."""
 
 
 def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
@@ -71,7 +71,7 @@ def label(domain: str) -> str:
 def marked(extra: Mapping[str, Any] | None, terms: Terms | None) -> dict[str, Any] | None:
     """The extra arguments of a request with the mark of these terms, and with no other; None for none at all.
 
-    Who opts out either way is out.
+    Either one opts the request out.
     """
     others = {name: value for name, value in (extra or {}).items() if name != KEY}
     if terms is None:
@@ -81,10 +81,15 @@ def marked(extra: Mapping[str, Any] | None, terms: Terms | None) -> dict[str, An
     return {**others, KEY: {**asdict(terms), "permitted": permitted}}
 
 
-def read_mark(extra: Mapping[str, Any] | None) -> Terms:
-    """The terms in the extra arguments of a request."""
+def has_mark(extra: Mapping[str, Any] | None) -> bool:
+    """Whether the sender of a request was asked."""
     mark = (extra or {}).get(KEY)
-    return Terms(**mark) if isinstance(mark, dict) and mark.keys() == asdict(NOT_ASKED).keys() else NOT_ASKED
+    return isinstance(mark, dict) and mark.keys() == asdict(NOT_ASKED).keys()
+
+
+def read_mark(extra: Mapping[str, Any] | None) -> Terms:
+    """The terms in the extra arguments of a request; NOT_ASKED without a mark."""
+    return Terms(**extra[KEY]) if extra is not None and has_mark(extra) else NOT_ASKED
 
 
 def _first(headers: Headers, name: bytes) -> bytes:

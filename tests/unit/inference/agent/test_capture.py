@@ -140,6 +140,13 @@ async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStr
     assert capture.counters == fleet_pb2.CaptureCounters(captured=1, offered_tokens=7)
 
 
+async def test_what_nobody_was_asked_about_is_counted_apart_from_opt_outs(capture: Capture) -> None:
+    plan = CapturePlan(trace_id=b"x", is_opted_out=True, is_unasked=True)
+    capture.offer(ended(step(1, 2)), plan)
+
+    assert capture.counters.dropped == {"not_asked": 1}
+
+
 async def test_what_opted_out_never_leaves_and_is_counted(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
         capture.offer(ended(step(1, 2)), CapturePlan(trace_id=b"x", is_opted_out=True))

@@ -9,9 +9,9 @@ from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
-from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.tap import initial_draft
 
 
 @pytest.fixture(scope="module")

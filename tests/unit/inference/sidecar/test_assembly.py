@@ -1,11 +1,13 @@
 """What becomes of the messages of a server's processes: counts, traces, and what is missing in them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.support.tap_plugin import finished, prefill, step
+from tests.support.tap_plugin import finished, prefill, rows, step
 
+from updraft_inference.agent.selection import CaptureRates, plan_of_chosen
 from updraft_inference.engine import CaptureLoss, FinishReason, TopK
 from updraft_inference.sidecar.assembly import PATIENCE_S, SILENCE_S, Assembler, Ended
 from updraft_tap import wire
@@ -92,31 +94,37 @@ def test_rows_that_only_one_process_chose_are_dropped(assembler: Assembler) -> N
     assert assembler.num_bytes == 0
 
 
-@pytest.mark.parametrize("refusal", [{"capture": "off"}, {"permitted": False}])
-def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(
-    assembler: Assembler, refusal: dict[str, Any]
-) -> None:
-    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", **refusal))
+def test_an_opted_out_request_leaves_no_trace_whatever_came_of_it(assembler: Assembler) -> None:
+    (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, domain="sql", permitted=False))
 
     assert (ended.finished, ended.terms.is_opted_out) == (None, True)
     assert len(assembler) == 0
 
 
-def test_domain_and_permissions_come_with_the_end(assembler: Assembler) -> None:
-    (ended,) = told(assembler, finished("a", 4, 3, captured=False, capture="no-train", domain="sql", constrained=True))
+def test_domain_and_constraint_come_with_the_end(assembler: Assembler) -> None:
+    (ended,) = told(assembler, finished("a", 4, 3, captured=False, domain="sql", constrained=True))
 
-    assert (ended.terms.domain, ended.terms.may_train, ended.terms.may_retain) == ("sql", False, True)
-    assert ended.terms.is_constrained
+    assert (ended.terms.domain, ended.terms.is_constrained, ended.terms.is_opted_out) == ("sql", True, False)
 
 
-def test_the_probability_is_that_of_the_policy_under_which_its_first_rows_came(assembler: Assembler) -> None:
-    assembler.probability = 0.5
-    told(assembler, prefill("a", 4))
-    assembler.probability = 0.1
+@pytest.mark.parametrize(("of_rows", "of_end"), [(0.5, 0.1), (0.1, 0.5)])
+@pytest.mark.parametrize("is_end_first", [False, True])
+def test_the_probability_is_that_with_which_both_processes_chose_the_request(
+    assembler: Assembler, *, of_rows: float, of_end: float, is_end_first: bool
+) -> None:
+    rows, end = prefill("a", 4, probability=of_rows), finished("a", 4, 3, probability=of_end)
 
-    (ended,) = told(assembler, step("a", 4, 1), finished("a", 4, 3))
+    (ended,) = told(assembler, *((end, rows) if is_end_first else (rows, end)), step("a", 4, 1))
 
-    assert ended.probability == 0.5
+    assert ended.probability == 0.1
+
+
+def test_a_request_that_was_not_asked_is_no_opt_out_of_its_sender(assembler: Assembler) -> None:
+    (unasked,) = told(assembler, finished("a", 4, 3, captured=False, permitted=False, asked=False))
+    (opted_out,) = told(assembler, finished("b", 4, 3, captured=False, permitted=False, asked=True))
+
+    assert [one.terms.is_unasked for one in (unasked, opted_out)] == [True, False]
+    assert plan_of_chosen(CaptureRates(), unasked.trace_id, unasked.terms, probability=1.0).is_unasked
 
 
 def test_rows_beyond_the_limit_are_lost_and_their_steps_kept() -> None:
@@ -151,6 +159,72 @@ def test_a_connection_that_ends_completes_what_has_ended_and_forgets_the_rest(as
     assert len(assembler) == assembler.num_bytes == 0
 
 
+def widened(message: Message, name: str) -> Message:
+    """With one more column in a tensor."""
+    header, tensors = message
+    return header, tensors | {name: torch.cat([tensors[name], tensors[name][:, :1]], dim=1)}
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["running", "ended"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(widened(step("a", 4, 1), "aux"), id="width"),
+        pytest.param(widened(step("a", 4, 1), "ids"), id="number of tokens"),
+        pytest.param((step("a", 4, 1)[0], {**rows(4, 2), "aux": rows(4, 2)["aux"].bfloat16()}), id="type"),
+    ],
+)
+def test_rows_of_another_form_than_the_first_ones_are_malformed(
+    assembler: Assembler, other: Message, *, is_over: bool
+) -> None:
+    told(assembler, prefill("a", 4), *([finished("a", 4, 3)] if is_over else []))
+
+    with pytest.raises(wire.FrameError, match="of the same request"):
+        told(assembler, other)
+
+    assert assembler.losses == {CaptureLoss.MALFORMED: 1}
+    assert len(assembler.cut_off()) == int(is_over)
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+def test_what_a_message_completed_before_its_defect_is_not_lost(assembler: Assembler) -> None:
+    told(assembler, prefill("a", 4), finished("a", 4, 3))
+    header, tensors = step("a", 4, 1)
+    header["requests"].append({"rid": "b"})
+    ends: list[Ended] = []
+
+    with pytest.raises(wire.FrameError):
+        ends.extend(assembler.take(header, tensors, 0.0))
+
+    (ended,) = ends
+    assert ended.finished is not None
+
+
+@pytest.mark.parametrize("complete", [lambda one: one.due(PATIENCE_S), Assembler.cut_off], ids=["due", "cut off"])
+def test_rows_that_make_no_trace_cost_the_trace_and_not_the_counts(
+    assembler: Assembler, complete: Callable[[Assembler], list[Ended]]
+) -> None:
+    told(assembler, widened(prefill("a", 4), "log_probs"), prefill("b", 4), finished("a", 4, 3), finished("b", 4, 3))
+
+    broken, sound = complete(assembler)
+
+    assert (broken.finished, broken.counted.num_output) == (None, 3)
+    assert sound.finished is not None
+    assert assembler.losses == {CaptureLoss.MALFORMED: 1}
+    assert len(assembler) == assembler.num_bytes == 0
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_parts_that_come_after_the_end_are_counted_and_kept_nowhere(assembler: Assembler, *, is_captured: bool) -> None:
+    told(assembler, prefill("a", 4), step("a", 4, 1), finished("a", 4, 3, captured=is_captured))
+    before = assembler.losses[CaptureLoss.UNKNOWN]
+
+    assert told(assembler, step("a", 6, 1), prefill("a", 4)) == []
+
+    assert assembler.losses[CaptureLoss.UNKNOWN] == before + 2
+    assert len(assembler) == assembler.num_bytes == 0
+
+
 def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: Assembler) -> None:
     ends = told(assembler, finished("a", 4, 3), finished("a", 4, 3))
 
@@ -166,6 +240,9 @@ def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: 
         pytest.param(finished("a", 4, 3, prompt_tokens=-1), id="a negative count"),
         pytest.param(finished("a", 4, 3, prompt_tokens=5), id="fewer tokens than announced"),
         pytest.param(finished("a", 4, 3, counters=[{"version": "new"}]), id="counters that are none"),
+        pytest.param(finished("a", 4, 3, probability=0.0), id="captured by chance 0"),
+        pytest.param(prefill("a", 4, probability=1.5), id="a probability above 1"),
+        pytest.param(prefill("a", 4, probability=None), id="a probability that is none"),
         pytest.param(finished("a", 4, 3, sampling=None), id="tokens without sampling"),
         pytest.param(({"kind": "steps", "requests": [3]}, {}), id="a step that is none"),
         pytest.param((step("a", 4, 1)[0], {}), id="a step without its rows"),

@@ -13,7 +13,7 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import VLLM
@@ -144,11 +144,53 @@ async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, dra
     assert beside.server.loaded == LoadedDraft(version=3, tensors_digest="sha256:3")
 
 
-async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"served": 3},
+        {"served": None},
+        {"served": {"version": 1 << 32, "digest": ""}},
+        {"served": {"version": -1, "digest": ""}},
+        {"pause_us": 1 << 80},
+        {"held": 3},
+    ],
+)
+async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint, changed: dict[str, Any]) -> None:
     async with AsyncExitStack() as stack:
         one = await worker(stack, beside)
         with pytest.raises(Unavailable, match="malformed"):
-            await swapped(beside, one, draft, lambda load: {**loaded(load), "served": 3})
+            await swapped(beside, one, draft, lambda load: {**loaded(load), **changed})
+
+    assert beside.server.loaded == LoadedDraft()
+
+
+async def test_for_a_draft_of_another_shape_the_server_must_restart_and_is_asked_once(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    misfit: Reply = lambda load: loaded(  # noqa: E731 - a reply
+        load, refusal="hidden_size is 9", needs_restart=True, served={"version": 0, "digest": ""}
+    )
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        with pytest.raises(OtherShapeError, match=f"hidden_size is 9; restart it with the draft in {draft.folder}"):
+            await swapped(beside, one, draft, misfit)
+        with pytest.raises(OtherShapeError, match="hidden_size is 9"):
+            await beside.server.swap(draft)
+        assert [message["kind"] for message in one.heard] == ["answer", "load"]
+
+        one.hang_up()
+        again = await worker(stack, beside, server="two")
+        result, _ = await swapped(beside, again, draft, lambda load: loaded(load, held=held(draft)))
+
+    assert result.loaded.version == 7, "the server that restarted fits"
+
+
+async def test_a_server_that_cannot_swap_says_only_why(beside: Beside, draft: DraftCheckpoint) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        why = {"kind": "loaded", "number": 1, "dropped": 0, "version": 7, "refusal": "compiled weights"}
+        with pytest.raises(Unavailable, match="refused version 7: compiled weights"):
+            await swapped(beside, one, draft, lambda _: why)
 
 
 async def test_a_server_that_goes_away_in_a_swap_ends_it(beside: Beside, draft: DraftCheckpoint) -> None:
@@ -186,6 +228,16 @@ async def test_no_version_is_the_draft_that_the_server_started_with(beside: Besi
 
     assert (load["folder"], load["version"], load["digest"]) == ("/first", 0, "")
     assert result.loaded == LoadedDraft()
+
+
+async def test_a_draft_that_the_server_lost_is_not_the_first_one_which_is_loaded_again(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside, version=0, digest=weights.UNKNOWN)
+        assert beside.server.loaded != LoadedDraft()
+        result, load = await swapped(beside, one, None, lambda load: loaded(load, held="sha256:first"))
+
+    assert (load["folder"], load["version"]) == ("/first", 0)
+    assert result.loaded == beside.server.loaded == LoadedDraft()
 
 
 async def test_without_a_first_draft_only_a_restart_gives_no_version(short_tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The agent's end of the socket, with processes of a server that come, lie, overflow and go away."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -80,16 +81,35 @@ async def test_the_policy_reaches_who_is_there_and_who_comes_later(link: Link) -
             assert await again.hear() == expected
 
 
-async def test_a_chosen_request_has_the_probability_that_the_worker_said_is_in_effect(link: Link, heard: Heard) -> None:
+async def test_a_chosen_request_has_the_probability_that_the_server_says(link: Link, heard: Heard) -> None:
     async with AsyncExitStack() as stack:
         scheduler, worker = await server(stack, link)
         await worker.say({"kind": "policy", "number": 1, "dropped": 0, **POLICY})
-        await worker.say(*prefill("a", 4))
+        await worker.say(*prefill("a", 4, probability=0.5))
         await worker.say(*step("a", 4, 1))
         await scheduler.say(*finished("a", 4, 3))
         await until(lambda: bool(heard.ended), what="its end")
 
     assert heard.ended[0].probability == 0.5
+
+
+async def test_it_is_a_problem_if_nobody_was_asked_and_none_if_somebody_was(link: Link, heard: Heard) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, _ = await server(stack, link)
+        for number in range(16):
+            assert link.problem == ""
+            await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
+        await until(lambda: len(heard.ended) == 16, what="their ends")
+        assert "did not pass Updraft's middleware" in link.problem
+        await scheduler.say(*finished("asked", 4, 3, captured=False, permitted=False, asked=True))
+        await until(lambda: len(heard.ended) == 17, what="the end of one that was asked")
+        assert link.problem == ""
+
+
+async def test_why_requests_are_counted_and_not_captured_is_a_problem(link: Link) -> None:
+    async with AsyncExitStack() as stack:
+        await server(stack, link, unasked="hooks do not fit")
+        assert link.problem == "hooks do not fit"
 
 
 async def test_a_plugin_of_another_version_is_refused_with_what_to_do(link: Link) -> None:
@@ -211,13 +231,27 @@ async def test_the_end_of_a_process_is_told_and_what_waited_is_completed(link: L
 
 async def test_a_socket_file_that_was_left_over_is_replaced(short_tmp_path: Path, heard: Heard) -> None:
     path = short_tmp_path / "s"
-    first = Link(path, VLLM, Assembler(max_bytes=1), heard.append)
-    async with first.listening():
-        second = Link(path, VLLM, Assembler(max_bytes=1), heard.append)
-        async with second.listening(), process(path, "worker") as worker:
-            assert (await worker.hear())["refusal"] == ""
-            await until(lambda: any(isinstance(event, Hello) for event in heard), what="its hello")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.is_socket()
+
+    async with (
+        Link(path, VLLM, Assembler(max_bytes=1), heard.append).listening(),
+        process(path, "worker") as worker,
+    ):
+        assert (await worker.hear())["refusal"] == ""
+        await until(lambda: any(isinstance(event, Hello) for event in heard), what="its hello")
     assert not path.exists()
+
+
+async def test_an_agent_does_not_take_the_socket_of_another_that_lives(link: Link, heard: Heard) -> None:
+    second = Link(link.path, VLLM, Assembler(max_bytes=1), heard.append)
+    with pytest.raises(InvalidInput, match=r"Address already in use.* UPDRAFT_INFERENCE_VLLM_SOCKET"):
+        async with second.listening():
+            pass
+
+    async with process(link.path, "worker") as worker:
+        assert (await worker.hear())["refusal"] == "", "the first one goes on"
 
 
 async def test_a_path_where_no_socket_can_be_is_refused_with_the_setting(short_tmp_path: Path, heard: Heard) -> None:
@@ -228,10 +262,11 @@ async def test_a_path_where_no_socket_can_be_is_refused_with_the_setting(short_t
                 pass
 
 
-async def test_a_hello_with_wrong_fields_is_refused_in_one_sentence(link: Link) -> None:
-    async with process(link.path, "worker", pid="many") as worker:
+@pytest.mark.parametrize(("field", "value"), [("pid", "many"), ("version", -1), ("version", 1 << 32)])
+async def test_a_hello_with_wrong_fields_is_refused_in_one_sentence(link: Link, field: str, value: object) -> None:
+    async with process(link.path, "worker", **{field: value}) as worker:
         refusal = (await worker.hear())["refusal"]
-    assert refusal.startswith("malformed hello from the plugin: pid: ")
+    assert refusal.startswith(f"malformed hello from the plugin: {field}: ")
     assert "\n" not in refusal
 
 

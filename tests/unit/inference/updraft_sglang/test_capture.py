@@ -123,7 +123,9 @@ def test_a_prefill_becomes_one_message() -> None:
     assert Sglang(channel).prefill(batch_of(WISH, None)) == "tokens"
 
     ((header, tensors),) = [item.message() for item in channel.items]
-    assert header["requests"] == [{"rid": "r0", "position": 2, "cached": 1, "rows": 2, "teacher_rows": 1}]
+    assert header["requests"] == [
+        {"rid": "r0", "probability": 0.0, "position": 2, "cached": 1, "rows": 2, "teacher_rows": 1}
+    ]
     assert (len(tensors["aux"]), len(tensors["ids"])) == (2, 1)
 
 

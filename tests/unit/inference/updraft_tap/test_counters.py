@@ -41,6 +41,37 @@ def test_a_proposal_of_an_unknown_draft_has_no_version() -> None:
     assert counters.end("a") == [expected]
 
 
+def test_a_time_without_steps_is_no_time_of_a_step_which_counts_as_the_mean_of_the_others() -> None:
+    now = [0.0]
+    counters = Counters(clock=lambda: now[0])
+
+    def step(rids: list[str], took_s: float) -> None:
+        now[0] += took_s
+        for rid in rids:
+            counters.verified(rid, proposed=1, accepted=1)
+        counters.proposed(rids, 3)
+
+    counters.proposed(["a", "b"], 3)
+    step(["a", "b"], 0.25)
+    step(["a"], 0.5)
+    step(["a", "b"], 0.75)  # for b it began two steps ago
+    counters.pause()
+    step(["a", "b"], 100.0)
+
+    assert [counters.end(rid)[0]["us"] for rid in "ab"] == [2_000_000, 750_000]
+
+
+def test_after_they_are_forgotten_requests_begin_anew() -> None:
+    counters = Counters()
+    counters.proposed(["a"], 3)
+    counters.verified("a", proposed=1, accepted=1)
+    counters.forget()
+    counters.proposed(["a"], 4)
+    counters.verified("a", proposed=1, accepted=0)
+
+    assert [(one["version"], one["steps"]) for one in counters.end("a")] == [(4, 1)]
+
+
 def test_a_request_that_was_never_seen_has_no_sums() -> None:
     assert Counters().end("a") == []
 

@@ -24,7 +24,7 @@ def test_a_share_is_chosen_by_the_id_alone_and_a_larger_share_keeps_it() -> None
 def test_the_options_are_those_of_the_policy() -> None:
     policy = read_policy({"kind": "policy", "payload": 1, "prompt_rows": 5, "counterfactual_rows": 2})
 
-    assert policy.options("a") == CaptureOptions(payload=True, prompt_rows=5, counterfactual_rows=2)
+    assert policy.options("a") == CaptureOptions(payload=True, prompt_rows=5, counterfactual_rows=2, probability=1.0)
 
 
 @pytest.mark.parametrize(

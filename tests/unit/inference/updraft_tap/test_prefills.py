@@ -109,7 +109,7 @@ def test_without_prompt_rows_only_the_output_of_a_preempted_request_is_sent_agai
 
     (span,) = captured_spans(captured, [part])
 
-    assert span.header == {"rid": "a", "position": 6, "cached": 2, "rows": 3, "teacher_rows": 1}
+    assert span.header == {"rid": "a", "probability": 0.0, "position": 6, "cached": 2, "rows": 3, "teacher_rows": 1}
     assert span.first_row == 4
 
 

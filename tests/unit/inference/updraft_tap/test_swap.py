@@ -18,7 +18,7 @@ from torch import Tensor
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps, NeverBetweenStepsError
 from updraft_tap.swap import Swap
-from updraft_tap.weights import ServedVersion
+from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class Engine:
@@ -124,8 +124,23 @@ def test_a_draft_that_is_refused_leaves_the_one_before(served: Served, folder: P
     answer = served.load(folder, 8)
 
     assert answer["refusal"] != ""
+    assert answer["needs_restart"] == (problem == "another size")
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+
+
+def test_a_draft_of_another_shape_is_known_by_its_config_however_large_its_file_is(
+    served: Served, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 20}))
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+
+    answer = served.load(folder)
+
+    assert answer["refusal"].startswith("intermediate_size is 1048576 in the draft's config.json, but ")
+    assert answer["needs_restart"]
 
 
 def spoil(folder: Path, problem: str) -> None:
@@ -157,7 +172,7 @@ def test_what_the_engine_holds_otherwise_is_no_success(served: Served, folder: P
     answer = served.load(folder)
 
     assert "but the engine holds sha256:" in answer["refusal"]
-    assert served.version.digest == ""
+    assert served.version.digest == UNKNOWN
 
 
 @pytest.mark.parametrize("problem", ["a write fails", "it holds another one", "it cannot be read"])
@@ -251,7 +266,7 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(served:
     answer = served.load(folder, 8)
 
     assert "loaded only in part; load another one: out of memory" in answer["refusal"]
-    assert (served.version.version, served.version.digest) == (7, "")
+    assert (served.version.version, served.version.digest) == (7, UNKNOWN)
 
 
 def test_a_load_is_refused_while_the_engine_has_closed_its_weights(served: Served, folder: Path) -> None:
@@ -263,7 +278,7 @@ def test_a_load_is_refused_while_the_engine_has_closed_its_weights(served: Serve
     refused = served.load(folder, 8)
 
     assert refused["refusal"] == "vLLM sleeps"
-    assert refused["served"] == {"version": 7, "digest": ""}
+    assert refused["served"] == {"version": 7, "digest": UNKNOWN}
     assert served.engine.pieces == pieces
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
     served.swap.open(lambda: None)
@@ -287,7 +302,7 @@ def test_weights_that_are_closed_in_the_middle_of_a_load_are_not_touched_again(s
     closing[0].join()
 
     assert "load another one: vLLM sleeps" in served.answers[-1]["refusal"]
-    assert served.answers[-1]["served"]["digest"] == ""
+    assert served.answers[-1]["served"]["digest"] == UNKNOWN
     assert served.engine.pieces < 2 * pieces
 
 
@@ -356,11 +371,11 @@ def test_after_somebody_else_had_the_weights_it_is_said_whether_the_draft_is_sti
 ) -> None:
     served.load(folder)
     served.swap.close("vLLM sleeps")
-    assert served.version.digest == ""
+    assert served.version.digest == UNKNOWN
     if is_lost:
         served.engine.held["norm.weight"] = torch.zeros(16)
 
-    assert looked(served) == ((0, "") if is_lost else (7, "sha256:7"))
+    assert looked(served) == ((0, UNKNOWN) if is_lost else (7, "sha256:7"))
 
     assert served.load(folder, version=8)["refusal"] == ""
     assert served.version.version == 8
@@ -368,4 +383,4 @@ def test_after_somebody_else_had_the_weights_it_is_said_whether_the_draft_is_sti
 
 def test_without_a_proof_a_draft_counts_as_lost(served: Served) -> None:
     served.swap.close("vLLM sleeps")
-    assert looked(served) == (0, "")
+    assert looked(served) == (0, UNKNOWN)

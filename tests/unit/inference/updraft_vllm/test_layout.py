@@ -71,7 +71,7 @@ def test_what_was_known_before_a_preemption_is_read_like_a_prompt() -> None:
     assert found is not None
     assert found.steps is None
     (span,) = found.spans
-    assert span.header == {"rid": "a", "position": 5, "cached": 5, "rows": 9, "teacher_rows": 1}
+    assert span.header == {"rid": "a", "probability": 0.0, "position": 5, "cached": 5, "rows": 9, "teacher_rows": 1}
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -87,5 +87,5 @@ def test_one_token_that_is_read_again_is_no_verify_step(drafts: int) -> None:
     assert found.steps is not None
     assert found.steps.captured.rids == ("b",)
     assert [span.header for span in found.spans] == [
-        {"rid": "a", "position": 5, "cached": 5, "rows": 1, "teacher_rows": 0}
+        {"rid": "a", "probability": 0.0, "position": 5, "cached": 5, "rows": 1, "teacher_rows": 0}
     ]

@@ -1,12 +1,17 @@
 import importlib.metadata
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from updraft_inference.sglang_engine.launch import plugin_folder
+from updraft_inference.tap import plugin_folder
+from updraft_tap import hooks
+from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
-from updraft_vllm import plugin
+from updraft_tap.settings import Settings
+from updraft_vllm import names, plugin
 
 
 def test_without_a_socket_the_plugin_does_nothing_and_needs_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +41,7 @@ def test_what_does_not_fit_is_logged_and_ends_no_server(
     [
         (None, "TOP_K", "8", "cannot read the API keys file"),
         ("short", "TOP_K", "8", "line 1 of .* has 5 characters"),
-        ("sk-one-0123456789", "TOP_K", "8", "no API key would be asked for: hooks do not fit vLLM"),
+        ("sk-one-0123456789", "TOP_K", "8", "API keys cannot be enforced: hooks do not fit vLLM"),
         ("sk-one-0123456789", "TOP_K", "many", "TOP_K is 'many'"),
         ("sk-one-0123456789", "MAX_REQUESTS_PER_KEY", "few", "MAX_REQUESTS_PER_KEY is 'few'"),
     ],
@@ -53,6 +58,63 @@ def test_a_server_that_would_not_ask_for_its_keys_does_not_start(
 
     with pytest.raises((KeysError, ValueError), match=words):
         plugin.register()  # no vLLM is installed beside these tests
+
+
+@pytest.mark.parametrize("way", ["rust", "--grpc", "grpc in a config file", "python -m"])
+def test_with_keys_a_server_that_would_bypass_the_middleware_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "keys").write_text("sk-one-0123456789")
+    monkeypatch.setenv("UPDRAFT_VLLM_API_KEYS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    if way == "rust":
+        monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    elif way == "--grpc":
+        monkeypatch.setattr(sys, "argv", ["vllm", "serve", "model", "--grpc"])
+    elif way == "python -m":
+        main = ModuleType("__main__")
+        main.__spec__ = ModuleSpec(names.GRPC, None)
+        monkeypatch.setitem(sys.modules, "__main__", main)
+    else:
+        monkeypatch.setitem(sys.modules, names.GRPC, ModuleType(names.GRPC))
+
+    with pytest.raises(
+        KeysError, match=r"API keys cannot be enforced: (with VLLM_USE_RUST_FRONTEND|vLLM's gRPC server)"
+    ):
+        plugin.register()
+
+
+def test_with_keys_a_server_whose_middleware_is_there_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one-0123456789")
+    monkeypatch.setenv("UPDRAFT_VLLM_API_KEYS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+
+    plugin.register()
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        (names.MIDDLEWARE, "requests are counted but not captured: hooks do not fit vLLM"),
+        (names.SENDS[0], "requests are counted but not captured: hooks do not fit vLLM"),
+        (names.SENDS[1], ""),
+    ],
+)
+def test_where_nobody_can_be_asked_requests_are_still_counted(
+    monkeypatch: pytest.MonkeyPatch, missing: str, sentence: str
+) -> None:
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    monkeypatch.setattr(Channel, "start", lambda _: None)
+    scheduler = plugin.SchedulerPlugin(Settings(socket="/nowhere"), {missing: "it does not exist"})
+    parallel = SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1)
+    scheduler.start(lambda _: None, SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
+
+    hello = scheduler._hello.facts()
+    assert scheduler._channel.problem == ""
+    assert hello["unasked"].startswith(sentence)
+    assert bool(hello["unasked"]) == bool(sentence)
+    assert hello["hooks"][missing] == "it does not exist"
 
 
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:

@@ -100,7 +100,52 @@ def test_a_request_that_opted_out_is_counted_alone() -> None:
     ((header, tokens),) = scheduler.end()
 
     assert (header["counters"][0]["steps"], header["sampling"], tokens) == (1, None, [])
-    assert (header["permitted"], header["domain"]) == (False, "sql")
+    assert (header["permitted"], header["asked"], header["domain"]) == (False, True, "sql")
+
+
+def test_a_request_that_came_by_no_middleware_says_that_it_was_not_asked() -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.requests["a"].sampling_params.extra_args = None
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+
+    ((header, tokens),) = scheduler.end()
+
+    assert (header["permitted"], header["asked"], header["probability"], tokens) == (False, False, 0.0, [])
+
+
+def test_a_captured_request_says_with_what_probability_it_was_chosen_however_the_policy_changes() -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=0.999)
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    scheduler.hooks.policy = Policy(payload=0.1)
+
+    ((header, tokens),) = scheduler.end()
+
+    assert (header["probability"], tokens) == (0.999, [1, 2, 7, 8])
+
+
+def test_another_agent_gets_none_of_the_steps_before_it() -> None:
+    scheduler = Scheduler()
+    scheduler.update([4, 9], version=3)
+    scheduler.hooks.forget()
+    scheduler.update([4, 9], version=4)
+    scheduler.update([4, 9], version=4)
+
+    ((header, _),) = scheduler.end()
+
+    assert [(one["version"], one["steps"]) for one in header["counters"]] == [(None, 1), (4, 1)]
+
+
+def test_a_pause_of_the_scheduler_is_no_time_of_a_step() -> None:
+    scheduler = Scheduler()
+    scheduler.update([4, 9], version=3)
+    assert scheduler.hooks.pause(lambda _, state: f"it is {state}", scheduler, "paused") == "it is paused"
+    scheduler.update([4, 9], version=3)
+
+    ((header, _),) = scheduler.end()
+
+    assert [(one["steps"], one["us"]) for one in header["counters"]] == [(1, 0), (1, 0)]
 
 
 @pytest.mark.parametrize("gone", ["aborted", "finished"])

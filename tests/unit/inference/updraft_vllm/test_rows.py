@@ -120,10 +120,11 @@ def test_a_step_gives_the_rows_of_prompts_and_of_drafts_before_sampling_changes_
     (prefill, rows_b), (steps, rows_a) = messages(vllm)
 
     (b,), (a,) = prefill["requests"], steps["requests"]
-    assert b == {"rid": "b", "position": 0, "cached": 0, "rows": 3, "teacher_rows": 1}
+    assert b == {"rid": "b", "probability": 1.0, "position": 0, "cached": 0, "rows": 3, "teacher_rows": 1}
     assert rows_b["aux"].tolist() == [[3, 13, 23], [4, 14, 24], [5, 15, 25]]
     assert torch.allclose(rows_b["log_sum_exp"], expected[3:])
     assert (a["rid"], a["position"], a["accepted"], a["drafts"]) == ("a", 8, 1, [5, 6])
+    assert a["probability"] == 1.0
     assert (a["rows"], a["counterfactual_rows"], a["version"]) == (2, 1, 0)
     assert rows_a["aux"].tolist() == [[0, 10, 20], [1, 11, 21], [2, 12, 22]]
     assert torch.allclose(rows_a["log_sum_exp"], expected[:3])

@@ -16,10 +16,9 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_chassis.ports import free_port
 from updraft_draft.config import DraftConfig
 from updraft_inference.engine import FinishedSink
-from updraft_inference.sglang_engine import initial_draft
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
 from updraft_inference.sglang_engine.launch import admin_key as admin_keys
-from updraft_inference.sglang_engine.launch import arguments, plugin_folder
+from updraft_inference.sglang_engine.launch import arguments
 from updraft_inference.sglang_engine.launch.supervisor import (
     ServerCommand,
     environment,
@@ -27,6 +26,7 @@ from updraft_inference.sglang_engine.launch.supervisor import (
     until_up,
 )
 from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.tap import initial_draft, plugin_folder
 
 logger = logging.getLogger(__name__)
 

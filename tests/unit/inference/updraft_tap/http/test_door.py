@@ -130,6 +130,9 @@ async def test_a_path_under_the_servers_root_is_the_same_path(keys: Keys) -> Non
     server = Server(Rules(keys=keys))
     assert (await server.ask(path="/llm/health", root_path="/llm"))[0]["status"] == 200
     assert (await server.ask(path="/llm/v1/models", root_path="/llm"))[0]["status"] == 401
+    assert (await server.ask(path="/health", root_path="/llm"))[0]["status"] == 200, "a proxy has taken the root off"
+    for path, root in (("/llm/health", ""), ("/other/health", "/llm"), ("/llm/health/../v1/models", "/llm")):
+        assert (await server.ask(path=path, root_path=root))[0]["status"] == 401
 
 
 async def test_the_third_concurrent_request_of_a_key_waits_for_a_place(keys: Keys) -> None:
@@ -163,6 +166,17 @@ async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) 
     assert "n is 3, but an API key may have at most 2" in json.loads(body)["error"]["message"]
 
 
+async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    start, body = await server.ask(BEARER, path="/v1/responses", body=[b'{"background": true, "input": "a"}'])
+
+    assert (start["status"], server.terms) == (400, [])
+    assert "background cannot be true" in json.loads(body)["error"]["message"]
+    assert len(keys._inside) == 0
+    unlimited = Server(Rules(keys=Keys(keys._file)))
+    assert (await unlimited.ask(BEARER, body=[b'{"background": true}']))[0]["status"] == 200
+
+
 @pytest.mark.parametrize("fate", [asyncio.CancelledError(), RuntimeError("of the server")])
 async def test_a_request_that_ends_in_any_way_gives_its_place_back(keys: Keys, fate: BaseException) -> None:
     async def app(*_: Any) -> None:
@@ -191,6 +205,20 @@ async def test_a_websocket_without_a_key_is_closed_before_it_opens(keys: Keys) -
     assert (start["type"], start["code"]) == ("websocket.close", 1008)
 
 
+async def test_a_websocket_with_a_key_passes_with_the_terms_of_its_sender_and_takes_a_place(keys: Keys) -> None:
+    seen, inside = list[Terms | None](), list[int]()
+
+    async def app(*_: Any) -> None:
+        seen.append(door.current())
+        inside.extend(keys._inside.values())
+
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [*BEARER, (b"x-updraft-domain", b"voice")]}
+    await Door(app, Rules(keys=keys))(scope, None, None)  # type: ignore[arg-type]  # nothing is said
+
+    assert [terms.domain for terms in seen if terms] == ["voice"]
+    assert (inside, len(keys._inside)) == ([1], 0)
+
+
 async def test_the_life_of_the_server_itself_passes() -> None:
     await Server().door({"type": "lifespan"}, None, None)  # type: ignore[arg-type]  # nothing is said
 
@@ -216,6 +244,13 @@ async def test_the_life_of_the_server_itself_passes() -> None:
         (b'{"prompt": [[1, 2], [3]]}', 2),
         (b'{"prompt": [1, 2, 3]}', 1),
         (b'{"prompt": []}', 1),
+        (b'{"prompt_embeds": ["a", "b"], "prompt": "c"}', 2),
+        (b'{"prompt_embeds": ["a", "b"], "prompt": ["c"]}', 3),
+        (b'{"messages": [{"role": "user"}, {"role": "user"}], "n": 2}', 2),
+        (b'{"messages": [[{"role": "user"}], [{"role": "user"}]]}', 2),
+        (b'{"sampling_params": {"n": 4}, "token_ids": [1, 2]}', 4),
+        (b'{"sampling_params": 7, "n": 2}', 2),
+        (b'{"background": false}', 1),
     ],
 )
 def test_choices_are_counted_as_the_server_will_make_them(body: bytes, num: int) -> None:

@@ -1,6 +1,6 @@
 """The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
-SGLang builds the draft's network only once, so the trainer's drafts must have the same shape. The proposals of this draft are
+Servers build the draft's network only once, so the trainer's drafts must have the same shape. The proposals of this draft are
 poor, and it costs no more than a good one.
 """
 
@@ -43,7 +43,7 @@ def write(model: Path, folder: Path, choice: ShapeChoice, config_json: str = "")
 
 
 def _published(config_json: str, target: TargetDescription) -> DraftConfig:
-    """The config of a published draft. InvalidInput unless an SGLang server of this target can serve such drafts."""
+    """The config of a published draft. InvalidInput unless a server of this target can serve such drafts."""
     try:
         content = json.loads(config_json)
     except ValueError as error:
