@@ -196,6 +196,23 @@ async def test_a_malformed_message_ends_the_connection_and_is_counted(link: Link
     assert link.losses[CaptureLoss.MALFORMED] == 1
 
 
+async def test_what_a_message_completed_before_its_defect_is_told(link: Link, heard: Heard) -> None:
+    header, tensors = step("a", 4, 1)
+    header["requests"].append({"rid": "b"})
+    async with AsyncExitStack() as stack:
+        scheduler, worker = await server(stack, link)
+        await worker.say(*prefill("a", 4))
+        await scheduler.say(*finished("a", 4, 3))
+        await until(lambda: len(link._assembler) == 1 and not link._assembler._running, what="its end")
+        await worker.say(header, tensors)
+        await until(lambda: Gone("worker") in heard, what="the end of the connection")
+
+    (ended,) = heard.ended
+    assert ended.finished is not None
+    assert ended.finished.num_missing_rows == 0
+    assert (link.losses[CaptureLoss.MALFORMED], link.failure) == (1, "")
+
+
 async def test_what_the_plugin_dropped_since_it_is_connected_is_counted(link: Link, heard: Heard) -> None:
     async with AsyncExitStack() as stack:
         scheduler, worker = await server(stack, link)
