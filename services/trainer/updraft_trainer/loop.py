@@ -300,6 +300,7 @@ class Trainer:
         components, spec = self._components, self._spec
         own = components.replay.first_batch(count=spec.first_samples, rng=self._rng)
         samples = [*own, *self._followers.first_samples(spec.first_samples - len(own))][: spec.first_samples]
+        self._followers.busy(Activity.FIRST_DRAFT)
         learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}

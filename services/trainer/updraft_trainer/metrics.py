@@ -120,7 +120,7 @@ class Metrics:
         self.stalls = new.counter(
             "stalls",
             "Times that an activity has lasted UPDRAFT_TRAINER_STALL_SECONDS, or twice as long as at the last time. The log"
-            " names the ranks that are waited for. torch.compile does not count",
+            " names the ranks that are waited for. torch.compile counts only after half an hour",
             "activity",
         )
         self.activity = new.gauge(

@@ -365,11 +365,22 @@ async def is_blocked(redis: Redis) -> bool:
     return bool((await redis.info("clients"))["blocked_clients"])
 
 
-async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(redis: Redis) -> None:
-    entry = bytes(range(256)) * 12_345
+async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, written = bytes(range(256)) * 12_345, list[int]()
+    write = asyncio.StreamWriter.write
+
+    def measured(writer: asyncio.StreamWriter, piece: bytes) -> None:
+        written.append(len(piece))
+        write(writer, piece)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", measured)
     await producer(redis, max_bytes=8 << 20).append(entry)
     life = await consumer(redis)
     assert data(await read(life)) == [entry]
+    assert sum(written) > len(entry)
+    assert max(written) <= 128 * 1024
     await settle_all(life)
 
 

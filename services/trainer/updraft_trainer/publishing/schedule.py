@@ -70,8 +70,8 @@ def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: in
 
 
 def num_newest_judges(num_training: int, num_judges: int) -> int:
-    """The newest of `num_training` requests that judge a closed form beside held-out ones: at most `num_judges`, and as many
-    are fitted first. So of twice as many requests half are fitted, and the other half judges with the held-out ones."""
+    """How many of the newest of `num_training` requests judge a closed form beside the held-out ones: at most `num_judges`, and
+    so few that at least `num_judges` others are left to fit."""
     return max(0, min(num_judges, num_training - num_judges))
 
 
