@@ -1,4 +1,4 @@
-"""What rank 0 tells the other ranks to do. Every rank carries a command out, rank 0 as well.
+"""Commands of rank 0 to the other ranks. Every rank carries a command out, rank 0 as well.
 
 All collective operations belong to a command, and one thread of each rank carries them out in order, so no two ranks wait for
 different things. The `activity` of a command is what a rank is busy with meanwhile. A command may contain tensors of any size.

@@ -45,5 +45,5 @@ class Components:
     check: Callable[[], None]
     """Called before each part of long work, which it may end by an exception."""
     folder_ids: Sequence[str] = ("",)
-    """Of the data folders of all ranks, in their order."""
+    """IDs of the data folders of all ranks, in their order."""
     followers: Followers = field(default_factory=Followers)

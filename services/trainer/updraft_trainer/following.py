@@ -113,7 +113,7 @@ class Followers:
         self._send(TakeStep())
 
     def drawn(self, samples: Sequence[Sample], uses: Mapping[str, int]) -> Drawn:
-        """What all ranks have drawn, with the samples of rank 0. If there is any, all ranks call `Learner.train` next."""
+        """Count the samples of all ranks; `samples`: rank 0's. If there are any, all call `Learner.train` next."""
         drawn = Drawn.by_all(self._ranks, samples, uses, is_stopping=False)
         self.are_stopping = drawn.num_stopping > 0
         return drawn

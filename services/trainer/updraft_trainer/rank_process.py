@@ -54,7 +54,7 @@ _MAY_READ_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankProcess:
-    """What a rank has, whether it leads or follows."""
+    """The parts of a rank, whether it leads or follows."""
 
     config: TrainerSettings
     ranks: Ranks

@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What one rank says of itself. `samples` and `held_out` count the requests that it stores."""
+    """The state of one rank. `samples` and `held_out` count the requests that it stores."""
 
     rank: int
     demand: RankDemand
@@ -46,7 +46,7 @@ class Heartbeats:
         self._ranks = ranks
         self._clock = clock
         self._last: dict[int, tuple[Heartbeat, float]] = {}
-        """Of each other rank: the newest heartbeat, and when it was first seen."""
+        """The newest heartbeat of each other rank, and when it was first seen."""
         self._store: Store | None = None
         if ranks.size > 1:
             # A connection of its own: one that waits for something blocks all who share it.

@@ -1,4 +1,4 @@
-"""What a rank is busy with, and a sentence if that takes too long: a trainer never stalls in silence.
+"""The activity of a rank, and a sentence if it takes too long: a trainer never stalls in silence.
 
 A rank that computes is busy; one in a collective operation waits for others. torch.compile may take many minutes once:
 that is logged, and counts as a stall after half an hour.
@@ -19,7 +19,7 @@ MAX_COMPILE_S = 1800.0
 
 
 class Activity(StrEnum):
-    """What a rank may be busy with. The values are labels of metrics, `words` are those of sentences."""
+    """Activities of a rank. The values are labels of metrics, `words` are those of sentences."""
 
     IDLE = "idle"
     JOIN = "join"
@@ -61,7 +61,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What a rank is busy with, for how many seconds, and whether it waits for other ranks."""
+    """The activity of a rank, for how many seconds, and whether it waits for other ranks."""
 
     activity: Activity = Activity.IDLE
     for_s: float = 0.0
@@ -145,7 +145,7 @@ class StallLog:
         self._next_s = limit_s
 
     def sentence(self, rank: int, phase: Phase, others: Sequence[PeerState]) -> str:
-        """What to say now; empty if nothing. A rank that is idle waits for rank 0."""
+        """The sentence to log now; empty if none is due. A rank that is idle waits for rank 0."""
         awaited = _awaited(phase, others)
         lasts_s = max((one.holds_up_s for one in awaited), default=0.0) if phase.is_idle else phase.for_s
         if not self._is_due(lasts_s):

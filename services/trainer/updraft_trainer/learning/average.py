@@ -13,7 +13,7 @@ over at least 20 after a start from a good draft, whose acceptance falls during 
 
 
 class AveragedWeights:
-    """Of one network, since the last start."""
+    """An average of one network's weights since the last start."""
 
     def __init__(self, network: DraftNetwork, *, is_kept: bool) -> None:
         """`is_kept`: False at a rank that needs none, whose average is the network itself."""

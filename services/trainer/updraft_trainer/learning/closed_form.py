@@ -29,8 +29,8 @@ MAX_SCALE = 100.0
 """Auxiliary states that many times larger than those of most samples are not fitted: they would outweigh all others."""
 
 MLP_SCALE = 0.1
-"""Of the MLP's last matrix if it is not fitted, because there are fewer rows than features: with few more rows than features
-a fit gains little already."""
+"""Scale of the MLP's last matrix if it is not fitted, because there are fewer rows than features: with few more rows
+than features a fit gains little already."""
 
 MAX_ROWS = 1024
 """Rows of auxiliary states in float32 at a time: 64 MB for a target of D 4096."""

@@ -14,7 +14,7 @@ from updraft_trainer.learning.compiled import Compiler
 logger = logging.getLogger(__name__)
 
 LEAST_CAPABILITY = (8, 0)
-"""Of GPUs: older ones have no products in bfloat16, or slow ones."""
+"""Minimum compute capability of GPUs: older ones have no products in bfloat16, or slow ones."""
 
 PACK_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Rows of a pass by default. A CPU should gain nothing from more. A GPU needs large products; its value is an
@@ -27,7 +27,7 @@ holds, because each step reads and writes all weights several times."""
 Sharding = Literal["auto", "replicate", "shard"]
 
 BYTES_PER_WEIGHT = 24
-"""Of a trained weight: itself, its gradient, two moments of AdamW, its average, and the last good value of that."""
+"""Memory of a trained weight: itself, its gradient, AdamW's two moments, its average, its last good average."""
 
 MEMORY_SHARE = 0.25
 """The rest is for the passes, the frozen embedding and heads, and drafts that are judged."""

@@ -15,7 +15,7 @@ _FORWARD, _ONE_GRADIENT, _BOTH_GRADIENTS = 2, 4, 6
 
 
 def batch_flops(c: DraftConfig, batch: Batch, *, trains_head: bool) -> float:
-    """Of forward and backward pass."""
+    """Operations of the forward and the backward pass."""
     num_steps, num_rows, num_unrolled = batch.layout.ids.shape[1], len(batch.aux), batch.layout.num_unrolled
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     projections = 2 * c.hidden_size * (heads + 2 * kv)
@@ -37,7 +37,7 @@ def num_pairs(span: Span, num_steps: int) -> int:
 
 
 def _head_flops(c: DraftConfig, rows: TrainingRows, num_steps: int, *, trains_head: bool) -> int:
-    """Of the draft's head at each step, and of the target's once. The few rows before a text begins are counted too."""
+    """Operations of the draft's head at each step and of the target's once, also for the rows before a text begins."""
     head = c.hidden_size * c.draft_vocab_size
     num_hidden = sum(len(teacher) for teacher in rows.teachers if isinstance(teacher, LastHidden))
     teacher = c.target_hidden_size * c.draft_vocab_size * num_hidden

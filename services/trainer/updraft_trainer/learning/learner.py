@@ -41,7 +41,7 @@ from updraft_trainer.learning.step_time import StepTimes
 logger = logging.getLogger(__name__)
 
 Scales = tuple[Sequence[float], Sequence[float]]
-"""What the losses of each step count, of texts and of branches."""
+"""Factors of the losses of each step, for texts and for branches."""
 
 MIN_MORE_TOKENS = 0.01
 """Share of the traffic's tokens that another vocabulary must add. Each change makes the next version larger to download."""

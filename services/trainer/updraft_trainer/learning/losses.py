@@ -32,8 +32,8 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor) -> Self:
-        """Of logits [rows, V], normalised or not. p by softmax: `exp` takes ten times as long for values that underflow (20 ms
-        for 228 x 8192), and most values of a top-k teacher do."""
+        """Predictions from logits [rows, V], normalised or not. p by softmax: `exp` takes ten times as long for values
+        that underflow (20 ms for 228 x 8192), and most values of a top-k teacher do."""
         p, log_sum = _softmax(logits)
         return cls(p, torch.linalg.vecdot(p, logits) - log_sum)
 

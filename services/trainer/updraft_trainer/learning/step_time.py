@@ -106,7 +106,7 @@ class StepTimes:
             self._count(name, self._clock() - start_s)
 
     def take(self) -> Spent:
-        """What was spent since the last call. Phases that the device has not passed yet are in a later one."""
+        """Return the time and operations since the last call. Phases still on the device are in a later one."""
         while self._passing and self._passing[0][2].query():
             name, start, end = self._passing.popleft()
             self._count(name, start.elapsed_time(end) / 1000)

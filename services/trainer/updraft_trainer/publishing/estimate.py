@@ -62,10 +62,10 @@ class Evidence:
 
     estimate: GainEstimate
     outputs: tuple[tuple[int, int], ...] = ()
-    """Of each of its requests: tokens of the output, and those of them that the candidate cannot propose."""
+    """For each of its requests: tokens of the output, and those of them that the candidate cannot propose."""
     mix: TrafficMix = field(default_factory=TrafficMix)
     means: Mapping[str, Feature] = field(default_factory=dict)
-    """Of that rank's clusters by content."""
+    """Means of that rank's clusters by content."""
 
 
 def merged(parts: Sequence[Evidence]) -> Evidence:

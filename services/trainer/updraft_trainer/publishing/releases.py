@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Releases:
-    """Of one trainer. While the registry rejects candidates, longer and longer pauses lie between two of them."""
+    """The publications of one trainer. Pauses between them grow while the registry rejects candidates."""
 
     def __init__(  # noqa: PLR0913 - the parts that a publication touches
         self,
