@@ -1,1 +1,1 @@
-"""What every process does at its edges: settings, logs, metrics, gRPC, streams, lifecycle. No torch."""
+"""Code at the edges of every process: settings, logs, metrics, gRPC, streams, lifecycle. No torch."""

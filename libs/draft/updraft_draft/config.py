@@ -122,7 +122,7 @@ class DraftConfig:
 
 
 class TargetSizes(Protocol):
-    """What a draft has in common with its target."""
+    """Sizes that a draft has in common with its target."""
 
     @property
     def vocab_size(self) -> int: ...

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from updraft.trace.v1 import trace_pb2
 
 Data = bytes | memoryview
-"""Of a tensor."""
+"""Bytes of a tensor."""
 
 _FIELDS = (
     trace_pb2.Trace.PAYLOAD_FIELD_NUMBER,

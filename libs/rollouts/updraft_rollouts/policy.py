@@ -36,7 +36,7 @@ class RolloutStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """What the live gate requires of a canary."""
+    """Requirements of the live gate for a canary."""
 
     interval_seconds: int = 30
     """Minimum length of a slice. One slice is one observation."""
@@ -81,7 +81,7 @@ def latency_is_higher(percent: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineGate:
-    """What the offline gate requires of an evaluation. `confidence` is two-sided, in (0, 1)."""
+    """Requirements of the offline gate for an evaluation. `confidence` is two-sided, in (0, 1)."""
 
     min_samples: int = 8
     min_gain_percent: float = 1.0

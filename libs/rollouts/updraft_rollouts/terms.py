@@ -88,7 +88,7 @@ class Comparison(Term):
 
 
 class OnInconclusive(Term):
-    """What happens to a canary that has no verdict at its progress deadline."""
+    """Action for a canary that has no verdict at its progress deadline."""
 
     PAUSE = "Pause"
     """It stays where it is until a person decides."""

@@ -67,7 +67,7 @@ class RegistrySettings(Settings):
     analysis_confidence: float = Field(default=DEFAULT.analysis.confidence, gt=0.0, lt=1.0)
     """The rate of false promotions is at most one minus this, however often the evidence is read."""
     analysis_on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive
-    """What happens to a canary without a verdict at its deadline."""
+    """Action for a canary without a verdict at its deadline."""
     gate_min_samples: int = Field(default=DEFAULT.offline_gate.min_samples, ge=MIN_GATE_SAMPLES)
     """Held-out requests that a trainer's evaluation must cover."""
     gate_min_gain_percent: float = Field(default=DEFAULT.offline_gate.min_gain_percent, gt=-100.0, lt=1000.0)

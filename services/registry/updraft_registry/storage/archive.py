@@ -40,7 +40,7 @@ _EXCLUSIVE_PHASES = (Phase.STABLE, Phase.CANARY)
 """Phases that only one version of a speculator can have."""
 
 Action = Callable[[Speculator, Version, str, int], tuple[Transition, ...]]
-"""What a person does to a version, `decision.promote` or `reject`, with a reason and a time."""
+"""A person's decision on a version, `decision.promote` or `reject`, with a reason and a time."""
 
 CATALOGUE = "catalogue.sqlite3"
 """File name of the catalogue in the data folder."""
