@@ -67,7 +67,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureParams:
-    """What is captured of a request.
+    """The parts of a request that are captured.
 
     `payload`: the hidden states of the last `prompt_rows` prompt positions and of all output positions, and of up to
     `counterfactual_rows` rows after the rejected draft token in each verify step.
@@ -280,7 +280,7 @@ class FinishedRequest:
 
     @property
     def sums(self) -> tuple["StepSums | UncapturedSteps", ...]:
-        """Of all verify steps."""
+        """Sums over all verify steps."""
         return self.step_sums if self.uncaptured is None else (*self.step_sums, self.uncaptured)
 
     @property

@@ -8,7 +8,7 @@ KEY = "updraft"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureOptions:
-    """What to capture of one request, besides the light record of its steps.
+    """The parts of one request to capture, besides the light record of its steps.
 
     `payload` requests rows of the last `prompt_rows` prompt positions and of all output positions, and up to
     `counterfactual_rows` rows after a rejection in each step. `probability` is that with which a policy chose the request; 0

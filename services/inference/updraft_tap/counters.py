@@ -1,4 +1,4 @@
-"""What speculation did for each running request: verify steps, proposed and accepted tokens, by version of the draft. Pure."""
+"""Counters of each running request: verify steps, proposed and accepted tokens, by version of the draft. Pure."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ class _Sums:
     timed: int = 0
     """The steps whose time is known."""
     seconds: float = 0.0
-    """Of those."""
+    """Time of the `timed` steps."""
     proposed: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     """Both by position in the chain of draft tokens."""

@@ -20,7 +20,7 @@ class Policy:
     counterfactual_rows: int = 0
 
     def options(self, rid: str) -> CaptureOptions | None:
-        """What to capture of a request; None for its counters alone."""
+        """The capture options of a request; None for its counters alone."""
         if not self.payload or _fraction(rid) >= self.payload:
             return None
         return CaptureOptions(

@@ -30,7 +30,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorSettings:
-    """Of the middleware in the engine's HTTP process."""
+    """Settings of the middleware in the engine's HTTP process."""
 
     api_keys_file: Path | None = field(
         default=None,

@@ -129,7 +129,7 @@ class Swap:
         self._answer(message, refusal=refusal, held=held, pause_us=pause_us, needs_restart=needs_restart)
 
     def _load(self, folder: Path, version: int, digest: str) -> tuple[str, float]:
-        """What the engine holds afterwards, and for how many seconds it stood still at most at a time."""
+        """Return the digest of the loaded weights, and the longest time that the engine stood still, in seconds."""
         tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
         prepared = weights.joined(tensors, self._draft.dtype)
         writes = self._draft.prepare(prepared, tensors["d2t"])

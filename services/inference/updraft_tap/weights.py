@@ -1,4 +1,4 @@
-"""What every engine's weight loader checks before its first write, and the proof of what an engine serves. Pure.
+"""Checks of a checkpoint before the first write to any engine, and the proof of what an engine serves. Pure.
 
 A checkpoint of Updraft is an EAGLE-3 draft of one layer with its own head and vocabulary. Engines join some of its tensors
 (q, k and v; gate and up); `joined` gives them the names and the shapes that an engine's parameters have.
@@ -129,7 +129,7 @@ def expected_order(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of what an engine serves: SHA-256 over names, dtypes, shapes and values of its weights and its map, on any device.
+    """SHA-256 of what an engine serves: names, dtypes, shapes and values of its weights and its map, on any device.
 
     Numbers below the smallest normal one count as zero, because kernels that keep weights in a layout of their own are read
     by a product with the identity, which may flush them and loses the sign of a zero.

@@ -1,1 +1,1 @@
-"""What agents do for any server with the plugin: they prepare its folders, and read its messages."""
+"""The agent's work for any server with the plugin: prepare its folders, and read its messages."""

@@ -31,7 +31,7 @@ class PrefixMatch(NamedTuple):
 
 
 def cached_prefix(sequence: Sequence) -> CachedPrefix:
-    """What the slot of a sequence holds for others."""
+    """The rows in a sequence's slot that other requests can copy."""
     return CachedPrefix(
         slot=sequence.slot,
         client=sequence.request.client,

@@ -1,4 +1,4 @@
-"""What a step costs on this machine, in seconds by the number of rows of its forward pass.
+"""The cost of a step on this machine, in seconds by the number of rows of its forward pass.
 
 A step of B sequences that verifies k_i drafts each is one forward over the sum of k_i + 1 rows, so one curve describes every
 B and k. The curve is measured when the engine starts, and every step corrects it. A measurement next to a busy neighbour is
