@@ -45,7 +45,7 @@ class Engine(StrEnum):
 
 
 class DeletionPolicy(StrEnum):
-    """What happens to data that outlives the objects."""
+    """Whether data is deleted with the objects."""
 
     RETAIN = "Retain"
     DELETE = "Delete"
@@ -289,9 +289,9 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """What runs more than one rank: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the one that
-    exists; if there is none, it takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has volumes of
-    its own, so training starts from the stable version after a change from or to one rank or a StatefulSet."""
+    """Workload for several ranks: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the one
+    that exists; if none does, it takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has
+    its own volumes, so training starts from the stable version after a change from or to one rank or a StatefulSet."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -314,7 +314,7 @@ class Redis(Model):
 
 
 class Traces(Model):
-    """What serving records for training."""
+    """Configures the recording of traces for training."""
 
     enabled: bool = True
     """Record traces. Without traces there is no training data, so no trainer runs."""

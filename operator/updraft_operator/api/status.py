@@ -108,7 +108,7 @@ class ProgressStatus(Model):
     """How training goes, as the trainer last reported it."""
 
     device: Text | None = None
-    """What training really uses: a GPU's name, or "cpu (2 threads)"."""
+    """Device that training actually uses: a GPU's name, or "cpu (2 threads)"."""
     ranks: int | None = None
     """Processes that train together."""
     tokens_per_second: int | None = None

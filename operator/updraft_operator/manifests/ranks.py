@@ -77,7 +77,7 @@ def arguments(owner: AdaptiveSpeculator, kind: Kind) -> list[str]:
 
 
 def objects(owner: AdaptiveSpeculator, kind: Kind, template: dict[str, Any], *, runs: bool) -> list[Manifest]:
-    """What runs the pods. A LeaderWorkerSet brings a Service of its own."""
+    """The objects that run the pods. A LeaderWorkerSet brings a Service of its own."""
     if kind is Kind.LEADER_WORKER_SET:
         return [_leader_worker_set(owner, template, runs=runs)]
     return [_service(owner), _stateful_set(owner, template, runs=runs)]

@@ -14,7 +14,7 @@ from updraft_operator.manifests.ranks import Kind
 from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_size
 
 METRICS_PORT = 9092
-"""Of the first rank of a pod; each further one has the next port."""
+"""Port of the first rank of a pod; each further one has the next port."""
 
 GRACE_S = 120
 """How long a pod may take to end: for a save under way, and another one. Each takes up to 30 s for the draft of an 8B model."""

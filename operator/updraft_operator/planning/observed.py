@@ -103,7 +103,7 @@ class Observed:
         return tuple(pod for pod in self.pods if pod.part == part)
 
     def uid(self, ref: Ref) -> str:
-        """Of an observed object; empty if there is none."""
+        """The UID of an observed object; empty if there is none."""
         pods = {Ref("Pod", pod.name): pod.uid for pod in self.pods}
         drafts = {Ref("DraftVersion", draft.metadata.name): draft.metadata.uid for draft in self.drafts}
         child = self.children.get(ref)

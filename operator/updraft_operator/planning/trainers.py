@@ -1,4 +1,4 @@
-"""What runs the trainer: which kind of object, whether one of another kind still runs, and which pods have to go together."""
+"""The trainer's workload: its kind, whether one of another kind still runs, and which pods must go together."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -50,7 +50,7 @@ def is_served(observed: Observed) -> bool:
 
 
 def workloads(observed: Observed) -> tuple[Child, ...]:
-    """What runs the trainer now, or still does."""
+    """The objects that run the trainer now, or still do."""
     refs = (Ref(each, ranks.workload(observed.name, each)) for each in Kind)
     return tuple(observed.children[ref] for ref in refs if ref in observed.children)
 
@@ -88,7 +88,7 @@ def waiting_pods(observed: Observed) -> list[str]:
 
 
 def devices(observed: Observed) -> str:
-    """What the trainer says that it trains on, which may not be what the spec asks for."""
+    """The device that the trainer reports, which may not be what the spec asks for."""
     learning = learning_of(observed.registry.state)
     if learning is None or not learning.device:
         return "the trainer is running"
