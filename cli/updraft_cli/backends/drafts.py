@@ -79,7 +79,7 @@ class DraftList:
     pinned: int | None = None
     """0: pinned to no draft. None: not pinned, or several speculators."""
     message: str = ""
-    """What the rollout waits for."""
+    """Condition that the rollout waits for."""
     drafts: tuple[Draft, ...]
 
 

@@ -1,4 +1,4 @@
-"""What a command line needs of the place where drafts are managed: a registry, or the API server of a cluster.
+"""The interface of the place where drafts are managed: a registry, or the API server of a cluster.
 
 Errors are UpdraftErrors. Which speculator a call concerns is settled when the backend is made.
 """
@@ -35,7 +35,7 @@ class Verb(StrEnum):
 class Decision:
     namespace: str = ""
     name: str
-    """Of the speculator."""
+    """Name of the speculator."""
     verb: Verb
     version: int | None
     field: str = ""

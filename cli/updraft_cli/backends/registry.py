@@ -43,7 +43,7 @@ class RegistryBackend:
     """The NAME argument names `speculator`: `status` shows no others."""
     credentials: Credentials
     reason: str = ""
-    """Of decisions, for the history."""
+    """Reason for decisions, for the history."""
     local: Callable[[], Installation]
     """Look at the processes on this machine."""
 

@@ -200,7 +200,7 @@ class Speculator:
     name: str
     namespace: str = ""
     message: str
-    """What the rollout waits for, in one sentence."""
+    """The condition that the rollout waits for, in one sentence."""
     stable: int
     candidate: int
     previous: int
@@ -212,7 +212,7 @@ class Speculator:
     pause_reason: str = ""
     pods: Pods
     acceptance: Acceptance | None
-    """Of the stable version, on the pods that are connected now."""
+    """Acceptance of the stable version on the pods that are connected now."""
     domains: tuple[DomainAcceptance, ...] = ()
     """Acceptance of the stable version and the candidate, the largest domain first."""
     speedup: Speedup | None = None

@@ -18,7 +18,7 @@ from updraft_cli.cmd.program import Group
 from updraft_cli.local.folders import data_folder
 
 _FORMATS = {"table": "text", "json": "json", "yaml": "yaml"}
-"""What the programs call our formats."""
+"""The programs' names for our formats."""
 
 
 @click.group(cls=Group)

@@ -51,7 +51,7 @@ class Arm(StrEnum):
     FROZEN = "frozen"
     ADAPTIVE = "adaptive"
     AUTO = "auto"
-    """What the server chooses by itself: here the adaptive draft, mixed with n-gram lookup."""
+    """The server's own choice: here the adaptive draft, mixed with n-gram lookup."""
 
 
 class SegmentName(StrEnum):

@@ -50,7 +50,7 @@ class Recording:
     served_version: int = 0
     frozen_version: int = 0
     optimizer_steps: int = 0
-    """Of the trainer, as last read."""
+    """The trainer's count, as last read."""
     swap_pause_mean_s: float | None = None
     """By the serving process's clock; None before the first swap."""
     is_complete: bool = False

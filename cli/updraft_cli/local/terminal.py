@@ -22,7 +22,7 @@ _QUIET = frozenset({"redis"})
 _NAME_WIDTH = max(map(len, _COLOURS))
 
 _LOG_LINE = re.compile(r"(\d\d:\d\d:\d\d) ([A-Z]+) +[\w-]+: (.*)")
-"""What chassis.logs.TextFormatter writes: time, level, process, message."""
+"""The format of chassis.logs.TextFormatter: time, level, process, message."""
 
 
 class Terminal:

@@ -41,7 +41,7 @@ class Imported:
     existed: bool
     """The registry has these weights already, as this version."""
     message: str
-    """What the rollout waits for."""
+    """Condition that the rollout waits for."""
     draft: Draft
 
 

@@ -33,7 +33,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a folder was pulled for."""
+    """The record of a pull: its address, revision and files."""
 
     uri: str
     asked: str
