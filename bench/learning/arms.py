@@ -13,7 +13,7 @@ class Arm:
     name: str
     hyper: Hyperparameters = field(default_factory=Hyperparameters)
     batch_tokens: int | None = None
-    """Of an optimizer step; None: four samples on average."""
+    """Tokens of an optimizer step; None: four samples on average."""
     max_uses: int = 6
     steps_per_request: float = 1.5
     evaluation_every: int = 10

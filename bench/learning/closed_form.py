@@ -1,4 +1,4 @@
-"""What is a draft in closed form worth, and what does it cost? `python -m bench.learning.closed_form`.
+"""Measure the benefit and the cost of a draft in closed form: `python -m bench.learning.closed_form`.
 
 No gradient step is taken. Acceptance length (lookahead 3) is measured on held-out requests of the kind; seconds are processor
 time of one thread.

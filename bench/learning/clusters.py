@@ -15,7 +15,7 @@ from updraft_cli import output
 from updraft_trainer.data.clusters import Clusters
 
 NUM_REQUESTS = 160
-"""Of each kind."""
+"""Requests of each kind."""
 
 
 def main() -> None:

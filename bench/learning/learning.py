@@ -136,7 +136,7 @@ def static_folder(without: str, num_training: int) -> Path:
 
 
 def static_samples(recorder: Recorder, without: str, num_training: int) -> list[Sample]:
-    """What the draft of all kinds but one has learned from."""
+    """The training samples of the draft of all kinds but one."""
     others = [kind for kind in TUNED if kind != without]
     return [sample for kind in others for sample in recorder.samples(kind, num_training, held_out=False)]
 

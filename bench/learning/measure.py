@@ -1,4 +1,4 @@
-"""What is a draft worth on recorded requests of each kind? `python -m bench.learning.measure FOLDER ...`.
+"""Measure drafts on recorded requests of each kind: `python -m bench.learning.measure FOLDER ...`.
 
 Acceptance length on held-out requests, by the exact walk, with bootstrap intervals over requests. With `--replay KIND` it also
 learns from requests of that kind, from the first draft on and from scratch, or from the first draft on at each of `--rates`.

@@ -1,4 +1,4 @@
-"""What the size of the draft vocabulary decides: tokens that a draft cannot propose, acceptance length, and training time.
+"""Effects of the draft vocabulary's size: tokens that a draft cannot propose, acceptance length, and training time.
 
 `python -m bench.learning.vocabulary`. In the first table the first requests of another kind chose the vocabulary, requests of
 the kind, or both. The second compares drafts in closed form, and processor time of an optimizer step on one thread.

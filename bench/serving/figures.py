@@ -23,7 +23,7 @@ VLLM_DOMAINS = ("code", "sql", "math")
 SLACK = 0.98
 """No cell may be slower than this share of plain, nor `auto` than this share of its best part."""
 NARROW = "math"
-"""What the draft of `auto` has learnt."""
+"""Domain that the draft of `auto` has learnt."""
 PAYS, NEVER_SLOWER = 1.3, 0.99
 """`auto`, of plain: where the draft knows the traffic, and anywhere."""
 

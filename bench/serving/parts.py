@@ -63,7 +63,7 @@ class Bench:
     _past: dict[Recipe, NgramProposer] = field(default_factory=dict)
     """The proposers of servers that have answered other requests; each is filled once."""
     _experience: dict[tuple[str, str, str], Experience] = field(default_factory=dict)
-    """What a server learns that only serves one arm of a part, and one domain."""
+    """Experience of a server that only serves one arm of a part, and one domain."""
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
@@ -168,7 +168,7 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
 
 
 async def auto(bench: Bench, engine: TorchEngine) -> None:
-    """What a server chooses by itself, no speculation, and its parts, with a draft of a narrow kind and without a draft: rounds
+    """A server's own choice, its parts and plain decoding, with a draft of a narrow kind and without a draft: rounds
     over all cells, for a while."""
     plan, until_s = bench.plan, time.monotonic() + bench.auto_s
     for round_ in itertools.count():

@@ -180,7 +180,7 @@ class Holds:
         return Line(results.at_most(name, max(self.ends_ms), MOST_MS, "ms"), spread(self.ends_ms))
 
     def figure(self) -> str:
-        """What is beside it."""
+        """The figure beside the bar."""
         return (
             f"At width {HIDDEN} and {VOCAB:,} tokens the hooks hold a step with rows of one request of {STREAMS} for"
             f" {statistics.median(self.steps_ms):.1f} ms on this CPU (quartiles {spread(self.steps_ms)})."

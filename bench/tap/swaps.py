@@ -41,7 +41,7 @@ class Window:
 
 @dataclass(slots=True, kw_only=True)
 class Swaps:
-    """What happened."""
+    """Swaps, gaps and requests of a run."""
 
     windows: list[Window] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Swaps:
         ]
 
     def figures(self) -> Iterator[str]:
-        """What is behind the bars."""
+        """The figures behind the bars."""
         pauses = [one.pause_ms for one in self.windows]
         lasted = [1e3 * (one.end_s - one.start_s) for one in self.windows]
         yield (

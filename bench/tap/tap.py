@@ -164,7 +164,7 @@ def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
 
 
 def costs(taken: Sequence[Turn], arm: Arm) -> tuple[list[float], list[float]]:
-    """What an arm costs in each round on each pair, in percent: of tokens per second, and of CPU time."""
+    """The cost of an arm in each round on each pair, in percent: of tokens per second, and of CPU time."""
     stock = {(one.round, one.pair): one for one in taken if one.arm is Arm.STOCK}
     both = [(one, stock[one.round, one.pair]) for one in taken if one.arm is arm]
     slower = [100 * (1 - ours.tokens_per_s / theirs.tokens_per_s) for ours, theirs in both]

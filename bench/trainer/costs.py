@@ -1,4 +1,4 @@
-"""What options and kernels cost: ratios of times on this machine, of medians of paired runs."""
+"""Costs of options and kernels: ratios of times on this machine, of medians of paired runs."""
 
 import random
 import statistics

@@ -197,7 +197,7 @@ def _speculators(arguments: argparse.Namespace, scratch: Path) -> Figures:
 
 
 def _costs(arguments: argparse.Namespace, _: Path) -> Figures:
-    """What options and kernels cost, in ratios of medians."""
+    """Costs of options and kernels, in ratios of medians."""
     table = output.table(f"costs, {arguments.threads} threads", ">ratio", "of")
     figures = costs.measure(arguments.threads, arguments.rounds)
     for cost in figures:
@@ -237,7 +237,7 @@ def _save(arguments: argparse.Namespace, scratch: Path) -> Figures:
 
 
 def _options(arguments: argparse.Namespace, scratch: Path) -> list[str]:
-    """Of a worker that trains on recorded batches, which are written for it."""
+    """Options of a worker that trains on recorded batches, which are written for it."""
     file = scratch / "samples.pt"
     if not file.exists():
         recordings.write(recordings.recorded(arguments.rounds), file)
