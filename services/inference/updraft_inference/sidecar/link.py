@@ -297,7 +297,7 @@ class Link:
     def _take(self, connection: _Connection, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         try:
             dropped, kind = int(header["dropped"]), header["kind"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
         if connection.num_dropped is not None:
             self.drops[CaptureLoss.QUEUE] += max(0, dropped - connection.num_dropped)

@@ -196,6 +196,19 @@ async def test_a_malformed_message_ends_the_connection_and_is_counted(link: Link
     assert link.losses[CaptureLoss.MALFORMED] == 1
 
 
+@pytest.mark.parametrize("dropped", [float("inf"), float("nan"), "many", None, [1]])
+async def test_a_number_of_drops_that_is_none_ends_the_connection_and_not_the_agent(
+    link: Link, heard: Heard, dropped: object
+) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, worker = await server(stack, link)
+        await worker.say({"kind": "policy", "number": 1, "dropped": dropped})
+        await until(lambda: Gone("worker") in heard, what="the end of the connection")
+        await scheduler.say(*finished("a", 4, 3, captured=False))
+        await until(lambda: bool(heard.ended), what="the end of a request")
+    assert link.failure == ""
+
+
 async def test_what_a_message_completed_before_its_defect_is_told(link: Link, heard: Heard) -> None:
     header, tensors = step("a", 4, 1)
     header["requests"].append({"rid": "b"})
