@@ -273,8 +273,6 @@ class Link:
             self._disconnect(before)
         connection = self._connections[hello.role] = _Connection(socket=accepted, hello=hello)
         self._misunderstood = ""
-        if hello.role == "scheduler":
-            self._asked.clear()
         extra = {"role": hello.role, "plugin": hello.tap, "version": hello.engine.version, "draft": hello.version}
         logger.info("The plugin is connected", extra=extra)
         if hello.problem:
@@ -291,6 +289,8 @@ class Link:
         del self._connections[role]
         self._away_since_s[role] = self._clock.monotonic()
         self._emit(self._assembler.cut_off())
+        if role == "scheduler":
+            self._asked.clear()
         logger.warning("The plugin is disconnected", extra={"role": role})
         self._event(Gone(role))
 

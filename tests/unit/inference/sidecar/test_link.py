@@ -106,6 +106,23 @@ async def test_it_is_a_problem_if_nobody_was_asked_and_none_if_somebody_was(link
         assert link.problem == ""
 
 
+async def test_a_server_that_went_away_is_the_problem_also_if_nobody_was_asked_before(
+    link: Link, heard: Heard, clock: ManualClock
+) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, worker = await server(stack, link)
+        for number in range(16):
+            await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
+        await until(
+            lambda: "did not pass Updraft's middleware" in link.problem, what="the problem of who was not asked"
+        )
+        worker.hang_up()
+        scheduler.hang_up()
+        await until(lambda: Gone("scheduler") in heard and Gone("worker") in heard, what="its end")
+    clock.advance(25)
+    assert "has not connected" in link.problem
+
+
 async def test_why_requests_are_counted_and_not_captured_is_a_problem(link: Link) -> None:
     async with AsyncExitStack() as stack:
         await server(stack, link, unasked="hooks do not fit")
