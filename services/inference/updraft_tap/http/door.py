@@ -84,7 +84,8 @@ def choices(body: bytes) -> int:
     """How many answers a request asks for: `n` to each of its prompts or conversations. A field without a valid value counts
     as one, and so does a body that is no JSON object.
 
-    Raises RefusedRequestError for an answer in the background, which would go on when its place is free again.
+    Raises RefusedRequestError for an answer in the background, which would keep running after its slot is
+    released.
     """
     try:
         asked = json.loads(body)
