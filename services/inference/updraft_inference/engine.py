@@ -231,7 +231,7 @@ class HiddenStates:
 class UncapturedSteps:
     """Verify steps of a request of which an engine knows only sums. They count in metrics and are in no trace.
 
-    `proposed`, `accepted`: number of steps by draft position.
+    `proposed`, `accepted`: number of steps by draft position. `duration_s` is 0 if it is not known.
     """
 
     draft_version: int

@@ -9,6 +9,8 @@ MIDDLEWARE = "vllm.entrypoints.launchers.app.init_entrypoints_middleware"
 GRPC = "vllm.entrypoints.launchers.grpc_server"
 RUST = "VLLM_USE_RUST_FRONTEND"
 """The ways into vLLM that do not pass the middleware: a module, and a variable."""
+CLIENT = "vllm.v1.engine.async_llm.AsyncLLM.__init__"
+"""Each frontend of Python makes one, when vLLM has read its arguments."""
 
 SENDS = (
     "vllm.v1.engine.core_client.AsyncMPClient.add_request_async",

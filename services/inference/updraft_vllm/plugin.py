@@ -65,11 +65,24 @@ def _register() -> None:
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
     http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
     found = hooks.install(http.bindings)
-    if needs_keys and (bypass := _bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE]})):
-        raise KeysError(f"API keys cannot be enforced: {bypass}")
+    if needs_keys:
+        client = hooks.install((Binding(target=names.CLIENT, hook=_start_client, parameters=("self", "vllm_config")),))
+        _refuse(_bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE], **client}))
     for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
         if problem:
             log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+
+
+def _start_client(original: Hook, *args: Any, **kwargs: Any) -> None:
+    """AROUND AsyncLLM.__init__. vLLM reads a configuration file after `register`, so only now is the frontend known."""
+    _refuse(_bypass())
+    original(*args, **kwargs)
+
+
+def _refuse(problem: str) -> None:
+    """Raises KeysError if there is a problem."""
+    if problem:
+        raise KeysError(f"API keys cannot be enforced: {problem}")
 
 
 def _bypass() -> str:

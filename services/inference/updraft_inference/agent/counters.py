@@ -100,8 +100,10 @@ class Latencies:
 
     @classmethod
     def of_sums(cls, sums: StepSums | UncapturedSteps) -> Self:
-        """The tokens of steps that are known in sum count as equally fast."""
-        return cls.of(sums.tokens, sums.seconds if isinstance(sums, StepSums) else sums.duration_s)
+        """The tokens of steps that are known in sum count as equally fast; none counts if the duration is not known."""
+        if isinstance(sums, StepSums):
+            return cls.of(sums.tokens, sums.seconds)
+        return cls.of(sums.tokens if sums.duration_s else 0, sums.duration_s)
 
 
 def num_tokens(sums: StepSums | UncapturedSteps) -> int:

@@ -312,8 +312,10 @@ def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended)
         raise ValueError(
             f"{tuple(tokens.shape)} tokens are not {counted.num_prompt} of a prompt and {counted.num_output}"
         )
-    if len(tokens) and int(tokens.min()) < 0:
-        raise ValueError("a token is negative")
+    if tokens.is_floating_point():
+        raise ValueError(f"tokens are {tokens.dtype}")
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) <= _MAX_UINT32:
+        raise ValueError(f"a token is below 0 or above {_MAX_UINT32}")
     ids, sampling = tuple(tokens.tolist()), header["sampling"]
     request = GenerationRequest(
         request_id=rid,

@@ -205,8 +205,8 @@ class AttachedServer:
     def _first_draft(self) -> _Load:
         if self._initial is None:
             raise Unavailable(
-                f"to draft with no version, a {self._kind.engine} server that holds one has to restart, or"
-                " UPDRAFT_INFERENCE_INITIAL_DRAFT must name the draft that it started with"
+                f"the {self._kind.engine} server cannot return to the draft that it started with: set"
+                " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
             )
         return _Load(folder=self._initial, version=0, digest="", held="")
 

@@ -273,8 +273,6 @@ class Link:
             self._disconnect(before)
         connection = self._connections[hello.role] = _Connection(socket=accepted, hello=hello)
         self._misunderstood = ""
-        if hello.role == "scheduler":
-            self._asked.clear()
         extra = {"role": hello.role, "plugin": hello.tap, "version": hello.engine.version, "draft": hello.version}
         logger.info("The plugin is connected", extra=extra)
         if hello.problem:
@@ -291,13 +289,15 @@ class Link:
         del self._connections[role]
         self._away_since_s[role] = self._clock.monotonic()
         self._emit(self._assembler.cut_off())
+        if role == "scheduler":
+            self._asked.clear()
         logger.warning("The plugin is disconnected", extra={"role": role})
         self._event(Gone(role))
 
     def _take(self, connection: _Connection, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         try:
             dropped, kind = int(header["dropped"]), header["kind"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
         if connection.num_dropped is not None:
             self.drops[CaptureLoss.QUEUE] += max(0, dropped - connection.num_dropped)

@@ -81,27 +81,32 @@ class Door:
 
 
 def choices(body: bytes) -> int:
-    """How many answers a request asks for: `n` to each of its prompts or conversations. One that the server refuses asks for
-    one.
+    """How many answers a request asks for: `n` to each of its prompts or conversations. A field without a valid value counts
+    as one, and so does a body that is no JSON object.
 
-    Raises RefusedRequestError for an answer in the background, which would go on when its place is free again.
+    Raises RefusedRequestError for an answer in the background, which would keep running after its slot is
+    released.
     """
     try:
         asked = json.loads(body)
-        of_sampling = asked.get("sampling_params")
-        num = max(_whole(asked.get("n")), _whole(of_sampling.get("n") if isinstance(of_sampling, dict) else None))
-        several = sum(map(_several, (asked.get("prompt"), asked.get("prompt_embeds"), asked.get("messages"))))
-        is_background = bool(asked.get("background"))
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, RecursionError):
         return 1
-    if is_background:
+    if not isinstance(asked, dict):
+        return 1
+    if asked.get("background"):
         raise RefusedRequestError(400, "background cannot be true, because the requests of an API key are limited")
+    of_sampling = asked.get("sampling_params")
+    num = max(_whole(asked.get("n")), _whole(of_sampling.get("n") if isinstance(of_sampling, dict) else None))
+    several = sum(map(_several, (asked.get("prompt"), asked.get("prompt_embeds"), asked.get("messages"))))
     return num * max(several, 1)
 
 
 def _whole(num: Any) -> int:
-    """Servers take "2" and 2.0 for 2."""
-    return max(int(num or 1), 1)
+    """Servers take "2", "2.0" and 2.0 for 2. One for what is no number: not every server reads every field."""
+    try:
+        return max(int(float(num or 1)), 1)
+    except (ValueError, TypeError, OverflowError):
+        return 1
 
 
 def _several(value: Any) -> int:

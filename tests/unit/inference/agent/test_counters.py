@@ -138,6 +138,18 @@ def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_
         assert list(found.accepted) == [n for p in range(3) if (n := sum(one.accepted > p for one in alike))]
 
 
+def test_tokens_of_steps_whose_time_is_not_known_have_no_latency() -> None:
+    sums = UncapturedSteps(draft_version=3, verify_steps=2, proposed=(2,), accepted=(2,), tokens=4, duration_s=0.0)
+    timed = replace(sums, duration_s=0.08)
+    counted = CountedRequest(reason=FinishReason.STOP, num_prompt=2, num_output=5, sums=(sums, timed), duration_s=1.0)
+
+    tally = folded({}, counted)[3]
+
+    assert (tally.verify_steps, tally.tokens) == (4, 8)
+    latency = tally.inter_token_latency
+    assert (sum(latency.counts), latency.counts[LATENCY_BOUNDS_S.index(0.02)], latency.sum) == (4, 4, 0.08)
+
+
 def test_a_request_that_is_only_counted_counts_each_draft_for_itself() -> None:
     sums = (
         UncapturedSteps(draft_version=3, verify_steps=2, proposed=(2, 2), accepted=(2, 1), tokens=5, duration_s=0.5),

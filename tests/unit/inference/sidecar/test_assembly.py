@@ -159,6 +159,12 @@ def test_a_connection_that_ends_completes_what_has_ended_and_forgets_the_rest(as
     assert len(assembler) == assembler.num_bytes == 0
 
 
+def with_tokens(*tokens: float, dtype: torch.dtype) -> Message:
+    """The end of a request of one prompt token and otherwise these."""
+    header, _ = finished("a", 1, len(tokens))
+    return header, {"tokens": torch.tensor([0, *tokens], dtype=dtype)}
+
+
 def widened(message: Message, name: str) -> Message:
     """With one more column in a tensor."""
     header, tensors = message
@@ -225,6 +231,15 @@ def test_parts_that_come_after_the_end_are_counted_and_kept_nowhere(assembler: A
     assert len(assembler) == assembler.num_bytes == 0
 
 
+def test_the_largest_token_of_32_bits_is_one(assembler: Assembler) -> None:
+    told(assembler, with_tokens((1 << 32) - 1, dtype=torch.int64))
+
+    (ended,) = assembler.due(PATIENCE_S)
+
+    assert ended.finished is not None
+    assert ended.finished.output_ids == ((1 << 32) - 1,)
+
+
 def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: Assembler) -> None:
     ends = told(assembler, finished("a", 4, 3), finished("a", 4, 3))
 
@@ -244,6 +259,10 @@ def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: 
         pytest.param(prefill("a", 4, probability=1.5), id="a probability above 1"),
         pytest.param(prefill("a", 4, probability=None), id="a probability that is none"),
         pytest.param(finished("a", 4, 3, sampling=None), id="tokens without sampling"),
+        pytest.param(with_tokens(1.5, dtype=torch.float32), id="tokens that are fractions"),
+        pytest.param(with_tokens(7, dtype=torch.bfloat16), id="tokens of a type of fractions"),
+        pytest.param(with_tokens(-1, dtype=torch.int32), id="a negative token"),
+        pytest.param(with_tokens(1 << 32, dtype=torch.int64), id="a token above 32 bits"),
         pytest.param(({"kind": "steps", "requests": [3]}, {}), id="a step that is none"),
         pytest.param((step("a", 4, 1)[0], {}), id="a step without its rows"),
         pytest.param((step("a", 4, 1, version=-1)), id="a negative version"),

@@ -244,5 +244,5 @@ async def test_without_a_first_draft_only_a_restart_gives_no_version(short_tmp_p
     one = Beside(short_tmp_path / "s")
     async with one.link.listening(), AsyncExitStack() as stack:
         await worker(stack, one, version=3, digest="sha256:3")
-        with pytest.raises(Unavailable, match="UPDRAFT_INFERENCE_INITIAL_DRAFT"):
+        with pytest.raises(Unavailable, match="set UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder"):
             await one.server.swap(None)

@@ -106,6 +106,23 @@ async def test_it_is_a_problem_if_nobody_was_asked_and_none_if_somebody_was(link
         assert link.problem == ""
 
 
+async def test_a_server_that_went_away_is_the_problem_also_if_nobody_was_asked_before(
+    link: Link, heard: Heard, clock: ManualClock
+) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, worker = await server(stack, link)
+        for number in range(16):
+            await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
+        await until(
+            lambda: "did not pass Updraft's middleware" in link.problem, what="the problem of who was not asked"
+        )
+        worker.hang_up()
+        scheduler.hang_up()
+        await until(lambda: Gone("scheduler") in heard and Gone("worker") in heard, what="its end")
+    clock.advance(25)
+    assert "has not connected" in link.problem
+
+
 async def test_why_requests_are_counted_and_not_captured_is_a_problem(link: Link) -> None:
     async with AsyncExitStack() as stack:
         await server(stack, link, unasked="hooks do not fit")
@@ -194,6 +211,19 @@ async def test_a_malformed_message_ends_the_connection_and_is_counted(link: Link
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await scheduler.hear()
     assert link.losses[CaptureLoss.MALFORMED] == 1
+
+
+@pytest.mark.parametrize("dropped", [float("inf"), float("nan"), "many", None, [1]])
+async def test_a_number_of_drops_that_is_none_ends_the_connection_and_not_the_agent(
+    link: Link, heard: Heard, dropped: object
+) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, worker = await server(stack, link)
+        await worker.say({"kind": "policy", "number": 1, "dropped": dropped})
+        await until(lambda: Gone("worker") in heard, what="the end of the connection")
+        await scheduler.say(*finished("a", 4, 3, captured=False))
+        await until(lambda: bool(heard.ended), what="the end of a request")
+    assert link.failure == ""
 
 
 async def test_what_a_message_completed_before_its_defect_is_told(link: Link, heard: Heard) -> None:

@@ -60,7 +60,7 @@ def test_a_server_that_would_not_ask_for_its_keys_does_not_start(
         plugin.register()  # no vLLM is installed beside these tests
 
 
-@pytest.mark.parametrize("way", ["rust", "--grpc", "grpc in a config file", "python -m"])
+@pytest.mark.parametrize("way", ["rust", "--grpc", "python -m", "python -m of its old name"])
 def test_with_keys_a_server_that_would_bypass_the_middleware_does_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
 ) -> None:
@@ -84,13 +84,66 @@ def test_with_keys_a_server_that_would_bypass_the_middleware_does_not_start(
         plugin.register()
 
 
-def test_with_keys_a_server_whose_middleware_is_there_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class Client:
+    """Stands in for AsyncLLM."""
+
+    def __init__(self, vllm_config: str) -> None:
+        self.vllm_config = vllm_config
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Client]:
+    """A kind of client as it is once a server that needs keys has registered the plugin, whose other hooks fit."""
+    kind = type("AsyncLLM", (Client,), {"__init__": Client.__init__})
+    parent = ""
+    for part in names.CLIENT.split(".")[:-2]:
+        module = ModuleType(f"{parent}.{part}".lstrip("."))
+        module.__path__ = []  # as a package has
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        if parent:
+            monkeypatch.setattr(sys.modules[parent], part, module, raising=False)
+        parent = module.__name__
+    monkeypatch.setattr(sys.modules[parent], "AsyncLLM", kind, raising=False)
+    real = hooks.install
+    monkeypatch.setattr(
+        hooks,
+        "install",
+        lambda bindings: {
+            one.target: real((one,))[one.target] if one.target == names.CLIENT else "" for one in bindings
+        },
+    )
     (tmp_path / "keys").write_text("sk-one-0123456789")
     monkeypatch.setenv("UPDRAFT_VLLM_API_KEYS_FILE", str(tmp_path / "keys"))
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
-    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
-
+    assert names.GRPC not in sys.modules
     plugin.register()
+    return kind
+
+
+def test_with_keys_a_server_whose_middleware_is_there_starts(client: type[Client]) -> None:
+    assert client("config").vllm_config == "config"
+
+
+def test_with_keys_a_server_whose_config_file_says_grpc_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, client: type[Client]
+) -> None:
+    monkeypatch.setitem(sys.modules, names.GRPC, ModuleType(names.GRPC))  # as vLLM does once it has read the file
+
+    with pytest.raises(KeysError, match="API keys cannot be enforced: vLLM's gRPC server"):
+        client("config")
+
+
+def test_with_keys_a_server_whose_client_is_not_hooked_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("sk-one-0123456789")
+    monkeypatch.setenv("UPDRAFT_VLLM_API_KEYS_FILE", str(tmp_path / "keys"))
+    monkeypatch.setattr(
+        hooks, "install", lambda bindings: {one.target: "gone" * (one.target == names.CLIENT) for one in bindings}
+    )
+
+    with pytest.raises(KeysError, match=r"hooks do not fit vLLM .*: gone"):
+        plugin.register()
 
 
 @pytest.mark.parametrize(

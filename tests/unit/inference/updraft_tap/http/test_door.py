@@ -166,9 +166,11 @@ async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) 
     assert "n is 3, but an API key may have at most 2" in json.loads(body)["error"]["message"]
 
 
-async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(keys: Keys) -> None:
+@pytest.mark.parametrize("more", [b"", b', "n": "x"', b', "prompt": 7, "messages": "a"', b', "n": 1e999'])
+async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(keys: Keys, more: bytes) -> None:
     server = Server(Rules(keys=keys))
-    start, body = await server.ask(BEARER, path="/v1/responses", body=[b'{"background": true, "input": "a"}'])
+    sent = b'{"background": true, "input": "a"%s}' % more
+    start, body = await server.ask(BEARER, path="/v1/responses", body=[sent])
 
     assert (start["status"], server.terms) == (400, [])
     assert "background cannot be true" in json.loads(body)["error"]["message"]
@@ -236,6 +238,9 @@ async def test_the_life_of_the_server_itself_passes() -> None:
         (b'{"n": -3}', 1),
         (b'{"n": "3"}', 3),
         (b'{"n": 3.0}', 3),
+        (b'{"n": "3.0"}', 3),
+        (b'{"n": "x"}', 1),
+        (b'{"n": {}}', 1),
         (b'{"n": 1e400}', 1),
         (b'{"n": [3]}', 1),
         (b'{"n": null}', 1),
@@ -249,6 +254,8 @@ async def test_the_life_of_the_server_itself_passes() -> None:
         (b'{"messages": [{"role": "user"}, {"role": "user"}], "n": 2}', 2),
         (b'{"messages": [[{"role": "user"}], [{"role": "user"}]]}', 2),
         (b'{"sampling_params": {"n": 4}, "token_ids": [1, 2]}', 4),
+        (b'{"token_ids": [1], "n": "x", "sampling_params": {"n": 64}}', 64),
+        (b'{"sampling_params": {"n": [1]}, "n": 2, "prompt": ["a", "b"]}', 4),
         (b'{"sampling_params": 7, "n": 2}', 2),
         (b'{"background": false}', 1),
     ],
