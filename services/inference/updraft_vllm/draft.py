@@ -49,7 +49,7 @@ class VllmDraft:
         return any(hasattr(layer, _PACKED) for layer in self._layers.values())
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
-        """What replaces all weights; slow, and without effect until the writes run."""
+        """The writes that replace all weights; slow, and without effect until they run."""
         if prepared.keys() != self._layers.keys():
             raise RefusedError(
                 f"the served draft has the parameters {sorted(self._layers)}, but the checkpoint has {sorted(prepared)}"
@@ -58,7 +58,7 @@ class VllmDraft:
         return [*writes, _copy(getattr(self._model, _MAP), d2t)]
 
     def kept(self) -> Sequence[Write]:
-        """What puts back all weights as they are now; on a GPU it holds a copy of them in pinned memory."""
+        """The writes that restore all weights as they are now; on a GPU they hold a copy in pinned memory."""
         writes = [write for layer in self._layers.values() for write in _kept(layer)]
         return [*writes, _copy(getattr(self._model, _MAP), _copied(getattr(self._model, _MAP)))]
 

@@ -265,7 +265,7 @@ class WorkerPlugin:
 
 
 class _Hello:
-    """What a process tells of itself; never fails."""
+    """The hello of a process; never fails."""
 
     def __init__(self, role: str, served: ServedVersion) -> None:
         self._served = served
@@ -295,7 +295,7 @@ class _Hello:
 
 
 def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
-    """What to capture from now on, which the agent is told."""
+    """Return the capture policy from now on, and send it to the agent."""
     try:
         policy = read_policy(message)
     except ValueError as error:

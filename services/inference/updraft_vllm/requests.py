@@ -93,7 +93,7 @@ class RequestHooks:
             self._captured[request.request_id] = agent, options.probability
 
     def _begin(self) -> None:
-        """What was counted for the agent before is not for this one, and the times between have steps that nobody counted."""
+        """Drop the counts for the previous agent, and times that include steps nobody counted."""
         if self._counted_for != self._agent:
             self._counted_for = self._agent
             self._counters.forget()

@@ -1,4 +1,4 @@
-"""What the hooks read of vLLM's two model runners, in one shape."""
+"""The state of vLLM's two model runners that the hooks read, in one shape."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Runner:
 
 
 def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], bool]) -> Step:
-    """Of v1/worker/gpu_model_runner.py, which has the batch in arrays of its own."""
+    """The step of v1/worker/gpu_model_runner.py, which has the batch in arrays of its own."""
     state, inputs = runner.execute_model_state, runner.input_batch
     drafts = scheduler_output.scheduled_spec_decode_tokens
     batch = tuple(
@@ -63,7 +63,7 @@ def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], boo
 
 
 def second_step(runner: Any, _: Any, is_first: Callable[[str], bool]) -> Step:
-    """Of v1/worker/gpu/model_runner.py, which passes the batch in its state."""
+    """The step of v1/worker/gpu/model_runner.py, which passes the batch in its state."""
     state = runner.execute_model_state
     inputs, requests = state.input_batch, runner.req_states
     drafts = inputs.num_draft_tokens_per_req

@@ -47,7 +47,7 @@ _NUM_ENDED = 1 << 14
 _MAX_UINT32 = 2**32 - 1
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError)
-"""What a message that is none raises, also torch's operations on its rows."""
+"""Errors from reading a malformed message, also those of torch's operations on its rows."""
 
 _Form = dict[str, tuple[torch.dtype, torch.Size]]
 """Type and row shape of each tensor of a request's rows."""
@@ -56,7 +56,7 @@ _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, 
 """vLLM's ends of an answer; all others cut it off."""
 
 _ALL_ROWS = CaptureParams(payload=True, prompt_rows=1 << 31, counterfactual_rows=1 << 31)
-"""What the server sends was chosen by the policy already."""
+"""All rows that the server sends, because the policy has chosen already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class Assembler:
 
     @property
     def num_bytes(self) -> int:
-        """Of all rows that wait."""
+        """Size of all rows that wait."""
         return self._num_bytes
 
     def take(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:

@@ -36,7 +36,7 @@ VLLM = Kind(
 
 
 def problems(error: ValidationError) -> str:
-    """What is wrong with a message, on one line."""
+    """The errors of a message, on one line."""
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
 
 

@@ -61,7 +61,7 @@ class Answer:
 
 
 Event = Hello | Gone | Answer | Ended
-"""What the agent is told of, on its own event loop and in order."""
+"""Events for the agent, on its own event loop and in order."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What runs in an engine's own HTTP process: what a sender says, and who is let in."""
+"""Code in an engine's own HTTP process: the terms of a sender, and who is let in."""

@@ -28,7 +28,7 @@ _current: ContextVar[Terms | None] = ContextVar("updraft_terms", default=None)
 
 
 def current() -> Terms | None:
-    """What the sender of the request that this task belongs to says; None outside of requests."""
+    """The sender's terms for the request that this task belongs to; None outside of requests."""
     return _current.get()
 
 

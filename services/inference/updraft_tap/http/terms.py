@@ -1,4 +1,4 @@
-"""What the sender of a request says by HTTP headers, and the mark by which it travels to an engine's other processes. Pure.
+"""The sender's terms in a request's HTTP headers, and the mark that takes them to an engine's other processes. Pure.
 
 The mark is in a request's extra arguments, as an object: clients can put text and numbers there, but no object, so none can
 name another tenant. A request without a mark never passed our middleware, so it has not been asked, and nothing of it is
