@@ -53,6 +53,14 @@ def short_tmp_path() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def tap_socket() -> Iterator[Path]:
+    """Where a module's server finds its agent. Unix sockets have short names, and pytest's folders long ones."""
+    folder = Path(tempfile.mkdtemp(prefix="updraft-"))
+    yield folder / "tap.sock"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     folder = Path(tempfile.mkdtemp(prefix="updraft-"))

@@ -40,13 +40,11 @@ Setting = text_reference.Setting[Server]
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("capture")
     target = write_mixing_target(folder / "target")
     for number, quality in ((0, 0.7), (7, 0.3)):
         save_draft(cycle_draft(target, quality=quality), folder / f"draft-{number}")
-    # Unix sockets have short names, and pytest's folders long ones.
-    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
     server = Server(
         target,
         folder / "server.log",
@@ -56,14 +54,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={
-            "UPDRAFT_SGLANG_SOCKET": str(socket),
+            "UPDRAFT_SGLANG_SOCKET": str(tap_socket),
             "UPDRAFT_SGLANG_TOP_K": "8",
             "UPDRAFT_SGLANG_QUEUE_BYTES": str(2 << 20),
         },
     )
     with server:
-        yield Setting(server=server, folder=folder, socket=socket, target=read_target(target))
-    socket.unlink(missing_ok=True)
+        yield Setting(server=server, folder=folder, socket=tap_socket, target=read_target(target))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

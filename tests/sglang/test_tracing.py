@@ -2,16 +2,23 @@
 ran before. It counts in its answers, and its requests say themselves what is captured of them."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.contract.engines.tracing_contract import ASKS, LONG, LOOKAHEAD, AgentContract, Answer, Ask, Counts
+from tests.contract.engines.tracing_contract import (
+    ASKS,
+    LONG,
+    LOOKAHEAD,
+    AgentContract,
+    Answer,
+    Ask,
+    Counts,
+    PluggedServer,
+)
 from tests.sglang import swapping
 from tests.sglang.models import cycle_draft, write_mixing_target
 from tests.sglang.server import Server, eagle3
@@ -28,18 +35,11 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(150)]
 EVERYTHING = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A server with the plugin, and what one without it said to the same requests."""
-
-    server: Server
-    folder: Path
-    socket: Path
-    plain: Mapping[Ask, tuple[int, ...]]
+Setting = PluggedServer[Server]
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("tracing")
     target = write_mixing_target(folder / "target")
     for version, quality in ((1, 0.7), (2, 0.3)):
@@ -47,18 +47,15 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     arguments = [*eagle3(folder / "1", num_steps=LOOKAHEAD), "--skip-tokenizer-init", "--disable-radix-cache"]
     with Server(target, folder / "stock.log", arguments=arguments) as stock:
         plain = {ask: _output(stock.post("/generate", **_body(ask, {}))) for ask in (*ASKS, LONG)}
-    # Unix sockets have short names, and pytest's folders long ones.
-    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
     plugged = Server(
         target,
         folder / "plugged.log",
         arguments=[*arguments, "--custom-weight-loader", swapping.LOADER],
         plugins=[plugin_folder.write(folder / "plugin")],
-        variables={"UPDRAFT_SGLANG_SOCKET": str(socket), "UPDRAFT_SGLANG_TOP_K": "8"},
+        variables={"UPDRAFT_SGLANG_SOCKET": str(tap_socket), "UPDRAFT_SGLANG_TOP_K": "8"},
     )
     with plugged:
-        yield Setting(server=plugged, folder=folder, socket=socket, plain=plain)
-    socket.unlink(missing_ok=True)
+        yield Setting(server=plugged, folder=folder, socket=tap_socket, plain=plain)
 
 
 def _body(ask: Ask, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ soon by SIGKILL as from torchrun.
 """
 
 import asyncio
-import json
-import logging
 import os
 import random
 import signal
@@ -17,15 +15,14 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
 from tests.support.dying_trainer import FILES as OTHER_FILES
-from tests.support.dying_trainer import MAX_USES, SCHEDULE, FileStream, Life, acked
+from tests.support.dying_trainer import MAX_USES, SCHEDULE, FileStream, Life, acked, answer
 from tests.support.ports import free_port
 from tests.support.reaper import Reaper
 from tests.support.states import DRAFT, IDENTITY
@@ -322,25 +319,5 @@ def _end(left: set[int]) -> None:
     left.clear()
 
 
-def main() -> None:
-    """See above."""
-    torch.set_num_threads(1)  # a process with threads must not fork
-    logging.disable()
-    maker = TraceMaker(Path(sys.argv[1]))
-    _answer("ready")
-    for line in sys.stdin:
-        _answer(_run(Life(**json.loads(line)), maker))
-
-
-def _answer(value: object) -> None:
-    sys.stdout.write(f"{json.dumps(value)}\n")
-    sys.stdout.flush()
-
-
-def request(life: Life) -> str:
-    """The line for a life."""
-    return f"{json.dumps(asdict(life))}\n"
-
-
 if __name__ == "__main__":
-    main()
+    answer(_run)

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -212,17 +212,17 @@ def _run(life: Life, maker: TraceMaker) -> int | None:
     return int(text) if text else None
 
 
-def main() -> None:
-    """See above."""
+def answer(run: Callable[[Life, TraceMaker], object]) -> None:
+    """Run a life for each line of stdin, and answer each with a line."""
     torch.set_num_threads(1)  # a process with threads must not fork
     logging.disable()
     maker = TraceMaker(Path(sys.argv[1]))
-    _answer("ready")
+    _say("ready")
     for line in sys.stdin:
-        _answer(_run(Life(**json.loads(line)), maker))
+        _say(run(Life(**json.loads(line)), maker))
 
 
-def _answer(value: object) -> None:
+def _say(value: object) -> None:
     sys.stdout.write(f"{json.dumps(value)}\n")
     sys.stdout.flush()
 
@@ -233,4 +233,4 @@ def request(life: Life) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    answer(_run)

@@ -5,7 +5,6 @@ Two servers, one after the other: one without the plugin, whose answers are kept
 
 import hashlib
 import os
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,23 +85,20 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder, model = tmp_path_factory.mktemp("doors"), model_folder(cache_folder(os.environ))
     checkpoint.save(drafts.new_learner(model, drafts.prompts(model)).network, folder / "draft")
     with serving(model, folder / "draft", folder / "plain", options=OPTIONS) as server:
         plain = {name: _asked(server, name) for name in BODIES}
-    # Unix sockets have short names, and pytest's folders long ones.
-    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
     (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
     variables = {
         "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
-        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_API_KEYS_FILE": str(folder / "keys"),
         "UPDRAFT_VLLM_MAX_REQUESTS_PER_KEY": "2",
     }
     with serving(model, folder / "draft", folder / "tapped", options=OPTIONS, variables=variables) as server:
-        yield Setting(server=server, socket=socket, plain=plain)
-    socket.unlink(missing_ok=True)
+        yield Setting(server=server, socket=tap_socket, plain=plain)
 
 
 def _asked(server: Server, name: str) -> tuple[int, Any]:

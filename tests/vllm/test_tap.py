@@ -49,21 +49,18 @@ Setting = text_reference.Setting[Server]
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("tap")
     target = write_target(folder / "target")
     for number, quality in ((0, 0.7), (7, 0.3)):
         write_draft(target, folder / f"draft-{number}", quality=quality)
-    # Unix sockets have short names, and pytest's folders long ones.
-    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
     variables = {
         "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
-        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_TOP_K": "8",
     }
     with serving(target, folder / "draft-0", folder / "server", options=OPTIONS, variables=variables) as server:
-        yield Setting(server=server, folder=folder, socket=socket, target=read_target(target))
-    socket.unlink(missing_ok=True)
+        yield Setting(server=server, folder=folder, socket=tap_socket, target=read_target(target))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

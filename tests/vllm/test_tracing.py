@@ -1,15 +1,22 @@
 """vLLM with the plugin keeps the promises of tracing. Without Updraft, it is a stock server that ran before."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.contract.engines.tracing_contract import ASKS, LONG, LOOKAHEAD, AgentContract, Answer, Ask, Counts
+from tests.contract.engines.tracing_contract import (
+    ASKS,
+    LONG,
+    LOOKAHEAD,
+    AgentContract,
+    Answer,
+    Ask,
+    Counts,
+    PluggedServer,
+)
 from tests.support.tap_agent import Agent, Seen, listening
 from tests.support.text_reference import read_target
 from tests.support.wait import until
@@ -32,18 +39,11 @@ OPT_OUT = {"vllm_xargs": {"updraft_capture": "off"}}
 assert server.LOOKAHEAD == LOOKAHEAD
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A server with the plugin, and what one without it said to the same requests."""
-
-    server: Server
-    folder: Path
-    socket: Path
-    plain: Mapping[Ask, tuple[int, ...]]
+Setting = PluggedServer[Server]
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("tracing")
     target = write_target(folder / "target")
     for version, quality in ((1, 0.7), (2, 0.3)):
@@ -51,16 +51,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     options = ("--skip-tokenizer-init", "--max-num-seqs", "8")
     with serving(target, folder / "1", folder / "stock", options=options) as stock:
         plain = {ask: tuple(stock.greedy(ask.prompt, ask.tokens)) for ask in (*ASKS, LONG)}
-    # Unix sockets have short names, and pytest's folders long ones.
-    socket = Path(f"/tmp/updraft-{random.SystemRandom().randrange(1 << 40):x}.sock")
     variables = {
         "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
-        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_TOP_K": "8",
     }
     with serving(target, folder / "1", folder / "plugged", options=options, variables=variables) as plugged:
-        yield Setting(server=plugged, folder=folder, socket=socket, plain=plain)
-    socket.unlink(missing_ok=True)
+        yield Setting(server=plugged, folder=folder, socket=tap_socket, plain=plain)
 
 
 class Vllm:

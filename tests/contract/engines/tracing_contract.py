@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from tests.support.tap_agent import Seen
 from tests.support.text_reference import Reference, check_step
 from tests.support.wait import until
 from transformers import LlamaForCausalLM
+
+ServerT = TypeVar("ServerT")
 
 LOOKAHEAD = 3
 ATTEMPTS = 10
@@ -33,6 +35,16 @@ class Ask:
 
     prompt: tuple[int, ...]
     tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluggedServer(Generic[ServerT]):
+    """A server with the plugin, and what one without it said to the same requests."""
+
+    server: ServerT
+    folder: Path
+    socket: Path
+    plain: Mapping[Ask, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
