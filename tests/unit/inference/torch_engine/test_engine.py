@@ -4,9 +4,9 @@ import asyncio
 import json
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from itertools import count, cycle
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import every_second_token, make_draft, make_tiny_target, save_draft
+from tests.support.wait import LONG_S, until
 from transformers import LlamaForCausalLM
 
 from updraft_artifacts.digests import tensors_digest
@@ -92,6 +93,30 @@ async def run(engine: TorchEngine, wanted: GenerationRequest) -> FinishedRequest
             assert tuple(tokens) == delta.finished.output_ids
             return delta.finished
     raise AssertionError("the stream ended without its end")
+
+
+async def run_through_swaps(
+    engine: TorchEngine, drafts: list[DraftCheckpoint], wanted: Callable[[], GenerationRequest], *, num_swaps: int
+) -> list[FinishedRequest]:
+    """Such requests, again and again, while drafts are swapped; at least one of them began with the first draft and went on
+    with the second. The engine waits for no swap, so on some machines each single request would end before one."""
+    finished: list[FinishedRequest] = []
+    while not any({step.draft_version for step in one.steps if step.draft_ids} == {1, 2} for one in finished):
+        await engine.swap(drafts[0])
+        num_before, is_over = len(finished), asyncio.Event()
+
+        async def ask(is_over: asyncio.Event = is_over) -> None:
+            while not is_over.is_set():
+                finished.append(await run(engine, wanted()))
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(ask())
+            await until(lambda: len(finished) > num_before, what="requests that run")  # noqa: B023 - within this round
+            for draft in islice(cycle(reversed(drafts)), num_swaps):
+                await engine.swap(draft)
+            is_over.set()
+    return finished
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +241,11 @@ async def test_a_draft_of_another_shape_that_fails_its_proof_gives_way_to_the_on
 async def test_a_request_is_served_by_the_version_that_each_step_says(
     engine: TorchEngine, drafts: list[DraftCheckpoint]
 ) -> None:
-    await engine.swap(drafts[0])
-    stream = engine.generate(request(PROMPTS[0], max_tokens=60, lookahead=2))
-    await anext(stream)
-    await engine.swap(drafts[1])
-    async for delta in stream:
-        if delta.finished is not None:
-            versions = [step.draft_version for step in delta.finished.steps if step.draft_ids]
-    assert versions == sorted(versions)
-    assert versions[-1] == 2
+    finished = await run_through_swaps(
+        engine, drafts, lambda: request(PROMPTS[0], max_tokens=60, drafter=Drafter.EAGLE3, lookahead=2), num_swaps=1
+    )
+    versions = [[step.draft_version for step in one.steps if step.draft_ids] for one in finished]
+    assert all(of_one == sorted(of_one) for of_one in versions)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1), SamplingParams(temperature=1, seed=3)])
@@ -232,16 +253,14 @@ async def test_a_swap_exchanges_the_vocabulary_with_the_weights_and_no_step_mixe
     engine: TorchEngine, drafts: list[DraftCheckpoint], sampling: SamplingParams
 ) -> None:
     """Version 1 can only propose odd tokens, version 2 only even ones."""
-
-    await engine.swap(drafts[1])
-    wanted = [request(p, max_tokens=100, sampling=sampling, drafter=Drafter.EAGLE3, lookahead=3) for p in PROMPTS]
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(run(engine, one)) for one in wanted]
-        for draft in cycle(drafts):
-            if all(task.done() for task in running):
-                break
-            await engine.swap(draft)
-    steps = [step for task in running for step in task.result().steps]
+    prompts = cycle(PROMPTS)
+    finished = await run_through_swaps(
+        engine,
+        drafts,
+        lambda: request(next(prompts), max_tokens=100, sampling=sampling, drafter=Drafter.EAGLE3, lookahead=3),
+        num_swaps=5,
+    )
+    steps = [step for one in finished for step in one.steps]
     assert {(step.draft_version, token % 2) for step in steps for token in step.draft_ids} == {(1, 1), (2, 0)}
     assert not engine.faults
 
@@ -383,7 +402,7 @@ async def test_a_caller_that_leaves_frees_its_slot(target: Path) -> None:
         stream = engine.generate(request(PROMPTS[0], max_tokens=150))
         await anext(stream)
         await stream.aclose()
-        finished = await asyncio.wait_for(run(engine, request(PROMPTS[0], max_tokens=3)), 5)
+        finished = await asyncio.wait_for(run(engine, request(PROMPTS[0], max_tokens=3)), LONG_S)
         assert finished.reason is FinishReason.LENGTH
         assert engine.load.running == 0
 

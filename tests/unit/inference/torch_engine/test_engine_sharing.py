@@ -198,7 +198,7 @@ async def test_requests_beyond_the_memory_wait_for_it_and_none_fails(
     wanted = [request(tuple(range(3 + n, 103 + n)), max_tokens=60) for n in range(10)]
     async with open_engine(target, max_context=1000) as engine:
         await engine.swap(drafts[0])
-        leaving = [engine.generate(request(PROMPT, max_tokens=900)) for _ in range(3)]
+        leaving = [engine.generate(request(PROMPT, max_tokens=900, drafter=Drafter.NONE)) for _ in range(3)]
         for stream in leaving:
             await anext(stream)
         async with asyncio.TaskGroup() as tasks:
