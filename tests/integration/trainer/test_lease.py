@@ -116,11 +116,17 @@ async def test_a_holder_that_was_paused_may_not_act_any_more_and_ends(redis: Red
 
 
 async def test_a_holder_renews_it_as_long_as_it_holds(redis: Redis) -> None:
-    first, stop = lease(redis, "first", duration_s=1.0), Stop()
+    first, stop = lease(redis, "first", duration_s=6.0), Stop()
     await first.take()
+    left_ms = [await redis.pttl(KEY)]
+
+    async def is_renewed() -> bool:
+        left_ms.append(await redis.pttl(KEY))
+        return left_ms[-1] > left_ms[-2]
+
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(first.hold(stop))
-        await asyncio.sleep(2.0)
+        await until(is_renewed, what="a renewal")
         assert first.is_held
         assert await lease(redis, "second").take() == "first"
         stop.request()
