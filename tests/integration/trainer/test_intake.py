@@ -17,7 +17,7 @@ from tests.support.likeliest import show_likeliest
 from tests.support.redis_server import RedisServer
 from tests.support.traces import TraceMaker
 from tests.support.trainer import is_settled
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
@@ -126,7 +126,7 @@ async def test_an_entry_that_breaks_the_check_ends_the_process_also_if_it_was_re
     monkeypatch.setattr(intake, "check", broken)
     await send(redis, *map(traces.data, range(BATCH_ENTRIES)), last)
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(20), running(redis, replay, traces, metrics):
+        async with asyncio.timeout(LONG_S), running(redis, replay, traces, metrics):
             await asyncio.Event().wait()
     assert raised.group_contains(RuntimeError, match="torch cannot read it")
     await redis.flushall()  # nobody reads it again here
@@ -137,7 +137,7 @@ async def test_the_next_batch_is_read_while_one_is_stored(
 ) -> None:
     admit = replay.admit
     monkeypatch.setattr(streams, "Consumer", ReadAhead)
-    monkeypatch.setattr(replay, "admit", lambda batch: admit(batch) if ReadAhead.has_two.wait(20) else [])
+    monkeypatch.setattr(replay, "admit", lambda batch: admit(batch) if ReadAhead.has_two.wait(LONG_S) else [])
     await send(redis, *(traces.data(seed) for seed in range(2 * BATCH_ENTRIES)))
     async with running(redis, replay, traces, metrics):
         await until(lambda: is_settled(redis, KEY), what="an empty stream")

@@ -46,7 +46,7 @@ def test_a_long_prompt_is_read_beside_other_threads() -> None:
         while not reading.done():
             wait([reading], timeout=0.001)
             num_turns += 1
-    assert num_turns > 20, "this thread stood still"
+    assert num_turns > 3, "this thread stood still"
 
 
 @given(text=st.text(), cuts=st.lists(st.integers(0, 1000)))
