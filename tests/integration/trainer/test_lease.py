@@ -95,7 +95,7 @@ async def test_a_lease_that_cannot_be_renewed_says_why_once(
 
 async def test_a_holder_that_falls_silent_is_succeeded(redis: Redis) -> None:
     assert await lease(redis, "first", duration_s=1.0).take() == "first"
-    second = lease(redis, "second", duration_s=1.0)
+    second = lease(redis, "second", duration_s=6.0)
     await second.wait(Stop())
     assert second.is_held
 
@@ -108,7 +108,7 @@ async def test_a_holder_that_was_paused_may_not_act_any_more_and_ends(redis: Red
     clock.advance(1.5)
     with pytest.raises(Unavailable, match="the lease of paused has run out"):
         paused.check()
-    second = lease(redis, "second", duration_s=1.0)
+    second = lease(redis, "second", duration_s=6.0)
     await second.wait(Stop())
     with pytest.raises(Conflict, match="second does the work of paused now"):
         await paused.hold(Stop())

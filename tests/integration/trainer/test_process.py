@@ -200,8 +200,8 @@ async def test_a_trainer_that_was_paused_is_succeeded_and_does_not_publish_any_m
 ) -> None:
     other_folder = tmp_path / "other"
     other_folder.mkdir()
-    paused = Trainer(tmp_path, tiny_target, redis_url, registry_port, LEASE_SECONDS="1")
-    second = Trainer(other_folder, tiny_target, redis_url, registry_port, POD_NAME="trainer-1", LEASE_SECONDS="1")
+    paused = Trainer(tmp_path, tiny_target, redis_url, registry_port, LEASE_SECONDS="5")
+    second = Trainer(other_folder, tiny_target, redis_url, registry_port, POD_NAME="trainer-1", LEASE_SECONDS="5")
     with paused, second:
         await until(lambda: 1 in (paused.metric("leads"), second.metric("leads")), what="a holder")
         if second.metric("leads"):
