@@ -43,7 +43,7 @@ class RegistryBackend:
     """The NAME argument names `speculator`: `status` shows no others."""
     credentials: Credentials
     reason: str = ""
-    """Reason for decisions, for the history."""
+    """Reason that the history shows for decisions made here."""
     local: Callable[[], Installation]
     """Look at the processes on this machine."""
 

@@ -48,8 +48,8 @@ class InferenceSettings(settings.Settings):
     """Unix socket to which Updraft's plugin in the vLLM server connects; default: vllm.sock in data_dir."""
 
     initial_draft: Path | None = None
-    """Folder of the draft that a vLLM server started with, as the server sees it: what it drafts with when no version serves.
-    Without it, a server that holds a version must restart to have none."""
+    """Folder of the draft that a vLLM server started with, as the server sees it. The server returns to it when no version
+    serves. Without this setting, a server that has loaded a version returns to its first draft only by a restart."""
 
     attach: str = ""
     """URL of a running SGLang server on this machine or in this pod; if empty, sglang_python starts one."""

@@ -42,7 +42,8 @@ class Networks:
         return network.to(self.compute.device)
 
     def vocabulary(self, network: DraftNetwork) -> DraftVocabulary:
-        """The network's, for its teacher. That has the draft's own head if it is the target's and is not trained."""
+        """The vocabulary of a network, with which its teacher is computed. It shares the network's head if that is not trained
+        and equals the target's."""
         c, head = self.target.config, network.lm_head.weight
         vocabulary = DraftVocabulary.of(
             self.target.head,

@@ -54,7 +54,7 @@ class Releases:
         self._clock = clock
 
     def reset_backoff(self) -> None:
-        """Wait for nothing, for example because another draft serves now."""
+        """Allow the next publication at once, for example because another draft serves now."""
         self._backoff.reset()
 
     def is_due(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
