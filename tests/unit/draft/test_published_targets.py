@@ -17,6 +17,7 @@ from updraft_artifacts.target_description import TORCH_ARCHITECTURES, TargetDesc
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import DraftConfig
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_inference.torch_engine.model.config import ARCHITECTURES, TargetConfig
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import LastHidden, TopK
@@ -81,7 +82,7 @@ def test_a_draft_for_it_takes_a_training_step_and_its_config_is_read_again(
     for teacher in (LastHidden(states), top_k):
         sample = Sample(
             trace_id="t",
-            aux=torch.randn(rows, config.aux_size, generator=generator).bfloat16(),
+            aux=EncodedRows.of(torch.randn(rows, config.aux_size, generator=generator).bfloat16()),
             teacher=teacher,
             ids=ids,
             first_output=3,
