@@ -94,7 +94,7 @@ class EncodedRows:
         """Write the values to `result` [rows, columns]."""
         if self._dtype == torch.float8_e4m3fn:
             _decode_float8(self._bytes, self._scales, result)
-        else:
+        elif result.numel():
             result.copy_(torch.from_numpy(self._bytes.copy()).view(self._dtype))
 
     def is_finite(self) -> bool:
