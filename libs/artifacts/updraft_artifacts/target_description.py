@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("minimax_m3_vl", "minimax_m3_vl_text"), Family(norm_offset=1.0, theta=5_000_000.0, defaults={"head_dim": 128})
     ),
+    "qwen3": Family(defaults={"head_dim": 128}),
     "gpt_oss": Family(theta=150_000.0),
 }
 """By `model_type`."""

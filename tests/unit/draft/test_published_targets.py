@@ -129,7 +129,7 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         engine.rope,
         engine.rms_norm_eps,
         engine.is_tied,
-        engine.architecture.norm_offset,
+        engine.norm_offset,
         engine.eos_token_ids,
     ) == (
         ours.rope,
@@ -138,6 +138,18 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         ours.norm_offset,
         ours.eos_token_ids,
     )
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [("qwen3", 128), ("gemma3", 256)])
+def test_engine_and_description_take_the_heads_that_a_config_leaves_out_from_the_same_family(
+    name: str, head_dim: int, tmp_path: Path
+) -> None:
+    families.make(name, tmp_path)
+    changed(tmp_path, head_dim=None)
+    assert describe(tmp_path).draft_shape.head_dim == TargetConfig.from_folder(tmp_path).head_dim == head_dim
+    changed(tmp_path, model_type=None)
+    with pytest.raises(InvalidInput, match="config.json lacks 'model_type'"):
+        TargetConfig.from_folder(tmp_path)
 
 
 def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_weights_are_not_quantised(

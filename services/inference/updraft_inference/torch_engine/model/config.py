@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from updraft_artifacts.model_folder import read_json
 from updraft_artifacts.rope import Rope, rope_parameters
-from updraft_artifacts.target_description import default_aux_layers, eos_token_ids
+from updraft_artifacts.target_description import FAMILIES, Family, default_aux_layers, eos_token_ids
 from updraft_chassis.errors import InvalidInput
 
 _OTHER_ENGINE = "serve it with engine sglang"
@@ -17,10 +17,8 @@ _OTHER_ENGINE = "serve it with engine sglang"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Properties of an architecture that its config.json does not contain. The defaults are Llama's."""
+    """Properties of an architecture that neither its config.json nor its `Family` contains. The defaults are Llama's."""
 
-    head_dim: int | None = None
-    """Default for config.json; None: hidden size divided by heads."""
     is_tied: bool = False
     """Default for config.json."""
     has_qkv_bias: bool = False
@@ -28,8 +26,6 @@ class Architecture:
     """A norm over each head of queries and keys, before rotation."""
     has_output_norms: bool = False
     """Norms of the outputs of attention and MLP, before they are added to the residual."""
-    norm_offset: float = 0.0
-    """A norm multiplies by this plus its stored weight."""
     is_embedding_scaled: bool = False
     """Embeddings are multiplied by the square root of the hidden size before the first layer."""
     sliding: Literal["never", "all layers", "late layers", "pattern"] = "never"
@@ -40,13 +36,11 @@ ARCHITECTURES = {
     "LlamaForCausalLM": Architecture(),
     "MistralForCausalLM": Architecture(sliding="all layers"),
     "Qwen2ForCausalLM": Architecture(has_qkv_bias=True, sliding="late layers"),
-    "Qwen3ForCausalLM": Architecture(has_head_norms=True, head_dim=128, sliding="late layers"),
+    "Qwen3ForCausalLM": Architecture(has_head_norms=True, sliding="late layers"),
     "Gemma3ForCausalLM": Architecture(
-        head_dim=256,
         is_tied=True,
         has_head_norms=True,
         has_output_norms=True,
-        norm_offset=1.0,
         is_embedding_scaled=True,
         sliding="pattern",
     ),
@@ -68,6 +62,8 @@ class TargetConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    norm_offset: float
+    """Every norm multiplies by this plus its stored weight."""
     activation: str
     attention_scale: float | None
     """Scale of queries times keys; None: 1 / sqrt(head_dim)."""
@@ -112,6 +108,8 @@ class TargetConfig:
 
     @classmethod
     def _read(cls, content: dict[str, Any], architecture: Architecture, end_tokens: frozenset[int]) -> Self:
+        family = FAMILIES.get(content["model_type"], Family())
+        content = {**family.defaults, **content}
         hidden, heads, num_layers = (
             int(content[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
         )
@@ -126,8 +124,9 @@ class TargetConfig:
             num_layers=num_layers,
             num_heads=heads,
             num_kv_heads=int(content.get("num_key_value_heads") or heads),
-            head_dim=int(content.get("head_dim") or architecture.head_dim or hidden // heads),
+            head_dim=int(content.get("head_dim") or family.defaults.get("head_dim") or hidden // heads),
             rms_norm_eps=float(content["rms_norm_eps"]),
+            norm_offset=family.norm_offset,
             activation=_activation(content),
             attention_scale=None if query_scalar is None else float(query_scalar) ** -0.5,
             has_attention_bias=bool(content.get("attention_bias", False)),
