@@ -148,7 +148,7 @@ def test_engine_and_description_take_the_heads_that_a_config_leaves_out_from_the
     changed(tmp_path, head_dim=None)
     assert describe(tmp_path).draft_shape.head_dim == TargetConfig.from_folder(tmp_path).head_dim == head_dim
     changed(tmp_path, model_type=None)
-    with pytest.raises(InvalidInput, match="config.json lacks 'model_type'"):
+    with pytest.raises(InvalidInput, match=r"config\.json lacks 'model_type'"):
         TargetConfig.from_folder(tmp_path)
 
 

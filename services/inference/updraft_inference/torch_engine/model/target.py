@@ -21,7 +21,7 @@ from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import norm_weight, read_tensors
-from updraft_inference.torch_engine.model.config import Architecture, TargetConfig
+from updraft_inference.torch_engine.model.config import TargetConfig
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import NativeOps, operations
