@@ -72,6 +72,10 @@ def _target(trace: trace_pb2.Trace) -> None:
     trace.header.target_fingerprint = "sha256:other"
 
 
+def _tokenizer(trace: trace_pb2.Trace) -> None:
+    trace.header.tokenizer_fingerprint = "sha256:other"
+
+
 def _policy(trace: trace_pb2.Trace) -> None:
     trace.header.policy.train = False
 
@@ -201,6 +205,7 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
     [
         pytest.param(_schema, "schema", id="another schema"),
         pytest.param(_target, "other_target", id="another target"),
+        pytest.param(_tokenizer, "other_target", id="another tokenizer"),
         pytest.param(_policy, "not_allowed", id="training not allowed"),
         pytest.param(_retain, "not_allowed", id="storing not allowed"),
         pytest.param(_region, "other_region", id="another region"),
