@@ -147,9 +147,6 @@ def test_engine_and_description_take_the_heads_that_a_config_leaves_out_from_the
     families.make(name, tmp_path)
     changed(tmp_path, head_dim=None)
     assert describe(tmp_path).draft_shape.head_dim == TargetConfig.from_folder(tmp_path).head_dim == head_dim
-    changed(tmp_path, model_type=None)
-    with pytest.raises(InvalidInput, match=r"config\.json lacks 'model_type'"):
-        TargetConfig.from_folder(tmp_path)
 
 
 def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_weights_are_not_quantised(

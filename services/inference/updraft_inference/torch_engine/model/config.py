@@ -3,16 +3,26 @@
 Other targets need another engine: their descriptions suffice for everything but the forward pass.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from updraft_artifacts.model_folder import read_json
 from updraft_artifacts.rope import Rope, rope_parameters
-from updraft_artifacts.target_description import FAMILIES, Family, default_aux_layers, eos_token_ids
+from updraft_artifacts.target_description import (
+    FAMILIES,
+    MOST_LAYERS,
+    Family,
+    Sizes,
+    default_aux_layers,
+    eos_token_ids,
+)
 from updraft_chassis.errors import InvalidInput
 
 _OTHER_ENGINE = "serve it with engine sglang"
+_MOST_EPS = 0.1
+_MOST_POSITIONS = 2**40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +90,8 @@ class TargetConfig:
     eos_token_ids: frozenset[int]
 
     def __post_init__(self) -> None:
-        sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_position"
-        for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"its {name} is {getattr(self, name)}")
+        if not 0 < self.rms_norm_eps <= _MOST_EPS:
+            raise InvalidInput(f"its rms_norm_eps is {self.rms_norm_eps}")
         if self.num_heads % self.num_kv_heads:
             raise InvalidInput(f"its {self.num_heads} heads do not divide into {self.num_kv_heads} key-value heads")
         if self.head_dim % 2:
@@ -109,32 +117,30 @@ class TargetConfig:
     @classmethod
     def _read(cls, content: dict[str, Any], architecture: Architecture, end_tokens: frozenset[int]) -> Self:
         family = FAMILIES.get(content["model_type"], Family())
-        content = {**family.defaults, **content}
-        hidden, heads, num_layers = (
-            int(content[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-        )
+        sizes = Sizes(content, family.defaults)
+        hidden, heads = sizes.size("hidden_size"), sizes.size("num_attention_heads")
+        num_layers = sizes.size("num_hidden_layers", (1, MOST_LAYERS))
         rope, sliding_rope = _ropes(content)
         window, sliding_layers = _sliding(content, architecture, num_layers)
-        query_scalar = content.get("query_pre_attn_scalar")
         return cls(
             architecture=architecture,
-            vocab_size=int(content["vocab_size"]),
+            vocab_size=sizes.size("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=int(content["intermediate_size"]),
+            intermediate_size=sizes.size("intermediate_size"),
             num_layers=num_layers,
             num_heads=heads,
-            num_kv_heads=int(content.get("num_key_value_heads") or heads),
-            head_dim=int(content.get("head_dim") or family.defaults.get("head_dim") or hidden // heads),
+            num_kv_heads=sizes.optional("num_key_value_heads", heads),
+            head_dim=sizes.optional("head_dim", max(1, hidden // heads)),
             rms_norm_eps=float(content["rms_norm_eps"]),
             norm_offset=family.norm_offset,
             activation=_activation(content),
-            attention_scale=None if query_scalar is None else float(query_scalar) ** -0.5,
+            attention_scale=_attention_scale(content),
             has_attention_bias=bool(content.get("attention_bias", False)),
             rope=rope,
             sliding_layers=sliding_layers,
             window=window,
             sliding_rope=sliding_rope,
-            max_position=int(content["max_position_embeddings"]),
+            max_position=sizes.size("max_position_embeddings", (1, _MOST_POSITIONS)),
             is_tied=bool(content.get("tie_word_embeddings", architecture.is_tied)),
             eos_token_ids=end_tokens,
         )
@@ -154,6 +160,15 @@ def _architecture(content: dict[str, Any]) -> Architecture:
         if content.get(key):
             raise InvalidInput(f"its config.json has {key}, which the torch engine does not support; {_OTHER_ENGINE}")
     return architecture
+
+
+def _attention_scale(content: dict[str, Any]) -> float | None:
+    scalar = content.get("query_pre_attn_scalar")
+    if scalar is None:
+        return None
+    if not 0 < float(scalar) < math.inf:
+        raise InvalidInput(f"its query_pre_attn_scalar is {scalar!r}")
+    return float(scalar) ** -0.5
 
 
 def _activation(content: dict[str, Any]) -> str:
@@ -183,6 +198,8 @@ def _sliding(content: dict[str, Any], architecture: Architecture, num_layers: in
     window = content.get("sliding_window", None if is_late else 4096)
     if architecture.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
         return 0, frozenset()
+    if type(window) is not int or not 1 <= window <= _MOST_POSITIONS:
+        raise InvalidInput(f"its sliding_window is {window!r}")
     types = content.get("layer_types")
     if architecture.sliding == "all layers":
         sliding = list(range(num_layers))
@@ -193,7 +210,7 @@ def _sliding(content: dict[str, Any], architecture: Architecture, num_layers: in
     else:
         pattern = int(content.get("sliding_window_pattern", 6))
         sliding = [i for i in range(num_layers) if (i + 1) % pattern]
-    return int(window), frozenset(sliding)
+    return window, frozenset(sliding)
 
 
 def _end_tokens(content: dict[str, Any], folder: Path) -> frozenset[int]:
