@@ -168,7 +168,8 @@ def _attention_scale(content: dict[str, Any]) -> float | None:
         return None
     if not 0 < float(scalar) < math.inf:
         raise InvalidInput(f"its query_pre_attn_scalar is {scalar!r}")
-    return float(scalar) ** -0.5
+    scale: float = float(scalar) ** -0.5
+    return scale
 
 
 def _activation(content: dict[str, Any]) -> str:
