@@ -24,6 +24,7 @@ _LAYERS = (7, MOST_LAYERS)
 """Three different layers are captured: the inputs of 2, L // 2 and L - 3."""
 _MOST = 2**24
 """No size of a model comes near this."""
+_MOST_EPS = 0.1
 _MOST_SCALE = 1e4
 """Nor does a scale of logits, or one over it: known ones are between 1/64 and 64."""
 
@@ -190,6 +191,13 @@ def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
     return frozenset()
 
 
+def checked_eps(eps: float, name: str = "rms_norm_eps") -> float:
+    """Return the epsilon of a norm; InvalidInput unless it is above 0 and at most 0.1."""
+    if not 0 < eps <= _MOST_EPS:  # nor is NaN
+        raise InvalidInput(f"its {name} is {eps}, not above 0 and at most {_MOST_EPS}")
+    return eps
+
+
 class Sizes:
     """Sizes of config.json by any of their names, or else the defaults of its family."""
 
@@ -232,9 +240,7 @@ def _norm(sizes: Sizes) -> tuple[Literal["rms", "layer"], float]:
     name = next((name for name in _EPSILONS if name in sizes.content), None)
     if name is None:
         return "rms", 1e-6
-    eps = _positive(sizes.content, name)
-    if eps is None or eps > 0.1:
-        raise InvalidInput(f"its {name} is {sizes.content[name]!r}")
+    eps = checked_eps(_positive(sizes.content, name) or 0.0, name)
     return "layer" if _EPSILONS[name] == "layer" else "rms", eps
 
 

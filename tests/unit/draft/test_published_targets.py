@@ -254,7 +254,9 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(_config(num_hidden_layers=6), "its num_hidden_layers is 6, expected 7 to 1,024", id="too flat"),
         pytest.param(_config(num_key_value_heads=3), "4 heads do not divide into 3 key-value heads", id="heads"),
         pytest.param(_config(head_dim=33), "its head_dim is 33", id="odd heads"),
-        pytest.param(_config(rms_norm_eps=2.0), "its rms_norm_eps is 2.0", id="a norm of nothing"),
+        pytest.param(
+            _config(rms_norm_eps=2.0), r"its rms_norm_eps is 2\.0, not above 0 and at most 0\.1", id="a norm of nothing"
+        ),
         pytest.param(_config(final_logit_softcapping=-3), "its final_logit_softcapping is -3", id="a cap below zero"),
         pytest.param(
             _config(logit_scale=1e308), r"its logits are scaled by 1e\+308, expected 0.0001 to 10000", id="hot"

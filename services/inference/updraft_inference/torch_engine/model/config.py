@@ -15,13 +15,13 @@ from updraft_artifacts.target_description import (
     MOST_LAYERS,
     Family,
     Sizes,
+    checked_eps,
     default_aux_layers,
     eos_token_ids,
 )
 from updraft_chassis.errors import InvalidInput
 
 _OTHER_ENGINE = "serve it with engine sglang"
-_MOST_EPS = 0.1
 _MOST_POSITIONS = 2**40
 
 
@@ -90,8 +90,6 @@ class TargetConfig:
     eos_token_ids: frozenset[int]
 
     def __post_init__(self) -> None:
-        if not 0 < self.rms_norm_eps <= _MOST_EPS:
-            raise InvalidInput(f"its rms_norm_eps is {self.rms_norm_eps}")
         if self.num_heads % self.num_kv_heads:
             raise InvalidInput(f"its {self.num_heads} heads do not divide into {self.num_kv_heads} key-value heads")
         if self.head_dim % 2:
@@ -131,7 +129,7 @@ class TargetConfig:
             num_heads=heads,
             num_kv_heads=sizes.optional("num_key_value_heads", heads),
             head_dim=sizes.optional("head_dim", max(1, hidden // heads)),
-            rms_norm_eps=float(content["rms_norm_eps"]),
+            rms_norm_eps=checked_eps(float(content["rms_norm_eps"])),
             norm_offset=family.norm_offset,
             activation=_activation(content),
             attention_scale=_attention_scale(content),
