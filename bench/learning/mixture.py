@@ -171,7 +171,7 @@ def predictions(draft: DraftNetwork, sample: Sample) -> Tensor:
     ]
     with torch.autocast("cpu", torch.bfloat16):
         states = draft.unroll(
-            sample.aux[None], following, num_steps=LOOKAHEAD, first_row=max(0, sample.first_output - 1)
+            sample.aux.decoded()[None], following, num_steps=LOOKAHEAD, first_row=max(0, sample.first_output - 1)
         )
         return torch.stack([draft.logits(state[0]) for state in states])
 

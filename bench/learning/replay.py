@@ -339,7 +339,7 @@ def accepted_when_sampled(draft: DraftNetwork, target: TargetHead, sample: Sampl
     first = max(sample.first_output - 1, sample.first_teacher_row - 1, 0)
     ids = sample.ids[1 : sample.num_rows + 1]
     with torch.autocast("cpu", torch.bfloat16):
-        (state,) = draft.unroll(sample.aux[None], ids[None], num_steps=1, first_row=first)
+        (state,) = draft.unroll(sample.aux.decoded()[None], ids[None], num_steps=1, first_row=first)
     whole = DraftVocabulary.whole(target.head, logit_scale=target.config.logit_scale, logit_cap=target.config.logit_cap)
     total, count = 0.0, sample.num_rows - first - 1
     for start in range(0, count, SAMPLED_ROWS):

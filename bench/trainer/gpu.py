@@ -34,6 +34,7 @@ import torch  # noqa: E402
 
 from updraft_artifacts.target_description import TargetDescription  # noqa: E402
 from updraft_draft.target_weights import TargetHead  # noqa: E402
+from updraft_draft.tensors import EncodedRows  # noqa: E402
 from updraft_trainer.data.sample import Sample  # noqa: E402
 from updraft_trainer.data.teacher import LastHidden  # noqa: E402
 from updraft_trainer.learning.compiled import Compiler  # noqa: E402
@@ -224,7 +225,7 @@ def _samples(case: Case) -> list[Sample]:
     return [
         Sample(
             trace_id=str(number),
-            aux=states(3 * case.hidden),
+            aux=EncodedRows.of(states(3 * case.hidden)),
             teacher=LastHidden(states(case.hidden)),
             ids=every * torch.randint(0, case.draft_vocab, (case.tokens + 1,), generator=generator),
             first_output=1,

@@ -34,5 +34,7 @@ def write(batches: Sequence[Sequence[Sample]], file: Path) -> None:
 
 def _plain(sample: Sample) -> dict[str, object]:
     assert isinstance(sample.teacher, LastHidden)
-    names = ("aux", "ids", "first_output", "first_teacher_row", "corrections")
-    return {"states": sample.teacher.states} | {name: getattr(sample, name) for name in names}
+    names = ("ids", "first_output", "first_teacher_row", "corrections")
+    return {"states": sample.teacher.states, "aux": sample.aux.decoded()} | {
+        name: getattr(sample, name) for name in names
+    }

@@ -110,7 +110,7 @@ def _rows(sample: Sample, known: torch.Tensor) -> dict[str, torch.Tensor]:
     predicted = torch.arange(2, num_rows + 1)
     return {
         "input_ids": sample.ids[1:num_rows],
-        "hidden_states": sample.aux[:-1],
+        "hidden_states": sample.aux[:-1].decoded(),
         "verifier_last_hidden_states": states[1:].bfloat16(),
         "loss_mask": known[sample.ids[2 : num_rows + 1]] & (predicted >= max(sample.first_output, first + 1)),
         "position_ids": torch.arange(1, num_rows),

@@ -57,6 +57,8 @@ class PathRun:
     read_mb_per_s: float
     read_mb_per_cpu_s: float
     """Per second of processor time of the thread that reads, which the others leave little of the machine to."""
+    decoded_mb_per_s: float
+    """Read, and decoded to bfloat16 in one batch."""
     batches: int
     trainer_bytes: int
     pod_bytes: int
@@ -222,7 +224,7 @@ class _Processes:
                     dropped[reason] = dropped.get(reason, 0.0) + count
         lines = (self._folder / "trainer-data" / "reads").read_text().splitlines()
         reads = [json.loads(line) for line in lines]
-        read_mb = width.row_bytes * sum(rows for rows, _, _ in reads) / 1e6
+        read_mb = width.row_bytes * sum(rows for rows, *_ in reads) / 1e6
         watched = {
             "trainer": [self._trainer.watched(since_s)],
             "registry": [self._registry.watched(since_s)],
@@ -240,8 +242,9 @@ class _Processes:
             dropped=dropped,
             admitted=sum(_values(trainer, _ADMITTED).values()),
             refused=_values(trainer, _REFUSED),
-            read_mb_per_s=read_mb / max(1e-9, sum(wall_s for _, wall_s, _ in reads)),
-            read_mb_per_cpu_s=read_mb / max(1e-9, sum(cpu_s for _, _, cpu_s in reads)),
+            read_mb_per_s=read_mb / max(1e-9, sum(wall_s for _, wall_s, *_ in reads)),
+            read_mb_per_cpu_s=read_mb / max(1e-9, sum(cpu_s for _, _, cpu_s, _ in reads)),
+            decoded_mb_per_s=read_mb / max(1e-9, sum(wall_s + decode_s for _, wall_s, _, decode_s in reads)),
             batches=len(reads),
             trainer_bytes=_most(watched["trainer"]),
             pod_bytes=_most(watched["pods"]),

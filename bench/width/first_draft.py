@@ -22,6 +22,7 @@ from updraft_artifacts.sizing import CHUNK_BYTES
 from updraft_cli import output, results
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead, read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_inference.engine import CaptureParams, GenerationRequest
 from updraft_trainer.data.frequency import choose_vocabulary
 from updraft_trainer.data.sample import Sample
@@ -65,7 +66,7 @@ def samples(teacher: RuleTeacher, hidden: int, count: int) -> Iterator[Sample]:
         assert isinstance(states.teacher, torch.Tensor)
         yield Sample(
             trace_id=f"{number:032x}",
-            aux=states.aux,
+            aux=EncodedRows.of(states.aux),
             teacher=LastHidden(states.teacher),
             ids=torch.tensor([*prompt, *output_ids]),
             first_output=1,

@@ -3,7 +3,7 @@
     python -m bench.width.replay [--width 4096] [--seconds 20] [--folder /on/the/disk/to/measure]
 
 One thread admits synthetic traces all the time, as intake does with a full stream; another one reads batches as training does,
-without a cache, and decodes them. Both share the machine, and the files are those of the trainer.
+without a cache, and decodes them into one tensor. Both share the machine, and the files are those of the trainer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 
 from updraft.trace.v1 import trace_pb2
 from updraft_draft import trace_bytes
-from updraft_draft.tensors import encode
+from updraft_draft.tensors import decoded, encode
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
 from updraft_trainer.data.sample import SCHEMA, ExpectedTarget, read_sample
@@ -35,15 +35,17 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaySpeed:
-    """Bytes are those of traces. `alone_mb_cpu_s`: of a second of processor time, whatever else the machine does.
-    `longest_read_ms`: of one batch of four samples."""
+    """Bytes are those of traces: read, and read and decoded. `_cpu_s`: of a second of processor time, whatever else the
+    machine does. `longest_read_ms`: of one batch of four samples."""
 
     width: int
     rows_per_trace: int
     bytes_per_row: float
     alone_mb_s: float
     alone_mb_cpu_s: float
+    alone_decoded_mb_cpu_s: float
     read_mb_s: float
+    decoded_mb_s: float
     stored_mb_s: float
     longest_read_ms: float
     files_over_live: float
@@ -98,14 +100,33 @@ def incoming(trace: trace_pb2.Trace, expected: ExpectedTarget) -> Iterator[Incom
         yield IncomingTrace(sample=read_sample(data, expected), data=data)
 
 
-def read_for(replay: Replay, size: int, seconds: float) -> tuple[float, float]:
-    """Read batches of traces of `size` bytes; MB/s of traces, and milliseconds of the longest read."""
-    rng, start_s, longest_s, num_read = random.Random(0), time.monotonic(), 0.0, 0
+@dataclass(slots=True)
+class Reads:
+    """Megabytes of traces that were read, and the seconds for it."""
+
+    megabytes: float = 0.0
+    read_s: float = 0.0
+    read_cpu_s: float = 0.0
+    decode_s: float = 0.0
+    decode_cpu_s: float = 0.0
+    longest_s: float = 0.0
+
+
+def read_for(replay: Replay, size: int, seconds: float) -> Reads:
+    """Read batches of traces of `size` bytes, and decode each into one tensor."""
+    rng, start_s, reads = random.Random(0), time.monotonic(), Reads()
     while (now_s := time.monotonic()) - start_s < seconds:
+        began_cpu_s = time.thread_time()
         samples = replay.training_batch({}, max_uses=1, rng=rng)
-        longest_s = max(longest_s, time.monotonic() - now_s)
-        num_read += len(samples)
-    return num_read * size / 1e6 / (time.monotonic() - start_s), 1000 * longest_s
+        read_s, read_cpu_s = time.monotonic() - now_s, time.thread_time()
+        decoded([sample.aux for sample in samples])
+        reads.decode_s += time.monotonic() - now_s - read_s
+        reads.decode_cpu_s += time.thread_time() - read_cpu_s
+        reads.read_s += read_s
+        reads.read_cpu_s += read_cpu_s - began_cpu_s
+        reads.longest_s = max(reads.longest_s, read_s)
+        reads.megabytes += len(samples) * size / 1e6
+    return reads
 
 
 def live_bytes(replay: Replay) -> int:
@@ -128,12 +149,10 @@ def measure(folder: Path, *, width: int, num_rows: int, seconds: float, max_byte
 
         while live_bytes(replay) < max_bytes // 4:
             admit_batch()
-        start_s = time.thread_time()
-        alone, _ = read_for(replay, size, seconds)
-        cpu_share = (time.thread_time() - start_s) / seconds
+        alone = read_for(replay, size, seconds)
         intake = threading.Thread(target=admit)
         intake.start()
-        read, longest_ms = read_for(replay, size, seconds)
+        beside = read_for(replay, size, seconds)
         stop.set()
         intake.join()
         files_over_live = replay.num_file_bytes / live_bytes(replay)
@@ -141,11 +160,13 @@ def measure(folder: Path, *, width: int, num_rows: int, seconds: float, max_byte
         width=width,
         rows_per_trace=num_rows,
         bytes_per_row=size / num_rows,
-        alone_mb_s=alone,
-        alone_mb_cpu_s=alone / cpu_share,
-        read_mb_s=read,
+        alone_mb_s=alone.megabytes / alone.read_s,
+        alone_mb_cpu_s=alone.megabytes / alone.read_cpu_s,
+        alone_decoded_mb_cpu_s=alone.megabytes / (alone.read_cpu_s + alone.decode_cpu_s),
+        read_mb_s=beside.megabytes / beside.read_s,
+        decoded_mb_s=beside.megabytes / (beside.read_s + beside.decode_s),
         stored_mb_s=num_stored * size / 1e6 / seconds,
-        longest_read_ms=longest_ms,
+        longest_read_ms=1000 * beside.longest_s,
         files_over_live=files_over_live,
         max_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )

@@ -23,6 +23,7 @@ from updraft_chassis import lifecycle, metrics, rpc, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import UpdraftError
 from updraft_draft import memory
+from updraft_draft.tensors import decoded
 from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -78,7 +79,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
 
 
 def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.Stop) -> None:
-    """Read batches as the loop does, and write rows, seconds and seconds of processor time of each."""
+    """Read batches as the loop does, and write of each: rows, seconds, seconds of processor time, and seconds for decoding it
+    as a learner on a CPU does."""
     uses: Counter[str] = Counter()
     rng = random.Random(0)
     with path.open("w", buffering=1) as lines:
@@ -88,7 +90,10 @@ def _read(replay: Replay, path: Path, config: TrainerSettings, stop: lifecycle.S
             times = time.perf_counter() - began_s, time.thread_time() - cpu_s
             uses.update(sample.trace_id for sample in samples)
             if samples:
-                lines.write(f"{json.dumps([sum(sample.num_rows for sample in samples), *times])}\n")
+                began_s = time.perf_counter()
+                batch = decoded([sample.aux for sample in samples])
+                lines.write(f"{json.dumps([len(batch), *times, time.perf_counter() - began_s])}\n")
+                del batch
             del samples
             memory.release()
             time.sleep(BATCH_S)

@@ -78,6 +78,7 @@ PATH_ROWS: Sequence[Row[PathRun]] = (
     ("samples stored", "", lambda run: run.admitted),
     ("replay, read", "MB/s", lambda run: run.read_mb_per_s),
     ("  per second of processor time", "MB/s", lambda run: run.read_mb_per_cpu_s),
+    ("  with decoding", "MB/s", lambda run: run.decoded_mb_per_s),
     ("trainer, peak resident", "MB", lambda run: run.trainer_bytes / MB),
     ("largest pod, peak resident", "MB", lambda run: run.pod_bytes / MB),
     ("cores used by the trainer", "", lambda run: run.cpu_s["trainer"]),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import TargetHead
+from updraft_draft.tensors import decoded
 from updraft_trainer.data.sample import Counterfactual, Sample
 from updraft_trainer.data.teacher import LastHidden, Teacher, TopK
 from updraft_trainer.learning.learner import Hyperparameters
@@ -44,7 +45,7 @@ def loss(
     kinds: list[list[list[tuple[Tensor, Tensor]]]] = [[[] for _ in range(num_steps)] for _ in range(2)]
     for sample, cuts, count in zip(samples, branches, counts, strict=True):
         tokens, teacher = sample.trainable(known)
-        states = unroll(network, sample.aux, sample.ids[1:], num_steps)
+        states = unroll(network, sample.aux.decoded(), sample.ids[1:], num_steps)
         weights = count * (1.0 + hyper.correction_weight * sample.corrections[tokens].double())
         log_p = _log_p(teacher, network, target)
         for j, state in enumerate(states):
@@ -53,7 +54,7 @@ def loss(
             log_q = network.logits(state[rows[kept]]).log_softmax(-1)
             kinds[0][j].append((text_loss(log_q, log_p[kept]), weights[kept]))
         for one in cuts:
-            aux = torch.cat([sample.aux[: one.start], one.aux])
+            aux = decoded([sample.aux[: one.start], one.aux])
             states = unroll(network, aux, torch.cat([sample.ids[1 : one.start], one.ids]), num_steps)
             good = one.teacher.is_trainable(known)
             log_p = _log_p(one.teacher.at(good), network, target)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from updraft_artifacts import model_files, model_folder, safetensors_header, transfer
 from updraft_artifacts.rope import Rope
 from updraft_artifacts.safetensors_header import TensorSpan
-from updraft_artifacts.target_description import TargetDescription
+from updraft_artifacts.target_description import TargetDescription, checked_eps
 from updraft_chassis.errors import InvalidInput
 from updraft_cli.models import bfloat16, torch_file
 
@@ -106,7 +106,7 @@ def our_config(content: Mapping[str, Any], target: TargetDescription) -> dict[st
             "num_key_value_heads": flat.get("num_key_value_heads") or flat["num_attention_heads"],
             "head_dim": flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"],
             "hidden_act": "silu",
-            "rms_norm_eps": float(flat["rms_norm_eps"]),
+            "rms_norm_eps": checked_eps(float(flat["rms_norm_eps"])),
             **Rope.of_config(flat, theta=10_000.0).to_dict(),
             # Positions are computed, not learned; published configs state the training length here.
             "max_position_embeddings": target.max_position,
@@ -133,6 +133,7 @@ def _check_ours(config: Mapping[str, Any], weights: Path, target: TargetDescript
         _check_target(config, target)
         layers = config[OUR_KEY]["aux_layers"]
         _check_sizes(config)
+        checked_eps(float(config["rms_norm_eps"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"the config.json of {weights.parent} is damaged: {error}") from None
     if layers != list(target.aux_layers):

@@ -324,8 +324,11 @@ def _num_rows(target: SizedTarget, traffic: CapturedTraffic) -> int:
 
 def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
     """Before encoding: in bfloat16."""
-    teacher = 2 * target.hidden_size if traffic.engine == "torch" else _TOP_K_MEMORY
-    return 6 * target.hidden_size + teacher + _LIGHT_MEMORY
+    return 6 * target.hidden_size + _teacher_memory(target, traffic) + _LIGHT_MEMORY
+
+
+def _teacher_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
+    return 2 * target.hidden_size if traffic.engine == "torch" else _TOP_K_MEMORY
 
 
 def _running() -> Size:
@@ -370,11 +373,12 @@ def _replay(request: Size) -> Size:
 
 
 def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
-    """Decoded samples have no scales and no light part."""
-    decoded = (_token_memory(target, traffic) - _LIGHT_MEMORY) * _num_rows(target, traffic)
+    """A sample has its states as they were sent, and its teacher decoded."""
+    row = _state_bytes(target, traffic, 3) + _teacher_memory(target, traffic)
+    request = row * _num_rows(target, traffic)
     return Size(
-        amount=max(_LEAST_CACHE, CACHED_REQUESTS * decoded),
-        reason=f"the {CACHED_REQUESTS} held-out requests of an estimate, decoded to {readable(decoded)} each",
+        amount=max(_LEAST_CACHE, CACHED_REQUESTS * request),
+        reason=f"the {CACHED_REQUESTS} held-out requests of an estimate, with {readable(request)} in memory each",
         settings=("UPDRAFT_TRAINER_CACHE_MAX_BYTES",),
     )
 
@@ -413,7 +417,7 @@ def _trainer_memory(target: SizedTarget, draft: SizedDraft, state: Size, version
         reason=(
             "about: weights, gradients, moments and averages in float32, weights in bfloat16, the state that is being saved,"
             f" two copies of a file of it, the target's embedding and head, a pass of {_PASS_ROWS:,} rows, the candidate and"
-            " the serving draft, and decoded requests"
+            " the serving draft, and cached requests"
         ),
         settings=("spec.trainer.resources",),
     )

@@ -19,10 +19,12 @@ _HEAD_DIM = 128
 """Head size of a draft for a target whose heads are compressed, as in published drafts for such targets."""
 _KV_HEADS = 8
 
-_LAYERS = (7, 1024)
+MOST_LAYERS = 1024
+_LAYERS = (7, MOST_LAYERS)
 """Three different layers are captured: the inputs of 2, L // 2 and L - 3."""
 _MOST = 2**24
 """No size of a model comes near this."""
+_MOST_EPS = 0.1
 _MOST_SCALE = 1e4
 """Nor does a scale of logits, or one over it: known ones are between 1/64 and 64."""
 
@@ -75,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("minimax_m3_vl", "minimax_m3_vl_text"), Family(norm_offset=1.0, theta=5_000_000.0, defaults={"head_dim": 128})
     ),
+    "qwen3": Family(defaults={"head_dim": 128}),
     "gpt_oss": Family(theta=150_000.0),
 }
 """By `model_type`."""
@@ -140,7 +143,7 @@ class TargetDescription:
         """
         text = _text(content)
         family = FAMILIES.get(str(text.get("model_type")), FAMILIES.get(str(content.get("model_type")), Family()))
-        sizes = _Sizes(text, family.defaults)
+        sizes = Sizes(text, family.defaults)
         try:
             places = target_tensors.find(files, is_tied=_is_tied(text, content))
             norm_kind, norm_eps = _norm(sizes)
@@ -188,8 +191,15 @@ def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
     return frozenset()
 
 
-class _Sizes:
-    """Sizes of config.json by any of their names."""
+def checked_eps(eps: float, name: str = "rms_norm_eps") -> float:
+    """Return the epsilon of a norm; InvalidInput unless it is above 0 and at most 0.1."""
+    if not 0 < eps <= _MOST_EPS:  # nor is NaN
+        raise InvalidInput(f"its {name} is {eps}, not above 0 and at most {_MOST_EPS}")
+    return eps
+
+
+class Sizes:
+    """Sizes of config.json by any of their names, or else the defaults of its family."""
 
     def __init__(self, content: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         names = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
@@ -226,17 +236,15 @@ def _is_tied(text: Mapping[str, Any], content: Mapping[str, Any]) -> bool | None
     return stated.pop() if len(stated) == 1 else None
 
 
-def _norm(sizes: _Sizes) -> tuple[Literal["rms", "layer"], float]:
+def _norm(sizes: Sizes) -> tuple[Literal["rms", "layer"], float]:
     name = next((name for name in _EPSILONS if name in sizes.content), None)
     if name is None:
         return "rms", 1e-6
-    eps = _positive(sizes.content, name)
-    if eps is None or eps > 0.1:
-        raise InvalidInput(f"its {name} is {sizes.content[name]!r}")
+    eps = checked_eps(_positive(sizes.content, name) or 0.0, name)
     return "layer" if _EPSILONS[name] == "layer" else "rms", eps
 
 
-def _logit_scale(sizes: _Sizes) -> float:
+def _logit_scale(sizes: Sizes) -> float:
     """Granite and Inkling divide by a scale of their own name; HyperCLOVA-X multiplies by Granite's, Cohere and Falcon-H1 by
     their own. MiniCPM divides by the hidden size over that of a small model. InvalidInput for an absurd scale."""
     content = sizes.content
@@ -285,14 +293,14 @@ def _rope(content: Mapping[str, Any], theta: float) -> Rope:
     return Rope.of_config({**others, "rope_parameters": kept}, theta=theta)
 
 
-def _draft_shape(sizes: _Sizes) -> DraftShape:
+def _draft_shape(sizes: Sizes) -> DraftShape:
     hidden = sizes.size("hidden_size")
     layer = {**_heads(sizes, hidden), "intermediate_size": _intermediate(sizes, hidden)}
     vocab_size = default_vocab_size(vocab_size=sizes.size("vocab_size"), hidden_size=hidden, **layer)
     return DraftShape(**layer, vocab_size=vocab_size)
 
 
-def _heads(sizes: _Sizes, hidden: int) -> dict[str, int]:
+def _heads(sizes: Sizes, hidden: int) -> dict[str, int]:
     """The target's own, or heads of 128 where the target compresses its keys and values or has no attention."""
     content = sizes.content
     if "num_attention_heads" in content and not any(key.endswith("lora_rank") for key in content):
@@ -312,7 +320,7 @@ def _heads(sizes: _Sizes, hidden: int) -> dict[str, int]:
     }
 
 
-def _intermediate(sizes: _Sizes, hidden: int) -> int:
+def _intermediate(sizes: Sizes, hidden: int) -> int:
     """The width of the target's dense MLP, or 3 D where it has none: experts are narrower than a draft's MLP should be."""
     content = sizes.content
     for name in ("intermediate_size_mlp", "dense_intermediate_size"):

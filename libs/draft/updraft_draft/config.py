@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
-from updraft_artifacts.target_description import TargetDescription
+from updraft_artifacts.target_description import TargetDescription, checked_eps
 from updraft_chassis.errors import InvalidInput
 
 
@@ -108,7 +108,7 @@ class DraftConfig:
                 num_heads=heads,
                 num_kv_heads=int(content.get("num_key_value_heads") or heads),
                 head_dim=int(content.get("head_dim") or hidden // heads),
-                rms_norm_eps=float(content["rms_norm_eps"]),
+                rms_norm_eps=checked_eps(float(content["rms_norm_eps"])),
                 rope=Rope.of_config(content),
                 max_position=int(content["max_position_embeddings"]),
                 target_hidden_size=int(content.get("target_hidden_size") or hidden),

@@ -1,5 +1,9 @@
 """Trace tensors on the wire: bfloat16, float8 with one scale per row, or float32."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -35,34 +39,87 @@ def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_
     return message
 
 
-def decode(message: trace_pb2.Tensor, data: Data | None = None) -> Tensor:
-    """The tensor [rows, columns]: bfloat16 from bf16 and fp8, float32 from fp32. InvalidInput if the sizes do not match.
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRows:
+    """A tensor [rows, columns] as it was sent. float8 has half the bytes of what it is decoded to, so rows are decoded when
+    they are used. A slice shares the bytes."""
 
-    `data`: the message's, if it is elsewhere. Each access to that of a message copies it.
-    """
-    data = message.data if data is None else data
-    dtype = _checked_dtype(message, len(data))
-    if dtype != torch.float8_e4m3fn:
-        return _tensor(data, dtype).view(message.rows, message.columns)
-    values = np.frombuffer(data, np.uint8).reshape(message.rows, message.columns)
-    return _from_float8(values, _tensor(message.row_scales, torch.float32)[:, None])
+    _bytes: npt.NDArray[np.uint8]
+    """[rows, bytes of a row]."""
+    _dtype: torch.dtype
+    _scales: Tensor
+    """float32 [rows, 1] of float8, else [rows, 0]."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """The bytes of a tensor [rows, columns] of bfloat16 or float32."""
+        encoded = rows.contiguous().view(torch.uint8).numpy()
+        return cls(encoded, rows.dtype, torch.empty(len(rows), 0))
+
+    @classmethod
+    def read(cls, message: trace_pb2.Tensor, data: Data | None = None) -> Self:
+        """The bytes of `data` where they are, or else those of the message. InvalidInput if the sizes do not match."""
+        data = message.data if data is None else data
+        dtype = _checked_dtype(message, len(data))
+        encoded = np.frombuffer(data, np.uint8).reshape(message.rows, message.columns * dtype.itemsize)
+        has_scales = dtype == torch.float8_e4m3fn
+        scales = _tensor(message.row_scales, torch.float32)[:, None] if has_scales else torch.empty(message.rows, 0)
+        return cls(encoded, dtype, scales)
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self._bytes[rows], self._dtype, self._scales[rows])
+
+    @property
+    def num_columns(self) -> int:
+        num_bytes: int = self._bytes.shape[1]
+        return num_bytes // self._dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return self._bytes.nbytes + self._scales.nbytes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of decoded rows."""
+        return torch.float32 if self._dtype == torch.float32 else torch.bfloat16
+
+    def decoded(self) -> Tensor:
+        """bfloat16 [rows, columns] from bf16 and fp8, float32 from fp32."""
+        return decoded([self])
+
+    def decode_into(self, result: Tensor) -> None:
+        """Write the values to `result` [rows, columns]."""
+        if self._dtype == torch.float8_e4m3fn:
+            _decode_float8(self._bytes, self._scales, result)
+        elif result.numel():
+            result.copy_(torch.from_numpy(self._bytes.copy()).view(self._dtype))
+
+    def is_finite(self) -> bool:
+        """Whether all decoded values are. At a tenth of the cost of decoding for float8: with each scale its largest value is
+        finite too."""
+        if self._dtype != torch.float8_e4m3fn:
+            return is_finite(self.decoded())
+        is_number = not self._bytes.size or int((self._bytes & 0x7F).max()) < 0x7F
+        return is_number and is_finite((self._scales * _FP8_MAX).bfloat16())
 
 
-def outline(message: trace_pb2.Tensor, data: Data | None = None) -> Tensor:
-    """Like `decode`, but the tensor has no values: it is on the device meta."""
-    dtype = _checked_dtype(message, len(message.data if data is None else data))
-    decoded = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    return torch.empty(message.rows, message.columns, dtype=decoded, device="meta")
+def decoded(parts: Sequence[EncodedRows]) -> Tensor:
+    """The rows of all parts, of one width: bfloat16, or float32 if some are."""
+    dtype = torch.float32 if any(part.dtype == torch.float32 for part in parts) else torch.bfloat16
+    result = torch.empty(sum(map(len, parts)), parts[0].num_columns, dtype=dtype)
+    first = 0
+    for part in parts:
+        part.decode_into(result[first : first + len(part)])
+        first += len(part)
+    return result
 
 
-def is_finite_encoded(message: trace_pb2.Tensor, rows: slice, data: Data | None = None) -> bool:
-    """Whether `decode` gives finite values in these rows, at a tenth of its cost: with each scale the largest float8 is too.
-    `message` has the right sizes."""
-    values = np.frombuffer(message.data if data is None else data, np.uint8).reshape(message.rows, -1)[rows]
-    if message.encoding != trace_pb2.TENSOR_ENCODING_FP8_E4M3:
-        return is_finite(_tensor(values.tobytes(), _DTYPES[message.encoding]))
-    scales = _tensor(message.row_scales, torch.float32)[rows]
-    return not values.size or (int((values & 0x7F).max()) < 0x7F and is_finite((scales * _FP8_MAX).bfloat16()))
+def decode(message: trace_pb2.Tensor) -> Tensor:
+    """The tensor [rows, columns]; see `EncodedRows`. InvalidInput if the sizes do not match."""
+    return EncodedRows.read(message).decoded()
 
 
 def _checked_dtype(message: trace_pb2.Tensor, num_bytes: int) -> torch.dtype:
@@ -84,7 +141,7 @@ def is_finite(values: Tensor) -> bool:
 
 
 def _to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """float8_e4m3fn [rows, columns] and scales [rows, 1], a few rows at a time: see `_from_float8`."""
+    """float8_e4m3fn [rows, columns] and scales [rows, 1], a few rows at a time: see `_decode_float8`."""
     result, scales = torch.empty(rows.shape, dtype=torch.float8_e4m3fn), torch.empty(len(rows), 1)
     for first in range(0, len(rows) if rows.numel() else 0, _ROWS_IN_CACHE):
         some = slice(first, first + _ROWS_IN_CACHE)
@@ -95,10 +152,9 @@ def _to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return result, scales
 
 
-def _from_float8(values: npt.NDArray[np.uint8], scales: Tensor) -> Tensor:
-    """bfloat16 of the bits of float8_e4m3fn [rows, columns] times scales [rows, 1]. A few rows at a time stay in the
+def _decode_float8(values: npt.NDArray[np.uint8], scales: Tensor, result: Tensor) -> None:
+    """Write the bits of float8_e4m3fn [rows, columns] times scales [rows, 1] to `result`. A few rows at a time stay in the
     processor's cache."""
-    result = torch.empty(values.shape, dtype=torch.bfloat16)
     for first in range(0, len(values) if values.size else 0, _ROWS_IN_CACHE):
         rows = slice(first, first + _ROWS_IN_CACHE)
         bits = torch.from_numpy(values[rows].copy())
@@ -106,7 +162,6 @@ def _from_float8(values: npt.NDArray[np.uint8], scales: Tensor) -> Tensor:
             result[rows] = bits.view(torch.float8_e4m3fn).float().mul_(scales[rows])
         else:
             result[rows] = _float8_values(bits).mul_(scales[rows] * _HALF_SCALE)
-    return result
 
 
 def _float8_values(bits: Tensor) -> Tensor:

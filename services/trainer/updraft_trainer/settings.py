@@ -147,7 +147,7 @@ class TrainerSettings(Settings):
     """Maximum size of the streams in Redis together, as the pods have it (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES). The trainer
     reports a Redis that may use less memory. The default is what `updraft size` shows for engine sglang."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
-    """Memory for decoded samples that may be used again; 0 keeps none. The default is at most 512 MiB, less for small targets:
+    """Memory for samples that may be used again; 0 keeps none. The default is at most 512 MiB, less for small targets:
     enough for 32 requests, as `updraft size` shows."""
 
     lookahead: int = Field(default=3, ge=1, le=8)

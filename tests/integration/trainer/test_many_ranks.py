@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.compute import Compute, Sharding
@@ -143,7 +144,7 @@ def test_two_ranks_learn_what_one_learns_from_the_samples_of_both(
 
 
 def test_a_rank_whose_batch_is_not_finite_is_named_and_the_others_go_on(target: Path, samples: list[Sample]) -> None:
-    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))
+    bad = replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), float("nan"))))
     batches = [[samples[:2], samples[2:4]], [samples[4:6], [bad, samples[6]]], [samples[6:8], samples[8:10]]]
     first, second = run_ranks(train, target, batches, 4096)
     assert [one.left_out for one in first.reports] == [(), (1,), ()]
@@ -159,7 +160,7 @@ def test_a_rank_whose_batch_is_not_finite_is_named_and_the_others_go_on(target: 
 
 
 def test_a_step_that_is_bad_on_all_ranks_changes_nothing_on_any(target: Path, samples: list[Sample]) -> None:
-    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))
+    bad = replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), float("nan"))))
     batches = [[[samples[1]], [samples[2]]], *[[[bad], [bad]]] * (MAX_BAD_STEPS + 1), [[samples[3]], [samples[4]]]]
     first, second = run_ranks(train, target, batches, 4096)
     assert [one.is_skipped for one in second.reports] == [False, *[True] * (MAX_BAD_STEPS + 1), False]
@@ -222,7 +223,7 @@ def test_ranks_that_divide_the_optimizer_learn_the_same_and_rank_0_has_the_whole
 
 
 def test_ranks_that_divide_the_optimizer_return_to_the_last_good_weights(target: Path, samples: list[Sample]) -> None:
-    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))
+    bad = replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), float("nan"))))
     batches = [[[samples[1]], [samples[2]]], *[[[bad], [bad]]] * (MAX_BAD_STEPS + 1), [[samples[3]], [samples[4]]]]
     whole = run_ranks(train, target, batches, 4096, "replicate")
     parts = run_ranks(train, target, batches, 4096, "shard")

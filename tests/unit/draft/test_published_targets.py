@@ -17,6 +17,7 @@ from updraft_artifacts.target_description import TORCH_ARCHITECTURES, TargetDesc
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import DraftConfig
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_inference.torch_engine.model.config import ARCHITECTURES, TargetConfig
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import LastHidden, TopK
@@ -81,7 +82,7 @@ def test_a_draft_for_it_takes_a_training_step_and_its_config_is_read_again(
     for teacher in (LastHidden(states), top_k):
         sample = Sample(
             trace_id="t",
-            aux=torch.randn(rows, config.aux_size, generator=generator).bfloat16(),
+            aux=EncodedRows.of(torch.randn(rows, config.aux_size, generator=generator).bfloat16()),
             teacher=teacher,
             ids=ids,
             first_output=3,
@@ -128,7 +129,7 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         engine.rope,
         engine.rms_norm_eps,
         engine.is_tied,
-        engine.architecture.norm_offset,
+        engine.norm_offset,
         engine.eos_token_ids,
     ) == (
         ours.rope,
@@ -137,6 +138,15 @@ def test_a_description_agrees_with_the_engine_that_runs_the_model(name: str, tmp
         ours.norm_offset,
         ours.eos_token_ids,
     )
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [("qwen3", 128), ("gemma3", 256)])
+def test_engine_and_description_take_the_heads_that_a_config_leaves_out_from_the_same_family(
+    name: str, head_dim: int, tmp_path: Path
+) -> None:
+    families.make(name, tmp_path)
+    changed(tmp_path, head_dim=None)
+    assert describe(tmp_path).draft_shape.head_dim == TargetConfig.from_folder(tmp_path).head_dim == head_dim
 
 
 def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_weights_are_not_quantised(
@@ -244,7 +254,9 @@ def _tensor(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         pytest.param(_config(num_hidden_layers=6), "its num_hidden_layers is 6, expected 7 to 1,024", id="too flat"),
         pytest.param(_config(num_key_value_heads=3), "4 heads do not divide into 3 key-value heads", id="heads"),
         pytest.param(_config(head_dim=33), "its head_dim is 33", id="odd heads"),
-        pytest.param(_config(rms_norm_eps=2.0), "its rms_norm_eps is 2.0", id="a norm of nothing"),
+        pytest.param(
+            _config(rms_norm_eps=2.0), r"its rms_norm_eps is 2\.0, not above 0 and at most 0\.1", id="a norm of nothing"
+        ),
         pytest.param(_config(final_logit_softcapping=-3), "its final_logit_softcapping is -3", id="a cap below zero"),
         pytest.param(
             _config(logit_scale=1e308), r"its logits are scaled by 1e\+308, expected 0.0001 to 10000", id="hot"

@@ -1,5 +1,7 @@
 """Trace tensors survive the wire as exactly as their encoding promises."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import decode, encode, is_finite, is_finite_encoded, outline
+from updraft_draft.tensors import EncodedRows, decode, decoded, encode, is_finite
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,8 +69,6 @@ def test_a_tensor_of_the_wrong_size_is_refused() -> None:
     message.rows = 1_000_000
     with pytest.raises(InvalidInput, match="bytes"):
         decode(message)
-    with pytest.raises(InvalidInput, match="bytes"):
-        outline(message)
 
 
 ENCODINGS = [
@@ -79,11 +79,23 @@ ENCODINGS = [
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_an_outline_has_the_shape_and_type_of_what_is_decoded(encoding: trace_pb2.TensorEncoding.ValueType) -> None:
-    message = encode(torch.randn(5, 7), encoding)
-    decoded, without_values = decode(message), outline(message)
-    assert (without_values.shape, without_values.dtype) == (decoded.shape, decoded.dtype)
-    assert without_values.is_meta
+def test_rows_that_stay_encoded_are_the_same_rows_in_any_parts(encoding: trace_pb2.TensorEncoding.ValueType) -> None:
+    message = encode(torch.randn(70, 7), encoding)
+    whole, rows = decode(message), EncodedRows.read(message)
+    assert (len(rows), rows.num_columns, rows.dtype) == (70, 7, whole.dtype)
+    assert torch.equal(decoded([rows[:3], rows[3:3], rows[3:]]), whole)
+    assert torch.equal(rows[2:60][5:].decoded(), whole[7:60])
+    assert torch.equal(EncodedRows.of(whole).decoded(), whole)
+    assert len(pickle.dumps(rows)) < rows.num_bytes + 1_000, "ranks send them as they are"
+
+
+def test_rows_of_several_encodings_are_decoded_to_what_holds_them_all() -> None:
+    values = torch.randn(4, 3)
+    parts = [EncodedRows.read(encode(values, encoding)) for encoding in ENCODINGS]
+    together = decoded(parts)
+    assert together.dtype == torch.float32
+    assert torch.equal(together[4:8], values)
+    assert torch.equal(together[:4], values.bfloat16().float())
 
 
 @given(
@@ -98,7 +110,7 @@ def test_encoded_rows_are_finite_where_decoded_ones_are(
     values = torch.randn(5, 7)
     values[at, 3] = bad
     message = encode(values, encoding)
-    assert is_finite_encoded(message, slice(*rows)) == is_finite(decode(message)[slice(*rows)])
+    assert EncodedRows.read(message)[slice(*rows)].is_finite() == is_finite(decode(message)[slice(*rows)])
 
 
 def test_an_unknown_encoding_is_refused() -> None:

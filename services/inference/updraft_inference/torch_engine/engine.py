@@ -114,7 +114,7 @@ class TorchEngine:
     @classmethod
     def _open(cls, folder: Path, options: EngineOptions, on_finished: FinishedSink) -> Self:
         limits = options.limits
-        device = torch.device(options.device)
+        device = _device(options.device)
         target = Target.open(
             folder,
             dtype=options.dtype,
@@ -343,3 +343,12 @@ def _generator(request: GenerationRequest) -> torch.Generator | None:
     else:
         generator.manual_seed(request.sampling.seed % 2**63)
     return generator
+
+
+def _device(name: str) -> torch.device:
+    """InvalidInput if torch cannot use the device."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"UPDRAFT_INFERENCE_DEVICE is {name!r}, which torch cannot use here: {reason}") from None

@@ -74,7 +74,7 @@ def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
 
 def _checked(entry: Entry, parsed: ParsedTrace, expected: ExpectedTarget) -> Sample | RefusedTrace:
     try:
-        sample = sample_of(parsed, expected, is_outline=True)
+        sample = sample_of(parsed, expected)
         _check_clock(entry, sample)
     except RefusedTrace as refusal:
         return refusal

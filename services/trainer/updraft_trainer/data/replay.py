@@ -42,7 +42,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 """Maximum size of a file of traces; a small replay has sixteen files, so that space is reclaimed in small parts."""
 
 _DECODED_BYTES = 2
-"""In memory for each byte of a trace: hidden states are sent in float8 by default and used in bfloat16."""
+"""At most, in memory for each byte of a trace: a teacher of float8 states is decoded when it is read."""
 
 _BUSY_TIMEOUT_S = 5.0
 """Only a person's sqlite3 shell can hold the lock; wait for it instead of failing."""
@@ -73,7 +73,7 @@ CREATE TABLE IF NOT EXISTS samples (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingTrace:
-    """A valid trace, decoded or in outline, with its serialized bytes."""
+    """A valid trace with its serialized bytes."""
 
     sample: Sample
     data: bytes
@@ -126,7 +126,7 @@ class Replay:
         cache_bytes: int,
         fitted_bytes: int = 0,
     ) -> Iterator[Self]:
-        """Open or create the folder. `cache_bytes` is the memory for decoded samples, `fitted_bytes` that of the samples of a
+        """Open or create the folder. `cache_bytes` is the memory for samples, `fitted_bytes` that of the samples of a
         closed form. Conflict if it holds another target's samples, Corrupt if its index is no database."""
         index = folder / INDEX
         segments = Segments(folder, max_bytes=min(SEGMENT_BYTES, limits.total_bytes // 16))

@@ -16,7 +16,7 @@ from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
 from updraft_draft import trace_bytes
-from updraft_draft.tensors import decode, is_finite, is_finite_encoded, outline
+from updraft_draft.tensors import EncodedRows
 from updraft_draft.trace_bytes import Data, ParsedTrace
 from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.teacher import Teacher, read_teacher
@@ -25,9 +25,6 @@ SCHEMA = 1
 
 FIRST_TRAINABLE = 2
 """Index of the first token that can be trained: the draft predicts it from row 0 and the token after row 0."""
-
-
-_NOT_FINITE = "auxiliary hidden states are not finite"
 
 
 class RefusedTrace(InvalidInput):
@@ -72,17 +69,17 @@ class Counterfactual:
 
     start: int
     ids: Tensor
-    aux: Tensor
+    aux: EncodedRows
     teacher: Teacher
 
     @property
     def num_bytes(self) -> int:
-        return self.ids.nbytes + self.aux.nbytes + self.teacher.num_bytes
+        return self.ids.nbytes + self.aux.num_bytes + self.teacher.num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Row r belongs to token ids[r]: aux [R, A]; ids int64 [R + 1] has one more token.
+    """Row r belongs to token ids[r]: aux [R, A], as it was sent; ids int64 [R + 1] has one more token.
 
     The teacher starts at row `first_teacher_row`; rows before it are context only. `first_output` indexes ids and is at least
     1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft token of the draft model. `counterfactuals` are
@@ -90,8 +87,7 @@ class Sample:
     """
 
     trace_id: str
-    aux: Tensor
-    """On the device meta in an outline."""
+    aux: EncodedRows
     teacher: Teacher
     first_teacher_row: int = 0
     ids: Tensor
@@ -128,7 +124,7 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        text = self.aux.nbytes + self.teacher.num_bytes + self.ids.nbytes + self.corrections.nbytes
+        text = self.aux.num_bytes + self.teacher.num_bytes + self.ids.nbytes + self.corrections.nbytes
         return text + sum(branch.num_bytes for branch in self.counterfactuals)
 
 
@@ -139,9 +135,9 @@ def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sa
         yield sample
 
 
-def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False) -> Sample:
+def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
     """Parse and check one stream entry; see `sample_of`. Raises RefusedTrace."""
-    return sample_of(parse(data), expected, is_checked=is_checked, is_outline=is_outline)
+    return sample_of(parse(data), expected, is_checked=is_checked)
 
 
 def parse(data: bytes) -> ParsedTrace:
@@ -152,11 +148,8 @@ def parse(data: bytes) -> ParsedTrace:
         raise RefusedTrace("malformed", f"not a trace: {error}") from None
 
 
-def sample_of(
-    parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool = False, is_outline: bool = False
-) -> Sample:
-    """Check a trace. Raises RefusedTrace. `is_checked`: its values were found good before. `is_outline`: check the values of
-    aux, but do not decode them, which is most of the work; not every stored sample is used."""
+def sample_of(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
+    """Check a trace. Raises RefusedTrace. `is_checked`: its values were found good before."""
     trace = parsed.trace
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):
@@ -164,7 +157,7 @@ def sample_of(
     if not 0.0 < trace.header.payload_probability <= 1.0:
         probability = trace.header.payload_probability
         raise RefusedTrace("malformed", f"the payload was taken with the probability {probability}")
-    return _sample(parsed, expected, is_checked=is_checked, is_outline=is_outline)
+    return _sample(parsed, expected, is_checked=is_checked)
 
 
 def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
@@ -197,7 +190,7 @@ class _Block:
     """The payload's rows as sent, including gaps. `first_output` is relative to the first row and may be negative."""
 
     ids: Tensor
-    aux: Tensor
+    aux: EncodedRows
     teacher: Teacher
     first_teacher_row: int
     first_output: int
@@ -213,17 +206,14 @@ class _Block:
         return max(0, stretch.stop - first + 1)
 
 
-def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool, is_outline: bool) -> Sample:
-    trace, block = parsed.trace, _block(parsed, expected, is_outline=is_outline)
+def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool) -> Sample:
+    trace, block = parsed.trace, _block(parsed, expected)
     stretch = _stretch(block, trace.payload.missing_rows)
     aux, ids = block.aux[stretch.start : stretch.stop], block.ids[stretch.start : stretch.stop + 1]
     first = max(stretch.start, block.first_teacher_row)
     teacher = block.teacher.at(slice(first - block.first_teacher_row, stretch.stop - block.first_teacher_row))
     if not is_checked and (problem := _problem(aux, teacher, ids, expected)):
         raise RefusedTrace("malformed", problem)
-    rows = slice(stretch.start, stretch.stop)
-    if is_outline and not is_finite_encoded(trace.payload.aux_hidden, rows, parsed.aux):
-        raise RefusedTrace("malformed", _NOT_FINITE)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
     for step in trace.steps:
         index = block.first_output + step.start + step.accepted - stretch.start
@@ -256,9 +246,9 @@ def _rejects_model(step: trace_pb2.Step) -> bool:
     return is_rejected and step.drafter != trace_pb2.DRAFTER_NGRAM and step.accepted not in step.looked_up
 
 
-def _block(parsed: ParsedTrace, expected: ExpectedTarget, *, is_outline: bool) -> _Block:
+def _block(parsed: ParsedTrace, expected: ExpectedTarget) -> _Block:
     trace, payload = parsed.trace, parsed.trace.payload
-    aux, teacher = _decoded(payload, parsed.aux, expected, is_outline=is_outline)
+    aux, teacher = _rows(payload, parsed.aux, expected)
     if len(teacher) != len(aux) - payload.first_teacher_row:
         rows = f"{len(teacher)} rows from row {payload.first_teacher_row} on"
         raise RefusedTrace("malformed", f"a teacher of {rows} does not match {len(aux)} rows of hidden states")
@@ -300,7 +290,7 @@ def _counterfactuals(
             raise RefusedTrace("malformed", f"a counterfactual of {order}")
         previous = message.step
         step = trace.steps[message.step]
-        aux, teacher = _decoded(message, message.aux_hidden.data, expected)
+        aux, teacher = _rows(message, message.aux_hidden.data, expected)
         rejected = step.draft_ids[step.accepted :]
         start = block.first_output + step.start + step.accepted
         if not 0 < len(aux) <= len(rejected) or start > block.num_rows:
@@ -315,15 +305,11 @@ def _counterfactuals(
     return tuple(counterfactuals)
 
 
-def _decoded(
-    message: trace_pb2.Payload | trace_pb2.Counterfactual,
-    data: Data,
-    expected: ExpectedTarget,
-    *,
-    is_outline: bool = False,
-) -> tuple[Tensor, Teacher]:
+def _rows(
+    message: trace_pb2.Payload | trace_pb2.Counterfactual, data: Data, expected: ExpectedTarget
+) -> tuple[EncodedRows, Teacher]:
     try:
-        aux = outline(message.aux_hidden, data) if is_outline else decode(message.aux_hidden, data)
+        aux = EncodedRows.read(message.aux_hidden, data)
         teacher = read_teacher(message, vocab_size=expected.vocab_size)
     except InvalidInput as error:
         raise RefusedTrace("malformed", str(error)) from None
@@ -332,12 +318,12 @@ def _decoded(
     return aux, teacher
 
 
-def _problem(aux: Tensor, teacher: Teacher, ids: Tensor, expected: ExpectedTarget) -> str:
+def _problem(aux: EncodedRows, teacher: Teacher, ids: Tensor, expected: ExpectedTarget) -> str:
     """The first problem with the values, or an empty string."""
-    if aux.shape[1] != expected.aux_size:
-        return f"auxiliary hidden states of width {aux.shape[1]}, expected {expected.aux_size}"
-    if not aux.is_meta and not is_finite(aux):
-        return _NOT_FINITE
+    if aux.num_columns != expected.aux_size:
+        return f"auxiliary hidden states of width {aux.num_columns}, expected {expected.aux_size}"
+    if not aux.is_finite():
+        return "auxiliary hidden states are not finite"
     if bool(((ids < 0) | (ids >= expected.vocab_size)).any()):
         return f"a token is outside the vocabulary of {expected.vocab_size}"
     return teacher.problem(hidden_size=expected.hidden_size, vocab_size=expected.vocab_size)

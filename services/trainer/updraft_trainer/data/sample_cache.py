@@ -1,4 +1,4 @@
-"""Decoded samples in memory, because a sample is used often and decoding it is expensive. Evicts the least recently used."""
+"""Samples in memory, because a sample is used often. Evicts the least recently used."""
 
 import threading
 from collections import OrderedDict

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.layout import Layout, Span
+from updraft_draft.tensors import EncodedRows, decoded
 from updraft_trainer.data.sample import Counterfactual, Sample
 from updraft_trainer.data.teacher import DraftVocabulary, Teacher, joined
 
@@ -106,7 +107,7 @@ class Packer:
         self._known = known
         self._correction_weight = correction_weight
         self._turn = turn
-        self._aux, self._ids, self._positions = list[Tensor](), list[Tensor](), list[Tensor]()
+        self._aux, self._ids, self._positions = list[EncodedRows](), list[Tensor](), list[Tensor]()
         self._spans = list[Span]()
         self._texts, self._discarded = list[TrainingRows](), list[TrainingRows]()
         self._num_rows = self._num_unrolled = 0
@@ -118,7 +119,7 @@ class Packer:
         cuts = [cut for one in branches if len((cut := _branch(sample, one, self._num_steps, self._known)).state)]
         if not len(tokens) and not cuts:
             return
-        start = self._append(sample.aux[:-1], _following(sample.ids[1:], sample.num_rows - 1, self._num_steps))
+        start = self._append([sample.aux[:-1]], _following(sample.ids[1:], sample.num_rows - 1, self._num_steps))
         if len(tokens):
             first, end = max(0, int(tokens[0]) - 1 - self._num_steps), int(tokens[-1]) - 1
             counts = weight * (1.0 + self._correction_weight * sample.corrections[tokens].float())
@@ -134,22 +135,22 @@ class Packer:
         positions = torch.cat(self._positions)
         layout = Layout(torch.cat(self._ids), positions, tuple(self._spans), int(positions.max()) + 1 + self._num_steps)
         text, discarded = TrainingRows.joined(self._texts), TrainingRows.joined(self._discarded)
-        return Batch(torch.cat(self._aux), layout, text, discarded)
+        return Batch(decoded(self._aux), layout, text, discarded)
 
     def _add_branch(self, cut: "_Branch", text_start: int, weight: float) -> None:
         """It sees the text before its first row, then itself, causally."""
         start = self._append(cut.aux, cut.ids, cut.first)
         counts = torch.full((len(cut.state),), weight)
         self._discarded.append(self._training_rows(cut.teacher, cut.state, counts))
-        self._unroll(Span(start, start + len(cut.aux), text_start, text_start + cut.first))
+        self._unroll(Span(start, self._num_rows, text_start, text_start + cut.first))
 
-    def _append(self, aux: Tensor, ids: Tensor, first_position: int = 0) -> int:
+    def _append(self, aux: Sequence[EncodedRows], ids: Tensor, first_position: int = 0) -> int:
         """Add rows; return the index of the first one."""
         start = self._num_rows
-        self._aux.append(aux)
+        self._aux.extend(aux)
         self._ids.append(ids)
-        self._positions.append(torch.arange(first_position, first_position + len(aux)))
-        self._num_rows += len(aux)
+        self._positions.append(torch.arange(first_position, first_position + len(ids)))
+        self._num_rows += len(ids)
         return start
 
     def _unroll(self, span: Span) -> None:
@@ -200,10 +201,11 @@ def step_weights(batches: Sequence[Batch], num_steps: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Rows of a branch from row `first` of its text on: aux [rows, A], ids [rows, J]. `state`: those with a teacher."""
+    """Rows of a branch from row `first` of its text on: aux [rows, A] in parts, ids [rows, J]. `state`: those with a
+    teacher."""
 
     first: int
-    aux: Tensor
+    aux: Sequence[EncodedRows]
     ids: Tensor
     teacher: Teacher
     state: Tensor
@@ -213,14 +215,15 @@ def _branch(sample: Sample, one: Counterfactual, num_steps: int, known: Tensor) 
     """Rows of a branch have no next token to check, so those are trained whose teacher predicts a token of the draft's."""
     # The first row whose last step predicts what follows the rejected draft token.
     first = max(0, one.start - num_steps)
-    aux = torch.cat([sample.aux[first : one.start], one.aux[:-1]])
+    aux = (sample.aux[first : one.start], one.aux[:-1])
+    num_rows = sum(map(len, aux))
     is_trainable = one.teacher.is_trainable(known)
     return _Branch(
         first=first,
         aux=aux,
-        ids=_following(torch.cat([sample.ids[first + 1 : one.start], one.ids]), len(aux), num_steps),
+        ids=_following(torch.cat([sample.ids[first + 1 : one.start], one.ids]), num_rows, num_steps),
         teacher=one.teacher.at(is_trainable),
-        state=torch.arange(len(aux) - len(one.teacher), len(aux))[is_trainable],
+        state=torch.arange(num_rows - len(one.teacher), num_rows)[is_trainable],
     )
 
 

@@ -60,7 +60,7 @@ def fit(
 
 
 def _comparable(samples: Sequence[Sample]) -> list[Sample]:
-    scales = [float(sample.aux.abs().max()) for sample in samples]
+    scales = [float(sample.aux.decoded().abs().max()) for sample in samples]
     limit = MAX_SCALE * sorted(scales)[len(scales) // 2] if scales else 0.0
     return [sample for sample, scale in zip(samples, scales, strict=True) if scale <= limit]
 
@@ -118,17 +118,17 @@ def _per_query_head(network: DraftNetwork, outputs: Tensor) -> Tensor:
 
 def _first_step(network: DraftNetwork, sample: Sample) -> Iterator[Rows]:
     """Inputs of the first step and the states that it should have, a few rows at a time."""
-    rows, target = _targets(network, sample, 0)
+    aux, (rows, target) = sample.aux.decoded(), _targets(network, sample, 0)
     for first in range(0, len(target), MAX_ROWS):
         part = target[first : first + MAX_ROWS]
         chosen = slice(rows.start + first, rows.start + first + len(part))
         embedded = network.midlayer.input_layernorm(network.embedding[sample.ids[1:][chosen]].float())
-        yield torch.cat([sample.aux[chosen].float(), embedded], -1), part
+        yield torch.cat([aux[chosen].float(), embedded], -1), part
 
 
 def _missing(network: DraftNetwork, sample: Sample, num_steps: int) -> Iterator[Rows]:
     """For each step, the inputs of attention's own row, and what the state still lacks there."""
-    layer, aux = network.midlayer, sample.aux.float()
+    layer, aux = network.midlayer, sample.aux.decoded().float()
     ids = _next_ids(sample, num_steps)
     states = [network.fuse(aux), *_states(network, sample, num_steps - 1)]
     for j, state in enumerate(states):
@@ -154,7 +154,7 @@ def _states(network: DraftNetwork, sample: Sample, num_steps: int) -> list[Tenso
     """The states [R, D] of so many steps from every row."""
     if not num_steps:
         return []
-    aux, ids = sample.aux.float(), _next_ids(sample, num_steps)
+    aux, ids = sample.aux.decoded().float(), _next_ids(sample, num_steps)
     with torch.autocast(aux.device.type, torch.bfloat16):  # as in serving, and in a third of the time
         unrolled = network.unroll(aux[None], ids[None, : len(aux) + num_steps - 1], num_steps=num_steps)
     return [state[0].float() for state in unrolled]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.target_weights import TargetHead
+from updraft_draft.tensors import EncodedRows
 from updraft_trainer.data.sample import Counterfactual, Sample
 from updraft_trainer.data.teacher import LastHidden
 
@@ -78,7 +79,8 @@ def compiler_error() -> type[Exception]:
 def warm_up_sample(target: TargetHead, token: Tensor, num_rows: int, *, has_branch: bool) -> Sample:
     """A sample of one repeated token, whose states are all zero."""
     c = target.config
-    aux, states = torch.zeros(num_rows, len(c.aux_layers) * c.hidden_size), torch.zeros(num_rows, c.hidden_size)
+    aux = EncodedRows.of(torch.zeros(num_rows, len(c.aux_layers) * c.hidden_size))
+    states = torch.zeros(num_rows, c.hidden_size)
     branch = Counterfactual(start=num_rows // 2, ids=token.repeat(2), aux=aux[:2], teacher=LastHidden(states[:2]))
     return Sample(
         trace_id="",

@@ -163,7 +163,9 @@ def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
     first_row = max(0, sample.first_output - 1)
     ids = torch.cat([sample.ids[1:], torch.zeros(lookahead, dtype=torch.long)])[None, : rows + lookahead - 1]
     device = network.fc.weight.device
-    states = network.unroll(sample.aux[None].to(device), ids.to(device), num_steps=lookahead, first_row=first_row)
+    states = network.unroll(
+        sample.aux.decoded()[None].to(device), ids.to(device), num_steps=lookahead, first_row=first_row
+    )
     hits = torch.zeros(rows + 1, lookahead, dtype=torch.bool)
     for j, state in enumerate(states):
         drafts = network.token_ids[network.logits(state[0]).argmax(-1)].cpu()

@@ -204,6 +204,7 @@ _WRONG: list[Any] = [
     pytest.param(SPECFORGE, _config(eagle_config={"use_aux_hidden_state": False}), "no auxiliary", id="EAGLE 2"),
     pytest.param(SPECFORGE, _without("rms_norm_eps"), "lacks 'rms_norm_eps'", id="size missing"),
     pytest.param(SPECFORGE, _config(num_attention_heads=None), "num_attention_heads is None", id="no number"),
+    pytest.param(SPECFORGE, _config(rms_norm_eps=math.nan), "its rms_norm_eps is nan", id="a norm by no number"),
     pytest.param(SPECFORGE, _config(rms_norm_eps="x"), "has a bad value: .*'x'", id="a word"),
     pytest.param(SPECFORGE, _tensor("norm.weight", torch.full((HIDDEN,), math.nan)), "not finite", id="no numbers"),
     pytest.param(SPECFORGE, _tensor("norm.weight", LAST_NAN), "not finite", id="a NaN that rounds to 0"),
@@ -251,6 +252,7 @@ def test_a_draft_that_does_not_fit_is_refused_with_the_reason(
         (_config(hidden_size=128), "its hidden size is 128"),
         (_config(updraft={"aux_layers": [1, 2, 3]}), r"reads layers \[1, 2, 3\], engines show \[2, 4, 5\]"),
         (_config(intermediate_size=96), "has shape"),
+        (_config(rms_norm_eps=math.nan), "its rms_norm_eps is nan"),
         (_config(num_attention_heads="x"), "is damaged"),
     ],
 )

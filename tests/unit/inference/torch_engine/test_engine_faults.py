@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
-from updraft_chassis.errors import Corrupt
+from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_inference.engine import (
     DraftCheckpoint,
     Drafter,
@@ -167,6 +167,13 @@ def change_what_is_proposed(engine: TorchEngine) -> None:
     eagle = engine._scheduler.speculation.eagle
     assert eagle is not None
     eagle._vocabulary.token_ids[0] += 1
+
+
+@pytest.mark.parametrize("device", ["graphics card", "cuda:99"])
+def test_a_device_that_torch_does_not_have_is_one_sentence(target: Path, device: str) -> None:
+    limits = Limits(num_slots=1, max_context=64, max_lookahead=1)
+    with pytest.raises(InvalidInput, match=f"UPDRAFT_INFERENCE_DEVICE is '{device}', which torch cannot use here: "):
+        TorchEngine.open(target, EngineOptions(limits=limits, device=device))
 
 
 async def test_swaps_are_proved_with_weights_as_the_kernels_of_a_cpu_read_them(target: Path) -> None:

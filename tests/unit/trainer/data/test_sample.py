@@ -51,7 +51,7 @@ def test_rows_after_a_rejection_stand_where_the_rejected_draft_did(maker: TraceM
         assert one.ids[0] != sample.ids[one.start], "the correction stands in the text"
         assert len(one.aux) == len(one.teacher) == 2
     (second, message) = (sample.counterfactuals[1], trace.payload.counterfactuals[1])
-    assert torch.equal(second.aux, decode(message.aux_hidden))
+    assert torch.equal(second.aux.decoded(), decode(message.aux_hidden))
     assert isinstance(second.teacher, LastHidden)
     assert torch.equal(second.teacher.states, decode(message.last_hidden))
 
@@ -70,6 +70,10 @@ def _schema(trace: trace_pb2.Trace) -> None:
 
 def _target(trace: trace_pb2.Trace) -> None:
     trace.header.target_fingerprint = "sha256:other"
+
+
+def _tokenizer(trace: trace_pb2.Trace) -> None:
+    trace.header.tokenizer_fingerprint = "sha256:other"
 
 
 def _policy(trace: trace_pb2.Trace) -> None:
@@ -201,6 +205,7 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
     [
         pytest.param(_schema, "schema", id="another schema"),
         pytest.param(_target, "other_target", id="another target"),
+        pytest.param(_tokenizer, "other_target", id="another tokenizer"),
         pytest.param(_policy, "not_allowed", id="training not allowed"),
         pytest.param(_retain, "not_allowed", id="storing not allowed"),
         pytest.param(_region, "other_region", id="another region"),
@@ -215,18 +220,16 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
     ],
 )
 @pytest.mark.parametrize("write", [rows_first, trace_pb2.Trace.SerializeToString])
-@pytest.mark.parametrize("is_outline", [False, True])
 def test_a_trace_that_must_not_teach_is_refused(
     maker: TraceMaker,
     damage: Callable[[trace_pb2.Trace], None],
     label: str,
     write: Callable[[trace_pb2.Trace], bytes],
-    is_outline: bool,  # noqa: FBT001 - by pytest
 ) -> None:
     trace = maker.trace(2)
     damage(trace)
     with pytest.raises(RefusedTrace) as refused:
-        read_sample(write(trace), maker.expected, is_outline=is_outline)
+        read_sample(write(trace), maker.expected)
     assert refused.value.label == label
     assert " " in str(refused.value)
 
@@ -234,7 +237,7 @@ def test_a_trace_that_must_not_teach_is_refused(
 def test_rows_that_come_first_are_those_of_the_usual_order(maker: TraceMaker) -> None:
     trace = maker.trace(2)
     sample, usual = (read_sample(data, maker.expected) for data in (rows_first(trace), trace.SerializeToString()))
-    assert torch.equal(sample.aux, usual.aux)
+    assert torch.equal(sample.aux.decoded(), usual.aux.decoded())
     assert torch.equal(sample.ids, usual.ids)
     assert isinstance(sample.teacher, LastHidden)
     assert isinstance(usual.teacher, LastHidden)
@@ -323,9 +326,7 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_trainable_tokens_is_used
     trace = _missing(maker.trace(1, num_prompt=4, num_output=10, counterfactual_rows=2), *rows)
     sample = read_sample(trace.SerializeToString(), maker.expected)
     assert sample.first_output == first_output
-    assert torch.equal(sample.aux, whole.aux[first : last + 1])
-    in_outline = read_sample(trace.SerializeToString(), maker.expected, is_outline=True)
-    assert (in_outline.aux.shape, in_outline.num_taught) == (sample.aux.shape, sample.num_taught)
+    assert torch.equal(sample.aux.decoded(), whole.aux[first : last + 1].decoded())
     assert sample.ids.tolist() == whole.ids[first : last + 2].tolist()
     assert sample.corrections.tolist() == [False, *whole.corrections[first + 1 : last + 2].tolist()]
     known = torch.ones(VOCAB, dtype=torch.bool)
@@ -339,16 +340,13 @@ def test_of_a_trace_with_gaps_the_stretch_with_the_most_trainable_tokens_is_used
     assert [one.start + first for one in sample.counterfactuals] == [one.start for one in inside]
 
 
-@pytest.mark.parametrize("is_outline", [False, True])
-def test_a_row_that_is_not_finite_refuses_a_trace_whether_it_is_decoded_or_not(
-    maker: TraceMaker, *, is_outline: bool
-) -> None:
+def test_a_row_that_is_not_finite_refuses_a_trace_unless_it_is_missing(maker: TraceMaker) -> None:
     trace = _missing(maker.trace(1), 6)
-    assert read_sample(trace.SerializeToString(), maker.expected, is_outline=is_outline).num_taught
+    assert read_sample(trace.SerializeToString(), maker.expected).num_taught
     del trace.payload.missing_rows[:]
     trace.payload.last_hidden.CopyFrom(maker.trace(1).payload.last_hidden)
     with pytest.raises(RefusedTrace, match="auxiliary hidden states are not finite"):
-        read_sample(trace.SerializeToString(), maker.expected, is_outline=is_outline)
+        read_sample(trace.SerializeToString(), maker.expected)
 
 
 def test_gaps_and_likeliest_tokens_go_together(maker: TraceMaker, head: Tensor) -> None:

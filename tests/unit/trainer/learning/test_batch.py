@@ -13,6 +13,7 @@ from tests.support.traces import TraceMaker
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
+from updraft_draft.tensors import decoded
 from updraft_trainer.data.sample import Counterfactual, Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, Teacher
 from updraft_trainer.learning.batch import Batch, Packer, TrainingRows, grouped, packed_rows
@@ -61,7 +62,7 @@ def test_a_branch_has_the_states_that_its_text_alone_has(
     for j, state in enumerate(states):
         for row, index in counted(batch.discarded, j):
             (sample, one), n = _owner(branches, hidden(batch.discarded)[row])
-            aux = torch.cat([sample.aux[: one.start], one.aux]).float()[None]
+            aux = decoded([sample.aux[: one.start], one.aux]).float()[None]
             ids = torch.cat([sample.ids[1 : one.start], one.ids, torch.zeros(num_steps, dtype=torch.long)])[None]
             alone = draft.unroll(aux, ids, num_steps=num_steps)[j][0, one.start + n - 1 - j]
             torch.testing.assert_close(state[index], alone, rtol=1e-4, atol=1e-5)

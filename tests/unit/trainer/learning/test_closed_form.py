@@ -12,6 +12,7 @@ from tests.support.traces import TraceMaker
 
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden
 from updraft_trainer.learning import closed_form
@@ -107,7 +108,7 @@ def test_random_features_explain_a_part_of_what_attention_leaves(target: Path, s
     def error(network: DraftNetwork, sample: Sample) -> float:
         assert isinstance(sample.teacher, LastHidden)
         wanted = sample.teacher.states[sample.first_output - 1 - sample.first_teacher_row :].float()
-        states = network.unroll(sample.aux[None].float(), sample.ids[None, 1:], num_steps=1)[0][0]
+        states = network.unroll(sample.aux.decoded()[None].float(), sample.ids[None, 1:], num_steps=1)[0][0]
         return float((states[sample.first_output - 2 :][: len(wanted)] - wanted / network.norm.weight).square().mean())
 
     assert sum(error(whole, sample) for sample in samples[16:]) < sum(error(linear, sample) for sample in samples[16:])
@@ -127,8 +128,8 @@ def test_it_attends_to_its_own_row(target: Path, samples: list[Sample]) -> None:
     network = untrained(target)
     closed_form.fit(network, samples[:8], num_steps=3)
     sample = samples[20]
-    whole = network.unroll(sample.aux[None].float(), sample.ids[None, 1:], num_steps=1)[0][0, -1]
-    alone = network.unroll(sample.aux[None, -1:].float(), sample.ids[None, -1:], num_steps=1)[0][0, -1]
+    whole = network.unroll(sample.aux.decoded()[None].float(), sample.ids[None, 1:], num_steps=1)[0][0, -1]
+    alone = network.unroll(sample.aux[-1:].decoded()[None].float(), sample.ids[None, -1:], num_steps=1)[0][0, -1]
     assert torch.cosine_similarity(whole, alone, dim=0) > 0.9
 
 
@@ -145,7 +146,7 @@ def test_samples_without_hidden_states_change_nothing(target: Path) -> None:
 
 @pytest.mark.parametrize("value", [3e38, float("nan")])
 def test_a_sample_of_another_scale_costs_nothing(target: Path, samples: list[Sample], value: float) -> None:
-    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, value))
+    bad = replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), value)))
     network, other = untrained(target), untrained(target)
 
     assert closed_form.fit(network, [bad, *samples[1:9]], num_steps=3)
@@ -155,5 +156,5 @@ def test_a_sample_of_another_scale_costs_nothing(target: Path, samples: list[Sam
 
 
 def test_values_that_overflow_are_not_fitted(target: Path, samples: list[Sample]) -> None:
-    bad = [replace(sample, aux=torch.full_like(sample.aux, 3e38)) for sample in samples[:4]]
+    bad = [replace(sample, aux=EncodedRows.of(torch.full_like(sample.aux.decoded(), 3e38))) for sample in samples[:4]]
     assert not closed_form.fit(untrained(target), bad, num_steps=3)

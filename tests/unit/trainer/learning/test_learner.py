@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from updraft_artifacts.sizing import sizing
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows, decoded
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import head_loss
@@ -73,7 +74,7 @@ def test_a_step_on_hidden_states_that_are_not_finite_changes_nothing(target: Pat
     learner = make_learner(target)
     learner.train(samples[:4])
     before = {name: p.clone() for name, p in learner.network.named_parameters()}
-    bad = replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))
+    bad = replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), float("nan"))))
     report = learner.train([bad])
     assert report.is_skipped
     assert learner.step == 1
@@ -235,7 +236,7 @@ def test_the_discard_loss_is_the_divergence_along_the_rejected_drafts(target: Pa
     network, place = make_learner(target).network, one.start
 
     ids = torch.cat([sample.ids[1:place], one.ids, torch.tensor([0, 0])])[None]
-    aux = torch.cat([sample.aux[:place], one.aux])[None]
+    aux = decoded([sample.aux[:place], one.aux])[None]
     head = read_head(target).head[:DRAFT_VOCAB].float()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         states = network.unroll(aux, ids, num_steps=2)

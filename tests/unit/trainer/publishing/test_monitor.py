@@ -12,6 +12,7 @@ from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
 
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import EncodedRows
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.metrics import Metrics
@@ -81,7 +82,9 @@ def test_a_step_that_changes_nothing_counts_as_no_training_and_has_no_loss(
     monitor.stepped(learner, report, num_steps=1, duration_s=1.0)
     before = [file.read_bytes() for file in tmp_path.iterdir()]
     clock.advance(60.0)
-    bad = learner.train([replace(samples[0], aux=torch.full_like(samples[0].aux, float("nan")))])
+    bad = learner.train(
+        [replace(samples[0], aux=EncodedRows.of(torch.full_like(samples[0].aux.decoded(), float("nan"))))]
+    )
     assert bad.is_skipped
     monitor.stepped(learner, bad, num_steps=0, duration_s=1.0)
     monitor.stepped(learner, learner.train([]), num_steps=0, duration_s=1.0)

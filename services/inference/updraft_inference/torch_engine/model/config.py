@@ -3,24 +3,32 @@
 Other targets need another engine: their descriptions suffice for everything but the forward pass.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from updraft_artifacts.model_folder import read_json
 from updraft_artifacts.rope import Rope, rope_parameters
-from updraft_artifacts.target_description import default_aux_layers, eos_token_ids
+from updraft_artifacts.target_description import (
+    FAMILIES,
+    MOST_LAYERS,
+    Family,
+    Sizes,
+    checked_eps,
+    default_aux_layers,
+    eos_token_ids,
+)
 from updraft_chassis.errors import InvalidInput
 
 _OTHER_ENGINE = "serve it with engine sglang"
+_MOST_POSITIONS = 2**40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Properties of an architecture that its config.json does not contain. The defaults are Llama's."""
+    """Properties of an architecture that neither its config.json nor its `Family` contains. The defaults are Llama's."""
 
-    head_dim: int | None = None
-    """Default for config.json; None: hidden size divided by heads."""
     is_tied: bool = False
     """Default for config.json."""
     has_qkv_bias: bool = False
@@ -28,8 +36,6 @@ class Architecture:
     """A norm over each head of queries and keys, before rotation."""
     has_output_norms: bool = False
     """Norms of the outputs of attention and MLP, before they are added to the residual."""
-    norm_offset: float = 0.0
-    """A norm multiplies by this plus its stored weight."""
     is_embedding_scaled: bool = False
     """Embeddings are multiplied by the square root of the hidden size before the first layer."""
     sliding: Literal["never", "all layers", "late layers", "pattern"] = "never"
@@ -40,13 +46,11 @@ ARCHITECTURES = {
     "LlamaForCausalLM": Architecture(),
     "MistralForCausalLM": Architecture(sliding="all layers"),
     "Qwen2ForCausalLM": Architecture(has_qkv_bias=True, sliding="late layers"),
-    "Qwen3ForCausalLM": Architecture(has_head_norms=True, head_dim=128, sliding="late layers"),
+    "Qwen3ForCausalLM": Architecture(has_head_norms=True, sliding="late layers"),
     "Gemma3ForCausalLM": Architecture(
-        head_dim=256,
         is_tied=True,
         has_head_norms=True,
         has_output_norms=True,
-        norm_offset=1.0,
         is_embedding_scaled=True,
         sliding="pattern",
     ),
@@ -68,6 +72,8 @@ class TargetConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    norm_offset: float
+    """Every norm multiplies by this plus its stored weight."""
     activation: str
     attention_scale: float | None
     """Scale of queries times keys; None: 1 / sqrt(head_dim)."""
@@ -84,10 +90,6 @@ class TargetConfig:
     eos_token_ids: frozenset[int]
 
     def __post_init__(self) -> None:
-        sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_position"
-        for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"its {name} is {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise InvalidInput(f"its {self.num_heads} heads do not divide into {self.num_kv_heads} key-value heads")
         if self.head_dim % 2:
@@ -112,30 +114,31 @@ class TargetConfig:
 
     @classmethod
     def _read(cls, content: dict[str, Any], architecture: Architecture, end_tokens: frozenset[int]) -> Self:
-        hidden, heads, num_layers = (
-            int(content[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-        )
+        family = FAMILIES.get(content["model_type"], Family())
+        sizes = Sizes(content, family.defaults)
+        hidden, heads = sizes.size("hidden_size"), sizes.size("num_attention_heads")
+        num_layers = sizes.size("num_hidden_layers", (1, MOST_LAYERS))
         rope, sliding_rope = _ropes(content)
         window, sliding_layers = _sliding(content, architecture, num_layers)
-        query_scalar = content.get("query_pre_attn_scalar")
         return cls(
             architecture=architecture,
-            vocab_size=int(content["vocab_size"]),
+            vocab_size=sizes.size("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=int(content["intermediate_size"]),
+            intermediate_size=sizes.size("intermediate_size"),
             num_layers=num_layers,
             num_heads=heads,
-            num_kv_heads=int(content.get("num_key_value_heads") or heads),
-            head_dim=int(content.get("head_dim") or architecture.head_dim or hidden // heads),
-            rms_norm_eps=float(content["rms_norm_eps"]),
+            num_kv_heads=sizes.optional("num_key_value_heads", heads),
+            head_dim=sizes.optional("head_dim", max(1, hidden // heads)),
+            rms_norm_eps=checked_eps(float(content["rms_norm_eps"])),
+            norm_offset=family.norm_offset,
             activation=_activation(content),
-            attention_scale=None if query_scalar is None else float(query_scalar) ** -0.5,
+            attention_scale=_attention_scale(content),
             has_attention_bias=bool(content.get("attention_bias", False)),
             rope=rope,
             sliding_layers=sliding_layers,
             window=window,
             sliding_rope=sliding_rope,
-            max_position=int(content["max_position_embeddings"]),
+            max_position=sizes.size("max_position_embeddings", (1, _MOST_POSITIONS)),
             is_tied=bool(content.get("tie_word_embeddings", architecture.is_tied)),
             eos_token_ids=end_tokens,
         )
@@ -155,6 +158,16 @@ def _architecture(content: dict[str, Any]) -> Architecture:
         if content.get(key):
             raise InvalidInput(f"its config.json has {key}, which the torch engine does not support; {_OTHER_ENGINE}")
     return architecture
+
+
+def _attention_scale(content: dict[str, Any]) -> float | None:
+    scalar = content.get("query_pre_attn_scalar")
+    if scalar is None:
+        return None
+    if not 0 < float(scalar) < math.inf:
+        raise InvalidInput(f"its query_pre_attn_scalar is {scalar!r}")
+    scale: float = float(scalar) ** -0.5
+    return scale
 
 
 def _activation(content: dict[str, Any]) -> str:
@@ -184,6 +197,8 @@ def _sliding(content: dict[str, Any], architecture: Architecture, num_layers: in
     window = content.get("sliding_window", None if is_late else 4096)
     if architecture.sliding == "never" or not window or (is_late and not content.get("use_sliding_window")):
         return 0, frozenset()
+    if type(window) is not int or not 1 <= window <= _MOST_POSITIONS:
+        raise InvalidInput(f"its sliding_window is {window!r}")
     types = content.get("layer_types")
     if architecture.sliding == "all layers":
         sliding = list(range(num_layers))
@@ -194,7 +209,7 @@ def _sliding(content: dict[str, Any], architecture: Architecture, num_layers: in
     else:
         pattern = int(content.get("sliding_window_pattern", 6))
         sliding = [i for i in range(num_layers) if (i + 1) % pattern]
-    return int(window), frozenset(sliding)
+    return window, frozenset(sliding)
 
 
 def _end_tokens(content: dict[str, Any], folder: Path) -> frozenset[int]:

@@ -21,7 +21,7 @@ from updraft_artifacts.rope import Rope
 from updraft_chassis.errors import InvalidInput
 from updraft_draft.layers import rotary_table
 from updraft_draft.target_weights import norm_weight, read_tensors
-from updraft_inference.torch_engine.model.config import Architecture, TargetConfig
+from updraft_inference.torch_engine.model.config import TargetConfig
 from updraft_inference.torch_engine.model.kv_cache import Batch, SlotCache
 from updraft_inference.torch_engine.model.linear import Linear, linear
 from updraft_inference.torch_engine.model.native_ops import NativeOps, operations
@@ -73,7 +73,7 @@ class Target:
     ) -> None:
         """`num_positions`: positions in use. It may exceed the model's by a few, because drafts beyond a request's end are
         never accepted. None: the model's own number, which may be a million."""
-        weights = _Weights(tensors, config.architecture, dtype, device, library)
+        weights = _Weights(tensors, config.norm_offset, dtype, device, library)
         of_tokens = (config.vocab_size, config.hidden_size)
         self.config = config
         self.embedding = weights.joined({EMBEDDING: of_tokens})
@@ -163,7 +163,7 @@ class _Weights:
     """A model's weights as the engine needs them. They are copies, because `tensors` is a mapped file that is closed later."""
 
     tensors: Mapping[str, Tensor]
-    architecture: Architecture
+    norm_offset: float
     dtype: torch.dtype
     device: torch.device
     library: Kernels | None
@@ -175,9 +175,7 @@ class _Weights:
         return torch.cat([self._checked(name, shape).to(self.device, self.dtype) for name, shape in shapes.items()])
 
     def norm(self, name: str, size: int) -> Tensor:
-        return norm_weight(self._checked(name, (size,)), self.architecture.norm_offset).to(
-            self.device, self.dtype, copy=True
-        )
+        return norm_weight(self._checked(name, (size,)), self.norm_offset).to(self.device, self.dtype, copy=True)
 
     def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.tensors[name]
