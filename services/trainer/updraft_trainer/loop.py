@@ -94,10 +94,10 @@ class Trainer:
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._releases = Releases(
-            components.publisher,
-            components.registry,
-            options.thresholds,
-            PublishBackoff(options.schedule.evaluate_seconds),
+            publisher=components.publisher,
+            registry=components.registry,
+            thresholds=options.thresholds,
+            backoff=PublishBackoff(options.schedule.evaluate_seconds),
             report=self._report,
             record=components.record,
             monitor=components.monitor,
@@ -275,7 +275,7 @@ class Trainer:
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
         if has_changed:
-            self._releases.reset_backoff()
+            self._releases.backoff.reset()
             await asyncio.to_thread(self._followers.set_baseline, components.evaluator.baseline)
         await asyncio.to_thread(self._follow_shape, state)
         return state
