@@ -101,7 +101,8 @@ def distance(made: Bench, trainer: Trainer, candidate: Candidate, traces: Sequen
     data = [made.traces.data(seed, rule=rule) for seed, rule in traces]
     draft = trainer.learner.closed_form([read_sample(one, made.traces.expected) for one in data])
     assert draft is not None
-    return float((candidate.network.fc.weight.float() - draft.fc.weight).norm() / draft.fc.weight.norm())
+    found, expected = (one.fc.weight.detach().float() for one in (candidate.network, draft))
+    return float((found - expected).norm() / expected.norm())
 
 
 def test_a_draft_in_closed_form_is_fitted_to_the_requests_of_all_ranks(
@@ -111,9 +112,7 @@ def test_a_draft_in_closed_form_is_fitted_to_the_requests_of_all_ranks(
     traffic = [Traffic((0, 16)), Traffic((100, 116), rule=1)]
     outcomes = run_ranks(live, tiny_target, tmp_path, registry_port, traffic, fit)
     assert_equal(outcomes)
-    for outcome in outcomes:
-        num_judges = OPTIONS.thresholds.min_samples // 2
-        assert set(outcome.uses) & set(outcome.stored) == set(outcome.stored[:-num_judges])
+    assert sorted(outcomes[1].uses) == sorted(outcomes[1].stored[:12])
 
 
 async def fit_to_few(made: Bench) -> Trainer:
