@@ -38,7 +38,7 @@ class Cost:
 def measure(num_threads: int, rounds: int) -> list[Cost]:
     torch.set_num_threads(num_threads)
     folder = harness.model()
-    target, batches = read_head(folder), recorded(rounds)
+    target, batches = read_head(folder), recorded(1 + rounds)
     arms = {name: _learner(target, batches, compute) for name, compute in _computes().items()}
     steps = _paired({name: [_step(arm, batch) for batch in batches] for name, arm in arms.items()})
     found = [Cost(name=f"a step with {name}", ratio=ratio, of="a step") for name, ratio in steps.items()]

@@ -2,11 +2,12 @@
 
     python bench/trainer/gpu.py
 
-It needs torch (with numpy), safetensors and a checkout of this repository, which need not be installed. Weights and states are
-random: a step takes as long. MFU is model FLOPs over time and over the device's dense peak in bfloat16
-(`updraft_trainer.learning.hardware`). FLOPs are counted as in `updraft_trainer.learning.flops`: 2 per weight and row forward
-and 2 for each gradient; 4 E per head and pair of rows that attention does not mask forward, and twice that backward. Nothing
-that is computed again counts, nor do the optimizer, the average and what copies data.
+It needs Python 3.11 or later, torch, numpy and safetensors, and a checkout of this repository, which need not be installed.
+Weights and states are random: a step takes as long. Each case prints a sentence, its bars, and a line of JSON. MFU is model
+FLOPs over time and over the device's dense peak in bfloat16 (`updraft_trainer.learning.hardware`). FLOPs are counted as in
+`updraft_trainer.learning.flops`: 2 per weight and row forward and 2 for each gradient; 4 E per head and pair of rows that
+attention does not mask forward, and twice that backward. Nothing that is computed again counts, nor do the optimizer, the
+average and what copies data.
 """
 
 import argparse
@@ -33,6 +34,7 @@ except ImportError:  # it serves to read traces only, and none is read here
 import torch  # noqa: E402
 
 from updraft_artifacts.target_description import TargetDescription  # noqa: E402
+from updraft_chassis.errors import Conflict  # noqa: E402
 from updraft_draft.target_weights import TargetHead  # noqa: E402
 from updraft_draft.tensors import EncodedRows  # noqa: E402
 from updraft_trainer.data.sample import Sample  # noqa: E402
@@ -97,7 +99,10 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing in all cases")
     parser.add_argument("--no-compile", action="store_true", help="only cases without torch.compile")
     arguments = parser.parse_args()
-    compute = Compute.on(arguments.device)
+    try:
+        compute = Compute.on(arguments.device)
+    except Conflict as error:  # its sentence is for the trainer
+        sys.exit(f"{error}. Here that is the option --device.")
     print(f"torch {torch.__version__} on {device_name(compute.device)}", flush=True)
     started_s = time.perf_counter()
     for case in _cases(arguments):

@@ -153,9 +153,11 @@ def missed(bars: Sequence[Bar]) -> str | None:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Return a number with at least three significant digits, and its unit; a dash for None."""
+    """Return a number with about three significant digits, and its unit; a dash for None."""
     if value is None:
         return "-"
+    if 0 < abs(value) < 0.01:
+        return f"{value:.2g} {unit}".rstrip()
     digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f} {unit}".rstrip()
 

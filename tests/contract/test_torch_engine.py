@@ -20,6 +20,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestTorchEngine(EngineContract):
+    device = "cpu"
+
     @pytest.fixture
     def heard(self) -> list[FinishedRequest]:
         return []
@@ -27,7 +29,7 @@ class TestTorchEngine(EngineContract):
     @pytest.fixture
     async def engine(self, target: Path, heard: list[FinishedRequest]) -> AsyncIterator[TorchEngine]:
         limits = Limits(num_slots=NUM_SLOTS, max_context=128, max_lookahead=3)
-        options = EngineOptions(limits=limits, dtype=torch.float32, max_queued=MAX_QUEUED)
+        options = EngineOptions(limits=limits, dtype=torch.float32, device=self.device, max_queued=MAX_QUEUED)
         async with TorchEngine.open(target, options, heard.append) as engine:
             yield engine
 
@@ -42,6 +44,12 @@ class TestTorchEngine(EngineContract):
         tensors["fc.weight"][0, 0] += 1
         save_file(tensors, draft.folder / "model.safetensors")
         return draft
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+class TestTorchEngineOnGpu(TestTorchEngine):
+    device = "cuda"
 
 
 def _draft(target: Path, folder: Path, version: int) -> DraftCheckpoint:

@@ -40,6 +40,20 @@ class ShareSamples:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShareFitted:
+    """Send the samples of this rank that a draft in closed form is fitted to."""
+
+    activity: ClassVar[Activity] = Activity.FIT
+
+
+@dataclass(frozen=True, slots=True)
+class CountFitted:
+    """Count the samples that were sent for the last fit as used: a draft that serves or is trained comes from them."""
+
+    activity: ClassVar[Activity] = Activity.FIT
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadLearner:
     """Train this learner from now on. `learner`: the state of a learner of this shape and vocabulary (int64 [V])."""
@@ -111,7 +125,16 @@ class End:
 
 
 WorkCommand: TypeAlias = (
-    ShareSamples | LoadLearner | TakeStep | MarkGood | SetBaseline | Estimate | Collect | ReportUses
+    ShareSamples
+    | ShareFitted
+    | CountFitted
+    | LoadLearner
+    | TakeStep
+    | MarkGood
+    | SetBaseline
+    | Estimate
+    | Collect
+    | ReportUses
 )
 Command: TypeAlias = WorkCommand | End
 

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -19,6 +20,7 @@ from updraft_trainer.commands import (
     Collect,
     Command,
     CommandChannel,
+    CountFitted,
     DraftTensors,
     End,
     Estimate,
@@ -26,20 +28,23 @@ from updraft_trainer.commands import (
     MarkGood,
     ReportUses,
     SetBaseline,
+    ShareFitted,
     ShareSamples,
     TakeStep,
     WorkCommand,
 )
 from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.coordination.watch import Activity, Watch
-from updraft_trainer.data.demand import DemandMeter
+from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
 from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.initial_state import TrainerSpec
 from updraft_trainer.learning.learner import Learner
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.estimate import Evidence
 from updraft_trainer.publishing.evaluator import Baseline, Judge
+from updraft_trainer.publishing.schedule import num_newest_judges
 from updraft_trainer.states.state import TrainingHistory
 
 
@@ -89,6 +94,20 @@ class Followers:
         parts = self._ranks.gather(nothing)
         self.busy(Activity.IDLE)
         return [sample for part in parts for sample in part]
+
+    def fitted_samples(self, own: Sequence[Sample]) -> list[Sample]:
+        """Samples of all ranks to fit a draft to in closed form: one of rank 0's, `own`, and of each other in turn."""
+        if self._channel is None:
+            return list(own)
+        self._send(ShareFitted())
+        nothing: list[Sample] = []
+        parts = [own, *self._ranks.gather(nothing)]
+        return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
+
+    def count_fitted(self) -> int:
+        """Count theirs of these samples as used; return how many of them were not used before."""
+        self._send(CountFitted())
+        return sum(self._ranks.gather(0))
 
     def load_learner(
         self, learner: Learner, *, uses: Mapping[str, int] | None = None, counted: Collection[str] | None = None
@@ -205,6 +224,8 @@ class Follower:
         self.learner: Learner | None = None
         """None until rank 0 has one."""
         self.history = TrainingHistory()
+        self._fitted: Sequence[str] = ()
+        """Trace ids of this rank's part in the last fit."""
         demand.uses = lambda: self.history.uses
 
     async def run(self, stop: Stop) -> None:
@@ -235,15 +256,23 @@ class Follower:
                 self._the_learner().collect()
             case SetBaseline(version, draft):
                 self._set_baseline(version, draft)
-            case Estimate(draft):
-                self._send_evidence(self._unpacked(draft))
-            case ReportUses() | ShareSamples():
+            case _:
                 self._ranks.gather(self._answer(command))
 
-    def _answer(self, command: ReportUses | ShareSamples) -> object:
-        if isinstance(command, ShareSamples):
-            return self._replay.first_batch(count=command.count, rng=self._rng)
-        return self._stored_uses(self.history.uses)
+    def _answer(self, command: Estimate | ReportUses | ShareSamples | ShareFitted | CountFitted) -> object:
+        match command:
+            case Estimate(draft):
+                return self._evidence(self._unpacked(draft))
+            case ShareSamples(count):
+                return self._replay.first_batch(count=count, rng=self._rng)
+            case ShareFitted():
+                fitted, _ = fit_batch(self._replay, self._ranks, num_judges=self._options.num_waiting)
+                self._fitted = [sample.trace_id for sample in fitted]
+                return fitted
+            case CountFitted():
+                return self.history.count_uses(self._fitted)
+            case ReportUses():
+                return self._stored_uses(self.history.uses)
 
     def _set_baseline(self, version: int, draft: DraftTensors | None) -> None:
         network = None if draft is None else self._unpacked(draft)
@@ -275,8 +304,7 @@ class Follower:
         start_s += learner.warm_up()
         step, report = learner.step, learner.train(samples)
         memory.release()
-        for sample in samples:
-            self.history.count_use(sample.trace_id)
+        self.history.count_uses(sample.trace_id for sample in samples)
         end_s = self._clock.monotonic()
         if samples:
             self._demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
@@ -287,10 +315,12 @@ class Follower:
         for phase, seconds in learner.times.take().seconds.items():
             self._metrics.phase_seconds.labels(phase).inc(seconds)
 
-    def _send_evidence(self, candidate: DraftNetwork) -> None:
-        unseen = self._replay.untrained_batch(self.history.uses, count=self._options.num_waiting)
-        self._ranks.gather(_unless_stopped(lambda: self._judge.evidence(candidate, unseen)))
+    def _evidence(self, candidate: DraftNetwork) -> Evidence | None:
+        learned = self.history.uses | dict.fromkeys(self._fitted, 1)
+        unseen = self._replay.untrained_batch(learned, count=self._options.num_waiting)
+        evidence = _unless_stopped(lambda: self._judge.evidence(candidate, unseen))
         memory.release()
+        return evidence
 
     def _stored_uses(self, uses: Mapping[str, int]) -> dict[str, int]:
         return {id_: uses[id_] for id_ in self._replay.training_ids() if id_ in uses}
@@ -301,6 +331,16 @@ class Follower:
     def _the_learner(self) -> Learner:
         assert self.learner is not None, "rank 0 first says what to train"
         return self.learner
+
+
+def fit_batch(replay: Replay, ranks: Ranks, *, num_judges: int) -> tuple[list[Sample], list[Sample]]:
+    """This rank's part of the samples that a draft in closed form is fitted to, and its newest requests, which judge it."""
+    num_training = replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
+    return replay.closed_form_batch(
+        count=ranks.per_rank(FITTED_SAMPLES),
+        min_count=num_judges,
+        num_held_out=num_newest_judges(num_training, num_judges),
+    )
 
 
 def _packed(network: DraftNetwork) -> DraftTensors:

@@ -19,12 +19,12 @@ from updraft_draft import memory
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.components import Components, TrainingOptions
 from updraft_trainer.coordination.watch import Activity
-from updraft_trainer.data.demand import FITTED_SAMPLES
 from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
+from updraft_trainer.following import fit_batch
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import against
+from updraft_trainer.publishing.estimate import is_surely_better
 from updraft_trainer.publishing.publish import Candidate
 from updraft_trainer.publishing.registry_view import RolloutState
 from updraft_trainer.publishing.releases import Releases
@@ -35,7 +35,7 @@ from updraft_trainer.publishing.schedule import (
     is_estimate_due,
     is_fit_due,
     next_estimate,
-    num_newest_judges,
+    of_all_ranks,
 )
 from updraft_trainer.saving import Saver
 from updraft_trainer.states.state import Identity, State, TrainingHistory
@@ -94,17 +94,18 @@ class Trainer:
         self._report = TrainingReport(components.registry.set_message)
         self._report.decided("no draft has been judged since the trainer started")
         self._releases = Releases(
-            components.publisher,
-            components.registry,
-            options.thresholds,
-            PublishBackoff(options.schedule.evaluate_seconds),
+            publisher=components.publisher,
+            registry=components.registry,
+            thresholds=options.thresholds,
+            backoff=PublishBackoff(options.schedule.evaluate_seconds),
             report=self._report,
             record=components.record,
             monitor=components.monitor,
             metrics=components.metrics,
             clock=components.clock,
         )
-        self._fitted: Mapping[str, int] = {}
+        self._fitted: Mapping[str, float] = {}
+        """Sizes of clusters at the last fit."""
         self._restarted_from = NO_DRAFT
         components.demand.uses = lambda: self.history.uses
         components.record.trained(self.learner.step, None)
@@ -173,10 +174,9 @@ class Trainer:
         step = self.learner.step
         report = self.learner.train(samples)
         memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
-        num_before = self.history.num_samples
-        for sample in samples:  # also after a skipped step, so that a sample that breaks training is not used endlessly
-            self.history.count_use(sample.trace_id)
-        self.history.num_samples = num_before + drawn.num_new
+        # Also after a skipped step, so that a sample that breaks training is not used endlessly.
+        num_new = self.history.count_uses(sample.trace_id for sample in samples)
+        self.history.num_samples += drawn.num_new - num_new
         end_s = clock.monotonic()
         if samples and report.num_rows:
             self._components.demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)
@@ -223,22 +223,15 @@ class Trainer:
         The newest requests judge it beside held-out ones, so the first version does not wait for many of these. Training goes
         on from it if it is surely better than the draft in training; what serves is replaced by a publication only.
         """
-        replay, num_judges = self._components.replay, self._options.thresholds.min_samples
-        sizes, num_training = replay.cluster_sizes(), replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
-        if num_training < num_judges or not is_fit_due(sizes, self._fitted, first=2 * num_judges):
-            return None  # a fit to a few requests teaches little, and to none nothing
-        state = await self._set_baseline()
-        if state is None:
+        if not self._is_fit_due() or (state := await self._set_baseline()) is None:
             return None
-        self._fitted, start_s = sizes, self._components.clock.monotonic()
+        self._fitted, start_s = self._cluster_sizes(), self._components.clock.monotonic()
         await asyncio.to_thread(self._followers.collect, self.learner)
-        self._followers.busy(Activity.FIT)
-        samples, unseen = await asyncio.to_thread(
-            replay.closed_form_batch,
-            count=FITTED_SAMPLES,
-            min_count=num_judges,
-            num_held_out=num_newest_judges(num_training, num_judges),
+        own, unseen = await asyncio.to_thread(
+            fit_batch, self._components.replay, self._spec.compute.ranks, num_judges=self._num_judges
         )
+        samples = await asyncio.to_thread(self._followers.fitted_samples, own)
+        self._followers.busy(Activity.FIT)
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         with self._components.monitor.phase("fit"):
             if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
@@ -251,15 +244,25 @@ class Trainer:
             self._report.done()
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
-        is_better = self._is_surely_better(candidate, trained)
+        is_better = is_surely_better(candidate.estimate, trained.estimate, self._options.thresholds.confidence)
         if is_better:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        if is_better or should_publish:
-            for sample in samples:  # they may not judge a draft that comes of this one
-                self.history.count_use(sample.trace_id)
+        if is_better or should_publish:  # these samples may not judge a draft that comes of this one
+            self.history.count_uses(sample.trace_id for sample in own)
+            self.history.num_samples += await asyncio.to_thread(self._followers.count_fitted)
         return candidate if should_publish else None
+
+    def _is_fit_due(self) -> bool:
+        """By the requests of all ranks. A fit to a few of them teaches little, and to none nothing."""
+        num_judges, elsewhere = self._options.thresholds.min_samples, self._components.record.elsewhere
+        num_training = self._components.replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) + elsewhere[0]
+        is_due = is_fit_due(self._cluster_sizes(), self._fitted, first=2 * num_judges)
+        return num_training >= num_judges and is_due
+
+    def _cluster_sizes(self) -> Mapping[str, float]:
+        return of_all_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
 
     async def _set_baseline(self) -> RolloutState | None:
         """The registry's state, after its serving draft became the baseline; None if that is not possible now."""
@@ -275,7 +278,7 @@ class Trainer:
             self._report.decided(f"version {state.stable} cannot be fetched to compare with: {error}")
             return None
         if has_changed:
-            self._releases.reset_backoff()
+            self._releases.backoff.reset()
             await asyncio.to_thread(self._followers.set_baseline, components.evaluator.baseline)
         await asyncio.to_thread(self._follow_shape, state)
         return state
@@ -329,12 +332,6 @@ class Trainer:
             components.metrics.trained_length.set(trained)
         if trained is not None and gain is not None:
             self._report.learned(trained, gain.candidate)
-
-    def _is_surely_better(self, candidate: Candidate, other: Candidate) -> bool:
-        """For today's traffic, and surely worse in no kind."""
-        estimate = against(candidate.estimate, other.estimate)
-        gain = estimate.gain(self._options.thresholds.confidence)
-        return gain is not None and gain.low_percent > 0.0 and not estimate.losses()
 
     async def _follow_gain(self, candidate: Candidate) -> None:
         """Keep the weights of a candidate that is not worse than the serving draft, to restore them if training diverges.

@@ -113,7 +113,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 limits=limits,
                 expected=expected,
                 cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
-                fitted_bytes=sizes.cache.amount // 2,
+                fitted_bytes=sizes.cache.amount // 2 // ranks.size,  # rank 0 has those of all ranks during a fit
             )
         )
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}
@@ -134,7 +134,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 replay,
                 limits,
                 num_held_out=ranks.per_rank(config.evaluation_samples),
-                num_fitted=FITTED_SAMPLES if ranks.leads else 0,  # which alone fits
+                num_fitted=ranks.per_rank(FITTED_SAMPLES),
                 max_uses=config.max_uses,
             ),
             client=client,

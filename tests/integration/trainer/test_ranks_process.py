@@ -138,7 +138,7 @@ async def test_a_first_draft_comes_from_the_requests_of_both_ranks(
     assert len(stored[0]) < 8, "rank 0 alone has had too few"
 
 
-async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
+async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_from_which_one_process_goes_on(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:
     await send(redis, traces, 0, 80)
@@ -148,6 +148,10 @@ async def test_a_stop_of_torchrun_ends_all_ranks_with_a_save_of_the_last_step(
     assert steps(trainer.log(), "Saved")[-1] > 10
     assert trainer.log().count("is stopping") == NUM_RANKS
     assert "CRITICAL" not in trainer.log()
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port, STREAM_SHARDS=str(NUM_RANKS)) as alone:
+        await until(lambda: alone.metric("optimizer_steps_total") > 0, timeout_s=120, what="training of one process")
+        assert alone.terminate() == 0
+    assert steps(alone.log(), "Resumed") == [steps(trainer.log(), "Saved")[-1]]
 
 
 async def test_a_rank_that_alone_is_told_to_stop_ends_all_ranks_with_a_save(

@@ -1,6 +1,7 @@
 """The benchmark for GPUs runs on a CPU with tiny shapes, and with nothing but torch, numpy and safetensors."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ runpy.run_path(script, run_name="__main__")
 """What torch requires is allowed; `updraft` may be installed, and is found in the checkout first."""
 
 
+def run(*options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", ALONE, str(SCRIPT), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
+
+
 def test_it_measures_tiny_steps_on_a_cpu_with_torch_alone() -> None:
-    options = ["--tiny", "--device", "cpu", "--steps", "1", "--no-compile"]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(SCRIPT), *options], capture_output=True, text=True, check=False
-    )
+    done = run("--tiny", "--device", "cpu", "--steps", "1", "--no-compile")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     figures = json.loads(lines[-1])
@@ -33,3 +36,11 @@ def test_it_measures_tiny_steps_on_a_cpu_with_torch_alone() -> None:
     assert figures["tflops_per_s"] > 0
     assert figures["mfu"] is figures["peak_gb"] is None, "a CPU has neither"
     assert "samples/s" in lines[-2]
+
+
+def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
+    done = run(CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert "torch sees no GPU" in sentence
+    assert sentence.endswith("Here that is the option --device.")

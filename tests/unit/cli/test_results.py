@@ -43,7 +43,15 @@ def test_a_benchmark_that_met_its_bars_succeeds() -> None:
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [(None, "-"), (0.0, "0 ms"), (2.456, "2.46 ms"), (24.56, "24.6 ms"), (245.6, "246 ms"), (15.0, "15 ms")],
+    [
+        (None, "-"),
+        (0.0, "0 ms"),
+        (2.456, "2.46 ms"),
+        (24.56, "24.6 ms"),
+        (245.6, "246 ms"),
+        (15.0, "15 ms"),
+        (5.9e-7, "5.9e-07 ms"),
+    ],
 )
 def test_a_number_has_as_many_digits_as_matter(value: float | None, told: str) -> None:
     assert results.number(value, "ms") == told

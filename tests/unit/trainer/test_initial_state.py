@@ -27,7 +27,7 @@ from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import CHUNK_MARK, ReplayLimits
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.initial_state import Elsewhere, InitialState, TrainerSpec, resume, start
-from updraft_trainer.learning.learner import Hyperparameters
+from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.publishing.registry_view import RegistryView, RolloutState
 from updraft_trainer.states.state import Identity, State, States, TrainingHistory
 
@@ -189,6 +189,36 @@ async def test_a_stop_ends_the_making_of_a_new_draft(
             await start(spec(read_head(target)), OneDraft(None), replay, stop)
 
 
+def saved(learner: Learner, tmp_path: Path) -> State:
+    """The learner's state, as it comes from a disk."""
+    state = State(
+        identity=IDENTITY,
+        token_ids=learner.network.token_ids,
+        learner=learner.state_dict(),
+        history=TrainingHistory(),
+        rng=random.Random(1).getstate(),
+        config_digest="sha256:c",
+        draft_config=learner.network.config,
+        taken_s=1_700_000_000.0,
+    )
+    States(tmp_path / "states").save(state)
+    loaded = States(tmp_path / "states").load(IDENTITY)
+    assert loaded is not None
+    return loaded
+
+
+def test_a_state_that_the_settings_do_not_fit_is_refused_with_two_ways_out(target: Path, tmp_path: Path) -> None:
+    """The optimizer has no moments of a head that was not trained."""
+    before = spec(read_head(target))
+    after = replace(before, hyper=replace(before.hyper, trains_head=True))
+    state = saved(before.learner(torch.arange(DRAFT_VOCAB)), tmp_path)
+    with pytest.raises(
+        Conflict, match=r"restore UPDRAFT_TRAINER_TRAINS_HEAD or set UPDRAFT_TRAINER_DATA_DIR to another"
+    ):
+        resume(state, after)
+    assert resume(state, before).learner.step == 0
+
+
 async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target: Path, tmp_path: Path) -> None:
     head = read_head(target)
     config = imported_config(head)
@@ -202,20 +232,7 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
     samples = [read_sample(maker.data(seed), maker.expected) for seed in range(6)]
     losses = [learner.train(samples).loss for _ in range(25)]
     assert losses[-1] < 0.7 * losses[0]
-    state = State(
-        identity=IDENTITY,
-        token_ids=learner.network.token_ids,
-        learner=learner.state_dict(),
-        history=TrainingHistory(),
-        rng=random.Random(1).getstate(),
-        config_digest=spec(head).config_digest,
-        draft_config=learner.network.config,
-        taken_s=1_700_000_000.0,
-    )
-    States(tmp_path / "states").save(state)
-    loaded = States(tmp_path / "states").load(IDENTITY)
-    assert loaded is not None
-    resumed = resume(loaded, spec(head))
+    resumed = resume(saved(learner, tmp_path), spec(head))
     assert resumed.saved_s == 1_700_000_000.0
     again = resumed.learner
     assert again.network.config == config

@@ -30,11 +30,11 @@ from updraft_trainer.learning.average import AveragedWeights
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows, step_weights
 from updraft_trainer.learning.compiled import compiler_error, warm_up_sample
 from updraft_trainer.learning.compute import Compute
+from updraft_trainer.learning.draft_factory import DraftFactory
 from updraft_trainer.learning.flops import batch_flops
 from updraft_trainer.learning.gradients import Share, StepReport, Total, summed
 from updraft_trainer.learning.head_loss import Objective, head_loss
 from updraft_trainer.learning.losses import forward_kl, text_loss
-from updraft_trainer.learning.networks import Networks
 from updraft_trainer.learning.optimizer import DraftOptimizer
 from updraft_trainer.learning.step_time import StepTimes
 
@@ -95,8 +95,8 @@ class Learner:
         self._compiled: Compile = uncompiled if self._compute.compiler is None else self._compute.compiler.compiled
         self._text_loss = text_loss(hyper.loss, hyper.acceptance_weight)
         self._target = target
-        self._networks = Networks.of(target, self._compute, trains_head=hyper.trains_head)
-        self.network = self._networks.on_device(self._networks.initial(config, token_ids, seed))
+        self._drafts = DraftFactory.of(target, self._compute, trains_head=hyper.trains_head)
+        self.network = self._drafts.on_device(self._drafts.initial(config, token_ids, seed))
         self._use_vocabulary()
         self._trained = [p for p in self.network.parameters() if p.requires_grad]
         is_sharded = self._compute.is_sharded(sum(one.numel() for one in self._trained))
@@ -182,9 +182,9 @@ class Learner:
 
         `check` is called before each part of the work, and may end it by an exception.
         """
-        draft = self._networks.initial(self.network.config, self.network.token_ids.cpu(), self.step)
+        draft = self._drafts.initial(self.network.config, self.network.token_ids.cpu(), self.step)
         fitted = closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check)
-        return self._networks.on_device(draft) if fitted else None
+        return self._drafts.on_device(draft) if fitted else None
 
     def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:
         """Choose another vocabulary if the draft can then propose more of the traffic of `samples`. Returns whether it did.
@@ -248,7 +248,7 @@ class Learner:
 
     def _use_vocabulary(self) -> None:
         """Teach the network's vocabulary."""
-        self._vocabulary = self._networks.vocabulary(self.network)
+        self._vocabulary = self._drafts.vocabulary(self.network)
         self._known = self.network.t2d.cpu()  # so that no step waits for it
 
     def _warn_of(self, report: StepReport) -> None:

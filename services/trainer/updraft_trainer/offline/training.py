@@ -149,8 +149,7 @@ class OfflineTraining:
             if samples := self._dataset.read(batch):
                 tokens += learner.train(samples).num_rows
                 memory.release()
-            for item in batch:
-                history.count_use(item.trace_id)
+            history.count_uses(item.trace_id for item in batch)
             self._report(Progress(activity="training", done=start // BATCH + 1, total=total, tokens=tokens))
             if start + BATCH >= len(order) or pace.is_due():
                 with pace:

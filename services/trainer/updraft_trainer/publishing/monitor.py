@@ -3,13 +3,13 @@
 Nothing that is learned depends on it.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 
 from updraft_chassis.clock import Clock
+from updraft_rollouts.evidence import Gain
 from updraft_trainer.learning import hardware
 from updraft_trainer.learning.gradients import StepReport
 from updraft_trainer.learning.learner import Learner
@@ -71,10 +71,13 @@ class Monitor:
             if not self._curves.write(learner.step):
                 metrics.lost_curve_points.inc()
 
-    def estimated(self, lengths: Mapping[str, float]) -> None:
-        """Held-out requests judged a draft: acceptance lengths by role."""
+    def estimated(self, gain: Gain) -> None:
+        """Held-out requests judged a draft."""
+        lengths = {"candidate": gain.candidate, "baseline": gain.baseline}
         for role, length in lengths.items():
             self._metrics.acceptance_length.labels(role).set(length)
+        for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
+            self._metrics.gain.labels(bound).set(percent / 100)
         if self._curves is not None:
             self._curves.add({f"acceptance_length/{role}": length for role, length in lengths.items()})
 

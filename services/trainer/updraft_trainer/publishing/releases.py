@@ -1,6 +1,7 @@
 """Which candidates are published, when, and what becomes of them. A candidate comes from the loop, with its estimate."""
 
 import logging
+from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.clock import Clock
@@ -27,35 +28,19 @@ from updraft_trainer.states.state import TrainingHistory
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Releases:
     """The publications of one trainer. Pauses between them grow while the registry rejects candidates."""
 
-    def __init__(  # noqa: PLR0913 - the parts that a publication touches
-        self,
-        publisher: Publisher,
-        registry: RegistryView,
-        thresholds: PublishThresholds,
-        backoff: PublishBackoff,
-        *,
-        report: TrainingReport,
-        record: LearningRecord,
-        monitor: Monitor,
-        metrics: Metrics,
-        clock: Clock,
-    ) -> None:
-        self._publisher = publisher
-        self._registry = registry
-        self._thresholds = thresholds
-        self._backoff = backoff
-        self._report = report
-        self._record = record
-        self._monitor = monitor
-        self._metrics = metrics
-        self._clock = clock
-
-    def reset_backoff(self) -> None:
-        """Allow the next publication at once, for example because another draft serves now."""
-        self._backoff.reset()
+    publisher: Publisher
+    registry: RegistryView
+    thresholds: PublishThresholds
+    backoff: PublishBackoff
+    report: TrainingReport
+    record: LearningRecord
+    monitor: Monitor
+    metrics: Metrics
+    clock: Clock
 
     def is_due(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
         """Whether to publish the candidate now. `subject` names it in the report."""
@@ -63,19 +48,19 @@ class Releases:
             candidate.estimate,
             subject=subject,
             baseline_version=candidate.baseline_version,
-            thresholds=self._thresholds,
+            thresholds=self.thresholds,
         )
         self._record_gain(candidate)
         facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
         if not should_publish:
-            self._report.decided(sentence)
+            self.report.decided(sentence)
         elif state.hold_reason:
-            self._metrics.publishes.labels("withheld").inc()
-            self._report.withheld(sentence, state.hold_reason)
-        elif not self._backoff.is_over(self._clock.monotonic()):
-            self._report.backed_off(sentence)
+            self.metrics.publishes.labels("withheld").inc()
+            self.report.withheld(sentence, state.hold_reason)
+        elif not self.backoff.is_over(self.clock.monotonic()):
+            self.report.backed_off(sentence)
         else:
-            self._report.decided(sentence)
+            self.report.decided(sentence)
             logger.info("Publishing: %s", sentence, extra=facts)
             return True
         logger.debug("Not published: %s", sentence, extra=facts | {"hold_reason": state.hold_reason})
@@ -83,46 +68,43 @@ class Releases:
 
     async def publish(self, candidate: Candidate, history: TrainingHistory, *, learning_rate: float) -> bool:
         """Upload a candidate and apply the registry's response. Returns whether the registry has a new version."""
-        self._report.busy("it is being uploaded")
+        self.report.busy("it is being uploaded")
         try:
-            with self._monitor.phase("publish"):
-                response = await self._publisher.publish(candidate, history, learning_rate=learning_rate)
+            with self.monitor.phase("publish"):
+                response = await self.publisher.publish(candidate, history, learning_rate=learning_rate)
         except Unavailable as error:
-            self._metrics.publishes.labels("unavailable").inc()
-            self._report.done()
+            self.metrics.publishes.labels("unavailable").inc()
+            self.report.done()
             logger.warning("Cannot publish now; trying again with a later candidate: %s", error)
             return False
         except (Conflict, Corrupt, Exhausted, Forbidden, InvalidInput, NotFound, Unauthenticated) as error:
-            self._metrics.publishes.labels("refused").inc()
-            wait_s = self._backoff.rejected(self._clock.monotonic())
-            self._report.refused(error)
+            self.metrics.publishes.labels("refused").inc()
+            wait_s = self.backoff.rejected(self.clock.monotonic())
+            self.report.refused(error)
             logger.error("A candidate was refused: %s", error, extra={"wait_s": wait_s})
             return False
         if response is None:
-            self._report.done()
+            self.report.done()
             return False
         self._apply_phase(response.version)
-        self._report.published(response.version, candidate.step)
+        self.report.published(response.version, candidate.step)
         return True
 
     def _record_gain(self, candidate: Candidate) -> None:
-        gain = candidate.estimate.gain(self._thresholds.confidence)
-        if gain is None:
-            return
-        self._record.estimates += 1
-        self._monitor.estimated({"candidate": gain.candidate, "baseline": gain.baseline})
-        for bound, percent in (("low", gain.low_percent), ("high", gain.high_percent), ("mean", gain.percent)):
-            self._metrics.gain.labels(bound).set(percent / 100)
+        gain = candidate.estimate.gain(self.thresholds.confidence)
+        if gain is not None:
+            self.record.estimates += 1
+            self.monitor.estimated(gain)
 
     def _apply_phase(self, version: registry_pb2.Version) -> None:
         """Apply the phase that the registry gave to a published version."""
         phase = registry_pb2.Phase.Name(version.phase).removeprefix("PHASE_").lower()
-        self._metrics.publishes.labels(phase).inc()
+        self.metrics.publishes.labels(phase).inc()
         facts = {"version": version.version, "phase": phase, "reason": version.reason}
         if version.phase == registry_pb2.PHASE_STABLE:
-            self._registry.set_stable(version.version)
-            self._backoff.reset()
+            self.registry.set_stable(version.version)
+            self.backoff.reset()
             logger.info("Published", extra=facts)
         else:
-            wait_s = self._backoff.rejected(self._clock.monotonic())
+            wait_s = self.backoff.rejected(self.clock.monotonic())
             logger.info("Published, but it does not serve; training continues", extra=facts | {"wait_s": wait_s})

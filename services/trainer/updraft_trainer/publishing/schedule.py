@@ -62,7 +62,16 @@ def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, d
     return now.step != saved.step and now.at_s - saved.at_s >= schedule.checkpoint_seconds - duration_s
 
 
-def is_fit_due(sizes: Mapping[str, int], fitted: Mapping[str, int], *, first: int) -> bool:
+def of_all_ranks(sizes: Mapping[str, int], num_elsewhere: int) -> dict[str, float]:
+    """Sizes of the clusters of all ranks, of which the others store `num_elsewhere` requests: traces are spread by a hash, so a
+    cluster is taken for the same share of them as of this rank's."""
+    num_own = sum(sizes.values())
+    if not num_own:
+        return {"": float(num_elsewhere)}
+    return {cluster: size * (num_own + num_elsewhere) / num_own for cluster, size in sizes.items()}
+
+
+def is_fit_due(sizes: Mapping[str, float], fitted: Mapping[str, float], *, first: int) -> bool:
     """True if all traffic or a cluster of it has `first` requests, and at the last fit had fewer, or half as many."""
     now_and_then = [(size, fitted.get(cluster, 0)) for cluster, size in sizes.items()]
     now_and_then.append((sum(sizes.values()), sum(fitted.values())))

@@ -71,6 +71,13 @@ class TrainingHistory:
             self.first_trace_id = self.first_trace_id or trace_id
             self.last_trace_id = trace_id
 
+    def count_uses(self, trace_ids: Iterable[str]) -> int:
+        """Count a use of each; return how many of them are new."""
+        before = self.num_samples
+        for trace_id in trace_ids:
+            self.count_use(trace_id)
+        return self.num_samples - before
+
     def count_as_used(self, trace_ids: Iterable[str]) -> None:
         """The draft may have learned from these samples; nobody knows how often."""
         for trace_id in trace_ids:

@@ -13,6 +13,7 @@ from tests.support.traces import TraceMaker
 
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import EncodedRows
+from updraft_rollouts.evidence import Gain
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.learning.learner import Hyperparameters, Learner
 from updraft_trainer.metrics import Metrics
@@ -124,7 +125,7 @@ def test_points_of_curves_are_written_every_few_seconds_and_lost_ones_are_counte
 ) -> None:
     metrics, throughput, clock = Metrics(CollectorRegistry()), Throughput(), ManualClock()
     monitor = Monitor(metrics, throughput, clock, curves=Curves(tmp_path, clock))
-    monitor.estimated({"candidate": 2.5, "baseline": 2.0})
+    monitor.estimated(Gain(candidate=2.5, baseline=2.0, percent=25.0, low_percent=20.0, high_percent=30.0))
 
     def written(seconds: float) -> bytes:
         clock.advance(seconds)

@@ -14,6 +14,7 @@ from updraft_trainer.publishing.schedule import (
     is_save_due,
     next_estimate,
     num_newest_judges,
+    of_all_ranks,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -70,6 +71,21 @@ def test_estimates_take_a_quarter_of_the_time_or_come_after_enough_steps_or_seco
 )
 def test_a_fit_is_due_when_traffic_or_a_cluster_of_it_has_grown(sizes: dict[str, int], *, expected: bool) -> None:
     assert is_fit_due(sizes, {"a": 16}, first=16) is expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_elsewhere", "expected"),
+    [
+        pytest.param({"a": 6, "b": 2}, 0, {"a": 6, "b": 2}, id="one rank has all"),
+        pytest.param({"a": 6, "b": 2}, 24, {"a": 24, "b": 8}, id="others have three quarters of all"),
+        pytest.param({}, 24, {"": 24}, id="others have all"),
+        pytest.param({}, 0, {"": 0}, id="nobody has any"),
+    ],
+)
+def test_clusters_have_the_same_share_of_the_requests_of_all_ranks(
+    sizes: dict[str, int], num_elsewhere: int, expected: dict[str, float]
+) -> None:
+    assert of_all_ranks(sizes, num_elsewhere) == expected
 
 
 @pytest.mark.parametrize(

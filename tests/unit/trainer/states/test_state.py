@@ -150,8 +150,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, field: str) -> Non
 
 def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> None:
     progress = TrainingHistory()
-    for trace_id in ("a", "b", "a", "c", "b"):
-        progress.count_use(trace_id)
+    assert [progress.count_uses(ids) for ids in (("a", "b"), ("a", "c"), ("b",))] == [2, 1, 0]
     assert progress.uses == {"a": 2, "b": 2, "c": 1}
     assert (progress.num_samples, progress.first_trace_id, progress.last_trace_id) == (3, "a", "c")
 

@@ -1,4 +1,4 @@
-"""Drafts of one target on the device that trains them, and the vocabulary that teaches them."""
+"""Makes drafts of one target for the device that trains them, and the vocabularies that teach them."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ from updraft_trainer.learning.compute import Compute
 
 
 @dataclass(frozen=True, slots=True)
-class Networks:
+class DraftFactory:
     """`embedding`: the target's, on the device, where all drafts share it. `trains_head`: whether a draft's head is trained."""
 
     target: TargetHead
@@ -22,7 +22,7 @@ class Networks:
     trains_head: bool
 
     @classmethod
-    def of(cls, target: TargetHead, compute: Compute, *, trains_head: bool) -> "Networks":
+    def of(cls, target: TargetHead, compute: Compute, *, trains_head: bool) -> "DraftFactory":
         return cls(target, compute, target.embedding.to(compute.device), trains_head)
 
     def initial(self, config: DraftConfig, token_ids: Tensor, seed: int) -> DraftNetwork:
