@@ -20,7 +20,7 @@ import torch
 from updraft_sglang import names
 from updraft_sglang.draft import SglangDraft
 from updraft_sglang.http_process import HttpProcess, misfit, refuse, unasked
-from updraft_sglang.reloads import Reloads
+from updraft_sglang.reloads import Reloads, UnprovedDraft
 from updraft_sglang.requests import RequestHooks
 from updraft_sglang.rows import RowHooks
 from updraft_sglang.selection import Selection
@@ -160,10 +160,13 @@ class Plugin:
         self.worker.problem = self._no_swap = _misfit(rows) or _replicas() or _unsupported(scheduler.draft_worker)
         if not self.worker.problem:
             self._hello["worker"].learn(**_facts(scheduler.draft_worker))
-            self._no_swap = _misfit(reloads) or _of_several_ranks() or self._prepare_swap(scheduler.draft_worker)
+            self._no_swap = _misfit(reloads) or self._prepare_swap(scheduler.draft_worker)
 
     def _prepare_swap(self, worker: Any) -> str:
-        """Why drafts cannot be swapped; "" if they can."""
+        """Why this process cannot swap drafts; "" if it can."""
+        if several := _of_several_ranks():
+            self._reloads.watch(UnprovedDraft(served), self.worker.restate)
+            return several
         try:
             draft = SglangDraft(worker.draft_worker.draft_runner.model)
         except RefusedError as error:
@@ -278,7 +281,7 @@ def _replicas() -> str:
 
 def _of_several_ranks() -> str:
     size = _parallel().tp_size
-    return f"Updraft swaps drafts of one rank of SGLang so far, but tensor parallelism is {size}" if size > 1 else ""
+    return f"the plugin swaps drafts of one rank of SGLang, but tensor parallelism is {size}" if size > 1 else ""
 
 
 def _ranks() -> dict[str, int]:
