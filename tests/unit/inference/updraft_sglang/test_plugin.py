@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from updraft_sglang import plugin
+from updraft_sglang import names, plugin
 from updraft_tap.settings import Settings
 
 
@@ -39,7 +39,9 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
 def test_a_server_that_should_require_keys_and_cannot_does_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plugin.os, "environ", {"UPDRAFT_SGLANG_API_KEYS_FILE": str(tmp_path / "missing")})
+    for name in ("UPDRAFT_SGLANG_SERVER", "UPDRAFT_SGLANG_SECRET", "UPDRAFT_SGLANG_HTTP_APP", names.APP_PATH):
+        monkeypatch.setenv(name, "left by this test")  # so that it is put back
+    monkeypatch.setenv("UPDRAFT_SGLANG_API_KEYS_FILE", str(tmp_path / "missing"))
 
     with pytest.raises(SystemExit, match="API keys cannot be enforced: KeysError: cannot read"):
         plugin.register()

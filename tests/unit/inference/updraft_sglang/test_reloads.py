@@ -108,8 +108,9 @@ def test_a_draft_of_several_ranks_is_unknown_after_any_update_but_that_of_its_ow
     served = ServedVersion()
     served.version, served.digest = 7, "sha256:7"
     sglang = Sglang(UnprovedDraft(served))
-    for name, fields in (("begin", {}), ("update", {"load_format": LOADER}), ("end", {})):
-        sglang.call("update_weights_from_tensor" if name == "update" else f"{name}_weight_update", **fields)
+    sglang.call("begin_weight_update")
+    sglang.call("update_weights_from_tensor", load_format=LOADER)
+    sglang.call("end_weight_update")
     assert (served.version, served.digest, sglang.changes) == (7, "sha256:7", 0)
 
     sglang.call("update_weights_from_disk")
