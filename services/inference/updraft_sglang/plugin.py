@@ -104,7 +104,7 @@ class Plugin:
         self._hello = {role: _hello(role) for role in ("scheduler", "worker")}
         self.scheduler = self._channel(settings, "scheduler")
         self.worker = self._channel(settings, "worker")
-        self._between = BetweenSteps(_synchronize)
+        self._between = BetweenSteps(self._synchronize)
         self._requests = RequestHooks(channel=self.scheduler, selection=self._selection, served=served)
         self._rows = RowHooks(
             channel=self.worker,
@@ -114,6 +114,7 @@ class Plugin:
             top_k=settings.top_k,
         )
         self._reloads = Reloads()
+        self._device: torch.device | None = None
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._of_requests = _of_requests(self._requests)
@@ -171,9 +172,15 @@ class Plugin:
             draft = SglangDraft(worker.draft_worker.draft_runner.model)
         except RefusedError as error:
             return str(error)
+        self._device = draft.device
         self._swap = Swap(draft=draft, between=self._between, served=served, reply=self.worker.reply)
         self._reloads.watch(self._swap, self.worker.restate)
         return ""
+
+    def _synchronize(self) -> None:
+        """The thread of a swap has another current device than the scheduler's."""
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _channel(self, settings: Settings, role: str) -> Channel:
         return Channel(
@@ -234,6 +241,8 @@ def _misfit(found: Mapping[str, str]) -> str:
 
 def _unsupported(worker: Any) -> str:
     """Why no rows can be captured; "" if they can."""
+    if worker is None:
+        return "capture requires --speculative-algorithm EAGLE3"
     own = getattr(type(worker), "forward_batch_generation", None)
     if own is not hooks.resolved(names.FORWARD):
         return f"capture requires EAGLE3, but this server speculates with {type(worker).__name__}"
@@ -293,8 +302,3 @@ def _parallel() -> Any:
     from sglang.srt.runtime_context import get_parallel  # noqa: PLC0415  (SGLang's)
 
     return get_parallel()
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
