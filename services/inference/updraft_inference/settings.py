@@ -251,12 +251,15 @@ class InferenceSettings(settings.Settings):
         return ShapeChoice(**{field.name: getattr(self, field.name) for field in fields(ShapeChoice)})
 
     @property
-    def sglang_socket_path(self) -> Path:
-        return self.sglang_socket or self.data_dir / "sglang.sock"
+    def socket_path(self) -> Path:
+        """To which the plugin in the server connects."""
+        socket = self.vllm_socket if self.engine == "vllm" else self.sglang_socket
+        return socket or self.data_dir / f"{self.engine}.sock"
 
     @property
-    def vllm_socket_path(self) -> Path:
-        return self.vllm_socket or self.data_dir / "vllm.sock"
+    def draft_folder(self) -> Path:
+        """Where the drafts of the speculator are kept, by version."""
+        return self.data_dir / "drafts" / self.speculator
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -266,8 +269,10 @@ class InferenceSettings(settings.Settings):
             raise ValueError("ENGINE sglang requires ATTACH (the URL of a server) or SGLANG_PYTHON (to start one)")
         if self.engine != "torch" and self.drafter not in ("auto", "eagle3"):
             raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
-        if self.engine == "vllm" and (self.draft_path is not None or self.api_keys_file is not None):
-            raise ValueError("DRAFT_PATH and API_KEYS_FILE are not for ENGINE vllm: clients use the server's own port")
+        if self.engine != "torch" and (self.draft_path is not None or self.api_keys_file is not None):
+            raise ValueError(
+                f"DRAFT_PATH and API_KEYS_FILE are not for ENGINE {self.engine}: clients use the server's own port"
+            )
         return self
 
     @model_validator(mode="after")

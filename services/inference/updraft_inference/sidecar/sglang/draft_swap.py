@@ -2,7 +2,7 @@
 
 A swap pauses the server in place, opens an update session for the draft, lets the plugin's loader read the folder, and
 resumes. The proof comes afterwards, because hashing takes longer than loading. The server is never left paused, nor our
-session open: `swap` runs to its end even if the caller is cancelled (see `engine`). A pause by someone else is not
+session open: `swap` runs to its end even if the caller is cancelled (see `attached`). A pause by someone else is not
 touched. A session of someone else is not either, unless one of ours may have been left open.
 """
 
@@ -18,15 +18,14 @@ import torch
 
 from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
-from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.draft_fingerprint import (
+from updraft_inference.sidecar.sglang import checksums
+from updraft_inference.sidecar.sglang.draft_fingerprint import (
     INITIAL_VERSION,
     DraftFingerprint,
     read_draft,
     read_initial_draft,
 )
-from updraft_inference.sglang_engine.server import Named, RankChecksums, ServerInfo, SglangServer
-from updraft_inference.sglang_engine.server_stats import label
+from updraft_inference.sidecar.sglang.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_sglang.weights import LOADER
 
 logger = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ class ServedDraft:
             await self._server.update(
                 _named(fingerprint),
                 load_format=LOADER,
-                label=label(fingerprint.draft.version),
+                label=f"v{fingerprint.draft.version}",
                 tp_size=fingerprint.info.tp_size,
             )
         except BaseException:

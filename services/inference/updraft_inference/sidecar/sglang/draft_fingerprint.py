@@ -11,8 +11,8 @@ from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_inference.engine import DraftCheckpoint, OtherShapeError, RestartNeededError
-from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.server import RankChecksums, ServerInfo
+from updraft_inference.sidecar.sglang import checksums
+from updraft_inference.sidecar.sglang.server import RankChecksums, ServerInfo
 
 INITIAL_VERSION = 0
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
-from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.server import RankChecksums
+from updraft_inference.sidecar.sglang import checksums
+from updraft_inference.sidecar.sglang.server import RankChecksums
 
 Draft = tuple[DraftConfig, dict[str, Tensor]]
 

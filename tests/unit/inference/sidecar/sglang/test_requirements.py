@@ -3,7 +3,7 @@
 import pytest
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.sglang_engine.versions import is_tested
+from updraft_inference.sidecar.sglang.requirements import is_tested
 
 
 @pytest.mark.parametrize("version", ["0.5.23", "0.5.23.post1"])

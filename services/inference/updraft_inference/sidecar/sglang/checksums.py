@@ -16,7 +16,7 @@ from torch import Tensor
 
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
-from updraft_inference.sglang_engine.server import DRAFT, RankChecksums
+from updraft_inference.sidecar.sglang.server import DRAFT, RankChecksums
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,

@@ -1,0 +1,166 @@
+"""The draft of a vLLM server: its plugin loads another one, and proves it.
+
+The proof is a digest of what the server holds afterwards, which is compared here with that of the verified file.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ValidationError, model_validator
+
+from updraft_artifacts.digests import tensors_digest
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_draft import checkpoint
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
+from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.hello import Hello, Uint32, problems
+from updraft_inference.sidecar.link import Answer, Link
+from updraft_tap import weights, wire
+
+LOAD_S = 300.0
+"""How long a server may take to read, check, load and prove a draft."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Load:
+    """A draft to load, and the digest of what a server then holds; "" if only the server can read the folder."""
+
+    folder: Path
+    version: int
+    digest: str
+    held: str
+
+
+class _Served(BaseModel, frozen=True):
+    """The draft that a server holds."""
+
+    version: Uint32
+    digest: str
+
+
+class _Loaded(BaseModel, frozen=True):
+    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
+
+    refusal: str
+    needs_restart: bool = False
+    held: str = ""
+    pause_us: Uint32 = 0
+    served: _Served | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.refusal and self.served is None:
+            raise ValueError("it does not say which draft is served")
+        return self
+
+
+class AttachedVllm(AttachedServer):
+    """Swaps by messages to the plugin in the server's worker."""
+
+    def __init__(
+        self, link: Link, *, fingerprints: tuple[str, str], initial: Path | None, on_change: Callable[[], None]
+    ) -> None:
+        """`initial` is the draft that the server started with."""
+        super().__init__(link, fingerprints=fingerprints, on_change=on_change)
+        self._initial = initial
+        self._worker: Hello | None = None
+        self._asked = 0
+        """The version of the load that waits for `_answer`."""
+        self._answer: asyncio.Future[Mapping[str, Any]] | None = None
+        self._misfits: dict[DraftCheckpoint | None, str] = {}
+        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
+
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+        async with self._swapping:
+            worker = self._worker
+            if worker is None:
+                raise Unavailable("the vLLM server is not connected")
+            if draft is None and self.loaded == LoadedDraft():
+                return SwapResult(loaded=self.loaded, pause_s=0.0)
+            if draft in self._misfits:
+                raise OtherShapeError(self._misfits[draft])
+            load = self._first_draft() if draft is None else await asyncio.to_thread(_read, draft, worker.dtype)
+            try:
+                return await self._swap(load)
+            except OtherShapeError as error:
+                if draft is not None:
+                    self._misfits[draft] = str(error)
+                raise
+
+    async def rehash(self) -> LoadedDraft:
+        """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
+        return self.loaded
+
+    def _learn(self, hello: Hello) -> None:
+        self._worker = hello
+        self._misfits.clear()
+        self.loaded = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
+
+    def _lose(self) -> None:
+        self._worker = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(Unavailable("the vLLM server went away"))
+
+    def _hear_answer(self, answer: Answer) -> None:
+        is_asked = answer.header.get("version") == self._asked  # else it is to an earlier load
+        if is_asked and self._answer is not None and not self._answer.done():
+            self._answer.set_result(answer.header)
+
+    async def _swap(self, load: _Load) -> SwapResult:
+        try:
+            answer = _Loaded.model_validate(await self._ask(load))
+        except ValidationError as error:
+            raise Unavailable(
+                f"the vLLM server's answer to version {load.version} is malformed: {problems(error)}"
+            ) from error
+        if answer.served is not None:
+            self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
+        if answer.refusal and answer.needs_restart:
+            raise OtherShapeError(
+                f"the vLLM server refused version {load.version}: {answer.refusal}; restart it with the draft in"
+                f" {load.folder}"
+            )
+        if answer.refusal:
+            raise Unavailable(f"the vLLM server refused version {load.version}: {answer.refusal}")
+        if load.held and answer.held != load.held:
+            self.loaded = LoadedDraft(version=load.version, tensors_digest=answer.held)
+            raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
+        return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6)
+
+    async def _ask(self, load: _Load) -> Mapping[str, Any]:
+        """Tell the server to load; its answer. Raises Unavailable without one."""
+        self._asked, self._answer = load.version, asyncio.get_running_loop().create_future()
+        message = {"kind": "load", "folder": str(load.folder), "version": load.version, "digest": load.digest}
+        self._link.send("worker", message)
+        try:
+            async with asyncio.timeout(LOAD_S):
+                return await self._answer
+        except TimeoutError:
+            raise Unavailable(f"the vLLM server did not load a draft within {LOAD_S:.0f} s") from None
+        finally:
+            self._answer = None
+
+    def _first_draft(self) -> _Load:
+        if self._initial is None:
+            raise Unavailable(
+                "the vLLM server cannot return to the draft that it started with: set"
+                " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
+            )
+        return _Load(folder=self._initial, version=0, digest="", held="")
+
+
+def _read(draft: DraftCheckpoint, dtype: str) -> _Load:
+    """Verify a draft and compute what a server of this dtype holds of it. Raises Corrupt or InvalidInput."""
+    held_dtype = next((one for one, name in wire.NAMES.items() if name == dtype), torch.bfloat16)
+    config, tensors = checkpoint.load(draft.folder)
+    if config.norm_before_residual:
+        raise InvalidInput(f"version {draft.version} has norm_before_residual, which servers are not swapped to")
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    if digest != draft.tensors_digest:
+        raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
+    held = weights.digest({**weights.joined(tensors, held_dtype), "d2t": tensors["d2t"]})
+    return _Load(folder=draft.folder.resolve(), version=draft.version, digest=digest, held=held)
