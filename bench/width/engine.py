@@ -17,6 +17,7 @@ from typing import Self, TextIO
 from bench.width.teacher import RandomTeacher, RuleTeacher, Teacher
 from bench.width.traffic import Width
 from tests.support.checkpoints import TARGET
+from tests.support.fake_engine import NoEstimates
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts import safetensors_header
@@ -76,7 +77,7 @@ class SyntheticEngine:
 
     is_alive = True
     capture_problem = ""
-    lookahead_estimates = None
+    lookahead_estimates = NoEstimates()
 
     def __init__(
         self, on_finished: FinishedSink, teacher: Teacher, info: EngineInfo, *, pace: Pace, handed_over: TextIO

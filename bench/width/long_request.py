@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from bench.width.replay import TOP_K, VOCAB, expected_target
 from prometheus_client import CollectorRegistry
+from updraft_inference.sglang_engine.collector import Collector
+from updraft_inference.sglang_engine.request_session import RequestSession
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.clock import SystemClock
@@ -28,8 +30,6 @@ from updraft_inference.agent.selection import CaptureRates, CaptureTerms
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import FinishReason, GenerationRequest
 from updraft_inference.metrics import Metrics
-from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.request_session import RequestSession
 from updraft_trainer.data.sample import read_sample
 
 NUM_PROMPT = 2_000

@@ -27,6 +27,7 @@ from updraft_sglang.weights import LOADER
 
 ADMIN = "the admin key"
 
+
 @dataclass(slots=True, kw_only=True)
 class FakeSglang:
     """Serves `target` with the draft in `seed`. Tests change what it says and does; `calls` are the paths asked for."""

@@ -40,7 +40,7 @@ def raise_if_cancelled() -> None:
 
 async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`. If this task is cancelled meanwhile, the work still ends first."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work)  # noqa: TID251 - awaited here; a group would cancel it with this task
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -1,7 +1,7 @@
-"""The engine port: what HTTP, capture and the fleet link need from any engine.
+"""Two ports: an engine generates, for HTTP; a holder of a draft, which an engine is too, is all that the agent of a pod needs.
 
-The engine is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
-data, a check of it, or a small protocol. It imports no torch, so an adapter for another engine needs none.
+A holder is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
+data, a check of it, or a small protocol. It imports no torch, which takes seconds.
 """
 
 from collections import Counter
@@ -228,8 +228,8 @@ class HiddenStates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UncapturedSteps:
-    """Verify steps of a request of which an engine knows only sums. They count in metrics and are in no trace.
+class CountedSteps:
+    """Sums over the verify steps of a request that one draft version proposed, as a server reports them.
 
     `proposed`, `accepted`: number of steps by draft position. `duration_s` is 0 if it is not known.
     """
@@ -254,8 +254,6 @@ class FinishedRequest:
     time_to_first_token_s: float
     duration_s: float
     hidden: HiddenStates | None = None
-    uncaptured: UncapturedSteps | None = None
-    """Steps that are not in `steps`."""
     num_handed_over: int = 0
     """Output tokens whose hidden states went out before, in parts: `hidden` begins with the context of the others."""
     is_part: bool = False
@@ -279,14 +277,9 @@ class FinishedRequest:
         return len(self.output_ids)
 
     @property
-    def sums(self) -> tuple["StepSums | UncapturedSteps", ...]:
+    def sums(self) -> tuple[StepSums, ...]:
         """Sums over all verify steps."""
-        return self.step_sums if self.uncaptured is None else (*self.step_sums, self.uncaptured)
-
-    @property
-    def num_uncaptured(self) -> int:
-        """Verify steps of which only sums are known."""
-        return 0 if self.uncaptured is None else self.uncaptured.verify_steps
+        return self.step_sums
 
     @property
     def num_missing_rows(self) -> int:
@@ -295,8 +288,7 @@ class FinishedRequest:
     @property
     def last_version(self) -> int:
         """The last draft that proposed; 0 without any."""
-        last = next((step.draft_version for step in reversed(self.steps) if step.draft_version), 0)
-        return last or (self.uncaptured.draft_version if self.uncaptured is not None else 0)
+        return next((step.draft_version for step in reversed(self.steps) if step.draft_version), 0)
 
     @property
     def num_rows(self) -> int:
@@ -324,7 +316,7 @@ class CountedRequest:
     reason: FinishReason
     num_prompt: int
     num_output: int
-    sums: tuple[UncapturedSteps, ...]
+    sums: tuple[CountedSteps, ...]
     """In the order in which the drafts proposed."""
     duration_s: float
     time_to_first_token_s: float | None = None
@@ -373,8 +365,8 @@ class EngineInfo(HolderInfo):
     num_slots: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    kernels: str = ""
-    """The C++ kernels of the built-in engine: amx, vnni, avx512, avx2, neon; "torch" if none, "" for other engines."""
+    kernels: str = "torch"
+    """The C++ kernels: amx, vnni, avx512, avx2, neon; "torch" if none."""
 
 
 def check_limits(request: GenerationRequest, info: EngineInfo) -> None:
@@ -539,9 +531,7 @@ class Engine(DraftHolder, Protocol):
     def info(self) -> EngineInfo: ...
 
     @property
-    def lookahead_estimates(self) -> LookaheadEstimates | None:
-        """None where the engine does not choose its lookahead."""
-        ...
+    def lookahead_estimates(self) -> LookaheadEstimates: ...
 
     @property
     def is_alive(self) -> bool:

@@ -83,7 +83,7 @@ async def _is_ready(one: Sidecar) -> bool:
 
 async def server(stack: AsyncExitStack, one: Sidecar) -> tuple[Process, Process]:
     """Both processes, which have heard the policy."""
-    path = one.settings.vllm_socket_path
+    path = one.settings.socket_path
     both = [await stack.enter_async_context(process(path, role)) for role in ("scheduler", "worker")]
     for each in both:
         assert (await each.hear())["refusal"] == ""
@@ -131,4 +131,4 @@ async def test_it_is_ready_without_a_server_and_a_servers_requests_become_traces
     assert list(trace.output_ids) == [4, 5, 6]
     assert (trace.header.engine, trace.header.payload_probability) == ("vllm/0.32.0", 1.0)
     assert (list(trace.payload.missing_rows), trace.header.sampling.temperature) == ([], 0.5)
-    assert not one.settings.vllm_socket_path.exists()
+    assert not one.settings.socket_path.exists()

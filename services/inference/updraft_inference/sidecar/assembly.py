@@ -21,11 +21,11 @@ from updraft_inference.engine import (
     CaptureLoss,
     CaptureParams,
     CountedRequest,
+    CountedSteps,
     FinishedRequest,
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    UncapturedSteps,
 )
 from updraft_inference.tap import messages
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
@@ -292,11 +292,11 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
     )
 
 
-def _sums(one: Mapping[str, Any]) -> UncapturedSteps:
+def _sums(one: Mapping[str, Any]) -> CountedSteps:
     """A draft that the server does not know counts for no version."""
     accepted = tuple(map(_count, one["accepted"]))
     steps = _count(one["steps"])
-    return UncapturedSteps(
+    return CountedSteps(
         draft_version=_count(one["version"] or 0),
         verify_steps=steps,
         proposed=tuple(map(_count, one["proposed_by_position"])),

@@ -47,18 +47,12 @@ class AttachedServer(ABC):
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
         return self._link.losses
 
-    def compare(self, *, is_comparing: bool) -> None:
+    def compare(self, *, is_comparing: bool) -> None:  # noqa: B027 - right for each kind
         """A server mixes no proposers, so every step shows the draft alone."""
 
     def hear(self, event: Hello | Gone | Answer) -> None:
         """Take an event of the link."""
-        if isinstance(event, Answer):
-            self._hear_answer(event)
-        elif event.role != "worker":
-            return
-        elif isinstance(event, Gone):
-            self._lose()
-        else:
+        if isinstance(event, Hello) and event.role == "worker":
             self._meet(event)
 
     @asynccontextmanager
@@ -77,12 +71,6 @@ class AttachedServer(ABC):
     @abstractmethod
     def _learn(self, hello: Hello) -> None:
         """Learn what the process that has the model holds."""
-
-    def _lose(self) -> None:
-        """That process is gone."""
-
-    def _hear_answer(self, answer: Answer) -> None:
-        """Take the answer to a load."""
 
     def _meet(self, hello: Hello) -> None:
         self._learn(hello)

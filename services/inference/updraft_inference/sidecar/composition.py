@@ -30,7 +30,7 @@ from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
-from updraft_inference.sidecar.sglang.attached import AttachedSglang
+from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.sidecar.vllm import AttachedVllm
 
@@ -162,9 +162,7 @@ def _attached(
     return AttachedSglang(
         link,
         SglangServer(settings.attach, admin_key=_admin_key(settings)),
-        model=settings.model,
-        data_dir=settings.data_dir,
-        drafts=settings.draft_folder,
+        folders=Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap"),
         fingerprints=fingerprints,
         on_change=on_change,
     )

@@ -18,7 +18,7 @@ from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import Hello, Uint32, problems
-from updraft_inference.sidecar.link import Answer, Link
+from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
 LOAD_S = 300.0
@@ -74,6 +74,13 @@ class AttachedVllm(AttachedServer):
         self._misfits: dict[DraftCheckpoint | None, str] = {}
         """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
 
+    def hear(self, event: Hello | Gone | Answer) -> None:
+        super().hear(event)
+        if isinstance(event, Answer):
+            self._take(event)
+        elif isinstance(event, Gone) and event.role == "worker":
+            self._lose()
+
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         async with self._swapping:
             worker = self._worker
@@ -105,7 +112,7 @@ class AttachedVllm(AttachedServer):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(Unavailable("the vLLM server went away"))
 
-    def _hear_answer(self, answer: Answer) -> None:
+    def _take(self, answer: Answer) -> None:
         is_asked = answer.header.get("version") == self._asked  # else it is to an earlier load
         if is_asked and self._answer is not None and not self._answer.done():
             self._answer.set_result(answer.header)

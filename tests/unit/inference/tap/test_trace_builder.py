@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from updraft_inference.sglang_engine.collector import Collector
 
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
-from updraft_inference.sglang_engine.collector import Collector
 from updraft_inference.tap.trace_builder import Assembly, TraceBuilder
 from updraft_tap import wire
 

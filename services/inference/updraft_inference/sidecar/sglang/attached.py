@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from updraft_chassis.errors import Forbidden, InvalidInput, Unavailable, UpdraftError
@@ -28,6 +29,16 @@ _RETRY_S = 1.0
 """Between two attempts to reach a server, whose port opens after its plugin has connected."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """`model` is that of the target. `drafts` has versions, by which a draft that the server already holds is recognised."""
+
+    model: Path
+    drafts: Path
+    note: Path
+    """A file that exists during a swap; see `ServedDraft.open`."""
+
+
 class AttachedSglang(AttachedServer):
     """Swaps by requests to the server."""
 
@@ -36,19 +47,13 @@ class AttachedSglang(AttachedServer):
         link: Link,
         server: SglangServer,
         *,
-        model: Path,
-        data_dir: Path,
-        drafts: Path,
+        folders: Folders,
         fingerprints: tuple[str, str],
         on_change: Callable[[], None],
     ) -> None:
-        """`drafts` is the folder of versions, by which a draft that the server already holds is recognised. A file in
-        `data_dir` exists during a swap; see `ServedDraft.open`."""
         super().__init__(link, fingerprints=fingerprints, on_change=on_change)
         self._server = server
-        self._model = model
-        self._note = data_dir / "sglang-swap"
-        self._drafts = drafts
+        self._folders = folders
         self._hello: Hello | None = None
         self._is_new = asyncio.Event()
         """Set while it is not known what the server of the last hello holds."""
@@ -87,7 +92,7 @@ class AttachedSglang(AttachedServer):
 
     async def _prove(self) -> None:
         """Find out what a server holds whenever its plugin has connected, until cancelled."""
-        if self._note.exists():  # an agent died in a swap, and the server has to go on
+        if self._folders.note.exists():  # an agent died in a swap, and the server has to go on
             self._is_new.set()
         logged = ""
         while True:
@@ -112,12 +117,12 @@ class AttachedSglang(AttachedServer):
         async with self._swapping:
             info = await self._server.info()
             check_server(info)
-            await asyncio.to_thread(check_model, info, self._model, self.info.target_fingerprint)
-            draft = await ServedDraft.open(self._server, info, self._note)
+            await asyncio.to_thread(check_model, info, self._folders.model, self.info.target_fingerprint)
+            draft = await ServedDraft.open(self._server, info, self._folders.note)
             if self._hello is None:
                 return
             says = LoadedDraft(version=self._hello.version, tensors_digest=self._hello.digest)
-            await draft.adopt(says, self._drafts)
+            await draft.adopt(says, self._folders.drafts)
             if self._is_new.is_set():  # another server, or the same with another draft
                 return
             self._draft, self._problem, self.loaded = draft, "", draft.loaded

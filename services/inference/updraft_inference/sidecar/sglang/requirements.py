@@ -68,6 +68,4 @@ def check_model(server: ServerInfo, model: Path, fingerprint: str) -> None:
             f" start it with --model-path {model.resolve()}"
         )
     if target_fingerprint(served) != fingerprint:
-        raise InvalidInput(
-            f"the SGLang server serves {server.model_path}, which is not the same model as {model}"
-        )
+        raise InvalidInput(f"the SGLang server serves {server.model_path}, which is not the same model as {model}")

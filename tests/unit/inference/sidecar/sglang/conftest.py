@@ -18,7 +18,7 @@ from updraft_inference.engine import DraftCheckpoint, LoadedDraft
 from updraft_inference.sidecar.assembly import Assembler
 from updraft_inference.sidecar.hello import SGLANG, Hello
 from updraft_inference.sidecar.link import Link
-from updraft_inference.sidecar.sglang.attached import AttachedSglang
+from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import initial_draft
 
@@ -64,9 +64,7 @@ class Beside:
         server = AttachedSglang(
             Link(self.data / "s", SGLANG, Assembler(max_bytes=1), lambda _: None),
             SglangServer(self.fake.url, admin_key=key),
-            model=target,
-            data_dir=self.data,
-            drafts=self.models / "drafts",
+            folders=Folders(model=target, drafts=self.models / "drafts", note=self.note),
             fingerprints=(target_fingerprint(target), "sha256:k"),
             on_change=lambda: self.changes.append(server.loaded),
         )

@@ -13,7 +13,7 @@ from tests.support.wait import until
 from tests.unit.inference.sidecar.sglang.conftest import Beside, greeting
 from torch import arange
 
-from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, RestartNeededError
 from updraft_inference.sidecar.sglang import server as servers
 from updraft_inference.sidecar.sglang.attached import AttachedSglang

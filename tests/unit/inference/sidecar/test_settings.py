@@ -31,9 +31,21 @@ def test_a_drafter_that_sglang_has_not_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) -> None:
-    assert InferenceSettings(model=tmp_path, data_dir=tmp_path).sglang_socket_path == tmp_path / "sglang.sock"
-    named = InferenceSettings(model=tmp_path, sglang_socket=tmp_path / "s")
-    assert named.sglang_socket_path == tmp_path / "s"
+    sglang = {"engine": "sglang", "attach": "http://127.0.0.1:30000"}
+    for kind in ({"engine": "vllm"}, sglang):
+        beside = InferenceSettings(model=tmp_path, data_dir=tmp_path, **kind)  # type: ignore[arg-type]  # of strings
+        assert beside.socket_path == tmp_path / f"{beside.engine}.sock"
+    assert InferenceSettings(model=tmp_path, engine="vllm", vllm_socket=tmp_path / "v").socket_path == tmp_path / "v"
+    named = InferenceSettings(model=tmp_path, sglang_socket=tmp_path / "s", **sglang)  # type: ignore[arg-type]
+    assert named.socket_path == tmp_path / "s"
+
+
+@pytest.mark.parametrize("setting", ["draft_path", "api_keys_file"])
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_what_only_a_process_in_front_of_clients_can_do_is_refused(tmp_path: Path, engine: str, setting: str) -> None:
+    attach = "http://127.0.0.1:30000" if engine == "sglang" else ""
+    with pytest.raises(ValidationError, match=f"DRAFT_PATH and API_KEYS_FILE are not for ENGINE {engine}"):
+        InferenceSettings(model=tmp_path, engine=engine, attach=attach, **{setting: tmp_path})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ShapeChoice)])
