@@ -141,7 +141,6 @@ async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
         if capture is not None:
             base.completions.subscribe_to_starts(capture.start, capture.give_back)
             base.completions.subscribe(capture.offer)
-            base.completions.subscribe_to_parts(capture.offer)
         jobs: list[Coroutine[Any, Any, None]] = [] if capture is None else [capture.run()]
         if base.tools.settings.registry_address:
             link = pod.Link(changed=changed, is_draining=lambda: base.readiness.phase is ServingPhase.DRAINING)

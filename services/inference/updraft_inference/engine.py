@@ -254,13 +254,9 @@ class FinishedRequest:
     time_to_first_token_s: float
     duration_s: float
     hidden: HiddenStates | None = None
-    num_handed_over: int = 0
-    """Output tokens whose hidden states went out before, in parts: `hidden` begins with the context of the others."""
-    is_part: bool = False
-    """The request goes on: a long one is captured in parts, so that its hidden states never wait in memory all together."""
 
     @cached_property
-    def step_sums(self) -> tuple[StepSums, ...]:
+    def sums(self) -> tuple[StepSums, ...]:
         """The sums of `steps`, in the order of the first step of each. About a microsecond per step, which is too long for an
         event loop if there are many thousands; an engine may compute them before it reports the request."""
         groups: dict[tuple[Drafter, int], list[VerifyStep]] = {}
@@ -275,11 +271,6 @@ class FinishedRequest:
     @property
     def num_output(self) -> int:
         return len(self.output_ids)
-
-    @property
-    def sums(self) -> tuple[StepSums, ...]:
-        """Sums over all verify steps."""
-        return self.step_sums
 
     @property
     def num_missing_rows(self) -> int:
@@ -297,16 +288,11 @@ class FinishedRequest:
 
     @property
     def num_context_rows(self) -> int:
-        """Captured positions before the one that teaches the first output token that was not handed over."""
+        """Captured positions before the one that teaches the first output token."""
         if self.hidden is None:
             return 0
-        taught = len(self.request.prompt_ids) + self.num_handed_over - 1
+        taught = len(self.request.prompt_ids) - 1
         return min(self.num_rows, max(0, taught - self.hidden.first_position))
-
-    @property
-    def num_new_rows(self) -> int:
-        """Captured positions that were not in a part before: the context of a later part is the end of an earlier one."""
-        return self.num_rows - (self.num_context_rows if self.num_handed_over else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -550,5 +536,4 @@ class Engine(DraftHolder, Protocol):
 
 
 FinishedSink = Callable[[FinishedRequest], None]
-"""Called on the engine's thread for every request that ended, and before for parts of a long one. It must return at once and
-never raise."""
+"""Called on the engine's thread for every request that ended. It must return at once and never raise."""

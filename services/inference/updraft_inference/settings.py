@@ -210,7 +210,7 @@ class InferenceSettings(settings.Settings):
 
     capture_running_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Memory for the captured rows of running requests, with engines sglang and vllm; rows beyond it are lost and counted. The
-    default is 15 MiB for each request that an SGLang server runs at the same time, and at least 1 GiB."""
+    default is 1 GiB."""
 
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""

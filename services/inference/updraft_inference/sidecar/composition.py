@@ -13,7 +13,7 @@ from dataclasses import replace
 from prometheus_client import CollectorRegistry
 
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
-from updraft_artifacts.sizing import running_bytes
+from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
@@ -79,7 +79,7 @@ class _Agent:
         self.is_listening = False
         self._capture: Capture | None = None
         self._fleet: pod.Fleet | None = None
-        assembler = Assembler(max_bytes=settings.capture_running_bytes or running_bytes(1))
+        assembler = Assembler(max_bytes=settings.capture_running_bytes or RUNNING_BYTES)
         kind = VLLM if settings.engine == "vllm" else SGLANG
         self.link = Link(settings.socket_path, kind, assembler, self._hear, clock=tools.clock)
         self.server = _attached(settings, self.link, fingerprints, self._note_draft)

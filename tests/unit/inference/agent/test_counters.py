@@ -127,7 +127,7 @@ def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_
         replace(step(1, accepted, k=3, version=version, duration_s=0.5), drafter=drafter)
         for drafter, version, accepted in kinds
     ]
-    sums = {(one.drafter, one.draft_version): one for one in ended(*made, num_output=3).step_sums}
+    sums = {(one.drafter, one.draft_version): one for one in ended(*made, num_output=3).sums}
     assert list(sums) == list(dict.fromkeys((one.drafter, one.draft_version) for one in made))
     for kind, found in sums.items():
         alike = [one for one in made if (one.drafter, one.draft_version) == kind]
