@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
-from updraft_inference.sglang_engine.server import ServerInfo
 
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.sglang_engine import draft_fingerprint
 from updraft_inference.sglang_engine.launch import admin_key, arguments, supervisor
+from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 
 
