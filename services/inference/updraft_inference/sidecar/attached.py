@@ -1,36 +1,102 @@
-"""The server beside which the agent runs, as the holder of a draft: what is the same for each kind of server."""
+"""The server beside which the agent runs, as the holder of a draft: what it holds, and how another one is put in its place.
+
+The server proves each swap by a digest of what it holds afterwards, which is compared here with that of the verified file.
+"""
 
 import asyncio
-from abc import ABC, abstractmethod
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any, Self
 
+import torch
+from pydantic import BaseModel, ValidationError, model_validator
+
+from updraft_artifacts.digests import tensors_digest
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_draft import checkpoint
 from updraft_inference.engine import (
     CaptureLoss,
     DraftCheckpoint,
     EngineLoad,
     HolderInfo,
     LoadedDraft,
+    OtherShapeError,
     Speedup,
     SwapResult,
 )
-from updraft_inference.sidecar.hello import Hello
+from updraft_inference.sidecar.hello import Hello, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
+from updraft_tap import weights, wire
+
+logger = logging.getLogger(__name__)
+
+LOAD_S = 300.0
+"""How long a server may take to read, check, load and prove a draft."""
 
 
-class AttachedServer(ABC):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Load:
+    """A draft to load, and the digest of what a server then holds; "" if only the server can read the folder."""
+
+    folder: Path
+    version: int
+    digest: str
+    held: str
+
+
+class _Served(BaseModel, frozen=True):
+    """The draft that a server holds."""
+
+    version: Uint32
+    digest: str
+
+
+class _Loaded(BaseModel, frozen=True):
+    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
+
+    refusal: str
+    needs_restart: bool = False
+    held: str = ""
+    pause_us: Uint32 = 0
+    served: _Served | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.refusal and self.served is None:
+            raise ValueError("it does not say which draft is served")
+        return self
+
+
+class AttachedServer:
     """Everything happens on the agent's event loop. `on_change` is called when the server holds another draft by itself."""
 
     load = EngineLoad()
     speedups: Mapping[int, Speedup] = MappingProxyType({})
     faults: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(self, link: Link, *, fingerprints: tuple[str, str], on_change: Callable[[], None]) -> None:
-        """`fingerprints` are those of the target and of its tokenizer."""
+    def __init__(
+        self,
+        link: Link,
+        *,
+        fingerprints: tuple[str, str],
+        initial: Path | None,
+        on_change: Callable[[], None],
+    ) -> None:
+        """`fingerprints` are those of the target and of its tokenizer; `initial` is the draft that the server started with."""
         self._link = link
+        self._initial = initial
         self._on_change = on_change
+        self._worker: Hello | None = None
+        self._asked = 0
+        """The version of the load that waits for `_answer`."""
+        self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
+        self._misfits: dict[DraftCheckpoint | None, str] = {}
+        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
@@ -47,33 +113,53 @@ class AttachedServer(ABC):
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
         return self._link.losses
 
-    def compare(self, *, is_comparing: bool) -> None:  # noqa: B027 - right for each kind
+    def compare(self, *, is_comparing: bool) -> None:
         """A server mixes no proposers, so every step shows the draft alone."""
 
     def hear(self, event: Hello | Gone | Answer) -> None:
         """Take an event of the link."""
-        if isinstance(event, Hello) and event.role == "worker":
+        if isinstance(event, Answer):
+            is_asked = event.header.get("version") == self._asked  # else it is to an earlier load
+            if is_asked and self._answer is not None and not self._answer.done():
+                self._answer.set_result(event.header)
+        elif isinstance(event, Gone):
+            if event.role == "worker":
+                self._lose()
+        elif event.role == "worker":
             self._meet(event)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Do what this kind of server needs beside events and swaps for the duration of the block."""
+        """Do what is needed beside events and swaps for the duration of the block."""
         yield
 
-    @abstractmethod
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
         which says nothing about the draft; OtherShapeError if the server has to restart with it."""
+        async with self._swapping:
+            worker = self._worker
+            if worker is None:
+                raise Unavailable(f"the {self._link.kind.engine} server is not connected")
+            if draft is None and self.loaded == LoadedDraft():
+                return SwapResult(loaded=self.loaded, pause_s=0.0)
+            if draft in self._misfits:
+                raise OtherShapeError(self._misfits[draft])
+            load = self._first_draft() if draft is None else await asyncio.to_thread(_read, draft, worker.dtype)
+            try:
+                return await self._swap(load)
+            except OtherShapeError as error:
+                if draft is not None:
+                    self._misfits[draft] = str(error)
+                raise
 
-    @abstractmethod
-    async def rehash(self) -> LoadedDraft: ...
-
-    @abstractmethod
-    def _learn(self, hello: Hello) -> None:
-        """Learn what the process that has the model holds."""
+    async def rehash(self) -> LoadedDraft:
+        """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
+        return self.loaded
 
     def _meet(self, hello: Hello) -> None:
-        self._learn(hello)
+        self._worker = hello
+        self._misfits.clear()
+        self.loaded = self._held(hello)
         if not self.met.is_set():
             self.info = HolderInfo(
                 engine=f"{self.info.engine}/{hello.engine.version}",
@@ -82,3 +168,69 @@ class AttachedServer(ABC):
             )
         self.met.set()
         self._on_change()
+
+    def _held(self, hello: Hello) -> LoadedDraft:
+        """What the server holds by its hello."""
+        return LoadedDraft(version=hello.version, tensors_digest=hello.digest)
+
+    def _lose(self) -> None:
+        self._worker = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(Unavailable(f"the {self._link.kind.engine} server went away"))
+
+    async def _swap(self, load: _Load) -> SwapResult:
+        try:
+            answer = _Loaded.model_validate(await self._ask(load))
+        except ValidationError as error:
+            raise Unavailable(
+                f"the {self._link.kind.engine} server's answer to version {load.version} is malformed: {problems(error)}"
+            ) from error
+        if answer.served is not None:
+            self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
+        if answer.refusal and answer.needs_restart:
+            raise OtherShapeError(
+                f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the"
+                f" draft in {load.folder}"
+            )
+        if answer.refusal:
+            raise Unavailable(f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}")
+        if load.held and answer.held != load.held:
+            self.loaded = LoadedDraft(version=load.version, tensors_digest=answer.held)
+            raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
+        return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6)
+
+    async def _ask(self, load: _Load) -> Mapping[str, Any]:
+        """Tell the server to load; its answer. Raises Unavailable without one."""
+        self._asked, self._answer = load.version, asyncio.get_running_loop().create_future()
+        message = {"kind": "load", "folder": str(load.folder), "version": load.version, "digest": load.digest}
+        self._link.send("worker", message)
+        try:
+            async with asyncio.timeout(LOAD_S):
+                return await self._answer
+        except TimeoutError:
+            raise Unavailable(
+                f"the {self._link.kind.engine} server did not load a draft within {LOAD_S:.0f} s"
+            ) from None
+        finally:
+            self._answer = None
+
+    def _first_draft(self) -> _Load:
+        if self._initial is None:
+            raise Unavailable(
+                f"the {self._link.kind.engine} server cannot return to the draft that it started with: set"
+                " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
+            )
+        return _Load(folder=self._initial, version=0, digest="", held="")
+
+
+def _read(draft: DraftCheckpoint, dtype: str) -> _Load:
+    """Verify a draft and compute what a server of this dtype holds of it. Raises Corrupt or InvalidInput."""
+    held_dtype = next((one for one, name in wire.NAMES.items() if name == dtype), torch.bfloat16)
+    config, tensors = checkpoint.load(draft.folder)
+    if config.norm_before_residual:
+        raise InvalidInput(f"version {draft.version} has norm_before_residual, which servers are not swapped to")
+    digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
+    if digest != draft.tensors_digest:
+        raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
+    held = weights.digest({**weights.joined(tensors, held_dtype), "d2t": tensors["d2t"]})
+    return _Load(folder=draft.folder.resolve(), version=draft.version, digest=digest, held=held)

@@ -32,7 +32,6 @@ from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
-from updraft_inference.sidecar.vllm import AttachedVllm
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +156,15 @@ class _Agent:
 def _attached(
     settings: InferenceSettings, link: Link, fingerprints: tuple[str, str], on_change: Callable[[], None]
 ) -> AttachedServer:
+    initial = settings.initial_draft
     if link.kind is VLLM:
-        return AttachedVllm(link, fingerprints=fingerprints, initial=settings.initial_draft, on_change=on_change)
+        return AttachedServer(link, fingerprints=fingerprints, initial=initial, on_change=on_change)
     return AttachedSglang(
         link,
         SglangServer(settings.attach, admin_key=_admin_key(settings)),
         folders=Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap"),
         fingerprints=fingerprints,
+        initial=initial,
         on_change=on_change,
     )
 

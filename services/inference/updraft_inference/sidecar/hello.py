@@ -63,6 +63,8 @@ class Hello(BaseModel, frozen=True):
     tap: str
     engine: EngineName
     pid: int
+    ranks: dict[str, Uint32] = {}
+    """How many there are, by kind of parallelism."""
     role: Role
     dtype: str
     version: Uint32

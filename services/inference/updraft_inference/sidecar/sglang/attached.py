@@ -1,8 +1,8 @@
-"""The draft of an SGLang server: replaced through the server's own HTTP port, on all its ranks at one step.
+"""The draft of an SGLang server. That of one rank is swapped by the plugin, as vLLM's.
 
-The plugin's connection says that a server is there, and which draft it was told to load last. It is believed only when the
-server's checksums agree, which takes until the server's port answers. A server that cannot be swapped at all serves on, and its
-pod reports why.
+A plugin cannot make several tensor-parallel ranks change their drafts at the same step, and ranks with different vocabularies
+would verify different tokens. So theirs are replaced by the server's own weight update, through its HTTP port. The hello of
+such a server says which draft it was told to load last, which is believed only when the checksums of all ranks agree.
 """
 
 import asyncio
@@ -40,8 +40,6 @@ class Folders:
 
 
 class AttachedSglang(AttachedServer):
-    """Swaps by requests to the server."""
-
     def __init__(
         self,
         link: Link,
@@ -49,17 +47,20 @@ class AttachedSglang(AttachedServer):
         *,
         folders: Folders,
         fingerprints: tuple[str, str],
+        initial: Path | None,
         on_change: Callable[[], None],
     ) -> None:
-        super().__init__(link, fingerprints=fingerprints, on_change=on_change)
+        super().__init__(link, fingerprints=fingerprints, initial=initial, on_change=on_change)
         self._server = server
         self._folders = folders
-        self._hello: Hello | None = None
+        self._process, self._has_ranks = "", False
+        """The id of the process of the last hello, and whether it is one of several ranks."""
         self._is_new = asyncio.Event()
-        """Set while it is not known what the server of the last hello holds."""
+        """Set when it is not known what the ranks of the last hello hold."""
         self._draft: ServedDraft | None = None
+        """Of several ranks; None while it is not known."""
         self._problem = ""
-        """Why the server's draft cannot be swapped until it restarts."""
+        """Why their draft cannot be swapped until the server restarts."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,8 +72,10 @@ class AttachedSglang(AttachedServer):
                 proving.cancel()
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """Runs to its end even if the caller is cancelled, because the server is paused in between."""
-        return await run_to_its_end(self._swap(draft))
+        """Runs to its end even if the caller is cancelled, because several ranks are paused in between."""
+        if not self._has_ranks:
+            return await super().swap(draft)
+        return await run_to_its_end(self._swap_ranks(draft))
 
     async def rehash(self) -> LoadedDraft:
         async with self._swapping:
@@ -80,15 +83,24 @@ class AttachedSglang(AttachedServer):
                 self.loaded = await self._draft.rehash()
             return self.loaded
 
-    def _learn(self, hello: Hello) -> None:
-        before, self._hello = self._hello, hello
+    def _meet(self, hello: Hello) -> None:
         says = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
-        is_known = self._draft is not None and before is not None and before.id == hello.id
-        if is_known and says == self.loaded:
-            return
-        self._draft, self._problem = None, ""
-        self.loaded = LoadedDraft(version=hello.version, tensors_digest=UNKNOWN)
-        self._is_new.set()
+        is_known = self._draft is not None and self._process == hello.id and says == self.loaded
+        self._process, self._has_ranks = hello.id, hello.ranks.get("tensor", 1) > 1
+        if not is_known:
+            self._draft, self._problem = None, ""
+            if self._has_ranks:
+                self._is_new.set()
+        super()._meet(hello)
+
+    def _held(self, hello: Hello) -> LoadedDraft:
+        if not self._has_ranks:
+            return super()._held(hello)
+        return (
+            self._draft.loaded
+            if self._draft is not None
+            else LoadedDraft(version=hello.version, tensors_digest=UNKNOWN)
+        )
 
     async def _prove(self) -> None:
         """Find out what a server holds whenever its plugin has connected, until cancelled."""
@@ -112,16 +124,17 @@ class AttachedSglang(AttachedServer):
                 self._is_new.set()
 
     async def _open(self) -> None:
-        """Find out what the server of the last hello holds. Raises InvalidInput or Forbidden if its draft cannot be swapped;
+        """Find out what the ranks of the last hello hold. Raises InvalidInput or Forbidden if their draft cannot be swapped;
         any other UpdraftError, and OSError, if that cannot be found out now."""
         async with self._swapping:
             info = await self._server.info()
             check_server(info)
             await asyncio.to_thread(check_model, info, self._folders.model, self.info.target_fingerprint)
             draft = await ServedDraft.open(self._server, info, self._folders.note)
-            if self._hello is None:
+            hello = self._worker
+            if hello is None or not self._has_ranks:
                 return
-            says = LoadedDraft(version=self._hello.version, tensors_digest=self._hello.digest)
+            says = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
             await draft.adopt(says, self._folders.drafts)
             if self._is_new.is_set():  # another server, or the same with another draft
                 return
@@ -129,10 +142,10 @@ class AttachedSglang(AttachedServer):
         logger.info("The server's draft is known", extra={"version": self.loaded.version})
         self._on_change()
 
-    async def _swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+    async def _swap_ranks(self, draft: DraftCheckpoint | None) -> SwapResult:
         async with self._swapping:
             if self._draft is None:
-                raise Unavailable(self._problem or f"the SGLang server at {self._server.url} is not up yet")
+                raise Unavailable(self._problem or f"it is not known yet what the ranks at {self._server.url} hold")
             try:
                 return await self._draft.swap(draft)
             finally:

@@ -66,6 +66,7 @@ class Beside:
             SglangServer(self.fake.url, admin_key=key),
             folders=Folders(model=target, drafts=self.models / "drafts", note=self.note),
             fingerprints=(target_fingerprint(target), "sha256:k"),
+            initial=None,
             on_change=lambda: self.changes.append(server.loaded),
         )
         async with server.running():
@@ -86,8 +87,9 @@ class Beside:
 
 
 def greeting(**says: Any) -> Hello:
-    """The hello of the process that has the model."""
-    return Hello.of(hello("worker", engine={"name": "SGLang", "version": "0.5.23"}, **says), SGLANG)
+    """The hello of rank 0 of two."""
+    engine = {"name": "SGLang", "version": "0.5.23"}
+    return Hello.of(hello("worker", engine=engine, ranks={"tensor": 2}, **says), SGLANG)
 
 
 @pytest.fixture

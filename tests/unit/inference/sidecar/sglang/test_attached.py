@@ -15,6 +15,7 @@ from torch import arange
 
 from updraft_chassis.errors import Corrupt, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, RestartNeededError
+from updraft_inference.sidecar.link import Gone
 from updraft_inference.sidecar.sglang import server as servers
 from updraft_inference.sidecar.sglang.attached import AttachedSglang
 from updraft_tap.weights import UNKNOWN
@@ -345,9 +346,10 @@ class TestHello:
         fake.refusals["/weights_checker"] = ["not yet"]
         fake.load(drafts[0].folder)
         async with beside.unheard() as server:
-            with pytest.raises(Unavailable, match="is not up yet"):
+            server.hear(greeting(version=1, digest=drafts[0].tensors_digest))
+            with pytest.raises(Unavailable, match="is not known yet what the ranks"):
                 await server.swap(drafts[0])
-            await beside.meet(server, version=1, digest=drafts[0].tensors_digest)
+            await until(lambda: len(beside.changes) == 2, what="the proof")
 
         first, second = beside.changes
         assert first == LoadedDraft(version=1, tensors_digest=UNKNOWN)
@@ -361,6 +363,7 @@ class TestHello:
         async with beside.attached() as server:
             loaded = (await server.swap(drafts[0])).loaded
             fake.calls.clear()
+            server.hear(Gone("worker"))
             server.hear(greeting(version=1, digest=loaded.tensors_digest))
 
             assert server.loaded == loaded

@@ -15,9 +15,9 @@ from tests.support.wait import until
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.assembly import Assembler, Ended
+from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
-from updraft_inference.sidecar.vllm import AttachedVllm
 from updraft_tap import checkpoint, weights
 
 
@@ -27,7 +27,7 @@ class Beside:
     def __init__(self, path: Path, initial: Path | None = None) -> None:
         self.changes: list[LoadedDraft] = []
         self.link = Link(path, VLLM, Assembler(max_bytes=1), self._hear)
-        self.server = AttachedVllm(
+        self.server = AttachedServer(
             self.link,
             fingerprints=("sha256:t", "sha256:k"),
             initial=initial,
