@@ -25,8 +25,8 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, GenerationRequest, SamplingParams
+from updraft_inference.launch import program, sglang_arguments
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import arguments as launch_arguments
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
 
@@ -98,14 +98,14 @@ def server(folder: Path, model: Path, draft: Path, device: Device, *, socket: Pa
     """An SGLang server. Without `socket`, the plugin installs no hooks."""
     variables = {}
     options = [
-        *launch_arguments.speculation(draft, STEPS),
+        *sglang_arguments.speculation(draft, STEPS),
         "--max-running-requests",
         str(STREAMS),
         "--disable-radix-cache",
     ]
     plugins = [plugin_folder.write(folder / "plugin")]
     if socket is not None:
-        variables = {launch_arguments.SOCKET_VARIABLE: str(socket), pause_clock.VARIABLE: str(folder / PAUSES)}
+        variables = {program.SGLANG.socket_variable: str(socket), pause_clock.VARIABLE: str(folder / PAUSES)}
         plugins.append(pause_clock.write(folder / "clock"))
     log = folder / f"server-{len(variables)}.log"
     with Server(model, log, arguments=options, plugins=plugins, variables=variables, device=device) as running:

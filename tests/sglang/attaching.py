@@ -15,8 +15,8 @@ from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
+from updraft_inference.launch import admin_key, program, sglang_arguments
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import admin_key, arguments
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
 
@@ -63,7 +63,7 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
         target,
         folder / "server.log",
         arguments=[
-            *arguments.speculation(
+            *sglang_arguments.speculation(
                 initial_draft.write(target, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB)), NUM_STEPS
             ),
             *("--config", str(key_file), "--max-running-requests", str(NUM_SLOTS), "--disable-radix-cache"),
@@ -71,7 +71,7 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
             *more,
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
-        variables={arguments.SOCKET_VARIABLE: str(socket), "UPDRAFT_SGLANG_TOP_K": "8", **variables},
+        variables={program.SGLANG.socket_variable: str(socket), "UPDRAFT_SGLANG_TOP_K": "8", **variables},
     )
     with server:
         yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))

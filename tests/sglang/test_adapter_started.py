@@ -20,8 +20,8 @@ from updraft_inference.engine import (
     DraftCheckpoint,
     FinishedRequest,
 )
+from updraft_inference.sglang_engine import launcher
 from updraft_inference.sglang_engine.engine import SglangOptions
-from updraft_inference.sglang_engine.launch import launcher
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
 

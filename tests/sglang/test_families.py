@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import DraftCheckpoint, FinishedRequest
+from updraft_inference.sglang_engine import launcher
 from updraft_inference.sglang_engine.engine import SglangOptions
-from updraft_inference.sglang_engine.launch import launcher
 from updraft_inference.torch_engine.model.config import TargetConfig
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]

@@ -25,8 +25,8 @@ from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import CaptureParams, DraftCheckpoint, TopK
+from updraft_inference.launch import program, sglang_arguments
 from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import arguments
 from updraft_inference.sglang_engine.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
 
@@ -55,9 +55,9 @@ async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
         server = Server(
             model,
             folder / "server.log",
-            arguments=[*arguments.speculation(first, STEPS), "--dtype", "float32", "--tp-size", str(tp_size)],
+            arguments=[*sglang_arguments.speculation(first, STEPS), "--dtype", "float32", "--tp-size", str(tp_size)],
             plugins=[plugin_folder.write(folder / "plugin")],
-            variables={arguments.SOCKET_VARIABLE: str(socket)},
+            variables={program.SGLANG.socket_variable: str(socket)},
             device=GPU,
         )
         options = SglangOptions(model=model, socket=socket, note=folder / "note")

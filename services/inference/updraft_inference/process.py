@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from updraft_chassis import lifecycle, logs, progress, settings
 from updraft_draft import memory
@@ -14,6 +15,9 @@ from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.recording.options import RecordOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine.openmp import wait_briefly
+
+if TYPE_CHECKING:
+    from updraft_inference.launch.program import Program
 
 PROCESS = "updraft-inference"
 
@@ -54,16 +58,11 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
+        from updraft_inference.launch import admin_key, program  # noqa: PLC0415 - see main
 
-        launcher.prepare(
-            loaded.model,
-            plugin=plugin,
-            seed=seed,
-            shape=loaded.shape,
-            config_json=loaded.draft_config,
-            key_file=key_file,
-        )
+        _write(loaded, program.SGLANG, plugin=plugin, seed=seed)
+        if key_file is not None:
+            admin_key.write(key_file)
 
     lifecycle.run(PROCESS, prepare)
 
@@ -73,14 +72,17 @@ def prepare_vllm(environ: Mapping[str, str], *, plugin: Path, seed: Path | None)
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.tap import initial_draft, plugin_folder  # noqa: PLC0415 - see main
+        from updraft_inference.launch import program  # noqa: PLC0415 - see main
 
-        plugin_folder.write(plugin, plugin_folder.VLLM)
-        if seed is not None:
-            initial_draft.write(loaded.model, seed, loaded.shape, loaded.draft_config)
-        logging.getLogger(__name__).info("Prepared for vLLM", extra={"plugin": str(plugin), "seed": str(seed or "")})
+        _write(loaded, program.VLLM, plugin=plugin, seed=seed)
 
     lifecycle.run(PROCESS, prepare)
+
+
+def _write(loaded: InferenceSettings, program: "Program", *, plugin: Path, seed: Path | None) -> None:
+    from updraft_inference.launch import files  # noqa: PLC0415 - see main
+
+    files.prepare(program, loaded.model, plugin=plugin, draft=seed, shape=loaded.shape, config_json=loaded.draft_config)
 
 
 def _prepared_for(environ: Mapping[str, str]) -> InferenceSettings:
@@ -155,9 +157,9 @@ async def open_sglang(
     settings: InferenceSettings, on_finished: FinishedSink, *, environ: Mapping[str, str], stop: lifecycle.Stop
 ) -> AsyncIterator[Engine]:
     """Run an engine over the SGLang server that the settings attach to, or start a server for the duration of the block."""
+    from updraft_inference.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
+    from updraft_inference.sglang_engine import launcher  # noqa: PLC0415
     from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
-    from updraft_inference.sglang_engine.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
-    from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request at INFO
     options = SglangOptions(

@@ -10,8 +10,8 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
+from updraft_inference.launch import admin_key, program, sglang_arguments, supervisor
 from updraft_inference.sglang_engine import draft_fingerprint
-from updraft_inference.sglang_engine.launch import admin_key, arguments, supervisor
 from updraft_inference.sglang_engine.server import ServerInfo
 from updraft_sglang import weights
 
@@ -58,7 +58,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_loader_has_the_name_that_the_plugin_gives_it() -> None:
-    options = arguments.speculation(Path("/seed"), 3)
+    options = sglang_arguments.speculation(Path("/seed"), 3)
 
     assert options[options.index("--custom-weight-loader") + 1] == weights.LOADER
     assert options[options.index("--speculative-num-draft-tokens") + 1] == "4"
@@ -66,14 +66,14 @@ def test_the_loader_has_the_name_that_the_plugin_gives_it() -> None:
 
 def test_without_drafts_nothing_could_be_learnt_so_it_is_refused() -> None:
     with pytest.raises(InvalidInput, match="UPDRAFT_INFERENCE_LOOKAHEAD"):
-        arguments.speculation(Path("/seed"), 0)
+        sglang_arguments.speculation(Path("/seed"), 0)
 
 
 def test_a_context_is_as_large_as_wanted_or_as_the_model_allows(target: Path) -> None:
     limit = describe(target).max_position
 
-    assert int(arguments.context(target, 100, 3)[1]) > 104
-    assert arguments.context(target, 10**6, 3) == ["--context-length", str(limit)]
+    assert int(sglang_arguments.context(target, 100, 3)[1]) > 104
+    assert sglang_arguments.context(target, 10**6, 3) == ["--context-length", str(limit)]
 
 
 def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
@@ -85,7 +85,7 @@ def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
         "UPDRAFT_SGLANG_TOP_K": "32",
     }
 
-    made = supervisor.environment(inherited, plugin=Path("/plugin"), collector=Path("/run/s"))
+    made = supervisor.environment(program.SGLANG, inherited, plugin=Path("/plugin"), socket=Path("/run/s"))
 
     assert made == {
         "PATH": "/bin",

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,9 @@ from tests.support.tiny_target import make_tiny_target
 from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.sglang_engine.launch import supervisor
-from updraft_inference.sglang_engine.launch.supervisor import ServerCommand, supervised, until_up
+from updraft_inference.launch.program import SGLANG
+from updraft_inference.launch.supervisor import ServerCommand, supervised, until_up
+from updraft_inference.sglang_engine.launcher import is_up
 from updraft_inference.sglang_engine.server import SglangServer
 
 OBEDIENT = """
@@ -53,6 +55,7 @@ def launch(folder: Path, program: str, port: int, *, drain_s: float = 30.0) -> S
     (package / "__init__.py").write_text("")
     (package / "launch_server.py").write_text(program)
     return ServerCommand(
+        program=SGLANG,
         python=Path(sys.executable),
         arguments=[str(port), str(folder)],
         environment={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
@@ -67,12 +70,12 @@ async def test_it_is_waited_for_told_of_drained_and_ended(tmp_path: Path, caplog
         SglangServer(f"http://127.0.0.1:{port}") as server,
         supervised(launch(tmp_path, OBEDIENT, port)) as supervisor,
     ):
-        await supervisor.ready(server, lambda: False)
+        await supervisor.ready(is_up(server), lambda: False)
         process = psutil.Process(supervisor.pid)
         family = [process, *process.children(recursive=True)]
         assert not supervisor.has_ended
         await supervisor.restart([str(port), str(tmp_path), "again"])
-        await supervisor.ready(server, lambda: False)
+        await supervisor.ready(is_up(server), lambda: False)
         assert supervisor.pid != process.pid
         family.append(psutil.Process(supervisor.pid))
         await until(lambda: "serving again" in caplog.messages, what="its line")
@@ -90,7 +93,7 @@ async def test_one_that_does_not_end_is_killed_with_all_its_processes(tmp_path: 
         SglangServer(f"http://127.0.0.1:{port}") as server,
         supervised(launch(tmp_path, DEAF, port, drain_s=0.2)) as supervisor,
     ):
-        await supervisor.ready(server, lambda: False)
+        await supervisor.ready(is_up(server), lambda: False)
         process = psutil.Process(supervisor.pid)
         family = [process, *process.children(recursive=True)]
         assert len(family) == 2
@@ -105,14 +108,14 @@ async def test_one_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path)
             SglangServer(f"http://127.0.0.1:{port}") as server,
             supervised(launch(tmp_path, BROKEN, port)) as supervisor,
         ):
-            await supervisor.ready(server, lambda: False)
+            await supervisor.ready(is_up(server), lambda: False)
 
     assert raised.group_contains(Unavailable, match=r"(?s)status 3.*out of memory")
 
 
 async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
     plan = launch(tmp_path, BROKEN, 1)
-    missing = ServerCommand(python=tmp_path / "none", arguments=[], environment=plan.environment, drain_s=1.0)
+    missing = replace(plan, python=tmp_path / "none")
 
     with pytest.raises(ExceptionGroup) as raised:
         async with supervised(missing):
@@ -124,13 +127,12 @@ async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
 async def test_who_is_told_to_stop_does_not_wait_for_a_server() -> None:
     async with SglangServer(f"http://127.0.0.1:{free_port()}") as server:
         with pytest.raises(Unavailable, match="stopped before"):
-            await until_up(server, is_stopped=lambda: True)
+            await until_up("SGLang", is_up(server), is_stopped=lambda: True)
 
 
 async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives_a_token(
-    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LOG_S", 0.0)
     target = make_tiny_target(short_tmp_path / "target")
     seed = saved_draft(short_tmp_path, 1).folder
     async with (
@@ -138,7 +140,7 @@ async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives
         SglangServer(fake.url) as server,
         asyncio.TaskGroup() as tasks,
     ):
-        wait = tasks.create_task(until_up(server, is_stopped=lambda: False))
+        wait = tasks.create_task(until_up("SGLang", is_up(server, late_s=0.0), is_stopped=lambda: False))
         await until(lambda: "/generate" in fake.calls, what="the question for a token")
         assert not wait.done()
         fake.is_full = False
@@ -151,10 +153,11 @@ def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
-from updraft_inference.sglang_engine.launch.supervisor import ServerCommand, supervised
+from updraft_inference.launch.program import SGLANG
+from updraft_inference.launch.supervisor import ServerCommand, supervised
 python, arguments, environment = {command!r}
 async def main():
-    launch = ServerCommand(python=Path(python), arguments=arguments, environment=environment, drain_s=5)
+    launch = ServerCommand(program=SGLANG, python=Path(python), arguments=arguments, environment=environment, drain_s=5)
     async with supervised(launch) as supervisor:
         print(supervisor.pid, flush=True)
         await asyncio.sleep(600)

@@ -1,4 +1,4 @@
-"""Runs a stock SGLang server as a child process: starts it, waits until it is up, forwards its log, and stops it gracefully.
+"""Runs a stock server as a child process: starts it, waits until it is up, forwards its log, and stops it gracefully.
 
 SIGTERM goes only to its main process, which lets requests finish and stops the others; a SIGTERM to those would kill them.
 After a deadline the whole process group is killed. If this process dies, the kernel sends the child a SIGTERM.
@@ -9,19 +9,20 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.sglang_engine.launch import arguments
-from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.launch.program import Program
 
 logger = logging.getLogger(__name__)
 
 _LOG_S = 15.0
 _POLL_S = 0.5
+_LAST_WORDS_S = 2.0
+"""For the last lines of a server that ended, whose children may hold its output open."""
 _MAX_LINE = 1 << 20
 _NUM_LAST_LINES = 15
 
@@ -30,7 +31,7 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent has gone")
-os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
 """Run by the server's interpreter: requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server."""
 
@@ -41,6 +42,7 @@ _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 class ServerCommand:
     """The command to run. `environment` is complete."""
 
+    program: Program
     python: Path
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -48,15 +50,15 @@ class ServerCommand:
     """How long running requests may take to finish."""
 
 
-def environment(inherited: Mapping[str, str], *, plugin: Path, collector: Path) -> dict[str, str]:
+def environment(program: Program, inherited: Mapping[str, str], *, plugin: Path, socket: Path) -> dict[str, str]:
     """The server's environment: ours without our settings, which contain secrets, plus the plugin's."""
     passed = {name: value for name, value in inherited.items() if not name.startswith("UPDRAFT_INFERENCE_")}
     paths = [str(plugin), *filter(None, [passed.get("PYTHONPATH")])]
-    allowed = passed.get("SGLANG_PLUGINS")
+    allowed = passed.get(program.plugins_variable)
     return passed | {
         "PYTHONPATH": os.pathsep.join(paths),
-        arguments.SOCKET_VARIABLE: str(collector),
-        **({} if not allowed else {"SGLANG_PLUGINS": f"{allowed},updraft"}),
+        program.socket_variable: str(socket),
+        **({} if not allowed else {program.plugins_variable: f"{allowed},updraft"}),
     }
 
 
@@ -66,6 +68,7 @@ class Supervisor:
         self._tasks = tasks
         self._process: asyncio.subprocess.Process | None = None
         self._last_lines: list[str] = []
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -84,6 +87,7 @@ class Supervisor:
                 "-c",
                 _LAUNCH,
                 str(os.getpid()),
+                launch.program.module,
                 *launch.arguments,
                 env=dict(launch.environment),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -94,22 +98,29 @@ class Supervisor:
             )
         except OSError as error:
             raise InvalidInput(
-                f"cannot start {launch.python} ({error.strerror}); UPDRAFT_INFERENCE_SGLANG_PYTHON must be the"
-                " Python interpreter of an environment with SGLang"
+                f"cannot start {launch.python} ({error.strerror}); {launch.program.setting('PYTHON')} must be the Python"
+                f" interpreter of an environment with {launch.program.engine}"
             ) from error
-        self._tasks.create_task(self._pass_on(self._process.stdout))
-
-    async def ready(self, server: SglangServer, is_stopped: Callable[[], bool]) -> None:
-        """Wait until it serves. Raises Unavailable, with its last log lines, if it ends first, or if this process is
-        stopping."""
-        await until_up(server, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
-        if self.has_ended:
-            status = None if self._process is None else self._process.returncode
-            raise Unavailable(f"the SGLang server ended with status {status}; its last lines:\n" + self._last_words)
+        self._reading = self._tasks.create_task(self._pass_on(self._process.stdout))
 
     @property
-    def _last_words(self) -> str:
-        return "\n".join(self._last_lines)
+    def failure(self) -> str:
+        """How it ended, with its last lines; "" while it runs."""
+        if not self.has_ended:
+            return ""
+        status = None if self._process is None else self._process.returncode
+        last = "\n".join(self._last_lines)
+        return f"the {self._launch.program.engine} server ended with status {status}; its last lines:\n{last}"
+
+    async def ready(self, is_up: Callable[[], Awaitable[bool]], is_stopped: Callable[[], bool]) -> None:
+        """Wait until it serves. Raises Unavailable, with its last log lines, if it ends first, or if this process is
+        stopping."""
+        program = self._launch.program
+        await until_up(program.engine, is_up, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
+        if self.has_ended:
+            if self._reading is not None:
+                await asyncio.wait((self._reading,), timeout=_LAST_WORDS_S)
+            raise Unavailable(self.failure)
 
     async def stop(self) -> None:
         """Let it drain, then kill the rest of its process group."""
@@ -123,7 +134,8 @@ class Supervisor:
                 async with asyncio.timeout(self._launch.drain_s):
                     await process.wait()
         if process.returncode is None:
-            logger.warning("The SGLang server did not stop in time and is killed", extra={"pid": process.pid})
+            engine = self._launch.program.engine
+            logger.warning("The %s server did not stop in time and is killed", engine, extra={"pid": process.pid})
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # it has its own session
         await process.wait()
@@ -136,6 +148,7 @@ class Supervisor:
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
         """Forward its log lines; those that look serious become warnings."""
         assert output is not None
+        its = logging.getLogger(self._launch.program.engine.lower())
         while True:
             try:
                 line = await output.readline()
@@ -146,7 +159,7 @@ class Supervisor:
             text = line.decode(errors="replace").rstrip()
             self._last_lines = [*self._last_lines, text][-_NUM_LAST_LINES:]
             level = logging.WARNING if _SERIOUS.search(text) else logging.INFO
-            logging.getLogger("sglang").log(level, "%s", text)
+            its.log(level, "%s", text)
 
 
 @asynccontextmanager
@@ -161,7 +174,11 @@ async def supervised(launch: ServerCommand) -> AsyncIterator[Supervisor]:
 
 
 async def until_up(
-    server: SglangServer, *, is_stopped: Callable[[], bool], has_ended: Callable[[], bool] = lambda: False
+    engine: str,
+    is_up: Callable[[], Awaitable[bool]],
+    *,
+    is_stopped: Callable[[], bool],
+    has_ended: Callable[[], bool] = lambda: False,
 ) -> None:
     """Return when the server serves or has ended, logging progress. Raises Unavailable if this process is stopping.
 
@@ -170,15 +187,12 @@ async def until_up(
     loop = asyncio.get_running_loop()
     started_s = logged_s = loop.time()
     while not has_ended():
-        is_late = loop.time() - logged_s > _LOG_S
-        if await server.is_up(_POLL_S * 4) or (
-            is_late and await server.gives_tokens()
-        ):  # it may serve although /ping fails
-            logger.info("The SGLang server is up", extra={"url": server.url, "after_s": round(loop.time() - started_s)})
+        if await is_up():
+            logger.info("The %s server is up", engine, extra={"after_s": round(loop.time() - started_s)})
             return
         if is_stopped():
-            raise Unavailable("stopped before the SGLang server was up")
-        if is_late:
+            raise Unavailable(f"stopped before the {engine} server was up")
+        if loop.time() - logged_s > _LOG_S:
             logged_s = loop.time()
-            logger.info("Waiting for SGLang", extra={"url": server.url, "for_s": round(logged_s - started_s)})
+            logger.info("Waiting for %s", engine, extra={"for_s": round(logged_s - started_s)})
         await asyncio.sleep(_POLL_S)

@@ -13,9 +13,6 @@ from updraft_sglang.weights import LOADER
 MARGIN = 8
 """Tokens of the context that the server gives to no request, in addition to those reserved for drafts."""
 
-SOCKET_VARIABLE = "UPDRAFT_SGLANG_SOCKET"
-"""Path of the agent's socket for the plugin; without it the plugin does nothing."""
-
 
 def speculation(initial_draft: Path, num_steps: int) -> list[str]:
     """The initial draft, `num_steps` draft tokens per step, and the loader for swaps. Raises InvalidInput without steps."""
