@@ -265,8 +265,6 @@ class InferenceSettings(settings.Settings):
     def _check_engine(self) -> Self:
         if self.engine != "sglang" and self.attach:
             raise ValueError("ATTACH requires ENGINE sglang")
-        if self.engine == "sglang" and not self.attach and self.sglang_python is None:
-            raise ValueError("ENGINE sglang requires ATTACH (the URL of a server) or SGLANG_PYTHON (to start one)")
         if self.engine != "torch" and self.drafter not in ("auto", "eagle3"):
             raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
         if self.engine != "torch" and (self.draft_path is not None or self.api_keys_file is not None):

@@ -4,7 +4,7 @@ The server proves each swap by a digest of what it holds afterwards, which is co
 """
 
 import asyncio
-import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ValidationError, model_validator
 
 from updraft_artifacts.digests import tensors_digest
-from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_draft import checkpoint
 from updraft_inference.engine import (
     CaptureLoss,
@@ -30,12 +30,14 @@ from updraft_inference.engine import (
 )
 from updraft_inference.sidecar.hello import Hello, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
+from updraft_inference.sidecar.restarts import Restarts
 from updraft_tap import weights, wire
-
-logger = logging.getLogger(__name__)
 
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
+
+_HELLO_S = 60.0
+"""How long the plugin of a server that serves again may take to connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +87,17 @@ class AttachedServer:
         fingerprints: tuple[str, str],
         initial: Path | None,
         on_change: Callable[[], None],
+        restarts: Restarts | None = None,
     ) -> None:
-        """`fingerprints` are those of the target and of its tokenizer; `initial` is the draft that the server started with."""
+        """`fingerprints` are those of the target and of its tokenizer; `initial` is the draft that the server started with,
+        unless `restarts` knows."""
         self._link = link
         self._initial = initial
+        self._restarts = restarts
+        self._good: DraftCheckpoint | None = None
+        """The draft of the last swap."""
+        self._arrived = asyncio.Event()
+        """Set by each hello of the process that has the model."""
         self._on_change = on_change
         self._worker: Hello | None = None
         self._asked = 0
@@ -135,7 +144,39 @@ class AttachedServer:
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
-        which says nothing about the draft; OtherShapeError if the server has to restart with it."""
+        which says nothing about the draft; OtherShapeError if somebody has to restart the server with it."""
+        try:
+            result = await self._exchange(draft)
+        except OtherShapeError:
+            if self._restarts is None or draft is None:
+                raise
+            result = await self._restart_with(draft, self._restarts)
+        self._good = draft
+        return result
+
+    async def _restart_with(self, draft: DraftCheckpoint, restarts: Restarts) -> SwapResult:
+        started_s, before = time.monotonic(), self._good
+        self._arrived.clear()
+        try:
+            await restarts.restart_with(draft)
+        except UpdraftError:
+            await self._greeted()
+            await self._exchange(before)
+            raise
+        await self._greeted()
+        await self._exchange(draft)
+        return SwapResult(loaded=self.loaded, pause_s=time.monotonic() - started_s)
+
+    async def _greeted(self) -> None:
+        """Wait for the plugin of a server that restarted."""
+        try:
+            async with asyncio.timeout(_HELLO_S):
+                await self._arrived.wait()
+        except TimeoutError:
+            raise Unavailable(f"the plugin of the restarted {self._link.kind.engine} server does not connect") from None
+
+    async def _exchange(self, draft: DraftCheckpoint | None) -> SwapResult:
+        """Swap without a restart."""
         async with self._swapping:
             worker = self._worker
             if worker is None:
@@ -167,6 +208,7 @@ class AttachedServer:
                 tokenizer_fingerprint=self.info.tokenizer_fingerprint,
             )
         self.met.set()
+        self._arrived.set()
         self._on_change()
 
     def _held(self, hello: Hello) -> LoadedDraft:
@@ -215,12 +257,13 @@ class AttachedServer:
             self._answer = None
 
     def _first_draft(self) -> _Load:
-        if self._initial is None:
+        initial = self._initial if self._restarts is None else self._restarts.initial
+        if initial is None:
             raise Unavailable(
                 f"the {self._link.kind.engine} server cannot return to the draft that it started with: set"
                 " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
             )
-        return _Load(folder=self._initial, version=0, digest="", held="")
+        return _Load(folder=initial, version=0, digest="", held="")
 
 
 def _read(draft: DraftCheckpoint, dtype: str) -> _Load:

@@ -18,6 +18,7 @@ from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
 from updraft_inference.sidecar.attached import AttachedServer
 from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.link import Link
+from updraft_inference.sidecar.restarts import Restarts
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.requirements import check_model, check_server
 from updraft_inference.sidecar.sglang.server import SglangServer
@@ -49,8 +50,9 @@ class AttachedSglang(AttachedServer):
         fingerprints: tuple[str, str],
         initial: Path | None,
         on_change: Callable[[], None],
+        restarts: Restarts | None = None,
     ) -> None:
-        super().__init__(link, fingerprints=fingerprints, initial=initial, on_change=on_change)
+        super().__init__(link, fingerprints=fingerprints, initial=initial, on_change=on_change, restarts=restarts)
         self._server = server
         self._folders = folders
         self._process, self._has_ranks = "", False
@@ -71,10 +73,10 @@ class AttachedSglang(AttachedServer):
             finally:
                 proving.cancel()
 
-    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+    async def _exchange(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Runs to its end even if the caller is cancelled, because several ranks are paused in between."""
         if not self._has_ranks:
-            return await super().swap(draft)
+            return await super()._exchange(draft)
         return await run_to_its_end(self._swap_ranks(draft))
 
     async def rehash(self) -> LoadedDraft:
