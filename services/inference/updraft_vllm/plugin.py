@@ -10,17 +10,16 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from updraft_tap import __version__, hooks, wire
+from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.http.keys import KeysError
-from updraft_tap.policy import Policy, read_policy
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
@@ -109,7 +108,7 @@ class SchedulerPlugin:
 
     def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
         self._http = http
-        self._hello = _Hello("scheduler", ServedVersion())
+        self._hello = _hello("scheduler", ServedVersion())
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
@@ -148,7 +147,7 @@ class SchedulerPlugin:
         if message.get("kind") == "answer":
             self._hooks.forget()
         elif message.get("kind") == "policy":
-            self._hooks.policy = _policy(message, self._channel)
+            self._hooks.policy = answered_policy(message, self._channel)
 
 
 class WorkerPlugin:
@@ -157,7 +156,7 @@ class WorkerPlugin:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._served = ServedVersion()
-        self._hello = _Hello("worker", self._served)
+        self._hello = _hello("worker", self._served)
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
@@ -254,7 +253,7 @@ class WorkerPlugin:
         if message.get("kind") == "answer" and self._rows is not None:
             self._rows.forget()
         elif message.get("kind") == "policy":
-            policy = _policy(message, self._channel)
+            policy = answered_policy(message, self._channel)
             if self._rows is not None:
                 self._rows.policy = policy
         elif message.get("kind") == "load":
@@ -264,45 +263,8 @@ class WorkerPlugin:
                 self._swap.load(message)
 
 
-class _Hello:
-    """The hello of a process; never fails."""
-
-    def __init__(self, role: str, served: ServedVersion) -> None:
-        self._served = served
-        self._facts: dict[str, Any] = {
-            "role": role,
-            "ranks": {},
-            "hooks": {},
-            "unhooked": {},
-            "device": "",
-            "unasked": "",
-        }
-        self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
-
-    def learn(self, **facts: Any) -> None:
-        self._facts |= facts
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "server": os.environ.get(_SERVER, ""),
-            "tap": __version__,
-            "engine": {"name": ENGINE, "version": _vllm()},
-            "pid": os.getpid(),
-            **self._facts,
-            "version": self._served.version,
-            "digest": self._served.digest,
-        }
-
-
-def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
-    """Return the capture policy from now on, and send it to the agent."""
-    try:
-        policy = read_policy(message)
-    except ValueError as error:
-        log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
-        policy = Policy()
-    channel.reply({"kind": "policy", **asdict(policy)})
-    return policy
+def _hello(role: str, served: ServedVersion) -> Hello:
+    return Hello(role, server=os.environ.get(_SERVER, ""), engine=ENGINE, version=_vllm(), served=served)
 
 
 def _kind(runner: Any) -> Runner:

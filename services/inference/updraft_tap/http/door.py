@@ -4,6 +4,7 @@ Pure ASGI, and it changes no byte of a request that it lets in, nor of an answer
 variable, which the tasks of a request inherit; an adapter reads it where requests leave the process.
 """
 
+import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from updraft_tap.http.keys import Keys, RefusedRequestError
-from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, read_terms
+from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, first, read_terms
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,9 +21,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(
-    {"/health", "/health_generate", "/healthz", "/livez", "/load", "/metrics", "/ping", "/readyz", "/version"}
+    {"/health", "/health_generate", "/healthz", "/livez", "/load", "/metrics", "/ping", "/ready", "/readyz", "/version"}
 )
 """Probes and metrics need no key. Everything else does, because engines answer prompts on many paths."""
+
+OWN = b"x-updraft-own"
+"""The header by which a server's requests to itself show that they are its own."""
+_COMPRESSED = b"x-body-compressed"
+"""The header by which SGLang's clients say that their body is compressed."""
 
 _current: ContextVar[Terms | None] = ContextVar("updraft_terms", default=None)
 
@@ -34,10 +40,14 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys` everybody is let in. `tenant_header` names a tenant, in lower case; b"": the API key does."""
+    """Without `keys` everybody is let in. `tenant_header` names a tenant, in lower case; b"": the API key does.
+
+    `own` is the secret in OWN of the server's requests to itself, which need no key; "": there are none.
+    """
 
     keys: Keys | None = None
     tenant_header: bytes = b""
+    own: str = ""
 
 
 class Door:
@@ -48,7 +58,7 @@ class Door:
         self._rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or _is_open(scope):
+        if scope["type"] not in ("http", "websocket") or _is_open(scope) or self._is_own(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -62,6 +72,10 @@ class Door:
         finally:
             _current.reset(before)
 
+    def _is_own(self, scope: Scope) -> bool:
+        shown = first(scope["headers"], OWN)
+        return bool(self._rules.own) and hmac.compare_digest(shown, self._rules.own.encode())
+
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._rules.keys is None:
             await self._app(scope, receive, send)
@@ -70,6 +84,7 @@ class Door:
         try:
             with self._rules.keys.admitted(api_key(scope["headers"])) as reserve:
                 if self._rules.keys.max_at_once and scope["type"] == "http":
+                    _check_is_readable(scope)
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
@@ -78,6 +93,10 @@ class Door:
             if inside:
                 raise
             await _refuse(scope, send, refusal)
+
+
+_PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")
+"""The fields of engines that may have several prompts."""
 
 
 def choices(body: bytes) -> int:
@@ -96,9 +115,10 @@ def choices(body: bytes) -> int:
     if asked.get("background"):
         raise RefusedRequestError(400, "background cannot be true, because the requests of an API key are limited")
     of_sampling = asked.get("sampling_params")
-    num = max(_whole(asked.get("n")), _whole(of_sampling.get("n") if isinstance(of_sampling, dict) else None))
-    several = sum(map(_several, (asked.get("prompt"), asked.get("prompt_embeds"), asked.get("messages"))))
-    return num * max(several, 1)
+    params = of_sampling if isinstance(of_sampling, list) else [of_sampling]
+    num = max([_whole(asked.get("n")), *(_whole(one.get("n")) for one in params if isinstance(one, dict))])
+    several = sum(_several(asked.get(name)) for name in _PROMPTS)
+    return num * max(several + _several_matrices(asked.get("input_embeds")), 1)
 
 
 def _whole(num: Any) -> int:
@@ -112,6 +132,19 @@ def _whole(num: Any) -> int:
 def _several(value: Any) -> int:
     """How many there are if it is a list of prompts or of conversations; 0 if it is one, or none."""
     return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 0
+
+
+def _several_matrices(value: Any) -> int:
+    """The same for a matrix of numbers, or a list of them."""
+    is_list = isinstance(value, list) and value and isinstance(value[0], list) and value[0]
+    return len(value) if is_list and isinstance(value[0][0], list) else 0
+
+
+def _check_is_readable(scope: Scope) -> None:
+    """Raises RefusedRequestError for a body whose choices cannot be counted."""
+    if first(scope["headers"], _COMPRESSED):
+        message = "the body cannot be compressed, because the requests of an API key are limited"
+        raise RefusedRequestError(400, message)
 
 
 def _is_open(scope: Scope) -> bool:

@@ -1,18 +1,20 @@
-"""The bodies of the hooks: find captured requests, copy their rows before SGLang samples, and queue them for the agent.
+"""The hooks around the worker's forward: rows of captured requests, copied before SGLang samples, and swaps between forwards.
 
-Errors never reach SGLang, and a hook that keeps raising ends capture. A request without capture options costs one look at its
-parameters. The scheduler is a single thread, so one forward is in progress at a time.
+Errors never reach SGLang. Without captured requests nothing is read of a tensor. The scheduler is a single thread, so one
+forward is in progress at a time.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from updraft_sglang.requests import VERSION
+from updraft_sglang.selection import Selection
 from updraft_tap import prefills, steps
-from updraft_tap.capture_options import CapturedRequests, captured_requests, read_options
+from updraft_tap.between_steps import BetweenSteps
+from updraft_tap.capture_options import CapturedRequests
 from updraft_tap.channel import Channel
 from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
@@ -42,29 +44,36 @@ class _Forward:
     staged: Staged | None = field(default=None)
 
 
-class CaptureHooks:
+class RowHooks:
     """The hook bodies. Each calls `original` once with its own arguments."""
 
-    def __init__(self, *, channel: Channel, served: ServedVersion, top_k: int) -> None:
+    def __init__(
+        self, *, channel: Channel, selection: Selection, between: BetweenSteps, served: ServedVersion, top_k: int
+    ) -> None:
+        self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
+        self.unhooked: dict[str, str] = {}
+        """Hooks that raised too often, and why."""
         self._channel = channel
+        self._selection = selection
+        self._between = between
         self._served = served
         self._top_k = top_k
         self._forward: _Forward | None = None
-        self._guarded = Guard(failed=channel.failed, unhooked=lambda _, reason: channel.end(reason))
         self._streams: dict[torch.device, torch.cuda.Stream | None] = {}
 
     def forward(self, original: Hook, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND EAGLEWorkerV2.forward_batch_generation: a prefill, or drafting, verification and what follows."""
-        if not self._channel.is_open:
-            return original(worker, batch, *args, **kwargs)
-        forward = self._forward = self._guarded("forward", self._begin, batch)
+        self._between.begin()
+        forward = self._forward = self.guard("rows", self._begin, batch) if self._channel.is_open else None
         try:
             result = original(worker, batch, *args, **kwargs)
+            if forward is not None and forward.staged is not None:
+                self.guard("rows", self._finish, forward)
+            self.guard("version", setattr, result, VERSION, self._served.version)
+            return result
         finally:
             self._forward = None
-        if forward is not None and forward.staged is not None:
-            self._guarded("forward", self._finish, forward)
-        return result
+            self._between.end()
 
     def verify(
         self, original: Hook, verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
@@ -73,20 +82,20 @@ class CaptureHooks:
         forward = self._forward
         if forward is None or batch is not forward.batch:
             return original(verify_input, batch, logits_output, *args, **kwargs)
-        rows = self._guarded("verify", self._collect, forward, verify_input, logits_output)
+        rows = self.guard("rows", self._collect, forward, verify_input, logits_output)
         result = original(verify_input, batch, logits_output, *args, **kwargs)
         if rows is not None:
-            self._guarded("verify", self._stage, forward, rows, result)
+            self.guard("rows", self._stage, forward, rows, result)
         return result
 
     def prefill(self, original: Hook, runner: Any, logits_output: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND ModelRunner.sample, which changes the logits. Within a forward it belongs to the target's prefill."""
         if self._forward is not None:
-            self._guarded("prefill", self._prefilled, self._forward, runner, logits_output)
+            self.guard("rows", self._prefilled, self._forward, runner, logits_output)
         return original(runner, logits_output, *args, **kwargs)
 
     def _begin(self, batch: ScheduleBatch) -> _Forward | None:
-        captured = _captured(batch.reqs)
+        captured = self._selection.captured(batch.reqs)
         if captured is None:
             return None
         stream = self._stream(batch.seq_lens.device)
@@ -144,12 +153,12 @@ class CaptureHooks:
         )
         self._channel.offer(StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))
 
-
-def _captured(requests: Sequence[Any] | None) -> CapturedRequests | None:
-    """The requests of the batch whose `sampling_params.custom_params` have capture options."""
-    return captured_requests(
-        [(str(one.rid), read_options(one.sampling_params.custom_params)) for one in requests or ()]
-    )
+    def _unhooked(self, name: str, reason: str) -> None:
+        self.unhooked[name] = reason
+        if name == "rows":
+            self._channel.end(reason)
+        else:
+            self._channel.restate()
 
 
 def _states(logits_output: Any) -> Tensor:

@@ -1,0 +1,142 @@
+"""The hooks in SGLang's HTTP processes: the middleware, and the mark that each request carries to the scheduler.
+
+A request leaves such a process once for each of its choices, in a task of the HTTP request that it is of. With API keys the
+server's requests to itself at its start show a secret instead of one.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from updraft_sglang import names
+from updraft_sglang.marks import sealed
+from updraft_tap import hooks
+from updraft_tap.hooks import Binding, Guard, Hook
+from updraft_tap.http import door
+from updraft_tap.http.door import OWN, Door, Rules
+from updraft_tap.http.keys import Keys
+from updraft_tap.settings import DoorSettings
+
+log = logging.getLogger(__name__)
+
+_is_own: ContextVar[bool] = ContextVar("updraft_own", default=False)
+"""The server sends requests to itself on this thread."""
+
+
+class HttpProcess:
+    """The hook bodies. Each calls `original` once with its own arguments. Raises KeysError if the keys file is invalid."""
+
+    def __init__(self, settings: DoorSettings, secret: str) -> None:
+        self.needs_keys = settings.api_keys_file is not None
+        keys = (
+            Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key) if settings.api_keys_file else None
+        )
+        self._rules = Rules(keys=keys, tenant_header=settings.tenant_header.lower().encode(), own=secret)
+        self._secret = secret
+        self._guard = Guard(failed=_failed, unhooked=lambda _, reason: log.error("Updraft: %s", reason))
+        self.bindings = (
+            Binding(target=names.ARGUMENTS, hook=self.resolve, parameters=("self",)),
+            Binding(target=f"{names.MANAGER}.__init__", hook=self.start, parameters=("self",)),
+            Binding(target=f"{names.MANAGER}._dispatch_to_scheduler", hook=self.send, parameters=("self", "obj")),
+        )
+
+    def resolve(self, original: Hook, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND ServerArgs.resolve_once. Raises SystemExit if clients could pass without a key."""
+        done = original(arguments, *args, **kwargs)
+        if self.needs_keys:
+            refuse(_bypass(arguments))
+        return done
+
+    def start(self, original: Hook, manager: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND TokenizerManager.__init__, before the process serves. Raises SystemExit if it could not require keys."""
+        done = original(manager, *args, **kwargs)
+        try:
+            self.add_door(sys.modules[names.HTTP].app)
+        except (KeyError, AttributeError, RuntimeError) as error:
+            log.error("Updraft cannot ask senders whether their requests may be captured: %r", error)
+            if self.needs_keys:
+                refuse(f"this process has no HTTP application that can be guarded: {error!r}")
+        return done
+
+    def add_door(self, app: Any) -> None:
+        """Add the middleware unless it is there; the last one that is added is the outermost.
+
+        Raises RuntimeError if it is too late, and SystemExit if the server could not start with it.
+        """
+        if any(one.cls is Door for one in app.user_middleware):
+            return
+        app.add_middleware(Door, rules=self._rules)
+        if self.needs_keys:
+            refuse(misfit(hooks.install(_of_own_requests(self._secret))))
+
+    def send(self, original: Hook, manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND TokenizerManager._dispatch_to_scheduler. A request that gets no mark is not captured."""
+        self._guard("terms", self._mark, obj)
+        return original(manager, obj, *args, **kwargs)
+
+    def _mark(self, sent: Any) -> None:
+        for one in getattr(sent, "batch", None) or (sent,):
+            params = getattr(one, "sampling_params", None)
+            if params is not None:  # else it asks for no text
+                params.custom_params = sealed(params.custom_params, door.current(), self._secret)
+
+
+def misfit(found: Mapping[str, str]) -> str:
+    """The hooks that are not in place, in one sentence; "" if all are."""
+    return "; ".join(filter(None, found.values()))
+
+
+def unasked(found: Mapping[str, str]) -> str:
+    """Why no request can be asked whether it may be captured; "" if all are."""
+    problem = _rust() or misfit({name: why for name, why in found.items() if name != names.ARGUMENTS})
+    return f"requests are counted but not captured: {problem}" if problem else ""
+
+
+def refuse(problem: str) -> None:
+    """End the start of the server if there is a problem. SGLang only logs other exceptions of a plugin."""
+    if problem:
+        raise SystemExit(f"Updraft: API keys cannot be enforced: {problem}")
+
+
+def _of_own_requests(secret: str) -> tuple[Binding, ...]:
+    """The hooks by which the server's requests to itself, which warm it up, pass the door."""
+
+    def warm_up(original: Hook, *args: Any, **kwargs: Any) -> Any:
+        """AROUND _wait_and_warmup, a thread of its own."""
+        _is_own.set(True)
+        return original(*args, **kwargs)
+
+    def request(original: Hook, *args: Any, **kwargs: Any) -> Any:
+        """AROUND the function by which they are sent."""
+        if _is_own.get():
+            kwargs["headers"] = {**(kwargs.get("headers") or {}), OWN.decode(): secret}
+        return original(*args, **kwargs)
+
+    return (
+        Binding(target=f"{names.HTTP}._wait_and_warmup", hook=warm_up, parameters=("server_args",)),
+        Binding(target="requests.api.request", hook=request, parameters=("method", "url")),
+    )
+
+
+def _bypass(arguments: Any) -> str:
+    """Why clients would not pass the middleware; "" if they do."""
+    from sglang.srt.arg_groups.overrides import resolving_view  # noqa: PLC0415  (only with keys)
+
+    view = resolving_view(arguments)
+    if view.smg_grpc_mode or view.grpc_mode or view.grpc_port is not None:
+        return "SGLang's gRPC servers have no HTTP headers; leave out --grpc-port, --grpc-mode and --smg-grpc-mode"
+    if view.encoder_only:
+        return "the server of --encoder-only has an HTTP application of its own"
+    return _rust()
+
+
+def _rust() -> str:
+    is_rust = os.environ.get(names.RUST, "").lower() in ("1", "true", "yes", "y")
+    return f"with {names.RUST}, SGLang's HTTP server is not in Python; unset it" if is_rust else ""
+
+
+def _failed(error: Exception) -> None:
+    log.error("Updraft cannot say whether a request may be captured, so it is not: %s: %s", type(error).__name__, error)

@@ -1,0 +1,88 @@
+"""The requests in the scheduler, and which give rows: decided once for each, by the agent's policy and its sender's terms.
+
+Each request gets an id of its own, which begins with SGLang's. Clients choose SGLang's ids and use them again, and an id
+decides what is captured and names a trace.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from updraft_sglang.marks import is_sealed, read_sealed
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions, captured_requests
+from updraft_tap.http.terms import Terms
+from updraft_tap.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """A request in the scheduler. `options` are those of rows, chosen for the agent with this number; None for none."""
+
+    id: str
+    terms: Terms
+    asked: bool
+    options: CaptureOptions | None
+    agent: int
+    since_s: float = field(default_factory=time.perf_counter)
+
+
+class Selection:
+    """`forget` and `policy` belong to the threads of the channels, everything else to the scheduler's."""
+
+    def __init__(self, secret: str) -> None:
+        self.policy = Policy()
+        self._secret = secret
+        self._agent = 0
+        """How many agents there were before this one."""
+        self._met: dict[str, Met] = {}
+        self._num_captured = 0
+
+    def forget(self) -> None:
+        """Another agent is there: give it nothing that the one before chose."""
+        self.policy = Policy()
+        self._agent += 1
+
+    def meet(self, rid: str, received: Any) -> None:
+        """A request arrives, as SGLang's scheduler receives it."""
+        agent = self._agent  # read before the policy, which `forget` replaces before it counts
+        params, own = received.sampling_params.custom_params, f"{rid}-{uuid.uuid4().hex[:8]}"
+        terms = read_sealed(params, self._secret)
+        options = self.policy.options(own) if terms.permitted and _is_text(received) else None
+        self.end(rid)
+        self._met[rid] = Met(id=own, terms=terms, asked=is_sealed(params, self._secret), options=options, agent=agent)
+        self._num_captured += options is not None
+
+    def end(self, rid: str) -> Met | None:
+        """The request, which is forgotten; None if it was not met."""
+        met = self._met.pop(rid, None)
+        self._num_captured -= met is not None and met.options is not None
+        return met
+
+    def __contains__(self, rid: object) -> bool:
+        return rid in self._met
+
+    def is_captured(self, met: Met) -> bool:
+        """Whether the agent that is there now gets rows of the request."""
+        return met.options is not None and met.agent == self._agent
+
+    def captured(self, requests: Sequence[Any] | None) -> CapturedRequests | None:
+        """The requests of a batch that give rows; None if there are none."""
+        if not self._num_captured:
+            return None
+        return captured_requests([self._entry(one.rid) for one in requests or ()])
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        self._met.clear()
+        self._num_captured = 0
+
+    def _entry(self, rid: str) -> tuple[str, CaptureOptions | None]:
+        met = self._met.get(rid)
+        return (met.id, met.options) if met is not None and self.is_captured(met) else (rid, None)
+
+
+def _is_text(received: Any) -> bool:
+    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's."""
+    return received.mm_inputs is None and received.input_embeds is None and received.lora_id is None
