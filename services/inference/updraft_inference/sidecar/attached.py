@@ -73,6 +73,21 @@ class _Loaded(BaseModel, frozen=True):
         return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of a server before it connects: the fingerprints of its target and of its tokenizer, the draft that it
+    starts with, and how to restart it if Updraft starts it."""
+
+    fingerprints: tuple[str, str]
+    initial: Path | None = None
+    restarts: Restarts | None = None
+
+    @property
+    def first_draft(self) -> Path | None:
+        """The draft that it started with last."""
+        return self.initial if self.restarts is None else self.restarts.initial
+
+
 class AttachedServer:
     """Everything happens on the agent's event loop. `on_change` is called when the server holds another draft by itself."""
 
@@ -80,20 +95,9 @@ class AttachedServer:
     speedups: Mapping[int, Speedup] = MappingProxyType({})
     faults: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(
-        self,
-        link: Link,
-        *,
-        fingerprints: tuple[str, str],
-        initial: Path | None,
-        on_change: Callable[[], None],
-        restarts: Restarts | None = None,
-    ) -> None:
-        """`fingerprints` are those of the target and of its tokenizer; `initial` is the draft that the server started with,
-        unless `restarts` knows."""
+    def __init__(self, link: Link, known: Known, *, on_change: Callable[[], None]) -> None:
         self._link = link
-        self._initial = initial
-        self._restarts = restarts
+        self._known = known
         self._good: DraftCheckpoint | None = None
         """The draft of the last swap."""
         self._arrived = asyncio.Event()
@@ -109,7 +113,7 @@ class AttachedServer:
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
-        target, tokenizer = fingerprints
+        target, tokenizer = known.fingerprints
         self.info = HolderInfo(
             engine=link.kind.engine.lower(), target_fingerprint=target, tokenizer_fingerprint=tokenizer
         )
@@ -148,9 +152,9 @@ class AttachedServer:
         try:
             result = await self._exchange(draft)
         except OtherShapeError:
-            if self._restarts is None or draft is None:
+            if self._known.restarts is None or draft is None:
                 raise
-            result = await self._restart_with(draft, self._restarts)
+            result = await self._restart_with(draft, self._known.restarts)
         self._good = draft
         return result
 
@@ -257,7 +261,7 @@ class AttachedServer:
             self._answer = None
 
     def _first_draft(self) -> _Load:
-        initial = self._initial if self._restarts is None else self._restarts.initial
+        initial = self._known.first_draft
         if initial is None:
             raise Unavailable(
                 f"the {self._link.kind.engine} server cannot return to the draft that it started with: set"

@@ -27,7 +27,7 @@ from updraft_inference.launch import admin_key
 from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.attached import AttachedServer, Known
 from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
@@ -49,7 +49,7 @@ async def serve(settings: InferenceSettings, stop: Stop) -> None:
     fingerprints = await asyncio.to_thread(
         lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
     )
-    agent = _Agent(tools, fingerprints)
+    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
     watch_holder(registry, agent.server)
     with probes.serve(
         registry,
@@ -71,7 +71,7 @@ async def serve(settings: InferenceSettings, stop: Stop) -> None:
 
 
 class _Agent:
-    def __init__(self, tools: pod.Tools, fingerprints: tuple[str, str]) -> None:
+    def __init__(self, tools: pod.Tools, known: Known) -> None:
         settings = tools.settings
         self._tools = tools
         self._changed = asyncio.Event()
@@ -81,7 +81,7 @@ class _Agent:
         assembler = Assembler(max_bytes=settings.capture_running_bytes or RUNNING_BYTES)
         kind = VLLM if settings.engine == "vllm" else SGLANG
         self.link = Link(settings.socket_path, kind, assembler, self._hear, clock=tools.clock)
-        self.server = _attached(settings, self.link, fingerprints, self._note_draft)
+        self.server = _attached(settings, self.link, known, self._note_draft)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -153,20 +153,12 @@ class _Agent:
             self._fleet.swapper.again()
 
 
-def _attached(
-    settings: InferenceSettings, link: Link, fingerprints: tuple[str, str], on_change: Callable[[], None]
-) -> AttachedServer:
-    initial = settings.initial_draft
+def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: Callable[[], None]) -> AttachedServer:
     if link.kind is VLLM:
-        return AttachedServer(link, fingerprints=fingerprints, initial=initial, on_change=on_change)
-    return AttachedSglang(
-        link,
-        SglangServer(settings.attach, admin_key=_admin_key(settings)),
-        folders=Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap"),
-        fingerprints=fingerprints,
-        initial=initial,
-        on_change=on_change,
-    )
+        return AttachedServer(link, known, on_change=on_change)
+    folders = Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap")
+    server = SglangServer(settings.attach, admin_key=_admin_key(settings))
+    return AttachedSglang(link, known, server, folders, on_change=on_change)
 
 
 def _admin_key(settings: InferenceSettings) -> str:

@@ -15,7 +15,7 @@ from tests.support.wait import until
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.attached import AttachedServer, Known
 from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_tap import checkpoint, weights
@@ -29,8 +29,7 @@ class Beside:
         self.link = Link(path, VLLM, Assembler(max_bytes=1), self._hear)
         self.server = AttachedServer(
             self.link,
-            fingerprints=("sha256:t", "sha256:k"),
-            initial=initial,
+            Known(fingerprints=("sha256:t", "sha256:k"), initial=initial),
             on_change=lambda: self.changes.append(self.server.loaded),
         )
 

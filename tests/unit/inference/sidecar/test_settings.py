@@ -14,38 +14,35 @@ from updraft_inference.settings import InferenceSettings
 from updraft_trainer.settings import TrainerSettings
 
 
-def test_sglang_needs_a_server_or_the_means_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="ATTACH"):
-        InferenceSettings(model=tmp_path, engine="sglang")
-    with pytest.raises(ValidationError, match="requires ENGINE sglang"):
-        InferenceSettings(model=tmp_path, attach="http://127.0.0.1:30000")
+def test_only_an_agent_beside_sglang_has_the_url_of_a_server(tmp_path: Path) -> None:
+    for engine in ("torch", "vllm"):
+        with pytest.raises(ValidationError, match="requires ENGINE sglang"):
+            InferenceSettings(model=tmp_path, engine=engine, attach="http://127.0.0.1:30000")  # type: ignore[arg-type]
     InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000")
-    InferenceSettings(model=tmp_path, engine="sglang", sglang_python=Path("/python"))
+    InferenceSettings(model=tmp_path, engine="sglang")
 
 
 def test_a_drafter_that_sglang_has_not_is_refused(tmp_path: Path) -> None:
     for drafter in ("none", "ngram", "hybrid"):
         with pytest.raises(ValidationError, match=f"DRAFTER {drafter} requires ENGINE torch"):
-            InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter=drafter)
-    InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000", drafter="eagle3")
+            InferenceSettings(model=tmp_path, engine="sglang", drafter=drafter)
+    InferenceSettings(model=tmp_path, engine="sglang", drafter="eagle3")
 
 
 def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) -> None:
-    sglang = {"engine": "sglang", "attach": "http://127.0.0.1:30000"}
-    for kind in ({"engine": "vllm"}, sglang):
-        beside = InferenceSettings(model=tmp_path, data_dir=tmp_path, **kind)  # type: ignore[arg-type]  # of strings
-        assert beside.socket_path == tmp_path / f"{beside.engine}.sock"
+    for engine in ("sglang", "vllm"):
+        beside = InferenceSettings(model=tmp_path, data_dir=tmp_path, engine=engine)  # type: ignore[arg-type]
+        assert beside.socket_path == tmp_path / f"{engine}.sock"
     assert InferenceSettings(model=tmp_path, engine="vllm", vllm_socket=tmp_path / "v").socket_path == tmp_path / "v"
-    named = InferenceSettings(model=tmp_path, sglang_socket=tmp_path / "s", **sglang)  # type: ignore[arg-type]
+    named = InferenceSettings(model=tmp_path, engine="sglang", sglang_socket=tmp_path / "s")
     assert named.socket_path == tmp_path / "s"
 
 
 @pytest.mark.parametrize("setting", ["draft_path", "api_keys_file"])
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 def test_what_only_a_process_in_front_of_clients_can_do_is_refused(tmp_path: Path, engine: str, setting: str) -> None:
-    attach = "http://127.0.0.1:30000" if engine == "sglang" else ""
     with pytest.raises(ValidationError, match=f"DRAFT_PATH and API_KEYS_FILE are not for ENGINE {engine}"):
-        InferenceSettings(model=tmp_path, engine=engine, attach=attach, **{setting: tmp_path})  # type: ignore[arg-type]
+        InferenceSettings(model=tmp_path, engine=engine, **{setting: tmp_path})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ShapeChoice)])
@@ -67,10 +64,11 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_arguments_win_over_variables_and_are_checked_with_them(tmp_path: Path) -> None:
-    done = run("--engine", "sglang", UPDRAFT_INFERENCE_MODEL=str(tmp_path), UPDRAFT_INFERENCE_ENGINE="torch")
+    arguments = ("--engine", "torch", "--attach", "http://127.0.0.1:30000")
+    done = run(*arguments, UPDRAFT_INFERENCE_MODEL=str(tmp_path), UPDRAFT_INFERENCE_ENGINE="sglang")
 
     assert done.returncode == 2
-    assert "ENGINE sglang requires ATTACH" in done.stderr
+    assert "ATTACH requires ENGINE sglang" in done.stderr
 
 
 def _least(cls: type[BaseSettings], name: str) -> int:

@@ -15,10 +15,9 @@ from pathlib import Path
 from updraft_chassis.errors import Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_inference.cancellation import run_to_its_end
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
-from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.attached import AttachedServer, Known
 from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.link import Link
-from updraft_inference.sidecar.restarts import Restarts
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.requirements import check_model, check_server
 from updraft_inference.sidecar.sglang.server import SglangServer
@@ -42,17 +41,9 @@ class Folders:
 
 class AttachedSglang(AttachedServer):
     def __init__(
-        self,
-        link: Link,
-        server: SglangServer,
-        *,
-        folders: Folders,
-        fingerprints: tuple[str, str],
-        initial: Path | None,
-        on_change: Callable[[], None],
-        restarts: Restarts | None = None,
+        self, link: Link, known: Known, server: SglangServer, folders: Folders, *, on_change: Callable[[], None]
     ) -> None:
-        super().__init__(link, fingerprints=fingerprints, initial=initial, on_change=on_change, restarts=restarts)
+        super().__init__(link, known, on_change=on_change)
         self._server = server
         self._folders = folders
         self._process, self._has_ranks = "", False

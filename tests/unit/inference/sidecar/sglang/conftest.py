@@ -16,6 +16,7 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import target_fingerprint
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft
 from updraft_inference.sidecar.assembly import Assembler
+from updraft_inference.sidecar.attached import Known
 from updraft_inference.sidecar.hello import SGLANG, Hello
 from updraft_inference.sidecar.link import Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
@@ -63,10 +64,9 @@ class Beside:
         target = self.models / "target"
         server = AttachedSglang(
             Link(self.data / "s", SGLANG, Assembler(max_bytes=1), lambda _: None),
+            Known(fingerprints=(target_fingerprint(target), "sha256:k")),
             SglangServer(self.fake.url, admin_key=key),
-            folders=Folders(model=target, drafts=self.models / "drafts", note=self.note),
-            fingerprints=(target_fingerprint(target), "sha256:k"),
-            initial=None,
+            Folders(model=target, drafts=self.models / "drafts", note=self.note),
             on_change=lambda: self.changes.append(server.loaded),
         )
         async with server.running():
