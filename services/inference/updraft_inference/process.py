@@ -32,7 +32,7 @@ def main(environ: Mapping[str, str]) -> None:
     if loaded.engine == "torch":
         wait_briefly(os.environ)
     if loaded.engine == "vllm":
-        lifecycle.run(PROCESS, partial(_serve_beside, loaded))
+        lifecycle.run(PROCESS, partial(_serve_beside, loaded, environ))
         return
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
@@ -43,14 +43,17 @@ def main(environ: Mapping[str, str]) -> None:
     lifecycle.run(PROCESS, serve)
 
 
-async def _serve_beside(loaded: InferenceSettings, stop: lifecycle.Stop) -> None:
-    """Be the agent of a server, whose cores are not ours."""
+async def _serve_beside(loaded: InferenceSettings, environ: Mapping[str, str], stop: lifecycle.Stop) -> None:
+    """Be the agent of a server, whose cores are not ours; with VLLM_PYTHON, start that server."""
     import torch  # noqa: PLC0415 - see main
 
-    from updraft_inference.sidecar import composition  # noqa: PLC0415
+    from updraft_inference.sidecar import composition, started  # noqa: PLC0415
 
     torch.set_num_threads(loaded.num_threads or 1)
-    await composition.serve(loaded, stop)
+    if loaded.vllm_python is not None:
+        await started.serve(loaded, environ, stop)
+    else:
+        await composition.serve(loaded, stop)
 
 
 def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:

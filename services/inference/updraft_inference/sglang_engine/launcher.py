@@ -78,7 +78,7 @@ async def started(
                 server,
                 on_finished,
                 has_ended=lambda: child.has_ended,
-                restart=child.restart if launch.may_restart else None,
+                restart=child.start_with if launch.may_restart else None,
             ) as engine:
                 yield engine
 

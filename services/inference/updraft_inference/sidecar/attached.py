@@ -5,8 +5,10 @@ The server proves each swap by a digest of what it holds afterwards, which is co
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,7 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError, model_validator
 
 from updraft_artifacts.digests import tensors_digest
-from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_draft import checkpoint
 from updraft_inference.engine import (
     CaptureLoss,
@@ -32,6 +34,9 @@ from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
 logger = logging.getLogger(__name__)
+
+Restart = Callable[[Path], Awaitable[Path]]
+"""Starts the server with the draft in a folder; returns where that draft is kept."""
 
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
@@ -98,6 +103,11 @@ class AttachedServer:
         self._swapping = asyncio.Lock()
         self._misfits: dict[DraftCheckpoint | None, str] = {}
         """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
+        self.restart: Restart | None = None
+        """Restarts the server with another draft; None if somebody else starts it."""
+        self._returned = asyncio.Event()
+        """Set when the process that has the model says hello."""
+        self._failed_starts: Counter[str] = Counter()
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
@@ -142,9 +152,33 @@ class AttachedServer:
             try:
                 return await self._swap(load)
             except OtherShapeError as error:
+                if draft is not None and self.restart is not None:
+                    return await self._restart_with(self.restart, load)
                 if draft is not None:
                     self._misfits[draft] = str(error)
                 raise
+
+    async def _restart_with(self, restart: Restart, load: _Load) -> SwapResult:
+        """Restart the server for a draft of another shape, and prove there that it serves it.
+
+        Raises InvalidInput if the server fails to start with it for the second time; Unavailable the first time.
+        """
+        started_s = time.monotonic()
+        self._returned.clear()
+        try:
+            self._initial = await restart(load.folder)
+        except UpdraftError as error:
+            self._failed_starts[load.digest] += 1
+            is_second = self._failed_starts[load.digest] > 1
+            message = f"the {self._kind.engine} server does not start with version {load.version}: {error}"
+            raise (InvalidInput if is_second else Unavailable)(message) from error
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await self._returned.wait()
+        except TimeoutError:
+            raise Unavailable(f"the plugin of the restarted {self._kind.engine} server did not connect") from None
+        result = await self._swap(load)
+        return replace(result, pause_s=time.monotonic() - started_s)
 
     async def rehash(self) -> LoadedDraft:
         """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
@@ -161,6 +195,7 @@ class AttachedServer:
                 tokenizer_fingerprint=self.info.tokenizer_fingerprint,
             )
         self.met.set()
+        self._returned.set()
         self._on_change()
 
     def _lose(self) -> None:

@@ -26,7 +26,7 @@ from updraft_inference.engine import FinishedRequest
 from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.attached import AttachedServer, Restart
 from updraft_inference.sidecar.hello import VLLM, Kind
 from updraft_inference.sidecar.link import Event, Link
 
@@ -39,14 +39,15 @@ _CHANGE = 0.05
 """Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
-async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> None:
-    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
+async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM, *, restart: Restart | None = None) -> None:
+    """Run the process until `stop`. `restart` starts the server with another draft. Raises UpdraftError if it cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
     fingerprints = await asyncio.to_thread(
         lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
     )
     agent = _Agent(tools, kind, fingerprints)
+    agent.server.restart = restart
     watch_holder(registry, agent.server)
     with probes.serve(
         registry,
