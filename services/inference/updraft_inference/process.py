@@ -30,7 +30,7 @@ def main(environ: Mapping[str, str]) -> None:
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
     if loaded.engine != "torch":
-        lifecycle.run(PROCESS, partial(_serve_beside, loaded))
+        lifecycle.run(PROCESS, partial(_serve_beside, loaded, environ))
         return
     wait_briefly(os.environ)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
@@ -38,15 +38,18 @@ def main(environ: Mapping[str, str]) -> None:
     lifecycle.run(PROCESS, lambda stop: composition.serve(loaded, stop, open_engine))
 
 
-async def _serve_beside(loaded: InferenceSettings, stop: lifecycle.Stop) -> None:
-    """Be the agent of a server, whose cores are not ours."""
+async def _serve_beside(loaded: InferenceSettings, environ: Mapping[str, str], stop: lifecycle.Stop) -> None:
+    """Be the agent of a server, whose cores are not ours; with its interpreter, start that server."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request at INFO
     import torch  # noqa: PLC0415 - see main
 
-    from updraft_inference.sidecar import composition  # noqa: PLC0415
+    from updraft_inference.sidecar import composition, started  # noqa: PLC0415
 
     torch.set_num_threads(loaded.num_threads or 1)
-    await composition.serve(loaded, stop)
+    if loaded.server_python is not None:
+        await started.serve(loaded, environ, stop)
+    else:
+        await composition.serve(loaded, stop)
 
 
 def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:

@@ -35,7 +35,7 @@ class InferenceSettings(settings.Settings):
     """Address to listen on; 0.0.0.0 for all interfaces."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 picks a free port."""
+    """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 picks a free port, except for a server that is started."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9093
     """Port of /healthz, /readyz and /metrics with engine vllm, whose server has the OpenAI API; 0 picks a free port."""
@@ -50,6 +50,16 @@ class InferenceSettings(settings.Settings):
     initial_draft: Path | None = None
     """Folder of the draft that a vLLM server started with, as the server sees it: what it drafts with when no version serves.
     Without it, a server that holds a version must restart to have none."""
+
+    vllm_python: Path | None = None
+    """Python interpreter of an environment with vLLM. The server starts on `port` and stops with this process; without it, the
+    agent waits for a server of your own."""
+
+    vllm_args: str = ""
+    """Extra arguments for the vLLM server, in shell syntax; they override those that Updraft sets."""
+
+    vllm_restarts: bool = False
+    """Whether to restart the vLLM server that Updraft started when a draft has another shape; see sglang_restarts."""
 
     attach: str = ""
     """URL of a running SGLang server on this machine or in this pod; if empty, sglang_python starts one."""
@@ -257,6 +267,11 @@ class InferenceSettings(settings.Settings):
         return socket or self.data_dir / f"{self.engine}.sock"
 
     @property
+    def server_python(self) -> Path | None:
+        """The interpreter of a server to start; None if somebody else starts it."""
+        return {"sglang": self.sglang_python, "vllm": self.vllm_python}.get(self.engine)
+
+    @property
     def draft_folder(self) -> Path:
         """Where the drafts of the speculator are kept, by version."""
         return self.data_dir / "drafts" / self.speculator
@@ -267,6 +282,8 @@ class InferenceSettings(settings.Settings):
             raise ValueError("ATTACH requires ENGINE sglang")
         if self.engine != "torch" and self.drafter not in ("auto", "eagle3"):
             raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
+        if self.engine != "vllm" and self.vllm_python is not None:
+            raise ValueError("VLLM_PYTHON requires ENGINE vllm")
         if self.engine != "torch" and (self.draft_path is not None or self.api_keys_file is not None):
             raise ValueError(
                 f"DRAFT_PATH and API_KEYS_FILE are not for ENGINE {self.engine}: clients use the server's own port"

@@ -1,25 +1,22 @@
 """A child that behaves as SGLang's main process does, and ones that do not. `python -m sglang.launch_server` is theirs."""
 
-import asyncio
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.support.ports import free_port
-from tests.support.sglang_server import FakeSglang, running, saved_draft
-from tests.support.tiny_target import make_tiny_target
 from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_inference.launch.program import SGLANG
 from updraft_inference.launch.supervisor import ServerCommand, supervised, until_up
-from updraft_inference.sglang_engine.launcher import is_up
-from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.sidecar.started import health
 
 OBEDIENT = """
 import http.server, os, signal, subprocess, sys
@@ -63,19 +60,20 @@ def launch(folder: Path, program: str, port: int, *, drain_s: float = 30.0) -> S
     )
 
 
+def is_up(port: int) -> Callable[[], Awaitable[bool]]:
+    return health(f"http://127.0.0.1:{port}{SGLANG.health}")
+
+
 async def test_it_is_waited_for_told_of_drained_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     caplog.set_level(logging.INFO)
-    async with (
-        SglangServer(f"http://127.0.0.1:{port}") as server,
-        supervised(launch(tmp_path, OBEDIENT, port)) as supervisor,
-    ):
-        await supervisor.ready(is_up(server), lambda: False)
+    async with supervised(launch(tmp_path, OBEDIENT, port)) as supervisor:
+        await supervisor.ready(is_up(port), lambda: False)
         process = psutil.Process(supervisor.pid)
         family = [process, *process.children(recursive=True)]
         assert not supervisor.has_ended
         await supervisor.restart([str(port), str(tmp_path), "again"])
-        await supervisor.ready(is_up(server), lambda: False)
+        await supervisor.ready(is_up(port), lambda: False)
         assert supervisor.pid != process.pid
         family.append(psutil.Process(supervisor.pid))
         await until(lambda: "serving again" in caplog.messages, what="its line")
@@ -89,11 +87,8 @@ async def test_it_is_waited_for_told_of_drained_and_ended(tmp_path: Path, caplog
 
 async def test_one_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:
     port = free_port()
-    async with (
-        SglangServer(f"http://127.0.0.1:{port}") as server,
-        supervised(launch(tmp_path, DEAF, port, drain_s=0.2)) as supervisor,
-    ):
-        await supervisor.ready(is_up(server), lambda: False)
+    async with supervised(launch(tmp_path, DEAF, port, drain_s=0.2)) as supervisor:
+        await supervisor.ready(is_up(port), lambda: False)
         process = psutil.Process(supervisor.pid)
         family = [process, *process.children(recursive=True)]
         assert len(family) == 2
@@ -104,11 +99,8 @@ async def test_one_that_does_not_end_is_killed_with_all_its_processes(tmp_path: 
 async def test_one_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     port = free_port()
     with pytest.raises(ExceptionGroup) as raised:
-        async with (
-            SglangServer(f"http://127.0.0.1:{port}") as server,
-            supervised(launch(tmp_path, BROKEN, port)) as supervisor,
-        ):
-            await supervisor.ready(is_up(server), lambda: False)
+        async with supervised(launch(tmp_path, BROKEN, port)) as supervisor:
+            await supervisor.ready(is_up(port), lambda: False)
 
     assert raised.group_contains(Unavailable, match=r"(?s)status 3.*out of memory")
 
@@ -125,25 +117,8 @@ async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 async def test_who_is_told_to_stop_does_not_wait_for_a_server() -> None:
-    async with SglangServer(f"http://127.0.0.1:{free_port()}") as server:
-        with pytest.raises(Unavailable, match="stopped before"):
-            await until_up("SGLang", is_up(server), is_stopped=lambda: True)
-
-
-async def test_a_server_that_remembers_a_failed_health_check_is_up_once_it_gives_a_token(
-    short_tmp_path: Path,
-) -> None:
-    target = make_tiny_target(short_tmp_path / "target")
-    seed = saved_draft(short_tmp_path, 1).folder
-    async with (
-        running(FakeSglang(target=target, seed=seed, is_unhealthy=True, is_full=True)) as fake,
-        SglangServer(fake.url) as server,
-        asyncio.TaskGroup() as tasks,
-    ):
-        wait = tasks.create_task(until_up("SGLang", is_up(server, late_s=0.0), is_stopped=lambda: False))
-        await until(lambda: "/generate" in fake.calls, what="the question for a token")
-        assert not wait.done()
-        fake.is_full = False
+    with pytest.raises(Unavailable, match="stopped before"):
+        await until_up("SGLang", is_up(free_port()), is_stopped=lambda: True)
 
 
 def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:

@@ -38,3 +38,8 @@ def read(file: Path) -> str:
         raise InvalidInput(
             f"{file} has no {_ARGUMENT}; create the file with `updraft-inference prepare-sglang --admin-key-file`"
         ) from None
+
+
+def of(key: str, file: Path | None) -> str:
+    """The key, else that in the file; "" without any. Raises InvalidInput."""
+    return read(file) if not key and file is not None else key

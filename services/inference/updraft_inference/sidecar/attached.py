@@ -5,9 +5,10 @@ The server proves each swap by a digest of what it holds afterwards, which is co
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -30,14 +31,13 @@ from updraft_inference.engine import (
 )
 from updraft_inference.sidecar.hello import Hello, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
-from updraft_inference.sidecar.restarts import Restarts
 from updraft_tap import weights, wire
+
+Restart = Callable[[Path], Awaitable[Path]]
+"""Starts the server with the draft in a folder; returns where that draft is kept."""
 
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
-
-_HELLO_S = 60.0
-"""How long the plugin of a server that serves again may take to connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +75,11 @@ class _Loaded(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of a server before it connects: the fingerprints of its target and of its tokenizer, the draft that it
-    starts with, and how to restart it if Updraft starts it."""
+    """What is known of a server before it connects: the fingerprints of its target and of its tokenizer, and the folder of the
+    draft that it starts with."""
 
     fingerprints: tuple[str, str]
     initial: Path | None = None
-    restarts: Restarts | None = None
-
-    @property
-    def first_draft(self) -> Path | None:
-        """The draft that it started with last."""
-        return self.initial if self.restarts is None else self.restarts.initial
 
 
 class AttachedServer:
@@ -97,11 +91,7 @@ class AttachedServer:
 
     def __init__(self, link: Link, known: Known, *, on_change: Callable[[], None]) -> None:
         self._link = link
-        self._known = known
-        self._good: DraftCheckpoint | None = None
-        """The draft of the last swap."""
-        self._arrived = asyncio.Event()
-        """Set by each hello of the process that has the model."""
+        self._initial = known.initial
         self._on_change = on_change
         self._worker: Hello | None = None
         self._asked = 0
@@ -110,6 +100,11 @@ class AttachedServer:
         self._swapping = asyncio.Lock()
         self._misfits: dict[DraftCheckpoint | None, str] = {}
         """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
+        self.restart: Restart | None = None
+        """Restarts the server with another draft; None if somebody else starts it."""
+        self._returned = asyncio.Event()
+        """Set when the process that has the model says hello."""
+        self._failed_starts: Counter[str] = Counter()
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
         """Set once the process that has the model was there."""
@@ -150,34 +145,11 @@ class AttachedServer:
         """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
         which says nothing about the draft; OtherShapeError if somebody has to restart the server with it."""
         try:
-            result = await self._exchange(draft)
+            return await self._exchange(draft)
         except OtherShapeError:
-            if self._known.restarts is None or draft is None:
+            if self.restart is None or draft is None:
                 raise
-            result = await self._restart_with(draft, self._known.restarts)
-        self._good = draft
-        return result
-
-    async def _restart_with(self, draft: DraftCheckpoint, restarts: Restarts) -> SwapResult:
-        started_s, before = time.monotonic(), self._good
-        self._arrived.clear()
-        try:
-            await restarts.restart_with(draft)
-        except UpdraftError:
-            await self._greeted()
-            await self._exchange(before)
-            raise
-        await self._greeted()
-        await self._exchange(draft)
-        return SwapResult(loaded=self.loaded, pause_s=time.monotonic() - started_s)
-
-    async def _greeted(self) -> None:
-        """Wait for the plugin of a server that restarted."""
-        try:
-            async with asyncio.timeout(_HELLO_S):
-                await self._arrived.wait()
-        except TimeoutError:
-            raise Unavailable(f"the plugin of the restarted {self._link.kind.engine} server does not connect") from None
+            return await self._restart_with(self.restart, draft)
 
     async def _exchange(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Swap without a restart."""
@@ -197,6 +169,28 @@ class AttachedServer:
                     self._misfits[draft] = str(error)
                 raise
 
+    async def _restart_with(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
+        """Restart the server for a draft of another shape, and prove there that it serves it.
+
+        Raises InvalidInput if the server fails to start with it for the second time; Unavailable the first time.
+        """
+        started_s = time.monotonic()
+        self._returned.clear()
+        try:
+            self._initial = await restart(draft.folder)
+        except UpdraftError as error:
+            self._failed_starts[draft.tensors_digest] += 1
+            is_second = self._failed_starts[draft.tensors_digest] > 1
+            message = f"the {self._link.kind.engine} server does not start with version {draft.version}: {error}"
+            raise (InvalidInput if is_second else Unavailable)(message) from error
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await self._returned.wait()
+        except TimeoutError:
+            raise Unavailable(f"the plugin of the restarted {self._link.kind.engine} server did not connect") from None
+        result = await self._exchange(draft)
+        return replace(result, pause_s=time.monotonic() - started_s)
+
     async def rehash(self) -> LoadedDraft:
         """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
         return self.loaded
@@ -212,7 +206,7 @@ class AttachedServer:
                 tokenizer_fingerprint=self.info.tokenizer_fingerprint,
             )
         self.met.set()
-        self._arrived.set()
+        self._returned.set()
         self._on_change()
 
     def _held(self, hello: Hello) -> LoadedDraft:
@@ -261,13 +255,12 @@ class AttachedServer:
             self._answer = None
 
     def _first_draft(self) -> _Load:
-        initial = self._known.first_draft
-        if initial is None:
+        if self._initial is None:
             raise Unavailable(
                 f"the {self._link.kind.engine} server cannot return to the draft that it started with: set"
                 " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
             )
-        return _Load(folder=initial, version=0, digest="", held="")
+        return _Load(folder=self._initial, version=0, digest="", held="")
 
 
 def _read(draft: DraftCheckpoint, dtype: str) -> _Load:

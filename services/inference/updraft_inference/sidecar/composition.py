@@ -27,7 +27,7 @@ from updraft_inference.launch import admin_key
 from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer, Known
+from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
 from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
@@ -42,14 +42,15 @@ _CHANGE = 0.05
 """Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
-async def serve(settings: InferenceSettings, stop: Stop) -> None:
-    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
+async def serve(settings: InferenceSettings, stop: Stop, *, restart: Restart | None = None) -> None:
+    """Run the process until `stop`. `restart` starts the server with another draft. Raises UpdraftError if it cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
     fingerprints = await asyncio.to_thread(
         lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
     )
     agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent.server.restart = restart
     watch_holder(registry, agent.server)
     with probes.serve(
         registry,
@@ -157,15 +158,9 @@ def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: 
     if link.kind is VLLM:
         return AttachedServer(link, known, on_change=on_change)
     folders = Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap")
-    server = SglangServer(settings.attach, admin_key=_admin_key(settings))
+    key = admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file)
+    server = SglangServer(settings.attach, admin_key=key)
     return AttachedSglang(link, known, server, folders, on_change=on_change)
-
-
-def _admin_key(settings: InferenceSettings) -> str:
-    key = settings.sglang_admin_key.get_secret_value()
-    if not key and settings.sglang_admin_key_file is not None:
-        return admin_key.read(settings.sglang_admin_key_file)
-    return key
 
 
 def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:

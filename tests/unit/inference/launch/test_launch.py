@@ -11,8 +11,8 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.launch import admin_key, program, sglang_arguments, supervisor
-from updraft_inference.sglang_engine import draft_fingerprint
-from updraft_inference.sglang_engine.server import ServerInfo
+from updraft_inference.sidecar.sglang import draft_fingerprint
+from updraft_inference.sidecar.sglang.server import ServerInfo
 from updraft_sglang import weights
 
 
@@ -107,13 +107,9 @@ def test_a_draft_that_sglang_has_no_network_for_is_refused(target: Path, tmp_pat
         dtype="bfloat16",
         tp_size=1,
         dp_size=1,
-        num_slots=1,
-        max_context=64,
         algorithm="EAGLE3",
         draft_path=str(tmp_path / "draft"),
-        num_steps=3,
         num_branches=1,
-        is_adaptive=False,
         weight_loaders=(),
     )
     with pytest.raises(InvalidInput, match="norm_before_residual"):
