@@ -1,6 +1,5 @@
 """`updraft up --engine vllm` on a stock vLLM: it answers on vLLM's own port, learns, and ends in order."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,11 +8,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 from tests.support.wait import wait_until
 from tests.vllm import build, models
-from tests.vllm.server import START_S, environment
+from tests.vllm.server import START_S, cpu_environment, serving
 
 from updraft_chassis.errors import Unavailable
+from updraft_cli.__main__ import cli
 from updraft_cli.cmd.status.gather import gather
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.scrape import scrape
@@ -47,7 +48,7 @@ def running(folder: Path, **settings: str) -> Iterator[Stack]:
         settings={**SETTINGS, **settings},
     )
     with pytest.MonkeyPatch.context() as variables:
-        for name, value in environment().items():
+        for name, value in cpu_environment().items():
             variables.setenv(name, value)
         with Stack(config) as stack:
             yield stack
@@ -80,6 +81,7 @@ def test_vllm_answers_on_its_own_port_teaches_and_ends_after_its_last_request(sh
                 return sampled(stack) >= 1
 
             wait_until(is_learnt_from, timeout_s=300, what="a sample from vLLM's own traffic")
+            assert checked(stack.addresses.inference_url) == (0, ["Nothing is missing."])
             status = gather(stack.folder.read_state(), None)
             assert status.serving is not None, "updraft status finds the agent"
             assert status.serving.output_tokens
@@ -96,6 +98,24 @@ def test_a_server_that_ends_at_its_start_is_told_with_its_last_words(short_tmp_p
         running(short_tmp_path, UPDRAFT_INFERENCE_VLLM_ARGS="--no-such-argument"),
     ):
         pass
+
+
+def test_a_server_without_the_plugin_lacks_it_and_nothing_else(tmp_path: Path) -> None:
+    target = models.write_target(tmp_path / "target")
+    draft = models.write_draft(target, tmp_path / "draft", quality=0.5)
+    with serving(target, draft, tmp_path / "server") as server:
+        status, lines = checked(server.url)
+
+    assert status == 1
+    assert [line for line in lines if line.startswith("missing")] == ["missing: Updraft's plugin is not loaded"]
+
+
+def checked(url: str) -> tuple[int, list[str]]:
+    """The exit status of `updraft attach --check`, and what it says after the server's name."""
+    done = CliRunner(env={"UPDRAFT_API_KEY": None}).invoke(cli, ["attach", "--engine", "vllm", "--check", url])
+    first, *lines = done.output.splitlines()
+    assert first == f"vLLM 0.32.0 at {url}"
+    return done.exit_code, lines
 
 
 def _num_running(stack: Stack) -> float:

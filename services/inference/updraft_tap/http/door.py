@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from updraft_tap.http import about
+from updraft_tap.http.about import Facts
 from updraft_tap.http.keys import Keys, RefusedRequestError
 from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, read_terms
 
@@ -43,9 +45,11 @@ class Rules:
 class Door:
     """The middleware."""
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: App, rules: Rules, facts: Facts | None = None) -> None:
+        """`facts` are what the plugin says of its server at `about.PATH`; None: nothing."""
         self._app = app
         self._rules = rules
+        self._facts = facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or _is_open(scope):
@@ -64,7 +68,7 @@ class Door:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._rules.keys is None:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         inside = False
         try:
@@ -73,11 +77,17 @@ class Door:
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._app(scope, receive, send)
+                await self._pass_on(scope, receive, send)
         except RefusedRequestError as refusal:
             if inside:
                 raise
             await _refuse(scope, send, refusal)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._facts is not None and about.is_asked(scope, _path(scope)):
+            await about.answer(self._facts, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def choices(body: bytes) -> int:
@@ -115,8 +125,12 @@ def _several(value: Any) -> int:
 
 
 def _is_open(scope: Scope) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope.get("method") == "OPTIONS" or (path.rstrip("/") or "/") in OPEN_PATHS
+    return scope.get("method") == "OPTIONS" or _path(scope) in OPEN_PATHS
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.rstrip("/") or "/"
 
 
 async def _read(receive: Receive) -> tuple[bytes, Receive]:
