@@ -116,7 +116,7 @@ class Sglang:
         return rid, response.json()
 
     def _answer(self, rid: str, body: Mapping[str, Any]) -> Answer:
-        """The plugin gives each request an id of its own, which begins with SGLang's. Its counts are those of SGLang's answer."""
+        """The plugin gives each request an id of its own, which begins with SGLang's. SGLang counts in its answers too."""
         seen = [seen for own, seen in self._agent.seen.items() if own.startswith(rid)]
         ((header, tensors),) = [end for own, end in self._agent.finished.items() if own.startswith(rid)]
         sums, meta = header["counters"], body["meta_info"]

@@ -43,6 +43,7 @@ class SglangDraft:
             raise RefusedError(f"SGLang has packed the weights of the draft for this CPU ({packed[0]})")
         self.aux_size = int(model.model.fc.weight.shape[1])
         self.dtype: torch.dtype = model.model.fc.weight.dtype
+        self.device: torch.device = model.model.fc.weight.device
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
         """The writes that replace all weights; slow, and without effect until they run."""

@@ -20,7 +20,7 @@ import torch
 from updraft_sglang import names
 from updraft_sglang.draft import SglangDraft
 from updraft_sglang.http_process import HttpProcess, misfit, refuse, unasked
-from updraft_sglang.reloads import Reloads
+from updraft_sglang.reloads import Reloads, UnprovedDraft
 from updraft_sglang.requests import RequestHooks
 from updraft_sglang.rows import RowHooks
 from updraft_sglang.selection import Selection
@@ -104,7 +104,7 @@ class Plugin:
         self._hello = {role: _hello(role) for role in ("scheduler", "worker")}
         self.scheduler = self._channel(settings, "scheduler")
         self.worker = self._channel(settings, "worker")
-        self._between = BetweenSteps(_synchronize)
+        self._between = BetweenSteps(self._synchronize)
         self._requests = RequestHooks(channel=self.scheduler, selection=self._selection, served=served)
         self._rows = RowHooks(
             channel=self.worker,
@@ -114,6 +114,7 @@ class Plugin:
             top_k=settings.top_k,
         )
         self._reloads = Reloads()
+        self._device: torch.device | None = None
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._of_requests = _of_requests(self._requests)
@@ -160,17 +161,26 @@ class Plugin:
         self.worker.problem = self._no_swap = _misfit(rows) or _replicas() or _unsupported(scheduler.draft_worker)
         if not self.worker.problem:
             self._hello["worker"].learn(**_facts(scheduler.draft_worker))
-            self._no_swap = _misfit(reloads) or _of_several_ranks() or self._prepare_swap(scheduler.draft_worker)
+            self._no_swap = _misfit(reloads) or self._prepare_swap(scheduler.draft_worker)
 
     def _prepare_swap(self, worker: Any) -> str:
-        """Why drafts cannot be swapped; "" if they can."""
+        """Why this process cannot swap drafts; "" if it can."""
+        if several := _of_several_ranks():
+            self._reloads.watch(UnprovedDraft(served), self.worker.restate)
+            return several
         try:
             draft = SglangDraft(worker.draft_worker.draft_runner.model)
         except RefusedError as error:
             return str(error)
+        self._device = draft.device
         self._swap = Swap(draft=draft, between=self._between, served=served, reply=self.worker.reply)
         self._reloads.watch(self._swap, self.worker.restate)
         return ""
+
+    def _synchronize(self) -> None:
+        """The thread of a swap has another current device than the scheduler's."""
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _channel(self, settings: Settings, role: str) -> Channel:
         return Channel(
@@ -231,6 +241,8 @@ def _misfit(found: Mapping[str, str]) -> str:
 
 def _unsupported(worker: Any) -> str:
     """Why no rows can be captured; "" if they can."""
+    if worker is None:
+        return "capture requires --speculative-algorithm EAGLE3"
     own = getattr(type(worker), "forward_batch_generation", None)
     if own is not hooks.resolved(names.FORWARD):
         return f"capture requires EAGLE3, but this server speculates with {type(worker).__name__}"
@@ -278,7 +290,7 @@ def _replicas() -> str:
 
 def _of_several_ranks() -> str:
     size = _parallel().tp_size
-    return f"Updraft swaps drafts of one rank of SGLang so far, but tensor parallelism is {size}" if size > 1 else ""
+    return f"the plugin swaps drafts of one rank of SGLang, but tensor parallelism is {size}" if size > 1 else ""
 
 
 def _ranks() -> dict[str, int]:
@@ -290,8 +302,3 @@ def _parallel() -> Any:
     from sglang.srt.runtime_context import get_parallel  # noqa: PLC0415  (SGLang's)
 
     return get_parallel()
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -6,7 +6,7 @@ variable, which the tasks of a request inherit; an adapter reads it where reques
 
 import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -124,11 +124,17 @@ def choices(body: bytes) -> int:
         return 1
     if asked.get("background"):
         raise RefusedRequestError(400, "background cannot be true, because the requests of an API key are limited")
+    parameters = asked.get("parameters")
+    num = max(_choices_of_each(asked), _choices_of_each(parameters if isinstance(parameters, dict) else {}))
+    instances = asked.get("instances")
+    several = sum(_several(asked.get(name)) for name in _PROMPTS) + _several_matrices(asked.get("input_embeds"))
+    return num * max(several, len(instances) if isinstance(instances, list) else 1, 1)
+
+
+def _choices_of_each(asked: Mapping[str, Any]) -> int:
     of_sampling = asked.get("sampling_params")
     params = of_sampling if isinstance(of_sampling, list) else [of_sampling]
-    num = max([_whole(asked.get("n")), *(_whole(one.get("n")) for one in params if isinstance(one, dict))])
-    several = sum(_several(asked.get(name)) for name in _PROMPTS)
-    return num * max(several + _several_matrices(asked.get("input_embeds")), 1)
+    return max([_whole(asked.get("n")), *(_whole(one.get("n")) for one in params if isinstance(one, dict))])
 
 
 def _whole(num: Any) -> int:

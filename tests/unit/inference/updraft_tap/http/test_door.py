@@ -166,7 +166,30 @@ async def test_without_a_known_key_nothing_but_probes_is_answered(keys: Keys, pa
     assert (await server.ask(BEARER, path=path))[0]["status"] == 200
 
 
-@pytest.mark.parametrize("about", [{"path": "/health"}, {"path": "/metrics/"}, {"method": "OPTIONS"}])
+async def test_a_compressed_body_whose_choices_nobody_could_count_is_refused(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    start, body = await server.ask([*BEARER, (b"x-body-compressed", b"zstd")], body=(b"\x28\xb5",))
+
+    assert (start["status"], server.bodies) == (400, [])
+    assert "the body cannot be compressed" in json.loads(body)["error"]["message"]
+
+
+async def test_the_servers_requests_to_itself_need_no_key_and_ask_nobody(keys: Keys) -> None:
+    server = Server(Rules(keys=keys, own="secret of its processes"))
+    for shown, status in ((b"secret of its processes", 200), (b"guessed", 401), (b"", 401)):
+        start, _ = await server.ask([(door.OWN, shown)])
+        assert start["status"] == status
+    assert server.terms == [None]
+
+
+async def test_without_a_secret_no_request_is_the_servers_own(keys: Keys) -> None:
+    start, _ = await Server(Rules(keys=keys)).ask([(door.OWN, b"")])
+    assert start["status"] == 401
+
+
+@pytest.mark.parametrize(
+    "about", [{"path": "/health"}, {"path": "/ready"}, {"path": "/metrics/"}, {"method": "OPTIONS"}]
+)
 async def test_probes_metrics_and_preflights_need_no_key(keys: Keys, about: dict[str, Any]) -> None:
     assert (await Server(Rules(keys=keys)).ask(**about))[0]["status"] == 200
 
@@ -303,6 +326,17 @@ async def test_the_life_of_the_server_itself_passes() -> None:
         (b'{"sampling_params": {"n": [1]}, "n": 2, "prompt": ["a", "b"]}', 4),
         (b'{"sampling_params": 7, "n": 2}', 2),
         (b'{"background": false}', 1),
+        (b'{"text": "a", "sampling_params": {"n": 2}}', 2),
+        (b'{"text": ["a", "b"], "sampling_params": {"n": 2}}', 4),
+        (b'{"text": ["a", "b"], "sampling_params": [{"n": 2}, {"n": 2}]}', 4),
+        (b'{"sampling_params": [7, null]}', 1),
+        (b'{"input_ids": [1, 2]}', 1),
+        (b'{"input_ids": [[1, 2], [3]]}', 2),
+        (b'{"input_embeds": [[0.5], [0.5]]}', 1),
+        (b'{"input_embeds": [[[0.5]], [[0.5]]]}', 2),
+        (b'{"input_embeds": [[]]}', 1),
+        (b'{"instances": [{"text": "a"}, {"text": "b"}], "parameters": {"sampling_params": {"n": 2}}}', 4),
+        (b'{"instances": [], "parameters": []}', 1),
     ],
 )
 def test_choices_are_counted_as_the_server_will_make_them(body: bytes, num: int) -> None:

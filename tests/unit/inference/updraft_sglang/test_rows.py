@@ -7,23 +7,28 @@ import pytest
 import torch
 from tests.support.tap_channel import Collected
 
-from updraft_sglang.capture import CaptureHooks
+from updraft_sglang.requests import VERSION
+from updraft_sglang.rows import RowHooks
+from updraft_sglang.selection import Selection
+from updraft_tap.between_steps import BetweenSteps, NeverBetweenStepsError
+from updraft_tap.capture_options import CapturedRequests, CaptureOptions, captured_requests
 from updraft_tap.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
 
 
-def batch_of(*custom_params: object) -> Any:
+class Chosen(Selection):
+    """Requests say here themselves what is wanted of them."""
+
+    def captured(self, requests: Any) -> CapturedRequests | None:
+        return captured_requests([(one.rid, one.options) for one in requests or ()])
+
+
+def batch_of(*options: CaptureOptions | None) -> Any:
     """What the hooks read of SGLang's batch."""
     requests = [
-        SimpleNamespace(
-            rid=f"r{i}",
-            sampling_params=SimpleNamespace(custom_params=params),
-            origin_input_ids=[1, 2, 3, 4],
-            output_ids=[],
-            extend_batch_idx=1,
-        )
-        for i, params in enumerate(custom_params)
+        SimpleNamespace(rid=f"r{i}", options=one, origin_input_ids=[1, 2, 3, 4], output_ids=[], extend_batch_idx=1)
+        for i, one in enumerate(options)
     ]
     size = len(requests)
     return SimpleNamespace(
@@ -43,7 +48,14 @@ class Sglang:
     """A worker's forward, as the hooks go around it: a prefill, or a verification that accepts one draft."""
 
     def __init__(self, channel: Collected, served: ServedVersion | None = None) -> None:
-        self.capture = CaptureHooks(channel=channel, served=served or ServedVersion(), top_k=2)  # type: ignore[arg-type]  # stands for it
+        self.between = BetweenSteps()
+        self.capture = RowHooks(
+            channel=channel,  # type: ignore[arg-type]  # stands for it
+            selection=Chosen(""),
+            between=self.between,
+            served=served or ServedVersion(),
+            top_k=2,
+        )
         self.calls = 0
 
     def decode(self, batch: Any, logits_output: Any = None) -> Any:
@@ -59,7 +71,8 @@ class Sglang:
         def forward(worker: Any, its_batch: Any, on_publish: Any = None) -> Any:
             self.calls += 1
             assert (worker, on_publish) == ("worker", "publish")
-            return self.capture.verify(eagle_sample, verify_input, its_batch, logits_output, "mask")
+            sampled = self.capture.verify(eagle_sample, verify_input, its_batch, logits_output, "mask")
+            return SimpleNamespace(sampled=sampled)
 
         return self.capture.forward(forward, "worker", batch, on_publish="publish")
 
@@ -69,12 +82,13 @@ class Sglang:
 
         def forward(_: Any, __: Any) -> Any:
             self.calls += 1
-            return self.capture.prefill(lambda *_: "tokens", runner, shown(size, 3 * size), "forward batch")
+            sampled = self.capture.prefill(lambda *_: "tokens", runner, shown(size, 3 * size), "forward batch")
+            return SimpleNamespace(sampled=sampled)
 
         return self.capture.forward(forward, "worker", batch)
 
 
-WISH = {"updraft": {"payload": True, "prompt_rows": 2, "counterfactual_rows": 1}}
+WISH = CaptureOptions(payload=True, prompt_rows=2, counterfactual_rows=1, probability=0.5)
 
 
 def test_a_decode_step_becomes_one_message() -> None:
@@ -84,7 +98,7 @@ def test_a_decode_step_becomes_one_message() -> None:
 
     result = Sglang(channel, served).decode(batch_of(None, WISH))
 
-    assert result[0] == "predict"
+    assert (result.sampled[0], getattr(result, VERSION)) == ("predict", 5)
     ((header, tensors),) = [item.message() for item in channel.items]
     (request,) = header["requests"]
     assert (header["requests"][0]["version"], header["batch_size"], header["duration_us"] > 0) == (5, 2, True)
@@ -120,11 +134,11 @@ def test_the_logits_are_seen_before_sampling_changes_them() -> None:
 def test_a_prefill_becomes_one_message() -> None:
     channel = Collected()
 
-    assert Sglang(channel).prefill(batch_of(WISH, None)) == "tokens"
+    assert Sglang(channel).prefill(batch_of(WISH, None)).sampled == "tokens"
 
     ((header, tensors),) = [item.message() for item in channel.items]
     assert header["requests"] == [
-        {"rid": "r0", "probability": 0.0, "position": 2, "cached": 1, "rows": 2, "teacher_rows": 1}
+        {"rid": "r0", "probability": 0.5, "position": 2, "cached": 1, "rows": 2, "teacher_rows": 1}
     ]
     assert (len(tensors["aux"]), len(tensors["ids"])) == (2, 1)
 
@@ -133,8 +147,8 @@ def test_a_light_wish_has_no_prefill_and_no_rows() -> None:
     channel = Collected()
     sglang = Sglang(channel)
 
-    sglang.prefill(batch_of({"updraft": {}}))
-    sglang.decode(batch_of({"updraft": {}}))
+    sglang.prefill(batch_of(CaptureOptions()))
+    sglang.decode(batch_of(CaptureOptions()))
 
     ((header, tensors),) = [item.message() for item in channel.items]
     assert (header["requests"][0]["rows"], tensors) == (0, {})
@@ -160,7 +174,7 @@ def test_an_error_of_ours_is_counted_and_sglang_goes_on(broken: str) -> None:
     if broken == "seq_lens":
         batch.reqs *= 2
 
-    assert Sglang(channel).decode(batch)[0] == "predict"
+    assert Sglang(channel).decode(batch).sampled[0] == "predict"
     assert (len(channel.errors), channel.items) == (1, [])
 
 
@@ -170,10 +184,10 @@ def test_a_hook_that_raises_three_times_ends_capture_and_sglang_goes_on() -> Non
     for _ in range(4):
         batch = batch_of(WISH)
         batch.extend_lens = [9]
-        assert sglang.prefill(batch) == "tokens"
+        assert sglang.prefill(batch).sampled == "tokens"
 
     (problem,) = channel.ends
-    assert problem.startswith("the hook prefill raised 3 times and is unhooked, the last: ValueError: ")
+    assert problem.startswith("the hook rows raised 3 times and is unhooked, the last: ValueError: ")
     assert (len(channel.errors), channel.items, sglang.calls) == (3, [], 4)
 
 
@@ -181,7 +195,7 @@ def test_a_batch_without_requests_is_of_no_interest() -> None:
     channel, batch = Collected(), batch_of(None)
     batch.reqs = None
 
-    assert Sglang(channel).decode(batch)[0] == "predict"
+    assert Sglang(channel).decode(batch).sampled[0] == "predict"
     assert (channel.items, channel.errors) == ([], [])
 
 
@@ -190,7 +204,7 @@ def test_a_prefill_that_cannot_be_read_is_counted_and_sampled() -> None:
     batch = batch_of(WISH)
     batch.extend_lens = [9]
 
-    assert Sglang(channel).prefill(batch) == "tokens"
+    assert Sglang(channel).prefill(batch).sampled == "tokens"
     assert (len(channel.errors), channel.items) == (1, [])
 
 
@@ -206,6 +220,18 @@ def test_an_error_of_sglang_passes_and_leaves_nothing_behind() -> None:
     sample: Callable[..., Any] = lambda *_: "tokens"  # noqa: E731  (SGLang's own)
     assert sglang.capture.prefill(sample, SimpleNamespace(is_draft_worker=False), shown(1, 3)) == "tokens"
     assert (channel.items, channel.errors) == ([], [])
+    assert sglang.between.run(lambda: None, timeout_s=0.0) >= 0, "no forward is in progress any more"
+
+
+def test_a_draft_is_not_swapped_within_a_forward() -> None:
+    sglang = Sglang(Collected())
+
+    def forward(_: Any, __: Any) -> Any:
+        with pytest.raises(NeverBetweenStepsError):
+            sglang.between.run(lambda: None, timeout_s=0.0)
+        return SimpleNamespace()
+
+    sglang.capture.forward(forward, "worker", batch_of(None))
 
 
 def test_the_drafts_own_sampling_is_not_looked_at() -> None:
@@ -213,7 +239,8 @@ def test_the_drafts_own_sampling_is_not_looked_at() -> None:
     capture = Sglang(channel).capture
 
     def forward(_: Any, __: Any) -> Any:
-        return capture.prefill(lambda *_: "tokens", SimpleNamespace(is_draft_worker=True), shown(1, 3))
+        sampled = capture.prefill(lambda *_: "tokens", SimpleNamespace(is_draft_worker=True), shown(1, 3))
+        return SimpleNamespace(sampled=sampled)
 
-    assert capture.forward(forward, "worker", batch_of(WISH)) == "tokens"
+    assert capture.forward(forward, "worker", batch_of(WISH)).sampled == "tokens"
     assert channel.items == []
