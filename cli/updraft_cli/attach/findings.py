@@ -1,4 +1,4 @@
-"""What a running server lacks, from what it answered. Pure."""
+"""Finds out what a running server lacks, from its answers. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What the server answered. None: it has no such path, or the answer was none of an engine."""
+    """The answers of a server. None: it has no such path, or the answer was none of an engine."""
 
     version: str | None
     is_speculating: bool
@@ -47,7 +47,7 @@ class _Engine(BaseModel):
 
 
 class _Plugin(BaseModel):
-    """What the plugin says; see `updraft_tap.http.about`."""
+    """The plugin's answer; see `updraft_tap.http.about`."""
 
     tap: str
     engine: _Engine

@@ -1,4 +1,4 @@
-"""What a server of each engine is started with, for Updraft beside it. Pure."""
+"""The variables and arguments that a server of each engine is started with, for Updraft beside it. Pure."""
 
 import json
 import shlex

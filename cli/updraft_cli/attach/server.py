@@ -28,12 +28,12 @@ def ask(engine: EngineName, url: str, key: str) -> Answers:
             plugin = http.get(_PLUGIN, headers=headers)
             metrics = http.get("/metrics", headers=headers)
             info = _json(http.get("/server_info", headers=headers)) if engine == "sglang" else None
-            said = info if engine == "sglang" else _json(http.get("/version", headers=headers))
+            release = info if engine == "sglang" else _json(http.get("/version", headers=headers))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise InvalidInput(f"{url} is not a URL such as http://127.0.0.1:8000 ({error})") from error
     except httpx.HTTPError as error:
         raise Unavailable(f"no server answers at {url}: {error}") from error
-    version = said.get("version") if said is not None else None
+    version = release.get("version") if release is not None else None
     return Answers(
         version=version if isinstance(version, str) else None,
         is_speculating=_SPECULATES in metrics.text,

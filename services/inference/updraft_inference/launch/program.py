@@ -16,7 +16,7 @@ class Program:
     oldest: tuple[int, ...]
     """The first release that Updraft can work with."""
     module: str
-    """What its interpreter runs: `python -m MODULE`."""
+    """Its interpreter runs `python -m MODULE`."""
     health: str
     """The path that answers with status 200 once it serves."""
 

@@ -1,4 +1,4 @@
-"""What the plugin says of its server over HTTP, for `updraft attach --check`: GET /updraft/plugin, behind the API key.
+"""Facts that the plugin tells of its server over HTTP, for `updraft attach --check`: GET /updraft/plugin, behind the API key.
 
 Only the server's own HTTP process answers. What the engine's other processes found stands in their hellos to the agent.
 """
