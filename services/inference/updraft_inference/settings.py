@@ -42,15 +42,15 @@ class InferenceSettings(settings.Settings):
     port."""
 
     engine: Literal["torch", "sglang", "vllm"] = "torch"
-    """Engine that runs the model: torch (built in), or a stock server, sglang or vllm, beside which this process runs; clients use
-    the server's own port."""
+    """Engine that runs the model: torch (built in), or a stock server, sglang or vllm, beside which this process runs; clients
+    use the server's own port."""
 
     vllm_socket: Path | None = None
     """Unix socket to which Updraft's plugin in the vLLM server connects; default: vllm.sock in data_dir."""
 
     initial_draft: Path | None = None
-    """Folder of the draft that a server started with, as the server sees it: what it drafts with when no version serves. Without
-    it, a server that holds a version must restart to have none."""
+    """Folder of the draft that a server started with, as the server sees it: what it drafts with when no version serves.
+    Without it, a server that holds a version must restart to have none."""
 
     vllm_python: Path | None = None
     """Python interpreter of an environment with vLLM. The server starts on `port` and stops with this process; without it, the
@@ -66,8 +66,8 @@ class InferenceSettings(settings.Settings):
     """URL of a running SGLang server with several tensor-parallel ranks, whose drafts are swapped by requests to it."""
 
     sglang_python: Path | None = None
-    """Python interpreter of an environment with SGLang. The server starts on `port` and stops with this process; without it, the
-    agent waits for a server of your own."""
+    """Python interpreter of an environment with SGLang. The server starts on `port` and stops with this process; without
+    it, the agent waits for a server of your own."""
 
     sglang_args: str = ""
     """Extra arguments for the SGLang server, in shell syntax; they override those that Updraft sets."""
@@ -101,7 +101,8 @@ class InferenceSettings(settings.Settings):
     """Vocabulary size of the initial draft."""
 
     draft_config: str = ""
-    """config.json of a published draft whose sizes `prepare-sglang` and `prepare-vllm` give the initial draft, instead of the four above."""
+    """config.json of a published draft whose sizes `prepare-sglang` and `prepare-vllm` give the initial draft, instead of the
+    four above."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the target model. With float32, greedy output is bit-equal with every draft."""

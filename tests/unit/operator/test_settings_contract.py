@@ -150,7 +150,7 @@ def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_
     settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
     variables = {each["name"]: each.get("value") for each in engine["env"]}
 
-    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.sglang_socket_path)
+    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.socket_path)
     assert prepare["args"] == [
         *("prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)),
         *("--admin-key-file", str(settings.sglang_admin_key_file)),

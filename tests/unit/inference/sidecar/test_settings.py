@@ -17,7 +17,7 @@ from updraft_trainer.settings import TrainerSettings
 def test_only_an_agent_beside_sglang_has_the_url_of_a_server(tmp_path: Path) -> None:
     for engine in ("torch", "vllm"):
         with pytest.raises(ValidationError, match="requires ENGINE sglang"):
-            InferenceSettings(model=tmp_path, engine=engine, attach="http://127.0.0.1:30000")  # type: ignore[arg-type]
+            InferenceSettings(model=tmp_path, engine=engine, attach="http://127.0.0.1:30000")
     InferenceSettings(model=tmp_path, engine="sglang", attach="http://127.0.0.1:30000")
     InferenceSettings(model=tmp_path, engine="sglang")
 
@@ -31,7 +31,7 @@ def test_a_drafter_that_sglang_has_not_is_refused(tmp_path: Path) -> None:
 
 def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) -> None:
     for engine in ("sglang", "vllm"):
-        beside = InferenceSettings(model=tmp_path, data_dir=tmp_path, engine=engine)  # type: ignore[arg-type]
+        beside = InferenceSettings(model=tmp_path, data_dir=tmp_path, engine=engine)
         assert beside.socket_path == tmp_path / f"{engine}.sock"
     assert InferenceSettings(model=tmp_path, engine="vllm", vllm_socket=tmp_path / "v").socket_path == tmp_path / "v"
     named = InferenceSettings(model=tmp_path, engine="sglang", sglang_socket=tmp_path / "s")

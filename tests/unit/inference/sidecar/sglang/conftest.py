@@ -62,15 +62,15 @@ class Beside:
     async def unheard(self, *, key: str = ADMIN) -> AsyncIterator[AttachedSglang]:
         """Before the plugin has connected."""
         target = self.models / "target"
-        server = AttachedSglang(
+        attached = AttachedSglang(
             Link(self.data / "s", SGLANG, Assembler(max_bytes=1), lambda _: None),
             Known(fingerprints=(target_fingerprint(target), "sha256:k")),
             SglangServer(self.fake.url, admin_key=key),
             Folders(model=target, drafts=self.models / "drafts", note=self.note),
-            on_change=lambda: self.changes.append(server.loaded),
+            on_change=lambda: self.changes.append(attached.loaded),
         )
-        async with server.running():
-            yield server
+        async with attached.running():
+            yield attached
 
     @asynccontextmanager
     async def attached(self, **says: Any) -> AsyncIterator[AttachedSglang]:
