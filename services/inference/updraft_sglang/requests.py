@@ -116,11 +116,11 @@ class RequestHooks:
         if received.sampling_params.max_new_tokens != 0 and not received.rid.startswith(_HEALTH_CHECK):
             self._selection.meet(received.rid, received)
 
-    def _alive(self, requests: Sequence[Any]) -> list[tuple[int, str]]:
+    def _alive(self, requests: Sequence[Any] | None) -> list[tuple[int, str]]:
         """With their places. With overlap, a step may verify requests that ended or were retracted meanwhile."""
         return [
             (place, one.rid)
-            for place, one in enumerate(requests)
+            for place, one in enumerate(requests or ())
             if one.rid in self._selection and not one.finished() and not one.is_retracted
         ]
 

@@ -14,10 +14,10 @@ from updraft_sglang.requests import VERSION
 from updraft_sglang.selection import Selection
 from updraft_tap import prefills, steps
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.capture_options import CapturedRequests
 from updraft_tap.channel import Channel
 from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
+from updraft_tap.policy import CapturedRequests
 from updraft_tap.staging import Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
 from updraft_tap.weights import ServedVersion
 

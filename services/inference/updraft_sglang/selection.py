@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from updraft_sglang.marks import is_sealed, read_sealed
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions, captured_requests
 from updraft_tap.http.terms import Terms
-from updraft_tap.policy import Policy
+from updraft_tap.policy import CapturedRequests, CaptureOptions, Policy, captured_requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

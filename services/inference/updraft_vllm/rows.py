@@ -11,12 +11,11 @@ from torch import Tensor
 
 from updraft_tap import prefills, steps
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.capture_options import CaptureOptions
 from updraft_tap.channel import Channel
 from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.http.terms import read_mark
-from updraft_tap.policy import Policy
+from updraft_tap.policy import CaptureOptions, Policy
 from updraft_tap.staging import Build, Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
 from updraft_tap.weights import ServedVersion
 from updraft_vllm.layout import Layout, layout

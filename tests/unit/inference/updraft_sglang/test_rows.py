@@ -11,7 +11,7 @@ from updraft_sglang.requests import VERSION
 from updraft_sglang.rows import RowHooks
 from updraft_sglang.selection import Selection
 from updraft_tap.between_steps import BetweenSteps, NeverBetweenStepsError
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions, captured_requests
+from updraft_tap.policy import CapturedRequests, CaptureOptions, captured_requests
 from updraft_tap.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
