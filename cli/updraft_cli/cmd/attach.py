@@ -26,8 +26,7 @@ from updraft_tap import __version__
 @click.option(
     "--key", envvar="UPDRAFT_API_KEY", show_envvar=True, default="", help="API key of the server, if it requires one."
 )
-@click.pass_context
-def attach(ctx: click.Context, url: str | None, key: str, require_keys: bool, **files: Any) -> None:  # noqa: FBT001 - a flag
+def attach(url: str | None, key: str, require_keys: bool, **files: Any) -> None:  # noqa: FBT001 - a flag
     """Let a server of your own learn from its traffic.
 
     Prints what to start it with: variables, arguments, and the agent beside it. With --check, asks a running server and
@@ -46,7 +45,7 @@ def attach(ctx: click.Context, url: str | None, key: str, require_keys: bool, **
     for finding in missing:
         click.echo(f"missing: {finding.problem}\n  {finding.remedy}")
     if missing:
-        ctx.exit(1)
+        raise click.exceptions.Exit(1)
     click.echo("Nothing is missing.")
 
 
