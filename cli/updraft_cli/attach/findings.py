@@ -135,7 +135,7 @@ def _stale(needs: Needs, version: str, ours: str) -> Finding:
 def _without_plugin(needs: Needs, answers: Answers) -> Iterator[Finding]:
     engine = needs.engine.upper()
     yield Finding(
-        problem="Updraft's plugin is not loaded" if needs.engine == "vllm" else "Updraft's plugin does not answer",
+        problem="Updraft's plugin is not loaded",
         remedy=f"run `{needs.prepare}` and add to its environment: {needs.environment}"
         f" (and `updraft` to {engine}_PLUGINS if that is set)",
     )
