@@ -147,7 +147,8 @@ def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: in
 def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts() -> None:
     pod = pod_spec(speculator({"engine": "sglang"}), "serving")
     engine, agent, prepare = container(pod, "engine"), container(pod, "inference"), pod["initContainers"][-1]
-    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
+    beside = {"UPDRAFT_INFERENCE_ENGINE": "sglang"}
+    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving") | beside)
     variables = {each["name"]: each.get("value") for each in engine["env"]}
 
     assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.socket_path)

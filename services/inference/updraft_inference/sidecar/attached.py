@@ -75,8 +75,8 @@ class _Loaded(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of a server before it connects: the fingerprints of its target and of its tokenizer, and the folder of the
-    draft that it starts with."""
+    """A server before it connects: the fingerprints of its target and of its tokenizer, and the folder of the draft that it
+    starts with."""
 
     fingerprints: tuple[str, str]
     initial: Path | None = None
@@ -210,7 +210,7 @@ class AttachedServer:
         self._on_change()
 
     def _held(self, hello: Hello) -> LoadedDraft:
-        """What the server holds by its hello."""
+        """The draft of a server by its hello."""
         return LoadedDraft(version=hello.version, tensors_digest=hello.digest)
 
     def _lose(self) -> None:

@@ -1,1 +1,1 @@
-"""What differs for SGLang: its own weight update swaps the draft on all ranks at one step, and its checksums prove it."""
+"""Drafts of several ranks of SGLang: its own weight update swaps them at one step, and its checksums prove it."""

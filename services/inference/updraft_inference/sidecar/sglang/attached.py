@@ -51,7 +51,7 @@ class AttachedSglang(AttachedServer):
         self._is_new = asyncio.Event()
         """Set when it is not known what the ranks of the last hello hold."""
         self._draft: ServedDraft | None = None
-        """Of several ranks; None while it is not known."""
+        """The draft of several ranks; None while it is not known."""
         self._problem = ""
         """Why their draft cannot be swapped until the server restarts."""
 

@@ -1,4 +1,4 @@
-"""What Updraft needs of an SGLang server. A later release than the tested ones is accepted: checksums prove each swap, and the
+"""Requirements of an SGLang server. A later release than the tested ones is accepted: checksums prove each swap, and the
 plugin checks its hooks at startup."""
 
 import logging
