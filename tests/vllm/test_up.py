@@ -63,9 +63,9 @@ def answered(stack: Stack, num_tokens: int) -> int:
 
 
 def sampled(stack: Stack) -> float:
-    """Samples that the trainer has taken from the stream."""
+    """Samples that the trainer has stored."""
     metrics = scrape(stack.addresses.metrics_urls["trainer"])
-    return (metrics.total("updraft_trainer_samples_total") if metrics else None) or 0.0
+    return (metrics.total("updraft_trainer_samples_admitted_total") if metrics else None) or 0.0
 
 
 def test_vllm_answers_on_its_own_port_teaches_and_ends_after_its_last_request(short_tmp_path: Path) -> None:
