@@ -117,7 +117,7 @@ def _of_link(needs: Needs, plugin: _Plugin) -> Iterator[Finding]:
     if not plugin.socket:
         yield Finding(problem="the plugin knows no socket", remedy=f"add to its environment: {needs.socket}")
     elif not plugin.agent:
-        yield Finding(problem=f"no agent listens on {plugin.socket}", remedy=f"start one: {needs.sidecar()}")
+        yield Finding(problem=f"no agent listens on {plugin.socket}", remedy=f"start one: {needs.sidecar}")
     for problem in filter(None, plugin.hooks.values()):
         yield Finding(
             problem=f"a hook is not in place: {problem}",
@@ -135,7 +135,7 @@ def _stale(needs: Needs, version: str, ours: str) -> Finding:
 def _without_plugin(needs: Needs, answers: Answers) -> Iterator[Finding]:
     engine = needs.engine.upper()
     yield Finding(
-        problem="Updraft's plugin is not loaded" if needs.engine == "vllm" else "Updraft's plugin does not answer",
+        problem="Updraft's plugin is not loaded",
         remedy=f"run `{needs.prepare}` and add to its environment: {needs.environment}"
         f" (and `updraft` to {engine}_PLUGINS if that is set)",
     )
@@ -171,9 +171,10 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if _whole(info.get("speculative_eagle_topk")) != 1:
         yield Finding(problem="the server drafts trees", remedy="set --speculative-eagle-topk 1")
-    if SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
+    if _whole(info.get("tp_size")) > 1 and SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
         yield Finding(
-            problem="drafts cannot be swapped", remedy=f"add the argument --custom-weight-loader {SGLANG_LOADER}"
+            problem="drafts cannot be swapped on several ranks",
+            remedy=f"add the argument --custom-weight-loader {SGLANG_LOADER}",
         )
     if _whole(info.get("dp_size")) > 1:
         yield Finding(

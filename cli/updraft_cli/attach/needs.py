@@ -61,8 +61,9 @@ class Needs:
             ]
         )
 
-    def sidecar(self, url: str = "http://127.0.0.1:30000") -> str:
-        """The agent's command. Redis and the registry are those of `updraft up`'s defaults; `url` is SGLang's."""
+    @property
+    def sidecar(self) -> str:
+        """The agent's command, with Redis and a registry on this machine."""
         variables = {
             "MODEL": self.model,
             f"{self.engine.upper()}_SOCKET": self._path("tap.sock"),
@@ -71,8 +72,7 @@ class Needs:
             "REGISTRY_ADDRESS": "127.0.0.1:50051",
         }
         settings = [f"UPDRAFT_INFERENCE_{name}={shlex.quote(value)}" for name, value in variables.items()]
-        attached = ["--attach", url] if self.engine == "sglang" else []
-        return " ".join([*settings, shlex.join(["updraft-inference", "--engine", self.engine, *attached])])
+        return " ".join([*settings, "updraft-inference", "--engine", self.engine])
 
     def _path(self, name: str) -> str:
         return str(self.folder / name)

@@ -55,7 +55,7 @@ def _print_lines(needs: Needs) -> None:
         "Once: the plugin and a first draft": needs.prepare,
         "The server's environment": needs.environment,
         f"The server's arguments{on_a_cpu}": needs.arguments,
-        "The agent, on the same machine or in the same pod": needs.sidecar(),
+        "The agent, on the same machine or in the same pod": needs.sidecar,
     }
     for title, line in lines.items():
         click.echo(f"# {title}\n{line}")

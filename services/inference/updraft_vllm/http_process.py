@@ -7,14 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from updraft_tap import __version__
 from updraft_tap.hooks import Binding, Guard, Hook
 from updraft_tap.http import about, door
 from updraft_tap.http.door import Door, Rules
 from updraft_tap.http.keys import Keys
 from updraft_tap.http.terms import marked
 from updraft_tap.settings import DoorSettings
-from updraft_tap.wire import PROTOCOL
 from updraft_vllm import configuration, names
 
 log = logging.getLogger(__name__)
@@ -51,16 +49,14 @@ class HttpProcess:
 
     def facts(self) -> dict[str, Any]:
         """See `updraft_tap.http.about`."""
-        return {
-            "protocol": PROTOCOL,
-            "tap": __version__,
-            "engine": {"name": names.ENGINE, "version": configuration.version()},
-            "socket": self._socket,
-            "agent": about.listens(self._socket) if self._socket else False,
-            "keys": self._rules.keys is not None,
-            "hooks": dict(self.found),
-            "server": self._server,
-        }
+        return about.facts(
+            engine=names.ENGINE,
+            version=configuration.version(),
+            socket=self._socket,
+            keys=self._rules.keys is not None,
+            hooks=self.found,
+            server=self._server,
+        )
 
     def _learn(self, config: Any) -> None:
         self._server = configuration.facts(config)

@@ -8,12 +8,31 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from updraft_tap import __version__
+from updraft_tap.wire import PROTOCOL
+
 PATH = "/updraft/plugin"
 
 Facts = Callable[[], Mapping[str, Any]]
 """protocol and tap (version of this package), engine: {name, version}, socket ("" if it is not set), agent (whether one
 listens there), keys (whether clients need one), hooks: {function: why it is not in place, "" if it is}, server: the
 configuration as the adapter reads it, or null."""
+
+
+def facts(
+    *, engine: str, version: str, socket: str, keys: bool, hooks: Mapping[str, str], server: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The answer; see `Facts`."""
+    return {
+        "protocol": PROTOCOL,
+        "tap": __version__,
+        "engine": {"name": engine, "version": version},
+        "socket": socket,
+        "agent": listens(socket) if socket else False,
+        "keys": keys,
+        "hooks": dict(hooks),
+        "server": server,
+    }
 
 
 def is_asked(scope: Mapping[str, Any], path: str) -> bool:

@@ -116,7 +116,8 @@ def test_a_compiled_server_on_a_gpu_lacks_nothing() -> None:
         ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE3"),
         ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 1"),
         ({"speculative_num_draft_tokens": 8}, "--speculative-num-draft-tokens 4"),
-        ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
+        ({"custom_weight_loader": None}, None),
+        ({"custom_weight_loader": None, "tp_size": 2}, "--custom-weight-loader updraft_sglang.weights.load"),
         ({"dp_size": 2}, "--dp-size 1"),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_variables_are_those_of_a_server_that_updraft_starts(engine: EngineN
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_every_setting_of_the_agent_exists_and_a_space_splits_none(engine: EngineName) -> None:
-    *words, command, _, _ = shlex.split(needs(engine).sidecar().partition(" --attach")[0])
+    *words, command, _, _ = shlex.split(needs(engine).sidecar)
     names = [word.partition("=")[0].removeprefix("UPDRAFT_INFERENCE_").lower() for word in words]
 
     assert command == "updraft-inference"
