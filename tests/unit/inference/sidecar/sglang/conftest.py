@@ -88,8 +88,8 @@ class Beside:
 
 def greeting(**says: Any) -> Hello:
     """The hello of rank 0 of two."""
-    engine = {"name": "SGLang", "version": "0.5.23"}
-    return Hello.of(hello("worker", engine=engine, ranks={"tensor": 2}, **says), SGLANG)
+    ours = {"engine": {"name": "SGLang", "version": "0.5.23"}, "ranks": {"tensor": 2}}
+    return Hello.of(hello("worker", **{**ours, **says}), SGLANG)
 
 
 @pytest.fixture

@@ -357,6 +357,16 @@ class TestHello:
         assert "/pause_generation" not in fake.calls, "it was kept"
         assert server.info.engine == "sglang/0.5.23"
 
+    async def test_the_plugin_of_one_rank_is_believed_and_the_server_asked_nothing(
+        self, fake: FakeSglang, beside: Beside
+    ) -> None:
+        async with beside.unheard() as server:
+            server.hear(greeting(ranks={"tensor": 1}, version=3, digest="sha256:3"))
+
+            assert server.loaded == await server.rehash() == LoadedDraft(version=3, tensors_digest="sha256:3")
+            assert beside.changes == [server.loaded]
+        assert not fake.calls
+
     async def test_a_plugin_that_comes_again_with_the_same_draft_is_no_news(
         self, fake: FakeSglang, beside: Beside, drafts: list[DraftCheckpoint]
     ) -> None:
