@@ -27,8 +27,8 @@ from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from tests.support.wait import until
 
 from updraft_draft import checkpoint
-from updraft_inference.sglang_engine import checksums
 from updraft_inference.sidecar.hello import VLLM, Hello
+from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.tap import plugin_folder
 from updraft_tap.weights import UNKNOWN
 

@@ -1,4 +1,4 @@
-"""Runs a coroutine until it ends or another one interrupts it."""
+"""Runs a coroutine until it ends or another one interrupts it, or to its end whatever happens."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -36,3 +36,15 @@ def raise_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`. If this task is cancelled meanwhile, the work still ends first."""
+    task = asyncio.create_task(work)  # noqa: TID251 - awaited here; a group would cancel it with this task
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # nobody is there to get it
+        raise

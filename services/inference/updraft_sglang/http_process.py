@@ -15,7 +15,7 @@ from updraft_sglang import names
 from updraft_sglang.marks import sealed
 from updraft_tap import hooks
 from updraft_tap.hooks import Binding, Guard, Hook
-from updraft_tap.http import door
+from updraft_tap.http import about, door
 from updraft_tap.http.door import OWN, Door, Rules
 from updraft_tap.http.keys import Keys
 from updraft_tap.settings import DoorSettings
@@ -29,7 +29,11 @@ _is_own: ContextVar[bool] = ContextVar("updraft_own", default=False)
 class HttpProcess:
     """The hook bodies. Each calls `original` once with its own arguments. Raises KeysError if the keys file is invalid."""
 
-    def __init__(self, settings: DoorSettings, secret: str) -> None:
+    def __init__(self, settings: DoorSettings, secret: str, *, version: str = "", socket: str = "") -> None:
+        """`version` of SGLang and `socket` of the agent are what the process tells of itself."""
+        self._version, self._socket = version, socket
+        self.found: Mapping[str, str] = {}
+        """The hooks as they were found."""
         self.needs_keys = settings.api_keys_file is not None
         keys = (
             Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key) if settings.api_keys_file else None
@@ -68,9 +72,20 @@ class HttpProcess:
         """
         if any(one.cls is Door for one in app.user_middleware):
             return
-        app.add_middleware(Door, rules=self._rules)
+        app.add_middleware(Door, rules=self._rules, facts=self.facts)
         if self.needs_keys:
             refuse(misfit(hooks.install(_of_own_requests(self._secret))))
+
+    def facts(self) -> dict[str, Any]:
+        """See `updraft_tap.http.about`. SGLang itself shows its configuration."""
+        return about.facts(
+            engine=names.ENGINE,
+            version=self._version,
+            socket=self._socket,
+            keys=self.needs_keys,
+            hooks=self.found,
+            server=None,
+        )
 
     def send(self, original: Hook, manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND TokenizerManager._dispatch_to_scheduler. A request that gets no mark is not captured."""

@@ -1,5 +1,6 @@
 """The functions of SGLang that the plugin hooks."""
 
+ENGINE = "SGLang"
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 START = f"{SCHEDULER}.__init__"
 STREAM = "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output"

@@ -36,7 +36,6 @@ from updraft_tap.weights import RefusedError
 
 log = logging.getLogger(__name__)
 
-ENGINE = "SGLang"
 KNOWN_VERSION = "0.5.23"
 PREFIX = "UPDRAFT_SGLANG_"
 
@@ -71,7 +70,8 @@ def _register() -> None:
         log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
         return
     _name_server()
-    found = hooks.install((http := new_http_process()).bindings)
+    http = new_http_process()
+    http.found = found = hooks.install(http.bindings)
     if http.needs_keys:
         refuse(misfit(found))
     if settings is not None:
@@ -92,7 +92,9 @@ def _name_server() -> None:
 
 def new_http_process() -> HttpProcess:
     """The hooks of an HTTP process. Raises KeysError or ValueError if the settings are invalid."""
-    return HttpProcess(DoorSettings.from_environment(os.environ, PREFIX), os.environ[_SECRET])
+    door = DoorSettings.from_environment(os.environ, PREFIX)
+    socket = os.environ.get(f"{PREFIX}SOCKET", "")
+    return HttpProcess(door, os.environ[_SECRET], version=_sglang(), socket=socket)
 
 
 class Plugin:
@@ -231,7 +233,7 @@ def _of_rows(body: RowHooks) -> tuple[Binding, ...]:
 
 
 def _hello(role: str) -> Hello:
-    return Hello(role, server=os.environ.get(_SERVER, ""), engine=ENGINE, version=_sglang(), served=served)
+    return Hello(role, server=os.environ.get(_SERVER, ""), engine=names.ENGINE, version=_sglang(), served=served)
 
 
 def _misfit(found: Mapping[str, str]) -> str:

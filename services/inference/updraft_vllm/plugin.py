@@ -23,7 +23,7 @@ from updraft_tap.http.keys import KeysError
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
-from updraft_vllm import names, runners
+from updraft_vllm import configuration, names, runners
 from updraft_vllm.draft import VllmDraft
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.reloads import Reloads
@@ -33,7 +33,6 @@ from updraft_vllm.runners import Runner
 
 log = logging.getLogger(__name__)
 
-ENGINE = "vLLM"
 KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
 
@@ -62,14 +61,14 @@ def _register() -> None:
         log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
         return
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
-    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
-    found = hooks.install(http.bindings)
+    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX), settings.socket if settings else "")
+    http.found = found = hooks.install(http.bindings)
     if needs_keys:
         client = hooks.install((Binding(target=names.CLIENT, hook=_start_client, parameters=("self", "vllm_config")),))
         _refuse(_bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE], **client}))
     for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
         if problem:
-            log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+            log.error("Updraft cannot start with %s (vLLM %s): %s", target, configuration.version(), problem)
 
 
 def _start_client(original: Hook, *args: Any, **kwargs: Any) -> None:
@@ -136,9 +135,11 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found}, ranks=_ranks(parallel), unasked=_unasked(self._http, parallel)
+                hooks={**self._http, **found},
+                ranks=configuration.ranks(parallel),
+                unasked=_unasked(self._http, parallel),
             )
-            self._channel.problem = _misfit(found) or _replicas(parallel)
+            self._channel.problem = _misfit(found) or configuration.replicas(parallel)
         except Exception as error:  # noqa: BLE001  (it would end the server)
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
@@ -218,8 +219,8 @@ class WorkerPlugin:
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind = _kind(runner)
         self._rows = rows = self.row_hooks(kind)
-        self._hello.learn(ranks=_ranks(config.parallel_config), device=str(runner.device))
-        problem = _unsupported(config)
+        self._hello.learn(ranks=configuration.ranks(config.parallel_config), device=str(runner.device))
+        problem = configuration.unsupported(config)
         if problem:
             self._channel.problem = self._no_swap = problem
             return
@@ -264,7 +265,8 @@ class WorkerPlugin:
 
 
 def _hello(role: str, served: ServedVersion) -> Hello:
-    return Hello(role, server=os.environ.get(_SERVER, ""), engine=ENGINE, version=_vllm(), served=served)
+    server, version = os.environ.get(_SERVER, ""), configuration.version()
+    return Hello(role, server=server, engine=names.ENGINE, version=version, served=served)
 
 
 def _kind(runner: Any) -> Runner:
@@ -283,7 +285,11 @@ def _wrap_logits(model: Any, hook: Hook) -> None:
 
 def _misfit(found: Mapping[str, str]) -> str:
     unbound = [problem for problem in found.values() if problem]
-    return f"hooks do not fit vLLM {_vllm()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}" if unbound else ""
+    return (
+        f"hooks do not fit vLLM {configuration.version()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}"
+        if unbound
+        else ""
+    )
 
 
 def _unasked(http: Mapping[str, str], parallel: Any) -> str:
@@ -291,37 +297,6 @@ def _unasked(http: Mapping[str, str], parallel: Any) -> str:
     used = (names.MIDDLEWARE, names.SENDS[parallel.data_parallel_size > 1])
     misfit = _misfit({name: http.get(name, "") for name in used})
     return f"requests are counted but not captured: {misfit}" if misfit else ""
-
-
-def _unsupported(config: Any) -> str:
-    speculative = config.speculative_config
-    if speculative is None or speculative.method != "eagle3":
-        return 'capture requires --speculative-config with the method "eagle3"'
-    return _replicas(config.parallel_config)
-
-
-def _replicas(parallel: Any) -> str:
-    for name, size in _ranks(parallel).items():
-        if size > 1:
-            return f"Updraft supports one rank of vLLM so far, but {name} parallelism is {size}"
-    return ""
-
-
-def _ranks(parallel: Any) -> dict[str, int]:
-    return {
-        "tensor": int(parallel.tensor_parallel_size),
-        "pipeline": int(parallel.pipeline_parallel_size),
-        "data": int(parallel.data_parallel_size),
-    }
-
-
-def _vllm() -> str:
-    try:
-        import vllm  # noqa: PLC0415  (the server's)
-
-        return str(vllm.__version__)
-    except (ImportError, AttributeError):
-        return "of unknown version"
 
 
 def _synchronize() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.support.manifests import CONFIG, built, container, one, pod_spec, speculator
 
 from updraft_chassis.settings import Settings, load
+from updraft_inference.launch import sglang_arguments
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.sglang_engine.launch import arguments
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import sglang
 from updraft_registry.settings import RegistrySettings
@@ -141,16 +141,17 @@ def test_the_agent_of_sglang_takes_its_arguments() -> None:
 
 @given(num_steps=st.integers(1, 16))
 def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: int) -> None:
-    assert sglang.speculation("/seed", num_steps) == arguments.speculation(Path("/seed"), num_steps)
+    assert sglang.speculation("/seed", num_steps) == sglang_arguments.speculation(Path("/seed"), num_steps)
 
 
 def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts() -> None:
     pod = pod_spec(speculator({"engine": "sglang"}), "serving")
     engine, agent, prepare = container(pod, "engine"), container(pod, "inference"), pod["initContainers"][-1]
-    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
+    beside = {"UPDRAFT_INFERENCE_ENGINE": "sglang"}
+    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving") | beside)
     variables = {each["name"]: each.get("value") for each in engine["env"]}
 
-    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.sglang_socket_path)
+    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.socket_path)
     assert prepare["args"] == [
         *("prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)),
         *("--admin-key-file", str(settings.sglang_admin_key_file)),

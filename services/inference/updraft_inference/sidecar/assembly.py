@@ -19,13 +19,12 @@ from updraft_inference.agent.domains import label
 from updraft_inference.agent.selection import CaptureTerms
 from updraft_inference.engine import (
     CaptureLoss,
-    CaptureParams,
     CountedRequest,
+    CountedSteps,
     FinishedRequest,
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    UncapturedSteps,
 )
 from updraft_inference.tap import messages
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
@@ -54,9 +53,6 @@ _Form = dict[str, tuple[torch.dtype, torch.Size]]
 
 _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
 """vLLM's ends of an answer; all others cut it off."""
-
-_ALL_ROWS = CaptureParams(payload=True, prompt_rows=1 << 31, counterfactual_rows=1 << 31)
-"""All rows that the server sends, because the policy has chosen already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +190,7 @@ class Assembler:
             return
         if rid in self._waiting:  # an end that was said twice
             yield self._completed(rid)
-        builder = TraceBuilder(ended.counted.num_prompt, _ALL_ROWS)
+        builder = TraceBuilder(ended.counted.num_prompt)
         for part in running.parts if running is not None else ():
             _build(builder, part)
         if running is not None:  # each process chose it by the same number, so both did with the smaller probability
@@ -232,15 +228,17 @@ class Assembler:
 def _traced(waiting: _Waiting) -> Ended:
     ended, finished = waiting.ended, waiting.ended.finished
     assert finished is not None
-    assembly = waiting.builder.assembly(finished.num_output)
-    finished = replace(finished, steps=assembly.steps(), hidden=assembly.hidden() if finished.output_ids else None)
+    builder, num_output = waiting.builder, finished.num_output
+    finished = replace(
+        finished, steps=builder.steps(num_output), hidden=builder.hidden(num_output) if num_output else None
+    )
     captured = sum(bool(step.draft_ids) for step in finished.steps)
     counted = replace(
         ended.counted,
         num_uncaptured=max(0, sum(sums.verify_steps for sums in ended.counted.sums) - captured),
         num_missing_rows=finished.num_missing_rows,
     )
-    _ = finished.step_sums  # here, because it takes long
+    _ = finished.sums  # here, because it takes long
     return replace(ended, finished=finished, counted=counted)
 
 
@@ -292,11 +290,11 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
     )
 
 
-def _sums(one: Mapping[str, Any]) -> UncapturedSteps:
+def _sums(one: Mapping[str, Any]) -> CountedSteps:
     """A draft that the server does not know counts for no version."""
     accepted = tuple(map(_count, one["accepted"]))
     steps = _count(one["steps"])
-    return UncapturedSteps(
+    return CountedSteps(
         draft_version=_count(one["version"] or 0),
         verify_steps=steps,
         proposed=tuple(map(_count, one["proposed_by_position"])),

@@ -6,14 +6,14 @@ connected for the first time, and captures as much as its credits allow. On SIGT
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
-from updraft_artifacts.sizing import running_bytes
+from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
@@ -23,12 +23,15 @@ from updraft_inference import pod
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest
+from updraft_inference.launch import admin_key
 from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
-from updraft_inference.sidecar.hello import VLLM, Kind
+from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
+from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
+from updraft_inference.sidecar.sglang.server import SglangServer
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +42,15 @@ _CHANGE = 0.05
 """Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
-async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> None:
-    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
+async def serve(settings: InferenceSettings, stop: Stop, *, restart: Restart | None = None) -> None:
+    """Run the process until `stop`. `restart` starts the server with another draft. Raises UpdraftError if it cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
     fingerprints = await asyncio.to_thread(
         lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
     )
-    agent = _Agent(tools, kind, fingerprints)
+    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent.server.restart = restart
     watch_holder(registry, agent.server)
     with probes.serve(
         registry,
@@ -55,7 +59,7 @@ async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> N
         ready=lambda: agent.is_listening,
         setting=variable(InferenceSettings, "metrics_port"),
     ) as port:
-        async with asyncio.TaskGroup() as tasks:
+        async with agent.server.running(), asyncio.TaskGroup() as tasks:
             async with agent.listening():
                 extra = {"socket": str(agent.link.path), "metrics": f"{settings.host}:{port}"}
                 logger.info("Listening for the server's plugin", extra=extra)
@@ -68,18 +72,17 @@ async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> N
 
 
 class _Agent:
-    def __init__(self, tools: pod.Tools, kind: Kind, fingerprints: tuple[str, str]) -> None:
+    def __init__(self, tools: pod.Tools, known: Known) -> None:
         settings = tools.settings
         self._tools = tools
         self._changed = asyncio.Event()
         self.is_listening = False
         self._capture: Capture | None = None
         self._fleet: pod.Fleet | None = None
-        assembler = Assembler(max_bytes=settings.capture_running_bytes or running_bytes(1))
-        self.link = Link(settings.vllm_socket_path, kind, assembler, self._hear, clock=tools.clock)
-        self.server = AttachedServer(
-            kind, self.link, fingerprints=fingerprints, initial=settings.initial_draft, on_change=self._note_draft
-        )
+        assembler = Assembler(max_bytes=settings.capture_running_bytes or RUNNING_BYTES)
+        kind = VLLM if settings.engine == "vllm" else SGLANG
+        self.link = Link(settings.socket_path, kind, assembler, self._hear, clock=tools.clock)
+        self.server = _attached(settings, self.link, known, self._note_draft)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -149,6 +152,15 @@ class _Agent:
         self._tools.metrics.draft_version.set(self.server.loaded.version)
         if self._fleet is not None:
             self._fleet.swapper.again()
+
+
+def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: Callable[[], None]) -> AttachedServer:
+    if link.kind is VLLM:
+        return AttachedServer(link, known, on_change=on_change)
+    folders = Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap")
+    key = admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file)
+    server = SglangServer(settings.attach, admin_key=key)
+    return AttachedSglang(link, known, server, folders, on_change=on_change)
 
 
 def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:

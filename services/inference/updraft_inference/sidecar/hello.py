@@ -33,6 +33,12 @@ VLLM = Kind(
     socket_variable="UPDRAFT_VLLM_SOCKET",
     socket_setting="UPDRAFT_INFERENCE_VLLM_SOCKET",
 )
+SGLANG = Kind(
+    engine="SGLang",
+    prepare="prepare-sglang",
+    socket_variable="UPDRAFT_SGLANG_SOCKET",
+    socket_setting="UPDRAFT_INFERENCE_SGLANG_SOCKET",
+)
 
 
 def problems(error: ValidationError) -> str:
@@ -57,6 +63,8 @@ class Hello(BaseModel, frozen=True):
     tap: str
     engine: EngineName
     pid: int
+    ranks: dict[str, Uint32] = {}
+    """How many there are, by kind of parallelism."""
     role: Role
     dtype: str
     version: Uint32

@@ -81,7 +81,7 @@ class Link:
     ) -> None:
         self.path = path
         self.drops: Counter[CaptureLoss] = Counter()
-        self._kind = kind
+        self.kind = kind
         self._assembler = assembler
         self._tell = tell
         self._clock = clock or SystemClock()
@@ -119,7 +119,7 @@ class Link:
             return unasked
         if len(self._asked) == _LATEST and True not in self._asked:
             return (
-                f"the last {_LATEST} requests to {self._kind.engine} did not pass Updraft's middleware, so they are counted"
+                f"the last {_LATEST} requests to {self.kind.engine} did not pass Updraft's middleware, so they are counted"
                 " but not captured: send requests to the HTTP port of a server that was started with the plugin"
             )
         now_s = self._clock.monotonic()
@@ -128,9 +128,9 @@ class Link:
         if role is None or away[role] < _AWAY_S:
             return ""
         return (
-            f"Updraft's plugin in the {self._kind.engine} server's {role} has not connected to {self.path} for"
+            f"Updraft's plugin in the {self.kind.engine} server's {role} has not connected to {self.path} for"
             f" {away[role]:.0f} s. Check that its folder is on the server's PYTHONPATH and that"
-            f" {self._kind.socket_variable} names this socket"
+            f" {self.kind.socket_variable} names this socket"
         )
 
     def send(self, role: Role, header: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ class Link:
         there can be none, or another process listens there."""
         if len(str(self.path).encode()) > _MAX_PATH:
             raise InvalidInput(
-                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self._kind.socket_setting}"
+                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self.kind.socket_setting}"
             )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -182,7 +182,7 @@ class Link:
             listener.close()
             raise InvalidInput(
                 f"cannot listen at {self.path} ({error.strerror}): each agent needs a socket of its own; set"
-                f" {self._kind.socket_setting}"
+                f" {self.kind.socket_setting}"
             ) from error
 
     def _live(self, listener: socket.socket, started: "asyncio.Future[None]") -> None:
@@ -248,7 +248,7 @@ class Link:
     def _met(self, header: Mapping[str, Any]) -> tuple[str, Hello | None]:
         """The process of this hello; or why it is refused."""
         try:
-            hello = Hello.of(header, self._kind)
+            hello = Hello.of(header, self.kind)
         except wire.FrameError as error:
             self._note_misunderstood(str(error))
             return str(error), None
@@ -257,8 +257,8 @@ class Link:
         if stranger is None:
             return "", hello
         refusal = (
-            f"another {self._kind.engine} server (process {stranger.pid}) is already connected to {self.path}: give each server"
-            f" its own {self._kind.socket_variable} and agent, and run one for each data-parallel rank"
+            f"another {self.kind.engine} server (process {stranger.pid}) is already connected to {self.path}: give each server"
+            f" its own {self.kind.socket_variable} and agent, and run one for each data-parallel rank"
         )
         if hello.id not in self._refused:
             self._refused.append(hello.id)

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from updraft_tap.http import about
+from updraft_tap.http.about import Facts
 from updraft_tap.http.keys import Keys, RefusedRequestError
 from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, first, read_terms
 
@@ -53,9 +55,11 @@ class Rules:
 class Door:
     """The middleware."""
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: App, rules: Rules, facts: Facts | None = None) -> None:
+        """`facts` are what the plugin says of its server at `about.PATH`; None: nothing."""
         self._app = app
         self._rules = rules
+        self._facts = facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or _is_open(scope) or self._is_own(scope):
@@ -78,7 +82,7 @@ class Door:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._rules.keys is None:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         inside = False
         try:
@@ -88,11 +92,17 @@ class Door:
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._app(scope, receive, send)
+                await self._pass_on(scope, receive, send)
         except RefusedRequestError as refusal:
             if inside:
                 raise
             await _refuse(scope, send, refusal)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._facts is not None and about.is_asked(scope, _path(scope)):
+            await about.answer(self._facts, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 _PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")
@@ -154,8 +164,12 @@ def _check_is_readable(scope: Scope) -> None:
 
 
 def _is_open(scope: Scope) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope.get("method") == "OPTIONS" or (path.rstrip("/") or "/") in OPEN_PATHS
+    return scope.get("method") == "OPTIONS" or _path(scope) in OPEN_PATHS
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.rstrip("/") or "/"
 
 
 async def _read(receive: Receive) -> tuple[bytes, Receive]:

@@ -1,6 +1,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.published_targets import make
@@ -146,6 +147,40 @@ def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
         plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
 
 
+def test_with_vllm_clients_use_its_port_and_the_agent_has_another(folder: DataFolder) -> None:
+    where = replace(_WHERE, agent_port=9093)
+    chosen = config(folder, engine="vllm", vllm_python=Path("/opt/vllm/bin/python"))
+    processes = {one.name: one for stage in plan.stages(chosen, where, folder, {}) for one in stage}
+    inference = processes["inference"]
+
+    assert inference.environment["UPDRAFT_INFERENCE_VLLM_PYTHON"] == "/opt/vllm/bin/python"
+    assert inference.environment["UPDRAFT_INFERENCE_PORT"] == "8000"
+    assert inference.environment["UPDRAFT_INFERENCE_METRICS_PORT"] == "9093"
+    assert where.metrics_urls["inference"] == "http://127.0.0.1:9093/metrics"
+    assert where.inference_url == "http://127.0.0.1:8000"
+    assert inference.start_within_s > processes["registry"].start_within_s
+    assert "9093" in inference.address
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"engine": "vllm"},
+        {"vllm_python": Path("p")},
+        {"engine": "sglang"},
+        {"sglang_python": Path("p")},
+        {"engine": "sglang", "sglang_python": Path("p"), "vllm_python": Path("p")},
+    ],
+)
+def test_what_runs_a_server_is_named_with_its_engine_and_only_with_it(
+    folder: DataFolder, wrong: dict[str, Any]
+) -> None:
+    (model := folder.path / "model").mkdir()
+    (model / "config.json").touch()
+    with pytest.raises(InvalidInput, match="need each other"):
+        plan.check(replace(config(folder, **wrong), model=model))
+
+
 def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_the_start_may_take_long(
     folder: DataFolder,
 ) -> None:
@@ -155,22 +190,6 @@ def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_th
     assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
     assert "UPDRAFT_INFERENCE_ATTACH" not in inference.environment
     assert inference.start_within_s > trainer.start_within_s
-
-
-@pytest.mark.parametrize(
-    ("choices", "reason"),
-    [
-        ({"engine": "sglang"}, "needs either"),
-        ({"engine": "sglang", "sglang_python": Path("p"), "sglang_url": "http://h:1"}, "needs either"),
-        ({"sglang_url": "http://h:1"}, "need --engine sglang"),
-    ],
-)
-def test_what_runs_sglang_is_named_once_and_only_with_that_engine(
-    folder: DataFolder, choices: dict[str, object], reason: str
-) -> None:
-    (folder.path / "config.json").write_text("{}")
-    with pytest.raises(InvalidInput, match=reason):
-        plan.check(config(folder, model=folder.path, **choices))
 
 
 def planned(

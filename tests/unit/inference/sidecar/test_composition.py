@@ -14,6 +14,7 @@ from updraft_inference import pod
 from updraft_inference.metrics import Metrics
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+from updraft_inference.sidecar.attached import Known
 from updraft_inference.sidecar.hello import VLLM, Hello
 
 
@@ -24,7 +25,7 @@ async def test_a_server_that_is_away_is_an_error_only_if_it_has_been_there(
     clock = ManualClock()
     settings = InferenceSettings(model=short_tmp_path, engine="vllm", data_dir=short_tmp_path)
     tools = pod.Tools(settings=settings, metrics=Metrics(CollectorRegistry()), clock=clock)
-    agent = composition._Agent(tools, VLLM, ("sha256:t", "sha256:k"))
+    agent = composition._Agent(tools, Known(fingerprints=("sha256:t", "sha256:k")))
     if has_been_there:
         agent.server.hear(Hello.of(hello("worker"), VLLM))
     clock.advance(25)

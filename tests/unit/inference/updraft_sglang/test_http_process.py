@@ -89,6 +89,17 @@ def started(http: HttpProcess, monkeypatch: pytest.MonkeyPatch, app: App | None)
     return app
 
 
+def test_the_door_tells_what_the_plugin_found() -> None:
+    http = HttpProcess(DoorSettings(), SHARED, version="0.5.23", socket="/none/tap.sock")
+    http.found = {names.ARGUMENTS: "it does not exist"}
+
+    told = http.facts()
+
+    assert told["engine"] == {"name": "SGLang", "version": "0.5.23"}
+    assert (told["socket"], told["agent"], told["keys"]) == ("/none/tap.sock", False, False)
+    assert told["hooks"] == {names.ARGUMENTS: "it does not exist"}
+
+
 def test_the_middleware_is_added_once_before_the_process_serves(
     http: HttpProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from updraft_tap.http import door
+from updraft_tap.http import about, door
+from updraft_tap.http.about import Facts
 from updraft_tap.http.door import Door, Rules, choices
 from updraft_tap.http.keys import Keys, RefusedRequestError
 from updraft_tap.http.terms import Terms
@@ -23,6 +25,49 @@ def keys(tmp_path: Path) -> Keys:
     file = tmp_path / "keys"
     file.write_text(f"{ONE}\n{OTHER}\n")
     return Keys(file, max_at_once=2)
+
+
+async def asked(rules: Rules, facts: Facts, headers: Sequence[tuple[bytes, bytes]] = ()) -> tuple[int, Any]:
+    """The status and the answer at the path of the plugin; the application behind answers nothing."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def server(*_: Any) -> None:
+        raise AssertionError("the server was asked")
+
+    scope = {"type": "http", "method": "GET", "path": about.PATH, "headers": list(headers)}
+    await Door(server, rules, facts)(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+async def test_the_plugin_says_what_it_found_behind_the_key(keys: Keys) -> None:
+    rules = Rules(keys=keys)
+
+    assert (await asked(rules, lambda: {"tap": "1"}))[0] == 401
+    assert await asked(rules, lambda: {"tap": "1"}, BEARER) == (200, {"tap": "1"})
+    assert await asked(OPEN, lambda: {"tap": "1"}) == (200, {"tap": "1"})
+
+
+async def test_facts_that_cannot_be_read_are_an_answer_too() -> None:
+    def broken() -> dict[str, Any]:
+        raise ValueError("no such file")
+
+    assert await asked(OPEN, broken) == (500, {"error": "ValueError: no such file"})
+
+
+def test_whether_an_agent_listens_is_found_out(short_tmp_path: Path) -> None:
+    path = str(short_tmp_path / "tap.sock")
+    assert not about.listens(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        assert not about.listens(path), "a file that was left over"
+        listener.listen()
+        assert about.listens(path)
 
 
 class Server:

@@ -1,0 +1,1 @@
+"""Updraft beside a server that somebody else started: what it needs, and what a running one lacks."""
