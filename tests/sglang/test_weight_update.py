@@ -33,7 +33,7 @@ def setting() -> Iterator[Setting]:
         yield setting
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def drafts(setting: Setting) -> list[DraftCheckpoint]:
     """A poor one and a good one."""
     return [setting.saved(version, quality) for version, quality in ((1, 0.3), (2, 1.0))]
