@@ -331,7 +331,7 @@ def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
 def _running() -> Size:
     return Size(
         amount=running_bytes(QUEUED_REQUESTS),
-        reason=f"rows of running requests in a pod with engine sglang: {2 * PART_BYTES >> 20} MiB each, but at least 1 GiB",
+        reason=f"rows of running requests beside an SGLang or vLLM server: {2 * PART_BYTES >> 20} MiB each, but at least 1 GiB",
         settings=("UPDRAFT_INFERENCE_CAPTURE_RUNNING_BYTES",),
     )
 
