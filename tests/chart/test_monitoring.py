@@ -261,7 +261,7 @@ def _template(part: str) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
     spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
-    images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1")
+    images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1", vllm="v:1")
     config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)
     built = {"inference": serving, "trainer": trainer, "registry": registry}[part].objects(owner, config)
     (workload,) = [each for each in built if each["kind"] in {"Deployment", "StatefulSet"}]
