@@ -167,11 +167,11 @@ def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: in
 def test_a_server_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts(engine: str) -> None:
     pod = pod_spec(speculator({"engine": engine}), "serving")
     engine_, (prepare, agent) = container(pod, "engine"), pod["initContainers"]
-    settings = load(InferenceSettings, environment(speculator({"engine": engine}), "serving"))
+    ours = environment(speculator({"engine": engine}), "serving")
+    settings = load(InferenceSettings, ours)
     variables = {each["name"]: each.get("value") for each in engine_["env"]}
-    sockets = {"sglang": settings.sglang_socket_path, "vllm": settings.vllm_socket_path}
 
-    assert variables[f"UPDRAFT_{engine.upper()}_SOCKET"] == str(sockets[engine])
+    assert variables[f"UPDRAFT_{engine.upper()}_SOCKET"] == ours[f"UPDRAFT_INFERENCE_{engine.upper()}_SOCKET"]
     assert prepare["args"][:5] == [
         *(f"prepare-{engine}", "--plugin-dir", variables["PYTHONPATH"], "--seed", str(settings.initial_draft)),
     ]
