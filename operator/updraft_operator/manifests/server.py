@@ -56,13 +56,13 @@ class Server:
     """Without those of the spec, which follow and therefore override."""
     variables: Mapping[str, str] = field(default_factory=dict)
     prepare_args: Sequence[str] = ()
-    """Of the init container, in addition to those for every engine."""
+    """Arguments of the init container, in addition to those for every engine."""
     agent_args: Sequence[str] = ()
     agent_variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
-        """Of the plugin's settings."""
+        """Prefix of the plugin's settings."""
         return f"UPDRAFT_{self.engine.value.upper()}"
 
 
@@ -161,7 +161,7 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
 
 
 def process_variables(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
-    """What every inference process finds that its ConfigMap cannot hold."""
+    """Variables of every inference process that its ConfigMap cannot hold."""
     return [
         {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
         {"name": "UPDRAFT_INFERENCE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
