@@ -54,7 +54,6 @@ class Server:
     command: Sequence[str]
     args: Sequence[str]
     """Without those of the spec, which follow and therefore override."""
-    variables: Mapping[str, str] = field(default_factory=dict)
     prepare_args: Sequence[str] = ()
     """Arguments of the init container, in addition to those for every engine."""
     agent_args: Sequence[str] = ()
@@ -138,7 +137,6 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
         "HOME": "/tmp",  # noqa: S108 - of the container: kernels are compiled into caches below it
         "USER": "nonroot",  # torch names a cache by it, and the image knows no user of this number
         **api_keys.variables(serving, server.prefix),
-        **server.variables,
     }
     health = pod.http_probe(server.health, PORT_NAME, period_s=5, failures=2)
     made = pod.container(
@@ -177,10 +175,13 @@ def _startup_probe(serving: Serving, server: Server) -> dict[str, Any]:
 
 
 def _python_path(serving: Serving) -> tuple[Serving, str]:
-    """The spec without its PYTHONPATH, and that path behind the plugin's, without which nothing is learnt."""
-    others = [variable for variable in serving.env if variable["name"] != "PYTHONPATH"]
-    theirs = [variable for variable in serving.env if variable["name"] == "PYTHONPATH"]
-    path = ":".join([_PLUGIN, *(str(variable["value"]) for variable in theirs if variable.get("value"))])
+    """The spec without its PYTHONPATH, and that path behind the plugin's, without which nothing is learnt.
+
+    One that comes from elsewhere (valueFrom) stays, and overrides ours: the agent then says that the plugin is missing.
+    """
+    theirs = [each for each in serving.env if each["name"] == "PYTHONPATH" and "value" in each]
+    others = [each for each in serving.env if each not in theirs]
+    path = ":".join([_PLUGIN, *(str(each["value"]) for each in theirs if each["value"])])
     return serving.model_copy(update={"env": others}), path
 
 

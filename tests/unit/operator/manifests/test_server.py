@@ -81,7 +81,7 @@ def test_resources_and_variables_of_the_spec_are_the_servers(engine: str) -> Non
 
 @each_server
 def test_a_python_path_of_the_users_own_keeps_the_plugin(engine: str) -> None:
-    (plain,) = (_variables(container(_pod(engine), "engine"))["PYTHONPATH"],)
+    plain = _variables(container(_pod(engine), "engine"))["PYTHONPATH"]
     pod = _pod(engine, env=[{"name": "PYTHONPATH", "value": "/mine"}, {"name": "A", "value": "1"}])
     variables = _variables(container(pod, "engine"))
     assert (variables["PYTHONPATH"], variables["A"]) == (f"{plain}:/mine", "1")
