@@ -142,7 +142,7 @@ class _Here:
         return [ports.get(each, self._place(each)) for each in arguments]
 
     def _place(self, text: str) -> str:
-        if text == "/tmp":  # noqa: S108 - of a container, where it is the server's home
+        if text == "/tmp":  # the server's home
             return str(self.folder)
         moved = text.replace("/var/lib/updraft", str(self.folder / "data"))
         return moved.replace("/etc/updraft/api-keys", str(self.folder))
