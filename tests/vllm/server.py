@@ -121,15 +121,15 @@ def serving(
         *("--speculative-config", json.dumps(speculation)),
         *options,
     ]
-    variables = {**environment(), **(variables or {})}
+    environment = {**_environment(), **(variables or {})}
     server = Server(f"http://127.0.0.1:{port}", log)
-    with process_group(command, log, environment=variables) as process, closing(server):
+    with process_group(command, log, environment=environment) as process, closing(server):
         wait_until(lambda: server.is_ready or process.poll() is not None, timeout_s=START_S, what="vLLM is ready")
         assert process.poll() is None, f"vLLM ended with status {process.returncode}:\n{server.log[-5000:]}"
         yield server
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """Nothing of ours or of Python's from the test's own environment; no network, no GPU, one thread."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UPDRAFT_", "PYTHON"))}
     return inherited | {
