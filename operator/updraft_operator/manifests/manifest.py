@@ -22,6 +22,7 @@ class Images:
     operator: str
     """Also downloads models and imports drafts."""
     sglang: str
+    vllm: str
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
 

@@ -115,6 +115,10 @@ def token_volume(owner: AdaptiveSpeculator, *keys: str) -> dict[str, Any]:
 TOKEN_MOUNT = {"name": "access", "mountPath": ACCESS, "readOnly": True}
 
 
+def variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
 def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 

@@ -89,6 +89,8 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
     spec = owner.spec
     if spec.target_model.secret_ref is not None:
         yield spec.target_model.secret_ref.name, ""
+    if spec.serving.api_keys_secret_ref is not None:
+        yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
     if spec.traces.redis is not None:
         yield spec.traces.redis.url_secret_ref.name, spec.traces.redis.url_secret_ref.key
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:

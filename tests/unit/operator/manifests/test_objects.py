@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import kubernetes_validate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from updraft_operator.planning.plan import make_plan, objects
 SHAPES: dict[str, dict[str, Any]] = {
     "minimal": {},
     "sglang": {"engine": "sglang", "serving": {"tensorParallelSize": 2, "args": ["--mem-fraction-static", "0.8"]}},
+    "vllm": {"engine": "vllm", "serving": {"apiKeysSecretRef": {"name": "clients"}, "maxContextTokens": 4096}},
     "downloaded": {"targetModel": {"uri": "hf://org/qwen", "revision": "main", "secretRef": {"name": "hub"}}},
     "claim": {"targetModel": {"uri": "pvc://models/qwen"}},
     "image": {"targetModel": {"uri": "oci://registry.example/qwen:1"}},
@@ -76,6 +78,13 @@ def test_every_object_says_whose_it_is(spec: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@each_shape
+def test_every_object_is_what_kubernetes_knows(spec: dict[str, Any], version: str) -> None:
+    for each in built(speculator(spec)):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
 @each_shape
 def test_every_pod_satisfies_the_restricted_standard(spec: dict[str, Any]) -> None:
     for name, template in templates(built(speculator(spec))).items():
@@ -109,7 +118,7 @@ def test_every_mount_has_its_volume_and_every_probe_its_port(spec: dict[str, Any
             assert {mount["name"] for mount in each["volumeMounts"]} <= set(volumes), each["name"]
             ports = {port["name"] for port in each.get("ports", ())}
             probes = [each[name] for name in each if name.endswith("Probe")]
-            assert {probe["httpGet"]["port"] for probe in probes} <= ports, each["name"]
+            assert {probe["httpGet"]["port"] for probe in probes if "httpGet" in probe} <= ports, each["name"]
 
 
 @each_shape
@@ -175,7 +184,7 @@ def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: boo
     assert folder in pod["initContainers"][0]["command"]
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang"])
+@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
 def test_an_import_is_checked_against_the_engine_of_the_pods(engine: str) -> None:
     from tests.support.observed import draft
 

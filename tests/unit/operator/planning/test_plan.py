@@ -52,6 +52,7 @@ def _applied(observation: Observed) -> set[Ref]:
     [
         pytest.param({}, id="minimal"),
         pytest.param({"engine": "sglang"}, id="sglang"),
+        pytest.param({"engine": "vllm"}, id="vllm"),
         pytest.param({"suspend": True}, id="suspended"),
         pytest.param({"traces": {"enabled": False}}, id="no traces"),
     ],

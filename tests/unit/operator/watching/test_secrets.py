@@ -65,6 +65,7 @@ async def test_a_token_that_somebody_took_away_is_missed() -> None:
         pytest.param({}, [], id="none"),
         pytest.param({"targetModel": {"secretRef": {"name": "hub"}}}, [("hub", "")], id="of the download"),
         pytest.param(OWN_REDIS, [("mine", "address")], id="of Redis"),
+        pytest.param({"serving": {"apiKeysSecretRef": {"name": "mine"}}}, [("mine", "keys")], id="of API keys"),
         pytest.param(
             {"registry": {"bucket": {"url": "s3://b/p", "secretRef": {"name": "bucket"}}}},
             [("bucket", "")],
