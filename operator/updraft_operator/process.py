@@ -19,6 +19,7 @@ from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
+from updraft_operator.registry_tokens import RegistryTokens
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
@@ -79,11 +80,12 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         await _until_served(cluster.metadata, settings.namespaces, stop)
         if stop.requested:
             return
-        kinds = await cluster.kinds()
+        kinds, issuer = await cluster.kinds(), await cluster.issuer()
         resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
-            registries = RegistryConnections(tasks, clock, work.add, folder)
+            tokens = RegistryTokens(partial(cluster.token, settings.namespace, settings.service_account), clock)
+            registries = RegistryConnections(tasks, tokens, clock, work.add, folder)
             measures.connections.set_function(lambda: len(registries))
             wiring = Wiring(
                 store=store,
@@ -92,7 +94,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 registries=registries,
                 metrics=measures,
                 clock=clock,
-                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
+                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds, issuer=issuer),
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
                 status_s=settings.status_seconds,

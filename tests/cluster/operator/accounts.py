@@ -21,6 +21,7 @@ _LEASES: list[Json] = [
         "verbs": ["get", "update"],
     },
 ]
+_TOKEN: Json = {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}
 _DAY_S = 86_400
 
 
@@ -42,10 +43,10 @@ def rules() -> list[Json]:
 
 
 def granted() -> set[tuple[str, str, str]]:
-    """Group, resource and verb of all of that, and of the Lease."""
+    """Group, resource and verb of all of that, of the Lease, and of tokens of the own account."""
     return {
         (group, resource, verb)
-        for rule in (*rules(), *_LEASES)
+        for rule in (*rules(), *_LEASES, _TOKEN)
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -59,7 +60,7 @@ def account(
     core = f"/api/v1/namespaces/{namespace}/serviceaccounts"
     api.create(core, {"metadata": {"name": name}})
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-    _bind(api, subject, f"{name}-lease", _LEASES, namespace)
+    _bind(api, subject, f"{name}-lease", [*_LEASES, {**_TOKEN, "resourceNames": [name]}], namespace)
     for where in watched or ("",):
         _bind(api, subject, f"{namespace}-{name}", rules(), where)
     token = api.create(f"{core}/{name}/token", {"spec": {"expirationSeconds": _DAY_S}})["status"]["token"]
