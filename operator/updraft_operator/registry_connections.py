@@ -43,7 +43,7 @@ _HISTORY = 200
 class RegistryAddress:
     address: str
     audience: str
-    """Of tokens for it."""
+    """Audience of tokens for it."""
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ class SigningKey:
 
 
 def key_set(*keys: SigningKey) -> bytes:
-    """What /openid/v1/jwks answers."""
+    """The answer of /openid/v1/jwks."""
     return json.dumps({"keys": [key.public for key in keys]}).encode()
 
 

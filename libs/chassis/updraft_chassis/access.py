@@ -53,7 +53,7 @@ ROLES: Mapping[str, Role] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """What a token says of who calls."""
+    """Who calls, according to a token."""
 
     role: Role
     valid_s: float | None = None

@@ -39,7 +39,7 @@ class ApiServer:
 async def states(
     folder: Path, api: ApiServer, *, life_s: int = 3600, audience: str = AUDIENCE, num_requests: int = 1
 ) -> list[tuple[ConnectionState, str]]:
-    """What the operator sees of the registry until so many tokens were requested, and it has an answer."""
+    """The states of the registry that the operator sees until so many tokens were requested, and it has an answer."""
     seen: list[tuple[ConnectionState, str]] = []
     keys = write_key_set(folder / "jwks", KEY)
     settings = {"issuer": ISSUER, "audience": AUDIENCE, "accounts": ACCOUNTS, "key_set": str(keys)}

@@ -29,7 +29,7 @@ _MAX_SHOWN = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What a valid token says."""
+    """The claims of a valid token."""
 
     issuer: str
     audience: str
