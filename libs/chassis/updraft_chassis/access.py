@@ -55,7 +55,8 @@ ROLES: Mapping[str, Role] = {
 class Caller:
     """Who calls, according to a token."""
 
-    role: Role
+    roles: frozenset[Role]
+    """One, or those of several parts that share an account."""
     valid_s: float | None = None
     """Seconds until the token expires; None: it does not expire."""
     pod: str = ""
@@ -103,8 +104,8 @@ class Access:
         caller = await self._identified(token)
         if caller is None:
             raise Unauthenticated(f"{short} requires a token with {roles}; the call's token is unknown")
-        if not caller.role.includes(required):
-            raise Forbidden(f"role {caller.role} may not call {short}, which requires {roles}")
+        if not any(role.includes(required) for role in caller.roles):
+            raise Forbidden(f"role {' and '.join(sorted(caller.roles))} may not call {short}, which requires {roles}")
         return caller
 
     async def _identified(self, token: str) -> Caller | None:
@@ -126,7 +127,7 @@ class Tokens:
 
     async def caller(self, token: str) -> Caller | None:
         role = _role(token, self._roles.get())
-        return None if role is None else Caller(role=role)
+        return None if role is None else Caller(roles=frozenset({role}))
 
 
 def _bearer_token(metadata: Any) -> str | None:

@@ -18,15 +18,19 @@ def audience(namespace: str, name: str) -> str:
 
 
 def account(owner: AdaptiveSpeculator, part: str) -> str:
-    """The name of the ServiceAccount of a part's pods."""
-    return names.child(owner.metadata.name, part)
+    """The name of the ServiceAccount of a part's pods: the spec's pod template may name another one, such as for a cloud."""
+    templates = {names.SERVING: owner.spec.serving.pod_template, names.TRAINER: owner.spec.trainer.pod_template}
+    spec = templates.get(part, {}).get("spec")
+    chosen = spec.get("serviceAccountName") if isinstance(spec, dict) else None
+    return chosen if isinstance(chosen, str) and chosen else names.child(owner.metadata.name, part)
 
 
 def objects(owner: AdaptiveSpeculator) -> list[Manifest]:
     """No pod gets a token for the API server unless it asks for one."""
-    accounts = {owner.metadata.name: "account", **{account(owner, part): part for part in _ROLES}}
+    name = owner.metadata.name
+    accounts = {name: "account", **{names.child(name, part): part for part in _ROLES}}
     content = {"automountServiceAccountToken": False}
-    return [manifest(owner, "v1", "ServiceAccount", name, part, **content) for name, part in accounts.items()]
+    return [manifest(owner, "v1", "ServiceAccount", each, part, **content) for each, part in accounts.items()]
 
 
 def roles(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:

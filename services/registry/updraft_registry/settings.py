@@ -52,7 +52,7 @@ class RegistrySettings(Settings):
     """Audience that tokens of ServiceAccounts must have. Use one per registry: a registry could use a token that it receives at
     another one with the same audience."""
     accounts: str = ""
-    """Roles of ServiceAccounts, as role:namespace/name, separated by commas."""
+    """Roles of ServiceAccounts, as role:namespace/name, separated by commas. An account may have several."""
     key_set: str = ""
     """URL (https) or file of the keys that sign tokens of ServiceAccounts, a JSON Web Key Set. In a pod this is
     https://kubernetes.default.svc/openid/v1/jwks."""

@@ -1,7 +1,7 @@
 """Tokens of Kubernetes ServiceAccounts: which ones are valid here, and which role their account has.
 
 A token is valid if a key of the cluster signed it, for this registry (`audience`), by this cluster (`issuer`), and now. Its
-subject is an account, and each account has one role. Rejected: the API server's TokenReview, which would have to answer
+subject is an account, which the registry knows by its roles. Rejected: the API server's TokenReview, which would have to answer
 each call, and whose permission covers all tokens of the cluster. So the token of a deleted account or pod stays valid until
 it expires.
 """
@@ -33,8 +33,8 @@ class Expected:
 
     issuer: str
     audience: str
-    accounts: Mapping[str, Role]
-    """Role by subject, `system:serviceaccount:NAMESPACE:NAME`."""
+    accounts: Mapping[str, frozenset[Role]]
+    """Roles by subject, `system:serviceaccount:NAMESPACE:NAME`."""
 
 
 class ServiceAccounts:
@@ -53,11 +53,11 @@ class ServiceAccounts:
             return None
         claims = await self._verified(token, header)
         subject = str(claims["sub"])
-        role = self._expected.accounts.get(subject)
-        if role is None:
+        roles = self._expected.accounts.get(subject)
+        if roles is None:
             raise Unauthenticated(f"{_shown(subject)} has no role in this registry")
         valid_s = int(claims["exp"]) + LEEWAY_S - self._clock.now()
-        return Caller(role=role, valid_s=valid_s, pod=_pod(claims))
+        return Caller(roles=roles, valid_s=valid_s, pod=_pod(claims))
 
     async def _verified(self, token: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
         key = await self._keys.key(str(header.get("kid", "")))
@@ -87,9 +87,9 @@ class ServiceAccounts:
         return f"the call's token {reasons.get(type(error), f'is not valid: {error}')}"
 
 
-def parse_accounts(text: str) -> dict[str, Role]:
+def parse_accounts(text: str) -> dict[str, frozenset[Role]]:
     """Roles by subject, of `role:namespace/name` entries separated by commas; InvalidInput for anything else."""
-    accounts: dict[str, Role] = {}
+    accounts: dict[str, frozenset[Role]] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = _ENTRY.fullmatch(entry)
         if match is None or match["role"] not in set(Role):
@@ -97,9 +97,7 @@ def parse_accounts(text: str) -> dict[str, Role]:
                 f"{entry[:_MAX_SHOWN]!r} is not role:namespace/name with one of the roles {', '.join(Role)}"
             )
         subject = f"{_SUBJECT}{match['namespace']}:{match['name']}"
-        if subject in accounts:
-            raise InvalidInput(f"{match['namespace']}/{match['name']} is listed twice: an account has one role")
-        accounts[subject] = Role(match["role"])
+        accounts[subject] = accounts.get(subject, frozenset()) | {Role(match["role"])}
     return accounts
 
 

@@ -125,12 +125,20 @@ def test_the_registry_gives_each_account_its_role() -> None:
     data = one(built(speculator()), "ConfigMap", "qwen-registry")["data"]
     prefix = "system:serviceaccount:"
     assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"]) == {
-        f"{prefix}team:qwen-serving": "serve",
-        f"{prefix}team:qwen-trainer": "publish",
-        f"{prefix}team:qwen-import": "publish",
-        f"{prefix}team:qwen": "operate",
-        f"{prefix}updraft-system:updraft-operator": "operate",
+        f"{prefix}team:qwen-serving": {"serve"},
+        f"{prefix}team:qwen-trainer": {"publish"},
+        f"{prefix}team:qwen-import": {"publish"},
+        f"{prefix}team:qwen": {"operate"},
+        f"{prefix}updraft-system:updraft-operator": {"operate"},
     }
+
+
+def test_an_account_that_the_pod_template_names_has_the_parts_role() -> None:
+    own = {"podTemplate": {"spec": {"serviceAccountName": "own"}}}
+    owner = speculator({"serving": own, "trainer": own})
+    data = one(built(owner), "ConfigMap", "qwen-registry")["data"]
+    assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"])["system:serviceaccount:team:own"] == {"serve", "publish"}
+    assert pod_spec(owner, "serving")["serviceAccountName"] == pod_spec(owner, "trainer")["serviceAccountName"] == "own"
 
 
 def test_no_two_registries_accept_the_same_token() -> None:
