@@ -17,6 +17,8 @@ class OperatorSettings(Settings):
 
     namespace: str = "updraft-system"
     """The operator's own namespace: that of its Lease. Registries accept the operator only from this namespace."""
+    service_account: str = Field(default="updraft-operator", min_length=1)
+    """The operator's own ServiceAccount, in its own namespace. It calls registries with tokens of this account."""
     watch_namespaces: str = ""
     """Namespaces to watch, separated by commas; empty means all."""
     identity: str = Field(default_factory=socket.gethostname, min_length=1)
@@ -86,6 +88,7 @@ class OperatorSettings(Settings):
                 pull_secrets=_words(self.image_pull_secrets),
             ),
             namespace=self.namespace,
+            account=self.service_account,
             has_redis=bool(self.redis_url.get_secret_value()),
         )
 

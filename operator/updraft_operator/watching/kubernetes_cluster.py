@@ -110,6 +110,17 @@ class KubernetesCluster:
         except NotFound:
             return set()
 
+    async def issuer(self) -> str:
+        """Issuer of the cluster's ServiceAccount tokens, which every ServiceAccount may read."""
+        found = await self._call("GET", "/.well-known/openid-configuration")
+        return str(found.get("issuer", ""))
+
+    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
+        """A new token of a ServiceAccount for one audience. It is no write: nothing is stored."""
+        path = RESOURCES["ServiceAccount"].path(namespace, account, "token")
+        body = {"spec": {"audiences": [audience], "expirationSeconds": seconds}}
+        return str((await self._call("POST", path, body=body))["status"]["token"])
+
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
 
         path, patch = RESOURCES[kind].path(namespace, name, "scale"), {"spec": {"replicas": replicas}}

@@ -10,6 +10,7 @@ from updraft_artifacts.sizing import MAX_VERSION_BYTES
 from updraft_chassis.credentials import ServerTls
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.settings import Settings
+from updraft_registry.identity.service_accounts import parse_accounts
 from updraft_rollouts.policy import (
     DEFAULT,
     MIN_GATE_SAMPLES,
@@ -42,8 +43,23 @@ class RegistrySettings(Settings):
     tokens_file: Path | None = None
     """Access tokens, one `role:token` per line, with role read, serve, publish or operate. Reloaded when it changes.
 
-    None: every client may call everything.
+    None, and no issuer: every client may call everything.
     """
+    issuer: str = ""
+    """Issuer of the Kubernetes cluster whose ServiceAccounts may call, as its /.well-known/openid-configuration has it; empty:
+    tokens of ServiceAccounts are not accepted."""
+    audience: str = Field(default="updraft-registry", min_length=1)
+    """Audience that tokens of ServiceAccounts must have. Use one per registry: a registry could use a token that it receives at
+    another one with the same audience."""
+    accounts: str = ""
+    """Roles of ServiceAccounts, as role:namespace/name, separated by commas. An account may have several."""
+    key_set: str = ""
+    """URL (https) or file of the keys that sign tokens of ServiceAccounts, a JSON Web Key Set. In a pod this is
+    https://kubernetes.default.svc/openid/v1/jwks."""
+    key_set_token_file: Path | None = None
+    """Token for that URL. Read for each request."""
+    key_set_ca_file: Path | None = None
+    """CA of that URL's certificate, PEM; None: those of the system. Read for each request."""
     data_dir: Path
     """Folder of the weights and the catalogue, on a local disk or a volume, not on a network share.
 
@@ -117,6 +133,19 @@ class RegistrySettings(Settings):
         return ServerTls(
             cert_file=self.tls_cert_file, key_file=self.tls_key_file, client_ca_file=self.tls_client_ca_file
         )
+
+    @model_validator(mode="after")
+    def _check_identity(self) -> Self:
+        if bool(self.issuer) != bool(self.key_set) or (self.accounts and not self.issuer):
+            raise ValueError("tokens of ServiceAccounts need an issuer, a key set and accounts")
+        if "://" in self.key_set and not self.key_set.startswith("https://"):
+            raise ValueError("the key set is a file or an https:// URL: without TLS anyone could replace the keys")
+        try:
+            if self.issuer and not parse_accounts(self.accounts):
+                raise ValueError("without accounts no ServiceAccount could call")
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:

@@ -46,6 +46,10 @@ def test_the_least_resource_makes_exactly_these_objects() -> None:
     made = {f"{each['kind']}/{each['metadata']['name']}" for each in make_plan(observed(), now_unix_s=0, now_s=0).apply}
     assert made == {
         "ServiceAccount/qwen",
+        "ServiceAccount/qwen-serving",
+        "ServiceAccount/qwen-trainer",
+        "ServiceAccount/qwen-registry",
+        "ServiceAccount/qwen-import",
         "Service/qwen",
         "Deployment/qwen-serving",
         "ConfigMap/qwen-serving",
@@ -97,13 +101,19 @@ def test_only_a_folder_of_the_node_breaks_the_restricted_standard() -> None:
 
 
 @each_shape
-def test_no_pod_has_a_token_of_the_api_server_or_service_links(spec: dict[str, Any]) -> None:
+def test_no_pod_has_all_that_kubernetes_mounts_by_itself(spec: dict[str, Any]) -> None:
     for template in templates(built(speculator(spec))).values():
         assert template["spec"]["automountServiceAccountToken"] is False
         assert template["spec"]["enableServiceLinks"] is False
-        assert template["spec"]["serviceAccountName"] == "qwen"
-    account = one(objects(observed(spec)), "ServiceAccount", "qwen")
-    assert account["automountServiceAccountToken"] is False
+    accounts = [each for each in objects(observed(spec)) if each["kind"] == "ServiceAccount"]
+    assert {each["metadata"]["name"] for each in accounts} == {
+        "qwen",
+        "qwen-serving",
+        "qwen-trainer",
+        "qwen-registry",
+        "qwen-import",
+    }
+    assert not any(each["automountServiceAccountToken"] for each in accounts)
 
 
 @each_shape
