@@ -4,11 +4,12 @@ from typing import Any, assert_never
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
-from updraft_operator.manifests import api_keys, network, pod, server, sglang, vllm
+from updraft_operator.manifests import api_keys, network, pod
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, stream_size
-from updraft_operator.manifests.server import Server
+from updraft_operator.manifests.servers import server, sglang, vllm
+from updraft_operator.manifests.servers.server import Server
 
 PORT = 8000
 """Port of the torch engine's process."""

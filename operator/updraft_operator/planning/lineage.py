@@ -10,8 +10,8 @@ from typing import Any
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import Engine
-from updraft_operator.manifests import server
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
+from updraft_operator.manifests.servers import server
 from updraft_operator.planning import trainers, versions
 from updraft_operator.planning.observed import Observed
 from updraft_rollouts.terms import Source

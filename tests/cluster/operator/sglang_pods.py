@@ -19,7 +19,7 @@ from tests.cluster.operator.subject import Subject, running
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft_chassis import rpc
 from updraft_operator.api import names
-from updraft_operator.manifests import server
+from updraft_operator.manifests.servers import server
 
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[fleet_pb2.ConnectRequest, fleet_pb2.ConnectResponse]"
 

@@ -13,7 +13,7 @@ from updraft_chassis.settings import Settings, load
 from updraft_inference.launch import sglang_arguments
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests import sglang
+from updraft_operator.manifests.servers import sglang
 from updraft_registry.settings import RegistrySettings
 from updraft_tap.settings import DoorSettings
 from updraft_tap.settings import Settings as PluginSettings

@@ -1,10 +1,11 @@
 """The stock SGLang server of a pod: its arguments, and what its agent is told."""
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
-from updraft_operator.manifests import pod, server
+from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Images
 from updraft_operator.manifests.model import ModelMount, served_name
-from updraft_operator.manifests.server import Server
+from updraft_operator.manifests.servers import server
+from updraft_operator.manifests.servers.server import Server
 
 PORT = 30000
 

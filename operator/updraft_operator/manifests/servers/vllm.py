@@ -3,10 +3,10 @@
 import json
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
-from updraft_operator.manifests import server
 from updraft_operator.manifests.manifest import Images
 from updraft_operator.manifests.model import ModelMount, served_name
-from updraft_operator.manifests.server import Server
+from updraft_operator.manifests.servers import server
+from updraft_operator.manifests.servers.server import Server
 
 PORT = 8000
 
