@@ -262,7 +262,7 @@ def _set(**values: Any) -> Callable[[dict[str, Any]], None]:
         ),
         pytest.param(_set(quantization_config={"bits": 4}), "quantization_config", id="quantised"),
         pytest.param(_set(hidden_act="gelu"), "its activation is gelu; supported are silu", id="activation"),
-        pytest.param(_set(hidden_size="wide"), "has a bad value", id="no number"),
+        pytest.param(_set(hidden_size="wide"), "its hidden_size is 'wide', expected 1 to", id="no number"),
     ],
 )
 def test_what_the_engine_does_not_run_is_refused_with_the_reason(
@@ -284,8 +284,12 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(
         pytest.param(_set(num_key_value_heads=1), r"k_proj\.weight has shape .* config\.json requires", id="heads"),
         pytest.param(_set(num_key_value_heads=3), "do not divide into 3 key-value heads", id="groups of heads"),
         pytest.param(_set(head_dim=5), "its head_dim is 5", id="odd heads"),
-        pytest.param(_set(num_hidden_layers=0), "num_layers is 0", id="no layers"),
-        pytest.param(_set(num_attention_heads=0, head_dim=None), "has a bad value", id="no heads"),
+        pytest.param(_set(num_hidden_layers=0), "its num_hidden_layers is 0, expected 1 to", id="no layers"),
+        pytest.param(
+            _set(num_attention_heads=0, head_dim=None),
+            "its num_attention_heads is 0, expected 1 to",
+            id="no heads",
+        ),
         pytest.param(_set(num_hidden_layers=99), r"lacks the tensor 'model\.layers\.", id="more layers"),
     ],
 )
