@@ -138,7 +138,7 @@ class AttachedSglang(AttachedServer):
     async def _swap_ranks(self, draft: DraftCheckpoint | None) -> SwapResult:
         async with self._swapping:
             if self._draft is None:
-                raise Unavailable(self._problem or f"it is not known yet what the ranks at {self._server.url} hold")
+                raise Unavailable(self._problem or f"the drafts of the ranks at {self._server.url} are not known yet")
             try:
                 return await self._draft.swap(draft)
             finally:
