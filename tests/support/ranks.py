@@ -15,7 +15,8 @@ from updraft_trainer.coordination.ranks import joined
 
 T = TypeVar("T")
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 280.0
+"""Less than the limit of a test, so that its failure names the ranks. On a busy machine ranks take minutes."""
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
