@@ -25,7 +25,7 @@ def cli() -> None:
 
     \b
     updraft up              serve, learn and swap drafts on this machine
-    updraft attach          let a vLLM or SGLang server of your own learn
+    updraft attach          learn from your own vLLM or SGLang server
     updraft status          what runs, which draft serves, and its acceptance
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for

@@ -154,7 +154,7 @@ async def _work(
 
 
 async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...], stop: lifecycle.Stop) -> str:
-    """Wait until both kinds are served: the operator may start before its CRDs are installed. Returns the cluster's issuer."""
+    """Wait until both kinds are served, because the operator may start before its CRDs are installed. Returns the issuer."""
     last_reason = ""
     while not stop.requested:
         try:

@@ -41,7 +41,7 @@ class _ReconcileState:
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
     fresh_key: str = field(default_factory=fresh_key)
-    """A key for the Secret. It stays the same until it is there, because pod templates depend on it."""
+    """A key for the Secret. It stays the same until it is written, because pod templates depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ _TRAFFIC_S = 5.0
 """Minimum time between two notifications about states in which only traffic changed."""
 
 _RETRY_S = 30.0
-"""How long a stream with an older token lasts, while the API server gives no new one."""
+"""How long a stream uses an older token while the API server returns no new one."""
 
 _PAGE = 200
 _HISTORY = 200
@@ -43,7 +43,7 @@ _HISTORY = 200
 class RegistryAddress:
     address: str
     audience: str
-    """Audience of tokens for it."""
+    """Audience of tokens for this registry."""
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class RegistryConnections:
         self._connections.clear()
 
     def _channel(self, key: Key, address: RegistryAddress, token: Token) -> Any:
-        """A channel. Its token is in a file, because credentials are read again from there."""
+        """A channel. Its token is in a file, from which the channel reads it for each call."""
         file = self._folder / f"{key.namespace}.{key.name}"
         if not file.exists() or file.read_text() != token.value:
             file.touch(mode=0o600)
@@ -137,7 +137,7 @@ class RegistryConnections:
             await asyncio.sleep(next(backoff))
 
     async def _follow_until_renewal(self, key: Key, address: RegistryAddress, backoff: Backoff) -> None:
-        """Follow until the token is to be renewed: the registry ends a stream whose token has expired. Raises UpdraftErrors."""
+        """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
         token = await self._tokens.token(address.audience)
         left_s = token.renewed_s - self._clock.monotonic()
         with rpc.errors():

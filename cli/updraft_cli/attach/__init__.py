@@ -1,1 +1,1 @@
-"""Updraft beside a server that somebody else started: what it needs, and what a running one lacks."""
+"""Servers that someone else starts: what they need to work with Updraft, and what a running one lacks."""

@@ -1,4 +1,4 @@
-"""Finds out what a running server lacks, from its answers. Pure."""
+"""Derives what a running server lacks from its answers. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from updraft_cli.attach.needs import OLDEST, SGLANG_LOADER, TITLES, Needs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A problem, and what to add or to do."""
+    """A problem and its remedy."""
 
     problem: str
     remedy: str
@@ -20,18 +20,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The answers of a server. None: it has no such path, or the answer was none of an engine."""
+    """The answers of a server. None: the server has no such path, or the answer is not that of an engine."""
 
     version: str | None
     is_speculating: bool
-    """vLLM's counters of speculation are there."""
+    """Whether vLLM's metrics have counters of speculation."""
     plugin: Mapping[str, Any] | None
     info: Mapping[str, Any] | None = None
     """SGLang's /server_info."""
     is_refused: bool = False
-    """A key is required, and ours was none or a wrong one."""
+    """Whether the server requires a key and refused the given one, or none."""
     is_open: bool = False
-    """A request without a key was answered."""
+    """Whether the server answered a request without a key."""
 
 
 class _Server(BaseModel):
@@ -59,7 +59,7 @@ class _Plugin(BaseModel):
 
 
 def found(needs: Needs, answers: Answers, *, ours: str, needs_keys: bool = False) -> tuple[Finding, ...]:
-    """Everything that is missing. `ours` is the version of this Updraft's plugin; with `needs_keys`, clients must need an API
+    """Everything that is missing. `ours` is the version of this Updraft's plugin. `needs_keys`: the server must require an API
     key."""
     return tuple(_found(needs, answers, ours, needs_keys=needs_keys))
 
@@ -68,7 +68,7 @@ def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> It
     title = TITLES[needs.engine]
     if answers.version is None:
         yield Finding(
-            problem=f"the server does not say that it is {title}", remedy=f"give the URL of the {title} server itself"
+            problem=f"the server does not answer as {title} does", remedy=f"give the URL of the {title} server itself"
         )
         return
     if _number(answers.version) < _number(OLDEST[needs.engine]):
@@ -77,14 +77,15 @@ def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> It
         )
     if answers.is_refused:
         yield Finding(
-            problem="the server refuses requests without its API key, so nothing more can be seen",
+            problem="the server requires an API key, so the other checks were skipped",
             remedy="set UPDRAFT_API_KEY to one of its keys and check again",
         )
         return
     if needs_keys and answers.is_open:
         variable = f"UPDRAFT_{needs.engine.upper()}_API_KEYS_FILE"
         yield Finding(
-            problem="a request without an API key is answered", remedy=f"add to its environment: {variable}=FILE"
+            problem="the server answers requests without an API key",
+            remedy=f"add to its environment: {variable}=FILE",
         )
     if needs.engine == "sglang":
         yield from _of_sglang(needs, answers.info or {})
@@ -92,14 +93,14 @@ def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> It
 
 
 def _of_plugin(needs: Needs, answers: Answers, ours: str) -> Iterator[Finding]:
-    """By what the plugin says; without it, by what the server's own endpoints show."""
+    """Findings from the plugin's answer; without it, from the server's own endpoints."""
     if answers.plugin is None:
         yield from _without_plugin(needs, answers)
         return
     try:
         plugin = _Plugin.model_validate(answers.plugin)
     except ValidationError:
-        yield _stale(needs, "a version that this Updraft does not know", ours)
+        yield _stale(needs, "an unknown version", ours)
         return
     if plugin.tap != ours:
         yield _stale(needs, f"version {plugin.tap}", ours)
@@ -115,19 +116,19 @@ def _of_plugin(needs: Needs, answers: Answers, ours: str) -> Iterator[Finding]:
 
 def _of_link(needs: Needs, plugin: _Plugin) -> Iterator[Finding]:
     if not plugin.socket:
-        yield Finding(problem="the plugin knows no socket", remedy=f"add to its environment: {needs.socket}")
+        yield Finding(problem="the plugin has no socket", remedy=f"add to its environment: {needs.socket}")
     elif not plugin.agent:
         yield Finding(problem=f"no agent listens on {plugin.socket}", remedy=f"start one: {needs.sidecar}")
     for problem in filter(None, plugin.hooks.values()):
         yield Finding(
-            problem=f"a hook is not in place: {problem}",
-            remedy=f"use {TITLES[needs.engine]} {OLDEST[needs.engine]}, which Updraft is tested with",
+            problem=f"a hook of the plugin does not fit: {problem}",
+            remedy=f"use {TITLES[needs.engine]} {OLDEST[needs.engine]}, with which Updraft is tested",
         )
 
 
 def _stale(needs: Needs, version: str, ours: str) -> Finding:
     return Finding(
-        problem=f"the plugin has {version}, and that of this Updraft has version {ours}",
+        problem=f"the plugin has {version}, but this Updraft has version {ours}",
         remedy=f"run `{needs.prepare}` and restart the server",
     )
 
@@ -155,7 +156,7 @@ def _of_configuration(needs: Needs, server: _Server) -> Iterator[Finding]:
                 problem=f"{name} parallelism of {size} is not supported", remedy=f"set --{name}-parallel-size to 1"
             )
     if needs.engine == "vllm" and server.device == "cpu" and not server.eager:
-        yield Finding(problem="drafts on a CPU cannot be swapped in compiled graphs", remedy="add --enforce-eager")
+        yield Finding(problem="swaps on a CPU require eager execution", remedy="add the argument --enforce-eager")
 
 
 def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -166,14 +167,14 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
         return
     if steps < 1 or _whole(info.get("speculative_num_draft_tokens")) != steps + 1:
         yield Finding(
-            problem="the server does not verify one draft token per step and one more",
+            problem="the number of draft tokens is not the number of steps plus one",
             remedy=f"set --speculative-num-steps {max(steps, 1)} --speculative-num-draft-tokens {max(steps, 1) + 1}",
         )
     if _whole(info.get("speculative_eagle_topk")) != 1:
         yield Finding(problem="the server drafts trees", remedy="set --speculative-eagle-topk 1")
     if _whole(info.get("tp_size")) > 1 and SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
         yield Finding(
-            problem="drafts cannot be swapped on several ranks",
+            problem="swaps of several tensor-parallel ranks require Updraft's weight loader",
             remedy=f"add the argument --custom-weight-loader {SGLANG_LOADER}",
         )
     if _whole(info.get("dp_size")) > 1:

@@ -1,4 +1,4 @@
-"""The variables and arguments that a server of each engine is started with, for Updraft beside it. Pure."""
+"""The variables and arguments that a server of each engine needs to work with Updraft. Pure."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ SGLANG_LOADER = "updraft_sglang.weights.load"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """One server, by the folder that Updraft's files for it lie in."""
+    """The needs of one server. `folder` contains Updraft's files for it."""
 
     engine: EngineName
     model: str
@@ -33,12 +33,12 @@ class Needs:
 
     @property
     def plugin_path(self) -> str:
-        """The variable by which the server finds the plugin."""
+        """The variable with which the server finds the plugin."""
         return f"PYTHONPATH={shlex.quote(self._path('plugin'))}"
 
     @property
     def socket(self) -> str:
-        """The variable by which the plugin finds the agent."""
+        """The variable with which the plugin finds the agent."""
         return f"UPDRAFT_{self.engine.upper()}_SOCKET={shlex.quote(self._path('tap.sock'))}"
 
     @property

@@ -1,4 +1,4 @@
-"""Asks a running server what it is, by its own endpoints and by the plugin's."""
+"""Queries a running server, at its own endpoints and at the plugin's."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -19,7 +19,7 @@ _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 def ask(engine: EngineName, url: str, key: str) -> Answers:
-    """Read what the server says. Raises Unavailable if nothing answers, InvalidInput for an invalid URL."""
+    """Query the server. Raises Unavailable if nothing answers, InvalidInput for an invalid URL."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, timeout=_ANSWER_S, trust_env=False) as http:

@@ -75,15 +75,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     envvar="UPDRAFT_SGLANG_PYTHON",
     show_envvar=True,
-    help="With --engine sglang: a Python interpreter that has SGLang, to start a server with. Clients use the server's own"
-    " port.",
+    help="With --engine sglang: a Python interpreter with SGLang, which starts the server. Clients use the server's own port.",
 )
 @click.option(
     "--vllm-python",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     envvar="UPDRAFT_VLLM_PYTHON",
     show_envvar=True,
-    help="With --engine vllm: a Python interpreter that has vLLM, to start a server with. Clients use the server's own port.",
+    help="With --engine vllm: a Python interpreter with vLLM, which starts the server. Clients use the server's own port.",
 )
 @click.option(
     "--set",

@@ -38,13 +38,13 @@ _CHECKPOINT_S = 60.0
 _PROBE_TIMEOUT_S = 1.0
 
 BESIDE = frozenset({"sglang", "vllm"})
-"""Engines whose servers have the HTTP interface, with the inference process beside them."""
+"""Engines whose own servers take requests; the inference process is the agent beside them."""
 
 _SERVER_SLACK_S = 20.0
-"""A server ends its own processes after its last request, and the inference process ends after it."""
+"""After its last request, a server stops its own processes, and then the inference process stops."""
 
 _SERVER_STARTS_WITHIN_S = 1800.0
-"""A large model is read, and CUDA graphs are captured."""
+"""Enough to read a large model and to capture CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +70,9 @@ class StackConfig:
     lookahead: int | None = None
     engine: Literal["torch", "sglang", "vllm"] | None = None
     sglang_python: Path | None = None
-    """An interpreter that has SGLang; the server is started and ended with the stack."""
+    """An interpreter with SGLang; the server starts and stops with the stack."""
     vllm_python: Path | None = None
-    """An interpreter that has vLLM; the server is started and ended with the stack."""
+    """An interpreter with vLLM; the server starts and stops with the stack."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """More `UPDRAFT_...` settings, by variable name; they take precedence."""
 
@@ -85,7 +85,7 @@ class Addresses:
     trainer_metrics_port: int
     redis_url: str
     agent_port: int | None = None
-    """Metrics and probes of the agent beside a server, which has the HTTP interface; None: one process has both."""
+    """Metrics and probes of the agent beside a server; None if the inference process itself serves clients."""
 
     @property
     def agent_url(self) -> str:
@@ -117,8 +117,8 @@ def check(config: StackConfig) -> None:
     for engine, python in (("sglang", config.sglang_python), ("vllm", config.vllm_python)):
         if (config.engine == engine) != bool(python):
             raise InvalidInput(
-                f"--engine {engine} and --{engine}-python, an interpreter that has the engine, need each other; to learn from a"
-                f" server of your own, see `updraft attach --engine {engine}`"
+                f"--engine {engine} and --{engine}-python (an interpreter with the engine) require each other; to learn from"
+                f" your own server, see `updraft attach --engine {engine}`"
             )
     for name in config.settings:
         if not name.startswith(_PREFIXES):

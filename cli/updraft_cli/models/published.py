@@ -76,8 +76,8 @@ def check_engine(folder: Path, engine: Literal["torch", "sglang", "vllm"]) -> No
     """Raise InvalidInput for a draft, in any layout, that no pod with this engine could ever load."""
     if engine != "torch" and model_folder.read_json(folder / transfer.CONFIG).get("norm_before_residual"):
         raise InvalidInput(
-            "this draft has norm_before_residual, to which Updraft cannot swap an SGLang or vLLM server: serve it with engine"
-            " torch, or choose another"
+            "this draft has norm_before_residual, which Updraft cannot swap into an SGLang or vLLM server: serve it with engine"
+            " torch, or choose another draft"
         )
 
 

@@ -327,7 +327,7 @@ def _teacher_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
 def _running() -> Size:
     return Size(
         amount=RUNNING_BYTES,
-        reason="rows of running requests in the agent beside a server; those beyond it are lost and counted",
+        reason="rows of running requests in the agent beside a server; further rows are lost and counted",
         settings=("UPDRAFT_INFERENCE_CAPTURE_RUNNING_BYTES",),
     )
 
@@ -366,7 +366,7 @@ def _replay(request: Size) -> Size:
 
 
 def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
-    """A sample has its states as they were sent, and its teacher decoded."""
+    """A sample holds its states as they were sent, and its decoded teacher."""
     row = _state_bytes(target, traffic, 3) + _teacher_memory(target, traffic)
     request = row * _num_rows(target, traffic)
     return Size(

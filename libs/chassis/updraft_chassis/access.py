@@ -1,4 +1,4 @@
-"""Authorization: every bearer token has one role, which an authority knows. `Tokens` is one: a file.
+"""Authorization: an authority knows the roles of every bearer token. `Tokens` is an authority that reads a file.
 
     read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
     serve     read, and Fleet.Connect               a pod
@@ -56,18 +56,18 @@ class Caller:
     """Who calls, according to a token."""
 
     roles: frozenset[Role]
-    """One, or those of several parts that share an account."""
+    """One role, or those of several parts that share an account."""
     valid_s: float | None = None
     """Seconds until the token expires; None: it does not expire."""
     pod: str = ""
-    """The pod that the token is bound to; empty: it is bound to none."""
+    """The pod that the token is bound to; empty if none."""
 
 
 class Authority(Protocol):
-    """Knows one kind of token."""
+    """Identifies callers by one kind of token."""
 
     async def caller(self, token: str) -> Caller | None:
-        """None for a token of another kind. Unauthenticated, with the reason, for one of its kind that is not valid."""
+        """None for a token of another kind. Unauthenticated, with the reason, for an invalid token of this kind."""
         ...
 
 
@@ -79,7 +79,7 @@ class Access:
         self._on_denied = on_denied
 
     async def admit(self, method: str, metadata: Any) -> Caller:
-        """The caller of a method. Unauthenticated or Forbidden if its token has no sufficient role."""
+        """The caller of a method. Unauthenticated or Forbidden if its roles are not sufficient."""
         try:
             return await self._admit(method, metadata)
         except (Unauthenticated, Forbidden) as denial:
@@ -87,7 +87,7 @@ class Access:
             raise
 
     async def caller(self, metadata: Any) -> Caller:
-        """The caller of a call that was admitted; Unauthenticated if its token has expired since."""
+        """The caller of an admitted call; Unauthenticated if its token has expired since."""
         token = _bearer_token(metadata)
         caller = None if token is None else await self._identified(token)
         if caller is None:

@@ -46,7 +46,7 @@ _DENIED_DRAIN_S = 1.0
 _FIRST_MESSAGE_S = 5.0
 
 _EXPIRED = "the token of this call has expired; call again with a new one"
-"""With status UNAVAILABLE: clients call again, with what is in their token file then."""
+"""With status UNAVAILABLE, so that clients call again, with the new token in their file."""
 
 _END = object()
 
@@ -238,7 +238,7 @@ def _valid_response(
 def _valid_responses(
     behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], caller: Caller | None
 ) -> Callable[[Any, Any], AsyncGenerator[Any, None]]:
-    """As `_valid_response`, for a generator. A timeout around a `yield` would interrupt gRPC's code instead of ours."""
+    """Like `_valid_response`, for a generator. A timeout around a `yield` would interrupt gRPC's code instead of ours."""
     valid_s = None if caller is None else caller.valid_s
     if valid_s is None:
         return behaviour
@@ -252,7 +252,7 @@ def _valid_responses(
                     response = await anext(responses, _END)
                 if response is _END:
                     return
-                if loop.time() >= ends_s:  # the timeout needs a response that waits
+                if loop.time() >= ends_s:  # the timeout only interrupts a response that waits
                     raise Unavailable(_EXPIRED)
                 yield response
 

@@ -66,7 +66,7 @@ class SecretKey(Model):
 
 
 class KeysSecret(SecretKey):
-    """The entry of a Secret that is a file of API keys."""
+    """The entry of a Secret with API keys."""
 
     key: Annotated[str, Field(min_length=1, max_length=253)] = "keys"
 
@@ -225,18 +225,18 @@ class Serving(Workload):
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model, with engine sglang. Updraft's plugin for vLLM supports one."""
+    """Number of GPUs that share one model; more than one requires engine sglang."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
     """Additional arguments of the SGLang or vLLM server."""
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive | None = None
-    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to that
-    maximum, but to 2048 with engine torch, which reserves memory for it."""
+    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to 2048 with
+    engine torch, which reserves memory for it, otherwise to the model's maximum."""
     api_keys_secret_ref: KeysSecret | None = None
     """Secret entry with the API keys of clients, one per line. Without it, no key is required."""
     max_requests_per_key: Positive | None = None
-    """Maximum number of concurrent requests of an API key in a pod; each choice counts. Defaults to no limit."""
+    """Maximum number of concurrent requests per API key and pod; each choice counts. Defaults to no limit."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()
@@ -380,15 +380,15 @@ class Spec(Model):
                 immutable("targetModel.uri", "drafts are trained for one target; create another AdaptiveSpeculator"),
                 {
                     "rule": "self.engine == 'sglang' || self.serving.tensorParallelSize == 1",
-                    "message": "tensorParallelSize requires engine sglang: engines torch and vllm use one GPU",
+                    "message": "tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
                 },
                 {
                     "rule": "self.engine != 'torch' || !has(self.serving.args) || size(self.serving.args) == 0",
-                    "message": "args are those of sglang and vllm; engine torch has environment variables (serving.env)",
+                    "message": "args require engine sglang or vllm; engine torch has environment variables (serving.env)",
                 },
                 {
                     "rule": "self.engine == 'torch' || self.draft.lookahead > 0",
-                    "message": "draft.lookahead must be at least 1 with sglang and vllm, which capture nothing without a draft",
+                    "message": "draft.lookahead must be at least 1 with sglang and vllm: they capture only verified drafts",
                 },
             ]
         }

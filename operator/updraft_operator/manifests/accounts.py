@@ -1,7 +1,7 @@
-"""ServiceAccounts, and what a speculator's registry lets each of them do. None of them has a right in the Kubernetes API.
+"""ServiceAccounts and their roles in a speculator's registry. None of them has permissions in the Kubernetes API.
 
-The pods of each part have their own account. No pod has that with the speculator's name: people request tokens for it. Every
-registry has its own audience, so that a registry cannot use a token that it receives at another one.
+The pods of each part have their own account. No pod runs as the account with the speculator's name: people request tokens for
+it. Every registry has its own audience, so that a registry cannot use the tokens that it receives at another registry.
 """
 
 from updraft_operator.api import names
@@ -18,7 +18,7 @@ def audience(namespace: str, name: str) -> str:
 
 
 def account(owner: AdaptiveSpeculator, part: str) -> str:
-    """The name of the ServiceAccount of a part's pods: the spec's pod template may name another one, such as for a cloud."""
+    """The name of the ServiceAccount of a part's pods. The spec's pod template may name another one, e.g. for a cloud."""
     templates = {names.SERVING: owner.spec.serving.pod_template, names.TRAINER: owner.spec.trainer.pod_template}
     spec = templates.get(part, {}).get("spec")
     chosen = spec.get("serviceAccountName") if isinstance(spec, dict) else None
@@ -26,7 +26,7 @@ def account(owner: AdaptiveSpeculator, part: str) -> str:
 
 
 def objects(owner: AdaptiveSpeculator) -> list[Manifest]:
-    """No pod gets a token for the API server unless it asks for one."""
+    """All accounts. A pod gets a token for the API server only if it mounts one."""
     name = owner.metadata.name
     accounts = {name: "account", **{names.child(name, part): part for part in _ROLES}}
     content = {"automountServiceAccountToken": False}

@@ -1,7 +1,7 @@
-"""API keys of clients: the file, the variables that name it, and the probe of a server that has to require them.
+"""API keys of clients: the file, the variables that name it, and the probe of a server that must require them.
 
-The plugin in a server requires the keys (ADR 0058), but a plugin that was not loaded requires none. So a server counts as
-started only when it has refused a request without a key: before that, no Service routes to it.
+The plugin in a server requires the keys (ADR 0058). If the plugin is not loaded, the server requires none. So a server counts
+as started only when it has refused a request without a key. Until then, no Service routes to it.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ except OSError as error:
 if status != 401:
     sys.exit(f"a request without an API key got status {status}, expected 401: is Updraft's plugin loaded?")
 """
-"""Ends with status 0 if the server at a port refuses a request without a key."""
+"""Exits with status 0 if the server at a port refuses a request without a key."""
 
 
 def volumes(serving: Serving) -> list[dict[str, Any]]:
-    """The volume with the keys, which follows the Secret; none without keys."""
+    """The volume with the keys, which the kubelet updates when the Secret changes; none without keys."""
     ref = serving.api_keys_secret_ref
     if ref is None:
         return []
@@ -52,7 +52,7 @@ def variables(serving: Serving, prefix: str) -> dict[str, str]:
 
 
 def probe(port: int, *, period_s: int, failures: int) -> dict[str, Any]:
-    """A probe that succeeds if the server requires a key. `-I` keeps plugins on PYTHONPATH out of it."""
+    """A probe that succeeds if the server requires a key. `-I` ignores PYTHONPATH, so the probe loads no plugins."""
     return {
         "exec": {"command": ["python3", "-I", "-c", _ASK, str(port)]},
         "periodSeconds": period_s,

@@ -35,7 +35,7 @@ class OperatorConfig:
     namespace: str
     """The operator's own namespace, whose operator pods may call registries."""
     account: str = "updraft-operator"
-    """The operator's own ServiceAccount, in that namespace."""
+    """The operator's own ServiceAccount, in its namespace."""
     has_redis: bool
     """Whether there is a Redis for speculators that name none."""
     has_leader_worker_sets: bool = False

@@ -18,7 +18,7 @@ KUBERNETES = "/etc/updraft/kubernetes"
 """Token and CA of the API server, in the registry's pod only."""
 
 TOKEN_S = 3600
-"""Life of a token. The kubelet renews it when a fifth of that is left."""
+"""Lifetime of a token. The kubelet renews the token when a fifth of its lifetime is left."""
 
 DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 TMP = {"name": "tmp", "emptyDir": {}}
@@ -120,7 +120,7 @@ def token_volume(owner: AdaptiveSpeculator, file: str) -> dict[str, Any]:
 
 
 def kubernetes_volume() -> dict[str, Any]:
-    """A volume with a token for the API server and its CA. All that the token permits is what every account may read."""
+    """A volume with a token for the API server, and its CA. The token permits only what every account may read."""
     token = {"path": "token", "expirationSeconds": TOKEN_S}
     authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
     sources = [{"serviceAccountToken": token}, {"configMap": authority}]

@@ -22,7 +22,7 @@ def objects(
 ) -> list[Manifest]:
     """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods.
 
-    `draft_config` is for engines that are servers; see `server.prepare`.
+    `draft_config` applies to stock servers; see `server.prepare`.
     """
     name, spec = owner.metadata.name, owner.spec
     target = model(spec.target_model, spec.serving.model_cache, config.images)
@@ -64,7 +64,7 @@ def objects(
 
 
 def _server(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> Server | None:
-    """The stock server of the pods; None for engine torch, whose process is server and agent."""
+    """The stock server of the pods; None for engine torch, which serves clients itself."""
     engine = owner.spec.engine
     if engine is Engine.TORCH:
         return None

@@ -58,7 +58,7 @@ def waits(observed: Observed) -> str:
 
 
 def draft_config(observed: Observed) -> str:
-    """The config.json whose sizes the drafts of a server's pods start with; empty: those of the spec.
+    """The config.json whose sizes the initial draft of a server's pods has; empty for the sizes of the spec.
 
     It is that of the version for which pods report that their server has to restart. Otherwise the pods keep what they have.
     """

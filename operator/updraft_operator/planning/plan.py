@@ -220,7 +220,7 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
 
 
 def _secret(observed: Observed) -> tuple[Manifest, ...]:
-    """The Secret with the operator's Redis, if it is used: a missing key is created, an old address overwritten."""
+    """The Secret with the operator's Redis, if that is used. A missing key is created, and an old address overwritten."""
     secret, uses_it = observed.access, _uses_own_redis(observed)
     redis_url = observed.redis_url if uses_it else ""
     if secret.redis_url == redis_url and (secret.mark_key or not uses_it):
@@ -229,7 +229,7 @@ def _secret(observed: Observed) -> tuple[Manifest, ...]:
 
 
 def _mark_key(observed: Observed) -> str:
-    """The one in the Secret, or about to be written to it."""
+    """The key that is in the Secret or about to be written to it."""
     return observed.access.mark_key or observed.fresh_key
 
 

@@ -111,12 +111,12 @@ class KubernetesCluster:
             return set()
 
     async def issuer(self) -> str:
-        """Issuer of the cluster's ServiceAccount tokens, which every ServiceAccount may read."""
+        """The issuer of the cluster's ServiceAccount tokens. Every ServiceAccount may read it."""
         found = await self._call("GET", "/.well-known/openid-configuration")
         return str(found.get("issuer", ""))
 
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
-        """A new token of a ServiceAccount for one audience. It is no write: nothing is stored."""
+        """A new token of a ServiceAccount for one audience. This is not a write: nothing is stored."""
         path = RESOURCES["ServiceAccount"].path(namespace, account, "token")
         body = {"spec": {"audiences": [audience], "expirationSeconds": seconds}}
         return str((await self._call("POST", path, body=body))["status"]["token"])

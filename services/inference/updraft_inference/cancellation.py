@@ -46,5 +46,5 @@ async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # nobody is there to get it
+            task.exception()  # marks it as retrieved, because nobody awaits the task
         raise

@@ -1,7 +1,7 @@
-"""Two ports: an engine generates, for HTTP; a holder of a draft, which an engine is too, is all that the agent of a pod needs.
+"""Two ports: an engine generates, for HTTP; a holder holds a draft, for the agent of a pod. An engine is also a holder.
 
-A holder is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
-data, a check of it, or a small protocol. It imports no torch, which takes seconds.
+A holder is the source of truth: `loaded` is the draft that it holds, not the one that it was told to load. This module has only
+data, checks of data, and small protocols. It does not import torch, which takes seconds.
 """
 
 from collections import Counter

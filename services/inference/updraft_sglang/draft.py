@@ -1,4 +1,4 @@
-"""The EAGLE-3 draft that SGLang serves: where each of its weights is, how it is replaced in place, and how it is read back.
+"""The EAGLE-3 draft that SGLang serves: where its weights are, and how to replace them in place and read them back.
 
 A weight is a parameter of the model, and the map from draft to target tokens (d2t) a buffer of it, after
 `weights.share_vocabulary`. The embedding is the target's own parameter and is left alone.
@@ -22,15 +22,15 @@ Write = Callable[[], None]
 
 
 class SglangDraft:
-    """The served draft. Raises RefusedError if it is none that can be swapped."""
+    """The served draft. Raises RefusedError if it cannot be swapped."""
 
     is_read_at_rest = False
 
     def __init__(self, model: Any) -> None:
         if not hasattr(getattr(model, "model", None), "fc") or _MAP not in dict(model.named_buffers(recurse=False)):
-            raise RefusedError(f"{type(model).__name__} is no EAGLE-3 draft with a vocabulary of its own")
+            raise RefusedError(f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary")
         if getattr(model, "load_lm_head_from_target", False):
-            raise RefusedError("the served draft has the target's head, so none can be swapped in")
+            raise RefusedError("the served draft uses the target's head, so no other draft can be swapped in")
         self.config = model.config
         self._model = model
         self._parameters = {
@@ -67,7 +67,7 @@ class SglangDraft:
         return [_copy(held, _copied(held)) for held in (*self._parameters.values(), self._map())]
 
     def readers(self) -> Mapping[str, Sequence[Callable[[], Tensor]]]:
-        """By weight, how to read it."""
+        """How to read each weight."""
         rows = {_HEAD: int(self.config.draft_vocab_size)}
         weights = {name: [partial(_copied, parameter, rows.get(name))] for name, parameter in self._parameters.items()}
         return {**weights, "d2t": [self._d2t]}
@@ -82,7 +82,7 @@ class SglangDraft:
 
 
 def _padded(value: Tensor, shape: torch.Size) -> Tensor:
-    """With rows of zeros after it, as SGLang pads a vocabulary."""
+    """The value, followed by rows of zeros, as SGLang pads a vocabulary."""
     missing = shape[0] - len(value)
     return torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) if missing > 0 else value
 

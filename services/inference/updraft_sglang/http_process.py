@@ -1,7 +1,7 @@
 """The hooks in SGLang's HTTP processes: the middleware, and the mark that each request carries to the scheduler.
 
-A request leaves such a process once for each of its choices, in a task of the HTTP request that it is of. With API keys the
-server's requests to itself at its start show a secret instead of one.
+A request leaves such a process once for each of its choices, in a task of its HTTP request. With API keys, the requests that
+the server sends to itself during startup carry a secret instead of a key.
 """
 
 import logging
@@ -23,17 +23,17 @@ from updraft_tap.settings import DoorSettings
 log = logging.getLogger(__name__)
 
 _is_own: ContextVar[bool] = ContextVar("updraft_own", default=False)
-"""The server sends requests to itself on this thread."""
+"""Whether this thread sends the server's requests to itself."""
 
 
 class HttpProcess:
     """The hook bodies. Each calls `original` once with its own arguments. Raises KeysError if the keys file is invalid."""
 
     def __init__(self, settings: DoorSettings, secret: str, *, version: str = "", socket: str = "") -> None:
-        """`version` of SGLang and `socket` of the agent are what the process tells of itself."""
+        """`version` of SGLang and `socket` of the agent are only reported."""
         self._version, self._socket = version, socket
         self.found: Mapping[str, str] = {}
-        """The hooks as they were found."""
+        """Hooks, and why they are not in place; "" if they are."""
         self.needs_keys = settings.api_keys_file is not None
         keys = (
             Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key) if settings.api_keys_file else None
@@ -60,13 +60,13 @@ class HttpProcess:
         try:
             self.add_door(sys.modules[names.HTTP].app)
         except (KeyError, AttributeError, RuntimeError) as error:
-            log.error("Updraft cannot ask senders whether their requests may be captured: %r", error)
+            log.error("Updraft captures no requests, because it cannot add its middleware: %r", error)
             if self.needs_keys:
-                refuse(f"this process has no HTTP application that can be guarded: {error!r}")
+                refuse(f"this process has no HTTP application to which a middleware can be added: {error!r}")
         return done
 
     def add_door(self, app: Any) -> None:
-        """Add the middleware unless it is there; the last one that is added is the outermost.
+        """Add the middleware unless it is there. The last middleware added is the outermost.
 
         Raises RuntimeError if it is too late, and SystemExit if the server could not start with it.
         """
@@ -77,7 +77,7 @@ class HttpProcess:
             refuse(misfit(hooks.install(_of_own_requests(self._secret))))
 
     def facts(self) -> dict[str, Any]:
-        """See `updraft_tap.http.about`. SGLang itself shows its configuration."""
+        """See `updraft_tap.http.about`. SGLang shows its configuration by itself."""
         return about.facts(
             engine=names.ENGINE,
             version=self._version,
@@ -88,44 +88,44 @@ class HttpProcess:
         )
 
     def send(self, original: Hook, manager: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND TokenizerManager._dispatch_to_scheduler. A request that gets no mark is not captured."""
+        """AROUND TokenizerManager._dispatch_to_scheduler. A request without a mark is not captured."""
         self._guard("terms", self._mark, obj)
         return original(manager, obj, *args, **kwargs)
 
     def _mark(self, sent: Any) -> None:
         for one in getattr(sent, "batch", None) or (sent,):
             params = getattr(one, "sampling_params", None)
-            if params is not None:  # else it asks for no text
+            if params is not None:  # else it generates no text
                 params.custom_params = sealed(params.custom_params, door.current(), self._secret)
 
 
 def misfit(found: Mapping[str, str]) -> str:
-    """The hooks that are not in place, in one sentence; "" if all are."""
+    """Why hooks are not in place, in one sentence; "" if all are."""
     return "; ".join(filter(None, found.values()))
 
 
 def unasked(found: Mapping[str, str]) -> str:
-    """Why no request can be asked whether it may be captured; "" if all are."""
+    """Why no request passes the middleware; "" if they do."""
     problem = _rust() or misfit({name: why for name, why in found.items() if name != names.ARGUMENTS})
     return f"requests are counted but not captured: {problem}" if problem else ""
 
 
 def refuse(problem: str) -> None:
-    """End the start of the server if there is a problem. SGLang only logs other exceptions of a plugin."""
+    """Abort the start of the server if there is a problem. SGLang only logs other exceptions of a plugin."""
     if problem:
         raise SystemExit(f"Updraft: API keys cannot be enforced: {problem}")
 
 
 def _of_own_requests(secret: str) -> tuple[Binding, ...]:
-    """The hooks by which the server's requests to itself, which warm it up, pass the door."""
+    """The hooks that let the server's warm-up requests to itself pass the middleware."""
 
     def warm_up(original: Hook, *args: Any, **kwargs: Any) -> Any:
-        """AROUND _wait_and_warmup, a thread of its own."""
+        """AROUND _wait_and_warmup, which runs on its own thread."""
         _is_own.set(True)
         return original(*args, **kwargs)
 
     def request(original: Hook, *args: Any, **kwargs: Any) -> Any:
-        """AROUND the function by which they are sent."""
+        """AROUND the function that sends them."""
         if _is_own.get():
             kwargs["headers"] = {**(kwargs.get("headers") or {}), OWN.decode(): secret}
         return original(*args, **kwargs)
@@ -137,14 +137,14 @@ def _of_own_requests(secret: str) -> tuple[Binding, ...]:
 
 
 def _bypass(arguments: Any) -> str:
-    """Why clients would not pass the middleware; "" if they do."""
+    """Why clients would bypass the middleware; "" if they cannot."""
     from sglang.srt.arg_groups.overrides import resolving_view  # noqa: PLC0415  (only with keys)
 
     view = resolving_view(arguments)
     if view.smg_grpc_mode or view.grpc_mode or view.grpc_port is not None:
         return "SGLang's gRPC servers have no HTTP headers; leave out --grpc-port, --grpc-mode and --smg-grpc-mode"
     if view.encoder_only:
-        return "the server of --encoder-only has an HTTP application of its own"
+        return "the server of --encoder-only has its own HTTP application, without the middleware"
     return _rust()
 
 
@@ -154,4 +154,4 @@ def _rust() -> str:
 
 
 def _failed(error: Exception) -> None:
-    log.error("Updraft cannot say whether a request may be captured, so it is not: %s: %s", type(error).__name__, error)
+    log.error("Updraft could not mark a request, so it is not captured: %s: %s", type(error).__name__, error)

@@ -1,6 +1,6 @@
-"""The mark that takes a sender's terms from SGLang's HTTP process to its scheduler, in a request's custom parameters. Pure.
+"""The mark that carries a sender's terms from SGLang's HTTP process to its scheduler, in a request's custom parameters. Pure.
 
-Clients may put any object there, and SGLang has doors that do not pass Python's HTTP process. So a mark counts only with a
+Clients may put any object there, and some of SGLang's servers bypass the Python HTTP process. So a mark counts only with a
 seal: a secret that the processes of a server share and that clients do not know.
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 from updraft_tap.http.terms import NOT_ASKED, Terms, has_mark, marked, read_mark
 
 SEAL = "updraft_seal"
-"""The custom parameter that has the seal."""
+"""The custom parameter with the seal."""
 
 
 def sealed(params: Mapping[str, Any] | None, terms: Terms | None, secret: str) -> dict[str, Any] | None:
-    """The custom parameters of a request with the sealed mark of these terms, and with no other; None for none at all."""
+    """The custom parameters of a request, with the sealed mark of these terms instead of any other; None if empty."""
     others = marked({name: value for name, value in (params or {}).items() if name != SEAL}, terms)
     return others if terms is None else {**(others or {}), SEAL: secret}
 
 
 def is_sealed(params: object, secret: str) -> bool:
-    """Whether the sender of a request was asked."""
+    """Whether a request passed the middleware."""
     if not secret or not isinstance(params, Mapping) or not isinstance(params.get(SEAL), str):
         return False
     return hmac.compare_digest(params[SEAL].encode("utf-8", "replace"), secret.encode()) and has_mark(params)

@@ -1,8 +1,8 @@
-"""The entry point that SGLang calls in each of its processes: hooks what runs there, and connects the scheduler to the agent.
+"""The entry point that SGLang calls in each of its processes: installs hooks, and connects the scheduler to the agent.
 
-Without UPDRAFT_SGLANG_SOCKET and UPDRAFT_SGLANG_API_KEYS_FILE nothing is hooked. SGLang is not patched on disk. One process
-has the requests and the model of a rank, so it has both roles, and a connection to the agent for each: `scheduler` (counters,
-ends of requests) and `worker` (rows, swaps). Of several tensor-parallel ranks, which all do the same, rank 0 connects, in the
+Without UPDRAFT_SGLANG_SOCKET and UPDRAFT_SGLANG_API_KEYS_FILE, nothing is hooked. SGLang is not patched on disk. One process
+has the requests and the model of a rank, so it has both roles, with one connection to the agent for each: `scheduler`
+(counters, ends of requests) and `worker` (rows, swaps). All tensor-parallel ranks do the same, so only rank 0 connects, in the
 last stage of a pipeline, which has the states.
 """
 
@@ -41,20 +41,20 @@ PREFIX = "UPDRAFT_SGLANG_"
 
 _KEYS = f"{PREFIX}API_KEYS_FILE"
 _SERVER = f"{PREFIX}SERVER"
-"""The variable by which the processes of a server know that they are of one."""
+"""The variable with which processes of the same server recognise each other."""
 _SECRET = f"{PREFIX}SECRET"
-"""The variable by which they share the seal of their marks."""
+"""The variable with which they share the seal of their marks."""
 APP = f"{PREFIX}HTTP_APP"
-"""The variable that names SGLang's own application where it has several HTTP processes."""
+"""The variable that names SGLang's own application, for several HTTP processes."""
 _APP_OF_SGLANG = f"{names.HTTP}:app"
 _APP_OF_OURS = "updraft_sglang.worker_app:app"
 
 
 def register() -> None:
-    """Hook what starts in this process.
+    """Install the hooks of this process.
 
-    An error only ends Updraft; but with a file of API keys, a server that does not ask for them must not start, so then it
-    raises SystemExit, because SGLang only logs other exceptions of a plugin.
+    After an error, the server runs without Updraft. But with a file of API keys, a server that does not require them must not
+    start. Then this raises SystemExit, because SGLang only logs other exceptions of a plugin.
     """
     try:
         _register()
@@ -82,7 +82,7 @@ def _register() -> None:
 
 
 def _name_server() -> None:
-    """Processes that this one starts inherit it."""
+    """Set variables that child processes inherit."""
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)
     os.environ.setdefault(_SECRET, secrets.token_hex())
     if os.environ.get(names.APP_PATH) != _APP_OF_OURS:
@@ -98,7 +98,7 @@ def new_http_process() -> HttpProcess:
 
 
 class Plugin:
-    """The hooks in the scheduler's process; `http` are those of the HTTP process, as they were found."""
+    """The hooks in the scheduler's process. `http`: those of the HTTP process, and why they are not in place."""
 
     def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
         self._http = http
@@ -180,7 +180,7 @@ class Plugin:
         return ""
 
     def _synchronize(self) -> None:
-        """The thread of a swap has another current device than the scheduler's."""
+        """Name the device, because the thread of a swap has another current device than the scheduler's thread."""
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -292,7 +292,7 @@ def _replicas() -> str:
 
 def _of_several_ranks() -> str:
     size = _parallel().tp_size
-    return f"the plugin swaps drafts of one rank of SGLang, but tensor parallelism is {size}" if size > 1 else ""
+    return f"the plugin swaps drafts of one rank of SGLang, but this server has {size} ranks" if size > 1 else ""
 
 
 def _ranks() -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""The hooks around what SGLang itself does to its weights: releases of memory, and updates by somebody else.
+"""The hooks around SGLang's own changes to its weights: releases of memory, and updates by someone else.
 
-Meanwhile the draft is left alone: weights that were released may not even be read. Afterwards it is looked at, because SGLang
-loses drafts there (its issue 31674).
+During these, the plugin does not touch the draft: released weights may not even be read. Afterwards it checks the draft,
+because SGLang can lose it (SGLang's issue 31674).
 """
 
 from collections.abc import Callable
@@ -14,27 +14,27 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
 
 ASLEEP = "SGLang has released its weights, so no draft can be swapped in; call /resume_memory_occupation first"
-UPDATED = "somebody else updates SGLang's weights, so no draft can be swapped in until that is finished"
+UPDATED = "someone else is updating SGLang's weights, so no draft can be swapped in until the update ends"
 
 _WEIGHTS = "weights"
-"""SGLang's tag for them, beside those of the KV cache and of CUDA graphs."""
+"""SGLang's tag for weights; the KV cache and CUDA graphs have others."""
 _TAKES = ("self", "recv_req")
 _SESSION = ("begin_weight_update", "end_weight_update")
 _UPDATES = ("disk", "distributed", "tensor", "ipc")
 
 
 class UnprovedDraft:
-    """Stands for a Swap where none can read the draft, as of several ranks: whoever touches it leaves it unknown."""
+    """Replaces a Swap if the draft cannot be read back, as with several ranks: after any change it is unknown."""
 
     def __init__(self, served: ServedVersion) -> None:
         self._served = served
 
     def close(self, _: str) -> None:
-        """Somebody else touches the weights."""
+        """Someone else starts to change the weights."""
         self._served.version, self._served.digest = 0, UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
-        """They are done."""
+        """The change has ended."""
         changed()
 
 
@@ -60,7 +60,7 @@ class Reloads:
         self._swap, self._changed = swap, changed
 
     def release(self, original: Hook, manager: Any, recv_req: Any) -> Any:
-        """AROUND release_memory_occupation. One that fails half-way has released weights too."""
+        """AROUND release_memory_occupation, which may release weights even if it fails."""
         if self._swap is not None and _has_weights(recv_req):
             self._is_asleep = True
             self._swap.close(ASLEEP)
@@ -75,15 +75,15 @@ class Reloads:
         return result
 
     def session(self, original: Hook, manager: Any, recv_req: Any) -> Any:
-        """AROUND the begin and the end of an update, which may pack weights.
+        """AROUND the beginning and the end of an update, which may pack weights.
 
-        Drafts of several ranks are swapped by such an update, so for them it alone is no reason to doubt.
+        Drafts of several ranks are swapped by such an update, so it does not make them unknown.
         """
         is_unproved = isinstance(self._swap, UnprovedDraft)
         return original(manager, recv_req) if is_unproved else self._around(original, manager, recv_req)
 
     def update(self, original: Hook, manager: Any, recv_req: Any) -> Any:
-        """AROUND what replaces weights, but for our own loader. An update that fails is at an end."""
+        """AROUND the functions that replace weights, except with our own loader. A failed update has ended too."""
         is_ours = getattr(recv_req, "load_format", None) == LOADER
         return original(manager, recv_req) if is_ours else self._around(original, manager, recv_req)
 
@@ -105,5 +105,5 @@ class Reloads:
 
 
 def _has_weights(recv_req: Any) -> bool:
-    """No tags are all of them."""
+    """Whether the tags include weights; without tags, all are meant."""
     return not recv_req.tags or _WEIGHTS in recv_req.tags

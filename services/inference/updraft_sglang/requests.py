@@ -1,7 +1,6 @@
-"""The hooks around the scheduler: the counters of every request, and what became of it. No tensor is read.
+"""The hooks around the scheduler: the counters of every request, and how it ended. They read no tensors.
 
-A request ends where its last output leaves the scheduler: with the outputs of a batch, or as one that was aborted while it
-waited.
+A request ends when its last output leaves the scheduler, or when it is aborted while it waits.
 """
 
 import time
@@ -19,12 +18,12 @@ from updraft_tap.hooks import Guard, Hook
 from updraft_tap.weights import ServedVersion
 
 VERSION = "updraft_version"
-"""The attribute of a forward's result that says which draft drafted in it."""
+"""The attribute of a forward's result with the version that drafted in it."""
 
 _HEALTH_CHECK = "HEALTH_CHECK"
-"""Begins the ids of the server's requests to itself."""
+"""Prefix of the ids of the server's requests to itself."""
 _FINISHES = {"stop": "stopped", "length": "length_capped", "abort": "aborted"}
-"""SGLang's reasons in the words of the wire."""
+"""Names on the wire of SGLang's reasons."""
 _GREEDY = 1
 """SGLang turns a temperature of 0 into this top_k."""
 _ALL = 1 << 30
@@ -33,7 +32,7 @@ _ALL = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message that is ready but for its tensors, which the channel's thread makes."""
+    """A message without its tensors, which the channel's thread makes."""
 
     header: Mapping[str, Any]
     tokens: Sequence[int] | None
@@ -61,10 +60,10 @@ class RequestHooks:
         self._agent = 0
         """How many agents there were before this one; counted by the channel's thread."""
         self._counted_for = 0
-        """The agent for which the counters are."""
+        """The number of the agent that gets the current counts."""
 
     def forget(self) -> None:
-        """Another agent is there: give it none of the counts for the one before. Called on the channel's thread."""
+        """Another agent has connected: do not send it counts for the previous one. Called on the channel's thread."""
         self._agent += 1
 
     def add(self, original: Hook, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,20 +103,20 @@ class RequestHooks:
         return done
 
     def abort(self, original: Hook, scheduler: Any, abort_req: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
-        """AROUND Scheduler.send_abort_output: a request ends that waits."""
+        """AROUND Scheduler.send_abort_output: a waiting request ends."""
         done = original(scheduler, abort_req, req, *args, **kwargs)
         if self.is_active:
             self.guard("finished", self._end, req)
         return done
 
     def _meet(self, received: Any) -> None:
-        """Leave out what generates for nobody: the server's requests to itself, and those for no token, as SGLang sends for the
-        common prompt of several choices."""
+        """Leave out requests without a client: the server's requests to itself, and those for no token, which SGLang sends for
+        the common prompt of several choices."""
         if received.sampling_params.max_new_tokens != 0 and not received.rid.startswith(_HEALTH_CHECK):
             self._selection.meet(received.rid, received)
 
     def _alive(self, requests: Sequence[Any] | None) -> list[tuple[int, str]]:
-        """With their places. With overlap, a step may verify requests that ended or were retracted meanwhile."""
+        """Running requests with their places. With overlap, a step may verify requests that ended or were retracted."""
         return [
             (place, one.rid)
             for place, one in enumerate(requests or ())
@@ -140,7 +139,7 @@ class RequestHooks:
         self._counters.proposed([rid for _, rid in self._alive(batch.reqs)], self._served.version)
 
     def _begin(self) -> None:
-        """Drop the counts for the previous agent, and times that include steps nobody counted."""
+        """Drop the counts for the previous agent, and durations that include uncounted steps."""
         if self._counted_for != self._agent:
             self._counted_for = self._agent
             self._counters.forget()
@@ -183,7 +182,7 @@ class RequestHooks:
 
 
 def _finish(request: Any) -> str:
-    """A request that was aborted while it waited has no reason of its own."""
+    """Why a request ended. A request that was aborted while it waited has no reason in SGLang."""
     reason = request.finished_reason
     return _FINISHES.get(reason.to_json()["type"], "aborted") if reason is not None else "aborted"
 
@@ -193,7 +192,7 @@ def _is_constrained(params: Any) -> bool:
 
 
 def _sampling(params: Any) -> dict[str, Any]:
-    """In the words of the wire, which are vLLM's: greedy is a temperature of 0, and a top_k of 0 is none."""
+    """The parameters on the wire, with vLLM's meanings: temperature 0 is greedy, and top_k 0 is no limit."""
     is_greedy = params.top_k == _GREEDY
     return {
         "temperature": 0.0 if is_greedy else params.temperature,

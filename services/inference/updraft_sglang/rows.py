@@ -1,6 +1,6 @@
 """The hooks around the worker's forward: rows of captured requests, copied before SGLang samples, and swaps between forwards.
 
-Errors never reach SGLang. Without captured requests nothing is read of a tensor. The scheduler is a single thread, so one
+Errors never reach SGLang. Without captured requests, no tensors are read. The scheduler has a single thread, so only one
 forward is in progress at a time.
 """
 

@@ -1,7 +1,7 @@
-"""The requests in the scheduler, and which give rows: decided once for each, by the agent's policy and its sender's terms.
+"""The requests in the scheduler, and which give rows. The agent's policy and the sender's terms decide this once per request.
 
-Each request gets an id of its own, which begins with SGLang's. Clients choose SGLang's ids and use them again, and an id
-decides what is captured and names a trace.
+Each request gets its own id, which begins with SGLang's id. Clients choose SGLang's ids and may reuse them, but an id decides
+what is captured and names a trace.
 """
 
 import time
@@ -17,7 +17,7 @@ from updraft_tap.policy import CapturedRequests, CaptureOptions, Policy, capture
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Met:
-    """A request in the scheduler. `options` are those of rows, chosen for the agent with this number; None for none."""
+    """A request in the scheduler. `options`: which rows it gives to the agent with this number; None for none."""
 
     id: str
     terms: Terms
@@ -28,7 +28,7 @@ class Met:
 
 
 class Selection:
-    """`forget` and `policy` belong to the threads of the channels, everything else to the scheduler's."""
+    """`forget` and `policy` belong to the channels' threads, everything else to the scheduler's thread."""
 
     def __init__(self, secret: str) -> None:
         self.policy = Policy()
@@ -39,7 +39,7 @@ class Selection:
         self._num_captured = 0
 
     def forget(self) -> None:
-        """Another agent is there: give it nothing that the one before chose."""
+        """Another agent has connected: do not send it rows that the previous one selected."""
         self.policy = Policy()
         self._agent += 1
 
@@ -54,7 +54,7 @@ class Selection:
         self._num_captured += options is not None
 
     def end(self, rid: str) -> Met | None:
-        """The request, which is forgotten; None if it was not met."""
+        """Remove and return the request; None if it is unknown."""
         met = self._met.pop(rid, None)
         self._num_captured -= met is not None and met.options is not None
         return met
@@ -63,7 +63,7 @@ class Selection:
         return rid in self._met
 
     def is_captured(self, met: Met) -> bool:
-        """Whether the agent that is there now gets rows of the request."""
+        """Whether the current agent gets rows of the request."""
         return met.options is not None and met.agent == self._agent
 
     def captured(self, requests: Sequence[Any] | None) -> CapturedRequests | None:
@@ -83,5 +83,5 @@ class Selection:
 
 
 def _is_text(received: Any) -> bool:
-    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's."""
+    """Whether the target alone generates from token ids: without images, embeddings or an adapter."""
     return received.mm_inputs is None and received.input_embeds is None and received.lora_id is None

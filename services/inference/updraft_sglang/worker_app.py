@@ -1,6 +1,6 @@
-"""The application of each HTTP process of a server that has several (`--tokenizer-worker-num`), imported by its name.
+"""The application of each of several HTTP processes (`--tokenizer-worker-num`), imported by its name.
 
-SGLang calls no plugin in these processes, so importing this does.
+SGLang loads no plugins in these processes, so this module does when it is imported.
 """
 
 import os

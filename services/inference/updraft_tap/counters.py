@@ -61,7 +61,7 @@ class Counters:
         request.by_version.setdefault(request.proposer, _Sums()).add(proposed, accepted, seconds)
 
     def drafted(self, rid: str, version: int | None) -> None:
-        """The draft `version` made the proposals that are verified now; for an engine that drafts and verifies in one step."""
+        """Count `version` for the proposals of this step, in an engine that drafts and verifies in one step."""
         self._requests.setdefault(rid, _Request()).proposer = version
 
     def proposed(self, rids: Iterable[str], version: int | None) -> None:

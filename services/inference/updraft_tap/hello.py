@@ -1,4 +1,4 @@
-"""How a process of a server introduces itself to the agent, and what it answers to a policy."""
+"""How a process of a server introduces itself to the agent, and its answer to a policy."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ class Hello:
         }
 
     def learn(self, **facts: Any) -> None:
-        """Say these from now on."""
+        """Include these facts from now on."""
         self._facts |= facts
 
     def facts(self) -> dict[str, Any]:
@@ -45,11 +45,11 @@ class Hello:
 
 
 def answered_policy(message: Mapping[str, Any], channel: Channel) -> Policy:
-    """Return the capture policy from now on, and send it to the agent."""
+    """Return the policy that now applies, and confirm it to the agent."""
     try:
         policy = read_policy(message)
     except ValueError as error:
-        log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
+        log.error("Updraft captures nothing, because its agent sent an invalid policy: %s", error)
         policy = Policy()
     channel.reply({"kind": "policy", **asdict(policy)})
     return policy

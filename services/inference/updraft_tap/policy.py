@@ -14,7 +14,7 @@ class CaptureOptions:
     """The parts of one request to capture, besides the light record of its steps.
 
     `payload` requests rows of the last `prompt_rows` prompt positions and of all output positions, and up to
-    `counterfactual_rows` rows after a rejection in each step. `probability` is that with which a policy chose the request.
+    `counterfactual_rows` rows after a rejection in each step. `probability`: that with which a policy chose the request.
     """
 
     payload: bool = False
@@ -34,7 +34,7 @@ class CapturedRequests:
 
     @property
     def payload(self) -> tuple[int, ...]:
-        """Those (indices into `places`) that want rows."""
+        """Indices into `places` of the requests that give rows."""
         return tuple(i for i, options in enumerate(self.options) if options.payload)
 
 

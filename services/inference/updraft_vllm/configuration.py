@@ -1,4 +1,4 @@
-"""A vLLM server's configuration: what Updraft reads of it, and what it does not support."""
+"""A vLLM server's configuration: the facts that Updraft reads, and what it does not support."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def version() -> str:
 
 
 def ranks(parallel: Any) -> dict[str, int]:
-    """How many there are, by the kind of parallelism."""
+    """Number of ranks by kind of parallelism."""
     return {
         "tensor": int(parallel.tensor_parallel_size),
         "pipeline": int(parallel.pipeline_parallel_size),
@@ -26,7 +26,7 @@ def replicas(parallel: Any) -> str:
     """Why the ranks are not supported; "" if they are."""
     for name, size in ranks(parallel).items():
         if size > 1:
-            return f"Updraft supports one rank of vLLM so far, but {name} parallelism is {size}"
+            return f"Updraft supports only one rank of vLLM, but {name} parallelism is {size}"
     return ""
 
 

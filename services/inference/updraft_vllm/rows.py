@@ -228,11 +228,11 @@ class RowHooks:
 
 
 def wanted(policy: Policy, rid: str, request: Any) -> CaptureOptions | None:
-    """The options of a request of text whose sender permits capture, in either process's form of it."""
+    """The options of a text request whose sender permits capture; takes the request of either process."""
     terms = read_mark(getattr(request.sampling_params, "extra_args", None))
     return policy.options(rid) if terms.permitted and _is_text(request) else None
 
 
 def _is_text(request: Any) -> bool:
-    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's."""
+    """Whether the target alone generates from token ids: without images, embeddings or an adapter."""
     return request.lora_request is None and request.prompt_embeds is None and not request.mm_features

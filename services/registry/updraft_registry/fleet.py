@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, *, pod: str = "") -> None:
         self.pod = pod
-        """The pod that the caller's token is bound to; empty: any."""
+        """The pod that the caller's token is bound to; empty if the caller may report for any pod."""
         self.owner: tuple[str, str] | None = None
         """Speculator and pod, set by the first report."""
         self._directive: fleet_pb2.Directive | None = None
@@ -133,7 +133,7 @@ class Fleet:
         if session.is_closed:
             return ReportEffect(is_change=False, swaps=Swaps())
         if session.pod not in ("", report.pod.name):
-            raise Forbidden(f"the token is that of pod {session.pod}, but the report is from {report.pod.name}")
+            raise Forbidden(f"the token belongs to pod {session.pod}, but the report is from {report.pod.name}")
         if session.owner not in (None, report.owner):
             raise InvalidInput(f"this stream belongs to pod {session.owner}, but the report is from {report.owner}")
         session.owner = report.owner

@@ -40,7 +40,9 @@ class Metrics:
             "denied_calls", "Calls refused because of their credentials, by gRPC status.", "status"
         )
         self.key_fetches = new.counter(
-            "key_fetches", "Readings of the keys that sign tokens of ServiceAccounts, by result (ok, failed).", "result"
+            "key_fetches",
+            "Fetches of the keys that verify tokens of ServiceAccounts, by result (ok, failed).",
+            "result",
         )
         self.published = new.counter(
             "published_versions",

@@ -43,23 +43,23 @@ class RegistrySettings(Settings):
     tokens_file: Path | None = None
     """Access tokens, one `role:token` per line, with role read, serve, publish or operate. Reloaded when it changes.
 
-    None, and no issuer: every client may call everything.
+    Without tokens and without an issuer, every client may call everything.
     """
     issuer: str = ""
-    """Issuer of the Kubernetes cluster whose ServiceAccounts may call, as its /.well-known/openid-configuration has it; empty:
-    tokens of ServiceAccounts are not accepted."""
+    """Issuer of the Kubernetes cluster whose ServiceAccounts may call, from its /.well-known/openid-configuration. If empty,
+    tokens of ServiceAccounts are refused."""
     audience: str = Field(default="updraft-registry", min_length=1)
-    """Audience that tokens of ServiceAccounts must have. Use one per registry: a registry could use a token that it receives at
-    another one with the same audience."""
+    """Audience that tokens of ServiceAccounts must have. Use a different one for each registry: a registry could use the tokens
+    that it receives at any other registry with the same audience."""
     accounts: str = ""
-    """Roles of ServiceAccounts, as role:namespace/name, separated by commas. An account may have several."""
+    """Roles of ServiceAccounts: role:namespace/name entries, separated by commas. An account may have several roles."""
     key_set: str = ""
-    """URL (https) or file of the keys that sign tokens of ServiceAccounts, a JSON Web Key Set. In a pod this is
+    """JSON Web Key Set that verifies tokens of ServiceAccounts: a file or an https URL. Within the cluster, use
     https://kubernetes.default.svc/openid/v1/jwks."""
     key_set_token_file: Path | None = None
-    """Token for that URL. Read for each request."""
+    """File with the token for requests to that URL. Read for each request."""
     key_set_ca_file: Path | None = None
-    """CA of that URL's certificate, PEM; None: those of the system. Read for each request."""
+    """CA of that URL's certificate, PEM; by default, the CAs of the system. Read for each request."""
     data_dir: Path
     """Folder of the weights and the catalogue, on a local disk or a volume, not on a network share.
 
@@ -137,12 +137,14 @@ class RegistrySettings(Settings):
     @model_validator(mode="after")
     def _check_identity(self) -> Self:
         if bool(self.issuer) != bool(self.key_set) or (self.accounts and not self.issuer):
-            raise ValueError("tokens of ServiceAccounts need an issuer, a key set and accounts")
+            raise ValueError("tokens of ServiceAccounts require an issuer, a key set and accounts")
         if "://" in self.key_set and not self.key_set.startswith("https://"):
-            raise ValueError("the key set is a file or an https:// URL: without TLS anyone could replace the keys")
+            raise ValueError(
+                "the key set must be a file or an https:// URL: without TLS, anyone could replace the keys"
+            )
         try:
             if self.issuer and not parse_accounts(self.accounts):
-                raise ValueError("without accounts no ServiceAccount could call")
+                raise ValueError("an issuer requires accounts: without them, no ServiceAccount may call")
         except InvalidInput as error:
             raise ValueError(str(error)) from error
         return self

@@ -52,7 +52,7 @@ RULES = (
     ),
     Rule(
         id="tensor-parallel",
-        message="tensorParallelSize requires engine sglang: engines torch and vllm use one GPU",
+        message="tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
         good={"engine": "sglang", "serving": {"tensorParallelSize": 2}},
         bad={"engine": "vllm", "serving": {"tensorParallelSize": 2}},
     ),
@@ -83,7 +83,7 @@ RULES = (
     ),
     Rule(
         id="arguments",
-        message="args are those of sglang and vllm",
+        message="args require engine sglang or vllm",
         good={"engine": "vllm", "serving": {"args": ["--enforce-eager"]}},
         bad={"serving": {"args": ["--enable-metrics"]}},
     ),

@@ -94,4 +94,4 @@ async def test_an_api_server_that_gives_no_token_is_named(tmp_path: Path) -> Non
     api.is_forbidden = True
     ((state, problem), *_) = await states(tmp_path, api)
     assert state is ConnectionState.UNREACHABLE
-    assert "the API server gives the operator no token" in problem
+    assert "the operator gets no token for" in problem

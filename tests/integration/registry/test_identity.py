@@ -116,7 +116,7 @@ async def test_static_tokens_and_service_accounts_may_call_side_by_side(tmp_path
 async def test_a_pod_cannot_report_for_another_pod(tmp_path: Path) -> None:
     async with guarded(tmp_path) as on, on.channel(KEY.token(SERVING, pod="qwen-serving-a")) as channel:
         await connected(channel, "qwen-serving-a")
-        with pytest.raises(Forbidden, match=r"the token is that of pod qwen-serving-a, .* from qwen-serving-b"):
+        with pytest.raises(Forbidden, match=r"the token belongs to pod qwen-serving-a, .* from qwen-serving-b"):
             await connected(channel, "qwen-serving-b")
 
 

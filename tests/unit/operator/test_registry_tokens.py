@@ -51,7 +51,7 @@ async def test_while_the_api_server_is_away_the_last_token_is_used_until_it_expi
     clock.advance(0.95 * TOKEN_S)
     assert await tokens.token("a") == first
     clock.advance(0.1 * TOKEN_S)
-    with pytest.raises(Unavailable, match="gives the operator no token for a: no right to create"):
+    with pytest.raises(Unavailable, match="the operator gets no token for a from the API server: no right to create"):
         await tokens.token("a")
 
 

@@ -88,10 +88,10 @@ SOME_ACCOUNT = {"accounts": "serve:team/qwen-serving"}
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"issuer": "https://a.example"}, "need an issuer, a key set and accounts"),
-        ({"key_set": "/keys"}, "need an issuer, a key set and accounts"),
-        (SOME_ACCOUNT, "need an issuer, a key set and accounts"),
-        ({"issuer": "https://a.example", "key_set": "/keys"}, "no ServiceAccount could call"),
+        ({"issuer": "https://a.example"}, "require an issuer, a key set and accounts"),
+        ({"key_set": "/keys"}, "require an issuer, a key set and accounts"),
+        (SOME_ACCOUNT, "require an issuer, a key set and accounts"),
+        ({"issuer": "https://a.example", "key_set": "/keys"}, "no ServiceAccount may call"),
         ({"issuer": "https://a.example", "key_set": "http://a.example/jwks", **SOME_ACCOUNT}, "without TLS"),
         ({"issuer": "https://a.example", "key_set": "/keys", "accounts": "boss:team/qwen"}, "roles read, serve"),
     ],

@@ -1,7 +1,7 @@
-"""A pod of a stock server: the server, which clients talk to, and Updraft's agent as its sidecar (ADR 0064).
+"""A pod with a stock server, to which clients connect, and Updraft's agent as its sidecar (ADR 0064).
 
-Both mount one volume at the same path: the plugin's folder, the draft that the server starts with, the versions that it loads
-by path, and the socket between the two. Engines differ in a `Server`, which their modules make.
+Both mount one volume at the same path. It contains the plugin's folder, the draft that the server starts with, the versions
+that it loads by path, and the socket between the two. Each engine's module describes its `Server`.
 """
 
 import math
@@ -26,7 +26,7 @@ PULL_S = 5
 """Longer than it takes until no Service routes to a terminating pod."""
 
 FLUSH_S = 8
-"""Time for the agent to flush traces, after the server has ended."""
+"""Time for the agent to flush traces after the server has stopped."""
 
 LOAD_S = 1800
 """Enough for a large model on a slow disk."""
@@ -39,7 +39,7 @@ _PREPARE, _DRAFT_CONFIG = "prepare", "UPDRAFT_INFERENCE_DRAFT_CONFIG"
 _MIB = 1024 * 1024
 
 _PROCESS_BYTES = 768 * _MIB
-"""The agent's process without rows and traces, mostly torch."""
+"""Memory of the agent's process without rows and traces, mostly for torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,10 @@ class Server:
     image: str
     port: int
     health: str
-    """Path that answers 200 as soon as the server takes requests, also while a draft is swapped."""
+    """Path that answers 200 as soon as the server takes requests, even during a swap."""
     command: Sequence[str]
     args: Sequence[str]
-    """Without those of the spec, which follow and therefore override."""
+    """Without the spec's arguments, which follow and therefore override."""
     prepare_args: Sequence[str] = ()
     """Arguments of the init container, in addition to those for every engine."""
     agent_args: Sequence[str] = ()
@@ -82,7 +82,7 @@ def prepare(
 ) -> dict[str, Any]:
     """The init container that writes the plugin's folder and the initial draft; existing files are kept.
 
-    That draft has the sizes of the published one with this config.json, or (empty) those of the spec.
+    The draft has the sizes of the published one with this config.json; if that is empty, the sizes of the spec.
     """
     sizes = pod.draft_sizes(owner, "UPDRAFT_INFERENCE") | ({_DRAFT_CONFIG: draft_config} if draft_config else {})
     return pod.container(
@@ -100,9 +100,10 @@ def prepare(
 
 
 def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount, server: Server) -> dict[str, Any]:
-    """The agent, a native sidecar: it starts before the server and ends after it.
+    """The agent, a native sidecar: it starts before the server and stops after it.
 
-    It has no readiness and no startup probe: the pod's readiness would be its own too, and the server would wait for it.
+    It has no readiness probe, because the pod would be ready only if the agent is. It has no startup probe, because the server
+    would not start until the probe succeeds.
     """
     own = {
         f"UPDRAFT_INFERENCE_{server.engine.value.upper()}_SOCKET": _SOCKET,
@@ -128,14 +129,14 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
 
 
 def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount, server: Server) -> dict[str, Any]:
-    """The server, with the resources, the variables and the arguments of the spec."""
+    """The server, with the resources, variables and arguments of the spec."""
     serving = owner.spec.serving
     given, python_path = _python_path(serving)
     own = {
         "PYTHONPATH": python_path,
         f"{server.prefix}_SOCKET": _SOCKET,
         "HOME": "/tmp",  # noqa: S108 - of the container: kernels are compiled into caches below it
-        "USER": "nonroot",  # torch names a cache by it, and the image knows no user of this number
+        "USER": "nonroot",  # torch names a cache after it, and the image has no user with this ID
         **api_keys.variables(serving, server.prefix),
     }
     health = pod.http_probe(server.health, PORT_NAME, period_s=5, failures=2)
@@ -159,7 +160,7 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
 
 
 def process_variables(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> list[dict[str, Any]]:
-    """Variables of every inference process that its ConfigMap cannot hold."""
+    """Variables of every inference process that cannot be in its ConfigMap."""
     return [
         {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
         {"name": "UPDRAFT_INFERENCE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -175,9 +176,9 @@ def _startup_probe(serving: Serving, server: Server) -> dict[str, Any]:
 
 
 def _python_path(serving: Serving) -> tuple[Serving, str]:
-    """The spec without its PYTHONPATH, and that path behind the plugin's, without which nothing is learnt.
+    """The spec without its PYTHONPATH, and the plugin's folder followed by that path.
 
-    One that comes from elsewhere (valueFrom) stays, and overrides ours: the agent then says that the plugin is missing.
+    A PYTHONPATH with valueFrom stays in the spec and overrides ours. The agent then reports that the plugin is missing.
     """
     theirs = [each for each in serving.env if each["name"] == "PYTHONPATH" and "value" in each]
     others = [each for each in serving.env if each not in theirs]

@@ -1,4 +1,4 @@
-"""The stock SGLang server of a pod: its arguments, and what its agent is told."""
+"""The stock SGLang server of a pod: its arguments, and the settings of its agent."""
 
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
 from updraft_operator.manifests import pod
@@ -13,7 +13,7 @@ _ADMIN_KEY = f"{pod.DATA['mountPath']}/server/sglang.yaml"
 
 
 def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> Server:
-    """The server. On SIGTERM it finishes all running requests by itself, without a limit of its own."""
+    """The server. On SIGTERM, it finishes all running requests, without a time limit."""
     spec, serving = owner.spec, owner.spec.serving
     context = [] if serving.max_context_tokens is None else ["--context-length", str(serving.max_context_tokens)]
     is_ours = not has_own_config(serving)
@@ -39,7 +39,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
 
 
 def speculation(seed: str, num_steps: int) -> list[str]:
-    """The arguments that Updraft needs. A test checks that updraft_inference's `arguments.speculation` has the same."""
+    """The arguments that Updraft needs. A test checks that `updraft_inference.launch.sglang_arguments` has the same."""
     return [
         *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", seed),
         *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", "1"),

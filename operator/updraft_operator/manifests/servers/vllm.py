@@ -1,4 +1,4 @@
-"""The stock vLLM server of a pod: its arguments, and what its agent is told."""
+"""The stock vLLM server of a pod: its arguments, and the settings of its agent."""
 
 import json
 
@@ -19,7 +19,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
         engine=Engine.VLLM,
         image=images.vllm,
         port=PORT,
-        health="/health",  # answered by the HTTP process alone, so no swap delays it
+        health="/health",  # the HTTP process answers it alone, so swaps do not delay it
         command=("python3", "-m", "vllm.entrypoints.openai.api_server"),
         args=(
             *("--model", target.path, "--served-model-name", served_name(spec.target_model)),
@@ -32,10 +32,10 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
 
 
 def speculation(num_steps: int) -> dict[str, str | int]:
-    """The value of `--speculative-config`. The plugin swaps only drafts of this method."""
+    """The value of `--speculative-config`. The plugin swaps only EAGLE-3 drafts."""
     return {"method": "eagle3", "model": server.INITIAL_DRAFT, "num_speculative_tokens": num_steps}
 
 
 def _drain_s(grace_s: int) -> int:
-    """How long running requests may continue after SIGTERM; vLLM's own default cuts them off at once."""
+    """How long running requests may continue after SIGTERM. By default, vLLM cuts them off at once."""
     return max(1, grace_s - server.PULL_S - server.FLUSH_S)

@@ -154,7 +154,7 @@ class Capture:
             self._reserved[plan.trace_id] = self._credits.reserve()
 
     def give_back(self, plan: CapturePlan) -> None:
-        """Take back the charge of a request that never ends."""
+        """Refund the charge of a request that never ends."""
         self._credits.settle(self._reserved.pop(plan.trace_id, 0.0), 0)
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
@@ -211,7 +211,7 @@ class Capture:
         self._queue.put_nowait(ended)
 
     async def _send(self, ended: Ended) -> None:
-        """Send a request chunk by chunk: no more than one of them is encoded in memory."""
+        """Send a request chunk by chunk, with at most one encoded chunk in memory."""
         finished = ended.finished
         sizes = await asyncio.to_thread(row_bytes, finished, self._sink.encode)
         has_payload = False

@@ -41,5 +41,5 @@ def read(file: Path) -> str:
 
 
 def of(key: str, file: Path | None) -> str:
-    """The key, else that in the file; "" without any. Raises InvalidInput."""
+    """The key, else the one in the file; "" without either. Raises InvalidInput."""
     return read(file) if not key and file is not None else key

@@ -47,7 +47,7 @@ def prepared(program: Program, model: Path, folder: Path, shape: ShapeChoice) ->
 
 
 def kept(draft: Path, folder: Path) -> Path:
-    """A copy of a draft to start with that pruning does not remove; the server may return to it."""
+    """A copy of the draft to start with. Pruning does not remove it, because the server may return to it."""
     if draft.resolve().is_relative_to(folder.resolve()):
         return draft
     copy = (folder / f"{_STARTED_WITH}{draft.name}").resolve()

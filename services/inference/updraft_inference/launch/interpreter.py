@@ -1,4 +1,4 @@
-"""Which release of an engine the environment of a Python interpreter has. Nothing of the engine is imported."""
+"""Finds the release of an engine in the environment of a Python interpreter, without importing the engine."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ class Installed:
 
 
 async def installed(program: Program, python: Path) -> Installed:
-    """Ask the interpreter. Raises InvalidInput if it cannot be run, has no such engine, or one that is too old."""
+    """Ask the interpreter. Raises InvalidInput if it cannot be run, or if its engine is missing or too old."""
     found = await _versions(program, python)
     chosen = next((name for name in program.distributions if name in found), None)
     if chosen is None:
@@ -44,7 +44,7 @@ async def installed(program: Program, python: Path) -> Installed:
 
 
 def judged(program: Program, distribution: str, version: str) -> Installed:
-    """A release that is installed. Raises InvalidInput for one that is too old."""
+    """An installed release. Raises InvalidInput if it is too old."""
     if parts(version) < program.oldest:
         oldest = ".".join(map(str, program.oldest))
         raise InvalidInput(f"{program.engine} {version} is too old: Updraft needs {oldest} or later")
@@ -78,5 +78,5 @@ async def _versions(program: Program, python: Path) -> Mapping[str, str]:
         raise InvalidInput(f"{python} did not answer within {_LOOK_S:.0f} s; {wanted}") from None
     except ValueError:
         last = complaint.decode(errors="replace").strip().splitlines()[-1:]
-        raise InvalidInput(f"{python} is no Python interpreter{f' ({last[0]})' if last else ''}; {wanted}") from None
+        raise InvalidInput(f"{python} is not a Python interpreter{f' ({last[0]})' if last else ''}; {wanted}") from None
     return answer

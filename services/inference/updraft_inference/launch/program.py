@@ -1,4 +1,4 @@
-"""The servers that Updraft can start: how each is called, finds the plugin, and tells that it serves."""
+"""The servers that Updraft can start: how to run each one, how it finds the plugin, and how it shows that it serves."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ class Program:
 
     adapter: Adapter
     distributions: tuple[str, ...]
-    """The packages that contain it, by the names under which they are installed."""
+    """Names of the packages that contain it."""
     oldest: tuple[int, ...]
-    """The first release that Updraft can work with."""
+    """The oldest release that Updraft supports."""
     module: str
-    """Its interpreter runs `python -m MODULE`."""
+    """The module that `python -m MODULE` runs."""
     health: str
     """The path that answers with status 200 once it serves."""
 
@@ -26,12 +26,12 @@ class Program:
 
     @property
     def socket_variable(self) -> str:
-        """Path of the agent's socket for the plugin; without it the plugin captures nothing."""
+        """The variable with the path of the agent's socket. Without it, the plugin captures nothing."""
         return f"UPDRAFT_{self.engine.upper()}_SOCKET"
 
     @property
     def plugins_variable(self) -> str:
-        """The engine's own list of the plugins that it loads; without it, all."""
+        """The engine's own variable that lists the plugins to load. Without it, the engine loads all."""
         return f"{self.engine.upper()}_PLUGINS"
 
     def setting(self, name: str) -> str:

@@ -30,11 +30,11 @@ class Plan:
     shape: ShapeChoice
     socket: Path
     arguments: Callable[[Path], Sequence[str]]
-    """Those for an initial draft in this folder."""
+    """The arguments for an initial draft in this folder."""
     is_up: Callable[[], Awaitable[bool]]
-    """Whether the server serves; asked about twice per second until it does."""
+    """Whether the server serves; called about twice per second until it does."""
     is_stopped: Callable[[], bool]
-    """Whether this process stops, which ends all waiting for the server."""
+    """Whether this process is stopping, which ends all waiting for the server."""
     drain_s: float
 
 
@@ -62,9 +62,9 @@ class StartedServer:
                 raise await self._supervisor.failure()
 
     async def restart(self, draft: Path) -> Path:
-        """Start it with another draft, once running requests have finished; return where that draft is kept.
+        """Restart the server with another draft after running requests have finished; return where that draft is kept.
 
-        Raises Unavailable if it does not serve with it; then it runs with the draft before.
+        Raises Unavailable if the server does not serve with it. Then it runs with the previous draft.
         """
         before, self._is_restarting = self.draft, True
         try:
@@ -80,7 +80,7 @@ class StartedServer:
         return self.draft
 
     async def start_with(self, draft: Path) -> None:
-        """Start it with another draft, once running requests have finished, and wait until it serves."""
+        """Restart the server with this draft after running requests have finished, and wait until it serves."""
         kept = await asyncio.to_thread(files.kept, draft, self._plan.folder)
         await self._supervisor.restart(self._plan.arguments(kept))
         await self.ready()
@@ -88,13 +88,13 @@ class StartedServer:
         await asyncio.to_thread(files.remove_others, kept)
 
     async def stop(self) -> None:
-        """Let running requests finish, then end it."""
+        """Let running requests finish, then stop the server."""
         await self._supervisor.stop()
 
 
 @asynccontextmanager
 async def started(plan: Plan, environ: Mapping[str, str]) -> AsyncIterator[StartedServer]:
-    """Start a server, without waiting until it serves; it stops when the block ends."""
+    """Start a server without waiting until it serves. It stops when the block ends."""
     ready = await asyncio.to_thread(files.prepared, plan.program, plan.model, plan.folder, plan.shape)
     command = ServerCommand(
         program=plan.program,

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 _LOG_S = 15.0
 _END_S = 10.0
-"""For the end of a server that has nothing left to do."""
+"""Time for a server without requests to stop."""
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
-"""For the last lines of a server that ended, whose children may hold its output open."""
+"""Time to read the last lines of a server that ended: its children may hold its output open."""
 _MAX_LINE = 1 << 20
 _NUM_LAST_LINES = 15
 
@@ -35,7 +35,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent has gone")
 os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
-"""Run by the server's interpreter: requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), then becomes the server."""
+"""The server's interpreter runs this. It requests a SIGTERM when the parent dies (PR_SET_PDEATHSIG), and becomes the server."""
 
 _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 
@@ -106,7 +106,7 @@ class Supervisor:
         self._reading = self._tasks.create_task(self._pass_on(self._process.stdout))
 
     async def failure(self) -> Unavailable:
-        """How it ended, with its last lines."""
+        """The error for a server that ended, with its last lines."""
         if self._reading is not None:
             await asyncio.wait((self._reading,), timeout=_LAST_WORDS_S)
         status = None if self._process is None else self._process.returncode

@@ -1,6 +1,6 @@
-"""The server beside which the agent runs, as the holder of a draft: what it holds, and how another one is put in its place.
+"""The server beside the agent, as the holder of a draft: which draft it holds, and how to swap it.
 
-The server proves each swap by a digest of what it holds afterwards, which is compared here with that of the verified file.
+After each swap, the server reports a digest of the draft that it holds. It must equal the digest of the verified file.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
 Restart = Callable[[Path], Awaitable[Path]]
-"""Starts the server with the draft in a folder; returns where that draft is kept."""
+"""Restarts the server with the draft in a folder; returns where that draft is kept."""
 
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
@@ -58,7 +58,7 @@ class _Served(BaseModel, frozen=True):
 
 
 class _Loaded(BaseModel, frozen=True):
-    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
+    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all sends only a refusal."""
 
     refusal: Line
     needs_restart: bool = False
@@ -75,8 +75,8 @@ class _Loaded(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A server before it connects: the fingerprints of its target and of its tokenizer, and the folder of the draft that it
-    starts with."""
+    """Facts about a server before it connects: the fingerprints of its target and tokenizer, and the folder of its initial
+    draft."""
 
     fingerprints: tuple[str, str]
     initial: Path | None = None
@@ -99,15 +99,15 @@ class AttachedServer:
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
         self._misfits: dict[DraftCheckpoint | None, str] = {}
-        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
+        """Drafts of another shape, and why. They are not sent again until the server's next hello."""
         self.restart: Restart | None = None
-        """Restarts the server with another draft; None if somebody else starts it."""
+        """Restarts the server with another draft; None if someone else starts it."""
         self._returned = asyncio.Event()
-        """Set when the process that has the model says hello."""
+        """Set when the process with the model sends a hello."""
         self._failed_starts: Counter[str] = Counter()
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
-        """Set once the process that has the model was there."""
+        """Set once the process with the model has connected."""
         target, tokenizer = known.fingerprints
         self.info = HolderInfo(
             engine=link.kind.engine.lower(), target_fingerprint=target, tokenizer_fingerprint=tokenizer
@@ -138,12 +138,12 @@ class AttachedServer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Do what is needed beside events and swaps for the duration of the block."""
+        """Run background work of subclasses for the duration of the block."""
         yield
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
-        which says nothing about the draft; OtherShapeError if somebody has to restart the server with it."""
+        """See the port; None: the draft that the server started with. Raises Unavailable if the server is away or refuses,
+        which is no fault of the draft; OtherShapeError if someone has to restart the server with it."""
         try:
             return await self._exchange(draft)
         except OtherShapeError:
@@ -170,9 +170,9 @@ class AttachedServer:
                 raise
 
     async def _restart_with(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
-        """Restart the server for a draft of another shape, and prove there that it serves it.
+        """Restart the server for a draft of another shape, and prove that it serves this draft.
 
-        Raises InvalidInput if the server fails to start with it for the second time; Unavailable the first time.
+        Raises Unavailable the first time that the server fails to start with it, InvalidInput the second time.
         """
         started_s = time.monotonic()
         self._returned.clear()
@@ -210,7 +210,7 @@ class AttachedServer:
         self._on_change()
 
     def _held(self, hello: Hello) -> LoadedDraft:
-        """The draft of a server by its hello."""
+        """The server's draft according to its hello."""
         return LoadedDraft(version=hello.version, tensors_digest=hello.digest)
 
     def _lose(self) -> None:

@@ -86,7 +86,7 @@ class _Agent:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Hear the server for the duration of the block, and all that it said when the block ends."""
+        """Receive the server's messages for the duration of the block, and handle the rest when it ends."""
         async with self.link.listening():
             self.is_listening = True
             yield
@@ -95,7 +95,7 @@ class _Agent:
         await asyncio.sleep(0)
 
     async def run(self) -> None:
-        """Be the agent of the pod from the first connection of the server on, until cancelled."""
+        """Run the agent of the pod from the server's first connection on, until cancelled."""
         await self.server.met.wait()
         async with AsyncExitStack() as stack:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
@@ -110,13 +110,13 @@ class _Agent:
                     tasks.create_task(_push_policy(self.link, capture))
 
     async def watch(self) -> None:
-        """Log each new reason for which nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
+        """Log each new reason why nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
         logged = ""
         while not self.link.failure:
             problem = self.link.problem
             if problem and problem != logged:
                 level = logging.ERROR if self.server.met.is_set() else logging.WARNING  # a server may start slowly
-                logger.log(level, "Nothing is learnt from the server", extra={"reason": problem})
+                logger.log(level, "The draft does not learn from the server", extra={"reason": problem})
             logged = problem
             await asyncio.sleep(_LOOK_S)
         raise Unavailable(self.link.failure)
@@ -164,7 +164,7 @@ def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: 
 
 
 def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
-    """The request with as much as its plan permits of what was captured."""
+    """The request, with the captured parts that its plan permits."""
     finished = ended.finished
     assert finished is not None
     hidden = finished.hidden if plan.params.payload else None
@@ -174,7 +174,7 @@ def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
 
 
 async def _push_policy(link: Link, capture: Capture) -> None:
-    """Tell the server what to capture, as credits come and go, until cancelled."""
+    """Send the server a capture policy whenever the credits change it, until cancelled."""
     sent = -1.0
     while True:
         payload = round(capture.payload_fraction, 4)

@@ -36,13 +36,13 @@ _HELLO_BYTES = 1 << 16
 """Limits on who has not said hello."""
 
 _FIRST_BYTES = 1 << 24
-"""Memory for a message before any of it has come."""
+"""Memory for a message before any of it has arrived."""
 
 _LOOK_S = 0.25
-"""How often ended requests are looked at that wait for rows."""
+"""How often ended requests that wait for rows are checked."""
 
 _LATEST = 16
-"""So many requests in a row whose senders were not asked are a problem."""
+"""Number of requests in a row that bypassed the middleware before this is a problem."""
 
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
@@ -106,7 +106,7 @@ class Link:
         """Ids of the processes whose refusal was logged last; they come again."""
         self._policy: Mapping[str, Any] | None = None
         self._asked: deque[bool] = deque(maxlen=_LATEST)
-        """Whether the senders of the last requests were asked."""
+        """Whether the last requests passed the middleware."""
 
     @property
     def losses(self) -> Mapping[CaptureLoss, int]:
@@ -125,7 +125,7 @@ class Link:
             return unasked
         if len(self._asked) == _LATEST and True not in self._asked:
             return (
-                f"the last {_LATEST} requests to {self.kind.engine} did not pass Updraft's middleware, so they are counted"
+                f"the last {_LATEST} requests to {self.kind.engine} bypassed Updraft's middleware, so they are counted"
                 " but not captured: send requests to the HTTP port of a server that was started with the plugin"
             )
         now_s = self._clock.monotonic()
@@ -381,8 +381,8 @@ async def _frame(source: socket.socket, *, most: int = wire.MAX_FRAME) -> tuple[
 
 
 async def _exactly(source: socket.socket, size: int) -> bytearray:
-    """So many bytes, received in place, which lets other threads run meanwhile. Memory grows with what has come, not with what
-    was announced."""
+    """This number of bytes, received in place, which lets other threads run meanwhile. Memory grows with the bytes
+    received, not with those announced."""
     data, at = bytearray(min(size, _FIRST_BYTES)), 0
     while at < size:
         if at == len(data):

@@ -1,7 +1,7 @@
-"""The agent with a server of its own: starts it on the clients' port, is the agent beside it, and ends after it.
+"""Starts a server on the clients' port, runs the agent beside it, and stops after it.
 
-The server ends first, when its running requests have finished, so that what they teach is still taken. If the server ends by
-itself, so does this process, because whoever started it starts both again.
+The server stops first, after its running requests, so that the agent still captures them. If the server exits by itself, this
+process exits too, and its supervisor restarts both.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _HEALTH_S = 2.0
 
 
 async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
-    """Run both until `stop`. Raises UpdraftError if the server does not start, or ends by itself."""
+    """Run both until `stop`. Raises UpdraftError if the server does not start, or exits by itself."""
     plan = await _plan(settings, lambda: stop.requested)
     async with servers.started(plan, environ) as server:
         attach = _url(settings) if plan.program is SGLANG else ""
@@ -48,7 +48,7 @@ async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: S
 
 
 async def _attend(server: StartedServer, stop: Stop) -> UpdraftError | None:
-    """Return when it is to stop, or with why it ended by itself."""
+    """Wait until `stop` is requested; else return why the server ended by itself."""
     try:
         await server.ready()
         await server.ended(stop)
@@ -65,7 +65,7 @@ async def _plan(settings: InferenceSettings, is_stopped: Callable[[], bool]) -> 
     if not is_free(settings.port):
         raise Conflict(f"port {settings.port} is taken; choose another with {variable(InferenceSettings, 'port')}")
     arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if program is VLLM else _sglang(settings)
-    arguments(Path())  # a wrong number, before anything is written
+    arguments(Path())  # so that invalid arguments are refused before anything is written
     return Plan(
         program=program,
         python=python,

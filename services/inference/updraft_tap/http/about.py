@@ -1,6 +1,6 @@
-"""Facts that the plugin tells of its server over HTTP, for `updraft attach --check`: GET /updraft/plugin, behind the API key.
+"""Facts about the plugin and its server for `updraft attach --check`: GET /updraft/plugin, behind the API key.
 
-Only the server's own HTTP process answers. What the engine's other processes found stands in their hellos to the agent.
+Only the server's own HTTP process answers. The engine's other processes send their facts to the agent, in their hellos.
 """
 
 import json
@@ -14,9 +14,9 @@ from updraft_tap.wire import PROTOCOL
 PATH = "/updraft/plugin"
 
 Facts = Callable[[], Mapping[str, Any]]
-"""protocol and tap (version of this package), engine: {name, version}, socket ("" if it is not set), agent (whether one
-listens there), keys (whether clients need one), hooks: {function: why it is not in place, "" if it is}, server: the
-configuration as the adapter reads it, or null."""
+"""protocol and tap (version of this package), engine: {name, version}, socket ("" if it is not set), agent (whether an agent
+listens there), keys (whether clients need an API key), hooks: {function: why it is not in place, "" if it is}, server: the
+configuration that the adapter read, or null."""
 
 
 def facts(
@@ -36,7 +36,7 @@ def facts(
 
 
 def is_asked(scope: Mapping[str, Any], path: str) -> bool:
-    """Whether a request asks for it."""
+    """Whether a request is for the facts."""
     return bool(scope["type"] == "http" and scope.get("method") == "GET" and path == PATH)
 
 
@@ -44,7 +44,7 @@ async def answer(facts: Facts, send: Callable[[MutableMapping[str, Any]], Awaita
     """Answer with the facts; with status 500 and the reason if they cannot be read."""
     try:
         status, content = 200, dict(facts())
-    except Exception as error:  # noqa: BLE001  (it would be logged as the server's)
+    except Exception as error:  # noqa: BLE001  (otherwise it would be logged as the server's error)
         status, content = 500, {"error": f"{type(error).__name__}: {error}"}
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -53,7 +53,7 @@ async def answer(facts: Facts, send: Callable[[MutableMapping[str, Any]], Awaita
 
 
 def listens(path: str) -> bool:
-    """Whether a process listens on a Unix socket. The connection ends without a word."""
+    """Whether a process listens on a Unix socket. Connects, and sends nothing."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(0.0)
         try:

@@ -28,9 +28,9 @@ OPEN_PATHS = frozenset(
 """Probes and metrics need no key. Everything else does, because engines answer prompts on many paths."""
 
 OWN = b"x-updraft-own"
-"""The header by which a server's requests to itself show that they are its own."""
+"""The header that identifies a server's requests to itself."""
 _COMPRESSED = b"x-body-compressed"
-"""The header by which SGLang's clients say that their body is compressed."""
+"""The header of SGLang's clients for a compressed body."""
 
 _current: ContextVar[Terms | None] = ContextVar("updraft_terms", default=None)
 
@@ -42,9 +42,9 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys` everybody is let in. `tenant_header` names a tenant, in lower case; b"": the API key does.
+    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant; b"": the API key does.
 
-    `own` is the secret in OWN of the server's requests to itself, which need no key; "": there are none.
+    `own` is the secret in the header OWN. Requests of the server to itself send it instead of a key; "" without such requests.
     """
 
     keys: Keys | None = None
@@ -56,7 +56,7 @@ class Door:
     """The middleware."""
 
     def __init__(self, app: App, rules: Rules, facts: Facts | None = None) -> None:
-        """`facts` are what the plugin says of its server at `about.PATH`; None: nothing."""
+        """`facts` are served at `about.PATH`; None: nothing is."""
         self._app = app
         self._rules = rules
         self._facts = facts
@@ -106,7 +106,7 @@ class Door:
 
 
 _PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")
-"""The fields of engines that may have several prompts."""
+"""Fields that may hold several prompts, in any engine."""
 
 
 def choices(body: bytes) -> int:

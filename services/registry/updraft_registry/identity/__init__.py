@@ -1,1 +1,1 @@
-"""Callers that Kubernetes vouches for: tokens of ServiceAccounts, and the keys that sign them."""
+"""Callers with a Kubernetes identity: tokens of ServiceAccounts, and the keys that verify them."""

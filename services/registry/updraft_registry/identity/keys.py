@@ -1,8 +1,8 @@
 """The keys with which a cluster signs the tokens of its ServiceAccounts (a JSON Web Key Set, RFC 7517).
 
-They are fetched every few minutes, and at once for a key ID that is not among them, but not more often than every ten seconds,
-so that invented key IDs cause no load. While the source is away the last keys remain valid. A key has exactly one algorithm,
-that of its type: a token cannot choose another one.
+They are fetched every few minutes, and at once for an unknown key ID, but at most every ten seconds, so that invented key IDs
+cause no load. If the source is unreachable, the last keys stay valid. Each key has exactly one algorithm, that of its type: a
+token cannot choose another one.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _MAX_SHOWN = 80
 
 
 class KeySet:
-    """Keys by key ID. `fetch` returns a JSON Web Key Set; it raises UpdraftErrors. `on_fetch` hears whether that succeeded."""
+    """Keys by key ID. `fetch` returns a JSON Web Key Set; it raises UpdraftErrors. `on_fetch` is told whether it succeeded."""
 
     def __init__(
         self, fetch: Callable[[], Awaitable[bytes]], clock: Clock, on_fetch: Callable[[bool], None] = lambda _: None
@@ -48,13 +48,13 @@ class KeySet:
         self._fetching = asyncio.Lock()
 
     async def run(self) -> None:
-        """Fetch periodically, until cancelled. A failure is repeated at the shortest interval."""
+        """Fetch periodically, until cancelled. After a failure, retry at the shortest interval."""
         while True:
             await self._refresh()
             await asyncio.sleep(MIN_INTERVAL_S if self._problem else REFRESH_S)
 
     async def key(self, key_id: str) -> jwt.PyJWK:
-        """The key with this ID; Unauthenticated if the cluster has none, or did not answer."""
+        """The key with this ID; Unauthenticated if the cluster has no such key or did not answer."""
         if key_id not in self._keys:
             await self._refresh()
         key = self._keys.get(key_id)
@@ -103,7 +103,7 @@ def parse(content: bytes) -> dict[str, jwt.PyJWK]:
 
 
 def _key(entry: Mapping[str, Any]) -> jwt.PyJWK | None:
-    """None for a key of another type, algorithm or use, and for one that is not valid."""
+    """The key; None if its type, algorithm or use is another one, or if it is invalid."""
     algorithm = _ALGORITHMS.get(str(entry.get("kty")), "")
     if not algorithm or entry.get("alg", algorithm) != algorithm or entry.get("use", "sig") != "sig" or "d" in entry:
         return None
@@ -126,9 +126,9 @@ async def read_file(file: Path) -> bytes:
 
 
 async def read_url(url: str, *, token_file: Path | None, ca_file: Path | None) -> bytes:
-    """A key set from an API server, with the token of this pod. Token and CA are read anew, because both are rotated.
+    """A key set from an API server, with the token of this pod. Token and CA are read each time, because both are rotated.
 
-    Unavailable if there is no answer, InvalidInput if it is a refusal or too long. Proxies of the environment are not used.
+    Unavailable without an answer, InvalidInput if the answer is an error or too long. Proxies in the environment are not used.
     """
     token = None if token_file is None else (await asyncio.to_thread(read_text, token_file, "token")).strip()
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}

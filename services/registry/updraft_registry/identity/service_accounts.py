@@ -1,9 +1,9 @@
-"""Tokens of Kubernetes ServiceAccounts: which ones are valid here, and which role their account has.
+"""Tokens of Kubernetes ServiceAccounts: which ones are valid here, and which roles their accounts have.
 
-A token is valid if a key of the cluster signed it, for this registry (`audience`), by this cluster (`issuer`), and now. Its
-subject is an account, which the registry knows by its roles. Rejected: the API server's TokenReview, which would have to answer
-each call, and whose permission covers all tokens of the cluster. So the token of a deleted account or pod stays valid until
-it expires.
+A token is valid if a key of the cluster signed it, this cluster issued it (`issuer`) for this registry (`audience`), and it has
+not expired. Its subject is an account, for which the registry's settings have roles. Rejected: TokenReview, for which the API
+server has to answer each call, with a permission that covers all tokens of the cluster. Therefore, the token of a deleted
+account or pod stays valid until it expires.
 """
 
 import re
@@ -46,7 +46,7 @@ class ServiceAccounts:
         self._clock = clock
 
     async def caller(self, token: str) -> Caller | None:
-        """None for what is no JSON Web Token. Unauthenticated, with the reason, for one that is not valid here."""
+        """None if this is not a JSON Web Token. Unauthenticated, with the reason, if it is not valid here."""
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
@@ -77,7 +77,7 @@ class ServiceAccounts:
 
     def _reason(self, error: jwt.PyJWTError, algorithm: str) -> str:
         reasons: dict[type[jwt.PyJWTError], str] = {
-            jwt.ExpiredSignatureError: "has expired; the file that it was read from may not be renewed",
+            jwt.ExpiredSignatureError: "has expired; perhaps the file that it was read from is not renewed",
             jwt.ImmatureSignatureError: f"is not valid yet; clocks may differ by at most {LEEWAY_S} s",
             jwt.InvalidAudienceError: f"is for another audience than {self._expected.audience}",
             jwt.InvalidIssuerError: f"is from another issuer than {self._expected.issuer}",
@@ -88,7 +88,7 @@ class ServiceAccounts:
 
 
 def parse_accounts(text: str) -> dict[str, frozenset[Role]]:
-    """Roles by subject, of `role:namespace/name` entries separated by commas; InvalidInput for anything else."""
+    """Roles by subject, from `role:namespace/name` entries separated by commas; InvalidInput for anything else."""
     accounts: dict[str, frozenset[Role]] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = _ENTRY.fullmatch(entry)
@@ -109,5 +109,5 @@ def _pod(claims: Mapping[str, Any]) -> str:
 
 
 def _shown(subject: str) -> str:
-    """A subject, which is signed, without its prefix."""
+    """A signed subject, without its prefix."""
     return f"ServiceAccount {subject.removeprefix(_SUBJECT)[:_MAX_SHOWN]!r}"

@@ -63,8 +63,8 @@ def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, d
 
 
 def of_all_ranks(sizes: Mapping[str, int], num_elsewhere: int) -> dict[str, float]:
-    """Sizes of the clusters of all ranks, of which the others store `num_elsewhere` requests: traces are spread by a hash, so a
-    cluster is taken for the same share of them as of this rank's."""
+    """Sizes of the clusters over all ranks; the other ranks store `num_elsewhere` requests. A hash spreads traces, so
+    each cluster is assumed to have the same share there."""
     num_own = sum(sizes.values())
     if not num_own:
         return {"": float(num_elsewhere)}

@@ -1,4 +1,4 @@
-"""What a server lacks, by what it answered."""
+"""Findings from the answers of a server."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -66,12 +66,12 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
     ("answers", "expected"),
     [
         pytest.param(replace(WHOLE, version="0.31.9"), ["too old", "0.32.0 or later"], id="too old"),
-        pytest.param(replace(WHOLE, version=None), ["does not say that it is vLLM"], id="no vLLM"),
+        pytest.param(replace(WHOLE, version=None), ["does not answer as vLLM does"], id="no vLLM"),
         pytest.param(replace(WHOLE, is_refused=True), ["UPDRAFT_API_KEY"], id="needs a key"),
         pytest.param(plugged(socket=""), ["UPDRAFT_VLLM_SOCKET=/up/tap.sock"], id="no socket"),
         pytest.param(plugged(agent=False), ["/up/tap.sock", "updraft-inference --engine vllm"], id="no agent"),
         pytest.param(plugged(tap="0.9"), ["version 0.9", "version 1.0", "prepare-vllm"], id="another version"),
-        pytest.param(plugged(hooks=7), ["does not know", "prepare-vllm"], id="an answer of another form"),
+        pytest.param(plugged(hooks=7), ["an unknown version", "prepare-vllm"], id="an answer of another form"),
         pytest.param(plugged(hooks={"f": "f takes x"}), ["f takes x", "use vLLM 0.32.0"], id="a hook does not fit"),
         pytest.param(configured(method=""), ["does not speculate", "--speculative-config"], id="no speculation"),
         pytest.param(configured(method="ngram"), ["with ngram", '"method": "eagle3"'], id="another algorithm"),
@@ -136,7 +136,7 @@ def test_sglangs_own_configuration_says_which_argument_is_missing(
 def test_an_answer_that_is_no_plugins_is_told(answer: dict[str, Any]) -> None:
     (line,) = lines(replace(WHOLE, plugin=answer))
 
-    assert "does not know" in line
+    assert "an unknown version" in line
 
 
 def test_the_plugin_answers_in_the_form_that_is_read(tmp_path: Path) -> None:

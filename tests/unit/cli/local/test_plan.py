@@ -177,7 +177,7 @@ def test_what_runs_a_server_is_named_with_its_engine_and_only_with_it(
 ) -> None:
     (model := folder.path / "model").mkdir()
     (model / "config.json").touch()
-    with pytest.raises(InvalidInput, match="need each other"):
+    with pytest.raises(InvalidInput, match="require each other"):
         plan.check(replace(config(folder, **wrong), model=model))
 
 

@@ -36,4 +36,4 @@ async def test_a_server_that_is_away_is_an_error_only_if_it_has_been_there(
         watching.cancel()
 
     (record,) = caplog.records
-    assert (record.getMessage(), record.levelno) == ("Nothing is learnt from the server", level)
+    assert (record.getMessage(), record.levelno) == ("The draft does not learn from the server", level)

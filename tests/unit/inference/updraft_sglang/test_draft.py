@@ -89,7 +89,7 @@ def _packed(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [(_no_map, "vocabulary of its own"), (_shared_head, "target's head"), (_packed, "packed")]
+    ("change", "reason"), [(_no_map, "its own vocabulary"), (_shared_head, "target's head"), (_packed, "packed")]
 )
 def test_a_server_whose_draft_cannot_be_swapped_says_why(model: Served, change: Any, reason: str) -> None:
     change(model)

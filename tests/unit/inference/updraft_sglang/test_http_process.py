@@ -117,7 +117,7 @@ def test_without_http_the_process_starts_unless_it_should_require_keys(
     file.write_text("sk-one-0123456789\n")
     started(http, monkeypatch, None)
 
-    with pytest.raises(SystemExit, match="this process has no HTTP application that can be guarded"):
+    with pytest.raises(SystemExit, match="this process has no HTTP application to which a middleware can be added"):
         started(HttpProcess(DoorSettings(api_keys_file=file), SHARED), monkeypatch, None)
 
 

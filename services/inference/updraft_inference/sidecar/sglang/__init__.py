@@ -1,1 +1,1 @@
-"""Drafts of several ranks of SGLang: its own weight update swaps them at one step, and its checksums prove it."""
+"""Drafts of several SGLang ranks: SGLang's own weight update swaps them at one step, and its checksums prove the swap."""

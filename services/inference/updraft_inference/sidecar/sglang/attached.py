@@ -1,8 +1,8 @@
-"""The draft of an SGLang server. That of one rank is swapped by the plugin, as vLLM's.
+"""The draft of an SGLang server. With one rank, the plugin swaps it, as with vLLM.
 
-A plugin cannot make several tensor-parallel ranks change their drafts at the same step, and ranks with different vocabularies
-would verify different tokens. So theirs are replaced by the server's own weight update, through its HTTP port. The hello of
-such a server says which draft it was told to load last, which is believed only when the checksums of all ranks agree.
+A plugin cannot make several tensor-parallel ranks swap their drafts at the same step, and ranks with different vocabularies
+would verify different tokens. So the server's own weight update swaps them, through its HTTP port. The hello of such a server
+names the draft that it loaded last. The agent relies on it only when the checksums of all ranks agree.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from updraft_tap.weights import UNKNOWN
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-"""Between two attempts to reach a server, whose port opens after its plugin has connected."""
+"""Time between two attempts to reach a server. Its port opens after its plugin has connected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """`model` is that of the target. `drafts` has versions, by which a draft that the server already holds is recognised."""
+    """`model` is the target's folder. `drafts` has versions, among which a draft that the server already holds is looked up."""
 
     model: Path
     drafts: Path
@@ -47,9 +47,9 @@ class AttachedSglang(AttachedServer):
         self._server = server
         self._folders = folders
         self._process, self._has_ranks = "", False
-        """The id of the process of the last hello, and whether it is one of several ranks."""
+        """The id of the process of the last hello, and whether there are several ranks."""
         self._is_new = asyncio.Event()
-        """Set when it is not known what the ranks of the last hello hold."""
+        """Set when the drafts of the ranks are not known."""
         self._draft: ServedDraft | None = None
         """The draft of several ranks; None while it is not known."""
         self._problem = ""
@@ -96,8 +96,8 @@ class AttachedSglang(AttachedServer):
         )
 
     async def _prove(self) -> None:
-        """Find out what a server holds whenever its plugin has connected, until cancelled."""
-        if self._folders.note.exists():  # an agent died in a swap, and the server has to go on
+        """Find out which draft a server holds whenever its plugin has connected, until cancelled."""
+        if self._folders.note.exists():  # an agent died during a swap, and the server has to resume
             self._is_new.set()
         logged = ""
         while True:
@@ -117,8 +117,8 @@ class AttachedSglang(AttachedServer):
                 self._is_new.set()
 
     async def _open(self) -> None:
-        """Find out what the ranks of the last hello hold. Raises InvalidInput or Forbidden if their draft cannot be swapped;
-        any other UpdraftError, and OSError, if that cannot be found out now."""
+        """Find out which draft the ranks hold. Raises InvalidInput or Forbidden if it cannot be swapped; another UpdraftError,
+        or OSError, if it cannot be found out now."""
         async with self._swapping:
             info = await self._server.info()
             check_server(info)
@@ -138,7 +138,7 @@ class AttachedSglang(AttachedServer):
     async def _swap_ranks(self, draft: DraftCheckpoint | None) -> SwapResult:
         async with self._swapping:
             if self._draft is None:
-                raise Unavailable(self._problem or f"it is not known yet what the ranks at {self._server.url} hold")
+                raise Unavailable(self._problem or f"the drafts of the ranks at {self._server.url} are not known yet")
             try:
                 return await self._draft.swap(draft)
             finally:
