@@ -37,8 +37,9 @@ _CHECKPOINT_S = 60.0
 
 _PROBE_TIMEOUT_S = 1.0
 
-BESIDE = frozenset({"sglang", "vllm"})
-"""Engines whose own servers take requests; the inference process is the agent beside them."""
+BESIDE = {"sglang": "/ping", "vllm": "/health"}
+"""Engines whose servers have the HTTP interface, with the inference process beside them; and the path that answers at once
+whether they serve. SGLang's /health takes a second or more, because it generates a token."""
 
 _SERVER_SLACK_S = 20.0
 """After its last request, a server stops its own processes, and then the inference process stops."""
@@ -203,6 +204,7 @@ def stages(
         address=f"metrics on {HOST}:{where.trainer_metrics_port}",
         stop_within_s=_CHECKPOINT_S,
     )
+    server = BESIDE.get(config.engine or "")
     inference = service(
         "inference",
         shared
@@ -220,7 +222,7 @@ def stages(
             "SGLANG_PYTHON": config.sglang_python,
             "VLLM_PYTHON": config.vllm_python,
         },
-        ready=(f"{where.agent_url}/readyz", *((f"{where.inference_url}/health",) if where.agent_port else ())),
+        ready=(f"{where.agent_url}/readyz", *((where.inference_url + server,) if server else ())),
         address=where.inference_url
         if where.agent_port is None
         else f"{where.inference_url}, metrics on {where.agent_url}",

@@ -1,5 +1,8 @@
 import sys
+import threading
 from dataclasses import replace
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_cli.local import plan
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.plan import Addresses, StackConfig
+from updraft_cli.local.ports import HOST
 from updraft_cli.local.process import Process
 
 _WHERE = Addresses(
@@ -160,6 +164,30 @@ def test_with_vllm_clients_use_its_port_and_the_agent_has_another(folder: DataFo
     assert where.inference_url == "http://127.0.0.1:8000"
     assert inference.start_within_s > processes["registry"].start_within_s
     assert "9093" in inference.address
+
+
+@pytest.mark.parametrize(("engine", "path"), [("sglang", "/ping"), ("vllm", "/health")])
+def test_a_server_is_asked_by_a_path_that_answers_at_once(folder: DataFolder, engine: Any, path: str) -> None:
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(HTTPStatus.OK)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = replace(_WHERE, port=server.server_port, agent_port=server.server_port)
+        chosen = config(folder, engine=engine, **{f"{engine}_python": Path("/opt/bin/python")})
+        (*_, inference) = plan.stages(chosen, where, folder, {})[-1]
+
+        assert inference.is_ready()
+        server.shutdown()
+
+    assert asked == ["/readyz", path]
 
 
 @pytest.mark.parametrize(
