@@ -37,7 +37,7 @@ class Ask:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: in Python 3.11 PluggedServer[S](...) would raise a TypeError
 class PluggedServer(Generic[ServerT]):
     """A server with the plugin, and what one without it said to the same requests."""
 
