@@ -39,13 +39,13 @@ class Plan:
 
 
 class StartedServer:
-    """`draft` is the folder of the draft that it started with."""
+    """`draft` is the folder of the draft that it started with. `is_starting` until it serves, and again while it restarts."""
 
     def __init__(self, plan: Plan, supervisor: Supervisor, draft: Path) -> None:
         self._plan = plan
         self._supervisor = supervisor
         self.draft = draft
-        self._is_restarting = False
+        self.is_starting = True
 
     @property
     def has_ended(self) -> bool:
@@ -54,11 +54,12 @@ class StartedServer:
     async def ready(self) -> None:
         """Wait until it serves. Raises Unavailable if it ends first, or if this process is stopping."""
         await self._supervisor.ready(self._plan.is_up, self._plan.is_stopped)
+        self.is_starting = False
 
     async def ended(self, stop: Stop) -> None:
         """Return when `stop` is requested. Raises Unavailable, with its last log lines, if the server ends before."""
         while not await stop.wait(_LOOK_S):
-            if self.has_ended and not self._is_restarting:
+            if self.has_ended and not self.is_starting:
                 raise await self._supervisor.failure()
 
     async def restart(self, draft: Path) -> Path:
@@ -66,7 +67,7 @@ class StartedServer:
 
         Raises Unavailable if the server does not serve with it. Then it runs with the previous draft.
         """
-        before, self._is_restarting = self.draft, True
+        before, self.is_starting = self.draft, True
         try:
             await self.start_with(draft)
         except UpdraftError as error:
@@ -76,7 +77,7 @@ class StartedServer:
                 await self.start_with(before)
             raise
         finally:
-            self._is_restarting = False
+            self.is_starting = False
         return self.draft
 
     async def start_with(self, draft: Path) -> None:

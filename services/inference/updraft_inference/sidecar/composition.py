@@ -42,8 +42,15 @@ _CHANGE = 0.05
 """Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
-async def serve(settings: InferenceSettings, stop: Stop, *, restart: Restart | None = None) -> None:
-    """Run the process until `stop`. `restart` starts the server with another draft. Raises UpdraftError if it cannot start."""
+async def serve(
+    settings: InferenceSettings,
+    stop: Stop,
+    *,
+    restart: Restart | None = None,
+    is_starting: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the process until `stop`. `restart` starts the server with another draft; while it is starting, its plugin is not
+    missed. Raises UpdraftError if the process cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
     fingerprints = await asyncio.to_thread(
@@ -63,7 +70,7 @@ async def serve(settings: InferenceSettings, stop: Stop, *, restart: Restart | N
             async with agent.listening():
                 extra = {"socket": str(agent.link.path), "metrics": f"{settings.host}:{port}"}
                 logger.info("Listening for the server's plugin", extra=extra)
-                jobs = (agent.run(), agent.watch(), pod.release_memory())
+                jobs = (agent.run(), agent.watch(is_starting), pod.release_memory())
                 running = [tasks.create_task(job) for job in jobs]
                 await stop.event.wait()
             await agent.flush()
@@ -109,11 +116,11 @@ class _Agent:
                     tasks.create_task(capture.run())
                     tasks.create_task(_push_policy(self.link, capture))
 
-    async def watch(self) -> None:
+    async def watch(self, is_starting: Callable[[], bool] = lambda: False) -> None:
         """Log each new reason why nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
         logged = ""
         while not self.link.failure:
-            problem = self.link.problem
+            problem = "" if is_starting() else self.link.problem
             if problem and problem != logged:
                 level = logging.ERROR if self.server.met.is_set() else logging.WARNING  # a server may start slowly
                 logger.log(level, "The draft does not learn from the server", extra={"reason": problem})

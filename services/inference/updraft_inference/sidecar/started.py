@@ -38,7 +38,8 @@ async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: S
         restart = server.restart if may_restart else None
         ended = Stop()
         async with asyncio.TaskGroup() as tasks:
-            agent = tasks.create_task(composition.serve(beside, ended, restart=restart))
+            serving = composition.serve(beside, ended, restart=restart, is_starting=lambda: server.is_starting)
+            agent = tasks.create_task(serving)
             failure = await _attend(server, stop)
             await server.stop()
             ended.request()
