@@ -37,7 +37,8 @@ _CHECKPOINT_S = 60.0
 
 _PROBE_TIMEOUT_S = 1.0
 
-BESIDE = frozenset({"sglang", "vllm"})
+BESIDE = {"sglang": "/ping", "vllm": "/health"}
+"""Servers that have an agent beside them, and their cheapest probe: SGLang's /health generates a token."""
 """Engines whose servers have the HTTP interface, with the inference process beside them."""
 
 _SERVER_SLACK_S = 20.0
@@ -220,7 +221,10 @@ def stages(
             "SGLANG_PYTHON": config.sglang_python,
             "VLLM_PYTHON": config.vllm_python,
         },
-        ready=(f"{where.agent_url}/readyz", *((f"{where.inference_url}/health",) if where.agent_port else ())),
+        ready=(
+            f"{where.agent_url}/readyz",
+            *((f"{where.inference_url}{BESIDE[config.engine]}",) if where.agent_port else ()),
+        ),
         address=where.inference_url
         if where.agent_port is None
         else f"{where.inference_url}, metrics on {where.agent_url}",

@@ -113,7 +113,10 @@ class KubernetesCluster:
     async def issuer(self) -> str:
         """Issuer of the cluster's ServiceAccount tokens, which every ServiceAccount may read."""
         found = await self._call("GET", "/.well-known/openid-configuration")
-        return str(found.get("issuer", ""))
+        issuer = str(found.get("issuer") or "")
+        if not issuer:
+            raise Unavailable("the API server does not say who issues its ServiceAccount tokens")
+        return issuer
 
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
         """A new token of a ServiceAccount for one audience. It is no write: nothing is stored."""

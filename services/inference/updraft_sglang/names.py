@@ -18,6 +18,8 @@ UPDATE = "sglang.srt.model_executor.model_runner_components.weight_updater.Weigh
 
 ARGUMENTS = "sglang.srt.server_args.ServerArgs.resolve_once"
 """Each way to start a server calls it first."""
+CONFIGURATION = "sglang.srt.server_args.ServerArgs.resolved_dict"
+"""The configuration as a server shows it to everybody, also at /server_info."""
 MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 HTTP = "sglang.srt.entrypoints.http_server"
 """The module of the HTTP application; only processes that serve HTTP import it."""

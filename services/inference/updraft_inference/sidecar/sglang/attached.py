@@ -119,6 +119,11 @@ class AttachedSglang(AttachedServer):
     async def _open(self) -> None:
         """Find out what the ranks of the last hello hold. Raises InvalidInput or Forbidden if their draft cannot be swapped;
         any other UpdraftError, and OSError, if that cannot be found out now."""
+        if not self._server.url:
+            raise InvalidInput(
+                "the SGLang server has several ranks, whose drafts are swapped by requests to it: start the agent with"
+                " --attach URL"
+            )
         async with self._swapping:
             info = await self._server.info()
             check_server(info)
