@@ -66,6 +66,12 @@ def found(needs: Needs, answers: Answers, *, ours: str, needs_keys: bool = False
 
 def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> Iterator[Finding]:
     title = TITLES[needs.engine]
+    if answers.is_refused:
+        yield Finding(
+            problem="the server requires an API key, so the other checks were skipped",
+            remedy="set UPDRAFT_API_KEY to one of its keys and check again",
+        )
+        return
     if answers.version is None:
         yield Finding(
             problem=f"the server does not answer as {title} does", remedy=f"give the URL of the {title} server itself"
@@ -75,12 +81,6 @@ def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> It
         yield Finding(
             problem=f"{title} {answers.version} is too old", remedy=f"use {title} {OLDEST[needs.engine]} or later"
         )
-    if answers.is_refused:
-        yield Finding(
-            problem="the server requires an API key, so the other checks were skipped",
-            remedy="set UPDRAFT_API_KEY to one of its keys and check again",
-        )
-        return
     if needs_keys and answers.is_open:
         variable = f"UPDRAFT_{needs.engine.upper()}_API_KEYS_FILE"
         yield Finding(

@@ -13,7 +13,7 @@ from updraft_cli.attach.needs import EngineName
 _ANSWER_S = 20.0
 """An SGLang server asks its scheduler, which may be busy."""
 
-_PLUGIN = "/updraft/plugin"
+_PLUGIN = "/v1/updraft/plugin"
 _SPECULATES = "vllm:spec_decode_num_drafts"
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 

@@ -168,10 +168,13 @@ def errors() -> Iterator[None]:
 @asynccontextmanager
 async def unavailable_after(seconds: float, message: str) -> AsyncIterator[None]:
     """Raise Unavailable with this message if the block takes longer."""
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with limit:
             yield
     except TimeoutError:
+        if not limit.expired():  # it is the block's own
+            raise
         raise Unavailable(message) from None
 
 
@@ -207,7 +210,7 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
             caller = (
                 await self._access.admit(method, handler_call_details.invocation_metadata) if self._access else None
             )
-        except (Unauthenticated, Forbidden) as denial:
+        except (Unauthenticated, Forbidden, Unavailable) as denial:
             behaviour = _rejecting(handler, denial)
         if inspect.isasyncgenfunction(behaviour):
             wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, caller), method)

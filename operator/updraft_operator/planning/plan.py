@@ -220,7 +220,12 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
 
 
 def _secret(observed: Observed) -> tuple[Manifest, ...]:
-    """The Secret with the operator's Redis, if that is used. A missing key is created, and an old address overwritten."""
+    """The Secret with the operator's Redis, if that is used. A missing key is created, and an old address overwritten.
+
+    An operator without a Redis of its own has no right to write Secrets.
+    """
+    if not observed.config.has_redis:
+        return ()
     secret, uses_it = observed.access, _uses_own_redis(observed)
     redis_url = observed.redis_url if uses_it else ""
     if secret.redis_url == redis_url and (secret.mark_key or not uses_it):

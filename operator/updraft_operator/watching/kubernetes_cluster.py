@@ -113,7 +113,10 @@ class KubernetesCluster:
     async def issuer(self) -> str:
         """The issuer of the cluster's ServiceAccount tokens. Every ServiceAccount may read it."""
         found = await self._call("GET", "/.well-known/openid-configuration")
-        return str(found.get("issuer", ""))
+        issuer = str(found.get("issuer") or "")
+        if not issuer:
+            raise Unavailable("the API server does not say who issues its ServiceAccount tokens")
+        return issuer
 
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
         """A new token of a ServiceAccount for one audience. This is not a write: nothing is stored."""

@@ -22,6 +22,12 @@ from updraft_tap.settings import DoorSettings
 
 log = logging.getLogger(__name__)
 
+_OF_KEYS = (names.ARGUMENTS, names.CONFIGURATION)
+"""The functions whose hooks protect keys; capture does not need them."""
+
+_KEYS = ("admin_api_key", "api_key")
+"""The secrets in SGLang's configuration."""
+
 _is_own: ContextVar[bool] = ContextVar("updraft_own", default=False)
 """Whether this thread sends the server's requests to itself."""
 
@@ -38,11 +44,18 @@ class HttpProcess:
         keys = (
             Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key) if settings.api_keys_file else None
         )
-        self._rules = Rules(keys=keys, tenant_header=settings.tenant_header.lower().encode(), own=secret)
+        self._rules = Rules(
+            keys=keys,
+            tenant_header=settings.tenant_header.lower().encode(),
+            own=secret,
+            admin=lambda: self._admin_key,
+        )
+        self._admin_key = ""
         self._secret = secret
         self._guard = Guard(failed=_failed, unhooked=lambda _, reason: log.error("Updraft: %s", reason))
         self.bindings = (
             Binding(target=names.ARGUMENTS, hook=self.resolve, parameters=("self",)),
+            Binding(target=names.CONFIGURATION, hook=self.show, parameters=("self",)),
             Binding(target=f"{names.MANAGER}.__init__", hook=self.start, parameters=("self",)),
             Binding(target=f"{names.MANAGER}._dispatch_to_scheduler", hook=self.send, parameters=("self", "obj")),
         )
@@ -54,9 +67,15 @@ class HttpProcess:
             refuse(_bypass(arguments))
         return done
 
+    def show(self, original: Hook, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND ServerArgs.resolved_dict. Whoever knows the admin key can pause the server and change its weights."""
+        shown = original(arguments, *args, **kwargs)
+        return {**shown, **{name: "***" for name in _KEYS if shown.get(name)}}
+
     def start(self, original: Hook, manager: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND TokenizerManager.__init__, before the process serves. Raises SystemExit if it could not require keys."""
         done = original(manager, *args, **kwargs)
+        self._admin_key = str(getattr(getattr(manager, "server_args", None), "admin_api_key", None) or "")
         try:
             self.add_door(sys.modules[names.HTTP].app)
         except (KeyError, AttributeError, RuntimeError) as error:
@@ -95,7 +114,9 @@ class HttpProcess:
     def _mark(self, sent: Any) -> None:
         for one in getattr(sent, "batch", None) or (sent,):
             params = getattr(one, "sampling_params", None)
-            if params is not None:  # else it generates no text
+            if params is None:  # it asks for no text
+                continue
+            if isinstance(params.custom_params, Mapping | None):  # clients may send anything
                 params.custom_params = sealed(params.custom_params, door.current(), self._secret)
 
 
@@ -105,8 +126,8 @@ def misfit(found: Mapping[str, str]) -> str:
 
 
 def unasked(found: Mapping[str, str]) -> str:
-    """Why no request passes the middleware; "" if they do."""
-    problem = _rust() or misfit({name: why for name, why in found.items() if name != names.ARGUMENTS})
+    """Why no request can be asked whether it may be captured; "" if all are."""
+    problem = _rust() or misfit({name: why for name, why in found.items() if name not in _OF_KEYS})
     return f"requests are counted but not captured: {problem}" if problem else ""
 
 
@@ -143,6 +164,8 @@ def _bypass(arguments: Any) -> str:
     view = resolving_view(arguments)
     if view.smg_grpc_mode or view.grpc_mode or view.grpc_port is not None:
         return "SGLang's gRPC servers have no HTTP headers; leave out --grpc-port, --grpc-mode and --smg-grpc-mode"
+    if view.disaggregation_mode != "null":
+        return "the server of a disaggregated pair warms itself up by requests that show no key"
     if view.encoder_only:
         return "the server of --encoder-only has its own HTTP application, without the middleware"
     return _rust()

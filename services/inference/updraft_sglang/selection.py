@@ -14,6 +14,9 @@ from updraft_sglang.marks import is_sealed, read_sealed
 from updraft_tap.http.terms import Terms
 from updraft_tap.policy import CapturedRequests, CaptureOptions, Policy, captured_requests
 
+_ID_CHARS = 64
+"""How much of a client's id, which may have any length, is in ours."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Met:
@@ -46,7 +49,7 @@ class Selection:
     def meet(self, rid: str, received: Any) -> None:
         """A request arrives, as SGLang's scheduler receives it."""
         agent = self._agent  # read before the policy, which `forget` replaces before it counts
-        params, own = received.sampling_params.custom_params, f"{rid}-{uuid.uuid4().hex[:8]}"
+        params, own = received.sampling_params.custom_params, f"{rid[:_ID_CHARS]}-{uuid.uuid4().hex[:8]}"
         terms = read_sealed(params, self._secret)
         options = self.policy.options(own) if terms.permitted and _is_text(received) else None
         self.end(rid)
@@ -83,5 +86,9 @@ class Selection:
 
 
 def _is_text(received: Any) -> bool:
-    """Whether the target alone generates from token ids: without images, embeddings or an adapter."""
-    return received.mm_inputs is None and received.input_embeds is None and received.lora_id is None
+    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's.
+
+    A turn of a session begins with the text of earlier turns, whose senders may have opted out.
+    """
+    is_more = (received.mm_inputs, received.input_embeds, received.lora_id, received.session_params)
+    return all(one is None for one in is_more)

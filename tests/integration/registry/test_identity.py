@@ -252,5 +252,5 @@ async def test_without_the_keys_the_registry_starts_and_refuses_with_the_reason(
             "key_set_token_file": None if problem == "refused" else tmp_path / "api-token",
         }
         async with guarded(tmp_path, **source) as on, on.channel(KEY.token()) as channel:
-            with pytest.raises(Unauthenticated, match="is not known yet, and the cluster's keys cannot be read: https"):
+            with pytest.raises(Unavailable, match="is not known yet, and the cluster's keys cannot be read: https"):
                 await listed(channel)

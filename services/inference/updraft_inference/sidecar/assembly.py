@@ -44,6 +44,8 @@ SILENCE_S = 600.0
 _NUM_ENDED = 1 << 14
 """How many of the newest ended requests are remembered, so that parts that come after the end are known as late."""
 
+_ID_CHARS = 256
+
 _MAX_UINT32 = 2**32 - 1
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError)
@@ -140,7 +142,7 @@ class Assembler:
         elif kind in ("steps", "prefill"):
             parts: _Parts = messages.steps if kind == "steps" else messages.prefills
             for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
-                yield from self._add(rid, part, _probability(request), now_s)
+                yield from self._add(_id(rid), part, _probability(request), now_s)
 
     def _add(self, rid: str, part: Rows | StepPart, probability: float, now_s: float) -> Iterator[Ended]:
         waiting = self._waiting.get(rid)
@@ -176,7 +178,7 @@ class Assembler:
         return Rows(position=part.end, aux=part.aux[:0].clone(), teacher=part.teacher[:0])
 
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
-        rid = str(header["rid"])
+        rid = _id(str(header["rid"]))
         ended = _ended(rid, header)
         leaves_trace = "tokens" in tensors and not ended.terms.is_opted_out
         finished = _finished(rid, header, tensors["tokens"], ended) if leaves_trace else None
@@ -269,6 +271,11 @@ def _build(builder: TraceBuilder, part: Rows | StepPart) -> None:
         builder.add_step(part)
     else:
         builder.add_rows(part)
+
+
+def _id(rid: str) -> str:
+    """A short id of a request: ids are remembered, and clients may choose them."""
+    return rid if len(rid) <= _ID_CHARS else hashlib.sha256(rid.encode("utf-8", "replace")).hexdigest()
 
 
 def _ended(rid: str, header: Mapping[str, Any]) -> Ended:

@@ -1,9 +1,12 @@
-"""Facts about the plugin and its server for `updraft attach --check`: GET /updraft/plugin, behind the API key.
+"""Facts that the plugin tells of its server over HTTP, for `updraft attach --check`: GET /v1/updraft/plugin.
+
+The server is asked first, so that its own checks of keys come before: it answers 404, because it has no such path.
 
 Only the server's own HTTP process answers. The engine's other processes send their facts to the agent, in their hellos.
 """
 
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -11,7 +14,12 @@ from typing import Any
 from updraft_tap import __version__
 from updraft_tap.wire import PROTOCOL
 
-PATH = "/updraft/plugin"
+log = logging.getLogger(__name__)
+
+PATH = "/v1/updraft/plugin"
+"""Below /v1, which engines guard by their own API keys."""
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 Facts = Callable[[], Mapping[str, Any]]
 """protocol and tap (version of this package), engine: {name, version}, socket ("" if it is not set), agent (whether an agent
@@ -40,12 +48,28 @@ def is_asked(scope: Mapping[str, Any], path: str) -> bool:
     return bool(scope["type"] == "http" and scope.get("method") == "GET" and path == PATH)
 
 
-async def answer(facts: Facts, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
-    """Answer with the facts; with status 500 and the reason if they cannot be read."""
+def instead_of_not_found(facts: Facts, send: Send) -> Send:
+    """A `send` that answers with the facts where the server has status 404, and passes on any other answer."""
+    is_replaced = False
+
+    async def sent(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_replaced
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            is_replaced = True
+            await _answer(facts, send)
+        elif not is_replaced:
+            await send(message)
+
+    return sent
+
+
+async def _answer(facts: Facts, send: Send) -> None:
+    """Answer with the facts; with status 500 if they cannot be read."""
     try:
         status, content = 200, dict(facts())
-    except Exception as error:  # noqa: BLE001  (otherwise it would be logged as the server's error)
-        status, content = 500, {"error": f"{type(error).__name__}: {error}"}
+    except Exception as error:
+        log.exception("Updraft cannot tell of its plugin", exc_info=error)
+        status, content = 500, {"error": "the plugin cannot be read; see the server's log"}
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -54,7 +54,7 @@ class KeySet:
             await asyncio.sleep(MIN_INTERVAL_S if self._problem else REFRESH_S)
 
     async def key(self, key_id: str) -> jwt.PyJWK:
-        """The key with this ID; Unauthenticated if the cluster has no such key or did not answer."""
+        """The key with this ID. Raises Unauthenticated if the cluster has none, Unavailable if it did not answer."""
         if key_id not in self._keys:
             await self._refresh()
         key = self._keys.get(key_id)
@@ -62,7 +62,7 @@ class KeySet:
             return key
         unknown = f"the token is signed with key {key_id[:_MAX_SHOWN]!r}, which"
         if self._problem:
-            raise Unauthenticated(f"{unknown} is not known yet, and the cluster's keys cannot be read: {self._problem}")
+            raise Unavailable(f"{unknown} is not known yet, and the cluster's keys cannot be read: {self._problem}")
         raise Unauthenticated(f"{unknown} is not one of the cluster's")
 
     async def _refresh(self) -> None:

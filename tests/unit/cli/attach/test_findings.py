@@ -68,6 +68,7 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
         pytest.param(replace(WHOLE, version="0.31.9"), ["too old", "0.32.0 or later"], id="too old"),
         pytest.param(replace(WHOLE, version=None), ["does not answer as vLLM does"], id="no vLLM"),
         pytest.param(replace(WHOLE, is_refused=True), ["UPDRAFT_API_KEY"], id="needs a key"),
+        pytest.param(replace(WHOLE, version=None, is_refused=True), ["UPDRAFT_API_KEY"], id="needs a key for all"),
         pytest.param(plugged(socket=""), ["UPDRAFT_VLLM_SOCKET=/up/tap.sock"], id="no socket"),
         pytest.param(plugged(agent=False), ["/up/tap.sock", "updraft-inference --engine vllm"], id="no agent"),
         pytest.param(plugged(tap="0.9"), ["version 0.9", "version 1.0", "prepare-vllm"], id="another version"),
@@ -145,4 +146,4 @@ def test_the_plugin_answers_in_the_form_that_is_read(tmp_path: Path) -> None:
     (line,) = (line for line in lines(replace(WHOLE, plugin=said)) if "prepare" not in line)
 
     assert "no agent listens" in line
-    assert about.PATH == "/updraft/plugin"
+    assert about.PATH == "/v1/updraft/plugin"

@@ -72,6 +72,47 @@ async def test_a_request_that_came_by_no_http_has_not_been_asked_whatever_it_say
     assert await sent(http, request(), request(forged)) == [NOT_ASKED, NOT_ASKED]
 
 
+@pytest.mark.parametrize("params", [[1], "text", 7])
+async def test_parameters_that_are_no_object_cost_the_capture_of_their_request_alone(
+    http: HttpProcess, params: Any
+) -> None:
+    for _ in range(5):
+        assert await sent(http, request(params), headers=[]) == [NOT_ASKED]
+    assert await sent(http, request(), headers=[(b"x-updraft-domain", b"sql")]) == [Terms(domain="sql")]
+
+
+def test_the_configuration_that_the_server_shows_has_no_keys(http: HttpProcess) -> None:
+    shown = {"tp_size": 2, "admin_api_key": "secret-of-the-agent", "api_key": None}
+    assert http.show(lambda _: shown, "the arguments") == {"tp_size": 2, "admin_api_key": "***", "api_key": None}
+
+
+async def test_the_agent_that_shows_the_admin_key_needs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-one-0123456789\n")
+    http = HttpProcess(DoorSettings(api_keys_file=file), SHARED)
+    app, passed, sent = App(), list[str](), list[Any]()
+    manager = SimpleNamespace(server_args=SimpleNamespace(admin_api_key="secret-of-the-agent"))
+    monkeypatch.setattr(HttpProcess, "add_door", lambda self, app: app.add_middleware(Door, rules=self._rules))
+    monkeypatch.setitem(sys.modules, names.HTTP, SimpleNamespace(app=app))
+    http.start(lambda manager: None, manager)
+
+    async def inside(scope: Any, *_: Any) -> None:
+        passed.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    door = Door(inside, app.user_middleware[0].options["rules"])
+    for path, key in (("/pause_generation", b"secret-of-the-agent"), ("/generate", b"sk-other-012345678")):
+        scope = {"type": "http", "path": path, "headers": [(b"authorization", b"Bearer " + key)]}
+        await door(scope, None, send)  # type: ignore[arg-type]  # nothing is received
+
+    assert passed == ["/pause_generation"]
+    assert sent[0]["status"] == 401
+
+
 async def test_messages_that_ask_for_no_text_pass(http: HttpProcess) -> None:
     assert await sent(http, SimpleNamespace(rid="aborted"), headers=[]) == []
 

@@ -48,6 +48,7 @@ def request(rid: str = "a", **more: Any) -> Request:
         "is_retracted": False,
         "retraction_count": 1,
         "mm_inputs": None,
+        "session_params": None,
         "input_embeds": None,
         "lora_id": None,
     }

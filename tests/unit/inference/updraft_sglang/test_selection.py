@@ -16,7 +16,14 @@ def received(terms: Terms | None = Terms(), **more: Any) -> Any:  # noqa: B008 -
     """A request as SGLang's scheduler receives it."""
     params = SimpleNamespace(custom_params=sealed(None, terms, SHARED))
     return SimpleNamespace(
-        **{"sampling_params": params, "mm_inputs": None, "input_embeds": None, "lora_id": None, **more}
+        **{
+            "sampling_params": params,
+            "mm_inputs": None,
+            "input_embeds": None,
+            "lora_id": None,
+            "session_params": None,
+            **more,
+        }
     )
 
 
@@ -53,7 +60,9 @@ def test_an_id_that_a_client_uses_again_is_another_request(selection: Selection)
     assert first.id != second.id
 
 
-@pytest.mark.parametrize("more", [{"mm_inputs": "an image"}, {"input_embeds": [[0.5]]}, {"lora_id": "adapter"}])
+@pytest.mark.parametrize(
+    "more", [{"mm_inputs": "an image"}, {"input_embeds": [[0.5]]}, {"lora_id": "adapter"}, {"session_params": "turn"}]
+)
 def test_what_is_no_text_of_the_target_gives_no_rows(selection: Selection, more: dict[str, Any]) -> None:
     selection.meet("a", received(**more))
     assert selection.captured(batch("a")) is None

@@ -82,7 +82,7 @@ async def test_while_the_api_server_is_away_known_keys_stay_valid_and_others_are
     source.is_away = True
     clock.advance(3600)
 
-    with pytest.raises(Unauthenticated, match=r"'second', which is not known yet, .* cannot be read: .*not answer"):
+    with pytest.raises(Unavailable, match=r"'second', which is not known yet, .* cannot be read: .*not answer"):
         await keys.key("second")
     await keys.key("first")
 

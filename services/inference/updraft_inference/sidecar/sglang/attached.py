@@ -119,6 +119,11 @@ class AttachedSglang(AttachedServer):
     async def _open(self) -> None:
         """Find out which draft the ranks hold. Raises InvalidInput or Forbidden if it cannot be swapped; another UpdraftError,
         or OSError, if it cannot be found out now."""
+        if not self._server.url:
+            raise InvalidInput(
+                "the SGLang server has several ranks, whose drafts are swapped by requests to it: start the agent with"
+                " --attach URL"
+            )
         async with self._swapping:
             info = await self._server.info()
             check_server(info)

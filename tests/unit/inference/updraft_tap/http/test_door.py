@@ -27,8 +27,10 @@ def keys(tmp_path: Path) -> Keys:
     return Keys(file, max_at_once=2)
 
 
-async def asked(rules: Rules, facts: Facts, headers: Sequence[tuple[bytes, bytes]] = ()) -> tuple[int, Any]:
-    """The status and the answer at the path of the plugin; the application behind answers nothing."""
+async def asked(
+    rules: Rules, facts: Facts, headers: Sequence[tuple[bytes, bytes]] = (), *, status: int = 404
+) -> tuple[int, Any]:
+    """The status and the answer at the path of the plugin, where the application behind answers with `status`."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -37,11 +39,13 @@ async def asked(rules: Rules, facts: Facts, headers: Sequence[tuple[bytes, bytes
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
 
-    async def server(*_: Any) -> None:
-        raise AssertionError("the server was asked")
+    async def server(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b'"of the server"', "more_body": False})
 
     scope = {"type": "http", "method": "GET", "path": about.PATH, "headers": list(headers)}
     await Door(server, rules, facts)(scope, receive, send)
+    assert len(sent) == 2
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
@@ -53,11 +57,15 @@ async def test_the_plugin_says_what_it_found_behind_the_key(keys: Keys) -> None:
     assert await asked(OPEN, lambda: {"tap": "1"}) == (200, {"tap": "1"})
 
 
+async def test_the_plugin_says_nothing_to_whom_the_server_itself_refuses() -> None:
+    assert await asked(OPEN, lambda: {"tap": "1"}, status=401) == (401, "of the server")
+
+
 async def test_facts_that_cannot_be_read_are_an_answer_too() -> None:
     def broken() -> dict[str, Any]:
         raise ValueError("no such file")
 
-    assert await asked(OPEN, broken) == (500, {"error": "ValueError: no such file"})
+    assert await asked(OPEN, broken) == (500, {"error": "the plugin cannot be read; see the server's log"})
 
 
 def test_whether_an_agent_listens_is_found_out(short_tmp_path: Path) -> None:
