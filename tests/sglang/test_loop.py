@@ -6,6 +6,7 @@ A draft is learnt from traffic and swapped in; a bad one is compared by switchba
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -94,6 +95,26 @@ def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(
             assert _version(stack, bad).phase == pb.PHASE_ROLLED_BACK
         assert traffic.acceptance_length() > untrained + 0.15, "the draft before serves again"
         assert all(len(said) == 1 for said in traffic.texts.values()), "no draft changed a token"
+
+
+def test_redis_and_registry_that_crash_cost_no_answer_and_traces_come_again(stack: Stack) -> None:
+    with Client(stack) as client, ThreadPoolExecutor(1) as operator:
+        traffic = Traffic(client)
+        for name in ("redis", "registry"):
+            crash = operator.submit(stack.crash, name)
+            while not crash.done():
+                traffic.next()
+            crash.result()
+            traffic.acceptance_length()
+        assert all(len(said) == 1 for said in traffic.texts.values())
+
+        captured = client.metric("captured_traces_total")
+
+        def is_captured() -> bool:
+            traffic.next()
+            return client.metric("captured_traces_total") > captured
+
+        wait_until(is_captured, what="another captured trace")
 
 
 class stopped:  # noqa: N801 - reads as a sentence
