@@ -52,6 +52,10 @@ class _Reply:
         return dict(self.header), {}
 
 
+_HELLO_AGAIN = _Reply({})
+"""Stands in the queue where the connection ends, because its hello is no longer true."""
+
+
 class Channel:
     """Sends queued messages while an agent is connected. `hello` is called at the start of each connection."""
 
@@ -77,8 +81,7 @@ class Channel:
         self._held_bytes = 0
         self._number = 0
         self._failures = 0
-        self._is_stale = False
-        """The hello of this connection is no longer true."""
+        self._is_connected = False
         self._change = threading.Condition()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="updraft-capture", daemon=True)
@@ -111,14 +114,16 @@ class Channel:
         Without an agent it is lost; the next hello has its state.
         """
         with self._change:
-            self._queue.append(_Reply(header))
-            self._change.notify()
+            if self._is_connected:
+                self._queue.append(_Reply(header))
+                self._change.notify()
 
     def restate(self) -> None:
         """Say hello again, on a connection of its own, because something in it has changed; what is queued is sent before."""
         with self._change:
-            self._is_stale = True
-            self._change.notify()
+            if self._is_connected and _HELLO_AGAIN not in self._queue:
+                self._queue.append(_HELLO_AGAIN)
+                self._change.notify()
 
     def failed(self, error: Exception) -> None:
         """Count a failure of capture. The first of a series is logged; too many in a row end capture, which hello reports."""
@@ -163,7 +168,7 @@ class Channel:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
             agent.settimeout(_STUCK_S)
             agent.connect(self._path)
-            problem, self._is_stale = self.problem, False
+            problem, self._is_connected = self.problem, True  # from here on, a change of hello is said in another one
             hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
             agent.sendall(b"".join(wire.encode(hello)))
             answer = _frame(agent)
@@ -179,10 +184,10 @@ class Channel:
         self.is_open = not problem
         while not self._stopping.is_set() and self.problem == problem:
             item = self._next()
+            if item is _HELLO_AGAIN:
+                return
             if item is not None:
                 self._pass_on(agent, item)
-            elif self._is_stale:
-                return
             if _has_input(agent):
                 if self._take is None:
                     return  # an agent that sends nothing has hung up
@@ -197,7 +202,7 @@ class Channel:
 
     def _next(self) -> PendingMessage | None:
         with self._change:
-            if not self._queue and not self._is_stale:
+            if not self._queue:
                 self._change.wait(_IDLE_S)
             return self._queue.popleft() if self._queue else None
 
@@ -218,8 +223,8 @@ class Channel:
 
     def _close(self) -> None:
         with self._change:
-            self.is_open = False
-            self.dropped += len(self._queue)
+            self.is_open = self._is_connected = False
+            self.dropped += sum(item is not _HELLO_AGAIN for item in self._queue)
             self._queue.clear()
             self._held_bytes = 0
 

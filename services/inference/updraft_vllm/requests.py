@@ -88,7 +88,7 @@ class RequestHooks:
 
     def _meet(self, request: Any) -> None:
         agent = self._agent  # read before the policy, which `forget` replaces before it counts
-        options = wanted(self.policy, request.request_id, request.sampling_params)
+        options = wanted(self.policy, request.request_id, request)
         if options is not None:
             self._captured[request.request_id] = agent, options.probability
 

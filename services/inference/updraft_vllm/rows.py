@@ -142,7 +142,7 @@ class RowHooks:
         if new.req_id in self._options:  # the second runner sends a preempted request as a new one
             self._fresh.add(new.req_id)
             return
-        options = wanted(self.policy, new.req_id, new.sampling_params)
+        options = wanted(self.policy, new.req_id, new)
         if options is not None and self._channel.is_open:
             self._options[new.req_id] = options
             self._fresh.add(new.req_id)
@@ -228,7 +228,12 @@ class RowHooks:
             self._channel.restate()
 
 
-def wanted(policy: Policy, rid: str, sampling_params: Any) -> CaptureOptions | None:
-    """The options of a request whose sender permits capture."""
-    terms = read_mark(getattr(sampling_params, "extra_args", None))
-    return policy.options(rid) if terms.permitted else None
+def wanted(policy: Policy, rid: str, request: Any) -> CaptureOptions | None:
+    """The options of a request of text whose sender permits capture, in either process's form of it."""
+    terms = read_mark(getattr(request.sampling_params, "extra_args", None))
+    return policy.options(rid) if terms.permitted and _is_text(request) else None
+
+
+def _is_text(request: Any) -> bool:
+    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's."""
+    return request.lora_request is None and request.prompt_embeds is None and not request.mm_features

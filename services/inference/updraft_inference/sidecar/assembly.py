@@ -28,6 +28,7 @@ from updraft_inference.engine import (
     UncapturedSteps,
 )
 from updraft_inference.tap import messages
+from updraft_inference.tap.messages import count
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
 from updraft_tap import wire
 
@@ -275,10 +276,10 @@ def _build(builder: TraceBuilder, part: Rows | StepPart) -> None:
 def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
     counted = CountedRequest(
         reason=_REASONS.get(str(header["finish"]), FinishReason.CANCELLED),
-        num_prompt=_count(header["prompt_tokens"]),
-        num_output=_count(header["output_tokens"]),
+        num_prompt=count(header["prompt_tokens"]),
+        num_output=count(header["output_tokens"]),
         sums=tuple(map(_sums, header["counters"])),
-        duration_s=_count(header["duration_us"]) / 1e6,
+        duration_s=count(header["duration_us"]) / 1e6,
     )
     return Ended(trace_id=hashlib.sha256(rid.encode()).digest()[:16], counted=counted, terms=_terms(header))
 
@@ -294,15 +295,15 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
 
 def _sums(one: Mapping[str, Any]) -> UncapturedSteps:
     """A draft that the server does not know counts for no version."""
-    accepted = tuple(map(_count, one["accepted"]))
-    steps = _count(one["steps"])
+    accepted = tuple(map(count, one["accepted"]))
+    steps = count(one["steps"])
     return UncapturedSteps(
-        draft_version=_count(one["version"] or 0),
+        draft_version=count(one["version"] or 0, limit=1 << 32),
         verify_steps=steps,
-        proposed=tuple(map(_count, one["proposed_by_position"])),
+        proposed=tuple(map(count, one["proposed_by_position"])),
         accepted=accepted,
         tokens=steps + sum(accepted),
-        duration_s=_count(one["us"]) / 1e6,
+        duration_s=count(one["us"]) / 1e6,
     )
 
 
@@ -354,10 +355,3 @@ def _probability(header: Mapping[str, Any]) -> float:
     if type(value) not in (int, float) or not 0 < value <= 1:
         raise ValueError(f"{value!r} is no probability")
     return float(value)
-
-
-def _count(value: object) -> int:
-    """Raises ValueError if it is not a whole number that is not negative."""
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} is no count")
-    return value

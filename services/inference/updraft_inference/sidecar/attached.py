@@ -27,7 +27,7 @@ from updraft_inference.engine import (
     Speedup,
     SwapResult,
 )
-from updraft_inference.sidecar.hello import Hello, Kind, Uint32, problems
+from updraft_inference.sidecar.hello import Hello, Kind, Line, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
@@ -51,15 +51,15 @@ class _Served(BaseModel, frozen=True):
     """The draft that a server holds."""
 
     version: Uint32
-    digest: str
+    digest: Line
 
 
 class _Loaded(BaseModel, frozen=True):
     """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
 
-    refusal: str
+    refusal: Line
     needs_restart: bool = False
-    held: str = ""
+    held: Line = ""
     pause_us: Uint32 = 0
     served: _Served | None = None
 

@@ -111,7 +111,7 @@ class _Agent:
         logged = ""
         while not self.link.failure:
             problem = self.link.problem
-            if problem and not logged:  # it has a time in it, so it is not compared
+            if problem and problem != logged:
                 level = logging.ERROR if self.server.met.is_set() else logging.WARNING  # a server may start slowly
                 logger.log(level, "Nothing is learnt from the server", extra={"reason": problem})
             logged = problem

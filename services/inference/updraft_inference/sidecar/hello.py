@@ -4,13 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from updraft_tap import wire
 
 Role = Literal["scheduler", "worker"]
 """The process that knows the requests, and the one that has the model; on a GPU both may be one."""
 
+
+_LONGEST = 500
+"""Characters of a text of the plugin that logs and reports have room for."""
+
+
+def line(text: str) -> str:
+    """The text as one printable line of limited length. Paths in messages may hold characters that UTF-8 has not."""
+    return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST])
+
+
+Line = Annotated[str, AfterValidator(line)]
 
 Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 """A number that reports and traces have room for."""
@@ -37,14 +48,14 @@ VLLM = Kind(
 
 def problems(error: ValidationError) -> str:
     """The errors of a message, on one line."""
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return line("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
 
 
 class EngineName(BaseModel, frozen=True):
     """The engine that the plugin runs in."""
 
-    name: str
-    version: str
+    name: Line
+    version: Line
 
 
 class Hello(BaseModel, frozen=True):
@@ -54,15 +65,15 @@ class Hello(BaseModel, frozen=True):
     """Unique to the process."""
     server: str = ""
     """The same in all processes of a server, and in no other's; "" if the plugin does not know."""
-    tap: str
+    tap: Line
     engine: EngineName
     pid: int
     role: Role
     dtype: str
     version: Uint32
-    digest: str
-    problem: str
-    unasked: str = ""
+    digest: Line
+    problem: Line
+    unasked: Line = ""
     """Why requests are counted and not captured."""
 
     @classmethod

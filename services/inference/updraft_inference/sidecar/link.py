@@ -22,7 +22,8 @@ from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.hello import Hello, Kind, Role
+from updraft_inference.sidecar.hello import Hello, Kind, Role, line
+from updraft_inference.tap.messages import count
 from updraft_tap import wire
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ _AWAY_S = 20.0
 _HELLO_S = 10.0
 _HELLO_BYTES = 1 << 16
 """Limits on who has not said hello."""
+
+_FIRST_BYTES = 1 << 24
+"""Memory for a message before any of it has come."""
 
 _LOOK_S = 0.25
 """How often ended requests are looked at that wait for rows."""
@@ -71,6 +75,8 @@ class _Connection:
     num_dropped: int | None = None
     """Dropped by the plugin, as of the last message of this connection. Earlier drops are no losses of ours."""
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    posts: set[asyncio.Task[None]] = field(default_factory=set)
+    """Messages that are not sent yet: a process that reads nothing must not keep the agent from ending."""
 
 
 class Link:
@@ -128,8 +134,8 @@ class Link:
         if role is None or away[role] < _AWAY_S:
             return ""
         return (
-            f"Updraft's plugin in the {self._kind.engine} server's {role} has not connected to {self.path} for"
-            f" {away[role]:.0f} s. Check that its folder is on the server's PYTHONPATH and that"
+            f"Updraft's plugin in the {self._kind.engine} server's {role} has not connected to {self.path} for at"
+            f" least {_AWAY_S:.0f} s. Check that its folder is on the server's PYTHONPATH and that"
             f" {self._kind.socket_variable} names this socket"
         )
 
@@ -287,6 +293,8 @@ class Link:
         if self._connections.get(role) is not connection:
             return
         del self._connections[role]
+        for post in connection.posts:
+            post.cancel()
         self._away_since_s[role] = self._clock.monotonic()
         self._emit(self._assembler.cut_off())
         if role == "scheduler":
@@ -296,8 +304,8 @@ class Link:
 
     def _take(self, connection: _Connection, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         try:
-            dropped, kind = int(header["dropped"]), header["kind"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            dropped, kind = count(header["dropped"]), header["kind"]
+        except (KeyError, ValueError) as error:
             raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
         if connection.num_dropped is not None:
             self.drops[CaptureLoss.QUEUE] += max(0, dropped - connection.num_dropped)
@@ -308,13 +316,16 @@ class Link:
             self._emit(self._assembler.take(header, tensors, self._clock.monotonic()))
 
     def _note_misunderstood(self, reason: str) -> None:
+        reason = line(reason)
         if reason != self._misunderstood:
             logger.error("The plugin is incompatible", extra={"reason": reason})
         self._misunderstood = reason
 
     def _start_sending(self, role: Role, header: Mapping[str, Any]) -> None:
         if (connection := self._connections.get(role)) is not None:
-            self._tasks.create_task(_post(connection, b"".join(wire.encode(header))))
+            post = self._tasks.create_task(_post(connection, b"".join(wire.encode(header))))
+            connection.posts.add(post)
+            post.add_done_callback(connection.posts.discard)
 
     def _emit(self, ended: Iterable[Ended]) -> None:
         for one in ended:
@@ -370,12 +381,15 @@ async def _frame(source: socket.socket, *, most: int = wire.MAX_FRAME) -> tuple[
 
 
 async def _exactly(source: socket.socket, size: int) -> bytearray:
-    """So many bytes, received in place, which lets other threads run meanwhile."""
-    data, at = bytearray(size), 0
-    rest = memoryview(data)
+    """So many bytes, received in place, which lets other threads run meanwhile. Memory grows with what has come, not with what
+    was announced."""
+    data, at = bytearray(min(size, _FIRST_BYTES)), 0
     while at < size:
-        count = await asyncio.get_running_loop().sock_recv_into(source, rest[at:])
-        if not count:
+        if at == len(data):
+            data.extend(bytes(min(size - at, at)))
+        with memoryview(data) as rest:
+            received = await asyncio.get_running_loop().sock_recv_into(source, rest[at:])
+        if not received:
             raise EOFError
-        at += count
+        at += received
     return data

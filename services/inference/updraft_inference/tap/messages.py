@@ -11,6 +11,9 @@ from torch import Tensor
 from updraft_inference.engine import TopK
 from updraft_inference.tap.trace_builder import Rows, StepPart
 
+MAX_COUNT = 1 << 48
+"""More than any count of a request, and so few that sums over requests never exceed 64 bits."""
+
 
 def steps(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StepPart]]:
     """Each request's part of a verify step, by its id."""
@@ -43,6 +46,13 @@ def prefills(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterat
         rows = _rows(tensors, int(request["position"]), at, taught, num, num_teacher)
         at, taught = at + num, taught + num_teacher
         yield str(request["rid"]), rows
+
+
+def count(value: object, *, limit: int = MAX_COUNT) -> int:
+    """A number below the limit. Raises ValueError if it is not a whole one, or below 0."""
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{str(value)[:50]} is no count")
+    return value
 
 
 def _whole(value: Any) -> int:

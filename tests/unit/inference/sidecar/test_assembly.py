@@ -159,6 +159,11 @@ def test_a_connection_that_ends_completes_what_has_ended_and_forgets_the_rest(as
     assert len(assembler) == assembler.num_bytes == 0
 
 
+def with_counts(**changed: Any) -> Message:
+    header, tensors = finished("a", 4, 3)
+    return {**header, "counters": [header["counters"][0] | changed]}, tensors
+
+
 def with_tokens(*tokens: float, dtype: torch.dtype) -> Message:
     """The end of a request of one prompt token and otherwise these."""
     header, _ = finished("a", 1, len(tokens))
@@ -266,6 +271,8 @@ def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: 
         pytest.param(({"kind": "steps", "requests": [3]}, {}), id="a step that is none"),
         pytest.param((step("a", 4, 1)[0], {}), id="a step without its rows"),
         pytest.param((step("a", 4, 1, version=-1)), id="a negative version"),
+        pytest.param(with_counts(version=1 << 32), id="a version above 32 bits"),
+        pytest.param(with_counts(accepted=[1 << 48, 0, 0]), id="a count whose sums might exceed 64 bits"),
     ],
 )
 def test_a_malformed_message_is_refused_and_counted(assembler: Assembler, message: Message) -> None:

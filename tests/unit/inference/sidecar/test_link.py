@@ -213,7 +213,7 @@ async def test_a_malformed_message_ends_the_connection_and_is_counted(link: Link
     assert link.losses[CaptureLoss.MALFORMED] == 1
 
 
-@pytest.mark.parametrize("dropped", [float("inf"), float("nan"), "many", None, [1]])
+@pytest.mark.parametrize("dropped", [float("inf"), float("nan"), "many", None, [1], 1 << 63, -1])
 async def test_a_number_of_drops_that_is_none_ends_the_connection_and_not_the_agent(
     link: Link, heard: Heard, dropped: object
 ) -> None:
@@ -258,6 +258,34 @@ async def test_a_plugin_that_never_comes_is_a_problem_after_a_while(link: Link, 
     clock.advance(25)
     assert "has not connected" in link.problem
     assert "UPDRAFT_VLLM_SOCKET" in link.problem
+
+
+async def test_a_problem_that_goes_on_stays_the_same_sentence(link: Link, clock: ManualClock) -> None:
+    clock.advance(25)
+    before = link.problem
+    clock.advance(3600)
+    assert link.problem == before
+
+
+async def test_a_problem_is_one_printable_line_of_limited_length(link: Link) -> None:
+    async with process(link.path, "worker", problem="a path\ud800\n" + 1000 * "x"):
+        await until(lambda: link.problem.startswith("a path??xxx"), what="the problem")
+    assert len(link.problem.encode()) == 500
+
+
+async def test_a_process_that_reads_nothing_does_not_keep_the_agent_from_ending(
+    short_tmp_path: Path, heard: Heard
+) -> None:
+    link = Link(short_tmp_path / "s", VLLM, Assembler(max_bytes=1 << 20), heard.append)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        async with asyncio.timeout(60), link.listening():
+            deaf.connect(str(link.path))
+            for piece in wire.encode(hello("worker")):
+                deaf.sendall(piece)
+            await until(lambda: any(isinstance(event, Hello) for event in heard), what="its hello")
+            for _ in range(200):
+                link.send("worker", {"kind": "policy", "text": 8192 * "x"})
+    assert link.failure == ""
 
 
 async def test_what_the_plugin_cannot_do_is_the_problem(link: Link) -> None:

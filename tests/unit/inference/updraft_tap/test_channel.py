@@ -340,6 +340,34 @@ def test_what_has_changed_is_said_by_another_hello_after_what_was_queued(agent: 
     channel.stop()
 
 
+def test_what_has_changed_is_said_however_much_is_queued(agent: Agent, path: Path) -> None:
+    hellos = iter(({"version": 7}, {"version": 0}))
+    channel = Channel(path=str(path), queue_bytes=100, hello=lambda: next(hellos))
+    channel.start()
+    open_to(agent, channel)
+    ready = threading.Event()
+    channel.offer(PendingMessage("before", until=ready))
+    channel.restate()
+    channel.offer(PendingMessage("after"))
+    ready.set()
+
+    assert agent.read()[0]["kind"] == "before"
+    assert open_to(agent, channel)["version"] == 0
+    assert channel.dropped == 1
+    channel.stop()
+
+
+def test_a_reply_to_an_agent_that_has_gone_does_not_reach_the_next(agent: Agent, path: Path) -> None:
+    channel = Channel(path=str(path), queue_bytes=100, hello=dict, take=lambda _: None)
+    channel.reply({"kind": "loaded"})
+    channel.start()
+    open_to(agent, channel)
+    channel.offer(PendingMessage("new"))
+
+    assert agent.read()[0]["kind"] == "new"
+    channel.stop()
+
+
 def test_a_header_nested_too_deep_ends_the_connection_and_not_the_thread(agent: Agent, two_way: Channel) -> None:
     open_to(agent, two_way)
     head = b"[" * 200_000

@@ -29,7 +29,7 @@ def request(rid: str = "a", **more: Any) -> Any:
         use_structured_output=False,
         status=SimpleNamespace(name="FINISHED_STOPPED"),
         is_finished=lambda: False,
-        **more,
+        **{"lora_request": None, "prompt_embeds": None, "mm_features": [], **more},
     )
 
 
@@ -112,6 +112,23 @@ def test_a_request_that_came_by_no_middleware_says_that_it_was_not_asked() -> No
     ((header, tokens),) = scheduler.end()
 
     assert (header["permitted"], header["asked"], header["probability"], tokens) == (False, False, 0.0, [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"lora_request": object()}, {"prompt_embeds": object()}, {"mm_features": [object()]}],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_request_of_more_than_text_or_of_an_adapter_is_counted_alone(more: dict[str, Any]) -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.requests["a"] = request(**more)
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    scheduler.update([4, 9])
+
+    ((header, tokens),) = scheduler.end()
+
+    assert (header["counters"][0]["steps"], header["permitted"], header["sampling"], tokens) == (1, True, None, [])
 
 
 def test_a_captured_request_says_with_what_probability_it_was_chosen_however_the_policy_changes() -> None:

@@ -21,6 +21,10 @@ VOCAB, WIDTH = 11, 4
 EVERYTHING = Policy(payload=1.0, prompt_rows=100, counterfactual_rows=3)
 
 
+def new_request(rid: str, params: Any) -> Any:
+    return SimpleNamespace(req_id=rid, sampling_params=params, lora_request=None, prompt_embeds=None, mm_features=[])
+
+
 class Vllm:
     """Two requests: `a` decodes with 2 draft tokens, of which 1 is accepted; `b` reads a prompt of 3 tokens."""
 
@@ -48,7 +52,7 @@ class Vllm:
             num_scheduled_tokens={"a": 3, "b": 3},
             scheduled_spec_decode_tokens={"a": [5, 6]},
             finished_req_ids=set(finished),
-            scheduled_new_reqs=[SimpleNamespace(req_id=rid, sampling_params=params) for rid in new],
+            scheduled_new_reqs=[new_request(rid, params) for rid in new],
             scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
         )
 
@@ -183,6 +187,15 @@ def test_another_agent_gets_no_rows_of_a_step_that_is_in_progress(vllm: Vllm) ->
 
     vllm._show = another  # type: ignore[method-assign]  # in the middle of a step
     vllm.step(vllm.output(new=("a", "b")))
+
+    assert messages(vllm) == []
+
+
+def test_a_request_of_an_adapter_gives_no_rows(vllm: Vllm) -> None:
+    output = vllm.output(new=("a", "b"))
+    for new in output.scheduled_new_reqs:
+        new.lora_request = object()
+    vllm.step(output)
 
     assert messages(vllm) == []
 
