@@ -41,8 +41,8 @@ def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedRows:
-    """A tensor [rows, columns] as it was sent. float8 has half the bytes of what it is decoded to, so rows are decoded when
-    they are used. A slice shares the bytes."""
+    """A tensor [rows, columns] as it was sent. Rows are decoded when they are used, because float8 takes half the memory of the
+    bfloat16 that it becomes. A slice shares the bytes."""
 
     _bytes: npt.NDArray[np.uint8]
     """[rows, bytes of a row]."""
@@ -83,7 +83,7 @@ class EncodedRows:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of decoded rows."""
+        """The type of decoded rows."""
         return torch.float32 if self._dtype == torch.float32 else torch.bfloat16
 
     def decoded(self) -> Tensor:
@@ -98,8 +98,8 @@ class EncodedRows:
             result.copy_(torch.from_numpy(self._bytes.copy()).view(self._dtype))
 
     def is_finite(self) -> bool:
-        """Whether all decoded values are. At a tenth of the cost of decoding for float8: with each scale its largest value is
-        finite too."""
+        """Whether all decoded values are finite. float8 is checked without decoding: no value may be NaN, and the largest float8
+        times each scale must be finite."""
         if self._dtype != torch.float8_e4m3fn:
             return is_finite(self.decoded())
         is_number = not self._bytes.size or int((self._bytes & 0x7F).max()) < 0x7F
