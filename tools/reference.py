@@ -53,7 +53,7 @@ SETTINGS: dict[str, type[Settings]] = {
 }
 
 PLUGINS: dict[str, tuple[str, str, tuple[type, ...]]] = {
-    "SGLang": ("sglang.md", sglang_plugin.PREFIX, (PluginSettings,)),
+    "SGLang": ("sglang.md", sglang_plugin.PREFIX, (PluginSettings, DoorSettings)),
     "vLLM": ("vllm.md", vllm_plugin.PREFIX, (PluginSettings, DoorSettings)),
 }
 """The page, the variables' prefix and the settings, by engine."""

@@ -2,7 +2,7 @@
 
     python -m bench.width.long_request [--width 7168] [--tokens 32768] [--tokens-per-second 2000]
 
-Everything behind the plugin is real: the agent's collector, trace builder, chunks and encoding, and the reader of the trainer.
+Everything behind the plugin is real: the agent's assembler, trace builder, chunks and encoding, and the reader of the trainer.
 In place of Redis each entry is read at once and thrown away. The memory is the process's, with torch and the reader.
 """
 
@@ -13,28 +13,28 @@ import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench.width.replay import TOP_K, VOCAB, expected_target
 from prometheus_client import CollectorRegistry
+from tests.support.tap_plugin import SAMPLING
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.clock import SystemClock
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
-from updraft_inference.agent.selection import CaptureRates, CaptureTerms
+from updraft_inference.agent.selection import CaptureRates
 from updraft_inference.agent.trace import Origin
-from updraft_inference.engine import FinishReason, GenerationRequest
 from updraft_inference.metrics import Metrics
-from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.sglang_engine.request_session import RequestSession
+from updraft_inference.sidecar.assembly import Assembler
 from updraft_trainer.data.sample import read_sample
 
 NUM_PROMPT = 2_000
 STEP_TOKENS = 3
 TICK_TOKENS = 48
+MAX_BYTES = 4 << 30
+"""More than the default: the rows of the whole request wait for its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ def steps(rid: str, width: int, num_tokens: int) -> Iterator[tuple[dict[str, Any
     for start in range(1, num_tokens, STEP_TOKENS):
         request = {
             "rid": rid,
+            "probability": 1.0,
             "version": 1,
             "position": NUM_PROMPT + start - 1,
             "accepted": STEP_TOKENS - 1,
@@ -90,8 +91,18 @@ def steps(rid: str, width: int, num_tokens: int) -> Iterator[tuple[dict[str, Any
             "rows": STEP_TOKENS,
             "counterfactual_rows": 0,
         }
-        header = {"kind": "steps", "dropped": 0, "batch_size": 1, "duration_us": 1000}
+        header = {"kind": "steps", "batch_size": 1, "duration_us": 1000}
         yield header | {"requests": [request]}, rows
+
+
+def end(rid: str, num_tokens: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The end of the request, which brings its tokens."""
+    num_steps = len(range(1, num_tokens, STEP_TOKENS))
+    by_position = [num_steps] * STEP_TOKENS
+    sums = {"version": 1, "steps": num_steps, "proposed_by_position": by_position, "accepted": by_position, "us": 1000}
+    header = {"kind": "finished", "rid": rid, "finish": "length_capped", "probability": 1.0, "duration_us": 1000}
+    header |= {"prompt_tokens": NUM_PROMPT, "output_tokens": num_tokens, "counters": [sums], "sampling": SAMPLING}
+    return header, {"tokens": torch.full((NUM_PROMPT + num_tokens,), 7, dtype=torch.int32)}
 
 
 async def measure(width: int, num_tokens: int, tokens_per_second: float) -> LongRequest:
@@ -108,32 +119,23 @@ async def measure(width: int, num_tokens: int, tokens_per_second: float) -> Long
     encode = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3)
     rates, sink = CaptureRates(evaluation_fraction=0), Sink(stream=reader, origin=origin, encode=encode)
     capture = Capture(rates, sink, max_entries=64, max_bytes=256 << 20, metrics=metrics, clock=SystemClock())
-    collector = Collector(Path("unused"), max_bytes=1 << 30)
-    plan = capture.plan(b"0123456789abcdef", CaptureTerms())
-    request = GenerationRequest(
-        request_id="a", prompt_ids=tuple(range(NUM_PROMPT)), max_tokens=num_tokens, capture=plan.params
-    )
-    session = RequestSession(request=request, rid="a")
-    builder = collector.expect("a", NUM_PROMPT, plan.params)
+    assembler = Assembler(max_bytes=MAX_BYTES)
+    prompt_rows = min(NUM_PROMPT, rates.prompt_rows)
+    position = NUM_PROMPT - prompt_rows
+    part = {"rid": "a", "probability": 1.0, "position": position, "rows": prompt_rows, "teacher_rows": 1}
+    prefill = {"kind": "prefill", "requests": [part]}, message(width, prompt_rows, num_taught=1)
     async with asyncio.TaskGroup() as tasks:
         sending = tasks.create_task(capture.run())
-        prompt_rows = min(NUM_PROMPT, plan.params.prompt_rows)
-        prefill = {"rid": "a", "position": NUM_PROMPT - prompt_rows, "rows": prompt_rows, "teacher_rows": 1}
-        header = {"kind": "prefill", "dropped": 0, "requests": [prefill]}
-        collector.take(header, message(width, prompt_rows, num_taught=1))
-        session.output.append(7)
-        for frame_header, rows in steps("a", width, num_tokens):
-            collector.take(frame_header, rows)
-            session.output += [7] * STEP_TOKENS
-            if len(session.output) % TICK_TOKENS < STEP_TOKENS:
-                if (part := session.part(builder)) is not None:
-                    capture.offer(await asyncio.to_thread(part), plan)
+        for number, (header, rows) in enumerate((prefill, *steps("a", width, num_tokens), end("a", num_tokens))):
+            for ended in assembler.take(header, rows, 0.0):
+                assert ended.finished is not None
+                capture.offer(ended.finished, capture.plan_of_chosen(ended.trace_id, ended.terms, 1.0))
+            if number % (TICK_TOKENS // STEP_TOKENS) == 0:
                 await asyncio.sleep(TICK_TOKENS / tokens_per_second)
-        del session.output[num_tokens:]
-        session.reason = FinishReason.LENGTH
-        capture.offer(await session.finished(collector, builder), plan)
         await capture.flush(60)
         sending.cancel()
+    if assembler.losses:
+        raise SystemExit(f"lost: {dict(assembler.losses)}")
     if capture.counters.dropped:
         raise SystemExit(f"dropped: {dict(capture.counters.dropped)}")
     return LongRequest(

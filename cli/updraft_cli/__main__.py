@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from updraft_cli.cmd import draft
+from updraft_cli.cmd.attach import attach
 from updraft_cli.cmd.demo import demo
 from updraft_cli.cmd.model import model
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program
@@ -24,6 +25,7 @@ def cli() -> None:
 
     \b
     updraft up              serve, learn and swap drafts on this machine
+    updraft attach          learn from your own vLLM or SGLang server
     updraft status          what runs, which draft serves, and its acceptance
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for
@@ -56,7 +58,19 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(script(ctx.find_root().command, {}, "updraft", "_UPDRAFT_COMPLETE").source())
 
 
-for _command in (up, status, draft.group(is_registry=True), rollout, registry, operator, demo, model, size, completion):
+for _command in (
+    up,
+    attach,
+    status,
+    draft.group(is_registry=True),
+    rollout,
+    registry,
+    operator,
+    demo,
+    model,
+    size,
+    completion,
+):
     cli.add_command(_command)
 
 

@@ -29,7 +29,7 @@ from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
-from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_tokens
+from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_key
 from updraft_operator.watching.store import Store, key_of
 
 _UNCHANGED, _FAILED, _CHANGED = 0, 1, 3
@@ -160,15 +160,18 @@ async def _planned(
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
     secrets = await Secrets(cluster, clock).read(key, owner) if cluster is not None else NO_SECRETS
-    cached, kinds = store.cached(key), () if cluster is None else await cluster.kinds()
+    cached, config = store.cached(key), settings.config
+    if cluster is not None:
+        has_sets = LEADER_WORKER_SET in await cluster.kinds()
+        config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
     observed = Observed(
         speculator=owner,
-        config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
+        config=config,
         children=cached.children,
         pods=cached.pods,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
-        fresh_tokens=fresh_tokens(),
+        fresh_key=fresh_key(),
         access=secrets.access,
         missing_secrets=secrets.missing,
     )

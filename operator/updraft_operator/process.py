@@ -19,6 +19,7 @@ from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
+from updraft_operator.registry_tokens import RegistryTokens
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
@@ -76,14 +77,15 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         measures.queue.set_function(lambda: len(work))
         measures.speculators.set_function(lambda: len(store.speculators()))
         logger.info("Starting operator", extra={"metrics_port": port, "namespaces": settings.watch_namespaces or "all"})
-        await _until_served(cluster.metadata, settings.namespaces, stop)
+        issuer = await _until_served(cluster, settings.namespaces, stop)
         if stop.requested:
             return
         kinds = await cluster.kinds()
         resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
-            registries = RegistryConnections(tasks, clock, work.add, folder)
+            tokens = RegistryTokens(partial(cluster.token, settings.namespace, settings.service_account), clock)
+            registries = RegistryConnections(tasks, tokens, clock, work.add, folder)
             measures.connections.set_function(lambda: len(registries))
             wiring = Wiring(
                 store=store,
@@ -92,7 +94,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 registries=registries,
                 metrics=measures,
                 clock=clock,
-                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
+                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds, issuer=issuer),
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
                 status_s=settings.status_seconds,
@@ -151,23 +153,23 @@ async def _work(
     await watching
 
 
-async def _until_served(metadata: Callable[..., object], namespaces: tuple[str, ...], stop: lifecycle.Stop) -> None:
-    """Wait until both kinds are served: the operator may start before its CRDs are installed."""
+async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...], stop: lifecycle.Stop) -> str:
+    """Wait until both kinds are served, because the operator may start before its CRDs are installed. Returns the issuer."""
     last_reason = ""
     while not stop.requested:
         try:
             for kind in ("AdaptiveSpeculator", "DraftVersion"):
-                await metadata(kind, (namespaces or ("",))[0])  # type: ignore[misc]
+                await cluster.metadata(kind, (namespaces or ("",))[0])
+            return await cluster.issuer()
         except NotFound:
             reason = "the CustomResourceDefinitions of updraft.dev are not installed"
         except UpdraftError as error:
             reason = str(error)
-        else:
-            return
         if reason != last_reason:
             last_reason = reason
             logger.warning("Waiting for the CRDs", extra={"reason": reason})
         await stop.wait(_CRD_WAIT_S)
+    return ""
 
 
 def _alive(resync: Resync, period_s: float) -> Callable[[], bool]:

@@ -10,16 +10,16 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
-from updraft_operator.manifests.registry import ROLES
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key, Ref
-from updraft_operator.planning.observed import AccessSecret, Observed, Refusal
+from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, ref
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS, Cluster
-from updraft_operator.watching.secrets import Secrets, fresh_tokens
+from updraft_operator.watching.secrets import Secrets, fresh_key
 from updraft_operator.watching.store import CachedObjects, Store
 from updraft_operator.watching.traces import delete_traces
 
@@ -40,8 +40,8 @@ class _ReconcileState:
     """When its deletion was first observed."""
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
-    fresh_tokens: dict[str, str] = field(default_factory=dict)
-    """Tokens not yet in the Secret. They stay the same until they are, because pod templates depend on them."""
+    fresh_key: str = field(default_factory=fresh_key)
+    """A key for the Secret. It stays the same until it is written, because pod templates depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +106,7 @@ class Reconciler:
         if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
             state.ending_s = wiring.clock.monotonic()
         secrets = await wiring.secrets.read(key, cached.speculator)
-        missing = fresh_tokens(role for role in ROLES if not secrets.access.tokens.get(role))
-        state.fresh_tokens = {role: state.fresh_tokens.get(role, token) for role, token in missing.items()}
-        self._connect(key, cached, cached.speculator, secrets.access)
+        self._connect(key, cached, cached.speculator)
         return Observed(
             speculator=cached.speculator,
             config=wiring.config,
@@ -118,7 +116,7 @@ class Reconciler:
             registry=wiring.registries.view(key),
             access=secrets.access,
             redis_url=wiring.redis_url,
-            fresh_tokens=state.fresh_tokens,
+            fresh_key=state.fresh_key,
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),
@@ -127,16 +125,15 @@ class Reconciler:
             cleanup_s=wiring.cleanup_s,
         )
 
-    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, access: AccessSecret) -> None:
+    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator) -> None:
         """Connect to the registry while its pod is ready."""
         workload = cached.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
         is_ready = workload is not None and workload.status.get("readyReplicas", 0) > 0
-        token = access.tokens.get("operate", "")
-        if not is_ready or not token or owner.metadata.deletion_timestamp is not None:
+        if not is_ready or owner.metadata.deletion_timestamp is not None:
             self._wiring.registries.set_address(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        self._wiring.registries.set_address(key, RegistryAddress(address=address, token=token))
+        self._wiring.registries.set_address(key, RegistryAddress(address=address, audience=audience(*key)))
 
     def _plan(self, observed: Observed) -> Plan:
         return make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())

@@ -18,6 +18,7 @@ from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
 from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.registry_tokens import RegistryTokens, Token
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -31,6 +32,9 @@ _LIST_S = 30.0
 _TRAFFIC_S = 5.0
 """Minimum time between two notifications about states in which only traffic changed."""
 
+_RETRY_S = 30.0
+"""How long a stream uses an older token while the API server returns no new one."""
+
 _PAGE = 200
 _HISTORY = 200
 
@@ -38,7 +42,8 @@ _HISTORY = 200
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryAddress:
     address: str
-    token: str
+    audience: str
+    """Audience of tokens for this registry."""
 
 
 @dataclass(slots=True)
@@ -53,8 +58,16 @@ class _Connection:
 class RegistryConnections:
     """One connection per speculator's registry, until `close`."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, clock: Clock, on_change: Callable[[Key], None], folder: Path) -> None:
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        tokens: RegistryTokens,
+        clock: Clock,
+        on_change: Callable[[Key], None],
+        folder: Path,
+    ) -> None:
         self._tasks = tasks
+        self._tokens = tokens
         self._clock = clock
         self._on_change = on_change
         self._folder = folder
@@ -69,6 +82,7 @@ class RegistryConnections:
             return
         if connection is not None:
             connection.task.cancel()
+            self._tokens.forget(connection.address.audience)
             del self._connections[key]
         if address is not None:
             task = self._tasks.create_task(self._follow(key, address), name=f"registry of {key}")
@@ -88,7 +102,8 @@ class RegistryConnections:
         if connection is None:
             raise Unavailable("there is no connection to the registry")
         with rpc.errors():
-            async with self._channel(key, connection.address) as channel:
+            token = await self._tokens.token(connection.address.audience)
+            async with self._channel(key, connection.address, token) as channel:
                 stub = RegistryStub(channel)
                 await _request(stub, key.name, call, policy)
                 async with connection.lists:
@@ -100,35 +115,45 @@ class RegistryConnections:
             connection.task.cancel()
         self._connections.clear()
 
-    def _channel(self, key: Key, address: RegistryAddress) -> Any:
-        """A channel. Its token is in a file for the life of the process, because credentials are read again from there."""
-        if not address.token:
-            return rpc.channel(address.address, Credentials())
-        token = self._folder / f"{key.namespace}.{key.name}"
-        if not token.exists() or token.read_text() != address.token:
-            token.touch(mode=0o600)
-            token.write_text(address.token)
-        return rpc.channel(address.address, Credentials(token_file=token))
+    def _channel(self, key: Key, address: RegistryAddress, token: Token) -> Any:
+        """A channel. Its token is in a file, from which the channel reads it for each call."""
+        file = self._folder / f"{key.namespace}.{key.name}"
+        if not file.exists() or file.read_text() != token.value:
+            file.touch(mode=0o600)
+            file.write_text(token.value)
+        return rpc.channel(address.address, Credentials(token_file=file))
 
     async def _follow(self, key: Key, address: RegistryAddress) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
-                with rpc.errors():
-                    async with self._channel(key, address) as channel:
-                        stub = RegistryStub(channel)
-                        listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
-                        try:
-                            await self._listen(key, stub, backoff)
-                        finally:
-                            listing.cancel()
-                raise Unavailable("the registry closed the stream")
+                await self._follow_until_renewal(key, address, backoff)
+                continue
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
                 state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
                 problem = f"{address.address}: {error}"
                 self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
+
+    async def _follow_until_renewal(self, key: Key, address: RegistryAddress, backoff: Backoff) -> None:
+        """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
+        token = await self._tokens.token(address.audience)
+        left_s = token.renewed_s - self._clock.monotonic()
+        with rpc.errors():
+            async with self._channel(key, address, token) as channel:
+                stub = RegistryStub(channel)
+                listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
+                try:
+                    async with asyncio.timeout(left_s if left_s > 0 else _RETRY_S) as renewal:
+                        await self._listen(key, stub, backoff)
+                except TimeoutError:
+                    if renewal.expired():
+                        return
+                    raise
+                finally:
+                    listing.cancel()
+        raise Unavailable("the registry closed the stream")
 
     async def _list(self, key: Key, stub: "RegistryAsyncStub") -> None:
         """List periodically: pruning a version changes no state, so the stream does not report it."""

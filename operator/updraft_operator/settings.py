@@ -17,6 +17,8 @@ class OperatorSettings(Settings):
 
     namespace: str = "updraft-system"
     """The operator's own namespace: that of its Lease. Registries accept the operator only from this namespace."""
+    service_account: str = Field(default="updraft-operator", min_length=1)
+    """The operator's own ServiceAccount, in its own namespace. It calls registries with tokens of this account."""
     watch_namespaces: str = ""
     """Namespaces to watch, separated by commas; empty means all."""
     identity: str = Field(default_factory=socket.gethostname, min_length=1)
@@ -32,7 +34,7 @@ class OperatorSettings(Settings):
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
     inference_image: str = "updraft-inference:dev"
-    """Image of inference pods with engine torch, and of the agent container next to SGLang."""
+    """Image of inference pods with engine torch, and of the agent beside an SGLang or vLLM server."""
     trainer_image: str = "updraft-trainer:dev"
     """Image of trainers."""
     registry_image: str = "updraft-registry:dev"
@@ -41,6 +43,8 @@ class OperatorSettings(Settings):
     """Image of the operator, which also downloads models and imports drafts."""
     sglang_image: str = "lmsysorg/sglang:v0.5.23"
     """Image of SGLang servers: a stock image without Updraft code."""
+    vllm_image: str = "vllm/vllm-openai:v0.32.0"
+    """Image of vLLM servers: a stock image without Updraft code."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of all these images."""
     image_pull_secrets: str = ""
@@ -79,10 +83,12 @@ class OperatorSettings(Settings):
                 registry=self.registry_image,
                 operator=self.operator_image,
                 sglang=self.sglang_image,
+                vllm=self.vllm_image,
                 pull_policy=self.image_pull_policy,
                 pull_secrets=_words(self.image_pull_secrets),
             ),
             namespace=self.namespace,
+            account=self.service_account,
             has_redis=bool(self.redis_url.get_secret_value()),
         )
 

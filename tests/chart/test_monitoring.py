@@ -14,7 +14,15 @@ from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered,
 from tests.chart.promtool import build
 
 from updraft_inference.agent.capture import Drop
-from updraft_operator.api.speculator import Accelerator, AdaptiveSpeculator, Metadata, Spec, TargetModel, Trainer
+from updraft_operator.api.speculator import (
+    Accelerator,
+    AdaptiveSpeculator,
+    Engine,
+    Metadata,
+    Spec,
+    TargetModel,
+    Trainer,
+)
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_registry.metrics import OUTCOMES
@@ -239,16 +247,19 @@ def test_dashboards_are_found_by_grafana_and_stand_in_order() -> None:
     ("part", "scraped"),
     [
         ("inference", ["http"]),
+        pytest.param("vllm", ["http", "metrics"], id="inference, a server and its agent"),
         pytest.param("trainer", ["metrics", "metrics-1", "metrics-2"], id="trainer, each rank of a pod"),
         ("registry", ["metrics"]),
     ],
 )
 def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: list[str]) -> None:
-    spec = one(rendered("monitoring"), "PodMonitor", f"updraft-{part}")["spec"]
     template = _template(part)
+    spec = one(rendered("monitoring"), "PodMonitor", f"updraft-{'inference' if part == 'vllm' else part}")["spec"]
 
     (endpoint,) = spec["podMetricsEndpoints"]
-    ports = [port["name"] for container in template["spec"]["containers"] for port in container.get("ports", ())]
+    pod = template["spec"]
+    containers = [*pod["containers"], *pod.get("initContainers", ())]
+    ports = [port["name"] for container in containers for port in container.get("ports", ())]
     kept = next(one for one in endpoint["relabelings"] if one.get("action") == "keep")
     assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert kept["sourceLabels"] == ["__meta_kubernetes_pod_container_port_name"]
@@ -259,11 +270,14 @@ def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: 
 
 def _template(part: str) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
-    spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks)
+    engine = Engine.VLLM if part == "vllm" else Engine.TORCH
+    spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks, engine=engine)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
-    images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1")
+    images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1", vllm="v:1")
     config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)
-    built = {"inference": serving, "trainer": trainer, "registry": registry}[part].objects(owner, config)
+    built = {"inference": serving, "vllm": serving, "trainer": trainer, "registry": registry}[part].objects(
+        owner, config
+    )
     (workload,) = [each for each in built if each["kind"] in {"Deployment", "StatefulSet"}]
     return workload["spec"]["template"]
 

@@ -32,7 +32,8 @@ WORK = {
     ("", "secrets"): ("get", "create", "patch"),
     ("", "events"): ("create",),
 }
-LEASE = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
+TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {("", "serviceaccounts/token"): ("create",)}
+LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
 STOP = {("apps", "deployments"): ("get",), ("apps", "deployments/scale"): ("patch",)}
 
@@ -72,14 +73,14 @@ def _granted(case: str, account: str, *words: str) -> dict[str, Rights]:
 
 
 def test_the_operator_has_the_listed_rights_in_the_cluster_and_its_lease() -> None:
-    assert _granted("default", "updraft-operator") == {"": _listed(WORK), NAMESPACE: _listed(LEASE)}
+    assert _granted("default", "updraft-operator") == {"": _listed(WORK), NAMESPACE: _listed({**LEASE, **TOKEN})}
 
 
 def test_the_operator_of_some_namespaces_has_them_there_and_nowhere_else() -> None:
     assert _granted("namespaced", "updraft-operator", "--api-versions", f"{LWS[0]}/v1") == {
         "team-a": _listed(WORK),
         "team-b": _listed(WORK),
-        NAMESPACE: _listed(LEASE),
+        NAMESPACE: _listed({**LEASE, **TOKEN}),
     }
 
 
@@ -88,13 +89,28 @@ def test_there_it_has_no_rights_to_an_api_that_the_cluster_does_not_serve() -> N
     assert _granted("namespaced", "updraft-operator") == {
         "team-a": served,
         "team-b": served,
-        NAMESPACE: _listed(LEASE),
+        NAMESPACE: _listed({**LEASE, **TOKEN}),
     }
 
 
 def test_without_an_election_there_is_no_right_to_a_lease() -> None:
-    assert _granted("small", "updraft-operator") == {"": _listed(WORK)}
+    assert _granted("small", "updraft-operator") == {"": _listed(WORK), NAMESPACE: _listed(TOKEN)}
     assert not of_kind(rendered("small"), "Lease")
+
+
+def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
+    (rule,) = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+
+    account = one(rendered("default"), "ServiceAccount", "updraft-operator")
+    assert rule["resourceNames"] == [account["metadata"]["name"]]
+    operator = one(rendered("default"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
+    assert env["UPDRAFT_OPERATOR_SERVICE_ACCOUNT"] == operator["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
+    secrets = {right for right in _granted("no-redis", "updraft-operator")[""] if right[1] == "secrets"}
+    assert secrets == {("", "secrets", "get")}
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

@@ -251,6 +251,7 @@ def test_images_come_from_where_the_values_say() -> None:
         "TRAINER": "registry.example.com/ml/updraft-trainer:v9",
         "REGISTRY": "registry.example.com/ml/updraft-registry:v9",
         "SGLANG": "registry.example.com/ml/lmsysorg/sglang:v0.5.23",
+        "VLLM": "registry.example.com/ml/vllm/vllm-openai:v0.32.0",
     }
     assert variables["UPDRAFT_OPERATOR_IMAGE_PULL_SECRETS"] == "regcred,other"
 

@@ -19,6 +19,9 @@ from tests.support.ports import free_port
 _CONFIG = Path(__file__).parent / "config"
 LOOPBACK = "127.0.0.1"
 DOMAIN = "cluster.local"
+ISSUER = "https://kubernetes.default.svc"
+"""Issuer of ServiceAccount tokens."""
+
 API_SERVICE = "10.96.0.1"
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
@@ -130,7 +133,7 @@ def _api_server(folder: Path, addresses: Addresses) -> Daemon:
         f"--kubelet-client-key={known / 'kubelet-client.pem'}",
         "--kubelet-preferred-address-types=InternalIP",
         *("--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"),
-        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-issuer={ISSUER}",
         f"--service-account-key-file={known / 'service-accounts.key'}",
         f"--service-account-signing-key-file={known / 'service-accounts.key'}",
         f"--service-cluster-ip-range={SERVICES}",

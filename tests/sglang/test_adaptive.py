@@ -1,16 +1,15 @@
-"""SGLang's own adaptive speculation under the adapter: nothing is drafted with a useless draft, and much with a good one."""
+"""SGLang's own adaptive speculation beside an agent: nothing is drafted with a useless draft, and much with a good one."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
-from tests.contract.engine_contract import asking, whole
-from tests.sglang.attaching import Setting, attached, started
+from tests.sglang.agent import beside, greedy, load
+from tests.sglang.beside import Setting, started
 from tests.sglang.models import continuation
+from tests.support.tap_agent import Seen
 from torch import Tensor
 from torch.testing import assert_close
-
-from updraft_inference.engine import CaptureParams, FinishedRequest
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.lasts(120)]
 
@@ -30,32 +29,31 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 async def test_the_server_stops_drafting_with_a_useless_draft_and_goes_on_when_a_good_one_is_swapped_in(
     setting: Setting,
 ) -> None:
-    good, heard = setting.saved(1, 1.0), list[FinishedRequest]()
-    options = CaptureParams(payload=True, prompt_rows=len(PROMPT))
-    async with attached(setting, heard) as engine:
-        for n in range(6):
-            if n == 3:
-                await engine.swap(good)
-            request = asking(f"r{n}", max_tokens=len(EXPECTED), prompt_ids=PROMPT, capture=options)
-            assert (await whole(engine, request))[0] == EXPECTED
-
-        assert (engine.capture_problem, sum(engine.capture_losses.values())) == ("", 0)
-    useless, useful = heard[:3], heard[3:]
-    assert all(lengths(finished).count(0) >= len(EXPECTED) / 3 for finished in useless)
+    good, num_tokens = setting.saved(1, 1.0), len(EXPECTED)
+    async with beside(setting.socket) as agent:
+        for number in range(6):
+            if number == 3:
+                assert (await load(agent, good.folder, good.version))["refusal"] == ""
+            assert await greedy(setting.server, PROMPT, num_tokens) == EXPECTED
+            await agent.settle()
+        assert agent.dropped == 0
+        seen = list(agent.seen.values())
+    useless, useful = seen[:3], seen[3:]
+    assert all(lengths(one).count(0) >= num_tokens / 3 for one in useless)
     assert set(lengths(useful[-1])) == {max(CANDIDATES)}
-    assert all(finished.uncaptured is None for finished in heard), "all steps came, those without drafts too"
-    for finished in heard:
-        assert finished.hidden is not None
-        assert finished.hidden.first_position == 0
-        assert_close(finished.hidden.aux, hidden(useful[-1]), atol=1e-4, rtol=1e-4)
+    expected = rows(useful[-1])
+    for one in seen:
+        found = rows(one)
+        assert found.keys() >= set(range(len(PROMPT) + num_tokens - 1)), "all rows came, those without drafts too"
+        for position in range(len(PROMPT) + num_tokens - 1):
+            assert_close(found[position], expected[position], atol=1e-4, rtol=1e-4)
 
 
-def lengths(finished: FinishedRequest) -> list[int]:
+def lengths(seen: Seen) -> list[int]:
     """Drafts of each step."""
-    return [len(step.draft_ids) for step in finished.steps]
+    return [len(step["drafts"]) for step in seen.steps]
 
 
-def hidden(finished: FinishedRequest) -> Tensor:
-    """Its auxiliary states."""
-    assert finished.hidden is not None
-    return finished.hidden.aux
+def rows(seen: Seen) -> dict[int, Tensor]:
+    """Its auxiliary states by position."""
+    return dict(seen.rows)

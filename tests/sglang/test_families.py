@@ -3,15 +3,14 @@
 Not those with sliding windows, as Gemma 3: the stand-in for SGLang's kernels knows plain causal attention only.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.contract.engine_contract import NUM_SLOTS, asking, whole
-from tests.sglang import build
+from tests.sglang.agent import beside, greedy, load
 from tests.sglang.models import draft_vocabulary, write_tokenizer
+from tests.sglang.server import Server
 from tests.support import families
 from tests.support.families import randomise
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.engine import DraftCheckpoint, FinishedRequest
-from updraft_inference.sglang_engine.engine import SglangOptions
-from updraft_inference.sglang_engine.launch import launcher
+from updraft_inference.launch import sglang_arguments
+from updraft_inference.launch.program import SGLANG
+from updraft_inference.tap import initial_draft, plugin_folder
 from updraft_inference.torch_engine.model.config import TargetConfig
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]
 
-CONTEXT = 128
+PROMPT = [7 + position % 90 for position in range(20)]
 
 
 def mixture(folder: Path) -> PreTrainedModel:
@@ -70,34 +69,25 @@ def test_the_mixture_is_one_that_the_torch_engine_does_not_run(tmp_path: Path) -
 async def test_a_family_is_served_with_drafts_that_change_nothing(
     name: str, tmp_path: Path, short_tmp_path: Path
 ) -> None:
-    target, heard = tmp_path / "target", list[FinishedRequest]()
+    target = tmp_path / "target"
     model: Any = mixture(target) if name == "qwen 3 MoE" else dense(name, target)  # mypy knows no `generate` of it
-    cpu = "--device cpu --attention-backend intel_amx --disable-cuda-graph --mem-fraction-static 0.2"
-    plan = launcher.LaunchOptions(
-        python=build.python(),
-        folder=tmp_path / "sglang",
-        num_steps=2,
-        num_slots=NUM_SLOTS,
-        max_context=CONTEXT,
-        dtype="float32",
-        shape=ShapeChoice(draft_vocab_size=DRAFT_VOCAB),
-        extra=f"{cpu} --max-total-tokens 4096",
-        admin_key="the admin key",
-        may_restart=True,
-        drain_s=30.0,
+    full = model.generate(torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = full[0, len(PROMPT) :].tolist()
+    seed = initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
+    save_draft(make_draft(target, seed=3, token_ids=draft_vocabulary(target)), tmp_path / "1")
+    server = Server(
+        target,
+        tmp_path / "server.log",
+        arguments=sglang_arguments.speculation(seed, 2),
+        plugins=[plugin_folder.write(tmp_path / "plugin")],
+        variables={SGLANG.socket_variable: str(short_tmp_path / "s")},
     )
-    options = SglangOptions(model=target, socket=short_tmp_path / "s", note=tmp_path / "swap", max_context=CONTEXT)
-    environ = os.environ | {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    prompt = torch.tensor([asking("a").prompt_ids])
-    full = model.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
-    expected = full[0, prompt.shape[1] :].tolist()
-    async with launcher.started(plan, options, environ, heard.append, lambda: False) as engine:
-        assert engine.info.vocab_size == VOCAB
-        assert (await whole(engine, asking("a", max_tokens=24)))[0] == expected
-        folder = tmp_path / "1"
-        digest = save_draft(make_draft(target, seed=3, token_ids=draft_vocabulary(target)), folder)
-        swapped = await engine.swap(DraftCheckpoint(version=1, folder=folder, tensors_digest=digest))
-        assert swapped.loaded.version == 1
-        tokens, finished = await whole(engine, asking("b", max_tokens=24))
-        assert tokens == expected
-        assert {step.draft_version for step in finished.steps} == {1}
+    with server:
+        async with beside(short_tmp_path / "s") as agent:
+            assert await greedy(server, PROMPT, 24) == expected
+            assert (await load(agent, tmp_path / "1", 1))["refusal"] == ""
+            assert await greedy(server, PROMPT, 24) == expected
+            await agent.settle()
+            first, second = agent.finished.values()
+    assert [counted["version"] for counted in first[0]["counters"]] == [0]
+    assert [counted["version"] for counted in second[0]["counters"]] == [1]

@@ -1,4 +1,4 @@
-"""The adapter and its plugin beside a stock SGLang on GPUs: real kernels, CUDA graphs on, SmolLM2.
+"""The plugin in a stock SGLang on GPUs: real kernels, CUDA graphs on, SmolLM2.
 
 They run where there is a GPU, and TEST_SGLANG_PYTHON names the interpreter of an environment with SGLang for it. What
 capture and swaps cost there: `make bench-sglang ARGS=--gpu`.
@@ -6,14 +6,14 @@ capture and swaps cost there: `make bench-sglang ARGS=--gpu`.
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from tests.contract.engine_contract import asking, whole
+from tests.sglang.agent import beside, greedy, load
 from tests.sglang.devices import GPU, PYTHON_VARIABLE, num_gpus
 from tests.sglang.models import smollm2
 from tests.sglang.server import Server
@@ -24,10 +24,11 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_draft import checkpoint
 from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
-from updraft_inference.engine import CaptureParams, DraftCheckpoint, TopK
-from updraft_inference.sglang_engine.engine import SglangEngine, SglangOptions, opened
-from updraft_inference.sglang_engine.launch import arguments
-from updraft_inference.sglang_engine.server import SglangServer
+from updraft_inference.engine import DraftCheckpoint
+from updraft_inference.launch import sglang_arguments
+from updraft_inference.launch.program import SGLANG
+from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
+from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
 
 pytestmark = [
@@ -39,31 +40,39 @@ pytestmark = [
 
 STEPS = 3
 DRAFT_VOCAB = 8192
+PROMPT = [100 + 7 * position for position in range(40)]
 TOLERANCE = 2e-2
 """Of float32 through other kernels, over 30 layers; states are of the order of 1 to 10."""
 
 
-@asynccontextmanager
-async def serving(tp_size: int) -> AsyncIterator[tuple[SglangEngine, Path]]:
-    """An engine over a server with its CUDA graphs, and the folder of its first draft."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    server: Server
+    folder: Path
+    first: Path
+    """The folder of its first draft."""
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "s"
+
+
+@contextmanager
+def serving(tp_size: int) -> Iterator[Setting]:
+    """A server with its CUDA graphs."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as name:
         folder, model = Path(name), smollm2()
-        socket, first = (
-            folder / "s",
-            initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB)),
-        )
+        first = initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
         server = Server(
             model,
             folder / "server.log",
-            arguments=[*arguments.speculation(first, STEPS), "--dtype", "float32", "--tp-size", str(tp_size)],
+            arguments=[*sglang_arguments.speculation(first, STEPS), "--dtype", "float32", "--tp-size", str(tp_size)],
             plugins=[plugin_folder.write(folder / "plugin")],
-            variables={arguments.SOCKET_VARIABLE: str(socket)},
+            variables={SGLANG.socket_variable: str(folder / "s")},
             device=GPU,
         )
-        options = SglangOptions(model=model, socket=socket, note=folder / "note")
         with server:
-            async with SglangServer(server.url) as client, opened(options, client, lambda _: None) as engine:
-                yield engine, first
+            yield Setting(server=server, folder=folder, first=first)
 
 
 def draft(folder: Path, first: Path, version: int) -> DraftCheckpoint:
@@ -77,39 +86,45 @@ def draft(folder: Path, first: Path, version: int) -> DraftCheckpoint:
     return DraftCheckpoint(version=version, folder=path, tensors_digest=save_draft(network, path))
 
 
-@pytest.mark.parametrize("tp_size", [1, 2])
-async def test_swaps_are_proved_by_the_hashes_of_the_gpus_and_change_no_token(tp_size: int, tmp_path: Path) -> None:
-    if num_gpus() < tp_size:
-        pytest.skip(f"there are fewer than {tp_size} GPUs")
-    async with serving(tp_size) as (engine, first):
-        assert engine.capture_problem == ""
-        plain, _ = await whole(engine, asking("plain", max_tokens=64))
-        for version in (1, 2):
-            one = draft(tmp_path, first, version)
-            assert (await engine.swap(one)).loaded.tensors_digest == one.tensors_digest
-            assert (await engine.rehash()).tensors_digest == one.tensors_digest
-            tokens, _ = await whole(engine, asking(f"after-{version}", max_tokens=64))
-            assert tokens == plain
+async def test_swaps_are_proved_between_steps_and_change_no_token(tmp_path: Path) -> None:
+    with serving(1) as setting:
+        async with beside(setting.socket) as agent:
+            plain = await greedy(setting.server, PROMPT, 64)
+            for version in (1, 2):
+                one = draft(tmp_path, setting.first, version)
+                assert (await load(agent, one.folder, version))["refusal"] == ""
+                assert await greedy(setting.server, PROMPT, 64) == plain
+
+
+async def test_swaps_of_two_ranks_are_proved_by_the_hashes_of_the_gpus_and_change_no_token(tmp_path: Path) -> None:
+    if num_gpus() < 2:
+        pytest.skip("there are fewer than 2 GPUs")
+    with serving(2) as setting:
+        async with SglangServer(setting.server.url) as client:
+            served = await ServedDraft.open(client, await client.info(), setting.folder / "note")
+            plain = await greedy(setting.server, PROMPT, 64)
+            for version in (1, 2):
+                one = draft(tmp_path, setting.first, version)
+                assert (await served.swap(one)).loaded.tensors_digest == one.tensors_digest
+                assert (await served.rehash()).tensors_digest == one.tensors_digest
+                assert await greedy(setting.server, PROMPT, 64) == plain
 
 
 async def test_what_is_captured_under_cuda_graphs_is_what_transformers_computes() -> None:
-    options = CaptureParams(payload=True, prompt_rows=100)
-    async with serving(1) as (engine, _):
-        asked = replace(asking("captured", max_tokens=64, num_prompt=40), capture=options)
-        tokens, finished = await whole(engine, asked)
+    with serving(1) as setting:
+        async with beside(setting.socket) as agent:
+            tokens = await greedy(setting.server, PROMPT, 64)
+            await agent.settle()
+            (seen,) = agent.seen.values()
 
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     with torch.no_grad():
-        out = model(torch.tensor([[*asked.prompt_ids, *tokens]]), output_hidden_states=True)
-    hidden = finished.hidden
-    assert hidden is not None
-    assert not hidden.missing_rows
+        out = model(torch.tensor([[*PROMPT, *tokens]]), output_hidden_states=True)
     taps = read_head(smollm2()).config.aux_layers
     aux = torch.cat([out.hidden_states[tap][0] for tap in taps], -1)
-    torch.testing.assert_close(
-        hidden.aux, aux[hidden.first_position :][: len(hidden.aux)], atol=TOLERANCE, rtol=TOLERANCE
-    )
-    assert isinstance(hidden.teacher, TopK)
-    start = hidden.first_position + hidden.first_teacher_row
-    log_sum_exp = out.logits[0].logsumexp(-1)[start:][: len(hidden.teacher)]
-    torch.testing.assert_close(hidden.teacher.log_sum_exp, log_sum_exp, atol=TOLERANCE, rtol=TOLERANCE)
+    log_sum_exp = out.logits[0].logsumexp(-1)
+    assert {position for position, _ in seen.rows} >= set(range(len(PROMPT) + len(tokens) - 1))
+    for position, row in seen.rows:
+        torch.testing.assert_close(row, aux[position], atol=TOLERANCE, rtol=TOLERANCE)
+    for position, teacher in seen.teachers:
+        torch.testing.assert_close(teacher.log_sum_exp, log_sum_exp[position], atol=TOLERANCE, rtol=TOLERANCE)

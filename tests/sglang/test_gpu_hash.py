@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.sglang import build
 
-from updraft_inference.sglang_engine import checksums
+from updraft_inference.sidecar.sglang import checksums
 
 pytestmark = pytest.mark.lasts(50)
 

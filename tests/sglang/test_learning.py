@@ -1,4 +1,4 @@
-"""A draft that Updraft trains from SGLang's traces helps SGLang itself, on a real model and real requests."""
+"""A draft that Updraft trains from the traffic of SGLang's own port helps SGLang itself, on a real model and real requests."""
 
 import itertools
 import logging
@@ -14,6 +14,7 @@ from tests.sglang.server import START_S
 from tests.sglang.up import Client, running
 from tests.support.wait import wait_until
 
+from updraft_cli.local.stack import Stack
 from updraft_cli.prompts import domain_prompts, num_prompts
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,16 @@ def test_a_draft_learnt_from_its_traces_raises_sglangs_acceptance_length_on_requ
 ) -> None:
     with (
         running(models.smollm2(), tmp_path_factory.mktemp("data"), SETTINGS) as stack,
-        Client(stack.addresses.inference_url) as client,
+        Client(stack) as client,
     ):
         untrained = acceptance_length(client)
-        with traffic(stack.addresses.inference_url):
+        with traffic(stack):
             wait_until(
                 lambda: acceptance_length(client) >= untrained + ASKED_FOR,
                 timeout_s=WITHIN_S,
                 what=f"an acceptance length of {untrained:.2f} + {ASKED_FOR}",
             )
+        assert client.metric("draft_version") >= 1
 
 
 def acceptance_length(client: Client) -> float:
@@ -55,19 +57,19 @@ def acceptance_length(client: Client) -> float:
     prompts = domain_prompts(DOMAIN, STREAMS, held_out=True)
     with ThreadPoolExecutor(STREAMS) as streams:
         answers = streams.map(lambda prompt: client.chat(prompt, max_tokens=MAX_TOKENS), prompts)
-        length = statistics.mean(drafts["acceptance_length"] for drafts in answers)
+        length = statistics.mean(answer.acceptance_length for answer in answers)
     logger.info("Acceptance length of held-out requests: %.2f", length)
     return length
 
 
 @contextmanager
-def traffic(url: str) -> Iterator[None]:
+def traffic(stack: Stack) -> Iterator[None]:
     """Requests of the same domain, none of them held out, from eight streams at once for the length of the block."""
     prompts = itertools.cycle(domain_prompts(DOMAIN, num_prompts(DOMAIN)))
     is_over, lock = threading.Event(), threading.Lock()
 
     def stream() -> None:
-        with Client(url) as client:
+        with Client(stack) as client:
             while not is_over.is_set():
                 with lock:
                     prompt = next(prompts)

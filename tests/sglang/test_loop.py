@@ -6,6 +6,7 @@ A draft is learnt from traffic and swapped in; a bad one is compared by switchba
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -50,16 +51,21 @@ class Traffic:
         self._counter = count()
         self.texts: dict[int, set[str]] = {}
 
-    def next(self) -> dict[str, float]:
-        """Send the next prompt; the draft statistics of its answer."""
+    def next(self) -> float:
+        """Send the next prompt; the acceptance length of its answer."""
         number = next(self._counter) % PROMPTS
-        text, drafts = self._client.complete(f"prompt {number}", max_tokens=40)
-        self.texts.setdefault(number, set()).add(text)
-        return drafts
+        answer = self._client.complete(f"prompt {number}", max_tokens=40)
+        self.texts.setdefault(number, set()).add(answer.text)
+        return answer.acceptance_length
+
+    def serves(self, version: int) -> bool:
+        """Whether the server holds this version, or a later one, after another request."""
+        self.next()
+        return self._client.metric("draft_version") >= version
 
     def acceptance_length(self) -> float:
         """The mean over all prompts, of the server's own counters."""
-        return sum(self.next()["acceptance_length"] for _ in range(PROMPTS)) / PROMPTS
+        return sum(self.next() for _ in range(PROMPTS)) / PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +80,41 @@ def stack(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 
 
 def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(stack: Stack, model: Path) -> None:
-    with Client(stack.addresses.inference_url) as client:
+    with Client(stack) as client:
         traffic = Traffic(client)
         untrained = traffic.acceptance_length()
         assert untrained < 1.1, "the first draft knows nothing"
 
-        wait_until(lambda: traffic.next()["draft_version"] >= 1, timeout_s=400, what="a first draft that serves")
+        wait_until(lambda: traffic.serves(1), timeout_s=400, what="a first draft that serves")
         assert traffic.acceptance_length() > untrained + 0.15
 
         with stopped(stack.child("trainer").pid):
             bad = _publish_what_only_claims_to_win(stack, model)
-            wait_until(lambda: traffic.next()["draft_version"] == bad, timeout_s=120, what="the candidate's turn")
+            wait_until(lambda: traffic.serves(bad), timeout_s=120, what="the candidate's turn")
             wait_until(lambda: _is_over(stack, traffic, bad), timeout_s=240, what="its end")
             assert _version(stack, bad).phase == pb.PHASE_ROLLED_BACK
         assert traffic.acceptance_length() > untrained + 0.15, "the draft before serves again"
         assert all(len(said) == 1 for said in traffic.texts.values()), "no draft changed a token"
+
+
+def test_redis_and_registry_that_crash_cost_no_answer_and_traces_come_again(stack: Stack) -> None:
+    with Client(stack) as client, ThreadPoolExecutor(1) as operator:
+        traffic = Traffic(client)
+        for name in ("redis", "registry"):
+            crash = operator.submit(stack.crash, name)
+            while not crash.done():
+                traffic.next()
+            crash.result()
+            traffic.acceptance_length()
+        assert all(len(said) == 1 for said in traffic.texts.values())
+
+        captured = client.metric("captured_traces_total")
+
+        def is_captured() -> bool:
+            traffic.next()
+            return client.metric("captured_traces_total") > captured
+
+        wait_until(is_captured, what="another captured trace")
 
 
 class stopped:  # noqa: N801 - reads as a sentence

@@ -1,5 +1,5 @@
 """SGLang with the plugin keeps the promises of tracing, on its stand-in kernels. Without Updraft, it is a stock server that
-ran before. It counts in its answers, and its requests say themselves what is captured of them."""
+ran before."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -19,7 +19,6 @@ from tests.contract.engines.tracing_contract import (
     Counts,
     PluggedServer,
 )
-from tests.sglang import swapping
 from tests.sglang.models import cycle_draft, write_mixing_target
 from tests.sglang.server import Server, eagle3
 from tests.support.tap_agent import Agent, Seen, listening
@@ -32,7 +31,9 @@ from updraft_inference.tap import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(150)]
 
-EVERYTHING = {"payload": True, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
+ROLES = {"scheduler", "worker"}
+EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
+OPT_OUT = {"custom_params": {"updraft_capture": "off"}}
 
 
 Setting = PluggedServer[Server]
@@ -50,7 +51,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     plugged = Server(
         target,
         folder / "plugged.log",
-        arguments=[*arguments, "--custom-weight-loader", swapping.LOADER],
+        arguments=arguments,
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={"UPDRAFT_SGLANG_SOCKET": str(tap_socket), "UPDRAFT_SGLANG_TOP_K": "8"},
     )
@@ -70,49 +71,40 @@ def _output(body: Mapping[str, Any]) -> tuple[int, ...]:
 class Sglang:
     """The server as an agent sees it."""
 
-    def __init__(self, server: Server, agent: Agent, http: httpx.AsyncClient) -> None:
-        self._server = server
+    def __init__(self, agent: Agent, http: httpx.AsyncClient) -> None:
         self._agent = agent
         self._http = http
-        self._rids = map("tracing-{}".format, count())
+        self._rids = map("tracing-{}.".format, count())
+        self._settling = asyncio.Lock()
+        """Who waits for replies counts them, so one waits at a time."""
 
     @property
     def num_dropped(self) -> int:
         return self._agent.dropped
 
     async def answers(self, asks: Sequence[Ask], *, is_captured: bool = True) -> list[Answer]:
-        more = {"custom_params": {"updraft": EVERYTHING}} if is_captured else {}
-        said = await self._said(asks, more)
-        if is_captured:
-            await until(lambda: all(self._is_whole(*one) for one in said), what="all steps")
-        return [
-            Answer(output=_output(body), counts=_counts(body), told=self._agent.seen.get(rid)) for rid, body in said
-        ]
+        said = await self._said(asks, {} if is_captured else OPT_OUT)
+        async with self._settling:
+            await self._agent.settle()
+        return [self._answer(rid, body) for rid, body in said]
 
     async def outputs(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
-        return [_output(body) for _, body in await self._said(asks, {"custom_params": {"updraft": EVERYTHING}})]
+        return [_output(body) for _, body in await self._said(asks, {})]
 
     async def swap(self, folder: Path, version: int) -> str:
-        response = await asyncio.to_thread(swapping.swap, self._server, folder, version)
-        return "" if response.is_success else str(response.json()["message"])
+        before = len(self._agent.loaded)
+        load = {"folder": str(folder), "version": version, "digest": f"sha256:{version}"}
+        self._agent.send("worker", {"kind": "load", **load})
+        await until(lambda: len(self._agent.loaded) > before, what="the answer to a load")
+        return str(self._agent.loaded[-1]["refusal"])
 
     def stall(self) -> None:
         self._agent.may_read.clear()
 
     async def replace_agent(self) -> None:
-        hellos = len(self._agent.hellos)
         self._agent.hang_up()
-        await until(lambda: len(self._agent.hellos) > hellos, what="the server again")
-        await self.attached()
-
-    async def attached(self) -> None:
-        """Wait until the server captures: it does a moment after its hello, and says nothing of it."""
-
-        async def is_captured() -> bool:
-            ((rid, _),) = await self._said(ASKS[:1], {"custom_params": {"updraft": EVERYTHING}})
-            return rid in self._agent.seen
-
-        await until(is_captured, what="captured requests")
+        policies = len(self._agent.policies)
+        await until(lambda: len(self._agent.policies) >= policies + len(ROLES), what="both roles again")
 
     async def _said(self, asks: Sequence[Ask], more: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
         """The id and the answer of each request."""
@@ -123,29 +115,35 @@ class Sglang:
         assert response.is_success, response.text
         return rid, response.json()
 
-    def _is_whole(self, rid: str, body: Mapping[str, Any]) -> bool:
-        return len(self._agent.seen.get(rid, Seen()).steps) >= _counts(body).steps
-
-
-def _counts(body: Mapping[str, Any]) -> Counts:
-    meta = body["meta_info"]
-    return Counts(
-        steps=meta.get("spec_verify_ct", 0),
-        proposed=meta.get("spec_num_proposed_drafts", 0),
-        accepted=meta.get("spec_num_correct_drafts", 0),
-    )
+    def _answer(self, rid: str, body: Mapping[str, Any]) -> Answer:
+        """The plugin gives each request an id of its own, which begins with SGLang's. SGLang counts in its answers too."""
+        seen = [seen for own, seen in self._agent.seen.items() if own.startswith(rid)]
+        ((header, tensors),) = [end for own, end in self._agent.finished.items() if own.startswith(rid)]
+        sums, meta = header["counters"], body["meta_info"]
+        counts = Counts(
+            steps=sum(one["steps"] for one in sums),
+            proposed=sum(one["proposed"] for one in sums),
+            accepted=sum(sum(one["accepted"]) for one in sums),
+        )
+        assert counts == Counts(
+            steps=meta.get("spec_verify_ct", 0),
+            proposed=meta.get("spec_num_proposed_drafts", 0),
+            accepted=meta.get("spec_num_correct_drafts", 0),
+        )
+        if tensors:
+            assert tuple(tensors["tokens"][header["prompt_tokens"] :].tolist()) == _output(body)
+        is_told = bool(seen or tensors or header["sampling"])
+        return Answer(output=_output(body), counts=counts, told=(seen or [Seen()])[0] if is_told else None)
 
 
 class TestSglang(AgentContract):
     @pytest.fixture
     async def engine(self, setting: Setting) -> AsyncIterator[Sglang]:
         async with (
-            listening(setting.socket) as agent,
+            listening(setting.socket, EVERYTHING, roles=ROLES) as agent,
             httpx.AsyncClient(base_url=setting.server.url, timeout=300) as http,
         ):
-            engine = Sglang(setting.server, agent, http)
-            await engine.attached()
-            yield engine
+            yield Sglang(agent, http)
 
     @pytest.fixture
     def plain(self, setting: Setting) -> Mapping[Ask, tuple[int, ...]]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from tests.sglang import build
 from tests.sglang.server import CPU_ARGUMENTS, CPU_VARIABLES
 
 from updraft_cli.local.plan import StackConfig
+from updraft_cli.local.scrape import scrape
 from updraft_cli.local.stack import Stack
 
 _SETTINGS = {
@@ -41,26 +43,39 @@ def running(model: Path, data: Path, settings: Mapping[str, str]) -> Iterator[St
             yield stack
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A text, and by the server's own counters how many tokens a verify step gave."""
+
+    text: str
+    acceptance_length: float
+
+
 class Client:
-    """Greedy answers, with what the server's own counters say about the drafts of each."""
+    """Greedy answers of the server itself, on its own port."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=120)
-        self._model = self._http.get("/v1/models").json()["data"][0]["id"]
+    def __init__(self, stack: Stack) -> None:
+        self._http = httpx.Client(base_url=stack.addresses.inference_url, timeout=300)
+        self._metrics_url = stack.addresses.metrics_urls["inference"]
 
-    def complete(self, prompt: str, *, max_tokens: int) -> tuple[str, dict[str, float]]:
-        """The text that follows, to its last token whatever it is; and its draft statistics."""
-        answer = self._post("/v1/completions", prompt=prompt, max_tokens=max_tokens, ignore_eos=True)
-        return answer["choices"][0]["text"], answer["usage"]["updraft"]
+    def complete(self, prompt: str, *, max_tokens: int, ignore_eos: bool = True) -> Answer:
+        """The text that follows."""
+        sampling = {"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": ignore_eos}
+        answer = self._http.post("/generate", json={"text": prompt, "sampling_params": sampling}).raise_for_status()
+        content = answer.json()
+        meta = content["meta_info"]
+        steps = max(1, meta["spec_verify_ct"])
+        return Answer(text=content["text"], acceptance_length=1 + meta["spec_num_correct_drafts"] / steps)
 
-    def chat(self, message: str, *, max_tokens: int) -> dict[str, float]:
-        """The draft statistics of an answer."""
-        messages = [{"role": "user", "content": message}]
-        return dict(self._post("/v1/chat/completions", messages=messages, max_tokens=max_tokens)["usage"]["updraft"])
+    def chat(self, message: str, *, max_tokens: int) -> Answer:
+        """The answer of SmolLM2 to a message."""
+        prompt = f"<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
+        return self.complete(prompt, max_tokens=max_tokens, ignore_eos=False)
 
-    def _post(self, path: str, **body: Any) -> dict[str, Any]:
-        body |= {"model": self._model, "temperature": 0}
-        return dict(self._http.post(path, json=body).raise_for_status().json())
+    def metric(self, name: str) -> float:
+        """A sum of the agent beside the server."""
+        found = scrape(self._metrics_url)
+        return (found.total(f"updraft_inference_{name}") if found else None) or 0.0
 
     def __enter__(self) -> Self:
         return self

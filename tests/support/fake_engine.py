@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,16 @@ def saying(text: str) -> Script:
     return lambda _: iter([*text.encode(), EOS])
 
 
+class NoEstimates:
+    """Of an engine that chooses no lookahead."""
+
+    def survival(self, drafter: Drafter, length: int) -> float:
+        return math.nan
+
+    def step_seconds(self, rows: int) -> float:
+        return math.nan
+
+
 class FakeEngine:
     """Emits the script of a request. While `go` is clear, requests that hold a slot stand still."""
 
@@ -70,7 +81,7 @@ class FakeEngine:
         self.is_alive = True
         self.capture_problem = ""
         self.capture_losses: Counter[CaptureLoss] = Counter()
-        self.lookahead_estimates = None
+        self.lookahead_estimates = NoEstimates()
         self.speedups: dict[int, Speedup] = {}
         self.faults: Counter[int] = Counter()
         self.is_comparing = False

@@ -13,6 +13,7 @@ IMAGES = Images(
     registry="registry:1",
     operator="operator:1",
     sglang="sglang:1",
+    vllm="vllm:1",
 )
 CONFIG = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=True)
 CONFIG_WITHOUT_REDIS = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=False)

@@ -18,8 +18,7 @@ from updraft_operator.planning.pods import PodProblem, PodState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
-TOKENS = {role: f"token-of-{role}" for role in ("serve", "publish", "operate")}
-ACCESS = AccessSecret(tokens=TOKENS, redis_url="redis://own", exists=True)
+ACCESS = AccessSecret(redis_url="redis://own", mark_key="a-random-key")
 
 
 def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:

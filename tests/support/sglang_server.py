@@ -1,10 +1,10 @@
-"""A small HTTP server that speaks SGLang's routes, for failures that the real one cannot be made to show."""
+"""A small HTTP server that speaks SGLang's routes for weights, for failures that the real one cannot be made to show."""
 
 import asyncio
 import base64
 import json
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.support.ports import free_port
 from tests.support.tiny_target import make_draft, save_draft
@@ -21,13 +21,11 @@ from tests.support.wait import until
 
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
-from updraft_inference.sglang_engine import checksums
-from updraft_inference.sglang_engine.server import DRAFT
+from updraft_inference.sidecar.sglang import checksums
+from updraft_inference.sidecar.sglang.server import DRAFT
 from updraft_sglang.weights import LOADER
 
 ADMIN = "the admin key"
-
-CONTEXT = 128
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,32 +43,18 @@ class FakeSglang:
     """The plugin made the map from draft to target tokens a buffer."""
     damages: int = 0
     """Loads that leave a wrong weight."""
-    streams_all: bool = True
-    """Each event shows all tokens so far, which is SGLang's default."""
     is_paused: bool = False
     is_unhealthy: bool = False
     """Its last health check failed: it serves on, and says that it is neither healthy nor ready."""
-    is_full: bool = False
-    """It takes no new request in; those that run get on."""
     has_session: bool = False
     label: str = "default"
     held: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    """Of generations."""
     may_update: asyncio.Event = field(default_factory=asyncio.Event)
-    may_step: asyncio.Event = field(default_factory=asyncio.Event)
-    aborted: set[str] = field(default_factory=set)
-    last_event: dict[str, Any] | None = None
-    """Sent instead of the second event of a generation."""
-    breaks_off: bool = False
     url: str = ""
-    quit: Callable[[], None] = lambda: None
-    """It goes away, with all connections."""
 
     def __post_init__(self) -> None:
         self.may_update.set()
-        self.may_step.set()
         self.load(self.seed)
 
     def load(self, folder: Path) -> None:
@@ -108,12 +92,8 @@ class FakeSglang:
             "dtype": "float32",
             "tp_size": 1,
             "dp_size": 1,
-            "max_running_requests": 2,
-            "max_req_input_len": CONTEXT,
             "speculative_algorithm": "EAGLE3",
             "speculative_draft_model_path": str(self.seed),
-            "speculative_num_steps": 3,
-            "speculative_num_draft_tokens": 4,
             "speculative_eagle_topk": 1,
             "custom_weight_loader": [LOADER],
         }
@@ -161,51 +141,10 @@ class FakeSglang:
         rank = {"checksums": self.held, "per_gpu_checksum": "", "parallelism_info": [place]}
         return JSONResponse({"success": True, "message": "", "ranks": [rank]})
 
-    async def abort_request(self, body: dict[str, Any]) -> Response:
-        self.aborted.add(body["rid"])
-        self.may_step.set()
-        return Response()
-
-    async def generate(self, body: dict[str, Any]) -> Response:
-        self.bodies.append(body)
-        while self.is_paused or self.is_full:  # noqa: ASYNC110 - a flag that tests set; it takes nothing in
+    async def generate(self, _: dict[str, Any]) -> Response:
+        while self.is_paused:  # noqa: ASYNC110 - a flag that tests set
             await asyncio.sleep(0.01)
-        return StreamingResponse(self._events(body), media_type="text/event-stream")
-
-    async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        """A first token, then steps that accept one draft and none by turns."""
-        rid, limit = body["rid"], body["sampling_params"]["max_new_tokens"]
-        output, steps = [3], [0, 0, 0, 0]
-        yield _event(rid, output, self.streams_all, 1)
-        while len(output) < limit and rid not in self.aborted:
-            await self.may_step.wait()
-            if self.breaks_off:
-                raise ConnectionResetError
-            if self.last_event is not None:
-                yield f"data: {json.dumps(self.last_event)}\n\n".encode()
-                return
-            if rid in self.aborted:
-                break
-            accepted = sum(steps) % 2
-            steps[accepted] += 1
-            new = [3 + len(output) % 50] * min(accepted + 1, limit - len(output))
-            output += new
-            yield _event(rid, output, self.streams_all, len(new))
-        finish = {"type": "abort", "message": "aborted"} if rid in self.aborted else {"type": "length", "length": limit}
-        last = {
-            "finish_reason": finish,
-            "spec_verify_ct": sum(steps),
-            "spec_correct_drafts_histogram": steps,
-            "weight_versions": [{"version": self.label, "start": 0, "end": len(output)}],
-        }
-        yield _event(rid, output, self.streams_all, 0, **last)
-        yield b"data: [DONE]\n\n"
-
-
-def _event(rid: str, output: list[int], streams_all: bool, num_new: int, **more: Any) -> bytes:  # noqa: FBT001 - its own
-    shown = output if streams_all else output[len(output) - num_new :]
-    meta = {"id": rid, "finish_reason": None, "completion_tokens": len(output), **more}
-    return f"data: {json.dumps({'output_ids': shown, 'meta_info': meta})}\n\n".encode()
+        return JSONResponse({"output_ids": [3]})
 
 
 def _done() -> Response:
@@ -231,11 +170,6 @@ async def running(fake: FakeSglang) -> AsyncIterator[FakeSglang]:
     config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     fake.url = f"http://127.0.0.1:{port}"
-
-    def quit_now() -> None:
-        server.should_exit = server.force_exit = True
-
-    fake.quit = quit_now
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve())
         await until(lambda: server.started, what="the server's start")

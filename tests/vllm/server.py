@@ -121,7 +121,7 @@ def serving(
         *("--speculative-config", json.dumps(speculation)),
         *options,
     ]
-    environment = {**_environment(), **(variables or {})}
+    environment = {**cpu_environment(), **(variables or {})}
     server = Server(f"http://127.0.0.1:{port}", log)
     with process_group(command, log, environment=environment) as process, closing(server):
         wait_until(lambda: server.is_ready or process.poll() is not None, timeout_s=START_S, what="vLLM is ready")
@@ -129,7 +129,7 @@ def serving(
         yield server
 
 
-def _environment() -> dict[str, str]:
+def cpu_environment() -> dict[str, str]:
     """Nothing of ours or of Python's from the test's own environment; no network, no GPU, one thread."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UPDRAFT_", "PYTHON"))}
     return inherited | {

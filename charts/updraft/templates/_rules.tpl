@@ -63,10 +63,16 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]
-# Tokens of the registry's roles, by name. The operator can neither list nor watch Secrets.
+# Whether the Secrets that specs name exist, by name. The operator can neither list nor watch Secrets.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch]
+  verbs: [get]
+{{- if ne (include "updraft.redis.kind" .) "none" }}
+# The address of this chart's Redis, for the pods of resources that name no Redis.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, patch]
+{{- end }}
 # Events of resources (`kubectl describe`).
 - apiGroups: [""]
   resources: [events]

@@ -40,7 +40,7 @@ class SizedModel:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["torch", "sglang"]),
+    type=click.Choice(["torch", "sglang", "vllm"]),
     help="Engine that serves the target.  [default: torch if it runs the target, else sglang]",
 )
 @click.option(
@@ -84,7 +84,7 @@ class SizedModel:
 def size(
     model: str,
     revision: str,
-    engine: Literal["torch", "sglang"] | None,
+    engine: Literal["torch", "sglang", "vllm"] | None,
     form: Literal["table", "json", "yaml"],
     **options: Any,
 ) -> None:

@@ -67,16 +67,22 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Drafter of requests that do not choose one. auto: the learned draft mixed with n-gram lookup.  [default: auto]",
 )
 @click.option("--lookahead", type=click.IntRange(0, 16), help="Maximum draft tokens per step.  [default: 3]")
-@click.option("--engine", type=click.Choice(["torch", "sglang"]), help="Engine that runs the model.  [default: torch]")
+@click.option(
+    "--engine", type=click.Choice(["torch", "sglang", "vllm"]), help="Engine that runs the model.  [default: torch]"
+)
 @click.option(
     "--sglang-python",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     envvar="UPDRAFT_SGLANG_PYTHON",
     show_envvar=True,
-    help="With --engine sglang: a Python interpreter that has SGLang, to start a server with.",
+    help="With --engine sglang: a Python interpreter with SGLang, which starts the server. Clients use the server's own port.",
 )
 @click.option(
-    "--sglang-url", help="With --engine sglang: the URL of your own running server, set up as in docs/sglang.md."
+    "--vllm-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="UPDRAFT_VLLM_PYTHON",
+    show_envvar=True,
+    help="With --engine vllm: a Python interpreter with vLLM, which starts the server. Clients use the server's own port.",
 )
 @click.option(
     "--set",

@@ -23,6 +23,9 @@ _POLL_S = 0.1
 _STEADY_S = 60.0
 """A child that ran this long does not inherit the delay of earlier crashes."""
 
+_NUM_LAST_LINES = 20
+"""Enough for the last words of inference about a server of its own: a sentence and 15 lines of the server."""
+
 _MAX_LINE_BYTES = 64 * 1024
 """Longer lines are split: a child that writes no newlines must not fill our memory."""
 
@@ -75,7 +78,7 @@ class Child:
         self.state = State.STOPPED
         self.reason = ""
         self.num_restarts = 0
-        self.last_lines: deque[str] = deque(maxlen=20)
+        self.last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._log = log
         self._listener = listener
         self._backoff = backoff

@@ -37,8 +37,15 @@ _CHECKPOINT_S = 60.0
 
 _PROBE_TIMEOUT_S = 1.0
 
-_SGLANG_STARTS_WITHIN_S = 1800.0
-"""A large model is read, and CUDA graphs are captured."""
+BESIDE = {"sglang": "/ping", "vllm": "/health"}
+"""Engines whose servers have the HTTP interface, with the inference process beside them; and the path that answers at once
+whether they serve. SGLang's /health takes a second or more, because it generates a token."""
+
+_SERVER_SLACK_S = 20.0
+"""After its last request, a server stops its own processes, and then the inference process stops."""
+
+_SERVER_STARTS_WITHIN_S = 1800.0
+"""Enough to read a large model and to capture CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +69,11 @@ class StackConfig:
     """How new drafts roll out: Canary, Immediate or Manual. None = Immediate, unless the environment says otherwise."""
     drafter: str | None = None
     lookahead: int | None = None
-    engine: str | None = None
-    """torch or sglang."""
+    engine: Literal["torch", "sglang", "vllm"] | None = None
     sglang_python: Path | None = None
-    """An interpreter that has SGLang; the server is started and ended with the stack."""
-    sglang_url: str | None = None
-    """A running server of the user."""
+    """An interpreter with SGLang; the server starts and stops with the stack."""
+    vllm_python: Path | None = None
+    """An interpreter with vLLM; the server starts and stops with the stack."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """More `UPDRAFT_...` settings, by variable name; they take precedence."""
 
@@ -79,6 +85,13 @@ class Addresses:
     registry_metrics_port: int
     trainer_metrics_port: int
     redis_url: str
+    agent_port: int | None = None
+    """Metrics and probes of the agent beside a server; None if the inference process itself serves clients."""
+
+    @property
+    def agent_url(self) -> str:
+        """Base of the inference process's metrics and probes."""
+        return self.inference_url if self.agent_port is None else f"http://{HOST}:{self.agent_port}"
 
     @property
     def inference_url(self) -> str:
@@ -94,7 +107,7 @@ class Addresses:
         return {
             "registry": f"http://{HOST}:{self.registry_metrics_port}/metrics",
             "trainer": f"http://{HOST}:{self.trainer_metrics_port}/metrics",
-            "inference": f"{self.inference_url}/metrics",
+            "inference": f"{self.agent_url}/metrics",
         }
 
 
@@ -102,12 +115,12 @@ def check(config: StackConfig) -> None:
     """Raise InvalidInput for mistakes that no process could explain better."""
     if not (config.model / "config.json").is_file():
         raise InvalidInput(f"{config.model} is no model folder in Hugging Face layout: it has no config.json")
-    if config.engine != "sglang" and (config.sglang_python or config.sglang_url):
-        raise InvalidInput("--sglang-python and --sglang-url need --engine sglang")
-    if config.engine == "sglang" and bool(config.sglang_python) == bool(config.sglang_url):
-        raise InvalidInput(
-            "--engine sglang needs either --sglang-python, to start a server, or --sglang-url, the URL of a running one"
-        )
+    for engine, python in (("sglang", config.sglang_python), ("vllm", config.vllm_python)):
+        if (config.engine == engine) != bool(python):
+            raise InvalidInput(
+                f"--engine {engine} and --{engine}-python (an interpreter with the engine) require each other; to learn from"
+                f" your own server, see `updraft attach --engine {engine}`"
+            )
     for name in config.settings:
         if not name.startswith(_PREFIXES):
             raise InvalidInput(f"{name} is not a setting: settings begin with {', '.join(_PREFIXES)}")
@@ -122,6 +135,7 @@ def addresses(config: StackConfig, folder: DataFolder) -> Addresses:
         registry_metrics_port=ports.prefer(9091),
         trainer_metrics_port=ports.prefer(9092),
         redis_url=config.redis_url or f"unix://{folder.redis_socket}",
+        agent_port=ports.prefer(9093) if config.engine in BESIDE else None,
     )
 
 
@@ -130,8 +144,7 @@ def stream_bytes(config: StackConfig, environ: Mapping[str, str]) -> int:
     chosen = {**environ, **config.settings}.get("UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES", "")
     if chosen.isdecimal():
         return int(chosen)
-    engine: Literal["torch", "sglang"] = "sglang" if config.engine == "sglang" else "torch"
-    return model_folder.sizes(config.model, CapturedTraffic(engine=engine)).stream.amount
+    return model_folder.sizes(config.model, CapturedTraffic(engine=config.engine or "torch")).stream.amount
 
 
 def stages(
@@ -145,13 +158,15 @@ def stages(
     defaults |= _draft_sizes({**environ, **config.settings})
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
-    def service(name: str, values: Mapping[str, object], ready: str, address: str, **times: float) -> Process:
+    def service(
+        name: str, values: Mapping[str, object], ready: tuple[str, ...], address: str, **times: float
+    ) -> Process:
         ours = {f"UPDRAFT_{name.upper()}_{key}": str(value) for key, value in values.items() if value is not None}
         return Process(
             name=name,
             command=(sys.executable, "-m", f"updraft_{name}"),
             environment={**soft, **ours, **config.settings},
-            is_ready=lambda: answers(ready),
+            is_ready=lambda: all(map(answers, ready)),
             address=address,
             **times,
         )
@@ -166,7 +181,7 @@ def stages(
             "DATA_DIR": folder.of("registry"),
             "STRATEGY": config.strategy,
         },
-        ready=f"http://{HOST}:{where.registry_metrics_port}/readyz",
+        ready=(f"http://{HOST}:{where.registry_metrics_port}/readyz",),
         address=where.registry,
         stop_within_s=10.0,
     )
@@ -185,10 +200,11 @@ def stages(
             "DATA_DIR": folder.of("trainer"),
             "CAPTURE_MAX_BYTES": stream_bytes or None,
         },
-        ready=f"http://{HOST}:{where.trainer_metrics_port}/readyz",
+        ready=(f"http://{HOST}:{where.trainer_metrics_port}/readyz",),
         address=f"metrics on {HOST}:{where.trainer_metrics_port}",
         stop_within_s=_CHECKPOINT_S,
     )
+    server = BESIDE.get(config.engine or "")
     inference = service(
         "inference",
         shared
@@ -196,6 +212,7 @@ def stages(
             "SERVED_MODEL_NAME": config.model_name,
             "HOST": HOST,
             "PORT": where.port,
+            "METRICS_PORT": where.agent_port,
             "NUM_SLOTS": config.slots,
             "NUM_THREADS": config.threads,
             "DRAFTER": config.drafter,
@@ -203,12 +220,14 @@ def stages(
             "DATA_DIR": folder.of("inference"),
             "ENGINE": config.engine,
             "SGLANG_PYTHON": config.sglang_python,
-            "ATTACH": config.sglang_url,
+            "VLLM_PYTHON": config.vllm_python,
         },
-        ready=f"{where.inference_url}/readyz",
-        address=where.inference_url,
-        **({"start_within_s": _SGLANG_STARTS_WITHIN_S} if config.engine == "sglang" else {}),
-        stop_within_s=_drain_s(config, environ) + _DRAIN_SLACK_S,
+        ready=(f"{where.agent_url}/readyz", *((where.inference_url + server,) if server else ())),
+        address=where.inference_url
+        if where.agent_port is None
+        else f"{where.inference_url}, metrics on {where.agent_url}",
+        **({"start_within_s": _SERVER_STARTS_WITHIN_S} if config.engine in BESIDE else {}),
+        stop_within_s=_drain_s(config, environ) + (_SERVER_SLACK_S if config.engine in BESIDE else _DRAIN_SLACK_S),
     )
     learning = (trainer,) if config.trainer else ()
     return tuple(stage for stage in (redis_server, (registry,), (*learning, inference)) if stage)

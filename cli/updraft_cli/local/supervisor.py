@@ -16,8 +16,6 @@ from updraft_chassis.retry import Backoff
 from updraft_cli.local.child import Child, LogFile
 from updraft_cli.local.process import Changed, Event, Listener, Process, State
 
-_NUM_LAST_LINES = 5
-
 _KILLED_WITHIN_S = 5.0
 """SIGKILL works at once, except on a process that waits for a dead disk: then we exit without it."""
 
@@ -127,5 +125,5 @@ class Supervisor:
 
 def _failure(child: Child) -> str:
     problem = child.reason if child.state is State.FAILED else f"was not ready in {child.process.start_within_s:g} s"
-    lines = "".join(f"\n  {line}" for line in list(child.last_lines)[-_NUM_LAST_LINES:])
+    lines = "".join(f"\n  {line}" for line in child.last_lines)
     return f"{child.process.name} {problem}; its last lines:{lines}\nThe whole log: {child.log_path}"

@@ -72,11 +72,12 @@ def ours(folder: Path, model: Path | None, scratch: Path) -> Path:
     return scratch
 
 
-def check_engine(folder: Path, engine: Literal["torch", "sglang"]) -> None:
+def check_engine(folder: Path, engine: Literal["torch", "sglang", "vllm"]) -> None:
     """Raise InvalidInput for a draft, in any layout, that no pod with this engine could ever load."""
-    if engine == "sglang" and model_folder.read_json(folder / transfer.CONFIG).get("norm_before_residual"):
+    if engine != "torch" and model_folder.read_json(folder / transfer.CONFIG).get("norm_before_residual"):
         raise InvalidInput(
-            "this draft has norm_before_residual, which SGLang does not support: serve it with engine torch, or choose another"
+            "this draft has norm_before_residual, which Updraft cannot swap into an SGLang or vLLM server: serve it with engine"
+            " torch, or choose another draft"
         )
 
 

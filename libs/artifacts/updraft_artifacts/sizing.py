@@ -52,9 +52,8 @@ _RUNNING_TOKENS = 8 * 2048
 CHUNK_BYTES, CONTEXT_SHARE, OVERLAP_SHARE = 4 * 2**20, 0.5, 0.125
 """How inference cuts long requests: bytes of a chunk, and the shares of them for rows before those that teach, at most."""
 
-PART_BYTES = 15 * 2**19
-"""Rows of a running request that SGLang's agent hands over before its end: they fill one chunk in float8, which has half their
-size."""
+RUNNING_BYTES = 2**30
+"""Memory of the agent beside a server for the rows of running requests."""
 
 _TOP_K_BYTES = 433
 """A row has 64 token ids of about 2.6 bytes, 64 log-probabilities and a log-sum-exp of 4 bytes each."""
@@ -63,7 +62,6 @@ _LIGHT_MEMORY = 64
 
 _LEAST_STREAM = 256 * 2**20
 _LEAST_QUEUE = 64 * 2**20
-_LEAST_RUNNING = 2**30
 _LEAST_CACHE = 256 * 2**20
 _LEAST_REPLAY = 512 * 2**20
 _VOLUME_STEP = 10 * 2**30
@@ -214,11 +212,6 @@ def num_parameters(target: SizedTarget, draft: SizedDraft) -> tuple[int, int]:
     return attention + projection + 3 * hidden * draft.intermediate_size + 4 * hidden, hidden * draft.draft_vocab_size
 
 
-def running_bytes(num_requests: int) -> int:
-    """Return the memory of SGLang's agent for the rows of so many running requests: a part that grows, and one that leaves."""
-    return max(_LEAST_RUNNING, 2 * PART_BYTES * num_requests)
-
-
 def kept_requests(replay_bytes: int, request_bytes: int) -> tuple[int, int]:
     """Return how many requests to train on, and how many held-out ones, replay has room for."""
     held_out_bytes = replay_bytes // HELD_OUT_SHARE
@@ -333,8 +326,8 @@ def _teacher_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
 
 def _running() -> Size:
     return Size(
-        amount=running_bytes(QUEUED_REQUESTS),
-        reason=f"rows of running requests in a pod with engine sglang: {2 * PART_BYTES >> 20} MiB each, but at least 1 GiB",
+        amount=RUNNING_BYTES,
+        reason="rows of running requests in the agent beside a server; further rows are lost and counted",
         settings=("UPDRAFT_INFERENCE_CAPTURE_RUNNING_BYTES",),
     )
 
@@ -373,7 +366,7 @@ def _replay(request: Size) -> Size:
 
 
 def _cache(target: SizedTarget, traffic: CapturedTraffic) -> Size:
-    """A sample has its states as they were sent, and its teacher decoded."""
+    """A sample holds its states as they were sent, and its decoded teacher."""
     row = _state_bytes(target, traffic, 3) + _teacher_memory(target, traffic)
     request = row * _num_rows(target, traffic)
     return Size(

@@ -193,13 +193,13 @@ def eos_token_ids(*contents: Mapping[str, Any]) -> frozenset[int]:
 
 def checked_eps(eps: float, name: str = "rms_norm_eps") -> float:
     """Return the epsilon of a norm; InvalidInput unless it is above 0 and at most 0.1."""
-    if not 0 < eps <= _MOST_EPS:  # nor is NaN
+    if not 0 < eps <= _MOST_EPS:  # also refuses NaN
         raise InvalidInput(f"its {name} is {eps}, not above 0 and at most {_MOST_EPS}")
     return eps
 
 
 class Sizes:
-    """Sizes of config.json by any of their names, or else the defaults of its family."""
+    """Sizes in config.json, under any of their names, or else the defaults of its family."""
 
     def __init__(self, content: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         names = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}

@@ -1,24 +1,25 @@
-"""Authorization: one file of bearer tokens, each with one role.
+"""Authorization: an authority knows the roles of every bearer token. `Tokens` is an authority that reads a file.
 
     read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
     serve     read, and Fleet.Connect               a pod
     publish   read, and Publish, ReportTraining     a trainer
     operate   everything                            a person, or automation on behalf of one
 
-Only digests of tokens are kept in memory, and all of them are compared in constant time. A method that is missing from
-`ROLES` requires the role operate. Removing a token from the file rejects the next call, but does not end a running one.
+A method that is missing from `ROLES` requires the role operate. A call ends when its token expires. Removing a token from the
+file rejects the next call, but does not end a running one.
 """
 
 import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, check_token, read_text
-from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated
 
 MIN_TOKEN_CHARACTERS = 16
 """Shorter tokens can be guessed; `openssl rand -hex 32` makes 64 characters."""
@@ -50,33 +51,83 @@ ROLES: Mapping[str, Role] = {
 """The minimum role for each method."""
 
 
-class Access:
-    """Who may call what, by the roles of tokens. `on_denied` receives the gRPC status name of each denial."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who calls, according to a token."""
 
-    def __init__(self, tokens_file: Path, on_denied: Callable[[str], None] = lambda _: None) -> None:
-        self._tokens = ReloadingFile([tokens_file], lambda: _read(tokens_file), what="tokens file")
+    roles: frozenset[Role]
+    """One role, or those of several parts that share an account."""
+    valid_s: float | None = None
+    """Seconds until the token expires; None: it does not expire."""
+    pod: str = ""
+    """The pod that the token is bound to; empty if none."""
+
+
+class Authority(Protocol):
+    """Identifies callers by one kind of token."""
+
+    async def caller(self, token: str) -> Caller | None:
+        """None for a token of another kind. Unauthenticated, with the reason, for an invalid token of this kind."""
+        ...
+
+
+class Access:
+    """Who may call what. `on_denied` receives the gRPC status name of each denial."""
+
+    def __init__(self, *authorities: Authority, on_denied: Callable[[str], None] = lambda _: None) -> None:
+        self._authorities = authorities
         self._on_denied = on_denied
 
-    def denial(self, method: str, metadata: Any) -> UpdraftError | None:
-        """Why a call is denied; None if its token has a sufficient role."""
-        denial = self._denial(method, metadata)
-        if denial is not None:
+    async def admit(self, method: str, metadata: Any) -> Caller:
+        """The caller of a method. Unauthenticated or Forbidden if its roles are not sufficient."""
+        try:
+            return await self._admit(method, metadata)
+        except (Unauthenticated, Forbidden) as denial:
             self._on_denied(denial.status)
-        return denial
+            raise
 
-    def _denial(self, method: str, metadata: Any) -> UpdraftError | None:
+    async def caller(self, metadata: Any) -> Caller:
+        """The caller of an admitted call; Unauthenticated if its token has expired since."""
+        token = _bearer_token(metadata)
+        caller = None if token is None else await self._identified(token)
+        if caller is None:
+            raise Unauthenticated("the call's token is no longer known")
+        return caller
+
+    async def _admit(self, method: str, metadata: Any) -> Caller:
         required = ROLES.get(method, Role.OPERATE)
         short = method.rpartition(".")[2].replace("/", ".")
         roles = f"role {' or '.join(role for role in Role if role.includes(required))}"
         token = _bearer_token(metadata)
         if token is None:
-            return Unauthenticated(f"{short} requires a token with {roles}; the call has none")
-        role = _role(token, self._tokens.get())
-        if role is None:
-            return Unauthenticated(f"{short} requires a token with {roles}; the call's token is unknown")
-        if not role.includes(required):
-            return Forbidden(f"role {role} may not call {short}, which requires {roles}")
+            raise Unauthenticated(f"{short} requires a token with {roles}; the call has none")
+        caller = await self._identified(token)
+        if caller is None:
+            raise Unauthenticated(f"{short} requires a token with {roles}; the call's token is unknown")
+        if not any(role.includes(required) for role in caller.roles):
+            raise Forbidden(f"role {' and '.join(sorted(caller.roles))} may not call {short}, which requires {roles}")
+        return caller
+
+    async def _identified(self, token: str) -> Caller | None:
+        for authority in self._authorities:
+            caller = await authority.caller(token)
+            if caller is not None:
+                return caller
         return None
+
+
+class Tokens:
+    """An authority: a file with one `role:token` per line, read again when it changes. InvalidInput if it is not valid.
+
+    Only digests of tokens are kept in memory, and all of them are compared in constant time.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._roles = ReloadingFile([file], lambda: _read(file), what="tokens file")
+
+    async def caller(self, token: str) -> Caller | None:
+        role = _role(token, self._roles.get())
+        return None if role is None else Caller(roles=frozenset({role}))
 
 
 def _bearer_token(metadata: Any) -> str | None:

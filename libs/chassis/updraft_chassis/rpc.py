@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from updraft_chassis.access import Access
+from updraft_chassis.access import Access, Caller
 from updraft_chassis.credentials import Credentials, ServerTls, TokenChannel
 from updraft_chassis.errors import (
     Conflict,
@@ -44,6 +44,11 @@ _DENIED_DRAIN_S = 1.0
 """Limits the effort spent on callers without a valid token or role."""
 
 _FIRST_MESSAGE_S = 5.0
+
+_EXPIRED = "the token of this call has expired; call again with a new one"
+"""With status UNAVAILABLE, so that clients call again, with the new token in their file."""
+
+_END = object()
 
 # Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # reject more than 8 KiB: a longer text would lose the status.
@@ -163,10 +168,13 @@ def errors() -> Iterator[None]:
 @asynccontextmanager
 async def unavailable_after(seconds: float, message: str) -> AsyncIterator[None]:
     """Raise Unavailable with this message if the block takes longer."""
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with limit:
             yield
     except TimeoutError:
+        if not limit.expired():  # it is the block's own
+            raise
         raise Unavailable(message) from None
 
 
@@ -197,16 +205,61 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         request = "stream" if handler.request_streaming else "unary"
         kind = f"{request}_{'stream' if handler.response_streaming else 'unary'}"
         method = str(handler_call_details.method)
-        denial = self._access.denial(method, handler_call_details.invocation_metadata) if self._access else None
-        behaviour = getattr(handler, kind) if denial is None else _rejecting(handler, denial)
+        caller, behaviour = None, getattr(handler, kind)
+        try:
+            caller = (
+                await self._access.admit(method, handler_call_details.invocation_metadata) if self._access else None
+            )
+        except (Unauthenticated, Forbidden, Unavailable) as denial:
+            behaviour = _rejecting(handler, denial)
         if inspect.isasyncgenfunction(behaviour):
-            wrapped: Callable[[Any, Any], Any] = _iterating(behaviour, method)
+            wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, caller), method)
         else:
-            wrapped = _awaiting(behaviour, method, drain_s=None if handler.response_streaming else self._drain_s)
+            drain_s = None if handler.response_streaming else self._drain_s
+            wrapped = _awaiting(_valid_response(behaviour, caller), method, drain_s=drain_s)
         with_behaviour = getattr(grpc, f"{kind}_rpc_method_handler")
         return with_behaviour(
             wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
+
+
+def _valid_response(
+    behaviour: Callable[[Any, Any], Awaitable[Any]], caller: Caller | None
+) -> Callable[[Any, Any], Any]:
+    """The behaviour of a call that ends when the caller's token expires."""
+    valid_s = None if caller is None else caller.valid_s
+    if valid_s is None:
+        return behaviour
+
+    async def call(request: Any, context: Context) -> Any:
+        async with unavailable_after(valid_s, _EXPIRED):
+            return await behaviour(request, context)
+
+    return call
+
+
+def _valid_responses(
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], caller: Caller | None
+) -> Callable[[Any, Any], AsyncGenerator[Any, None]]:
+    """Like `_valid_response`, for a generator. A timeout around a `yield` would interrupt gRPC's code instead of ours."""
+    valid_s = None if caller is None else caller.valid_s
+    if valid_s is None:
+        return behaviour
+
+    async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + valid_s
+        async with aclosing(behaviour(request, context)) as responses:
+            while True:
+                async with unavailable_after(ends_s - loop.time(), _EXPIRED):
+                    response = await anext(responses, _END)
+                if response is _END:
+                    return
+                if loop.time() >= ends_s:  # the timeout only interrupts a response that waits
+                    raise Unavailable(_EXPIRED)
+                yield response
+
+    return call
 
 
 def _rejecting(handler: Any, error: UpdraftError) -> Callable[[Any, Any], Awaitable[NoReturn]]:

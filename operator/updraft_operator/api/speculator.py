@@ -42,6 +42,7 @@ class Engine(StrEnum):
 
     TORCH = "torch"
     SGLANG = "sglang"
+    VLLM = "vllm"
 
 
 class DeletionPolicy(StrEnum):
@@ -62,6 +63,12 @@ class SecretKey(Model):
 
     name: Name
     key: Annotated[str, Field(min_length=1, max_length=253)] = "url"
+
+
+class KeysSecret(SecretKey):
+    """The entry of a Secret with API keys."""
+
+    key: Annotated[str, Field(min_length=1, max_length=253)] = "keys"
 
 
 Size = Annotated[int, Field(ge=1, le=1024)]
@@ -161,7 +168,7 @@ class RollingUpdate(Model):
     )
 
     max_surge: IntOrPercent | None = None
-    """Pods above spec.serving.replicas. Defaults to 0 with engine sglang, because a spare GPU is rare, otherwise to 1."""
+    """Pods above spec.serving.replicas. Defaults to 1 with engine torch, otherwise to 0, because a spare GPU is rare."""
     max_unavailable: IntOrPercent | None = None
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
@@ -206,17 +213,30 @@ class Workload(Model):
 class Serving(Workload):
     """The inference pods."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.maxRequestsPerKey) || has(self.apiKeysSecretRef)",
+                "maxRequestsPerKey requires apiKeysSecretRef",
+            ),
+        )
+    )
+
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model, with engine sglang."""
+    """Number of GPUs that share one model; more than one requires engine sglang."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
-    """Additional arguments of the SGLang server."""
+    """Additional arguments of the SGLang or vLLM server."""
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive | None = None
-    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to that
-    maximum with engine sglang, and to 2048 with engine torch, which reserves memory for it."""
+    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to 2048 with
+    engine torch, which reserves memory for it, otherwise to the model's maximum."""
+    api_keys_secret_ref: KeysSecret | None = None
+    """Secret entry with the API keys of clients, one per line. Without it, no key is required."""
+    max_requests_per_key: Positive | None = None
+    """Maximum number of concurrent requests per API key and pod; each choice counts. Defaults to no limit."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()
@@ -360,15 +380,15 @@ class Spec(Model):
                 immutable("targetModel.uri", "drafts are trained for one target; create another AdaptiveSpeculator"),
                 {
                     "rule": "self.engine == 'sglang' || self.serving.tensorParallelSize == 1",
-                    "message": "tensorParallelSize requires engine sglang",
+                    "message": "tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
                 },
                 {
-                    "rule": "self.engine == 'sglang' || !has(self.serving.args) || size(self.serving.args) == 0",
-                    "message": "args require engine sglang; configure engine torch with environment variables (serving.env)",
+                    "rule": "self.engine != 'torch' || !has(self.serving.args) || size(self.serving.args) == 0",
+                    "message": "args require engine sglang or vllm; engine torch has environment variables (serving.env)",
                 },
                 {
-                    "rule": "self.engine != 'sglang' || self.draft.lookahead > 0",
-                    "message": "draft.lookahead must be at least 1 with engine sglang, which captures nothing without a draft",
+                    "rule": "self.engine == 'torch' || self.draft.lookahead > 0",
+                    "message": "draft.lookahead must be at least 1 with sglang and vllm: they capture only verified drafts",
                 },
             ]
         }
@@ -376,7 +396,7 @@ class Spec(Model):
 
     target_model: TargetModel
     engine: Engine = Engine.TORCH
-    """torch: Updraft's own engine, on CPUs or one GPU; sglang: a stock SGLang server on GPUs. A change restarts the pods."""
+    """torch: Updraft's own engine, on CPUs or one GPU; sglang, vllm: a stock server on GPUs. A change restarts the pods."""
     suspend: bool = False
     """Scale serving and the trainer to zero. Versions, traces and status are kept."""
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN

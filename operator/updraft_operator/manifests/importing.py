@@ -21,7 +21,7 @@ def job(
     compared with the earlier ones; `is_first`: there are none.
     """
     uri = draft.spec.uri or ""
-    volumes, mounts = [pod.token_volume(owner, "operate")], [pod.TOKEN_MOUNT]
+    volumes, mounts = [pod.token_volume(owner, "publish")], [pod.TOKEN_MOUNT]
     if uri.startswith("pvc://"):
         claim, _, folder = uri.removeprefix("pvc://").partition("/")
         volumes.append({"name": "draft", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
@@ -38,7 +38,7 @@ def job(
         command=["updraft", "draft", "import", uri, "--output", "json", "--result", "/dev/termination-log"],
         args=[
             *("--registry", f"{names.child(owner.metadata.name, names.REGISTRY)}:{network.GRPC_PORT}"),
-            *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/operate"),
+            *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/publish"),
             *("--engine", owner.spec.engine.value),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),
             *(("--target", target.path) if target.path else ()),

@@ -22,6 +22,7 @@ class Images:
     operator: str
     """Also downloads models and imports drafts."""
     sglang: str
+    vllm: str
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
 
@@ -33,10 +34,14 @@ class OperatorConfig:
     images: Images
     namespace: str
     """The operator's own namespace, whose operator pods may call registries."""
+    account: str = "updraft-operator"
+    """The operator's own ServiceAccount, in its namespace."""
     has_redis: bool
     """Whether there is a Redis for speculators that name none."""
     has_leader_worker_sets: bool = False
     """Whether the cluster serves LeaderWorkerSets."""
+    issuer: str = "https://kubernetes.default.svc.cluster.local"
+    """Issuer of the cluster's ServiceAccount tokens. The default is that of most clusters, for plans without a cluster."""
     redis_mark: str = ""
     """Hash of that Redis' address, which restarts the pods that read it when it changes; empty if none do."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Storage, Workload
+from updraft_operator.manifests.accounts import account, audience
 from updraft_operator.manifests.manifest import Images, Manifest, digest, manifest
 from updraft_operator.manifests.merge import merged
 
@@ -13,6 +14,12 @@ USER = 65532
 """User `nonroot` of most images, including ours."""
 
 ACCESS = "/etc/updraft/access"
+KUBERNETES = "/etc/updraft/kubernetes"
+"""Token and CA of the API server, in the registry's pod only."""
+
+TOKEN_S = 3600
+"""Lifetime of a token. The kubelet renews the token when a fifth of its lifetime is left."""
+
 DATA = {"name": "data", "mountPath": "/var/lib/updraft"}
 TMP = {"name": "tmp", "emptyDir": {}}
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory"}}
@@ -43,7 +50,7 @@ def template(
 ) -> dict[str, Any]:
     """A pod template. It never contains a draft version, so that a new draft restarts nothing."""
     spec: dict[str, Any] = {
-        "serviceAccountName": owner.metadata.name,
+        "serviceAccountName": account(owner, part),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # NAME_PORT=tcp://... would look like settings
         "securityContext": {
@@ -105,14 +112,27 @@ def from_settings(owner: AdaptiveSpeculator, part: str) -> list[dict[str, Any]]:
     return [{"configMapRef": {"name": names.child(owner.metadata.name, part)}}]
 
 
-def token_volume(owner: AdaptiveSpeculator, *keys: str) -> dict[str, Any]:
-    """A volume with only these entries of the Secret with the registry's tokens."""
-    items = [{"key": key, "path": key} for key in keys]
-    secret = {"secretName": names.child(owner.metadata.name, "access"), "items": items, "defaultMode": 0o440}
-    return {"name": "access", "secret": secret}
+def token_volume(owner: AdaptiveSpeculator, file: str) -> dict[str, Any]:
+    """A volume with one file: the token of the pod's ServiceAccount for the speculator's registry."""
+    accepted_by = audience(owner.metadata.namespace, owner.metadata.name)
+    token = {"path": file, "audience": accepted_by, "expirationSeconds": TOKEN_S}
+    return {"name": "access", "projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o440}}
+
+
+def kubernetes_volume() -> dict[str, Any]:
+    """A volume with a token for the API server, and its CA. The token permits only what every account may read."""
+    token = {"path": "token", "expirationSeconds": TOKEN_S}
+    authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    sources = [{"serviceAccountToken": token}, {"configMap": authority}]
+    return {"name": "kubernetes", "projected": {"sources": sources, "defaultMode": 0o440}}
 
 
 TOKEN_MOUNT = {"name": "access", "mountPath": ACCESS, "readOnly": True}
+KUBERNETES_MOUNT = {"name": "kubernetes", "mountPath": KUBERNETES, "readOnly": True}
+
+
+def variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:

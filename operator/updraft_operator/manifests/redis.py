@@ -8,13 +8,24 @@ from kubernetes.utils.quantity import parse_quantity
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.pod import secret_variable
 
 _MIB = 1024 * 1024
 
 KEY = "redis-url"
 """Entry with the address of the operator's Redis in a speculator's Secret."""
+
+MARK_KEY = "mark-key"
+"""Entry with a random key, for `mark`."""
+
+
+def access(owner: AdaptiveSpeculator, redis_url: str, mark_key: str) -> Manifest:
+    """The Secret with the address of the operator's Redis."""
+    # Even if empty: an omitted entry of stringData stays in the Secret.
+    content = {KEY: redis_url, MARK_KEY: mark_key}
+    name = names.child(owner.metadata.name, "access")
+    return manifest(owner, "v1", "Secret", name, names.TRAINER, type="Opaque", stringData=content)
 
 
 def has_redis(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
@@ -25,7 +36,7 @@ def mark(url: str, key: str) -> str:
     """A hash that reveals only whether the address changed.
 
     The address contains a password, and readers of a pod template may not be allowed to read Secrets. A plain hash, or one
-    with a known salt, would allow guessing a weak password offline; this one is keyed with a random token.
+    with a known salt, would allow guessing a weak password offline; this one is keyed with a random key.
     """
     return hmac.new(key.encode(), url.encode(), hashlib.sha256).hexdigest()
 

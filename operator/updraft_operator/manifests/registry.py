@@ -1,20 +1,20 @@
-"""The registry: one pod with a persistent volume, a Service, and the tokens of its callers."""
+"""The registry: one pod with a persistent volume, and a Service."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests import network, pod
+from updraft_operator.manifests import accounts, network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 
 METRICS_PORT = 9091
-ROLES = ("serve", "publish", "operate")
+
+_KEY_SET = "https://kubernetes.default.svc/openid/v1/jwks"
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """All objects of the part except the Secret."""
-    values = _settings(owner)
+    """All objects of the part."""
+    values = _settings(owner, config)
     ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.from_anyone(METRICS_PORT)]
     return [
         pod.settings(owner, names.REGISTRY, values),
@@ -24,24 +24,18 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]
     ]
 
 
-def access(owner: AdaptiveSpeculator, tokens: Mapping[str, str], redis_url: str) -> Manifest:
-    """The Secret with the registry's tokens, one per role, and the address of the operator's Redis if it is used."""
-    content = {
-        **{role: tokens[role] for role in ROLES},
-        "tokens": "".join(f"{role}:{tokens[role]}\n" for role in ROLES),
-        "redis-url": redis_url,  # even if empty: an omitted entry of stringData stays in the Secret
-    }
-    name = names.child(owner.metadata.name, "access")
-    return manifest(owner, "v1", "Secret", name, names.REGISTRY, type="Opaque", stringData=content)
-
-
-def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
+def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
     values = {
         "UPDRAFT_REGISTRY_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
         "UPDRAFT_REGISTRY_PORT": str(network.GRPC_PORT),
         "UPDRAFT_REGISTRY_METRICS_PORT": str(METRICS_PORT),
         "UPDRAFT_REGISTRY_DATA_DIR": pod.DATA["mountPath"],
-        "UPDRAFT_REGISTRY_TOKENS_FILE": f"{pod.ACCESS}/tokens",
+        "UPDRAFT_REGISTRY_ISSUER": config.issuer,
+        "UPDRAFT_REGISTRY_AUDIENCE": accounts.audience(owner.metadata.namespace, owner.metadata.name),
+        "UPDRAFT_REGISTRY_ACCOUNTS": accounts.roles(owner, config),
+        "UPDRAFT_REGISTRY_KEY_SET": _KEY_SET,
+        "UPDRAFT_REGISTRY_KEY_SET_TOKEN_FILE": f"{pod.KUBERNETES}/token",
+        "UPDRAFT_REGISTRY_KEY_SET_CA_FILE": f"{pod.KUBERNETES}/ca.crt",
     }
     if owner.spec.registry.bucket is not None:
         values["UPDRAFT_REGISTRY_STORE_URL"] = owner.spec.registry.bucket.url
@@ -62,10 +56,10 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
             {"name": "metrics", "containerPort": METRICS_PORT},
         ],
         envFrom=[*variables, *([{"secretRef": {"name": bucket.name}}] if bucket else [])],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT],
+        volumeMounts=[pod.DATA, pod.KUBERNETES_MOUNT],
         **pod.probes("metrics", start_s=300, start_period_s=2),
     )
-    volumes = [pod.token_volume(owner, "tokens")]
+    volumes = [pod.kubernetes_volume()]
     if spec.storage.claim_name is not None:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": spec.storage.claim_name}})
     parts = pod.PodParts(containers=[registry], volumes=volumes, settings=values)

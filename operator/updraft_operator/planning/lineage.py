@@ -1,7 +1,7 @@
 """The line of drafts that a speculator's versions descend from: how it starts, and which sizes its drafts have.
 
-A lineage starts from a published draft if the spec names one, else from what the trainer makes. Engine SGLang builds a draft's
-network once, so its pods restart, one after the other, when drafts of other sizes are to serve.
+A lineage starts from a published draft if the spec names one, else from what the trainer makes. SGLang and vLLM build a draft's
+network once, so their pods restart, one after the other, when drafts of other sizes are to serve.
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import Engine
-from updraft_operator.manifests import sglang
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
+from updraft_operator.manifests.servers import server
 from updraft_operator.planning import trainers, versions
 from updraft_operator.planning.observed import Observed
 from updraft_rollouts.terms import Source
@@ -20,7 +20,7 @@ _SHAPE = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "draft_vocab_size",
     "rms_norm_eps", "rope_theta", "rope_scaling",
 )  # fmt: skip
-"""Keys of a draft's config.json that an SGLang server reads once."""
+"""Keys of a draft's config.json that a server reads once."""
 
 
 def initial_import(observed: Observed) -> Manifest | None:
@@ -58,11 +58,11 @@ def waits(observed: Observed) -> str:
 
 
 def draft_config(observed: Observed) -> str:
-    """The config.json whose sizes the drafts of SGLang pods start with; empty: those of the spec.
+    """The config.json whose sizes the initial draft of a server's pods has; empty for the sizes of the spec.
 
     It is that of the version for which pods report that their server has to restart. Otherwise the pods keep what they have.
     """
-    if observed.speculator.spec.engine is not Engine.SGLANG:
+    if observed.speculator.spec.engine is Engine.TORCH:
         return ""
     current, awaited = _current(observed), _awaited(observed)
     if awaited is None or _content(awaited.config_json).get("norm_before_residual"):  # pods refuse that
@@ -91,7 +91,7 @@ def _trains(observed: Observed) -> bool:
 
 def _current(observed: Observed) -> str:
     deployment = observed.child("Deployment", names.SERVING)
-    return "" if deployment is None else sglang.draft_config_of(deployment.live()["spec"]["template"]["spec"])
+    return "" if deployment is None else server.draft_config_of(deployment.live()["spec"]["template"]["spec"])
 
 
 def _content(config_json: str) -> dict[str, Any]:

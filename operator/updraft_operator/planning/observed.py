@@ -61,10 +61,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSecret:
-    tokens: Mapping[str, str] = field(default_factory=dict)
-    """By role; empty if there is no such Secret yet."""
+    """The Secret with the operator's Redis; all empty if there is none yet."""
+
     redis_url: str = ""
-    exists: bool = False
+    mark_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,8 @@ class Observed:
     access: AccessSecret = field(default_factory=AccessSecret)
     redis_url: str = ""
     """The operator's own Redis, which goes into the Secret; empty if there is none."""
-    fresh_tokens: Mapping[str, str] = field(default_factory=dict)
-    """New random tokens for roles that the Secret does not have yet."""
+    fresh_key: str = ""
+    """A new random key, if the Secret does not have one yet."""
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()

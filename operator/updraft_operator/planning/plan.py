@@ -15,9 +15,9 @@ from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
 from updraft_operator.api.status import Status
-from updraft_operator.manifests import importing, ranks, registry, serving, trainer
-from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest, marked
-from updraft_operator.manifests.redis import has_redis, mark
+from updraft_operator.manifests import accounts, importing, ranks, registry, serving, trainer
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
+from updraft_operator.manifests.redis import access, has_redis, mark
 from updraft_operator.planning import lineage, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
@@ -27,8 +27,6 @@ from updraft_operator.planning.status import status, without_measurements
 from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
-
-_OWN_ROLE = "operate"
 
 _REQUIRED = ("Accepted", "Ready", "ServingReady", "RegistryReady")
 """Conditions whose failure is a warning."""
@@ -124,9 +122,8 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     owner, config = _with_streams(observed), replace(observed.config, redis_mark=_redis_mark(observed))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
-    account = {"automountServiceAccountToken": False}
     built = [
-        manifest(owner, "v1", "ServiceAccount", observed.name, "account", **account),
+        *accounts.objects(owner),
         *registry.objects(owner, config),
         *_trainer(observed, owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
@@ -223,19 +220,26 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
 
 
 def _secret(observed: Observed) -> tuple[Manifest, ...]:
-    """The access Secret if an entry is missing: changed entries are respected, deleted ones are created again."""
-    access, redis_url = observed.access, observed.redis_url if _uses_own_redis(observed) else ""
-    is_whole = all(access.tokens.get(role) for role in registry.ROLES)
-    if access.exists and is_whole and access.redis_url == redis_url:
+    """The Secret with the operator's Redis, if that is used. A missing key is created, and an old address overwritten.
+
+    An operator without a Redis of its own has no right to write Secrets.
+    """
+    if not observed.config.has_redis:
         return ()
-    tokens = {role: access.tokens.get(role) or observed.fresh_tokens.get(role, "") for role in registry.ROLES}
-    return (registry.access(observed.speculator, tokens, redis_url),)
+    secret, uses_it = observed.access, _uses_own_redis(observed)
+    redis_url = observed.redis_url if uses_it else ""
+    if secret.redis_url == redis_url and (secret.mark_key or not uses_it):
+        return ()
+    return (access(observed.speculator, redis_url, _mark_key(observed)),)
+
+
+def _mark_key(observed: Observed) -> str:
+    """The key that is in the Secret or about to be written to it."""
+    return observed.access.mark_key or observed.fresh_key
 
 
 def _redis_mark(observed: Observed) -> str:
-    """Keyed with the token of the operator's own calls, which is in the Secret or about to be written to it."""
-    key = observed.access.tokens.get(_OWN_ROLE) or observed.fresh_tokens.get(_OWN_ROLE, "")
-    return mark(observed.redis_url, key) if _uses_own_redis(observed) else ""
+    return mark(observed.redis_url, _mark_key(observed)) if _uses_own_redis(observed) else ""
 
 
 def _uses_own_redis(observed: Observed) -> bool:

@@ -110,6 +110,20 @@ class KubernetesCluster:
         except NotFound:
             return set()
 
+    async def issuer(self) -> str:
+        """The issuer of the cluster's ServiceAccount tokens. Every ServiceAccount may read it."""
+        found = await self._call("GET", "/.well-known/openid-configuration")
+        issuer = str(found.get("issuer") or "")
+        if not issuer:
+            raise Unavailable("the API server does not say who issues its ServiceAccount tokens")
+        return issuer
+
+    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
+        """A new token of a ServiceAccount for one audience. This is not a write: nothing is stored."""
+        path = RESOURCES["ServiceAccount"].path(namespace, account, "token")
+        body = {"spec": {"audiences": [audience], "expirationSeconds": seconds}}
+        return str((await self._call("POST", path, body=body))["status"]["token"])
+
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
 
         path, patch = RESOURCES[kind].path(namespace, name, "scale"), {"spec": {"replicas": replicas}}

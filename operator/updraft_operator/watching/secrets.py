@@ -6,22 +6,20 @@ expose every Secret.
 
 import base64
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Forbidden, NotFound
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.redis import KEY
-from updraft_operator.manifests.registry import ROLES
+from updraft_operator.manifests.redis import KEY, MARK_KEY
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import AccessSecret
 from updraft_operator.watching.cluster import Cluster
 
 FRESH_S = 60.0
-_TOKEN_BYTES = 32
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ class Secrets:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         snapshot = SecretsSnapshot(
-            access=_access(await self._get(key.namespace, names.child(key.name, "access"))),
+            access=_access(await self._get(key.namespace, names.child(key.name, "access")) or {}),
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
@@ -89,18 +87,17 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
     spec = owner.spec
     if spec.target_model.secret_ref is not None:
         yield spec.target_model.secret_ref.name, ""
+    if spec.serving.api_keys_secret_ref is not None:
+        yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
     if spec.traces.redis is not None:
         yield spec.traces.redis.url_secret_ref.name, spec.traces.redis.url_secret_ref.key
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:
         yield spec.registry.bucket.secret_ref.name, ""
 
 
-def fresh_tokens(roles: Iterable[str] = ROLES) -> dict[str, str]:
-    return {role: secrets.token_hex(_TOKEN_BYTES) for role in roles}
+def fresh_key() -> str:
+    return secrets.token_hex(_KEY_BYTES)
 
 
-def _access(secret: Mapping[str, Any] | None) -> AccessSecret:
-    if secret is None:
-        return AccessSecret()
-    tokens = {role: str(secret[role]) for role in ROLES if secret.get(role)}
-    return AccessSecret(tokens=tokens, redis_url=str(secret.get(KEY, "")), exists=True)
+def _access(secret: Mapping[str, str]) -> AccessSecret:
+    return AccessSecret(redis_url=secret.get(KEY, ""), mark_key=secret.get(MARK_KEY, ""))

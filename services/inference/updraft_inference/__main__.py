@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         help="engine that runs the model; overrides UPDRAFT_INFERENCE_ENGINE",
     )
     parser.add_argument(
-        "--attach", metavar="URL", help="URL of a running SGLang server; overrides UPDRAFT_INFERENCE_ATTACH"
+        "--attach", metavar="URL", help="URL of an SGLang server with several ranks; overrides UPDRAFT_INFERENCE_ATTACH"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     prepare = commands.add_parser(

@@ -1,7 +1,8 @@
-"""Runs a coroutine until it ends or another one interrupts it."""
+"""Runs a coroutine until it ends or another one interrupts it, or to its end whatever happens."""
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,3 +37,17 @@ def raise_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`. If this task is cancelled meanwhile, the work still ends first."""
+    task = asyncio.create_task(work)  # noqa: TID251 - awaited here; a group would cancel it with this task
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # it may be cancelled again
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # marks it as retrieved, because nobody awaits the task
+        raise

@@ -84,10 +84,9 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
             watch_engine(registry, engine)
             watch_holder(registry, engine)
             base.tools.metrics.observe_kernels(engine.info.kernels)
-            if engine.lookahead_estimates is not None:
-                watch_lookahead(registry, engine.lookahead_estimates)
-                watch_speedups(registry, engine)
-            jobs = (_watch(engine, base.readiness), pod.release_memory(), *agent.jobs)
+            watch_lookahead(registry, engine.lookahead_estimates)
+            watch_speedups(registry, engine)
+            jobs = (_watch(engine), pod.release_memory(), *agent.jobs)
             running = [background.create_task(job) for job in jobs]
             await agent.settled.wait()
             base.readiness.open(
@@ -142,7 +141,6 @@ async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
         if capture is not None:
             base.completions.subscribe_to_starts(capture.start, capture.give_back)
             base.completions.subscribe(capture.offer)
-            base.completions.subscribe_to_parts(capture.offer)
         jobs: list[Coroutine[Any, Any, None]] = [] if capture is None else [capture.run()]
         if base.tools.settings.registry_address:
             link = pod.Link(changed=changed, is_draining=lambda: base.readiness.phase is ServingPhase.DRAINING)
@@ -175,12 +173,9 @@ def _fixed_draft(folder: Path, info: HolderInfo) -> DraftCheckpoint:
     return DraftCheckpoint(version=version, folder=folder, tensors_digest=digest)
 
 
-async def _watch(engine: Engine, readiness: Readiness[ServedModel]) -> None:
-    """End the process when the engine has failed, because only a restart can help.
-
-    A draining pod goes on: an idle SGLang server ends first, while answers and traces may still be on their way.
-    """
-    while engine.is_alive or readiness.phase is ServingPhase.DRAINING:  # noqa: ASYNC110 - a dying thread sets no event
+async def _watch(engine: Engine) -> None:
+    """End the process when the engine has failed, because only a restart can help."""
+    while engine.is_alive:  # noqa: ASYNC110 - a dying thread sets no event
         await asyncio.sleep(_WATCH_S)
     raise Unavailable("the engine has failed; see the log above for the cause")
 

@@ -1,7 +1,7 @@
-"""The engine port: what HTTP, capture and the fleet link need from any engine.
+"""Two ports: an engine generates, for HTTP; a holder holds a draft, for the agent of a pod. An engine is also a holder.
 
-The engine is the source of truth: `loaded` is the draft that it holds, not the one it was told to load. Everything here is
-data, a check of it, or a small protocol. It imports no torch, so an adapter for another engine needs none.
+A holder is the source of truth: `loaded` is the draft that it holds, not the one that it was told to load. This module has only
+data, checks of data, and small protocols. It does not import torch, which takes seconds.
 """
 
 from collections import Counter
@@ -228,8 +228,8 @@ class HiddenStates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UncapturedSteps:
-    """Verify steps of a request of which an engine knows only sums. They count in metrics and are in no trace.
+class CountedSteps:
+    """Sums over the verify steps of a request that one draft version proposed, as a server reports them.
 
     `proposed`, `accepted`: number of steps by draft position. `duration_s` is 0 if it is not known.
     """
@@ -254,15 +254,9 @@ class FinishedRequest:
     time_to_first_token_s: float
     duration_s: float
     hidden: HiddenStates | None = None
-    uncaptured: UncapturedSteps | None = None
-    """Steps that are not in `steps`."""
-    num_handed_over: int = 0
-    """Output tokens whose hidden states went out before, in parts: `hidden` begins with the context of the others."""
-    is_part: bool = False
-    """The request goes on: a long one is captured in parts, so that its hidden states never wait in memory all together."""
 
     @cached_property
-    def step_sums(self) -> tuple[StepSums, ...]:
+    def sums(self) -> tuple[StepSums, ...]:
         """The sums of `steps`, in the order of the first step of each. About a microsecond per step, which is too long for an
         event loop if there are many thousands; an engine may compute them before it reports the request."""
         groups: dict[tuple[Drafter, int], list[VerifyStep]] = {}
@@ -279,24 +273,13 @@ class FinishedRequest:
         return len(self.output_ids)
 
     @property
-    def sums(self) -> tuple["StepSums | UncapturedSteps", ...]:
-        """Sums over all verify steps."""
-        return self.step_sums if self.uncaptured is None else (*self.step_sums, self.uncaptured)
-
-    @property
-    def num_uncaptured(self) -> int:
-        """Verify steps of which only sums are known."""
-        return 0 if self.uncaptured is None else self.uncaptured.verify_steps
-
-    @property
     def num_missing_rows(self) -> int:
         return 0 if self.hidden is None else len(self.hidden.missing_rows)
 
     @property
     def last_version(self) -> int:
         """The last draft that proposed; 0 without any."""
-        last = next((step.draft_version for step in reversed(self.steps) if step.draft_version), 0)
-        return last or (self.uncaptured.draft_version if self.uncaptured is not None else 0)
+        return next((step.draft_version for step in reversed(self.steps) if step.draft_version), 0)
 
     @property
     def num_rows(self) -> int:
@@ -305,16 +288,11 @@ class FinishedRequest:
 
     @property
     def num_context_rows(self) -> int:
-        """Captured positions before the one that teaches the first output token that was not handed over."""
+        """Captured positions before the one that teaches the first output token."""
         if self.hidden is None:
             return 0
-        taught = len(self.request.prompt_ids) + self.num_handed_over - 1
+        taught = len(self.request.prompt_ids) - 1
         return min(self.num_rows, max(0, taught - self.hidden.first_position))
-
-    @property
-    def num_new_rows(self) -> int:
-        """Captured positions that were not in a part before: the context of a later part is the end of an earlier one."""
-        return self.num_rows - (self.num_context_rows if self.num_handed_over else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +302,7 @@ class CountedRequest:
     reason: FinishReason
     num_prompt: int
     num_output: int
-    sums: tuple[UncapturedSteps, ...]
+    sums: tuple[CountedSteps, ...]
     """In the order in which the drafts proposed."""
     duration_s: float
     time_to_first_token_s: float | None = None
@@ -373,8 +351,8 @@ class EngineInfo(HolderInfo):
     num_slots: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    kernels: str = ""
-    """The C++ kernels of the built-in engine: amx, vnni, avx512, avx2, neon; "torch" if none, "" for other engines."""
+    kernels: str = "torch"
+    """The C++ kernels: amx, vnni, avx512, avx2, neon; "torch" if none."""
 
 
 def check_limits(request: GenerationRequest, info: EngineInfo) -> None:
@@ -539,9 +517,7 @@ class Engine(DraftHolder, Protocol):
     def info(self) -> EngineInfo: ...
 
     @property
-    def lookahead_estimates(self) -> LookaheadEstimates | None:
-        """None where the engine does not choose its lookahead."""
-        ...
+    def lookahead_estimates(self) -> LookaheadEstimates: ...
 
     @property
     def is_alive(self) -> bool:
@@ -560,5 +536,4 @@ class Engine(DraftHolder, Protocol):
 
 
 FinishedSink = Callable[[FinishedRequest], None]
-"""Called on the engine's thread for every request that ended, and before for parts of a long one. It must return at once and
-never raise."""
+"""Called on the engine's thread for every request that ended. It must return at once and never raise."""

@@ -16,13 +16,13 @@ from updraft_inference.engine import (
     LOADS,
     CaptureLoss,
     CountedRequest,
+    CountedSteps,
     Drafter,
     DraftHolder,
     Engine,
     FinishedRequest,
     LookaheadEstimates,
     StepSums,
-    UncapturedSteps,
 )
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -52,7 +52,7 @@ class Metrics:
         )
         self.uncaptured_steps = new.counter(
             "uncaptured_steps",
-            "Verify steps for which the engine reported only totals; they are included in verify_steps.",
+            "Verify steps of captured requests that are missing from their traces; they are included in verify_steps.",
         )
         self.missing_rows = new.counter(
             "missing_rows", "Rows that are missing from captured hidden states; traces mark them as missing."
@@ -108,7 +108,7 @@ class Metrics:
 
     def observe_kernels(self, variant: str) -> None:
         """Set once an engine is open; see `EngineInfo.kernels`."""
-        self.own_kernels.labels(variant=variant).set(variant not in {"", "torch"})
+        self.own_kernels.labels(variant=variant).set(variant != "torch")
 
     def observe(self, finished: FinishedRequest | CountedRequest) -> None:
         self.requests.labels(finish=finished.reason.value).inc()
@@ -122,10 +122,11 @@ class Metrics:
             self.acceptance_length.labels(drafter=served.drafter.value).observe(served.acceptance_length)
         for sums in finished.sums:
             self._observe_steps(sums, Latencies.of_sums(sums))
-        self.missing_rows.inc(finished.num_missing_rows)
-        self.uncaptured_steps.inc(finished.num_uncaptured)
+        if isinstance(finished, CountedRequest):
+            self.missing_rows.inc(finished.num_missing_rows)
+            self.uncaptured_steps.inc(finished.num_uncaptured)
 
-    def _observe_steps(self, steps: StepSums | UncapturedSteps, latencies: Latencies) -> None:
+    def _observe_steps(self, steps: StepSums | CountedSteps, latencies: Latencies) -> None:
         drafter = steps.drafter.value
         self.verify_steps.labels(drafter=drafter).inc(steps.verify_steps)
         for counter, by_position in ((self.proposed, steps.proposed), (self.accepted, steps.accepted)):

@@ -151,7 +151,7 @@ async def open_fleet(
 
 def draft_folder(settings: InferenceSettings) -> DraftFolder:
     """Where the drafts of the speculator are kept. Raises InvalidInput if it cannot be written."""
-    path = settings.data_dir / "drafts" / settings.speculator
+    path = settings.draft_folder
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

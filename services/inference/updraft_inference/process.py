@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from updraft_chassis import lifecycle, logs, progress, settings
 from updraft_draft import memory
@@ -14,6 +15,9 @@ from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.recording.options import RecordOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.torch_engine.openmp import wait_briefly
+
+if TYPE_CHECKING:
+    from updraft_inference.launch.program import Program
 
 PROCESS = "updraft-inference"
 
@@ -25,28 +29,27 @@ def main(environ: Mapping[str, str]) -> None:
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
-    if loaded.engine == "torch":
-        wait_briefly(os.environ)
-    if loaded.engine == "vllm":
-        lifecycle.run(PROCESS, partial(_serve_beside, loaded))
+    if loaded.engine != "torch":
+        lifecycle.run(PROCESS, partial(_serve_beside, loaded, environ))
         return
+    wait_briefly(os.environ)
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
-    async def serve(stop: lifecycle.Stop) -> None:
-        opener = open_engine if loaded.engine == "torch" else partial(open_sglang, environ=environ, stop=stop)
-        await composition.serve(loaded, stop, opener)
-
-    lifecycle.run(PROCESS, serve)
+    lifecycle.run(PROCESS, lambda stop: composition.serve(loaded, stop, open_engine))
 
 
-async def _serve_beside(loaded: InferenceSettings, stop: lifecycle.Stop) -> None:
-    """Be the agent of a server, whose cores are not ours."""
+async def _serve_beside(loaded: InferenceSettings, environ: Mapping[str, str], stop: lifecycle.Stop) -> None:
+    """Be the agent of a server, whose cores are not ours; with its interpreter, start that server."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request at INFO
     import torch  # noqa: PLC0415 - see main
 
-    from updraft_inference.sidecar import composition  # noqa: PLC0415
+    from updraft_inference.sidecar import composition, started  # noqa: PLC0415
 
     torch.set_num_threads(loaded.num_threads or 1)
-    await composition.serve(loaded, stop)
+    if loaded.server_python is not None:
+        await started.serve(loaded, environ, stop)
+    else:
+        await composition.serve(loaded, stop)
 
 
 def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_file: Path | None) -> None:
@@ -54,16 +57,11 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415 - see main
+        from updraft_inference.launch import admin_key, program  # noqa: PLC0415 - see main
 
-        launcher.prepare(
-            loaded.model,
-            plugin=plugin,
-            seed=seed,
-            shape=loaded.shape,
-            config_json=loaded.draft_config,
-            key_file=key_file,
-        )
+        _write(loaded, program.SGLANG, plugin=plugin, seed=seed)
+        if key_file is not None:
+            admin_key.write(key_file)
 
     lifecycle.run(PROCESS, prepare)
 
@@ -73,14 +71,17 @@ def prepare_vllm(environ: Mapping[str, str], *, plugin: Path, seed: Path | None)
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.tap import initial_draft, plugin_folder  # noqa: PLC0415 - see main
+        from updraft_inference.launch import program  # noqa: PLC0415 - see main
 
-        plugin_folder.write(plugin, plugin_folder.VLLM)
-        if seed is not None:
-            initial_draft.write(loaded.model, seed, loaded.shape, loaded.draft_config)
-        logging.getLogger(__name__).info("Prepared for vLLM", extra={"plugin": str(plugin), "seed": str(seed or "")})
+        _write(loaded, program.VLLM, plugin=plugin, seed=seed)
 
     lifecycle.run(PROCESS, prepare)
+
+
+def _write(loaded: InferenceSettings, program: "Program", *, plugin: Path, seed: Path | None) -> None:
+    from updraft_inference.launch import files  # noqa: PLC0415 - see main
+
+    files.prepare(program, loaded.model, plugin=plugin, draft=seed, shape=loaded.shape, config_json=loaded.draft_config)
 
 
 def _prepared_for(environ: Mapping[str, str]) -> InferenceSettings:
@@ -147,48 +148,4 @@ async def open_engine(settings: InferenceSettings, on_finished: FinishedSink) ->
     )
     engine = await asyncio.to_thread(TorchEngine.open, settings.model, options, on_finished)
     async with engine:
-        yield engine
-
-
-@asynccontextmanager
-async def open_sglang(
-    settings: InferenceSettings, on_finished: FinishedSink, *, environ: Mapping[str, str], stop: lifecycle.Stop
-) -> AsyncIterator[Engine]:
-    """Run an engine over the SGLang server that the settings attach to, or start a server for the duration of the block."""
-    from updraft_inference.sglang_engine.engine import SglangOptions  # noqa: PLC0415
-    from updraft_inference.sglang_engine.launch import admin_key as admin_keys  # noqa: PLC0415 - see main
-    from updraft_inference.sglang_engine.launch import launcher  # noqa: PLC0415
-
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request at INFO
-    options = SglangOptions(
-        model=settings.model,
-        socket=settings.sglang_socket_path,
-        note=settings.data_dir / "sglang-swap",
-        drafts=settings.data_dir / "drafts" / settings.speculator,
-        max_context=settings.max_context if "max_context" in settings.model_fields_set else None,
-        max_queued=settings.max_queued_requests,
-        max_captured_bytes=settings.capture_running_bytes,
-    )
-    admin_key = settings.sglang_admin_key.get_secret_value()
-    if not admin_key and settings.sglang_admin_key_file is not None:
-        admin_key = admin_keys.read(settings.sglang_admin_key_file)
-    if settings.attach:
-        opened = launcher.attached(options, settings.attach, admin_key, on_finished, lambda: stop.requested)
-    else:
-        assert settings.sglang_python is not None
-        launch_options = launcher.LaunchOptions(
-            python=settings.sglang_python,
-            folder=settings.data_dir / "sglang",
-            num_steps=settings.lookahead,
-            num_slots=settings.num_slots,
-            max_context=options.max_context,
-            dtype=settings.dtype,
-            shape=settings.shape,
-            extra=settings.sglang_args,
-            admin_key=admin_key,
-            may_restart=settings.sglang_restarts,
-            drain_s=settings.drain_seconds,
-        )
-        opened = launcher.started(launch_options, options, environ, on_finished, lambda: stop.requested)
-    async with opened as engine:
         yield engine

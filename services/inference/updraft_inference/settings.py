@@ -35,33 +35,45 @@ class InferenceSettings(settings.Settings):
     """Address to listen on; 0.0.0.0 for all interfaces."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port of the OpenAI API, /healthz, /readyz and /metrics; 0 picks a free port."""
+    """Port of the OpenAI API, /healthz, /readyz and /metrics; of an SGLang or vLLM server, if Updraft starts one. 0 picks a
+    free port, but not for such a server."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9093
-    """Port of /healthz, /readyz and /metrics with engine vllm, whose server has the OpenAI API; 0 picks a free port."""
+    """Port of the agent's /healthz, /readyz and /metrics, with engines sglang and vllm; 0 picks a free port."""
 
     engine: Literal["torch", "sglang", "vllm"] = "torch"
-    """Engine that runs the model: torch (built in), sglang (a stock SGLang server), or vllm (a stock vLLM server, beside which
-    this process runs; clients use the server's own port)."""
+    """Engine that runs the model: torch (built in), or a stock SGLang or vLLM server. With a server, clients use its own port,
+    and this process is the agent beside it."""
 
     vllm_socket: Path | None = None
     """Unix socket to which Updraft's plugin in the vLLM server connects; default: vllm.sock in data_dir."""
 
     initial_draft: Path | None = None
-    """Folder of the draft that a vLLM server started with, as the server sees it. The server returns to it when no version
-    serves. Without this setting, a server that has loaded a version returns to its first draft only by a restart."""
+    """Folder of the draft that a server started with, under the server's path. The server returns to this draft when no version
+    serves. Without this setting, it needs a restart to return to it."""
+
+    vllm_python: Path | None = None
+    """Python interpreter of an environment with vLLM. With it, Updraft starts a server on `port`, which stops with this
+    process. Without it, the agent waits for your own server."""
+
+    vllm_args: str = ""
+    """Extra arguments for the vLLM server, in shell syntax; they override those that Updraft sets."""
+
+    vllm_restarts: bool = False
+    """Whether to restart a vLLM server that Updraft started if a draft has another shape; see sglang_restarts."""
 
     attach: str = ""
-    """URL of a running SGLang server on this machine or in this pod; if empty, sglang_python starts one."""
+    """URL of a running SGLang server. Needed only for several tensor-parallel ranks, whose drafts Updraft swaps over HTTP."""
 
     sglang_python: Path | None = None
-    """Python interpreter of an environment with SGLang. The server starts and stops with this process."""
+    """Python interpreter of an environment with SGLang. With it, Updraft starts a server on `port`, which stops with this
+    process. Without it, the agent waits for your own server."""
 
     sglang_args: str = ""
     """Extra arguments for the SGLang server, in shell syntax; they override those that Updraft sets."""
 
     sglang_admin_key: SecretStr = SecretStr("")
-    """The SGLang server's --admin-api-key: sent to a running server, and passed to one that Updraft starts."""
+    """The SGLang server's --admin-api-key. The agent sends it with its requests, and passes it to a server that it starts."""
 
     sglang_admin_key_file: Path | None = None
     """File with the admin key, written by `updraft-inference prepare-sglang --admin-key-file`; sglang_admin_key
@@ -71,13 +83,13 @@ class InferenceSettings(settings.Settings):
     """Unix socket to which Updraft's plugin in the SGLang server connects; default: sglang.sock in data_dir."""
 
     sglang_restarts: bool = False
-    """Whether to restart the SGLang server that Updraft started when a draft has another shape, because SGLang builds
-    its network only at startup. Running requests finish first. If false, such a draft waits until someone starts
-    the server with it; the pod keeps the current one and reports why."""
+    """Whether to restart an SGLang server that Updraft started if a draft has another shape, because SGLang builds the draft's
+    network only at startup. Running requests finish first. If false, such a draft waits until someone starts the server with
+    it; the pod keeps the current draft and reports why."""
 
     draft_num_attention_heads: int | None = Field(default=None, ge=1)
-    """Attention heads of the initial draft of an SGLang server. This setting and the next three must equal those of the trainer
-    (UPDRAFT_TRAINER_DRAFT_...); by default, all follow from the target."""
+    """Attention heads of a server's initial draft. This setting and the next three must equal the trainer's
+    (UPDRAFT_TRAINER_DRAFT_...); by default, all derive from the target."""
 
     draft_num_key_value_heads: int | None = Field(default=None, ge=1)
     """Key-value heads of the initial draft."""
@@ -89,7 +101,8 @@ class InferenceSettings(settings.Settings):
     """Vocabulary size of the initial draft."""
 
     draft_config: str = ""
-    """config.json of a published draft whose sizes `prepare-sglang` gives the initial draft, instead of the four above."""
+    """config.json of a published draft. `prepare-sglang` and `prepare-vllm` take the initial draft's sizes from it instead of
+    the four settings above."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the target model. With float32, greedy output is bit-equal with every draft."""
@@ -135,7 +148,7 @@ class InferenceSettings(settings.Settings):
 
     drafter: Literal["auto", "none", "ngram", "eagle3", "hybrid"] = "auto"
     """Default drafter of requests. hybrid: n-gram lookup and the draft model, mixed token by token; lookup alone before there
-    is a draft. auto: hybrid, and eagle3 with SGLang. The engine drafts nothing where that is faster."""
+    is a draft. auto: hybrid with engine torch, eagle3 with a server. Engine torch drafts nothing where that is faster."""
 
     lookahead: Annotated[int, Field(ge=0, le=16)] = 3
     """Maximum draft tokens per verify step; the engine chooses up to this number."""
@@ -210,7 +223,7 @@ class InferenceSettings(settings.Settings):
 
     capture_running_bytes: Annotated[int | None, Field(ge=1024)] = None
     """Memory for the captured rows of running requests, with engines sglang and vllm; rows beyond it are lost and counted. The
-    default is 15 MiB for each request that an SGLang server runs at the same time, and at least 1 GiB."""
+    default is 1 GiB."""
 
     capture_queue_entries: Count = 64
     """Traces that may wait for Redis; further traces are dropped and counted."""
@@ -247,27 +260,37 @@ class InferenceSettings(settings.Settings):
 
     @property
     def shape(self) -> ShapeChoice:
-        """The shape of an SGLang server's initial draft."""
+        """The shape of a server's initial draft."""
         return ShapeChoice(**{field.name: getattr(self, field.name) for field in fields(ShapeChoice)})
 
     @property
-    def sglang_socket_path(self) -> Path:
-        return self.sglang_socket or self.data_dir / "sglang.sock"
+    def socket_path(self) -> Path:
+        """Socket to which the plugin in the server connects."""
+        socket = self.vllm_socket if self.engine == "vllm" else self.sglang_socket
+        return socket or self.data_dir / f"{self.engine}.sock"
 
     @property
-    def vllm_socket_path(self) -> Path:
-        return self.vllm_socket or self.data_dir / "vllm.sock"
+    def server_python(self) -> Path | None:
+        """The interpreter to start the server with; None if someone else starts it."""
+        return {"sglang": self.sglang_python, "vllm": self.vllm_python}.get(self.engine)
+
+    @property
+    def draft_folder(self) -> Path:
+        """Where the drafts of the speculator are kept, by version."""
+        return self.data_dir / "drafts" / self.speculator
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
         if self.engine != "sglang" and self.attach:
             raise ValueError("ATTACH requires ENGINE sglang")
-        if self.engine == "sglang" and not self.attach and self.sglang_python is None:
-            raise ValueError("ENGINE sglang requires ATTACH (the URL of a server) or SGLANG_PYTHON (to start one)")
         if self.engine != "torch" and self.drafter not in ("auto", "eagle3"):
             raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
-        if self.engine == "vllm" and (self.draft_path is not None or self.api_keys_file is not None):
-            raise ValueError("DRAFT_PATH and API_KEYS_FILE are not for ENGINE vllm: clients use the server's own port")
+        if self.engine != "vllm" and self.vllm_python is not None:
+            raise ValueError("VLLM_PYTHON requires ENGINE vllm")
+        if self.engine != "torch" and (self.draft_path is not None or self.api_keys_file is not None):
+            raise ValueError(
+                f"DRAFT_PATH and API_KEYS_FILE require ENGINE torch: with {self.engine}, clients use the server's own port"
+            )
         return self
 
     @model_validator(mode="after")

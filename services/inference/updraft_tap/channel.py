@@ -53,7 +53,7 @@ class _Reply:
 
 
 _HELLO_AGAIN = _Reply({})
-"""Stands in the queue where the connection ends, because its hello is no longer true."""
+"""Marks in the queue where the connection ends, because its hello is no longer true."""
 
 
 class Channel:
@@ -168,7 +168,7 @@ class Channel:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
             agent.settimeout(_STUCK_S)
             agent.connect(self._path)
-            problem, self._is_connected = self.problem, True  # from here on, a change of hello is said in another one
+            problem, self._is_connected = self.problem, True  # from here on, a change is sent in another hello
             hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
             agent.sendall(b"".join(wire.encode(hello)))
             answer = _frame(agent)

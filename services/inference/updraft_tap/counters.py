@@ -60,6 +60,10 @@ class Counters:
         seconds = self._clock() - request.since_s if request.step == self._step else None
         request.by_version.setdefault(request.proposer, _Sums()).add(proposed, accepted, seconds)
 
+    def drafted(self, rid: str, version: int | None) -> None:
+        """Count `version` for the proposals of this step, in an engine that drafts and verifies in one step."""
+        self._requests.setdefault(rid, _Request()).proposer = version
+
     def proposed(self, rids: Iterable[str], version: int | None) -> None:
         """The draft `version` made the next proposals of these requests; None if that is not known."""
         now_s = self._clock()

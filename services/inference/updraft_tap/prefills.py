@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions
 from updraft_tap.distribution import chosen, log_sum_exp, teacher
+from updraft_tap.policy import CapturedRequests, CaptureOptions
 from updraft_tap.steps import TEACHER
 
 

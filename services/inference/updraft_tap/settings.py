@@ -49,7 +49,7 @@ class DoorSettings:
     tenant_header: str = field(
         default="",
         metadata={
-            "meaning": "Header whose hash names the tenant of a request; without it, the hash of its API key does"
+            "meaning": "Header whose hash is the tenant of a request. Without this setting, the hash of its API key is"
         },
     )
 
@@ -60,7 +60,7 @@ class DoorSettings:
         most = _number(environment, f"{prefix}MAX_REQUESTS_PER_KEY", 0, 0, 1 << 30)
         header = environment.get(f"{prefix}TENANT_HEADER", "")
         if most and not file:
-            raise ValueError(f"{prefix}MAX_REQUESTS_PER_KEY needs {prefix}API_KEYS_FILE")
+            raise ValueError(f"{prefix}MAX_REQUESTS_PER_KEY requires {prefix}API_KEYS_FILE")
         if not re.fullmatch(r"[A-Za-z0-9-]*", header):
             raise ValueError(f"{prefix}TENANT_HEADER is {header!r}, but must be the name of a header")
         return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most, tenant_header=header)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_tap.capture_options import CapturedRequests
 from updraft_tap.distribution import chosen, joined_rows, log_probs, log_sum_exp, teacher
+from updraft_tap.policy import CapturedRequests
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
 

@@ -5,13 +5,13 @@
 
 From the plugin:
 
-hello    Once per connection: protocol, id (random per connecting process), server (vLLM: the same in all of its processes),
-         tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role (of the
-         process, where an engine has several), device, hooks: {function: why it is not in place, "" if it is}, unhooked: {hook:
-         why it is not run any more} (vLLM), steps (draft tokens per verify step), aux_size, vocab_size, dtype, version and
-         digest (of the draft loaded last; 0 and "" for the one that the server started with; digest "unknown" if it is not
-         known what is served), problem (why nothing is captured; "" if it works), unasked (why requests are counted and
-         not captured; "" if they are).
+hello    Once per connection: protocol, id (random per connecting role of a process), server (the same in all processes of
+         one), tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role
+         (scheduler or worker; a process that is both makes two connections), device, hooks: {function: why it is not in place,
+         "" if it is}, unhooked: {hook: why it no longer runs}, steps (draft tokens per verify step), aux_size, vocab_size,
+         dtype, version and digest (of the draft loaded last; 0 and "" for the one that the server started with; digest
+         "unknown" if the served draft is not known), problem (why nothing is captured; "" if it works), unasked (why requests
+         are counted and not captured; "" if they are).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
          [{rid, probability, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}].
          `position` is that of the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the
@@ -21,16 +21,16 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          `cached` positions before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again,
          with its output after its prompt.
 
-finished A request ended (vLLM): rid, finish, prompt_tokens, output_tokens, preemptions, duration_us (since it arrived),
+finished A request ended: rid, finish, prompt_tokens, output_tokens, preemptions, duration_us (since it arrived),
          constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known), steps,
          proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}], sampling
          (of a request with payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender
-         permits capture), asked (false: it did not pass the middleware), probability. With payload, the tensor
+         permits capture), asked (false: it bypassed the middleware), probability. With payload, the tensor
          tokens has its prompt and its output, int32. Each process says the `probability` with which its own policy chose a
          request; they may differ while the policy changes.
 loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
          starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
-         {version, digest}. A draft that the engine lost by itself later is told by a hello.
+         {version, digest}. If the engine later loses the draft, another hello reports it.
 
 policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
          so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
@@ -39,8 +39,8 @@ policy   The policy that is in effect from now on, in reply to one. It comes aft
 From the agent:
 
 answer   In reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
-policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows (vLLM). Before the first, none does.
-load     folder, version, digest: serve the draft in that folder (vLLM). Sent to the process that has the model.
+policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows. Before the first policy, none do.
+load     folder, version, digest: serve the draft in that folder. Sent to the process that has the model.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because the engine's image determines its runtime version.

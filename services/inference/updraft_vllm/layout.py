@@ -7,7 +7,7 @@ request; logits have a row for the last token that is not a draft, and one for e
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions, captured_requests
+from updraft_tap.policy import CapturedRequests, CaptureOptions, captured_requests
 from updraft_tap.prefills import PromptChunk, Span, captured_spans
 from updraft_tap.steps import StepRows
 

@@ -1,5 +1,6 @@
 """The functions of vLLM that the plugin hooks. vLLM has two model runners; a server uses one of them."""
 
+ENGINE = "vLLM"
 SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
 WORKER_STARTS = "vllm.v1.worker.worker_base.WorkerWrapperBase.initialize_from_config"
 FIRST_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"

@@ -10,21 +10,20 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from updraft_tap import __version__, hooks, wire
+from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.http.keys import KeysError
-from updraft_tap.policy import Policy, read_policy
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
-from updraft_vllm import names, runners
+from updraft_vllm import configuration, names, runners
 from updraft_vllm.draft import VllmDraft
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.reloads import Reloads
@@ -34,7 +33,6 @@ from updraft_vllm.runners import Runner
 
 log = logging.getLogger(__name__)
 
-ENGINE = "vLLM"
 KNOWN_VERSION = "0.32.0"
 PREFIX = "UPDRAFT_VLLM_"
 
@@ -63,14 +61,14 @@ def _register() -> None:
         log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
         return
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
-    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX))
-    found = hooks.install(http.bindings)
+    http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX), settings.socket if settings else "")
+    http.found = found = hooks.install(http.bindings)
     if needs_keys:
         client = hooks.install((Binding(target=names.CLIENT, hook=_start_client, parameters=("self", "vllm_config")),))
         _refuse(_bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE], **client}))
     for target, problem in hooks.install(starts(settings, found) if settings else ()).items():
         if problem:
-            log.error("Updraft cannot start with %s (vLLM %s): %s", target, _vllm(), problem)
+            log.error("Updraft cannot start with %s (vLLM %s): %s", target, configuration.version(), problem)
 
 
 def _start_client(original: Hook, *args: Any, **kwargs: Any) -> None:
@@ -109,7 +107,7 @@ class SchedulerPlugin:
 
     def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
         self._http = http
-        self._hello = _Hello("scheduler", ServedVersion())
+        self._hello = _hello("scheduler", ServedVersion())
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
@@ -137,9 +135,11 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found}, ranks=_ranks(parallel), unasked=_unasked(self._http, parallel)
+                hooks={**self._http, **found},
+                ranks=configuration.ranks(parallel),
+                unasked=_unasked(self._http, parallel),
             )
-            self._channel.problem = _misfit(found) or _replicas(parallel)
+            self._channel.problem = _misfit(found) or configuration.replicas(parallel)
         except Exception as error:  # noqa: BLE001  (it would end the server)
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
@@ -148,7 +148,7 @@ class SchedulerPlugin:
         if message.get("kind") == "answer":
             self._hooks.forget()
         elif message.get("kind") == "policy":
-            self._hooks.policy = _policy(message, self._channel)
+            self._hooks.policy = answered_policy(message, self._channel)
 
 
 class WorkerPlugin:
@@ -157,7 +157,7 @@ class WorkerPlugin:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._served = ServedVersion()
-        self._hello = _Hello("worker", self._served)
+        self._hello = _hello("worker", self._served)
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
@@ -219,8 +219,8 @@ class WorkerPlugin:
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind = _kind(runner)
         self._rows = rows = self.row_hooks(kind)
-        self._hello.learn(ranks=_ranks(config.parallel_config), device=str(runner.device))
-        problem = _unsupported(config)
+        self._hello.learn(ranks=configuration.ranks(config.parallel_config), device=str(runner.device))
+        problem = configuration.unsupported(config)
         if problem:
             self._channel.problem = self._no_swap = problem
             return
@@ -254,7 +254,7 @@ class WorkerPlugin:
         if message.get("kind") == "answer" and self._rows is not None:
             self._rows.forget()
         elif message.get("kind") == "policy":
-            policy = _policy(message, self._channel)
+            policy = answered_policy(message, self._channel)
             if self._rows is not None:
                 self._rows.policy = policy
         elif message.get("kind") == "load":
@@ -264,45 +264,9 @@ class WorkerPlugin:
                 self._swap.load(message)
 
 
-class _Hello:
-    """The hello of a process; never fails."""
-
-    def __init__(self, role: str, served: ServedVersion) -> None:
-        self._served = served
-        self._facts: dict[str, Any] = {
-            "role": role,
-            "ranks": {},
-            "hooks": {},
-            "unhooked": {},
-            "device": "",
-            "unasked": "",
-        }
-        self._facts |= {"steps": 0, "aux_size": 0, "vocab_size": 0, "dtype": ""}
-
-    def learn(self, **facts: Any) -> None:
-        self._facts |= facts
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "server": os.environ.get(_SERVER, ""),
-            "tap": __version__,
-            "engine": {"name": ENGINE, "version": _vllm()},
-            "pid": os.getpid(),
-            **self._facts,
-            "version": self._served.version,
-            "digest": self._served.digest,
-        }
-
-
-def _policy(message: Mapping[str, Any], channel: Channel) -> Policy:
-    """Return the capture policy from now on, and send it to the agent."""
-    try:
-        policy = read_policy(message)
-    except ValueError as error:
-        log.error("Updraft captures nothing, because its agent sent a policy that is none: %s", error)
-        policy = Policy()
-    channel.reply({"kind": "policy", **asdict(policy)})
-    return policy
+def _hello(role: str, served: ServedVersion) -> Hello:
+    server, version = os.environ.get(_SERVER, ""), configuration.version()
+    return Hello(role, server=server, engine=names.ENGINE, version=version, served=served)
 
 
 def _kind(runner: Any) -> Runner:
@@ -321,7 +285,11 @@ def _wrap_logits(model: Any, hook: Hook) -> None:
 
 def _misfit(found: Mapping[str, str]) -> str:
     unbound = [problem for problem in found.values() if problem]
-    return f"hooks do not fit vLLM {_vllm()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}" if unbound else ""
+    return (
+        f"hooks do not fit vLLM {configuration.version()} (tested with {KNOWN_VERSION}): {'; '.join(unbound)}"
+        if unbound
+        else ""
+    )
 
 
 def _unasked(http: Mapping[str, str], parallel: Any) -> str:
@@ -329,37 +297,6 @@ def _unasked(http: Mapping[str, str], parallel: Any) -> str:
     used = (names.MIDDLEWARE, names.SENDS[parallel.data_parallel_size > 1])
     misfit = _misfit({name: http.get(name, "") for name in used})
     return f"requests are counted but not captured: {misfit}" if misfit else ""
-
-
-def _unsupported(config: Any) -> str:
-    speculative = config.speculative_config
-    if speculative is None or speculative.method != "eagle3":
-        return 'capture requires --speculative-config with the method "eagle3"'
-    return _replicas(config.parallel_config)
-
-
-def _replicas(parallel: Any) -> str:
-    for name, size in _ranks(parallel).items():
-        if size > 1:
-            return f"Updraft supports one rank of vLLM so far, but {name} parallelism is {size}"
-    return ""
-
-
-def _ranks(parallel: Any) -> dict[str, int]:
-    return {
-        "tensor": int(parallel.tensor_parallel_size),
-        "pipeline": int(parallel.pipeline_parallel_size),
-        "data": int(parallel.data_parallel_size),
-    }
-
-
-def _vllm() -> str:
-    try:
-        import vllm  # noqa: PLC0415  (the server's)
-
-        return str(vllm.__version__)
-    except (ImportError, AttributeError):
-        return "of unknown version"
 
 
 def _synchronize() -> None:

@@ -33,7 +33,7 @@ class _Message:
 
     @property
     def num_bytes(self) -> int:
-        return 4 * len(self.tokens or ())
+        return 4 * len(self.tokens or ()) + len(self.header["rid"])
 
     def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {} if self.tokens is None else {"tokens": torch.tensor(self.tokens, dtype=torch.int32)}

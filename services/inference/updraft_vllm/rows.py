@@ -11,12 +11,11 @@ from torch import Tensor
 
 from updraft_tap import prefills, steps
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.capture_options import CaptureOptions
 from updraft_tap.channel import Channel
 from updraft_tap.distribution import chosen
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.http.terms import read_mark
-from updraft_tap.policy import Policy
+from updraft_tap.policy import CaptureOptions, Policy
 from updraft_tap.staging import Build, Mark, Staged, StagedMessage, copy_stream, elapsed_us, mark
 from updraft_tap.weights import ServedVersion
 from updraft_vllm.layout import Layout, layout
@@ -229,11 +228,11 @@ class RowHooks:
 
 
 def wanted(policy: Policy, rid: str, request: Any) -> CaptureOptions | None:
-    """The options of a request of text whose sender permits capture, in either process's form of it."""
+    """The options of a text request whose sender permits capture; takes the request of either process."""
     terms = read_mark(getattr(request.sampling_params, "extra_args", None))
     return policy.options(rid) if terms.permitted and _is_text(request) else None
 
 
 def _is_text(request: Any) -> bool:
-    """Rows of a prompt that is more than its tokens, or of an adapter, are none of the target's."""
+    """Whether the target alone generates from token ids: without images, embeddings or an adapter."""
     return request.lora_request is None and request.prompt_embeds is None and not request.mm_features

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, Unavailable, UpdraftError
 from updraft_registry.credits import averaged, distribute
 from updraft_registry.messages import wire
 from updraft_registry.messages.reports import Report, Swaps, Totals
@@ -30,7 +30,9 @@ GRANT_TOLERANCE = 0.05
 class Session:
     """One stream to a pod, with its newest unsent directive. A slow reader skips outdated ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pod: str = "") -> None:
+        self.pod = pod
+        """The pod that the caller's token is bound to; empty if the caller may report for any pod."""
         self.owner: tuple[str, str] | None = None
         """Speculator and pod, set by the first report."""
         self._directive: fleet_pb2.Directive | None = None
@@ -124,9 +126,14 @@ class Fleet:
         return sum(map(len, self._pods.values()))
 
     def report(self, session: Session, report: Report, now_s: float) -> ReportEffect:
-        """Take a report; InvalidInput if the stream belongs to another pod. Reports on a closed stream are ignored."""
+        """Take a report; Forbidden if the token, InvalidInput if the stream belongs to another pod.
+
+        Reports on a closed stream are ignored.
+        """
         if session.is_closed:
             return ReportEffect(is_change=False, swaps=Swaps())
+        if session.pod not in ("", report.pod.name):
+            raise Forbidden(f"the token belongs to pod {session.pod}, but the report is from {report.pod.name}")
         if session.owner not in (None, report.owner):
             raise InvalidInput(f"this stream belongs to pod {session.owner}, but the report is from {report.owner}")
         session.owner = report.owner

@@ -39,6 +39,11 @@ class Metrics:
         self.denied = new.counter(
             "denied_calls", "Calls refused because of their credentials, by gRPC status.", "status"
         )
+        self.key_fetches = new.counter(
+            "key_fetches",
+            "Fetches of the keys that verify tokens of ServiceAccounts, by result (ok, failed).",
+            "result",
+        )
         self.published = new.counter(
             "published_versions",
             "Successful uploads, by whether the registry had the content already (new, existed).",

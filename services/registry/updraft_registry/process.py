@@ -7,20 +7,23 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from updraft.fleet.v1 import fleet_pb2_grpc
 from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import lifecycle, logs, metrics, rpc, settings
-from updraft_chassis.access import Access
-from updraft_chassis.clock import SystemClock
+from updraft_chassis.access import Access, Authority, Tokens
+from updraft_chassis.clock import Clock, SystemClock
 from updraft_registry.api.deltas import Deltas
 from updraft_registry.api.fetching import Fetching, Limits
 from updraft_registry.api.fleet_servicer import FleetServicer
 from updraft_registry.api.servicer import RegistryServicer
 from updraft_registry.control import Control
 from updraft_registry.fleet import Fleet
+from updraft_registry.identity.keys import KeySet, read_file, read_url
+from updraft_registry.identity.service_accounts import Expected, ServiceAccounts, parse_accounts
 from updraft_registry.metrics import Metrics
 from updraft_registry.settings import RegistrySettings
 from updraft_registry.storage import maintenance
@@ -75,15 +78,17 @@ async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
                 setting="UPDRAFT_REGISTRY_METRICS_PORT",
             )
         )
-        server = rpc.server(_access(config, measures))
+        keys = _key_set(config, clock, measures)
+        access = _access(config, keys, clock, measures)
+        server = rpc.server(access)
         servicer = RegistryServicer(archive, control, fetching, deltas, measures)
         registry_pb2_grpc.add_RegistryServicer_to_server(servicer, server)
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, measures), server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, measures, access), server)
         port = rpc.bind(server, host=config.host, port=config.port, setting="UPDRAFT_REGISTRY_PORT", tls=config.tls)
         recovered = archive.recover(control.now_ms())
         facts = {"host": config.host, "port": port, "metrics_port": metrics_port, **asdict(recovered)}
         async with asyncio.TaskGroup() as tasks:
-            deciding = tasks.create_task(control.run())
+            background = [tasks.create_task(control.run()), *([] if keys is None else [tasks.create_task(keys.run())])]
             await server.start()
             logger.info("Registry serves", extra=facts)
             try:
@@ -91,7 +96,8 @@ async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
             finally:
                 control.close()
                 await server.stop(_GRACE_S)
-                deciding.cancel()
+                for task in background:
+                    task.cancel()
 
 
 def _allow_many_files() -> None:
@@ -100,12 +106,31 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _access(config: RegistrySettings, measures: Metrics) -> Access | None:
+def _access(config: RegistrySettings, keys: KeySet | None, clock: Clock, measures: Metrics) -> Access | None:
     """Access rules; None: every client may call everything. Logs what is not protected."""
     level = logging.INFO if config.host in _LOOPBACK else logging.WARNING
-    if config.tokens_file is None:
-        logger.log(level, "UPDRAFT_REGISTRY_TOKENS_FILE is not set: every client may call everything")
+    authorities: list[Authority] = [] if config.tokens_file is None else [Tokens(config.tokens_file)]
+    if keys is not None:
+        accounts = parse_accounts(config.accounts)
+        expected = Expected(issuer=config.issuer, audience=config.audience, accounts=accounts)
+        authorities.append(ServiceAccounts(expected, keys, clock))
+    if not authorities:
+        logger.log(
+            level,
+            "Neither UPDRAFT_REGISTRY_TOKENS_FILE nor UPDRAFT_REGISTRY_ISSUER is set: every client may call everything",
+        )
         return None
     if config.tls is None:
         logger.log(level, "UPDRAFT_REGISTRY_TLS_CERT_FILE is not set: tokens are sent in plaintext")
-    return Access(config.tokens_file, on_denied=lambda status: measures.denied.labels(status).inc())
+    return Access(*authorities, on_denied=lambda status: measures.denied.labels(status).inc())
+
+
+def _key_set(config: RegistrySettings, clock: Clock, measures: Metrics) -> KeySet | None:
+    if not config.issuer:
+        return None
+    if config.key_set.startswith("https://"):
+        files = {"token_file": config.key_set_token_file, "ca_file": config.key_set_ca_file}
+        fetch = partial(read_url, config.key_set, **files)
+    else:
+        fetch = partial(read_file, Path(config.key_set))
+    return KeySet(fetch, clock, lambda is_ok: measures.key_fetches.labels("ok" if is_ok else "failed").inc())

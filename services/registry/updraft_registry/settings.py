@@ -10,6 +10,7 @@ from updraft_artifacts.sizing import MAX_VERSION_BYTES
 from updraft_chassis.credentials import ServerTls
 from updraft_chassis.errors import InvalidInput
 from updraft_chassis.settings import Settings
+from updraft_registry.identity.service_accounts import parse_accounts
 from updraft_rollouts.policy import (
     DEFAULT,
     MIN_GATE_SAMPLES,
@@ -42,8 +43,23 @@ class RegistrySettings(Settings):
     tokens_file: Path | None = None
     """Access tokens, one `role:token` per line, with role read, serve, publish or operate. Reloaded when it changes.
 
-    None: every client may call everything.
+    Without tokens and without an issuer, every client may call everything.
     """
+    issuer: str = ""
+    """Issuer of the Kubernetes cluster whose ServiceAccounts may call, from its /.well-known/openid-configuration. If empty,
+    tokens of ServiceAccounts are refused."""
+    audience: str = Field(default="updraft-registry", min_length=1)
+    """Audience that tokens of ServiceAccounts must have. Use a different one for each registry: a registry could use the tokens
+    that it receives at any other registry with the same audience."""
+    accounts: str = ""
+    """Roles of ServiceAccounts: role:namespace/name entries, separated by commas. An account may have several roles."""
+    key_set: str = ""
+    """JSON Web Key Set that verifies tokens of ServiceAccounts: a file or an https URL. Within the cluster, use
+    https://kubernetes.default.svc/openid/v1/jwks."""
+    key_set_token_file: Path | None = None
+    """File with the token for requests to that URL. Read for each request."""
+    key_set_ca_file: Path | None = None
+    """CA of that URL's certificate, PEM; by default, the CAs of the system. Read for each request."""
     data_dir: Path
     """Folder of the weights and the catalogue, on a local disk or a volume, not on a network share.
 
@@ -117,6 +133,21 @@ class RegistrySettings(Settings):
         return ServerTls(
             cert_file=self.tls_cert_file, key_file=self.tls_key_file, client_ca_file=self.tls_client_ca_file
         )
+
+    @model_validator(mode="after")
+    def _check_identity(self) -> Self:
+        if bool(self.issuer) != bool(self.key_set) or (self.accounts and not self.issuer):
+            raise ValueError("tokens of ServiceAccounts require an issuer, a key set and accounts")
+        if "://" in self.key_set and not self.key_set.startswith("https://"):
+            raise ValueError(
+                "the key set must be a file or an https:// URL: without TLS, anyone could replace the keys"
+            )
+        try:
+            if self.issuer and not parse_accounts(self.accounts):
+                raise ValueError("an issuer requires accounts: without them, no ServiceAccount may call")
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:

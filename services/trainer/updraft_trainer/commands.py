@@ -42,14 +42,14 @@ class ShareSamples:
 
 @dataclass(frozen=True, slots=True)
 class ShareFitted:
-    """Send the samples of this rank that a draft in closed form is fitted to."""
+    """Send this rank's samples for a fit in closed form."""
 
     activity: ClassVar[Activity] = Activity.FIT
 
 
 @dataclass(frozen=True, slots=True)
 class CountFitted:
-    """Count the samples that were sent for the last fit as used: a draft that serves or is trained comes from them."""
+    """Count the samples that were sent for the last fit as used, because its draft is served or trained."""
 
     activity: ClassVar[Activity] = Activity.FIT
 

@@ -96,7 +96,7 @@ class Followers:
         return [sample for part in parts for sample in part]
 
     def fitted_samples(self, own: Sequence[Sample]) -> list[Sample]:
-        """Samples of all ranks to fit a draft to in closed form: one of rank 0's, `own`, and of each other in turn."""
+        """Samples of all ranks for a fit in closed form: one of each rank in turn, beginning with rank 0's (`own`)."""
         if self._channel is None:
             return list(own)
         self._send(ShareFitted())
@@ -105,7 +105,7 @@ class Followers:
         return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
 
     def count_fitted(self) -> int:
-        """Count theirs of these samples as used; return how many of them were not used before."""
+        """Count the other ranks' samples among these as used; return how many were not used before."""
         self._send(CountFitted())
         return sum(self._ranks.gather(0))
 
@@ -334,7 +334,7 @@ class Follower:
 
 
 def fit_batch(replay: Replay, ranks: Ranks, *, num_judges: int) -> tuple[list[Sample], list[Sample]]:
-    """This rank's part of the samples that a draft in closed form is fitted to, and its newest requests, which judge it."""
+    """This rank's samples for a fit in closed form, and its newest requests, which judge the fit."""
     num_training = replay.num_requests(Pool.WINDOW, Pool.RESERVOIR)
     return replay.closed_form_batch(
         count=ranks.per_rank(FITTED_SAMPLES),

@@ -35,7 +35,7 @@ from updraft_trainer.publishing.schedule import (
     is_estimate_due,
     is_fit_due,
     next_estimate,
-    sizes_over_ranks,
+    of_all_ranks,
 )
 from updraft_trainer.saving import Saver
 from updraft_trainer.states.state import Identity, State, TrainingHistory
@@ -249,20 +249,20 @@ class Trainer:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        if is_better or should_publish:  # these samples may not judge a draft that comes of this one
+        if is_better or should_publish:  # these samples may not judge a draft that continues this one
             self.history.count_uses(sample.trace_id for sample in own)
             self.history.num_samples += await asyncio.to_thread(self._followers.count_fitted)
         return candidate if should_publish else None
 
     def _is_fit_due(self) -> bool:
-        """By the requests of all ranks. A fit to a few of them teaches little, and to none nothing."""
+        """Whether the requests of all ranks suffice for a fit. A fit to few requests teaches little."""
         num_judges, elsewhere = self._options.thresholds.min_samples, self._components.record.elsewhere
         num_training = self._components.replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) + elsewhere[0]
         is_due = is_fit_due(self._cluster_sizes(), self._fitted, first=2 * num_judges)
         return num_training >= num_judges and is_due
 
     def _cluster_sizes(self) -> Mapping[str, float]:
-        return sizes_over_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
+        return of_all_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
 
     async def _set_baseline(self) -> RolloutState | None:
         """The registry's state, after its serving draft became the baseline; None if that is not possible now."""

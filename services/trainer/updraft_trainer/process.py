@@ -113,7 +113,9 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 limits=limits,
                 expected=expected,
                 cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
-                fitted_bytes=sizes.cache.amount // 2 // ranks.size,  # rank 0 has those of all ranks during a fit
+                fitted_bytes=sizes.cache.amount
+                // 2
+                // ranks.size,  # during a fit, rank 0 holds the samples of all ranks
             )
         )
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}

@@ -52,15 +52,15 @@ RULES = (
     ),
     Rule(
         id="tensor-parallel",
-        message="tensorParallelSize requires engine sglang",
+        message="tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
         good={"engine": "sglang", "serving": {"tensorParallelSize": 2}},
-        bad={"serving": {"tensorParallelSize": 2}},
+        bad={"engine": "vllm", "serving": {"tensorParallelSize": 2}},
     ),
     Rule(
-        id="lookahead-of-sglang",
-        message="draft.lookahead must be at least 1 with engine sglang",
-        good={"engine": "sglang", "draft": {"lookahead": 1}},
-        bad={"engine": "sglang", "draft": {"lookahead": 0}},
+        id="lookahead-of-a-server",
+        message="draft.lookahead must be at least 1 with sglang and vllm",
+        good={"engine": "vllm", "draft": {"lookahead": 1}},
+        bad={"engine": "vllm", "draft": {"lookahead": 0}},
     ),
     Rule(
         id="draft-heads-together",
@@ -83,9 +83,15 @@ RULES = (
     ),
     Rule(
         id="arguments",
-        message="args require engine sglang",
-        good={"engine": "sglang", "serving": {"args": ["--enable-metrics"]}},
+        message="args require engine sglang or vllm",
+        good={"engine": "vllm", "serving": {"args": ["--enforce-eager"]}},
         bad={"serving": {"args": ["--enable-metrics"]}},
+    ),
+    Rule(
+        id="limit-per-key",
+        message="maxRequestsPerKey requires apiKeysSecretRef",
+        good={"serving": {"maxRequestsPerKey": 4, "apiKeysSecretRef": {"name": "clients"}}},
+        bad={"serving": {"maxRequestsPerKey": 4}},
     ),
     Rule(
         id="revision",

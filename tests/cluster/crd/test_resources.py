@@ -264,7 +264,7 @@ def test_kubectl_wait_sees_a_condition(kubernetes: ControlPlane, api: Api, names
     [
         ("asp", "A target model, served with a draft model that is trained continuously on its traffic."),
         ("asp.spec.targetModel.uri", "Location of the model in Hugging Face layout: hf://ORG/NAME"),
-        ("asp.spec.engine", "ENUM: torch sglang"),
+        ("asp.spec.engine", "ENUM: torch sglang vllm"),
         ("asp.spec.deletionPolicy", "the traces outlive this resource; a new one of the same name continues with them"),
         ("asp.spec.rollout.pinnedVersion", "Serve exactly this version now, without analysis"),
         ("asp.spec.rollout.steps.holdSeconds", "Minimum time before the next step."),

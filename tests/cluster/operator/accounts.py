@@ -21,6 +21,16 @@ _LEASES: list[Json] = [
         "verbs": ["get", "update"],
     },
 ]
+_OPERATOR = "updraft-operator"
+"""The account whose tokens registries accept. Each operator of a test calls the API server as another one, to be told apart in
+the audit log."""
+
+_TOKEN: Json = {
+    "apiGroups": [""],
+    "resources": ["serviceaccounts/token"],
+    "resourceNames": [_OPERATOR],
+    "verbs": ["create"],
+}
 _DAY_S = 86_400
 
 
@@ -42,10 +52,10 @@ def rules() -> list[Json]:
 
 
 def granted() -> set[tuple[str, str, str]]:
-    """Group, resource and verb of all of that, and of the Lease."""
+    """Group, resource and verb of all of that, of the Lease, and of tokens of the own account."""
     return {
         (group, resource, verb)
-        for rule in (*rules(), *_LEASES)
+        for rule in (*rules(), *_LEASES, _TOKEN)
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -57,9 +67,11 @@ def account(
 ) -> Account:
     """Make one in `namespace`, with rights in the `watched` namespaces only; none: in all."""
     core = f"/api/v1/namespaces/{namespace}/serviceaccounts"
-    api.create(core, {"metadata": {"name": name}})
+    held = {each["metadata"]["name"] for each in api.get(core)["items"]}
+    for each in sorted({name, _OPERATOR} - held):
+        api.create(core, {"metadata": {"name": each}})
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-    _bind(api, subject, f"{name}-lease", _LEASES, namespace)
+    _bind(api, subject, f"{name}-lease", [*_LEASES, _TOKEN], namespace)
     for where in watched or ("",):
         _bind(api, subject, f"{namespace}-{name}", rules(), where)
     token = api.create(f"{core}/{name}/token", {"spec": {"expirationSeconds": _DAY_S}})["status"]["token"]

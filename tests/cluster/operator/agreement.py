@@ -14,8 +14,7 @@ from tests.cluster.access import Api, Json
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis import KEY
-from updraft_operator.manifests.registry import ROLES
+from updraft_operator.manifests.redis import KEY, MARK_KEY
 from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import AccessSecret, Observed
@@ -28,7 +27,7 @@ _MARKS = (names.APPLIED, names.SETTINGS, "deployment.kubernetes.io/revision")
 """Annotations that hold hashes of a namespace or an identity, or count."""
 
 _ADDRESSES = ("clusterIP", "clusterIPs")
-_RANDOM = (*ROLES, "tokens")
+_RANDOM = (MARK_KEY,)
 
 World = dict[tuple[str, str], Json]
 """All objects of some kinds in a namespace, by kind and name."""
@@ -76,7 +75,7 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             speculator=AdaptiveSpeculator.model_validate(owner),
             config=config,
             children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
-            access=AccessSecret(tokens={role: secret.get(role, "") for role in ROLES}),
+            access=AccessSecret(mark_key=secret.get(MARK_KEY, "")),
             redis_url=secret.get(KEY, ""),
         )
         name = owner["metadata"]["name"]

@@ -11,13 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 from tests.cluster.access import Api, ApiError, Json
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import ISSUER, ControlPlane
 from tests.cluster.operator import agreement, requests
 from tests.cluster.operator.accounts import Account, account
 from tests.cluster.operator.subject import Subject, running
@@ -68,7 +68,8 @@ EDITS: tuple[tuple[str, str, Json], ...] = (
     ("ConfigMap", "-registry", {"data": None}),
     ("ConfigMap", "-registry", {"metadata": {"labels": {names.COMPONENT: "stolen"}}}),
     ("ServiceAccount", "", {"automountServiceAccountToken": True}),
-    ("Secret", "-access", {"data": {"serve": None}}),
+    ("ServiceAccount", "-serving", {"automountServiceAccountToken": True}),
+    ("Secret", "-access", {"data": {"mark-key": None}}),
     ("PodDisruptionBudget", "-serving", {"spec": {"maxUnavailable": 9}}),
     ("NetworkPolicy", "-serving", {"metadata": {"labels": {names.MANAGED_BY: None}}}),
     ("NetworkPolicy", "-trainer", {"spec": {"ingress": []}}),
@@ -318,7 +319,7 @@ def storm(
             "registry_address": _NOBODY,
             "resync_seconds": _RESYNC_S,
         }
-        around = OperatorSettings(namespace=home, redis_url=SecretStr(redis_url)).config
+        around = replace(OperatorSettings(namespace=home, redis_url=SecretStr(redis_url)).config, issuer=ISSUER)
         with FaultProxy(cluster.kubeconfig, Faults(), seed) as proxy:
             tossed = {**chosen, "watch_namespaces": namespace, "identity": "operator", "lease_seconds": _LEASE_S}
             process = OperatorProcess(proxy.kubeconfig(who.kubeconfig, folder), folder / "operator.log", **tossed)

@@ -19,7 +19,7 @@ from tests.cluster.operator.subject import Subject, running
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from updraft_chassis import rpc
 from updraft_operator.api import names
-from updraft_operator.manifests import sglang
+from updraft_operator.manifests.servers import server
 
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[fleet_pb2.ConnectRequest, fleet_pb2.ConnectResponse]"
 
@@ -63,7 +63,7 @@ class SglangPods:
                 agents.pop(name).cancel()
             for name, pod in pods.items():
                 looks[name] = looks.get(name, 0) + 1
-                self.built_for.setdefault(name, sglang.draft_config_of(pod["spec"]))
+                self.built_for.setdefault(name, server.draft_config_of(pod["spec"]))
                 if looks[name] == _START_LOOKS:
                     await asyncio.to_thread(self._subject.set_pod, name, running(pod))
                     agents[name] = tasks.create_task(self._agent(name))

@@ -25,14 +25,17 @@ EDITS: dict[tuple[str, str], Json] = {
     ("ConfigMap", "-serving"): {"data": {"UPDRAFT_INFERENCE_PORT": "1"}},
     ("ConfigMap", "-trainer"): {"data": {"UPDRAFT_TRAINER_SPECULATOR": None}},
     ("ConfigMap", "-registry"): SHOUT,
-    ("ServiceAccount", ""): {"automountServiceAccountToken": True},
+    **{
+        ("ServiceAccount", end): {"automountServiceAccountToken": True}
+        for end in ("", "-serving", "-trainer", "-registry", "-import")
+    },
     ("PodDisruptionBudget", "-serving"): {"spec": {"maxUnavailable": 3}},
     ("NetworkPolicy", "-serving"): {"spec": {"ingress": []}},
     ("NetworkPolicy", "-trainer"): {"spec": {"policyTypes": ["Ingress", "Egress"]}},
     ("NetworkPolicy", "-registry"): {"metadata": {"ownerReferences": None}},
 }
 """For each object, by kind and end of name, what somebody might do to it. Claim and Secret are made once: people grow
-volumes, and change tokens.
+volumes, and change keys.
 """
 
 
@@ -61,13 +64,18 @@ def test_a_minimal_resource_becomes_exactly_these_objects(built: Subject) -> Non
     assert "annotations" not in owner["metadata"], "an operator's marks in what a person wrote are drift to GitOps"
 
 
-def test_no_pod_has_a_token_of_the_api_server(built: Subject) -> None:
+def test_every_pod_has_one_token_which_is_of_its_own_account(built: Subject) -> None:
+    shown = {}
     for part in (names.SERVING, names.TRAINER, names.REGISTRY):
         wait_until(lambda part=part: bool(built.pods(part)), what=f"a pod of {part}")  # type: ignore[misc] # a default
         for pod in built.pods(part):
-            projected = [source for volume in pod["spec"]["volumes"] for source in volume.get("projected", ())]
-            assert not projected, f"{pod['metadata']['name']} has a projected volume, which holds a token"
-            assert pod["spec"]["serviceAccountName"] == built.name
+            projected = [volume["projected"]["sources"] for volume in pod["spec"]["volumes"] if "projected" in volume]
+            sources = [source for listed in projected for source in listed]
+            (token,) = (source["serviceAccountToken"] for source in sources if "serviceAccountToken" in source)
+            shown[part] = token.get("audience", "")
+            assert pod["spec"]["serviceAccountName"] == f"{built.name}-{part}"
+    audience = f"updraft-registry/{built.namespace}/{built.name}"
+    assert shown == {names.SERVING: audience, names.TRAINER: audience, names.REGISTRY: ""}, "the API server's"
 
 
 def test_nothing_is_written_while_nothing_changes(operator: Running, built: Subject) -> None:
@@ -110,11 +118,11 @@ def test_what_somebody_deleted_is_made_again(operator: Running, built: Subject) 
     wait_until(are_all_new, what="all objects anew")
 
 
-def test_tokens_that_somebody_set_are_kept(operator: Running, built: Subject) -> None:
-    built.api.patch(built.path("Secret", f"{built.name}-access"), {"data": {"serve": "bXktb3du"}})
+def test_a_key_that_somebody_set_is_kept(operator: Running, built: Subject) -> None:
+    built.api.patch(built.path("Secret", f"{built.name}-access"), {"data": {"mark-key": "bXktb3du"}})
     operator.wait_for_listings(2)
 
-    assert built.get("Secret", f"{built.name}-access")["data"]["serve"] == "bXktb3du"
+    assert built.get("Secret", f"{built.name}-access")["data"]["mark-key"] == "bXktb3du"
 
 
 def _wished(content: Json) -> Any:

@@ -76,7 +76,7 @@ class Torch:
         return ""
 
     def _answer(self, end: FinishedRequest) -> Answer:
-        sums = end.step_sums
+        sums = end.sums
         drafted = [step for step in end.steps if step.draft_ids]
         counts = Counts(
             steps=len(drafted),

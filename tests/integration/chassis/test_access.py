@@ -15,7 +15,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_artifacts import transfer
 from updraft_chassis import rpc
-from updraft_chassis.access import ROLES, Access, Role
+from updraft_chassis.access import ROLES, Access, Role, Tokens
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 
@@ -103,7 +103,7 @@ async def test_a_call_needs_a_token_that_is_known_and_whose_role_is_enough(
     method: MethodDescriptor, tokens_file: Path, tmp_path: Path
 ) -> None:
     denied: list[str] = []
-    async with listening(*everything(), access=Access(tokens_file, denied.append)) as address:
+    async with listening(*everything(), access=Access(Tokens(tokens_file), on_denied=denied.append)) as address:
         async with rpc.channel(address) as nameless:
             with pytest.raises(Unauthenticated, match=f"{method.name} requires a token with role .*the call has none"):
                 await call(nameless, method)
@@ -140,7 +140,7 @@ async def test_a_method_that_the_table_does_not_name_needs_the_role_operate(toke
 
     handler: Any = grpc.unary_unary_rpc_method_handler(new)
     services = grpc.method_handlers_generic_handler("updraft.registry.v1.Registry", {"New": handler})
-    async with listening(services, access=Access(tokens_file)) as address:
+    async with listening(services, access=Access(Tokens(tokens_file))) as address:
         for role, token in TOKENS.items():
             async with rpc.channel(address, bearing(tmp_path, token)) as channel:
                 method: Any = channel.unary_unary("/updraft.registry.v1.Registry/New")
@@ -163,7 +163,7 @@ async def test_a_large_upload_hears_why_it_is_refused(tokens_file: Path, tmp_pat
     weights = tmp_path / "weights"
     weights.write_bytes(b"x" * (8 * rpc.CHUNK_BYTES))
     manifest = pb.Manifest(size_bytes=weights.stat().st_size)
-    async with listening(*everything(), access=Access(tokens_file)) as address:
+    async with listening(*everything(), access=Access(Tokens(tokens_file))) as address:
         async with rpc.channel(address, bearing(tmp_path, TOKENS[Role.READ])) as channel:
             with pytest.raises(Forbidden, match=r"role read may not call Registry\.Publish"):
                 await transfer.upload(RegistryStub(channel), manifest, weights)
@@ -179,7 +179,7 @@ async def test_tokens_rotate_on_both_sides_without_a_restart(
     credentials = bearing(tmp_path, TOKENS[Role.READ])
     assert credentials.token_file is not None
     async with (
-        listening(*everything(), access=Access(tokens_file)) as address,
+        listening(*everything(), access=Access(Tokens(tokens_file))) as address,
         rpc.channel(address, credentials) as channel,
     ):
         await call(channel, get)
@@ -220,7 +220,7 @@ def test_a_wrong_tokens_file_is_refused_without_telling_what_stands_in_it(
     file.write_text(content)
 
     with pytest.raises(InvalidInput, match=message) as refused:
-        Access(file)
+        Tokens(file)
 
     assert "secret" not in str(refused.value)
     assert NOBODYS not in str(refused.value)
@@ -232,7 +232,7 @@ async def test_a_line_is_a_role_and_a_token_however_they_are_parted(line: str, t
     file.write_text(line.format("a:token/with+signs=="))
     credentials = bearing(tmp_path, "a:token/with+signs==")
     async with (
-        listening(*everything(), access=Access(file)) as address,
+        listening(*everything(), access=Access(Tokens(file))) as address,
         rpc.channel(address, credentials) as channel,
     ):
         await call(channel, SERVICES[0].methods_by_name["Get"])

@@ -11,7 +11,7 @@ from tests.support.wait import until
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc
-from updraft_chassis.access import Access
+from updraft_chassis.access import Access, Tokens
 from updraft_chassis.credentials import Credentials, ServerTls
 from updraft_chassis.errors import InvalidInput, Unauthenticated, Unavailable
 
@@ -75,7 +75,7 @@ async def test_tokens_and_certificates_are_both_asked_for(
     tokens_file, token_file = tmp_path / "tokens", tmp_path / "token"
     token_file.write_text("0123456789abcdef")
     tokens_file.write_text("read:0123456789abcdef")
-    async with serving(servers.server(clients=clients), Access(tokens_file)) as address:
+    async with serving(servers.server(clients=clients), Access(Tokens(tokens_file))) as address:
         await get(address, clients.client(servers=servers, token_file=token_file))
         with pytest.raises(Unauthenticated):
             await get(address, clients.client(servers=servers))

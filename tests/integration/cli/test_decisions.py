@@ -201,7 +201,7 @@ def test_a_draft_that_no_pod_of_the_engine_can_load_is_refused_and_nothing_is_pu
     of = ["--registry", registry.address, "--speculator", f"{name}-sglang", "--target", tmp_path / "model"]
     refused = run("draft", "import", tmp_path / "theirs", *of, "--engine", "sglang")
     assert refused.exit_code == 1
-    assert "has norm_before_residual, which SGLang does not support" in refused.output
+    assert "has norm_before_residual, which Updraft cannot swap into an SGLang or vLLM server" in refused.output
     assert run("draft", "import", tmp_path / "theirs", *of, "--engine", "torch").output.startswith(
         f"Imported as version 1 of {name}-sglang, stable"
     )

@@ -17,7 +17,7 @@ from tests.support.wait import until
 from updraft.fleet.v1 import fleet_pb2
 from updraft.fleet.v1.fleet_pb2_grpc import FleetStub
 from updraft_chassis import rpc
-from updraft_chassis.access import Access
+from updraft_chassis.access import Access, Tokens
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.agent.fleet import FleetLink, LinkState
@@ -98,7 +98,7 @@ async def test_a_pod_whose_role_does_not_do_says_why_once_and_connects_once_its_
     caplog.set_level(logging.INFO)
     credentials = bearing(tmp_path, READER)
     async with (
-        listening(service(FLEET, Connect=connect), access=Access(tokens_file)) as address,
+        listening(service(FLEET, Connect=connect), access=Access(Tokens(tokens_file))) as address,
         rpc.channel(address, credentials) as channel,
         linked(channel) as heard,
     ):

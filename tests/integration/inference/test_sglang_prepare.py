@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.tiny_target import make_tiny_target
 
-from updraft_inference.sglang_engine.launch import admin_key
+from updraft_inference.launch import admin_key
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

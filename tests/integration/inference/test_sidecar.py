@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -26,6 +26,8 @@ from updraft_chassis import rpc
 from updraft_chassis.lifecycle import Stop
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+
+NAMES = {"sglang": "SGLang", "vllm": "vLLM"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +55,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def sidecar(folder: Path, model: Path, redis_url: str) -> AsyncIterator[Sidecar]:
+async def sidecar(
+    folder: Path, model: Path, redis_url: str, engine: Literal["sglang", "vllm"]
+) -> AsyncIterator[Sidecar]:
     async with running(folder) as registry, asyncio.TaskGroup() as tasks:
         settings = InferenceSettings(
             model=model,
-            engine="vllm",
+            engine=engine,
             metrics_port=free_port(),
             data_dir=folder / "data",
             redis_url=SecretStr(redis_url),
@@ -83,8 +87,11 @@ async def _is_ready(one: Sidecar) -> bool:
 
 async def server(stack: AsyncExitStack, one: Sidecar) -> tuple[Process, Process]:
     """Both processes, which have heard the policy."""
-    path = one.settings.vllm_socket_path
-    both = [await stack.enter_async_context(process(path, role)) for role in ("scheduler", "worker")]
+    path, name = one.settings.socket_path, NAMES[one.settings.engine]
+    both = [
+        await stack.enter_async_context(process(path, role, engine={"name": name, "version": "1.2.3"}))
+        for role in ("scheduler", "worker")
+    ]
     for each in both:
         assert (await each.hear())["refusal"] == ""
         policy = await each.hear()
@@ -98,10 +105,11 @@ async def traces(redis: Redis, settings: InferenceSettings) -> list[trace_pb2.Tr
     return [trace_pb2.Trace.FromString(next(iter(fields.values()))) for _, fields in entries]
 
 
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
 async def test_it_is_ready_without_a_server_and_a_servers_requests_become_traces_and_counts(
-    model: Path, short_tmp_path: Path, redis_server: RedisServer, redis: Redis
+    model: Path, short_tmp_path: Path, redis_server: RedisServer, redis: Redis, engine: Literal["sglang", "vllm"]
 ) -> None:
-    async with sidecar(short_tmp_path, model, redis_server.url) as one, AsyncExitStack() as stack:
+    async with sidecar(short_tmp_path, model, redis_server.url, engine) as one, AsyncExitStack() as stack:
         assert (await one.status("/healthz"), await one.status("/v1/models")) == (200, 404)
         scheduler, worker = await server(stack, one)
         await worker.say(*prefill("a", 4))
@@ -129,6 +137,6 @@ async def test_it_is_ready_without_a_server_and_a_servers_requests_become_traces
 
     assert list(trace.prompt_ids) == [0, 1, 2, 3]
     assert list(trace.output_ids) == [4, 5, 6]
-    assert (trace.header.engine, trace.header.payload_probability) == ("vllm/0.32.0", 1.0)
+    assert (trace.header.engine, trace.header.payload_probability) == (f"{engine}/1.2.3", 1.0)
     assert (list(trace.payload.missing_rows), trace.header.sampling.temperature) == ([], 0.5)
-    assert not one.settings.vllm_socket_path.exists()
+    assert not one.settings.socket_path.exists()

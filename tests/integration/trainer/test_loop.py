@@ -29,7 +29,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_artifacts.digests import tensors_digest
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis import rpc
-from updraft_chassis.access import Access
+from updraft_chassis.access import Access, Tokens
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop
@@ -789,7 +789,7 @@ async def test_a_trainer_whose_role_may_not_publish_says_so_and_learns_on(
     assert candidate is not None
     registry = service(pb.DESCRIPTOR.services_by_name["Registry"], Publish=never)
     async with (
-        listening(registry, access=Access(tokens_file)) as address,
+        listening(registry, access=Access(Tokens(tokens_file))) as address,
         rpc.channel(address, Credentials(token_file=token_file)) as channel,
     ):
         stub: RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)

@@ -11,7 +11,6 @@ from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
     MAX_VERSION_BYTES,
     NUM_VERSIONS,
-    PART_BYTES,
     TRAINING_REQUESTS,
     CapturedTraffic,
     DraftSizes,
@@ -22,7 +21,6 @@ from updraft_artifacts.sizing import (
     readable,
     replay_for,
     reserved,
-    running_bytes,
     sizing,
     usual,
 )
@@ -176,11 +174,6 @@ def test_the_memory_of_a_trainer_has_room_for_the_copy_that_a_save_makes_and_for
     sizes = sized(whose)
     assert sizes.state.amount / GB == pytest.approx(state_gb, abs=0.05)
     assert sizes.trainer_memory.amount / GB == pytest.approx(memory_gb, abs=0.05)
-
-
-def test_sglangs_agent_has_memory_for_a_part_of_every_running_request() -> None:
-    assert running_bytes(8) == running_bytes(64) == 2**30
-    assert running_bytes(256) == 256 * 2 * PART_BYTES
 
 
 def test_a_draft_proposes_no_more_tokens_than_the_target_has() -> None:

@@ -71,7 +71,7 @@ specs = st.one_of(
     st.builds(lambda is_on: {"suspend": is_on}, st.booleans()),
     st.builds(lambda is_on: {"traces": {"enabled": is_on}}, st.booleans()),
     st.builds(lambda name: {"traces": {"redis": name}}, st.sampled_from([None, {"urlSecretRef": {"name": "mine"}}])),
-    st.builds(lambda how: {"engine": how}, st.sampled_from(["torch", "sglang"])),
+    st.builds(lambda how: {"engine": how}, st.sampled_from(["torch", "sglang", "vllm"])),
     st.builds(lambda how: {"deletionPolicy": how}, st.sampled_from(["Retain", "Delete"])),
 )
 edits = st.sampled_from(

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from tests.support.manifests import CONFIG, built, container, one, pod_spec, speculator
 
 from updraft_chassis.settings import Settings, load
+from updraft_inference.launch import sglang_arguments
 from updraft_inference.settings import InferenceSettings
-from updraft_inference.sglang_engine.launch import arguments
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests import sglang
+from updraft_operator.manifests.servers import sglang
 from updraft_registry.settings import RegistrySettings
+from updraft_tap.settings import DoorSettings
+from updraft_tap.settings import Settings as PluginSettings
 from updraft_trainer.settings import TrainerSettings
+from updraft_vllm.plugin import PREFIX
 
 PARTS: dict[str, tuple[str, type[Settings]]] = {
     "serving": ("inference", InferenceSettings),
@@ -44,7 +47,7 @@ def _filled(source: dict[str, Any]) -> str:
 specs = st.fixed_dictionaries(
     {},
     optional={
-        "engine": st.sampled_from(["torch", "sglang"]),
+        "engine": st.sampled_from(["torch", "sglang", "vllm"]),
         "draft": st.fixed_dictionaries(
             {"lookahead": st.integers(0, 16)},
             optional={
@@ -60,6 +63,7 @@ specs = st.fixed_dictionaries(
             optional={
                 "maxRunningRequests": st.integers(1, 1_000_000),
                 "maxContextTokens": st.integers(1, 1_000_000),
+                "apiKeysSecretRef": st.just({"name": "clients"}),
                 "terminationGracePeriodSeconds": st.integers(10, 86_400),
             },
         ),
@@ -132,39 +136,73 @@ def test_every_file_that_is_named_is_mounted() -> None:
                 assert any(value == path or value.startswith(f"{path}/") for path in mounts), variable
 
 
-def test_the_agent_of_sglang_takes_its_arguments() -> None:
-    owner = speculator({"engine": "sglang"})
-    arguments = container(pod_spec(owner, "serving", CONFIG), "inference")["args"]
+SERVERS = ("sglang", "vllm")
+each_server = pytest.mark.parametrize("engine", SERVERS)
+
+
+def test_the_agent_of_a_server_listens_where_its_probe_and_the_monitor_look() -> None:
+    for engine in SERVERS:
+        owner = speculator({"engine": engine})
+        (port,) = container(pod_spec(owner, "serving"), "inference")["ports"]
+        settings = load(InferenceSettings, environment(owner, "serving"))
+        assert (port["name"], port["containerPort"], settings.host) == ("metrics", settings.metrics_port, "0.0.0.0")  # noqa: S104
+
+
+@each_server
+def test_the_agent_of_a_server_takes_its_arguments(engine: str) -> None:
+    arguments = container(pod_spec(speculator({"engine": engine}), "serving", CONFIG), "inference")["args"]
     fields = {f"--{field.replace('_', '-')}" for field in InferenceSettings.model_fields}
     assert {each for each in arguments if each.startswith("--")} <= fields
+    values = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    variables = {f"UPDRAFT_INFERENCE_{name.strip('-').upper()}": value for name, value in values.items()}
+    load(InferenceSettings, environment(speculator({"engine": engine}), "serving") | variables)
 
 
 @given(num_steps=st.integers(1, 16))
 def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: int) -> None:
-    assert sglang.speculation("/seed", num_steps) == arguments.speculation(Path("/seed"), num_steps)
+    assert sglang.speculation("/seed", num_steps) == sglang_arguments.speculation(Path("/seed"), num_steps)
 
 
-def test_sglang_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts() -> None:
-    pod = pod_spec(speculator({"engine": "sglang"}), "serving")
-    engine, agent, prepare = container(pod, "engine"), container(pod, "inference"), pod["initContainers"][-1]
-    settings = load(InferenceSettings, environment(speculator({"engine": "sglang"}), "serving"))
-    variables = {each["name"]: each.get("value") for each in engine["env"]}
+@each_server
+def test_a_server_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts(engine: str) -> None:
+    pod = pod_spec(speculator({"engine": engine}), "serving")
+    engine_, (prepare, agent) = container(pod, "engine"), pod["initContainers"]
+    ours = environment(speculator({"engine": engine}), "serving")
+    settings = load(InferenceSettings, ours)
+    variables = {each["name"]: each.get("value") for each in engine_["env"]}
 
-    assert variables["UPDRAFT_SGLANG_SOCKET"] == str(settings.sglang_socket_path)
-    assert prepare["args"] == [
-        *("prepare-sglang", "--plugin-dir", variables["PYTHONPATH"], "--seed", _seed(engine)),
-        *("--admin-key-file", str(settings.sglang_admin_key_file)),
+    assert variables[f"UPDRAFT_{engine.upper()}_SOCKET"] == ours[f"UPDRAFT_INFERENCE_{engine.upper()}_SOCKET"]
+    assert prepare["args"][:5] == [
+        *(f"prepare-{engine}", "--plugin-dir", variables["PYTHONPATH"], "--seed", str(settings.initial_draft)),
     ]
-    assert _after(engine, "--config") == str(settings.sglang_admin_key_file)
-    assert all(path.startswith(f"{settings.data_dir}/") for path in (variables["PYTHONPATH"], _seed(engine)))
-    assert _mounted(prepare, "data") == _mounted(engine, "data") == _mounted(agent, "data") == str(settings.data_dir)
+    assert any(str(settings.initial_draft) in argument for argument in engine_["args"])
+    assert str(variables["PYTHONPATH"]).startswith(f"{settings.data_dir}/")
+    assert _mounted(prepare, "data") == _mounted(engine_, "data") == _mounted(agent, "data") == str(settings.data_dir)
 
 
-def test_with_sglang_the_trainers_drafts_have_the_sizes_of_the_first() -> None:
+def test_sglang_and_its_agent_share_an_admin_key_that_is_prepared() -> None:
+    owner = speculator({"engine": "sglang"})
+    engine, (prepare, _) = container(pod_spec(owner, "serving"), "engine"), pod_spec(owner, "serving")["initContainers"]
+    file = str(load(InferenceSettings, environment(owner, "serving")).sglang_admin_key_file)
+    assert _after(engine["args"], "--config") == _after(prepare["args"], "--admin-key-file") == file
+
+
+def test_the_variables_of_plugins_are_those_that_they_read() -> None:
+    limits = {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 3}
+    made = container(pod_spec(speculator({"engine": "vllm", "serving": limits}), "serving"), "engine")
+    variables = {each["name"]: str(each.get("value")) for each in made["env"]}
+    doors = DoorSettings.from_environment(variables, PREFIX)
+    assert PluginSettings.from_environment(variables, PREFIX) is not None
+    assert (str(doors.api_keys_file), doors.max_requests_per_key) == ("/etc/updraft/api-keys/keys", 3)
+    assert any(str(doors.api_keys_file).startswith(f"{mount['mountPath']}/") for mount in made["volumeMounts"])
+
+
+@each_server
+def test_with_a_server_the_trainers_drafts_have_the_sizes_of_the_first(engine: str) -> None:
     sizes = {"numAttentionHeads": 16, "numKeyValueHeads": 4, "intermediateSize": 4096, "vocabSize": 65536}
-    owner = speculator({"engine": "sglang", "draft": sizes})
+    owner = speculator({"engine": engine, "draft": sizes})
     trainer = load(TrainerSettings, environment(owner, "trainer"))
-    prepare = pod_spec(owner, "serving")["initContainers"][-1]
+    prepare = container(pod_spec(owner, "serving"), "prepare")
     inference = load(
         InferenceSettings,
         environment(owner, "serving") | {each["name"]: each["value"] for each in prepare["env"]},
@@ -180,12 +218,7 @@ def test_a_config_of_the_users_own_is_the_servers_only_one() -> None:
     assert load(InferenceSettings, environment(owner, "serving")).sglang_admin_key_file is None
 
 
-def _seed(engine: dict[str, Any]) -> str:
-    return _after(engine, "--speculative-draft-model-path")
-
-
-def _after(engine: dict[str, Any], name: str) -> str:
-    arguments = engine["args"]
+def _after(arguments: list[str], name: str) -> str:
     return str(arguments[arguments.index(name) + 1])
 
 

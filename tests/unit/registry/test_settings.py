@@ -80,3 +80,23 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().err
     for name in ("UPDRAFT_REGISTRY_DATA_DIR", *environ):
         assert name in printed
+
+
+SOME_ACCOUNT = {"accounts": "serve:team/qwen-serving"}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"issuer": "https://a.example"}, "require an issuer, a key set and accounts"),
+        ({"key_set": "/keys"}, "require an issuer, a key set and accounts"),
+        (SOME_ACCOUNT, "require an issuer, a key set and accounts"),
+        ({"issuer": "https://a.example", "key_set": "/keys"}, "no ServiceAccount may call"),
+        ({"issuer": "https://a.example", "key_set": "http://a.example/jwks", **SOME_ACCOUNT}, "without TLS"),
+        ({"issuer": "https://a.example", "key_set": "/keys", "accounts": "boss:team/qwen"}, "roles read, serve"),
+    ],
+)
+def test_half_an_identity_is_refused(values: dict[str, str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(RegistrySettings, DATA | {f"UPDRAFT_REGISTRY_{name.upper()}": value for name, value in values.items()})
+    assert problem in capsys.readouterr().err

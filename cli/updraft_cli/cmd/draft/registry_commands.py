@@ -36,7 +36,7 @@ class _Expected(TypedDict):
     """Facts that an import checks before it publishes. `digest`: "" for any."""
 
     digest: str
-    engine: Literal["torch", "sglang"] | None
+    engine: Literal["torch", "sglang", "vllm"] | None
 
 
 _changing = partial(click.command, cls=Command, needs=("change", "connection"))
@@ -75,7 +75,7 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
 @click.option("--digest", metavar="sha256:...", default="", help="Expected digest of the weights file.")
 @click.option(
     "--engine",
-    type=click.Choice(["torch", "sglang"]),
+    type=click.Choice(["torch", "sglang", "vllm"]),
     help="Engine of the pods: refuse a draft that it can never load.  [default: pods refuse it]",
 )
 @click.option(

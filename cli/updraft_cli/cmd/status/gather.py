@@ -13,8 +13,7 @@ TRAINER_METRICS_URL = "http://127.0.0.1:9092/metrics"
 
 def gather(state: StackState | None, inference_url: str | None) -> Installation:
     """Look at the processes of a stack; without one, at the default addresses. Speculators are not read here."""
-    inference_url = inference_url or (state.inference_url if state else INFERENCE_URL)
-    inference = scrape(f"{inference_url}/metrics")
+    inference = scrape(_metrics_url(state, inference_url))
     trainer = scrape(state.metrics_urls["trainer"] if state else TRAINER_METRICS_URL)
     return Installation(
         processes=state.processes if state else (),
@@ -22,6 +21,12 @@ def gather(state: StackState | None, inference_url: str | None) -> Installation:
         serving=serving(inference) if inference and inference.has("updraft_inference_") else None,
         training=training(trainer) if trainer and trainer.has("updraft_trainer_") else None,
     )
+
+
+def _metrics_url(state: StackState | None, inference_url: str | None) -> str:
+    if state is not None and inference_url is None:
+        return state.metrics_urls["inference"]
+    return f"{inference_url or INFERENCE_URL}/metrics"
 
 
 def serving(metrics: Scrape) -> Serving:

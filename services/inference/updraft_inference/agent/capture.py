@@ -154,7 +154,7 @@ class Capture:
             self._reserved[plan.trace_id] = self._credits.reserve()
 
     def give_back(self, plan: CapturePlan) -> None:
-        """Take back the charge of a request that never ends, except for its parts."""
+        """Refund the charge of a request that never ends."""
         self._credits.settle(self._reserved.pop(plan.trace_id, 0.0), 0)
 
     def offer(self, finished: FinishedRequest, plan: CapturePlan) -> None:
@@ -192,10 +192,8 @@ class Capture:
     def _account(self, finished: FinishedRequest, plan: CapturePlan) -> None:
         """Charge what was captured, and learn what this kind of request is like."""
         if plan.params.payload:
-            reserved = self._reserved.pop(plan.trace_id, 0.0)  # an earlier part may have settled it
-            self._credits.settle(reserved, finished.num_new_rows)
-        if not finished.is_part:
-            self._learn(finished, plan)
+            self._credits.settle(self._reserved.pop(plan.trace_id, 0.0), finished.num_rows)
+        self._learn(finished, plan)
 
     def _learn(self, finished: FinishedRequest | CountedRequest, plan: CapturePlan) -> None:
         if not plan.may_have_payload or not finished.num_output:
@@ -213,17 +211,16 @@ class Capture:
         self._queue.put_nowait(ended)
 
     async def _send(self, ended: Ended) -> None:
-        """Send a request, or a part of one, chunk by chunk: no more than one of them is encoded in memory."""
+        """Send a request chunk by chunk, with at most one encoded chunk in memory."""
         finished = ended.finished
         sizes = await asyncio.to_thread(row_bytes, finished, self._sink.encode)
         has_payload = False
         parts = chunks(finished, sizes, max_bytes=self._sink.max_chunk_bytes)
         while (chunk := await asyncio.to_thread(next, parts, None)) is not None:
             has_payload |= await self._send_chunk(ended, chunk)
-        if not finished.is_part:
-            self._captured += 1
-            self._payloads += has_payload
-            self._metrics.captured.labels(kind="payload" if has_payload else "light").inc()
+        self._captured += 1
+        self._payloads += has_payload
+        self._metrics.captured.labels(kind="payload" if has_payload else "light").inc()
 
     async def _send_chunk(self, ended: Ended, chunk: Chunk) -> bool:
         """Send a chunk, or what of it is small enough; whether it had hidden states."""

@@ -84,14 +84,13 @@ def most_context_rows(row_bytes: float, *, max_bytes: int = MAX_CHUNK_BYTES) -> 
 
 
 def chunks(finished: FinishedRequest, row_bytes: RowBytes, *, max_bytes: int = MAX_CHUNK_BYTES) -> Iterator[Chunk]:
-    """The chunks of a request, or of a part of one, from its first output token that was not handed over before. A request
-    that fits is one chunk."""
+    """The chunks of a request. One that fits is one chunk."""
     split = _Split(finished, row_bytes, max_bytes)
-    start, num_output = finished.num_handed_over, len(finished.output_ids)
+    start, num_output = 0, len(finished.output_ids)
     for end in split.ends():
         is_whole = (start, end) == (0, num_output) and split.fits
         part = finished if is_whole else split.part(start, end)
-        yield Chunk(finished=part, start=start, is_last=end == num_output and not finished.is_part)
+        yield Chunk(finished=part, start=start, is_last=end == num_output)
         start = end
 
 
@@ -114,8 +113,8 @@ class _Split:
 
     def ends(self) -> list[int]:
         """Where chunks end: before a verify step where there is one, so that no step is in two."""
-        start, num_output = self._finished.num_handed_over, len(self._finished.output_ids)
-        if start == 0 and self.fits:
+        start, num_output = 0, len(self._finished.output_ids)
+        if self.fits:
             return [num_output]
         ends = []
         while start < num_output:
@@ -137,8 +136,6 @@ class _Split:
             output_ids=whole.output_ids[start:end],
             steps=tuple(replace(whole.steps[n], start=whole.steps[n].start - start) for n in steps),
             hidden=self._hidden(start, end, position, steps),
-            is_part=False,
-            num_handed_over=0,
         )
 
     def _most(self, start: int) -> int:

@@ -52,7 +52,6 @@ class CompletionListeners:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._listeners: list[Listener] = []
-        self._part_listeners: list[Listener] = []
         self._start_listeners: list[PlanListener] = []
         self._failure_listeners: list[PlanListener] = []
         self._expected: dict[str, PendingCompletion] = {}
@@ -60,10 +59,6 @@ class CompletionListeners:
     def subscribe(self, *listeners: Listener) -> None:
         """Call these, in order, for every request that finishes from now on."""
         self._listeners += listeners
-
-    def subscribe_to_parts(self, listener: Listener) -> None:
-        """Call this for every part of a request that goes on."""
-        self._part_listeners.append(listener)
 
     def subscribe_to_starts(self, started: PlanListener, failed: PlanListener) -> None:
         """Call `started` for every request that the engine receives, and `failed` for one that it will not report."""
@@ -92,17 +87,9 @@ class CompletionListeners:
             self._loop.call_soon_threadsafe(self._notify, finished)
 
     def _notify(self, finished: FinishedRequest) -> None:
-        if finished.is_part:
-            self._notify_of_part(finished)
-            return
         completion = self._expected.pop(finished.request.request_id, None)
         if completion is None:
             return
         finished = completion.resolve(finished)
         for listener in self._listeners:
             listener(finished, completion.plan)
-
-    def _notify_of_part(self, part: FinishedRequest) -> None:
-        if (completion := self._expected.get(part.request.request_id)) is not None:
-            for listener in self._part_listeners:
-                listener(part, completion.plan)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_inference.agent.domains import OTHER
-from updraft_inference.engine import CountedRequest, Drafter, FinishedRequest, StepSums, UncapturedSteps
+from updraft_inference.engine import CountedRequest, CountedSteps, Drafter, FinishedRequest, StepSums
 
 LATENCY_BOUNDS_S = (
     0.001,
@@ -99,14 +99,14 @@ class Latencies:
         return cls(tuple(map(int, counts)), float(seconds[tokens > 0].sum()))
 
     @classmethod
-    def of_sums(cls, sums: StepSums | UncapturedSteps) -> Self:
+    def of_sums(cls, sums: StepSums | CountedSteps) -> Self:
         """The tokens of steps that are known in sum count as equally fast; none counts if the duration is not known."""
         if isinstance(sums, StepSums):
             return cls.of(sums.tokens, sums.seconds)
         return cls.of(sums.tokens if sums.duration_s else 0, sums.duration_s)
 
 
-def num_tokens(sums: StepSums | UncapturedSteps) -> int:
+def num_tokens(sums: StepSums | CountedSteps) -> int:
     return int(sums.tokens.sum()) if isinstance(sums, StepSums) else sums.tokens
 
 
@@ -176,7 +176,7 @@ def _add_to_domain(
 
 
 def _add_steps(
-    counters: fleet_pb2.VersionCounters, steps: StepSums | UncapturedSteps, tokens: int, latencies: Latencies
+    counters: fleet_pb2.VersionCounters, steps: StepSums | CountedSteps, tokens: int, latencies: Latencies
 ) -> None:
     counters.verify_steps += steps.verify_steps
     counters.tokens += tokens
@@ -187,7 +187,7 @@ def _add_steps(
     counters.inter_token_latency.sum += latencies.seconds
 
 
-def _proved(steps: StepSums | UncapturedSteps) -> int:
+def _proved(steps: StepSums | CountedSteps) -> int:
     """The version that the steps are evidence about; 0 if about none."""
     return 0 if steps.drafter is Drafter.HYBRID else steps.draft_version
 

@@ -19,13 +19,12 @@ from updraft_inference.agent.domains import label
 from updraft_inference.agent.selection import CaptureTerms
 from updraft_inference.engine import (
     CaptureLoss,
-    CaptureParams,
     CountedRequest,
+    CountedSteps,
     FinishedRequest,
     FinishReason,
     GenerationRequest,
     SamplingParams,
-    UncapturedSteps,
 )
 from updraft_inference.tap import messages
 from updraft_inference.tap.messages import count
@@ -45,6 +44,8 @@ SILENCE_S = 600.0
 _NUM_ENDED = 1 << 14
 """How many of the newest ended requests are remembered, so that parts that come after the end are known as late."""
 
+_ID_CHARS = 256
+
 _MAX_UINT32 = 2**32 - 1
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeError)
@@ -55,9 +56,6 @@ _Form = dict[str, tuple[torch.dtype, torch.Size]]
 
 _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
 """vLLM's ends of an answer; all others cut it off."""
-
-_ALL_ROWS = CaptureParams(payload=True, prompt_rows=1 << 31, counterfactual_rows=1 << 31)
-"""All rows that the server sends, because the policy has chosen already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +142,7 @@ class Assembler:
         elif kind in ("steps", "prefill"):
             parts: _Parts = messages.steps if kind == "steps" else messages.prefills
             for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
-                yield from self._add(rid, part, _probability(request), now_s)
+                yield from self._add(_id(rid), part, _probability(request), now_s)
 
     def _add(self, rid: str, part: Rows | StepPart, probability: float, now_s: float) -> Iterator[Ended]:
         waiting = self._waiting.get(rid)
@@ -180,7 +178,7 @@ class Assembler:
         return Rows(position=part.end, aux=part.aux[:0].clone(), teacher=part.teacher[:0])
 
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
-        rid = str(header["rid"])
+        rid = _id(str(header["rid"]))
         ended = _ended(rid, header)
         leaves_trace = "tokens" in tensors and not ended.terms.is_opted_out
         finished = _finished(rid, header, tensors["tokens"], ended) if leaves_trace else None
@@ -195,7 +193,7 @@ class Assembler:
             return
         if rid in self._waiting:  # an end that was said twice
             yield self._completed(rid)
-        builder = TraceBuilder(ended.counted.num_prompt, _ALL_ROWS)
+        builder = TraceBuilder(ended.counted.num_prompt)
         for part in running.parts if running is not None else ():
             _build(builder, part)
         if running is not None:  # each process chose it by the same number, so both did with the smaller probability
@@ -233,15 +231,17 @@ class Assembler:
 def _traced(waiting: _Waiting) -> Ended:
     ended, finished = waiting.ended, waiting.ended.finished
     assert finished is not None
-    assembly = waiting.builder.assembly(finished.num_output)
-    finished = replace(finished, steps=assembly.steps(), hidden=assembly.hidden() if finished.output_ids else None)
+    builder, num_output = waiting.builder, finished.num_output
+    finished = replace(
+        finished, steps=builder.steps(num_output), hidden=builder.hidden(num_output) if num_output else None
+    )
     captured = sum(bool(step.draft_ids) for step in finished.steps)
     counted = replace(
         ended.counted,
         num_uncaptured=max(0, sum(sums.verify_steps for sums in ended.counted.sums) - captured),
         num_missing_rows=finished.num_missing_rows,
     )
-    _ = finished.step_sums  # here, because it takes long
+    _ = finished.sums  # here, because it takes long
     return replace(ended, finished=finished, counted=counted)
 
 
@@ -273,6 +273,11 @@ def _build(builder: TraceBuilder, part: Rows | StepPart) -> None:
         builder.add_rows(part)
 
 
+def _id(rid: str) -> str:
+    """A short id of a request: ids are remembered, and clients may choose them."""
+    return rid if len(rid) <= _ID_CHARS else hashlib.sha256(rid.encode("utf-8", "replace")).hexdigest()
+
+
 def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
     counted = CountedRequest(
         reason=_REASONS.get(str(header["finish"]), FinishReason.CANCELLED),
@@ -293,11 +298,11 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
     )
 
 
-def _sums(one: Mapping[str, Any]) -> UncapturedSteps:
+def _sums(one: Mapping[str, Any]) -> CountedSteps:
     """A draft that the server does not know counts for no version."""
     accepted = tuple(map(count, one["accepted"]))
     steps = count(one["steps"])
-    return UncapturedSteps(
+    return CountedSteps(
         draft_version=count(one["version"] or 0, limit=1 << 32),
         verify_steps=steps,
         proposed=tuple(map(count, one["proposed_by_position"])),

@@ -1,12 +1,14 @@
-"""The server beside which the agent runs, as the holder of a draft: what it holds, and how another one is put in its place.
+"""The server beside the agent, as the holder of a draft: which draft it holds, and how to swap it.
 
-The server proves each swap by a digest of what it holds afterwards, which is compared here with that of the verified file.
+After each swap, the server reports a digest of the draft that it holds. It must equal the digest of the verified file.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,7 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError, model_validator
 
 from updraft_artifacts.digests import tensors_digest
-from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable, UpdraftError
 from updraft_draft import checkpoint
 from updraft_inference.engine import (
     CaptureLoss,
@@ -27,11 +29,12 @@ from updraft_inference.engine import (
     Speedup,
     SwapResult,
 )
-from updraft_inference.sidecar.hello import Hello, Kind, Line, Uint32, problems
+from updraft_inference.sidecar.hello import Hello, Line, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link
 from updraft_tap import weights, wire
 
-logger = logging.getLogger(__name__)
+Restart = Callable[[Path], Awaitable[Path]]
+"""Restarts the server with the draft in a folder; returns where that draft is kept."""
 
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
@@ -55,7 +58,7 @@ class _Served(BaseModel, frozen=True):
 
 
 class _Loaded(BaseModel, frozen=True):
-    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all says only why."""
+    """The answer to a load; see `updraft_tap.wire`. A server that cannot swap at all sends only a refusal."""
 
     refusal: Line
     needs_restart: bool = False
@@ -70,6 +73,15 @@ class _Loaded(BaseModel, frozen=True):
         return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Facts about a server before it connects: the fingerprints of its target and tokenizer, and the folder of its initial
+    draft."""
+
+    fingerprints: tuple[str, str]
+    initial: Path | None = None
+
+
 class AttachedServer:
     """Everything happens on the agent's event loop. `on_change` is called when the server holds another draft by itself."""
 
@@ -77,19 +89,9 @@ class AttachedServer:
     speedups: Mapping[int, Speedup] = MappingProxyType({})
     faults: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(
-        self,
-        kind: Kind,
-        link: Link,
-        *,
-        fingerprints: tuple[str, str],
-        initial: Path | None,
-        on_change: Callable[[], None],
-    ) -> None:
-        """`fingerprints` are those of the target and of its tokenizer; `initial` is the draft that the server started with."""
-        self._kind = kind
+    def __init__(self, link: Link, known: Known, *, on_change: Callable[[], None]) -> None:
         self._link = link
-        self._initial = initial
+        self._initial = known.initial
         self._on_change = on_change
         self._worker: Hello | None = None
         self._asked = 0
@@ -97,12 +99,19 @@ class AttachedServer:
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
         self._misfits: dict[DraftCheckpoint | None, str] = {}
-        """Why drafts have another shape than the server's, so that it is not asked again and again; until its next hello."""
+        """Drafts of another shape, and why. They are not sent again until the server's next hello."""
+        self.restart: Restart | None = None
+        """Restarts the server with another draft; None if someone else starts it."""
+        self._returned = asyncio.Event()
+        """Set when the process with the model sends a hello."""
+        self._failed_starts: Counter[str] = Counter()
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
-        """Set once the process that has the model was there."""
-        target, tokenizer = fingerprints
-        self.info = HolderInfo(engine=kind.engine.lower(), target_fingerprint=target, tokenizer_fingerprint=tokenizer)
+        """Set once the process with the model has connected."""
+        target, tokenizer = known.fingerprints
+        self.info = HolderInfo(
+            engine=link.kind.engine.lower(), target_fingerprint=target, tokenizer_fingerprint=tokenizer
+        )
 
     @property
     def capture_problem(self) -> str:
@@ -127,13 +136,27 @@ class AttachedServer:
         elif event.role == "worker":
             self._meet(event)
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run background work of subclasses for the duration of the block."""
+        yield
+
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
-        """See the port; None: the draft that the server started with. Raises Unavailable while the server is away or refuses,
-        which says nothing about the draft; OtherShapeError if the server has to restart with it."""
+        """See the port; None: the draft that the server started with. Raises Unavailable if the server is away or refuses,
+        which is no fault of the draft; OtherShapeError if someone has to restart the server with it."""
+        try:
+            return await self._exchange(draft)
+        except OtherShapeError:
+            if self.restart is None or draft is None:
+                raise
+            return await self._restart_with(self.restart, draft)
+
+    async def _exchange(self, draft: DraftCheckpoint | None) -> SwapResult:
+        """Swap without a restart."""
         async with self._swapping:
             worker = self._worker
             if worker is None:
-                raise Unavailable(f"the {self._kind.engine} server is not connected")
+                raise Unavailable(f"the {self._link.kind.engine} server is not connected")
             if draft is None and self.loaded == LoadedDraft():
                 return SwapResult(loaded=self.loaded, pause_s=0.0)
             if draft in self._misfits:
@@ -146,6 +169,28 @@ class AttachedServer:
                     self._misfits[draft] = str(error)
                 raise
 
+    async def _restart_with(self, restart: Restart, draft: DraftCheckpoint) -> SwapResult:
+        """Restart the server for a draft of another shape, and prove that it serves this draft.
+
+        Raises Unavailable the first time that the server fails to start with it, InvalidInput the second time.
+        """
+        started_s = time.monotonic()
+        self._returned.clear()
+        try:
+            self._initial = await restart(draft.folder)
+        except UpdraftError as error:
+            self._failed_starts[draft.tensors_digest] += 1
+            is_second = self._failed_starts[draft.tensors_digest] > 1
+            message = f"the {self._link.kind.engine} server does not start with version {draft.version}: {error}"
+            raise (InvalidInput if is_second else Unavailable)(message) from error
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await self._returned.wait()
+        except TimeoutError:
+            raise Unavailable(f"the plugin of the restarted {self._link.kind.engine} server did not connect") from None
+        result = await self._exchange(draft)
+        return replace(result, pause_s=time.monotonic() - started_s)
+
     async def rehash(self) -> LoadedDraft:
         """The server proves its draft at each swap, and forgets the digest when its weights may have changed."""
         return self.loaded
@@ -153,7 +198,7 @@ class AttachedServer:
     def _meet(self, hello: Hello) -> None:
         self._worker = hello
         self._misfits.clear()
-        self.loaded = LoadedDraft(version=hello.version, tensors_digest=hello.digest)
+        self.loaded = self._held(hello)
         if not self.met.is_set():
             self.info = HolderInfo(
                 engine=f"{self.info.engine}/{hello.engine.version}",
@@ -161,29 +206,34 @@ class AttachedServer:
                 tokenizer_fingerprint=self.info.tokenizer_fingerprint,
             )
         self.met.set()
+        self._returned.set()
         self._on_change()
+
+    def _held(self, hello: Hello) -> LoadedDraft:
+        """The server's draft according to its hello."""
+        return LoadedDraft(version=hello.version, tensors_digest=hello.digest)
 
     def _lose(self) -> None:
         self._worker = None
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(Unavailable(f"the {self._kind.engine} server went away"))
+            self._answer.set_exception(Unavailable(f"the {self._link.kind.engine} server went away"))
 
     async def _swap(self, load: _Load) -> SwapResult:
         try:
             answer = _Loaded.model_validate(await self._ask(load))
         except ValidationError as error:
             raise Unavailable(
-                f"the {self._kind.engine} server's answer to version {load.version} is malformed: {problems(error)}"
+                f"the {self._link.kind.engine} server's answer to version {load.version} is malformed: {problems(error)}"
             ) from error
         if answer.served is not None:
             self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
         if answer.refusal and answer.needs_restart:
             raise OtherShapeError(
-                f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the draft in"
-                f" {load.folder}"
+                f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the"
+                f" draft in {load.folder}"
             )
         if answer.refusal:
-            raise Unavailable(f"the {self._kind.engine} server refused version {load.version}: {answer.refusal}")
+            raise Unavailable(f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}")
         if load.held and answer.held != load.held:
             self.loaded = LoadedDraft(version=load.version, tensors_digest=answer.held)
             raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
@@ -198,14 +248,16 @@ class AttachedServer:
             async with asyncio.timeout(LOAD_S):
                 return await self._answer
         except TimeoutError:
-            raise Unavailable(f"the {self._kind.engine} server did not load a draft within {LOAD_S:.0f} s") from None
+            raise Unavailable(
+                f"the {self._link.kind.engine} server did not load a draft within {LOAD_S:.0f} s"
+            ) from None
         finally:
             self._answer = None
 
     def _first_draft(self) -> _Load:
         if self._initial is None:
             raise Unavailable(
-                f"the {self._kind.engine} server cannot return to the draft that it started with: set"
+                f"the {self._link.kind.engine} server cannot return to the draft that it started with: set"
                 " UPDRAFT_INFERENCE_INITIAL_DRAFT to that draft's folder, or restart the server"
             )
         return _Load(folder=self._initial, version=0, digest="", held="")

@@ -6,14 +6,14 @@ connected for the first time, and captures as much as its credits allow. On SIGT
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
 from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
-from updraft_artifacts.sizing import running_bytes
+from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
@@ -23,12 +23,15 @@ from updraft_inference import pod
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest
+from updraft_inference.launch import admin_key
 from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
-from updraft_inference.sidecar.hello import VLLM, Kind
+from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
+from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
+from updraft_inference.sidecar.sglang.server import SglangServer
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +42,22 @@ _CHANGE = 0.05
 """Share by which the fraction of captured requests must change until the server is sent another policy."""
 
 
-async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> None:
-    """Run the process until `stop`. Raises UpdraftError if it cannot start."""
+async def serve(
+    settings: InferenceSettings,
+    stop: Stop,
+    *,
+    restart: Restart | None = None,
+    is_starting: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the process until `stop`. `restart` starts the server with another draft; while it is starting, its plugin is not
+    missed. Raises UpdraftError if the process cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
     fingerprints = await asyncio.to_thread(
         lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
     )
-    agent = _Agent(tools, kind, fingerprints)
+    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent.server.restart = restart
     watch_holder(registry, agent.server)
     with probes.serve(
         registry,
@@ -55,11 +66,11 @@ async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> N
         ready=lambda: agent.is_listening,
         setting=variable(InferenceSettings, "metrics_port"),
     ) as port:
-        async with asyncio.TaskGroup() as tasks:
+        async with agent.server.running(), asyncio.TaskGroup() as tasks:
             async with agent.listening():
                 extra = {"socket": str(agent.link.path), "metrics": f"{settings.host}:{port}"}
                 logger.info("Listening for the server's plugin", extra=extra)
-                jobs = (agent.run(), agent.watch(), pod.release_memory())
+                jobs = (agent.run(), agent.watch(is_starting), pod.release_memory())
                 running = [tasks.create_task(job) for job in jobs]
                 await stop.event.wait()
             await agent.flush()
@@ -68,22 +79,21 @@ async def serve(settings: InferenceSettings, stop: Stop, kind: Kind = VLLM) -> N
 
 
 class _Agent:
-    def __init__(self, tools: pod.Tools, kind: Kind, fingerprints: tuple[str, str]) -> None:
+    def __init__(self, tools: pod.Tools, known: Known) -> None:
         settings = tools.settings
         self._tools = tools
         self._changed = asyncio.Event()
         self.is_listening = False
         self._capture: Capture | None = None
         self._fleet: pod.Fleet | None = None
-        assembler = Assembler(max_bytes=settings.capture_running_bytes or running_bytes(1))
-        self.link = Link(settings.vllm_socket_path, kind, assembler, self._hear, clock=tools.clock)
-        self.server = AttachedServer(
-            kind, self.link, fingerprints=fingerprints, initial=settings.initial_draft, on_change=self._note_draft
-        )
+        assembler = Assembler(max_bytes=settings.capture_running_bytes or RUNNING_BYTES)
+        kind = VLLM if settings.engine == "vllm" else SGLANG
+        self.link = Link(settings.socket_path, kind, assembler, self._hear, clock=tools.clock)
+        self.server = _attached(settings, self.link, known, self._note_draft)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Hear the server for the duration of the block, and all that it said when the block ends."""
+        """Receive the server's messages for the duration of the block, and handle the rest when it ends."""
         async with self.link.listening():
             self.is_listening = True
             yield
@@ -92,7 +102,7 @@ class _Agent:
         await asyncio.sleep(0)
 
     async def run(self) -> None:
-        """Be the agent of the pod from the first connection of the server on, until cancelled."""
+        """Run the agent of the pod from the server's first connection on, until cancelled."""
         await self.server.met.wait()
         async with AsyncExitStack() as stack:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
@@ -106,14 +116,14 @@ class _Agent:
                     tasks.create_task(capture.run())
                     tasks.create_task(_push_policy(self.link, capture))
 
-    async def watch(self) -> None:
-        """Log each new reason for which nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
+    async def watch(self, is_starting: Callable[[], bool] = lambda: False) -> None:
+        """Log each new reason why nothing is captured, until cancelled. Raises Unavailable if only a restart helps."""
         logged = ""
         while not self.link.failure:
-            problem = self.link.problem
+            problem = "" if is_starting() else self.link.problem
             if problem and problem != logged:
                 level = logging.ERROR if self.server.met.is_set() else logging.WARNING  # a server may start slowly
-                logger.log(level, "Nothing is learnt from the server", extra={"reason": problem})
+                logger.log(level, "The draft does not learn from the server", extra={"reason": problem})
             logged = problem
             await asyncio.sleep(_LOOK_S)
         raise Unavailable(self.link.failure)
@@ -151,8 +161,17 @@ class _Agent:
             self._fleet.swapper.again()
 
 
+def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: Callable[[], None]) -> AttachedServer:
+    if link.kind is VLLM:
+        return AttachedServer(link, known, on_change=on_change)
+    folders = Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap")
+    key = admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file)
+    server = SglangServer(settings.attach, admin_key=key)
+    return AttachedSglang(link, known, server, folders, on_change=on_change)
+
+
 def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
-    """The request with as much as its plan permits of what was captured."""
+    """The request, with the captured parts that its plan permits."""
     finished = ended.finished
     assert finished is not None
     hidden = finished.hidden if plan.params.payload else None
@@ -162,7 +181,7 @@ def _planned(ended: Ended, plan: CapturePlan) -> FinishedRequest:
 
 
 async def _push_policy(link: Link, capture: Capture) -> None:
-    """Tell the server what to capture, as credits come and go, until cancelled."""
+    """Send the server a capture policy whenever the credits change it, until cancelled."""
     sent = -1.0
     while True:
         payload = round(capture.payload_fraction, 4)

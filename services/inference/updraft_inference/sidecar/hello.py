@@ -13,18 +13,18 @@ Role = Literal["scheduler", "worker"]
 
 
 _LONGEST = 500
-"""Characters of a text of the plugin that logs and reports have room for."""
+"""Maximum length of the plugin's texts in logs and reports."""
 
 
 def line(text: str) -> str:
-    """The text as one printable line of limited length. Paths in messages may hold characters that UTF-8 has not."""
+    """The text as one printable line of limited length. Paths in messages may contain characters that are not valid UTF-8."""
     return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST])
 
 
 Line = Annotated[str, AfterValidator(line)]
 
 Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
-"""A number that reports and traces have room for."""
+"""A number that fits into reports and traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,12 @@ VLLM = Kind(
     prepare="prepare-vllm",
     socket_variable="UPDRAFT_VLLM_SOCKET",
     socket_setting="UPDRAFT_INFERENCE_VLLM_SOCKET",
+)
+SGLANG = Kind(
+    engine="SGLang",
+    prepare="prepare-sglang",
+    socket_variable="UPDRAFT_SGLANG_SOCKET",
+    socket_setting="UPDRAFT_INFERENCE_SGLANG_SOCKET",
 )
 
 
@@ -68,6 +74,8 @@ class Hello(BaseModel, frozen=True):
     tap: Line
     engine: EngineName
     pid: int
+    ranks: dict[str, Uint32] = {}
+    """Number of ranks by kind of parallelism."""
     role: Role
     dtype: str
     version: Uint32
@@ -78,7 +86,7 @@ class Hello(BaseModel, frozen=True):
 
     @classmethod
     def of(cls, header: Mapping[str, Any], kind: Kind) -> "Hello":
-        """Parse the header. Raises FrameError with why this process is refused."""
+        """Parse the header. Raises FrameError, with the reason, if this process is refused."""
         if header.get("protocol") != wire.PROTOCOL:
             raise wire.FrameError(
                 f"Updraft's plugin {header.get('tap')} in the {kind.engine} server uses protocol {header.get('protocol')}, but"

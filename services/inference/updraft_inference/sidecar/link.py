@@ -36,13 +36,13 @@ _HELLO_BYTES = 1 << 16
 """Limits on who has not said hello."""
 
 _FIRST_BYTES = 1 << 24
-"""Memory for a message before any of it has come."""
+"""Memory for a message before any of it has arrived."""
 
 _LOOK_S = 0.25
-"""How often ended requests are looked at that wait for rows."""
+"""How often ended requests that wait for rows are checked."""
 
 _LATEST = 16
-"""So many requests in a row whose senders were not asked are a problem."""
+"""Number of requests in a row that bypassed the middleware before this is a problem."""
 
 _MAX_PATH = 107
 """Length limit of a Unix socket path on Linux, in bytes."""
@@ -87,7 +87,7 @@ class Link:
     ) -> None:
         self.path = path
         self.drops: Counter[CaptureLoss] = Counter()
-        self._kind = kind
+        self.kind = kind
         self._assembler = assembler
         self._tell = tell
         self._clock = clock or SystemClock()
@@ -106,7 +106,7 @@ class Link:
         """Ids of the processes whose refusal was logged last; they come again."""
         self._policy: Mapping[str, Any] | None = None
         self._asked: deque[bool] = deque(maxlen=_LATEST)
-        """Whether the senders of the last requests were asked."""
+        """Whether the last requests passed the middleware."""
 
     @property
     def losses(self) -> Mapping[CaptureLoss, int]:
@@ -125,7 +125,7 @@ class Link:
             return unasked
         if len(self._asked) == _LATEST and True not in self._asked:
             return (
-                f"the last {_LATEST} requests to {self._kind.engine} did not pass Updraft's middleware, so they are counted"
+                f"the last {_LATEST} requests to {self.kind.engine} bypassed Updraft's middleware, so they are counted"
                 " but not captured: send requests to the HTTP port of a server that was started with the plugin"
             )
         now_s = self._clock.monotonic()
@@ -134,9 +134,9 @@ class Link:
         if role is None or away[role] < _AWAY_S:
             return ""
         return (
-            f"Updraft's plugin in the {self._kind.engine} server's {role} has not connected to {self.path} for at"
+            f"Updraft's plugin in the {self.kind.engine} server's {role} has not connected to {self.path} for at"
             f" least {_AWAY_S:.0f} s. Check that its folder is on the server's PYTHONPATH and that"
-            f" {self._kind.socket_variable} names this socket"
+            f" {self.kind.socket_variable} names this socket"
         )
 
     def send(self, role: Role, header: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Link:
         there can be none, or another process listens there."""
         if len(str(self.path).encode()) > _MAX_PATH:
             raise InvalidInput(
-                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self._kind.socket_setting}"
+                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self.kind.socket_setting}"
             )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -188,7 +188,7 @@ class Link:
             listener.close()
             raise InvalidInput(
                 f"cannot listen at {self.path} ({error.strerror}): each agent needs a socket of its own; set"
-                f" {self._kind.socket_setting}"
+                f" {self.kind.socket_setting}"
             ) from error
 
     def _live(self, listener: socket.socket, started: "asyncio.Future[None]") -> None:
@@ -254,7 +254,7 @@ class Link:
     def _met(self, header: Mapping[str, Any]) -> tuple[str, Hello | None]:
         """The process of this hello; or why it is refused."""
         try:
-            hello = Hello.of(header, self._kind)
+            hello = Hello.of(header, self.kind)
         except wire.FrameError as error:
             self._note_misunderstood(str(error))
             return str(error), None
@@ -263,8 +263,8 @@ class Link:
         if stranger is None:
             return "", hello
         refusal = (
-            f"another {self._kind.engine} server (process {stranger.pid}) is already connected to {self.path}: give each server"
-            f" its own {self._kind.socket_variable} and agent, and run one for each data-parallel rank"
+            f"another {self.kind.engine} server (process {stranger.pid}) is already connected to {self.path}: give each server"
+            f" its own {self.kind.socket_variable} and agent, and run one for each data-parallel rank"
         )
         if hello.id not in self._refused:
             self._refused.append(hello.id)
@@ -381,8 +381,8 @@ async def _frame(source: socket.socket, *, most: int = wire.MAX_FRAME) -> tuple[
 
 
 async def _exactly(source: socket.socket, size: int) -> bytearray:
-    """So many bytes, received in place, which lets other threads run meanwhile. Memory grows with what has come, not with what
-    was announced."""
+    """This number of bytes, received in place, which lets other threads run meanwhile. Memory grows with the bytes
+    received, not with those announced."""
     data, at = bytearray(min(size, _FIRST_BYTES)), 0
     while at < size:
         if at == len(data):

@@ -12,7 +12,7 @@ from updraft_inference.engine import TopK
 from updraft_inference.tap.trace_builder import Rows, StepPart
 
 MAX_COUNT = 1 << 48
-"""More than any count of a request, and so few that sums over requests never exceed 64 bits."""
+"""More than any count of a request, and small enough that sums over requests never exceed 64 bits."""
 
 
 def steps(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StepPart]]:
@@ -49,7 +49,7 @@ def prefills(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterat
 
 
 def count(value: object, *, limit: int = MAX_COUNT) -> int:
-    """A number below the limit. Raises ValueError if it is not a whole one, or below 0."""
+    """A number below the limit. Raises ValueError if it is negative or not an integer."""
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{str(value)[:50]} is no count")
     return value

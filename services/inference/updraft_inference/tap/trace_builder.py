@@ -1,16 +1,16 @@
-"""Assembles the messages of the plugin about one request, at its end or part by part. Pure.
+"""Assembles the messages of the plugin about one request. Pure.
 
 Rows are placed by position in prompt ++ output, so a lost message leaves a hole and shifts nothing. A preempted request is
 computed again: rows that are already known are not replaced, and steps whose tokens the server discarded are removed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from updraft_inference.engine import CaptureParams, Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
+from updraft_inference.engine import Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +28,6 @@ class Rows:
     @property
     def nbytes(self) -> int:
         return self.aux.nbytes + self.teacher.nbytes
-
-    def since(self, position: int) -> "Rows | None":
-        """Rows from a position on, in memory of their own; None without any."""
-        if self.end <= position:
-            return None
-        skipped = max(0, position - self.position)
-        if not skipped:
-            return self
-        untaught = len(self.aux) - len(self.teacher)
-        teacher = self.teacher[max(0, skipped - untaught) :]
-        return Rows(
-            position=self.position + skipped,
-            aux=self.aux[skipped:].clone(),
-            teacher=TopK(
-                ids=teacher.ids.clone(), log_probs=teacher.log_probs.clone(), log_sum_exp=teacher.log_sum_exp.clone()
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,55 +54,32 @@ class StepPart:
         return replace(self, rows=None, rejected=None)
 
 
-KEPT_BYTES = 1 << 20
-"""Size of the rows that stay after they were handed over: the next chunk repeats them as context."""
-
-_MARGIN_TOKENS = 16
-"""The newest tokens stay: a preempted request may lose the last step's and generate them again."""
-
-
 class TraceBuilder:
     """Collects the parts of a request as they arrive, for its steps and hidden states at the end.
 
-    Those of a long request can be taken while it runs; their rows are forgotten then, and the end has the others. The work per
-    message and per part does not grow with the request.
+    The work per message and per part does not grow with the request.
     """
 
-    def __init__(self, num_prompt: int, params: CaptureParams, *, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, num_prompt: int) -> None:
         self._num_prompt = num_prompt
-        self._kept_bytes = kept_bytes
-        self._params = params
-        self._taken: list[VerifyStep] = []
-        """Steps whose rows were taken."""
-        self._context: list[Rows] = []
-        """The last rows of those, which the next part needs."""
         self._steps: list[StepPart] = []
         self._prefilled: list[Rows] = []
         self._again_to = 0
         """The position after a repeated forward over the output, until the next step arrives."""
-        self._reached = num_prompt if params.payload else num_prompt + 1
-        self._first = max(0, num_prompt - params.prompt_rows)
-        """The first position whose row is wanted."""
-        self.nbytes = 0
-        self.num_taken = 0
-        """Output tokens whose rows were taken."""
+        self._reached = num_prompt
 
     def add_step(self, step: StepPart) -> None:
-        """Add a verify step. An impossible one is ignored, and one of tokens that were taken."""
-        first = self._num_prompt + max(0, self.num_taken - 1)
-        if step.position < first or not 0 <= step.accepted <= len(step.draft_ids):
+        """Add a verify step. An impossible one is ignored."""
+        if step.position < self._num_prompt or not 0 <= step.accepted <= len(step.draft_ids):
             return
         self._forget_from(step.position - 1 if self._again_to else step.position)
         self._again_to = 0
         self._steps.append(step)
-        self.nbytes += step.nbytes
         self._reached = step.position + step.accepted + 2
 
     def add_rows(self, rows: Rows) -> None:
         """Add the rows of a forward over the prompt, or over prompt and output of a preempted request."""
-        if kept := rows.since(self._first):
-            self._prefilled.append(kept)
-            self.nbytes += kept.nbytes
+        self._prefilled.append(rows)
         if rows.end > self._num_prompt:
             self._again_to = max(self._again_to, rows.end)
         self._reached = max(self._reached, rows.end + 1)
@@ -128,29 +88,23 @@ class TraceBuilder:
         """Whether the last part of `num_output` tokens has arrived; parts arrive in order."""
         return self._reached >= self._num_prompt + num_output
 
-    def take(self, num_output: int) -> "Assembly | None":
-        """The first `num_taken` output tokens with the rows that were not taken before, all that can be had of `num_output`
-        tokens; None if nothing is to be had now."""
-        settled = self._kept(num_output - _MARGIN_TOKENS)
-        if self._again_to or not settled or self._start(settled[-1]) <= self.num_taken:
-            return None
-        self.num_taken = self._start(settled[-1])
-        assembly = self.assembly(self.num_taken)
-        self._forget_taken()
-        return assembly
+    def steps(self, num_output: int) -> tuple[VerifyStep, ...]:
+        """The captured steps that gave the first `num_output` tokens."""
+        return tuple(_verify_step(step, self._num_prompt) for step in self._kept(num_output))
 
-    def assembly(self, num_output: int) -> "Assembly":
-        """The first `num_output` tokens, as they are known now, with the rows that were not taken and their context."""
-        kept = self._kept(num_output)
-        return Assembly(
-            num_prompt=self._num_prompt,
-            num_output=num_output,
-            params=self._params,
-            first=self._first,
-            taken=tuple(self._taken),
-            kept=tuple(kept),
-            pieces=(*self._context, *(step.rows for step in kept if step.rows is not None), *self._prefilled),
-        )
+    def hidden(self, num_output: int) -> HiddenStates | None:
+        """The rows that read prompt ++ output except its last token; None without any row with a teacher. Copies all rows,
+        which takes long enough to need a thread. Where two parts have a row of the same position, the step's counts."""
+        steps, end = self._kept(num_output), self._num_prompt + num_output - 1
+        pieces = [*(step.rows for step in steps if step.rows is not None), *self._prefilled]
+        present = [piece for piece in pieces if piece.position < end and len(piece.aux)]
+        like = next((piece for piece in present if len(piece.teacher)), None)
+        if like is None:
+            return None
+        canvas = _Canvas(min(piece.position for piece in present), end, like)
+        for piece in present:
+            canvas.paint(piece)
+        return canvas.hidden(tuple(self._counterfactuals(steps, num_output)))
 
     def _kept(self, num_output: int) -> list[StepPart]:
         end = self._num_prompt + num_output
@@ -161,72 +115,14 @@ class TraceBuilder:
     def _forget_from(self, position: int) -> None:
         """Remove steps that gave a token after `position`, because it was discarded and is generated again."""
         while self._steps and self._steps[-1].position + self._steps[-1].accepted + 1 > position:
-            self.nbytes -= self._steps.pop().nbytes
+            self._steps.pop()
 
-    def _start(self, step: StepPart) -> int:
-        """The first output token that a step gave."""
-        return step.position - self._num_prompt + 1
-
-    def _forget_taken(self) -> None:
-        """Drop rows before the context of the first token that was not taken. Steps before it change no more."""
-        end = self._num_prompt + self.num_taken - 1
-        row_bytes = max((rows.nbytes // len(rows.aux) for rows in self._rows() if len(rows.aux)), default=1)
-        self._first = max(self._first, end - self._kept_bytes // row_bytes)
-        self._prefilled = [kept for rows in self._prefilled if (kept := rows.since(self._first))]
-        taken = [step for step in self._steps if step.position < end]
-        self._steps = self._steps[len(taken) :]
-        self._taken += (_verify_step(step, self._num_prompt) for step in taken)
-        rows = [*self._context, *(step.rows for step in taken if step.rows is not None)]
-        self._context = [kept for piece in rows if (kept := piece.since(self._first))]
-        self.nbytes = sum(rows.nbytes for rows in (*self._context, *self._prefilled))
-        self.nbytes += sum(step.nbytes for step in self._steps)
-
-    def _rows(self) -> list[Rows]:
-        return [*self._context, *(step.rows for step in self._steps if step.rows is not None), *self._prefilled]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assembly:
-    """The pieces of some output tokens. Putting them together copies all rows, which takes long enough to need a thread; the
-    pieces never change."""
-
-    num_prompt: int
-    num_output: int
-    params: CaptureParams
-    first: int
-    """The first position whose row is wanted."""
-    taken: tuple[VerifyStep, ...]
-    kept: tuple[StepPart, ...]
-    pieces: tuple[Rows, ...]
-    """Where two have a row of the same position, the earlier piece counts."""
-
-    def steps(self) -> tuple[VerifyStep, ...]:
-        """The captured steps that gave the output tokens."""
-        return (*self.taken, *(_verify_step(step, self.num_prompt) for step in self.kept))
-
-    def hidden(self) -> HiddenStates | None:
-        """The rows that read prompt ++ output except its last token, from the context of what was not taken on; None without
-        any row with a teacher."""
-        if not self.params.payload:
-            return None
-        end = self.num_prompt + self.num_output - 1
-        present = [piece for piece in self.pieces if piece.position < end and piece.end > self.first and len(piece.aux)]
-        like = next((piece for piece in present if len(piece.teacher)), None)
-        if like is None:
-            return None
-        canvas = _Canvas(max(self.first, min(piece.position for piece in present)), end, like)
-        for piece in present:
-            canvas.paint(piece)
-        return canvas.hidden(tuple(self._counterfactuals()))
-
-    def _counterfactuals(self) -> Iterator[Counterfactual]:
+    def _counterfactuals(self, steps: Sequence[StepPart], num_output: int) -> Iterator[Counterfactual]:
         """Rows of the steps whose rejected draft token stood before the end."""
-        for index, step in enumerate(self.kept, start=len(self.taken)):
-            rejected, limit = step.rejected, self.params.counterfactual_rows
-            start = step.position - self.num_prompt + 1
-            if rejected is None or not limit or not len(rejected.aux) or start + step.accepted >= self.num_output:
-                continue
-            yield Counterfactual(step=index, aux=rejected.aux[:limit], teacher=rejected.teacher[:limit])
+        for index, step in enumerate(steps):
+            rejected, start = step.rejected, step.position - self._num_prompt + 1
+            if rejected is not None and len(rejected.aux) and start + step.accepted < num_output:
+                yield Counterfactual(step=index, aux=rejected.aux, teacher=rejected.teacher)
 
 
 def _verify_step(step: StepPart, num_prompt: int) -> VerifyStep:

@@ -4,14 +4,17 @@ Pure ASGI, and it changes no byte of a request that it lets in, nor of an answer
 variable, which the tasks of a request inherit; an adapter reads it where requests leave the process.
 """
 
+import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from updraft_tap.http import about
+from updraft_tap.http.about import Facts
 from updraft_tap.http.keys import Keys, RefusedRequestError
-from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, read_terms
+from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, first, read_terms
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,9 +23,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset(
-    {"/health", "/health_generate", "/healthz", "/livez", "/load", "/metrics", "/ping", "/readyz", "/version"}
+    {"/health", "/health_generate", "/healthz", "/livez", "/load", "/metrics", "/ping", "/ready", "/readyz", "/version"}
 )
 """Probes and metrics need no key. Everything else does, because engines answer prompts on many paths."""
+
+OWN = b"x-updraft-own"
+"""The header that identifies a server's requests to itself."""
+_COMPRESSED = b"x-body-compressed"
+"""The header of SGLang's clients for a compressed body."""
 
 _current: ContextVar[Terms | None] = ContextVar("updraft_terms", default=None)
 
@@ -34,21 +42,29 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys` everybody is let in. `tenant_header` names a tenant, in lower case; b"": the API key does."""
+    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant; b"": the API key does.
+
+    `own` is the secret in OWN of the server's requests to itself, and `admin` gives the key by which its agent swaps drafts:
+    such requests need no other key. "": there are none.
+    """
 
     keys: Keys | None = None
     tenant_header: bytes = b""
+    own: str = ""
+    admin: Callable[[], str] = str
 
 
 class Door:
     """The middleware."""
 
-    def __init__(self, app: App, rules: Rules) -> None:
+    def __init__(self, app: App, rules: Rules, facts: Facts | None = None) -> None:
+        """`facts` are served at `about.PATH`; None: nothing is."""
         self._app = app
         self._rules = rules
+        self._facts = facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or _is_open(scope):
+        if scope["type"] not in ("http", "websocket") or _is_open(scope) or self._is_own(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -62,22 +78,39 @@ class Door:
         finally:
             _current.reset(before)
 
+    def _is_own(self, scope: Scope) -> bool:
+        shown = first(scope["headers"], OWN)
+        if self._rules.own and hmac.compare_digest(shown, self._rules.own.encode()):
+            return True
+        admin = self._rules.admin()
+        return bool(admin) and hmac.compare_digest(api_key(scope["headers"]).encode(), admin.encode())
+
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._rules.keys is None:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         inside = False
         try:
             with self._rules.keys.admitted(api_key(scope["headers"])) as reserve:
                 if self._rules.keys.max_at_once and scope["type"] == "http":
+                    _check_is_readable(scope)
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._app(scope, receive, send)
+                await self._pass_on(scope, receive, send)
         except RefusedRequestError as refusal:
             if inside:
                 raise
             await _refuse(scope, send, refusal)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._facts is not None and about.is_asked(scope, _path(scope)):
+            send = about.instead_of_not_found(self._facts, send)
+        await self._app(scope, receive, send)
+
+
+_PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")
+"""Fields that may hold several prompts, in any engine."""
 
 
 def choices(body: bytes) -> int:
@@ -95,10 +128,17 @@ def choices(body: bytes) -> int:
         return 1
     if asked.get("background"):
         raise RefusedRequestError(400, "background cannot be true, because the requests of an API key are limited")
+    parameters = asked.get("parameters")
+    num = max(_choices_of_each(asked), _choices_of_each(parameters if isinstance(parameters, dict) else {}))
+    instances = asked.get("instances")
+    several = sum(_several(asked.get(name)) for name in _PROMPTS) + _several_matrices(asked.get("input_embeds"))
+    return num * max(several, len(instances) if isinstance(instances, list) else 1, 1)
+
+
+def _choices_of_each(asked: Mapping[str, Any]) -> int:
     of_sampling = asked.get("sampling_params")
-    num = max(_whole(asked.get("n")), _whole(of_sampling.get("n") if isinstance(of_sampling, dict) else None))
-    several = sum(map(_several, (asked.get("prompt"), asked.get("prompt_embeds"), asked.get("messages"))))
-    return num * max(several, 1)
+    params = of_sampling if isinstance(of_sampling, list) else [of_sampling]
+    return max([_whole(asked.get("n")), *(_whole(one.get("n")) for one in params if isinstance(one, dict))])
 
 
 def _whole(num: Any) -> int:
@@ -114,9 +154,26 @@ def _several(value: Any) -> int:
     return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 0
 
 
+def _several_matrices(value: Any) -> int:
+    """The same for a matrix of numbers, or a list of them."""
+    is_list = isinstance(value, list) and value and isinstance(value[0], list) and value[0]
+    return len(value) if is_list and isinstance(value[0][0], list) else 0
+
+
+def _check_is_readable(scope: Scope) -> None:
+    """Raises RefusedRequestError for a body whose choices cannot be counted."""
+    if first(scope["headers"], _COMPRESSED):
+        message = "the body cannot be compressed, because the requests of an API key are limited"
+        raise RefusedRequestError(400, message)
+
+
 def _is_open(scope: Scope) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope.get("method") == "OPTIONS" or (path.rstrip("/") or "/") in OPEN_PATHS
+    return scope.get("method") == "OPTIONS" or _path(scope) in OPEN_PATHS
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.rstrip("/") or "/"
 
 
 async def _read(receive: Receive) -> tuple[bytes, Receive]:

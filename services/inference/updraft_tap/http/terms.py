@@ -49,9 +49,9 @@ def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
     Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored.
     """
     pairs = list(headers)
-    tenant = _first(pairs, tenant_header) if tenant_header else api_key(pairs).encode()
+    tenant = first(pairs, tenant_header) if tenant_header else api_key(pairs).encode()
     return Terms(
-        domain=label(_first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
+        domain=label(first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
         tenant=hashlib.sha256(tenant).hexdigest() if tenant else "",
         permitted=_permits(b",".join(value for name, value in pairs if name == CAPTURE)),
     )
@@ -59,7 +59,7 @@ def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
 
 def api_key(headers: Headers) -> str:
     """The key of `Authorization: Bearer KEY`; "" without one."""
-    scheme, _, key = _first(headers, AUTHORIZATION).decode("latin-1").partition(" ")
+    scheme, _, key = first(headers, AUTHORIZATION).decode("latin-1").partition(" ")
     return key.strip() if scheme.lower() == _BEARER else ""
 
 
@@ -92,7 +92,8 @@ def read_mark(extra: Mapping[str, Any] | None) -> Terms:
     return Terms(**extra[KEY]) if extra is not None and has_mark(extra) else NOT_ASKED
 
 
-def _first(headers: Headers, name: bytes) -> bytes:
+def first(headers: Headers, name: bytes) -> bytes:
+    """The value of the first header with this name; b"" without one."""
     return next((value for other, value in headers if other == name), b"")
 
 

@@ -79,7 +79,7 @@ class Counterfactual:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Row r belongs to token ids[r]: aux [R, A], as it was sent; ids int64 [R + 1] has one more token.
+    """Row r belongs to token ids[r]. aux [R, A] is encoded as it was sent; ids int64 [R + 1] has one more token.
 
     The teacher starts at row `first_teacher_row`; rows before it are context only. `first_output` indexes ids and is at least
     1. `corrections` bool [R + 1] marks tokens that replaced a rejected draft token of the draft model. `counterfactuals` are
@@ -149,7 +149,7 @@ def parse(data: bytes) -> ParsedTrace:
 
 
 def sample_of(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
-    """Check a trace. Raises RefusedTrace. `is_checked`: its values were found good before."""
+    """Check a trace. Raises RefusedTrace. `is_checked`: its values have passed the check before."""
     trace = parsed.trace
     _check_header(trace.header, expected)
     if not trace.HasField("payload"):

@@ -1,4 +1,4 @@
-"""Samples in memory, because a sample is used often. Evicts the least recently used."""
+"""Samples in memory, because each sample is used several times. Evicts the least recently used."""
 
 import threading
 from collections import OrderedDict

@@ -201,7 +201,7 @@ def step_weights(batches: Sequence[Batch], num_steps: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Rows of a branch from row `first` of its text on: aux [rows, A] in parts, ids [rows, J]. `state`: those with a
+    """Rows of a branch, from row `first` of its text on: aux [rows, A] in parts, ids [rows, J]. `state`: those with a
     teacher."""
 
     first: int

@@ -1,4 +1,4 @@
-"""Makes drafts of one target for the device that trains them, and the vocabularies that teach them."""
+"""Makes the drafts of one target on the device that trains them, and the vocabularies for their teachers."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from updraft_trainer.learning.compute import Compute
 
 @dataclass(frozen=True, slots=True)
 class DraftFactory:
-    """`embedding`: the target's, on the device, where all drafts share it. `trains_head`: whether a draft's head is trained."""
+    """`embedding`: the target's, on the device; all drafts share it. `trains_head`: whether a draft's head is trained."""
 
     target: TargetHead
     compute: Compute
@@ -33,7 +33,7 @@ class DraftFactory:
         )
 
     def on_device(self, network: DraftNetwork) -> DraftNetwork:
-        """The network to train. A frozen head has the dtype that it is computed in."""
+        """The network to train. A frozen head has the dtype of its computation."""
         head = network.lm_head
         head.requires_grad_(requires_grad=self.trains_head)
         if not self.trains_head:
@@ -42,8 +42,8 @@ class DraftFactory:
         return network.to(self.compute.device)
 
     def vocabulary(self, network: DraftNetwork) -> DraftVocabulary:
-        """The vocabulary of a network, with which its teacher is computed. It shares the network's head if that is not trained
-        and equals the target's."""
+        """The vocabulary of a network, for computing its teacher. It shares the network's head if that is not trained and
+        equals the target's."""
         c, head = self.target.config, network.lm_head.weight
         vocabulary = DraftVocabulary.of(
             self.target.head,

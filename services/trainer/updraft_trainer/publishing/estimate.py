@@ -48,7 +48,7 @@ class GainEstimate:
 
 
 def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
-    """The candidate compared with another one instead of the baseline, on the requests that both have walked."""
+    """The candidate compared with another one instead of the baseline, on requests that judged both."""
     steps = dict(zip(other.trace_ids, (pair.candidate_steps for pair in other.pairs), strict=True))
     rows = zip(candidate.trace_ids, candidate.domains, candidate.pairs, strict=True)
     both = [(id_, domain, replace(pair, baseline_steps=steps[id_])) for id_, domain, pair in rows if id_ in steps]
@@ -57,7 +57,7 @@ def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
 
 
 def is_surely_better(candidate: GainEstimate, other: GainEstimate, confidence: float) -> bool:
-    """For today's traffic, and surely worse in no kind, on the requests that both have walked."""
+    """Whether it is surely better for today's traffic and surely worse in no kind, on requests that judged both drafts."""
     estimate = against(candidate, other)
     gain = estimate.gain(confidence)
     return gain is not None and gain.low_percent > 0.0 and not estimate.losses()

@@ -16,7 +16,7 @@ from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_operator.planning import conditions, pods
 from updraft_operator.planning.observed import ConnectionState
 
-IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s")
+IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s", vllm="v")
 CONFIG = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
 
 BUILDS: dict[str, Any] = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
@@ -44,6 +44,8 @@ OTHERS: dict[str, Any] = {
     "serving.tensorParallelSize": 2,
     "serving.maxRunningRequests": 16,
     "serving.maxContextTokens": 4096,
+    "serving.apiKeysSecretRef": {"name": "clients"},
+    "serving.maxRequestsPerKey": 4,
     "serving.terminationGracePeriodSeconds": 90,
     "serving.modelCache": {"pvc": {"claimName": "models"}},
     "image": "another",
@@ -67,6 +69,8 @@ def _spec(field: str, *value: Any) -> AdaptiveSpeculator:
     """A small spec, with the field set if there is a value; with SGLang where the field is for SGLang."""
     engine = "sglang" if field in {"serving.args", "serving.tensorParallelSize"} else "torch"
     spec: dict[str, Any] = {"targetModel": {"uri": "hf://org/qwen"}, "engine": engine}
+    if field == "serving.maxRequestsPerKey":
+        spec["serving"] = {"apiKeysSecretRef": {"name": "clients"}}
     if value:
         *parents, last = field.split(".")
         part = spec

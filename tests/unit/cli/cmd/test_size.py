@@ -74,7 +74,7 @@ def test_a_target_that_the_torch_engine_does_not_run_is_sized_for_sglang(tmp_pat
         return str(json.loads(output)["traffic"]["engine"])
 
     assert (engine_of("minimax"), engine_of("qwen")) == ("sglang", "torch")
-    assert engine_of("qwen", "--engine", "sglang") == "sglang"
+    assert [engine_of("qwen", "--engine", engine) for engine in ("sglang", "vllm")] == ["sglang", "vllm"]
 
 
 def test_heads_that_do_not_divide_are_refused_as_by_the_trainer(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 import sys
+import threading
 from dataclasses import replace
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.published_targets import make
@@ -10,6 +14,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_cli.local import plan
 from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.local.plan import Addresses, StackConfig
+from updraft_cli.local.ports import HOST
 from updraft_cli.local.process import Process
 
 _WHERE = Addresses(
@@ -146,6 +151,64 @@ def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
         plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
 
 
+def test_with_vllm_clients_use_its_port_and_the_agent_has_another(folder: DataFolder) -> None:
+    where = replace(_WHERE, agent_port=9093)
+    chosen = config(folder, engine="vllm", vllm_python=Path("/opt/vllm/bin/python"))
+    processes = {one.name: one for stage in plan.stages(chosen, where, folder, {}) for one in stage}
+    inference = processes["inference"]
+
+    assert inference.environment["UPDRAFT_INFERENCE_VLLM_PYTHON"] == "/opt/vllm/bin/python"
+    assert inference.environment["UPDRAFT_INFERENCE_PORT"] == "8000"
+    assert inference.environment["UPDRAFT_INFERENCE_METRICS_PORT"] == "9093"
+    assert where.metrics_urls["inference"] == "http://127.0.0.1:9093/metrics"
+    assert where.inference_url == "http://127.0.0.1:8000"
+    assert inference.start_within_s > processes["registry"].start_within_s
+    assert "9093" in inference.address
+
+
+@pytest.mark.parametrize(("engine", "path"), [("sglang", "/ping"), ("vllm", "/health")])
+def test_a_server_is_asked_by_a_path_that_answers_at_once(folder: DataFolder, engine: Any, path: str) -> None:
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(HTTPStatus.OK)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = replace(_WHERE, port=server.server_port, agent_port=server.server_port)
+        chosen = config(folder, engine=engine, **{f"{engine}_python": Path("/opt/bin/python")})
+        (*_, inference) = plan.stages(chosen, where, folder, {})[-1]
+
+        assert inference.is_ready()
+        server.shutdown()
+
+    assert asked == ["/readyz", path]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"engine": "vllm"},
+        {"vllm_python": Path("p")},
+        {"engine": "sglang"},
+        {"sglang_python": Path("p")},
+        {"engine": "sglang", "sglang_python": Path("p"), "vllm_python": Path("p")},
+    ],
+)
+def test_what_runs_a_server_is_named_with_its_engine_and_only_with_it(
+    folder: DataFolder, wrong: dict[str, Any]
+) -> None:
+    (model := folder.path / "model").mkdir()
+    (model / "config.json").touch()
+    with pytest.raises(InvalidInput, match="require each other"):
+        plan.check(replace(config(folder, **wrong), model=model))
+
+
 def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_the_start_may_take_long(
     folder: DataFolder,
 ) -> None:
@@ -155,22 +218,6 @@ def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_th
     assert inference.environment["UPDRAFT_INFERENCE_SGLANG_PYTHON"] == "/opt/sglang/bin/python"
     assert "UPDRAFT_INFERENCE_ATTACH" not in inference.environment
     assert inference.start_within_s > trainer.start_within_s
-
-
-@pytest.mark.parametrize(
-    ("choices", "reason"),
-    [
-        ({"engine": "sglang"}, "needs either"),
-        ({"engine": "sglang", "sglang_python": Path("p"), "sglang_url": "http://h:1"}, "needs either"),
-        ({"sglang_url": "http://h:1"}, "need --engine sglang"),
-    ],
-)
-def test_what_runs_sglang_is_named_once_and_only_with_that_engine(
-    folder: DataFolder, choices: dict[str, object], reason: str
-) -> None:
-    (folder.path / "config.json").write_text("{}")
-    with pytest.raises(InvalidInput, match=reason):
-        plan.check(config(folder, model=folder.path, **choices))
 
 
 def planned(

@@ -267,23 +267,6 @@ async def test_chunks_fit_into_the_entries_of_small_streams(metrics: Metrics) ->
     assert chunk_bytes(8 << 20) == chunk_bytes(1 << 30) == MAX_CHUNK_BYTES
 
 
-async def test_a_part_of_a_request_that_goes_on_is_sent_and_does_not_count_yet(
-    capture: Capture, stream: FakeStream
-) -> None:
-    whole = ended(step(1, 2), rows=5)
-    async with running(capture):
-        capture.offer(replace(whole, is_part=True), PLAN)
-        await until(lambda: len(stream.entries) == 1)
-        assert capture.counters.captured == 0
-        assert not stream.entries[0].header.last_chunk
-        assert stream.entries[0].header.finish_reason == trace_pb2.FINISH_REASON_UNSPECIFIED
-        capture.offer(replace(ended(step(1, 2), step(4, 0), rows=6), num_handed_over=4), PLAN)
-        await until(lambda: capture.counters.captured == 1)
-
-    assert (stream.entries[1].header.chunk, stream.entries[1].header.last_chunk) == (4, True)
-    assert list(stream.entries[1].output_ids) == [4]
-
-
 async def test_a_payload_that_is_too_large_leaves_the_light_record(capture: Capture, stream: FakeStream) -> None:
     stream.max_entry_bytes = 1000
     async with running(capture):
@@ -410,19 +393,6 @@ async def test_a_request_that_the_engine_does_not_finish_costs_nothing(granted: 
 
 async def test_a_plan_alone_costs_nothing(granted: Capture) -> None:
     assert [chance(granted) for _ in range(3)] == [1.0] * 3
-
-
-@pytest.mark.parametrize("is_finished", [True, False])
-async def test_a_request_in_parts_costs_the_rows_that_it_sent_each_once(granted: Capture, *, is_finished: bool) -> None:
-    granted.start(TRAINED)
-    first = ended(step(1, 2), rows=5)
-    granted.offer(replace(first, is_part=True), TRAINED)
-    assert chance(granted) == pytest.approx(25 / 30)
-    if is_finished:  # of its 6 rows 5 are the context
-        granted.offer(replace(ended(step(1, 2), step(4, 0), rows=6), num_handed_over=4), TRAINED)
-    else:
-        granted.give_back(TRAINED)
-    assert chance(granted) == pytest.approx((24 if is_finished else 25) / 30)
 
 
 async def test_a_server_that_chooses_itself_is_told_the_share_of_traffic_that_credits_allow(granted: Capture) -> None:

@@ -147,52 +147,6 @@ def test_a_chunk_has_at_most_the_bytes_that_it_may_have(finished: FinishedReques
         assert message.ByteSize() <= 1.05 * max_bytes
 
 
-@settings(max_examples=50, deadline=None)
-@given(finished=requests(), cut=st.floats(0, 1), max_bytes=st.sampled_from([700, 2000]))
-def test_a_request_that_comes_in_parts_is_the_same_request(
-    finished: FinishedRequest, cut: float, max_bytes: int
-) -> None:
-    """The second part has the rows that the first one had last, as context."""
-    hidden, num_prompt = finished.hidden, len(finished.request.prompt_ids)
-    assert hidden is not None
-    ends = [step.start for step in finished.steps if step.start > 1]
-    if not ends:
-        return
-    end = ends[int(cut * (len(ends) - 1))]
-    kept = max(0, num_prompt + end - 1 - hidden.first_position - 5)
-    rest = replace(hidden, first_position=hidden.first_position + kept, aux=hidden.aux[kept:])
-    taught = max(0, kept - hidden.first_teacher_row)
-    rest = replace(rest, teacher=hidden.teacher[taught:], first_teacher_row=max(0, hidden.first_teacher_row - kept))
-    rest = replace(rest, missing_rows=tuple(row - kept for row in hidden.missing_rows if row >= kept))
-    begun = [step for step in finished.steps if step.start < end]
-    rows = num_prompt + end - 1 - hidden.first_position
-    first = replace(
-        finished,
-        output_ids=finished.output_ids[:end],
-        steps=tuple(begun),
-        hidden=replace(
-            hidden, aux=hidden.aux[:rows], teacher=hidden.teacher[: rows - hidden.first_teacher_row], counterfactuals=()
-        ),
-        is_part=True,
-    )
-    second = replace(finished, hidden=replace(rest, counterfactuals=()), num_handed_over=end)
-    parts = split(first, max_bytes)
-    parts += split(second, max_bytes)
-    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert together(parts) == finished.output_ids
-    assert sum(len(part.finished.steps) for part in parts) == len(finished.steps)
-    teaching = list[int]()
-    for part in parts:
-        one = part.finished.hidden
-        assert one is not None, "every output token has a row"
-        first_row = position(part, finished) + one.first_position
-        assert one.aux.equal(positions(first_row, len(one.aux), AUX))
-        assert len(one.teacher) == len(one.aux) - one.first_teacher_row
-        teaching += range(first_row + one.first_teacher_row, first_row + len(one.aux))
-    before = num_prompt - 1
-    assert [row for row in teaching if row >= before] == list(range(before, before + len(finished.output_ids)))
-
-
 @given(finished=requests(), max_bytes=st.sampled_from([1200, 2000]))
 def test_a_prompt_with_no_more_rows_than_fit_is_sent_whole_and_counts_once(
     finished: FinishedRequest, max_bytes: int

@@ -2,7 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tests.support.requests import ended, step
+from tests.support.requests import ended
 
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.selection import CapturePlan
@@ -34,22 +34,6 @@ async def test_an_end_from_another_thread_reaches_everyone_with_its_plan(
     assert await completion.finished() == CANCELLED
     assert heard == [(CANCELLED, PLAN)]
     assert not completions.expected
-
-
-async def test_a_part_reaches_those_who_asked_for_parts_and_the_request_goes_on() -> None:
-    completions = CompletionListeners(asyncio.get_running_loop())
-    whole, parts = list[FinishedRequest](), list[FinishedRequest]()
-    completions.subscribe(lambda finished, _: whole.append(finished))
-    completions.subscribe_to_parts(lambda part, _: parts.append(part))
-    completions.expect("a", PLAN)
-    part, end = replace(ended(step(1, 0)), is_part=True), ended(step(1, 0), step(2, 0))
-
-    completions.sink(part)
-    completions.sink(end)
-    completions.sink(part)
-    await asyncio.sleep(0)
-
-    assert (parts, whole) == ([part], [end])
 
 
 async def test_a_request_cut_at_a_stop_string_was_not_cancelled(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.support.requests import ended, step
 
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, MAX_VERSIONS, Tallies, folded, usage, with_errors
-from updraft_inference.engine import CountedRequest, Drafter, FinishReason, UncapturedSteps, VerifyStep
+from updraft_inference.engine import CountedRequest, CountedSteps, Drafter, FinishReason, VerifyStep
 
 
 def steps(*accepted: int, version: int = 1) -> list[VerifyStep]:
@@ -127,7 +127,7 @@ def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_
         replace(step(1, accepted, k=3, version=version, duration_s=0.5), drafter=drafter)
         for drafter, version, accepted in kinds
     ]
-    sums = {(one.drafter, one.draft_version): one for one in ended(*made, num_output=3).step_sums}
+    sums = {(one.drafter, one.draft_version): one for one in ended(*made, num_output=3).sums}
     assert list(sums) == list(dict.fromkeys((one.drafter, one.draft_version) for one in made))
     for kind, found in sums.items():
         alike = [one for one in made if (one.drafter, one.draft_version) == kind]
@@ -139,7 +139,7 @@ def test_sums_are_those_of_each_step_whatever_drafters_and_versions_follow_each_
 
 
 def test_tokens_of_steps_whose_time_is_not_known_have_no_latency() -> None:
-    sums = UncapturedSteps(draft_version=3, verify_steps=2, proposed=(2,), accepted=(2,), tokens=4, duration_s=0.0)
+    sums = CountedSteps(draft_version=3, verify_steps=2, proposed=(2,), accepted=(2,), tokens=4, duration_s=0.0)
     timed = replace(sums, duration_s=0.08)
     counted = CountedRequest(reason=FinishReason.STOP, num_prompt=2, num_output=5, sums=(sums, timed), duration_s=1.0)
 
@@ -152,8 +152,8 @@ def test_tokens_of_steps_whose_time_is_not_known_have_no_latency() -> None:
 
 def test_a_request_that_is_only_counted_counts_each_draft_for_itself() -> None:
     sums = (
-        UncapturedSteps(draft_version=3, verify_steps=2, proposed=(2, 2), accepted=(2, 1), tokens=5, duration_s=0.5),
-        UncapturedSteps(draft_version=4, verify_steps=1, proposed=(1, 1), accepted=(0, 0), tokens=1, duration_s=0.1),
+        CountedSteps(draft_version=3, verify_steps=2, proposed=(2, 2), accepted=(2, 1), tokens=5, duration_s=0.5),
+        CountedSteps(draft_version=4, verify_steps=1, proposed=(1, 1), accepted=(0, 0), tokens=1, duration_s=0.1),
     )
     counted = CountedRequest(reason=FinishReason.STOP, num_prompt=2, num_output=7, sums=sums, duration_s=1.0)
 

@@ -245,6 +245,17 @@ def test_the_largest_token_of_32_bits_is_one(assembler: Assembler) -> None:
     assert ended.finished.output_ids == ((1 << 32) - 1,)
 
 
+def test_an_id_of_any_length_is_remembered_shortly(assembler: Assembler) -> None:
+    rid = 10_000 * "x"
+    told(assembler, prefill(rid, 4))
+    told(assembler, step(rid, 4, 1))
+    (ended,) = told(assembler, finished(rid, 4, 3))
+
+    assert ended.finished is not None
+    assert ended.finished.num_missing_rows == 0
+    assert max(map(len, assembler._over)) == 64
+
+
 def test_an_end_that_is_said_twice_is_two_requests_and_leaks_nothing(assembler: Assembler) -> None:
     ends = told(assembler, finished("a", 4, 3), finished("a", 4, 3))
 

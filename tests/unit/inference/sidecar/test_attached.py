@@ -15,7 +15,7 @@ from tests.support.wait import until
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.attached import AttachedServer
+from updraft_inference.sidecar.attached import AttachedServer, Known
 from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_tap import checkpoint, weights
@@ -28,10 +28,8 @@ class Beside:
         self.changes: list[LoadedDraft] = []
         self.link = Link(path, VLLM, Assembler(max_bytes=1), self._hear)
         self.server = AttachedServer(
-            VLLM,
             self.link,
-            fingerprints=("sha256:t", "sha256:k"),
-            initial=initial,
+            Known(fingerprints=("sha256:t", "sha256:k"), initial=initial),
             on_change=lambda: self.changes.append(self.server.loaded),
         )
 
@@ -183,6 +181,46 @@ async def test_for_a_draft_of_another_shape_the_server_must_restart_and_is_asked
         result, _ = await swapped(beside, again, draft, lambda load: loaded(load, held=held(draft)))
 
     assert result.loaded.version == 7, "the server that restarted fits"
+
+
+OTHER_SHAPE = {"refusal": "hidden_size is 9", "needs_restart": True, "served": {"version": 0, "digest": ""}}
+
+
+async def test_a_server_that_updraft_started_restarts_with_a_draft_of_another_shape(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as answering:
+        one = await worker(stack, beside)
+
+        async def restart(folder: Path) -> Path:
+            assert folder == draft.folder
+            one.hang_up()
+            again = await worker(stack, beside, server="two")
+            answering.create_task(prove(again))
+            return Path("/kept")
+
+        async def prove(again: Process) -> None:
+            load = await again.hear()
+            await again.say(loaded(load, held=held(draft)))
+
+        beside.server.restart = restart
+        result, _ = await swapped(beside, one, draft, lambda load: loaded(load, **OTHER_SHAPE))
+
+    assert result.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
+
+
+async def test_a_draft_with_which_the_server_does_not_start_twice_is_refused(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    async def restart(_: Path) -> Path:
+        raise Unavailable("out of memory")
+
+    beside.server.restart = restart
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside)
+        for error in (Unavailable, InvalidInput):
+            with pytest.raises(error, match="does not start with version 7: out of memory"):
+                await swapped(beside, one, draft, lambda load: loaded(load, **OTHER_SHAPE))
 
 
 async def test_a_server_that_cannot_swap_says_only_why(beside: Beside, draft: DraftCheckpoint) -> None:

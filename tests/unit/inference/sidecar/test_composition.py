@@ -14,6 +14,7 @@ from updraft_inference import pod
 from updraft_inference.metrics import Metrics
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+from updraft_inference.sidecar.attached import Known
 from updraft_inference.sidecar.hello import VLLM, Hello
 
 
@@ -21,10 +22,7 @@ from updraft_inference.sidecar.hello import VLLM, Hello
 async def test_a_server_that_is_away_is_an_error_only_if_it_has_been_there(
     short_tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int, *, has_been_there: bool
 ) -> None:
-    clock = ManualClock()
-    settings = InferenceSettings(model=short_tmp_path, engine="vllm", data_dir=short_tmp_path)
-    tools = pod.Tools(settings=settings, metrics=Metrics(CollectorRegistry()), clock=clock)
-    agent = composition._Agent(tools, VLLM, ("sha256:t", "sha256:k"))
+    agent, clock = beside_a_server(short_tmp_path)
     if has_been_there:
         agent.server.hear(Hello.of(hello("worker"), VLLM))
     clock.advance(25)
@@ -35,4 +33,33 @@ async def test_a_server_that_is_away_is_an_error_only_if_it_has_been_there(
         watching.cancel()
 
     (record,) = caplog.records
-    assert (record.getMessage(), record.levelno) == ("Nothing is learnt from the server", level)
+    assert (record.getMessage(), record.levelno) == ("The draft does not learn from the server", level)
+
+
+async def test_the_plugin_of_a_server_that_still_starts_is_not_missed(
+    short_tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, clock = beside_a_server(short_tmp_path)
+    clock.advance(25)
+    num_looks = 0
+
+    def is_starting() -> bool:
+        nonlocal num_looks
+        assert not caplog.records
+        num_looks += 1
+        return num_looks < 3
+
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(agent.watch(is_starting))
+        await until(lambda: bool(caplog.records), what="the news of it")
+        watching.cancel()
+
+    assert num_looks == 3
+
+
+def beside_a_server(folder: Path) -> tuple[composition._Agent, ManualClock]:
+    """An agent beside a server that has not connected, and its clock."""
+    clock = ManualClock()
+    settings = InferenceSettings(model=folder, engine="vllm", data_dir=folder)
+    tools = pod.Tools(settings=settings, metrics=Metrics(CollectorRegistry()), clock=clock)
+    return composition._Agent(tools, Known(fingerprints=("sha256:t", "sha256:k"))), clock

@@ -100,7 +100,7 @@ async def test_it_is_a_problem_if_nobody_was_asked_and_none_if_somebody_was(link
             assert link.problem == ""
             await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
         await until(lambda: len(heard.ended) == 16, what="their ends")
-        assert "did not pass Updraft's middleware" in link.problem
+        assert "bypassed Updraft's middleware" in link.problem
         await scheduler.say(*finished("asked", 4, 3, captured=False, permitted=False, asked=True))
         await until(lambda: len(heard.ended) == 17, what="the end of one that was asked")
         assert link.problem == ""
@@ -114,7 +114,7 @@ async def test_a_server_that_went_away_is_the_problem_also_if_nobody_was_asked_b
         for number in range(16):
             await scheduler.say(*finished(str(number), 4, 3, captured=False, permitted=False, asked=False))
         await until(
-            lambda: "did not pass Updraft's middleware" in link.problem, what="the problem of who was not asked"
+            lambda: "bypassed Updraft's middleware" in link.problem, what="the problem of requests that bypass it"
         )
         worker.hang_up()
         scheduler.hang_up()

@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
-from updraft_inference.sglang_engine.collector import Collector
-from updraft_inference.tap.trace_builder import Assembly, TraceBuilder
+from updraft_inference.tap import messages
+from updraft_inference.tap.trace_builder import StepPart, TraceBuilder
 from updraft_tap import wire
 
 K, AUX = 3, 4
@@ -154,7 +153,7 @@ runs = st.builds(
     chunk=st.integers(1, 12),
     capture=st.builds(
         CaptureParams,
-        payload=st.booleans(),
+        payload=st.sampled_from([True]),
         prompt_rows=st.sampled_from([0, 2, 100]),
         counterfactual_rows=st.integers(0, 3),
     ),
@@ -180,16 +179,15 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
     some: list[Run], cached: int, seed: int, loss: float
 ) -> None:
     rng = random.Random(seed)
-    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
     whole = [played(run, f"r{index}", cached) for index, run in enumerate(some)]
-    assemblies = {run.rid: collector.expect(run.rid, run.num_prompt, run.capture) for run in whole}
+    builders = {run.rid: TraceBuilder(run.num_prompt) for run in whole}
     for kind, parts in batches(whole, rng):
         if rng.random() >= loss:
-            collector.take(*frame(kind, parts))
+            take(builders, kind, parts)
 
     for run in whole:
-        assembly = assemblies[run.rid].assembly(run.num_output)
-        hidden, steps = assembly.hidden(), assembly.steps()
+        builder = builders[run.rid]
+        hidden, steps = builder.hidden(run.num_output), builder.steps(run.num_output)
         if hidden is not None:
             check(hidden, run)
             for one in hidden.counterfactuals:
@@ -199,79 +197,16 @@ def test_any_split_and_any_loss_leaves_rows_at_their_positions(
         assert starts == sorted(set(starts))
         if not loss:
             assert all(step.draft_version == 7 for step in steps), "the step that was thrown away is not counted"
-            assert assemblies[run.rid].covers(run.num_output)
-            check_whole(run, hidden, assemblies[run.rid])
+            assert builder.covers(run.num_output)
+            check_whole(run, hidden, builder)
 
 
-ROW_BYTES = 2 * AUX + 8 * K + 4
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    accepted=st.lists(st.integers(0, WIDTH), min_size=40, max_size=40),
-    prompt_rows=st.sampled_from([0, 2, 100]),
-    counterfactual_rows=st.integers(0, 2),
-    preempted_after=st.integers(-1, 39),
-    lost_step=st.booleans(),
-    takes=st.sets(st.integers(0, 80), max_size=12),
-)
-def test_a_long_request_taken_in_parts_has_all_its_rows_and_keeps_few_in_memory(
-    *,
-    accepted: list[int],
-    prompt_rows: int,
-    counterfactual_rows: int,
-    preempted_after: int,
-    lost_step: bool,
-    takes: set[int],
-) -> None:
-    capture = CaptureParams(payload=True, prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows)
-    run = Run(rid="a", num_prompt=9, num_output=100, cached=0, chunk=5, capture=capture, accepted=accepted)
-    run.preempted_after, run.lost_step = preempted_after, lost_step
-    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
-    builder = collector.expect("a", run.num_prompt, capture)
-    builder._kept_bytes = 5 * ROW_BYTES
-    seen, rejected, parts = set[int](), list[int](), list[tuple[Assembly, int]]()
-
-    def see(part: Assembly, before: int) -> None:
-        """Its rows teach the output tokens that were not taken before, and those before them are context."""
-        hidden, num_output = part.hidden(), part.num_output
-        if hidden is None:  # a first token alone, whose row nobody asked for
-            assert (num_output, prompt_rows) == (1, 0)
-            return
-        check(hidden, replace(run, num_output=num_output))
-        assert hidden.first_position >= run.num_prompt + before - 1 - max(5, prompt_rows)
-        assert not hidden.missing_rows
-        taught = range(hidden.first_position + hidden.first_teacher_row, run.num_prompt + num_output - 1)
-        seen.update(row for row in taught if row >= run.num_prompt + before - 1)
-        steps = part.steps()
-        assert [step.start for step in steps] == sorted({step.start for step in steps})
-        rejected.extend(steps[one.step].start for one in hidden.counterfactuals)
-
-    for number, part in enumerate(run.play().parts):
-        collector.take(*frame(part.kind, [part]))
-        before = builder.num_taken
-        known = max(part.tokens, default=run.num_prompt) - run.num_prompt + 1
-        if number in takes and (taken := builder.take(known)) is not None:
-            parts.append((taken, before))
-            assert builder.nbytes <= ROW_BYTES * (
-                5 + (1 + counterfactual_rows) * (known - builder.num_taken + WIDTH + 1)
-            )
-    for taken, before in [*parts, (builder.assembly(run.num_output), builder.num_taken)]:
-        see(taken, before)  # also what was taken long ago is as it was
-    first = run.num_prompt - 1 if prompt_rows else run.num_prompt
-    assert seen >= set(range(first, run.num_prompt + run.num_output - 1))
-    assert len(rejected) == len(set(rejected)), "rows after a rejection are in one part"
-
-
-def check_whole(run: Run, hidden: HiddenStates | None, assembly: TraceBuilder) -> None:
+def check_whole(run: Run, hidden: HiddenStates | None, builder: TraceBuilder) -> None:
     """Nothing was lost: steps abut, but for the token of a second prefill, and every row of the output is there."""
     covered = {0}
-    for step in assembly.assembly(run.num_output).steps():
+    for step in builder.steps(run.num_output):
         covered |= set(range(step.start, step.start + step.emitted))
     assert len(set(range(run.num_output)) - covered) <= 1
-    if not run.capture.payload:
-        assert hidden is None
-        return
     if hidden is None:  # a first token alone, whose row nobody asked for
         assert run.capture.prompt_rows == 0
         assert run.num_output == 1
@@ -295,7 +230,7 @@ def test_a_cache_hit_only_moves_the_first_position() -> None:
         "a",
         6,
     )
-    hidden = assembled(run).assembly(5).hidden()
+    hidden = assembled(run).hidden(5)
 
     assert hidden is not None
     assert (hidden.first_position, hidden.missing_rows, hidden.first_teacher_row) == (6, (), 1)
@@ -306,7 +241,7 @@ def test_a_lost_message_leaves_a_hole_that_is_marked() -> None:
     run = Run(rid="a", num_prompt=4, num_output=7, cached=0, chunk=4, capture=capture, accepted=[1, 1, 1]).play()
     del run.parts[2]  # the second step: rows of positions 6 and 7
 
-    hidden = assembled(run).assembly(7).hidden()
+    hidden = assembled(run).hidden(7)
 
     assert hidden is not None
     assert hidden.missing_rows == (6, 7)
@@ -318,7 +253,7 @@ def test_steps_without_drafts_are_nobodys() -> None:
     for part in run.parts:
         part.header["drafts"], part.header["log_p"] = [], []
 
-    steps = assembled(run).assembly(3).steps()
+    steps = assembled(run).steps(3)
 
     assert {(step.drafter, step.draft_version) for step in steps} == {(Drafter.NONE, 0)}
 
@@ -328,12 +263,21 @@ def test_steps_behind_the_end_are_not_the_requests() -> None:
         rid="a", num_prompt=4, num_output=9, cached=0, chunk=4, capture=CaptureParams(), accepted=[1, 1, 1, 1]
     ).play()
 
-    assert [step.start for step in assembled(run).assembly(5).steps()] == [1, 3]
+    assert [step.start for step in assembled(run).steps(5)] == [1, 3]
 
 
 def assembled(run: Run) -> TraceBuilder:
-    collector = Collector(Path("unused.sock"), max_bytes=1 << 20)
-    assembly = collector.expect(run.rid, run.num_prompt, run.capture)
+    builder = TraceBuilder(run.num_prompt)
     for part in run.parts:
-        collector.take(*frame(part.kind, [part]))
-    return assembly
+        take({run.rid: builder}, part.kind, [part])
+    return builder
+
+
+def take(builders: dict[str, TraceBuilder], kind: str, parts: list[Part]) -> None:
+    """Give each request its part of a message."""
+    header, tensors = frame(kind, parts)
+    for rid, part in messages.steps(header, tensors) if kind == "steps" else messages.prefills(header, tensors):
+        if isinstance(part, StepPart):
+            builders[rid].add_step(part)
+        else:
+            builders[rid].add_rows(part)

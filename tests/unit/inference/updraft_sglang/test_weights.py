@@ -8,49 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.tiny_draft import CONFIG, TOKEN_IDS, write_tiny_draft
+from tests.support.sglang_draft import Served
+from tests.support.tiny_draft import TOKEN_IDS, write_tiny_draft
 from torch import Tensor, nn
 
 from updraft_sglang import weights
 from updraft_sglang.weights import LOADER, checked, load, served
 from updraft_tap.weights import RefusedError
-
-
-class Served(nn.Module):
-    """A draft with the names and shapes that SGLang gives its parameters."""
-
-    load_lm_head_from_target = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(**json.loads(CONFIG.to_json()))
-        self.hot_token_id = TOKEN_IDS.clone()
-        sizes = {
-            "fc": (8, 24),
-            "norm": (8,),
-            "embed_tokens": (24, 8),
-            "layers.0.self_attn.qkv_proj": (16, 16),
-            "layers.0.self_attn.o_proj": (8, 8),
-            "layers.0.mlp.gate_up_proj": (24, 8),
-            "layers.0.mlp.down_proj": (8, 12),
-            **{f"layers.0.{n}": (8,) for n in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
-        }
-        self.model = nn.Module()
-        for name, shape in sizes.items():
-            self._add(self.model, f"{name}.weight", torch.zeros(shape))
-        self._add(self, "lm_head.weight", torch.zeros(10, 8))
-        self.loaded: dict[str, Tensor] = {}
-
-    def _add(self, module: nn.Module, name: str, value: Tensor) -> None:
-        *path, last = name.split(".")
-        for part in path:
-            if not hasattr(module, part):
-                module.add_module(part, nn.Module())
-            module = getattr(module, part)
-        module.register_parameter(last, nn.Parameter(value))
-
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self.loaded = dict(tensors)
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 
-from updraft_tap.capture_options import CaptureOptions
-from updraft_tap.policy import Policy, read_policy
+from updraft_tap.policy import CaptureOptions, Policy, captured_requests, read_policy
 
 IDS = [f"request-{i}" for i in range(1000)]
+LIGHT, ALL = CaptureOptions(), CaptureOptions(payload=True)
 
 
 def test_without_a_policy_no_request_gives_rows() -> None:
@@ -44,3 +46,16 @@ def test_the_options_are_those_of_the_policy() -> None:
 def test_what_is_no_policy_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         read_policy({"payload": 0.5, "prompt_rows": 0, "counterfactual_rows": 0, **change})
+
+
+@pytest.mark.parametrize("requests", [[], [("a", None), ("b", None)]])
+def test_a_batch_without_options_is_of_no_interest(requests: Any) -> None:
+    assert captured_requests(requests) is None
+
+
+def test_captured_requests_keep_their_places() -> None:
+    captured = captured_requests([("a", None), ("b", ALL), ("c", LIGHT), ("d", ALL)])
+
+    assert captured is not None
+    assert (captured.batch_size, captured.places, captured.rids) == (4, (1, 2, 3), ("b", "c", "d"))
+    assert captured.payload == (0, 2)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_tap import prefills
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions
+from updraft_tap.policy import CapturedRequests, CaptureOptions
 from updraft_tap.prefills import PromptChunk, captured_spans
 
 VOCAB, TOP_K = 11, 3

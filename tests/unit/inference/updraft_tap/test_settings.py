@@ -52,7 +52,7 @@ def test_what_the_door_asks_for_is_read() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"MAX_REQUESTS_PER_KEY": "3"}, "MAX_REQUESTS_PER_KEY needs UPDRAFT_VLLM_API_KEYS_FILE"),
+        ({"MAX_REQUESTS_PER_KEY": "3"}, "MAX_REQUESTS_PER_KEY requires UPDRAFT_VLLM_API_KEYS_FILE"),
         ({"TENANT_HEADER": "X Team"}, "TENANT_HEADER is 'X Team', but must be the name of a header"),
     ],
 )

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from updraft_tap import prefills, steps
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions
 from updraft_tap.distribution import chosen
+from updraft_tap.policy import CapturedRequests, CaptureOptions
 from updraft_tap.staging import Staged, copy_stream, elapsed_us, mark
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

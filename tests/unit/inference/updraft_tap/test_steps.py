@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from updraft_tap import steps
-from updraft_tap.capture_options import CapturedRequests, CaptureOptions
 from updraft_tap.distribution import chosen
+from updraft_tap.policy import CapturedRequests, CaptureOptions
 
 VOCAB, AUX, TOP_K = 13, 4, 5
 

@@ -87,6 +87,38 @@ async def test_another_vllms_request_is_sent_without_a_mark(
     assert "the hook terms raised 3 times and is unhooked" in caplog.text
 
 
+def test_the_plugin_says_with_what_configuration_vllm_started(http: HttpProcess) -> None:
+    started: list[Any] = []
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model="/model", enforce_eager=True),
+        speculative_config=SimpleNamespace(method="eagle3", num_speculative_tokens=3),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1, data_parallel_size=1),
+        device_config=SimpleNamespace(device_type="cpu"),
+    )
+    assert http.facts()["server"] is None
+
+    http.start_client(lambda client, **kwargs: started.append((client, kwargs)), "client", vllm_config=config)
+
+    assert started == [("client", {"vllm_config": config})]
+    assert http.facts()["server"] == {
+        "model": "/model",
+        "method": "eagle3",
+        "steps": 3,
+        "ranks": {"tensor": 2, "pipeline": 1, "data": 1},
+        "device": "cpu",
+        "eager": True,
+    }
+
+
+def test_another_vllms_configuration_keeps_no_server_from_starting(http: HttpProcess) -> None:
+    started: list[Any] = []
+
+    http.start_client(lambda client, config: started.append(client), "client", SimpleNamespace())
+
+    assert started == ["client"]
+    assert http.facts()["server"] is None
+
+
 def test_the_door_is_the_outermost_of_the_servers_middleware(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-one-0123456789")

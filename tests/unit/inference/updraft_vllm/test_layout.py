@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_tap.capture_options import CaptureOptions
+from updraft_tap.policy import CaptureOptions
 from updraft_vllm.layout import Scheduled, layout
 
 PAYLOAD = CaptureOptions(payload=True, prompt_rows=1000)

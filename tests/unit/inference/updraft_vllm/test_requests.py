@@ -115,9 +115,7 @@ def test_a_request_that_came_by_no_middleware_says_that_it_was_not_asked() -> No
 
 
 @pytest.mark.parametrize(
-    "more",
-    [{"lora_request": object()}, {"prompt_embeds": object()}, {"mm_features": [object()]}],
-    ids=lambda more: next(iter(more)),
+    "more", [{"lora_request": object()}, {"prompt_embeds": object()}, {"mm_features": [object()]}], ids=" ".join
 )
 def test_a_request_of_more_than_text_or_of_an_adapter_is_counted_alone(more: dict[str, Any]) -> None:
     scheduler = Scheduler()

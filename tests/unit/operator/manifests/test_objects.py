@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import kubernetes_validate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from updraft_operator.planning.plan import make_plan, objects
 SHAPES: dict[str, dict[str, Any]] = {
     "minimal": {},
     "sglang": {"engine": "sglang", "serving": {"tensorParallelSize": 2, "args": ["--mem-fraction-static", "0.8"]}},
+    "vllm": {"engine": "vllm", "serving": {"apiKeysSecretRef": {"name": "clients"}, "maxContextTokens": 4096}},
     "downloaded": {"targetModel": {"uri": "hf://org/qwen", "revision": "main", "secretRef": {"name": "hub"}}},
     "claim": {"targetModel": {"uri": "pvc://models/qwen"}},
     "image": {"targetModel": {"uri": "oci://registry.example/qwen:1"}},
@@ -44,6 +46,10 @@ def test_the_least_resource_makes_exactly_these_objects() -> None:
     made = {f"{each['kind']}/{each['metadata']['name']}" for each in make_plan(observed(), now_unix_s=0, now_s=0).apply}
     assert made == {
         "ServiceAccount/qwen",
+        "ServiceAccount/qwen-serving",
+        "ServiceAccount/qwen-trainer",
+        "ServiceAccount/qwen-registry",
+        "ServiceAccount/qwen-import",
         "Service/qwen",
         "Deployment/qwen-serving",
         "ConfigMap/qwen-serving",
@@ -76,6 +82,13 @@ def test_every_object_says_whose_it_is(spec: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@each_shape
+def test_every_object_is_what_kubernetes_knows(spec: dict[str, Any], version: str) -> None:
+    for each in built(speculator(spec)):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
 @each_shape
 def test_every_pod_satisfies_the_restricted_standard(spec: dict[str, Any]) -> None:
     for name, template in templates(built(speculator(spec))).items():
@@ -88,13 +101,19 @@ def test_only_a_folder_of_the_node_breaks_the_restricted_standard() -> None:
 
 
 @each_shape
-def test_no_pod_has_a_token_of_the_api_server_or_service_links(spec: dict[str, Any]) -> None:
+def test_no_pod_has_all_that_kubernetes_mounts_by_itself(spec: dict[str, Any]) -> None:
     for template in templates(built(speculator(spec))).values():
         assert template["spec"]["automountServiceAccountToken"] is False
         assert template["spec"]["enableServiceLinks"] is False
-        assert template["spec"]["serviceAccountName"] == "qwen"
-    account = one(objects(observed(spec)), "ServiceAccount", "qwen")
-    assert account["automountServiceAccountToken"] is False
+    accounts = [each for each in objects(observed(spec)) if each["kind"] == "ServiceAccount"]
+    assert {each["metadata"]["name"] for each in accounts} == {
+        "qwen",
+        "qwen-serving",
+        "qwen-trainer",
+        "qwen-registry",
+        "qwen-import",
+    }
+    assert not any(each["automountServiceAccountToken"] for each in accounts)
 
 
 @each_shape
@@ -109,7 +128,7 @@ def test_every_mount_has_its_volume_and_every_probe_its_port(spec: dict[str, Any
             assert {mount["name"] for mount in each["volumeMounts"]} <= set(volumes), each["name"]
             ports = {port["name"] for port in each.get("ports", ())}
             probes = [each[name] for name in each if name.endswith("Probe")]
-            assert {probe["httpGet"]["port"] for probe in probes} <= ports, each["name"]
+            assert {probe["httpGet"]["port"] for probe in probes if "httpGet" in probe} <= ports, each["name"]
 
 
 @each_shape
@@ -175,7 +194,7 @@ def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: boo
     assert folder in pod["initContainers"][0]["command"]
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang"])
+@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
 def test_an_import_is_checked_against_the_engine_of_the_pods(engine: str) -> None:
     from tests.support.observed import draft
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, built, container, named, one, pod_spec, speculator
-from tests.support.observed import TOKENS
 
-from updraft_operator.manifests import registry, trainer
+from updraft_chassis.settings import load
+from updraft_operator.manifests import accounts, redis, trainer
+from updraft_registry.identity.service_accounts import parse_accounts
+from updraft_registry.settings import RegistrySettings
 
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
 
@@ -91,24 +93,61 @@ def test_the_registry_has_its_bucket_and_its_credentials() -> None:
     assert data["UPDRAFT_REGISTRY_STORE_URL"] == "s3://drafts/qwen"
 
 
-def test_every_pod_gets_the_token_of_its_role_and_no_other() -> None:
-    shown = {}
-    for part in ("serving", "trainer", "registry"):
-        volume = named(pod_spec(speculator(), part)["volumes"])["access"]["secret"]
-        assert volume["secretName"] == "qwen-access"
-        shown[part] = [item["key"] for item in volume["items"]]
-    assert shown == {"serving": ["serve"], "trainer": ["publish"], "registry": ["tokens"]}
+def tokens(part: str) -> list[dict[str, Any]]:
+    """The tokens that the kubelet projects into a pod of a part."""
+    volumes = pod_spec(speculator(), part)["volumes"]
+    sources = [source for volume in volumes for source in volume.get("projected", {}).get("sources", ())]
+    return [source["serviceAccountToken"] for source in sources if "serviceAccountToken" in source]
 
 
-def test_the_registry_knows_every_role_by_its_token() -> None:
-    secret = registry.access(speculator(), TOKENS, "redis://own")["stringData"]
-    assert secret["tokens"].splitlines() == [f"{role}:{TOKENS[role]}" for role in registry.ROLES]
-    assert {role: secret[role] for role in registry.ROLES} == TOKENS
-    assert secret["redis-url"] == "redis://own"
+@pytest.mark.parametrize("part", ["serving", "trainer"])
+def test_a_pod_gets_a_token_of_its_own_account_for_its_own_registry_and_no_other(part: str) -> None:
+    (token,) = tokens(part)
+    assert token["audience"] == "updraft-registry/team/qwen"
+    assert token["expirationSeconds"] == 3600
+    assert pod_spec(speculator(), part)["serviceAccountName"] == f"qwen-{part}"
+    data = one(built(speculator()), "ConfigMap", f"qwen-{part}")["data"]
+    variable = {"serving": "UPDRAFT_INFERENCE_REGISTRY_TOKEN_FILE", "trainer": "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE"}
+    assert data[variable[part]] == f"/etc/updraft/access/{token['path']}"
+
+
+def test_the_registry_reads_the_clusters_keys_with_a_token_for_the_api_server() -> None:
+    (token,) = tokens("registry")
+    assert "audience" not in token, "without one it is for the API server"
+    data = one(built(speculator()), "ConfigMap", "qwen-registry")["data"]
+    settings = load(RegistrySettings, data)
+    assert (settings.issuer, settings.audience) == (CONFIG.issuer, "updraft-registry/team/qwen")
+    assert settings.key_set == "https://kubernetes.default.svc/openid/v1/jwks"
+    assert str(settings.key_set_token_file) == f"/etc/updraft/kubernetes/{token['path']}"
+
+
+def test_the_registry_gives_each_account_its_role() -> None:
+    data = one(built(speculator()), "ConfigMap", "qwen-registry")["data"]
+    prefix = "system:serviceaccount:"
+    assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"]) == {
+        f"{prefix}team:qwen-serving": {"serve"},
+        f"{prefix}team:qwen-trainer": {"publish"},
+        f"{prefix}team:qwen-import": {"publish"},
+        f"{prefix}team:qwen": {"operate"},
+        f"{prefix}updraft-system:updraft-operator": {"operate"},
+    }
+
+
+def test_an_account_that_the_pod_template_names_has_the_parts_role() -> None:
+    own = {"podTemplate": {"spec": {"serviceAccountName": "own"}}}
+    owner = speculator({"serving": own, "trainer": own})
+    data = one(built(owner), "ConfigMap", "qwen-registry")["data"]
+    assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"])["system:serviceaccount:team:own"] == {"serve", "publish"}
+    assert pod_spec(owner, "serving")["serviceAccountName"] == pod_spec(owner, "trainer")["serviceAccountName"] == "own"
+
+
+def test_no_two_registries_accept_the_same_token() -> None:
+    names = [("team", "qwen"), ("team", "llama"), ("team-qwen", "a"), ("team", "qwen-a"), ("other", "qwen")]
+    assert len({accounts.audience(*each) for each in names}) == len(names)
 
 
 def test_an_address_of_redis_that_is_no_longer_used_is_overwritten() -> None:
-    assert registry.access(speculator(), TOKENS, "")["stringData"]["redis-url"] == ""
+    assert redis.access(speculator(), "", "a-random-key")["stringData"]["redis-url"] == ""
 
 
 def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> None:

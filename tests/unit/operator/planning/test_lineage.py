@@ -117,6 +117,11 @@ def test_an_import_that_pods_wait_for_gives_them_its_sizes_and_its_successors_ke
     assert lineage.draft_config(other) == config(draft_vocab_size=8192)
 
 
+def test_pods_of_vllm_restart_into_other_sizes_too() -> None:
+    waiting = settled({"engine": "vllm"}, registry=connected([stable(1, config(), is_imported=True)], pods=WAITING))
+    assert lineage.draft_config(waiting) == config()
+
+
 def test_a_resource_that_is_created_again_with_other_sizes_serves_the_version_that_it_finds() -> None:
     spec = {"engine": "sglang", "draft": {"vocabSize": 16_000}}
     found = [stable(4, config())]

@@ -9,7 +9,6 @@ from tests.support.observed import (
     ACCESS,
     NOW,
     NOW_S,
-    TOKENS,
     as_child,
     connected,
     draft,
@@ -52,12 +51,13 @@ def _applied(observation: Observed) -> set[Ref]:
     [
         pytest.param({}, id="minimal"),
         pytest.param({"engine": "sglang"}, id="sglang"),
+        pytest.param({"engine": "vllm"}, id="vllm"),
         pytest.param({"suspend": True}, id="suspended"),
         pytest.param({"traces": {"enabled": False}}, id="no traces"),
     ],
 )
 def test_in_a_settled_world_there_is_nothing_to_do(spec: dict[str, Any]) -> None:
-    access = {"access": AccessSecret(tokens=TOKENS, exists=True)} if "traces" in spec else {}
+    access = {"access": AccessSecret(mark_key="a-random-key")} if "traces" in spec else {}
     assert is_empty(_plan(_told(settled(spec, **access))))
 
 
@@ -97,7 +97,7 @@ def test_an_object_that_is_going_is_made_again_once_it_is_gone() -> None:
 def test_what_is_wished_no_longer_is_deleted_but_for_data() -> None:
     observation = settled()
     later = replace(
-        observation, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(tokens=TOKENS, exists=True), redis_url=""
+        observation, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(mark_key="a-random-key"), redis_url=""
     )
     assert _plan(later).delete == (
         ("ConfigMap", "qwen-trainer"),
@@ -226,20 +226,21 @@ def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str
 # The Secret
 
 
-def test_tokens_are_made_once_and_missing_ones_anew() -> None:
-    fresh = {role: f"fresh-{role}" for role in TOKENS}
+def test_the_random_key_is_made_once_and_a_missing_one_anew() -> None:
     (secret,) = (
         each
-        for each in _plan(
-            settled(
-                access=AccessSecret(tokens={"serve": "old"}, redis_url="redis://own", exists=True), fresh_tokens=fresh
-            )
-        ).apply
+        for each in _plan(settled(access=AccessSecret(redis_url="redis://own"), fresh_key="fresh")).apply
         if each["kind"] == "Secret"
     )
-    entries = secret["stringData"]
-    assert (entries["serve"], entries["publish"], entries["operate"]) == ("old", "fresh-publish", "fresh-operate")
-    assert _applied(settled(access=ACCESS, fresh_tokens=fresh)) == set()
+    assert secret["stringData"] == {"redis-url": "redis://own", "mark-key": "fresh"}
+    assert _applied(settled(access=ACCESS, fresh_key="fresh")) == set()
+
+
+@pytest.mark.parametrize(
+    "spec", [{"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}, {"traces": {"enabled": False}}]
+)
+def test_without_the_operators_redis_there_is_no_secret(spec: Any) -> None:
+    assert _applied(settled(spec, access=AccessSecret(), fresh_key="fresh")) == set()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_tokens_are_made_once_and_missing_ones_anew() -> None:
 def test_the_secret_has_the_operators_redis_where_it_is_used(spec: Any, world: Any, url: str) -> None:
     (secret,) = (each for each in _plan(settled(spec, **world)).apply if each["kind"] == "Secret")
     assert secret["stringData"]["redis-url"] == url
-    after = {**world, "access": AccessSecret(tokens=TOKENS, redis_url=url, exists=True)}
+    after = {**world, "access": AccessSecret(redis_url=url, mark_key="a-random-key")}
     assert _applied(settled(spec, **after)) == set()
 
 
@@ -274,14 +275,14 @@ def test_another_redis_of_the_operator_restarts_the_pods_that_read_it() -> None:
 
 
 def test_a_pod_template_tells_nothing_that_a_guessed_password_could_be_tried_on() -> None:
-    """The same address shows as something else with other tokens, which are in the Secret only."""
-    others = AccessSecret(tokens={role: f"other-{role}" for role in TOKENS}, redis_url="redis://own", exists=True)
+    """The same address shows as something else with another key, which is in the Secret only."""
+    others = AccessSecret(redis_url="redis://own", mark_key="another-random-key")
     assert _changed(observed(), observed(access=others)) == {"qwen-serving", "qwen-trainer"}
     assert "redis://own" not in str(templates(objects(observed())))
 
 
-def test_tokens_that_are_on_their_way_into_the_secret_are_those_that_templates_are_marked_with() -> None:
-    coming = observed(access=AccessSecret(), fresh_tokens=TOKENS)
+def test_a_key_that_is_on_its_way_into_the_secret_is_the_one_that_templates_are_marked_with() -> None:
+    coming = observed(access=AccessSecret(), fresh_key=ACCESS.mark_key)
     assert _changed(coming, observed()) == set()
 
 

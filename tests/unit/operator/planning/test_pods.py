@@ -142,6 +142,31 @@ def _unscheduled(message: str) -> dict[str, Any]:
             id="an init container of the user's",
         ),
         pytest.param(
+            {
+                "initContainerStatuses": [
+                    _container(
+                        _waiting("CrashLoopBackOff"),
+                        "inference",
+                        restartCount=1,
+                        lastState=_ended(2, message="no model"),
+                    )
+                ]
+            },
+            "CrashLoopBackOff",
+            "inference exited with status 2: no model",
+            id="a sidecar that does not stay",
+        ),
+        pytest.param(
+            {
+                "initContainerStatuses": [
+                    _container({"running": {}}, "inference", lastState=_ended(2), ready=True, restartCount=3)
+                ]
+            },
+            None,
+            "",
+            id="a sidecar that runs again",
+        ),
+        pytest.param(
             {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
             "CrashLoopBackOff",
             "Evicted: low on memory",

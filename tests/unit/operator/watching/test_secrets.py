@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from tests.support.clock import ManualClock
 from tests.support.manifests import speculator
-from tests.support.observed import TOKENS
 from tests.unit.operator.memory_cluster import MemoryCluster
 
 from updraft_chassis.errors import Forbidden
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.planning.objects import Key
-from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_tokens, named
+from updraft_operator.planning.observed import AccessSecret
+from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_key, named
 
 QWEN = Key("team", "qwen")
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
@@ -41,22 +41,15 @@ def _secret(cluster: MemoryCluster, name: str, content: Mapping[str, str]) -> No
 
 async def test_what_the_own_secret_says_is_read() -> None:
     cluster = MemoryCluster()
-    _secret(cluster, "qwen-access", {**TOKENS, "tokens": "x", "redis-url": "redis://own"})
+    _secret(cluster, "qwen-access", {"mark-key": "random", "redis-url": "redis://own", "other": "x"})
     snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
-    assert (snapshot.access.tokens, snapshot.access.redis_url, snapshot.access.exists) == (TOKENS, "redis://own", True)
+    assert snapshot.access == AccessSecret(redis_url="redis://own", mark_key="random")
     assert snapshot.missing == ()
 
 
 async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
     snapshot = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
-    assert (snapshot.access.tokens, snapshot.access.exists) == ({}, False)
-
-
-async def test_a_token_that_somebody_took_away_is_missed() -> None:
-    cluster = MemoryCluster()
-    _secret(cluster, "qwen-access", {"serve": "a", "publish": ""})
-    snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
-    assert (snapshot.access.tokens, snapshot.access.exists) == ({"serve": "a"}, True)
+    assert snapshot.access == AccessSecret()
 
 
 @pytest.mark.parametrize(
@@ -65,6 +58,7 @@ async def test_a_token_that_somebody_took_away_is_missed() -> None:
         pytest.param({}, [], id="none"),
         pytest.param({"targetModel": {"secretRef": {"name": "hub"}}}, [("hub", "")], id="of the download"),
         pytest.param(OWN_REDIS, [("mine", "address")], id="of Redis"),
+        pytest.param({"serving": {"apiKeysSecretRef": {"name": "mine"}}}, [("mine", "keys")], id="of API keys"),
         pytest.param(
             {"registry": {"bucket": {"url": "s3://b/p", "secretRef": {"name": "bucket"}}}},
             [("bucket", "")],
@@ -130,9 +124,7 @@ async def test_one_entry_can_be_asked_for() -> None:
     assert await secrets.entry("team", "another", "address") == ""
 
 
-def test_tokens_are_long_and_of_their_own() -> None:
-    first, second = fresh_tokens(), fresh_tokens()
-    assert first.keys() == TOKENS.keys()
-    assert len({*first.values(), *second.values()}) == 6
-    assert all(len(token) == 64 for token in first.values())
-    assert fresh_tokens(["serve"]).keys() == {"serve"}
+def test_keys_are_long_and_of_their_own() -> None:
+    first, second = fresh_key(), fresh_key()
+    assert first != second
+    assert len(first) == len(second) == 64

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from updraft_tap.http import door
+from updraft_tap.http import about, door
+from updraft_tap.http.about import Facts
 from updraft_tap.http.door import Door, Rules, choices
 from updraft_tap.http.keys import Keys, RefusedRequestError
 from updraft_tap.http.terms import Terms
@@ -23,6 +25,57 @@ def keys(tmp_path: Path) -> Keys:
     file = tmp_path / "keys"
     file.write_text(f"{ONE}\n{OTHER}\n")
     return Keys(file, max_at_once=2)
+
+
+async def asked(
+    rules: Rules, facts: Facts, headers: Sequence[tuple[bytes, bytes]] = (), *, status: int = 404
+) -> tuple[int, Any]:
+    """The status and the answer at the path of the plugin, where the application behind answers with `status`."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def server(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b'"of the server"', "more_body": False})
+
+    scope = {"type": "http", "method": "GET", "path": about.PATH, "headers": list(headers)}
+    await Door(server, rules, facts)(scope, receive, send)
+    assert len(sent) == 2
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+async def test_the_plugin_says_what_it_found_behind_the_key(keys: Keys) -> None:
+    rules = Rules(keys=keys)
+
+    assert (await asked(rules, lambda: {"tap": "1"}))[0] == 401
+    assert await asked(rules, lambda: {"tap": "1"}, BEARER) == (200, {"tap": "1"})
+    assert await asked(OPEN, lambda: {"tap": "1"}) == (200, {"tap": "1"})
+
+
+async def test_the_plugin_says_nothing_to_whom_the_server_itself_refuses() -> None:
+    assert await asked(OPEN, lambda: {"tap": "1"}, status=401) == (401, "of the server")
+
+
+async def test_facts_that_cannot_be_read_are_an_answer_too() -> None:
+    def broken() -> dict[str, Any]:
+        raise ValueError("no such file")
+
+    assert await asked(OPEN, broken) == (500, {"error": "the plugin cannot be read; see the server's log"})
+
+
+def test_whether_an_agent_listens_is_found_out(short_tmp_path: Path) -> None:
+    path = str(short_tmp_path / "tap.sock")
+    assert not about.listens(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        assert not about.listens(path), "a file that was left over"
+        listener.listen()
+        assert about.listens(path)
 
 
 class Server:
@@ -121,7 +174,30 @@ async def test_without_a_known_key_nothing_but_probes_is_answered(keys: Keys, pa
     assert (await server.ask(BEARER, path=path))[0]["status"] == 200
 
 
-@pytest.mark.parametrize("about", [{"path": "/health"}, {"path": "/metrics/"}, {"method": "OPTIONS"}])
+async def test_a_compressed_body_whose_choices_nobody_could_count_is_refused(keys: Keys) -> None:
+    server = Server(Rules(keys=keys))
+    start, body = await server.ask([*BEARER, (b"x-body-compressed", b"zstd")], body=(b"\x28\xb5",))
+
+    assert (start["status"], server.bodies) == (400, [])
+    assert "the body cannot be compressed" in json.loads(body)["error"]["message"]
+
+
+async def test_the_servers_requests_to_itself_need_no_key_and_ask_nobody(keys: Keys) -> None:
+    server = Server(Rules(keys=keys, own="secret of its processes"))
+    for shown, status in ((b"secret of its processes", 200), (b"guessed", 401), (b"", 401)):
+        start, _ = await server.ask([(door.OWN, shown)])
+        assert start["status"] == status
+    assert server.terms == [None]
+
+
+async def test_without_a_secret_no_request_is_the_servers_own(keys: Keys) -> None:
+    start, _ = await Server(Rules(keys=keys)).ask([(door.OWN, b"")])
+    assert start["status"] == 401
+
+
+@pytest.mark.parametrize(
+    "about", [{"path": "/health"}, {"path": "/ready"}, {"path": "/metrics/"}, {"method": "OPTIONS"}]
+)
 async def test_probes_metrics_and_preflights_need_no_key(keys: Keys, about: dict[str, Any]) -> None:
     assert (await Server(Rules(keys=keys)).ask(**about))[0]["status"] == 200
 
@@ -258,6 +334,17 @@ async def test_the_life_of_the_server_itself_passes() -> None:
         (b'{"sampling_params": {"n": [1]}, "n": 2, "prompt": ["a", "b"]}', 4),
         (b'{"sampling_params": 7, "n": 2}', 2),
         (b'{"background": false}', 1),
+        (b'{"text": "a", "sampling_params": {"n": 2}}', 2),
+        (b'{"text": ["a", "b"], "sampling_params": {"n": 2}}', 4),
+        (b'{"text": ["a", "b"], "sampling_params": [{"n": 2}, {"n": 2}]}', 4),
+        (b'{"sampling_params": [7, null]}', 1),
+        (b'{"input_ids": [1, 2]}', 1),
+        (b'{"input_ids": [[1, 2], [3]]}', 2),
+        (b'{"input_embeds": [[0.5], [0.5]]}', 1),
+        (b'{"input_embeds": [[[0.5]], [[0.5]]]}', 2),
+        (b'{"input_embeds": [[]]}', 1),
+        (b'{"instances": [{"text": "a"}, {"text": "b"}], "parameters": {"sampling_params": {"n": 2}}}', 4),
+        (b'{"instances": [], "parameters": []}', 1),
     ],
 )
 def test_choices_are_counted_as_the_server_will_make_them(body: bytes, num: int) -> None:

@@ -1,0 +1,61 @@
+"""API keys of clients: the file, the variables that name it, and the probe of a server that must require them.
+
+The plugin in a server requires the keys (ADR 0058). If the plugin is not loaded, the server requires none. So a server counts
+as started only when it has refused a request without a key. Until then, no Service routes to it.
+"""
+
+from typing import Any
+
+from updraft_operator.api.speculator import Serving
+
+_VOLUME, _FILE = "api-keys", "keys"
+_FOLDER = "/etc/updraft/api-keys"
+
+_ASK = """
+import http.client, sys
+try:
+    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=4)
+    connection.request("GET", "/v1/models")
+    status = connection.getresponse().status
+except OSError as error:
+    sys.exit(f"the server does not answer yet: {error}")
+if status != 401:
+    sys.exit(f"a request without an API key got status {status}, expected 401: is Updraft's plugin loaded?")
+"""
+"""Exits with status 0 if the server at a port refuses a request without a key."""
+
+
+def volumes(serving: Serving) -> list[dict[str, Any]]:
+    """The volume with the keys, which the kubelet updates when the Secret changes; none without keys."""
+    ref = serving.api_keys_secret_ref
+    if ref is None:
+        return []
+    secret = {"secretName": ref.name, "items": [{"key": ref.key, "path": _FILE}], "defaultMode": 0o440}
+    return [{"name": _VOLUME, "secret": secret}]
+
+
+def mounts(serving: Serving) -> list[dict[str, Any]]:
+    if serving.api_keys_secret_ref is None:
+        return []
+    return [{"name": _VOLUME, "mountPath": _FOLDER, "readOnly": True}]
+
+
+def variables(serving: Serving, prefix: str) -> dict[str, str]:
+    """The settings of the process that requires the keys, by name."""
+    if serving.api_keys_secret_ref is None:
+        return {}
+    limit = serving.max_requests_per_key
+    return {
+        f"{prefix}_API_KEYS_FILE": f"{_FOLDER}/{_FILE}",
+        **({f"{prefix}_MAX_REQUESTS_PER_KEY": str(limit)} if limit is not None else {}),
+    }
+
+
+def probe(port: int, *, period_s: int, failures: int) -> dict[str, Any]:
+    """A probe that succeeds if the server requires a key. `-I` ignores PYTHONPATH, so the probe loads no plugins."""
+    return {
+        "exec": {"command": ["python3", "-I", "-c", _ASK, str(port)]},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 10,
+        "failureThreshold": failures,
+    }

@@ -1,0 +1,1 @@
+"""Pods of stock servers: what all have in common, and each engine's own arguments."""

@@ -1,1 +1,0 @@
-"""Starts and supervises an SGLang server with the plugin and the arguments that Updraft needs."""

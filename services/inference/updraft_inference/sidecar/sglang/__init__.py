@@ -1,0 +1,1 @@
+"""Drafts of several SGLang ranks: SGLang's own weight update swaps them at one step, and its checksums prove the swap."""

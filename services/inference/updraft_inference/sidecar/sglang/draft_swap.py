@@ -1,0 +1,282 @@
+"""The draft that an SGLang server serves: swaps it between two steps, proves it, and undoes what failed.
+
+A swap pauses the server in place, opens an update session for the draft, lets the plugin's loader read the folder, and
+resumes. The proof comes afterwards, because hashing takes longer than loading. The server is never left paused, nor our
+session open: `swap` runs to its end even if the caller is cancelled (see `attached`). A pause by someone else is not
+touched. A session of someone else is not either, unless one of ours may have been left open.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
+from updraft_inference.sidecar.sglang import checksums
+from updraft_inference.sidecar.sglang.draft_fingerprint import (
+    INITIAL_VERSION,
+    DraftFingerprint,
+    read_draft,
+    read_initial_draft,
+)
+from updraft_inference.sidecar.sglang.server import Named, RankChecksums, ServerInfo, SglangServer
+from updraft_sglang.weights import LOADER
+
+logger = logging.getLogger(__name__)
+
+_RESUMED = "resumed"
+"""Content of the note when the pause is over but the session may still be open."""
+_RESUMES = 5
+_RESUME_WAIT_S = 1.0
+
+
+class ServedDraft:
+    """Callers must swap one at a time."""
+
+    def __init__(self, server: SglangServer, initial: DraftFingerprint, note: Path) -> None:
+        self._server = server
+        self._initial = initial
+        self._note = note
+        self._good = initial
+        """The last draft that was proved, or the one that the server started with."""
+        self.loaded = _loaded(initial)
+        """The served draft, by the server's own checksums."""
+        self._may_have_session = False
+        """A session of ours may still be open at the server."""
+        self._exchanges_vocabulary = False
+
+    @classmethod
+    async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
+        """Read the draft that the server started with. Raises InvalidInput if it is not supported, Forbidden without
+        the admin key.
+
+        The file `note` exists during a swap. If it is left over, an agent died during a swap, and its pause is ended.
+        Its folder is created if needed; InvalidInput if that fails.
+        """
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"cannot write {note} ({error.strerror}); set UPDRAFT_INFERENCE_DATA_DIR") from error
+        initial = await asyncio.to_thread(read_initial_draft, Path(info.draft_path), info)
+        served_draft = cls(server, initial, note)
+        if served_draft.was_cut_off:
+            logger.warning("A previous agent ended during a swap; resuming the server")
+            await served_draft._finish_interrupted_swap()
+        served_draft._exchanges_vocabulary = checksums.shows_vocabulary(await server.checksums())
+        return served_draft
+
+    @property
+    def was_cut_off(self) -> bool:
+        return self._note.exists()
+
+    @property
+    def start_folder(self) -> Path:
+        return self._initial.draft.folder
+
+    @property
+    def good(self) -> DraftCheckpoint | None:
+        """The last draft that was proved; None for the one that the server started with."""
+        return None if self._good.draft.version == INITIAL_VERSION else self._good.draft
+
+    async def adopt(self, reported: LoadedDraft, drafts: Path | None) -> None:
+        """Keep the draft that the server reports if checksums prove it; else load the initial one."""
+        served = await self._server.checksums()
+        if reported.version and drafts is not None:
+            draft = DraftCheckpoint(
+                version=reported.version, folder=drafts / str(reported.version), tensors_digest=reported.tensors_digest
+            )
+            try:
+                fingerprint = await self._read(draft)
+            except (UpdraftError, OSError) as error:
+                logger.info("The server's draft is unknown", extra={"reason": str(error)})
+            else:
+                if not await _difference(fingerprint, served):
+                    self._good, self.loaded = fingerprint, _loaded(fingerprint)
+                    logger.info("The server already holds a draft", extra={"version": draft.version})
+                    return
+        if reported.version or await _difference(self._initial, served):
+            try:
+                await self._change(self._initial)
+            except _HinderedError as error:
+                logger.warning("The served draft is not known yet", extra={"reason": str(error)})
+                self.loaded = _unproved(self._initial)
+
+    async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+        """See the port. Raises Unavailable for failures of the server, which say nothing about the draft, including a
+        loader that refuses a folder that is valid here."""
+        fingerprint = self._initial if draft is None else await self._read(draft)
+        try:
+            pause_s = await self._change(fingerprint)
+        except _NotLoadedError:
+            if draft is not None and draft.folder.exists():  # a missing one is downloaded again
+                await self._read(draft)  # it may have been damaged meanwhile
+            raise
+        return SwapResult(loaded=self.loaded, pause_s=pause_s)
+
+    async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
+        exchanges = self._exchanges_vocabulary
+        return await asyncio.to_thread(read_draft, draft, self._initial, exchanges_vocabulary=exchanges)
+
+    async def rehash(self) -> LoadedDraft:
+        served = await self._server.checksums()
+        if await _difference(self._good, served):
+            self.loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
+        else:
+            self.loaded = _loaded(self._good)
+        return self.loaded
+
+    async def _change(self, fingerprint: DraftFingerprint) -> float:
+        """Serve `fingerprint` and prove it. On an error, restore the previous draft."""
+        if self.was_cut_off:  # the server did not resume after the previous swap
+            await self._finish_interrupted_swap()
+        reason = await self._server.why_unhealthy()
+        if reason:
+            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
+        is_touched = False
+        try:
+            pause_s = await self._load(fingerprint)
+            is_touched = True
+            difference = await _difference(fingerprint, await self._server.checksums())
+            if difference:
+                raise Corrupt(
+                    f"after loading version {fingerprint.draft.version} the server holds something else: {difference}"
+                )
+        except _NotBegun as error:
+            raise Unavailable(f"another weight update is in progress at the SGLang server: {error}") from error
+        except UpdraftError as error:
+            await self._undo(fingerprint, is_touched=is_touched)
+            if isinstance(error, Conflict | Forbidden):
+                raise _NotLoadedError(str(error)) from error
+            raise
+        self._good, self.loaded = fingerprint, _loaded(fingerprint)
+        return pause_s
+
+    async def _undo(self, failed: DraftFingerprint, *, is_touched: bool) -> None:
+        """Serve the last good draft again unless it is still being served, and update `loaded`."""
+        try:
+            if not is_touched and not await _difference(self._good, await self._server.checksums()):
+                return
+            await self._load(self._good)
+            await self.rehash()
+        except UpdraftError as error:
+            extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
+            logger.error(
+                "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
+            )
+            self.loaded = _unproved(self._good)
+
+    async def _load(self, fingerprint: DraftFingerprint) -> float:
+        """Seconds between the pause request and the resumption, an upper bound on the actual pause because a step may
+        have continued."""
+        started = time.perf_counter()
+        self._note.write_text("")
+        try:
+            await self._server.pause()
+            await self._update(fingerprint)
+        finally:
+            await self._resume()
+        return time.perf_counter() - started
+
+    async def _update(self, fingerprint: DraftFingerprint) -> None:
+        await self._begin_session()
+        try:
+            await self._server.update(
+                _named(fingerprint),
+                load_format=LOADER,
+                label=f"v{fingerprint.draft.version}",
+                tp_size=fingerprint.info.tp_size,
+            )
+        except BaseException:
+            with suppress(UpdraftError):  # the first error says more, and the next swap ends a left-over session
+                await self._end_session()
+            raise
+        await self._end_session()
+
+    async def _begin_session(self) -> None:
+        if self._may_have_session:
+            await self._end_left_session()
+        try:
+            await self._server.begin_update()
+        except Conflict as error:
+            raise _NotBegun(str(error)) from error
+        except Unavailable:
+            self._may_have_session = True  # the answer may have been lost
+            with suppress(UpdraftError):
+                await self._end_session()
+            raise
+        self._may_have_session = True
+
+    async def _end_session(self) -> None:
+        await self._server.end_update()
+        self._may_have_session = False
+
+    async def _end_left_session(self) -> None:
+        with suppress(Conflict):  # no session is open
+            await self._server.end_update()
+        self._may_have_session = False
+
+    async def _finish_interrupted_swap(self) -> None:
+        """End the session and the pause of an interrupted swap. A session without a pause is left to the next swap,
+        because to end it the server waits for all running requests."""
+        self._may_have_session = True
+        if self._note.read_text() != _RESUMED:
+            await self._end_left_session()
+            await self._resume()
+
+    async def _resume(self) -> None:
+        for left in reversed(range(_RESUMES)):
+            try:
+                await self._server.resume()
+            except UpdraftError as error:
+                if not left:
+                    raise
+                logger.warning("The server does not resume yet", extra={"reason": str(error)})
+                await asyncio.sleep(_RESUME_WAIT_S)
+            else:
+                if self._may_have_session:  # the next swap or agent ends it
+                    self._note.write_text(_RESUMED)
+                else:
+                    self._note.unlink(missing_ok=True)
+                return
+
+
+class _NotBegun(Conflict):
+    """Someone else has an open session."""
+
+
+class _NotLoadedError(Unavailable):
+    """The server or its loader refused."""
+
+
+class _HinderedError(Unavailable):
+    """The server cannot change weights now."""
+
+
+async def _difference(fingerprint: DraftFingerprint, served: list[RankChecksums]) -> str:
+    return await asyncio.to_thread(fingerprint.difference, served)
+
+
+def _loaded(fingerprint: DraftFingerprint) -> LoadedDraft:
+    return LoadedDraft(version=fingerprint.draft.version, tensors_digest=fingerprint.draft.tensors_digest)
+
+
+def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
+    return replace(_loaded(fingerprint), tensors_digest="sha256:unproved")
+
+
+def _named(fingerprint: DraftFingerprint) -> Named:
+    return [
+        ("folder", _text(str(fingerprint.draft.folder.resolve()))),
+        ("version", torch.tensor([fingerprint.draft.version], dtype=torch.int64)),
+        ("digest", _text(fingerprint.draft.tensors_digest)),
+    ]
+
+
+def _text(value: str) -> torch.Tensor:
+    return torch.tensor(list(value.encode()), dtype=torch.uint8)

@@ -1,0 +1,151 @@
+"""Starts a server on the clients' port, runs the agent beside it, and stops after it.
+
+The server stops first, after its running requests, so that the agent still captures them. If the server exits by itself, this
+process exits too, and its supervisor restarts both.
+"""
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
+from updraft_chassis.lifecycle import Stop
+from updraft_chassis.ports import is_free
+from updraft_chassis.settings import variable
+from updraft_inference.launch import admin_key, interpreter, sglang_arguments, vllm_arguments
+from updraft_inference.launch import started as servers
+from updraft_inference.launch.program import SGLANG, VLLM, Program
+from updraft_inference.launch.sglang_arguments import SglangOptions
+from updraft_inference.launch.started import Plan, StartedServer
+from updraft_inference.launch.vllm_arguments import VllmOptions
+from updraft_inference.settings import InferenceSettings
+from updraft_inference.sidecar import composition
+
+_LOOK_S = 0.5
+_HEALTH_S = 2.0
+
+
+async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
+    """Run both until `stop`. Raises UpdraftError if the server does not start, or exits by itself."""
+    plan = await _plan(settings, lambda: stop.requested)
+    async with servers.started(plan, environ) as server:
+        attach = _url(settings) if plan.program is SGLANG else ""
+        beside = settings.model_copy(update={"initial_draft": server.draft, "attach": attach})
+        may_restart = settings.vllm_restarts if plan.program is VLLM else settings.sglang_restarts
+        restart = server.restart if may_restart else None
+        ended = Stop()
+        async with asyncio.TaskGroup() as tasks:
+            serving = composition.serve(beside, ended, restart=restart, is_starting=lambda: server.is_starting)
+            agent = tasks.create_task(serving)
+            failure = await _attend(server, stop)
+            await server.stop()
+            ended.request()
+            await agent
+    if failure is not None:
+        raise failure
+
+
+async def _attend(server: StartedServer, stop: Stop) -> UpdraftError | None:
+    """Wait until `stop` is requested; else return why the server ended by itself."""
+    try:
+        await server.ready()
+        await server.ended(stop)
+    except UpdraftError as error:
+        return None if stop.requested else error
+    return None
+
+
+async def _plan(settings: InferenceSettings, is_stopped: Callable[[], bool]) -> Plan:
+    program = VLLM if settings.engine == "vllm" else SGLANG
+    python = settings.server_python
+    assert python is not None
+    found = await interpreter.installed(program, python)
+    if not is_free(settings.port):
+        raise Conflict(f"port {settings.port} is taken; choose another with {variable(InferenceSettings, 'port')}")
+    arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if program is VLLM else _sglang(settings)
+    arguments(Path())  # so that invalid arguments are refused before anything is written
+    return Plan(
+        program=program,
+        python=python,
+        model=settings.model,
+        folder=settings.data_dir / settings.engine,
+        shape=settings.shape,
+        socket=settings.socket_path,
+        arguments=arguments,
+        is_up=health(f"{_url(settings)}{program.health}"),
+        is_stopped=is_stopped,
+        drain_s=settings.drain_seconds,
+    )
+
+
+def _vllm(settings: InferenceSettings, *, is_for_cpu: bool) -> Callable[[Path], list[str]]:
+    options = vllm_options(settings, is_for_cpu=is_for_cpu)
+    return lambda draft: vllm_arguments.serving(options, draft)
+
+
+def _sglang(settings: InferenceSettings) -> Callable[[Path], list[str]]:
+    options = sglang_options(settings)
+    return lambda draft: sglang_arguments.serving(options, draft)
+
+
+def sglang_options(settings: InferenceSettings) -> SglangOptions:
+    """How SGLang serves by these settings. Raises InvalidInput if the extra arguments are not valid shell syntax."""
+    chosen = settings.model_fields_set
+    return SglangOptions(
+        model=settings.model.resolve(),
+        name=settings.model_name,
+        host=settings.host,
+        port=settings.port,
+        dtype=settings.dtype,
+        num_steps=settings.lookahead,
+        num_slots=settings.num_slots if "num_slots" in chosen else None,
+        max_context=settings.max_context if "max_context" in chosen else None,
+        admin_key=admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file),
+        extra=_extra(settings.sglang_args, SGLANG),
+    )
+
+
+def vllm_options(settings: InferenceSettings, *, is_for_cpu: bool) -> VllmOptions:
+    """How vLLM serves by these settings. Raises InvalidInput if the extra arguments are not valid shell syntax."""
+    chosen = settings.model_fields_set
+    return VllmOptions(
+        model=settings.model.resolve(),
+        name=settings.model_name,
+        host=settings.host,
+        port=settings.port,
+        dtype=settings.dtype,
+        num_steps=settings.lookahead,
+        num_seqs=settings.num_slots if "num_slots" in chosen else None,
+        max_context=settings.max_context if "max_context" in chosen else None,
+        is_eager=is_for_cpu,
+        drain_s=settings.drain_seconds,
+        extra=_extra(settings.vllm_args, VLLM),
+    )
+
+
+def _extra(text: str, program: Program) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InvalidInput(f"{program.setting('ARGS')} is not valid shell syntax: {error}") from error
+
+
+def _url(settings: InferenceSettings) -> str:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+    return f"http://{host}:{settings.port}"
+
+
+def health(url: str) -> Callable[[], Awaitable[bool]]:
+    """Whether this address answers with success."""
+
+    async def is_up() -> bool:
+        try:
+            async with httpx.AsyncClient(timeout=_HEALTH_S, trust_env=False) as client:
+                return (await client.get(url)).is_success
+        except httpx.HTTPError:
+            return False
+
+    return is_up

@@ -1,0 +1,51 @@
+"""A vLLM server's configuration: the facts that Updraft reads, and what it does not support."""
+
+from typing import Any
+
+
+def version() -> str:
+    """The release of vLLM."""
+    try:
+        import vllm  # noqa: PLC0415  (the server's)
+
+        return str(vllm.__version__)
+    except (ImportError, AttributeError):
+        return "of unknown version"
+
+
+def ranks(parallel: Any) -> dict[str, int]:
+    """Number of ranks by kind of parallelism."""
+    return {
+        "tensor": int(parallel.tensor_parallel_size),
+        "pipeline": int(parallel.pipeline_parallel_size),
+        "data": int(parallel.data_parallel_size),
+    }
+
+
+def replicas(parallel: Any) -> str:
+    """Why the ranks are not supported; "" if they are."""
+    for name, size in ranks(parallel).items():
+        if size > 1:
+            return f"Updraft supports only one rank of vLLM, but {name} parallelism is {size}"
+    return ""
+
+
+def unsupported(config: Any) -> str:
+    """Why nothing can be captured; "" if it can."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "eagle3":
+        return 'capture requires --speculative-config with the method "eagle3"'
+    return replicas(config.parallel_config)
+
+
+def facts(config: Any) -> dict[str, Any]:
+    """The configuration for `updraft attach --check`."""
+    speculative = config.speculative_config
+    return {
+        "model": str(config.model_config.model),
+        "method": str(speculative.method) if speculative is not None else "",
+        "steps": int(speculative.num_speculative_tokens or 0) if speculative is not None else 0,
+        "ranks": ranks(config.parallel_config),
+        "device": str(config.device_config.device_type),
+        "eager": bool(config.model_config.enforce_eager),
+    }

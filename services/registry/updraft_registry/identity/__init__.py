@@ -1,0 +1,1 @@
+"""Callers with a Kubernetes identity: tokens of ServiceAccounts, and the keys that verify them."""

@@ -1,0 +1,97 @@
+"""The operator's connection to a registry that knows ServiceAccounts: tokens that are requested, and renewed unseen."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.support.registry import running
+from tests.support.service_accounts import ACCOUNTS, AUDIENCE, ISSUER, OPERATOR, TRAINER, SigningKey, write_key_set
+from tests.support.wait import until
+
+from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Forbidden
+from updraft_operator.planning.objects import Key
+from updraft_operator.planning.observed import ConnectionState
+from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.registry_tokens import RegistryTokens
+
+POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)
+KEY, QWEN = SigningKey("signing-key"), Key("team", "default")
+
+
+class ApiServer:
+    """Gives tokens of one account, or none."""
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.num_requests = 0
+        self.is_forbidden = False
+
+    async def token(self, audience: str, seconds: int) -> str:
+        self.num_requests += 1
+        if self.is_forbidden:
+            raise Forbidden("serviceaccounts/token is forbidden")
+        return KEY.token(self.account, aud=[audience], expires_s=seconds)
+
+
+async def states(
+    folder: Path, api: ApiServer, *, life_s: int = 3600, audience: str = AUDIENCE, num_requests: int = 1
+) -> list[tuple[ConnectionState, str]]:
+    """The states of the registry that the operator sees until so many tokens were requested, and it has an answer."""
+    seen: list[tuple[ConnectionState, str]] = []
+    keys = write_key_set(folder / "jwks", KEY)
+    settings = {"issuer": ISSUER, "audience": AUDIENCE, "accounts": ACCOUNTS, "key_set": str(keys)}
+    async with running(folder, **settings) as registry, asyncio.TaskGroup() as tasks:
+        tokens = RegistryTokens(api.token, SystemClock(), life_s)
+
+        def note(key: Key) -> None:
+            view = connections.view(key)
+            seen.append((view.connection, view.problem))
+
+        connections = RegistryConnections(tasks, tokens, SystemClock(), note, folder)
+        connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=audience))
+        await until(lambda: bool(seen) and api.num_requests >= num_requests, what="an answer")
+        if seen[-1][0] is ConnectionState.CONNECTED:
+            await connections.call(QWEN, RegistryCall(verb=RegistryVerb.SET_POLICY), POLICY)
+            await until(lambda: has_policy(connections), what="the registry has the policy")
+        connections.close()
+    return seen
+
+
+def has_policy(connections: RegistryConnections) -> bool:
+    state = connections.view(QWEN).state
+    return state is not None and state.policy.strategy == POLICY.strategy
+
+
+async def test_the_operator_calls_with_a_token_for_this_registry(tmp_path: Path) -> None:
+    assert {state for state, _ in await states(tmp_path, ApiServer(OPERATOR))} == {ConnectionState.CONNECTED}
+
+
+async def test_a_token_is_renewed_without_a_moment_of_disconnection(tmp_path: Path) -> None:
+    seen = await states(tmp_path, ApiServer(OPERATOR), life_s=1, num_requests=4)
+    assert {state for state, _ in seen} == {ConnectionState.CONNECTED}
+
+
+@pytest.mark.parametrize(
+    ("account", "audience", "reason"),
+    [
+        pytest.param(OPERATOR, "updraft-registry/team/other", "another audience", id="token for another registry"),
+        pytest.param("team:operator", AUDIENCE, "has no role", id="another account"),
+    ],
+)
+async def test_another_token_is_denied_with_the_reason(
+    account: str, audience: str, reason: str, tmp_path: Path
+) -> None:
+    ((state, problem), *_) = await states(tmp_path, ApiServer(account), audience=audience)
+    assert state is ConnectionState.DENIED
+    assert reason in problem
+
+
+async def test_an_api_server_that_gives_no_token_is_named(tmp_path: Path) -> None:
+    api = ApiServer(TRAINER)
+    api.is_forbidden = True
+    ((state, problem), *_) = await states(tmp_path, api)
+    assert state is ConnectionState.UNREACHABLE
+    assert "the operator gets no token for" in problem
