@@ -6,6 +6,7 @@ Subclass `TracingContract` as `TestX`, or `AgentContract` for a server whose age
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,9 +153,9 @@ class TracingContract:
         self, engine: Traced, plain: Mapping[Ask, tuple[int, ...]], drafts: Sequence[Path]
     ) -> None:
         versions: set[tuple[int, ...]] = set()
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             assert await engine.swap(drafts[0], 1) == ""
-            given = await _answers_while(engine, drafts[1], 2)
+            given = await _answers_while(engine, drafts[1], 2, share=(attempt + 1) / (ATTEMPTS + 1))
 
             assert {answer.output for answer in given} == {plain[LONG]}
             for answer in given:
@@ -243,8 +244,11 @@ def _proposals(seen: Seen) -> list[tuple[int, list[int]]]:
     return [(step["version"], step["drafts"]) for step in seen.steps if step["drafts"]]
 
 
-async def _answers_while(engine: Traced, draft: Path, version: int) -> list[Answer]:
-    """The same request again and again, in two streams, until the draft is swapped in."""
+async def _answers_while(engine: Traced, draft: Path, version: int, *, share: float) -> list[Answer]:
+    """The same request again and again, in two streams, until the draft is swapped in after this share of a request's time.
+
+    Both streams end a request at about the same moment, where a swap would always come between two requests.
+    """
     given: list[Answer] = []
     stop = asyncio.Event()
 
@@ -255,7 +259,9 @@ async def _answers_while(engine: Traced, draft: Path, version: int) -> list[Answ
     async with asyncio.TaskGroup() as group:
         for _ in range(2):
             group.create_task(stream())
+        begun_s = time.monotonic()
         await until(lambda: bool(given), what="a first answer")
+        await asyncio.sleep(share * (time.monotonic() - begun_s))
         assert await engine.swap(draft, version) == ""
         stop.set()
     return given
