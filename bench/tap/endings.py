@@ -40,6 +40,7 @@ MOST_MS = 5.0
 
 _PAYLOAD = Policy(payload=1.0, prompt_rows=0, counterfactual_rows=2)
 _WIDTH = LOOKAHEAD + 1
+_TEXT: Mapping[str, Any] = {"lora_request": None, "prompt_embeds": None, "mm_features": []}
 
 
 class Engine:
@@ -109,6 +110,7 @@ class Engine:
             arrival_time=time.time(),
             status=SimpleNamespace(name="FINISHED_LENGTH_CAPPED"),
             is_finished=lambda: False,
+            **_TEXT,
         )
         self._scheduler.requests[rid] = request
         self._requests.add(lambda *_: None, self._scheduler, request)
@@ -150,7 +152,7 @@ class Engine:
             num_invalid_spec_tokens=None,
             finished_req_ids=finished,
             scheduled_new_reqs=[
-                SimpleNamespace(req_id=one.request_id, sampling_params=one.sampling_params) for one in new
+                SimpleNamespace(req_id=one.request_id, sampling_params=one.sampling_params, **_TEXT) for one in new
             ],
             scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
         )
