@@ -98,8 +98,8 @@ class EncodedRows:
             result.copy_(torch.from_numpy(self._bytes.copy()).view(self._dtype))
 
     def is_finite(self) -> bool:
-        """Whether all decoded values are finite. For float8 this takes a tenth of the time of decoding: it is enough that each
-        scale times the largest float8 value is finite."""
+        """Whether all decoded values are finite. float8 is checked without decoding: no value may be NaN, and the largest
+        float8 times each scale must be finite."""
         if self._dtype != torch.float8_e4m3fn:
             return is_finite(self.decoded())
         is_number = not self._bytes.size or int((self._bytes & 0x7F).max()) < 0x7F

@@ -35,7 +35,7 @@ from updraft_trainer.publishing.schedule import (
     is_estimate_due,
     is_fit_due,
     next_estimate,
-    of_all_ranks,
+    sizes_over_ranks,
 )
 from updraft_trainer.saving import Saver
 from updraft_trainer.states.state import Identity, State, TrainingHistory
@@ -262,7 +262,7 @@ class Trainer:
         return num_training >= num_judges and is_due
 
     def _cluster_sizes(self) -> Mapping[str, float]:
-        return of_all_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
+        return sizes_over_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
 
     async def _set_baseline(self) -> RolloutState | None:
         """The registry's state, after its serving draft became the baseline; None if that is not possible now."""

@@ -62,9 +62,11 @@ def is_save_due(now: Progress, saved: Progress, schedule: TrainingSchedule, *, d
     return now.step != saved.step and now.at_s - saved.at_s >= schedule.checkpoint_seconds - duration_s
 
 
-def of_all_ranks(sizes: Mapping[str, int], num_elsewhere: int) -> dict[str, float]:
-    """Sizes of the clusters over all ranks; the other ranks store `num_elsewhere` requests. A hash spreads traces, so
-    each cluster is assumed to have the same share there."""
+def sizes_over_ranks(sizes: Mapping[str, int], num_elsewhere: int) -> dict[str, float]:
+    """Estimate the sizes of clusters over all ranks. `sizes` are those of this rank; the others store `num_elsewhere` requests.
+
+    A hash spreads traces over ranks, so each cluster is assumed to have the same share of requests at every rank.
+    """
     num_own = sum(sizes.values())
     if not num_own:
         return {"": float(num_elsewhere)}

@@ -72,7 +72,7 @@ class TrainingHistory:
             self.last_trace_id = trace_id
 
     def count_uses(self, trace_ids: Iterable[str]) -> int:
-        """Count a use of each; return how many of them are new."""
+        """Count one use of each sample; return how many samples had no use before."""
         before = self.num_samples
         for trace_id in trace_ids:
             self.count_use(trace_id)

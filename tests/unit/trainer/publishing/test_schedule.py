@@ -14,7 +14,7 @@ from updraft_trainer.publishing.schedule import (
     is_save_due,
     next_estimate,
     num_newest_judges,
-    of_all_ranks,
+    sizes_over_ranks,
 )
 
 PACE = TrainingSchedule(evaluate_steps=20, evaluate_seconds=15.0, checkpoint_seconds=60.0)
@@ -85,7 +85,7 @@ def test_a_fit_is_due_when_traffic_or_a_cluster_of_it_has_grown(sizes: dict[str,
 def test_clusters_have_the_same_share_of_the_requests_of_all_ranks(
     sizes: dict[str, int], num_elsewhere: int, expected: dict[str, float]
 ) -> None:
-    assert of_all_ranks(sizes, num_elsewhere) == expected
+    assert sizes_over_ranks(sizes, num_elsewhere) == expected
 
 
 @pytest.mark.parametrize(
