@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from updraft_chassis.clock import Clock, SystemClock
-from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.hello import Hello, Kind, Role, line
+from updraft_inference.sidecar.listener import listening_at
 from updraft_inference.tap.messages import count
 from updraft_tap import wire
 
@@ -43,9 +43,6 @@ _LOOK_S = 0.25
 
 _LATEST = 16
 """Number of requests in a row that bypassed the middleware before this is a problem."""
-
-_MAX_PATH = 107
-"""Length limit of a Unix socket path on Linux, in bytes."""
 
 _ROLES: tuple[Role, ...] = ("scheduler", "worker")
 
@@ -152,44 +149,16 @@ class Link:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Accept connections for the duration of the block. Raises InvalidInput if the socket cannot be created."""
-        listener, ours = self._bound()
-        started: asyncio.Future[None] = self._agent_loop.create_future()
-        thread = threading.Thread(target=self._live, args=(listener, started), name="updraft-tap", daemon=True)
-        thread.start()
-        try:
-            await started
-            yield
-        finally:
-            self._call(self._stopping.set)
-            await asyncio.to_thread(thread.join)
-            listener.close()
-            with suppress(FileNotFoundError):
-                if self.path.stat().st_ino == ours:  # else it belongs to a newer agent
-                    self.path.unlink()
-
-    def _bound(self) -> tuple[socket.socket, int]:
-        """A listening socket at the path, in place of a file that was left over, and the file's number. Raises InvalidInput if
-        there can be none, or another process listens there."""
-        if len(str(self.path).encode()) > _MAX_PATH:
-            raise InvalidInput(
-                f"{self.path} is too long for a Unix socket ({_MAX_PATH} bytes): set {self.kind.socket_setting}"
-            )
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_socket() and not _answers(self.path):  # else bind refuses it
-                self.path.unlink()
-            listener.bind(str(self.path))
-            listener.listen()
-            listener.setblocking(False)  # noqa: FBT003 - the standard library's
-            self.path.chmod(0o660)  # the server may run as another user of the volume's group
-            return listener, self.path.stat().st_ino
-        except OSError as error:
-            listener.close()
-            raise InvalidInput(
-                f"cannot listen at {self.path} ({error.strerror}): each agent needs a socket of its own; set"
-                f" {self.kind.socket_setting}"
-            ) from error
+        with listening_at(self.path, setting=self.kind.socket_setting) as listener:
+            started: asyncio.Future[None] = self._agent_loop.create_future()
+            thread = threading.Thread(target=self._live, args=(listener, started), name="updraft-tap", daemon=True)
+            thread.start()
+            try:
+                await started
+                yield
+            finally:
+                self._call(self._stopping.set)
+                await asyncio.to_thread(thread.join)
 
     def _live(self, listener: socket.socket, started: "asyncio.Future[None]") -> None:
         """The life of the thread."""
@@ -340,19 +309,6 @@ class Link:
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended
                 self._loop.call_soon_threadsafe(function, *arguments)
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens at the socket, also one too busy to accept. Raises OSError if that cannot be found out."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # noqa: FBT003 - the standard library's
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:  # its queue is full
-            return True
-        return True
 
 
 async def _post(connection: _Connection, data: bytes) -> None:
