@@ -1,5 +1,6 @@
 """A child that behaves as SGLang's main process does, and ones that do not. `python -m sglang.launch_server` is theirs."""
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -83,6 +84,28 @@ async def test_it_is_waited_for_told_of_drained_and_ended(tmp_path: Path, caplog
     levels = {record.message: record.levelname for record in caplog.records if record.name == "sglang"}
     assert levels["serving"] == "INFO"
     assert levels["ValueError: not so good"] == "WARNING"
+
+
+async def test_a_stop_during_a_restart_leaves_no_server(tmp_path: Path) -> None:
+    port = free_port()
+    async with supervised(launch(tmp_path, OBEDIENT, port)) as supervisor:
+        await supervisor.ready(is_up(port), lambda: False)
+        before = supervisor.pid
+        async with asyncio.TaskGroup() as tasks:
+            restarting = tasks.create_task(_refused(supervisor.restart([str(port), str(tmp_path), "again"])))
+            await asyncio.sleep(0)  # the restart waits for the server's end
+            await supervisor.stop()
+
+        assert "does not start again" in restarting.result()
+        assert supervisor.has_ended
+        assert supervisor.pid == before, "no other server was started"
+        assert "does not start again" in await _refused(supervisor.restart([])), "nor is one later"
+
+
+async def _refused(restart: Awaitable[None]) -> str:
+    with pytest.raises(Unavailable) as refused:
+        await restart
+    return str(refused.value)
 
 
 async def test_one_that_does_not_end_is_killed_with_all_its_processes(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._last_lines: list[str] = []
         self._reading: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+        self._is_stopped = False
+        """Set by the stop after which no restart may start the server."""
 
     @property
     def has_ended(self) -> bool:
@@ -124,7 +127,21 @@ class Supervisor:
             raise await self.failure()
 
     async def stop(self) -> None:
-        """Let it drain, then kill the rest of its process group."""
+        """Let it drain, then kill the rest of its process group. It does not start again."""
+        self._is_stopped = True
+        async with self._changing:
+            await self._end()
+
+    async def restart(self, arguments: Sequence[str]) -> None:
+        """Stop it as `stop` does, and start it with other arguments. Raises Unavailable if it is stopped meanwhile."""
+        async with self._changing:
+            await self._end()
+            if self._is_stopped:
+                raise Unavailable(f"the {self._launch.program.engine} server is stopped, so it does not start again")
+            self._launch = replace(self._launch, arguments=arguments)
+            await self.start()
+
+    async def _end(self) -> None:
         process = self._process
         if process is None:
             return
@@ -140,11 +157,6 @@ class Supervisor:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # it has its own session
         await process.wait()
-
-    async def restart(self, arguments: Sequence[str]) -> None:
-        await self.stop()
-        self._launch = replace(self._launch, arguments=arguments)
-        await self.start()
 
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
         """Forward its log lines; those that look serious become warnings."""
