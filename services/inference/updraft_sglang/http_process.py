@@ -165,7 +165,7 @@ def _bypass(arguments: Any) -> str:
     if view.smg_grpc_mode or view.grpc_mode or view.grpc_port is not None:
         return "SGLang's gRPC servers have no HTTP headers; leave out --grpc-port, --grpc-mode and --smg-grpc-mode"
     if view.disaggregation_mode != "null":
-        return "the server of a disaggregated pair warms itself up by requests that show no key"
+        return "the warm-up of a disaggregated pair sends requests without a key; leave out --disaggregation-mode"
     if view.encoder_only:
         return "the server of --encoder-only has its own HTTP application, without the middleware"
     return _rust()

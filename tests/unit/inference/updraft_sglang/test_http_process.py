@@ -1,6 +1,7 @@
 """The mark that requests get where they leave SGLang's HTTP process, on stand-ins for its requests and its application."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -111,6 +112,33 @@ async def test_the_agent_that_shows_the_admin_key_needs_no_other(
 
     assert passed == ["/pause_generation"]
     assert sent[0]["status"] == 401
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"grpc_port": 50051}, "leave out --grpc-port"),
+        ({"encoder_only": True}, "--encoder-only"),
+        ({"disaggregation_mode": "prefill"}, "leave out --disaggregation-mode"),
+        ({"disaggregation_mode": "decode"}, "leave out --disaggregation-mode"),
+    ],
+)
+def test_with_keys_a_server_whose_requests_bypass_them_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "keys").write_text("sk-one-0123456789\n")
+    keyless, http = (HttpProcess(DoorSettings(api_keys_file=file), SHARED) for file in (None, tmp_path / "keys"))
+    for name in ("sglang", "sglang.srt", "sglang.srt.arg_groups"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    views = SimpleNamespace(resolving_view=lambda arguments: arguments)
+    monkeypatch.setitem(sys.modules, "sglang.srt.arg_groups.overrides", views)
+    plain = {"smg_grpc_mode": False, "grpc_mode": False, "grpc_port": None, "encoder_only": False}
+    arguments = SimpleNamespace(**{**plain, "disaggregation_mode": "null", **changes})
+
+    assert keyless.resolve(lambda _: "resolved", arguments) == "resolved"
+    with pytest.raises(SystemExit, match=rf"API keys cannot be enforced: .*{reason}") if reason else nullcontext():
+        http.resolve(lambda _: "resolved", arguments)
 
 
 async def test_messages_that_ask_for_no_text_pass(http: HttpProcess) -> None:
