@@ -11,7 +11,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from typing import Any
 
@@ -70,7 +70,8 @@ def _register() -> None:
         log.info("Updraft is inactive because %sSOCKET is not set", PREFIX)
         return
     _name_server()
-    http = new_http_process()
+    http = http_process()
+    _name_application()
     http.found = found = hooks.install(http.bindings)
     if http.needs_keys:
         refuse(misfit(found))
@@ -85,13 +86,18 @@ def _name_server() -> None:
     """Set variables that child processes inherit."""
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)
     os.environ.setdefault(_SECRET, secrets.token_hex())
+
+
+def _name_application() -> None:
+    """Let each of several HTTP processes import our application, which adds the middleware."""
     if os.environ.get(names.APP_PATH) != _APP_OF_OURS:
         os.environ[APP] = os.environ.get(names.APP_PATH, _APP_OF_SGLANG)
         os.environ[names.APP_PATH] = _APP_OF_OURS
 
 
-def new_http_process() -> HttpProcess:
-    """The hooks of an HTTP process. Raises KeysError or ValueError if the settings are invalid."""
+@cache
+def http_process() -> HttpProcess:
+    """The hooks of this process if it is an HTTP process. Raises KeysError or ValueError if the settings are invalid."""
     door = DoorSettings.from_environment(os.environ, PREFIX)
     socket = os.environ.get(f"{PREFIX}SOCKET", "")
     return HttpProcess(door, os.environ[_SECRET], version=_sglang(), socket=socket)

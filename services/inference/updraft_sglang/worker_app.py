@@ -8,8 +8,8 @@ import pkgutil
 
 from sglang.srt.plugins import load_plugins
 
-from updraft_sglang.plugin import APP, new_http_process
+from updraft_sglang.plugin import APP, http_process
 
 load_plugins()
 app = pkgutil.resolve_name(os.environ[APP])
-new_http_process().add_door(app)
+http_process().add_door(app)

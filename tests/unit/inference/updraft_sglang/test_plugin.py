@@ -1,6 +1,10 @@
+import os
+import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -36,12 +40,75 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
     assert started == ([problem, problem] if is_sender else [])
 
 
-def test_a_server_that_should_require_keys_and_cannot_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+class App:
+    """Has middleware, as FastAPI has."""
+
+    def __init__(self) -> None:
+        self.user_middleware: list[Any] = []
+
+    def add_middleware(self, kind: Any, **options: Any) -> None:
+        self.user_middleware.append(SimpleNamespace(cls=kind, **options))
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """That of a process in which the plugin has not been registered yet."""
+    for name in ("SERVER", "SECRET", "HTTP_APP", "SOCKET", "API_KEYS_FILE"):
+        monkeypatch.setenv(f"UPDRAFT_SGLANG_{name}", "left by this test")  # so that it is put back
+        monkeypatch.delenv(f"UPDRAFT_SGLANG_{name}")
+    monkeypatch.setenv(names.APP_PATH, "app_of_sglang:app")
+    plugin.http_process.cache_clear()
+    yield monkeypatch
+    plugin.http_process.cache_clear()
+
+
+def test_each_of_several_http_processes_tells_of_its_hooks_and_knows_the_admin_key(
+    environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("UPDRAFT_SGLANG_SERVER", "UPDRAFT_SGLANG_SECRET", "UPDRAFT_SGLANG_HTTP_APP", names.APP_PATH):
-        monkeypatch.setenv(name, "left by this test")  # so that it is put back
-    monkeypatch.setenv("UPDRAFT_SGLANG_API_KEYS_FILE", str(tmp_path / "missing"))
+    """They import the application that the environment names, and SGLang loads no plugin in them."""
+    environment.setenv("UPDRAFT_SGLANG_SOCKET", str(tmp_path / "socket"))
+    registry = SimpleNamespace(register=lambda *_: None)
+    stock = App()
+    modules = {
+        "sglang": ModuleType("sglang"),
+        "sglang.srt": ModuleType("sglang.srt"),
+        "sglang.srt.plugins": SimpleNamespace(load_plugins=plugin.register),
+        "sglang.srt.plugins.hook_registry": SimpleNamespace(HookRegistry=registry, HookType=SimpleNamespace(AROUND=1)),
+        "app_of_sglang": SimpleNamespace(app=stock),
+        names.HTTP: SimpleNamespace(app=stock),
+    }
+    for name, module in modules.items():
+        environment.setitem(sys.modules, name, module)
+    plugin.register()  # in the main process, which names our application
+    plugin.http_process.cache_clear()
+
+    app = pkgutil.resolve_name(os.environ[names.APP_PATH])
+    del sys.modules["updraft_sglang.worker_app"]  # it was imported with stand-ins
+    manager = SimpleNamespace(server_args=SimpleNamespace(admin_api_key="secret-of-the-agent"))
+    plugin.http_process().start(lambda _: None, manager)
+
+    (door,) = app.user_middleware
+    told = door.facts()["hooks"]
+    assert names.ARGUMENTS in told
+    assert all(told.values()), "no hook fits these stand-ins"
+    assert door.rules.admin() == "secret-of-the-agent"
+
+
+def test_with_settings_that_are_not_valid_and_no_keys_a_server_runs_without_the_plugin(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("UPDRAFT_SGLANG_SOCKET", str(tmp_path / "socket"))
+    environment.setenv("UPDRAFT_SGLANG_TENANT_HEADER", "no header")
+
+    plugin.register()
+
+    assert os.environ[names.APP_PATH] == "app_of_sglang:app", "its HTTP processes import SGLang's own application"
+
+
+def test_a_server_that_should_require_keys_and_cannot_does_not_start(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("UPDRAFT_SGLANG_API_KEYS_FILE", str(tmp_path / "missing"))
 
     with pytest.raises(SystemExit, match="API keys cannot be enforced: KeysError: cannot read"):
         plugin.register()
