@@ -17,6 +17,7 @@ from tests.sglang.server import CPU_VARIABLES, Server, eagle3
 from tests.support.tap_agent import Agent, listening
 from tests.support.wait import until
 
+from updraft_inference.launch import admin_key
 from updraft_inference.tap import plugin_folder
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]
@@ -233,3 +234,35 @@ def test_a_server_with_a_door_that_asks_for_no_key_does_not_start(cycle: CycleMo
 
     assert http == ""
     assert all("API keys cannot be enforced: SGLang's gRPC servers have no HTTP headers" in other for other in others)
+
+
+SHOWN = """
+import json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from sglang.srt.utils.common import build_server_info
+
+arguments = prepare_server_args(["--model-path", sys.argv[1], "--device", "cpu", "--config", sys.argv[2]])
+arguments.resolve_once()
+print(arguments.admin_api_key)
+print(json.dumps(build_server_info(arguments, {}), default=str))
+"""
+
+
+def test_a_server_shows_the_admin_key_of_its_configuration_to_nobody(cycle: CycleModels, tmp_path: Path) -> None:
+    admin_key.write(file := tmp_path / "key.yaml")
+    environment = {
+        **os.environ,
+        **CPU_VARIABLES,
+        "PYTHONPATH": str(plugin_folder.write(tmp_path / "plugin")),
+        "UPDRAFT_SGLANG_SOCKET": str(tmp_path / "tap.sock"),
+    }
+    command = [str(build.python()), "-c", SHOWN, str(cycle.target), str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    key, shown = done.stdout.splitlines()[-2:]
+
+    assert key == admin_key.read(file)
+    assert "--admin-api-key ***" in json.loads(shown)["launch_command"]
+    assert key not in shown

@@ -28,6 +28,8 @@ _OF_KEYS = (names.ARGUMENTS, names.CONFIGURATION)
 _KEYS = ("admin_api_key", "api_key")
 """The secrets in SGLang's configuration."""
 
+_HIDDEN = "***"
+
 _is_own: ContextVar[bool] = ContextVar("updraft_own", default=False)
 """Whether this thread sends the server's requests to itself."""
 
@@ -63,6 +65,7 @@ class HttpProcess:
     def resolve(self, original: Hook, arguments: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND ServerArgs.resolve_once. Raises SystemExit if clients could pass without a key."""
         done = original(arguments, *args, **kwargs)
+        _hide_keys(arguments)
         if self.needs_keys:
             refuse(_bypass(arguments))
         return done
@@ -70,7 +73,7 @@ class HttpProcess:
     def show(self, original: Hook, arguments: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND ServerArgs.resolved_dict. Whoever knows the admin key can pause the server and change its weights."""
         shown = original(arguments, *args, **kwargs)
-        return {**shown, **{name: "***" for name in _KEYS if shown.get(name)}}
+        return {**shown, **{name: _HIDDEN for name in _KEYS if shown.get(name)}}
 
     def start(self, original: Hook, manager: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND TokenizerManager.__init__, before the process serves. Raises SystemExit if it could not require keys."""
@@ -155,6 +158,15 @@ def _of_own_requests(secret: str) -> tuple[Binding, ...]:
         Binding(target=f"{names.HTTP}._wait_and_warmup", hook=warm_up, parameters=("server_args",)),
         Binding(target="requests.api.request", hook=request, parameters=("method", "url")),
     )
+
+
+def _hide_keys(arguments: Any) -> None:
+    """Hide the keys in the command line that the server shows."""
+    command = shown = getattr(arguments, names.COMMAND, None) or ""
+    for key in filter(None, (getattr(arguments, name, None) for name in _KEYS)):
+        shown = shown.replace(key, _HIDDEN)
+    if shown != command:
+        setattr(arguments, names.COMMAND, shown)
 
 
 def _bypass(arguments: Any) -> str:

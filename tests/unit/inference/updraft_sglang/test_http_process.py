@@ -87,6 +87,18 @@ def test_the_configuration_that_the_server_shows_has_no_keys(http: HttpProcess) 
     assert http.show(lambda _: shown, "the arguments") == {"tp_size": 2, "admin_api_key": "***", "api_key": None}
 
 
+def test_the_command_line_that_the_server_shows_has_no_keys(http: HttpProcess) -> None:
+    arguments = SimpleNamespace(
+        admin_api_key="secret-of-the-agent",
+        api_key=None,
+        _launch_command="--admin-api-key secret-of-the-agent --model-path /models/tiny",
+    )
+
+    http.resolve(lambda _: None, arguments)
+
+    assert arguments._launch_command == "--admin-api-key *** --model-path /models/tiny"
+
+
 async def test_the_agent_that_shows_the_admin_key_needs_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
