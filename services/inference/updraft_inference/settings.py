@@ -73,11 +73,12 @@ class InferenceSettings(settings.Settings):
     """Extra arguments for the SGLang server, in shell syntax; they override those that Updraft sets."""
 
     sglang_admin_key: SecretStr = SecretStr("")
-    """The SGLang server's --admin-api-key. The agent sends it with its requests, and passes it to a server that it starts."""
+    """The SGLang server's --admin-api-key, which the agent sends with its requests. A server that Updraft starts reads it from
+    a file in data_dir."""
 
     sglang_admin_key_file: Path | None = None
-    """File with the admin key, written by `updraft-inference prepare-sglang --admin-key-file`; sglang_admin_key
-    overrides it."""
+    """File with the admin key, written by `updraft-inference prepare-sglang --admin-key-file`; sglang_admin_key overrides it. A
+    server that Updraft starts reads it as its --config; default: a file with a random key, in data_dir."""
 
     sglang_socket: Path | None = None
     """Unix socket to which Updraft's plugin in the SGLang server connects; default: sglang.sock in data_dir."""

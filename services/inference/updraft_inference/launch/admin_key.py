@@ -14,16 +14,21 @@ _ARGUMENT = "admin-api-key"
 _MODE = 0o640  # the server may run as another user of the pod's group
 
 
-def write(file: Path) -> None:
-    """Write a new random key atomically. An existing file is kept. Raises InvalidInput if it cannot be written."""
-    if file.exists():
+def write(file: Path, key: str = "") -> None:
+    """Write the key atomically; without one, a new random one unless the file exists.
+
+    Raises InvalidInput if the key is no token, or the file cannot be written.
+    """
+    if key:
+        check_token(key, f"the {_ARGUMENT}")
+    elif file.exists():
         return
     part = file.with_suffix(".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
         part.touch(_MODE, exist_ok=False)
-        part.write_text(json.dumps({_ARGUMENT: secrets.token_hex(32)}))
+        part.write_text(json.dumps({_ARGUMENT: key or secrets.token_hex(32)}))
         part.replace(file)
     except OSError as error:
         raise InvalidInput(f"cannot write the admin key to {file}: {error.strerror}") from error

@@ -27,7 +27,8 @@ class SglangOptions:
     num_steps: int
     num_slots: int | None
     max_context: int | None
-    admin_key: str
+    config: Path | None
+    """The file with the admin key; see `admin_key`."""
     extra: Sequence[str]
 
 
@@ -53,7 +54,7 @@ def serving(options: SglangOptions, draft: Path) -> list[str]:
         *("--host", options.host, "--port", str(options.port), "--dtype", options.dtype),
         *(("--max-running-requests", str(options.num_slots)) if options.num_slots else ()),
         *speculation(draft, options.num_steps),
-        *(("--admin-api-key", options.admin_key) if options.admin_key else ()),
+        *(("--config", str(options.config)) if options.config else ()),
         *(context(options.model, options.max_context, options.num_steps) if options.max_context else ()),
         *options.extra,
     ]

@@ -24,16 +24,17 @@ from updraft_inference.launch.vllm_arguments import VllmOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
 
-_LOOK_S = 0.5
 _HEALTH_S = 2.0
+_OWN_KEY = frozenset({"--admin-api-key", "--config"})
 
 
 async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
     """Run both until `stop`. Raises UpdraftError if the server does not start, or exits by itself."""
     plan = await _plan(settings, lambda: stop.requested)
+    if plan.program is SGLANG:
+        settings = await asyncio.to_thread(attached, settings)
     async with servers.started(plan, environ) as server:
-        attach = _url(settings) if plan.program is SGLANG else ""
-        beside = settings.model_copy(update={"initial_draft": server.draft, "attach": attach})
+        beside = settings.model_copy(update={"initial_draft": server.draft})
         may_restart = settings.vllm_restarts if plan.program is VLLM else settings.sglang_restarts
         restart = server.restart if may_restart else None
         ended = Stop()
@@ -103,9 +104,34 @@ def sglang_options(settings: InferenceSettings) -> SglangOptions:
         num_steps=settings.lookahead,
         num_slots=settings.num_slots if "num_slots" in chosen else None,
         max_context=settings.max_context if "max_context" in chosen else None,
-        admin_key=admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file),
+        config=admin_key_file(settings),
         extra=_extra(settings.sglang_args, SGLANG),
     )
+
+
+def admin_key_file(settings: InferenceSettings) -> Path | None:
+    """The file from which SGLang reads its admin key. None if the extra arguments have a key, or a `--config`, of which SGLang
+    reads only one. Raises InvalidInput for a name that SGLang refuses."""
+    if any(word.partition("=")[0] in _OWN_KEY for word in _extra(settings.sglang_args, SGLANG)):
+        return None
+    file = settings.sglang_admin_key_file
+    if file is None or settings.sglang_admin_key.get_secret_value():
+        file = settings.data_dir / settings.engine / "admin-key.yaml"
+    if file.suffix not in (".yaml", ".yml"):
+        raise InvalidInput(f"{file} must end in .yaml, because SGLang reads its admin key from it by --config")
+    return file.resolve()
+
+
+def attached(settings: InferenceSettings) -> InferenceSettings:
+    """The settings of the agent beside SGLang: the server's URL, and its admin key, whose file is written if there is none.
+
+    Raises InvalidInput if the file is not valid."""
+    update: dict[str, object] = {"attach": _url(settings)}
+    if (file := admin_key_file(settings)) is not None:
+        admin_key.write(file, settings.sglang_admin_key.get_secret_value())
+        admin_key.read(file)
+        update["sglang_admin_key_file"] = file
+    return settings.model_copy(update=update)
 
 
 def vllm_options(settings: InferenceSettings, *, is_for_cpu: bool) -> VllmOptions:

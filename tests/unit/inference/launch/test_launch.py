@@ -52,6 +52,17 @@ def test_what_holds_no_admin_key_is_refused_without_being_told(tmp_path: Path, c
     assert "two words" not in str(refused.value)
 
 
+def test_a_key_that_was_chosen_replaces_the_one_in_the_file_and_one_that_is_no_token_does_not(tmp_path: Path) -> None:
+    admin_key.write(file := tmp_path / "server.yaml")
+
+    admin_key.write(file, "chosen")
+    with pytest.raises(InvalidInput, match="the admin-api-key is no token") as refused:
+        admin_key.write(file, "two words")
+
+    assert admin_key.read(file) == "chosen"
+    assert "two words" not in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_target(tmp_path_factory.mktemp("models") / "target")
