@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -88,7 +88,9 @@ def _found(needs: Needs, answers: Answers, ours: str, *, needs_keys: bool) -> It
             remedy=f"add to its environment: {variable}=FILE",
         )
     if needs.engine == "sglang":
-        yield from _of_sglang(needs, answers.info or {})
+        info = answers.info or {}
+        yield from _of_sglang(needs, info)
+        needs = replace(needs, num_ranks=max(_whole(info.get("tp_size")), 1))
     yield from _of_plugin(needs, answers, ours)
 
 
@@ -172,14 +174,32 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if _whole(info.get("speculative_eagle_topk")) != 1:
         yield Finding(problem="the server drafts trees", remedy="set --speculative-eagle-topk 1")
-    if _whole(info.get("tp_size")) > 1 and SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
+    if _whole(info.get("tp_size")) > 1:
+        yield from _of_ranks(needs, info)
+    if _whole(info.get("dp_size")) > 1:
+        yield Finding(
+            problem="data parallelism is not supported", remedy="set --dp-size 1, and run one pod per replica"
+        )
+
+
+def _of_ranks(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings about several ranks. A server does not know how its agent was started, so the user confirms that."""
+    several = replace(needs, num_ranks=_whole(info.get("tp_size")))
+    if needs.num_ranks != several.num_ranks:
+        yield Finding(
+            problem=f"only an agent with --attach can swap the drafts of {several.num_ranks} tensor-parallel ranks",
+            remedy=f"start it like this, and check again with --tensor-parallel-size {several.num_ranks}:"
+            f" {several.sidecar}",
+        )
+    if SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
         yield Finding(
             problem="swaps of several tensor-parallel ranks require Updraft's weight loader",
             remedy=f"add the argument --custom-weight-loader {SGLANG_LOADER}",
         )
-    if _whole(info.get("dp_size")) > 1:
+    if not info.get("admin_api_key"):
         yield Finding(
-            problem="data parallelism is not supported", remedy="set --dp-size 1, and run one pod per replica"
+            problem="the server has no admin key, so its clients can pause it and change its weights",
+            remedy=f"run `{several.prepare}` and add the arguments {several.admin_key}",
         )
 
 

@@ -14,6 +14,9 @@ OLDEST: dict[EngineName, str] = {"sglang": "0.5.23", "vllm": "0.32.0"}
 
 SGLANG_LOADER = "updraft_sglang.weights.load"
 
+_KEY = "admin-key.yaml"
+"""The file with the admin key, for the server's --config."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
@@ -23,11 +26,16 @@ class Needs:
     model: str
     folder: Path
     num_steps: int = 3
+    num_ranks: int = 1
+    """Tensor-parallel ranks. The agent swaps the drafts of several by requests to an SGLang server, with its admin key."""
+    url: str = "http://127.0.0.1:30000"
+    """The server's address for these requests; SGLang's own by default."""
 
     @property
     def prepare(self) -> str:
-        """The command that writes the plugin's folder and the first draft, once."""
+        """The command that writes the plugin's folder and the first draft, once; for several ranks also the admin key."""
         options = ["--plugin-dir", self._path("plugin"), "--seed", self._path("draft")]
+        options += ["--admin-key-file", self._path(_KEY)] if self.num_ranks > 1 else []
         command = shlex.join(["updraft-inference", f"prepare-{self.engine}", *options])
         return f"UPDRAFT_INFERENCE_MODEL={shlex.quote(self.model)} {command}"
 
@@ -52,7 +60,7 @@ class Needs:
         if self.engine == "vllm":
             config = {"method": "eagle3", "model": self._path("draft"), "num_speculative_tokens": self.num_steps}
             return f"--speculative-config {shlex.quote(json.dumps(config))}"
-        return shlex.join(
+        speculation = shlex.join(
             [
                 *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", self._path("draft")),
                 *("--speculative-num-steps", str(self.num_steps), "--speculative-eagle-topk", "1"),
@@ -60,6 +68,12 @@ class Needs:
                 *("--custom-weight-loader", SGLANG_LOADER, "--enable-metrics"),
             ]
         )
+        return f"{speculation} --tp-size {self.num_ranks} {self.admin_key}" if self.num_ranks > 1 else speculation
+
+    @property
+    def admin_key(self) -> str:
+        """The server's argument for its admin key."""
+        return shlex.join(["--config", self._path(_KEY)])
 
     @property
     def sidecar(self) -> str:
@@ -71,8 +85,12 @@ class Needs:
             "REDIS_URL": "redis://127.0.0.1:6379",
             "REGISTRY_ADDRESS": "127.0.0.1:50051",
         }
+        command = ["updraft-inference", "--engine", self.engine]
+        if self.num_ranks > 1:
+            variables["SGLANG_ADMIN_KEY_FILE"] = self._path(_KEY)
+            command += ["--attach", self.url]
         settings = [f"UPDRAFT_INFERENCE_{name}={shlex.quote(value)}" for name, value in variables.items()]
-        return " ".join([*settings, "updraft-inference", "--engine", self.engine])
+        return f"{' '.join(settings)} {shlex.join(command)}"
 
     def _path(self, name: str) -> str:
         return str(self.folder / name)

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from updraft_chassis.errors import InvalidInput
 from updraft_cli.attach import findings, server
 from updraft_cli.attach.needs import TITLES, Needs
 from updraft_tap import __version__
@@ -22,6 +23,14 @@ from updraft_tap import __version__
     help="Folder for the plugin, the initial draft and the socket. Both server and agent must see it.",
 )
 @click.option("--lookahead", type=click.IntRange(1, 16), default=3, show_default=True, help="Draft tokens per step.")
+@click.option(
+    "--tensor-parallel-size",
+    "num_ranks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tensor-parallel ranks of an SGLang server. With several, its admin key is part of the printed commands.",
+)
 @click.option("--require-keys", is_flag=True, help="With --check: report a server that requires no API key.")
 @click.option(
     "--key", envvar="UPDRAFT_API_KEY", show_envvar=True, default="", help="API key of the server, if it requires one."
@@ -32,8 +41,15 @@ def attach(url: str | None, key: str, require_keys: bool, **files: Any) -> None:
     Prints the environment and arguments for the server, and the command for the agent beside it. With --check, queries a
     running server and reports what is missing and what to add. The exit code is 0 if nothing is missing, else 1.
     """
+    if files["engine"] == "vllm" and files["num_ranks"] > 1:
+        raise InvalidInput("Updraft cannot swap the drafts of several tensor-parallel ranks of vLLM; use SGLang")
     needs = Needs(
-        engine=files["engine"], model=files["model"], folder=files["folder"].absolute(), num_steps=files["lookahead"]
+        engine=files["engine"],
+        model=files["model"],
+        folder=files["folder"].absolute(),
+        num_steps=files["lookahead"],
+        num_ranks=files["num_ranks"],
+        **({} if url is None else {"url": url}),
     )
     if url is None:
         _print_lines(needs)

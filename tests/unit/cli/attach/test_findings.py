@@ -58,6 +58,12 @@ def configured(**changes: Any) -> Answers:
     return plugged(server={**SERVER, **changes})
 
 
+def sglang(*, is_there: bool = True, **changes: Any) -> Answers:
+    """The answers of an SGLang server, whose agent `is_there`."""
+    plugin = {**PLUGIN, "engine": {"name": "SGLang", "version": "0.5.23"}, "server": None, "agent": is_there}
+    return Answers(version="0.5.23", is_speculating=False, plugin=plugin, info={**INFO, **changes})
+
+
 def test_nothing_is_missing_where_everything_is_there() -> None:
     assert lines(WHOLE) == []
 
@@ -118,19 +124,48 @@ def test_a_compiled_server_on_a_gpu_lacks_nothing() -> None:
         ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 1"),
         ({"speculative_num_draft_tokens": 8}, "--speculative-num-draft-tokens 4"),
         ({"custom_weight_loader": None}, None),
-        ({"custom_weight_loader": None, "tp_size": 2}, "--custom-weight-loader updraft_sglang.weights.load"),
         ({"dp_size": 2}, "--dp-size 1"),
     ],
 )
 def test_sglangs_own_configuration_says_which_argument_is_missing(
     changes: dict[str, Any], expected: str | None
 ) -> None:
-    plugin = {**PLUGIN, "engine": {"name": "SGLang", "version": "0.5.23"}, "server": None}
-    answers = Answers(version="0.5.23", is_speculating=False, plugin=plugin, info={**INFO, **changes})
-
-    told = lines(answers, SGLANG)
+    told = lines(sglang(**changes), SGLANG)
 
     assert [expected in line for line in told if expected] == ([True] if expected else [])
+
+
+RANKS: dict[str, Any] = {"tp_size": 2, "admin_api_key": "***"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
+        (
+            {"admin_api_key": None},
+            "--admin-key-file /up/admin-key.yaml` and add the arguments --config /up/admin-key.yaml",
+        ),
+        ({"tp_size": 4}, "check again with --tensor-parallel-size 4"),
+    ],
+)
+def test_several_ranks_need_a_loader_an_admin_key_and_an_agent_with_an_address(
+    changes: dict[str, Any], expected: str | None
+) -> None:
+    told = lines(sglang(**{**RANKS, **changes}), replace(SGLANG, num_ranks=2))
+
+    assert [expected in line for line in told if expected] == ([True] if expected else [])
+    assert len(told) == (1 if expected else 0)
+
+
+def test_the_agent_of_several_ranks_is_told_with_its_address_until_the_user_says_that_they_are_known() -> None:
+    (unconfirmed,) = lines(sglang(**RANKS), replace(SGLANG, url="http://gpu:30000"))
+    (no_agent,) = lines(sglang(is_there=False, **RANKS), replace(SGLANG, num_ranks=2))
+
+    assert "only an agent with --attach can swap the drafts of 2 tensor-parallel ranks" in unconfirmed
+    assert unconfirmed.endswith("updraft-inference --engine sglang --attach http://gpu:30000")
+    assert no_agent.endswith("updraft-inference --engine sglang --attach http://127.0.0.1:30000")
 
 
 @given(st.dictionaries(st.sampled_from(sorted(PLUGIN)), st.none() | st.integers() | st.text(max_size=4)))

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_every_setting_of_the_agent_exists_and_a_space_splits_none(engine: Engin
     assert command == "updraft-inference"
     assert set(names) <= set(InferenceSettings.model_fields)
     assert "UPDRAFT_INFERENCE_MODEL=/a model" in words
+
+
+def test_several_ranks_share_an_admin_key_that_is_in_a_file_and_the_agent_knows_their_address() -> None:
+    several = replace(needs("sglang"), num_ranks=2, url="http://gpu:30000")
+    prepare, server, agent = (shlex.split(line) for line in (several.prepare, several.arguments, several.sidecar))
+    file = prepare[prepare.index("--admin-key-file") + 1]
+
+    assert server[-4:] == ["--tp-size", "2", "--config", file]
+    assert f"UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE={file}" in agent
+    assert agent[-5:] == ["updraft-inference", "--engine", "sglang", "--attach", "http://gpu:30000"]
+    assert Path(file).suffix == ".yaml", "SGLang reads no other"
 
 
 def test_the_loader_has_the_name_that_the_plugin_gives_it() -> None:

@@ -1,0 +1,24 @@
+"""`updraft attach`, which prints what a server of the user needs."""
+
+import pytest
+from click.testing import CliRunner
+
+from updraft_chassis.errors import InvalidInput
+from updraft_cli.cmd.attach import attach
+
+
+def printed(*arguments: str) -> str:
+    return CliRunner().invoke(attach, arguments, catch_exceptions=False).output
+
+
+def test_only_for_several_ranks_an_admin_key_and_an_address_are_printed() -> None:
+    one, several = printed("--engine", "sglang"), printed("--engine", "sglang", "--tensor-parallel-size", "4")
+
+    for part in ("--admin-key-file", "--tp-size 4 --config", "--attach http://127.0.0.1:30000"):
+        assert part in several
+        assert part not in one
+
+
+def test_several_ranks_of_vllm_are_refused_with_a_sentence() -> None:
+    with pytest.raises(InvalidInput, match="several tensor-parallel ranks of vLLM"):
+        printed("--engine", "vllm", "--tensor-parallel-size", "2")
