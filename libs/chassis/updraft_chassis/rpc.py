@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import grpc
@@ -49,6 +50,8 @@ _EXPIRED = "the token of this call has expired; call again with a new one"
 """With status UNAVAILABLE, so that clients call again, with the new token in their file."""
 
 _END = object()
+
+_CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 # Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # reject more than 8 KiB: a longer text would lose the status.
@@ -126,6 +129,11 @@ def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: Se
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise Conflict(f"cannot listen on {address}: the port is in use or not permitted; set {setting}") from error
+
+
+def caller() -> Caller | None:
+    """The caller of the method that runs; None if the server has no `access`."""
+    return _CALLER.get()
 
 
 def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
@@ -207,11 +215,11 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         caller, behaviour = None, getattr(handler, kind)
         try:
-            caller = (
-                await self._access.admit(method, handler_call_details.invocation_metadata) if self._access else None
-            )
+            if self._access is not None:
+                caller = await self._access.admit(method, handler_call_details.invocation_metadata)
         except (Unauthenticated, Forbidden, Unavailable) as denial:
             behaviour = _rejecting(handler, denial)
+        _CALLER.set(caller)  # the task that runs this then runs the method
         if inspect.isasyncgenfunction(behaviour):
             wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, caller), method)
         else:

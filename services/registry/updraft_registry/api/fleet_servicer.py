@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
-from updraft_chassis.access import Access
 from updraft_chassis.errors import Unavailable, UpdraftError
-from updraft_chassis.rpc import Context, unavailable_after
+from updraft_chassis.rpc import Context, caller, unavailable_after
 from updraft_registry.control import Control
 from updraft_registry.fleet import Session
 from updraft_registry.messages import reports
@@ -40,24 +39,17 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     Written with `context.write`: a generator could not wait for reports and directives at once.
     """
 
-    def __init__(
-        self,
-        control: Control,
-        metrics: Metrics,
-        access: Access | None = None,
-        timeouts: StreamTimeouts = STREAM_TIMEOUTS,
-    ) -> None:
+    def __init__(self, control: Control, metrics: Metrics, timeouts: StreamTimeouts = STREAM_TIMEOUTS) -> None:
         self._control = control
         self._metrics = metrics
-        self._access = access
         self._timeouts = timeouts
 
     async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
         self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: Context
     ) -> None:
         """Serve one pod until its stream ends, or another stream of the same pod takes over."""
-        caller = await self._access.caller(context.invocation_metadata()) if self._access else None
-        session = Session(pod="" if caller is None else caller.pod)
+        known = caller()
+        session = Session(pod="" if known is None else known.pod)
         with self._metrics.streams.track_inprogress():
             try:
                 async with asyncio.TaskGroup() as tasks:
