@@ -164,7 +164,7 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
         opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
     else:
         opened = grpc.aio.secure_channel(address, tls, options=_CLIENT_OPTIONS)
-    return opened if token is None else TokenChannel(opened, token)
+    return opened if token is None else TokenChannel(opened, token.get)
 
 
 class StatusLost(Unavailable):
