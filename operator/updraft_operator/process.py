@@ -150,7 +150,7 @@ async def _work(
 
 
 async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...], stop: lifecycle.Stop) -> str:
-    """Wait until both kinds are served, because the operator may start before its CRDs are installed. Returns the issuer."""
+    """Wait for the issuer, and for both kinds: the operator may start before its CRDs are installed. Returns the issuer."""
     last_reason = ""
     while not stop.requested:
         try:
@@ -163,7 +163,7 @@ async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...],
             reason = str(error)
         if reason != last_reason:
             last_reason = reason
-            logger.warning("Waiting for the CRDs", extra={"reason": reason})
+            logger.warning("Waiting for the CRDs and the issuer of tokens", extra={"reason": reason})
         await stop.wait(_CRD_WAIT_S)
     return ""
 
