@@ -8,10 +8,11 @@ import pytest
 from tests.support.tap_channel import Collected
 
 from updraft_sglang.marks import sealed
-from updraft_sglang.requests import VERSION, RequestHooks
+from updraft_sglang.requests import RequestHooks
 from updraft_sglang.selection import Selection
 from updraft_tap.http.terms import Terms
 from updraft_tap.policy import Policy
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 
 SHARED = "of the server"
@@ -75,7 +76,7 @@ class Scheduler:
             speculative_output_stride=None, speculative_num_draft_tokens=width, num_non_draft_tokens_per_req=1
         )
         if version is not None:
-            setattr(result, VERSION, version)
+            setattr(result, VERSION_ATTRIBUTE, version)
         batch = SimpleNamespace(reqs=list(requests))
 
         def learn(_: Any, result: Any, batch: Any) -> str:
@@ -233,7 +234,7 @@ def test_a_hook_that_keeps_raising_ends_capture_and_says_so() -> None:
         scheduler.hooks.add(lambda *_: None, scheduler, "no request")
 
     assert len(scheduler.channel.errors) == 3
-    assert list(scheduler.hooks.unhooked) == ["add"]
+    assert list(scheduler.hooks.guard.unhooked) == ["add"]
     assert "the hook add raised 3 times and is unhooked" in scheduler.channel.ends[0]
 
 
