@@ -10,6 +10,7 @@ from tests.support.tap_channel import Collected
 from updraft_sglang.marks import sealed
 from updraft_sglang.requests import RequestHooks
 from updraft_sglang.selection import Selection
+from updraft_tap import wire
 from updraft_tap.http.terms import Terms
 from updraft_tap.policy import Policy
 from updraft_tap.steps import VERSION_ATTRIBUTE
@@ -159,6 +160,17 @@ def test_a_request_ends_once_though_it_is_still_in_the_batch_that_overlaps_its_e
     assert [(end["rid"][:2], end["finish"], end["counters"][0]["steps"]) for end in ends] == [
         ("a-", "length_capped", 1)
     ]
+
+
+@pytest.mark.parametrize("kind", ["stop", "length", "abort", "a new one of SGLang"])
+def test_every_end_has_a_word_of_the_wire(kind: str) -> None:
+    scheduler, one = Scheduler(), request()
+    scheduler.add(one)
+    scheduler.finish(one, kind=kind)
+
+    (header,) = scheduler.ends()
+
+    assert header["finish"] in wire.FINISHES
 
 
 def test_a_request_that_is_aborted_while_it_waits_has_ended() -> None:
