@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from prometheus_client import CollectorRegistry
 
@@ -19,7 +17,6 @@ from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
-from updraft_operator.registry_tokens import RegistryTokens
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
@@ -61,7 +58,6 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         cluster = await stack.enter_async_context(
             connected(lease.check, lambda *labels: measures.writes.labels(*labels).inc(), write_s=_write_s(settings))
         )
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="updraft-operator-")))
         resync = Resync(store, cluster, clock, measures, settings.namespaces)
         port = stack.enter_context(
             metrics.serve(
@@ -84,8 +80,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
-            tokens = RegistryTokens(partial(cluster.token, settings.namespace, settings.service_account), clock)
-            registries = RegistryConnections(tasks, tokens, clock, work.add, folder)
+            request_token = partial(cluster.token, settings.namespace, settings.service_account)
+            registries = RegistryConnections(tasks, request_token, clock, work.add)
             measures.connections.set_function(lambda: len(registries))
             wiring = Wiring(
                 store=store,
@@ -154,7 +150,7 @@ async def _work(
 
 
 async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...], stop: lifecycle.Stop) -> str:
-    """Wait until both kinds are served, because the operator may start before its CRDs are installed. Returns the issuer."""
+    """Wait for the issuer, and for both kinds: the operator may start before its CRDs are installed. Returns the issuer."""
     last_reason = ""
     while not stop.requested:
         try:
@@ -167,7 +163,7 @@ async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...],
             reason = str(error)
         if reason != last_reason:
             last_reason = reason
-            logger.warning("Waiting for the CRDs", extra={"reason": reason})
+            logger.warning("Waiting for the CRDs and the issuer of tokens", extra={"reason": reason})
         await stop.wait(_CRD_WAIT_S)
     return ""
 

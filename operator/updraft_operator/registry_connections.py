@@ -4,21 +4,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc
 from updraft_chassis.clock import Clock
-from updraft_chassis.credentials import Credentials
+from updraft_chassis.credentials import TokenChannel
 from updraft_chassis.errors import Forbidden, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
 from updraft_operator.planning.plan import RegistryCall, RegistryVerb
-from updraft_operator.registry_tokens import RegistryTokens, Token
+from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -49,6 +48,7 @@ class RegistryAddress:
 @dataclass(slots=True)
 class _Connection:
     address: RegistryAddress
+    token: RegistryToken
     task: asyncio.Task[None]
     view: RegistryView
     lists: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -61,16 +61,14 @@ class RegistryConnections:
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        tokens: RegistryTokens,
+        request: TokenRequest,
         clock: Clock,
         on_change: Callable[[Key], None],
-        folder: Path,
     ) -> None:
         self._tasks = tasks
-        self._tokens = tokens
+        self._request = request
         self._clock = clock
         self._on_change = on_change
-        self._folder = folder
         self._connections: dict[Key, _Connection] = {}
 
     def __len__(self) -> int:
@@ -82,12 +80,12 @@ class RegistryConnections:
             return
         if connection is not None:
             connection.task.cancel()
-            self._tokens.forget(connection.address.audience)
             del self._connections[key]
         if address is not None:
-            task = self._tasks.create_task(self._follow(key, address), name=f"registry of {key}")
+            token = RegistryToken(self._request, address.audience, self._clock)
+            task = self._tasks.create_task(self._follow(key, address, token), name=f"registry of {key}")
             view = RegistryView(connection=ConnectionState.CONNECTING)
-            self._connections[key] = _Connection(address=address, task=task, view=view)
+            self._connections[key] = _Connection(address=address, token=token, task=task, view=view)
 
     def view(self, key: Key) -> RegistryView:
         connection = self._connections.get(key)
@@ -102,8 +100,7 @@ class RegistryConnections:
         if connection is None:
             raise Unavailable("there is no connection to the registry")
         with rpc.errors():
-            token = await self._tokens.token(connection.address.audience)
-            async with self._channel(key, connection.address, token) as channel:
+            async with _channel(connection.address, await connection.token.get()) as channel:
                 stub = RegistryStub(channel)
                 await _request(stub, key.name, call, policy)
                 async with connection.lists:
@@ -115,19 +112,11 @@ class RegistryConnections:
             connection.task.cancel()
         self._connections.clear()
 
-    def _channel(self, key: Key, address: RegistryAddress, token: Token) -> Any:
-        """A channel. Its token is in a file, from which the channel reads it for each call."""
-        file = self._folder / f"{key.namespace}.{key.name}"
-        if not file.exists() or file.read_text() != token.value:
-            file.touch(mode=0o600)
-            file.write_text(token.value)
-        return rpc.channel(address.address, Credentials(token_file=file))
-
-    async def _follow(self, key: Key, address: RegistryAddress) -> None:
+    async def _follow(self, key: Key, address: RegistryAddress, token: RegistryToken) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
-                await self._follow_until_renewal(key, address, backoff)
+                await self._follow_until_renewal(key, address, token, backoff)
                 continue
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
@@ -136,12 +125,14 @@ class RegistryConnections:
                 self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
 
-    async def _follow_until_renewal(self, key: Key, address: RegistryAddress, backoff: Backoff) -> None:
+    async def _follow_until_renewal(
+        self, key: Key, address: RegistryAddress, token: RegistryToken, backoff: Backoff
+    ) -> None:
         """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
-        token = await self._tokens.token(address.audience)
-        left_s = token.renewed_s - self._clock.monotonic()
+        current = await token.get()
+        left_s = current.renewed_s - self._clock.monotonic()
         with rpc.errors():
-            async with self._channel(key, address, token) as channel:
+            async with _channel(address, current) as channel:
                 stub = RegistryStub(channel)
                 listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
                 try:
@@ -196,6 +187,10 @@ class RegistryConnections:
         connection.view = view
         if is_news:
             self._on_change(key)
+
+
+def _channel(address: RegistryAddress, token: Token) -> TokenChannel:
+    return TokenChannel(rpc.channel(address.address), lambda: token.value)
 
 
 def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:

@@ -1,12 +1,14 @@
-"""The operator's tokens for registries: one per registry, of its own ServiceAccount, requested from the API server.
+"""The operator's token for a registry: of its own ServiceAccount, for one audience, requested from the API server.
 
 A registry runs in its users' namespace, and they may read what it receives. So each registry has its own audience, and others
 refuse its tokens. Rejected: a token in the operator's pod, which has only one audience; and tokens of accounts in the users'
 namespaces, for which the operator would need the right to act as any account there.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Unavailable, UpdraftError
@@ -14,6 +16,9 @@ from updraft_chassis.errors import Unavailable, UpdraftError
 TOKEN_S = 3600
 _RENEWED_AT = 0.8
 """Fraction of a token's lifetime after which it is renewed; the kubelet uses the same."""
+
+TokenRequest: TypeAlias = Callable[[str, int], Awaitable[tuple[str, int]]]
+"""Takes an audience and a lifetime in seconds; returns a token and its lifetime, which may be shorter. Raises UpdraftErrors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,29 +29,29 @@ class Token:
     expires_s: float
 
 
-class RegistryTokens:
-    """`request` takes an audience and a lifetime in seconds and returns a token; it raises UpdraftErrors."""
+class RegistryToken:
+    """The token for one audience, requested when it is first needed."""
 
-    def __init__(self, request: Callable[[str, int], Awaitable[str]], clock: Clock, life_s: int = TOKEN_S) -> None:
+    def __init__(self, request: TokenRequest, audience: str, clock: Clock) -> None:
         self._request = request
+        self._audience = audience
         self._clock = clock
-        self._life_s = life_s
-        self._tokens: dict[str, Token] = {}
+        self._known: Token | None = None
+        self._requesting = asyncio.Lock()
 
-    async def token(self, audience: str) -> Token:
-        """A token for this audience: a new one if it is time, else the known one. Raises Unavailable without a valid one."""
-        known, now_s = self._tokens.get(audience), self._clock.monotonic()
-        if known is not None and now_s < known.renewed_s:
-            return known
-        try:
-            value = await self._request(audience, self._life_s)
-        except UpdraftError as error:
-            if known is not None and now_s < known.expires_s:
+    async def get(self) -> Token:
+        """A new token if it is time, else the known one. Raises Unavailable without a valid one."""
+        async with self._requesting:
+            known, now_s = self._known, self._clock.monotonic()
+            if known is not None and now_s < known.renewed_s:
                 return known
-            raise Unavailable(f"the operator gets no token for {audience} from the API server: {error}") from error
-        token = Token(value=value, renewed_s=now_s + _RENEWED_AT * self._life_s, expires_s=now_s + self._life_s)
-        self._tokens[audience] = token
-        return token
-
-    def forget(self, audience: str) -> None:
-        self._tokens.pop(audience, None)
+            try:
+                value, life_s = await self._request(self._audience, TOKEN_S)
+            except UpdraftError as error:
+                if known is not None and now_s < known.expires_s:
+                    return known
+                reason = f"the operator gets no token for {self._audience} from the API server: {error}"
+                raise Unavailable(reason) from error
+            renewed_s, expires_s = now_s + _RENEWED_AT * life_s, now_s + life_s
+            self._known = Token(value=value, renewed_s=renewed_s, expires_s=expires_s)
+            return self._known

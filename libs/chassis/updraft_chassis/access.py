@@ -86,14 +86,6 @@ class Access:
             self._on_denied(denial.status)
             raise
 
-    async def caller(self, metadata: Any) -> Caller:
-        """The caller of an admitted call; Unauthenticated if its token has expired since."""
-        token = _bearer_token(metadata)
-        caller = None if token is None else await self._identified(token)
-        if caller is None:
-            raise Unauthenticated("the call's token is no longer known")
-        return caller
-
     async def _admit(self, method: str, metadata: Any) -> Caller:
         required = ROLES.get(method, Role.OPERATE)
         short = method.rpartition(".")[2].replace("/", ".")

@@ -121,13 +121,13 @@ class ReloadingFile(Generic[T]):
 
 
 class TokenChannel(grpc.aio.Channel):
-    """A channel whose calls carry a bearer token.
+    """A channel whose calls carry a bearer token; `token` is asked for it at each call.
 
     Rejected: gRPC's call credentials, which require TLS in this process even behind a TLS proxy, and client interceptors,
     whose calls write and fail differently from plain ones.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, token: ReloadingFile[str]) -> None:
+    def __init__(self, channel: grpc.aio.Channel, token: Callable[[], str]) -> None:
         self._channel = channel
         self._token = token
 
@@ -145,7 +145,7 @@ class TokenChannel(grpc.aio.Channel):
 
     def _with_token(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-            authorization = (AUTHORIZATION, f"{SCHEME} {self._token.get()}")
+            authorization = (AUTHORIZATION, f"{SCHEME} {self._token()}")
             return method(*args, metadata=(*(metadata or ()), authorization), **kwargs)
 
         return call

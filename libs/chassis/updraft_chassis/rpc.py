@@ -9,6 +9,8 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -46,9 +48,27 @@ _DENIED_DRAIN_S = 1.0
 _FIRST_MESSAGE_S = 5.0
 
 _EXPIRED = "the token of this call has expired; call again with a new one"
-"""With status UNAVAILABLE, so that clients call again, with the new token in their file."""
+"""With status UNAVAILABLE and a retry after 0 s, so that clients call again at once, with the new token in their file."""
 
 _END = object()
+
+
+@dataclass(slots=True)
+class Call:
+    """A call that is served here."""
+
+    caller: Caller | None = None
+    """None if the server has no `access`."""
+    limit: asyncio.Timeout | None = None
+    """Until the caller's token expires."""
+
+    @property
+    def has_expired(self) -> bool:
+        """The call ends because its token has expired: the client calls again at once."""
+        return self.limit is not None and self.limit.expired()
+
+
+_CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 # Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # reject more than 8 KiB: a longer text would lose the status.
@@ -128,6 +148,11 @@ def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: Se
         raise Conflict(f"cannot listen on {address}: the port is in use or not permitted; set {setting}") from error
 
 
+def call() -> Call:
+    """The call whose method runs in this task."""
+    return _CALL.get() or Call()
+
+
 def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
     """A channel to `host:port` that connects on first use and reconnects by itself.
 
@@ -139,7 +164,7 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
         opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
     else:
         opened = grpc.aio.secure_channel(address, tls, options=_CLIENT_OPTIONS)
-    return opened if token is None else TokenChannel(opened, token)
+    return opened if token is None else TokenChannel(opened, token.get)
 
 
 class StatusLost(Unavailable):
@@ -166,16 +191,18 @@ def errors() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def unavailable_after(seconds: float, message: str) -> AsyncIterator[None]:
+async def unavailable_after(
+    seconds: float, message: str, retry_after_s: float | None = None
+) -> AsyncIterator[asyncio.Timeout]:
     """Raise Unavailable with this message if the block takes longer."""
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            yield
+            yield limit
     except TimeoutError:
         if not limit.expired():  # it is the block's own
             raise
-        raise Unavailable(message) from None
+        raise Unavailable(message, retry_after_s) from None
 
 
 def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
@@ -205,61 +232,59 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         request = "stream" if handler.request_streaming else "unary"
         kind = f"{request}_{'stream' if handler.response_streaming else 'unary'}"
         method = str(handler_call_details.method)
-        caller, behaviour = None, getattr(handler, kind)
+        call, behaviour = Call(), getattr(handler, kind)
         try:
-            caller = (
-                await self._access.admit(method, handler_call_details.invocation_metadata) if self._access else None
-            )
+            if self._access is not None:
+                call.caller = await self._access.admit(method, handler_call_details.invocation_metadata)
         except (Unauthenticated, Forbidden, Unavailable) as denial:
             behaviour = _rejecting(handler, denial)
+        _CALL.set(call)  # the task that runs this then runs the method
         if inspect.isasyncgenfunction(behaviour):
-            wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, caller), method)
+            wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, call), method)
         else:
             drain_s = None if handler.response_streaming else self._drain_s
-            wrapped = _awaiting(_valid_response(behaviour, caller), method, drain_s=drain_s)
+            wrapped = _awaiting(_valid_response(behaviour, call), method, drain_s=drain_s)
         with_behaviour = getattr(grpc, f"{kind}_rpc_method_handler")
         return with_behaviour(
             wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
 
 
-def _valid_response(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], caller: Caller | None
-) -> Callable[[Any, Any], Any]:
+def _valid_response(behaviour: Callable[[Any, Any], Awaitable[Any]], call: Call) -> Callable[[Any, Any], Any]:
     """The behaviour of a call that ends when the caller's token expires."""
-    valid_s = None if caller is None else caller.valid_s
+    valid_s = None if call.caller is None else call.caller.valid_s
     if valid_s is None:
         return behaviour
 
-    async def call(request: Any, context: Context) -> Any:
-        async with unavailable_after(valid_s, _EXPIRED):
+    async def valid(request: Any, context: Context) -> Any:
+        async with unavailable_after(valid_s, _EXPIRED, 0.0) as call.limit:
             return await behaviour(request, context)
 
-    return call
+    return valid
 
 
 def _valid_responses(
-    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], caller: Caller | None
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], call: Call
 ) -> Callable[[Any, Any], AsyncGenerator[Any, None]]:
     """Like `_valid_response`, for a generator. A timeout around a `yield` would interrupt gRPC's code instead of ours."""
-    valid_s = None if caller is None else caller.valid_s
+    valid_s = None if call.caller is None else call.caller.valid_s
     if valid_s is None:
         return behaviour
 
-    async def call(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+    async def valid(request: Any, context: Context) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + valid_s
         async with aclosing(behaviour(request, context)) as responses:
             while True:
-                async with unavailable_after(ends_s - loop.time(), _EXPIRED):
+                async with unavailable_after(ends_s - loop.time(), _EXPIRED, 0.0) as call.limit:
                     response = await anext(responses, _END)
                 if response is _END:
                     return
                 if loop.time() >= ends_s:  # the timeout only interrupts a response that waits
-                    raise Unavailable(_EXPIRED)
+                    raise Unavailable(_EXPIRED, 0.0)
                 yield response
 
-    return call
+    return valid
 
 
 def _rejecting(handler: Any, error: UpdraftError) -> Callable[[Any, Any], Awaitable[NoReturn]]:

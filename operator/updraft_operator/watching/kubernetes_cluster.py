@@ -118,14 +118,17 @@ class KubernetesCluster:
             raise Unavailable("the API server does not say who issues its ServiceAccount tokens")
         return issuer
 
-    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
-        """A new token of a ServiceAccount for one audience. This is not a write: nothing is stored."""
+    async def token(self, namespace: str, account: str, audience: str, seconds: int) -> tuple[str, int]:
+        """A new token of a ServiceAccount for one audience, and how many seconds it is valid: the API server may limit them.
+
+        This is not a write: nothing is stored.
+        """
         path = RESOURCES["ServiceAccount"].path(namespace, account, "token")
         body = {"spec": {"audiences": [audience], "expirationSeconds": seconds}}
-        return str((await self._call("POST", path, body=body))["status"]["token"])
+        answer = await self._call("POST", path, body=body)
+        return str(answer["status"]["token"]), int(answer["spec"]["expirationSeconds"])
 
     async def scale(self, kind: str, namespace: str, name: str, replicas: int) -> None:
-
         path, patch = RESOURCES[kind].path(namespace, name, "scale"), {"spec": {"replicas": replicas}}
         await self._write("PATCH", kind, path, patch, form="application/merge-patch+json")
 

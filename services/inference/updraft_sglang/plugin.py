@@ -159,13 +159,13 @@ class Plugin:
         self._hello["scheduler"].learn(
             ranks=_ranks(),
             hooks={**self._http, **requests},
-            unhooked=self._requests.unhooked,
+            unhooked=self._requests.guard.unhooked,
             unasked=unasked(self._http),
         )
         self.scheduler.problem = _misfit(requests) or _replicas()
         self._requests.is_active = not self.scheduler.problem
         reloads = hooks.states(self._reloads.bindings)
-        self._hello["worker"].learn(ranks=_ranks(), hooks={**rows, **reloads}, unhooked=self._rows.unhooked)
+        self._hello["worker"].learn(ranks=_ranks(), hooks={**rows, **reloads}, unhooked=self._rows.guard.unhooked)
         self.worker.problem = self._no_swap = _misfit(rows) or _replicas() or _unsupported(scheduler.draft_worker)
         if not self.worker.problem:
             self._hello["worker"].learn(**_facts(scheduler.draft_worker))

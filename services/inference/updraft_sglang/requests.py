@@ -4,21 +4,15 @@ A request ends when its last output leaves the scheduler, or when it is aborted 
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from updraft_sglang.selection import Met, Selection
 from updraft_tap.channel import Channel
-from updraft_tap.counters import Counters
+from updraft_tap.finished import Counters, Finished, Payload
 from updraft_tap.hooks import Guard, Hook
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
-
-VERSION = "updraft_version"
-"""The attribute of a forward's result with the version that drafted in it."""
 
 _HEALTH_CHECK = "HEALTH_CHECK"
 """Prefix of the ids of the server's requests to itself."""
@@ -30,29 +24,12 @@ _ALL = 1 << 30
 """SGLang's top_k for the whole vocabulary."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A message without its tensors, which the channel's thread makes."""
-
-    header: Mapping[str, Any]
-    tokens: Sequence[int] | None
-
-    @property
-    def num_bytes(self) -> int:
-        return 4 * len(self.tokens or ()) + len(self.header["rid"])
-
-    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {} if self.tokens is None else {"tokens": torch.tensor(self.tokens, dtype=torch.int32)}
-        return dict(self.header), tensors
-
-
 class RequestHooks:
     """The hook bodies. Each calls `original` once with its own arguments. They do nothing before `is_active` is set."""
 
     def __init__(self, *, channel: Channel, selection: Selection, served: ServedVersion) -> None:
         self.is_active = False
         self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
-        self.unhooked: dict[str, str] = {}
         self._channel = channel
         self._selection = selection
         self._served = served
@@ -130,7 +107,7 @@ class RequestHooks:
         if proposed <= 0:  # drafting is off
             return
         for place, rid in alive:
-            self._counters.drafted(rid, getattr(result, VERSION, None))
+            self._counters.drafted(rid, getattr(result, VERSION_ATTRIBUTE, None))
             accepted = min(proposed, result.num_correct_drafts_per_req_cpu[place])
             self._counters.verified(rid, proposed=proposed, accepted=accepted)
 
@@ -151,30 +128,28 @@ class RequestHooks:
         self._begin()
         counters, met = self._counters.end(request.rid), self._selection.end(request.rid)
         if met is not None and self._channel.is_open:
-            self._channel.offer(self._message(request, met, counters))
+            self._channel.offer(self._finished(request, met, counters))
 
-    def _message(self, request: Any, met: Met, counters: list[dict[str, Any]]) -> _Message:
-        prompt, output = request.origin_input_ids, request.output_ids_through_stop
-        is_captured = self._selection.is_captured(met)
-        header = {
-            "kind": "finished",
-            "rid": met.id,
-            **asdict(met.terms),
-            "asked": met.asked,
-            "finish": _finish(request),
-            "prompt_tokens": len(prompt),
-            "output_tokens": len(output),
-            "preemptions": request.retraction_count,
-            "duration_us": max(0, round(1e6 * (time.perf_counter() - met.since_s))),
-            "constrained": _is_constrained(request.sampling_params),
-            "counters": counters,
-            "probability": met.options.probability if met.options is not None and is_captured else 0.0,
-            "sampling": _sampling(request.sampling_params) if is_captured else None,
-        }
-        return _Message(header, [*prompt, *output] if is_captured else None)
+    def _finished(self, request: Any, met: Met, counters: list[dict[str, Any]]) -> Finished:
+        prompt, output, payload = request.origin_input_ids, request.output_ids_through_stop, None
+        if met.options is not None and self._selection.is_captured(met):
+            sampling = _sampling(request.sampling_params)
+            payload = Payload(tokens=[*prompt, *output], sampling=sampling, probability=met.options.probability)
+        return Finished(
+            rid=met.id,
+            terms=met.terms,
+            asked=met.asked,
+            finish=_finish(request),
+            prompt_tokens=len(prompt),
+            output_tokens=len(output),
+            preemptions=request.retraction_count,
+            duration_s=time.perf_counter() - met.since_s,
+            constrained=_is_constrained(request.sampling_params),
+            counters=counters,
+            payload=payload,
+        )
 
-    def _unhooked(self, name: str, reason: str) -> None:
-        self.unhooked[name] = reason
+    def _unhooked(self, _: str, reason: str) -> None:
         self.is_active = False
         self._selection.clear()
         self._counters.forget()

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from updraft_sglang.requests import VERSION
 from updraft_sglang.selection import Selection
 from updraft_tap import prefills, steps
 from updraft_tap.between_steps import BetweenSteps
@@ -51,8 +50,6 @@ class RowHooks:
         self, *, channel: Channel, selection: Selection, between: BetweenSteps, served: ServedVersion, top_k: int
     ) -> None:
         self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
-        self.unhooked: dict[str, str] = {}
-        """Hooks that raised too often, and why."""
         self._channel = channel
         self._selection = selection
         self._between = between
@@ -69,7 +66,7 @@ class RowHooks:
             result = original(worker, batch, *args, **kwargs)
             if forward is not None and forward.staged is not None:
                 self.guard("rows", self._finish, forward)
-            self.guard("version", setattr, result, VERSION, self._served.version)
+            self.guard("version", setattr, result, steps.VERSION_ATTRIBUTE, self._served.version)
             return result
         finally:
             self._forward = None
@@ -154,7 +151,6 @@ class RowHooks:
         self._channel.offer(StagedMessage(Staged(rows, forward.stream), lambda rows: (prefills.header(spans), rows)))
 
     def _unhooked(self, name: str, reason: str) -> None:
-        self.unhooked[name] = reason
         if name == "rows":
             self._channel.end(reason)
         else:

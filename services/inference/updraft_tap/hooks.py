@@ -36,6 +36,8 @@ class Guard:
     """
 
     def __init__(self, *, failed: Callable[[Exception], None], unhooked: Callable[[str, str], None]) -> None:
+        self.unhooked: dict[str, str] = {}
+        """The sentences by body."""
         self._failed = failed
         self._unhooked = unhooked
         self._raised: Counter[str] = Counter()
@@ -50,8 +52,11 @@ class Guard:
             self._raised[name] += 1
             self._failed(error)
             if self._raised[name] == RAISES:
-                reason = f"{type(error).__name__}: {error}"
-                self._unhooked(name, f"the hook {name} raised {RAISES} times and is unhooked, the last: {reason}")
+                reason = (
+                    f"the hook {name} raised {RAISES} times and is unhooked, the last: {type(error).__name__}: {error}"
+                )
+                self.unhooked[name] = reason
+                self._unhooked(name, reason)
             return None
 
 

@@ -22,6 +22,9 @@ from updraft_tap.policy import CapturedRequests
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
 
+VERSION_ATTRIBUTE = "updraft_version"
+"""The attribute of a step's result with the version of the draft that proposed tokens in it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRows:

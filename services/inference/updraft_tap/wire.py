@@ -21,13 +21,13 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
          `cached` positions before the first chunk came from a cache; 0 in later chunks. A preempted request is sent again,
          with its output after its prompt.
 
-finished A request ended: rid, finish, prompt_tokens, output_tokens, preemptions, duration_us (since it arrived),
-         constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known), steps,
-         proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}], sampling
-         (of a request with payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its sender
-         permits capture), asked (false: it bypassed the middleware), probability. With payload, the tensor
-         tokens has its prompt and its output, int32. Each process says the `probability` with which its own policy chose a
-         request; they may differ while the policy changes.
+finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_tokens, preemptions, duration_us (since it
+         arrived), constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known),
+         steps, proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}],
+         sampling (of a request with payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its
+         sender permits capture), asked (false: it bypassed the middleware), probability. With payload, the tensor tokens has
+         its prompt and its output, int32. Each process says the `probability` with which its own policy chose a request; they
+         may differ while the policy changes.
 loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
          starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
          {version, digest}. If the engine later loses the draft, another hello reports it.
@@ -55,6 +55,16 @@ import torch
 
 PROTOCOL = 5
 MAX_FRAME = 1 << 30
+
+FINISHES = {
+    "stopped": "at the end of the text or at a stop word of the client",
+    "length_capped": "at max_tokens or at the end of the context",
+    "repetition": "the model repeated itself",
+    "aborted": "the client is gone, or the server gave up",
+    "ignored": "its prompt does not fit",
+    "error": "a fault of the server",
+}
+"""How a request may end. A word that is none of these is counted as malformed, and means that the answer was cut off."""
 
 _LENGTHS = struct.Struct("<IQ")
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}

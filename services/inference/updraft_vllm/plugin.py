@@ -225,7 +225,7 @@ class WorkerPlugin:
             self._channel.problem = self._no_swap = problem
             return
         found = hooks.install(self.bindings(kind, rows))
-        self._hello.learn(hooks=found, unhooked=rows.unhooked)
+        self._hello.learn(hooks=found, unhooked=rows.guard.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:
             _wrap_logits(runner.model, rows.compute_logits)

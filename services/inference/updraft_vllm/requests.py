@@ -4,19 +4,15 @@ They are the same for both model runners, and see every request, whoever sent it
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from updraft_tap.channel import Channel
-from updraft_tap.counters import Counters
+from updraft_tap.finished import Counters, Finished, Payload
 from updraft_tap.hooks import Guard, Hook
 from updraft_tap.http.terms import has_mark, read_mark
 from updraft_tap.policy import Policy
-from updraft_vllm.rows import VERSION, wanted
+from updraft_tap.steps import VERSION_ATTRIBUTE
+from updraft_vllm.rows import wanted
 
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
@@ -24,29 +20,12 @@ _SAMPLING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A message that is ready but for its tensors, which the channel's thread makes."""
-
-    header: Mapping[str, Any]
-    tokens: list[int] | None
-
-    @property
-    def num_bytes(self) -> int:
-        return 4 * len(self.tokens or ()) + len(self.header["rid"])
-
-    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {} if self.tokens is None else {"tokens": torch.tensor(self.tokens, dtype=torch.int32)}
-        return dict(self.header), tensors
-
-
 class RequestHooks:
     """The hook bodies. Each calls `original` once with its own arguments."""
 
     def __init__(self, *, channel: Channel) -> None:
         self.policy = Policy()
-        self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
-        self.unhooked: dict[str, str] = {}
+        self.guard = Guard(failed=channel.failed, unhooked=lambda _, reason: channel.end(reason))
         self._channel = channel
         self._counters = Counters()
         self._agent = 0
@@ -111,33 +90,29 @@ class RequestHooks:
                 self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
         requests = map(scheduler.requests.get, scheduler_output.num_scheduled_tokens)
         alive = (one.request_id for one in requests if one is not None and not one.is_finished())
-        self._counters.proposed(alive, getattr(output, VERSION, None))
+        self._counters.proposed(alive, getattr(output, VERSION_ATTRIBUTE, None))
 
     def _end(self, request: Any) -> None:
         self._begin()
-        rid = request.request_id
+        rid, params = request.request_id, request.sampling_params
         agent, probability = self._captured.pop(rid, (-1, 0.0))
-        counters, is_captured = self._counters.end(rid), agent == self._agent
-        if not self._channel.is_open or request.sampling_params is None:
+        counters, payload = self._counters.end(rid), None
+        if not self._channel.is_open or params is None:
             return
-        extra = request.sampling_params.extra_args
-        header = {
-            "kind": "finished",
-            "rid": rid,
-            **asdict(read_mark(extra)),
-            "asked": has_mark(extra),
-            "finish": request.status.name.removeprefix("FINISHED_").lower(),
-            "prompt_tokens": request.num_prompt_tokens,
-            "output_tokens": len(request.output_token_ids),
-            "preemptions": request.num_preemptions,
-            "duration_us": max(0, round(1e6 * (time.time() - request.arrival_time))),
-            "constrained": bool(getattr(request, "use_structured_output", False)),
-            "counters": counters,
-            "probability": probability if is_captured else 0.0,
-            "sampling": {name: getattr(request.sampling_params, name) for name in _SAMPLING} if is_captured else None,
-        }
-        self._channel.offer(_Message(header, list(request.all_token_ids) if is_captured else None))
-
-    def _unhooked(self, name: str, reason: str) -> None:
-        self.unhooked[name] = reason
-        self._channel.end(reason)
+        if agent == self._agent:
+            sampling = {name: getattr(params, name) for name in _SAMPLING}
+            payload = Payload(tokens=list(request.all_token_ids), sampling=sampling, probability=probability)
+        ended = Finished(
+            rid=rid,
+            terms=read_mark(params.extra_args),
+            asked=has_mark(params.extra_args),
+            finish=request.status.name.removeprefix("FINISHED_").lower(),
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=len(request.output_token_ids),
+            preemptions=request.num_preemptions,
+            duration_s=time.time() - request.arrival_time,
+            constrained=bool(getattr(request, "use_structured_output", False)),
+            counters=counters,
+            payload=payload,
+        )
+        self._channel.offer(ended)

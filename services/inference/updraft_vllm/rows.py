@@ -21,9 +21,6 @@ from updraft_tap.weights import ServedVersion
 from updraft_vllm.layout import Layout, layout
 from updraft_vllm.runners import Runner, Step
 
-VERSION = "updraft_version"
-"""The attribute of a step's output that tells the scheduler, in another process, which draft made the next proposals."""
-
 STATE = "execute_model_state"
 """The attribute of both runners that is set from the end of a forward until its tokens are sampled."""
 
@@ -51,8 +48,6 @@ class RowHooks:
         self.policy = Policy()
         """Set by the channel's thread; requests that are already known keep what was decided."""
         self.guard = Guard(failed=channel.failed, unhooked=self._unhooked)
-        self.unhooked: dict[str, str] = {}
-        """Hooks that raised too often, and why."""
         self._channel = channel
         self._between = between
         self._served = served
@@ -207,7 +202,7 @@ class RowHooks:
         for name in ("_model_runner_output", "model_runner_output"):  # of an output that is still on the device
             result = getattr(result, name, result)
         if result is not None:
-            setattr(result, VERSION, self._served.version)
+            setattr(result, steps.VERSION_ATTRIBUTE, self._served.version)
 
     def _offer(self, step: _Step, staged: Staged, build: Build) -> None:
         if step.agent == self._agent:
@@ -219,7 +214,6 @@ class RowHooks:
         self._fresh.clear()
 
     def _unhooked(self, name: str, reason: str) -> None:
-        self.unhooked[name] = reason
         if name == "rows":
             self._clear()
             self._channel.end(reason)

@@ -83,7 +83,7 @@ async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
         server = rpc.server(access)
         servicer = RegistryServicer(archive, control, fetching, deltas, measures)
         registry_pb2_grpc.add_RegistryServicer_to_server(servicer, server)
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, measures, access), server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, measures), server)
         port = rpc.bind(server, host=config.host, port=config.port, setting="UPDRAFT_REGISTRY_PORT", tls=config.tls)
         recovered = archive.recover(control.now_ms())
         facts = {"host": config.host, "port": port, "metrics_port": metrics_port, **asdict(recovered)}

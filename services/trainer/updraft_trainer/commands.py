@@ -48,10 +48,12 @@ class ShareFitted:
 
 
 @dataclass(frozen=True, slots=True)
-class CountFitted:
-    """Count the samples that were sent for the last fit as used, because its draft is served or trained."""
+class EndFit:
+    """The fit is over. `is_used`: its draft is served or trained, so count the samples that were sent for it as used."""
 
     activity: ClassVar[Activity] = Activity.FIT
+
+    is_used: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,7 @@ class End:
 WorkCommand: TypeAlias = (
     ShareSamples
     | ShareFitted
-    | CountFitted
+    | EndFit
     | LoadLearner
     | TakeStep
     | MarkGood

@@ -20,9 +20,9 @@ from updraft_trainer.commands import (
     Collect,
     Command,
     CommandChannel,
-    CountFitted,
     DraftTensors,
     End,
+    EndFit,
     Estimate,
     LoadLearner,
     MarkGood,
@@ -104,9 +104,9 @@ class Followers:
         parts = [own, *self._ranks.gather(nothing)]
         return [sample for turn in zip_longest(*parts) for sample in turn if sample is not None]
 
-    def count_fitted(self) -> int:
-        """Count the other ranks' samples among these as used; return how many were not used before."""
-        self._send(CountFitted())
+    def end_fit(self, *, is_used: bool) -> int:
+        """End the fit. If its draft is used, the other ranks count their samples; return how many were not used before."""
+        self._send(EndFit(is_used))
         return sum(self._ranks.gather(0))
 
     def load_learner(
@@ -225,7 +225,7 @@ class Follower:
         """None until rank 0 has one."""
         self.history = TrainingHistory()
         self._fitted: Sequence[str] = ()
-        """Trace ids of this rank's part in the last fit."""
+        """Trace ids of the samples that this rank sent for the fit in progress."""
         demand.uses = lambda: self.history.uses
 
     async def run(self, stop: Stop) -> None:
@@ -259,7 +259,7 @@ class Follower:
             case _:
                 self._ranks.gather(self._answer(command))
 
-    def _answer(self, command: Estimate | ReportUses | ShareSamples | ShareFitted | CountFitted) -> object:
+    def _answer(self, command: Estimate | ReportUses | ShareSamples | ShareFitted | EndFit) -> object:
         match command:
             case Estimate(draft):
                 return self._evidence(self._unpacked(draft))
@@ -269,8 +269,9 @@ class Follower:
                 fitted, _ = fit_batch(self._replay, self._ranks, num_judges=self._options.num_waiting)
                 self._fitted = [sample.trace_id for sample in fitted]
                 return fitted
-            case CountFitted():
-                return self.history.count_uses(self._fitted)
+            case EndFit(is_used):
+                sent, self._fitted = self._fitted, ()
+                return self.history.count_uses(sent) if is_used else 0
             case ReportUses():
                 return self._stored_uses(self.history.uses)
 

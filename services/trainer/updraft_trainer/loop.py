@@ -242,6 +242,7 @@ class Trainer:
         self._components.metrics.fit_seconds.observe(self._components.clock.monotonic() - start_s)
         if draft is None:
             self._report.done()
+            await self._end_fit(own, is_used=False)
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
         is_better = is_surely_better(candidate.estimate, trained.estimate, self._options.thresholds.confidence)
@@ -249,17 +250,20 @@ class Trainer:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        if is_better or should_publish:  # these samples may not judge a draft that continues this one
-            self.history.count_uses(sample.trace_id for sample in own)
-            self.history.num_samples += await asyncio.to_thread(self._followers.count_fitted)
+        await self._end_fit(own, is_used=is_better or should_publish)
         return candidate if should_publish else None
+
+    async def _end_fit(self, own: Sequence[Sample], *, is_used: bool) -> None:
+        """Samples of a draft that is served or trained may not judge a draft that continues it."""
+        if is_used:
+            self.history.count_uses(sample.trace_id for sample in own)
+        self.history.num_samples += await asyncio.to_thread(self._followers.end_fit, is_used=is_used)
 
     def _is_fit_due(self) -> bool:
         """Whether the requests of all ranks suffice for a fit. A fit to few requests teaches little."""
         num_judges, elsewhere = self._options.thresholds.min_samples, self._components.record.elsewhere
         num_training = self._components.replay.num_requests(Pool.WINDOW, Pool.RESERVOIR) + elsewhere[0]
-        is_due = is_fit_due(self._cluster_sizes(), self._fitted, first=2 * num_judges)
-        return num_training >= num_judges and is_due
+        return num_training >= num_judges and is_fit_due(self._cluster_sizes(), self._fitted, first=2 * num_judges)
 
     def _cluster_sizes(self) -> Mapping[str, float]:
         return sizes_over_ranks(self._components.replay.cluster_sizes(), sum(self._components.record.elsewhere))
@@ -311,12 +315,10 @@ class Trainer:
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
 
     async def _candidate(self, network: DraftNetwork, unseen: Sequence[Sample] = ()) -> Candidate:
-        components = self._components
+        components, estimate = self._components, self._components.evaluator.estimate
         start_s = components.clock.monotonic()
         with components.monitor.phase("estimate"):
-            candidate = await asyncio.to_thread(
-                components.evaluator.estimate, network, step=self.learner.step, unseen=unseen
-            )
+            candidate = await asyncio.to_thread(estimate, network, step=self.learner.step, unseen=unseen)
         await asyncio.to_thread(memory.release)
         if candidate.unknown_share is not None:
             components.metrics.unknown_tokens.set(candidate.unknown_share)

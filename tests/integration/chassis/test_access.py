@@ -15,7 +15,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_artifacts import transfer
 from updraft_chassis import rpc
-from updraft_chassis.access import ROLES, Access, Role, Tokens
+from updraft_chassis.access import ROLES, Access, Caller, Role, Tokens
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 
@@ -121,6 +121,44 @@ async def test_a_call_needs_a_token_that_is_known_and_whose_role_is_enough(
 
     num_forbidden = sum(not role.includes(ROLES[path(method)]) for role in Role)
     assert denied == ["UNAUTHENTICATED"] * 2 + ["PERMISSION_DENIED"] * num_forbidden
+
+
+class Counting:
+    """Knows every token as that of a pod of this name, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    async def caller(self, token: str) -> Caller:
+        self.num_asked += 1
+        return Caller(roles=frozenset({Role.OPERATE}), pod=token)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+async def test_a_call_is_identified_once_and_its_method_knows_the_caller(
+    method: MethodDescriptor, tmp_path: Path
+) -> None:
+    assert method.containing_service is not None
+    answer, callers = answering(method), []
+
+    async def one(request: Any, context: Any) -> Any:
+        callers.append(rpc.call().caller)
+        return await answer(request, context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in answer(request, context):
+            callers.append(rpc.call().caller)
+            yield response
+
+    handler = service(method.containing_service, **{method.name: stream if method.server_streaming else one})
+    counting = Counting()
+    async with listening(handler, access=Access(counting)) as address:
+        for pod in ("pod-0", "pod-1"):
+            async with rpc.channel(address, bearing(tmp_path, pod)) as channel:
+                await call(channel, method)
+
+    assert [caller.pod for caller in callers if caller is not None] == ["pod-0", "pod-1"]
+    assert counting.num_asked == 2
 
 
 def test_reading_is_in_every_role_and_everything_in_operate() -> None:

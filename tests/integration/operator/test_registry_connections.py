@@ -15,42 +15,42 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState
 from updraft_operator.planning.plan import RegistryCall, RegistryVerb
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
-from updraft_operator.registry_tokens import RegistryTokens
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)
 KEY, QWEN = SigningKey("signing-key"), Key("team", "default")
 
 
 class ApiServer:
-    """Gives tokens of one account, or none."""
+    """Gives tokens of one account, or none, and limits their lifetime."""
 
-    def __init__(self, account: str) -> None:
+    def __init__(self, account: str, most_s: int = 3600) -> None:
         self.account = account
+        self.most_s = most_s
         self.num_requests = 0
         self.is_forbidden = False
 
-    async def token(self, audience: str, seconds: int) -> str:
+    async def token(self, audience: str, seconds: int) -> tuple[str, int]:
         self.num_requests += 1
         if self.is_forbidden:
             raise Forbidden("serviceaccounts/token is forbidden")
-        return KEY.token(self.account, aud=[audience], expires_s=seconds)
+        life_s = min(seconds, self.most_s)
+        return KEY.token(self.account, aud=[audience], expires_s=life_s), life_s
 
 
 async def states(
-    folder: Path, api: ApiServer, *, life_s: int = 3600, audience: str = AUDIENCE, num_requests: int = 1
+    folder: Path, api: ApiServer, *, audience: str = AUDIENCE, num_requests: int = 1
 ) -> list[tuple[ConnectionState, str]]:
     """The states of the registry that the operator sees until so many tokens were requested, and it has an answer."""
     seen: list[tuple[ConnectionState, str]] = []
     keys = write_key_set(folder / "jwks", KEY)
     settings = {"issuer": ISSUER, "audience": AUDIENCE, "accounts": ACCOUNTS, "key_set": str(keys)}
     async with running(folder, **settings) as registry, asyncio.TaskGroup() as tasks:
-        tokens = RegistryTokens(api.token, SystemClock(), life_s)
 
         def note(key: Key) -> None:
             view = connections.view(key)
             seen.append((view.connection, view.problem))
 
-        connections = RegistryConnections(tasks, tokens, SystemClock(), note, folder)
+        connections = RegistryConnections(tasks, api.token, SystemClock(), note)
         connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=audience))
         await until(lambda: bool(seen) and api.num_requests >= num_requests, what="an answer")
         if seen[-1][0] is ConnectionState.CONNECTED:
@@ -70,7 +70,7 @@ async def test_the_operator_calls_with_a_token_for_this_registry(tmp_path: Path)
 
 
 async def test_a_token_is_renewed_without_a_moment_of_disconnection(tmp_path: Path) -> None:
-    seen = await states(tmp_path, ApiServer(OPERATOR), life_s=1, num_requests=4)
+    seen = await states(tmp_path, ApiServer(OPERATOR, most_s=1), num_requests=4)
     assert {state for state, _ in seen} == {ConnectionState.CONNECTED}
 
 

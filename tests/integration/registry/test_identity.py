@@ -3,9 +3,10 @@
 import asyncio
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,51 @@ async def held(channel: grpc.aio.Channel) -> None:
         await stream.receive()
 
 
-async def test_a_pod_whose_token_is_renewed_again_and_again_is_never_refused(tmp_path: Path) -> None:
-    """As a kubelet does it: the file is exchanged before its token expires, and the stream begins anew with the next one."""
+async def test_a_pod_whose_stream_ended_with_its_token_counts_as_connected_because_it_calls_again(
+    tmp_path: Path,
+) -> None:
+    async with (
+        guarded(tmp_path) as on,
+        on.channel(expiring(2)) as channel,
+        on.channel(KEY.token(OPERATOR), "operator") as operator,
+    ):
+        await publish(registry_stub(operator), draft(seed=1))
+        with pytest.raises(Unavailable, match="has expired"):
+            await held(channel)
+        assert await num_connected(operator) == 1
+
+        on.bearing(KEY.token())
+        (await connected(channel)).cancel()
+
+        async def is_gone() -> bool:
+            return await num_connected(operator) == 0
+
+        await until(is_gone, what="a pod without a stream")
+
+
+async def num_connected(channel: grpc.aio.Channel) -> int:
+    with rpc.errors():
+        answer = await registry_stub(channel).List(pb.ListRequest(speculator="default"), timeout=30)
+    return answer.speculators[0].pods.connected
+
+
+async def test_a_pod_whose_token_is_renewed_again_and_again_stays_connected_and_misses_no_directive(
+    tmp_path: Path,
+) -> None:
+    """As a kubelet does it: the file is exchanged before its token expires, and the stream goes on with the next one."""
     links: list[LinkState] = []
-    async with guarded(tmp_path) as on, on.channel(expiring(3, pod="pod-0")) as channel:
+    directives: list[fleet_pb2.Directive] = []
+    pods: set[int] = set()
+    async with (
+        guarded(tmp_path) as on,
+        on.channel(expiring(3, pod="pod-0")) as channel,
+        on.channel(KEY.token(OPERATOR), "operator") as operator,
+    ):
+        streams, operate = Streams(channel), registry_stub(operator)
         link = FleetLink(
-            fleet_pb2_grpc.FleetStub(channel),
+            streams,  # type: ignore[arg-type] # as much of the stub as is used
             lambda: fleet_pb2.PodReport(identity=PodStream(channel, "pod-0").identity),
-            lambda _: None,
+            directives.append,
             changed=asyncio.Event(),
             on_link=links.append,
             report_s=0.2,
@@ -164,18 +202,40 @@ async def test_a_pod_whose_token_is_renewed_again_and_again_is_never_refused(tmp
                 on.bearing(expiring(3, pod="pod-0"))
                 await asyncio.sleep(0.5)
 
+        async def watch() -> None:
+            async for answer in operate.Watch(pb.WatchRequest(speculator="default")):
+                pods.add(answer.state.pods.connected)
+
+        await publish(operate, draft(seed=1))
         async with asyncio.TaskGroup() as tasks:
-            running_tasks = [tasks.create_task(link.run()), tasks.create_task(kubelet())]
-            await until(lambda: num_times(links, LinkState.AWAY) >= 3, what="the third new stream")
-            await until(lambda: links[-1] is LinkState.UP, what="the stream after that")
+            running_tasks = [tasks.create_task(work) for work in (link.run(), kubelet(), watch())]
+            await until(lambda: 1 in pods, what="the pod's first report")
+            pods.clear()
+            while streams.number < 4:
+                reason = f"{len(directives)} directives later"
+                await operate.Pin(pb.PinRequest(speculator="default", version=0, reason=reason), timeout=30)
+                await until(partial(is_last, directives, reason), what="the directive of the last pin")
             for task in running_tasks:
                 task.cancel()
-        assert LinkState.DENIED not in links
+        assert set(links) == {LinkState.UP}
+        assert pods == {1}
         assert on.registry.metric('updraft_registry_denied_calls_total{status="UNAUTHENTICATED"}') == 0
 
 
-def num_times(links: list[LinkState], state: LinkState) -> int:
-    return links.count(state)
+def is_last(directives: Sequence[fleet_pb2.Directive], reason: str) -> bool:
+    return reason in directives[-1].reason
+
+
+class Streams:
+    """A fleet stub that counts its streams."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = fleet_pb2_grpc.FleetStub(channel)
+        self.number = 0
+
+    def Connect(self) -> Any:  # noqa: N802 - the service's name for it
+        self.number += 1
+        return self._stub.Connect()
 
 
 class ApiServer:

@@ -47,7 +47,7 @@ async def running(folder: Path, timeouts: fleet_servicer.StreamTimeouts) -> Asyn
         # Its clock stands still: on a slow disk the pod would expire before its window is full.
         control = Control(archive, Fleet(), ManualClock(), metrics)
         server = rpc.server()
-        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, timeouts=timeouts), server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(control, metrics, timeouts), server)
         port = rpc.bind(server, host="127.0.0.1", port=0, setting="none")
         await server.start()
         # A window that is small and stays so, so that a few directives fill it.

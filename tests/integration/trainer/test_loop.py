@@ -36,6 +36,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_draft import checkpoint, vocabulary
 from updraft_trainer.data.replay import IncomingTrace
 from updraft_trainer.data.sample import read_sample
+from updraft_trainer.following import Followers
 from updraft_trainer.initial_state import InitialState, resume
 from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
@@ -129,6 +130,32 @@ async def test_the_first_version_comes_from_sixteen_requests_without_an_optimize
     assert first.manifest.provenance.step == 0
     assert len(first.manifest.evaluation.samples) == 8
     assert await trainer.fit() is None, "nothing new to fit"
+
+
+class NotingFollowers(Followers):
+    """Note of each fit that ends whether its draft is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[bool] = []
+
+    def end_fit(self, *, is_used: bool) -> int:
+        self.ends.append(is_used)
+        return super().end_fit(is_used=is_used)
+
+
+async def test_every_fit_ends_at_the_other_ranks_also_one_whose_draft_is_not_used(whole: Bench) -> None:
+    followers = NotingFollowers()
+    made = replace(whole, components=replace(whole.components, followers=followers))
+    made.admit(0, 16)
+    trainer = made.trainer(await made.initial())
+    await made.publish_closed_form(trainer)
+    used = dict(trainer.history.uses)
+    assert followers.ends == [True]
+
+    made.admit(16, 64)
+    assert await trainer.fit() is None
+    assert (followers.ends, trainer.history.uses) == ([True, False], used)
 
 
 async def test_held_out_requests_count_among_the_sixteen_of_the_first_version(whole: Bench) -> None:

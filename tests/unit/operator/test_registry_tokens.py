@@ -1,24 +1,28 @@
-"""The operator's tokens for registries: one per audience, renewed in time."""
+"""The operator's token for a registry, renewed in time."""
+
+import asyncio
 
 import pytest
 from tests.support.clock import ManualClock
 
 from updraft_chassis.errors import Forbidden, Unavailable
-from updraft_operator.registry_tokens import TOKEN_S, RegistryTokens
+from updraft_operator.registry_tokens import TOKEN_S, RegistryToken
 
 
 class ApiServer:
     """Gives tokens that tell audience and number, unless it is away."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_s: int = TOKEN_S) -> None:
         self.requests: list[tuple[str, int]] = []
         self.is_away = False
+        self._most_s = most_s
 
-    async def token(self, audience: str, seconds: int) -> str:
+    async def token(self, audience: str, seconds: int) -> tuple[str, int]:
         self.requests.append((audience, seconds))
+        await asyncio.sleep(0)
         if self.is_away:
             raise Forbidden("no right to create serviceaccounts/token")
-        return f"{audience}#{len(self.requests)}"
+        return f"{audience}#{len(self.requests)}", min(seconds, self._most_s)
 
 
 @pytest.fixture
@@ -27,36 +31,40 @@ def api() -> ApiServer:
 
 
 async def test_each_registry_gets_a_token_that_no_other_accepts(api: ApiServer) -> None:
-    tokens = RegistryTokens(api.token, ManualClock())
-    assert (await tokens.token("a")).value == "a#1"
-    assert (await tokens.token("b")).value == "b#2"
+    clock = ManualClock()
+    first, second = (RegistryToken(api.token, audience, clock) for audience in ("a", "b"))
+    assert (await first.get()).value == "a#1"
+    assert (await second.get()).value == "b#2"
     assert api.requests == [("a", TOKEN_S), ("b", TOKEN_S)]
 
 
-async def test_a_token_is_renewed_when_a_fifth_of_its_life_is_left(api: ApiServer) -> None:
-    clock = ManualClock()
-    tokens = RegistryTokens(api.token, clock)
-    first = await tokens.token("a")
-    clock.advance(0.79 * TOKEN_S)
-    assert await tokens.token("a") == first
-    clock.advance(0.02 * TOKEN_S)
-    assert (await tokens.token("a")).value == "a#2"
+@pytest.mark.parametrize(
+    "most_s", [pytest.param(TOKEN_S, id="of the usual length"), pytest.param(600, id="that the cluster limits")]
+)
+async def test_a_token_is_renewed_when_a_fifth_of_its_life_is_left(most_s: int) -> None:
+    api, clock = ApiServer(most_s), ManualClock()
+    token = RegistryToken(api.token, "a", clock)
+    first = await token.get()
+    clock.advance(0.79 * most_s)
+    assert await token.get() == first
+    clock.advance(0.02 * most_s)
+    assert (await token.get()).value == "a#2"
+
+
+async def test_those_who_need_a_new_token_at_once_share_one(api: ApiServer) -> None:
+    token = RegistryToken(api.token, "a", ManualClock())
+    first, second = await asyncio.gather(token.get(), token.get())
+    assert first == second
+    assert len(api.requests) == 1
 
 
 async def test_while_the_api_server_is_away_the_last_token_is_used_until_it_expires(api: ApiServer) -> None:
     clock = ManualClock()
-    tokens = RegistryTokens(api.token, clock)
-    first = await tokens.token("a")
+    token = RegistryToken(api.token, "a", clock)
+    first = await token.get()
     api.is_away = True
     clock.advance(0.95 * TOKEN_S)
-    assert await tokens.token("a") == first
+    assert await token.get() == first
     clock.advance(0.1 * TOKEN_S)
     with pytest.raises(Unavailable, match="the operator gets no token for a from the API server: no right to create"):
-        await tokens.token("a")
-
-
-async def test_a_registry_that_is_gone_leaves_no_token(api: ApiServer) -> None:
-    tokens = RegistryTokens(api.token, ManualClock())
-    await tokens.token("a")
-    tokens.forget("a")
-    assert (await tokens.token("a")).value == "a#2"
+        await token.get()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft_chassis import rpc
-from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_inference.cancellation import raise_if_cancelled, run_unless_cancelled_by
 
@@ -38,7 +38,8 @@ class LinkState(StrEnum):
 class FleetLink:
     """Keeps the stream connected. `report` returns the state of the pod, `on_directive` receives each answer.
 
-    Set `changed` to report a change immediately. `on_link` is called for every directive (UP) and for every end of a stream.
+    Set `changed` to report a change immediately. `on_link` is called for every directive (UP) and for every end of a stream,
+    unless its token has expired: then the next stream begins at once, with the new token.
     """
 
     def __init__(
@@ -74,6 +75,9 @@ class FleetLink:
                 link, reason = LinkState.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()
+                if _is_renewal(error):
+                    self._is_broken_off = False
+                    continue
                 link, reason = LinkState.AWAY, str(error)
                 is_known = not isinstance(error, rpc.StatusLost) or self._is_broken_off
             self._is_broken_off = not is_known
@@ -125,3 +129,8 @@ class FleetLink:
             logger.error("The registry refuses this pod; serving goes on", extra={"reason": reason})
         else:
             logger.warning("The registry is away; serving goes on", extra={"reason": reason})
+
+
+def _is_renewal(error: UpdraftError) -> bool:
+    """The registry asks for another stream at once."""
+    return isinstance(error, Unavailable) and error.retry_after_s == 0

@@ -55,7 +55,7 @@ _Form = dict[str, tuple[torch.dtype, torch.Size]]
 """Type and row shape of each tensor of a request's rows."""
 
 _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
-"""vLLM's ends of an answer; all others cut it off."""
+"""By word of `wire.FINISHES`; the others cut an answer off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,8 @@ class Assembler:
         self._over: OrderedDict[str, None] = OrderedDict()
         """The requests that were completed last."""
         self._num_bytes = 0
+        self._unknown_finish = ""
+        """The one that was logged last."""
 
     def __len__(self) -> int:
         return len(self._running) + len(self._waiting)
@@ -180,6 +182,7 @@ class Assembler:
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
         rid = _id(str(header["rid"]))
         ended = _ended(rid, header)
+        self._check_finish(str(header["finish"]))
         leaves_trace = "tokens" in tensors and not ended.terms.is_opted_out
         finished = _finished(rid, header, tensors["tokens"], ended) if leaves_trace else None
         probability = 0.0 if finished is None else _probability(header)
@@ -207,6 +210,15 @@ class Assembler:
         )
         if builder.covers(ended.counted.num_output):
             yield self._completed(rid)
+
+    def _check_finish(self, finish: str) -> None:
+        """Count an unknown word, and log it once."""
+        if finish in wire.FINISHES:
+            return
+        self.losses[CaptureLoss.MALFORMED] += 1
+        if finish != self._unknown_finish:
+            self._unknown_finish = finish
+            logger.warning("Requests end in an unknown way, which counts as cut off", extra={"finish": finish})
 
     def _completed(self, rid: str) -> Ended:
         """The request with its trace; without one if its rows do not fit each other. The counts are right then too."""

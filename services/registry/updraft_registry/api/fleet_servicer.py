@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from updraft.fleet.v1 import fleet_pb2, fleet_pb2_grpc
-from updraft_chassis.access import Access
+from updraft_chassis import rpc
 from updraft_chassis.errors import Unavailable, UpdraftError
-from updraft_chassis.rpc import Context, unavailable_after
 from updraft_registry.control import Control
 from updraft_registry.fleet import Session
 from updraft_registry.messages import reports
@@ -40,24 +39,17 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     Written with `context.write`: a generator could not wait for reports and directives at once.
     """
 
-    def __init__(
-        self,
-        control: Control,
-        metrics: Metrics,
-        access: Access | None = None,
-        timeouts: StreamTimeouts = STREAM_TIMEOUTS,
-    ) -> None:
+    def __init__(self, control: Control, metrics: Metrics, timeouts: StreamTimeouts = STREAM_TIMEOUTS) -> None:
         self._control = control
         self._metrics = metrics
-        self._access = access
         self._timeouts = timeouts
 
     async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
-        self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: Context
+        self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: rpc.Context
     ) -> None:
         """Serve one pod until its stream ends, or another stream of the same pod takes over."""
-        caller = await self._access.caller(context.invocation_metadata()) if self._access else None
-        session = Session(pod="" if caller is None else caller.pod)
+        call = rpc.call()
+        session = Session(pod=call.caller.pod if call.caller else "")
         with self._metrics.streams.track_inprogress():
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -66,7 +58,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                         await self._write(session, context, directive)
                     reading.cancel()
             finally:
-                self._control.disconnect(session)
+                if not call.has_expired:  # else the pod stays connected: it calls again at once, or expires
+                    self._control.disconnect(session)
         try:
             session.check()
         except UpdraftError as error:
@@ -77,7 +70,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         throttle = Throttle(burst=self._timeouts.burst, interval_s=self._timeouts.interval_s)
         first_report_s = self._timeouts.first_report_s
         try:
-            async with unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
+            async with rpc.unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
                 request = await anext(requests, None)
             while request is not None:
                 self._control.report(session, reports.read(request.report))
@@ -88,7 +81,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         else:
             session.close()
 
-    async def _write(self, session: Session, context: Context, directive: fleet_pb2.Directive) -> None:
+    async def _write(self, session: Session, context: rpc.Context, directive: fleet_pb2.Directive) -> None:
         within_s = self._timeouts.write_s
         try:
             async with asyncio.timeout(within_s):

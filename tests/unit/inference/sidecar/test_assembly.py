@@ -36,6 +36,29 @@ def test_a_request_without_payload_is_counted_and_leaves_no_trace(assembler: Ass
     assert (sums.tokens, sums.duration_s) == (2, 0.03)
 
 
+def test_each_end_of_the_wire_is_a_stop_a_limit_or_a_cut(assembler: Assembler) -> None:
+    ended = told(assembler, *map(ending, wire.FINISHES))
+
+    stop, cut = FinishReason.STOP, FinishReason.CANCELLED
+    assert [one.counted.reason for one in ended] == [stop, FinishReason.LENGTH, stop, cut, cut, cut]
+    assert not assembler.losses
+
+
+def test_an_unknown_end_is_counted_with_its_request_and_logged_once(
+    assembler: Assembler, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = told(assembler, ending("evaporated"), ending("evaporated"), ending("stopped"))
+
+    assert [one.counted.reason for one in ended] == [FinishReason.CANCELLED, FinishReason.CANCELLED, FinishReason.STOP]
+    assert assembler.losses == {CaptureLoss.MALFORMED: 2}
+    assert [vars(record)["finish"] for record in caplog.records] == ["evaporated"]
+
+
+def ending(finish: str) -> Message:
+    header, tensors = finished("a", 4, 3, captured=False)
+    return {**header, "finish": finish}, tensors
+
+
 def test_rows_before_the_end_make_a_trace_at_the_end(assembler: Assembler) -> None:
     (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1, version=3, rejected=1), finished("a", 4, 3))
 

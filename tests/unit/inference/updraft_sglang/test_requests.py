@@ -8,10 +8,12 @@ import pytest
 from tests.support.tap_channel import Collected
 
 from updraft_sglang.marks import sealed
-from updraft_sglang.requests import VERSION, RequestHooks
+from updraft_sglang.requests import RequestHooks
 from updraft_sglang.selection import Selection
+from updraft_tap import wire
 from updraft_tap.http.terms import Terms
 from updraft_tap.policy import Policy
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 
 SHARED = "of the server"
@@ -75,7 +77,7 @@ class Scheduler:
             speculative_output_stride=None, speculative_num_draft_tokens=width, num_non_draft_tokens_per_req=1
         )
         if version is not None:
-            setattr(result, VERSION, version)
+            setattr(result, VERSION_ATTRIBUTE, version)
         batch = SimpleNamespace(reqs=list(requests))
 
         def learn(_: Any, result: Any, batch: Any) -> str:
@@ -160,6 +162,17 @@ def test_a_request_ends_once_though_it_is_still_in_the_batch_that_overlaps_its_e
     ]
 
 
+@pytest.mark.parametrize("kind", ["stop", "length", "abort", "a new one of SGLang"])
+def test_every_end_has_a_word_of_the_wire(kind: str) -> None:
+    scheduler, one = Scheduler(), request()
+    scheduler.add(one)
+    scheduler.finish(one, kind=kind)
+
+    (header,) = scheduler.ends()
+
+    assert header["finish"] in wire.FINISHES
+
+
 def test_a_request_that_is_aborted_while_it_waits_has_ended() -> None:
     scheduler, one = Scheduler(), request(output_ids=array("q"), is_retracted=True)
     scheduler.add(one)
@@ -233,7 +246,7 @@ def test_a_hook_that_keeps_raising_ends_capture_and_says_so() -> None:
         scheduler.hooks.add(lambda *_: None, scheduler, "no request")
 
     assert len(scheduler.channel.errors) == 3
-    assert list(scheduler.hooks.unhooked) == ["add"]
+    assert list(scheduler.hooks.guard.unhooked) == ["add"]
     assert "the hook add raised 3 times and is unhooked" in scheduler.channel.ends[0]
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests.support.tap_channel import Collected
 
-from updraft_sglang.requests import VERSION
 from updraft_sglang.rows import RowHooks
 from updraft_sglang.selection import Selection
 from updraft_tap.between_steps import BetweenSteps, NeverBetweenStepsError
 from updraft_tap.policy import CapturedRequests, CaptureOptions, captured_requests
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 
 WIDTH, VOCAB, AUX = 3, 7, 2
@@ -98,7 +98,7 @@ def test_a_decode_step_becomes_one_message() -> None:
 
     result = Sglang(channel, served).decode(batch_of(None, WISH))
 
-    assert (result.sampled[0], getattr(result, VERSION)) == ("predict", 5)
+    assert (result.sampled[0], getattr(result, VERSION_ATTRIBUTE)) == ("predict", 5)
     ((header, tensors),) = [item.message() for item in channel.items]
     (request,) = header["requests"]
     assert (header["requests"][0]["version"], header["batch_size"], header["duration_us"] > 0) == (5, 2, True)

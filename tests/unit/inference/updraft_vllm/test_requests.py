@@ -8,8 +8,8 @@ from tests.support.tap_channel import Collected
 
 from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_vllm.requests import RequestHooks
-from updraft_vllm.rows import VERSION
 
 TERMS = Terms(domain="sql", tenant="7f")
 
@@ -45,7 +45,7 @@ class Scheduler:
     def update(self, tokens: list[int], *, invalid: int = 0, version: int | None = 3) -> None:
         output = SimpleNamespace(sampled_token_ids=[tokens], req_id_to_index={"a": 0})
         if version is not None:
-            setattr(output, VERSION, version)
+            setattr(output, VERSION_ATTRIBUTE, version)
         scheduled = SimpleNamespace(
             num_scheduled_tokens={"a": 4},
             scheduled_spec_decode_tokens={"a": [4, 5, 6]},

@@ -13,9 +13,10 @@ from torch import Tensor
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
+from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
-from updraft_vllm.rows import VERSION, RowHooks
+from updraft_vllm.rows import RowHooks
 
 VOCAB, WIDTH = 11, 4
 EVERYTHING = Policy(payload=1.0, prompt_rows=100, counterfactual_rows=3)
@@ -142,7 +143,7 @@ def test_a_proposal_is_of_the_version_that_was_served_when_it_was_made(vllm: Vll
 
     versions = [header["requests"][0]["version"] for header, _ in messages(vllm) if header["kind"] == "steps"]
     assert versions == [0, 4]
-    assert getattr(told, VERSION) == 4
+    assert getattr(told, VERSION_ATTRIBUTE) == 4
 
 
 def test_a_proposal_keeps_its_version_if_a_swap_falls_into_the_gap_after_its_step(vllm: Vllm) -> None:
@@ -159,7 +160,7 @@ def test_a_proposal_keeps_its_version_if_a_swap_falls_into_the_gap_after_its_ste
 
     versions = [header["requests"][0]["version"] for header, _ in messages(vllm) if header["kind"] == "steps"]
     assert versions == [0, 4]
-    assert getattr(told, VERSION) == 4
+    assert getattr(told, VERSION_ATTRIBUTE) == 4
 
 
 def test_another_agent_gets_no_rows_of_requests_that_the_one_before_chose(vllm: Vllm) -> None:
@@ -250,7 +251,7 @@ def test_without_the_hook_that_tells_versions_rows_go_on_and_it_is_named(vllm: V
     vllm.step(vllm.output(new=()))
 
     assert vllm.channel.ends == []
-    assert vllm.hooks.unhooked["version"].startswith("the hook version raised 3 times and is unhooked")
+    assert vllm.hooks.guard.unhooked["version"].startswith("the hook version raised 3 times and is unhooked")
     assert vllm.channel.restated == 1
     assert "steps" in [header["kind"] for header, _ in messages(vllm)]
 

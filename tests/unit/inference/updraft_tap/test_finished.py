@@ -1,6 +1,7 @@
 import pytest
 
-from updraft_tap.counters import Counters
+from updraft_tap.finished import Counters, Finished, Payload
+from updraft_tap.http.terms import Terms
 
 
 def test_steps_are_summed_by_the_version_that_proposed_and_by_position() -> None:
@@ -80,3 +81,37 @@ def test_a_request_that_was_never_seen_has_no_sums() -> None:
 def test_more_accepted_than_proposed_is_refused(accepted: int) -> None:
     with pytest.raises(ValueError, match="of 2 draft tokens"):
         Counters().verified("a", proposed=2, accepted=accepted)
+
+
+def finished(payload: Payload | None) -> Finished:
+    return Finished(
+        rid="a-1",
+        terms=Terms(domain="sql", tenant="7f"),
+        asked=True,
+        finish="stopped",
+        prompt_tokens=2,
+        output_tokens=1,
+        preemptions=0,
+        duration_s=-0.5,
+        constrained=False,
+        counters=[],
+        payload=payload,
+    )
+
+
+def test_only_a_captured_request_tells_its_tokens_and_how_they_were_sampled() -> None:
+    payload = Payload(tokens=[1, 2, 7], sampling={"temperature": 0.5}, probability=0.25)
+    (captured, tensors), (counted, nothing) = (finished(one).message() for one in (payload, None))
+
+    assert (tensors["tokens"].tolist(), nothing) == ([1, 2, 7], {})
+    assert captured == counted | {"sampling": {"temperature": 0.5}, "probability": 0.25}
+    assert (counted["sampling"], counted["probability"]) == (None, 0.0)
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_duration() -> None:
+    assert finished(None).message()[0]["duration_us"] == 0
+
+
+def test_the_queue_counts_the_tokens_and_the_id_of_an_ended_request() -> None:
+    payload = Payload(tokens=[1, 2, 7], sampling={}, probability=1.0)
+    assert [finished(one).num_bytes for one in (None, payload)] == [3, 15]

@@ -1,9 +1,68 @@
-"""Counters of each running request: verify steps, proposed and accepted tokens, by version of the draft. Pure."""
+"""The message that a request has ended, and the counters of running requests that are in it: verify steps, proposed and
+accepted tokens, by version of the draft. Pure.
+"""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from updraft_tap.http.terms import Terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """The part of the message that only a captured request has."""
+
+    tokens: Sequence[int]
+    """Prompt and output."""
+    sampling: Mapping[str, Any]
+    probability: float
+    """That with which the policy chose the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The message `finished` of `updraft_tap.wire`; the channel's thread makes its header and its tensor."""
+
+    rid: str
+    terms: Terms
+    asked: bool
+    finish: str
+    prompt_tokens: int
+    output_tokens: int
+    preemptions: int
+    duration_s: float
+    constrained: bool
+    counters: Sequence[Mapping[str, Any]]
+    payload: Payload | None
+    """None if the request is not captured."""
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.rid) + (4 * len(self.payload.tokens) if self.payload else 0)
+
+    def message(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        payload = self.payload
+        header = {
+            "kind": "finished",
+            "rid": self.rid,
+            **asdict(self.terms),
+            "asked": self.asked,
+            "finish": self.finish,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "preemptions": self.preemptions,
+            "duration_us": max(0, round(1e6 * self.duration_s)),
+            "constrained": self.constrained,
+            "counters": self.counters,
+            "probability": payload.probability if payload else 0.0,
+            "sampling": payload.sampling if payload else None,
+        }
+        return header, {"tokens": torch.tensor(payload.tokens, dtype=torch.int32)} if payload else {}
 
 
 @dataclass(slots=True)
@@ -81,7 +140,7 @@ class Counters:
         self._requests.clear()
 
     def end(self, rid: str) -> list[dict[str, Any]]:
-        """The sums of an ended request, as the message `finished` has them; they are forgotten."""
+        """The sums of an ended request, for its `Finished`; they are forgotten."""
         request = self._requests.pop(rid, _Request())
         return [
             {
