@@ -491,6 +491,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 37
+    assert len(before) == 38
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}
