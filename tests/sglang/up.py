@@ -10,6 +10,7 @@ import httpx
 import pytest
 from tests.sglang import build
 from tests.sglang.server import CPU_ARGUMENTS, CPU_VARIABLES
+from tests.support.ports import preferred_ports_taken
 
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.scrape import scrape
@@ -36,7 +37,7 @@ def running(model: Path, data: Path, settings: Mapping[str, str]) -> Iterator[St
         sglang_python=build.python(),
         settings={**_SETTINGS, **settings},
     )
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, preferred_ports_taken():
         for name, value in CPU_VARIABLES.items():
             environment.setenv(name, value)
         with Stack(config) as stack:

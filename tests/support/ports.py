@@ -3,7 +3,9 @@
 import itertools
 import os
 import random
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from updraft_chassis import ports
 
@@ -27,3 +29,16 @@ _share = _own_share()
 def free_port() -> int:
     """A port of 127.0.0.1 that was free a moment ago. Prefer port 0 for servers that report the port they got."""
     return ports.free_port(_share)
+
+
+@contextmanager
+def preferred_ports_taken() -> Iterator[None]:
+    """Hold the ports that `updraft up` prefers, as far as they are free, so that it takes others.
+
+    Otherwise the stacks of two test workers that start at once choose the same ports.
+    """
+    with ExitStack() as stack:
+        for port in (9091, 9092, 9093):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield

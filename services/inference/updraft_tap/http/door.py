@@ -7,6 +7,7 @@ variable, which the tasks of a request inherit; an adapter reads it where reques
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -91,13 +92,14 @@ class Door:
             return
         inside = False
         try:
-            with self._rules.keys.admitted(api_key(scope["headers"])) as reserve:
+            with ExitStack() as place:
+                reserve = place.enter_context(self._rules.keys.admitted(api_key(scope["headers"])))
                 if self._rules.keys.max_at_once and scope["type"] == "http":
                     _check_is_readable(scope)
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._pass_on(scope, receive, send)
+                await self._pass_on(scope, receive, _giving_back(place, send))
         except RefusedRequestError as refusal:
             if inside:
                 raise
@@ -190,6 +192,17 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
         return await receive() if message is None else message
 
     return b"".join(message.get("body", b"") for message in messages), again
+
+
+def _giving_back(place: ExitStack, send: Send) -> Send:
+    """Give the place back before a client sees that its answer has ended, because its next request may come at once."""
+
+    async def given_back(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            place.close()
+        await send(message)
+
+    return given_back
 
 
 async def _refuse(scope: Scope, send: Send, refusal: RefusedRequestError) -> None:

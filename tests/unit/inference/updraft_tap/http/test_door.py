@@ -230,6 +230,35 @@ async def test_the_third_concurrent_request_of_a_key_waits_for_a_place(keys: Key
     assert (await server.ask(BEARER))[0]["status"] == 200
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_key_has_its_place_back_when_a_client_sees_the_end_of_its_answer(
+    keys: Keys, *, is_streamed: bool
+) -> None:
+    async def server(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if is_streamed:
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        await send({"type": "http.response.body", "body": b"" if is_streamed else b"whole"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"n": 2}'}
+
+    has_place: list[bool] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            try:
+                with keys.admitted(ONE):
+                    has_place.append(True)
+            except RefusedRequestError:
+                has_place.append(False)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": BEARER}
+    await Door(server, Rules(keys=keys))(scope, receive, send)
+
+    assert has_place == ([False, True] if is_streamed else [True])
+
+
 async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) -> None:
     server = Server(Rules(keys=keys))
     whole = [b'{"prompt": "a", ', b'"n"', b": 2}"]
