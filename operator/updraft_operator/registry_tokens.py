@@ -1,4 +1,4 @@
-"""The operator's token for a registry: of its own ServiceAccount, for one audience, requested from the API server.
+"""The operator's token for a registry: a token of its own ServiceAccount for one audience, requested from the API server.
 
 A registry runs in its users' namespace, and they may read what it receives. So each registry has its own audience, and others
 refuse its tokens. Rejected: a token in the operator's pod, which has only one audience; and tokens of accounts in the users'
@@ -30,7 +30,7 @@ class Token:
 
 
 class RegistryToken:
-    """The token for one audience, requested when it is first needed."""
+    """The token for one audience, requested when it is first needed, and again before it expires."""
 
     def __init__(self, request: TokenRequest, audience: str, clock: Clock) -> None:
         self._request = request

@@ -28,6 +28,7 @@ CPU_VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "SGLANG_USE_CPU_ENGINE": "1",
+    "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "300",  # else it restarts HTTP processes that a busy machine slows down
 }
 """What SGLang reads from the environment where there is no GPU."""
 

@@ -174,8 +174,17 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if _whole(info.get("speculative_eagle_topk")) != 1:
         yield Finding(problem="the server drafts trees", remedy="set --speculative-eagle-topk 1")
+    if info.get("api_key"):
+        yield Finding(
+            problem="SGLang's --api-key also refuses probes and the agent",
+            remedy="remove it, and set UPDRAFT_SGLANG_API_KEYS_FILE instead",
+        )
     if _whole(info.get("tp_size")) > 1:
         yield from _of_ranks(needs, info)
+    elif needs.num_ranks > 1:
+        yield Finding(
+            problem=f"the server has one rank, not {needs.num_ranks}", remedy="check without --tensor-parallel-size"
+        )
     if _whole(info.get("dp_size")) > 1:
         yield Finding(
             problem="data parallelism is not supported", remedy="set --dp-size 1, and run one pod per replica"
@@ -187,8 +196,9 @@ def _of_ranks(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
     several = replace(needs, num_ranks=_whole(info.get("tp_size")))
     if needs.num_ranks != several.num_ranks:
         yield Finding(
-            problem=f"only an agent with --attach can swap the drafts of {several.num_ranks} tensor-parallel ranks",
-            remedy=f"start it like this, and check again with --tensor-parallel-size {several.num_ranks}:"
+            problem=f"to swap the drafts of {several.num_ranks} tensor-parallel ranks, the agent needs --attach, which"
+            " cannot be checked here",
+            remedy=f"check again with --tensor-parallel-size {several.num_ranks} if it was started like this:"
             f" {several.sidecar}",
         )
     if SGLANG_LOADER not in (info.get("custom_weight_loader") or ()):
@@ -199,7 +209,8 @@ def _of_ranks(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
     if not info.get("admin_api_key"):
         yield Finding(
             problem="the server has no admin key, so its clients can pause it and change its weights",
-            remedy=f"run `{several.prepare}` and add the arguments {several.admin_key}",
+            remedy=f"run `{several.prepare}` and add the arguments {several.admin_key}, or add admin-api-key to the file"
+            " that --config names already",
         )
 
 

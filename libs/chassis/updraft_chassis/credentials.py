@@ -121,7 +121,7 @@ class ReloadingFile(Generic[T]):
 
 
 class TokenChannel(grpc.aio.Channel):
-    """A channel whose calls carry a bearer token; `token` is asked for it at each call.
+    """A channel whose calls carry a bearer token. It calls `token` for each call.
 
     Rejected: gRPC's call credentials, which require TLS in this process even behind a TLS proxy, and client interceptors,
     whose calls write and fail differently from plain ones.
@@ -181,7 +181,7 @@ def read_text(file: Path, what: str) -> str:
 
 def check_token(token: str, where: str) -> str:
     """Return the token if it can be sent in a header. The InvalidInput message names `where`, never the token."""
-    if not token or not token.isprintable() or " " in token:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidInput(f"{where} is no token: expected one word of printable ASCII")
     return token
 

@@ -48,7 +48,7 @@ _DENIED_DRAIN_S = 1.0
 _FIRST_MESSAGE_S = 5.0
 
 _EXPIRED = "the token of this call has expired; call again with a new one"
-"""With status UNAVAILABLE and a retry after 0 s, so that clients call again at once, with the new token in their file."""
+"""With status UNAVAILABLE and a retry after 0 s, so that a pod's next stream comes at once, with the new token of its file."""
 
 _END = object()
 
@@ -60,15 +60,16 @@ class Call:
     caller: Caller | None = None
     """None if the server has no `access`."""
     limit: asyncio.Timeout | None = None
-    """Until the caller's token expires."""
+    """The timeout at which the caller's token expires. Of a method that yields responses: of the one that is awaited."""
 
     @property
     def has_expired(self) -> bool:
-        """The call ends because its token has expired: the client calls again at once."""
+        """Whether the method is interrupted because the caller's token has expired."""
         return self.limit is not None and self.limit.expired()
 
 
-_CALL: ContextVar[Call | None] = ContextVar("call", default=None)
+_CALL: ContextVar[Call] = ContextVar("call")
+"""Without a default: a method that cannot tell its caller fails."""
 
 # Characters. Details travel in HTTP/2 trailers, where a character takes up to 12 bytes (UTF-8, percent-encoded) and peers
 # reject more than 8 KiB: a longer text would lose the status.
@@ -148,9 +149,9 @@ def bind(server: grpc.aio.Server, *, host: str, port: int, setting: str, tls: Se
         raise Conflict(f"cannot listen on {address}: the port is in use or not permitted; set {setting}") from error
 
 
-def call() -> Call:
-    """The call whose method runs in this task."""
-    return _CALL.get() or Call()
+def current_call() -> Call:
+    """The call whose method runs in this task. LookupError outside of methods."""
+    return _CALL.get()
 
 
 def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:

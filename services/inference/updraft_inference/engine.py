@@ -451,7 +451,7 @@ class CaptureLoss(StrEnum):
     UNKNOWN = "unknown_request"
     """The message belongs to a request that has ended, or to another agent."""
     MALFORMED = "malformed"
-    """The message cannot be parsed, or does not say how the request ended."""
+    """The message cannot be parsed."""
 
 
 class DraftHolder(Protocol):

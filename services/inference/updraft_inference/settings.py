@@ -77,8 +77,9 @@ class InferenceSettings(settings.Settings):
     a file in data_dir."""
 
     sglang_admin_key_file: Path | None = None
-    """File with the admin key, written by `updraft-inference prepare-sglang --admin-key-file`; sglang_admin_key overrides it. A
-    server that Updraft starts reads it as its --config; default: a file with a random key, in data_dir."""
+    """File with the admin key, written by `updraft-inference prepare-sglang --admin-key-file`; sglang_admin_key overrides it.
+    Passed as --config to a server that Updraft starts, so the name must end in .yaml. Default: a file with a random key in
+    data_dir."""
 
     sglang_socket: Path | None = None
     """Unix socket to which Updraft's plugin in the SGLang server connects; default: sglang.sock in data_dir."""

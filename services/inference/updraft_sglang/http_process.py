@@ -65,7 +65,7 @@ class HttpProcess:
     def resolve(self, original: Hook, arguments: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND ServerArgs.resolve_once. Raises SystemExit if clients could pass without a key."""
         done = original(arguments, *args, **kwargs)
-        _hide_keys(arguments)
+        self._guard("command line", _hide_keys, arguments)
         if self.needs_keys:
             refuse(_bypass(arguments))
         return done
@@ -163,7 +163,8 @@ def _of_own_requests(secret: str) -> tuple[Binding, ...]:
 def _hide_keys(arguments: Any) -> None:
     """Hide the keys in the command line that the server shows."""
     command = shown = getattr(arguments, names.COMMAND, None) or ""
-    for key in filter(None, (getattr(arguments, name, None) for name in _KEYS)):
+    keys = filter(None, (getattr(arguments, name, None) for name in _KEYS))
+    for key in sorted(keys, key=len, reverse=True):  # one may begin with the other
         shown = shown.replace(key, _HIDDEN)
     if shown != command:
         setattr(arguments, names.COMMAND, shown)

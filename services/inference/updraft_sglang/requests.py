@@ -158,8 +158,10 @@ class RequestHooks:
 
 def _finish(request: Any) -> str:
     """Why a request ended. A request that was aborted while it waited has no reason in SGLang."""
-    reason = request.finished_reason
-    return _FINISHES.get(reason.to_json()["type"], "aborted") if reason is not None else "aborted"
+    if request.finished_reason is None:
+        return "aborted"
+    kind = str(request.finished_reason.to_json()["type"])
+    return _FINISHES.get(kind, kind)
 
 
 def _is_constrained(params: Any) -> bool:

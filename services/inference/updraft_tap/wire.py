@@ -60,11 +60,11 @@ FINISHES = {
     "stopped": "at the end of the text or at a stop word of the client",
     "length_capped": "at max_tokens or at the end of the context",
     "repetition": "the model repeated itself",
-    "aborted": "the client is gone, or the server gave up",
-    "ignored": "its prompt does not fit",
-    "error": "a fault of the server",
+    "aborted": "the client disconnected, or the server aborted it",
+    "ignored": "its prompt is longer than the context",
+    "error": "an error in the server",
 }
-"""How a request may end. A word that is none of these is counted as malformed, and means that the answer was cut off."""
+"""How a request may end. The agent logs other words, and counts such an answer as cut off."""
 
 _LENGTHS = struct.Struct("<IQ")
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}

@@ -246,11 +246,11 @@ class Trainer:
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
         is_better = is_surely_better(candidate.estimate, trained.estimate, self._options.thresholds.confidence)
+        should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
+        await self._end_fit(own, is_used=is_better or should_publish)
         if is_better:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
-        should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        await self._end_fit(own, is_used=is_better or should_publish)
         return candidate if should_publish else None
 
     async def _end_fit(self, own: Sequence[Sample], *, is_used: bool) -> None:

@@ -142,12 +142,12 @@ async def test_a_call_is_identified_once_and_its_method_knows_the_caller(
     answer, callers = answering(method), []
 
     async def one(request: Any, context: Any) -> Any:
-        callers.append(rpc.call().caller)
+        callers.append(rpc.current_call().caller)
         return await answer(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         async for response in answer(request, context):
-            callers.append(rpc.call().caller)
+            callers.append(rpc.current_call().caller)
             yield response
 
     handler = service(method.containing_service, **{method.name: stream if method.server_streaming else one})

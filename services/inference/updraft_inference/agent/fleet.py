@@ -132,5 +132,5 @@ class FleetLink:
 
 
 def _is_renewal(error: UpdraftError) -> bool:
-    """The registry asks for another stream at once."""
+    """Whether the registry asks for another stream at once."""
     return isinstance(error, Unavailable) and error.retry_after_s == 0

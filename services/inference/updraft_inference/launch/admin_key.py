@@ -17,8 +17,12 @@ _MODE = 0o640  # the server may run as another user of the pod's group
 def write(file: Path, key: str = "") -> None:
     """Write the key atomically; without one, a new random one unless the file exists.
 
-    Raises InvalidInput if the key is no token, or the file cannot be written.
+    Raises InvalidInput if the key is no token, if SGLang would not read the file, or if it cannot be written.
     """
+    if file.suffix not in (".yaml", ".yml"):
+        raise InvalidInput(f"{file} must end in .yaml, because SGLang reads its admin key from it by --config")
+    if key.startswith("-"):
+        raise InvalidInput(f"the {_ARGUMENT} must not begin with -, because SGLang would take it for an argument")
     if key:
         check_token(key, f"the {_ARGUMENT}")
     elif file.exists():

@@ -77,7 +77,8 @@ class Supervisor:
 
     @property
     def has_ended(self) -> bool:
-        return self._process is None or self._process.returncode is not None
+        is_restarting = self._changing.locked()
+        return not is_restarting and (self._process is None or self._process.returncode is not None)
 
     @property
     def pid(self) -> int | None:

@@ -26,6 +26,7 @@ from updraft_inference.engine import (
     GenerationRequest,
     SamplingParams,
 )
+from updraft_inference.sidecar.hello import line
 from updraft_inference.tap import messages
 from updraft_inference.tap.messages import count
 from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
@@ -55,7 +56,10 @@ _Form = dict[str, tuple[torch.dtype, torch.Size]]
 """Type and row shape of each tensor of a request's rows."""
 
 _REASONS = {"stopped": FinishReason.STOP, "length_capped": FinishReason.LENGTH, "repetition": FinishReason.STOP}
-"""By word of `wire.FINISHES`; the others cut an answer off."""
+"""Reasons by the words of `wire.FINISHES`. All other words mean that the answer was cut off."""
+
+_MAX_UNKNOWN = 16
+"""Unknown words that are remembered, so that each is logged once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +107,7 @@ class Assembler:
         self._over: OrderedDict[str, None] = OrderedDict()
         """The requests that were completed last."""
         self._num_bytes = 0
-        self._unknown_finish = ""
-        """The one that was logged last."""
+        self._unknown_finishes: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._running) + len(self._waiting)
@@ -182,7 +185,7 @@ class Assembler:
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
         rid = _id(str(header["rid"]))
         ended = _ended(rid, header)
-        self._check_finish(str(header["finish"]))
+        self._check_finish(line(str(header["finish"])))
         leaves_trace = "tokens" in tensors and not ended.terms.is_opted_out
         finished = _finished(rid, header, tensors["tokens"], ended) if leaves_trace else None
         probability = 0.0 if finished is None else _probability(header)
@@ -212,12 +215,10 @@ class Assembler:
             yield self._completed(rid)
 
     def _check_finish(self, finish: str) -> None:
-        """Count an unknown word, and log it once."""
-        if finish in wire.FINISHES:
-            return
-        self.losses[CaptureLoss.MALFORMED] += 1
-        if finish != self._unknown_finish:
-            self._unknown_finish = finish
+        """Log an unknown word once."""
+        is_known = finish in wire.FINISHES or finish in self._unknown_finishes
+        if not is_known and len(self._unknown_finishes) < _MAX_UNKNOWN:
+            self._unknown_finishes.add(finish)
             logger.warning("Requests end in an unknown way, which counts as cut off", extra={"finish": finish})
 
     def _completed(self, rid: str) -> Ended:

@@ -1,9 +1,10 @@
-"""The agent's Unix socket. One agent at a time listens there; a lock beside the socket shows that one does.
+"""The agent's Unix socket. One agent at a time listens there; a locked file next to it excludes others.
 
 The kernel releases the lock of an agent that dies, whose socket is a file that the next agent replaces. Without the lock, two
 agents that start at once could both replace it, and the plugin would find only the second.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -31,20 +32,23 @@ def listening_at(path: Path, *, setting: str) -> Iterator[socket.socket]:
             stack.enter_context(_locked(path))
             listener = stack.enter_context(_bound(path))
         except OSError as error:
-            reason = "another agent listens there" if isinstance(error, BlockingIOError) else error.strerror
-            raise InvalidInput(
-                f"cannot listen at {path} ({reason}): each agent needs a socket of its own; set {setting}"
-            ) from error
+            if isinstance(error, BlockingIOError) or error.errno == errno.EADDRINUSE:
+                message = f"cannot listen at {path}: another program listens there; each agent needs its own {setting}"
+            else:
+                message = f"cannot listen at {path}: {error.strerror}; set {setting}"
+            raise InvalidInput(message) from error
         yield listener
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other agents away. Raises BlockingIOError if one is there. The file stays, because a lock on a removed file would
-    keep nobody away."""
+    """Exclude other agents. Raises BlockingIOError if one is there. The file is never removed: otherwise one agent could lock
+    the old file and another one a new file, and both would listen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CREAT, _MODE)
     try:
+        with suppress(PermissionError):  # it is another user's, who has set the mode
+            os.fchmod(lock, _MODE)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:

@@ -25,7 +25,6 @@ from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
 
 _HEALTH_S = 2.0
-_OWN_KEY = frozenset({"--admin-api-key", "--config"})
 
 
 async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
@@ -110,16 +109,21 @@ def sglang_options(settings: InferenceSettings) -> SglangOptions:
 
 
 def admin_key_file(settings: InferenceSettings) -> Path | None:
-    """The file from which SGLang reads its admin key. None if the extra arguments have a key, or a `--config`, of which SGLang
-    reads only one. Raises InvalidInput for a name that SGLang refuses."""
-    if any(word.partition("=")[0] in _OWN_KEY for word in _extra(settings.sglang_args, SGLANG)):
+    """The file from which SGLang reads its admin key. None if the extra arguments have a key, or their own `--config`, because
+    SGLang reads only one. Raises InvalidInput for arguments with which no agent could work."""
+    words = _extra(settings.sglang_args, SGLANG)
+    names = {word.partition("=")[0] for word in words}
+    if any(word.startswith("--config=") for word in words):
+        raise InvalidInput("SGLang ignores --config=FILE; write --config FILE")
+    if "--api-key" in names:
+        raise InvalidInput(
+            "with --api-key, SGLang refuses the agent and the probes; set UPDRAFT_SGLANG_API_KEYS_FILE instead"
+        )
+    if names & {"--admin-api-key", "--config"}:
         return None
-    file = settings.sglang_admin_key_file
-    if file is None or settings.sglang_admin_key.get_secret_value():
-        file = settings.data_dir / settings.engine / "admin-key.yaml"
-    if file.suffix not in (".yaml", ".yml"):
-        raise InvalidInput(f"{file} must end in .yaml, because SGLang reads its admin key from it by --config")
-    return file.resolve()
+    if settings.sglang_admin_key.get_secret_value():  # in a file of its own, so that a random key stays as it was
+        return (settings.data_dir / settings.engine / "chosen-admin-key.yaml").resolve()
+    return (settings.sglang_admin_key_file or settings.data_dir / settings.engine / "admin-key.yaml").resolve()
 
 
 def attached(settings: InferenceSettings) -> InferenceSettings:

@@ -92,14 +92,14 @@ class Door:
             return
         inside = False
         try:
-            with ExitStack() as place:
-                reserve = place.enter_context(self._rules.keys.admitted(api_key(scope["headers"])))
+            with ExitStack() as slot:
+                reserve = slot.enter_context(self._rules.keys.admitted(api_key(scope["headers"])))
                 if self._rules.keys.max_at_once and scope["type"] == "http":
                     _check_is_readable(scope)
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._pass_on(scope, receive, _giving_back(place, send))
+                await self._pass_on(scope, receive, _releasing(slot, send))
         except RefusedRequestError as refusal:
             if inside:
                 raise
@@ -194,15 +194,15 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return b"".join(message.get("body", b"") for message in messages), again
 
 
-def _giving_back(place: ExitStack, send: Send) -> Send:
-    """Give the place back before a client sees that its answer has ended, because its next request may come at once."""
+def _releasing(slot: ExitStack, send: Send) -> Send:
+    """Release the slot before the client sees the end of its answer, because it may send its next request at once."""
 
-    async def given_back(message: Message) -> None:
+    async def releasing(message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            place.close()
+            slot.close()
         await send(message)
 
-    return given_back
+    return releasing
 
 
 async def _refuse(scope: Scope, send: Send, refusal: RefusedRequestError) -> None:

@@ -48,7 +48,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: rpc.Context
     ) -> None:
         """Serve one pod until its stream ends, or another stream of the same pod takes over."""
-        call = rpc.call()
+        call = rpc.current_call()
         session = Session(pod=call.caller.pod if call.caller else "")
         with self._metrics.streams.track_inprogress():
             try:

@@ -163,7 +163,7 @@ def test_the_agent_of_several_ranks_is_told_with_its_address_until_the_user_says
     (unconfirmed,) = lines(sglang(**RANKS), replace(SGLANG, url="http://gpu:30000"))
     (no_agent,) = lines(sglang(is_there=False, **RANKS), replace(SGLANG, num_ranks=2))
 
-    assert "only an agent with --attach can swap the drafts of 2 tensor-parallel ranks" in unconfirmed
+    assert "to swap the drafts of 2 tensor-parallel ranks, the agent needs --attach" in unconfirmed
     assert unconfirmed.endswith("updraft-inference --engine sglang --attach http://gpu:30000")
     assert no_agent.endswith("updraft-inference --engine sglang --attach http://127.0.0.1:30000")
 

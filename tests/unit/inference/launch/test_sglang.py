@@ -66,7 +66,34 @@ def test_a_file_that_sglang_or_the_agent_cannot_read_is_refused(tmp_path: Path) 
     with pytest.raises(InvalidInput, match=r"damaged\.yaml has no admin-api-key"):
         started.attached(settings(tmp_path, sglang_admin_key_file=damaged))
     with pytest.raises(InvalidInput, match=r"key\.json must end in \.yaml"):
-        arguments(settings(tmp_path, sglang_admin_key_file=tmp_path / "key.json"))
+        started.attached(settings(tmp_path, sglang_admin_key_file=tmp_path / "key.json"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [("--config=mine.yaml", "write --config FILE"), ("--api-key secret", "UPDRAFT_SGLANG_API_KEYS_FILE")],
+)
+def test_arguments_that_would_leave_the_agent_without_a_key_are_refused(
+    tmp_path: Path, args: str, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        arguments(settings(tmp_path, sglang_args=args))
+
+
+@pytest.mark.parametrize("key", ["-starts-like-an-argument", "schl\u00fcssel-0123456789", "two words"])
+def test_an_admin_key_that_cannot_be_sent_is_refused_without_being_shown(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidInput, match="admin-api-key") as refused:
+        started.attached(settings(tmp_path, sglang_admin_key=SecretStr(key)))
+
+    assert key not in str(refused.value)
+
+
+def test_a_chosen_admin_key_ends_with_its_setting(tmp_path: Path) -> None:
+    random = key_of(started.attached(settings(tmp_path)))
+    chosen = key_of(started.attached(settings(tmp_path, sglang_admin_key=SecretStr("chosen-0123456789"))))
+
+    assert chosen == "chosen-0123456789"
+    assert key_of(started.attached(settings(tmp_path))) == random
 
 
 @pytest.mark.parametrize("own", ["--config mine.yaml", "--admin-api-key secret", "--admin-api-key=secret"])

@@ -44,14 +44,12 @@ def test_each_end_of_the_wire_is_a_stop_a_limit_or_a_cut(assembler: Assembler) -
     assert not assembler.losses
 
 
-def test_an_unknown_end_is_counted_with_its_request_and_logged_once(
-    assembler: Assembler, caplog: pytest.LogCaptureFixture
-) -> None:
-    ended = told(assembler, ending("evaporated"), ending("evaporated"), ending("stopped"))
+def test_each_unknown_end_is_a_cut_and_is_logged_once(assembler: Assembler, caplog: pytest.LogCaptureFixture) -> None:
+    ended = told(assembler, *map(ending, ("evaporated", "melted", "evaporated", "stopped")))
 
-    assert [one.counted.reason for one in ended] == [FinishReason.CANCELLED, FinishReason.CANCELLED, FinishReason.STOP]
-    assert assembler.losses == {CaptureLoss.MALFORMED: 2}
-    assert [vars(record)["finish"] for record in caplog.records] == ["evaporated"]
+    assert [one.counted.reason for one in ended] == [FinishReason.CANCELLED] * 3 + [FinishReason.STOP]
+    assert not assembler.losses
+    assert [vars(record)["finish"] for record in caplog.records] == ["evaporated", "melted"]
 
 
 def ending(finish: str) -> Message:

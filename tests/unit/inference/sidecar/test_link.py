@@ -321,7 +321,7 @@ async def test_a_socket_file_that_was_left_over_is_replaced(short_tmp_path: Path
 
 async def test_an_agent_does_not_take_the_socket_of_another_that_lives(link: Link, heard: Heard) -> None:
     second = Link(link.path, VLLM, Assembler(max_bytes=1), heard.append)
-    with pytest.raises(InvalidInput, match=r"another agent listens there.* UPDRAFT_INFERENCE_VLLM_SOCKET"):
+    with pytest.raises(InvalidInput, match=r"another program listens there.* UPDRAFT_INFERENCE_VLLM_SOCKET"):
         async with second.listening():
             pass
 

@@ -24,7 +24,7 @@ def is_served(path: Path) -> bool:
 def test_a_second_agent_says_that_another_one_listens(short_tmp_path: Path) -> None:
     path = short_tmp_path / "s"
     with listening_at(path, setting=SETTING):
-        with pytest.raises(InvalidInput, match=rf"{path} \(another agent listens there\).* set {SETTING}"):
+        with pytest.raises(InvalidInput, match=rf"{path}: another program listens there.* {SETTING}"):
             listening_at(path, setting=SETTING).__enter__()
 
         assert is_served(path)
@@ -37,7 +37,7 @@ def test_an_agent_that_has_not_bound_yet_already_keeps_a_left_over_socket_from_o
     with (short_tmp_path / "s.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
-        with pytest.raises(InvalidInput, match="another agent listens there"):
+        with pytest.raises(InvalidInput, match="another program listens there"):
             listening_at(path, setting=SETTING).__enter__()
 
     assert path.is_socket()
@@ -57,7 +57,7 @@ def test_the_socket_of_another_program_is_not_taken(short_tmp_path: Path) -> Non
         other.bind(str(path))
         other.listen()
 
-        with pytest.raises(InvalidInput, match="Address already in use"):
+        with pytest.raises(InvalidInput, match="another program listens there"):
             listening_at(path, setting=SETTING).__enter__()
 
         assert is_served(path)
