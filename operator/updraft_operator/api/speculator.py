@@ -168,7 +168,7 @@ class RollingUpdate(Model):
     )
 
     max_surge: IntOrPercent | None = None
-    """Pods above spec.serving.replicas. Defaults to 1 with engine torch, otherwise to 0, because a spare GPU is rare."""
+    """Pods above spec.serving.replicas. Defaults to 1 with engine torch on CPUs, otherwise to 0: a spare GPU is rare."""
     max_unavailable: IntOrPercent | None = None
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
