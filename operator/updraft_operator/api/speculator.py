@@ -168,7 +168,7 @@ class RollingUpdate(Model):
     )
 
     max_surge: IntOrPercent | None = None
-    """Pods above spec.serving.replicas. Defaults to 1 with engine torch, otherwise to 0, because a spare GPU is rare."""
+    """Pods above spec.serving.replicas. Defaults to 1 with engine torch on CPUs, otherwise to 0: a spare GPU is rare."""
     max_unavailable: IntOrPercent | None = None
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
@@ -225,7 +225,7 @@ class Serving(Workload):
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model; more than one requires engine sglang."""
+    """Number of GPUs that share one model; more than one requires engine sglang, and as many GPUs in resources.limits."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
     """Additional arguments of the SGLang or vLLM server."""
     max_running_requests: Positive = 8

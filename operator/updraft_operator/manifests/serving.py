@@ -5,6 +5,7 @@ from typing import Any, assert_never
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
 from updraft_operator.manifests import api_keys, network, pod
+from updraft_operator.manifests.gpus import num_gpus
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, stream_size
@@ -120,6 +121,8 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(serving.max_context_tokens)
     if spec.draft.lookahead == 0:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
+    if num_gpus(serving.resources):
+        values["UPDRAFT_INFERENCE_DEVICE"] = "cuda"  # without a GPU that works, the engine then refuses to start
     return values
 
 
@@ -142,10 +145,11 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
 
 
 def _rolling_update(engine: Engine, serving: Serving) -> dict[str, Any]:
-    """With an engine on GPUs there is no spare GPU: a pod is deleted before its successor is created."""
+    """A spare GPU is rare, so a pod on GPUs is deleted before its successor is created."""
     surge, unavailable = serving.rolling_update.max_surge, serving.rolling_update.max_unavailable
     if surge is None:
-        surge = 1 if engine is Engine.TORCH or unavailable in _NONE else 0
+        is_on_cpus = engine is Engine.TORCH and not num_gpus(serving.resources)
+        surge = 1 if is_on_cpus or unavailable in _NONE else 0
     if unavailable is None:
         unavailable = 1 if surge in _NONE else 0
     return {"maxSurge": surge, "maxUnavailable": unavailable}

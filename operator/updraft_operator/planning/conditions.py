@@ -79,7 +79,7 @@ def _ready(accepted: Assessment, serving: Assessment, registry: Assessment) -> A
 
 def _accepted(observed: Observed) -> Iterator[Assessment]:
     for refusal in observed.refusals:
-        if refusal.reason in ("NameConflict", "InvalidPodTemplate", "Forbidden", "InvalidRollout"):
+        if refusal.reason in ("NameConflict", "InvalidPodTemplate", "GPUMismatch", "Forbidden", "InvalidRollout"):
             yield _false(refusal.reason, refusal.message)
     if observed.missing_secrets:
         listed = ", ".join(observed.missing_secrets)

@@ -44,13 +44,14 @@ class RegistryView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A write that the API server or the registry refused, or that would take over someone else's object."""
+    """A write that the API server or the registry refused, or that the operator itself refuses: it would take over someone
+    else's object, or make pods with the wrong number of GPUs."""
 
     ref: Ref
     digest: str
     """Digest of the refused manifest; a different manifest is tried."""
     reason: str
-    """NameConflict, InvalidPodTemplate, QuotaExceeded, Forbidden, InvalidRollout."""
+    """NameConflict, InvalidPodTemplate, GPUMismatch, QuotaExceeded, Forbidden, InvalidRollout."""
     message: str
 
     @property

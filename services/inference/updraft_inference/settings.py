@@ -110,7 +110,8 @@ class InferenceSettings(settings.Settings):
     """Precision of the target model. With float32, greedy output is bit-equal with every draft."""
 
     device: str = "cpu"
-    """Device of the torch engine: cpu, cuda, cuda:0."""
+    """Device of the torch engine: cpu, cuda, cuda:0. The engine does not start if torch cannot use it. The operator sets cuda
+    if spec.serving.resources request a GPU."""
 
     kernels: Literal["auto", "off"] = "auto"
     """Whether the torch engine uses its C++ kernels on a CPU. auto: the fastest that the package has for this CPU; off:

@@ -65,6 +65,7 @@ specs = st.fixed_dictionaries(
                 "maxContextTokens": st.integers(1, 1_000_000),
                 "apiKeysSecretRef": st.just({"name": "clients"}),
                 "terminationGracePeriodSeconds": st.integers(10, 86_400),
+                "resources": st.just({"limits": {"nvidia.com/gpu": 1}}),
             },
         ),
         "traces": st.fixed_dictionaries(

@@ -10,6 +10,8 @@ from tests.support.manifests import CONFIG, built, container, one, pod_spec, spe
 from updraft_operator.manifests import serving
 from updraft_operator.manifests.manifest import Manifest
 
+GPU = {"limits": {"nvidia.com/gpu": 1}}
+
 
 def _deployment(spec: dict[str, Any], *, sets_replicas: bool = True) -> Manifest:
     return one(serving.objects(speculator(spec), CONFIG, sets_replicas=sets_replicas), "Deployment", "qwen-serving")
@@ -39,6 +41,40 @@ def test_engine_torch_reserves_a_context_only_if_the_spec_has_a_limit() -> None:
     assert (limit({}), limit({"maxContextTokens": 4096})) == (None, "4096")
 
 
+@pytest.mark.parametrize(
+    ("resources", "device"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param({"limits": {"cpu": "8", "memory": "16Gi"}}, None, id="CPUs"),
+        pytest.param(GPU, "cuda", id="a GPU"),
+        pytest.param({"limits": {"nvidia.com/gpu.shared": "1"}}, "cuda", id="a share of one"),
+        pytest.param({"limits": {"nvidia.com/mig-1g.10gb": "1"}}, "cuda", id="a part of one"),
+        pytest.param({"limits": {"amd.com/gpu": 1}}, "cuda", id="another vendor's, which torch also names cuda"),
+        pytest.param({"limits": {"nvidia.com/gpu": 0}}, None, id="zero GPUs"),
+        pytest.param({"limits": {"vpc.amazonaws.com/efa": 1}}, None, id="another device"),
+        pytest.param({"limits": {"nvidia.com/gpu": "all"}}, None, id="no number"),
+        pytest.param({"limits": {"nvidia.com/gpu": "1e400"}}, None, id="no end"),
+        pytest.param({"limits": ["nvidia.com/gpu"]}, None, id="no object"),
+    ],
+)
+def test_engine_torch_serves_on_the_gpu_that_its_pod_requests(resources: dict[str, Any], device: str | None) -> None:
+    data = one(built(speculator({"serving": {"resources": resources}})), "ConfigMap", "qwen-serving")["data"]
+    assert data.get("UPDRAFT_INFERENCE_DEVICE") == device
+
+
+def test_a_device_in_the_spec_overrides_that_of_the_resources() -> None:
+    chosen = {"name": "UPDRAFT_INFERENCE_DEVICE", "value": "cpu"}
+    owner = speculator({"serving": {"resources": GPU, "env": [chosen]}})
+    assert chosen in container(pod_spec(owner, "serving"), "inference")["env"], "variables override a ConfigMap's"
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_the_agent_of_a_server_gets_no_device(engine: str) -> None:
+    owner = speculator({"engine": engine, "serving": {"resources": GPU}})
+    data = one(built(owner), "ConfigMap", "qwen-serving")["data"]
+    assert "UPDRAFT_INFERENCE_DEVICE" not in data
+
+
 def test_api_keys_of_engine_torch_are_a_file_that_its_process_reads() -> None:
     spec = {"serving": {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 4}}
     data = one(built(speculator(spec)), "ConfigMap", "qwen-serving")["data"]
@@ -61,6 +97,7 @@ def test_api_keys_of_engine_torch_are_a_file_that_its_process_reads() -> None:
         pytest.param(
             {"engine": "sglang", "serving": {"rollingUpdate": {"maxUnavailable": "0%"}}}, (1, "0%"), id="0% less"
         ),
+        pytest.param({"serving": {"resources": GPU}}, (0, 1), id="also with torch on a GPU"),
         pytest.param({"serving": {"rollingUpdate": {"maxSurge": 0}}}, (0, 1), id="torch without surge"),
         pytest.param({"serving": {"rollingUpdate": {"maxSurge": "0%"}}}, ("0%", 1), id="torch with a surge of 0%"),
         pytest.param(

@@ -48,6 +48,7 @@ ACCEPTED: list[Case] = [
     ("Accepted", "True", "SpecAccepted", {}),
     ("Accepted", "False", "NameConflict", _refused("NameConflict")),
     ("Accepted", "False", "InvalidPodTemplate", _refused("InvalidPodTemplate")),
+    ("Accepted", "False", "GPUMismatch", _refused("GPUMismatch")),
     ("Accepted", "False", "Forbidden", _refused("Forbidden")),
     ("Accepted", "False", "InvalidRollout", _refused("InvalidRollout")),
     (

@@ -223,6 +223,29 @@ def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str
     assert accepted["reason"] == reason
 
 
+MISMATCH = {"engine": "sglang", "serving": {"tensorParallelSize": 4, "resources": {"limits": {"nvidia.com/gpu": 2}}}}
+
+
+def test_serving_pods_with_another_number_of_gpus_than_their_engine_uses_are_not_made() -> None:
+    plan = _plan(observed(MISMATCH))
+    made = {ref(each) for each in plan.apply}
+    assert not {name for _, name in made} & {"qwen-serving"}
+    assert {Ref("StatefulSet", "qwen-registry"), Ref("Deployment", "qwen-trainer")} <= made
+    assert plan.status is not None
+    accepted = next(each for each in plan.status["conditions"] if each["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "GPUMismatch")
+    assert "spec.serving.tensorParallelSize is 4" in accepted["message"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "sglang"])
+def test_serving_pods_keep_their_settings_until_the_number_of_gpus_is_right(engine: str) -> None:
+    children = settled({"engine": engine}).children
+    plan = _plan(observed(MISMATCH, children=children))
+    assert (plan.delete, {name for _, name in map(ref, plan.apply)} & {"qwen-serving"}) == ((), set())
+    right = {"engine": "sglang", "serving": {"tensorParallelSize": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}}}
+    assert Ref("Deployment", "qwen-serving") in _applied(observed(right, children=children))
+
+
 # The Secret
 
 

@@ -1,0 +1,92 @@
+"""The GPUs that serving pods request, and those that their engine uses."""
+
+from typing import Any
+
+import pytest
+from tests.support.manifests import speculator
+
+from updraft_operator.manifests.gpus import mismatch
+
+GPU = "nvidia.com/gpu"
+
+
+def _problem(serving: dict[str, Any], engine: str = "sglang") -> str:
+    return mismatch(speculator({"engine": engine, "serving": serving}).spec.serving)
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        pytest.param({}, id="one device, which may be a CPU"),
+        pytest.param({"resources": {"limits": {GPU: 1}}}, id="one GPU"),
+        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: "4"}}}, id="four GPUs"),
+        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: 4, "rdma/hca": 8}}}, id="with others"),
+        pytest.param(
+            {"resources": {"limits": {GPU: 1, "nvidia.com/gpumem": 3000}}},
+            id="an amount of memory is no number of GPUs",
+        ),
+    ],
+)
+def test_as_many_gpus_as_the_engine_uses_are_accepted(serving: dict[str, Any]) -> None:
+    assert _problem(serving) == ""
+
+
+@pytest.mark.parametrize(
+    ("serving", "engine", "numbers"),
+    [
+        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: 2}}}, "sglang", (2, 4), id="too few"),
+        pytest.param({"resources": {"limits": {GPU: 4}}}, "sglang", (4, 1), id="too many"),
+        pytest.param({"resources": {"limits": {"amd.com/gpu": "2"}}}, "vllm", (2, 1), id="too many for vllm"),
+        pytest.param({"resources": {"limits": {GPU: 2}}}, "torch", (2, 1), id="too many for torch"),
+    ],
+)
+def test_another_number_of_gpus_is_refused_with_both_fields(
+    serving: dict[str, Any], engine: str, numbers: tuple[int, int]
+) -> None:
+    requested, used = numbers
+    assert _problem(serving, engine) == (
+        f"spec.serving.tensorParallelSize is {used}, but spec.serving.resources.limits request {requested} GPUs: set both to"
+        " the same number"
+    )
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"limits": {"cpu": "8"}}, id="CPUs"),
+        pytest.param({"limits": {GPU: 0}, "requests": {"memory": "8Gi"}}, id="zero GPUs"),
+    ],
+)
+def test_several_gpus_that_nothing_requests_are_refused_with_an_example(resources: dict[str, Any]) -> None:
+    assert _problem({"tensorParallelSize": 4, "resources": resources}) == (
+        "spec.serving.tensorParallelSize is 4, but spec.serving.resources.limits request no GPU: add 4 of them, for example"
+        " nvidia.com/gpu: 4"
+    )
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        pytest.param({"resources": {"limits": {"example.com/h100": 4}}}, id="a resource of another name"),
+        pytest.param({"resources": {"claims": [{"name": "gpus"}]}}, id="a resource claim"),
+        pytest.param({"podTemplate": {"spec": {"containers": [{"name": "engine"}]}}}, id="the pod template"),
+    ],
+)
+def test_gpus_that_come_in_another_way_are_not_counted(serving: dict[str, Any]) -> None:
+    assert _problem({"tensorParallelSize": 4, **serving}) == ""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--tp-size", "4"], ["--tp=4"], ["--pp-size", "4"], ["-tp", "4"], ["--tensor-parallel-size=4"], ["--dp", "4"]],
+)
+def test_arguments_of_the_server_may_use_another_number_of_gpus(args: list[str]) -> None:
+    serving = {"resources": {"limits": {GPU: 4}}}
+    assert _problem({**serving, "args": args}) == ""
+    assert _problem({**serving, "args": ["--mem-fraction-static", "0.8"]}) != ""
+
+
+@pytest.mark.parametrize("template", [{"spec": ["containers"]}, {"spec": None}])
+def test_a_pod_template_that_the_api_server_will_refuse_requests_no_gpu(template: dict[str, Any]) -> None:
+    assert "request no GPU" in _problem({"tensorParallelSize": 2, "podTemplate": template})
