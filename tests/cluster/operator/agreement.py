@@ -14,7 +14,7 @@ from tests.cluster.access import Api, Json
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis import KEY, MARK_KEY
+from updraft_operator.manifests.redis import KEY, MARK_KEY, has_redis
 from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import AccessSecret, Observed
@@ -55,13 +55,14 @@ def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
     return found
 
 
-def without_kept_claims(live: World, owners: dict[str, Json], reference: World) -> World:
-    """Data that was made for an earlier spec stays until its owner goes, on purpose."""
+def without_what_is_kept(live: World, owners: dict[str, Json], reference: World) -> World:
+    """The data of an earlier spec, and the Secret of its Redis without the address, stay until their owner goes, on purpose."""
     alive = {owner["metadata"]["uid"] for owner in owners.values()}
 
     def is_kept(where: tuple[str, str]) -> bool:
         held = {each["uid"] for each in live[where]["metadata"].get("ownerReferences", ())}
-        return where[0] == "PersistentVolumeClaim" and where not in reference and bool(held & alive)
+        is_data = where[0] == "PersistentVolumeClaim" or (where[0] == "Secret" and not _entries(live[where]).get(KEY))
+        return is_data and where not in reference and bool(held & alive)
 
     return {where: each for where, each in live.items() if not is_kept(where)}
 
@@ -79,7 +80,8 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             redis_url=secret.get(KEY, ""),
         )
         name = owner["metadata"]["name"]
-        desired.add(("Secret", f"{name}-access"))
+        if has_redis(seen.speculator, config):
+            desired.add(("Secret", f"{name}-access"))
         for content in objects(seen):
             where = ref(content)
             desired.add((where.kind, where.name))

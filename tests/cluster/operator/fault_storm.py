@@ -231,7 +231,7 @@ class FaultStorm:
         self._run_pods()
         owners, copies = (agreement.speculators(self._api, each) for each in (self._namespace, self._reference))
         reference = agreement.made(self._api, self._reference, SUBJECTS)
-        live = agreement.without_kept_claims(agreement.made(self._api, self._namespace, SUBJECTS), owners, reference)
+        live = agreement.without_what_is_kept(agreement.made(self._api, self._namespace, SUBJECTS), owners, reference)
         self.outcome.num_compared = len(live)
         pods = [str(each["metadata"]["name"]) for each in Subject(self._api, self._namespace, "any").all_of("Pod")]
         return [

@@ -118,7 +118,7 @@ async def test_operator_trainer_and_pods_work_with_tokens_of_the_api_server(
     pod = str(pod_of(subject, names.SERVING)["metadata"]["name"])
     async with bearing(registry, token(subject, names.SERVING)) as serving:
         await connected(serving, subject.name, pod)
-        with pytest.raises(Forbidden, match=f"the token is that of pod {pod}"):
+        with pytest.raises(Forbidden, match=f"the token belongs to pod {pod}"):
             await connected(serving, subject.name, f"{pod}-other")
         with pytest.raises(Forbidden, match=r"role serve may not call Registry\.Publish"):
             await publish(registry_stub(serving), draft(seed=2), speculator=subject.name)
