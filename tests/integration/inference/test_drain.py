@@ -41,42 +41,6 @@ async def test_running_requests_end_while_new_ones_are_sent_elsewhere(tmp_path: 
     assert rest[-2] == "data: [DONE]"
 
 
-class LeavingEngine(FakeEngine):
-    """Tells how often it was looked at since it has gone."""
-
-    has_gone = False
-    num_looks = 0
-
-    @property
-    def is_alive(self) -> bool:
-        self.num_looks += self.has_gone
-        return not self.has_gone
-
-    @is_alive.setter
-    def is_alive(self, value: bool) -> None:
-        self.has_gone = not value
-
-
-async def test_an_engine_that_goes_first_cuts_nobody_off(tmp_path: Path) -> None:
-    """As SGLang does in its pod, once it has nothing more to do; a slow reader still has its answer to take."""
-    engine = LeavingEngine(step_s=0.02)
-    async with (
-        running_pod(tmp_path, engine, drain_seconds=60) as pod,
-        pod.http.stream("POST", "/v1/completions", json=BODY) as answer,
-    ):
-        lines = answer.aiter_lines()
-        await anext(lines)
-        pod.engine.go.clear()
-        pod.stop.request()
-        await until(lambda: is_not_ready(pod))
-        engine.has_gone = True
-        await until(lambda: engine.num_looks > 1, what="two looks at the engine")
-        engine.go.set()
-        rest = [line async for line in lines]
-
-    assert rest[-2] == "data: [DONE]"
-
-
 async def test_requests_that_do_not_end_in_time_are_cut_off(tmp_path: Path) -> None:
     async with (
         running_pod(tmp_path, FakeEngine(step_s=0.02), drain_seconds=0.05) as pod,
