@@ -186,10 +186,11 @@ async def test_a_header_that_cannot_be_meant_is_refused_and_so_is_a_body_that_ca
 
 
 async def test_each_of_several_http_processes_asks_for_keys_and_for_terms(
-    cycle: CycleModels, tmp_path: Path, tap_socket: Path
+    cycle: CycleModels, tmp_path: Path, short_tmp_path: Path
 ) -> None:
-    with plugged(cycle, tmp_path, tap_socket, "--tokenizer-worker-num", "2") as server:
-        async with listening(tap_socket, EVERYTHING, roles=ROLES) as agent:
+    socket = short_tmp_path / "tap.sock"  # its own, because the module's server may run too
+    with plugged(cycle, tmp_path, socket, "--tokenizer-worker-num", "2") as server:
+        async with listening(socket, EVERYTHING, roles=ROLES) as agent:
             for i in range(8):  # a connection each, so that both processes get some
                 async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
                     assert (await http.post("/generate", json=GENERATE)).status_code == 401
