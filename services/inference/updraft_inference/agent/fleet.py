@@ -60,6 +60,8 @@ class FleetLink:
         self._changed = changed
         self._backoffs = {LinkState.AWAY: Backoff(cap_s=5.0), LinkState.DENIED: Backoff(initial_s=1.0, cap_s=60.0)}
         self._logged = (LinkState.UP, "")
+        self._was_answered = False
+        """Whether the last stream brought a directive."""
         self._is_broken_off = False
         """The last stream broke off for an unknown reason. A registry that refused it will refuse the next one too."""
 
@@ -75,7 +77,7 @@ class FleetLink:
                 link, reason = LinkState.DENIED, str(error)
             except UpdraftError as error:
                 raise_if_cancelled()
-                if _is_renewal(error):
+                if self._was_answered and _is_renewal(error):  # else a registry could make the pod call without pause
                     self._is_broken_off = False
                     continue
                 link, reason = LinkState.AWAY, str(error)
@@ -86,7 +88,7 @@ class FleetLink:
             await asyncio.sleep(next(self._backoffs[link]))
 
     async def _exchange(self) -> None:
-        call = self._stub.Connect()
+        call, self._was_answered = self._stub.Connect(), False
         try:
             await run_unless_cancelled_by(self._send(call), self._receive(call))
         finally:
@@ -94,6 +96,7 @@ class FleetLink:
 
     async def _receive(self, call: "Call") -> None:
         async for response in call:
+            self._was_answered = True
             self._note_connected()
             self._on_directive(response.directive)
 

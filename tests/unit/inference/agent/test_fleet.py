@@ -18,7 +18,8 @@ AWAY = ()
 
 
 class Stream:
-    """Answers the first report with a directive, and then ends as UNAVAILABLE with these trailers; None: it stays."""
+    """Answers the first report with a directive, unless it has no nonce, and then ends as UNAVAILABLE with these trailers; None:
+    it stays."""
 
     def __init__(self, nonce: str, trailers: tuple[tuple[str, str], ...] | None) -> None:
         self._nonce = nonce
@@ -30,7 +31,8 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[fleet_pb2.ConnectResponse]:
         await self._is_reported.wait()
-        yield fleet_pb2.ConnectResponse(directive=fleet_pb2.Directive(nonce=self._nonce))
+        if self._nonce:
+            yield fleet_pb2.ConnectResponse(directive=fleet_pb2.Directive(nonce=self._nonce))
         if self._trailers is None:
             await asyncio.Event().wait()
         trailers = grpc.aio.Metadata(*(self._trailers or ()))
@@ -43,8 +45,10 @@ class Stream:
 class Registry:
     """Its streams end like this, one after the other; the last one stays."""
 
-    def __init__(self, *ends: tuple[tuple[str, str], ...]) -> None:
-        self._streams = [Stream(str(number), end) for number, end in enumerate((*ends, None))]
+    def __init__(self, *ends: tuple[tuple[str, str], ...], answers: bool = True) -> None:
+        """With `answers` False, only the last stream brings a directive."""
+        ending = [Stream(str(number) if answers else "", end) for number, end in enumerate(ends)]
+        self._streams = [*ending, Stream(str(len(ends)), None)]
         self.heard: list[str] = []
         """Nonces of the pod's directives, and its states without a connection, in order."""
 
@@ -81,6 +85,10 @@ async def test_a_stream_whose_token_has_expired_goes_on_in_another_one_and_is_ne
     caplog.set_level(logging.INFO)
     assert await Registry(EXPIRED, EXPIRED, EXPIRED).talk() == ["0", "1", "2", "3"]
     assert not caplog.records
+
+
+async def test_a_registry_that_only_ends_streams_is_away_and_is_called_after_a_pause() -> None:
+    assert await Registry(EXPIRED, answers=False).talk() == [LinkState.AWAY, "1"]
 
 
 @pytest.mark.parametrize(
