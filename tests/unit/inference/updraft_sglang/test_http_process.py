@@ -99,6 +99,25 @@ def test_the_command_line_that_the_server_shows_has_no_keys(http: HttpProcess) -
     assert arguments._launch_command == "--admin-api-key *** --model-path /models/tiny"
 
 
+def test_a_key_that_begins_with_the_other_is_hidden_whole(http: HttpProcess) -> None:
+    arguments = SimpleNamespace(admin_api_key="abcd", api_key="abcdefgh", _launch_command="--api-key abcdefgh")
+
+    http.resolve(lambda _: None, arguments)
+
+    assert arguments._launch_command == "--api-key ***"
+
+
+def test_a_server_starts_although_its_command_line_cannot_be_hidden_and_the_log_has_no_key(
+    http: HttpProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = SimpleNamespace(admin_api_key="secret-of-the-agent", api_key=None, _launch_command=["a", "list"])
+
+    http.resolve(lambda _: None, arguments)
+
+    assert "cannot hide SGLang's keys" in caplog.text
+    assert "secret-of-the-agent" not in caplog.text
+
+
 async def test_the_agent_that_shows_the_admin_key_needs_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
