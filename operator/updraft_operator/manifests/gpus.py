@@ -27,7 +27,8 @@ def mismatch(serving: Serving) -> str:
         return ""
     size, limits = f"spec.serving.tensorParallelSize is {used}", "spec.serving.resources.limits request"
     if requested:
-        return f"{size}, but {limits} {requested} GPUs: set both to the same number"
+        remedy = "set both to the same number (above 1 only with engine sglang)"
+        return f"{size}, but {limits} {requested} GPUs: {remedy}"
     if used > 1 and not _has_other_devices(serving):
         return f"{size}, but {limits} no GPU: add {used} of them, for example nvidia.com/gpu: {used}"
     return ""

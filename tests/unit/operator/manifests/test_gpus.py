@@ -46,7 +46,7 @@ def test_another_number_of_gpus_is_refused_with_both_fields(
     requested, used = numbers
     assert _problem(serving, engine) == (
         f"spec.serving.tensorParallelSize is {used}, but spec.serving.resources.limits request {requested} GPUs: set both to"
-        " the same number"
+        " the same number (above 1 only with engine sglang)"
     )
 
 
