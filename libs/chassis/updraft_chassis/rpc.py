@@ -60,7 +60,7 @@ class Call:
     caller: Caller | None = None
     """None if the server has no `access`."""
     limit: asyncio.Timeout | None = None
-    """The timeout at which the caller's token expires. Of a method that yields responses: of the one that is awaited."""
+    """Ends when the caller's token expires. A method that yields responses has one for each response."""
 
     @property
     def has_expired(self) -> bool:

@@ -113,9 +113,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 limits=limits,
                 expected=expected,
                 cache_bytes=default_bytes if config.cache_max_bytes is None else config.cache_max_bytes,
-                fitted_bytes=sizes.cache.amount
-                // 2
-                // ranks.size,  # during a fit, rank 0 holds the samples of all ranks
+                # During a fit, rank 0 holds the samples of all ranks.
+                fitted_bytes=sizes.cache.amount // 2 // ranks.size,
             )
         )
         facts = {"metrics_port": port, "streams": [config.stream_keys[shard] for shard in shards]}

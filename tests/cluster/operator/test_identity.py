@@ -31,7 +31,7 @@ _CALL_S = 30
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Of the registry, which the operator has to know before there is one."""
+    """The registry's port, which the operator must know before the registry exists."""
     return free_port()
 
 
