@@ -18,8 +18,10 @@ AWAY = ()
 
 
 class Stream:
-    """Answers the first report with a directive, unless it has no nonce, and then ends as UNAVAILABLE with these trailers; None:
-    it stays."""
+    """Answers the first report with a directive, but not without a nonce. Then it ends as UNAVAILABLE with these trailers.
+
+    Without trailers, it stays.
+    """
 
     def __init__(self, nonce: str, trailers: tuple[tuple[str, str], ...] | None) -> None:
         self._nonce = nonce
