@@ -82,7 +82,8 @@ def stack(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(stack: Stack, model: Path) -> None:
     with Client(stack) as client:
         traffic = Traffic(client)
-        untrained = traffic.acceptance_length()
+        with stopped(stack.child("trainer").pid):
+            untrained = traffic.acceptance_length()
         assert untrained < 1.1, "the first draft knows nothing"
 
         wait_until(lambda: traffic.serves(1), timeout_s=400, what="a first draft that serves")
