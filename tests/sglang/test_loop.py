@@ -79,11 +79,18 @@ def stack(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
         yield stack
 
 
-def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(stack: Stack, model: Path) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def untrained(stack: Stack) -> float:
+    """The acceptance length before anything is learnt, whichever test comes first."""
+    with stopped(stack.child("trainer").pid), Client(stack) as client:
+        return Traffic(client).acceptance_length()
+
+
+def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(
+    stack: Stack, model: Path, untrained: float
+) -> None:
     with Client(stack) as client:
         traffic = Traffic(client)
-        with stopped(stack.child("trainer").pid):
-            untrained = traffic.acceptance_length()
         assert untrained < 1.1, "the first draft knows nothing"
 
         wait_until(lambda: traffic.serves(1), timeout_s=400, what="a first draft that serves")
