@@ -4,6 +4,7 @@ Ranks are processes that sum gradients by gloo. Arms take turns, one step at a t
 
 - `each a batch`: the ranks take a step on two batches of four requests, one process a step on each of them in turn.
 - `half a batch each`: the ranks take a step on the requests of one batch, two each, and one process a step on that batch.
+- `two processes apart`: processes that sum nothing take a step on a batch each, at the same time. No ranks can be faster.
 """
 
 import json
@@ -18,7 +19,7 @@ from bench.harness import Spread
 from tests.support.ranks import environment
 from torch._C._distributed_c10d import TCPStore
 
-ARMS = ("each a batch", "half a batch each")
+ARMS = ("each a batch", "half a batch each", "two processes apart")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,9 @@ def measure(command: Sequence[str], variables: Mapping[str, str], rounds: int) -
     samples = list[dict[str, Any]]()
     with ExitStack() as stack:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        alone = _started(stack, command, variables)
+        alone, other = (_started(stack, command, variables) for _ in range(2))
         ranks = [_started(stack, command, {**variables, **environment(rank, 2, store.port)}) for rank in range(2)]
-        for worker in (alone, *ranks):
+        for worker in (alone, other, *ranks):
             _wait_for(worker)
         for number in range(-1, rounds):
             first, second = str(number % rounds), str((number + 1) % rounds)
@@ -45,6 +46,7 @@ def measure(command: Sequence[str], variables: Mapping[str, str], rounds: int) -
             pairs = {
                 ARMS[0]: (_steps(ranks, [first, second]), [singles[first], singles[second]]),
                 ARMS[1]: (_steps(ranks, [f"{first} 0 2", f"{first} 1 2"]), [singles[first]]),
+                ARMS[2]: (_steps([alone, other], [first, second]), [singles[first], singles[second]]),
             }
             for arm, (together, one_by_one) in pairs.items() if number >= 0 else ():
                 ratios[arm].append(_seconds(one_by_one, sum) / _seconds(together, max))
