@@ -53,7 +53,8 @@ def _computes() -> dict[str, Compute]:
         "": Compute(),
         "recompute": Compute(recompute=True),
         "compile": Compute(compiler=Compiler()),
-        "float32": Compute(dtype=torch.float32),
+        "passes in float32": Compute(dtype=torch.float32),
+        "passes in bfloat16": Compute(dtype=torch.bfloat16),
     }
 
 

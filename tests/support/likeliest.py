@@ -1,9 +1,9 @@
 """Traces of the made-up target as an engine sends them that shows its likeliest tokens instead of last hidden states."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
+from updraft_draft.precision import linear
 from updraft_draft.tensors import decode
 
 
@@ -20,7 +20,7 @@ def show_likeliest(trace: trace_pb2.Trace, head: Tensor, *, k: int) -> trace_pb2
 
 
 def _show(message: trace_pb2.Payload | trace_pb2.Counterfactual, last: Tensor, head: Tensor, k: int) -> None:
-    logits = F.linear(last, head.bfloat16()).float()
+    logits = linear(last, head.bfloat16()).float()
     log_sum_exp = logits.logsumexp(-1)
     likeliest = (logits - log_sum_exp[:, None]).topk(k)
     message.top_k.CopyFrom(

@@ -80,10 +80,17 @@ class Kernels(ctypes.CDLL):
         if self.has_amx:
             self.matmul_amx.argtypes, self.matmul_amx.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
             self.request_amx.restype = ctypes.c_bool
+        if self.has_widening:
+            self.matmul_avx2.argtypes, self.matmul_avx2.restype = [*[_POINTER] * 4, *[_SIZE] * 3], None
 
     @property
     def has_amx(self) -> bool:
         return self.variant == "amx"
+
+    @property
+    def has_widening(self) -> bool:
+        """Whether it multiplies weights in bfloat16 that it widens, for CPUs on which torch has only a slow product."""
+        return self.variant == "avx2"
 
     @property
     def has_wide_vectors(self) -> bool:

@@ -12,11 +12,11 @@ from typing import Self, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
+from updraft_draft.precision import linear
 from updraft_draft.tensors import decode, is_finite
 
 IMPOSSIBLE = -110.0
@@ -85,7 +85,7 @@ class LastHidden:
 
     def logits(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
-        logits = F.linear(self.states.to(vocabulary.head.dtype), vocabulary.head).float()
+        logits = linear(self.states, vocabulary.head).float()
         if vocabulary.logit_scale != 1:
             logits = logits * vocabulary.logit_scale
         if vocabulary.logit_cap is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
+from updraft_draft.precision import autocast
 from updraft_trainer.data.sample import FIRST_TRAINABLE, Sample, checked
 from updraft_trainer.data.teacher import LastHidden
 from updraft_trainer.learning.ridge import Rows, Sums, regression
@@ -145,7 +146,7 @@ def _after_attention(network: DraftNetwork, sample: Sample, num_steps: int) -> I
     for j, state in enumerate(_states(network, sample, num_steps)):
         rows, target = _targets(network, sample, j)
         normed = network.midlayer.post_attention_layernorm(state[rows])
-        with torch.autocast(normed.device.type, torch.bfloat16):
+        with autocast(normed.device):
             features = mlp.features(normed)
         yield features, target - state[rows]
 
@@ -155,7 +156,7 @@ def _states(network: DraftNetwork, sample: Sample, num_steps: int) -> list[Tenso
     if not num_steps:
         return []
     aux, ids = sample.aux.decoded().float(), _next_ids(sample, num_steps)
-    with torch.autocast(aux.device.type, torch.bfloat16):  # as in serving, and in a third of the time
+    with autocast(aux.device):  # as in serving, and in a third of the time
         unrolled = network.unroll(aux[None], ids[None, : len(aux) + num_steps - 1], num_steps=num_steps)
     return [state[0].float() for state in unrolled]
 

@@ -8,6 +8,7 @@ from typing import Literal, Self
 import torch
 
 from updraft_chassis.errors import Conflict
+from updraft_draft.precision import product_dtype
 from updraft_trainer.coordination.ranks import ALONE, Ranks
 from updraft_trainer.learning.compiled import Compiler
 
@@ -44,7 +45,7 @@ class Compute:
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = field(default_factory=lambda: product_dtype(torch.device("cpu")))
     pack_tokens: int = PACK_TOKENS["cpu"]
     recompute: bool = False
     compiler: Compiler | None = None
@@ -65,6 +66,7 @@ class Compute:
         chosen = ("cpu" if problem else "cuda") if device == "auto" else device
         return cls(
             device=torch.device(chosen),
+            dtype=product_dtype(torch.device(chosen)),
             pack_tokens=pack_tokens or PACK_TOKENS[chosen],
             recompute=recompute,
             compiler=Compiler() if compiles else None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
+from updraft_draft.precision import autocast, product_dtype
 from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
@@ -136,7 +137,7 @@ def walk(network: DraftNetwork, samples: Iterable[Sample], *, lookahead: int) ->
     """Accepted drafts of each of those verify steps, per sample."""
     steps = []
     for sample in samples:
-        with torch.autocast(network.fc.weight.device.type, torch.bfloat16):
+        with autocast(network.fc.weight.device):
             hits = _hits(network, sample, lookahead)
         steps.append(_walk(hits, first=sample.first_output, last=sample.num_rows))
     return steps
@@ -170,9 +171,8 @@ def _hits(network: DraftNetwork, sample: Sample, lookahead: int) -> Tensor:
     first_row = max(0, sample.first_output - 1)
     ids = torch.cat([sample.ids[1:], torch.zeros(lookahead, dtype=torch.long)])[None, : rows + lookahead - 1]
     device = network.fc.weight.device
-    states = network.unroll(
-        sample.aux.decoded()[None].to(device), ids.to(device), num_steps=lookahead, first_row=first_row
-    )
+    aux = sample.aux.decoded().to(device, product_dtype(device))
+    states = network.unroll(aux[None], ids.to(device), num_steps=lookahead, first_row=first_row)
     hits = torch.zeros(rows + 1, lookahead, dtype=torch.bool)
     for j, state in enumerate(states):
         drafts = network.token_ids[network.logits(state[0]).argmax(-1)].cpu()

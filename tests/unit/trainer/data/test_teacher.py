@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from updraft_draft.precision import linear
 from updraft_trainer.data.teacher import IMPOSSIBLE, DraftVocabulary, LastHidden, Teacher, TopK, joined
 from updraft_trainer.learning.losses import LEAST_LOG_P, LOSSES, Predictions
 
@@ -36,7 +37,7 @@ TOKEN_IDS = st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=VOCAB).map(s
 def test_all_tokens_say_what_the_last_hidden_state_says(seed: int, token_ids: list[int]) -> None:
     states, head = rows(seed)
     known = vocabulary(head, token_ids)
-    everything = of_logits(torch.nn.functional.linear(states, head).float(), VOCAB)
+    everything = of_logits(linear(states, head).float(), VOCAB)
     torch.testing.assert_close(everything.log_p(known), LastHidden(states).log_p(known), rtol=1e-5, atol=1e-5)
 
 

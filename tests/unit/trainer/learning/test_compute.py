@@ -39,6 +39,13 @@ def test_an_old_gpu_that_auto_leaves_is_told(monkeypatch: pytest.MonkeyPatch, ca
     assert "Training on the CPU, because the GPU has compute capability 7.5" in caplog.text
 
 
+def test_passes_on_a_cpu_are_in_float32_if_it_has_no_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert Compute.on("cpu").dtype == Compute().dtype == torch.float32
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert Compute.on("cpu").dtype == Compute().dtype == torch.bfloat16
+
+
 def _joins_without_a_gpu_on_rank_1(ranks: Ranks) -> str:
     """No rank gets as far as to touch a GPU."""
     with pytest.raises(Conflict) as raised:

@@ -180,7 +180,7 @@ def test_states_and_versions_have_the_size_that_is_planned_for(
             return state.nbytes
         return sum(map(num_bytes, state.values())) if isinstance(state, dict) else 0
 
-    learner = make_learner(target)
+    learner = make_learner(target, Compute(dtype=torch.bfloat16))
     learner.train(samples[:2])
     sizes = sizing(read_head(target).config, learner.network.config)
     assert num_bytes(learner.state_dict()) == pytest.approx(sizes.state.amount, rel=0.02)
@@ -301,7 +301,7 @@ def test_the_likeliest_of_all_tokens_teach_what_the_last_hidden_state_teaches(
     of_hidden, of_tokens = make_learner(target, loss=loss), make_learner(target, loss=loss)
     first, second = of_hidden.train(samples[:4]), of_tokens.train(likeliest(target, VOCAB, range(4)))
     assert second.num_rows == first.num_rows
-    assert second.loss == pytest.approx(first.loss, rel=1e-5)
+    assert second.loss == pytest.approx(first.loss, rel=1e-4)
     assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-4)
     for mine, other in zip(of_hidden.network.parameters(), of_tokens.network.parameters(), strict=True):
         assert (mine.grad is None) == (other.grad is None)
@@ -393,7 +393,7 @@ def test_a_step_holds_few_rows_at_a_time_however_many_samples_there_are(
 
 
 def test_a_frozen_head_that_is_the_targets_is_in_memory_once(target: Path, samples: list[Sample]) -> None:
-    learner = make_learner(target)
+    learner = make_learner(target, Compute(dtype=torch.bfloat16))
     assert learner.network.lm_head.weight.dtype == torch.bfloat16
     assert learner._vocabulary.head.data_ptr() == learner.network.lm_head.weight.data_ptr()
     trained = make_learner(target, trains_head=True)

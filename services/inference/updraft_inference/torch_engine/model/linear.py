@@ -2,7 +2,8 @@
 
 A decode step reads every weight once for a handful of rows, so it takes as long as that reading. In bfloat16 on a CPU, torch's
 plain operation reorders the weight for oneDNN in every call; here that happens once. With AMX the product is the C++ kernel's
-(`matmul_amx.cpp`), which reads at the speed of the memory. A draft's weight may also be rounded to 8 bits (`int8.h`).
+(`matmul_amx.cpp`), which reads at the speed of the memory. Without AVX-512 torch has no fast one, and it is that of
+`matmul_avx2.cpp`. A draft's weight may also be rounded to 8 bits (`int8.h`).
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from updraft_draft.precision import multiplies_bfloat16
 from updraft_kernels.loader import Int8Weight, Kernels
 
 SIDE, DEPTH = 16, 32
@@ -81,6 +83,32 @@ class AmxLinear(Linear):
         return y
 
 
+class WideningLinear(Linear):
+    """By the C++ kernel, in float32, with a weight in blocks [out / 16, in, 8, 2] of outputs i and i + 8 that it widens. The
+    result of a row does not depend on the rows next to it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, library: Kernels) -> None:
+        assert library.has_widening
+        self._shape = weight.shape
+        out, of = weight.shape
+        blocks = weight.view(out // SIDE, 2, SIDE // 2, of).permute(0, 3, 2, 1).contiguous()
+        super().__init__(blocks, None if bias is None else bias.float())
+        self._multiply = library.matmul_avx2
+
+    @property
+    def weight(self) -> Tensor:
+        return self._weight.permute(0, 3, 2, 1).reshape(self._shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out, of = self._shape
+        assert x.dtype == self._weight.dtype
+        assert x.shape[1:] == (of,)
+        wide, y = x.float().contiguous(), x.new_empty(len(x), out)
+        bias = None if self._bias is None else self._bias.data_ptr()
+        self._multiply(wide.data_ptr(), self._weight.data_ptr(), bias, y.data_ptr(), len(x), out, of)
+        return y
+
+
 class Int8Linear(Linear):
     """By the C++ kernel, with weights and inputs rounded to 8 bits, which suits a draft: its rounding changes no output. The
     result of a row does not depend on the rows next to it. For states in bfloat16."""
@@ -142,7 +170,8 @@ def linear(
     out, of = weight.shape
     if library is not None and out % SIDE == 0 and of % DEPTH == 0 and library.has_amx:
         return AmxLinear(weight, bias, library)
-    has_kernels = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if has_kernels and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+    if multiplies_bfloat16(weight.device):
         return OneDnnLinear(weight, bias)
+    if library is not None and out % SIDE == 0 and library.has_widening:
+        return WideningLinear(weight, bias, library)
     return Linear(weight, bias)

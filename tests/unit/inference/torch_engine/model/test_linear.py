@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_inference.torch_engine.model.linear import GROUP, AmxLinear, Int8Linear, linear
-from updraft_kernels.loader import Kernels
+from updraft_inference.torch_engine.model.linear import GROUP, AmxLinear, Int8Linear, WideningLinear, linear
+from updraft_kernels.loader import Kernels, load_variant, supported_variants
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -84,6 +84,44 @@ def test_torchs_own_products_stay_right_beside_tiles(tiled: Kernels) -> None:
         assert torch.equal(ours(x), expected[0])
         assert torch.equal(theirs(x), expected[1])
         assert torch.equal(x @ x.T, expected[2])
+
+
+@pytest.fixture(scope="module")
+def widening(compiled: Kernels) -> Kernels:
+    """The variant for CPUs with AVX2, also where another one is faster."""
+    if "avx2" not in supported_variants():
+        pytest.skip(f"this processor's kernels are {compiled.variant}")
+    return load_variant("avx2")
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(0, 40), out=st.integers(1, 9), of=st.integers(1, 70), has_bias=st.booleans())
+def test_widened_weights_give_the_product_rounded_once_for_any_sizes(
+    widening: Kernels, rows: int, out: int, of: int, *, has_bias: bool
+) -> None:
+    weight, x = random(16 * out, of, seed=rows), random(rows, of, seed=out)
+    bias = random(16 * out, seed=of) if has_bias else None
+    product = WideningLinear(weight, bias, widening)
+    torch.testing.assert_close(product(x).double(), exact(x, weight, bias), rtol=2**-8, atol=1e-5 * of)
+    assert torch.equal(product.weight, weight)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 20), others=st.integers(0, 20), before=st.integers(0, 20))
+def test_a_row_with_widened_weights_is_the_same_to_the_bit_whatever_is_beside_it(
+    widening: Kernels, rows: int, others: int, before: int
+) -> None:
+    product = WideningLinear(random(144, 96, seed=0), None, widening)
+    own, more = random(rows, 96, seed=1), random(before + others, 96, seed=2)
+    together = product(torch.cat([more[:before], own, more[before:]]))
+    assert torch.equal(together[before : before + rows], product(own))
+
+
+def test_what_is_not_finite_stays_in_its_row_with_widened_weights(widening: Kernels) -> None:
+    x = random(20, 64, seed=0)
+    x[3, 5], x[17, 0] = math.nan, math.inf
+    finite = WideningLinear(random(32, 64, seed=1), None, widening)(x).isfinite().all(-1)
+    assert finite.tolist() == [row not in {3, 17} for row in range(20)]
 
 
 @pytest.fixture(scope="module")
