@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from updraft.trace.v1 import trace_pb2
-from updraft_draft.precision import linear
+from updraft_draft.precision import linear, product_dtype
 from updraft_draft.tensors import decode
 
 
@@ -20,7 +20,7 @@ def show_likeliest(trace: trace_pb2.Trace, head: Tensor, *, k: int) -> trace_pb2
 
 
 def _show(message: trace_pb2.Payload | trace_pb2.Counterfactual, last: Tensor, head: Tensor, k: int) -> None:
-    logits = linear(last, head.bfloat16()).float()
+    logits = linear(last, head.to(product_dtype(head.device))).float()
     log_sum_exp = logits.logsumexp(-1)
     likeliest = (logits - log_sum_exp[:, None]).topk(k)
     message.top_k.CopyFrom(

@@ -35,4 +35,4 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dtype != torch.bfloat16 or multiplies_bfloat16(weight.device):
         return F.linear(x.to(weight.dtype), weight)
     wide = x.float()
-    return torch.cat([F.linear(wide, part.float()) for part in weight.split(WEIGHTS_TOGETHER)], -1)
+    return torch.cat([F.linear(wide, part.float()) for part in torch.split(weight, WEIGHTS_TOGETHER)], -1)

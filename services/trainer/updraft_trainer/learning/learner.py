@@ -5,8 +5,8 @@ Step j of the unrolled draft at row t predicts the token at t + 2 + j. Its teach
 renormalised. Step j has the weight decay^j. Rows whose token replaced a rejected draft token have a higher weight, because the
 draft was wrong there.
 
-Weights and optimizer state are float32, and so is the divergence; forward and backward passes run in bfloat16 (see `Compute`).
-A head that is not trained is stored in that dtype, once for draft and teacher.
+Weights and optimizer state are float32, and so is the divergence; forward and backward passes run in bfloat16 where the
+device multiplies it fast (see `Compute`). A head that is not trained is stored in that dtype, once for draft and teacher.
 """
 
 import logging
