@@ -19,6 +19,7 @@ import torch
 
 from updraft_sglang import names
 from updraft_sglang.draft import SglangDraft
+from updraft_sglang.drafting import DraftingHooks
 from updraft_sglang.http_process import HttpProcess, misfit, refuse, unasked
 from updraft_sglang.reloads import Reloads, UnprovedDraft
 from updraft_sglang.requests import RequestHooks
@@ -121,6 +122,7 @@ class Plugin:
             served=served,
             top_k=settings.top_k,
         )
+        self._drafting = DraftingHooks(served=served, guard=hooks.logged_guard(log, "cannot switch drafting"))
         self._reloads = Reloads()
         self._device: torch.device | None = None
         self._swap: Swap | None = None
@@ -134,6 +136,7 @@ class Plugin:
             *self._of_rows,
             *self._reloads.bindings,
             self._of_load,
+            *(self._drafting.bindings if settings.drafting != "always" else ()),
         )
         """All hooks to register."""
 
@@ -145,6 +148,8 @@ class Plugin:
         except AttributeError as error:
             log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
+            if _of_several_ranks():  # all of them have to know the same of their drafts, because it decides who drafts
+                self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             if not _is_sender():
                 return
             self._start(scheduler)
@@ -155,10 +160,12 @@ class Plugin:
         self.worker.start()
 
     def _start(self, scheduler: Any) -> None:
+        if self._drafting.problem:
+            log.warning("Updraft cannot turn drafting off: %s", self._drafting.problem)
         requests, rows = hooks.states(self._of_requests), hooks.states(self._of_rows)
         self._hello["scheduler"].learn(
             ranks=_ranks(),
-            hooks={**self._http, **requests},
+            hooks={**self._http, **requests, names.WORKER: self._drafting.problem},
             unhooked=self._requests.guard.unhooked,
             unasked=unasked(self._http),
         )
@@ -174,7 +181,6 @@ class Plugin:
     def _prepare_swap(self, worker: Any) -> str:
         """Why this process cannot swap drafts; "" if it can."""
         if several := _of_several_ranks():
-            self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             return several
         try:
             draft = SglangDraft(worker.draft_worker.draft_runner.model)
