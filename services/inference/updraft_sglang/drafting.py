@@ -9,20 +9,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from updraft_sglang import names
-from updraft_tap.drafting.switch import UNTRAINED, Drafting
+from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
 from updraft_tap.weights import ServedVersion
 
 
 class DraftingHooks:
-    """The hook of the worker of each rank. All ranks of a server decide alike, because they swap drafts at the same step."""
+    """The hooks of each rank. All ranks of a server decide alike, because they swap drafts at the same step. Times differ
+    between ranks, so several measure nothing: then `teller` returns None."""
 
-    def __init__(self, *, served: ServedVersion, guard: Guard) -> None:
+    def __init__(self, *, served: ServedVersion, guard: Guard, teller: Callable[[], Tell | None]) -> None:
         self.problem = "there is no EAGLE-3 worker"
         """Why drafting cannot be turned off; "" if it can."""
         self._served = served
         self._guard = guard
-        self.bindings = (Binding(target=names.WORKER, hook=self.start, parameters=("self", "server_args")),)
+        self._teller = teller
+        self._drafting: Drafting | None = None
+        scheduler = names.SCHEDULER
+        self.bindings = (
+            Binding(target=names.WORKER, hook=self.start, parameters=("self", "server_args")),
+            Binding(target=f"{scheduler}.process_batch_result", hook=self.step, parameters=("self", "batch", "result")),
+            Binding(target=f"{scheduler}.continue_generation", hook=self.resume, parameters=("self", "recv_req")),
+        )
+
+    def forget(self) -> None:
+        """Another agent has connected. Called on the channel's thread."""
+        if self._drafting is not None:
+            self._drafting.forget()
 
     def start(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> None:
         """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy."""
@@ -31,11 +44,32 @@ class DraftingHooks:
         problem = self._guard("drafting", self._switch, worker, server_args)
         self.problem = "the policy cannot be replaced" if problem is None else problem
 
+    def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.process_batch_result, once per step."""
+        done = original(scheduler, batch, result, *args, **kwargs)
+        if self._drafting is not None:
+            self._guard("drafting", self._stepped, self._drafting, batch, result)
+        return done
+
+    def resume(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.continue_generation, which ends a time without steps."""
+        if self._drafting is not None:
+            self._drafting.pause()
+        return original(scheduler, *args, **kwargs)
+
+    def _stepped(self, drafting: Drafting, batch: Any, result: Any) -> None:
+        """A verify step says of each request how many drafts were accepted; a prefill does not."""
+        accepted, is_drafted = result.num_correct_drafts_per_req_cpu or (), None
+        if accepted and batch.forward_mode.is_decode():
+            is_drafted = result.speculative_num_draft_tokens > result.num_non_draft_tokens_per_req
+        tokens = sum(accepted) + len(accepted) * result.num_non_draft_tokens_per_req
+        drafting.stepped(len(batch.reqs), tokens, is_drafted=is_drafted)
+
     def _switch(self, worker: Any, server_args: Any) -> str:
         """Replace the policy. Returns why that is not possible; "" if it is."""
         if problem := _fixed(worker, server_args):
             return problem
-        drafting = Drafting(is_untrained=_is_untrained(worker))
+        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._teller())
         controller, fixed = worker.adaptive_controller, int(worker.speculative_num_steps)
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(fixed))

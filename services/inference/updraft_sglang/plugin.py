@@ -29,6 +29,7 @@ from updraft_sglang.weights import answered, served, share_vocabulary
 from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.drafting.switch import Tell
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.settings import DoorSettings, Settings
@@ -122,7 +123,10 @@ class Plugin:
             served=served,
             top_k=settings.top_k,
         )
-        self._drafting = DraftingHooks(served=served, guard=hooks.logged_guard(log, "cannot switch drafting"))
+        self._settings = settings
+        self._drafting = DraftingHooks(
+            served=served, guard=hooks.logged_guard(log, "cannot switch drafting"), teller=self._teller
+        )
         self._reloads = Reloads()
         self._device: torch.device | None = None
         self._swap: Swap | None = None
@@ -191,6 +195,10 @@ class Plugin:
         self._reloads.watch(self._swap, self.worker.restate)
         return ""
 
+    def _teller(self) -> Tell | None:
+        """How the speedup is told; None if it is not measured."""
+        return None if self._settings.drafting != "auto" or _of_several_ranks() else self.scheduler.reply
+
     def _synchronize(self) -> None:
         """Name the device, because the thread of a swap has another current device than the scheduler's thread."""
         if self._device is not None and self._device.type == "cuda":
@@ -211,6 +219,7 @@ class Plugin:
                 self._selection.forget()
                 if role == "scheduler":
                     self._requests.forget()
+                    self._drafting.forget()
             case "policy":
                 self._selection.policy = answered_policy(message, channel)
             case "load" if self._swap is not None:

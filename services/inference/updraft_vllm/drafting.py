@@ -4,7 +4,7 @@ Before each step vLLM's scheduler reads a number from `dynamic_sd_lookup`, by th
 object there. Drafts are proposed at the end of a step and verified in the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from updraft_tap.drafting.switch import UNTRAINED, Drafting
@@ -34,6 +34,7 @@ class StepHooks:
                 hook=self.update,
                 parameters=("self", "scheduler_output", "model_runner_output"),
             ),
+            Binding(target=f"{names.SCHEDULER}.set_pause_state", hook=self.pause, parameters=("self", "pause_state")),
         )
 
     def limit(self, scheduler: Any) -> str:
@@ -55,13 +56,30 @@ class StepHooks:
         self, original: Hook, scheduler: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """AROUND Scheduler.update_from_output: a step has ended, and says which draft proposed."""
-        self._guard("drafting", self._stepped, model_runner_output)
+        self._guard("drafting", self._stepped, scheduler_output, model_runner_output)
         return original(scheduler, scheduler_output, model_runner_output, *args, **kwargs)
 
-    def _stepped(self, output: Any) -> None:
+    def pause(self, original: Hook, scheduler: Any, pause_state: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.set_pause_state."""
+        self._drafting.pause()
+        return original(scheduler, pause_state, *args, **kwargs)
+
+    def _stepped(self, scheduled: Any, output: Any) -> None:
         version = getattr(output, VERSION_ATTRIBUTE, None)
         if version is not None:
             self._drafting.serve(version)
+        batch_size = len(scheduled.num_scheduled_tokens)
+        tokens = sum(map(len, output.sampled_token_ids)) if batch_size else 0
+        self._drafting.stepped(batch_size, tokens, is_drafted=_is_drafted(scheduled))
+
+
+def _is_drafted(scheduled: Any) -> bool | None:
+    """The kind of a step; None if it reads a prompt, or only verifies or only proposes."""
+    drafts: Mapping[str, Sequence[int]] = scheduled.scheduled_spec_decode_tokens
+    num_drafts, batch_size = sum(map(len, drafts.values())), len(scheduled.num_scheduled_tokens)
+    reads = scheduled.scheduled_new_reqs or scheduled.total_num_scheduled_tokens - num_drafts != batch_size
+    is_verified, is_proposing = num_drafts > 0, scheduled.num_spec_tokens_to_schedule > 0
+    return None if reads or is_verified != is_proposing else is_verified
 
 
 class _Lengths:

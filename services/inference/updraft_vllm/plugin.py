@@ -116,6 +116,7 @@ class SchedulerPlugin:
         )
         self._hooks = RequestHooks(channel=self._channel)
         self._is_started = False
+        self._drafting: Drafting | None = None
         self.bindings = (
             Binding(target=f"{names.SCHEDULER}.add_request", hook=self._hooks.add, parameters=("self", "request")),
             Binding(
@@ -152,8 +153,9 @@ class SchedulerPlugin:
         if self._settings.drafting == "always":
             return f"{PREFIX}DRAFTING is always"
         try:
-            drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config))
-            steps = StepHooks(drafting, hooks.logged_guard(log, "cannot switch drafting"))
+            tell = self._channel.reply if self._settings.drafting == "auto" else None
+            self._drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config), tell=tell)
+            steps = StepHooks(self._drafting, hooks.logged_guard(log, "cannot switch drafting"))
             problem = _misfit(hooks.install(steps.bindings)) or steps.limit(scheduler)
         except Exception as error:  # noqa: BLE001  (capture does not need it)
             problem = f"{type(error).__name__}: {error}"
@@ -164,6 +166,8 @@ class SchedulerPlugin:
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer":
             self._hooks.forget()
+            if self._drafting is not None:
+                self._drafting.forget()
         elif message.get("kind") == "policy":
             self._hooks.policy = answered_policy(message, self._channel)
 

@@ -40,7 +40,7 @@ class Runner:
     """The function in which the draft proposes."""
     propose_parameters: tuple[str, ...]
     propose_nothing: Callable[[Any, Sequence[Any], Mapping[str, Any]], Tensor]
-    """What `propose` returns for no draft tokens, from the object and the arguments that it is called with."""
+    """The result of `propose` for no draft tokens, from the object and the arguments that it is called with."""
 
 
 def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], bool]) -> Step:
@@ -109,7 +109,7 @@ def _first_nothing(proposer: Any, _: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def _second_nothing(speculator: Any, args: Sequence[Any], _: Mapping[str, Any]) -> Tensor:
-    batch, *_ = args
+    batch = args[0]
     nothing: Tensor = speculator.draft_tokens[: batch.num_reqs].fill_(-1)  # vLLM's placeholder
     return nothing
 

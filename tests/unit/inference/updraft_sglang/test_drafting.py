@@ -10,7 +10,8 @@ import pytest
 from updraft_sglang import drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_tap import hooks
-from updraft_tap.drafting.switch import UNTRAINED
+from updraft_tap.drafting.speedup import FIRST_BLOCK, SLICE
+from updraft_tap.drafting.switch import UNTRAINED, Tell
 from updraft_tap.weights import ServedVersion
 
 
@@ -66,9 +67,9 @@ def worker(*, untrained: bool = True, configured: Configured | None = None, is_e
     )
 
 
-def started(worker: Any, served: ServedVersion | None = None) -> DraftingHooks:
+def started(worker: Any, served: ServedVersion | None = None, tell: Tell | None = None) -> DraftingHooks:
     guard = hooks.logged_guard(logging.getLogger("test"), "failed")
-    found = DraftingHooks(served=served or ServedVersion(), guard=guard)
+    found = DraftingHooks(served=served or ServedVersion(), guard=guard, teller=lambda: tell)
     found.start(lambda *_: None, worker, "server_args")
     return found
 
@@ -145,3 +146,33 @@ def test_another_algorithm_is_left_as_it_is() -> None:
 
 def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
+
+
+def test_slices_without_drafts_show_what_drafting_is_worth() -> None:
+    told: list[Any] = []
+    one = worker(untrained=False)
+    found = started(one, tell=told.append)
+    lengths = []
+    for number in range(8 * FIRST_BLOCK):
+        length = one.adaptive_controller.params.get_steps_for_batch(2)
+        lengths.append(length)
+        step(found, [length, 0], width=length + 1)
+        if number % 50 == 0:
+            step(found, None, is_decode=False)
+    num_told = len(told)
+    found.resume(lambda *_: None, "scheduler", "request")
+    found.forget()
+    step(found, [0, 0], width=1)
+
+    assert SLICE <= lengths[:FIRST_BLOCK].count(0) <= 2 * SLICE
+    assert len(told) == num_told + 1 > 2, "another agent is told, too"
+    assert {(message["kind"], message["version"]) for message in told} == {("speedup", 0)}
+
+
+def step(found: DraftingHooks, accepted: list[int] | None, *, width: int = 1, is_decode: bool = True) -> None:
+    """SGLang processes the result of a step."""
+    result = SimpleNamespace(
+        num_correct_drafts_per_req_cpu=accepted, speculative_num_draft_tokens=width, num_non_draft_tokens_per_req=1
+    )
+    batch = SimpleNamespace(reqs=["a", "b"], forward_mode=SimpleNamespace(is_decode=lambda: is_decode))
+    assert found.step(lambda *_: "done", "scheduler", batch, result) == "done"

@@ -9,18 +9,21 @@ import torch
 
 from updraft_tap import hooks
 from updraft_tap.drafting.switch import UNTRAINED, Drafting
+from updraft_tap.hooks import Guard
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
 from updraft_vllm.drafting import ProposalHooks, StepHooks, is_untrained
 
-GUARD = hooks.logged_guard(logging.getLogger("test"), "failed")
+
+def guard() -> Guard:
+    return hooks.logged_guard(logging.getLogger("test"), "failed")
 
 
-def config(*, method: str = "eagle3", data: int = 1, full: bool = False, second: bool = True, **draft: Any) -> Any:
+def config(draft: Any = None, *, method: str = "eagle3", data: int = 1, full: bool = False, second: bool = True) -> Any:
     return SimpleNamespace(
         speculative_config=SimpleNamespace(
-            method=method, draft_model_config=SimpleNamespace(hf_config=SimpleNamespace(**draft))
+            method=method, draft_model_config=SimpleNamespace(hf_config=draft or SimpleNamespace())
         ),
         parallel_config=SimpleNamespace(data_parallel_size=data),
         compilation_config=SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: full)),
@@ -33,15 +36,25 @@ class Scheduler(SimpleNamespace):
 
     def __init__(self, drafting: Drafting, schedule: list[int] | None = None) -> None:
         super().__init__(vllm_config=config(), dynamic_sd_lookup=schedule, num_spec_tokens=3)
-        self.hooks = StepHooks(drafting, GUARD)
+        self.hooks = StepHooks(drafting, guard())
         assert self.hooks.limit(self) == ""
 
-    def step(self, version: int | None) -> int:
-        """The number of drafts that the step proposes."""
-        num_drafts = self.dynamic_sd_lookup[2]
-        output = SimpleNamespace(**({} if version is None else {VERSION_ATTRIBUTE: version}))
-        assert self.hooks.update(lambda *_: "updated", self, "scheduled", output) == "updated"
-        return int(num_drafts)
+    def step(self, version: int | None, **changed: Any) -> int:
+        """The number of drafts that the step of two requests proposes. It verifies those of the step before."""
+        verified, self.proposed = getattr(self, "proposed", 0), self.dynamic_sd_lookup[2]
+        scheduled: dict[str, Any] = {
+            "num_scheduled_tokens": dict.fromkeys("ab", 1 + verified),
+            "total_num_scheduled_tokens": 2 + 2 * verified,
+            "scheduled_spec_decode_tokens": {rid: [7] * verified for rid in "ab" if verified},
+            "scheduled_new_reqs": [],
+            "num_spec_tokens_to_schedule": self.proposed,
+        }
+        output = SimpleNamespace(sampled_token_ids=[[1] * (1 + verified), [1]])
+        if version is not None:
+            setattr(output, VERSION_ATTRIBUTE, version)
+        given = SimpleNamespace(**{**scheduled, **changed})
+        assert self.hooks.update(lambda *_: "updated", self, given, output) == "updated"
+        return int(self.proposed)
 
 
 def test_an_untrained_draft_proposes_nothing_until_another_one_is_in_place() -> None:
@@ -77,26 +90,26 @@ def test_a_switch_that_fails_leaves_drafting_on() -> None:
 def test_a_server_whose_number_of_drafts_is_fixed_says_why(found: Any, reason: str) -> None:
     scheduler = SimpleNamespace(vllm_config=found, dynamic_sd_lookup=None, num_spec_tokens=3)
 
-    assert reason in StepHooks(Drafting(is_untrained=True), GUARD).limit(scheduler)
+    assert reason in StepHooks(Drafting(is_untrained=True), guard()).limit(scheduler)
     assert scheduler.dynamic_sd_lookup is None
 
 
 def test_another_release_without_the_attribute_says_so() -> None:
     scheduler = SimpleNamespace(vllm_config=config(), num_spec_tokens=3)
 
-    assert "has no dynamic_sd_lookup" in StepHooks(Drafting(is_untrained=True), GUARD).limit(scheduler)
+    assert "has no dynamic_sd_lookup" in StepHooks(Drafting(is_untrained=True), guard()).limit(scheduler)
 
 
 def test_only_the_config_of_a_draft_says_that_nobody_has_trained_it() -> None:
-    assert is_untrained(config(**{UNTRAINED: True}))
+    assert is_untrained(config(SimpleNamespace(**{UNTRAINED: True})))
     assert not is_untrained(config())
     assert not is_untrained(SimpleNamespace(speculative_config=None))
 
 
 def test_an_untrained_draft_does_not_run_where_it_proposes_nothing() -> None:
     served, ran = ServedVersion(), []
-    first = ProposalHooks(runner=runners.FIRST, served=served, guard=GUARD)
-    second = ProposalHooks(runner=runners.SECOND, served=served, guard=GUARD)
+    first = ProposalHooks(runner=runners.FIRST, served=served, guard=guard())
+    second = ProposalHooks(runner=runners.SECOND, served=served, guard=guard())
     proposer = SimpleNamespace(_last_draft_probs="old")
     speculator = SimpleNamespace(draft_tokens=torch.zeros(4, 3, dtype=torch.int64))
     metadata = SimpleNamespace(batch_size=lambda: 2)
@@ -124,6 +137,41 @@ def test_an_untrained_draft_does_not_run_where_it_proposes_nothing() -> None:
 
 
 def test_a_proposal_that_cannot_be_skipped_is_made() -> None:
-    hook = ProposalHooks(runner=runners.FIRST, served=ServedVersion(), guard=GUARD)
+    hook = ProposalHooks(runner=runners.FIRST, served=ServedVersion(), guard=guard())
 
     assert hook.propose(lambda *_, **__: "drafts", SimpleNamespace(), num_speculative_tokens=0) == "drafts"
+
+
+class Steps(Drafting):
+    """Keeps what it is told of steps. Drafting is on in the steps that a test names."""
+
+    def __init__(self, *on: bool) -> None:
+        super().__init__(is_untrained=False)
+        self._on = list(on)
+        self.steps: list[tuple[int, int, bool | None]] = []
+        self.pauses = 0
+
+    def allows(self, batch_size: int) -> bool:
+        return self._on.pop(0)
+
+    def stepped(self, batch_size: int, tokens: int, *, is_drafted: bool | None) -> None:
+        self.steps.append((batch_size, tokens, is_drafted))
+
+    def pause(self) -> None:
+        self.pauses += 1
+
+
+def test_a_step_is_of_a_kind_if_it_proposes_as_it_verifies_and_reads_no_prompt() -> None:
+    steps = Steps(True, True, False, False, True, True, True)  # noqa: FBT003 - one by one
+    scheduler = Scheduler(steps)
+    for _ in range(5):
+        scheduler.step(1)
+    scheduler.step(1, scheduled_new_reqs=["c"])
+    scheduler.step(1, total_num_scheduled_tokens=90)
+    scheduler.hooks.pause(lambda *_: None, scheduler, "paused")
+
+    assert steps.steps == [
+        *((2, 2, None), (2, 5, True), (2, 5, None), (2, 2, False), (2, 2, None)),
+        *((2, 5, None), (2, 5, None)),
+    ]
+    assert steps.pauses == 1
