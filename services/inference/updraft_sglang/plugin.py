@@ -164,12 +164,13 @@ class Plugin:
         self.worker.start()
 
     def _start(self, scheduler: Any) -> None:
-        if self._drafting.problem:
-            log.warning("Updraft cannot turn drafting off: %s", self._drafting.problem)
+        switch = {} if self._settings.drafting == "always" else {names.WORKER: self._drafting.problem}
+        for problem in filter(None, switch.values()):
+            log.warning("Updraft cannot turn drafting off: %s", problem)
         requests, rows = hooks.states(self._of_requests), hooks.states(self._of_rows)
         self._hello["scheduler"].learn(
             ranks=_ranks(),
-            hooks={**self._http, **requests, names.WORKER: self._drafting.problem},
+            hooks={**self._http, **requests, **switch},
             unhooked=self._requests.guard.unhooked,
             unasked=unasked(self._http),
         )

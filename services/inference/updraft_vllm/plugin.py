@@ -139,7 +139,7 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found, f"{names.SCHEDULER}.{names.LENGTHS}": self._switch(scheduler)},
+                hooks={**self._http, **found, **self._switch(scheduler)},
                 ranks=configuration.ranks(parallel),
                 unasked=_unasked(self._http, parallel),
             )
@@ -148,10 +148,10 @@ class SchedulerPlugin:
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
 
-    def _switch(self, scheduler: Any) -> str:
-        """Let the scheduler ask before each step whether it drafts. Returns why it does not; "" if it does."""
+    def _switch(self, scheduler: Any) -> dict[str, str]:
+        """Let the scheduler ask before each step whether it drafts. By its attribute, why it does not; "" if it does."""
         if self._settings.drafting == "always":
-            return f"{PREFIX}DRAFTING is always"
+            return {}
         try:
             tell = self._channel.reply if self._settings.drafting == "auto" else None
             self._drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config), tell=tell)
@@ -161,7 +161,7 @@ class SchedulerPlugin:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             log.warning("Updraft cannot turn drafting off: %s", problem)
-        return problem
+        return {f"{names.SCHEDULER}.{names.LENGTHS}": problem}
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer":
