@@ -30,7 +30,11 @@ async def plugged(
 ) -> AsyncIterator[Server]:
     """It looks for its agent at `socket`, and writes to `folder`, which is made."""
     plugin = plugin_folder.write(folder / "plugin", plugin_folder.VLLM)
-    variables = {"PYTHONPATH": str(plugin), "UPDRAFT_VLLM_SOCKET": str(socket)}
+    variables = {
+        "PYTHONPATH": str(plugin),
+        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_DRAFTING": "always",  # as the server without the plugin, also with an untrained draft
+    }
     every = (*speculation(draft), *options)
     async with servers.vllm(model, folder / "plugged.log", threads=threads, options=every, more=variables) as server:
         yield server

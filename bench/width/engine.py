@@ -34,12 +34,12 @@ from updraft_inference.engine import (
     FinishReason,
     GenerationRequest,
     LoadedDraft,
-    Speedup,
     SwapResult,
     VerifyStep,
     check_limits,
 )
 from updraft_inference.settings import InferenceSettings
+from updraft_tap.drafting.speedup import Speedup
 
 HANDED_OVER = "handed_over"
 """A file in a pod's data folder: the output tokens of each request that was handed over with hidden states."""

@@ -71,7 +71,12 @@ def started(*more: str, **variables: str) -> Iterator[Setting]:
             *more,
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
-        variables={SGLANG.socket_variable: str(socket), "UPDRAFT_SGLANG_TOP_K": "8", **variables},
+        variables={
+            SGLANG.socket_variable: str(socket),
+            "UPDRAFT_SGLANG_TOP_K": "8",
+            "UPDRAFT_SGLANG_DRAFTING": "auto",
+            **variables,
+        },
     )
     with server:
         yield Setting(server=server, folder=folder, socket=socket, admin=admin_key.read(key_file))

@@ -70,7 +70,8 @@ def eagle3(draft: Path, *, num_steps: int = 3) -> list[str]:
 class Server:
     """`sglang.launch_server` on `target`; killed with all its processes when the block ends.
 
-    `arguments` come after those that the device needs, and so win over them; `plugins` are folders for PYTHONPATH.
+    `arguments` come after those that the device needs, and so win over them; `plugins` are folders for PYTHONPATH. Every step
+    drafts, unless `variables` say otherwise.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Server:
         ]
         self._variables = {
             **device.variables,
+            "UPDRAFT_SGLANG_DRAFTING": "always",
             "PYTHONPATH": os.pathsep.join(str(folder) for folder in plugins),
             **(variables or {}),
         }

@@ -1,4 +1,7 @@
-"""SGLang's own adaptive speculation beside an agent: nothing is drafted with a useless draft, and much with a good one."""
+"""SGLang's draft length beside an agent: none with the initial draft, then what its own adaptive speculation chooses.
+
+A few steps with drafts show what a first version is worth, before it is used.
+"""
 
 import json
 from collections.abc import Iterator
@@ -26,21 +29,25 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         yield setting
 
 
-async def test_the_server_stops_drafting_with_a_useless_draft_and_goes_on_when_a_good_one_is_swapped_in(
-    setting: Setting,
-) -> None:
-    good, num_tokens = setting.saved(1, 1.0), len(EXPECTED)
+async def test_the_server_drafts_nothing_at_first_and_later_shows_what_drafts_are_worth(setting: Setting) -> None:
+    poor, good, num_tokens = setting.saved(1, 0.0), setting.saved(2, 1.0), len(EXPECTED)
     async with beside(setting.socket) as agent:
-        for number in range(6):
-            if number == 3:
-                assert (await load(agent, good.folder, good.version))["refusal"] == ""
+        for draft in (None, None, poor, None, good, *[None] * 30):
+            if draft is not None:
+                assert (await load(agent, draft.folder, draft.version))["refusal"] == ""
             assert await greedy(setting.server, PROMPT, num_tokens) == EXPECTED
             await agent.settle()
+            if any(message["loads"] for message in agent.speedups):
+                break
         assert agent.dropped == 0
-        seen = list(agent.seen.values())
-    useless, useful = seen[:3], seen[3:]
+        seen, ends = list(agent.seen.values()), [header for header, _ in agent.finished.values()]
+    first, useless, useful = seen[:2], seen[2:4], seen[4:]
+    assert all(set(lengths(one)) == {0} for one in first)
+    assert [end["counters"] for end in ends[:2]] == [[], []], "a step without drafts is no verify step"
     assert all(lengths(one).count(0) >= num_tokens / 3 for one in useless)
-    assert set(lengths(useful[-1])) == {max(CANDIDATES)}
+    assert any(max(CANDIDATES) in lengths(one) for one in useful)
+    assert {message["version"] for message in agent.speedups} == {1, 2}
+    assert all(0 < low <= ratio <= high for _, ratio, low, high in agent.speedups[-1]["loads"])
     expected = rows(useful[-1])
     for one in seen:
         found = rows(one)

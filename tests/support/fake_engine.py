@@ -26,11 +26,11 @@ from updraft_inference.engine import (
     GenerationRequest,
     HiddenStates,
     LoadedDraft,
-    Speedup,
     SwapResult,
     TokenLogprob,
     VerifyStep,
 )
+from updraft_tap.drafting.speedup import Speedup
 
 EOS = 257
 """`<|end|>` of tests.support.tiny_tokenizer."""

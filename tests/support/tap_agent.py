@@ -51,6 +51,7 @@ class Agent:
         """Requests that ended: the header, and the tensors of those with payload."""
         self.loaded: list[dict[str, Any]] = []
         """Answers to loads."""
+        self.speedups: list[dict[str, Any]] = []
         self.policy: dict[str, Any] | None = None
         """Sent after each hello."""
         self._writers: list[asyncio.StreamWriter] = []
@@ -110,8 +111,9 @@ class Agent:
         if header["kind"] == "finished":
             self.finished[header["rid"]] = header, tensors
             return
-        if header["kind"] in ("loaded", "policy"):
-            (self.loaded if header["kind"] == "loaded" else self.policies).append(header)
+        kept = {"loaded": self.loaded, "policy": self.policies, "speedup": self.speedups}.get(header["kind"])
+        if kept is not None:
+            kept.append(header)
             return
         rows, teachers = iter(tensors.get("aux", ())), _teachers(tensors)
         for request in header["requests"]:

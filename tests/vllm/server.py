@@ -35,8 +35,8 @@ class Drafted:
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens a verify step: those accepted, and the one that the target adds."""
-        return 1 + self.accepted / self.steps
+        """Tokens a verify step: those accepted, and the one that the target adds. Steps without drafts are not counted."""
+        return 1 + self.accepted / max(1, self.steps)
 
     def since(self, earlier: "Drafted") -> "Drafted":
         """What came after `earlier`."""
@@ -110,7 +110,9 @@ class Server:
 def serving(
     model: Path, draft: Path, folder: Path, *, options: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server of `model` with an EAGLE-3 draft, and a log in the new `folder`; nothing of it runs when the block ends."""
+    """A server of `model` with an EAGLE-3 draft, and a log in the new `folder`; nothing of it runs when the block ends.
+
+    Every step drafts, unless `variables` say otherwise."""
     folder.mkdir()
     port, log = free_port(), folder / "vllm.log"
     speculation = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": LOOKAHEAD}
@@ -121,7 +123,7 @@ def serving(
         *("--speculative-config", json.dumps(speculation)),
         *options,
     ]
-    environment = {**cpu_environment(), **(variables or {})}
+    environment = {**cpu_environment(), "UPDRAFT_VLLM_DRAFTING": "always", **(variables or {})}
     server = Server(f"http://127.0.0.1:{port}", log)
     with process_group(command, log, environment=environment) as process, closing(server):
         wait_until(lambda: server.is_ready or process.poll() is not None, timeout_s=START_S, what="vLLM is ready")

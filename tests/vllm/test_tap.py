@@ -468,6 +468,7 @@ from updraft_tap import hooks
 from updraft_tap.hooks import Binding
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_vllm import plugin, reloads, runners
+from updraft_vllm.drafting import ProposalHooks
 from updraft_vllm.http_process import HttpProcess
 
 settings = Settings(socket="/nowhere")
@@ -475,6 +476,7 @@ worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settin
 bindings = [*plugin.starts(settings, {}), *scheduler.bindings, *HttpProcess(DoorSettings()).bindings]
 for kind in (runners.FIRST, runners.SECOND):
     bindings += worker.bindings(kind, worker.row_hooks(kind))
+    bindings += ProposalHooks(runner=kind, served=None, guard=None).bindings
 for kind in ("gpu_worker.Worker", "cpu_worker.CPUWorker"):
     name = f"vllm.v1.worker.{kind}"
     bindings += reloads.Reloads(None, None).bindings(name)
@@ -491,6 +493,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 38
+    assert len(before) == 40
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}

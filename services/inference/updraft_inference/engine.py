@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_tap.drafting.speedup import Speedup
 
 if TYPE_CHECKING:
     import torch
@@ -428,19 +429,6 @@ class LookaheadEstimates(Protocol):
         ...
 
 
-LOADS = (1, 2, 4, 8, 16, 32)
-"""Smallest batch size of each load whose speedup is measured by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """Speed of decoding over that without speculation, measured on live traffic, with its 90 % interval."""
-
-    ratio: float
-    low: float
-    high: float
-
-
 class CaptureLoss(StrEnum):
     """Why part of a trace is missing."""
 
@@ -473,7 +461,7 @@ class DraftHolder(Protocol):
 
     @property
     def speedups(self) -> Mapping[int, Speedup]:
-        """By the smallest batch size of the load, see `LOADS`; 0: of all traffic. Empty while nothing is known."""
+        """By the smallest batch size of the load, see `speedup.LOADS`; 0: of all traffic. Empty while nothing is known."""
         ...
 
     @property

@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 from updraft_chassis.metrics import MetricFactory
 from updraft_inference.agent.counters import LATENCY_BOUNDS_S, Latencies, usage
 from updraft_inference.engine import (
-    LOADS,
     CaptureLoss,
     CountedRequest,
     CountedSteps,
@@ -24,6 +23,7 @@ from updraft_inference.engine import (
     LookaheadEstimates,
     StepSums,
 )
+from updraft_tap.drafting.speedup import LOADS
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -166,7 +166,7 @@ def watch_engine(registry: CollectorRegistry, engine: Engine) -> None:
         new.gauge(name, text).set_function(read)
 
 
-def watch_speedups(registry: CollectorRegistry, engine: Engine) -> None:
+def watch_speedups(registry: CollectorRegistry, holder: DraftHolder) -> None:
     """Register gauges of what speculation is worth, read at each scrape; NaN while it is not known."""
     new = MetricFactory(registry, _PREFIX)
     speedup = new.gauge(
@@ -176,11 +176,11 @@ def watch_speedups(registry: CollectorRegistry, engine: Engine) -> None:
         *("batch", "bound"),
     )
     for batch, bound in product((0, *LOADS), ("mean", "low", "high")):
-        speedup.labels(batch=str(batch), bound=bound).set_function(partial(_speedup, engine, batch, bound))
+        speedup.labels(batch=str(batch), bound=bound).set_function(partial(_speedup, holder, batch, bound))
 
 
-def _speedup(engine: Engine, batch: int, bound: str) -> float:
-    measured = engine.speedups.get(batch)
+def _speedup(holder: DraftHolder, batch: int, bound: str) -> float:
+    measured = holder.speedups.get(batch)
     return math.nan if measured is None else float(getattr(measured, "ratio" if bound == "mean" else bound))
 
 

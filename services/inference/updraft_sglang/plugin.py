@@ -19,6 +19,7 @@ import torch
 
 from updraft_sglang import names
 from updraft_sglang.draft import SglangDraft
+from updraft_sglang.drafting import DraftingHooks
 from updraft_sglang.http_process import HttpProcess, misfit, refuse, unasked
 from updraft_sglang.reloads import Reloads, UnprovedDraft
 from updraft_sglang.requests import RequestHooks
@@ -28,6 +29,7 @@ from updraft_sglang.weights import answered, served, share_vocabulary
 from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.drafting.switch import Tell
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.settings import DoorSettings, Settings
@@ -121,6 +123,10 @@ class Plugin:
             served=served,
             top_k=settings.top_k,
         )
+        self._settings = settings
+        self._drafting = DraftingHooks(
+            served=served, guard=hooks.logged_guard(log, "cannot switch drafting"), teller=self._teller
+        )
         self._reloads = Reloads()
         self._device: torch.device | None = None
         self._swap: Swap | None = None
@@ -134,6 +140,7 @@ class Plugin:
             *self._of_rows,
             *self._reloads.bindings,
             self._of_load,
+            *(self._drafting.bindings if settings.drafting != "always" else ()),
         )
         """All hooks to register."""
 
@@ -145,6 +152,8 @@ class Plugin:
         except AttributeError as error:
             log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
+            if _of_several_ranks():  # all of them have to know the same of their drafts, because it decides who drafts
+                self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             if not _is_sender():
                 return
             self._start(scheduler)
@@ -155,10 +164,13 @@ class Plugin:
         self.worker.start()
 
     def _start(self, scheduler: Any) -> None:
+        switch = {} if self._settings.drafting == "always" else {names.WORKER: self._drafting.problem}
+        for problem in filter(None, switch.values()):
+            log.warning("Updraft cannot turn drafting off: %s", problem)
         requests, rows = hooks.states(self._of_requests), hooks.states(self._of_rows)
         self._hello["scheduler"].learn(
             ranks=_ranks(),
-            hooks={**self._http, **requests},
+            hooks={**self._http, **requests, **switch},
             unhooked=self._requests.guard.unhooked,
             unasked=unasked(self._http),
         )
@@ -174,7 +186,6 @@ class Plugin:
     def _prepare_swap(self, worker: Any) -> str:
         """Why this process cannot swap drafts; "" if it can."""
         if several := _of_several_ranks():
-            self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             return several
         try:
             draft = SglangDraft(worker.draft_worker.draft_runner.model)
@@ -184,6 +195,10 @@ class Plugin:
         self._swap = Swap(draft=draft, between=self._between, served=served, reply=self.worker.reply)
         self._reloads.watch(self._swap, self.worker.restate)
         return ""
+
+    def _teller(self) -> Tell | None:
+        """How the speedup is told; None if it is not measured."""
+        return None if self._settings.drafting != "auto" or _of_several_ranks() else self.scheduler.reply
 
     def _synchronize(self) -> None:
         """Name the device, because the thread of a swap has another current device than the scheduler's thread."""
@@ -205,6 +220,7 @@ class Plugin:
                 self._selection.forget()
                 if role == "scheduler":
                     self._requests.forget()
+                    self._drafting.forget()
             case "policy":
                 self._selection.policy = answered_policy(message, channel)
             case "load" if self._swap is not None:

@@ -6,6 +6,7 @@ An engine that logs a hook that does not fit and continues without it would leav
 
 import functools
 import inspect
+import logging
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,14 @@ class Guard:
                 self.unhooked[name] = reason
                 self._unhooked(name, reason)
             return None
+
+
+def logged_guard(log: logging.Logger, what: str) -> Guard:
+    """A guard that only logs, for hooks without which everything is captured as before."""
+    return Guard(
+        failed=lambda error: log.error("Updraft %s: %s: %s", what, type(error).__name__, error),
+        unhooked=lambda _, reason: log.error("Updraft: %s", reason),
+    )
 
 
 def resolved(name: str) -> Any:

@@ -14,10 +14,18 @@ class Settings:
         default=64 << 20,
         metadata={"meaning": "Memory for messages that wait for the agent; further messages are dropped and counted"},
     )
+    drafting: str = field(
+        default="auto",
+        metadata={
+            "meaning": "`auto`: nothing is drafted with the untrained initial draft, and where a trained draft is slower than"
+            " none. `trained`: every trained draft is used, and nothing is measured. `always`: the server drafts as it would"
+            " without the plugin"
+        },
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "Settings | None":
-        """None without a socket, which disables the plugin. Raises ValueError if a number is out of range."""
+        """None without a socket, which disables the plugin. Raises ValueError for an invalid value."""
         socket = environment.get(f"{prefix}SOCKET", "")
         if not socket:
             return None
@@ -25,6 +33,7 @@ class Settings:
             socket=socket,
             top_k=_number(environment, f"{prefix}TOP_K", 64, 1, 4096),
             queue_bytes=_number(environment, f"{prefix}QUEUE_BYTES", 64 << 20, 1 << 16, 1 << 40),
+            drafting=_choice(environment, f"{prefix}DRAFTING", ("auto", "trained", "always")),
         )
 
 
@@ -64,6 +73,14 @@ class DoorSettings:
         if not re.fullmatch(r"[A-Za-z0-9-]*", header):
             raise ValueError(f"{prefix}TENANT_HEADER is {header!r}, but must be the name of a header")
         return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most, tenant_header=header)
+
+
+def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """The first choice is the default."""
+    text = environment.get(name, choices[0])
+    if text not in choices:
+        raise ValueError(f"{name} is {text!r}, but must be {' or '.join(choices)}")
+    return text
 
 
 def _number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -32,6 +32,9 @@ loaded   The answer to a load: version, refusal ("" if it is served), needs_rest
          starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
          {version, digest}. If the engine later loses the draft, another hello reports it.
 
+speedup  What drafting is worth, measured in random slices of steps: version (of the draft), loads: [[smallest batch size,
+         ratio, low, high], ...], with batch size 0 for all steps. From the scheduler, when a number may have changed.
+
 policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
          so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
          of a request may come after its end.
@@ -53,7 +56,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 5
+PROTOCOL = 6
 MAX_FRAME = 1 << 30
 
 FINISHES = {

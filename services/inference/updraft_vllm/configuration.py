@@ -38,6 +38,21 @@ def unsupported(config: Any) -> str:
     return replicas(config.parallel_config)
 
 
+def fixed_drafts(config: Any) -> str:
+    """Why the number of draft tokens cannot change between steps; "" if it can. These are vLLM's own reasons."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "eagle3":
+        return "this server does not draft with EAGLE-3"
+    if config.parallel_config.data_parallel_size > 1:
+        return "with data parallelism, drafting cannot be turned off"
+    if config.compilation_config.cudagraph_mode.has_full_cudagraphs() and not config.use_v2_model_runner:
+        return (
+            "vLLM's first model runner records full CUDA graphs of steps with drafts, so drafting cannot be turned off: set"
+            " VLLM_USE_V2_MODEL_RUNNER=1"
+        )
+    return ""
+
+
 def facts(config: Any) -> dict[str, Any]:
     """The configuration for `updraft attach --check`."""
     speculative = config.speculative_config

@@ -17,6 +17,7 @@ import torch
 from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
+from updraft_tap.drafting.switch import Drafting
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.http.keys import KeysError
@@ -25,6 +26,7 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import configuration, names, runners
 from updraft_vllm.draft import VllmDraft
+from updraft_vllm.drafting import ProposalHooks, StepHooks, is_untrained
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
@@ -106,6 +108,7 @@ class SchedulerPlugin:
     """In the process of the engine."""
 
     def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
+        self._settings = settings
         self._http = http
         self._hello = _hello("scheduler", ServedVersion())
         self._channel = Channel(
@@ -113,6 +116,7 @@ class SchedulerPlugin:
         )
         self._hooks = RequestHooks(channel=self._channel)
         self._is_started = False
+        self._drafting: Drafting | None = None
         self.bindings = (
             Binding(target=f"{names.SCHEDULER}.add_request", hook=self._hooks.add, parameters=("self", "request")),
             Binding(
@@ -135,7 +139,7 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found},
+                hooks={**self._http, **found, **self._switch(scheduler)},
                 ranks=configuration.ranks(parallel),
                 unasked=_unasked(self._http, parallel),
             )
@@ -144,9 +148,26 @@ class SchedulerPlugin:
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
 
+    def _switch(self, scheduler: Any) -> dict[str, str]:
+        """Let the scheduler ask before each step whether it drafts. By its attribute, why it does not; "" if it does."""
+        if self._settings.drafting == "always":
+            return {}
+        try:
+            tell = self._channel.reply if self._settings.drafting == "auto" else None
+            self._drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config), tell=tell)
+            steps = StepHooks(self._drafting, hooks.logged_guard(log, "cannot switch drafting"))
+            problem = _misfit(hooks.install(steps.bindings)) or steps.limit(scheduler)
+        except Exception as error:  # noqa: BLE001  (capture does not need it)
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            log.warning("Updraft cannot turn drafting off: %s", problem)
+        return {f"{names.SCHEDULER}.{names.LENGTHS}": problem}
+
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer":
             self._hooks.forget()
+            if self._drafting is not None:
+                self._drafting.forget()
         elif message.get("kind") == "policy":
             self._hooks.policy = answered_policy(message, self._channel)
 
@@ -225,6 +246,12 @@ class WorkerPlugin:
             self._channel.problem = self._no_swap = problem
             return
         found = hooks.install(self.bindings(kind, rows))
+        if self._settings.drafting != "always" and is_untrained(config):
+            proposals = ProposalHooks(
+                runner=kind, served=self._served, guard=hooks.logged_guard(log, "cannot switch drafting")
+            )
+            if problem := _misfit(hooks.install(proposals.bindings)):
+                log.warning("Updraft cannot skip the untrained draft: %s", problem)
         self._hello.learn(hooks=found, unhooked=rows.guard.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:

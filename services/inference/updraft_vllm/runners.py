@@ -1,9 +1,10 @@
 """The state of vLLM's two model runners that the hooks read, in one shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from updraft_vllm.layout import Scheduled
@@ -35,6 +36,11 @@ class Runner:
     accept_lens: Callable[[Any], Tensor]
     """[B], the draft tokens accepted and one more, from what `sample` returned."""
     draft_model: Callable[[Any], Any]
+    propose: str
+    """The function in which the draft proposes."""
+    propose_parameters: tuple[str, ...]
+    propose_nothing: Callable[[Any, Sequence[Any], Mapping[str, Any]], Tensor]
+    """The result of `propose` for no draft tokens, from the object and the arguments that it is called with."""
 
 
 def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], bool]) -> Step:
@@ -96,12 +102,27 @@ def _second_accept_lens(result: Any) -> Tensor:
     return lens
 
 
+def _first_nothing(proposer: Any, _: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    proposer._last_draft_probs = None  # noqa: SLF001 - else the runner would take those of an earlier step
+    batch_size = kwargs["common_attn_metadata"].batch_size()
+    return torch.empty(batch_size, 0, dtype=torch.int64, device=kwargs["next_token_ids"].device)
+
+
+def _second_nothing(speculator: Any, args: Sequence[Any], _: Mapping[str, Any]) -> Tensor:
+    batch = args[0]
+    nothing: Tensor = speculator.draft_tokens[: batch.num_reqs].fill_(-1)  # vLLM's placeholder
+    return nothing
+
+
 FIRST = Runner(
     sample="_sample",
     sample_parameters=("self", "logits", "spec_decode_metadata"),
     read_step=first_step,
     accept_lens=_first_accept_lens,
     draft_model=lambda runner: runner.drafter.model,
+    propose="vllm.v1.spec_decode.llm_base_proposer.SpecDecodeBaseProposer.propose",
+    propose_parameters=("self", "num_speculative_tokens"),
+    propose_nothing=_first_nothing,
 )
 SECOND = Runner(
     sample="sample",
@@ -109,4 +130,7 @@ SECOND = Runner(
     read_step=second_step,
     accept_lens=_second_accept_lens,
     draft_model=lambda runner: runner.speculator.model,
+    propose="vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator.TargetDependentARSpeculator.propose",
+    propose_parameters=("self", "input_batch"),
+    propose_nothing=_second_nothing,
 )

@@ -26,12 +26,12 @@ from updraft_inference.engine import (
     HolderInfo,
     LoadedDraft,
     OtherShapeError,
-    Speedup,
     SwapResult,
 )
 from updraft_inference.sidecar.hello import Hello, Line, Uint32, problems
-from updraft_inference.sidecar.link import Answer, Gone, Link
+from updraft_inference.sidecar.link import Answer, Gone, Link, Measured
 from updraft_tap import weights, wire
+from updraft_tap.drafting.speedup import Speedup
 
 Restart = Callable[[Path], Awaitable[Path]]
 """Restarts the server with the draft in a folder; returns where that draft is kept."""
@@ -86,7 +86,6 @@ class AttachedServer:
     """Everything happens on the agent's event loop. `on_change` is called when the server holds another draft by itself."""
 
     load = EngineLoad()
-    speedups: Mapping[int, Speedup] = MappingProxyType({})
     faults: Mapping[int, int] = MappingProxyType({})
 
     def __init__(self, link: Link, known: Known, *, on_change: Callable[[], None]) -> None:
@@ -98,6 +97,8 @@ class AttachedServer:
         """The version of the load that waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
+        self._measured = Measured(version=0, speedups={})
+        """The speedups that the server measured last."""
         self._misfits: dict[DraftCheckpoint | None, str] = {}
         """Drafts of another shape, and why. They are not sent again until the server's next hello."""
         self.restart: Restart | None = None
@@ -121,18 +122,26 @@ class AttachedServer:
     def capture_losses(self) -> Mapping[CaptureLoss, int]:
         return self._link.losses
 
+    @property
+    def speedups(self) -> Mapping[int, Speedup]:
+        return self._measured.speedups if self._measured.version == self.loaded.version else {}
+
     def compare(self, *, is_comparing: bool) -> None:
         """A server mixes no proposers, so every step shows the draft alone."""
 
-    def hear(self, event: Hello | Gone | Answer) -> None:
+    def hear(self, event: Hello | Gone | Answer | Measured) -> None:
         """Take an event of the link."""
         if isinstance(event, Answer):
             is_asked = event.header.get("version") == self._asked  # else it is to an earlier load
             if is_asked and self._answer is not None and not self._answer.done():
                 self._answer.set_result(event.header)
+        elif isinstance(event, Measured):
+            self._measured = event
         elif isinstance(event, Gone):
             if event.role == "worker":
                 self._lose()
+            else:
+                self._measured = Measured(version=0, speedups={})
         elif event.role == "worker":
             self._meet(event)
 

@@ -24,7 +24,7 @@ from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.selection import CapturePlan
 from updraft_inference.engine import FinishedRequest
 from updraft_inference.launch import admin_key
-from updraft_inference.metrics import Metrics, watch_holder
+from updraft_inference.metrics import Metrics, watch_holder, watch_speedups
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
@@ -59,6 +59,7 @@ async def serve(
     agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
     agent.server.restart = restart
     watch_holder(registry, agent.server)
+    watch_speedups(registry, agent.server)
     with probes.serve(
         registry,
         host=settings.host,

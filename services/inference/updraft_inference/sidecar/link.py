@@ -23,8 +23,9 @@ from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.hello import Hello, Kind, Role, line
 from updraft_inference.sidecar.listener import listening_at
-from updraft_inference.tap.messages import count
+from updraft_inference.tap.messages import count, speedups
 from updraft_tap import wire
+from updraft_tap.drafting.speedup import Speedup
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,15 @@ class Answer:
     header: Mapping[str, Any]
 
 
-Event = Hello | Gone | Answer | Ended
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The speedups with a version of the draft, by the smallest batch size of the load; 0: of all steps."""
+
+    version: int
+    speedups: Mapping[int, Speedup]
+
+
+Event = Hello | Gone | Answer | Measured | Ended
 """Events for the agent, on its own event loop and in order."""
 
 
@@ -281,6 +290,8 @@ class Link:
         connection.num_dropped = dropped
         if kind == "loaded":
             self._event(Answer(header))
+        elif kind == "speedup":
+            self._event(_measured(header))
         else:
             self._emit(self._assembler.take(header, tensors, self._clock.monotonic()))
 
@@ -309,6 +320,14 @@ class Link:
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended
                 self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _measured(header: Mapping[str, Any]) -> Measured:
+    """Raises FrameError if the message is malformed."""
+    try:
+        return Measured(version=count(header["version"]), speedups=speedups(header))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise wire.FrameError(f"malformed message from the plugin: {error!r}") from error
 
 
 async def _post(connection: _Connection, data: bytes) -> None:

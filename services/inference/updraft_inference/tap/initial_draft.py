@@ -1,7 +1,7 @@
 """The draft that a server starts with before one is trained: new weights over the lowest token ids.
 
 Servers build the draft's network only once, so the trainer's drafts must have the same shape. The proposals of this draft are
-poor, and it costs no more than a good one.
+useless, so its config.json is marked, and the plugin drafts nothing until another draft is in place (ADR 0068).
 """
 
 import json
@@ -18,6 +18,7 @@ from updraft_draft import checkpoint, vocabulary
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
+from updraft_tap.drafting.switch import UNTRAINED
 
 _PART = ".part-"
 
@@ -72,6 +73,10 @@ def _place(network: DraftNetwork, folder: Path) -> None:
         remove_stale(folder.glob(f"{_PART}*"))
         with tempfile.TemporaryDirectory(prefix=_PART, dir=folder) as part:
             checkpoint.save(network, Path(part))
+            config = Path(part) / checkpoint.CONFIG
+            config.write_text(
+                json.dumps({**json.loads(config.read_text()), UNTRAINED: True}, indent=2, sort_keys=True) + "\n"
+            )
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 (Path(part) / name).replace(folder / name)
     except OSError as error:

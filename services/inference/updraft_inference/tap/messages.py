@@ -1,8 +1,9 @@
-"""The parts of requests in the plugin's messages `steps` and `prefill`. Pure.
+"""The content of the plugin's messages `steps`, `prefill` and `speedup`. Pure.
 
 Raises KeyError, TypeError, ValueError, IndexError or OverflowError for a message that is none.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from updraft_inference.engine import TopK
 from updraft_inference.tap.trace_builder import Rows, StepPart
+from updraft_tap.drafting.speedup import Speedup
 
 MAX_COUNT = 1 << 48
 """More than any count of a request, and small enough that sums over requests never exceed 64 bits."""
@@ -46,6 +48,17 @@ def prefills(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterat
         rows = _rows(tensors, int(request["position"]), at, taught, num, num_teacher)
         at, taught = at + num, taught + num_teacher
         yield str(request["rid"]), rows
+
+
+def speedups(header: Mapping[str, Any]) -> dict[int, Speedup]:
+    """Those of a message `speedup`, by the smallest batch size of the load."""
+    return {count(batch_size): Speedup(*map(_finite, bounds)) for batch_size, *bounds in header["loads"]}
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{value} is no ratio of speeds")
+    return number
 
 
 def count(value: object, *, limit: int = MAX_COUNT) -> int:

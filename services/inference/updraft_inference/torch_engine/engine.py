@@ -33,7 +33,6 @@ from updraft_inference.engine import (
     GenerationRequest,
     LoadedDraft,
     LookaheadEstimates,
-    Speedup,
     SwapResult,
     check_limits,
 )
@@ -47,6 +46,7 @@ from updraft_inference.torch_engine.scheduler.scheduler import Experience, Sched
 from updraft_inference.torch_engine.sequence import Sequence
 from updraft_inference.torch_engine.worker import Worker, on_passing_thread
 from updraft_kernels.loader import load_kernels
+from updraft_tap.drafting.speedup import Speedup
 
 ENGINE = "torch/0.1.0"
 

@@ -19,6 +19,7 @@ from updraft_inference.sidecar.attached import AttachedServer, Known
 from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_tap import checkpoint, weights
+from updraft_tap.drafting.speedup import Speedup
 
 
 class Beside:
@@ -110,6 +111,24 @@ async def test_a_server_that_restarted_holds_nothing_and_that_is_news(beside: Be
         await worker(stack, beside, id="worker-2", server="two")
 
     assert beside.changes == [LoadedDraft(version=3, tensors_digest="sha256:3"), LoadedDraft()]
+
+
+async def test_the_speedup_is_that_of_the_draft_that_the_server_holds(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        await worker(stack, beside, version=3, digest="sha256:3")
+        scheduler = await stack.enter_async_context(process(beside.link.path, "scheduler"))
+        assert (await scheduler.hear())["refusal"] == ""
+        loads = [[0, 1.3, 1.2, 1.4], [8, 0.9, 0.8, 1.0]]
+        said = {"kind": "speedup", "number": 1, "dropped": 0, "version": 3, "loads": loads}
+        await scheduler.say(said)
+        await until(lambda: bool(beside.server.speedups), what="the speedup")
+        assert beside.server.speedups == {0: Speedup(1.3, 1.2, 1.4), 8: Speedup(0.9, 0.8, 1.0)}
+        await scheduler.say({**said, "number": 2, "version": 4})
+        await until(lambda: not beside.server.speedups, what="that of another draft")
+        await scheduler.say({**said, "number": 3})
+        await until(lambda: bool(beside.server.speedups), what="the speedup again")
+        scheduler.hang_up()
+        await until(lambda: not beside.server.speedups, what="the end of the scheduler")
 
 
 async def test_a_swap_is_proved_by_the_digest_of_what_the_server_holds(beside: Beside, draft: DraftCheckpoint) -> None:

@@ -16,7 +16,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.hello import VLLM, Hello
-from updraft_inference.sidecar.link import Answer, Event, Gone, Link
+from updraft_inference.sidecar.link import Answer, Event, Gone, Link, Measured
 from updraft_tap import wire
 
 POLICY = {"payload": 0.5, "prompt_rows": 8, "counterfactual_rows": 0}
@@ -211,6 +211,30 @@ async def test_a_malformed_message_ends_the_connection_and_is_counted(link: Link
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await scheduler.hear()
     assert link.losses[CaptureLoss.MALFORMED] == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"version": None}, {"version": -1}, {"loads": 3}, {"loads": [[1, 1.0]]}, {"loads": [["one", 1.0, 1.0, 1.0]]}),
+        *(
+            {"loads": [[1, "fast", 1.0, 1.0]]},
+            {"loads": [[1, float("nan"), 1.0, 1.0]]},
+            {"loads": [[1, 10**400, 1, 1]]},
+        ),
+    ],
+    ids=str,
+)
+async def test_a_speedup_that_is_none_ends_the_connection_and_not_the_agent(
+    link: Link, heard: Heard, changed: dict[str, Any]
+) -> None:
+    async with AsyncExitStack() as stack:
+        scheduler, _ = await server(stack, link)
+        said = {"kind": "speedup", "number": 1, "dropped": 0, "version": 1, "loads": [[0, 1.0, 0.9, 1.1]], **changed}
+        await scheduler.say(said)
+        await until(lambda: Gone("scheduler") in heard, what="the end of the connection")
+    assert link.failure == ""
+    assert not any(isinstance(event, Measured) for event in heard)
 
 
 @pytest.mark.parametrize("dropped", [float("inf"), float("nan"), "many", None, [1], 1 << 63, -1])

@@ -1,6 +1,7 @@
 """What is prepared for a server: the plugin's folder and the first draft."""
 
 import importlib.metadata
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_draft import checkpoint, vocabulary
 from updraft_draft.target_weights import read_head
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_tap.drafting.switch import UNTRAINED
 from updraft_trainer.initial_state import TrainerSpec
 from updraft_trainer.learning.learner import Hyperparameters
 
@@ -98,6 +100,9 @@ def test_the_first_draft_is_the_one_that_a_trainer_begins_with(target: Path, tmp
     assert config == network.config
     for name, tensor in checkpoint.checkpoint_tensors(network):
         assert torch.equal(tensors[name], tensor), name
+    assert json.loads((tmp_path / "seed" / "config.json").read_text())[UNTRAINED] is True, (
+        "so that no server drafts with it"
+    )
 
 
 def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from updraft_inference.engine import (
     GenerationRequest,
     SamplingParams,
 )
-from updraft_inference.torch_engine.drafting.lookahead import speedup
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
+from updraft_tap.drafting import speedup
 
 GREEDY = SamplingParams(temperature=0)
 PROMPTS = [tuple(range(3, 8)), tuple(range(40, 97)), (7, 7, 7, 7, 7), tuple(range(300, 320))]

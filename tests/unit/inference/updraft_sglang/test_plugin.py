@@ -28,6 +28,7 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
         raise RuntimeError("no such field")
 
     monkeypatch.setattr(plugin, "_is_sender", lambda: is_sender)
+    monkeypatch.setattr(plugin, "_of_several_ranks", lambda: "")
     monkeypatch.setattr(plugin, "_ranks", fail)
     monkeypatch.setattr(plugin, "share_vocabulary", lambda _: None)
     made, started = plugin.Plugin(Settings(socket=str(tmp_path / "socket")), {}), list[str]()

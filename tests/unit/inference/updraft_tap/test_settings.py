@@ -14,21 +14,26 @@ def test_without_a_socket_nothing_is_wanted() -> None:
     assert read({"UPDRAFT_SGLANG_SOCKET": ""}) is None
 
 
-def test_the_numbers_have_defaults() -> None:
-    assert read({"UPDRAFT_SGLANG_SOCKET": "/s"}) == Settings(socket="/s", top_k=64, queue_bytes=64 << 20)
+def test_the_settings_have_defaults() -> None:
+    expected = Settings(socket="/s", top_k=64, queue_bytes=64 << 20, drafting="auto")
+    assert read({"UPDRAFT_SGLANG_SOCKET": "/s"}) == expected
 
 
-def test_the_numbers_are_read() -> None:
+def test_the_settings_are_read() -> None:
     environment = {
         "UPDRAFT_SGLANG_SOCKET": "/s",
         "UPDRAFT_SGLANG_TOP_K": "8",
         "UPDRAFT_SGLANG_QUEUE_BYTES": str(1 << 20),
+        "UPDRAFT_SGLANG_DRAFTING": "always",
     }
-    assert read(environment) == Settings(socket="/s", top_k=8, queue_bytes=1 << 20)
+    assert read(environment) == Settings(socket="/s", top_k=8, queue_bytes=1 << 20, drafting="always")
 
 
-@pytest.mark.parametrize(("name", "value"), [("TOP_K", "0"), ("TOP_K", "many"), ("TOP_K", "-3"), ("QUEUE_BYTES", "12")])
-def test_an_absurd_number_is_refused_with_its_name(name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TOP_K", "0"), ("TOP_K", "many"), ("TOP_K", "-3"), ("QUEUE_BYTES", "12"), ("DRAFTING", "never")],
+)
+def test_an_absurd_value_is_refused_with_its_name(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"UPDRAFT_SGLANG_{name} is '{value}'"):
         read({"UPDRAFT_SGLANG_SOCKET": "/s", f"UPDRAFT_SGLANG_{name}": value})
 

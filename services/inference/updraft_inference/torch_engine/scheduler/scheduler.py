@@ -18,7 +18,6 @@ from updraft_inference.engine import Delta, Drafter, EngineLoad, FinishReason, T
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
 from updraft_inference.torch_engine.drafting.lookahead.cost import CostTable
 from updraft_inference.torch_engine.drafting.lookahead.planner import LookaheadPlanner
-from updraft_inference.torch_engine.drafting.lookahead.speedup import SpeedupMeter
 from updraft_inference.torch_engine.drafting.mixture import Chooser
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.drafting.speculation import Speculation
@@ -34,6 +33,7 @@ from updraft_inference.torch_engine.scheduler.prefix_cache import cached_prefix
 from updraft_inference.torch_engine.scheduler.slots import Slots
 from updraft_inference.torch_engine.scheduler.warm_up import cost_curve
 from updraft_inference.torch_engine.sequence import Sequence
+from updraft_tap.drafting.speedup import SpeedupMeter
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,8 @@ class Scheduler:
         prompts = prompt_chunks(self._prefilling, budget)
         num_tokens = self._compute(drafts, prompts, started)
         if is_free and not prompts:
-            self.speedup.observe(len(decoding), num_tokens, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.speedup.observe(len(decoding), num_tokens, seconds, is_drafted=not is_plain)
 
     def _compute(self, drafts: list[ForwardChunk], prompts: list[ForwardChunk], started: float) -> int:
         """Run one forward over all chunks and apply its results. Returns the number of tokens that running requests got."""

@@ -279,7 +279,7 @@ def test_steps_in_which_the_model_has_to_draft_say_nothing_about_what_speculatio
 ) -> None:
     monkeypatch.setattr(speculation, "COMPARING", EvidenceBudget(1 / 4, 9.0))
     measured: list[int] = []
-    monkeypatch.setattr(scheduler.speedup, "observe", lambda batch, *_: measured.append(batch))
+    monkeypatch.setattr(scheduler.speedup, "observe", lambda batch, *_, **__: measured.append(batch))
     monkeypatch.setattr(scheduler.speedup, "allows_drafts", lambda _: False)
     scheduler.install(eagle, 1)
     scheduler.speculation.is_comparing = True

@@ -1,4 +1,4 @@
-"""Measures the speedup by speculation: the speed of steps that may speculate over the speed of steps that may not.
+"""Measures the speedup by speculation: the speed of steps that may speculate over the speed of steps that may not. Pure.
 
 Steps come in blocks of a few seconds. One slice of each block, at a random place, runs the other way: without drafts while
 speculation is in use, with drafts while it is off. So both kinds of steps meet the same requests and the same neighbours on
@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from updraft_inference.engine import LOADS, Speedup
+LOADS = (1, 2, 4, 8, 16, 32)
+"""Smallest batch size of each load whose speedup is measured by itself."""
 
 SLICE = 8
 """Steps. That is long enough to contain what a slice leaves to later steps, such as states that the draft has not read yet."""
@@ -26,6 +27,16 @@ DEVIATIONS = 1.645
 """Half of a 90 % interval, in standard deviations."""
 NUM_VERSIONS = 3
 """Drafts whose worth is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Speed of decoding over that without speculation, measured on live traffic, with its 90 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
 
 Pair = tuple[float, float]
 """For a block: seconds that its speculating steps would have taken without drafts, and seconds that they took."""
@@ -58,17 +69,28 @@ class _Load:
         is_other = self._start <= self._num_steps < self._start + SLICE
         return self.is_on is not is_other
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        of_kind = self._sums[self.allows_drafts()]
+    def observe(self, tokens: int, seconds: float, *, is_drafted: bool) -> bool:
+        """Returns whether this was the last step of a block."""
+        of_kind = self._sums[is_drafted]
         of_kind.tokens += tokens
         of_kind.seconds += seconds
+        return self.skip()
+
+    def skip(self) -> bool:
+        """A step that says nothing of the speed of its kind. Returns whether it was the last one of a block."""
         self._num_steps += 1
-        if self._num_steps == self._length:
-            with_drafts, without = self._sums[True], self._sums[False]
+        is_last = self._num_steps == self._length
+        if is_last:
+            self._end()
+        return is_last
+
+    def _end(self) -> None:
+        with_drafts, without = self._sums[True], self._sums[False]
+        if with_drafts.tokens and without.tokens:
             pair = (with_drafts.tokens * without.seconds / without.tokens, with_drafts.seconds)
             self.pairs = [*self.pairs[1 - MEMORY :], pair]
             self._turn()
-            self._begin()
+        self._begin()
 
     def _turn(self) -> None:
         """Off where speculation is surely slower, and on again where it is faster.
@@ -108,17 +130,27 @@ class SpeedupMeter:
         """Whether the next step, of so many sequences, may speculate."""
         return self._at(batch).allows_drafts()
 
-    def observe(self, batch: int, tokens: int, seconds: float) -> None:
+    def observe(self, batch: int, tokens: int, seconds: float, *, is_drafted: bool) -> bool:
         """A step of so many sequences, in which no prompt was read, yielded these tokens, all sequences together.
 
-        A step without tokens, because all its requests failed, says nothing about speed.
+        A step without tokens, because all its requests failed, says nothing about speed. Returns whether the speedups may have
+        changed.
         """
-        if tokens:
-            self._at(batch).observe(tokens, seconds)
+        return bool(tokens) and self._at(batch).observe(tokens, seconds, is_drafted=is_drafted)
 
-    def serve(self, version: int) -> None:
-        """Another draft is served. Measurements of the last drafts are kept, because a switchback alternates two."""
-        loads = self._versions.pop(version, None) or {size: _Load(self._rng) for size in LOADS}
+    def skip(self, batch: int) -> bool:
+        """A step of which no more is known than that it was one, so that a slice ends even if nothing can be measured."""
+        return self._at(batch).skip()
+
+    def serve(self, version: int, *, is_on: bool | None = True) -> None:
+        """Another draft is served. Measurements of the last drafts are kept, because a switchback alternates two.
+
+        Speculation with a new draft `is_on` from the beginning, or only in slices; None: at each load as with the draft before.
+        """
+        before = self._loads
+        loads = self._versions.pop(version, None) or {
+            size: _Load(self._rng, is_on=before[size].is_on if is_on is None else is_on) for size in LOADS
+        }
         self._versions[version] = self._loads = loads
         self._versions = dict(list(self._versions.items())[-NUM_VERSIONS:])
 

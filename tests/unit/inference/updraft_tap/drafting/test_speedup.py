@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_inference.engine import LOADS
-from updraft_inference.torch_engine.drafting.lookahead.speedup import BLOCK, MIN_BLOCKS, SLICE, SpeedupMeter
+from updraft_tap.drafting.speedup import BLOCK, FIRST_BLOCK, LOADS, MIN_BLOCKS, SLICE, SpeedupMeter
 
 PLAIN_S = 0.03
 
@@ -31,7 +30,7 @@ def run(
         tokens = batch * (rng.choice((1, 2, 3)) if allows else 1)
         worth = (gain(n) if callable(gain) else gain) if allows else 1.0
         seconds = PLAIN_S * (2.0 if allows else 1.0) / worth  # two tokens a step on average
-        meter.observe(batch, tokens, seconds * neighbour(n) * rng.uniform(0.9, 1.1))
+        meter.observe(batch, tokens, seconds * neighbour(n) * rng.uniform(0.9, 1.1), is_drafted=allows)
     return allowed
 
 
@@ -77,7 +76,7 @@ def test_each_load_is_measured_by_itself() -> None:
 def test_steps_whose_requests_all_failed_are_not_counted() -> None:
     meter, failing = SpeedupMeter(random.Random(1)), SpeedupMeter(random.Random(1))
     for _ in range(10 * BLOCK):
-        failing.observe(1, 0, 0.01)
+        assert not failing.observe(1, 0, 0.01, is_drafted=True)
     assert run(meter, 10 * BLOCK, 1.5) == run(failing, 10 * BLOCK, 1.5)
     assert failing.speedups == meter.speedups
 
@@ -95,11 +94,38 @@ def test_nothing_is_said_of_a_draft_before_enough_blocks_or_after_a_swap() -> No
     assert meter.speedups == known, "a switchback comes back to it"
 
 
+@pytest.mark.parametrize(("gain", "is_used"), [(0.8, False), (1.5, True)])
+def test_a_draft_that_begins_off_is_used_once_slices_show_that_it_pays(gain: float, is_used: bool) -> None:  # noqa: FBT001
+    meter = SpeedupMeter(random.Random(1))
+    meter.serve(1, is_on=False)
+    first = run(meter, MIN_BLOCKS * FIRST_BLOCK, gain)
+    later = run(meter, 20 * BLOCK, gain)
+    assert first.count(True) == MIN_BLOCKS * SLICE
+    assert (later.count(True) > 0.8 * len(later)) is is_used
+
+
+def test_a_draft_may_begin_at_each_load_as_the_one_before() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    for _ in range(30):
+        run(meter, BLOCK, 1.5, batch=1)
+        run(meter, BLOCK, 0.7, batch=9)
+    meter.serve(2, is_on=None)
+    assert run(meter, FIRST_BLOCK, 1.5, batch=1).count(True) == FIRST_BLOCK - SLICE
+    assert run(meter, FIRST_BLOCK, 0.7, batch=9).count(True) == SLICE
+
+
+def test_a_slice_ends_even_if_none_of_its_steps_says_anything() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(10 * FIRST_BLOCK)]
+    assert allowed.count(False) == 10 * SLICE
+    assert not meter.speedups
+
+
 @given(batches=st.lists(st.integers(0, 100), min_size=1, max_size=400), seed=st.integers(0, 9))
 def test_any_order_of_loads_is_counted(batches: list[int], seed: int) -> None:
     meter = SpeedupMeter(random.Random(seed))
     for batch in batches:
         allows = meter.allows_drafts(batch)
         assert allows == meter.allows_drafts(batch)
-        meter.observe(batch, max(1, batch), 0.01)
+        meter.observe(batch, max(1, batch), 0.01, is_drafted=allows)
     assert set(meter.speedups) <= {0, *LOADS}

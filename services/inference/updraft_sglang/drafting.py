@@ -1,0 +1,166 @@
+"""How many tokens a step of SGLang drafts: its configured number, or none.
+
+For `--speculative-adaptive`, SGLang prepares the worker for several numbers at startup, and asks a policy before each step. The
+plugin's policy replaces SGLang's own. It asks that one, or takes the fixed number of a server without this option.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from updraft_sglang import names
+from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
+from updraft_tap.hooks import Binding, Guard, Hook, resolved
+from updraft_tap.weights import ServedVersion
+
+
+class DraftingHooks:
+    """The hooks of each rank. All ranks of a server decide alike, because they swap drafts at the same step. Times differ
+    between ranks, so several measure nothing: then `teller` returns None."""
+
+    def __init__(self, *, served: ServedVersion, guard: Guard, teller: Callable[[], Tell | None]) -> None:
+        self.problem = "there is no EAGLE-3 worker"
+        """Why drafting cannot be turned off; "" if it can."""
+        self._served = served
+        self._guard = guard
+        self._teller = teller
+        self._drafting: Drafting | None = None
+        scheduler = names.SCHEDULER
+        self.bindings = (
+            Binding(target=names.WORKER, hook=self.start, parameters=("self", "server_args")),
+            Binding(target=f"{scheduler}.process_batch_result", hook=self.step, parameters=("self", "batch", "result")),
+            Binding(target=f"{scheduler}.continue_generation", hook=self.resume, parameters=("self", "recv_req")),
+        )
+
+    def forget(self) -> None:
+        """Another agent has connected. Called on the channel's thread."""
+        if self._drafting is not None:
+            self._drafting.forget()
+
+    def start(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> None:
+        """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy."""
+        original(worker, *args, **kwargs)
+        server_args = kwargs.get("server_args", next(iter(args), None))
+        problem = self._guard("drafting", self._switch, worker, server_args)
+        self.problem = "the policy cannot be replaced" if problem is None else problem
+
+    def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.process_batch_result, once per step."""
+        done = original(scheduler, batch, result, *args, **kwargs)
+        if self._drafting is not None:
+            self._guard("drafting", self._stepped, self._drafting, batch, result)
+        return done
+
+    def resume(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND Scheduler.continue_generation, which ends a time without steps."""
+        if self._drafting is not None:
+            self._drafting.pause()
+        return original(scheduler, *args, **kwargs)
+
+    def _stepped(self, drafting: Drafting, batch: Any, result: Any) -> None:
+        """A verify step says of each request how many drafts were accepted; a prefill does not."""
+        accepted, is_drafted = result.num_correct_drafts_per_req_cpu or (), None
+        if accepted and batch.forward_mode.is_decode():
+            is_drafted = result.speculative_num_draft_tokens > result.num_non_draft_tokens_per_req
+        tokens = sum(accepted) + len(accepted) * result.num_non_draft_tokens_per_req
+        drafting.stepped(len(batch.reqs), tokens, is_drafted=is_drafted)
+
+    def _switch(self, worker: Any, server_args: Any) -> str:
+        """Replace the policy. Returns why that is not possible; "" if it is."""
+        if problem := _fixed(worker, server_args):
+            return problem
+        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._teller())
+        controller, fixed = worker.adaptive_controller, int(worker.speculative_num_steps)
+        if controller is None:
+            controller = resolved(names.CONTROLLER)(worker, FixedNumber(fixed))
+        controller.params = Policy(controller.params, self._allows(drafting))
+        worker.adaptive_controller = controller
+        return ""
+
+    def _allows(self, drafting: Drafting) -> Callable[[int], bool]:
+        """Whether the next step may draft; it may if that cannot be found out."""
+
+        def allows(batch_size: int) -> bool:
+            drafting.serve(self._served.version)
+            _skip_extends(drafting)
+            return drafting.allows(batch_size)
+
+        return lambda batch_size: self._guard("drafting", allows, batch_size) is not False
+
+
+def _fixed(worker: Any, server_args: Any) -> str:
+    """Why the number of draft tokens cannot change between steps; "" if it can. Most are SGLang's own reasons."""
+    if not worker.speculative_algorithm.is_eagle3():
+        return "this server does not draft with EAGLE-3"
+    config = resolved(names.RESOLVED)(server_args)
+    if config.pp_size > 1:
+        return "with pipeline parallelism, drafting cannot be turned off"
+    if config.enable_lora or config.enable_hisparse:
+        return "with LoRA or HiSparse, drafting cannot be turned off"
+    reason = resolved(names.NOT_ADAPTIVE)(server_args)
+    return f"drafting cannot be turned off: {reason}" if reason else ""
+
+
+def _is_untrained(worker: Any) -> bool:
+    return bool(getattr(worker.draft_worker.draft_runner.model_config.hf_config, UNTRAINED, False))
+
+
+def _skip_extends(drafting: Drafting) -> None:
+    """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft need
+    not: SGLang has a variable for this, which it reads at each step."""
+    if drafting.is_useless:
+        os.environ[names.SKIP_EXTEND] = "true"
+    else:
+        os.environ.pop(names.SKIP_EXTEND, None)
+
+
+class FixedNumber:
+    """SGLang's AdaptiveSpecPolicy of a server without `--speculative-adaptive`."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.candidate_steps = [num_steps]
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None: ...
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        return self.candidate_steps[0]
+
+    def on_verify_complete(self, num_correct_drafts_per_req: Sequence[int], batch_size: int) -> int | None:
+        return None
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        return None
+
+
+class Policy:
+    """An AdaptiveSpecPolicy that drafts nothing unless `allows` says so, else the number of the `configured` policy."""
+
+    def __init__(self, configured: Any, allows: Callable[[int], bool]) -> None:
+        self._configured = configured
+        self._allows = allows
+        self._was_on = self._is_on = True
+
+    @property
+    def candidate_steps(self) -> list[int]:
+        """SGLang prepares the worker for each of these."""
+        return sorted({0, *self._configured.candidate_steps})
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        """Sizes of batches with CUDA graphs."""
+        self._configured.set_cuda_graph_bs(cuda_graph_bs)
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        """Called before each step that verifies."""
+        self._was_on, self._is_on = self._is_on, self._allows(batch_size)
+        return int(self._configured.get_steps_for_batch(batch_size)) if self._is_on else 0
+
+    def on_verify_complete(self, num_correct_drafts_per_req: Sequence[int], batch_size: int) -> None:
+        """A step that may not draft says nothing about the number to draft. Its result may come after the next step began. A
+        change takes effect when the policy is asked again."""
+        if self._was_on and self._is_on:
+            self._configured.on_verify_complete(num_correct_drafts_per_req, batch_size)
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        """None: all. Any batch may draft nothing."""
+        sizes: list[int] | None = self._configured.cuda_graph_bs_for_step(step) if step else None
+        return sizes

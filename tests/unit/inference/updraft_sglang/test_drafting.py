@@ -1,0 +1,178 @@
+"""Whether a step of SGLang drafts, on stand-ins of its worker and of its controller."""
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from updraft_sglang import drafting, names
+from updraft_sglang.drafting import DraftingHooks, Policy
+from updraft_tap import hooks
+from updraft_tap.drafting.speedup import FIRST_BLOCK, SLICE
+from updraft_tap.drafting.switch import UNTRAINED, Tell
+from updraft_tap.weights import ServedVersion
+
+
+class Controller(SimpleNamespace):
+    """SGLang's AdaptiveController."""
+
+    def __init__(self, worker: Any, params: Any) -> None:
+        super().__init__(worker=worker, params=params)
+
+
+class Configured:
+    """SGLang's policy of a server with --speculative-adaptive."""
+
+    candidate_steps = (1, 3)
+
+    def __init__(self) -> None:
+        self.fed: list[int] = []
+        self.sizes: list[int] | None = None
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        self.sizes = cuda_graph_bs
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        return 3 if batch_size < 8 else 1
+
+    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int:
+        self.fed += num_correct_drafts_per_req
+        return 1
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int]:
+        return [step]
+
+
+@pytest.fixture(autouse=True)
+def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The parts of SGLang that are looked up by name, and what they say."""
+    monkeypatch.setenv(names.SKIP_EXTEND, "left by this test")  # so that it is put back
+    monkeypatch.delenv(names.SKIP_EXTEND)
+    said = SimpleNamespace(pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
+    parts = {names.CONTROLLER: Controller, names.RESOLVED: lambda _: said, names.NOT_ADAPTIVE: lambda _: said.reason}
+    monkeypatch.setattr(drafting, "resolved", parts.__getitem__)
+    return said
+
+
+def worker(*, untrained: bool = True, configured: Configured | None = None, is_eagle3: bool = True) -> Any:
+    draft = SimpleNamespace(**({UNTRAINED: True} if untrained else {}))
+    runner = SimpleNamespace(model_config=SimpleNamespace(hf_config=draft))
+    return SimpleNamespace(
+        speculative_num_steps=2,
+        speculative_algorithm=SimpleNamespace(is_eagle3=lambda: is_eagle3),
+        draft_worker=SimpleNamespace(draft_runner=runner),
+        adaptive_controller=configured and Controller(None, configured),
+    )
+
+
+def started(worker: Any, served: ServedVersion | None = None, tell: Tell | None = None) -> DraftingHooks:
+    guard = hooks.logged_guard(logging.getLogger("test"), "failed")
+    found = DraftingHooks(served=served or ServedVersion(), guard=guard, teller=lambda: tell)
+    found.start(lambda *_: None, worker, "server_args")
+    return found
+
+
+def test_an_untrained_draft_proposes_nothing_and_does_not_run_until_another_one_is_in_place() -> None:
+    served, one = ServedVersion(), worker()
+    assert started(one, served).problem == ""
+    policy = one.adaptive_controller.params
+    said = []
+    for served.version in (0, 1, 0):
+        said.append((policy.get_steps_for_batch(1), os.environ.get(names.SKIP_EXTEND)))
+
+    assert policy.candidate_steps == [0, 2], "SGLang prepares both"
+    assert policy.cuda_graph_bs_for_step(0) is policy.cuda_graph_bs_for_step(2) is None, "for all batches"
+    assert said == [(0, "true"), (2, None), (0, "true")]
+
+
+def test_a_server_that_starts_with_a_trained_draft_drafts_from_its_first_step() -> None:
+    one = worker(untrained=False)
+    started(one)
+
+    assert one.adaptive_controller.params.get_steps_for_batch(1) == 2
+
+
+def test_a_policy_of_the_server_itself_chooses_the_number_where_drafting_is_on() -> None:
+    configured, is_on = Configured(), True
+    policy = Policy(configured, lambda _: is_on)
+    policy.set_cuda_graph_bs([1, 2])
+
+    assert policy.candidate_steps == [0, 1, 3]
+    assert configured.sizes == [1, 2]
+    assert (policy.cuda_graph_bs_for_step(0), policy.cuda_graph_bs_for_step(3)) == (None, [3])
+    assert [policy.get_steps_for_batch(1), policy.get_steps_for_batch(9)] == [3, 1]
+    policy.on_verify_complete([2, 3], 2)
+    for is_on in (False, True):
+        assert policy.get_steps_for_batch(1) == (3 if is_on else 0)
+        policy.on_verify_complete([0, 0], 2)
+    assert configured.fed == [2, 3], "a step without drafts says nothing of their number"
+
+
+def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
+    one = worker(configured=Configured())
+    controller = one.adaptive_controller
+    assert started(one).problem == ""
+
+    assert one.adaptive_controller is controller
+    assert controller.params.candidate_steps == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("pp_size", 2, "with pipeline parallelism"),
+        ("enable_lora", True, "with LoRA or HiSparse"),
+        ("reason", "attention DP is not supported", "attention DP is not supported"),
+    ],
+)
+def test_a_server_whose_number_of_drafts_is_fixed_says_why(
+    sglang: SimpleNamespace, field: str, value: Any, reason: str
+) -> None:
+    setattr(sglang, field, value)
+    one = worker()
+
+    assert reason in started(one).problem
+    assert one.adaptive_controller is None
+
+
+def test_another_algorithm_is_left_as_it_is() -> None:
+    one = worker(is_eagle3=False)
+
+    assert started(one).problem == "this server does not draft with EAGLE-3"
+    assert one.adaptive_controller is None
+
+
+def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
+    assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
+
+
+def test_slices_without_drafts_show_what_drafting_is_worth() -> None:
+    told: list[Any] = []
+    one = worker(untrained=False)
+    found = started(one, tell=told.append)
+    lengths = []
+    for number in range(8 * FIRST_BLOCK):
+        length = one.adaptive_controller.params.get_steps_for_batch(2)
+        lengths.append(length)
+        step(found, [length, 0], width=length + 1)
+        if number % 50 == 0:
+            step(found, None, is_decode=False)
+    num_told = len(told)
+    found.resume(lambda *_: None, "scheduler", "request")
+    found.forget()
+    step(found, [0, 0], width=1)
+
+    assert SLICE <= lengths[:FIRST_BLOCK].count(0) <= 2 * SLICE
+    assert len(told) == num_told + 1 > 2, "another agent is told, too"
+    assert {(message["kind"], message["version"]) for message in told} == {("speedup", 0)}
+
+
+def step(found: DraftingHooks, accepted: list[int] | None, *, width: int = 1, is_decode: bool = True) -> None:
+    """SGLang processes the result of a step."""
+    result = SimpleNamespace(
+        num_correct_drafts_per_req_cpu=accepted, speculative_num_draft_tokens=width, num_non_draft_tokens_per_req=1
+    )
+    batch = SimpleNamespace(reqs=["a", "b"], forward_mode=SimpleNamespace(is_decode=lambda: is_decode))
+    assert found.step(lambda *_: "done", "scheduler", batch, result) == "done"
