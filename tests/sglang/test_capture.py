@@ -265,6 +265,7 @@ async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(set
         wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
 
         assert (loaded["refusal"], loaded["served"]["version"]) == ("", 8)
+        assert loaded["target"].startswith("sha256:"), "the target was compared"
         assert rank["checksums"].items() >= wanted.items()
         steps = [answer["meta_info"]["spec_verify_ct"] for answer in (before["before"], after["after"])]
         assert steps[0] == steps[1] < 50, "the same proposals, by other numbers"

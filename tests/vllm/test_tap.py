@@ -321,6 +321,7 @@ async def test_a_swap_in_the_middle_of_requests_is_proved_and_changes_no_token(s
     assert (swapped["refusal"], swapped["held"]) == ("", digest(setting.folder / "draft-7"))
     assert swapped["served"] == {"version": 7, "digest": "sha256:7"}
     assert (back["held"], back["version"]) == (digest(setting.folder / "draft-0"), 0)
+    assert swapped["target"] == back["target"] != ""
     for ask, answer, whole in given:
         assert answer.output == whole.output
         header = check_end(ask, answer, agent, captured=True)

@@ -177,7 +177,7 @@ class Plugin:
             self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             return several
         try:
-            draft = SglangDraft(worker.draft_worker.draft_runner.model)
+            draft = SglangDraft(worker.draft_worker.draft_runner.model, worker.target_worker.model_runner.model)
         except RefusedError as error:
             return str(error)
         self._device = draft.device

@@ -29,8 +29,10 @@ finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_t
          its prompt and its output, int32. Each process says the `probability` with which its own policy chose a request; they
          may differ while the policy changes.
 loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
-         starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
-         {version, digest}. If the engine later loses the draft, another hello reports it.
+         starts with it serves it), target_changed (it is refused because loading it changed weights of the target), held
+         (digest of what the engine holds), target (digest of samples of the target, the same before and after; "" if others
+         may have changed it meanwhile), pause_us (how long the engine stood still), served: {version, digest}. If the engine
+         later loses the draft, another hello reports it.
 
 policy   The policy that is in effect from now on, in reply to one. It comes after every message that the process made before,
          so it also says that these are there, or are in its dropped. Messages of two processes have no common order: rows
