@@ -121,17 +121,25 @@ def admin_key_file(settings: InferenceSettings) -> Path | None:
         )
     if names & {"--admin-api-key", "--config"}:
         return None
-    if settings.sglang_admin_key.get_secret_value():  # in a file of its own, so that a random key stays as it was
-        return (settings.data_dir / settings.engine / "chosen-admin-key.yaml").resolve()
+    if settings.sglang_admin_key.get_secret_value():
+        return _chosen_key_file(settings)
     return (settings.sglang_admin_key_file or settings.data_dir / settings.engine / "admin-key.yaml").resolve()
+
+
+def _chosen_key_file(settings: InferenceSettings) -> Path:
+    """The file for a key that a setting chose. It is another one than that of the random key, which stays as it was."""
+    return (settings.data_dir / settings.engine / "chosen-admin-key.yaml").resolve()
 
 
 def attached(settings: InferenceSettings) -> InferenceSettings:
     """The settings of the agent beside SGLang: the server's URL, and its admin key, whose file is written if there is none.
+    The file of a key that is not chosen any more is removed.
 
     Raises InvalidInput if the file is not valid."""
     update: dict[str, object] = {"attach": _url(settings)}
-    if (file := admin_key_file(settings)) is not None:
+    if (file := admin_key_file(settings)) != _chosen_key_file(settings):
+        admin_key.remove(_chosen_key_file(settings))
+    if file is not None:
         admin_key.write(file, settings.sglang_admin_key.get_secret_value())
         admin_key.read(file)
         update["sglang_admin_key_file"] = file
