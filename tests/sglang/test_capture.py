@@ -27,9 +27,10 @@ from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from tests.support.wait import until
 
 from updraft_draft import checkpoint
-from updraft_inference.sidecar.hello import VLLM, Hello
+from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap.weights import UNKNOWN
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]

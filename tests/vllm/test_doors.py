@@ -20,6 +20,7 @@ from updraft_cli.local.folders import cache_folder
 from updraft_cli.models.smollm2 import model_folder
 from updraft_draft import checkpoint
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 
 if not build.is_built():
     pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
@@ -91,7 +92,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
         plain = {name: _asked(server, name) for name in BODIES}
     (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
     variables = {
-        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
+        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_API_KEYS_FILE": str(folder / "keys"),
         "UPDRAFT_VLLM_MAX_REQUESTS_PER_KEY": "2",

@@ -28,10 +28,10 @@ from updraft_inference.metrics import Metrics, watch_holder
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
-from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
+from updraft_inference.tap.server_kind import SGLANG, VLLM
 
 logger = logging.getLogger(__name__)
 

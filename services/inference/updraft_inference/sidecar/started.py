@@ -17,12 +17,12 @@ from updraft_chassis.ports import is_free
 from updraft_chassis.settings import variable
 from updraft_inference.launch import admin_key, interpreter, sglang_arguments, vllm_arguments
 from updraft_inference.launch import started as servers
-from updraft_inference.launch.program import SGLANG, VLLM, Program
 from updraft_inference.launch.sglang_arguments import SglangOptions
 from updraft_inference.launch.started import Plan, StartedServer
 from updraft_inference.launch.vllm_arguments import VllmOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+from updraft_inference.tap.server_kind import SGLANG, VLLM, ServerKind
 
 _HEALTH_S = 2.0
 
@@ -30,11 +30,11 @@ _HEALTH_S = 2.0
 async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
     """Run both until `stop`. Raises UpdraftError if the server does not start, or exits by itself."""
     plan = await _plan(settings, lambda: stop.requested)
-    if plan.program is SGLANG:
+    if plan.kind is SGLANG:
         settings = await asyncio.to_thread(attached, settings)
     async with servers.started(plan, environ) as server:
         beside = settings.model_copy(update={"initial_draft": server.draft})
-        may_restart = settings.vllm_restarts if plan.program is VLLM else settings.sglang_restarts
+        may_restart = settings.vllm_restarts if plan.kind is VLLM else settings.sglang_restarts
         restart = server.restart if may_restart else None
         ended = Stop()
         async with asyncio.TaskGroup() as tasks:
@@ -59,23 +59,23 @@ async def _attend(server: StartedServer, stop: Stop) -> UpdraftError | None:
 
 
 async def _plan(settings: InferenceSettings, is_stopped: Callable[[], bool]) -> Plan:
-    program = VLLM if settings.engine == "vllm" else SGLANG
+    kind = VLLM if settings.engine == "vllm" else SGLANG
     python = settings.server_python
     assert python is not None
-    found = await interpreter.installed(program, python)
+    found = await interpreter.installed(kind, python)
     if not is_free(settings.port):
         raise Conflict(f"port {settings.port} is taken; choose another with {variable(InferenceSettings, 'port')}")
-    arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if program is VLLM else _sglang(settings)
+    arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if kind is VLLM else _sglang(settings)
     arguments(Path())  # so that invalid arguments are refused before anything is written
     return Plan(
-        program=program,
+        kind=kind,
         python=python,
         model=settings.model,
         folder=settings.data_dir / settings.engine,
         shape=settings.shape,
         socket=settings.socket_path,
         arguments=arguments,
-        is_up=health(f"{_url(settings)}{program.health}"),
+        is_up=health(f"{_url(settings)}{kind.health}"),
         is_stopped=is_stopped,
         drain_s=settings.drain_seconds,
     )
@@ -164,11 +164,11 @@ def vllm_options(settings: InferenceSettings, *, is_for_cpu: bool) -> VllmOption
     )
 
 
-def _extra(text: str, program: Program) -> list[str]:
+def _extra(text: str, kind: ServerKind) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise InvalidInput(f"{program.setting('ARGS')} is not valid shell syntax: {error}") from error
+        raise InvalidInput(f"{kind.setting('ARGS')} is not valid shell syntax: {error}") from error
 
 
 def _url(settings: InferenceSettings) -> str:

@@ -16,8 +16,8 @@ from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult, TargetChangedError
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer, Known
-from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap import checkpoint, weights
 
 
