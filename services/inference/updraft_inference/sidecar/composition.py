@@ -108,8 +108,14 @@ class _Agent:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
             async with asyncio.TaskGroup() as tasks:
                 if self._tools.settings.registry_address:
-                    link = pod.Link(changed=self._changed, is_draining=lambda: not self.is_listening)
-                    self._fleet = await pod.open_fleet(self._tools, self.server, capture, link, stack)
+                    self._fleet = await pod.open_fleet(
+                        self._tools,
+                        self.server,
+                        capture,
+                        stack,
+                        changed=self._changed,
+                        is_draining=lambda: not self.is_listening,
+                    )
                     for job in self._fleet.jobs:
                         tasks.create_task(job)
                 if capture is not None:
