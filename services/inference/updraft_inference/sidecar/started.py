@@ -16,9 +16,8 @@ from updraft_chassis.lifecycle import Stop
 from updraft_chassis.ports import is_free
 from updraft_chassis.settings import variable
 from updraft_inference.launch import admin_key, interpreter, sglang_arguments, vllm_arguments
-from updraft_inference.launch import started as servers
 from updraft_inference.launch.sglang_arguments import SglangOptions
-from updraft_inference.launch.started import Plan, StartedServer
+from updraft_inference.launch.started_server import Plan, StartedServer, started
 from updraft_inference.launch.vllm_arguments import VllmOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
@@ -32,7 +31,7 @@ async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: S
     plan = await _plan(settings, lambda: stop.requested)
     if plan.kind is SGLANG:
         settings = await asyncio.to_thread(attached, settings)
-    async with servers.started(plan, environ) as server:
+    async with started(plan, environ) as server:
         beside = settings.model_copy(update={"initial_draft": server.draft})
         may_restart = settings.vllm_restarts if plan.kind is VLLM else settings.sglang_restarts
         restart = server.restart if may_restart else None
