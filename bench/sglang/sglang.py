@@ -26,8 +26,8 @@ from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.launch import sglang_arguments
-from updraft_inference.launch.program import SGLANG
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap.server_kind import SGLANG
 
 STREAMS = 8
 TOKENS = 48

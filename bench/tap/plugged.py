@@ -10,6 +10,7 @@ from bench.serving import servers
 from bench.serving.servers import Server
 
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 
 LOOKAHEAD = 3
 ROLES = ("scheduler", "worker")
@@ -29,7 +30,7 @@ async def plugged(
     model: Path, draft: Path, folder: Path, socket: Path, *, threads: int, options: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """It looks for its agent at `socket`, and writes to `folder`, which is made."""
-    plugin = plugin_folder.write(folder / "plugin", plugin_folder.VLLM)
+    plugin = plugin_folder.write(folder / "plugin", VLLM)
     variables = {
         "PYTHONPATH": str(plugin),
         "UPDRAFT_VLLM_SOCKET": str(socket),

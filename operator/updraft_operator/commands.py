@@ -22,11 +22,10 @@ from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftE
 from updraft_chassis.settings import load
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests import gpus
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.plan import Plan, make_plan
+from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
@@ -182,7 +181,7 @@ async def _planned(
 def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:
     changes = [change for owner, plan in planned for change in _changes(owner, plan)]
     for owner, _ in planned:
-        if problem := gpus.mismatch(owner.spec.serving):
+        for problem in problems(owner.spec.serving).values():
             print(f"updraft-operator: {owner.metadata.namespace}/{owner.metadata.name}: {problem}", file=sys.stderr)
     if form == "json":
         print(json.dumps([content for _, _, content in changes], indent=2))

@@ -14,9 +14,9 @@ from tests.support.tiny_target import DRAFT_VOCAB, save_draft
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.launch import admin_key, sglang_arguments
-from updraft_inference.launch.program import SGLANG
 from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap.server_kind import SGLANG
 
 NUM_STEPS = 2
 

@@ -27,9 +27,10 @@ from tests.support.tiny_target import DRAFT_VOCAB, VOCAB, make_draft, save_draft
 from tests.support.wait import until
 
 from updraft_draft import checkpoint
-from updraft_inference.sidecar.hello import VLLM, Hello
+from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap.weights import UNKNOWN
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(240)]
@@ -265,6 +266,7 @@ async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(set
         wanted = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
 
         assert (loaded["refusal"], loaded["served"]["version"]) == ("", 8)
+        assert loaded["target"].startswith("sha256:"), "the target was compared"
         assert rank["checksums"].items() >= wanted.items()
         steps = [answer["meta_info"]["spec_verify_ct"] for answer in (before["before"], after["after"])]
         assert steps[0] == steps[1] < 50, "the same proposals, by other numbers"

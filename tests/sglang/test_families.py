@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.launch import sglang_arguments
-from updraft_inference.launch.program import SGLANG
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap.server_kind import SGLANG
 from updraft_inference.torch_engine.model.config import TargetConfig
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]

@@ -26,10 +26,10 @@ from updraft_draft.network import initial_network
 from updraft_draft.target_weights import read_head
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.launch import sglang_arguments
-from updraft_inference.launch.program import SGLANG
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap.server_kind import SGLANG
 
 pytestmark = [
     pytest.mark.gpu,

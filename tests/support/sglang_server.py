@@ -35,6 +35,8 @@ class FakeSglang:
     target: Path
     seed: Path
     info: dict[str, Any] = field(default_factory=dict)
+    embedding: str = "the target's"
+    """The checksum of the embedding after the next load."""
     refusals: dict[str, list[str]] = field(default_factory=dict)
     """By path, what the next calls are refused with."""
     is_lying: bool = False
@@ -63,7 +65,7 @@ class FakeSglang:
 
         config, tensors = checkpoint.load(folder)
         self.held = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
-        self.held[f"{DRAFT}.model.embed_tokens.weight"] = "the target's"
+        self.held[f"{DRAFT}.model.embed_tokens.weight"] = self.embedding
         if not self.exchanges_vocabulary:
             del self.held[checksums.VOCABULARY]
 

@@ -28,6 +28,7 @@ from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import LOOKAHEAD, Server, serving
 
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap import checkpoint, weights
 from updraft_tap.weights import UNKNOWN
 from updraft_vllm.reloads import ASLEEP
@@ -55,7 +56,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     for number, quality in ((0, 0.7), (7, 0.3)):
         write_draft(target, folder / f"draft-{number}", quality=quality)
     variables = {
-        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
+        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_TOP_K": "8",
     }
@@ -321,6 +322,7 @@ async def test_a_swap_in_the_middle_of_requests_is_proved_and_changes_no_token(s
     assert (swapped["refusal"], swapped["held"]) == ("", digest(setting.folder / "draft-7"))
     assert swapped["served"] == {"version": 7, "digest": "sha256:7"}
     assert (back["held"], back["version"]) == (digest(setting.folder / "draft-0"), 0)
+    assert swapped["target"] == back["target"] != ""
     for ask, answer, whole in given:
         assert answer.output == whole.output
         header = check_end(ask, answer, agent, captured=True)
@@ -409,7 +411,7 @@ def register():
 def broken(setting: Setting) -> Iterator[Setting]:
     """Another server, in which the hook of rows raises, and which may be put to sleep."""
     folder = setting.folder
-    plugin = plugin_folder.write(folder / "broken-plugin", plugin_folder.VLLM)
+    plugin = plugin_folder.write(folder / "broken-plugin", VLLM)
     (plugin / "breaks.py").write_text(BREAKS)
     metadata = plugin / "breaks-1.dist-info"
     metadata.mkdir()
@@ -488,7 +490,7 @@ print(json.dumps([before, hooks.states(bindings)]))
 
 
 def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
-    environment = {"PYTHONPATH": str(plugin_folder.write(tmp_path, plugin_folder.VLLM)), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {"PYTHONPATH": str(plugin_folder.write(tmp_path, VLLM)), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([build.python(), "-c", BINDING], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 

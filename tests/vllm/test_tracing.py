@@ -26,6 +26,7 @@ from tests.vllm.server import Server, serving
 from transformers import LlamaForCausalLM
 
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 
 if not build.is_built():
     pytest.skip("stock vLLM is not installed; run `make vllm-build`", allow_module_level=True)
@@ -52,7 +53,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     with serving(target, folder / "1", folder / "stock", options=options) as stock:
         plain = {ask: tuple(stock.greedy(ask.prompt, ask.tokens)) for ask in (*ASKS, LONG)}
     variables = {
-        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", plugin_folder.VLLM)),
+        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_TOP_K": "8",
     }

@@ -4,12 +4,16 @@ The plugin in a server requires the keys (ADR 0058). If the plugin is not loaded
 as started only when it has refused a request without a key. Until then, no Service routes to it.
 """
 
+import re
 from typing import Any
 
 from updraft_operator.api.speculator import Serving
 
 _VOLUME, _FILE = "api-keys", "keys"
 _FOLDER = "/etc/updraft/api-keys"
+
+_ARGUMENT = re.compile(r"--(api[-_]k|admin)[a-z_-]*")
+"""The options of SGLang and vLLM that are keys, also shortened."""
 
 _ASK = """
 import http.client, sys
@@ -23,6 +27,18 @@ if status != 401:
     sys.exit(f"a request without an API key got status {status}, expected 401: is Updraft's plugin loaded?")
 """
 """Exits with status 0 if the server at a port refuses a request without a key."""
+
+
+def in_arguments(serving: Serving) -> str:
+    """Why `serving.args` are refused because they have a key; empty if they have none."""
+    found = next((match[0] for word in serving.args if (match := _ARGUMENT.match(word))), "")
+    if not found:
+        return ""
+    problem = f"spec.serving.args have {found}, and everyone who may read the spec or the pods can read its key"
+    if found.startswith("--admin"):
+        remedy = "leave it out, because each pod has an admin key of its own"
+        return f"{problem}: {remedy}; spec.serving.apiKeysSecretRef has those of clients"
+    return f"{problem}: name a Secret with the keys of clients in spec.serving.apiKeysSecretRef instead"
 
 
 def volumes(serving: Serving) -> list[dict[str, Any]]:

@@ -40,6 +40,9 @@ _SLOWER_MESSAGE = "speculation would slow decoding down on this traffic, so the 
 ASKS_A_PERSON = "promote or reject it"
 """Part of the registry's message about a canary that waits for a person's decision."""
 
+_NOT_ACCEPTED = ("NameConflict", "InvalidPodTemplate", "GPUMismatch", "KeyInArguments", "Forbidden", "InvalidRollout")
+"""Reasons of refusals that make a spec not accepted."""
+
 _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 """Reasons of Accepted that depend on the registry's versions."""
 
@@ -79,7 +82,7 @@ def _ready(accepted: Assessment, serving: Assessment, registry: Assessment) -> A
 
 def _accepted(observed: Observed) -> Iterator[Assessment]:
     for refusal in observed.refusals:
-        if refusal.reason in ("NameConflict", "InvalidPodTemplate", "GPUMismatch", "Forbidden", "InvalidRollout"):
+        if refusal.reason in _NOT_ACCEPTED:
             yield _false(refusal.reason, refusal.message)
     if observed.missing_secrets:
         listed = ", ".join(observed.missing_secrets)

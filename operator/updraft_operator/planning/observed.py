@@ -45,13 +45,13 @@ class RegistryView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """A write that the API server or the registry refused, or that the operator itself refuses: it would take over someone
-    else's object, or make pods with the wrong number of GPUs."""
+    else's object, or make pods with the wrong number of GPUs or with keys in their arguments."""
 
     ref: Ref
     digest: str
     """Digest of the refused manifest; a different manifest is tried."""
     reason: str
-    """NameConflict, InvalidPodTemplate, GPUMismatch, QuotaExceeded, Forbidden, InvalidRollout."""
+    """NameConflict, InvalidPodTemplate, GPUMismatch, KeyInArguments, QuotaExceeded, Forbidden, InvalidRollout."""
     message: str
 
     @property

@@ -13,9 +13,9 @@ from updraft_chassis.streams import MAX_SHARDS
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
-from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
+from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Serving
 from updraft_operator.api.status import Status
-from updraft_operator.manifests import accounts, gpus, importing, ranks, registry, serving, trainer
+from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
 from updraft_operator.manifests.redis import access, has_redis, mark
 from updraft_operator.planning import lineage, trainers, versions
@@ -96,7 +96,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     metadata = observed.speculator.metadata
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
-    observed = replace(observed, refusals=(*_standing(observed), *_mismatch(observed)))
+    observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     applied, deleted = _objects(observed)
     new_status, events, again_s = _status(observed, now, now_s)
     drafts = list(_draft_statuses(observed, now))
@@ -188,13 +188,19 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
 
-def _mismatch(observed: Observed) -> Iterator[Refusal]:
-    """The operator's own refusal of serving pods that would crash or leave GPUs idle. Those that exist stay as they are, with
-    their settings and ports."""
-    problem = gpus.mismatch(observed.speculator.spec.serving)
-    for content in objects(observed) if problem else ():
-        if content["metadata"]["name"] == names.child(observed.name, names.SERVING):
-            yield Refusal(ref=ref(content), digest=hash_of(content), reason="GPUMismatch", message=problem)
+def problems(serving: Serving) -> dict[str, str]:
+    """Why the operator itself refuses serving pods, by reason."""
+    found = {"GPUMismatch": gpus.mismatch(serving), "KeyInArguments": api_keys.in_arguments(serving)}
+    return {reason: problem for reason, problem in found.items() if problem}
+
+
+def _own_refusals(observed: Observed) -> Iterator[Refusal]:
+    """The operator's own refusal of serving pods that would crash, leave GPUs idle or show keys. Those that exist stay as they
+    are, with their settings and ports."""
+    for reason, problem in problems(observed.speculator.spec.serving).items():
+        for content in objects(observed):
+            if content["metadata"]["name"] == names.child(observed.name, names.SERVING):
+                yield Refusal(ref=ref(content), digest=hash_of(content), reason=reason, message=problem)
 
 
 def _refused(observed: Observed) -> set[tuple[Ref, str]]:

@@ -143,8 +143,14 @@ async def _agent(base: _Base, engine: Engine) -> AsyncIterator[_Agent]:
             base.completions.subscribe(capture.offer)
         jobs: list[Coroutine[Any, Any, None]] = [] if capture is None else [capture.run()]
         if base.tools.settings.registry_address:
-            link = pod.Link(changed=changed, is_draining=lambda: base.readiness.phase is ServingPhase.DRAINING)
-            fleet = await pod.open_fleet(base.tools, engine, capture, link, stack)
+            fleet = await pod.open_fleet(
+                base.tools,
+                engine,
+                capture,
+                stack,
+                changed=changed,
+                is_draining=lambda: base.readiness.phase is ServingPhase.DRAINING,
+            )
             base.completions.subscribe(fleet.state.count)
             jobs += fleet.jobs
             settled = fleet.swapper.settled

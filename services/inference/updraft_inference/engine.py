@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
 from updraft_tap.drafting.speedup import Speedup
 
 if TYPE_CHECKING:
@@ -380,6 +380,10 @@ class DraftCheckpoint:
     tensors_digest: str
 
 
+class TargetChangedError(Corrupt):
+    """The swap changed weights of the target, which it must never touch; the old draft is served again."""
+
+
 class RestartNeededError(Unavailable):
     """The draft is valid for this target, but the server must restart to serve it, now or later."""
 
@@ -402,6 +406,8 @@ class SwapResult:
 
     loaded: LoadedDraft
     pause_s: float
+    target: str = ""
+    """Digest of the target's weights that a server compared before and after; "" if it compared none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,9 @@ class Metrics:
         self.draft_mismatches = new.counter(
             "draft_mismatches", "Times that the draft in the engine's memory had changed."
         )
+        self.target_changes = new.counter(
+            "target_changes", "Swaps that were refused because they changed weights of the target."
+        )
         self.registry_connected = new.gauge("registry_connected", "1 while the stream to the registry is connected.")
         self.registry_denials = new.counter(
             "registry_denials",

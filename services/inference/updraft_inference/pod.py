@@ -52,14 +52,6 @@ class Tools:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """`changed`: set it to report at once."""
-
-    changed: asyncio.Event
-    is_draining: Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """A pod in the registry's fleet. `jobs` run until they are cancelled."""
 
@@ -109,9 +101,15 @@ async def open_capture(tools: Tools, info: HolderInfo, stack: AsyncExitStack) ->
 
 
 async def open_fleet(
-    tools: Tools, holder: DraftHolder, capture: Capture | None, link: Link, stack: AsyncExitStack
+    tools: Tools,
+    holder: DraftHolder,
+    capture: Capture | None,
+    stack: AsyncExitStack,
+    *,
+    changed: asyncio.Event,
+    is_draining: Callable[[], bool],
 ) -> Fleet:
-    """Join the fleet of the configured registry. The connection closes with `stack`."""
+    """Join the fleet of the configured registry. The connection closes with `stack`. Set `changed` to report at once."""
     settings, metrics, clock = tools.settings, tools.metrics, tools.clock
     channel = await stack.enter_async_context(rpc.channel(settings.registry_address, settings.registry_credentials))
     registry: RegistryAsyncStub = RegistryStub(channel)
@@ -134,18 +132,16 @@ async def open_fleet(
             holder.compare(is_comparing=False)
             swapper.go_alone()
 
-    swapper = Swapper(holder, drafts, fetch, metrics=metrics, clock=clock, on_change=link.changed.set)
+    swapper = Swapper(holder, drafts, fetch, metrics=metrics, clock=clock, on_change=changed.set)
     pod = PodState(
         origin=_origin(settings, holder.info),
         engine=holder,
         swapper=swapper,
         capture=capture,
-        is_draining=link.is_draining,
+        is_draining=is_draining,
         clock=clock,
     )
-    fleet_link = FleetLink(
-        fleet, pod.report, follow, changed=link.changed, on_link=note, report_s=settings.report_seconds
-    )
+    fleet_link = FleetLink(fleet, pod.report, follow, changed=changed, on_link=note, report_s=settings.report_seconds)
     return Fleet(swapper=swapper, state=pod, jobs=(fleet_link.run(), swapper.run(), swapper.watch()))
 
 

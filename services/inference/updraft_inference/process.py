@@ -7,17 +7,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from updraft_chassis import lifecycle, logs, progress, settings
 from updraft_draft import memory
 from updraft_inference.engine import Drafter, Engine, FinishedSink
 from updraft_inference.recording.options import RecordOptions
 from updraft_inference.settings import InferenceSettings
+from updraft_inference.tap.server_kind import SGLANG, VLLM, ServerKind
 from updraft_inference.torch_engine.openmp import wait_briefly
-
-if TYPE_CHECKING:
-    from updraft_inference.launch.program import Program
 
 PROCESS = "updraft-inference"
 
@@ -57,9 +54,9 @@ def prepare_sglang(environ: Mapping[str, str], *, plugin: Path, seed: Path, key_
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.launch import admin_key, program  # noqa: PLC0415 - see main
+        from updraft_inference.launch import admin_key  # noqa: PLC0415 - see main
 
-        _write(loaded, program.SGLANG, plugin=plugin, seed=seed)
+        _write(loaded, SGLANG, plugin=plugin, seed=seed)
         if key_file is not None:
             admin_key.write(key_file)
 
@@ -71,17 +68,15 @@ def prepare_vllm(environ: Mapping[str, str], *, plugin: Path, seed: Path | None)
     loaded = _prepared_for(environ)
 
     async def prepare(_: lifecycle.Stop) -> None:
-        from updraft_inference.launch import program  # noqa: PLC0415 - see main
-
-        _write(loaded, program.VLLM, plugin=plugin, seed=seed)
+        _write(loaded, VLLM, plugin=plugin, seed=seed)
 
     lifecycle.run(PROCESS, prepare)
 
 
-def _write(loaded: InferenceSettings, program: "Program", *, plugin: Path, seed: Path | None) -> None:
+def _write(loaded: InferenceSettings, kind: ServerKind, *, plugin: Path, seed: Path | None) -> None:
     from updraft_inference.launch import files  # noqa: PLC0415 - see main
 
-    files.prepare(program, loaded.model, plugin=plugin, draft=seed, shape=loaded.shape, config_json=loaded.draft_config)
+    files.prepare(kind, loaded.model, plugin=plugin, draft=seed, shape=loaded.shape, config_json=loaded.draft_config)
 
 
 def _prepared_for(environ: Mapping[str, str]) -> InferenceSettings:

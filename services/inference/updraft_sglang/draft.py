@@ -1,7 +1,7 @@
 """The EAGLE-3 draft that SGLang serves: where its weights are, and how to replace them in place and read them back.
 
 A weight is a parameter of the model, and the map from draft to target tokens (d2t) a buffer of it, after
-`weights.share_vocabulary`. The embedding is the target's own parameter and is left alone.
+`weights.share_vocabulary`. The embedding is the target's own parameter and is left alone; samples of it are compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,34 +9,33 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from updraft_tap.weights import RefusedError, target_ids
+from updraft_tap.weights import EMBEDDING, RefusedError, target_ids, watched
 
 _MAP = "hot_token_id"
 """SGLang's name for the map: the target's token of each draft token, int64 [V]."""
-_EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
 Write = Callable[[], None]
 
 
 class SglangDraft:
-    """The served draft. Raises RefusedError if it cannot be swapped."""
+    """The served draft, and the model that is its target. Raises RefusedError if it cannot be swapped."""
 
     is_read_at_rest = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, target: nn.Module) -> None:
         if not hasattr(getattr(model, "model", None), "fc") or _MAP not in dict(model.named_buffers(recurse=False)):
             raise RefusedError(f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary")
         if getattr(model, "load_lm_head_from_target", False):
             raise RefusedError("the served draft uses the target's head, so no other draft can be swapped in")
         self.config = model.config
-        self._model = model
+        self._model, self._target = model, target
         self._parameters = {
             name.removeprefix("model."): parameter
             for name, parameter in model.named_parameters()
-            if name.removeprefix("model.") != _EMBEDDING
+            if name.removeprefix("model.") != EMBEDDING
         }
         packed = [name for name, layer in model.named_modules() if getattr(layer, "use_intel_amx_backend", False)]
         if packed:
@@ -71,6 +70,10 @@ class SglangDraft:
         rows = {_HEAD: int(self.config.draft_vocab_size)}
         weights = {name: [partial(_copied, parameter, rows.get(name))] for name, parameter in self._parameters.items()}
         return {**weights, "d2t": [self._d2t]}
+
+    def target(self) -> Mapping[str, Tensor]:
+        """The embedding, and some of the target's other weights."""
+        return watched(self._target, self._model)
 
     def _map(self) -> Tensor:
         held: Tensor = getattr(self._model, _MAP)

@@ -188,7 +188,7 @@ class Plugin:
         if several := _of_several_ranks():
             return several
         try:
-            draft = SglangDraft(worker.draft_worker.draft_runner.model)
+            draft = SglangDraft(worker.draft_worker.draft_runner.model, worker.target_worker.model_runner.model)
         except RefusedError as error:
             return str(error)
         self._device = draft.device

@@ -1,6 +1,5 @@
 """Settings from the environment, because engines pass no arguments to plugins. Each adapter has a prefix of its own."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,24 +54,15 @@ class DoorSettings:
             " 0: no limit"
         },
     )
-    tenant_header: str = field(
-        default="",
-        metadata={
-            "meaning": "Header whose hash is the tenant of a request. Without this setting, the hash of its API key is"
-        },
-    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "DoorSettings":
         """Raises ValueError for an invalid value."""
         file = environment.get(f"{prefix}API_KEYS_FILE", "")
         most = _number(environment, f"{prefix}MAX_REQUESTS_PER_KEY", 0, 0, 1 << 30)
-        header = environment.get(f"{prefix}TENANT_HEADER", "")
         if most and not file:
             raise ValueError(f"{prefix}MAX_REQUESTS_PER_KEY requires {prefix}API_KEYS_FILE")
-        if not re.fullmatch(r"[A-Za-z0-9-]*", header):
-            raise ValueError(f"{prefix}TENANT_HEADER is {header!r}, but must be the name of a header")
-        return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most, tenant_header=header)
+        return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most)
 
 
 def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Swaps the draft of a running engine in place: everything is checked and prepared first, then copied between two steps.
 
 A draft that is refused leaves the one before, which is put back if need be. The proof of a swap is a digest of what the
-engine holds afterwards, which must equal that of the file.
+engine holds afterwards, which must equal that of the file, and one of samples of the target, which must stay the same.
 """
 
 import logging
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.weights import UNKNOWN, OtherShapeError, RefusedError, ServedVersion
+from updraft_tap.weights import UNKNOWN, OtherShapeError, RefusedError, ServedVersion, TargetChangedError
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ class Draft(Protocol):
         """How to read each weight and "d2t" as the engine holds it."""
         ...
 
+    def target(self) -> Mapping[str, Tensor]:
+        """Weights of the target of which samples are compared: those that the draft shares, and some others."""
+        ...
+
 
 class Swap:
     """Obeys `load` messages, one at a time, on a thread of its own. `reply` sends a message to the agent."""
@@ -77,6 +81,8 @@ class Swap:
         self._touching = threading.Lock()
         """Held while weights are read or written."""
         self._closed = ""
+        self._num_closed = 0
+        """How often the engine has closed its weights so far: afterwards they may be others."""
         self._is_touched = False
         """The load in progress has begun to write."""
         self._proof, self._proved = "", (0, "")
@@ -96,6 +102,7 @@ class Swap:
         """
         self._closed = reason
         with self._touching:
+            self._num_closed += 1
             self._served.digest = UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
@@ -117,36 +124,63 @@ class Swap:
         changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
-        refusal, held, pause_s, needs_restart = "", "", 0.0, False
         try:
             with self._examining:
-                held, pause_s = self._load(*_read(message))
+                result = self._load(*_read(message))
         except Exception as error:  # noqa: BLE001  (the agent is told, and the engine serves on)
             log.error("Updraft refused a draft: %s", error)
-            refusal, needs_restart = str(error) or type(error).__name__, isinstance(error, OtherShapeError)
+            result = {
+                "refusal": str(error) or type(error).__name__,
+                "needs_restart": isinstance(error, OtherShapeError),
+                "target_changed": isinstance(error, TargetChangedError),
+            }
         self._busy.release()  # first, because an agent that is answered may send the next one at once
-        pause_us = round(1e6 * pause_s)
-        self._answer(message, refusal=refusal, held=held, pause_us=pause_us, needs_restart=needs_restart)
+        self._answer(message, **result)
 
-    def _load(self, folder: Path, version: int, digest: str) -> tuple[str, float]:
-        """Return the digest of the loaded weights, and the longest time that the engine stood still, in seconds."""
+    def _load(self, folder: Path, version: int, digest: str) -> dict[str, Any]:
+        """The proof: digests of the loaded weights and of the target, and how long the engine stood still at most."""
         tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
         prepared = weights.joined(tensors, self._draft.dtype)
         writes = self._draft.prepare(prepared, tensors["d2t"])
         expected = weights.digest({**prepared, "d2t": tensors["d2t"]})
         with self._access():
             before, kept = (self._served.version, self._served.digest), self._draft.kept()
+        target = self._target()
         self._is_touched = False
         try:
             pause_s = self._between.run(lambda: self._write(writes, kept, version), _PATIENCE_S)
+            proof = self._unchanged(target)
             longest_s = self._prove(expected, digest)
         except Exception as error:
             if not self._is_touched:
                 raise
-            refusal = f"the draft in {folder} was loaded, but {error}"
-            self._put_back(kept, *before, refusal)
+            left = self._put_back(kept, *before)
+            refusal = f"the draft in {folder} was loaded, but {error}{left}"
+            if isinstance(error, TargetChangedError):
+                raise TargetChangedError(f"{refusal}; {self._now(target)}") from error
             raise RefusedError(refusal) from error
-        return expected, max(pause_s, longest_s)
+        return {"held": expected, "target": proof, "pause_us": round(1e6 * max(pause_s, longest_s))}
+
+    def _target(self) -> tuple[str, int]:
+        """A digest of samples of the target, which is comparable while the number is the same."""
+        with self._access():
+            return weights.sampled(self._draft.target()), self._num_closed
+
+    def _unchanged(self, before: tuple[str, int]) -> str:
+        """The digest of the target's samples; "" if others may have changed them. Raises TargetChangedError if we have."""
+        digest, num_closed = self._target()
+        if num_closed != before[1]:
+            return ""
+        if digest != before[0]:
+            raise TargetChangedError("that changed weights of the target")
+        return digest
+
+    def _now(self, before: tuple[str, int]) -> str:
+        """Whether what was put back has put back the target's weights too."""
+        with suppress(Exception):  # then it is not known
+            if self._target() == before:
+                return "the target's weights are as before again"
+        return "the target's weights may not be as before, so answers may be wrong: restart the server"
 
     def _prove(self, expected: str, digest: str) -> float:
         """Returns for how many seconds the engine stood still at most. Raises RefusedError if it holds anything else."""
@@ -169,8 +203,8 @@ class Swap:
                 raise
             self._served.version = version
 
-    def _put_back(self, kept: Sequence[Write], version: int, digest: str, refusal: str) -> None:
-        """Waits for as long as it takes, because a refused draft may not go on drafting. Raises RefusedError if it does."""
+    def _put_back(self, kept: Sequence[Write], version: int, digest: str) -> str:
+        """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
 
         def write() -> None:
             with self._access():
@@ -179,15 +213,13 @@ class Swap:
 
         try:
             self._between.run(write, math.inf)
-        except Exception as error:
-            raise RefusedError(
-                f"{refusal}; the one before cannot be put back, so one may be loaded only in part; "
-                f"load another one: {error}"
-            ) from error
+        except Exception as error:  # noqa: BLE001  (it is told)
+            return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
         with suppress(Exception):  # then it stays unknown
             held, _ = self._held()
             with self._access():
                 self._served.digest = digest if held == self._proof else UNKNOWN
+        return ""
 
     def _held(self) -> tuple[str, float]:
         """The digest of what the engine holds now, and for how many seconds it stood still at most to read a piece."""
@@ -224,23 +256,13 @@ class Swap:
                 raise RefusedError(self._closed)
             yield
 
-    def _answer(
-        self,
-        message: Mapping[str, Any],
-        *,
-        refusal: str = "",
-        held: str = "",
-        pause_us: int = 0,
-        needs_restart: bool = False,
-    ) -> None:
+    def _answer(self, message: Mapping[str, Any], **result: Any) -> None:
         self._reply(
             {
                 "kind": "loaded",
                 "version": message.get("version"),
-                "refusal": refusal,
-                "needs_restart": needs_restart,
-                "held": held,
-                "pause_us": pause_us,
+                "refusal": "",
+                **result,
                 "served": {"version": self._served.version, "digest": self._served.digest},
             }
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from updraft_tap import checkpoint
 
@@ -28,6 +28,12 @@ _JOINED = {
     "up_proj": "gate_up_proj",
 }
 
+EMBEDDING = "embed_tokens.weight"
+"""The target's own parameter in the model of a draft, in each engine. It is never written."""
+_NUM_WATCHED = 64
+_NUM_SAMPLED = 1024
+"""How many of the parameters of the target are sampled, and how many values of each at most."""
+
 
 class RefusedError(Exception):
     """The draft cannot be served. The previous one stays, unless the message says otherwise.
@@ -38,6 +44,10 @@ class RefusedError(Exception):
 
 class OtherShapeError(RefusedError):
     """Its shape is another one than that of the served draft: only a server that starts with it can serve it."""
+
+
+class TargetChangedError(RefusedError):
+    """Loading the draft changed weights of the target."""
 
 
 UNKNOWN = "unknown"
@@ -139,6 +149,30 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         held = _normal(tensor.detach().cpu()).contiguous()
         hashed.update(f"{name} {held.dtype} {tuple(held.shape)}\n".encode())
         hashed.update(held.view(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{hashed.hexdigest()}"
+
+
+def watched(target: nn.Module, draft: nn.Module) -> dict[str, Tensor]:
+    """The embedding, which the draft shares, and other parameters of the target: its last one, and some evenly spread.
+
+    No experts, because servers may rearrange them.
+    """
+    held = [(name, value) for name, value in target.named_parameters() if "expert" not in name]
+    shared = {f"shared {name}": value for name, value in draft.named_parameters() if name.endswith(EMBEDDING)}
+    return {**shared, **dict(held[:: -max(1, len(held) // _NUM_WATCHED)])}
+
+
+def sampled(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of some values of each tensor, evenly spread: cheap, however large the tensors are. One copy per device."""
+    hashed, parts = hashlib.sha256(), dict[torch.device, list[Tensor]]()
+    with torch.inference_mode():
+        for name, tensor in sorted(tensors.items()):
+            hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            most = max(1, int(_NUM_SAMPLED ** (1 / max(1, tensor.dim()))))
+            values = tensor.detach()[tuple(slice(None, None, max(1, -(-size // most))) for size in tensor.shape)]
+            parts.setdefault(tensor.device, []).append(values.contiguous().view(-1).view(torch.uint8))
+        for part in parts.values():
+            hashed.update(torch.cat(part).cpu().numpy().data)
     return f"sha256:{hashed.hexdigest()}"
 
 

@@ -24,13 +24,14 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
 finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_tokens, preemptions, duration_us (since it
          arrived), constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known),
          steps, proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}],
-         sampling (of a request with payload, else null), domain, tenant (SHA-256 in hexadecimal; "" for none), permitted (its
-         sender permits capture), asked (false: it bypassed the middleware), probability. With payload, the tensor tokens has
-         its prompt and its output, int32. Each process says the `probability` with which its own policy chose a request; they
-         may differ while the policy changes.
+         sampling (of a request with payload, else null), domain, permitted (its sender permits capture), asked (false: it
+         bypassed the middleware), probability. With payload, the tensor tokens has its prompt and its output, int32. Each
+         process says the `probability` with which its own policy chose a request; they may differ while the policy changes.
 loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
-         starts with it serves it), held (digest of what the engine holds), pause_us (how long the engine stood still), served:
-         {version, digest}. If the engine later loses the draft, another hello reports it.
+         starts with it serves it), target_changed (it is refused because loading it changed weights of the target), held
+         (digest of what the engine holds), target (digest of samples of the target, the same before and after; "" if others
+         may have changed it meanwhile), pause_us (how long the engine stood still), served: {version, digest}. If the engine
+         later loses the draft, another hello reports it.
 
 speedup  What drafting is worth, measured in random slices of steps: version (of the draft), loads: [[smallest batch size,
          ratio, low, high], ...], with batch size 0 for all steps. From the scheduler, when a number may have changed.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from updraft_tap.weights import RefusedError
+from updraft_tap.weights import EMBEDDING, RefusedError, watched
 
 _MAP = "draft_id_to_target_id"
 """vLLM's name for d2t, a parameter that each step reads."""
@@ -28,12 +28,12 @@ Write = Callable[[], None]
 
 
 class VllmDraft:
-    """The served draft. Raises RefusedError if it is none that can be swapped."""
+    """The served draft, and the model that is its target. Raises RefusedError if it is none that can be swapped."""
 
-    def __init__(self, model: Any, *, dtype: torch.dtype, is_compiled: bool) -> None:
+    def __init__(self, model: Any, target: nn.Module, *, dtype: torch.dtype, is_compiled: bool) -> None:
         self.dtype = dtype
         self.config = model.config
-        self._model = model
+        self._model, self._target = model, target
         self._layers = _layers(model)
         self.aux_size = int(model.model.fc_input_size)
         if getattr(model, _MAP, None) is None:
@@ -72,14 +72,18 @@ class VllmDraft:
         found["d2t"] = [lambda: _copied(getattr(self._model, _MAP))]
         return found
 
+    def target(self) -> Mapping[str, Tensor]:
+        """The embedding, and some of the target's other weights that are not packed."""
+        return watched(self._target, self._model)
+
 
 def _layers(model: Any) -> dict[str, Any]:
     """The layers with a weight, by the name of the weight, without the embedding, which is the target's."""
     found = {}
     for name, layer in model.named_modules():
-        short = name.removeprefix("model.")
-        if isinstance(layer.__dict__.get("_parameters", {}).get("weight"), nn.Parameter) and short != "embed_tokens":
-            found[f"{short}.weight"] = layer
+        weight = f"{name.removeprefix('model.')}.weight"
+        if isinstance(layer.__dict__.get("_parameters", {}).get("weight"), nn.Parameter) and weight != EMBEDDING:
+            found[weight] = layer
     return found
 
 

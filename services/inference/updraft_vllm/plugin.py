@@ -267,7 +267,7 @@ class WorkerPlugin:
         )
         try:
             is_compiled = not config.model_config.enforce_eager
-            draft = VllmDraft(model, dtype=config.model_config.dtype, is_compiled=is_compiled)
+            draft = VllmDraft(model, runner.model, dtype=config.model_config.dtype, is_compiled=is_compiled)
         except RefusedError as error:
             self._no_swap = str(error)
             return

@@ -15,9 +15,9 @@ from tests.support.ports import free_port
 from tests.support.wait import until, wait_until
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.launch.program import SGLANG
 from updraft_inference.launch.supervisor import ServerCommand, supervised, until_up
 from updraft_inference.sidecar.started import health
+from updraft_inference.tap.server_kind import SGLANG
 
 OBEDIENT = """
 import http.server, os, signal, subprocess, sys
@@ -53,7 +53,7 @@ def launch(folder: Path, program: str, port: int, *, drain_s: float = 30.0) -> S
     (package / "__init__.py").write_text("")
     (package / "launch_server.py").write_text(program)
     return ServerCommand(
-        program=SGLANG,
+        kind=SGLANG,
         python=Path(sys.executable),
         arguments=[str(port), str(folder)],
         environment={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
@@ -151,11 +151,11 @@ def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
-from updraft_inference.launch.program import SGLANG
+from updraft_inference.tap.server_kind import SGLANG
 from updraft_inference.launch.supervisor import ServerCommand, supervised
 python, arguments, environment = {command!r}
 async def main():
-    launch = ServerCommand(program=SGLANG, python=Path(python), arguments=arguments, environment=environment, drain_s=5)
+    launch = ServerCommand(kind=SGLANG, python=Path(python), arguments=arguments, environment=environment, drain_s=5)
     async with supervised(launch) as supervisor:
         print(supervisor.pid, flush=True)
         await asyncio.sleep(600)

@@ -16,7 +16,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
     """The server. On SIGTERM, it finishes all running requests, without a time limit."""
     spec, serving = owner.spec, owner.spec.serving
     context = [] if serving.max_context_tokens is None else ["--context-length", str(serving.max_context_tokens)]
-    is_ours = not has_own_admin_key(serving)
+    is_ours = not has_own_config(serving)
     return Server(
         engine=Engine.SGLANG,
         image=images.sglang,
@@ -48,7 +48,7 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def has_own_admin_key(serving: Serving) -> bool:
-    """Whether the user's arguments have a key, or their own --config, because SGLang reads only one. The user must give the
-    key to the agent too."""
-    return any(word == "--config" or word.partition("=")[0] == "--admin-api-key" for word in serving.args)
+def has_own_config(serving: Serving) -> bool:
+    """Whether the user's arguments have their own --config, because SGLang reads only one. Then the user must put an admin key
+    into that file, and give it to the agent too."""
+    return "--config" in serving.args

@@ -20,7 +20,7 @@ from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, read_manifest, verified
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
-from updraft_inference.engine import DraftCheckpoint, DraftHolder, OtherShapeError
+from updraft_inference.engine import DraftCheckpoint, DraftHolder, OtherShapeError, TargetChangedError
 from updraft_inference.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -278,10 +278,16 @@ class Swapper:
         return verified(self._drafts.path / str(version), version, self._engine.info)
 
     async def _install(self, draft: DraftCheckpoint | None, *, level: int = logging.INFO) -> None:
-        swapped = await self._engine.swap(draft)
+        try:
+            swapped = await self._engine.swap(draft)
+        except TargetChangedError as error:
+            self._metrics.target_changes.inc()
+            logger.critical("A swap has changed weights of the target", extra={"reason": str(error)})
+            raise
         self._since_s = self._clock.now()
         self._count(swapped.pause_s)
-        extra = {"version": swapped.loaded.version, "pause_ms": round(1000 * swapped.pause_s, 1)}
+        pause_ms = round(1000 * swapped.pause_s, 1)
+        extra = {"version": swapped.loaded.version, "pause_ms": pause_ms, "target": swapped.target}
         logger.log(level, "Serving a new draft", extra=extra)
 
     async def _remember(self, version: int) -> None:

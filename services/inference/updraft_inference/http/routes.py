@@ -7,6 +7,7 @@ one event in this process (see connection.py) and max_tokens tokens in the engin
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Generic
 
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
 from updraft_inference.agent.selection import CaptureTerms
@@ -26,7 +27,7 @@ from updraft_inference.http.body import BodyLimits, read_body
 from updraft_inference.http.endpoints import CHAT, COMPLETIONS, B, Endpoint, usage
 from updraft_inference.http.errors import ApiError, api_error, invalid
 from updraft_inference.http.generation import Choice, ServedModel, TextChunk, generate, prepare_choices
-from updraft_inference.http.keys import Keys
+from updraft_inference.http.keys import Client, Keys
 from updraft_inference.http.readiness import Readiness, ServingPhase
 from updraft_inference.http.request_ids import RequestIds
 from updraft_inference.http.schema import parse
@@ -96,16 +97,22 @@ class _Handler(Generic[B]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._guards.keys.admitted(request.headers) as client, self._guards.readiness.admitted() as served:
-                body = parse(self._endpoint.body, await read_body(request, self._guards.bodies))
-                client.reserve(body.n)
-                await run_unless_cancelled_by(_hung_up(receive), self._answer(served, request, body, client.id, send))
+            with ExitStack() as place:
+                client = place.enter_context(self._guards.keys.admitted(request.headers))
+                await self._serve(request, client, _releasing(place, send))
         except Interrupted:
             self._guards.metrics.hang_ups.inc()
         except UpdraftError as error:  # from the guards; those of the engine come as ApiError
             raise self._counted(api_error(error)) from None
         except ApiError as error:
             raise self._counted(error) from error.__cause__
+
+    async def _serve(self, request: Request, client: Client, send: Send) -> None:
+        with self._guards.readiness.admitted() as served:
+            body = parse(self._endpoint.body, await read_body(request, self._guards.bodies))
+            client.reserve(body.n)
+            answer = self._answer(served, request, body, client.id, send)
+            await run_unless_cancelled_by(_hung_up(request.receive), answer)
 
     def _counted(self, refusal: ApiError) -> ApiError:
         self._guards.metrics.refusals.labels(status=str(refusal.status)).inc()
@@ -203,10 +210,22 @@ async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
     except ApiError as error:
         if not writer.last:  # before the status line, it can still be a plain error
             raise
-        await _send(send, _event(error.body))
+        last = _event(error.body)
     else:
-        await _send(send, *([writer.usage_chunk()] if has_usage else []), "data: [DONE]\n\n")
-    await send({"type": "http.response.body", "body": b""})
+        await _send(send, *([writer.usage_chunk()] if has_usage else []))
+        last = "data: [DONE]\n\n"
+    await send({"type": "http.response.body", "body": last.encode()})
+
+
+def _releasing(place: ExitStack, send: Send) -> Send:
+    """Release the place of a key before the client sees the end of its answer, because it may send its next request at once."""
+
+    async def releasing(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            place.close()
+        await send(message)
+
+    return releasing
 
 
 async def _start(writer: _Writer[B], send: Send) -> None:

@@ -38,6 +38,14 @@ def write(file: Path, key: str = "") -> None:
         raise InvalidInput(f"cannot write the admin key to {file}: {error.strerror}") from error
 
 
+def remove(file: Path) -> None:
+    """Remove a key that is not used any more. Raises InvalidInput if that fails."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot remove the unused admin key {file}: {error.strerror}") from error
+
+
 def read(file: Path) -> str:
     """The key in a file that `write` made. Raises InvalidInput, which never contains the key."""
     try:

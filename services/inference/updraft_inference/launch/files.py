@@ -10,8 +10,8 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.model_folder import describe, target_fingerprint
 from updraft_chassis.errors import Unavailable
 from updraft_draft.config import DraftConfig
-from updraft_inference.launch.program import Program
 from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap.server_kind import ServerKind
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +27,22 @@ class Files:
 
 
 def prepare(
-    program: Program, model: Path, *, plugin: Path, draft: Path | None, shape: ShapeChoice, config_json: str = ""
+    kind: ServerKind, model: Path, *, plugin: Path, draft: Path | None, shape: ShapeChoice, config_json: str = ""
 ) -> None:
     """Write the plugin's folder and, unless `draft` is None, an initial draft. Files that are already correct stay."""
-    plugin_folder.write(plugin, program.adapter)
+    plugin_folder.write(plugin, kind)
     if draft is not None:
         initial_draft.write(model, draft, shape, config_json)
-    logger.info("Prepared for %s", program.engine, extra={"plugin": str(plugin), "seed": str(draft or "")})
+    logger.info("Prepared for %s", kind.engine, extra={"plugin": str(plugin), "seed": str(draft or "")})
 
 
-def prepared(program: Program, model: Path, folder: Path, shape: ShapeChoice) -> Files:
+def prepared(kind: ServerKind, model: Path, folder: Path, shape: ShapeChoice) -> Files:
     """The plugin's folder, and an initial draft per model and shape, both below `folder`."""
     config = DraftConfig.of_target(describe(model), shape)
     digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:8]
     name = f"seed-{target_fingerprint(model).removeprefix('sha256:')[:12]}-{digest}"
     plugin, draft = (folder / part for part in ("plugin", name))
-    prepare(program, model, plugin=plugin, draft=draft, shape=shape)
+    prepare(kind, model, plugin=plugin, draft=draft, shape=shape)
     return Files(plugin=plugin.resolve(), draft=draft.resolve())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.launch.program import Program
+from updraft_inference.tap.server_kind import ServerKind
 
 _LOOK_S = 60.0
 _ASK = """
@@ -31,23 +31,23 @@ class Installed:
     is_for_cpu: bool
 
 
-async def installed(program: Program, python: Path) -> Installed:
+async def installed(kind: ServerKind, python: Path) -> Installed:
     """Ask the interpreter. Raises InvalidInput if it cannot be run, or if its engine is missing or too old."""
-    found = await _versions(program, python)
-    chosen = next((name for name in program.distributions if name in found), None)
+    found = await _versions(kind, python)
+    chosen = next((name for name in kind.distributions if name in found), None)
     if chosen is None:
         raise InvalidInput(
-            f"the environment of {python} has no {program.engine}: install it there, or name another interpreter with"
-            f" {program.setting('PYTHON')}"
+            f"the environment of {python} has no {kind.engine}: install it there, or name another interpreter with"
+            f" {kind.setting('PYTHON')}"
         )
-    return judged(program, chosen, found[chosen])
+    return judged(kind, chosen, found[chosen])
 
 
-def judged(program: Program, distribution: str, version: str) -> Installed:
+def judged(kind: ServerKind, distribution: str, version: str) -> Installed:
     """An installed release. Raises InvalidInput if it is too old."""
-    if parts(version) < program.oldest:
-        oldest = ".".join(map(str, program.oldest))
-        raise InvalidInput(f"{program.engine} {version} is too old: Updraft needs {oldest} or later")
+    if parts(version) < kind.oldest:
+        oldest = ".".join(map(str, kind.oldest))
+        raise InvalidInput(f"{kind.engine} {version} is too old: Updraft needs {oldest} or later")
     return Installed(version=version, is_for_cpu=distribution.endswith("-cpu") or version.endswith("+cpu"))
 
 
@@ -57,11 +57,11 @@ def parts(version: str) -> tuple[int, ...]:
     return tuple(map(int, numbers.group().split("."))) if numbers else ()
 
 
-async def _versions(program: Program, python: Path) -> Mapping[str, str]:
-    wanted = f"{program.setting('PYTHON')} must be the Python interpreter of an environment with {program.engine}"
+async def _versions(kind: ServerKind, python: Path) -> Mapping[str, str]:
+    wanted = f"{kind.setting('PYTHON')} must be the Python interpreter of an environment with {kind.engine}"
     try:
         process = await asyncio.create_subprocess_exec(
-            *(str(python), "-c", _ASK, *program.distributions),
+            *(str(python), "-c", _ASK, *kind.distributions),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_inference.launch.program import Program
+from updraft_inference.tap.server_kind import ServerKind
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _SERIOUS = re.compile(r"\bERROR\b|\bCRITICAL\b|Traceback|Error:|Exception:")
 class ServerCommand:
     """The command to run. `environment` is complete."""
 
-    program: Program
+    kind: ServerKind
     python: Path
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -52,15 +52,15 @@ class ServerCommand:
     """How long running requests may take to finish."""
 
 
-def environment(program: Program, inherited: Mapping[str, str], *, plugin: Path, socket: Path) -> dict[str, str]:
+def environment(kind: ServerKind, inherited: Mapping[str, str], *, plugin: Path, socket: Path) -> dict[str, str]:
     """The server's environment: ours without our settings, which contain secrets, plus the plugin's."""
     passed = {name: value for name, value in inherited.items() if not name.startswith("UPDRAFT_INFERENCE_")}
     paths = [str(plugin), *filter(None, [passed.get("PYTHONPATH")])]
-    allowed = passed.get(program.plugins_variable)
+    allowed = passed.get(kind.plugins_variable)
     return passed | {
         "PYTHONPATH": os.pathsep.join(paths),
-        program.socket_variable: str(socket),
-        **({} if not allowed else {program.plugins_variable: f"{allowed},updraft"}),
+        kind.socket_variable: str(socket),
+        **({} if not allowed else {kind.plugins_variable: f"{allowed},updraft"}),
     }
 
 
@@ -93,7 +93,7 @@ class Supervisor:
                 "-c",
                 _LAUNCH,
                 str(os.getpid()),
-                launch.program.module,
+                launch.kind.module,
                 *launch.arguments,
                 env=dict(launch.environment),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -104,8 +104,8 @@ class Supervisor:
             )
         except OSError as error:
             raise InvalidInput(
-                f"cannot start {launch.python} ({error.strerror}); {launch.program.setting('PYTHON')} must be the Python"
-                f" interpreter of an environment with {launch.program.engine}"
+                f"cannot start {launch.python} ({error.strerror}); {launch.kind.setting('PYTHON')} must be the Python"
+                f" interpreter of an environment with {launch.kind.engine}"
             ) from error
         self._reading = self._tasks.create_task(self._pass_on(self._process.stdout))
 
@@ -115,15 +115,13 @@ class Supervisor:
             await asyncio.wait((self._reading,), timeout=_LAST_WORDS_S)
         status = None if self._process is None else self._process.returncode
         last = "\n".join(self._last_lines)
-        return Unavailable(
-            f"the {self._launch.program.engine} server ended with status {status}; its last lines:\n{last}"
-        )
+        return Unavailable(f"the {self._launch.kind.engine} server ended with status {status}; its last lines:\n{last}")
 
     async def ready(self, is_up: Callable[[], Awaitable[bool]], is_stopped: Callable[[], bool]) -> None:
         """Wait until it serves. Raises Unavailable, with its last log lines, if it ends first, or if this process is
         stopping."""
-        program = self._launch.program
-        await until_up(program.engine, is_up, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
+        kind = self._launch.kind
+        await until_up(kind.engine, is_up, is_stopped=is_stopped, has_ended=lambda: self.has_ended)
         if self.has_ended:
             raise await self.failure()
 
@@ -138,7 +136,7 @@ class Supervisor:
         async with self._changing:
             await self._end()
             if self._is_stopped:
-                raise Unavailable(f"the {self._launch.program.engine} server is stopped, so it does not start again")
+                raise Unavailable(f"the {self._launch.kind.engine} server is stopped, so it does not start again")
             self._launch = replace(self._launch, arguments=arguments)
             await self.start()
 
@@ -153,7 +151,7 @@ class Supervisor:
                 async with asyncio.timeout(self._launch.drain_s + _END_S):
                     await process.wait()
         if process.returncode is None:
-            engine = self._launch.program.engine
+            engine = self._launch.kind.engine
             logger.warning("The %s server did not stop in time and is killed", engine, extra={"pid": process.pid})
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # it has its own session
@@ -162,7 +160,7 @@ class Supervisor:
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
         """Forward its log lines; those that look serious become warnings."""
         assert output is not None
-        its = logging.getLogger(self._launch.program.engine.lower())
+        its = logging.getLogger(self._launch.kind.engine.lower())
         while True:
             try:
                 line = await output.readline()

@@ -27,6 +27,7 @@ from updraft_inference.engine import (
     LoadedDraft,
     OtherShapeError,
     SwapResult,
+    TargetChangedError,
 )
 from updraft_inference.sidecar.hello import Hello, Line, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link, Measured
@@ -62,7 +63,9 @@ class _Loaded(BaseModel, frozen=True):
 
     refusal: Line
     needs_restart: bool = False
+    target_changed: bool = False
     held: Line = ""
+    target: Line = ""
     pause_us: Uint32 = 0
     served: _Served | None = None
 
@@ -236,17 +239,15 @@ class AttachedServer:
             ) from error
         if answer.served is not None:
             self.loaded = LoadedDraft(version=answer.served.version, tensors_digest=answer.served.digest)
-        if answer.refusal and answer.needs_restart:
-            raise OtherShapeError(
-                f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}; restart it with the"
-                f" draft in {load.folder}"
-            )
         if answer.refusal:
-            raise Unavailable(f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}")
+            refusal = f"the {self._link.kind.engine} server refused version {load.version}: {answer.refusal}"
+            if answer.needs_restart:
+                raise OtherShapeError(f"{refusal}; restart it with the draft in {load.folder}")
+            raise TargetChangedError(refusal) if answer.target_changed else Unavailable(refusal)
         if load.held and answer.held != load.held:
             self.loaded = LoadedDraft(version=load.version, tensors_digest=answer.held)
             raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
-        return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6)
+        return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6, target=answer.target)
 
     async def _ask(self, load: _Load) -> Mapping[str, Any]:
         """Tell the server to load; its answer. Raises Unavailable without one."""

@@ -28,10 +28,10 @@ from updraft_inference.metrics import Metrics, watch_holder, watch_speedups
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer, Known, Restart
-from updraft_inference.sidecar.hello import SGLANG, VLLM
 from updraft_inference.sidecar.link import Event, Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
+from updraft_inference.tap.server_kind import SGLANG, VLLM
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,14 @@ class _Agent:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
             async with asyncio.TaskGroup() as tasks:
                 if self._tools.settings.registry_address:
-                    link = pod.Link(changed=self._changed, is_draining=lambda: not self.is_listening)
-                    self._fleet = await pod.open_fleet(self._tools, self.server, capture, link, stack)
+                    self._fleet = await pod.open_fleet(
+                        self._tools,
+                        self.server,
+                        capture,
+                        stack,
+                        changed=self._changed,
+                        is_draining=lambda: not self.is_listening,
+                    )
                     for job in self._fleet.jobs:
                         tasks.create_task(job)
                 if capture is not None:

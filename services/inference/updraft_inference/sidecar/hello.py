@@ -1,11 +1,11 @@
 """How the processes of a server introduce themselves. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from updraft_inference.tap.server_kind import ServerKind
 from updraft_tap import wire
 
 Role = Literal["scheduler", "worker"]
@@ -25,31 +25,6 @@ Line = Annotated[str, AfterValidator(line)]
 
 Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 """A number that fits into reports and traces."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """A kind of server: its engine's name, and how its plugin is prepared and finds its agent."""
-
-    engine: str
-    prepare: str
-    """The command of `updraft-inference`."""
-    socket_variable: str
-    socket_setting: str
-
-
-VLLM = Kind(
-    engine="vLLM",
-    prepare="prepare-vllm",
-    socket_variable="UPDRAFT_VLLM_SOCKET",
-    socket_setting="UPDRAFT_INFERENCE_VLLM_SOCKET",
-)
-SGLANG = Kind(
-    engine="SGLang",
-    prepare="prepare-sglang",
-    socket_variable="UPDRAFT_SGLANG_SOCKET",
-    socket_setting="UPDRAFT_INFERENCE_SGLANG_SOCKET",
-)
 
 
 def problems(error: ValidationError) -> str:
@@ -85,7 +60,7 @@ class Hello(BaseModel, frozen=True):
     """Why requests are counted and not captured."""
 
     @classmethod
-    def of(cls, header: Mapping[str, Any], kind: Kind) -> "Hello":
+    def of(cls, header: Mapping[str, Any], kind: ServerKind) -> "Hello":
         """Parse the header. Raises FrameError, with the reason, if this process is refused."""
         if header.get("protocol") != wire.PROTOCOL:
             raise wire.FrameError(

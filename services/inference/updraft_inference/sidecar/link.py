@@ -21,9 +21,10 @@ from torch import Tensor
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.hello import Hello, Kind, Role, line
+from updraft_inference.sidecar.hello import Hello, Role, line
 from updraft_inference.sidecar.listener import listening_at
 from updraft_inference.tap.messages import count, speedups
+from updraft_inference.tap.server_kind import ServerKind
 from updraft_tap import wire
 from updraft_tap.drafting.speedup import Speedup
 
@@ -89,7 +90,13 @@ class Link:
     """Connections by role. `tell` is called on the agent's event loop. Attributes may be read from any thread."""
 
     def __init__(
-        self, path: Path, kind: Kind, assembler: Assembler, tell: Callable[[Event], None], *, clock: Clock | None = None
+        self,
+        path: Path,
+        kind: ServerKind,
+        assembler: Assembler,
+        tell: Callable[[Event], None],
+        *,
+        clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.drops: Counter[CaptureLoss] = Counter()
@@ -158,7 +165,7 @@ class Link:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Accept connections for the duration of the block. Raises InvalidInput if the socket cannot be created."""
-        with listening_at(self.path, setting=self.kind.socket_setting) as listener:
+        with listening_at(self.path, setting=self.kind.setting("SOCKET")) as listener:
             started: asyncio.Future[None] = self._agent_loop.create_future()
             thread = threading.Thread(target=self._live, args=(listener, started), name="updraft-tap", daemon=True)
             thread.start()

@@ -16,13 +16,12 @@ from updraft_chassis.lifecycle import Stop
 from updraft_chassis.ports import is_free
 from updraft_chassis.settings import variable
 from updraft_inference.launch import admin_key, interpreter, sglang_arguments, vllm_arguments
-from updraft_inference.launch import started as servers
-from updraft_inference.launch.program import SGLANG, VLLM, Program
 from updraft_inference.launch.sglang_arguments import SglangOptions
-from updraft_inference.launch.started import Plan, StartedServer
+from updraft_inference.launch.started_server import Plan, StartedServer, started
 from updraft_inference.launch.vllm_arguments import VllmOptions
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+from updraft_inference.tap.server_kind import SGLANG, VLLM, ServerKind
 
 _HEALTH_S = 2.0
 
@@ -30,11 +29,11 @@ _HEALTH_S = 2.0
 async def serve(settings: InferenceSettings, environ: Mapping[str, str], stop: Stop) -> None:
     """Run both until `stop`. Raises UpdraftError if the server does not start, or exits by itself."""
     plan = await _plan(settings, lambda: stop.requested)
-    if plan.program is SGLANG:
+    if plan.kind is SGLANG:
         settings = await asyncio.to_thread(attached, settings)
-    async with servers.started(plan, environ) as server:
+    async with started(plan, environ) as server:
         beside = settings.model_copy(update={"initial_draft": server.draft})
-        may_restart = settings.vllm_restarts if plan.program is VLLM else settings.sglang_restarts
+        may_restart = settings.vllm_restarts if plan.kind is VLLM else settings.sglang_restarts
         restart = server.restart if may_restart else None
         ended = Stop()
         async with asyncio.TaskGroup() as tasks:
@@ -59,23 +58,23 @@ async def _attend(server: StartedServer, stop: Stop) -> UpdraftError | None:
 
 
 async def _plan(settings: InferenceSettings, is_stopped: Callable[[], bool]) -> Plan:
-    program = VLLM if settings.engine == "vllm" else SGLANG
+    kind = VLLM if settings.engine == "vllm" else SGLANG
     python = settings.server_python
     assert python is not None
-    found = await interpreter.installed(program, python)
+    found = await interpreter.installed(kind, python)
     if not is_free(settings.port):
         raise Conflict(f"port {settings.port} is taken; choose another with {variable(InferenceSettings, 'port')}")
-    arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if program is VLLM else _sglang(settings)
+    arguments = _vllm(settings, is_for_cpu=found.is_for_cpu) if kind is VLLM else _sglang(settings)
     arguments(Path())  # so that invalid arguments are refused before anything is written
     return Plan(
-        program=program,
+        kind=kind,
         python=python,
         model=settings.model,
         folder=settings.data_dir / settings.engine,
         shape=settings.shape,
         socket=settings.socket_path,
         arguments=arguments,
-        is_up=health(f"{_url(settings)}{program.health}"),
+        is_up=health(f"{_url(settings)}{kind.health}"),
         is_stopped=is_stopped,
         drain_s=settings.drain_seconds,
     )
@@ -121,17 +120,25 @@ def admin_key_file(settings: InferenceSettings) -> Path | None:
         )
     if names & {"--admin-api-key", "--config"}:
         return None
-    if settings.sglang_admin_key.get_secret_value():  # in a file of its own, so that a random key stays as it was
-        return (settings.data_dir / settings.engine / "chosen-admin-key.yaml").resolve()
+    if settings.sglang_admin_key.get_secret_value():
+        return _chosen_key_file(settings)
     return (settings.sglang_admin_key_file or settings.data_dir / settings.engine / "admin-key.yaml").resolve()
+
+
+def _chosen_key_file(settings: InferenceSettings) -> Path:
+    """The file for a key that a setting chose. It is another one than that of the random key, which stays as it was."""
+    return (settings.data_dir / settings.engine / "chosen-admin-key.yaml").resolve()
 
 
 def attached(settings: InferenceSettings) -> InferenceSettings:
     """The settings of the agent beside SGLang: the server's URL, and its admin key, whose file is written if there is none.
+    The file of a key that is not chosen any more is removed.
 
     Raises InvalidInput if the file is not valid."""
     update: dict[str, object] = {"attach": _url(settings)}
-    if (file := admin_key_file(settings)) is not None:
+    if (file := admin_key_file(settings)) != _chosen_key_file(settings):
+        admin_key.remove(_chosen_key_file(settings))
+    if file is not None:
         admin_key.write(file, settings.sglang_admin_key.get_secret_value())
         admin_key.read(file)
         update["sglang_admin_key_file"] = file
@@ -156,11 +163,11 @@ def vllm_options(settings: InferenceSettings, *, is_for_cpu: bool) -> VllmOption
     )
 
 
-def _extra(text: str, program: Program) -> list[str]:
+def _extra(text: str, kind: ServerKind) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise InvalidInput(f"{program.setting('ARGS')} is not valid shell syntax: {error}") from error
+        raise InvalidInput(f"{kind.setting('ARGS')} is not valid shell syntax: {error}") from error
 
 
 def _url(settings: InferenceSettings) -> str:

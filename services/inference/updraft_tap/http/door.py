@@ -43,14 +43,13 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant; b"": the API key does.
+    """Without `keys`, everyone is admitted.
 
     `own` is the secret in OWN of the server's requests to itself, and `admin` gives the key by which its agent swaps drafts:
     such requests need no other key. "": there are none.
     """
 
     keys: Keys | None = None
-    tenant_header: bytes = b""
     own: str = ""
     admin: Callable[[], str] = str
 
@@ -69,7 +68,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         try:
-            terms = read_terms(scope["headers"], self._rules.tenant_header)
+            terms = read_terms(scope["headers"])
         except UnknownTermsError as error:
             await _refuse(scope, send, RefusedRequestError(400, str(error)))
             return

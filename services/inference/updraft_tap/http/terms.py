@@ -1,11 +1,10 @@
 """The sender's terms in a request's HTTP headers, and the mark that takes them to an engine's other processes. Pure.
 
 The mark is in a request's extra arguments, as an object: clients can put text and numbers there, but no object, so none can
-name another tenant. A request without a mark never passed our middleware, so it has not been asked, and nothing of it is
+forge it. A request without a mark never passed our middleware, so it has not been asked, and nothing of it is
 captured.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,10 +27,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """`tenant` is the SHA-256 of an API key or of a header, in hexadecimal; "" for none, as for `domain`."""
+    """`domain` is "" for none."""
 
     domain: str = ""
-    tenant: str = ""
     permitted: bool = True
     """Rows and texts of the request may be captured."""
 
@@ -43,16 +41,14 @@ class UnknownTermsError(Exception):
     """An invalid header. The message is for the client."""
 
 
-def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
-    """The terms of a request; its tenant is that of the named header, or of its API key without one.
+def read_terms(headers: Headers) -> Terms:
+    """The terms of a request.
 
     Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored.
     """
     pairs = list(headers)
-    tenant = first(pairs, tenant_header) if tenant_header else api_key(pairs).encode()
     return Terms(
         domain=label(first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
-        tenant=hashlib.sha256(tenant).hexdigest() if tenant else "",
         permitted=_permits(b",".join(value for name, value in pairs if name == CAPTURE)),
     )
 

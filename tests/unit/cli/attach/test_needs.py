@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from updraft_cli.attach.needs import SGLANG_LOADER, EngineName, Needs
-from updraft_inference.launch import program, sglang_arguments, vllm_arguments
+from updraft_inference.launch import sglang_arguments, vllm_arguments
 from updraft_inference.settings import InferenceSettings
+from updraft_inference.tap.server_kind import SGLANG, VLLM, ServerKind
 from updraft_sglang.weights import LOADER
 
 FOLDER = Path("/with space/up")
@@ -26,8 +27,8 @@ def test_the_arguments_are_those_of_a_server_that_updraft_starts() -> None:
     assert shlex.split(needs("sglang").arguments) == sglang_arguments.speculation(draft, 2)
 
 
-@pytest.mark.parametrize(("engine", "started"), [("vllm", program.VLLM), ("sglang", program.SGLANG)])
-def test_the_variables_are_those_of_a_server_that_updraft_starts(engine: EngineName, started: program.Program) -> None:
+@pytest.mark.parametrize(("engine", "started"), [("vllm", VLLM), ("sglang", SGLANG)])
+def test_the_variables_are_those_of_a_server_that_updraft_starts(engine: EngineName, started: ServerKind) -> None:
     words = dict(word.split("=", 1) for word in shlex.split(needs(engine).environment))
 
     assert words == {"PYTHONPATH": "/with space/up/plugin", started.socket_variable: "/with space/up/tap.sock"}

@@ -124,7 +124,8 @@ def _constants(node: ast.expr) -> Iterator[str]:
 
 
 REASONS = {
-    "Accepted": "SpecAccepted NameConflict InvalidPodTemplate GPUMismatch Forbidden SecretNotFound VersionNotFound NoRedis",
+    "Accepted": "SpecAccepted NameConflict InvalidPodTemplate GPUMismatch KeyInArguments Forbidden SecretNotFound"
+    " VersionNotFound NoRedis",
     "ServingReady": "PodsReady InsufficientGPU Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"
     " CreateContainerConfigError ModelDownloadFailed ModelLoading RollingOut Suspended QuotaExceeded",
     "RegistryReady": "Connected Starting Unreachable Denied Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"

@@ -16,7 +16,7 @@ from updraft_chassis.errors import (
     Unavailable,
     UpdraftError,
 )
-from updraft_inference.engine import OtherShapeError
+from updraft_inference.engine import OtherShapeError, TargetChangedError
 
 
 @pytest.fixture
@@ -326,3 +326,13 @@ async def test_a_registry_that_says_nothing_holds_a_start_up_for_a_moment_only(p
     async with running(again):
         await again.swapper.settled.wait()
         assert again.engine.loaded.version == 2
+
+
+async def test_a_swap_that_changed_the_target_is_refused_and_counted(pod: Pod) -> None:
+    pod.engine.swap_refusal = TargetChangedError("it changed weights of the target")
+
+    async with running(pod):
+        status = await pod.answered(pod.serve(2))
+
+    assert (status.outcome, status.reason) == (NACK, "it changed weights of the target")
+    assert pod.metrics.target_changes._value.get() == 1

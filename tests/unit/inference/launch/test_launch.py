@@ -10,9 +10,10 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 
 from updraft_artifacts.model_folder import describe
 from updraft_chassis.errors import InvalidInput
-from updraft_inference.launch import admin_key, program, sglang_arguments, supervisor
+from updraft_inference.launch import admin_key, sglang_arguments, supervisor
 from updraft_inference.sidecar.sglang import draft_fingerprint
 from updraft_inference.sidecar.sglang.server import ServerInfo
+from updraft_inference.tap.server_kind import SGLANG
 from updraft_sglang import weights
 
 
@@ -96,7 +97,7 @@ def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
         "UPDRAFT_SGLANG_TOP_K": "32",
     }
 
-    made = supervisor.environment(program.SGLANG, inherited, plugin=Path("/plugin"), socket=Path("/run/s"))
+    made = supervisor.environment(SGLANG, inherited, plugin=Path("/plugin"), socket=Path("/run/s"))
 
     assert made == {
         "PATH": "/bin",

@@ -94,6 +94,22 @@ def test_a_chosen_admin_key_ends_with_its_setting(tmp_path: Path) -> None:
 
     assert chosen == "chosen-0123456789"
     assert key_of(started.attached(settings(tmp_path))) == random
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and chosen in file.read_text()]
+
+
+def test_a_chosen_key_leaves_no_file_once_the_server_has_a_key_of_its_own(tmp_path: Path) -> None:
+    started.attached(settings(tmp_path, sglang_admin_key=SecretStr("chosen-0123456789")))
+    own = settings(tmp_path, sglang_admin_key=SecretStr("another"), sglang_args="--admin-api-key another")
+
+    assert key_of(started.attached(own)) == "another"
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_an_unused_key_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    (folder := tmp_path / "sglang" / "chosen-admin-key.yaml").mkdir(parents=True)
+
+    with pytest.raises(InvalidInput, match=f"cannot remove the unused admin key {folder}"):
+        started.attached(settings(tmp_path))
 
 
 @pytest.mark.parametrize("own", ["--config mine.yaml", "--admin-api-key secret", "--admin-api-key=secret"])

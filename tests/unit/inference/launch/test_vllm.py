@@ -8,9 +8,9 @@ import pytest
 
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.launch import interpreter, supervisor, vllm_arguments
-from updraft_inference.launch.program import SGLANG, VLLM
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import started
+from updraft_inference.tap.server_kind import SGLANG, VLLM
 
 
 def arguments(*, is_for_cpu: bool = False, **settings: object) -> list[str]:

@@ -13,11 +13,11 @@ from tests.support.tiny_target import make_draft, make_tiny_target, save_draft
 from tests.support.wait import until
 
 from updraft_chassis.errors import Corrupt, InvalidInput, Unavailable
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, SwapResult, TargetChangedError
 from updraft_inference.sidecar.assembly import Assembler, Ended
 from updraft_inference.sidecar.attached import AttachedServer, Known
-from updraft_inference.sidecar.hello import VLLM
 from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap import checkpoint, weights
 from updraft_tap.drafting.speedup import Speedup
 
@@ -75,7 +75,7 @@ def loaded(load: dict[str, Any], **changed: Any) -> dict[str, Any]:
     """The answer of a server that did as it was told."""
     served = {"version": load["version"], "digest": load["digest"]}
     answer = {"kind": "loaded", "number": 1, "dropped": 0, "version": load["version"], "refusal": "", "held": ""}
-    return answer | {"pause_us": 1500, "served": served} | changed
+    return answer | {"pause_us": 1500, "target": "sha256:target", "served": served} | changed
 
 
 async def swapped(
@@ -138,7 +138,7 @@ async def test_a_swap_is_proved_by_the_digest_of_what_the_server_holds(beside: B
         result, load = await swapped(beside, one, draft, of_earlier_load, lambda load: loaded(load, held=held(draft)))
 
     assert (load["folder"], load["version"], load["digest"]) == (str(draft.folder), 7, draft.tensors_digest)
-    assert result.pause_s == 0.0015
+    assert (result.pause_s, result.target) == (0.0015, "sha256:target")
     assert result.loaded == beside.server.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
 
 
@@ -149,6 +149,19 @@ async def test_a_server_that_holds_something_else_is_not_believed(beside: Beside
             await swapped(beside, one, draft, lambda load: loaded(load, held="sha256:else"))
 
     assert beside.server.loaded == LoadedDraft(version=7, tensors_digest="sha256:else")
+
+
+async def test_a_swap_that_changed_the_target_is_a_fault_and_no_passing_refusal(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    before = {"version": 3, "digest": "sha256:3"}
+    async with AsyncExitStack() as stack:
+        one = await worker(stack, beside, **before)
+        refused: Reply = lambda load: loaded(load, refusal="it is changed", target_changed=True, served=before)  # noqa: E731
+        with pytest.raises(TargetChangedError, match="refused version 7: it is changed"):
+            await swapped(beside, one, draft, refused)
+
+    assert beside.server.loaded == LoadedDraft(version=3, tensors_digest="sha256:3")
 
 
 async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, draft: DraftCheckpoint) -> None:

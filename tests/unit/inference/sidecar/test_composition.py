@@ -15,7 +15,8 @@ from updraft_inference.metrics import Metrics
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
 from updraft_inference.sidecar.attached import Known
-from updraft_inference.sidecar.hello import VLLM, Hello
+from updraft_inference.sidecar.hello import Hello
+from updraft_inference.tap.server_kind import VLLM
 
 
 @pytest.mark.parametrize(("has_been_there", "level"), [(False, logging.WARNING), (True, logging.ERROR)])

@@ -15,8 +15,9 @@ from tests.support.wait import until
 from updraft_chassis.errors import InvalidInput
 from updraft_inference.engine import CaptureLoss
 from updraft_inference.sidecar.assembly import Assembler, Ended
-from updraft_inference.sidecar.hello import VLLM, Hello
+from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.link import Answer, Event, Gone, Link, Measured
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap import wire
 
 POLICY = {"payload": 0.5, "prompt_rows": 8, "counterfactual_rows": 0}

@@ -36,7 +36,7 @@ def prepared(draft: SglangDraft, folder: Path) -> tuple[dict[str, Tensor], Tenso
 
 
 def test_a_draft_is_written_in_place_and_read_back_as_the_proof_expects(model: Served, tmp_path: Path) -> None:
-    draft = SglangDraft(model)
+    draft = SglangDraft(model, Served())
     places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     embedding = model.model.embed_tokens.weight.clone()  # type: ignore[union-attr, operator]
     new, d2t = prepared(draft, write_tiny_draft(tmp_path / "draft"))
@@ -51,8 +51,17 @@ def test_a_draft_is_written_in_place_and_read_back_as_the_proof_expects(model: S
     assert not model.lm_head.weight[10:].any()  # type: ignore[union-attr, index]
 
 
+def test_the_embedding_and_weights_of_the_target_are_watched(model: Served) -> None:
+    target = Served()
+
+    watched = SglangDraft(model, target).target()
+
+    assert watched["shared model.embed_tokens.weight"] is model.model.embed_tokens.weight  # type: ignore[union-attr]
+    assert watched["lm_head.weight"] is target.lm_head.weight  # type: ignore[union-attr]
+
+
 def test_what_was_kept_is_put_back(model: Served, tmp_path: Path) -> None:
-    draft = SglangDraft(model)
+    draft = SglangDraft(model, Served())
     before, kept = held(draft), draft.kept()
     for write in draft.prepare(*prepared(draft, write_tiny_draft(tmp_path / "draft"))):
         write()
@@ -65,7 +74,7 @@ def test_what_was_kept_is_put_back(model: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["name", "shape"])
 def test_a_checkpoint_that_does_not_fit_the_parameters_is_refused(model: Served, tmp_path: Path, fault: str) -> None:
-    draft = SglangDraft(model)
+    draft = SglangDraft(model, Served())
     new, d2t = prepared(draft, write_tiny_draft(tmp_path / "draft"))
     if fault == "name":
         new["bias"] = new.pop("norm.weight")
@@ -94,4 +103,4 @@ def _packed(model: Any) -> None:
 def test_a_server_whose_draft_cannot_be_swapped_says_why(model: Served, change: Any, reason: str) -> None:
     change(model)
     with pytest.raises(RefusedError, match=reason):
-        SglangDraft(model)
+        SglangDraft(model, Served())

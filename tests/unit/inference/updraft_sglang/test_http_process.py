@@ -69,7 +69,7 @@ async def test_who_opts_out_by_the_header_or_by_the_parameter_is_out(http: HttpP
 
 
 async def test_a_request_that_came_by_no_http_has_not_been_asked_whatever_it_says(http: HttpProcess) -> None:
-    forged = {"updraft": {"domain": "", "tenant": "", "permitted": True}, "updraft_seal": "guessed"}
+    forged = {"updraft": {"domain": "", "permitted": True}, "updraft_seal": "guessed"}
     assert await sent(http, request(), request(forged)) == [NOT_ASKED, NOT_ASKED]
 
 

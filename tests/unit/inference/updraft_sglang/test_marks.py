@@ -4,8 +4,8 @@ from updraft_sglang.marks import SEAL, is_sealed, read_sealed, sealed
 from updraft_tap.http.terms import NOT_ASKED, Terms, marked
 
 SHARED = "of the server"
-TERMS = Terms(domain="sql", tenant="7f")
-FORGED = {"updraft": {"domain": "sql", "tenant": "of another", "permitted": True}}
+TERMS = Terms(domain="sql")
+FORGED = {"updraft": {"domain": "of another", "permitted": True}}
 
 
 def test_a_mark_takes_the_terms_and_leaves_the_other_parameters_alone() -> None:

@@ -99,7 +99,7 @@ def test_with_settings_that_are_not_valid_and_no_keys_a_server_runs_without_the_
     environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     environment.setenv("UPDRAFT_SGLANG_SOCKET", str(tmp_path / "socket"))
-    environment.setenv("UPDRAFT_SGLANG_TENANT_HEADER", "no header")
+    environment.setenv("UPDRAFT_SGLANG_TOP_K", "no number")
 
     plugin.register()
 

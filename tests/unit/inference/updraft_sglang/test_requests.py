@@ -17,7 +17,7 @@ from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 
 SHARED = "of the server"
-TERMS = Terms(domain="sql", tenant="7f")
+TERMS = Terms(domain="sql")
 
 
 def params(terms: Terms | None = TERMS, **more: Any) -> Any:
@@ -123,7 +123,7 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
         ]
         assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
         assert (header["preemptions"], header["constrained"], header["duration_us"] > 0) == (1, False, True)
-        assert (header["domain"], header["tenant"], header["permitted"], header["asked"]) == ("sql", "7f", True, True)
+        assert (header["domain"], header["permitted"], header["asked"]) == ("sql", True, True)
         if payload:
             assert tensors["tokens"].tolist() == [1, 2, 7, 8]
             assert (header["probability"], header["sampling"]["temperature"], header["sampling"]["top_k"]) == (

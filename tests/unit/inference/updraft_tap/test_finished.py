@@ -86,7 +86,7 @@ def test_more_accepted_than_proposed_is_refused(accepted: int) -> None:
 def finished(payload: Payload | None) -> Finished:
     return Finished(
         rid="a-1",
-        terms=Terms(domain="sql", tenant="7f"),
+        terms=Terms(domain="sql"),
         asked=True,
         finish="stopped",
         prompt_tokens=2,

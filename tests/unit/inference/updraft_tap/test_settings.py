@@ -45,12 +45,12 @@ def door(**environment: str) -> DoorSettings:
 
 
 def test_without_a_file_of_keys_everybody_is_let_in() -> None:
-    assert door() == DoorSettings(api_keys_file=None, max_requests_per_key=0, tenant_header="")
+    assert door() == DoorSettings(api_keys_file=None, max_requests_per_key=0)
 
 
 def test_what_the_door_asks_for_is_read() -> None:
-    assert door(API_KEYS_FILE="/keys", MAX_REQUESTS_PER_KEY="3", TENANT_HEADER="X-Team") == DoorSettings(
-        api_keys_file=Path("/keys"), max_requests_per_key=3, tenant_header="X-Team"
+    assert door(API_KEYS_FILE="/keys", MAX_REQUESTS_PER_KEY="3") == DoorSettings(
+        api_keys_file=Path("/keys"), max_requests_per_key=3
     )
 
 
@@ -58,7 +58,7 @@ def test_what_the_door_asks_for_is_read() -> None:
     ("environment", "words"),
     [
         ({"MAX_REQUESTS_PER_KEY": "3"}, "MAX_REQUESTS_PER_KEY requires UPDRAFT_VLLM_API_KEYS_FILE"),
-        ({"TENANT_HEADER": "X Team"}, "TENANT_HEADER is 'X Team', but must be the name of a header"),
+        ({"MAX_REQUESTS_PER_KEY": "many"}, "MAX_REQUESTS_PER_KEY is 'many', but must be a whole number"),
     ],
 )
 def test_a_door_that_cannot_be_meant_is_refused(environment: dict[str, str], words: str) -> None:

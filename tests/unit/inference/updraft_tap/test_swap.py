@@ -36,6 +36,8 @@ class Engine:
         self.fails = 0
         """How many writes of the map fail."""
         self.pieces = 0
+        self.on_write: Callable[[], None] = lambda: None
+        self.targets = {"shared embed_tokens.weight": torch.randn(24, 8), "model.norm.weight": torch.ones(8)}
         self.on_read: Callable[[], None] = lambda: None
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Callable[[], None]]:
@@ -47,6 +49,7 @@ class Engine:
                 self.fails -= 1
                 raise RuntimeError("out of memory")
             self.held[name] = tensors[name]
+            self.on_write()
 
         return [lambda name=name: write(name) for name in tensors]  # type: ignore[misc]  # a default binds the name
 
@@ -66,6 +69,9 @@ class Engine:
             name: [lambda half=half: self._read(half) for half in tensor.chunk(2, -1)]  # type: ignore[misc]
             for name, tensor in self.held.items()
         }
+
+    def target(self) -> Mapping[str, Tensor]:
+        return self.targets
 
     def _read(self, half: Tensor) -> Tensor:
         self.pieces += 1
@@ -110,6 +116,7 @@ def test_a_draft_is_served_and_proved_by_what_the_engine_holds(served: Served, f
     joined = weights.joined(tensors, torch.bfloat16)
     assert answer["refusal"] == ""
     assert answer["held"] == weights.digest({**joined, "d2t": tensors["d2t"]})
+    assert answer["target"] == weights.sampled(served.engine.targets)
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert (served.version.version, served.version.digest) == (7, "sha256:7")
     assert served.engine.held.keys() == joined.keys() | {"d2t"}
@@ -124,6 +131,7 @@ def test_a_draft_that_is_refused_leaves_the_one_before(served: Served, folder: P
     answer = served.load(folder, 8)
 
     assert answer["refusal"] != ""
+    assert not answer["target_changed"]
     assert answer["needs_restart"] == (problem == "another size")
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
@@ -332,29 +340,62 @@ def test_a_second_draft_is_refused_while_one_is_being_loaded(served: Served, fol
     ]
 
 
-def test_the_digest_covers_names_types_shapes_and_values_and_forgives_the_sign_of_zero() -> None:
-    one = {"a": torch.tensor([1.0, 0.0, 1e-40]), "d2t": torch.tensor([3])}
-    others = [
-        {"b": one["a"], "d2t": one["d2t"]},
-        {**one, "a": one["a"].double()},
-        {**one, "a": one["a"][None]},
-        {**one, "a": torch.tensor([1.0, 0.0, 1e-30])},
-        {**one, "d2t": torch.tensor([4])},
-    ]
-
-    assert weights.digest(one) == weights.digest({**one, "a": torch.tensor([1.0, -0.0, 0.0])})
-    assert len({weights.digest(other) for other in [one, *others]}) == len(others) + 1
+def spoil_target(served: Served) -> None:
+    served.engine.targets["shared embed_tokens.weight"][3] += 1.0
 
 
-def test_joined_weights_are_in_the_engines_order(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
+def test_a_draft_whose_load_changes_the_target_is_refused_and_put_back(served: Served, folder: Path) -> None:
+    served.load(folder)
+    before = dict(served.engine.held)
+    served.engine.on_write = lambda: spoil_target(served)
 
-    joined = weights.joined(tensors, torch.float32)
+    answer = served.load(folder, 8)
 
-    q, k, v = (tensors[f"midlayer.self_attn.{part}_proj.weight"].float() for part in "qkv")
-    gate, up = (tensors[f"midlayer.mlp.{part}_proj.weight"].float() for part in ("gate", "up"))
-    assert torch.equal(joined["layers.0.self_attn.qkv_proj.weight"], torch.cat([q, k, v]))
-    assert torch.equal(joined["layers.0.mlp.gate_up_proj.weight"], torch.cat([gate, up]))
+    assert answer["target_changed"]
+    assert "that changed weights of the target; the target's weights may not be as before" in answer["refusal"]
+    assert "restart the server" in answer["refusal"]
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    assert all(served.engine.held[name] is tensor for name, tensor in before.items())
+
+
+def test_a_target_that_is_put_back_with_the_draft_is_said_to_be_as_before(served: Served, folder: Path) -> None:
+    served.load(folder)
+    original = served.engine.kept
+
+    def kept_with_target() -> Sequence[Callable[[], None]]:
+        embedding = served.engine.targets["shared embed_tokens.weight"]
+        before = embedding.clone()
+
+        def put_back() -> None:
+            embedding.copy_(before)
+
+        return [*original(), put_back]
+
+    served.engine.kept = kept_with_target  # type: ignore[method-assign]  # the draft has the target's own head
+    served.engine.on_write = lambda: spoil_target(served)
+
+    answer = served.load(folder, 8)
+
+    assert answer["target_changed"]
+    assert answer["refusal"].endswith("changed weights of the target; the target's weights are as before again")
+
+
+def test_a_target_that_others_update_during_a_load_is_not_compared(served: Served, folder: Path) -> None:
+    loading = served.between.run
+
+    def update_first(body: Callable[[], None], timeout_s: float) -> float:
+        served.between.run = loading  # type: ignore[method-assign]
+        served.swap.close("someone updates the weights")
+        spoil_target(served)
+        served.swap._closed = ""
+        return loading(body, timeout_s)
+
+    served.between.run = update_first  # type: ignore[method-assign]  # between the two looks
+
+    answer = served.load(folder, 8)
+
+    assert (answer["refusal"], answer["target"]) == ("", "")
+    assert served.load(folder, 9)["target"] == weights.sampled(served.engine.targets)
 
 
 def looked(served: Served) -> tuple[int, str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from updraft_tap import weights
 from updraft_vllm import draft
 from updraft_vllm.draft import VllmDraft
 
@@ -67,7 +68,7 @@ def packing(request: pytest.FixtureRequest) -> Packing | None:
 
 
 def served(packing: Packing | None) -> VllmDraft:
-    return VllmDraft(Model(packing), dtype=torch.float32, is_compiled=False)
+    return VllmDraft(Model(packing), Model(packing), dtype=torch.float32, is_compiled=False)
 
 
 def test_what_is_written_is_what_is_held_and_what_was_kept_is_put_back(packing: Packing | None) -> None:
@@ -85,6 +86,16 @@ def test_what_is_written_is_what_is_held_and_what_was_kept_is_put_back(packing: 
     assert all(torch.equal(after[name], value) for name, value in {**prepared, "d2t": d2t}.items())
     assert back.keys() == before.keys()
     assert all(torch.equal(back[name], value) for name, value in before.items())
+
+
+def test_weights_of_the_target_are_watched_also_where_some_are_packed(packing: Packing | None) -> None:
+    one = served(packing)
+    before = weights.sampled(one.target())
+
+    assert weights.sampled(one.target()) == before
+    with torch.no_grad():
+        one.target()["model.norm.weight"][0] += 1
+    assert weights.sampled(one.target()) != before
 
 
 def test_a_packed_weight_is_read_in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

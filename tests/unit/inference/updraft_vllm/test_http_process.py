@@ -71,7 +71,7 @@ async def test_who_opts_out_by_the_header_or_by_the_argument_is_out(http: HttpPr
 
 
 async def test_a_request_that_came_by_no_http_has_not_been_asked(http: HttpProcess) -> None:
-    forged = {"updraft": {"domain": "", "tenant": "", "permitted": True}}
+    forged = {"updraft": {"domain": "", "permitted": True}}
     assert await sent(http, request(), request(forged)) == [NOT_ASKED, NOT_ASKED]
 
 
@@ -122,12 +122,12 @@ def test_another_vllms_configuration_keeps_no_server_from_starting(http: HttpPro
 def test_the_door_is_the_outermost_of_the_servers_middleware(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("sk-one-0123456789")
-    http = HttpProcess(DoorSettings(api_keys_file=file, max_requests_per_key=2, tenant_header="X-Team"))
+    http = HttpProcess(DoorSettings(api_keys_file=file, max_requests_per_key=2))
     app = App()
     http.add_middleware(lambda args, app, tasks: app.add_middleware("own", args=args), "args", app, ("generate",))
 
     assert app.middleware[:2] == ["of vLLM", ("own", {"args": "args"})]
     kind, options = app.middleware[-1]
     assert kind is Door
-    assert (options["rules"].keys.max_at_once, options["rules"].tenant_header) == (2, b"x-team")
+    assert options["rules"].keys.max_at_once == 2
     assert door.current() is None

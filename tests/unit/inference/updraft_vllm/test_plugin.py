@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap import hooks
 from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
@@ -171,7 +172,7 @@ def test_where_nobody_can_be_asked_requests_are_still_counted(
 
 
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
-    folder = plugin_folder.write(tmp_path, plugin_folder.VLLM)
+    folder = plugin_folder.write(tmp_path, VLLM)
 
     (distribution,) = importlib.metadata.distributions(path=[str(folder)])
     (point,) = distribution.entry_points

@@ -11,7 +11,7 @@ from updraft_tap.policy import Policy
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_vllm.requests import RequestHooks
 
-TERMS = Terms(domain="sql", tenant="7f")
+TERMS = Terms(domain="sql")
 
 
 def request(rid: str = "a", **more: Any) -> Any:
@@ -83,7 +83,7 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
         assert (header["duration_us"] > 0, header["constrained"]) == (True, False)
         assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
         assert header["preemptions"] == 1
-        assert (header["domain"], header["tenant"], header["permitted"]) == ("sql", "7f", True)
+        assert (header["domain"], header["permitted"]) == ("sql", True)
         if policy.payload:
             assert (header["sampling"]["temperature"], tokens) == (0.5, [1, 2, 7, 8])
         else:

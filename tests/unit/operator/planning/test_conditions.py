@@ -49,6 +49,7 @@ ACCEPTED: list[Case] = [
     ("Accepted", "False", "NameConflict", _refused("NameConflict")),
     ("Accepted", "False", "InvalidPodTemplate", _refused("InvalidPodTemplate")),
     ("Accepted", "False", "GPUMismatch", _refused("GPUMismatch")),
+    ("Accepted", "False", "KeyInArguments", _refused("KeyInArguments")),
     ("Accepted", "False", "Forbidden", _refused("Forbidden")),
     ("Accepted", "False", "InvalidRollout", _refused("InvalidRollout")),
     (

@@ -226,15 +226,25 @@ def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str
 MISMATCH = {"engine": "sglang", "serving": {"tensorParallelSize": 4, "resources": {"limits": {"nvidia.com/gpu": 2}}}}
 
 
-def test_serving_pods_with_another_number_of_gpus_than_their_engine_uses_are_not_made() -> None:
-    plan = _plan(observed(MISMATCH))
+KEY = {"engine": "vllm", "serving": {"args": ["--api-key=secret"]}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "field"),
+    [
+        pytest.param(MISMATCH, "GPUMismatch", "spec.serving.tensorParallelSize is 4", id="another number of GPUs"),
+        pytest.param(KEY, "KeyInArguments", "spec.serving.apiKeysSecretRef", id="a key in the arguments"),
+    ],
+)
+def test_serving_pods_that_could_not_serve_well_are_not_made(spec: dict[str, Any], reason: str, field: str) -> None:
+    plan = _plan(observed(spec))
     made = {ref(each) for each in plan.apply}
     assert not {name for _, name in made} & {"qwen-serving"}
     assert {Ref("StatefulSet", "qwen-registry"), Ref("Deployment", "qwen-trainer")} <= made
     assert plan.status is not None
     accepted = next(each for each in plan.status["conditions"] if each["type"] == "Accepted")
-    assert (accepted["status"], accepted["reason"]) == ("False", "GPUMismatch")
-    assert "spec.serving.tensorParallelSize is 4" in accepted["message"]
+    assert (accepted["status"], accepted["reason"]) == ("False", reason)
+    assert field in accepted["message"]
 
 
 @pytest.mark.parametrize("engine", ["torch", "sglang"])

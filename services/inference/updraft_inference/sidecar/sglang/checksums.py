@@ -8,6 +8,7 @@ group has its own part of each tensor, and the whole map.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig
 from updraft_inference.sidecar.sglang.server import DRAFT, RankChecksums
+from updraft_tap.weights import EMBEDDING
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -106,6 +108,14 @@ def summary(served: Iterable[RankChecksums]) -> str:
         for name, hashed in sorted(rank.hashes.items()):
             digest.update(f"{rank.tp_rank}\0{name}\0{hashed}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def target(served: Iterable[RankChecksums]) -> str:
+    """One digest of the weights that the draft shares with the target."""
+    return summary(
+        replace(rank, hashes={name: hashed for name, hashed in rank.hashes.items() if name.endswith(EMBEDDING)})
+        for rank in served
+    )
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from typing import Self
 import torch
 
 from updraft_chassis.errors import Conflict, Corrupt, Forbidden, InvalidInput, Unavailable, UpdraftError
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult
+from updraft_inference.engine import DraftCheckpoint, LoadedDraft, SwapResult, TargetChangedError
 from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.sidecar.sglang.draft_fingerprint import (
     INITIAL_VERSION,
@@ -50,6 +50,8 @@ class ServedDraft:
         self._may_have_session = False
         """A session of ours may still be open at the server."""
         self._exchanges_vocabulary = False
+        self._target = ""
+        """The last known digest of what the draft shares with the target."""
 
     @classmethod
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
@@ -68,7 +70,9 @@ class ServedDraft:
         if served_draft.was_cut_off:
             logger.warning("A previous agent ended during a swap; resuming the server")
             await served_draft._finish_interrupted_swap()
-        served_draft._exchanges_vocabulary = checksums.shows_vocabulary(await server.checksums())
+        served = await server.checksums()
+        served_draft._exchanges_vocabulary = checksums.shows_vocabulary(served)
+        served_draft._target = checksums.target(served)
         return served_draft
 
     @property
@@ -117,7 +121,7 @@ class ServedDraft:
             if draft is not None and draft.folder.exists():  # a missing one is downloaded again
                 await self._read(draft)  # it may have been damaged meanwhile
             raise
-        return SwapResult(loaded=self.loaded, pause_s=pause_s)
+        return SwapResult(loaded=self.loaded, pause_s=pause_s, target=self._target)
 
     async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
         exchanges = self._exchanges_vocabulary
@@ -125,6 +129,7 @@ class ServedDraft:
 
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()
+        self._target = checksums.target(served)
         if await _difference(self._good, served):
             self.loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
         else:
@@ -142,11 +147,7 @@ class ServedDraft:
         try:
             pause_s = await self._load(fingerprint)
             is_touched = True
-            difference = await _difference(fingerprint, await self._server.checksums())
-            if difference:
-                raise Corrupt(
-                    f"after loading version {fingerprint.draft.version} the server holds something else: {difference}"
-                )
+            await self._prove(fingerprint)
         except _NotBegun as error:
             raise Unavailable(f"another weight update is in progress at the SGLang server: {error}") from error
         except UpdraftError as error:
@@ -156,6 +157,14 @@ class ServedDraft:
             raise
         self._good, self.loaded = fingerprint, _loaded(fingerprint)
         return pause_s
+
+    async def _prove(self, fingerprint: DraftFingerprint) -> None:
+        """Raises Corrupt if the server holds another draft, or has another embedding than before."""
+        served, version = await self._server.checksums(), fingerprint.draft.version
+        if difference := await _difference(fingerprint, served):
+            raise Corrupt(f"after loading version {version} the server holds something else: {difference}")
+        if checksums.target(served) != self._target:
+            raise TargetChangedError(f"loading version {version} changed the target's embedding")
 
     async def _undo(self, failed: DraftFingerprint, *, is_touched: bool) -> None:
         """Serve the last good draft again unless it is still being served, and update `loaded`."""

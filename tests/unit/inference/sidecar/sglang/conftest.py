@@ -17,11 +17,12 @@ from updraft_artifacts.model_folder import target_fingerprint
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft
 from updraft_inference.sidecar.assembly import Assembler
 from updraft_inference.sidecar.attached import Known
-from updraft_inference.sidecar.hello import SGLANG, Hello
+from updraft_inference.sidecar.hello import Hello
 from updraft_inference.sidecar.link import Link
 from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import initial_draft
+from updraft_inference.tap.server_kind import SGLANG
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,13 @@ from tests.unit.inference.sidecar.sglang.conftest import Beside, greeting
 from torch import arange
 
 from updraft_chassis.errors import Corrupt, Unavailable
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft, OtherShapeError, RestartNeededError
+from updraft_inference.engine import (
+    DraftCheckpoint,
+    LoadedDraft,
+    OtherShapeError,
+    RestartNeededError,
+    TargetChangedError,
+)
 from updraft_inference.sidecar.link import Gone
 from updraft_inference.sidecar.sglang import server as servers
 from updraft_inference.sidecar.sglang.attached import AttachedSglang
@@ -63,6 +69,18 @@ class TestSwaps:
 
         assert fake.held == held
         assert server.loaded.tensors_digest == drafts[0].tensors_digest
+
+    async def test_a_swap_that_changes_the_targets_embedding_is_found_out_and_undone(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        before = await server.swap(drafts[0])
+        fake.embedding = "another"
+
+        with pytest.raises(TargetChangedError, match="loading version 2 changed the target's embedding"):
+            await server.swap(drafts[1])
+
+        assert server.loaded == before.loaded
+        assert (await server.swap(drafts[1])).target != before.target
 
     async def test_where_undoing_fails_too_nothing_good_is_claimed(
         self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]

