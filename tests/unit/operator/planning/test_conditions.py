@@ -11,7 +11,7 @@ from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView, UsersProblem
 from updraft_operator.planning.status import status
 
 STABLE = version(3)
@@ -131,6 +131,10 @@ TRAINER: list[Case] = [
     ("TrainerReady", "False", "Starting", {"pods": (pod("t", "trainer"),)}),
     ("TrainerReady", "False", "Disabled", {"spec": {"traces": {"enabled": False}}}),
     ("TrainerReady", "False", "NoRedis", {"config": CONFIG_WITHOUT_REDIS}),
+    *(
+        ("TrainerReady", "False", reason, {"users_problem": UsersProblem(reason=reason, message="no")})
+        for reason in ("RedisUsersRefused", "RedisUnreachable")
+    ),
     ("TrainerReady", "False", "Suspended", {"spec": {"trainer": {"suspend": True}}}),
     ("TrainerReady", "False", "Suspended", {"spec": {"suspend": True}}),
     (
@@ -163,12 +167,21 @@ def _learning(
     return {"pods": ready_pods(), "registry": connected(versions, **state)}
 
 
+OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}
 SIZED: list[Case] = [
     ("Sized", "True", "LargeEnough", _learning()),
     ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
     ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
     ("Sized", "False", "TooSmall", _learning(max_draft_bytes=799_999_999)),
     ("Sized", "True", "LargeEnough", _learning(max_draft_bytes=0)),
+    ("Sized", "False", "TooSmall", {**_learning(stream_bytes=2 * 10**9), "redis_max_memory": 10**9}),
+    ("Sized", "True", "LargeEnough", {**_learning(stream_bytes=10**9), "redis_max_memory": 10**9}),
+    (
+        "Sized",
+        "True",
+        "LargeEnough",
+        {**_learning(stream_bytes=2 * 10**9), "redis_max_memory": 10**9, "spec": OWN_REDIS},
+    ),
     ("Sized", "False", "TracesDropped", {"registry": connected(learning=LEARNED, capture_too_small="p: queue")}),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),
