@@ -34,6 +34,24 @@ async def test_one_of_two_holds_the_lease_until_it_releases_it(redis: Redis) -> 
     await second.release()
 
 
+async def test_one_of_many_that_ask_at_once_holds_the_lease(redis: Redis) -> None:
+    asking = [lease(redis, f"holder-{number}") for number in range(10)]
+    answers = await asyncio.gather(*(one.take() for one in asking))
+    (holder,) = set(answers)
+    assert [f"holder-{number}" for number, one in enumerate(asking) if one.is_held] == [holder]
+
+
+async def test_a_lease_that_may_be_anothers_by_now_is_not_deleted(redis: Redis) -> None:
+    clock = ManualClock()
+    late = lease(redis, "late", duration_s=1.0, clock=clock)
+    await late.take()
+    clock.advance(1.0)
+    other = lease(redis, "other", duration_s=6.0)
+    await other.wait(Stop())
+    await late.release()
+    assert await lease(redis, "third").take() == "other"
+
+
 async def test_the_same_holder_has_it_again_after_a_crash(redis: Redis) -> None:
     assert await lease(redis, "first").take() == "first"
     assert await lease(redis, "first").take() == "first"

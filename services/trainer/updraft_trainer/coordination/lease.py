@@ -3,7 +3,8 @@
 The holder renews the lease. If it stops renewing, the lease runs out, and the next process that asks for it gets it. A holder
 that was paused meanwhile knows by its own clock that it may not act any more: `check` before an effect that two holders must
 not have. The same holds while Redis is away. Rejected: a lock on a file, which two machines do not share; the registry as the
-place, because it is away more often than Redis where training could go on.
+place, because it is away more often than Redis where training could go on; a script in Redis, because whoever may run one can
+stop a Redis that others share; MULTI, in which a full Redis rejects every command.
 """
 
 import logging
@@ -19,23 +20,8 @@ logger = logging.getLogger(__name__)
 RENEWALS = 6
 """Per lease, so that a few may fail."""
 
-# The value is the holder's id, a space and its name. PEXPIRE, because a Redis that is full rejects SET.
-_TAKE = """
-local value = redis.call('GET', KEYS[1])
-if not value then
-    redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'PX', ARGV[3])
-elseif string.find(value, ARGV[1] .. ' ', 1, true) == 1 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[3])
-else
-    return value
-end
-return ''
-"""
-
-_RELEASE = """
-local value = redis.call('GET', KEYS[1])
-if value and string.find(value, ARGV[1] .. ' ', 1, true) == 1 then redis.call('DEL', KEYS[1]) end
-"""
+_RELEASE_S = 3.0
+"""A lease is released only with more time left than a command may take; otherwise it runs out by itself."""
 
 
 class Lease:
@@ -82,21 +68,42 @@ class Lease:
 
     async def take(self) -> str:
         """Take or renew it if nobody else has it; return who has it. UpdraftError if Redis does not say."""
-        asked_s, milliseconds = self._clock.monotonic(), int(1000 * self._duration_s)
+        asked_s = self._clock.monotonic()
         try:
             with redis_errors():
-                value = await self._client.eval(_TAKE, 1, self._key, self._holder_id, self._holder, milliseconds)
+                other = await self._taken()
         except UpdraftError as error:
             self._failed(error)
             raise
         if self._error is not None:
             logger.info("Redis answers again about the lease of %s", self._holder)
-        other = str(value, "utf-8").partition(" ")[2]
         self._error = None
         self._until_s = float("-inf") if other else asked_s + self._duration_s
         self.was_taken = self.was_taken or not other
         self._on_change(self.is_held)
         return other or self._holder
+
+    async def _taken(self) -> str:
+        """Take or renew it; return the name of the other holder, or nothing. Unavailable if it ran out in between."""
+        milliseconds = int(1000 * self._duration_s)
+        value = await self._value()
+        if not value and await self._client.set(
+            self._key, f"{self._holder_id} {self._holder}", px=milliseconds, nx=True
+        ):
+            return ""
+        if self._is_own(value):
+            await self._client.pexpire(self._key, milliseconds)
+        value = await self._value()  # only now is it sure whose lease was renewed
+        if not value:
+            raise Unavailable("the lease ran out while it was being renewed")
+        return "" if self._is_own(value) else value.partition(" ")[2]
+
+    async def _value(self) -> str:
+        """The holder's id, a space and its name; empty if nobody holds it."""
+        return str(await self._client.get(self._key) or b"", "utf-8")
+
+    def _is_own(self, value: str) -> bool:
+        return value.startswith(f"{self._holder_id} ")
 
     def _failed(self, error: UpdraftError) -> None:
         """Log the first of several failures."""
@@ -140,6 +147,7 @@ class Lease:
 
     async def release(self) -> None:
         """Let the next one have it at once. Unavailable if Redis is unreachable."""
-        self._until_s = float("-inf")
-        with redis_errors():
-            await self._client.eval(_RELEASE, 1, self._key, self._holder_id)
+        left_s, self._until_s = self._until_s - self._clock.monotonic(), float("-inf")
+        if left_s > _RELEASE_S:
+            with redis_errors():
+                await self._client.unlink(self._key)
