@@ -181,6 +181,12 @@ def lease_key(namespace: str, speculator: str) -> str:
     return f"updraft:{{{namespace}:{speculator}:0}}:trainer"
 
 
+def patterns(namespace: str, speculator: str) -> tuple[str, str]:
+    """Glob patterns of a speculator's streams, and of all its keys."""
+    all_keys = f"updraft:{{{namespace}:{speculator}:*"
+    return f"{all_keys}}}:samples:v1", all_keys
+
+
 def shard_of(trace_id: bytes, num_shards: int) -> int:
     """The shard of a trace, the same on every pod."""
     return int.from_bytes(hashlib.sha256(trace_id).digest()[:8]) % num_shards

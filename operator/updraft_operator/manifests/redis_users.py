@@ -1,0 +1,100 @@
+"""The two Redis users of a speculator: its pods may add traces, and its trainer may read and settle them.
+
+A user reaches only the keys of its speculator, with only the commands below. None of them lists keys, tells who else uses the
+server, runs scripts or changes the server. INFO is missing for that reason: it counts all keys and clients.
+
+Rejected: one user for both roles, because whoever takes over a serving pod could then read what other pods have sent;
+`%W~` patterns and selectors, which Redis 6.2 does not have.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from updraft_chassis import streams
+
+_PREFIX = "updraft"
+_PASSWORD = re.compile(r"[0-9a-f]{64}")
+_CREDENTIALS = ("username", "password")
+"""Parameters that redis-py accepts in place of those before the host."""
+
+
+class Role(StrEnum):
+    WRITER = "writer"
+    """Serving pods."""
+    READER = "reader"
+    """The trainer."""
+
+
+_CLIENT = ("select", "cluster|slots", "command")
+"""For the client itself: a database in the address, and the nodes of a Redis Cluster."""
+
+_STREAMS = (
+    *("exists", "xlen", "xinfo|groups", "xgroup|create", "xreadgroup", "xpending", "xclaim", "xrange", "xack", "xdel"),
+    *("xadd", "xtrim"),  # dead letters, and room for a group in a full Redis
+)
+_LEASE = ("get", "set", "pexpire", "unlink")
+
+COMMANDS: Mapping[Role, tuple[str, ...]] = {
+    Role.WRITER: ("xadd", "xtrim", *_CLIENT),
+    Role.READER: (*_STREAMS, *_LEASE, *_CLIENT),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisUser:
+    """A user as it should be on every node of the operator's Redis."""
+
+    name: str
+    rules: tuple[str, ...]
+    password_hash: str
+    keeps_former: bool = False
+    """Earlier passwords stay valid, for pods that have not restarted since."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Arguments of ACL SETUSER. Connections stay open."""
+        former = () if self.keeps_former else ("resetpass",)
+        return ("on", *former, f"#{self.password_hash}", *self.rules)
+
+
+def rules(role: Role, namespace: str, speculator: str) -> tuple[str, ...]:
+    """The keys and commands of a role; `namespace` is that of the stream keys."""
+    streams_only, all_keys = streams.patterns(namespace, speculator)
+    pattern = streams_only if role is Role.WRITER else all_keys
+    return ("resetkeys", f"~{pattern}", "resetchannels", "nocommands", *(f"+{name}" for name in COMMANDS[role]))
+
+
+def user_name(installation: str, namespace: str, speculator: str, role: Role) -> str:
+    return f"{_PREFIX}.{installation}.{namespace}.{speculator}.{role}"
+
+
+def speculator_of(name: str, installation: str) -> tuple[str, str] | None:
+    """Namespace and name of the speculator that a user was made for; None for a user of somebody else."""
+    match = re.fullmatch(rf"{_PREFIX}\.{re.escape(installation)}\.([^.]+)\.(.+)\.(?:{'|'.join(Role)})", name)
+    return (match[1], match[2]) if match is not None else None
+
+
+def hash_of(password: str) -> str:
+    """As Redis stores it. Passwords are random, so nobody guesses one from its hash."""
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+def user_url(url: str, user: str, password: str) -> str:
+    """The address `url` with this user in place of its own."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in _CREDENTIALS]
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{password}@{host}", query=urlencode(query)))
+
+
+def password_of(url: str) -> str:
+    """The password in an address that `user_url` made; empty for any other."""
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:
+        return ""
+    return password if _PASSWORD.fullmatch(password) else ""

@@ -1,0 +1,68 @@
+import pytest
+
+from updraft_chassis.streams import connect
+from updraft_operator.manifests.redis_users import (
+    RedisUser,
+    Role,
+    hash_of,
+    password_of,
+    rules,
+    speculator_of,
+    user_name,
+    user_url,
+)
+
+PASSWORD = 64 * "7"
+NAME = user_name("6f1c", "team", "chat", Role.WRITER)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        pytest.param("redis://h:6379/0", "redis://USER@h:6379/0", id="no password"),
+        pytest.param("redis://:secret@h:6379/0", "redis://USER@h:6379/0", id="password"),
+        pytest.param("rediss://admin:s%40cret@h/1?ssl_ca_certs=/ca", "rediss://USER@h/1?ssl_ca_certs=%2Fca", id="TLS"),
+        pytest.param("redis+cluster://admin:a@b@h:7000", "redis+cluster://USER@h:7000", id="cluster"),
+        pytest.param("redis://h?username=admin&password=secret&db=1", "redis://USER@h?db=1", id="in parameters"),
+        pytest.param("redis://admin:secret@[::1]:6379", "redis://USER@[::1]:6379", id="IPv6"),
+        pytest.param("unix://admin:secret@/run/redis.sock?db=2", "unix://USER@/run/redis.sock?db=2", id="socket"),
+    ],
+)
+def test_the_address_of_a_user_has_nothing_of_the_administrator(url: str, expected: str) -> None:
+    made = user_url(url, NAME, PASSWORD)
+    assert made == expected.replace("USER", f"{NAME}:{PASSWORD}")
+    assert "secret" not in made
+    assert "admin" not in made
+
+
+async def test_a_client_takes_user_and_password_from_the_address() -> None:
+    client = connect(user_url("redis://:secret@h:6379/3", NAME, PASSWORD))
+    given = client.get_connection_kwargs()
+    assert {name: given[name] for name in ("username", "password", "host", "db")} == {
+        "username": NAME,
+        "password": PASSWORD,
+        "host": "h",
+        "db": 3,
+    }
+    await client.aclose()
+
+
+def test_only_a_password_that_was_made_for_a_user_is_used_again() -> None:
+    assert password_of(user_url("redis://h", NAME, PASSWORD)) == PASSWORD
+    for url in ("", "redis://h", "redis://:short@h", f"redis://:{PASSWORD}7@h", "redis://[", "not an address"):
+        assert password_of(url) == ""
+
+
+def test_the_user_of_a_speculator_is_known_by_its_name() -> None:
+    assert speculator_of(NAME, "6f1c") == ("team", "chat")
+    for name in ("default", NAME, f"{NAME}.more", "updraft.6f1c.team.chat.admin", "updraft.6f1c.team.writer"):
+        assert speculator_of(name, "another") is None
+    assert speculator_of("updraft.6f1c.team.chat.admin", "6f1c") is None
+    assert speculator_of("updraft.6f1c.team.writer", "6f1c") is None
+
+
+def test_a_password_is_added_before_the_former_one_is_removed() -> None:
+    role_rules = rules(Role.WRITER, "6f1c:team", "chat")
+    made = RedisUser(name=NAME, rules=role_rules, password_hash=hash_of(PASSWORD), keeps_former=True)
+    assert "resetpass" not in made.words
+    assert made.words[1:] == (f"#{hash_of(PASSWORD)}", *role_rules)
