@@ -18,19 +18,19 @@ from typing import Any
 import yaml
 
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_chassis.settings import load
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import gpus
-from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
-from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_key
+from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_passwords
 from updraft_operator.watching.store import Store, key_of
 
 _UNCHANGED, _FAILED, _CHANGED = 0, 1, 3
@@ -165,6 +165,7 @@ async def _planned(
     if cluster is not None:
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
+        config = replace(config, installation=await _installation(cluster, config))
     observed = Observed(
         speculator=owner,
         config=config,
@@ -172,11 +173,20 @@ async def _planned(
         pods=cached.pods,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
-        fresh_key=fresh_key(),
-        access=secrets.access,
+        redis_urls=secrets.redis_urls,
+        fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )
     return make_plan(observed, now_unix_s=clock.now(), now_s=clock.monotonic())
+
+
+async def _installation(cluster: KubernetesCluster, config: OperatorConfig) -> str:
+    try:
+        return await cluster.uid(config.namespace)
+    except (NotFound, Forbidden) as error:
+        problem = f"stream keys are shown without the UID of the operator's namespace: {error}"
+        print(f"updraft-operator: {problem}", file=sys.stderr)
+        return config.installation
 
 
 def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:

@@ -41,6 +41,9 @@ class Metrics:
         self.connections = new.gauge("registry_connections", "Registries that the operator is connected to.")
         self.drift = new.counter("drift", "Objects that someone else changed and the operator reverted.", "kind")
         self.stale = new.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
+        self.redis_users = new.counter(
+            "redis_users", "Users that the operator set on a node of its Redis, or deleted there.", "change"
+        )
         self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
         """Exported status and reason of every condition: one sample per condition, not one per status."""
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
@@ -22,6 +23,7 @@ from updraft_operator.watching.cluster import LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
+from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.resync import FIRST_S, Resync
 from updraft_operator.watching.secrets import FRESH_S, Secrets
 from updraft_operator.watching.store import Store
@@ -73,8 +75,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         measures.queue.set_function(lambda: len(work))
         measures.speculators.set_function(lambda: len(store.speculators()))
         logger.info("Starting operator", extra={"metrics_port": port, "namespaces": settings.watch_namespaces or "all"})
-        issuer = await _until_served(cluster, settings.namespaces, stop)
-        if stop.requested:
+        config = await _until_served(cluster, settings, stop)
+        if config is None:
             return
         kinds = await cluster.kinds()
         resync.begin(kinds)
@@ -83,14 +85,24 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             request_token = partial(cluster.token, settings.namespace, settings.service_account)
             registries = RegistryConnections(tasks, request_token, clock, work.add)
             measures.connections.set_function(lambda: len(registries))
+            users = RedisUsers(
+                settings.redis_url.get_secret_value(),
+                config.installation,
+                period_s=settings.redis_users_seconds,
+                may_write=lambda: lease.is_held and resync.synced_s is not None and not settings.dry_run,
+                is_gone=lambda key: _is_watched(key, settings.namespaces) and not store.has(key),
+                notify=work.add,
+                metrics=measures,
+            )
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
                 secrets=Secrets(cluster, clock, min(FRESH_S, settings.resync_seconds / 2)),
                 registries=registries,
+                users=users,
                 metrics=measures,
                 clock=clock,
-                config=replace(settings.config, has_leader_worker_sets=LEADER_WORKER_SET in kinds, issuer=issuer),
+                config=replace(config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
                 status_s=settings.status_seconds,
@@ -136,36 +148,51 @@ async def _work(
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))
     background += map(tasks.create_task, workers)
+    making_users = [tasks.create_task(wiring.users.run())] if wiring.config.has_redis else []
     stop_leading = lifecycle.Stop()
     leading = tasks.create_task(lease.run(stop_leading))
     await stop.wait()
     for task in background:
         task.cancel()
     wiring.registries.close()
-    await asyncio.wait(background)
+    wiring.users.close()
+    await asyncio.wait([*background, *making_users])
     stop_leading.request()
     await leading
     watches.end()
     await watching
 
 
-async def _until_served(cluster: KubernetesCluster, namespaces: tuple[str, ...], stop: lifecycle.Stop) -> str:
-    """Wait for the issuer, and for both kinds: the operator may start before its CRDs are installed. Returns the issuer."""
+async def _until_served(
+    cluster: KubernetesCluster, settings: OperatorSettings, stop: lifecycle.Stop
+) -> OperatorConfig | None:
+    """Wait for what the cluster has to say first, because the operator may start before its CRDs are installed. Returns the
+    settings with the issuer and the installation; None after `stop`."""
     last_reason = ""
     while not stop.requested:
         try:
             for kind in ("AdaptiveSpeculator", "DraftVersion"):
-                await cluster.metadata(kind, (namespaces or ("",))[0])
-            return await cluster.issuer()
-        except NotFound:
-            reason = "the CustomResourceDefinitions of updraft.dev are not installed"
+                await _served(cluster, kind, (settings.namespaces or ("",))[0])
+            issuer, installation = await cluster.issuer(), await cluster.uid(settings.namespace)
+            return replace(settings.config, issuer=issuer, installation=installation)
         except UpdraftError as error:
             reason = str(error)
         if reason != last_reason:
             last_reason = reason
-            logger.warning("Waiting for the CRDs and the issuer of tokens", extra={"reason": reason})
+            logger.warning("Waiting for the cluster", extra={"reason": reason})
         await stop.wait(_CRD_WAIT_S)
-    return ""
+    return None
+
+
+async def _served(cluster: KubernetesCluster, kind: str, namespace: str) -> None:
+    try:
+        await cluster.metadata(kind, namespace)
+    except NotFound as error:
+        raise NotFound("the CustomResourceDefinitions of updraft.dev are not installed") from error
+
+
+def _is_watched(key: Key, namespaces: tuple[str, ...]) -> bool:
+    return not namespaces or key.namespace in namespaces
 
 
 def _alive(resync: Resync, period_s: float) -> Callable[[], bool]:

@@ -12,6 +12,7 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
+from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal
@@ -19,7 +20,8 @@ from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, m
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS, Cluster
-from updraft_operator.watching.secrets import Secrets, fresh_key
+from updraft_operator.watching.redis_users import RedisUsers
+from updraft_operator.watching.secrets import Secrets, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store
 from updraft_operator.watching.traces import delete_traces
 
@@ -40,8 +42,8 @@ class _ReconcileState:
     """When its deletion was first observed."""
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
-    fresh_key: str = field(default_factory=fresh_key)
-    """A key for the Secret. It stays the same until it is written, because pod templates depend on it."""
+    fresh_passwords: dict[Role, str] = field(default_factory=fresh_passwords)
+    """For Secrets without one. A password stays the same until it is written, because pod templates depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Wiring:
     cluster: Cluster
     secrets: Secrets
     registries: RegistryConnections
+    users: RedisUsers
     metrics: Metrics
     clock: Clock
     config: OperatorConfig
@@ -90,6 +93,8 @@ class Reconciler:
                 return None
             observed = await self.observe(key, cached)
             plan = self._plan(observed)
+        if plan.users is not None:
+            self._wiring.users.want(key, plan.users)
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         return plan.again_s
@@ -106,6 +111,8 @@ class Reconciler:
         if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
             state.ending_s = wiring.clock.monotonic()
         secrets = await wiring.secrets.read(key, cached.speculator)
+        used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
+        state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
         self._connect(key, cached, cached.speculator)
         return Observed(
             speculator=cached.speculator,
@@ -114,9 +121,10 @@ class Reconciler:
             pods=cached.pods,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),
-            access=secrets.access,
             redis_url=wiring.redis_url,
-            fresh_key=state.fresh_key,
+            redis_urls=secrets.redis_urls,
+            fresh_passwords=dict(state.fresh_passwords),
+            users_problem=wiring.users.problem(key),
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),
@@ -160,7 +168,7 @@ class Reconciler:
             await self._call(key, observed, call)
         if plan.cleans_up:
             self._wiring.guard()
-            await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator)
+            await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator, observed.config)
         if plan.finalizer:
             await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
         return bool(plan.apply or plan.delete or plan.calls or plan.finalizer)
@@ -276,6 +284,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._wiring.registries.set_address(key, None)
         self._wiring.secrets.forget(key)
+        self._wiring.users.forget(key)
         self._wiring.metrics.forget(key)
         self._states.pop(key, None)
 

@@ -2,8 +2,9 @@
 
 import socket
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
@@ -50,7 +51,11 @@ class OperatorSettings(Settings):
     image_pull_secrets: str = ""
     """Pull secrets in the namespaces of the resources, separated by commas."""
     redis_url: SecretStr = SecretStr("")
-    """Redis for speculators that name none. If empty, those speculators capture no traces and train no drafts."""
+    """Redis for speculators that name none, with a user that may manage users (ACL LIST, SETUSER, DELUSER) and delete keys.
+    Pods and trainers get users of their own. If empty, those speculators capture no traces and train no drafts."""
+    redis_users_seconds: float = Field(default=5.0, gt=0.0, le=300.0)
+    """How often those users are compared with what they should be. After a restart of Redis that lost them, pods keep traces in
+    memory for that long."""
     registry_address: str = "{name}-registry.{namespace}.svc:50051"
     """Template of the address of a speculator's registry."""
     workers: int = Field(default=8, ge=1, le=64)
@@ -68,6 +73,15 @@ class OperatorSettings(Settings):
     """Minimum level of log messages."""
     log_format: Literal["json", "text"] = "json"
     """Log format: json for machines, text for people."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _has_a_readable_address(cls, url: SecretStr) -> SecretStr:
+        try:
+            urlsplit(url.get_secret_value()).port  # noqa: B018 - raises if it is none
+        except ValueError:
+            raise ValueError("expected an address like redis://USER:PASSWORD@HOST:PORT/DB") from None
+        return url
 
     @property
     def namespaces(self) -> tuple[str, ...]:

@@ -32,7 +32,10 @@ WORK = {
     ("", "secrets"): ("get", "create", "patch"),
     ("", "events"): ("create",),
 }
-TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {("", "serviceaccounts/token"): ("create",)}
+TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("", "serviceaccounts/token"): ("create",),
+    ("", "namespaces"): ("get",),
+}
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
 STOP = {("apps", "deployments"): ("get",), ("apps", "deployments/scale"): ("patch",)}
@@ -99,13 +102,18 @@ def test_without_an_election_there_is_no_right_to_a_lease() -> None:
 
 
 def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
-    (rule,) = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    rule, _ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
 
     account = one(rendered("default"), "ServiceAccount", "updraft-operator")
     assert rule["resourceNames"] == [account["metadata"]["name"]]
     operator = one(rendered("default"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
     env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
     assert env["UPDRAFT_OPERATOR_SERVICE_ACCOUNT"] == operator["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_the_operator_reads_its_own_namespace_only() -> None:
+    _, rule = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    assert (rule["resources"], rule["resourceNames"]) == (["namespaces"], [NAMESPACE])
 
 
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:

@@ -1,7 +1,9 @@
 """What helm makes of the chart is what Kubernetes takes, hardened, and named so that its parts find each other."""
 
 import functools
+import hashlib
 import json
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -162,23 +164,52 @@ def test_registries_let_the_operator_in() -> None:
     assert let_in["podSelector"]["matchLabels"].items() <= _operator("default")["metadata"]["labels"].items()
 
 
-def test_redis_lets_in_what_the_operator_creates_and_the_operator() -> None:
-    policy = one(rendered("default"), "NetworkPolicy", "updraft-redis")
+_NAME = "kubernetes.io/metadata.name"
+
+
+@pytest.mark.parametrize(
+    ("case", "words", "namespaces"),
+    [
+        pytest.param("default", (), {}, id="all namespaces"),
+        pytest.param(
+            "namespaced",
+            ("--set", "redis.enabled=true"),
+            {"matchExpressions": [{"key": _NAME, "operator": "In", "values": ["team-a", "team-b"]}]},
+            id="some namespaces",
+        ),
+        pytest.param("everything", (), {"matchLabels": {"example.com/speculators": "yes"}}, id="chosen ones"),
+    ],
+)
+def test_redis_lets_in_the_operator_and_namespaces_but_no_labels_of_pods(
+    case: str, words: tuple[str, ...], namespaces: dict[str, Any]
+) -> None:
+    """Whoever may create a pod in any namespace gives it every label."""
+    (policy,) = (
+        each for each in of_kind(rendered(case, *words), "NetworkPolicy") if "-redis" in each["metadata"]["name"]
+    )
     (rule,) = policy["spec"]["ingress"]
     operator, peer = rule["from"]
-    assert (
-        operator["podSelector"]["matchLabels"]
-        == one(rendered("default"), "Deployment", "updraft-operator")["spec"]["selector"]["matchLabels"]
-    )
+    labels = {"app.kubernetes.io/name": "updraft-operator", "app.kubernetes.io/instance": RELEASE}
+    assert operator == {"podSelector": {"matchLabels": labels}}, "of the release's own namespace"
+    assert peer == {"namespaceSelector": namespaces}
 
-    for part in (names.SERVING, names.TRAINER):
-        assert peer["podSelector"]["matchLabels"].items() <= names.labels("chat", part).items()
+
+def test_the_address_of_redis_is_not_shown_by_the_mark_that_restarts_the_operator() -> None:
+    marks = [
+        one(rendered("small", "--set", f"redis.url={url}"), "Deployment", "updraft-operator")["spec"]["template"][
+            "metadata"
+        ]["annotations"]["checksum/redis"]
+        for url in ("redis://:a@h:6379/0", "redis://:b@h:6379/0", "redis://:a@h:6379/0")
+    ]
+    assert marks[0] == marks[2] != marks[1]
+    assert hashlib.sha256(b"redis://:a@h:6379/0").hexdigest() not in marks
 
 
 def test_the_operator_may_call_registries_where_it_may_not_call_everyone() -> None:
     policy = one(rendered("everything"), "NetworkPolicy", "speculation-operator")
     (registries,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
-    assert {"port": 6379, "protocol": "TCP"} in [port for rule in policy["spec"]["egress"] for port in rule["ports"]]
+    ports = [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]]
+    assert {6379, 6380} <= set(ports)
 
     assert registries["ports"] == [{"port": network.GRPC_PORT, "protocol": "TCP"}]
     wanted = registries["to"][0]["podSelector"]["matchLabels"]

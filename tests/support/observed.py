@@ -11,20 +11,34 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.redis_users import Role, user_name, user_url
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import AccessSecret, ConnectionState, Observed, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.plan import Plan, objects
 from updraft_operator.planning.pods import PodProblem, PodState
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
-ACCESS = AccessSecret(redis_url="redis://own", mark_key="a-random-key")
+PASSWORDS = {role: 32 * digits for role, digits in zip(Role, ("0a", "0b"), strict=True)}
+FRESH = {role: 32 * digits for role, digits in zip(Role, ("1a", "1b"), strict=True)}
+"""Passwords in the Secrets of the roles, and new ones."""
+
+
+def redis_urls(url: str = "redis://:secret@own", passwords: Mapping[Role, str] = PASSWORDS) -> dict[Role, str]:
+    """What those Secrets have with this Redis of the operator."""
+    users = {role: user_name(CONFIG.installation, "team", "qwen", role) for role in Role}
+    return {role: user_url(url, users[role], passwords[role]) for role in Role}
 
 
 def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
     """An observation of a speculator with this spec, by default after an installation with a Redis."""
-    given = {"speculator": speculator(spec), "config": CONFIG, "access": ACCESS, "redis_url": "redis://own", **more}
-    return Observed(**given)
+    given = {
+        "speculator": speculator(spec),
+        "config": CONFIG,
+        "redis_url": "redis://:secret@own",
+        "fresh_passwords": FRESH,
+    }
+    return Observed(**{**given, "redis_urls": redis_urls(), **more})
 
 
 def settled(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
@@ -150,4 +164,4 @@ def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> di
 
 def is_empty(plan: Plan) -> bool:
     """Whether the observed state matches the desired state."""
-    return plan == Plan(again_s=plan.again_s)
+    return plan == Plan(again_s=plan.again_s, users=plan.users)

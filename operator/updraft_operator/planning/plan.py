@@ -17,8 +17,8 @@ from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy
 from updraft_operator.api.status import Status
 from updraft_operator.manifests import accounts, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
-from updraft_operator.manifests.redis import access, has_redis, mark
-from updraft_operator.planning import lineage, trainers, versions
+from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.planning import lineage, redis_access, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
@@ -84,6 +84,8 @@ class Plan:
     draft_statuses: tuple[tuple[str, dict[str, Any]], ...] = ()
     events: tuple[Event, ...] = ()
     finalizer: Literal["add", "remove", ""] = ""
+    users: tuple[RedisUser, ...] | None = None
+    """Users on the operator's Redis; None: leave them as they are."""
     cleans_up: bool = False
     """Delete data outside the cluster first."""
     again_s: float | None = None
@@ -108,6 +110,9 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
         finalizer=_finalizer(observed),
+        users=tuple(
+            redis_access.users(observed, {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)})
+        ),
         again_s=again_s,
     )
 
@@ -119,7 +124,7 @@ def written(part: Model) -> dict[str, Any]:
 
 def objects(observed: Observed) -> tuple[Manifest, ...]:
     """All desired objects, marked, in the order of their creation."""
-    owner, config = _with_streams(observed), replace(observed.config, redis_mark=_redis_mark(observed))
+    owner, config = _with_streams(observed), replace(observed.config, redis_marks=redis_access.marks(observed))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
@@ -164,7 +169,7 @@ def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConf
 def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
     desired, refused = _desired(observed), _refused(observed)
     apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
-    secret = [new for new in _secret(observed) if (ref(new), "") not in refused]
+    secrets = [new for new in redis_access.secrets(observed) if (ref(new), "") not in refused]
     first = lineage.initial_import(observed)
     drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
     mirrors = [new for new in drafts if (ref(new), "") not in refused]
@@ -172,7 +177,7 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     delete += trainers.outdated(observed)
-    return (*secret, *apply, *mirrors), tuple(sorted(delete))
+    return (*secrets, *apply, *mirrors), tuple(sorted(delete))
 
 
 def _desired(observed: Observed) -> list[Manifest]:
@@ -226,33 +231,6 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
     """Whether an object that we own is no longer desired. Objects in `_ONCE` hold data and are deleted with their owner."""
     is_ours = child.owner_uid == observed.speculator.metadata.uid
     return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
-
-
-def _secret(observed: Observed) -> tuple[Manifest, ...]:
-    """The Secret with the operator's Redis, if that is used. A missing key is created, and an old address overwritten.
-
-    An operator without a Redis of its own has no right to write Secrets.
-    """
-    if not observed.config.has_redis:
-        return ()
-    secret, uses_it = observed.access, _uses_own_redis(observed)
-    redis_url = observed.redis_url if uses_it else ""
-    if secret.redis_url == redis_url and (secret.mark_key or not uses_it):
-        return ()
-    return (access(observed.speculator, redis_url, _mark_key(observed)),)
-
-
-def _mark_key(observed: Observed) -> str:
-    """The key that is in the Secret or about to be written to it."""
-    return observed.access.mark_key or observed.fresh_key
-
-
-def _redis_mark(observed: Observed) -> str:
-    return mark(observed.redis_url, _mark_key(observed)) if _uses_own_redis(observed) else ""
-
-
-def _uses_own_redis(observed: Observed) -> bool:
-    return has_redis(observed.speculator, observed.config) and observed.speculator.spec.traces.redis is None
 
 
 def _jobs(observed: Observed) -> Iterator[Manifest]:

@@ -51,6 +51,7 @@ RESOURCES: Mapping[str, Resource] = {
     **KINDS,
     "Secret": Resource("/api/v1", "secrets"),
     "Event": Resource("/api/v1", "events"),
+    "Namespace": Resource("/api/v1", "namespaces"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 

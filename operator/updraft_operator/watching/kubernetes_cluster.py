@@ -118,6 +118,10 @@ class KubernetesCluster:
             raise Unavailable("the API server does not say who issues its ServiceAccount tokens")
         return issuer
 
+    async def uid(self, namespace: str) -> str:
+        """The UID of a namespace."""
+        return str((await self.get("Namespace", "", namespace))["metadata"]["uid"])
+
     async def token(self, namespace: str, account: str, audience: str, seconds: int) -> tuple[str, int]:
         """A new token of a ServiceAccount for one audience, and how many seconds it is valid: the API server may limit them.
 

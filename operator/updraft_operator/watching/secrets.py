@@ -11,26 +11,26 @@ from dataclasses import dataclass
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Forbidden, NotFound
-from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.redis import KEY, MARK_KEY
+from updraft_operator.manifests.redis import URL, secret_name, url_secret
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import AccessSecret
 from updraft_operator.watching.cluster import Cluster
 
 FRESH_S = 60.0
-_KEY_BYTES = 32
+_PASSWORD_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretsSnapshot:
-    access: AccessSecret
+    redis_urls: Mapping[Role, str]
+    """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
     missing: tuple[str, ...]
     at_s: float
     generation: int
 
 
-NO_SECRETS = SecretsSnapshot(access=AccessSecret(), missing=(), at_s=0.0, generation=0)
+NO_SECRETS = SecretsSnapshot(redis_urls={}, missing=(), at_s=0.0, generation=0)
 
 
 class Secrets:
@@ -43,14 +43,14 @@ class Secrets:
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
-        """The speculator's own Secret, and the names of Secrets that its spec names and that do not exist."""
+        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist."""
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
         is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
         if snapshot is not None and is_same and now_s - snapshot.at_s < self._fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         snapshot = SecretsSnapshot(
-            access=_access(await self._get(key.namespace, names.child(key.name, "access")) or {}),
+            redis_urls=await self._redis_urls(key, owner),
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
@@ -60,6 +60,12 @@ class Secrets:
 
     def forget(self, key: Key) -> None:
         self._snapshots.pop(key, None)
+
+    async def _redis_urls(self, key: Key, owner: AdaptiveSpeculator) -> dict[Role, str]:
+        if owner.spec.traces.redis is not None or not owner.spec.traces.enabled:
+            return {}
+        held = {role: await self._get(key.namespace, secret_name(key.name, role)) for role in Role}
+        return {role: content.get(URL, "") for role, content in held.items() if content is not None}
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
         return (await self._get(namespace, name) or {}).get(entry, "")
@@ -89,15 +95,11 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
         yield spec.target_model.secret_ref.name, ""
     if spec.serving.api_keys_secret_ref is not None:
         yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
-    if spec.traces.redis is not None:
-        yield spec.traces.redis.url_secret_ref.name, spec.traces.redis.url_secret_ref.key
+    redis = dict.fromkeys(url_secret(owner, role) for role in Role)
+    yield from ((secret.name, secret.key) for secret in redis if secret is not None)
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:
         yield spec.registry.bucket.secret_ref.name, ""
 
 
-def fresh_key() -> str:
-    return secrets.token_hex(_KEY_BYTES)
-
-
-def _access(secret: Mapping[str, str]) -> AccessSecret:
-    return AccessSecret(redis_url=secret.get(KEY, ""), mark_key=secret.get(MARK_KEY, ""))
+def fresh_passwords() -> dict[Role, str]:
+    return {role: secrets.token_hex(_PASSWORD_BYTES) for role in Role}

@@ -106,6 +106,10 @@ class Store:
     def speculators(self) -> list[Key]:
         return [key for key, objects in self._objects.items() if _speculator(key) in objects]
 
+    def has(self, key: Key) -> bool:
+        """Whether the speculator exists."""
+        return _speculator(key) in self._objects.get(key, ())
+
     def versions(self, kind: str) -> dict[tuple[str, str], str]:
         """Resource versions of all objects of a kind, by namespace and name."""
         return {

@@ -181,8 +181,8 @@ class InferenceSettings(settings.Settings):
     speculator: settings.Name = "default"
     """Name of the speculator, the line of drafts that this pod serves."""
 
-    namespace: settings.Name = "default"
-    """Prefix of stream keys, so that several installations can share one Redis."""
+    namespace: settings.StreamNamespace = "default"
+    """Start of stream keys, so that several installations can share one Redis: NAMESPACE or INSTALLATION:NAMESPACE."""
 
     pod_name: PodName = Field(default_factory=lambda: socket.gethostname()[:63].strip("._-") or "pod")
     """Name of this pod, unique within a speculator; default: the host name."""

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import streams
 from updraft_chassis.credentials import Credentials
-from updraft_chassis.settings import Name, Settings
+from updraft_chassis.settings import Name, Settings, StreamNamespace
 from updraft_trainer.learning.compute import Compute, Sharding
 from updraft_trainer.learning.learner import Hyperparameters
 from updraft_trainer.publishing.decision import PublishThresholds
@@ -48,8 +48,8 @@ class TrainerSettings(Settings):
     """Private key of the client certificate."""
     speculator: Name = "default"
     """Speculator to train and to publish drafts for."""
-    namespace: Name = "default"
-    """Namespace in the stream's name. It must match the serving pods' setting."""
+    namespace: StreamNamespace = "default"
+    """Start of stream keys: NAMESPACE or INSTALLATION:NAMESPACE. It must match the serving pods' setting."""
     region: str = Field(default="", max_length=63)
     """Region in which this trainer stores traces. Traces that may be stored only in another region are refused."""
     pod_name: str = Field(default_factory=socket.gethostname, min_length=1)

@@ -119,6 +119,8 @@ def _step(name: str, least: int, most: int) -> tuple[Limit, Limit]:
     )
 
 
+_TWO_USERS = {"traces": {"redis": {"urlSecretRef": {"name": "pods"}, "readerUrlSecretRef": {"name": "trainer"}}}}
+
 LIMITS = (
     Limit(path="targetModel", good=({"uri": "/models/a"},), bad={}, message="spec.targetModel.uri: Required value"),
     Limit(
@@ -200,6 +202,8 @@ LIMITS = (
     _choice("trainer.workload", "Auto", "StatefulSet", "LeaderWorkerSet"),
     *_name("traces.redis.urlSecretRef.name"),
     *_filled("traces.redis.urlSecretRef.key", 253, around=at("traces.redis.urlSecretRef.name", "redis")),
+    *_name("traces.redis.readerUrlSecretRef.name", around=at("traces.redis.urlSecretRef.name", "redis")),
+    *_filled("traces.redis.readerUrlSecretRef.key", 253, around=_TWO_USERS),
     *_span("traces.payloadPercent", 0, 100),
     *_span("traces.evaluationPercent", 0, 100),
     *_quantity("traces.maxSize"),

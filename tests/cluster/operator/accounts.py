@@ -31,6 +31,9 @@ _TOKEN: Json = {
     "resourceNames": [_OPERATOR],
     "verbs": ["create"],
 }
+_NAMESPACE: Json = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
+"""Of its own one, which the caller names."""
+
 _DAY_S = 86_400
 
 
@@ -52,10 +55,10 @@ def rules() -> list[Json]:
 
 
 def granted() -> set[tuple[str, str, str]]:
-    """Group, resource and verb of all of that, of the Lease, and of tokens of the own account."""
+    """Group, resource and verb of all of that, of the Lease, and of the own account's tokens and namespace."""
     return {
         (group, resource, verb)
-        for rule in (*rules(), *_LEASES, _TOKEN)
+        for rule in (*rules(), *_LEASES, _TOKEN, _NAMESPACE)
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -71,7 +74,8 @@ def account(
     for each in sorted({name, _OPERATOR} - held):
         api.create(core, {"metadata": {"name": each}})
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-    _bind(api, subject, f"{name}-lease", [*_LEASES, _TOKEN], namespace)
+    own = {**_NAMESPACE, "resourceNames": [namespace]}
+    _bind(api, subject, f"{name}-lease", [*_LEASES, _TOKEN, own], namespace)
     for where in watched or ("",):
         _bind(api, subject, f"{namespace}-{name}", rules(), where)
     token = api.create(f"{core}/{name}/token", {"spec": {"expirationSeconds": _DAY_S}})["status"]["token"]

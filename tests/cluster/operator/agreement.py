@@ -14,10 +14,11 @@ from tests.cluster.access import Api, Json
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis import KEY, MARK_KEY, has_redis
+from updraft_operator.manifests.redis import URL, secret_name, uses_operators
+from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import AccessSecret, Observed
+from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import hash_of, objects, ref
 from updraft_operator.watching.cluster import CHILDREN, KINDS, RESOURCES
 
@@ -27,7 +28,6 @@ _MARKS = (names.APPLIED, names.SETTINGS, "deployment.kubernetes.io/revision")
 """Annotations that hold hashes of a namespace or an identity, or count."""
 
 _ADDRESSES = ("clusterIP", "clusterIPs")
-_RANDOM = (MARK_KEY,)
 
 World = dict[tuple[str, str], Json]
 """All objects of some kinds in a namespace, by kind and name."""
@@ -56,13 +56,12 @@ def made(api: Api, namespace: str, subjects: tuple[str, ...]) -> World:
 
 
 def without_what_is_kept(live: World, owners: dict[str, Json], reference: World) -> World:
-    """The data of an earlier spec, and the Secret of its Redis without the address, stay until their owner goes, on purpose."""
+    """The data of an earlier spec and the Secrets of its Redis stay until their owner goes, on purpose."""
     alive = {owner["metadata"]["uid"] for owner in owners.values()}
 
     def is_kept(where: tuple[str, str]) -> bool:
         held = {each["uid"] for each in live[where]["metadata"].get("ownerReferences", ())}
-        is_data = where[0] == "PersistentVolumeClaim" or (where[0] == "Secret" and not _entries(live[where]).get(KEY))
-        return is_data and where not in reference and bool(held & alive)
+        return where[0] in ("PersistentVolumeClaim", "Secret") and where not in reference and bool(held & alive)
 
     return {where: each for where, each in live.items() if not is_kept(where)}
 
@@ -71,17 +70,19 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
     """What differs from what the plan says of these resources; nothing else may be there."""
     desired = set()
     for owner in owners.values():
-        secret = _entries(live.get(("Secret", names.child(owner["metadata"]["name"], "access")), {}))
+        name = owner["metadata"]["name"]
+        secrets = {role: live.get(("Secret", secret_name(name, role)), {}) for role in Role}
+        urls = {role: _entries(secret).get(URL, "") for role, secret in secrets.items()}
         seen = Observed(
             speculator=AdaptiveSpeculator.model_validate(owner),
             config=config,
             children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
-            access=AccessSecret(mark_key=secret.get(MARK_KEY, "")),
-            redis_url=secret.get(KEY, ""),
+            redis_url=urls[Role.WRITER],  # of the same Redis
+            redis_urls=urls,
+            fresh_passwords=dict.fromkeys(Role, ""),
         )
-        name = owner["metadata"]["name"]
-        if has_redis(seen.speculator, config):
-            desired.add(("Secret", f"{name}-access"))
+        if uses_operators(seen.speculator, config):
+            desired |= {("Secret", secret_name(name, role)) for role in Role}
         for content in objects(seen):
             where = ref(content)
             desired.add((where.kind, where.name))
@@ -123,7 +124,7 @@ def _normal(content: Json) -> Any:
         metadata["annotations"] = _unmarked(metadata["annotations"])
     normal: Any = {**rest, "metadata": {**metadata, "ownerReferences": owners}}
     if rest.get("type") == "Opaque":
-        normal["data"] = {name: _shown(name, text) for name, text in _entries(content).items()}
+        normal["data"] = {name: _shown(text) for name, text in _entries(content).items()}
     if "spec" in rest:
         normal["spec"] = {name: value for name, value in rest["spec"].items() if name not in _ADDRESSES}
     template = normal.get("spec", {}).get("template")
@@ -141,9 +142,10 @@ def _entries(secret: Json) -> dict[str, str]:
     return {entry: base64.b64decode(value).decode() for entry, value in secret.get("data", {}).items()}
 
 
-def _shown(entry: str, text: str) -> str | int:
-    """Of a Secret: how long a random token is."""
-    return len(text) if entry in _RANDOM else text
+def _shown(text: str) -> str:
+    """Of a Secret: its address without the random password."""
+    password = password_of(text)
+    return text.replace(password, "PASSWORD") if password else text
 
 
 def _told(owner: Json) -> Json:

@@ -69,7 +69,8 @@ EDITS: tuple[tuple[str, str, Json], ...] = (
     ("ConfigMap", "-registry", {"metadata": {"labels": {names.COMPONENT: "stolen"}}}),
     ("ServiceAccount", "", {"automountServiceAccountToken": True}),
     ("ServiceAccount", "-serving", {"automountServiceAccountToken": True}),
-    ("Secret", "-access", {"data": {"mark-key": None}}),
+    ("Secret", "-redis-writer", {"data": {"url": None}}),
+    ("Secret", "-redis-reader", {"data": {"url": "bm8gYWRkcmVzcw=="}}),
     ("PodDisruptionBudget", "-serving", {"spec": {"maxUnavailable": 9}}),
     ("NetworkPolicy", "-serving", {"metadata": {"labels": {names.MANAGED_BY: None}}}),
     ("NetworkPolicy", "-trainer", {"spec": {"ingress": []}}),
@@ -319,7 +320,9 @@ def storm(
             "registry_address": _NOBODY,
             "resync_seconds": _RESYNC_S,
         }
-        around = replace(OperatorSettings(namespace=home, redis_url=SecretStr(redis_url)).config, issuer=ISSUER)
+        settings = OperatorSettings(namespace=home, redis_url=SecretStr(redis_url))
+        installation = api.get(f"/api/v1/namespaces/{home}")["metadata"]["uid"]
+        around = replace(settings.config, issuer=ISSUER, installation=installation)
         with FaultProxy(cluster.kubeconfig, Faults(), seed) as proxy:
             tossed = {**chosen, "watch_namespaces": namespace, "identity": "operator", "lease_seconds": _LEASE_S}
             process = OperatorProcess(proxy.kubeconfig(who.kubeconfig, folder), folder / "operator.log", **tossed)

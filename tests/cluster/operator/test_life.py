@@ -1,7 +1,9 @@
 """A resource from its creation to its end: what is made of it, what is kept as it is, and that all of it goes."""
 
+import base64
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -34,9 +36,8 @@ EDITS: dict[tuple[str, str], Json] = {
     ("NetworkPolicy", "-trainer"): {"spec": {"policyTypes": ["Ingress", "Egress"]}},
     ("NetworkPolicy", "-registry"): {"metadata": {"ownerReferences": None}},
 }
-"""For each object, by kind and end of name, what somebody might do to it. Claim and Secret are made once: people grow
-volumes, and change keys.
-"""
+"""For each object, by kind and end of name, what somebody might do to it. A claim is made once, because people grow volumes;
+the Secrets have random passwords."""
 
 
 @pytest.fixture
@@ -44,14 +45,15 @@ def built(operator: Running, subject: Subject) -> Subject:
     """A minimal one with all its objects."""
     subject.create()
     subject.wait_until_built()
-    wait_until(lambda: len(subject.objects()) == len(EDITS) + 2, what="all objects")
+    wait_until(lambda: len(subject.objects()) == len(EDITS) + 3, what="all objects")
     return subject
 
 
 def test_a_minimal_resource_becomes_exactly_these_objects(built: Subject) -> None:
     found, owner = built.objects(), built.get()
 
-    once = {("Secret", f"{built.name}-access"), ("PersistentVolumeClaim", f"data-{built.name}-trainer-0")}
+    once = {("Secret", f"{built.name}-redis-{role}") for role in ("writer", "reader")}
+    once |= {("PersistentVolumeClaim", f"data-{built.name}-trainer-0")}
     assert set(found) == once | {(kind, built.name + end) for kind, end in EDITS}
     for each in found.values():
         (reference,) = each["metadata"]["ownerReferences"]
@@ -118,11 +120,25 @@ def test_what_somebody_deleted_is_made_again(operator: Running, built: Subject) 
     wait_until(are_all_new, what="all objects anew")
 
 
-def test_a_key_that_somebody_set_is_kept(operator: Running, built: Subject) -> None:
-    built.api.patch(built.path("Secret", f"{built.name}-access"), {"data": {"mark-key": "bXktb3du"}})
-    operator.wait_for_listings(2)
+def _url(built: Subject, role: str) -> str:
+    data = built.get("Secret", f"{built.name}-redis-{role}")["data"]
+    return base64.b64decode(data["url"]).decode()
 
-    assert built.get("Secret", f"{built.name}-access")["data"]["mark-key"] == "bXktb3du"
+
+def test_each_role_has_a_user_of_redis_that_is_made_again_and_goes_with_the_resource(
+    built: Subject, redis_server: RedisServer
+) -> None:
+    with Redis.from_url(redis_server.url) as redis:
+        users = {urlsplit(_url(built, role)).username for role in ("writer", "reader")}
+        wait_until(lambda: users <= set(redis.acl_users()), what="the users")
+        redis.acl_deluser(*users)
+        wait_until(lambda: users <= set(redis.acl_users()), what="the users again")
+        before = _url(built, "writer")
+        built.api.delete(built.path("Secret", f"{built.name}-redis-writer"))
+        wait_until(lambda: built.exists("Secret", f"{built.name}-redis-writer"), what="another Secret")
+        assert _url(built, "writer") != before
+        built.delete()
+        wait_until(lambda: not users & set(redis.acl_users()), what="the end of the users")
 
 
 def _wished(content: Json) -> Any:
@@ -212,14 +228,15 @@ def test_deletion_takes_all_objects_along_and_keeps_the_registrys_volume(operato
 
 
 def test_with_policy_delete_traces_and_volume_go_too(
-    operator: Running, subject: Subject, redis_server: RedisServer
+    operator: Running, subject: Subject, redis_server: RedisServer, home: str
 ) -> None:
     subject.create(deletionPolicy="Delete")
     subject.wait_until_built()
     wait_until(lambda: subject.get()["metadata"].get("finalizers") == [names.FINALIZER], what="the finalizer")
     claim = f"data-{subject.name}-registry-0"
     wait_until(lambda: subject.exists("PersistentVolumeClaim", claim), what="the registry's claim")
-    (key,) = streams.keys(subject.namespace, subject.name, 1)
+    installation = subject.api.get(f"/api/v1/namespaces/{home}")["metadata"]["uid"]
+    (key,) = streams.keys(f"{installation}:{subject.namespace}", subject.name, 1)
     with Redis.from_url(redis_server.url) as redis:
         for name in (key, f"{key}:dead", f"{key}-of-another"):
             redis.xadd(name, {"t": "trace"})

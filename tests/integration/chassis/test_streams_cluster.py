@@ -4,18 +4,17 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import redis
 from redis.crc import key_slot
 from tests.support.certificates import Authority
 from tests.support.ports import free_port
+from tests.support.redis_cluster import BUS, SLOTS, Node, bus_port, redis_cluster, started
 from tests.support.redis_server import RedisServer
-from tests.support.wait import LONG_S, until, wait_until
+from tests.support.wait import LONG_S, until
 
 from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, Unavailable
@@ -25,69 +24,22 @@ NOW = timedelta()
 NUM_SHARDS = 6
 KEYS = streams.keys("test", "chat", NUM_SHARDS)
 IDS = [number.to_bytes(16) for number in range(60)]
-_SLOTS = 16384
-_BUS = 10_000
-"""A node's bus has its port and this much."""
-_ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    server: RedisServer
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"redis+cluster://127.0.0.1:{self.port}"
-
-    def call(self, *words: str | int) -> object:
-        with redis.Redis(port=self.port) as client:
-            return client.execute_command(*words)
-
-
-def _port() -> int:
-    while (port := free_port()) + _BUS > 2**16 - 1:
-        pass
-    return port
-
-
-def _started(folder: Path, stack: ExitStack) -> Node:
-    """Another program may take a port before the node does."""
-    for attempt in range(_ATTEMPTS):
-        inside, port = folder / str(attempt), _port()
-        inside.mkdir(parents=True)
-        settings = {"port": str(port), "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-node-timeout": "2000"}
-        with suppress(ChildProcessError):
-            return Node(stack.enter_context(RedisServer(inside, durable=True, settings=settings)), port)
-    raise AssertionError(f"no node of a cluster started with {_ATTEMPTS} ports")
 
 
 @pytest.fixture
 def nodes(short_tmp_path: Path) -> Iterator[list[Node]]:
-    with ExitStack() as stack:
-        made = [_started(short_tmp_path / str(number), stack) for number in range(3)]
-        bounds = [_SLOTS * number // 3 for number in range(4)]
-        for number, node in enumerate(made):
-            node.call("CLUSTER", "ADDSLOTS", *range(bounds[number], bounds[number + 1]))
-            made[0].call("CLUSTER", "MEET", "127.0.0.1", node.port)
-        wait_until(lambda: all(_is_whole(node) for node in made), what="the cluster")
+    with redis_cluster(short_tmp_path) as made:
         yield made
 
 
 def test_a_node_whose_port_was_taken_meanwhile_gets_another(
     short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, free = _port(), _port()
+    taken, free = bus_port(), bus_port()
     ports = iter([taken, free])
-    monkeypatch.setattr(f"{__name__}._port", lambda: next(ports))
-    with socket.create_server(("127.0.0.1", taken + _BUS)), ExitStack() as stack:
-        assert _started(short_tmp_path, stack).port == free
-
-
-def _is_whole(node: Node) -> bool:
-    with redis.Redis(port=node.port) as client:
-        info = client.cluster("INFO")
-    return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"  # type: ignore[no-any-return] # a dict
+    monkeypatch.setattr("tests.support.redis_cluster.bus_port", lambda: next(ports))
+    with socket.create_server(("127.0.0.1", taken + BUS)), ExitStack() as stack:
+        assert started(short_tmp_path, stack).port == free
 
 
 def consumers(client: Client) -> list[Consumer]:
@@ -144,7 +96,7 @@ async def test_a_node_that_dies_and_comes_back_loses_nothing(nodes: list[Node]) 
         for trace_id in IDS[:30]:
             await producer.append(trace_id, trace_id)
         await asyncio.to_thread(nodes[2].server.kill)
-        last_slots = range(_SLOTS * 2 // 3, _SLOTS)
+        last_slots = range(SLOTS * 2 // 3, SLOTS)
         dead = next(id_ for id_ in IDS if key_slot(KEYS[shard_of(id_, NUM_SHARDS)].encode()) in last_slots)
         with pytest.raises(Unavailable):
             await producer.append(dead, dead)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, run
 from tests.support.traces import TraceMaker
 from tests.support.trainer import is_settled
 
@@ -18,7 +18,7 @@ from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
-from updraft_operator.manifests.redis_users import RedisUser, Role, hash_of, rules, user_name, user_url
+from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
 from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
@@ -77,14 +77,14 @@ async def users(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Users]
         clients = []
         for role in Role:
             name = user_name("6f1c", "team", NAME, role)
-            user = RedisUser(name=name, rules=rules(role, NAMESPACE, NAME), password_hash=hash_of(PASSWORD))
-            await redis.execute_command("ACL", "SETUSER", name, *user.words)
+            user = RedisUser(name=name, rules=rules(role, NAMESPACE, NAME), password_hash=hashed(PASSWORD))
+            await run(redis, "ACL", "SETUSER", name, *user.words)
             client = await stack.enter_async_context(streams.connect(user_url(redis_server.url, name, PASSWORD)))
             assert isinstance(client, Redis)
             clients.append(client)
-        await redis.execute_command("ACL", "LOG", "RESET")
+        await run(redis, "ACL", "LOG", "RESET")
         yield Users(redis, *clients)
-        await redis.execute_command("ACL", "DELUSER", *(user_name("6f1c", "team", NAME, role) for role in Role))
+        await run(redis, "ACL", "DELUSER", *(user_name("6f1c", "team", NAME, role) for role in Role))
 
 
 @asynccontextmanager
@@ -164,7 +164,7 @@ async def test_a_trainer_takes_renews_and_releases_its_lease(users: Users) -> No
 async def test_no_user_learns_of_others_or_changes_the_server(users: Users, role: Role) -> None:
     for command in REFUSED:
         with pytest.raises(NoPermissionError):
-            await users.of(role).execute_command(*command.split())
+            await run(users.of(role), *command.split())
 
 
 @pytest.mark.parametrize("key", [THEIRS, "updraft:{6f1c:team:chat-2:0}:samples:v1", "any"])
@@ -172,7 +172,7 @@ async def test_no_user_learns_of_others_or_changes_the_server(users: Users, role
 async def test_no_user_reaches_the_keys_of_others(users: Users, role: Role, command: str, key: str) -> None:
     await users.admin.xadd(THEIRS, {"t": "a person's words"})
     with pytest.raises(NoPermissionError):
-        await users.of(role).execute_command(*command.replace("KEY", key).split())
+        await run(users.of(role), *command.replace("KEY", key).split())
 
 
 async def test_pods_read_nothing_and_write_nothing_but_traces(users: Users) -> None:
@@ -182,7 +182,7 @@ async def test_pods_read_nothing_and_write_nothing_but_traces(users: Users) -> N
         *(f"XADD {KEYS[0]}:dead * t x", f"XADD {LEASE} * t x", f"SET {LEASE} x", f"GET {LEASE}"),
     ):
         with pytest.raises(NoPermissionError):
-            await users.writer.execute_command(*command.split())
+            await run(users.writer, *command.split())
 
 
 async def test_a_wrong_password_opens_nothing(users: Users, redis_server: RedisServer) -> None:
@@ -194,4 +194,4 @@ async def test_a_wrong_password_opens_nothing(users: Users, redis_server: RedisS
 
 async def _denied(admin: Redis) -> set[str]:
     """Commands that were refused since the fixture, except what the client says of itself, whose refusal it ignores."""
-    return {entry["object"] for entry in await admin.acl_log()} - {"client", "client|setinfo"}
+    return {str(entry["object"]) for entry in await admin.acl_log()} - {"client", "client|setinfo"}

@@ -1,5 +1,6 @@
 """Observe, plan, carry out, in a small world: after a few looks nothing is left to do, and nothing foreign was touched."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.operator.world import KEY, OWNER, World, run_now
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.observed import ConnectionState
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -41,7 +43,7 @@ def test_a_resource_alone_makes_its_objects_and_then_nothing_more() -> None:
     world.settle()
     kinds = [kind for _, kind, _ in world.cluster.writes]
     assert kinds.count("Deployment") == 2
-    assert kinds.count("Secret") == 1
+    assert kinds.count("Secret") == 2
     assert kinds.count("AdaptiveSpeculator") == 1
     assert is_empty(world.plan())
 
@@ -73,7 +75,7 @@ def test_an_object_that_vanishes_keeps_the_others_from_nothing(world: World) -> 
 
 def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:
     world = World()
-    taken = {"name": "qwen-access", "namespace": KEY.namespace, "labels": {}}
+    taken = {"name": "qwen-redis-writer", "namespace": KEY.namespace, "labels": {}}
     world.cluster.set({"kind": "Secret", "metadata": taken, "data": {}})
     world.settle()
     for _ in range(3):
@@ -174,7 +176,7 @@ def _foreign(kind: str, name: str, **metadata: Any) -> Manifest:
             ),
             id="of another controller, with our labels",
         ),
-        pytest.param(_foreign("Secret", "qwen-access"), id="a Secret"),
+        pytest.param(_foreign("Secret", "qwen-redis-writer"), id="a Secret"),
         pytest.param(
             {**_foreign("DraftVersion", "qwen-v1"), "spec": {"speculatorRef": {"name": "another"}, "version": 1}},
             id="a version of another speculator",
@@ -305,21 +307,45 @@ def test_a_new_pod_of_the_name_of_a_deleted_one_is_left_alone(world: World) -> N
     assert where in world.cluster.objects
 
 
-def test_the_random_key_never_changes_while_it_is_there(world: World) -> None:
-    where = _where("Secret", "qwen-access")
-    before = world.cluster.objects[where]["data"]
-    world.spec(traces={"redis": {"urlSecretRef": {"name": "mine"}}})
-    world.settle()
-    after = world.cluster.objects[where]["data"]
-    assert after == {**before, "redis-url": ""}
+def _urls(world: World) -> list[str]:
+    secrets = (world.cluster.objects[_where("Secret", f"qwen-redis-{role}")]["data"]["url"] for role in Role)
+    return [base64.b64decode(url).decode() for url in secrets]
 
 
-def test_a_key_that_somebody_took_away_is_made_anew(world: World) -> None:
-    where = _where("Secret", "qwen-access")
-    before = dict(world.cluster.objects[where]["data"])
-    world.cluster.edit(where, lambda body: body["data"].pop("mark-key"))
+def _template(world: World, part: str) -> Manifest:
+    template: Manifest = world.cluster.objects[_where("Deployment", f"qwen-{part}")]["spec"]["template"]
+    return template
+
+
+def test_no_object_has_the_administrators_password(world: World) -> None:
+    assert "secret@own" not in str(world.cluster.objects)
+    assert all("secret@own" not in url and url.endswith("@own") for url in _urls(world))
+
+
+def test_a_password_never_changes_while_it_is_there(world: World) -> None:
+    before = _urls(world)
+    for traces in ({"redis": {"urlSecretRef": {"name": "mine"}}}, {"redis": None}):
+        world.spec(traces=traces)
+        world.settle()
+    assert _urls(world) == before
+    assert len(set(before)) == 2
+
+
+def test_a_secret_that_somebody_deletes_gets_a_new_password_and_restarts_its_pods(world: World) -> None:
+    before, templates = _urls(world), [_template(world, part) for part in ("serving", "trainer")]
+    world.cluster.remove(_where("Secret", "qwen-redis-writer"))
     world.clock.advance(61.0)
     world.settle()
-    after = world.cluster.objects[where]["data"]
-    assert after["mark-key"] != ""
-    assert after["redis-url"] == before["redis-url"]
+    after = _urls(world)
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True]
+    assert _template(world, "serving") != templates[0]
+    assert _template(world, "trainer") == templates[1]
+
+
+def test_an_address_that_somebody_changes_is_set_right_with_its_password(world: World) -> None:
+    before = _urls(world)
+    changed = base64.b64encode(before[0].replace("@own", "@elsewhere").encode()).decode()
+    world.cluster.edit(_where("Secret", "qwen-redis-writer"), lambda body: body["data"].update(url=changed))
+    world.clock.advance(61.0)
+    world.settle()
+    assert _urls(world) == before

@@ -14,6 +14,7 @@ from updraft_inference.launch import sglang_arguments
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.servers import sglang
+from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings
 from updraft_tap.settings import DoorSettings
 from updraft_tap.settings import Settings as PluginSettings
@@ -225,3 +226,15 @@ def _after(arguments: list[str], name: str) -> str:
 
 def _mounted(container: dict[str, Any], volume: str) -> str:
     return next(str(mount["mountPath"]) for mount in container["volumeMounts"] if mount["name"] == volume)
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@[h:6379", "redis://:secret@h:port/0"])
+def test_an_address_of_redis_that_nobody_can_read_ends_the_operator_without_its_password(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPDRAFT_OPERATOR_REDIS_URL", url)
+    with pytest.raises(SystemExit):
+        load(OperatorSettings)
+    shown = capsys.readouterr().err
+    assert "UPDRAFT_OPERATOR_REDIS_URL" in shown
+    assert "secret@" not in shown

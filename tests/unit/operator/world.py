@@ -25,6 +25,7 @@ from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS
+from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets
 from updraft_operator.watching.store import Store, key_of
 from updraft_rollouts.policy import RolloutPolicy
@@ -165,16 +166,27 @@ class World:
         for (kind, _, _), each in self.cluster.objects.items():
             if kind in KINDS:
                 self.store.put(kind, each)
+        metrics = Metrics(CollectorRegistry())
+        self.users = RedisUsers(
+            "redis://:secret@own",
+            CONFIG.installation,
+            period_s=5.0,
+            may_write=lambda: True,
+            is_gone=lambda key: not self.store.has(key),
+            notify=lambda _: None,
+            metrics=metrics,
+        )
         self.reconciler = Reconciler(
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
                 secrets=Secrets(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
-                metrics=Metrics(CollectorRegistry()),
+                users=self.users,
+                metrics=metrics,
                 clock=self.clock,
                 config=CONFIG,
-                redis_url="redis://own",
+                redis_url="redis://:secret@own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )
         )

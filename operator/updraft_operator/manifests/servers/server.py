@@ -16,6 +16,7 @@ from updraft_operator.manifests import api_keys, pod
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
+from updraft_operator.manifests.redis_users import Role
 
 PORT_NAME = "http"
 """Name of the port with the OpenAI API, for the Service and the PodMonitor."""
@@ -164,7 +165,7 @@ def process_variables(owner: AdaptiveSpeculator, config: OperatorConfig, target:
     return [
         {"name": "UPDRAFT_INFERENCE_MODEL", "value": target.path},
         {"name": "UPDRAFT_INFERENCE_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        *redis_variables(owner, "UPDRAFT_INFERENCE_REDIS_URL", config),
+        *redis_variables(owner, Role.WRITER, "UPDRAFT_INFERENCE_REDIS_URL", config),
     ]
 
 

@@ -9,6 +9,7 @@ stop a Redis that others share; MULTI, in which a full Redis rejects every comma
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Unavailable, UpdraftError
@@ -100,7 +101,8 @@ class Lease:
 
     async def _value(self) -> str:
         """The holder's id, a space and its name; empty if nobody holds it."""
-        return str(await self._client.get(self._key) or b"", "utf-8")
+        value: Any = await self._client.get(self._key)  # bytes, because the client does not decode
+        return str(value or b"", "utf-8")
 
     def _is_own(self, value: str) -> bool:
         return value.startswith(f"{self._holder_id} ")

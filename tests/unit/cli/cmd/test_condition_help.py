@@ -131,7 +131,7 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed WaitingForRanks RendezvousFailed"
-    " CommunicationFailed WorkloadNotServed AcceleratorUnused",
+    " CommunicationFailed WorkloadNotServed AcceleratorUnused RedisUsersRefused RedisUnreachable",
     "Sized": "LargeEnough TooSmall TracesDropped NotReported",
     "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",

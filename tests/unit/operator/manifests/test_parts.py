@@ -1,5 +1,6 @@
 """Trainer, registry, Secret and NetworkPolicies."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, built, contain
 
 from updraft_chassis.settings import load
 from updraft_operator.manifests import accounts, redis, trainer
+from updraft_operator.manifests.redis_users import Role
 from updraft_registry.identity.service_accounts import parse_accounts
 from updraft_registry.settings import RegistrySettings
 
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
+OWN_USERS = {"traces": {"redis": {**OWN_REDIS["traces"]["redis"], "readerUrlSecretRef": {"name": "read"}}}}
 
 
 @pytest.mark.parametrize(
@@ -30,20 +33,28 @@ def test_there_is_a_trainer_where_there_are_traces(spec: dict[str, Any], config:
 
 
 @pytest.mark.parametrize(
-    ("spec", "source"),
+    ("spec", "sources"),
     [
-        pytest.param({}, {"name": "qwen-access", "key": "redis-url"}, id="the operator's"),
-        pytest.param(OWN_REDIS, {"name": "mine", "key": "address"}, id="its own"),
+        pytest.param({}, [("qwen-redis-writer", "url"), ("qwen-redis-reader", "url")], id="the operator's"),
+        pytest.param(OWN_REDIS, [("mine", "address"), ("mine", "address")], id="its own"),
+        pytest.param(OWN_USERS, [("mine", "address"), ("read", "url")], id="its own, with two users"),
     ],
 )
-def test_the_address_of_redis_comes_from_a_secret(spec: dict[str, Any], source: dict[str, str]) -> None:
-    for part, name in (("serving", "inference"), ("trainer", "trainer")):
+def test_the_address_of_redis_comes_from_a_secret(spec: dict[str, Any], sources: list[tuple[str, str]]) -> None:
+    parts = (("serving", "inference"), ("trainer", "trainer"))
+    for (part, name), (secret, key) in zip(parts, sources, strict=True):
         (variable,) = (
             each
             for each in container(pod_spec(speculator(spec), part), name)["env"]
             if each["name"].endswith("REDIS_URL")
         )
-        assert variable["valueFrom"] == {"secretKeyRef": source}
+        assert variable["valueFrom"] == {"secretKeyRef": {"name": secret, "key": key}}
+
+
+def test_streams_are_those_of_one_installation_alone() -> None:
+    made = built(speculator(), config=replace(CONFIG, installation="6f1c"))
+    for part, prefix in (("serving", "UPDRAFT_INFERENCE"), ("trainer", "UPDRAFT_TRAINER")):
+        assert one(made, "ConfigMap", f"qwen-{part}")["data"][f"{prefix}_NAMESPACE"] == "6f1c:team"
 
 
 def test_the_trainer_is_one_pod_that_goes_before_its_successor_comes() -> None:
@@ -146,8 +157,8 @@ def test_no_two_registries_accept_the_same_token() -> None:
     assert len({accounts.audience(*each) for each in names}) == len(names)
 
 
-def test_an_address_of_redis_that_is_no_longer_used_is_overwritten() -> None:
-    assert redis.access(speculator(), "", "a-random-key")["stringData"]["redis-url"] == ""
+def test_a_secret_has_one_address_and_nothing_else() -> None:
+    assert redis.secret(speculator(), Role.WRITER, "redis://h")["stringData"] == {"url": "redis://h"}
 
 
 def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> None:

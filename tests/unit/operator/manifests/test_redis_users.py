@@ -4,7 +4,7 @@ from updraft_chassis.streams import connect
 from updraft_operator.manifests.redis_users import (
     RedisUser,
     Role,
-    hash_of,
+    hashed,
     password_of,
     rules,
     speculator_of,
@@ -63,6 +63,6 @@ def test_the_user_of_a_speculator_is_known_by_its_name() -> None:
 
 def test_a_password_is_added_before_the_former_one_is_removed() -> None:
     role_rules = rules(Role.WRITER, "6f1c:team", "chat")
-    made = RedisUser(name=NAME, rules=role_rules, password_hash=hash_of(PASSWORD), keeps_former=True)
+    made = RedisUser(name=NAME, rules=role_rules, password_hash=hashed(PASSWORD), keeps_former=True)
     assert "resetpass" not in made.words
-    assert made.words[1:] == (f"#{hash_of(PASSWORD)}", *role_rules)
+    assert made.words[1:] == (f"#{hashed(PASSWORD)}", *role_rules)

@@ -11,7 +11,7 @@ from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView, UsersProblem
 from updraft_operator.planning.status import status
 
 STABLE = version(3)
@@ -130,6 +130,10 @@ TRAINER: list[Case] = [
     ("TrainerReady", "False", "Starting", {"pods": (pod("t", "trainer"),)}),
     ("TrainerReady", "False", "Disabled", {"spec": {"traces": {"enabled": False}}}),
     ("TrainerReady", "False", "NoRedis", {"config": CONFIG_WITHOUT_REDIS}),
+    *(
+        ("TrainerReady", "False", reason, {"users_problem": UsersProblem(reason=reason, message="no")})
+        for reason in ("RedisUsersRefused", "RedisUnreachable")
+    ),
     ("TrainerReady", "False", "Suspended", {"spec": {"trainer": {"suspend": True}}}),
     ("TrainerReady", "False", "Suspended", {"spec": {"suspend": True}}),
     (

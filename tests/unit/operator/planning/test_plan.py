@@ -4,24 +4,28 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import CONFIG_WITHOUT_REDIS, templates
+from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, speculator, templates
 from tests.support.observed import (
-    ACCESS,
+    FRESH,
     NOW,
     NOW_S,
+    PASSWORDS,
     as_child,
     connected,
     draft,
     is_empty,
     observed,
+    redis_urls,
     settled,
     version,
     workload,
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.api import names
+from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import AccessSecret, ConnectionState, Observed, Refusal, RegistryView
+from updraft_operator.planning.observed import ConnectionState, Observed, Refusal, RegistryView
 from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, hash_of, make_plan, objects, ref
 from updraft_operator.planning.status import status
 
@@ -57,8 +61,7 @@ def _applied(observation: Observed) -> set[Ref]:
     ],
 )
 def test_in_a_settled_world_there_is_nothing_to_do(spec: dict[str, Any]) -> None:
-    access = {"access": AccessSecret(mark_key="a-random-key")} if "traces" in spec else {}
-    assert is_empty(_plan(_told(settled(spec, **access))))
+    assert is_empty(_plan(_told(settled(spec))))
 
 
 def test_only_what_differs_is_applied() -> None:
@@ -96,9 +99,7 @@ def test_an_object_that_is_going_is_made_again_once_it_is_gone() -> None:
 
 def test_what_is_wished_no_longer_is_deleted_but_for_data() -> None:
     observation = settled()
-    later = replace(
-        observation, config=CONFIG_WITHOUT_REDIS, access=AccessSecret(mark_key="a-random-key"), redis_url=""
-    )
+    later = replace(observation, config=CONFIG_WITHOUT_REDIS, redis_url="")
     assert _plan(later).delete == (
         ("ConfigMap", "qwen-trainer"),
         ("Deployment", "qwen-trainer"),
@@ -178,7 +179,9 @@ def test_what_was_refused_is_not_asked_for_again_until_it_is_another() -> None:
 @pytest.mark.parametrize(
     ("observation", "where"),
     [
-        pytest.param(settled(access=AccessSecret()), Ref("Secret", "qwen-access"), id="Secret"),
+        pytest.param(
+            settled(redis_urls={**redis_urls(), Role.READER: ""}), Ref("Secret", "qwen-redis-reader"), id="Secret"
+        ),
         pytest.param(settled(registry=connected([version(4)])), Ref("DraftVersion", "qwen-v4"), id="mirror"),
     ],
 )
@@ -246,42 +249,82 @@ def test_serving_pods_keep_their_settings_until_the_number_of_gpus_is_right(engi
     assert Ref("Deployment", "qwen-serving") in _applied(observed(right, children=children))
 
 
-# The Secret
+# The operator's Redis: Secrets and users
 
 
-def test_the_random_key_is_made_once_and_a_missing_one_anew() -> None:
-    (secret,) = (
-        each
-        for each in _plan(settled(access=AccessSecret(redis_url="redis://own"), fresh_key="fresh")).apply
-        if each["kind"] == "Secret"
-    )
-    assert secret["stringData"] == {"redis-url": "redis://own", "mark-key": "fresh"}
-    assert _applied(settled(access=ACCESS, fresh_key="fresh")) == set()
+def _secrets(observation: Observed) -> dict[str, str]:
+    made = [each for each in _plan(observation).apply if each["kind"] == "Secret"]
+    return {each["metadata"]["name"]: each["stringData"]["url"] for each in made}
+
+
+def _users(observation: Observed) -> dict[str, RedisUser]:
+    return {user.name.rpartition(".")[2]: user for user in _plan(observation).users or ()}
+
+
+def test_each_role_gets_a_secret_with_its_user_and_a_new_password() -> None:
+    expected = redis_urls(passwords=FRESH)
+    observation = settled(redis_urls={})
+    assert _secrets(observation) == {f"qwen-redis-{role}": expected[role] for role in Role}
+    assert _users(observation) == {}, "before its password is kept in a Secret"
+    assert _applied(settled()) == set()
+
+
+def test_a_user_has_the_password_of_its_secret_and_the_keys_of_its_speculator() -> None:
+    users = _users(settled())
+    assert {role: user.password_hash for role, user in users.items()} == {
+        role.value: hashed(PASSWORDS[role]) for role in Role
+    }
+    namespace = f"{CONFIG.installation}:team"
+    assert {role: user.rules for role, user in users.items()} == {
+        role.value: rules(role, namespace, "qwen") for role in Role
+    }
+
+
+@pytest.mark.parametrize("content", ["", "redis://:secret@own", "redis://own", f"redis://:{64 * 'x'}@own"])
+def test_a_secret_without_a_password_of_its_own_gets_one(content: str) -> None:
+    made = settled(redis_urls={**redis_urls(), Role.WRITER: content})
+    assert _secrets(made) == {"qwen-redis-writer": redis_urls(passwords=FRESH)[Role.WRITER]}
+    assert _users(made).keys() == {"reader"}
 
 
 @pytest.mark.parametrize(
     "spec", [{"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}, {"traces": {"enabled": False}}]
 )
-def test_without_the_operators_redis_there_is_no_secret(spec: Any) -> None:
-    assert _applied(settled(spec, access=AccessSecret(), fresh_key="fresh")) == set()
+def test_without_the_operators_redis_there_is_no_secret_and_no_user(spec: Any) -> None:
+    observation = settled(spec, redis_urls={})
+    assert _applied(observation) == set()
+    assert _plan(observation).users == ()
 
 
-@pytest.mark.parametrize(
-    ("spec", "world", "url"),
-    [
-        pytest.param({}, {"redis_url": "redis://new"}, "redis://new", id="another Redis"),
-        pytest.param({"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}, {}, "", id="its own Redis"),
-        pytest.param({"traces": {"enabled": False}}, {}, "", id="no traces"),
-    ],
-)
-def test_the_secret_has_the_operators_redis_where_it_is_used(spec: Any, world: Any, url: str) -> None:
-    (secret,) = (each for each in _plan(settled(spec, **world)).apply if each["kind"] == "Secret")
-    assert secret["stringData"]["redis-url"] == url
-    after = {**world, "access": AccessSecret(redis_url=url, mark_key="a-random-key")}
-    assert _applied(settled(spec, **after)) == set()
+def test_another_redis_of_the_operator_keeps_the_passwords() -> None:
+    new = redis_urls("redis://:other@new")
+    assert _secrets(settled(redis_url="redis://:other@new")) == {f"qwen-redis-{role}": new[role] for role in Role}
 
 
-# The operator's Redis and its password
+@pytest.mark.parametrize("part", ["serving", "trainer"])
+def test_a_former_password_stays_valid_until_all_pods_have_the_new_one(part: str) -> None:
+    role = "writer" if part == "serving" else "reader"
+    where, before = Ref("Deployment", f"qwen-{part}"), settled()
+    assert not any(user.keeps_former for user in _users(before).values())
+    changed = redis_urls(passwords=FRESH)
+    assert _users(settled(children=before.children, redis_urls=changed))[role].keeps_former, (
+        "its template is not applied"
+    )
+    child = settled(redis_urls=changed).children[where]
+    for seen, is_kept in (
+        ({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1}, True),
+        ({"observedGeneration": 0, "replicas": 2, "updatedReplicas": 2}, True),
+        ({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2}, False),
+    ):
+        rolling = replace(child, generation=1, status=seen)
+        users = _users(settled(children={where: rolling}, redis_urls=changed))
+        assert users[role].keeps_former is is_kept
+
+
+def test_users_stay_until_pods_have_ended() -> None:
+    at = "2026-11-25T12:00:00Z"
+    owner = speculator({"deletionPolicy": "Delete"}, finalizers=[names.FINALIZER], deletionTimestamp=at)
+    assert _plan(observed(speculator=owner)).users is None
 
 
 def _changed(before: Observed, after: Observed) -> set[str]:
@@ -297,16 +340,19 @@ def test_another_redis_of_the_operator_restarts_the_pods_that_read_it() -> None:
     assert _changed(observed(off), observed(off, redis_url="redis://new")) == set()
 
 
-def test_a_pod_template_tells_nothing_that_a_guessed_password_could_be_tried_on() -> None:
-    """The same address shows as something else with another key, which is in the Secret only."""
-    others = AccessSecret(redis_url="redis://own", mark_key="another-random-key")
-    assert _changed(observed(), observed(access=others)) == {"qwen-serving", "qwen-trainer"}
-    assert "redis://own" not in str(templates(objects(observed())))
+def test_another_administrator_restarts_nothing() -> None:
+    assert _changed(observed(), observed(redis_url="redis://admin:another@own")) == set()
 
 
-def test_a_key_that_is_on_its_way_into_the_secret_is_the_one_that_templates_are_marked_with() -> None:
-    coming = observed(access=AccessSecret(), fresh_key=ACCESS.mark_key)
-    assert _changed(coming, observed()) == set()
+def test_a_password_restarts_the_pods_of_its_role_and_shows_in_no_template() -> None:
+    changed = redis_urls(passwords={**PASSWORDS, Role.WRITER: FRESH[Role.WRITER]})
+    assert _changed(observed(), observed(redis_urls=changed)) == {"qwen-serving"}
+    shown = str(templates(objects(observed())))
+    assert not any(secret in shown for secret in (":secret@", *PASSWORDS.values(), *map(hashed, PASSWORDS.values())))
+
+
+def test_a_password_that_is_on_its_way_into_the_secret_is_the_one_that_templates_are_marked_with() -> None:
+    assert _changed(observed(redis_urls={}), observed(redis_urls=redis_urls(passwords=FRESH))) == set()
 
 
 # The registry

@@ -12,9 +12,9 @@ from tests.unit.operator.memory_cluster import MemoryCluster
 from updraft_chassis.errors import Forbidden
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import AccessSecret
-from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_key, named
+from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_passwords, named
 
 QWEN = Key("team", "qwen")
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
@@ -39,17 +39,18 @@ def _secret(cluster: MemoryCluster, name: str, content: Mapping[str, str]) -> No
     cluster.set({"kind": "Secret", "metadata": {"name": name, "namespace": "team"}, "data": data})
 
 
-async def test_what_the_own_secret_says_is_read() -> None:
+async def test_what_the_own_secrets_say_is_read() -> None:
     cluster = MemoryCluster()
-    _secret(cluster, "qwen-access", {"mark-key": "random", "redis-url": "redis://own", "other": "x"})
+    _secret(cluster, "qwen-redis-writer", {"url": "redis://own", "other": "x"})
+    _secret(cluster, "qwen-redis-reader", {"other": "x"})
     snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
-    assert snapshot.access == AccessSecret(redis_url="redis://own", mark_key="random")
+    assert snapshot.redis_urls == {Role.WRITER: "redis://own", Role.READER: ""}
     assert snapshot.missing == ()
 
 
 async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
     snapshot = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
-    assert snapshot.access == AccessSecret()
+    assert snapshot.redis_urls == {}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,11 @@ async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
         pytest.param({}, [], id="none"),
         pytest.param({"targetModel": {"secretRef": {"name": "hub"}}}, [("hub", "")], id="of the download"),
         pytest.param(OWN_REDIS, [("mine", "address")], id="of Redis"),
+        pytest.param(
+            {"traces": {"redis": {"urlSecretRef": {"name": "pods"}, "readerUrlSecretRef": {"name": "trainer"}}}},
+            [("pods", "url"), ("trainer", "url")],
+            id="of the users of Redis",
+        ),
         pytest.param({"serving": {"apiKeysSecretRef": {"name": "mine"}}}, [("mine", "keys")], id="of API keys"),
         pytest.param(
             {"registry": {"bucket": {"url": "s3://b/p", "secretRef": {"name": "bucket"}}}},
@@ -91,9 +97,9 @@ async def test_a_secret_that_may_not_be_read_may_be_there() -> None:
     assert snapshot.missing == ()
 
 
-async def test_without_the_right_to_its_own_secret_no_new_tokens_are_made_up() -> None:
+async def test_without_the_right_to_its_own_secret_no_new_password_is_made_up() -> None:
     with pytest.raises(Forbidden):
-        await Secrets(Guarded("qwen-access"), ManualClock()).read(QWEN, speculator())
+        await Secrets(Guarded("qwen-redis-writer"), ManualClock()).read(QWEN, speculator())
 
 
 async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, owner: AdaptiveSpeculator) -> int:
@@ -105,14 +111,14 @@ async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, o
 async def test_secrets_are_read_once_a_minute_and_when_the_spec_changes() -> None:
     clock, cluster = ManualClock(), Guarded()
     secrets = Secrets(cluster, clock)
-    assert await _reads_after(clock, cluster, secrets, speculator()) == 1
+    assert await _reads_after(clock, cluster, secrets, speculator()) == 2
     clock.advance(FRESH_S - 1)
     assert await _reads_after(clock, cluster, secrets, speculator()) == 0
-    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
     clock.advance(FRESH_S + 1)
-    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
     secrets.forget(QWEN)
-    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 1
+    assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
 
 
 async def test_one_entry_can_be_asked_for() -> None:
@@ -124,7 +130,13 @@ async def test_one_entry_can_be_asked_for() -> None:
     assert await secrets.entry("team", "another", "address") == ""
 
 
-def test_keys_are_long_and_of_their_own() -> None:
-    first, second = fresh_key(), fresh_key()
-    assert first != second
-    assert len(first) == len(second) == 64
+async def test_its_own_secrets_are_not_read_where_they_are_not_used() -> None:
+    cluster = Guarded()
+    await Secrets(cluster, ManualClock()).read(QWEN, speculator(OWN_REDIS))
+    assert cluster.reads == ["mine"]
+
+
+def test_passwords_are_long_and_of_their_own() -> None:
+    made = [*fresh_passwords().values(), *fresh_passwords().values()]
+    assert len(set(made)) == 4
+    assert {len(password) for password in made} == {64}

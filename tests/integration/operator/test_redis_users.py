@@ -1,0 +1,247 @@
+"""The operator's users of a real Redis: made, repaired after whatever happens to them, and deleted with their speculator."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from tests.support.redis_cluster import Node, redis_cluster
+from tests.support.redis_server import RedisServer, run
+from tests.support.wait import LONG_S, until
+
+from updraft_chassis import streams
+from updraft_chassis.errors import Unavailable
+from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
+from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
+from updraft_operator.watching.redis_users import RedisUsers
+
+CHAT, CODE = Key("team", "chat"), Key("others", "code")
+OLD, NEW = 64 * "a", 64 * "b"
+
+
+def user(key: Key, role: Role = Role.WRITER, password: str = OLD, *, keeps_former: bool = False) -> RedisUser:
+    return RedisUser(
+        name=user_name("6f1c", *key, role),
+        rules=rules(role, f"6f1c:{key.namespace}", key.name),
+        password_hash=hashed(password),
+        keeps_former=keeps_former,
+    )
+
+
+class Operator:
+    """What makes the users, around a set of the speculators that exist."""
+
+    def __init__(self, url: str, period_s: float = 5.0) -> None:
+        self.existing = {CHAT, CODE}
+        self.notified: list[Key] = []
+        self._collectors = CollectorRegistry()
+        self.users = RedisUsers(
+            url,
+            "6f1c",
+            period_s=period_s,
+            may_write=lambda: True,
+            is_gone=lambda key: key not in self.existing,
+            notify=self.notified.append,
+            metrics=Metrics(self._collectors),
+        )
+
+    @property
+    def num_set(self) -> float:
+        return self._collectors.get_sample_value("updraft_operator_redis_users_total", {"change": "set"}) or 0.0
+
+
+async def names(redis: Redis) -> set[str]:
+    return {name.decode() for name in await run(redis, "ACL", "USERS")} - {"default"}
+
+
+async def has(redis: Redis, name: str) -> bool:
+    return name in await names(redis)
+
+
+async def can_append(url: str, key: Key, password: str = OLD) -> bool:
+    """Whether a pod with this password adds a trace."""
+    (stream,) = streams.keys(f"6f1c:{key.namespace}", key.name, 1)
+    async with streams.connect(user_url(url, user(key).name, password)) as client:
+        try:
+            await streams.Producer(client, stream, max_bytes=1024).append(b"trace")
+        except Unavailable:
+            return False
+    return True
+
+
+@pytest.fixture
+async def operator(redis: Redis, redis_server: RedisServer) -> Operator:
+    for name in await names(redis):
+        await run(redis, "ACL", "DELUSER", name)
+    made = Operator(redis_server.url)
+    for key in (CHAT, CODE):
+        made.users.want(key, tuple(user(key, role) for role in Role))
+    await made.users.repair()
+    return made
+
+
+async def test_users_are_made_once(operator: Operator, redis: Redis, redis_url: str) -> None:
+    assert await names(redis) == {user(key, role).name for key in (CHAT, CODE) for role in Role}
+    assert await can_append(redis_url, CHAT)
+    assert not await can_append(redis_url, CHAT, NEW)
+    await operator.users.repair()
+    assert operator.num_set == 4
+    assert operator.users.problem(CHAT) is None
+    assert operator.notified == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["DELUSER", user(CHAT).name], id="deleted"),
+        pytest.param(["SETUSER", user(CHAT).name, "off"], id="switched off"),
+        pytest.param(["SETUSER", user(CHAT).name, "resetpass", ">weak"], id="another password"),
+        pytest.param(["SETUSER", user(CHAT).name, ">weak"], id="one more password"),
+        pytest.param(["SETUSER", user(CHAT).name, "nopass"], id="no password"),
+        pytest.param(["SETUSER", user(CHAT).name, "allkeys"], id="more keys"),
+        pytest.param(["SETUSER", user(CHAT).name, "+@all"], id="more commands"),
+        pytest.param(["SETUSER", user(CHAT).name, "-xadd"], id="fewer commands"),
+        pytest.param(["SETUSER", user(CHAT).name, "allchannels"], id="channels"),
+    ],
+)
+async def test_what_somebody_does_to_a_user_is_undone(
+    operator: Operator, redis: Redis, redis_url: str, words: list[str]
+) -> None:
+    before = await run(redis, "ACL", "LIST")
+    await run(redis, "ACL", *words)
+    await operator.users.repair()
+    assert sorted(await run(redis, "ACL", "LIST")) == sorted(before)
+    assert operator.num_set == 5
+    assert await can_append(redis_url, CHAT)
+
+
+async def test_a_new_process_makes_them_once_more_and_cuts_no_connection(redis_url: str, operator: Operator) -> None:
+    (stream,) = streams.keys("6f1c:team", "chat", 1)
+    async with streams.connect(user_url(redis_url, user(CHAT).name, OLD)) as client:
+        producer = streams.Producer(client, stream, max_bytes=1024)
+        await producer.append(b"before")
+        successor = Operator(redis_url)
+        successor.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)))
+        await successor.users.repair()
+        await producer.append(b"after")
+    assert successor.num_set == 2
+    assert await can_append(redis_url, CODE), "nobody has asked for it yet, but it exists"
+    assert operator.num_set == 4
+
+
+async def test_a_password_is_changed_with_an_overlap(operator: Operator, redis_url: str) -> None:
+    operator.users.want(CHAT, (user(CHAT, password=NEW, keeps_former=True),))
+    await operator.users.repair()
+    assert await can_append(redis_url, CHAT, OLD)
+    assert await can_append(redis_url, CHAT, NEW)
+    operator.users.want(CHAT, (user(CHAT, password=NEW),))
+    await operator.users.repair()
+    assert not await can_append(redis_url, CHAT, OLD)
+    assert await can_append(redis_url, CHAT, NEW)
+
+
+async def test_users_of_what_is_gone_are_deleted_and_others_left_alone(operator: Operator, redis: Redis) -> None:
+    others = {"somebody", "updraft.another.team.gone.writer", "updraft.6f1c.team.gone.admin"}
+    left_over = user(Key("team", "gone")).name
+    for name in (*others, left_over):
+        await run(redis, "ACL", "SETUSER", name)
+    operator.existing.remove(CODE)
+    operator.users.forget(CODE)
+    operator.users.want(CHAT, ())
+    await operator.users.repair()
+    assert await names(redis) == others
+    for name in others:
+        await run(redis, "ACL", "DELUSER", name)
+
+
+async def test_a_redis_that_forgot_its_users_gets_them_again(short_tmp_path: Path) -> None:
+    with RedisServer(short_tmp_path) as server:
+        operator = Operator(server.url)
+        operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)))
+        await operator.users.repair()
+        server.kill()
+        await operator.users.repair()
+        assert operator.users.problem(CHAT) is None, "they were right when it was last there"
+        server.start()
+        assert not await can_append(server.url, CHAT)
+        await operator.users.repair()
+        assert await can_append(server.url, CHAT)
+
+
+async def test_every_node_of_a_cluster_has_the_users_and_gets_them_again(short_tmp_path: Path) -> None:
+    keys = streams.keys("6f1c:team", "chat", 6)
+    reader = user(CHAT, Role.READER)
+    with redis_cluster(short_tmp_path) as nodes:
+        operator = Operator(nodes[0].url)
+        operator.users.want(CHAT, (user(CHAT), reader))
+        await operator.users.repair()
+        assert operator.num_set == 6
+        async with (
+            streams.connect(user_url(nodes[1].url, user(CHAT).name, OLD)) as pods,
+            streams.connect(user_url(nodes[2].url, reader.name, OLD)) as trainer,
+        ):
+            producer = streams.ShardedProducer(pods, keys, max_bytes=1 << 20)
+            for number in range(30):
+                await producer.append(bytes([number]), b"trace")
+            assert all(node.call("DBSIZE") for node in nodes), "every node has a shard"
+            assert await streams.unowned_shards(trainer, "6f1c:team", "chat", 6) == []
+            await streams.delete(trainer, "6f1c:team", "chat")
+        assert all(entry["object"] == "client" for node in nodes for entry in acl_log(node)), (
+            "of itself, which is ignored"
+        )
+        nodes[2].server.kill()
+        nodes[2].server.start()
+
+        async def is_repaired() -> bool:
+            await operator.users.repair()
+            return operator.num_set == 8
+
+        await until(is_repaired, what="the users of the third node", timeout_s=LONG_S)
+
+
+async def test_users_are_made_as_soon_as_they_are_wanted(redis: Redis, redis_server: RedisServer) -> None:
+    operator = Operator(redis_server.url, period_s=300.0)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(operator.users.run())
+        for key in (CHAT, CODE):
+            operator.users.want(key, (user(key),))
+            await until(lambda key=key: has(redis, user(key).name), what="its user")  # type: ignore[misc] # a default
+        operator.users.close()
+
+
+def acl_log(node: Node) -> list[dict[str, Any]]:
+    """What the node refused."""
+    entries: Any = node.call("ACL LOG")
+    return list(entries)
+
+
+async def test_a_redis_that_is_away_is_a_problem_until_it_is_there(short_tmp_path: Path) -> None:
+    server = RedisServer(short_tmp_path)
+    operator = Operator(server.url)
+    operator.users.want(CHAT, (user(CHAT),))
+    await operator.users.repair()
+    problem = operator.users.problem(CHAT)
+    assert problem is not None
+    assert problem.reason == "RedisUnreachable"
+    assert "Redis is unavailable" in problem.message
+    with server:
+        await operator.users.repair()
+    assert operator.users.problem(CHAT) is None
+    assert operator.notified == [CHAT, CHAT]
+    assert operator.users.problem(CODE) is None, "it wants none"
+
+
+async def test_a_redis_that_refuses_users_is_a_problem(redis: Redis, redis_url: str) -> None:
+    await run(redis, "ACL", "SETUSER", "limited", "on", ">secret", "allkeys", "+@all", "-acl")
+    operator = Operator(user_url(redis_url, "limited", "secret"))
+    operator.users.want(CHAT, (user(CHAT),))
+    await operator.users.repair()
+    problem = operator.users.problem(CHAT)
+    await run(redis, "ACL", "DELUSER", "limited")
+    assert problem is not None
+    assert problem.reason == "RedisUsersRefused"
+    assert "no permissions to run the 'acl" in problem.message
+    assert "secret" not in problem.message
