@@ -1,3 +1,7 @@
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
 from updraft_chassis.streams import connect
@@ -12,6 +16,7 @@ from updraft_operator.manifests.redis_users import (
     user_url,
 )
 
+INSTALL = Path(__file__).parents[4] / "docs" / "install.md"
 PASSWORD = 64 * "7"
 NAME = user_name("6f1c", "team", "chat", Role.WRITER)
 
@@ -66,3 +71,10 @@ def test_a_password_is_added_before_the_former_one_is_removed() -> None:
     made = RedisUser(name=NAME, rules=role_rules, password_hash=hashed(PASSWORD), keeps_former=True)
     assert "resetpass" not in made.words
     assert made.words[1:] == (f"#{hashed(PASSWORD)}", *role_rules)
+
+
+@pytest.mark.parametrize(("user", "role"), [("chat-pods", Role.WRITER), ("chat-trainer", Role.READER)])
+def test_the_users_that_people_make_by_hand_are_described_as_the_operator_makes_them(user: str, role: Role) -> None:
+    _, _, command = INSTALL.read_text(encoding="utf-8").partition(f"ACL SETUSER {user} on '>PASSWORD' ")
+    command = re.split(r"\n(?:\$|```)", command)[0].replace("\\\n", " ")
+    assert ["resetkeys", *shlex.split(command)] == list(rules(role, "UID:NAMESPACE", "chat"))
