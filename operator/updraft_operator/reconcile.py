@@ -125,6 +125,7 @@ class Reconciler:
             redis_urls=secrets.redis_urls,
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
+            redis_max_memory=wiring.users.max_memory,
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),

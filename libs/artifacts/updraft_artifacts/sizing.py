@@ -252,6 +252,19 @@ def registry_limit(limit: int, version_bytes: int) -> str:
     )
 
 
+def redis_too_small(max_memory: int, stream_bytes: int) -> str:
+    """One sentence if Redis may use less than the streams may; empty if not, or if it has no limit (0).
+
+    A Redis that is full rejects new traces, whereas a full stream drops its oldest.
+    """
+    if not 0 < max_memory < stream_bytes:
+        return ""
+    return (
+        f"Redis has {readable(max_memory)} for streams of {readable(stream_bytes)}: raise its maxmemory, or lower"
+        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
+    )
+
+
 def quantity(num_bytes: int) -> str:
     """Return a volume's size as Kubernetes writes it, in steps of 10 GiB."""
     return f"{10 * math.ceil(num_bytes / _VOLUME_STEP)}Gi"

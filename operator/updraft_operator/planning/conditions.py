@@ -7,11 +7,10 @@ the API and are documented in docs/reference/conditions.md. A generator yields a
 from collections.abc import Iterator
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_artifacts.sizing import quantity, registry_limit, registry_needs
 from updraft_operator.api import names
 from updraft_operator.manifests import ranks
 from updraft_operator.manifests.redis import has_redis
-from updraft_operator.planning import lineage, trainers
+from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import (
@@ -45,9 +44,6 @@ _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
-
-_FILE_SYSTEM = 1.1
-"""Size of a claim over what its file system has room for."""
 
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
@@ -231,38 +227,13 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
     if state is None and before is not None:
         yield before
     learning = learning_of(state)
-    if learning is not None and learning.too_small:
-        yield _false("TooSmall", learning.too_small)
-    if problem := _registry_limit(state, learning) or _registry_volume(observed, learning):
+    if problem := sizes.too_small(observed):
         yield _false("TooSmall", problem)
     if state is not None and state.capture_too_small:
         yield _false("TracesDropped", f"pod {state.capture_too_small}")
     if learning is None:
         yield _unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
     yield _true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
-
-
-def _registry_limit(state: pb.SpeculatorState | None, learning: pb.Learning | None) -> str:
-    """Why the registry would refuse every version of the trainer; empty if it would not."""
-    if state is None or learning is None:
-        return ""
-    problem = registry_limit(state.max_draft_bytes, learning.version_bytes)
-    return f"{problem} in spec.registry.env" if problem else ""
-
-
-def _registry_volume(observed: Observed, learning: pb.Learning | None) -> str:
-    """Why the registry could not even store the versions in use; empty if it can, or if its volume has no size.
-
-    The volume's size is what the registry sees, because a claim is expanded without a change of the spec.
-    """
-    state = observed.registry.state
-    volume_bytes = state.volume_bytes if state is not None else 0
-    published = max((version.manifest.size_bytes for version in observed.registry.versions), default=0)
-    num_bytes = published or (learning.version_bytes if learning is not None else 0)
-    needed, problem = registry_needs(volume_bytes, num_bytes)
-    size = quantity(int(_FILE_SYSTEM * needed))
-    advice = f"expand the claim itself to at least {size}, because spec.registry.storage cannot change"
-    return f"{problem}: {advice}" if problem else ""
 
 
 def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, sized: Assessment) -> Iterator[Assessment]:

@@ -87,6 +87,8 @@ class Observed:
     fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
     users_problem: UsersProblem | None = None
+    redis_max_memory: int = 0
+    """Bytes that the operator's Redis may use; 0 without a limit, or if it did not say so."""
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()

@@ -66,6 +66,8 @@ class RedisUsers:
         self._right: frozenset[RedisUser] = frozenset()
         """Those that every node had when all of them last answered."""
         self._failure: UsersProblem | None = None
+        self.max_memory = 0
+        """Bytes that Redis may use; 0 without a limit, or if it did not say so."""
 
     def want(self, key: Key, users: tuple[RedisUser, ...]) -> None:
         """The users of a speculator from now on. Others of its users are deleted."""
@@ -122,6 +124,8 @@ class RedisUsers:
                                 right.append(await self._repair_node(node, run))
                         except UpdraftError as error:
                             failures.append(error)
+                    with suppress(UpdraftError):  # its user may not be allowed to ask
+                        self.max_memory = await streams.max_memory(client)
         except UpdraftError as error:
             failures.append(error)
         return right, failures

@@ -1,6 +1,7 @@
 """The operator's users of a real Redis: made, repaired after whatever happens to them, and deleted with their speculator."""
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,27 @@ async def test_a_redis_that_refuses_users_is_a_problem(redis: Redis, redis_url: 
     assert problem.reason == "RedisUsersRefused"
     assert "no permissions to run the 'acl" in problem.message
     assert "secret" not in problem.message
+
+
+async def test_the_documented_permissions_are_enough_for_the_operator(redis: Redis, redis_url: str) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "install.md").read_text(encoding="utf-8")
+    _, _, command = text.partition("ACL SETUSER updraft-operator on '>PASSWORD' ")
+    words = shlex.split(command.partition("```")[0].replace("\\\n", " "))
+    await run(redis, "ACL", "SETUSER", "updraft-operator", "on", ">secret", *words)
+    await redis.config_set("maxmemory", 10**9)
+    url = user_url(redis_url, "updraft-operator", "secret")
+    operator = Operator(url)
+    operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)))
+    await operator.users.repair()
+    operator.existing.remove(CHAT)
+    operator.users.forget(CHAT)
+    await operator.users.repair()
+    async with streams.connect(url) as client:
+        await streams.delete(client, "6f1c:team", "chat")
+    log = await redis.acl_log()
+    await run(redis, "ACL", "DELUSER", "updraft-operator")
+    await redis.config_set("maxmemory", 0)
+    assert operator.num_set == 2
+    assert operator.users.max_memory == 10**9
+    assert not {user(CHAT, role).name for role in Role} & await names(redis)
+    assert {str(entry["object"]) for entry in log if entry["username"] == "updraft-operator"} <= {"client"}

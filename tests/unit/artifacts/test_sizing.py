@@ -19,6 +19,7 @@ from updraft_artifacts.sizing import (
     num_parameters,
     quantity,
     readable,
+    redis_too_small,
     replay_for,
     reserved,
     sizing,
@@ -194,3 +195,12 @@ def test_bytes_are_readable() -> None:
         "3.36 GB",
         "47.0 GB",
     ]
+
+
+def test_a_redis_with_less_memory_than_the_streams_may_take_is_named() -> None:
+    assert redis_too_small(2 * 10**9, 2_980_000_000) == (
+        "Redis has 2.00 GB for streams of 2.98 GB: raise its maxmemory, or lower"
+        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
+    )
+    assert redis_too_small(2_980_000_000, 2_980_000_000) == ""
+    assert redis_too_small(0, 2_980_000_000) == "", "no limit"

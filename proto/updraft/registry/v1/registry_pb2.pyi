@@ -883,6 +883,7 @@ class Learning(_message.Message):
     LAST_SAVE_UNIX_MS_FIELD_NUMBER: _builtins.int
     STEPS_TO_ESTIMATE_FIELD_NUMBER: _builtins.int
     ESTIMATE_DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STREAM_BYTES_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Stored requests to train on, and held-out ones."""
     held_out: _builtins.int
@@ -911,6 +912,8 @@ class Learning(_message.Message):
     steps_to_estimate: _builtins.int
     """An estimate is due after this many optimizer steps, or at this time if weights or held-out requests have changed."""
     estimate_due_unix_ms: _builtins.int
+    stream_bytes: _builtins.int
+    """Size that the streams of traces may reach together; 0: unknown."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseShare]:
         """Where the leading process spent the last minute, or the last step if that took longer."""
@@ -934,10 +937,11 @@ class Learning(_message.Message):
         last_save_unix_ms: _builtins.int = ...,
         steps_to_estimate: _builtins.int = ...,
         estimate_due_unix_ms: _builtins.int = ...,
+        stream_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "flops_utilization", b"flops_utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "stream_bytes", b"stream_bytes", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__flops_utilization: _TypeAlias = _typing.Literal["flops_utilization"]  # noqa: Y015
     _WhichOneofArgType__flops_utilization: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization"]  # noqa: Y015

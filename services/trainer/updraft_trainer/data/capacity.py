@@ -27,19 +27,6 @@ _SLACK = 1.1 * REPLAY_FILES
 """File systems keep a part of a volume, and replay writes before it deletes."""
 
 
-def redis_too_small(max_memory: int, stream_bytes: int) -> str:
-    """One sentence if Redis may use less than the streams may; empty if not, or if it has no limit (0).
-
-    A Redis that is full rejects new traces, whereas a full stream drops its oldest.
-    """
-    if not 0 < max_memory < stream_bytes:
-        return ""
-    return (
-        f"Redis has {readable(max_memory)} for streams of {readable(stream_bytes)}: raise its maxmemory, or lower"
-        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """Bytes of replay; of the volume for whatever the trainer stores; and of that, those for states and drafts."""

@@ -1,7 +1,8 @@
 """The trainer's progress as the registry shows it: evidence that drafts follow the traffic."""
 
 from updraft.registry.v1 import registry_pb2
-from updraft_trainer.data.capacity import Capacity, redis_too_small
+from updraft_artifacts.sizing import redis_too_small
+from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool
 from updraft_trainer.publishing.throughput import Throughput
@@ -27,7 +28,7 @@ class LearningRecord:
         self._stream_bytes = stream_bytes
         self.throughput = Throughput()
         self.max_memory = 0
-        """Bytes that Redis may use; 0 without a limit, or before it was asked."""
+        """Bytes that Redis may use; 0: no limit, or not known. The operator's Redis tells only the operator."""
         self.elsewhere = (0, 0)
         """Requests that other ranks store: to train on, and held out."""
         self.samples_to_start = samples_to_start
@@ -75,4 +76,5 @@ class LearningRecord:
             last_save_unix_ms=int(1000 * self.last_save_s),
             steps_to_estimate=self._steps_to_estimate,
             estimate_due_unix_ms=int(1000 * self._estimate_due_s),
+            stream_bytes=self._stream_bytes,
         )

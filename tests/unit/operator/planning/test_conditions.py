@@ -166,12 +166,21 @@ def _learning(
     return {"pods": ready_pods(), "registry": connected(versions, **state)}
 
 
+OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}}
 SIZED: list[Case] = [
     ("Sized", "True", "LargeEnough", _learning()),
     ("Sized", "False", "TooSmall", _learning(too_small="replay has room for 3 requests")),
     ("Sized", "False", "TooSmall", _learning(volume_bytes=2 * 2**30)),
     ("Sized", "False", "TooSmall", _learning(max_draft_bytes=799_999_999)),
     ("Sized", "True", "LargeEnough", _learning(max_draft_bytes=0)),
+    ("Sized", "False", "TooSmall", {**_learning(stream_bytes=2 * 10**9), "redis_max_memory": 10**9}),
+    ("Sized", "True", "LargeEnough", {**_learning(stream_bytes=10**9), "redis_max_memory": 10**9}),
+    (
+        "Sized",
+        "True",
+        "LargeEnough",
+        {**_learning(stream_bytes=2 * 10**9), "redis_max_memory": 10**9, "spec": OWN_REDIS},
+    ),
     ("Sized", "False", "TracesDropped", {"registry": connected(learning=LEARNED, capture_too_small="p: queue")}),
     ("Sized", "Unknown", "NotReported", {"pods": ready_pods(), "registry": connected()}),
     ("Sized", "Unknown", "NotReported", {}),

@@ -14,7 +14,7 @@ from updraft_artifacts.sizing import (
     sizing,
     usual,
 )
-from updraft_trainer.data.capacity import Capacity, redis_too_small
+from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, SampleEntry
 
 EIGHT_B = usual()
@@ -81,15 +81,6 @@ def test_a_claim_that_the_training_states_fill_is_named_before_any_request() -> 
 def test_a_setting_that_the_volume_has_no_room_for_is_named() -> None:
     capacity = Capacity.of(100 * 2**30, EIGHT_B, volume_bytes=CLAIM)
     assert "replay of 107 GB: it needs at least 160Gi" in capacity.too_small([(0, 0)], min_samples=8)
-
-
-def test_a_redis_with_less_memory_than_the_streams_may_take_is_named() -> None:
-    assert redis_too_small(2 * 10**9, 2_980_000_000) == (
-        "Redis has 2.00 GB for streams of 2.98 GB: raise its maxmemory, or lower"
-        " UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES of the pods"
-    )
-    assert redis_too_small(2_980_000_000, 2_980_000_000) == ""
-    assert redis_too_small(0, 2_980_000_000) == "", "no limit"
 
 
 @given(
