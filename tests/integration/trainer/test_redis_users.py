@@ -44,7 +44,7 @@ REFUSED = (
         "CONFIG SET maxmemory 1",
     ),
     *("ACL LIST", "ACL WHOAMI", "ACL SETUSER other on", "ACL GETUSER default", "CLIENT LIST", "CLIENT KILL 1.2.3.4:5"),
-    *("MONITOR", "SLOWLOG GET", "FLUSHALL", "FLUSHDB", "SHUTDOWN", "DEBUG SLEEP 0", "SAVE", "REPLICAOF NO ONE"),
+    *("MONITOR", "SLOWLOG GET", "FLUSHALL", "FLUSHDB", "SHUTDOWN", "BGREWRITEAOF", "SAVE", "REPLICAOF NO ONE"),
     *(
         "EVAL return(1) 0",
         "SCRIPT FLUSH",
