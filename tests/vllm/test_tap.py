@@ -409,7 +409,7 @@ def register():
 
 @pytest.fixture(scope="module")
 def broken(setting: Setting) -> Iterator[Setting]:
-    """Another server, in which the hook of rows raises, and which may be put to sleep."""
+    """Another server, in which the hook of rows raises, which may be put to sleep, and which measures its drafts."""
     folder = setting.folder
     plugin = plugin_folder.write(folder / "broken-plugin", VLLM)
     (plugin / "breaks.py").write_text(BREAKS)
@@ -418,7 +418,12 @@ def broken(setting: Setting) -> Iterator[Setting]:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breaks\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaks = breaks:register\n")
     socket = Path(f"{setting.socket}-2")
-    variables = {"PYTHONPATH": str(plugin), "UPDRAFT_VLLM_SOCKET": str(socket), "VLLM_SERVER_DEV_MODE": "1"}
+    variables = {
+        "PYTHONPATH": str(plugin),
+        "UPDRAFT_VLLM_SOCKET": str(socket),
+        "UPDRAFT_VLLM_DRAFTING": "auto",
+        "VLLM_SERVER_DEV_MODE": "1",
+    }
     model, draft = folder / "target", folder / "draft-0"
     with serving(model, draft, folder / "broken", options=OPTIONS, variables=variables) as server:
         yield Setting(server=server, folder=folder, socket=socket, target=setting.target)
@@ -438,6 +443,27 @@ async def test_a_hook_that_raises_is_unhooked_and_said_and_serving_goes_on(setti
     assert answer.output == whole.output
     assert sum(one["steps"] for one in of(agent.finished, answer)[0]["counters"]) > 0
     assert swapped["refusal"] == "", "swaps do not depend on rows"
+
+
+async def test_slices_of_steps_show_what_a_draft_is_worth_and_change_no_token(
+    setting: Setting, broken: Setting
+) -> None:
+    ask = Ask(prompt=WORDS[:5], tokens=400)
+    (whole,) = await answers(setting, [ask])
+    async with listening(broken.socket, roles={"scheduler", "worker"}) as agent:
+        for version, name in ((7, "draft-7"), (8, "draft-0")):
+            assert (await swap(agent, setting.folder / name, version))["refusal"] == ""
+            agent.speedups.clear()
+            for _ in range(10):
+                (answer,) = await answers(broken, [ask])
+                assert answer.output == whole.output
+                await agent.settle()
+                if any(message["loads"] for message in agent.speedups):
+                    break
+            assert {message["version"] for message in agent.speedups[1:]} == {version}
+            assert {batch_size for batch_size, *_ in agent.speedups[-1]["loads"]} <= {0, 1}
+            assert all(0 < low <= ratio <= high for _, ratio, low, high in agent.speedups[-1]["loads"])
+            assert any(message["loads"] for message in agent.speedups)
 
 
 async def test_a_server_that_sleeps_takes_no_draft_and_says_what_it_has_when_it_is_awake(broken: Setting) -> None:

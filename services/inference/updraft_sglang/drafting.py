@@ -25,6 +25,7 @@ class DraftingHooks:
         self._guard = guard
         self._teller = teller
         self._drafting: Drafting | None = None
+        self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self.bindings = (
             Binding(target=names.WORKER, hook=self.start, parameters=("self", "server_args")),
@@ -82,10 +83,21 @@ class DraftingHooks:
 
         def allows(batch_size: int) -> bool:
             drafting.serve(self._served.version)
-            _skip_extends(drafting)
+            self._skip_extends(drafting)
             return drafting.allows(batch_size)
 
         return lambda batch_size: self._guard("drafting", allows, batch_size) is not False
+
+
+    def _skip_extends(self, drafting: Drafting) -> None:
+        """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft
+        need not: SGLang has a variable for this, which it reads at each step."""
+        if drafting.is_useless:
+            os.environ[names.SKIP_EXTEND] = "true"
+        elif self._configured_skip is None:
+            os.environ.pop(names.SKIP_EXTEND, None)
+        else:
+            os.environ[names.SKIP_EXTEND] = self._configured_skip
 
 
 def _fixed(worker: Any, server_args: Any) -> str:
@@ -103,15 +115,6 @@ def _fixed(worker: Any, server_args: Any) -> str:
 
 def _is_untrained(worker: Any) -> bool:
     return bool(getattr(worker.draft_worker.draft_runner.model_config.hf_config, UNTRAINED, False))
-
-
-def _skip_extends(drafting: Drafting) -> None:
-    """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft need
-    not: SGLang has a variable for this, which it reads at each step."""
-    if drafting.is_useless:
-        os.environ[names.SKIP_EXTEND] = "true"
-    else:
-        os.environ.pop(names.SKIP_EXTEND, None)
 
 
 class FixedNumber:
