@@ -88,7 +88,6 @@ class DraftingHooks:
 
         return lambda batch_size: self._guard("drafting", allows, batch_size) is not False
 
-
     def _skip_extends(self, drafting: Drafting) -> None:
         """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft
         need not: SGLang has a variable for this, which it reads at each step."""
