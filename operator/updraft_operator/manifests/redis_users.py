@@ -18,8 +18,25 @@ from updraft_chassis import streams
 
 _PREFIX = "updraft"
 _PASSWORD = re.compile(r"[0-9a-f]{64}")
-_CREDENTIALS = ("username", "password")
-"""Parameters that redis-py accepts in place of those before the host."""
+_PARAMETERS = frozenset(
+    (
+        *(
+            "db",
+            "socket_timeout",
+            "socket_connect_timeout",
+            "socket_keepalive",
+            "health_check_interval",
+            "max_connections",
+        ),
+        *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version"),
+        *("ssl_include_verify_flags", "ssl_exclude_verify_flags", "ssl_ciphers", "ssl_certfile", "ssl_keyfile"),
+    )
+)
+"""Parameters of an address that users get too. Others may be credentials, such as `password` and `ssl_password`."""
+
+_EXPECTED = (
+    "expected an address like redis://USER:PASSWORD@HOST:PORT/DB; percent-encode special characters of the password"
+)
 
 
 class Role(StrEnum):
@@ -84,11 +101,24 @@ def hashed(password: str) -> str:
 
 
 def user_url(url: str, user: str, password: str) -> str:
-    """The address `url` with this user in place of its own."""
+    """The address `url`, for which `address_problem` has none, with this user in place of its own."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in _CREDENTIALS]
-    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{password}@{host}", query=urlencode(query)))
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name in _PARAMETERS])
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{password}@{host}", query=query, fragment=""))
+
+
+def address_problem(url: str) -> str:
+    """Why `user_url` could copy a part of the password in `url`, in words that do not quote it; empty if it could not."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises if it is none
+    except ValueError:
+        return _EXPECTED
+    is_socket = parts.scheme == "unix"
+    host = parts.netloc.rpartition("@")[2]
+    rest = (*(() if is_socket else (parts.path,)), parts.query, parts.fragment)
+    return _EXPECTED if is_socket == bool(host) or any("@" in part for part in rest) else ""
 
 
 def password_of(url: str) -> str:
