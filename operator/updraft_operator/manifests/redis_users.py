@@ -9,7 +9,7 @@ Rejected: one user for both roles, because whoever takes over a serving pod coul
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -20,14 +20,8 @@ _PREFIX = "updraft"
 _PASSWORD = re.compile(r"[0-9a-f]{64}")
 _PARAMETERS = frozenset(
     (
-        *(
-            "db",
-            "socket_timeout",
-            "socket_connect_timeout",
-            "socket_keepalive",
-            "health_check_interval",
-            "max_connections",
-        ),
+        *("db", "max_connections", "health_check_interval"),
+        *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
         *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version"),
         *("ssl_include_verify_flags", "ssl_exclude_verify_flags", "ssl_ciphers", "ssl_certfile", "ssl_keyfile"),
     )
@@ -71,18 +65,18 @@ class RedisUser:
     keeps_former: bool = False
     """Earlier passwords stay valid, for pods that have not restarted since."""
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Arguments of ACL SETUSER. Connections stay open."""
-        former = () if self.keeps_former else ("resetpass",)
-        return ("on", *former, f"#{self.password_hash}", *self.rules)
+    def words(self, listed: Iterable[str] = ()) -> tuple[str, ...]:
+        """Arguments of ACL SETUSER for a user that has passwords with the hashes `listed`. Nothing else of it stays, such as a
+        selector of Redis 7. Redis applies all words at once, so connections stay open and authenticated."""
+        hashes = {self.password_hash, *(listed if self.keeps_former else ())}
+        return ("reset", "on", *(f"#{each}" for each in sorted(hashes)), *self.rules)
 
 
 def rules(role: Role, namespace: str, speculator: str) -> tuple[str, ...]:
     """The keys and commands of a role; `namespace` is that of the stream keys."""
     streams_only, all_keys = streams.patterns(namespace, speculator)
     pattern = streams_only if role is Role.WRITER else all_keys
-    return ("resetkeys", f"~{pattern}", "resetchannels", "nocommands", *(f"+{name}" for name in COMMANDS[role]))
+    return (f"~{pattern}", "resetchannels", "nocommands", *(f"+{name}" for name in COMMANDS[role]))
 
 
 def user_name(installation: str, namespace: str, speculator: str, role: Role) -> str:

@@ -138,7 +138,8 @@ class RedisUsers:
         wrong = [user for user in wanted.values() if not _is_right(user, made.get(user.name), listed.get(user.name))]
         stray = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
         for user in wrong:
-            await run("ACL", "SETUSER", user.name, *user.words)
+            hashes = listed[user.name].password_hashes if user.name in listed else ()
+            await run("ACL", "SETUSER", user.name, *user.words(hashes))
             self._metrics.redis_users.labels("set").inc()
         if stray:
             await run("ACL", "DELUSER", *stray)

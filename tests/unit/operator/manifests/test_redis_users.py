@@ -1,5 +1,6 @@
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,15 +92,16 @@ def test_the_user_of_a_speculator_is_known_by_its_name() -> None:
     assert speculator_of("updraft.6f1c.team.writer", "6f1c") is None
 
 
-def test_a_password_is_added_before_the_former_one_is_removed() -> None:
-    role_rules = rules(Role.WRITER, "6f1c:team", "chat")
-    made = RedisUser(name=NAME, rules=role_rules, password_hash=hashed(PASSWORD), keeps_former=True)
-    assert "resetpass" not in made.words
-    assert made.words[1:] == (f"#{hashed(PASSWORD)}", *role_rules)
+def test_nothing_of_a_user_stays_but_passwords_that_pods_may_still_have() -> None:
+    user = RedisUser(name=NAME, rules=rules(Role.WRITER, "6f1c:team", "chat"), password_hash=hashed(PASSWORD))
+    own, former = f"#{user.password_hash}", f"#{hashed('former')}"
+    assert user.words([hashed("former")]) == ("reset", "on", own, *user.rules)
+    during_a_change = replace(user, keeps_former=True).words([hashed("former")])
+    assert during_a_change == ("reset", "on", *sorted((own, former)), *user.rules)
 
 
 @pytest.mark.parametrize(("user", "role"), [("chat-pods", Role.WRITER), ("chat-trainer", Role.READER)])
 def test_the_users_that_people_make_by_hand_are_described_as_the_operator_makes_them(user: str, role: Role) -> None:
     _, _, command = INSTALL.read_text(encoding="utf-8").partition(f"ACL SETUSER {user} on '>PASSWORD' ")
     command = re.split(r"\n(?:\$|```)", command)[0].replace("\\\n", " ")
-    assert ["resetkeys", *shlex.split(command)] == list(rules(role, "UID:NAMESPACE", "chat"))
+    assert shlex.split(command) == list(rules(role, "UID:NAMESPACE", "chat"))
