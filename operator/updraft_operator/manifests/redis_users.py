@@ -62,6 +62,7 @@ class RedisUser:
     name: str
     rules: tuple[str, ...]
     password_hash: str
+    """Empty until the Secret has a password: then the user stays as it is."""
     keeps_former: bool = False
     """Earlier passwords stay valid, for pods that have not restarted since."""
 

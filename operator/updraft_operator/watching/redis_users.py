@@ -135,7 +135,8 @@ class RedisUsers:
         # Without waiting from here on, because a reconciliation may want other users meanwhile.
         wanted = {user.name: user for users in self._wanted.values() for user in users}
         made = self._made.setdefault(node, {})
-        wrong = [user for user in wanted.values() if not _is_right(user, made.get(user.name), listed.get(user.name))]
+        settled = [user for user in wanted.values() if user.password_hash]
+        wrong = [user for user in settled if not _is_right(user, made.get(user.name), listed.get(user.name))]
         stray = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
         for user in wrong:
             hashes = listed[user.name].password_hashes if user.name in listed else ()

@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,18 @@ async def test_a_password_is_changed_with_an_overlap(operator: Operator, redis_u
     await operator.users.repair()
     assert not await can_append(redis_url, CHAT, OLD)
     assert await can_append(redis_url, CHAT, NEW)
+
+
+async def test_a_user_stays_as_it_is_while_its_secret_cannot_be_written(
+    operator: Operator, redis: Redis, redis_url: str
+) -> None:
+    operator.users.want(CHAT, tuple(replace(user(CHAT, role), password_hash="") for role in Role))
+    operator.users.want(CODE, (replace(user(CODE), password_hash=""),))
+    await run(redis, "ACL", "DELUSER", user(CODE).name)
+    await operator.users.repair()
+    assert await can_append(redis_url, CHAT)
+    assert await names(redis) == {user(CHAT, role).name for role in Role}, "a user without a password is not made"
+    assert operator.users.problem(CHAT) is None
 
 
 async def test_users_of_what_is_gone_are_deleted_and_others_left_alone(operator: Operator, redis: Redis) -> None:
