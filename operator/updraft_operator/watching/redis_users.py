@@ -80,6 +80,11 @@ class RedisUsers:
         if self._wanted.pop(key, ()):
             self._changed.set()
 
+    def start_over(self) -> None:
+        """Forget who wants which users. While another replica leads, nobody tells this one what has changed."""
+        self._wanted.clear()
+        self._right, self._failure = frozenset(), None
+
     def problem(self, key: Key) -> UsersProblem | None:
         """Why a user of the speculator is not known to be right; None if all are, or if nothing was tried yet."""
         return self._failure if any(user not in self._right for user in self._wanted.get(key, ())) else None
@@ -103,6 +108,8 @@ class RedisUsers:
         """Compare once, and set right what differs."""
         before = {key: self.problem(key) for key in self._wanted}
         right, failures = await self._repair_nodes()
+        if not self._may_write():
+            return
         if not failures:
             self._right = frozenset(set.intersection(*right))
         elif not all(isinstance(failure, Unavailable) for failure in failures):
@@ -140,9 +147,11 @@ class RedisUsers:
         stray = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
         for user in wrong:
             hashes = listed[user.name].password_hashes if user.name in listed else ()
+            self._check()
             await run("ACL", "SETUSER", user.name, *user.words(hashes))
             self._metrics.redis_users.labels("set").inc()
         if stray:
+            self._check()
             await run("ACL", "DELUSER", *stray)
             self._metrics.redis_users.labels("deleted").inc(len(stray))
         if wrong:
@@ -152,6 +161,10 @@ class RedisUsers:
             logger.info("Changed users of Redis", extra={"node": node, "set": len(wrong), "deleted": len(stray)})
         self._made[node] = {name: known for name, known in made.items() if name in wanted}
         return set(wanted.values())
+
+    def _check(self) -> None:
+        if not self._may_write():
+            raise Unavailable("this replica does not lead any more")
 
     def _is_stray(self, name: str) -> bool:
         owner = speculator_of(name, self._installation)

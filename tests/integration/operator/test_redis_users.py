@@ -41,13 +41,15 @@ class Operator:
 
     def __init__(self, url: str, period_s: float = 5.0) -> None:
         self.existing = {CHAT, CODE}
+        self.leads = [True]
+        """From now on, one answer after another; the last one stays."""
         self.notified: list[Key] = []
         self._collectors = CollectorRegistry()
         self.users = RedisUsers(
             url,
             "6f1c",
             period_s=period_s,
-            may_write=lambda: True,
+            may_write=lambda: self.leads.pop(0) if len(self.leads) > 1 else self.leads[0],
             is_gone=lambda key: key not in self.existing,
             notify=self.notified.append,
             metrics=Metrics(self._collectors),
@@ -166,6 +168,30 @@ async def test_a_user_stays_as_it_is_while_its_secret_cannot_be_written(
     assert await can_append(redis_url, CHAT)
     assert await names(redis) == {user(CHAT, role).name for role in Role}, "a user without a password is not made"
     assert operator.users.problem(CHAT) is None
+
+
+async def test_a_leader_that_comes_back_makes_no_users_for_what_is_gone(operator: Operator, redis: Redis) -> None:
+    operator.leads = [False]
+    operator.users.start_over()
+    operator.existing.remove(CODE)  # nobody tells this replica
+    operator.leads = [True]
+    operator.users.start_over()
+    operator.users.want(CHAT, (user(CHAT),))
+    await operator.users.repair()
+    assert await names(redis) == {user(CHAT).name}
+
+
+async def test_a_leader_that_loses_its_lease_changes_no_further_user(operator: Operator, redis: Redis) -> None:
+    for name in await names(redis):
+        await run(redis, "ACL", "DELUSER", name)
+    left_over = user(Key("team", "gone")).name
+    await run(redis, "ACL", "SETUSER", left_over)
+    operator.leads = [True, False]
+    await operator.users.repair()
+    assert len(await names(redis) - {left_over}) == 1
+    assert await has(redis, left_over)
+    assert operator.users.problem(CHAT) is None, "it says nothing about Redis"
+    await run(redis, "ACL", "DELUSER", left_over)
 
 
 async def test_users_of_what_is_gone_are_deleted_and_others_left_alone(operator: Operator, redis: Redis) -> None:
