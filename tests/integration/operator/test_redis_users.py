@@ -18,6 +18,7 @@ from updraft_chassis.errors import Unavailable
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
+from updraft_operator.watching import redis_users
 from updraft_operator.watching.redis_users import RedisUsers
 
 CHAT, CODE = Key("team", "chat"), Key("others", "code")
@@ -275,7 +276,7 @@ async def test_a_redis_that_is_away_is_a_problem_until_it_is_there(short_tmp_pat
     problem = operator.users.problem(CHAT)
     assert problem is not None
     assert problem.reason == "RedisUnreachable"
-    assert "Redis is unavailable" in problem.message
+    assert "its Redis does not answer" in problem.message
     with server:
         await operator.users.repair()
     assert operator.users.problem(CHAT) is None
@@ -283,17 +284,56 @@ async def test_a_redis_that_is_away_is_a_problem_until_it_is_there(short_tmp_pat
     assert operator.users.problem(CODE) is None, "it wants none"
 
 
-async def test_a_redis_that_refuses_users_is_a_problem(redis: Redis, redis_url: str) -> None:
+async def test_a_redis_that_refuses_users_is_a_problem(
+    redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await run(redis, "ACL", "SETUSER", "limited", "on", ">secret", "allkeys", "+@all", "-acl")
     operator = Operator(user_url(redis_url, "limited", "secret"))
     operator.users.want(CHAT, (user(CHAT),))
-    await operator.users.repair()
+    for _ in range(2):
+        await operator.users.repair()
     problem = operator.users.problem(CHAT)
     await run(redis, "ACL", "DELUSER", "limited")
     assert problem is not None
     assert problem.reason == "RedisUsersRefused"
-    assert "no permissions to run the 'acl" in problem.message
-    assert "secret" not in problem.message
+    assert "the operator's log" in problem.message
+    assert "limited" not in problem.message, "tenants read it"
+    assert "permissions" not in problem.message
+    (reason,) = [vars(record)["reason"] for record in caplog.records if record.levelname == "WARNING"]
+    assert "no permissions to run the 'acl" in reason
+
+
+async def test_a_user_that_redis_refuses_keeps_no_other_from_being_made(operator: Operator, redis: Redis) -> None:
+    operator.users.want(CODE, (replace(user(CODE, password=NEW), rules=("+no-such-command",)),))
+    operator.users.want(CHAT, (user(CHAT, password=NEW),))
+    await operator.users.repair()
+    problem = operator.users.problem(CODE)
+    assert problem is not None
+    assert problem.reason == "RedisUsersRefused"
+    assert operator.users.problem(CHAT) is None
+    assert operator.num_set == 5
+    assert not await has(redis, user(CHAT, Role.READER).name), "nor others from being deleted"
+    assert operator.notified == [CODE]
+
+
+async def test_a_node_that_hangs_keeps_no_other_from_getting_its_users(
+    operator: Operator, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: str) -> None:
+        await asyncio.Event().wait()
+
+    async def nodes(client: streams.Client) -> dict[str, redis_users.Run]:
+        return {"hanging": hang, "": client.execute_command}
+
+    monkeypatch.setattr(redis_users, "_NODE_S", 0.1)
+    monkeypatch.setattr(redis_users, "_nodes", nodes)
+    operator.users.want(CHAT, (user(CHAT, password=NEW),))
+    await operator.users.repair()
+    assert operator.num_set == 5
+    problem = operator.users.problem(CHAT)
+    assert problem is not None
+    assert problem.reason == "RedisUnreachable"
+    assert operator.users.problem(CODE) is None, "its users were right when both nodes last answered"
 
 
 async def test_the_documented_permissions_are_enough_for_the_operator(redis: Redis, redis_url: str) -> None:
