@@ -3,7 +3,7 @@
 A user reaches only the keys of its speculator, with only the commands below. None of them lists keys, tells who else uses the
 server, runs scripts or changes the server. INFO is missing for that reason: it counts all keys and clients.
 
-Rejected: one user for both roles, because whoever takes over a serving pod could then read what other pods have sent;
+Rejected: one user for both roles, because an attacker in a serving pod could then read what other pods have sent;
 `%W~` patterns and selectors, which Redis 6.2 does not have.
 """
 

@@ -1,6 +1,6 @@
 """Access to the operator's Redis: for each role of a speculator a Secret in its namespace, and the user that it names.
 
-The Secret is where a password is kept. Whoever deletes it gets a new one, and the former stays valid until the pods with it
+The Secret is where a password is kept. If it is deleted, there is a new one, and the former stays valid until the pods with it
 are gone. The operator's own address never appears in what this module makes.
 """
 

@@ -3,8 +3,8 @@
 The holder renews the lease. If it stops renewing, the lease runs out, and the next process that asks for it gets it. A holder
 that was paused meanwhile knows by its own clock that it may not act any more: `check` before an effect that two holders must
 not have. The same holds while Redis is away. Rejected: a lock on a file, which two machines do not share; the registry as the
-place, because it is away more often than Redis where training could go on; a script in Redis, because whoever may run one can
-stop a Redis that others share; MULTI, in which a full Redis rejects every command.
+place, because it is away more often than Redis where training could go on; a script in Redis, because a user that may run one
+can stop a Redis that others share; MULTI, in which a full Redis rejects every command.
 """
 
 import asyncio
