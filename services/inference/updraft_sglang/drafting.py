@@ -15,15 +15,15 @@ from updraft_tap.weights import ServedVersion
 
 
 class DraftingHooks:
-    """The hooks of each rank. All ranks of a server decide alike, because they swap drafts at the same step. Times differ
-    between ranks, so several measure nothing: then `teller` returns None."""
+    """The hooks of a server with one tensor-parallel rank. Several do not switch: if one of them failed to load a draft, they
+    would decide differently, and wait for each other for ever."""
 
-    def __init__(self, *, served: ServedVersion, guard: Guard, teller: Callable[[], Tell | None]) -> None:
+    def __init__(self, *, served: ServedVersion, guard: Guard, tell: Tell | None) -> None:
         self.problem = "there is no EAGLE-3 worker"
         """Why drafting cannot be turned off; "" if it can."""
         self._served = served
         self._guard = guard
-        self._teller = teller
+        self._tell = tell
         self._drafting: Drafting | None = None
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
@@ -70,7 +70,7 @@ class DraftingHooks:
         """Replace the policy. Returns why that is not possible; "" if it is."""
         if problem := _fixed(worker, server_args):
             return problem
-        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._teller())
+        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
         controller, fixed = worker.adaptive_controller, int(worker.speculative_num_steps)
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(fixed))
@@ -104,6 +104,8 @@ def _fixed(worker: Any, server_args: Any) -> str:
     if not worker.speculative_algorithm.is_eagle3():
         return "this server does not draft with EAGLE-3"
     config = resolved(names.RESOLVED)(server_args)
+    if config.tp_size > 1:
+        return "with several tensor-parallel ranks, drafting cannot be turned off, because they may hold different drafts"
     if config.pp_size > 1:
         return "with pipeline parallelism, drafting cannot be turned off"
     if config.enable_lora or config.enable_hisparse:

@@ -50,7 +50,7 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The parts of SGLang that are looked up by name, and what they say."""
     monkeypatch.setenv(names.SKIP_EXTEND, "left by this test")  # so that it is put back
     monkeypatch.delenv(names.SKIP_EXTEND)
-    said = SimpleNamespace(pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
+    said = SimpleNamespace(tp_size=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
     parts = {names.CONTROLLER: Controller, names.RESOLVED: lambda _: said, names.NOT_ADAPTIVE: lambda _: said.reason}
     monkeypatch.setattr(drafting, "resolved", parts.__getitem__)
     return said
@@ -69,7 +69,7 @@ def worker(*, untrained: bool = True, configured: Configured | None = None, is_e
 
 def started(worker: Any, served: ServedVersion | None = None, tell: Tell | None = None) -> DraftingHooks:
     guard = hooks.logged_guard(logging.getLogger("test"), "failed")
-    found = DraftingHooks(served=served or ServedVersion(), guard=guard, teller=lambda: tell)
+    found = DraftingHooks(served=served or ServedVersion(), guard=guard, tell=tell)
     found.start(lambda *_: None, worker, "server_args")
     return found
 
@@ -122,6 +122,7 @@ def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
+        ("tp_size", 2, "with several tensor-parallel ranks"),
         ("pp_size", 2, "with pipeline parallelism"),
         ("enable_lora", True, "with LoRA or HiSparse"),
         ("reason", "attention DP is not supported", "attention DP is not supported"),
