@@ -105,7 +105,9 @@ def _fixed(worker: Any, server_args: Any) -> str:
         return "this server does not draft with EAGLE-3"
     config = resolved(names.RESOLVED)(server_args)
     if config.tp_size > 1:
-        return "with several tensor-parallel ranks, drafting cannot be turned off, because they may hold different drafts"
+        return (
+            "with several tensor-parallel ranks, drafting cannot be turned off, because they may hold different drafts"
+        )
     if config.pp_size > 1:
         return "with pipeline parallelism, drafting cannot be turned off"
     if config.enable_lora or config.enable_hisparse:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import random
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from updraft_sglang import drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, SLICE
-from updraft_tap.drafting.switch import UNTRAINED, Tell
+from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
 from updraft_tap.weights import ServedVersion
 
 
@@ -149,25 +151,34 @@ def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
 
 
-def test_slices_without_drafts_show_what_drafting_is_worth() -> None:
+def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
+    clock = SimpleNamespace(now_s=0.0)
+    on_this_clock = partial(Drafting, clock=lambda: clock.now_s, rng=random.Random(1))
+    monkeypatch.setattr(drafting, "Drafting", on_this_clock)
     one = worker(untrained=False)
     found = started(one, tell=told.append)
     lengths = []
-    for number in range(8 * FIRST_BLOCK):
+    for number in range(20 * FIRST_BLOCK):
         length = one.adaptive_controller.params.get_steps_for_batch(2)
         lengths.append(length)
+        clock.now_s += 0.04 if length else 0.03
         step(found, [length, 0], width=length + 1)
-        if number % 50 == 0:
+        if number % 40 == 10:
+            clock.now_s += 100
             step(found, None, is_decode=False)
+        elif number % 40 == 30:
+            clock.now_s += 100
+            found.resume(lambda *_: None, "scheduler", "request")
     num_told = len(told)
-    found.resume(lambda *_: None, "scheduler", "request")
     found.forget()
     step(found, [0, 0], width=1)
 
-    assert SLICE <= lengths[:FIRST_BLOCK].count(0) <= 2 * SLICE
-    assert len(told) == num_told + 1 > 2, "another agent is told, too"
+    assert 2 * SLICE <= lengths[: 3 * FIRST_BLOCK].count(0) <= 4 * SLICE
+    assert len(told) == num_told + 1, "another agent is told, too"
     assert {(message["kind"], message["version"]) for message in told} == {("speedup", 0)}
+    ((_, ratio, *_), *_) = told[-1]["loads"]
+    assert ratio == pytest.approx((4 / 0.04) / (2 / 0.03)), "neither prompts nor pauses count"
 
 
 def step(found: DraftingHooks, accepted: list[int] | None, *, width: int = 1, is_decode: bool = True) -> None:
