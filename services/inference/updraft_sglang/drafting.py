@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from updraft_sglang import names
-from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
+from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
 from updraft_tap.weights import ServedVersion
 
@@ -25,6 +25,7 @@ class DraftingHooks:
         self._guard = guard
         self._tell = tell
         self._drafting: Drafting | None = None
+        self._is_skipping = False
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self.bindings = (
@@ -42,14 +43,14 @@ class DraftingHooks:
         """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy."""
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))
-        problem = self._guard("drafting", self._switch, worker, server_args)
+        problem = self._guard("switch", self._switch, worker, server_args)
         self.problem = "the policy cannot be replaced" if problem is None else problem
 
     def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND Scheduler.process_batch_result, once per step."""
         done = original(scheduler, batch, result, *args, **kwargs)
         if self._drafting is not None:
-            self._guard("drafting", self._stepped, self._drafting, batch, result)
+            self._guard(MEASURING, self._stepped, self._drafting, batch, result)
         return done
 
     def resume(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,24 +80,26 @@ class DraftingHooks:
         return ""
 
     def _allows(self, drafting: Drafting) -> Callable[[int], bool]:
-        """Whether the next step may draft; it may if that cannot be found out."""
+        """Whether the next step may draft."""
 
         def allows(batch_size: int) -> bool:
-            drafting.serve(self._served.version)
+            self._guard("serve", drafting.serve, self._served.version)
             self._skip_extends(drafting)
-            return drafting.allows(batch_size)
+            return may_draft(drafting, self._guard, batch_size)
 
-        return lambda batch_size: self._guard("drafting", allows, batch_size) is not False
+        return allows
 
     def _skip_extends(self, drafting: Drafting) -> None:
         """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft
         need not: SGLang has a variable for this, which it reads at each step."""
-        if drafting.is_useless:
-            os.environ[names.SKIP_EXTEND] = "true"
-        elif self._configured_skip is None:
+        if drafting.is_useless is self._is_skipping:
+            return
+        self._is_skipping = drafting.is_useless
+        skip = "true" if self._is_skipping else self._configured_skip
+        if skip is None:
             os.environ.pop(names.SKIP_EXTEND, None)
         else:
-            os.environ[names.SKIP_EXTEND] = self._configured_skip
+            os.environ[names.SKIP_EXTEND] = skip
 
 
 def _fixed(worker: Any, server_args: Any) -> str:

@@ -151,6 +151,18 @@ def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
 
 
+def test_where_a_step_cannot_be_read_an_untrained_draft_stays_off_and_a_trained_one_is_used() -> None:
+    served, one = ServedVersion(), worker()
+    found = started(one, served, tell=lambda _: None)
+    for _ in range(5):
+        found.step(lambda *_: None, "scheduler", "batch", "no result")
+    said = []
+    for served.version in (0, 1):
+        said.append(one.adaptive_controller.params.get_steps_for_batch(1))
+
+    assert said == [0, 2]
+
+
 def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     clock = SimpleNamespace(now_s=0.0)

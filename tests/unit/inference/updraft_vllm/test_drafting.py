@@ -69,14 +69,30 @@ def test_a_server_of_a_trained_draft_and_one_with_a_schedule_of_its_own_draft_as
     assert [scheduled.step(1), scheduled.step(1)] == [0, 2]
 
 
-def test_a_switch_that_fails_leaves_drafting_on() -> None:
-    class Broken(Drafting):
-        def allows(self, batch_size: int) -> bool:
-            raise ZeroDivisionError
+@pytest.mark.parametrize("broken", ["allows", "stepped"])
+def test_where_a_switch_fails_or_cannot_measure_trained_drafts_are_used(broken: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
 
-    scheduler = Scheduler(Broken(is_untrained=True))
+    drafting = Drafting(is_untrained=True)
+    setattr(drafting, broken, fail)
+    scheduler = Scheduler(drafting)
 
-    assert [scheduler.step(0) for _ in range(5)] == [3] * 5
+    assert [scheduler.step(0) for _ in range(5)] == [0] * 5
+    assert [scheduler.step(1) for _ in range(5)] == [0, 3, 3, 3, 3]
+
+
+def test_a_slice_does_not_last_for_ever_where_measuring_fails_in_it() -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    drafting = Drafting(is_untrained=False, tell=lambda _: None)
+    scheduler = Scheduler(drafting)
+    while drafting.allows(2):
+        scheduler.step(0)
+    drafting.stepped = fail  # type: ignore[method-assign]
+
+    assert [scheduler.step(0) for _ in range(5)] == [0, 0, 0, 3, 3]
 
 
 @pytest.mark.parametrize(
