@@ -60,6 +60,7 @@ class _Load:
     _before: list[Pair] = field(default_factory=list)
     """Pairs before the last turn."""
     _sums: dict[bool, _Sum] = field(default_factory=dict)
+    _num_blocks: int = 0
     _length: int = 0
     _start: int = 0
     _num_steps: int = 0
@@ -93,10 +94,13 @@ class _Load:
 
     def _end(self) -> None:
         with_drafts, without = self._sums[True], self._sums[False]
+        self._num_blocks += 1
         if with_drafts.tokens and without.tokens:
             pair = (with_drafts.tokens * without.seconds / without.tokens, with_drafts.seconds)
             self.pairs = [*self.pairs[1 - MEMORY :], pair]
             self._turn()
+        elif self._num_blocks >= MIN_BLOCKS and not self.known:
+            self.is_on = True  # it cannot be measured, so it is used
         self._begin()
 
     def _turn(self) -> None:

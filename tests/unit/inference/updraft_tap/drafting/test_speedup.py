@@ -132,6 +132,17 @@ def test_a_slice_ends_even_if_none_of_its_steps_says_anything() -> None:
     assert not meter.speedups
 
 
+def test_a_draft_that_begins_off_is_used_where_no_block_can_be_measured() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    meter.serve(1, is_on=False)
+    allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(2 * MIN_BLOCKS * FIRST_BLOCK)]
+    at = MIN_BLOCKS * FIRST_BLOCK
+    assert [half.count(True) for half in (allowed[:at], allowed[at:])] == [
+        MIN_BLOCKS * SLICE,
+        MIN_BLOCKS * (FIRST_BLOCK - SLICE),
+    ]
+
+
 @given(batches=st.lists(st.integers(0, 100), min_size=1, max_size=400), seed=st.integers(0, 9))
 def test_any_order_of_loads_is_counted(batches: list[int], seed: int) -> None:
     meter = SpeedupMeter(random.Random(seed))
