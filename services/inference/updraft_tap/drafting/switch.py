@@ -43,7 +43,7 @@ class Drafting:
         self._ended_s = 0.0
         """When the step before ended."""
         self._was_drafted: bool | None = None
-        """Its kind; None if it was neither."""
+        """Its kind: with drafts or without; None if it was neither."""
 
     @property
     def is_useless(self) -> bool:
@@ -51,7 +51,7 @@ class Drafting:
         return self._is_untrained and self._version == 0
 
     def forget(self) -> None:
-        """Another agent is there, and knows nothing yet. Called on the channel's thread."""
+        """Another agent is there, and knows nothing yet. The only function that another thread calls, the channel's."""
         self._is_told = False
 
     def serve(self, version: int) -> None:
