@@ -22,6 +22,14 @@ def is_untrained(config: Any) -> bool:
     return draft is not None and bool(getattr(draft.hf_config, UNTRAINED, False))
 
 
+def fixed(scheduler: Any) -> str:
+    """Why this scheduler cannot ask before each step; "" if it can."""
+    problem = configuration.fixed_drafts(scheduler.vllm_config)
+    if problem or hasattr(scheduler, names.LENGTHS):
+        return problem
+    return f"vLLM {configuration.version()} has no {names.LENGTHS}, so drafting cannot be turned off"
+
+
 class StepHooks:
     """In the scheduler's process."""
 
@@ -37,13 +45,8 @@ class StepHooks:
             Binding(target=f"{names.SCHEDULER}.set_pause_state", hook=self.pause, parameters=("self", "pause_state")),
         )
 
-    def limit(self, scheduler: Any) -> str:
-        """Let this scheduler ask before each step. Returns why it cannot; "" if it will."""
-        problem = configuration.fixed_drafts(scheduler.vllm_config)
-        if problem:
-            return problem
-        if not hasattr(scheduler, names.LENGTHS):
-            return f"vLLM {configuration.version()} has no {names.LENGTHS}, so drafting cannot be turned off"
+    def limit(self, scheduler: Any) -> None:
+        """Let this scheduler ask before each step; see `fixed`."""
         configured = getattr(scheduler, names.LENGTHS)
         setattr(scheduler, names.LENGTHS, _Lengths(self, configured, most=int(scheduler.num_spec_tokens)))
         return ""
