@@ -381,7 +381,8 @@ class DraftCheckpoint:
 
 
 class TargetChangedError(Corrupt):
-    """The swap changed weights of the target, which it must never touch; the old draft is served again."""
+    """The swap changed weights of the target, which it must never touch; the old draft is served again, unless
+    putting it back failed."""
 
 
 class RestartNeededError(Unavailable):

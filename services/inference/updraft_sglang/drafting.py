@@ -9,22 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from updraft_sglang import names
-from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
+from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
 from updraft_tap.weights import ServedVersion
 
 
 class DraftingHooks:
-    """The hooks of each rank. All ranks of a server decide alike, because they swap drafts at the same step. Times differ
-    between ranks, so several measure nothing: then `teller` returns None."""
+    """The hooks of a server with one tensor-parallel rank. Several do not switch: if one of them failed to load a draft, they
+    would decide differently, and wait for each other for ever."""
 
-    def __init__(self, *, served: ServedVersion, guard: Guard, teller: Callable[[], Tell | None]) -> None:
+    def __init__(self, *, served: ServedVersion, guard: Guard, tell: Tell | None) -> None:
         self.problem = "there is no EAGLE-3 worker"
         """Why drafting cannot be turned off; "" if it can."""
         self._served = served
         self._guard = guard
-        self._teller = teller
+        self._tell = tell
         self._drafting: Drafting | None = None
+        self._is_skipping = False
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self.bindings = (
@@ -42,14 +43,14 @@ class DraftingHooks:
         """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy."""
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))
-        problem = self._guard("drafting", self._switch, worker, server_args)
+        problem = self._guard("switch", self._switch, worker, server_args)
         self.problem = "the policy cannot be replaced" if problem is None else problem
 
     def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND Scheduler.process_batch_result, once per step."""
         done = original(scheduler, batch, result, *args, **kwargs)
         if self._drafting is not None:
-            self._guard("drafting", self._stepped, self._drafting, batch, result)
+            self._guard(MEASURING, self._stepped, self._drafting, batch, result)
         return done
 
     def resume(self, original: Hook, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +71,7 @@ class DraftingHooks:
         """Replace the policy. Returns why that is not possible; "" if it is."""
         if problem := _fixed(worker, server_args):
             return problem
-        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._teller())
+        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
         controller, fixed = worker.adaptive_controller, int(worker.speculative_num_steps)
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(fixed))
@@ -79,24 +80,26 @@ class DraftingHooks:
         return ""
 
     def _allows(self, drafting: Drafting) -> Callable[[int], bool]:
-        """Whether the next step may draft; it may if that cannot be found out."""
+        """Whether the next step may draft."""
 
         def allows(batch_size: int) -> bool:
-            drafting.serve(self._served.version)
+            self._guard("serve", drafting.serve, self._served.version)
             self._skip_extends(drafting)
-            return drafting.allows(batch_size)
+            return may_draft(drafting, self._guard, batch_size)
 
-        return lambda batch_size: self._guard("drafting", allows, batch_size) is not False
+        return allows
 
     def _skip_extends(self, drafting: Drafting) -> None:
         """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft
         need not: SGLang has a variable for this, which it reads at each step."""
-        if drafting.is_useless:
-            os.environ[names.SKIP_EXTEND] = "true"
-        elif self._configured_skip is None:
+        if drafting.is_useless is self._is_skipping:
+            return
+        self._is_skipping = drafting.is_useless
+        skip = "true" if self._is_skipping else self._configured_skip
+        if skip is None:
             os.environ.pop(names.SKIP_EXTEND, None)
         else:
-            os.environ[names.SKIP_EXTEND] = self._configured_skip
+            os.environ[names.SKIP_EXTEND] = skip
 
 
 def _fixed(worker: Any, server_args: Any) -> str:
@@ -104,6 +107,10 @@ def _fixed(worker: Any, server_args: Any) -> str:
     if not worker.speculative_algorithm.is_eagle3():
         return "this server does not draft with EAGLE-3"
     config = resolved(names.RESOLVED)(server_args)
+    if config.tp_size > 1:
+        return (
+            "with several tensor-parallel ranks, drafting cannot be turned off, because they may hold different drafts"
+        )
     if config.pp_size > 1:
         return "with pipeline parallelism, drafting cannot be turned off"
     if config.enable_lora or config.enable_hisparse:

@@ -29,7 +29,6 @@ from updraft_sglang.weights import answered, served, share_vocabulary
 from updraft_tap import hooks, wire
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
-from updraft_tap.drafting.switch import Tell
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.settings import DoorSettings, Settings
@@ -125,7 +124,9 @@ class Plugin:
         )
         self._settings = settings
         self._drafting = DraftingHooks(
-            served=served, guard=hooks.logged_guard(log, "cannot switch drafting"), teller=self._teller
+            served=served,
+            guard=hooks.logged_guard(log, "cannot switch drafting"),
+            tell=self.scheduler.reply if settings.drafting == "auto" else None,
         )
         self._reloads = Reloads()
         self._device: torch.device | None = None
@@ -152,10 +153,10 @@ class Plugin:
         except AttributeError as error:
             log.error("Updraft cannot exchange draft vocabularies (SGLang %s): %s", _sglang(), error)
         try:
-            if _of_several_ranks():  # all of them have to know the same of their drafts, because it decides who drafts
-                self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             if not _is_sender():
                 return
+            if _of_several_ranks():
+                self._reloads.watch(UnprovedDraft(served), self.worker.restate)
             self._start(scheduler)
         except Exception as error:  # noqa: BLE001  (it would crash the server)
             problem = f"the plugin could not start: {type(error).__name__}: {error}"
@@ -195,10 +196,6 @@ class Plugin:
         self._swap = Swap(draft=draft, between=self._between, served=served, reply=self.worker.reply)
         self._reloads.watch(self._swap, self.worker.restate)
         return ""
-
-    def _teller(self) -> Tell | None:
-        """How the speedup is told; None if it is not measured."""
-        return None if self._settings.drafting != "auto" or _of_several_ranks() else self.scheduler.reply
 
     def _synchronize(self) -> None:
         """Name the device, because the thread of a swap has another current device than the scheduler's thread."""

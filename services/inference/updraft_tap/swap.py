@@ -17,7 +17,15 @@ from torch import Tensor
 
 from updraft_tap import weights
 from updraft_tap.between_steps import BetweenSteps
-from updraft_tap.weights import UNKNOWN, OtherShapeError, RefusedError, ServedVersion, TargetChangedError
+from updraft_tap.weights import (
+    AS_BEFORE,
+    NOT_AS_BEFORE,
+    UNKNOWN,
+    OtherShapeError,
+    RefusedError,
+    ServedVersion,
+    TargetChangedError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +153,7 @@ class Swap:
         expected = weights.digest({**prepared, "d2t": tensors["d2t"]})
         with self._access():
             before, kept = (self._served.version, self._served.digest), self._draft.kept()
-        target = self._target()
+        target = self._target_before()
         self._is_touched = False
         try:
             pause_s = self._between.run(lambda: self._write(writes, kept, version), _PATIENCE_S)
@@ -156,8 +164,9 @@ class Swap:
                 raise
             left = self._put_back(kept, *before)
             refusal = f"the draft in {folder} was loaded, but {error}{left}"
-            if isinstance(error, TargetChangedError):
-                raise TargetChangedError(f"{refusal}; {self._now(target)}") from error
+            is_changed = self._is_changed(target)
+            if is_changed or isinstance(error, TargetChangedError):
+                raise TargetChangedError(f"{refusal}; {AS_BEFORE if is_changed is False else NOT_AS_BEFORE}") from error
             raise RefusedError(refusal) from error
         return {"held": expected, "target": proof, "pause_us": round(1e6 * max(pause_s, longest_s))}
 
@@ -166,21 +175,32 @@ class Swap:
         with self._access():
             return weights.sampled(self._draft.target()), self._num_closed
 
+    def _target_before(self) -> tuple[str, int]:
+        """Before a swap. The digest is "" if the samples cannot be read, as of tensors of unusual types."""
+        try:
+            return self._target()
+        except RefusedError:
+            raise
+        except Exception as error:  # noqa: BLE001  (the draft can be swapped all the same)
+            log.warning("Updraft cannot compare the target before and after a swap: %s", error)
+            return "", 0
+
     def _unchanged(self, before: tuple[str, int]) -> str:
-        """The digest of the target's samples; "" if others may have changed them. Raises TargetChangedError if we have."""
-        digest, num_closed = self._target()
+        """The digest of the target's samples; "" if they cannot be compared. Raises TargetChangedError if we changed them."""
+        digest, num_closed = self._target() if before[0] else before
         if num_closed != before[1]:
             return ""
         if digest != before[0]:
             raise TargetChangedError("that changed weights of the target")
         return digest
 
-    def _now(self, before: tuple[str, int]) -> str:
-        """Whether what was put back has put back the target's weights too."""
-        with suppress(Exception):  # then it is not known
-            if self._target() == before:
-                return "the target's weights are as before again"
-        return "the target's weights may not be as before, so answers may be wrong: restart the server"
+    def _is_changed(self, before: tuple[str, int]) -> bool | None:
+        """Whether the target differs after the draft was put back; None if that is not known."""
+        with suppress(Exception):
+            digest, num_closed = self._target()
+            if before[0] and num_closed == before[1]:
+                return digest != before[0]
+        return None
 
     def _prove(self, expected: str, digest: str) -> float:
         """Returns for how many seconds the engine stood still at most. Raises RefusedError if it holds anything else."""

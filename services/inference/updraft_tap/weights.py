@@ -50,6 +50,10 @@ class TargetChangedError(RefusedError):
     """Loading the draft changed weights of the target."""
 
 
+AS_BEFORE = "the target's weights are as before again"
+NOT_AS_BEFORE = "the target's weights may not be as before, so answers may be wrong: restart the server"
+"""The state after a TargetChangedError, when the previous draft has been put back."""
+
 UNKNOWN = "unknown"
 """The digest of a draft that nothing proves."""
 
@@ -155,11 +159,19 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def watched(target: nn.Module, draft: nn.Module) -> dict[str, Tensor]:
     """The embedding, which the draft shares, and other parameters of the target: its last one, and some evenly spread.
 
-    No experts, because servers may rearrange them.
+    No experts, because servers may rearrange them, and no tensors that are made of others, such as torchao's.
     """
-    held = [(name, value) for name, value in target.named_parameters() if "expert" not in name]
-    shared = {f"shared {name}": value for name, value in draft.named_parameters() if name.endswith(EMBEDDING)}
+    held = [(name, value) for name, value in target.named_parameters() if "expert" not in name and _is_plain(value)]
+    shared = {
+        f"shared {name}": value
+        for name, value in draft.named_parameters()
+        if name.endswith(EMBEDDING) and _is_plain(value)
+    }
     return {**shared, **dict(held[:: -max(1, len(held) // _NUM_WATCHED)])}
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not hasattr(value, "__tensor_flatten__")
 
 
 def sampled(tensors: Mapping[str, Tensor]) -> str:

@@ -27,11 +27,11 @@ finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_t
          sampling (of a request with payload, else null), domain, permitted (its sender permits capture), asked (false: it
          bypassed the middleware), probability. With payload, the tensor tokens has its prompt and its output, int32. Each
          process says the `probability` with which its own policy chose a request; they may differ while the policy changes.
-loaded   The answer to a load: version, refusal ("" if it is served), needs_restart (it is refused for its shape: a server that
-         starts with it serves it), target_changed (it is refused because loading it changed weights of the target), held
-         (digest of what the engine holds), target (digest of samples of the target, the same before and after; "" if others
-         may have changed it meanwhile), pause_us (how long the engine stood still), served: {version, digest}. If the engine
-         later loses the draft, another hello reports it.
+loaded   The answer to a load: version, refusal ("" if it is served), served: {version, digest} (not from a server that cannot
+         swap). Of a draft that is served: held (digest of what the engine holds), target (digest of samples of the target,
+         the same before and after; "" if they could not be compared), pause_us (how long the engine stood still). Of one
+         that was read and refused: needs_restart (for its shape: a server that starts with it serves it), target_changed
+         (because loading it changed weights of the target). If the engine later loses the draft, another hello reports it.
 
 speedup  What drafting is worth, measured in random slices of steps: version (of the draft), loads: [[smallest batch size,
          ratio, low, high], ...], with batch size 0 for all steps. From the scheduler, when a number may have changed.

@@ -7,7 +7,7 @@ object there. Drafts are proposed at the end of a step and verified in the next.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from updraft_tap.drafting.switch import UNTRAINED, Drafting
+from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
@@ -20,6 +20,14 @@ def is_untrained(config: Any) -> bool:
     speculative = config.speculative_config
     draft = speculative.draft_model_config if speculative is not None else None
     return draft is not None and bool(getattr(draft.hf_config, UNTRAINED, False))
+
+
+def fixed(scheduler: Any) -> str:
+    """Why this scheduler cannot ask before each step; "" if it can."""
+    problem = configuration.fixed_drafts(scheduler.vllm_config)
+    if problem or hasattr(scheduler, names.LENGTHS):
+        return problem
+    return f"vLLM {configuration.version()} has no {names.LENGTHS}, so drafting cannot be turned off"
 
 
 class StepHooks:
@@ -37,26 +45,22 @@ class StepHooks:
             Binding(target=f"{names.SCHEDULER}.set_pause_state", hook=self.pause, parameters=("self", "pause_state")),
         )
 
-    def limit(self, scheduler: Any) -> str:
-        """Let this scheduler ask before each step. Returns why it cannot; "" if it will."""
-        problem = configuration.fixed_drafts(scheduler.vllm_config)
-        if problem:
-            return problem
-        if not hasattr(scheduler, names.LENGTHS):
-            return f"vLLM {configuration.version()} has no {names.LENGTHS}, so drafting cannot be turned off"
+    def limit(self, scheduler: Any) -> None:
+        """Let this scheduler ask before each step; see `fixed`."""
         configured = getattr(scheduler, names.LENGTHS)
         setattr(scheduler, names.LENGTHS, _Lengths(self, configured, most=int(scheduler.num_spec_tokens)))
         return ""
 
     def allows(self, batch_size: int) -> bool:
-        """Whether the next step may draft; it may if that cannot be found out."""
-        return self._guard("drafting", self._drafting.allows, batch_size) is not False
+        """Whether the next step may draft."""
+        return may_draft(self._drafting, self._guard, batch_size)
 
     def update(
         self, original: Hook, scheduler: Any, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """AROUND Scheduler.update_from_output: a step has ended, and says which draft proposed."""
-        self._guard("drafting", self._stepped, scheduler_output, model_runner_output)
+        self._guard("serve", self._serve, model_runner_output)
+        self._guard(MEASURING, self._stepped, scheduler_output, model_runner_output)
         return original(scheduler, scheduler_output, model_runner_output, *args, **kwargs)
 
     def pause(self, original: Hook, scheduler: Any, pause_state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,10 +68,12 @@ class StepHooks:
         self._drafting.pause()
         return original(scheduler, pause_state, *args, **kwargs)
 
-    def _stepped(self, scheduled: Any, output: Any) -> None:
+    def _serve(self, output: Any) -> None:
         version = getattr(output, VERSION_ATTRIBUTE, None)
         if version is not None:
             self._drafting.serve(version)
+
+    def _stepped(self, scheduled: Any, output: Any) -> None:
         batch_size = len(scheduled.num_scheduled_tokens)
         tokens = sum(map(len, output.sampled_token_ids)) if batch_size else 0
         self._drafting.stepped(batch_size, tokens, is_drafted=_is_drafted(scheduled))

@@ -26,7 +26,7 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import configuration, names, runners
 from updraft_vllm.draft import VllmDraft
-from updraft_vllm.drafting import ProposalHooks, StepHooks, is_untrained
+from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
@@ -153,15 +153,22 @@ class SchedulerPlugin:
         if self._settings.drafting == "always":
             return {}
         try:
-            tell = self._channel.reply if self._settings.drafting == "auto" else None
-            self._drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config), tell=tell)
-            steps = StepHooks(self._drafting, hooks.logged_guard(log, "cannot switch drafting"))
-            problem = _misfit(hooks.install(steps.bindings)) or steps.limit(scheduler)
+            problem = fixed(scheduler) or self._limit(scheduler)
         except Exception as error:  # noqa: BLE001  (capture does not need it)
             problem = f"{type(error).__name__}: {error}"
         if problem:
             log.warning("Updraft cannot turn drafting off: %s", problem)
         return {f"{names.SCHEDULER}.{names.LENGTHS}": problem}
+
+    def _limit(self, scheduler: Any) -> str:
+        tell = self._channel.reply if self._settings.drafting == "auto" else None
+        drafting = Drafting(is_untrained=is_untrained(scheduler.vllm_config), tell=tell)
+        steps = StepHooks(drafting, hooks.logged_guard(log, "cannot switch drafting"))
+        problem = _misfit(hooks.install(steps.bindings))
+        if not problem:
+            steps.limit(scheduler)
+            self._drafting = drafting
+        return problem
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer":

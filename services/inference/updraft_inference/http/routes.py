@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from updraft_chassis.errors import UpdraftError
 from updraft_inference.agent.selection import CaptureTerms
@@ -34,6 +34,7 @@ from updraft_inference.http.schema import parse
 from updraft_inference.http.streaming import merge_streams
 from updraft_inference.metrics import Metrics
 from updraft_inference.text.logprobs import Json, Transcript
+from updraft_tap.http.door import releasing
 
 CAPTURE_HEADER = "x-updraft-capture"
 
@@ -99,7 +100,7 @@ class _Handler(Generic[B]):
         try:
             with ExitStack() as place:
                 client = place.enter_context(self._guards.keys.admitted(request.headers))
-                await self._serve(request, client, _releasing(place, send))
+                await self._serve(request, client, releasing(place, send))
         except Interrupted:
             self._guards.metrics.hang_ups.inc()
         except UpdraftError as error:  # from the guards; those of the engine come as ApiError
@@ -215,17 +216,6 @@ async def _stream(writer: _Writer[B], send: Send, *, has_usage: bool) -> None:
         await _send(send, *([writer.usage_chunk()] if has_usage else []))
         last = "data: [DONE]\n\n"
     await send({"type": "http.response.body", "body": last.encode()})
-
-
-def _releasing(place: ExitStack, send: Send) -> Send:
-    """Release the place of a key before the client sees the end of its answer, because it may send its next request at once."""
-
-    async def releasing(message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            place.close()
-        await send(message)
-
-    return releasing
 
 
 async def _start(writer: _Writer[B], send: Send) -> None:

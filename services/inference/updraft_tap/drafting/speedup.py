@@ -57,13 +57,21 @@ class _Load:
     rng: random.Random
     is_on: bool = True
     pairs: list[Pair] = field(default_factory=list)
+    _before: list[Pair] = field(default_factory=list)
+    """Pairs before the last turn."""
     _sums: dict[bool, _Sum] = field(default_factory=dict)
+    _num_blocks: int = 0
     _length: int = 0
     _start: int = 0
     _num_steps: int = 0
 
     def __post_init__(self) -> None:
         self._begin()
+
+    @property
+    def known(self) -> list[Pair]:
+        """The newest pairs, but those before the last turn while the new ones are too few."""
+        return self.pairs if len(self.pairs) >= MIN_BLOCKS else self._before or self.pairs
 
     def allows_drafts(self) -> bool:
         is_other = self._start <= self._num_steps < self._start + SLICE
@@ -86,10 +94,13 @@ class _Load:
 
     def _end(self) -> None:
         with_drafts, without = self._sums[True], self._sums[False]
+        self._num_blocks += 1
         if with_drafts.tokens and without.tokens:
             pair = (with_drafts.tokens * without.seconds / without.tokens, with_drafts.seconds)
             self.pairs = [*self.pairs[1 - MEMORY :], pair]
             self._turn()
+        elif self._num_blocks >= MIN_BLOCKS and not self.known:
+            self.is_on = True  # it cannot be measured, so it is used
         self._begin()
 
     def _turn(self) -> None:
@@ -101,7 +112,7 @@ class _Load:
         if speedup is not None:
             self.is_on = speedup.high >= 1.0 if was_on else speedup.ratio > 1.0
         if self.is_on is not was_on:
-            self.pairs = []
+            self._before, self.pairs = self.pairs, []
 
     def _begin(self) -> None:
         self._length = FIRST_BLOCK if len(self.pairs) < MIN_BLOCKS else BLOCK if self.is_on else OFF_BLOCK
@@ -122,7 +133,7 @@ class SpeedupMeter:
     @property
     def speedups(self) -> Mapping[int, Speedup]:
         """Known speedups by the smallest batch size of the load; 0: of all loads. Any thread may call it."""
-        pairs = {size: load.pairs for size, load in self._loads.items()}
+        pairs = {size: load.known for size, load in self._loads.items()}
         known = {size: _speedup(of_load) for size, of_load in ({0: list(chain(*pairs.values()))} | pairs).items()}
         return {size: speedup for size, speedup in known.items() if speedup is not None}
 

@@ -1,4 +1,4 @@
-"""Whether the next step of a server drafts, and what drafting is worth. Pure, and on the thread that schedules steps.
+"""Whether the next step of a server drafts, and what drafting is worth. On the thread that schedules steps.
 
 Engines overlap the scheduling of a step with the one before, so the kind of a step is known for certain only when it has ended.
 A step takes the time since the step before it ended. That is its own time only after a step of the same kind.
@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from updraft_tap.drafting.speedup import SpeedupMeter
+from updraft_tap.hooks import Guard
 
 UNTRAINED = "updraft_untrained"
 """The key in the config.json of a draft that nobody has trained."""
+
+MEASURING = "speedup"
+"""The name of what a guard runs to measure, so that errors in it do not end the switching."""
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -39,7 +43,7 @@ class Drafting:
         self._ended_s = 0.0
         """When the step before ended."""
         self._was_drafted: bool | None = None
-        """Its kind; None if it was neither."""
+        """Its kind: with drafts or without; None if it was neither."""
 
     @property
     def is_useless(self) -> bool:
@@ -47,12 +51,12 @@ class Drafting:
         return self._is_untrained and self._version == 0
 
     def forget(self) -> None:
-        """Another agent is there, and knows nothing yet. Called on the channel's thread."""
+        """Another agent is there, and knows nothing yet. The only function that another thread calls, the channel's."""
         self._is_told = False
 
     def serve(self, version: int) -> None:
-        """This draft is in place from now on. The first one that is trained has to show its worth before it is used; others are
-        used where the one before was."""
+        """This draft is in place from now on. The first one that is trained is used only after slices have shown that it is
+        faster; others are used where the one before was."""
         if version != self._version:
             was_useless, self._version = self.is_useless, version
             self._meter.serve(version, is_on=False if was_useless else None)
@@ -87,3 +91,9 @@ class Drafting:
         known = self._meter.speedups.items()
         loads = [[batch_size, one.ratio, one.low, one.high] for batch_size, one in known]
         return {"kind": "speedup", "version": self._version, "loads": loads}
+
+
+def may_draft(drafting: Drafting, guard: Guard, batch_size: int) -> bool:
+    """Whether the next step may draft. Every trained draft may if that cannot be found out."""
+    allowed = None if MEASURING in guard.unhooked else guard("allows", drafting.allows, batch_size)
+    return not drafting.is_useless if allowed is None else bool(allowed)

@@ -98,7 +98,7 @@ class Door:
                     body, receive = await _read(receive)
                     reserve(choices(body))
                 inside = True
-                await self._pass_on(scope, receive, _releasing(slot, send))
+                await self._pass_on(scope, receive, releasing(slot, send))
         except RefusedRequestError as refusal:
             if inside:
                 raise
@@ -193,15 +193,15 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return b"".join(message.get("body", b"") for message in messages), again
 
 
-def _releasing(slot: ExitStack, send: Send) -> Send:
+def releasing(slot: ExitStack, send: Send) -> Send:
     """Release the slot before the client sees the end of its answer, because it may send its next request at once."""
 
-    async def releasing(message: Message) -> None:
+    async def release(message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             slot.close()
         await send(message)
 
-    return releasing
+    return release
 
 
 async def _refuse(scope: Scope, send: Send, refusal: RefusedRequestError) -> None:

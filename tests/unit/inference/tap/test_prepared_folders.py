@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.support.tiny_target import VOCAB, make_draft, make_tiny_target, save_draft
 
 import updraft_sglang
@@ -112,6 +113,25 @@ def test_the_first_draft_is_written_once(target: Path, tmp_path: Path) -> None:
     initial_draft.write(target, folder, ShapeChoice(draft_vocab_size=64))
 
     assert (folder / "model.safetensors").stat().st_ino == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_first_draft_of_an_older_release_is_marked_unless_somebody_has_trained_it(
+    target: Path, tmp_path: Path, *, is_trained: bool
+) -> None:
+    folder = initial_draft.write(target, tmp_path / "seed", ShapeChoice(draft_vocab_size=64))
+    config = json.loads((folder / "config.json").read_text())
+    del config[UNTRAINED]
+    (folder / "config.json").write_text(json.dumps({**config, "mine": 1}))
+    if is_trained:
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "fc.weight": tensors["fc.weight"] * 2}, folder / "model.safetensors")
+
+    initial_draft.write(target, folder, ShapeChoice(draft_vocab_size=64))
+
+    now = json.loads((folder / "config.json").read_text())
+    assert now == {**config, "mine": 1, **({} if is_trained else {UNTRAINED: True})}
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 

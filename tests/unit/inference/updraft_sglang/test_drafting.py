@@ -2,6 +2,8 @@
 
 import logging
 import os
+import random
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from updraft_sglang import drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, SLICE
-from updraft_tap.drafting.switch import UNTRAINED, Tell
+from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
 from updraft_tap.weights import ServedVersion
 
 
@@ -50,7 +52,7 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The parts of SGLang that are looked up by name, and what they say."""
     monkeypatch.setenv(names.SKIP_EXTEND, "left by this test")  # so that it is put back
     monkeypatch.delenv(names.SKIP_EXTEND)
-    said = SimpleNamespace(pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
+    said = SimpleNamespace(tp_size=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
     parts = {names.CONTROLLER: Controller, names.RESOLVED: lambda _: said, names.NOT_ADAPTIVE: lambda _: said.reason}
     monkeypatch.setattr(drafting, "resolved", parts.__getitem__)
     return said
@@ -69,7 +71,7 @@ def worker(*, untrained: bool = True, configured: Configured | None = None, is_e
 
 def started(worker: Any, served: ServedVersion | None = None, tell: Tell | None = None) -> DraftingHooks:
     guard = hooks.logged_guard(logging.getLogger("test"), "failed")
-    found = DraftingHooks(served=served or ServedVersion(), guard=guard, teller=lambda: tell)
+    found = DraftingHooks(served=served or ServedVersion(), guard=guard, tell=tell)
     found.start(lambda *_: None, worker, "server_args")
     return found
 
@@ -122,6 +124,7 @@ def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
+        ("tp_size", 2, "with several tensor-parallel ranks"),
         ("pp_size", 2, "with pipeline parallelism"),
         ("enable_lora", True, "with LoRA or HiSparse"),
         ("reason", "attention DP is not supported", "attention DP is not supported"),
@@ -148,25 +151,46 @@ def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
 
 
-def test_slices_without_drafts_show_what_drafting_is_worth() -> None:
+def test_where_a_step_cannot_be_read_an_untrained_draft_stays_off_and_a_trained_one_is_used() -> None:
+    served, one = ServedVersion(), worker()
+    found = started(one, served, tell=lambda _: None)
+    for _ in range(5):
+        found.step(lambda *_: None, "scheduler", "batch", "no result")
+    said = []
+    for served.version in (0, 1):
+        said.append(one.adaptive_controller.params.get_steps_for_batch(1))
+
+    assert said == [0, 2]
+
+
+def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
+    clock = SimpleNamespace(now_s=0.0)
+    on_this_clock = partial(Drafting, clock=lambda: clock.now_s, rng=random.Random(1))
+    monkeypatch.setattr(drafting, "Drafting", on_this_clock)
     one = worker(untrained=False)
     found = started(one, tell=told.append)
     lengths = []
-    for number in range(8 * FIRST_BLOCK):
+    for number in range(20 * FIRST_BLOCK):
         length = one.adaptive_controller.params.get_steps_for_batch(2)
         lengths.append(length)
+        clock.now_s += 0.04 if length else 0.03
         step(found, [length, 0], width=length + 1)
-        if number % 50 == 0:
+        if number % 40 == 10:
+            clock.now_s += 100
             step(found, None, is_decode=False)
+        elif number % 40 == 30:
+            clock.now_s += 100
+            found.resume(lambda *_: None, "scheduler", "request")
     num_told = len(told)
-    found.resume(lambda *_: None, "scheduler", "request")
     found.forget()
     step(found, [0, 0], width=1)
 
-    assert SLICE <= lengths[:FIRST_BLOCK].count(0) <= 2 * SLICE
-    assert len(told) == num_told + 1 > 2, "another agent is told, too"
+    assert 2 * SLICE <= lengths[: 3 * FIRST_BLOCK].count(0) <= 4 * SLICE
+    assert len(told) == num_told + 1, "another agent is told, too"
     assert {(message["kind"], message["version"]) for message in told} == {("speedup", 0)}
+    ((_, ratio, *_), *_) = told[-1]["loads"]
+    assert ratio == pytest.approx((4 / 0.04) / (2 / 0.03)), "neither prompts nor pauses count"
 
 
 def step(found: DraftingHooks, accepted: list[int] | None, *, width: int = 1, is_decode: bool = True) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from updraft_sglang import names, plugin
+from updraft_sglang.reloads import UnprovedDraft
+from updraft_tap.channel import Channel
 from updraft_tap.settings import Settings
 
 
@@ -39,6 +41,22 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
 
     problem = "the plugin could not start: RuntimeError: no such field"
     assert started == ([problem, problem] if is_sender else [])
+
+
+@pytest.mark.parametrize("is_sender", [True, False])
+def test_of_several_ranks_the_one_that_tells_the_agent_watches_for_other_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, is_sender: bool
+) -> None:
+    monkeypatch.setattr(plugin, "_is_sender", lambda: is_sender)
+    monkeypatch.setattr(plugin, "_of_several_ranks", lambda: "it has 2 ranks")
+    monkeypatch.setattr(plugin, "share_vocabulary", lambda _: None)
+    monkeypatch.setattr(Channel, "start", lambda _: None)
+    monkeypatch.setattr(plugin.Plugin, "_start", lambda *_: None)
+    made = plugin.Plugin(Settings(socket=str(tmp_path / "socket")), {})
+
+    made.start(lambda _: None, SimpleNamespace(draft_worker=None))
+
+    assert isinstance(made._reloads._swap, UnprovedDraft) is is_sender
 
 
 class App:

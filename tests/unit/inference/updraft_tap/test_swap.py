@@ -358,6 +358,29 @@ def test_a_draft_whose_load_changes_the_target_is_refused_and_put_back(served: S
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
 
 
+def test_a_write_that_fails_after_it_changed_the_target_says_so(served: Served, folder: Path) -> None:
+    served.load(folder)
+    served.engine.on_write = lambda: spoil_target(served)
+    served.engine.fails = 1
+
+    answer = served.load(folder, 8)
+
+    assert answer["target_changed"]
+    assert "out of memory; the target's weights may not be as before" in answer["refusal"]
+
+
+def test_a_target_that_cannot_be_read_is_not_compared(served: Served, folder: Path) -> None:
+    served.engine.targets["packed"] = torch.eye(4).to_sparse()
+
+    answer = served.load(folder)
+
+    assert (answer["refusal"], answer["target"]) == ("", "")
+    served.engine.on_write = lambda: setattr(served.engine, "spoil", 1.0)
+    refused = served.load(folder, 8)
+    assert not refused["target_changed"]
+    assert "the engine holds" in refused["refusal"]
+
+
 def test_a_target_that_is_put_back_with_the_draft_is_said_to_be_as_before(served: Served, folder: Path) -> None:
     served.load(folder)
     original = served.engine.kept

@@ -68,3 +68,18 @@ def test_the_watched_weights_are_what_the_draft_shares_and_some_of_the_target_bu
     assert "norm.weight" in watched
     assert not [name for name in watched if "experts" in name or "fc" in name]
     assert 50 < len(watched) < 150
+
+
+class Packed(torch.Tensor):
+    """Is made of other tensors, for torch."""
+
+    def __tensor_flatten__(self) -> None: ...
+
+
+def test_weights_that_are_made_of_other_tensors_are_not_watched() -> None:
+    target, draft = nn.Module(), nn.Module()
+    target.norm, target.packed, target.sparse = nn.LayerNorm(4, bias=False), nn.Module(), nn.Module()
+    target.packed.weight = nn.Parameter(torch.ones(4).as_subclass(Packed))
+    target.sparse.weight = nn.Parameter(torch.eye(4).to_sparse())
+
+    assert list(weights.watched(target, draft)) == ["norm.weight"]

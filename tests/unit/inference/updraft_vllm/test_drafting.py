@@ -13,7 +13,7 @@ from updraft_tap.hooks import Guard
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
-from updraft_vllm.drafting import ProposalHooks, StepHooks, is_untrained
+from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
 
 
 def guard() -> Guard:
@@ -37,7 +37,8 @@ class Scheduler(SimpleNamespace):
     def __init__(self, drafting: Drafting, schedule: list[int] | None = None) -> None:
         super().__init__(vllm_config=config(), dynamic_sd_lookup=schedule, num_spec_tokens=3)
         self.hooks = StepHooks(drafting, guard())
-        assert self.hooks.limit(self) == ""
+        assert fixed(self) == ""
+        self.hooks.limit(self)
 
     def step(self, version: int | None, **changed: Any) -> int:
         """The number of drafts that the step of two requests proposes. It verifies those of the step before."""
@@ -69,14 +70,30 @@ def test_a_server_of_a_trained_draft_and_one_with_a_schedule_of_its_own_draft_as
     assert [scheduled.step(1), scheduled.step(1)] == [0, 2]
 
 
-def test_a_switch_that_fails_leaves_drafting_on() -> None:
-    class Broken(Drafting):
-        def allows(self, batch_size: int) -> bool:
-            raise ZeroDivisionError
+@pytest.mark.parametrize("broken", ["allows", "stepped"])
+def test_where_a_switch_fails_or_cannot_measure_trained_drafts_are_used(broken: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
 
-    scheduler = Scheduler(Broken(is_untrained=True))
+    drafting = Drafting(is_untrained=True)
+    setattr(drafting, broken, fail)
+    scheduler = Scheduler(drafting)
 
-    assert [scheduler.step(0) for _ in range(5)] == [3] * 5
+    assert [scheduler.step(0) for _ in range(5)] == [0] * 5
+    assert [scheduler.step(1) for _ in range(5)] == [0, 3, 3, 3, 3]
+
+
+def test_a_slice_does_not_last_for_ever_where_measuring_fails_in_it() -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    drafting = Drafting(is_untrained=False, tell=lambda _: None)
+    scheduler = Scheduler(drafting)
+    while drafting.allows(2):
+        scheduler.step(0)
+    drafting.stepped = fail  # type: ignore[method-assign]
+
+    assert [scheduler.step(0) for _ in range(5)] == [0, 0, 0, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +107,13 @@ def test_a_switch_that_fails_leaves_drafting_on() -> None:
 def test_a_server_whose_number_of_drafts_is_fixed_says_why(found: Any, reason: str) -> None:
     scheduler = SimpleNamespace(vllm_config=found, dynamic_sd_lookup=None, num_spec_tokens=3)
 
-    assert reason in StepHooks(Drafting(is_untrained=True), guard()).limit(scheduler)
-    assert scheduler.dynamic_sd_lookup is None
+    assert reason in fixed(scheduler)
 
 
 def test_another_release_without_the_attribute_says_so() -> None:
     scheduler = SimpleNamespace(vllm_config=config(), num_spec_tokens=3)
 
-    assert "has no dynamic_sd_lookup" in StepHooks(Drafting(is_untrained=True), guard()).limit(scheduler)
+    assert "has no dynamic_sd_lookup" in fixed(scheduler)
 
 
 def test_only_the_config_of_a_draft_says_that_nobody_has_trained_it() -> None:

@@ -171,6 +171,17 @@ def test_where_nobody_can_be_asked_requests_are_still_counted(
     assert hello["hooks"][missing] == "it does not exist"
 
 
+def test_a_server_whose_number_of_drafts_is_fixed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr(hooks, "install", lambda bindings: installed.extend(one.target for one in bindings))
+    scheduler = plugin.SchedulerPlugin(Settings(socket="/nowhere"), {})
+
+    found = scheduler._switch(SimpleNamespace(vllm_config=SimpleNamespace(speculative_config=None)))
+
+    assert list(found.values()) == ["this server does not draft with EAGLE-3"]
+    assert not installed
+
+
 def test_the_folder_is_what_pip_would_have_installed(tmp_path: Path) -> None:
     folder = plugin_folder.write(tmp_path, VLLM)
 

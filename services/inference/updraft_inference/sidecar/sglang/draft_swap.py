@@ -27,6 +27,7 @@ from updraft_inference.sidecar.sglang.draft_fingerprint import (
 )
 from updraft_inference.sidecar.sglang.server import Named, RankChecksums, ServerInfo, SglangServer
 from updraft_sglang.weights import LOADER
+from updraft_tap.weights import AS_BEFORE, NOT_AS_BEFORE
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,9 @@ class ServedDraft:
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()
         self._target = checksums.target(served)
+        return await self._identify(served)
+
+    async def _identify(self, served: list[RankChecksums]) -> LoadedDraft:
         if await _difference(self._good, served):
             self.loaded = replace(_loaded(self._good), tensors_digest=checksums.summary(served))
         else:
@@ -152,6 +156,8 @@ class ServedDraft:
             raise Unavailable(f"another weight update is in progress at the SGLang server: {error}") from error
         except UpdraftError as error:
             await self._undo(fingerprint, is_touched=is_touched)
+            if isinstance(error, TargetChangedError):
+                raise TargetChangedError(f"{error}; {await self._target_now()}") from error
             if isinstance(error, Conflict | Forbidden):
                 raise _NotLoadedError(str(error)) from error
             raise
@@ -172,13 +178,20 @@ class ServedDraft:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
                 return
             await self._load(self._good)
-            await self.rehash()
+            await self._identify(await self._server.checksums())
         except UpdraftError as error:
             extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
             logger.error(
                 "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
             )
             self.loaded = _unproved(self._good)
+
+    async def _target_now(self) -> str:
+        """Whether the target is as before again."""
+        with suppress(UpdraftError):
+            if checksums.target(await self._server.checksums()) == self._target:
+                return AS_BEFORE
+        return NOT_AS_BEFORE
 
     async def _load(self, fingerprint: DraftFingerprint) -> float:
         """Seconds between the pause request and the resumption, an upper bound on the actual pause because a step may

@@ -2,8 +2,8 @@
 
 A decode step reads every weight once for a handful of rows, so it takes as long as that reading. In bfloat16 on a CPU, torch's
 plain operation reorders the weight for oneDNN in every call; here that happens once. With AMX the product is the C++ kernel's
-(`matmul_amx.cpp`), which reads at the speed of the memory. Without AVX-512 torch has no fast one, and it is that of
-`matmul_avx2.cpp`. A draft's weight may also be rounded to 8 bits (`int8.h`).
+(`matmul_amx.cpp`), which reads at the speed of the memory. Without AVX-512, torch has no fast product, so `matmul_avx2.cpp`
+computes it. A draft's weight may also be rounded to 8 bits (`int8.h`).
 """
 
 import ctypes

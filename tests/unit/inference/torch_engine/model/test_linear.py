@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from updraft_inference.torch_engine.model.linear import GROUP, AmxLinear, Int8Linear, WideningLinear, linear
+from updraft_inference.torch_engine.model.linear import GROUP, AmxLinear, Int8Linear, Linear, WideningLinear, linear
 from updraft_kernels.loader import Kernels, load_variant, supported_variants
 
 
@@ -92,6 +92,15 @@ def widening(compiled: Kernels) -> Kernels:
     if "avx2" not in supported_variants():
         pytest.skip(f"this processor's kernels are {compiled.variant}")
     return load_variant("avx2")
+
+
+@pytest.mark.parametrize(("out", "kind"), [(96, WideningLinear), (90, Linear)])
+def test_without_torchs_kernels_for_bfloat16_weights_are_widened_where_blocks_of_them_fit(
+    monkeypatch: pytest.MonkeyPatch, widening: Kernels, out: int, kind: type[Linear]
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+
+    assert type(linear(random(out, 64, seed=0), library=widening)) is kind
 
 
 @settings(max_examples=60, deadline=None)

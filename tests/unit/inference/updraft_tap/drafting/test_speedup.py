@@ -104,6 +104,17 @@ def test_a_draft_that_begins_off_is_used_once_slices_show_that_it_pays(gain: flo
     assert (later.count(True) > 0.8 * len(later)) is is_used
 
 
+@pytest.mark.parametrize(("is_on", "gain"), [(True, 0.7), (False, 1.5)])
+def test_the_speedup_stays_known_while_a_turn_is_measured(gain: float, *, is_on: bool) -> None:
+    meter = SpeedupMeter(random.Random(1))
+    meter.serve(1, is_on=is_on)
+    run(meter, MIN_BLOCKS * FIRST_BLOCK, gain)
+    for _ in range(MIN_BLOCKS):
+        assert meter.speedups[1].ratio == pytest.approx(gain, rel=0.2)
+        assert meter.speedups[0] == meter.speedups[1]
+        run(meter, FIRST_BLOCK, gain)
+
+
 def test_a_draft_may_begin_at_each_load_as_the_one_before() -> None:
     meter = SpeedupMeter(random.Random(1))
     for _ in range(30):
@@ -119,6 +130,17 @@ def test_a_slice_ends_even_if_none_of_its_steps_says_anything() -> None:
     allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(10 * FIRST_BLOCK)]
     assert allowed.count(False) == 10 * SLICE
     assert not meter.speedups
+
+
+def test_a_draft_that_begins_off_is_used_where_no_block_can_be_measured() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    meter.serve(1, is_on=False)
+    allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(2 * MIN_BLOCKS * FIRST_BLOCK)]
+    at = MIN_BLOCKS * FIRST_BLOCK
+    assert [half.count(True) for half in (allowed[:at], allowed[at:])] == [
+        MIN_BLOCKS * SLICE,
+        MIN_BLOCKS * (FIRST_BLOCK - SLICE),
+    ]
 
 
 @given(batches=st.lists(st.integers(0, 100), min_size=1, max_size=400), seed=st.integers(0, 9))
