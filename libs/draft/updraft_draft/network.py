@@ -141,6 +141,10 @@ class DraftNetwork(nn.Module):
         shared = [self._embedding, self._rotary, *(p for p in self.parameters() if not p.requires_grad)]
         return copy.deepcopy(self, {id(one): one for one in shared})
 
+    def widened(self) -> Self:
+        """A copy with weights in float32, whose values are the same; the embedding is shared."""
+        return copy.deepcopy(self, {id(one): one for one in (self._embedding, self._rotary)}).float()
+
     def share(self, embedding: Tensor) -> None:
         """Replace the embedding, which may have another dtype or device."""
         self._embedding = [embedding.detach()]

@@ -152,6 +152,16 @@ def test_a_draft_is_unrolled_without_asking_the_device_for_a_value(draft: DraftN
     assert len(fake._rotary[0]) == 2048
 
 
+def test_a_widened_draft_has_the_same_values_and_leaves_the_original_alone(draft: DraftNetwork) -> None:
+    narrow = draft.bfloat16().requires_grad_(requires_grad=False)
+    wide = narrow.widened()
+    assert wide.embedding is narrow.embedding
+    assert {one.dtype for one in narrow.parameters()} == {torch.bfloat16}
+    for name, value in wide.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64, torch.bool)
+        assert torch.equal(value, narrow.state_dict()[name].to(value.dtype)), name
+
+
 def test_a_norm_keeps_bfloat16_where_autocast_would_take_float32() -> None:
     """CUDA's autocast does, and what follows would be computed in it. There need not be a GPU: tensors have no values."""
     with FakeTensorMode():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
-from updraft_draft.precision import autocast, product_dtype
+from updraft_draft.precision import autocast, multiplies_bfloat16, product_dtype
 from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
@@ -135,9 +135,11 @@ def verify_steps(
 @torch.no_grad()
 def walk(network: DraftNetwork, samples: Iterable[Sample], *, lookahead: int) -> list[list[int]]:
     """Accepted drafts of each of those verify steps, per sample."""
-    steps = []
+    steps, weight = [], network.fc.weight
+    if weight.dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
+        network = network.widened()
     for sample in samples:
-        with autocast(network.fc.weight.device):
+        with autocast(weight.device):
             hits = _hits(network, sample, lookahead)
         steps.append(_walk(hits, first=sample.first_output, last=sample.num_rows))
     return steps
