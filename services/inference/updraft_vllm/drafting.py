@@ -49,7 +49,6 @@ class StepHooks:
         """Let this scheduler ask before each step; see `fixed`."""
         configured = getattr(scheduler, names.LENGTHS)
         setattr(scheduler, names.LENGTHS, _Lengths(self, configured, most=int(scheduler.num_spec_tokens)))
-        return ""
 
     def allows(self, batch_size: int) -> bool:
         """Whether the next step may draft."""
