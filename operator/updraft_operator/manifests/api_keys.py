@@ -13,7 +13,7 @@ _VOLUME, _FILE = "api-keys", "keys"
 _FOLDER = "/etc/updraft/api-keys"
 
 _OPTIONS = ("--api-key", "--admin-api-key")
-"""Of SGLang and vLLM. Their parsers also accept the first letters of an option."""
+"""Options of SGLang and vLLM. Their parsers also accept the first letters of an option."""
 _SHORTEST = len("--ap")
 
 _ASK = """
