@@ -343,7 +343,10 @@ def test_the_operator_knows_every_variable_and_every_word_that_it_is_given(case:
         (container,) = pod["containers"]
         if container["command"] != ["updraft-operator"]:
             continue
-        given = {each["name"]: each.get("value", "from-elsewhere") for each in container["env"]}
+        elsewhere = {"UPDRAFT_OPERATOR_REDIS_URL": "redis://:from-elsewhere@redis:6379/0"}
+        given = {
+            each["name"]: each.get("value", elsewhere.get(each["name"], "from-elsewhere")) for each in container["env"]
+        }
         settings.load(OperatorSettings, given)
         parsed = commands._parser().parse_args(container.get("args", []))
         assert parsed.command == {"operator": None}.get(container["name"], container["name"]), name
