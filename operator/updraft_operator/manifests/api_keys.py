@@ -12,9 +12,8 @@ from updraft_operator.api.speculator import Serving
 _VOLUME, _FILE = "api-keys", "keys"
 _FOLDER = "/etc/updraft/api-keys"
 
-_OPTIONS = ("--api-key", "--admin-api-key")
-"""Options of SGLang and vLLM. Their parsers also accept the first letters of an option."""
-_SHORTEST = len("--ap")
+_ARGUMENT = re.compile(r"--(api[-_]k|admin)[a-z_-]*")
+"""The options of SGLang and vLLM that are keys, also shortened."""
 
 _ASK = """
 import http.client, sys
@@ -32,19 +31,14 @@ if status != 401:
 
 def in_arguments(serving: Serving) -> str:
     """Why `serving.args` are refused because they have a key; empty if they have none."""
-    found = next(filter(_is_key, (re.split(r"[=\s]", word)[0] for word in serving.args)), "")
+    found = next((match[0] for word in serving.args if (match := _ARGUMENT.match(word))), "")
     if not found:
         return ""
     problem = f"spec.serving.args have {found}, and everyone who may read the spec or the pods can read its key"
-    if found.startswith("--ad"):
+    if found.startswith("--admin"):
         remedy = "leave it out, because each pod has an admin key of its own"
         return f"{problem}: {remedy}; spec.serving.apiKeysSecretRef has those of clients"
     return f"{problem}: name a Secret with the keys of clients in spec.serving.apiKeysSecretRef instead"
-
-
-def _is_key(argument: str) -> bool:
-    option = argument.replace("_", "-")
-    return len(option) >= _SHORTEST and any(each.startswith(option) for each in _OPTIONS)
 
 
 def volumes(serving: Serving) -> list[dict[str, Any]]:
