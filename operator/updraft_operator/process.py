@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,7 +56,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
     async with AsyncExitStack() as stack:
         store, work = Store(), WorkQueue(clock.monotonic)
         lease_cluster = await stack.enter_async_context(connected())
-        lease = _lease(settings, lease_cluster, clock, partial(_on_change, store, work, measures))
+        forget = list[Callable[[], None]]()
+        lease = _lease(settings, lease_cluster, clock, partial(_on_change, store, work, measures, forget))
         cluster = await stack.enter_async_context(
             connected(lease.check, lambda *labels: measures.writes.labels(*labels).inc(), write_s=_write_s(settings))
         )
@@ -94,6 +95,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 notify=work.add,
                 metrics=measures,
             )
+            forget.append(users.start_over)
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
@@ -125,8 +127,17 @@ def _lease(
     return Lease(cluster, LeaseName(**named, seconds=settings.lease_seconds), clock, on_change)
 
 
-def _on_change(store: Store, work: WorkQueue, measures: Metrics, is_leader: bool) -> None:  # noqa: FBT001 - what changed
+def _on_change(
+    store: Store,
+    work: WorkQueue,
+    measures: Metrics,
+    forget: Iterable[Callable[[], None]],
+    is_leader: bool,  # noqa: FBT001 - what changed
+) -> None:
+    """Leadership was won or lost: `forget` what only a leader learns."""
     measures.leader.set(is_leader)
+    for each in forget:
+        each()
     for key in store.all_keys() if is_leader else ():
         work.add(key)
 

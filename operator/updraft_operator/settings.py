@@ -2,13 +2,13 @@
 
 import socket
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
 from updraft_operator.manifests.manifest import Images, OperatorConfig
+from updraft_operator.manifests.redis_users import address_problem
 
 
 class OperatorSettings(Settings):
@@ -77,10 +77,8 @@ class OperatorSettings(Settings):
     @field_validator("redis_url")
     @classmethod
     def _has_a_readable_address(cls, url: SecretStr) -> SecretStr:
-        try:
-            urlsplit(url.get_secret_value()).port  # noqa: B018 - raises if it is none
-        except ValueError:
-            raise ValueError("expected an address like redis://USER:PASSWORD@HOST:PORT/DB") from None
+        if url.get_secret_value() and (problem := address_problem(url.get_secret_value())):
+            raise ValueError(problem)
         return url
 
     @property

@@ -12,8 +12,9 @@ from updraft_operator.api.speculator import Serving
 _VOLUME, _FILE = "api-keys", "keys"
 _FOLDER = "/etc/updraft/api-keys"
 
-_ARGUMENT = re.compile(r"--(api[-_]k|admin)[a-z_-]*")
-"""The options of SGLang and vLLM that are keys, also shortened."""
+_OPTIONS = ("--api-key", "--admin-api-key")
+"""Options of SGLang and vLLM. Their parsers also accept the first letters of an option."""
+_SHORTEST = len("--ap")
 
 _ASK = """
 import http.client, sys
@@ -31,14 +32,19 @@ if status != 401:
 
 def in_arguments(serving: Serving) -> str:
     """Why `serving.args` are refused because they have a key; empty if they have none."""
-    found = next((match[0] for word in serving.args if (match := _ARGUMENT.match(word))), "")
+    found = next(filter(_is_key, (re.split(r"[=\s]", word)[0] for word in serving.args)), "")
     if not found:
         return ""
     problem = f"spec.serving.args have {found}, and everyone who may read the spec or the pods can read its key"
-    if found.startswith("--admin"):
+    if found.startswith("--ad"):
         remedy = "leave it out, because each pod has an admin key of its own"
         return f"{problem}: {remedy}; spec.serving.apiKeysSecretRef has those of clients"
     return f"{problem}: name a Secret with the keys of clients in spec.serving.apiKeysSecretRef instead"
+
+
+def _is_key(argument: str) -> bool:
+    option = argument.replace("_", "-")
+    return len(option) >= _SHORTEST and any(each.startswith(option) for each in _OPTIONS)
 
 
 def volumes(serving: Serving) -> list[dict[str, Any]]:

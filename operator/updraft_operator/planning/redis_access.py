@@ -1,6 +1,6 @@
 """Access to the operator's Redis: for each role of a speculator a Secret in its namespace, and the user that it names.
 
-The Secret is where a password is kept. Whoever deletes it gets a new one, and the former stays valid until the pods with it
+The Secret is where a password is kept. If it is deleted, there is a new one, and the former stays valid until the pods with it
 are gone. The operator's own address never appears in what this module makes.
 """
 
@@ -24,16 +24,17 @@ def secrets(observed: Observed) -> Iterator[Manifest]:
 
 
 def users(observed: Observed, pending: Container[Ref]) -> Iterator[RedisUser]:
-    """The users whose passwords are in their Secrets; `pending` are the objects that are not yet as they should be."""
+    """The user of each role. It has no password until the Secret is as it should be, which a quota may prevent; `pending` are
+    the objects that are not."""
     owner, namespace = observed.speculator, stream_namespace(observed.speculator, observed.config)
     for role, url in _urls(observed).items():
-        if observed.redis_urls.get(role) == url:
-            yield RedisUser(
-                name=_user(observed, role),
-                rules=rules(role, namespace, owner.metadata.name),
-                password_hash=hashed(password_of(url)),
-                keeps_former=not all(_is_rolled_out(child, pending) for child in _workloads(observed, role)),
-            )
+        is_settled = observed.redis_urls.get(role) == url
+        yield RedisUser(
+            name=_user(observed, role),
+            rules=rules(role, namespace, owner.metadata.name),
+            password_hash=hashed(password_of(url)) if is_settled else "",
+            keeps_former=not all(_is_rolled_out(child, pending) for child in _workloads(observed, role)),
+        )
 
 
 def marks(observed: Observed) -> dict[Role, str]:

@@ -7,8 +7,8 @@ and never wait for Redis.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,6 +26,19 @@ logger = logging.getLogger(__name__)
 
 Run: TypeAlias = Callable[..., Awaitable[Any]]
 """Runs a command on one node."""
+
+_NODE_S = 30.0
+"""A node that takes longer does not keep the others waiting; making 2,000 users takes less than a second."""
+
+_LOG = "; the reason is in the operator's log"
+_UNREACHABLE = UsersProblem(
+    reason="RedisUnreachable",
+    message=f"the operator cannot make the users of pods and trainer, because its Redis does not answer{_LOG}",
+)
+_REFUSED = UsersProblem(
+    reason="RedisUsersRefused",
+    message=f"the operator cannot make the users of pods and trainer, because its Redis refuses its commands{_LOG}",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,8 @@ class RedisUsers:
         self._right: frozenset[RedisUser] = frozenset()
         """Those that every node had when all of them last answered."""
         self._failure: UsersProblem | None = None
+        self._reasons = frozenset[str]()
+        """Failures of the last comparison, as logged."""
         self.max_memory = 0
         """Bytes that Redis may use; 0 without a limit, or if it did not say so."""
 
@@ -79,6 +94,11 @@ class RedisUsers:
         """The speculator is gone."""
         if self._wanted.pop(key, ()):
             self._changed.set()
+
+    def start_over(self) -> None:
+        """Forget who wants which users. While another replica leads, nobody tells this one what has changed."""
+        self._wanted.clear()
+        self._right, self._failure = frozenset(), None
 
     def problem(self, key: Key) -> UsersProblem | None:
         """Why a user of the speculator is not known to be right; None if all are, or if nothing was tried yet."""
@@ -103,70 +123,96 @@ class RedisUsers:
         """Compare once, and set right what differs."""
         before = {key: self.problem(key) for key in self._wanted}
         right, failures = await self._repair_nodes()
-        if not failures:
-            self._right = frozenset(set.intersection(*right))
-        elif not all(isinstance(failure, Unavailable) for failure in failures):
-            self._right = frozenset()
-        self._note(failures[0] if failures else None)
+        if not self._may_write():
+            return
+        if any(isinstance(failure, Unavailable) for failure in failures):
+            right.append(self._right)
+        self._right = frozenset.intersection(*right)
+        self._note(failures)
         for key, problem in before.items():
             if self.problem(key) != problem:
                 self._notify(key)
 
-    async def _repair_nodes(self) -> tuple[list[set[RedisUser]], list[UpdraftError]]:
-        """The users that are right, by node, and what failed."""
-        right, failures = list[set[RedisUser]](), list[UpdraftError]()
-        try:
-            with streams.redis_errors():
-                async with aclosing(streams.connect(self._url)) as client:
-                    for node, run in (await _nodes(client)).items():
-                        try:
-                            with streams.redis_errors():
-                                right.append(await self._repair_node(node, run))
-                        except UpdraftError as error:
-                            failures.append(error)
-                    with suppress(UpdraftError):  # its user may not be allowed to ask
-                        self.max_memory = await streams.max_memory(client)
-        except UpdraftError as error:
-            failures.append(error)
+    async def _repair_nodes(self) -> tuple[list[frozenset[RedisUser]], list[UpdraftError]]:
+        """The users that are right on each node that answered, and what failed."""
+        right, failures = list[frozenset[RedisUser]](), list[UpdraftError]()
+        with _collected(right, failures):
+            async with aclosing(streams.connect(self._url)) as client:
+                for node, run in (await _nodes(client)).items():
+                    with _collected(right, failures):
+                        async with asyncio.timeout(_NODE_S):
+                            right.append(await self._repair_node(node, run, failures))
+                with suppress(UpdraftError):  # its user may not be allowed to ask
+                    self.max_memory = await streams.max_memory(client)
         return right, failures
 
-    async def _repair_node(self, node: str, run: Run) -> set[RedisUser]:
+    async def _repair_node(self, node: str, run: Run, failures: list[UpdraftError]) -> frozenset[RedisUser]:
         listed = _listed(await run("ACL", "LIST"))
         # Without waiting from here on, because a reconciliation may want other users meanwhile.
         wanted = {user.name: user for users in self._wanted.values() for user in users}
         made = self._made.setdefault(node, {})
-        wrong = [user for user in wanted.values() if not _is_right(user, made.get(user.name), listed.get(user.name))]
+        settled = [user for user in wanted.values() if user.password_hash]
+        wrong = [user for user in settled if not _is_right(user, made.get(user.name), listed.get(user.name))]
         stray = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
+        refused = set[RedisUser]()
         for user in wrong:
-            await run("ACL", "SETUSER", user.name, *user.words)
-            self._metrics.redis_users.labels("set").inc()
-        if stray:
-            await run("ACL", "DELUSER", *stray)
+            hashes = listed[user.name].password_hashes if user.name in listed else ()
+            if await self._is_done(partial(run, "ACL", "SETUSER", user.name, *user.words(hashes)), failures):
+                self._metrics.redis_users.labels("set").inc()
+            else:
+                refused.add(user)
+        if stray and await self._is_done(partial(run, "ACL", "DELUSER", *stray), failures):
             self._metrics.redis_users.labels("deleted").inc(len(stray))
         if wrong:
             listed = _listed(await run("ACL", "LIST"))
-            made |= {user.name: (user, listed[user.name]) for user in wrong if user.name in listed}
+            made |= {
+                user.name: (user, listed[user.name]) for user in wrong if user.name in listed and user not in refused
+            }
         if wrong or stray:
             logger.info("Changed users of Redis", extra={"node": node, "set": len(wrong), "deleted": len(stray)})
         self._made[node] = {name: known for name, known in made.items() if name in wanted}
-        return set(wanted.values())
+        return frozenset(wanted.values()) - refused
+
+    async def _is_done(self, change: Run, failures: list[UpdraftError]) -> bool:
+        """Run a change. If Redis refuses it, others may still succeed."""
+        if not self._may_write():
+            raise Unavailable("this replica does not lead any more")
+        try:
+            with streams.redis_errors():
+                await change()
+        except Unavailable:
+            raise
+        except UpdraftError as error:
+            failures.append(error)
+            return False
+        return True
 
     def _is_stray(self, name: str) -> bool:
         owner = speculator_of(name, self._installation)
         return owner is not None and (Key(*owner) in self._wanted or self._is_gone(Key(*owner)))
 
-    def _note(self, error: UpdraftError | None) -> None:
-        """Log the first of several failures."""
-        if error is None:
-            self._failure = None
-            return
-        failure = UsersProblem(
-            reason="RedisUnreachable" if isinstance(error, Unavailable) else "RedisUsersRefused",
-            message=f"the operator cannot make the users of pods and trainer on its Redis: {error}",
-        )
-        if failure != self._failure:
-            logger.warning("Cannot make users of Redis", extra={"reason": str(error)})
-        self._failure = failure
+    def _note(self, failures: Collection[UpdraftError]) -> None:
+        """Log each failure when it begins. Only the log has Redis's answers, because they may name keys and users of others."""
+        reasons = frozenset(map(str, failures))
+        for reason in sorted(reasons - self._reasons):
+            logger.warning("Cannot make users of Redis", extra={"reason": reason})
+        self._reasons = reasons
+        is_refused = not all(isinstance(failure, Unavailable) for failure in failures)
+        self._failure = (_REFUSED if is_refused else _UNREACHABLE) if failures else None
+
+
+@contextmanager
+def _collected(right: list[frozenset[RedisUser]], failures: list[UpdraftError]) -> Iterator[None]:
+    """Go on after an error. Where Redis refuses to tell about users, none is right."""
+    try:
+        with streams.redis_errors():
+            yield
+    except TimeoutError:
+        failures.append(Unavailable(f"a node of Redis took more than {_NODE_S:.0f} s for its users"))
+    except UpdraftError as error:
+        failures.append(error)
+        if not isinstance(error, Unavailable):
+            right.append(frozenset())
 
 
 async def _nodes(client: streams.Client) -> Mapping[str, Run]:

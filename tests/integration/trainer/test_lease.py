@@ -12,6 +12,7 @@ from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Conflict, Unavailable
 from updraft_chassis.lifecycle import Stop
+from updraft_trainer.coordination import lease as coordination
 from updraft_trainer.coordination.lease import Lease
 
 KEY = streams.lease_key("default", "default")
@@ -50,6 +51,38 @@ async def test_a_lease_that_may_be_anothers_by_now_is_not_deleted(redis: Redis) 
     await other.wait(Stop())
     await late.release()
     assert await lease(redis, "third").take() == "other"
+
+
+async def test_another_holder_is_named_even_if_it_ends_right_then(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lease(redis, "first").take()
+    get = redis.get
+
+    async def get_before_its_end(key: str) -> object:
+        value = await get(key)
+        await redis.delete(key)
+        return value
+
+    monkeypatch.setattr(redis, "get", get_before_its_end)
+    assert await lease(redis, "second").take() == "first"
+
+
+async def test_a_release_that_redis_does_not_answer_ends_with_the_lease(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_: str) -> None:
+        await asyncio.Event().wait()
+
+    clock = ManualClock()
+    late = lease(redis, "late", duration_s=3.01, clock=clock)
+    await late.take()
+    monkeypatch.setattr(redis, "unlink", hang)
+    monkeypatch.setattr(coordination, "_RELEASE_S", 0.0)
+    clock.advance(3.0)
+    with pytest.raises(Unavailable, match="the lease of late ran out before Redis deleted it"):
+        await late.release()
+    assert not late.is_held
 
 
 async def test_the_same_holder_has_it_again_after_a_crash(redis: Redis) -> None:

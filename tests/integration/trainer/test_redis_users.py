@@ -78,7 +78,7 @@ async def users(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Users]
         for role in Role:
             name = user_name("6f1c", "team", NAME, role)
             user = RedisUser(name=name, rules=rules(role, NAMESPACE, NAME), password_hash=hashed(PASSWORD))
-            await run(redis, "ACL", "SETUSER", name, *user.words)
+            await run(redis, "ACL", "SETUSER", name, *user.words())
             client = await stack.enter_async_context(streams.connect(user_url(redis_server.url, name, PASSWORD)))
             assert isinstance(client, Redis)
             clients.append(client)

@@ -3,10 +3,11 @@
 The holder renews the lease. If it stops renewing, the lease runs out, and the next process that asks for it gets it. A holder
 that was paused meanwhile knows by its own clock that it may not act any more: `check` before an effect that two holders must
 not have. The same holds while Redis is away. Rejected: a lock on a file, which two machines do not share; the registry as the
-place, because it is away more often than Redis where training could go on; a script in Redis, because whoever may run one can
-stop a Redis that others share; MULTI, in which a full Redis rejects every command.
+place, because it is away more often than Redis where training could go on; a script in Redis, because a user that may run one
+can stop a Redis that others share; MULTI, in which a full Redis rejects every command.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -94,10 +95,12 @@ class Lease:
             return ""
         if self._is_own(value):
             await self._client.pexpire(self._key, milliseconds)
+        elif value:
+            return _name(value)
         value = await self._value()  # only now is it sure whose lease was renewed
         if not value:
             raise Unavailable("the lease ran out while it was being renewed")
-        return "" if self._is_own(value) else value.partition(" ")[2]
+        return "" if self._is_own(value) else _name(value)
 
     async def _value(self) -> str:
         """The holder's id, a space and its name; empty if nobody holds it."""
@@ -148,8 +151,16 @@ class Lease:
                 raise Conflict(f"{holder} does the work of {self._holder} now, whose lease had run out")
 
     async def release(self) -> None:
-        """Let the next one have it at once. Unavailable if Redis is unreachable."""
+        """Let the next one have it at once. Unavailable if Redis is unreachable or does not answer as long as it is held."""
         left_s, self._until_s = self._until_s - self._clock.monotonic(), float("-inf")
         if left_s > _RELEASE_S:
-            with redis_errors():
-                await self._client.unlink(self._key)
+            try:
+                with redis_errors():
+                    async with asyncio.timeout(left_s):
+                        await self._client.unlink(self._key)
+            except TimeoutError:
+                raise Unavailable(f"the lease of {self._holder} ran out before Redis deleted it") from None
+
+
+def _name(value: str) -> str:
+    return value.partition(" ")[2]

@@ -12,7 +12,11 @@ def _problem(*args: str, engine: str = "sglang") -> str:
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize(
-    "args", [["--api-key", "sk-1"], ["--api-key=sk-1"], ["--api_key", "sk-1"], ["--api-k", "sk-1"]]
+    "args",
+    [
+        *(["--api-key", "sk-1"], ["--api-key=sk-1"], ["--api_key", "sk-1"], ["--api-k", "sk-1"]),
+        *(["--ap", "sk-1"], ["--ap=sk-1"], ["--api", "sk-1"], ["--api=sk-1"], ["--api_", "sk-1"], ["--api-ke=sk-1"]),
+    ],
 )
 def test_a_key_of_clients_is_refused_with_the_field_that_takes_it(args: list[str], engine: str) -> None:
     problem = _problem("--mem-fraction-static", "0.8", *args, engine=engine)
@@ -22,7 +26,10 @@ def test_a_key_of_clients_is_refused_with_the_field_that_takes_it(args: list[str
     assert "sk-1" not in problem
 
 
-@pytest.mark.parametrize("argument", ["--admin-api-key", "--admin-api-key=sk-1"])
+@pytest.mark.parametrize(
+    "argument",
+    ["--admin-api-key", "--admin-api-key=sk-1", "--admin_api_key", "--ad", "--adm", "--admin=sk-1", "--admin-api"],
+)
 def test_an_admin_key_is_refused_because_each_pod_has_its_own(argument: str) -> None:
     problem = _problem(argument, "sk-1")
 
@@ -30,6 +37,13 @@ def test_an_admin_key_is_refused_because_each_pod_has_its_own(argument: str) -> 
     assert "sk-1" not in problem
 
 
-@pytest.mark.parametrize("args", [[], ["--config", "/etc/mine.yaml"], ["--api-server-count", "2"], ["x--api-key"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        *([], ["--config", "/etc/mine.yaml"], ["--api-server-count", "2"], ["x--api-key"], ["--a", "--", "-"]),
+        *(["--allow-auto-truncate"], ["--allowed-origins", "*"], ["--attention-backend", "triton"]),
+        *(["--api-key-of-something-else", "1"], ["--adapters", "1"]),
+    ],
+)
 def test_other_arguments_are_accepted(args: list[str]) -> None:
     assert _problem(*args) == ""

@@ -1,13 +1,16 @@
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from updraft_chassis.streams import connect
 from updraft_operator.manifests.redis_users import (
     RedisUser,
     Role,
+    address_problem,
     hashed,
     password_of,
     rules,
@@ -15,6 +18,7 @@ from updraft_operator.manifests.redis_users import (
     user_name,
     user_url,
 )
+from updraft_operator.settings import OperatorSettings
 
 INSTALL = Path(__file__).parents[4] / "docs" / "install.md"
 PASSWORD = 64 * "7"
@@ -29,6 +33,8 @@ NAME = user_name("6f1c", "team", "chat", Role.WRITER)
         pytest.param("rediss://admin:s%40cret@h/1?ssl_ca_certs=/ca", "rediss://USER@h/1?ssl_ca_certs=%2Fca", id="TLS"),
         pytest.param("redis+cluster://admin:a@b@h:7000", "redis+cluster://USER@h:7000", id="cluster"),
         pytest.param("redis://h?username=admin&password=secret&db=1", "redis://USER@h?db=1", id="in parameters"),
+        pytest.param("rediss://h/0?ssl_password=secret&other=secret", "rediss://USER@h/0", id="unknown parameters"),
+        pytest.param("redis://h/0#secret", "redis://USER@h/0", id="fragment"),
         pytest.param("redis://admin:secret@[::1]:6379", "redis://USER@[::1]:6379", id="IPv6"),
         pytest.param("unix://admin:secret@/run/redis.sock?db=2", "unix://USER@/run/redis.sock?db=2", id="socket"),
     ],
@@ -38,6 +44,26 @@ def test_the_address_of_a_user_has_nothing_of_the_administrator(url: str, expect
     assert made == expected.replace("USER", f"{NAME}:{PASSWORD}")
     assert "secret" not in made
     assert "admin" not in made
+    assert address_problem(url) == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://:/Ab9@h:6379/0", "redis://:12#x@h", "redis://:12?x@h", "redis://:Ab9#x@h", "redis://:[Ab9@h"),
+        *("redis://admin:12/Ab9@h", "redis://admin:12?Ab9@h", "redis://admin:12#Ab9@h", "redis://admin/Ab9@h"),
+        *("rediss+cluster://:/Ab9@h:7000", "unix://:Ab9/x@/run/redis.sock", "redis:///0", "h:6379"),
+    ],
+)
+def test_an_address_whose_password_may_be_taken_for_something_else_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="percent-encode special characters of the password") as raised:
+        OperatorSettings(redis_url=SecretStr(url))
+    assert url not in str(raised.value)
+    assert "Ab9" not in str(raised.value)
+
+
+def test_an_operator_without_redis_needs_no_address() -> None:
+    assert not OperatorSettings(redis_url=SecretStr("")).config.has_redis
 
 
 async def test_a_client_takes_user_and_password_from_the_address() -> None:
@@ -66,15 +92,16 @@ def test_the_user_of_a_speculator_is_known_by_its_name() -> None:
     assert speculator_of("updraft.6f1c.team.writer", "6f1c") is None
 
 
-def test_a_password_is_added_before_the_former_one_is_removed() -> None:
-    role_rules = rules(Role.WRITER, "6f1c:team", "chat")
-    made = RedisUser(name=NAME, rules=role_rules, password_hash=hashed(PASSWORD), keeps_former=True)
-    assert "resetpass" not in made.words
-    assert made.words[1:] == (f"#{hashed(PASSWORD)}", *role_rules)
+def test_nothing_of_a_user_stays_but_passwords_that_pods_may_still_have() -> None:
+    user = RedisUser(name=NAME, rules=rules(Role.WRITER, "6f1c:team", "chat"), password_hash=hashed(PASSWORD))
+    own, former = f"#{user.password_hash}", f"#{hashed('former')}"
+    assert user.words([hashed("former")]) == ("reset", "on", own, *user.rules)
+    during_a_change = replace(user, keeps_former=True).words([hashed("former")])
+    assert during_a_change == ("reset", "on", *sorted((own, former)), *user.rules)
 
 
 @pytest.mark.parametrize(("user", "role"), [("chat-pods", Role.WRITER), ("chat-trainer", Role.READER)])
 def test_the_users_that_people_make_by_hand_are_described_as_the_operator_makes_them(user: str, role: Role) -> None:
     _, _, command = INSTALL.read_text(encoding="utf-8").partition(f"ACL SETUSER {user} on '>PASSWORD' ")
     command = re.split(r"\n(?:\$|```)", command)[0].replace("\\\n", " ")
-    assert ["resetkeys", *shlex.split(command)] == list(rules(role, "UID:NAMESPACE", "chat"))
+    assert shlex.split(command) == list(rules(role, "UID:NAMESPACE", "chat"))

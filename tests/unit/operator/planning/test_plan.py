@@ -275,7 +275,7 @@ def test_each_role_gets_a_secret_with_its_user_and_a_new_password() -> None:
     expected = redis_urls(passwords=FRESH)
     observation = settled(redis_urls={})
     assert _secrets(observation) == {f"qwen-redis-{role}": expected[role] for role in Role}
-    assert _users(observation) == {}, "before its password is kept in a Secret"
+    assert not any(user.password_hash for user in _users(observation).values()), "before it is kept in a Secret"
     assert _applied(settled()) == set()
 
 
@@ -294,7 +294,7 @@ def test_a_user_has_the_password_of_its_secret_and_the_keys_of_its_speculator() 
 def test_a_secret_without_a_password_of_its_own_gets_one(content: str) -> None:
     made = settled(redis_urls={**redis_urls(), Role.WRITER: content})
     assert _secrets(made) == {"qwen-redis-writer": redis_urls(passwords=FRESH)[Role.WRITER]}
-    assert _users(made).keys() == {"reader"}
+    assert {role: bool(user.password_hash) for role, user in _users(made).items()} == {"writer": False, "reader": True}
 
 
 @pytest.mark.parametrize(
