@@ -18,6 +18,11 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reord
 SOURCES := proto libs services operator cli tests tools bench hatch_build.py
 KERNELS := hatch_build.py $(wildcard services/inference/updraft_kernels/*.cpp services/inference/updraft_kernels/*.h)
 ARGS ?=
+CHECK_PYTHON = $(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
+# The documentation site is built in an environment of its own, one for each content of the list.
+SITE_PINS := tools/docsite/requirements.txt
+SITE := $(CACHE)/site-$(notdir $(PYTHON))-$(shell sha256sum < $(SITE_PINS) 2>/dev/null | cut -c1-16)
 
 .PHONY: help
 help: ## Show this list
@@ -27,8 +32,7 @@ help: ## Show this list
 install: .venv/ready ## Install everything (once; about 3 minutes, 6 GB in ~/.cache/updraft)
 
 $(DEPS)/ready: constraints.txt
-	@$(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
-	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
+	@$(CHECK_PYTHON)
 	@mkdir -p $(CACHE)
 	@exec 9>$(DEPS).lock; flock 9; test -f $@ || { \
 	  echo "Installing pinned dependencies into $(DEPS) (once; mostly torch) ..."; \
@@ -93,6 +97,25 @@ gen: install ## Regenerate protobuf code and reference pages
 .PHONY: gen-check
 gen-check: install ## Check that generated files are up to date
 	@$(PY) -m tools.generated --check
+
+.PHONY: docs docs-serve
+docs: $(SITE)/ready ## Build the documentation site into site/html; needs no `make install` (once: 140 MB; 20 seconds)
+	@$(SITE)/bin/python -m tools.docsite
+
+docs-serve: $(SITE)/ready ## Show the site on 127.0.0.1:8765 and follow changes of the pages
+	@$(SITE)/bin/python -m tools.docsite serve
+
+$(SITE)/ready: $(SITE_PINS)
+	@$(CHECK_PYTHON)
+	@mkdir -p $(CACHE)
+	@exec 9>$(SITE).lock; flock 9; test -f $@ || { \
+	  rm -rf $(SITE) && $(PYTHON) -m venv $(SITE) \
+	  && $(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(SITE_PINS) \
+	  && touch $@; }
+
+.PHONY: pictures
+pictures: install ## Draw the pictures and charts of the docs
+	$(PY) -m tools.pictures
 
 .PHONY: test-unit
 test-unit: install ## Fast tests
@@ -177,4 +200,4 @@ test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server o
 
 .PHONY: clean
 clean: ## Remove build output from the checkout, but not the cache
-	rm -rf services/inference/updraft_kernels/*.so .venv .mypy_cache .ruff_cache .pytest_cache bench/results
+	rm -rf services/inference/updraft_kernels/*.so .venv .mypy_cache .ruff_cache .pytest_cache bench/results site
