@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered, title
-from tests.chart.promtool import build
+from tests.chart.prometheus import build
 
 from updraft_inference.agent.capture import Drop
 from updraft_operator.api.speculator import (
@@ -92,9 +92,9 @@ def _alert_tests() -> Iterator[Document]:
 @pytest.fixture(scope="module")
 def promtool() -> Path:
     """Prometheus' own tool."""
-    if not build.binary().exists():
-        pytest.skip("promtool: not built; run `python -m tests.chart.promtool.build` (once; 3 minutes)")
-    return build.binary()
+    if not build.binary("promtool").exists():
+        pytest.skip("promtool: not built; run `python -m tests.chart.prometheus.build` (once; 5 minutes)")
+    return build.binary("promtool")
 
 
 def _run(*words: str | Path) -> None:
