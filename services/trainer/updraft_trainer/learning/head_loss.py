@@ -66,7 +66,7 @@ class _HeadLoss(torch.autograd.Function):
             for j, state in enumerate(states):
                 index, counts = chunk.of_step(j)
                 inputs, counts = state.index_select(0, index), counts * objective.scales[j]
-                losses, d_logits = compiled(objective.loss)(F.linear(inputs, weights).float(), predictions)
+                losses, d_logits = compiled(objective.loss)(F.linear(inputs, weights), predictions)
                 total += torch.dot(losses, counts)
                 d_logits, counts = d_logits.to(inputs.dtype), counts.unsqueeze(-1)
                 gradients[j].index_add_(0, index, ((d_logits @ weights) * counts).to(inputs.dtype))
