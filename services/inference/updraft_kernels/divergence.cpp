@@ -5,16 +5,25 @@
 //
 // Sizes: R rows, V draft vocabulary.
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace {
 
 constexpr float LEAST = -70.0f;
+constexpr int64_t BLOCK = 1024;  // tokens whose sum is taken in float; a longer one would lose small terms
 
-inline float relative(float logit, float top) {
-  const float x = logit - top;
-  return x < LEAST ? 0.0f : exponential(x);
-}
+inline float exponential_or_zero(float x) { return x < LEAST ? 0.0f : exponential(x); }
+
+struct Sums {
+  double sum = 0, dot = 0;
+
+  void add(float more, float more_dot) {
+    sum += more;
+    dot += more_dot;
+  }
+};
 
 template <typename T>
 float largest(const T* row, int64_t V) {
@@ -32,18 +41,22 @@ void predictions(const T* logits, float* p, float* negentropy, int64_t R, int64_
     const T* row = logits + r * V;
     float* out = p + r * V;
     const float top = largest(row, V);
-    float sum = 0, dot = 0;
+    Sums all;
+    for (int64_t begin = 0; begin < V; begin += BLOCK) {
+      float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
-    for (int64_t i = 0; i < V; i++) {
-      const float value = load(row[i]), weight = relative(value, top);
-      out[i] = weight;
-      sum += weight;
-      dot += weight * (value - top);
+      for (int64_t i = begin; i < std::min(begin + BLOCK, V); i++) {
+        const float value = load(row[i]) - top, weight = exponential_or_zero(value);
+        out[i] = weight;
+        sum += weight;
+        dot += weight * value;
+      }
+      all.add(sum, dot);
     }
-    const float scale = 1.0f / sum;
+    const float scale = float(1 / all.sum);
 #pragma omp simd
     for (int64_t i = 0; i < V; i++) out[i] *= scale;
-    negentropy[r] = dot * scale - std::log(sum);
+    negentropy[r] = float(all.dot / all.sum - std::log(all.sum));
   }
 }
 
@@ -56,17 +69,21 @@ void forward_kl(const T* logits, const float* p, const float* negentropy, float*
     const float* target = p + r * V;
     T* out = gradients + r * V;
     const float top = largest(row, V);
-    float sum = 0, dot = 0;
+    Sums all;
+    for (int64_t begin = 0; begin < V; begin += BLOCK) {
+      float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
-    for (int64_t i = 0; i < V; i++) {
-      const float value = load(row[i]) - top;
-      sum += value < LEAST ? 0.0f : exponential(value);
-      dot += target[i] * value;
+      for (int64_t i = begin; i < std::min(begin + BLOCK, V); i++) {
+        const float value = load(row[i]) - top;
+        sum += exponential_or_zero(value);
+        dot += target[i] * value;
+      }
+      all.add(sum, dot);
     }
-    const float scale = 1.0f / sum;
+    const float scale = float(1 / all.sum);
 #pragma omp simd
-    for (int64_t i = 0; i < V; i++) store(out[i], relative(load(row[i]), top) * scale - target[i]);
-    losses[r] = negentropy[r] - dot + std::log(sum);
+    for (int64_t i = 0; i < V; i++) store(out[i], exponential_or_zero(load(row[i]) - top) * scale - target[i]);
+    losses[r] = float(negentropy[r] - all.dot + std::log(all.sum));
   }
 }
 

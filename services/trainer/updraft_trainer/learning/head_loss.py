@@ -79,7 +79,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        saved = [one * grad.to(one.dtype) for one in ctx.saved_tensors]
+        saved = [one.mul_(grad.to(one.dtype)) for one in ctx.saved_tensors]  # a loss has one backward pass
         d_head = saved.pop() if len(saved) > ctx.num_steps else None
         return None, None, None, d_head, *saved
 

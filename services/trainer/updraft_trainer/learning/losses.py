@@ -100,7 +100,7 @@ def combined(loss: Loss, other: Loss, weight: float) -> Loss:
     def both(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
         losses, gradients = loss(logits, target)
         more, gradients_of_more = other(logits, target)
-        return losses + weight * more, gradients.add_(gradients_of_more, alpha=weight)
+        return losses + weight * more, torch.add(gradients, gradients_of_more, alpha=weight)
 
     return both
 

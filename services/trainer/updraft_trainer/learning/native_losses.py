@@ -24,22 +24,26 @@ class NativeLosses:
         """p [rows, V], and the sums of p log p [rows]; float32."""
         function = getattr(self._library, f"predictions_{_DTYPES[logits.dtype]}")
         logits = logits.contiguous()
-        p, negentropy = torch.empty(logits.shape), torch.empty(len(logits))
+        p, negentropy = torch.empty(logits.shape, dtype=torch.float32), torch.empty(len(logits), dtype=torch.float32)
         function(logits.data_ptr(), p.data_ptr(), negentropy.data_ptr(), *logits.shape)
         return p, negentropy
 
     def forward_kl(self, logits: Tensor, p: Tensor, negentropy: Tensor) -> tuple[Tensor, Tensor]:
         """Losses float32 [rows], and gradients [rows, V] in the dtype of the logits."""
         function = getattr(self._library, f"forward_kl_{_DTYPES[logits.dtype]}")
+        assert p.shape == logits.shape
+        assert p.dtype == negentropy.dtype == torch.float32
         logits, p, negentropy = logits.contiguous(), p.contiguous(), negentropy.contiguous()
-        losses, gradients = torch.empty(len(logits)), torch.empty_like(logits)
+        losses, gradients = torch.empty_like(negentropy), torch.empty_like(logits)
         pointers = (one.data_ptr() for one in (logits, p, negentropy, losses, gradients))
         function(*pointers, *logits.shape)
         return losses, gradients
 
 
 def is_native(logits: Tensor) -> bool:
-    """Whether a kernel computes the default loss of such logits."""
+    """Whether a kernel computes the default loss of such logits. torch.compile makes one of its own."""
+    if torch.compiler.is_compiling():
+        return False
     return logits.device.type == "cpu" and logits.dtype in _DTYPES and _loaded() is not None
 
 
