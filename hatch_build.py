@@ -1,7 +1,7 @@
 """Compiles the C++ kernels when a wheel is built, including the editable one of `make install`.
 
 A wheel runs on many machines, so it carries one library per set of CPU features, and `updraft_kernels.loader` chooses one.
-Without a g++ that compiles and links, the wheel carries none and is a pure one; the engine then uses torch's operations.
+Without a g++ that compiles and links, the wheel carries none and is a pure one; torch's operations then do their work.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class KernelsHook(BuildHookInterface[Any]):
             old.unlink()
         if not libraries:
             reason = problem or f"there are no kernels for {platform.machine()} that this g++ can compile"
-            self.app.display_warning(f"No C++ kernels, so the engine will use torch's operations: {reason}")
+            self.app.display_warning(f"No C++ kernels, so torch's operations do their work: {reason}")
             return
         build_data["artifacts"] += [f"{KERNELS}/{library.name}" for library in libraries]
         build_data["pure_python"] = False  # ctypes loads them, so any Python will do

@@ -21,6 +21,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
+from updraft_trainer.learning.losses import Predictions, forward_kl, forward_kl_by_torch
 
 HEADS, SIZE = 9, 128
 LENGTHS = (128, 512, 2048)
@@ -43,6 +44,7 @@ def measure(num_threads: int, rounds: int) -> list[Cost]:
     steps = _paired({name: [_step(arm, batch) for batch in batches] for name, arm in arms.items()})
     found = [Cost(name=f"a step with {name}", ratio=ratio, of="a step") for name, ratio in steps.items()]
     found.append(_products(arms[""], batches[0]))
+    found.append(_loss(arms[""].network.config.draft_vocab_size, rounds))
     for length in LENGTHS:
         found += _attention(length, rounds)
     return found
@@ -85,6 +87,17 @@ def _paired(arms: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
         name: statistics.median(one / base for one, base in zip(times[name][1:], times[first][1:], strict=True))
         for name in others
     }
+
+
+def _loss(vocab_size: int, rounds: int) -> Cost:
+    teacher, draft = torch.randn(2, 128, vocab_size).to(Compute().dtype).mul(4).unbind()
+    times = _paired(
+        {
+            "by the kernel": [lambda: forward_kl(draft, Predictions.of(teacher))] * (1 + rounds),
+            "by torch": [lambda: forward_kl_by_torch(draft, Predictions.by_torch(teacher))] * (1 + rounds),
+        }
+    )
+    return Cost(name="the loss of 128 rows by torch's operations", ratio=times["by torch"], of="the loss by the kernel")
 
 
 def _products(learner: Learner, batch: list[Sample]) -> Cost:

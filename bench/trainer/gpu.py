@@ -23,7 +23,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOTS = ("proto", "libs/chassis", "libs/artifacts", "libs/draft", "services/trainer")
+ROOTS = ("proto", "libs/chassis", "libs/artifacts", "libs/draft", "services/inference", "services/trainer")
 sys.path[:0] = [str(REPOSITORY / root) for root in ROOTS]
 try:
     import google.protobuf  # noqa: F401

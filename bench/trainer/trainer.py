@@ -240,7 +240,9 @@ def _options(arguments: argparse.Namespace, scratch: Path) -> list[str]:
     """Options of a worker that trains on recorded batches, which are written for it."""
     file = scratch / "samples.pt"
     if not file.exists():
-        recordings.write(recordings.recorded(arguments.rounds), file)
+        # By length, because ranks take a step on neighbours, and the one with fewer tokens waits for the other.
+        batches = sorted(recordings.recorded(arguments.rounds), key=lambda batch: sum(one.num_rows for one in batch))
+        recordings.write(batches, file)
     return ["--target", str(harness.model()), "--samples", str(file), "--threads", str(arguments.threads)]
 
 

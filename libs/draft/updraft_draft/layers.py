@@ -4,6 +4,7 @@ Tensors: B sequences, T new tokens, S cached tokens, H heads, K key-value heads,
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,55 @@ from updraft_artifacts.rope import Rope
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Norm over the last dimension. The weight is converted, because the fused kernel (float32 inside) needs one dtype."""
+    if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype != torch.float64:
+        out: Tensor = _RmsNorm.apply(x, weight.to(x.dtype), eps)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return out
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """As torch's, which has no fused kernel on a CPU and keeps two float32 tensors of the size of x for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight, scale = ctx.saved_tensors
+        normed, d_normed = x.float() * scale, grad.float() * weight
+        d_x = d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            mean = torch.linalg.vecdot(d_normed, normed).unsqueeze(-1).div_(x.shape[-1])
+            d_x = d_normed.sub_(normed.mul_(mean)).mul_(scale).to(x.dtype)
+        return d_x, d_weight, None
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. If gradients are needed, nothing but its arguments is kept for them."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate) * up
+    out: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return out
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def rotary_table(num_positions: int, head_dim: int, rope: Rope) -> tuple[Tensor, Tensor]:

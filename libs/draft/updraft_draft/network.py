@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from updraft_draft.chain_attention import chain_attention
 from updraft_draft.config import DraftConfig
-from updraft_draft.layers import rms_norm, rotary_table, rotate
+from updraft_draft.layers import gated, rms_norm, rotary_table, rotate
 from updraft_draft.layout import Layout
 
 _FIRST_POSITIONS = 1024
@@ -61,8 +61,7 @@ class _Mlp(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., I]."""
-        gated: Tensor = F.silu(self.gate_proj(x)) * self.up_proj(x)
-        return gated
+        return gated(self.gate_proj(x), self.up_proj(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.features(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

@@ -32,6 +32,8 @@ _SIGNATURES = {
     "add_norm": ([*[_POINTER] * 5, *[_SIZE] * 2, _FLOAT], None),
     "silu_and_mul": ([*[_POINTER] * 2, *[_SIZE] * 2], None),
     "top_scores": ([*[_POINTER] * 5, *[_SIZE] * 2], None),
+    "predictions": ([*[_POINTER] * 3, *[_SIZE] * 2], None),
+    "forward_kl": ([*[_POINTER] * 5, *[_SIZE] * 2], None),
     "attention": ([*[_POINTER] * 9, *[_SIZE] * 6, *[_FLOAT] * 2], ctypes.c_bool),
 }
 _INT8_SIGNATURES = {
@@ -127,7 +129,7 @@ def load_kernels(folder: Path = FOLDER) -> Kernels | None:
     if not any(folder.glob("*.so")):
         problems = ["the package was built without a working C++ compiler"]
     reason = "; ".join(problems) or "this CPU lacks the features that they need"
-    logger.warning("No C++ kernels: the engine uses torch's operations, which are slower", extra={"reason": reason})
+    logger.warning("No C++ kernels; torch's operations, which are slower, do their work", extra={"reason": reason})
     return None
 
 

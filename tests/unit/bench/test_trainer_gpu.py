@@ -15,10 +15,11 @@ allowed = {"torch", "torchgen", "functorch", "numpy", "safetensors", "sympy", "m
 allowed |= {"filelock", "networkx", "jinja2", "markupsafe", "fsspec", "triton", "setuptools", "pkg_resources"}
 others = {one for one in packages_distributions() if not one.startswith(("updraft", "_"))} - allowed
 sys.modules.update(dict.fromkeys(others))  # to import them raises
+sys.path[:] = [one for one in sys.path if one == "" or "site-packages" in one or "/lib/python" in one]  # no editable install
 script, *sys.argv[1:] = sys.argv[1:]
 runpy.run_path(script, run_name="__main__")
 """
-"""What torch requires is allowed; `updraft` may be installed, and is found in the checkout first."""
+"""What torch requires is allowed; an installed `updraft` is not found."""
 
 
 def run(*options: str, **variables: str) -> "subprocess.CompletedProcess[str]":

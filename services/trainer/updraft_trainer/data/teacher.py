@@ -84,8 +84,10 @@ class LastHidden:
         return known.new_ones(len(self))
 
     def logits(self, vocabulary: DraftVocabulary) -> Tensor:
-        """float32 [R, V]."""
-        logits = linear(self.states, vocabulary.head).float()
+        """[R, V], in the dtype of products, or float32 if the target scales or caps its logits."""
+        logits = linear(self.states, vocabulary.head)
+        if vocabulary.logit_scale != 1 or vocabulary.logit_cap is not None:
+            logits = logits.float()
         if vocabulary.logit_scale != 1:
             logits = logits * vocabulary.logit_scale
         if vocabulary.logit_cap is not None:
@@ -94,7 +96,7 @@ class LastHidden:
 
     def log_p(self, vocabulary: DraftVocabulary) -> Tensor:
         """float32 [R, V]."""
-        return self.logits(vocabulary).log_softmax(-1)
+        return self.logits(vocabulary).float().log_softmax(-1)
 
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
         """The first problem with the values, or an empty string."""

@@ -61,7 +61,7 @@ class TrainingRows:
                 yield TrainingRows((part,), *(field[start:end] for field in (self.state, self.first, self.weights)))
 
     def logits(self, vocabulary: DraftVocabulary) -> Tensor:
-        """The target's predictions over the draft vocabulary, not normalised: float32 [rows, V]."""
+        """The target's predictions over the draft vocabulary, not normalised: [rows, V]."""
         logits = [teacher.logits(vocabulary) for teacher in self.teachers]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 

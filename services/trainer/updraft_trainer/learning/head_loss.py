@@ -66,7 +66,7 @@ class _HeadLoss(torch.autograd.Function):
             for j, state in enumerate(states):
                 index, counts = chunk.of_step(j)
                 inputs, counts = state.index_select(0, index), counts * objective.scales[j]
-                losses, d_logits = compiled(objective.loss)(F.linear(inputs, weights).float(), predictions)
+                losses, d_logits = compiled(objective.loss)(F.linear(inputs, weights), predictions)
                 total += torch.dot(losses, counts)
                 d_logits, counts = d_logits.to(inputs.dtype), counts.unsqueeze(-1)
                 gradients[j].index_add_(0, index, ((d_logits @ weights) * counts).to(inputs.dtype))
@@ -79,7 +79,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        saved = [one * grad.to(one.dtype) for one in ctx.saved_tensors]
+        saved = [one.mul_(grad.to(one.dtype)) for one in ctx.saved_tensors]  # a loss has one backward pass
         d_head = saved.pop() if len(saved) > ctx.num_steps else None
         return None, None, None, d_head, *saved
 

@@ -380,9 +380,10 @@ class Learner:
         with self.times.phase("forward"), compute.autocast():
             aux = batch.aux.to(compute.dtype)
             states = network.unroll_packed(aux, batch.layout, recompute=compute.recompute, compiled=compiled)
-            normed, head = [network.norm(state) for state in states], network.lm_head.weight
-            losses = [head_loss(normed, head, one, self._vocabulary, compiled) for one in objectives if len(one.rows)]
+            states, head = [network.norm(state) for state in states], network.lm_head.weight
+            losses = [head_loss(states, head, one, self._vocabulary, compiled) for one in objectives if len(one.rows)]
         loss = torch.stack(losses).sum()
+        del states  # the backward pass needs none of them
         with self.times.phase("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.times.flops += batch_flops(network.config, batch, trains_head=self.hyper.trains_head)

@@ -1,8 +1,9 @@
 """Losses per row of the draft, and their gradients.
 
-Each takes the draft's logits float32 [rows, V] over the draft vocabulary, and the target's predictions over the same tokens. It
-returns the losses [rows] and their gradients with respect to the logits [rows, V], because the loss is fused with the head
-(see `head_loss`): autograd would keep, and pass over, several more tensors of this size.
+Each takes the draft's logits [rows, V] over the draft vocabulary, and the target's predictions over the same tokens. It
+returns the losses float32 [rows] and their gradients with respect to the logits [rows, V], because the loss is fused with the
+head (see `head_loss`): autograd would keep, and pass over, several more tensors of this size. Whatever the dtype of logits,
+losses are computed in float32; gradients are float32, or of the logits' dtype where a kernel computes them.
 
 Forward KL is the default (EAGLE-3, Aurora). The acceptance loss is the objective itself, because a draft drawn from q is
 accepted with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5). They are combined as in Aurora
@@ -18,6 +19,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from updraft_trainer.learning import native_losses
+
 LEAST_LOG_P = -20.0
 """Lower bound of log p in reverse KL: a probability of 2e-9. For a top-k teacher all other tokens are impossible (-110, see
 `teacher`), and so large a penalty for each of them dominates training. On a rule of 64 tokens, with k = 4, the acceptance
@@ -32,8 +35,14 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor) -> Self:
-        """Predictions from logits [rows, V], normalised or not. p by softmax: `exp` takes ten times as long for values
-        that underflow (20 ms for 228 x 8192), and most values of a top-k teacher do."""
+        """Predictions from logits [rows, V], normalised or not."""
+        return cls(*native_losses.predictions(logits)) if native_losses.is_native(logits) else cls.by_torch(logits)
+
+    @classmethod
+    def by_torch(cls, logits: Tensor) -> Self:
+        """The same without the kernel. p by softmax: `exp` takes ten times as long for values that underflow (20 ms for
+        228 x 8192), and most values of a top-k teacher do."""
+        logits = _widened(logits)
         p, log_sum = _softmax(logits)
         return cls(p, torch.linalg.vecdot(p, logits) - log_sum)
 
@@ -48,8 +57,21 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return probabilities, logits.amax(-1) - probabilities.amax(-1).log()
 
 
+def _widened(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
 def forward_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """KL(p || q): the draft covers everything that the target may generate."""
+    if native_losses.is_native(logits):
+        losses, gradients = native_losses.forward_kl(logits, *target)
+        return losses, gradients
+    return forward_kl_by_torch(logits, target)
+
+
+def forward_kl_by_torch(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
+    """The same without the kernel."""
+    logits = _widened(logits)
     q, log_sum = _softmax(logits)
     losses = target.negentropy - torch.linalg.vecdot(target.p, logits) + log_sum
     return losses, q.sub_(target.p)
@@ -57,6 +79,7 @@ def forward_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
 
 def reverse_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """KL(q || p): the draft proposes only what the target would generate."""
+    logits = _widened(logits)
     q, log_sum = _softmax(logits)
     differences = logits - log_sum.unsqueeze(-1) - target.p.log().clamp(min=LEAST_LOG_P)
     losses = torch.linalg.vecdot(q, differences)
@@ -65,7 +88,7 @@ def reverse_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
 
 def acceptance(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """1 - sum of min(p, q): the probability that a draft is rejected, and the total variation distance of p and q."""
-    q = logits.softmax(-1)
+    q = _widened(logits).softmax(-1)
     below = q * (q < target.p)  # where more of q would be accepted
     return 1.0 - target.p.minimum(q).sum(-1), q * below.sum(-1, keepdim=True) - below
 
@@ -77,7 +100,7 @@ def combined(loss: Loss, other: Loss, weight: float) -> Loss:
     def both(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
         losses, gradients = loss(logits, target)
         more, gradients_of_more = other(logits, target)
-        return losses + weight * more, gradients.add_(gradients_of_more, alpha=weight)
+        return losses + weight * more, torch.add(gradients, gradients_of_more, alpha=weight)
 
     return both
 

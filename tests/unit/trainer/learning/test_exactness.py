@@ -20,7 +20,7 @@ from updraft_draft import chain_attention
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data import importance
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.learning import head_loss
+from updraft_trainer.learning import head_loss, native_losses
 from updraft_trainer.learning.batch import selected
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -106,6 +106,14 @@ def test_chunks_of_rows_add_up_to_the_whole(
 ) -> None:
     monkeypatch.setattr(head_loss, "MIN_CHUNK_ROWS", 5)
     monkeypatch.setitem(head_loss.LOGIT_BYTES, "cpu", 1)
+    hyper = Hyperparameters(discard_weight=0.5, trains_head=True, clip_norm=1e9)
+    assert_exact(target, samples[:5], hyper, Compute(dtype=torch.float32))
+
+
+def test_it_is_exact_without_a_kernel_for_the_loss_too(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_losses, "is_native", lambda _: False)
     hyper = Hyperparameters(discard_weight=0.5, trains_head=True, clip_norm=1e9)
     assert_exact(target, samples[:5], hyper, Compute(dtype=torch.float32))
 
