@@ -63,6 +63,8 @@ class _Decided:
     speculator: Speculator
     directed: Mapping[str, int]
     """Version that each pod was directed to serve."""
+    tenant_salt: bytes = b""
+    """For the pods; empty without any."""
 
 
 class Control:
@@ -181,6 +183,11 @@ class Control:
         """Take a trainer's report and demand; watchers and pods see them at the next tick."""
         self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic(), demand=demand)
 
+    def forgotten_ms(self, name: str) -> int:
+        """Up to when the trainer has carried out all orders to forget a tenant; 0 if none reports."""
+        learning = self._trainers.learning(name)
+        return learning.forgotten_unix_ms if learning else 0
+
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
         if session.owner is not None:
@@ -279,14 +286,15 @@ class Control:
         target = self._archive.catalogue.speculator(name).target  # one that was just rejected does not define it
         speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, target=target)
         directed = {pod: directive.serve for pod, directive in decision.directives.items()}
-        return _Decided(speculator=speculator, directed=directed), decision
+        salt = self._archive.tenant_salt(name) if view.pods else b""
+        return _Decided(speculator=speculator, directed=directed, tenant_salt=salt), decision
 
     def _apply(self, known: _Decided, decision: Decision, pods: Collection[Pod]) -> None:
         """Publish a written decision to pods, metrics and watchers."""
         speculator = known.speculator
         name, before = speculator.name, self._decided.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.target)
-        self._fleet.send(name, decision.directives, pods)
+        self._fleet.send(name, decision.directives, pods, tenant_salt=known.tenant_salt)
         if speculator.is_known:
             self._decided[name] = known
             self._measure(speculator)
