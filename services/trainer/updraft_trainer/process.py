@@ -27,6 +27,7 @@ from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, 
 from updraft_trainer.coordination.watch import Activity, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
+from updraft_trainer.data.forgetting import Forgetting
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -156,6 +157,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 )
                 for shard in shards
             ],
+            forgetting=Forgetting(
+                client,
+                [config.stream_keys[shard] for shard in shards],
+                replay,
+                retention_s=config.retention_seconds,
+                metrics=counters,
+                clock=clock,
+            ),
             metrics=counters,
             clock=clock,
             watch=watch,

@@ -189,12 +189,14 @@ class Intake:
 
     def _store(self, traces: Sequence[IncomingTrace]) -> None:
         replay, metrics = self._replay, self._metrics
-        admitted = replay.admit(traces)
+        wanted = [trace for trace in traces if not replay.is_forgotten(trace.sample)]
+        admitted = replay.admit(wanted)
         for sample in admitted:
             split = "evaluation" if sample.is_evaluation else "train"
             metrics.admitted.labels(split).inc()
             metrics.stored_tokens.labels(split).inc(sample.num_taught)
-        metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
+        metrics.refused.labels("duplicate").inc(len(wanted) - len(admitted))
+        metrics.refused.labels("forgotten").inc(len(traces) - len(wanted))
         metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)
         for pool in Pool:

@@ -14,7 +14,7 @@ import random
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
+from updraft_chassis.tenants import hashes
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters, Feature
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
@@ -66,9 +67,14 @@ CREATE TABLE IF NOT EXISTS samples (
     num_bytes INTEGER NOT NULL,
     crc INTEGER NOT NULL,
     probability REAL NOT NULL,
-    num_tokens INTEGER NOT NULL
+    num_tokens INTEGER NOT NULL,
+    tenant TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS forgotten (tenant TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS erased (segment INTEGER PRIMARY KEY) STRICT;
 """
+"""`forgotten`: orders to refuse a tenant's requests that ended up to a time. `erased`: files with bytes that must go from the
+disk, of traces that are not in the index any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,7 @@ class Replay:
         """Held-out requests admitted since the start, kept or not; it grows when a new estimate has new evidence."""
         self._found: frozenset[str] = frozenset()
         """Trace ids that were stored when this process opened the folder."""
+        self._forgotten: Mapping[str, int] = {}
 
     @classmethod
     @contextmanager
@@ -142,7 +149,7 @@ class Replay:
                 db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk, even after a power failure
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
-                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'num_tokens'").fetchone():
+                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'tenant'").fetchone():
                     raise Corrupt(f"{index} is of an earlier Updraft; move it away to start with an empty replay")
                 _claim(db, folder, expected.target_fingerprint)
                 replay = cls(
@@ -163,13 +170,40 @@ class Replay:
                 if self._is_stale:
                     self._restore()
                 self._is_stale = True  # if it fails: the transaction is rolled back, and what is in memory must be too
-                new = self._unseen(traces)
+                new = self._unseen([trace for trace in traces if not self.is_forgotten(trace.sample)])
                 self._store(new)
                 self._is_stale = False
             self._reclaim()
             held_out = {request_of(trace.sample.trace_id) for trace in new if trace.sample.is_evaluation}
             self.num_held_out += len(held_out - known)
             return [trace.sample for trace in new]
+
+    def is_forgotten(self, sample: Sample) -> bool:
+        """Whether its tenant was ordered to be forgotten after the request ended."""
+        return sample.finished_unix_ms <= self._forgotten.get(hashes.text(sample.tenant), -1)
+
+    def forget(self, orders: Mapping[str, int]) -> int:
+        """Delete the samples of tenants that ended up to these times, from the disk too, and refuse such from now on. Return
+        how many there were. Orders are kept. Exhausted if that cannot be written: it can be repeated."""
+        with self._changing():
+            new = {tenant: at_ms for tenant, at_ms in orders.items() if at_ms > self._forgotten.get(tenant, -1)}
+            if not new:
+                self._erase_segments()  # unless the last time failed, there are none
+                return 0
+            self._forgotten = {**self._forgotten, **new}
+            return self._erase(self._is_unwanted, files=self._segments.with_dropped_records(), orders=new)
+
+    def expire(self, before_ms: int) -> int:
+        """Delete the samples of requests that ended before this time, from the disk too; return how many there were. Exhausted
+        if that cannot be written: it can be repeated."""
+        with self._changing():
+            files = self._segments.with_dropped_records(before_s=before_ms / 1000)
+            return self._erase(lambda entry: entry.finished_ms < before_ms, files=files)
+
+    def tenants(self, trace_ids: Iterable[str]) -> set[str]:
+        """The tenants of stored samples."""
+        wanted = set(trace_ids)
+        return {entry.tenant for entry in self._entries() if entry.trace_id in wanted and entry.tenant}
 
     def training_batch(
         self,
@@ -293,12 +327,14 @@ class Replay:
             num_bytes=location.num_bytes,
             num_tokens=sample.num_rows,
             probability=sample.probability,
+            tenant=hashes.text(sample.tenant),
+            finished_ms=sample.finished_unix_ms,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
         place = (location.segment, location.offset, location.num_bytes, location.crc)
         self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, *place, entry.probability, entry.num_tokens),
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, *place, entry.probability, entry.num_tokens, entry.tenant),
         )
         changes = self._retention.add(entry)
         self._apply(changes)
@@ -313,6 +349,47 @@ class Replay:
         if changes.dropped:
             self._clusters.keep_only(self._retention.clusters)
             self._remove_clusters()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """As in an admission: if the block fails, what is in memory is read from the index again."""
+        with self._admitting, _sqlite_errors(INDEX):
+            if self._is_stale:
+                self._restore()
+            self._is_stale = True
+            yield
+            self._is_stale = False
+
+    def _is_unwanted(self, entry: SampleEntry) -> bool:
+        return entry.finished_ms <= self._forgotten.get(entry.tenant, -1)
+
+    def _erase(
+        self, is_unwanted: Callable[[SampleEntry], bool], *, files: Iterable[int] = (), orders: Mapping[str, int] = {}
+    ) -> int:
+        """Drop samples, and let nothing of them on the disk, nor of the traces that were dropped from these files before."""
+        unwanted = [entry.trace_id for entry in self._retention if is_unwanted(entry)]
+        erased = {self._locations[trace_id].segment for trace_id in unwanted}.union(files)
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", orders.items())
+            self._db.executemany("INSERT OR IGNORE INTO erased VALUES (?)", [(number,) for number in erased])
+            for trace_id in unwanted:
+                self._retention.discard(trace_id)
+            self._apply(RetentionChanges(dropped=unwanted))
+        self._show(unwanted)
+        self._erase_segments()
+        return len(unwanted)
+
+    def _erase_segments(self) -> None:
+        """Copy what is kept of files with erased bytes to the end, and delete them."""
+        erased = [number for (number,) in self._db.execute("SELECT segment FROM erased")]
+        if not erased:
+            return
+        self._segments.close()
+        for number in erased:
+            self._move([id_ for id_, location in self._locations.items() if location.segment == number])
+        self._segments.remove_unused()
+        with self._db:
+            self._db.execute("DELETE FROM erased")
 
     def _drop_damaged(self) -> list[str]:
         """Drop from the index what readers found damaged."""
@@ -367,8 +444,8 @@ class Replay:
     def _restore(self) -> None:
         """Rebuild what is in memory from the index and enforce the limits, which may be lower than before."""
         query = (
-            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, segment, offset, num_bytes, crc"
-            " FROM samples ORDER BY admitted"
+            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, tenant, finished_unix_ms,"
+            " segment, offset, num_bytes, crc FROM samples ORDER BY admitted"
         )
         rows = self._db.execute(query).fetchall()
         self._retention = Retention(
@@ -382,8 +459,10 @@ class Replay:
                     num_bytes=num_bytes,
                     num_tokens=num_tokens,
                     probability=probability,
+                    tenant=tenant,
+                    finished_ms=finished_ms,
                 )
-                for id_, order, pool, cluster, probability, num_tokens, _, _, num_bytes, _ in rows
+                for id_, order, pool, cluster, probability, num_tokens, tenant, finished_ms, _, _, num_bytes, _ in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
@@ -391,7 +470,7 @@ class Replay:
             named={cluster for cluster in self._retention.clusters if cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},
         )
-        self._locations = {row[0]: Location(*row[6:]) for row in rows}
+        self._locations = {row[0]: Location(*row[8:]) for row in rows}
         lost = set(self._segments.restore(self._locations.values()))
         missing = [id_ for id_, location in self._locations.items() if location in lost]
         for trace_id in missing:
@@ -404,6 +483,11 @@ class Replay:
             self._apply(changes)
         self._show(changes.dropped)
         self._segments.remove_unused()
+        self._forgotten = dict(self._db.execute("SELECT tenant, at_ms FROM forgotten"))
+        try:
+            self._erase_segments()
+        except (Corrupt, Exhausted) as error:
+            logger.warning("Cannot erase forgotten traces from the disk now", extra={"reason": str(error)})
 
     def _read(self, entries: Iterable[SampleEntry]) -> list[Sample]:
         samples = (self._read_one(entry.trace_id) for entry in entries)

@@ -42,6 +42,10 @@ class SampleEntry:
     """Captured tokens, with those of the prompt."""
     probability: float = 1.0
     """With which the request was captured."""
+    tenant: str = ""
+    """The hash of its tenant, in hexadecimal; empty: none."""
+    finished_ms: int = 0
+    """When the request ended, in Unix milliseconds."""
 
     @property
     def request(self) -> str:
