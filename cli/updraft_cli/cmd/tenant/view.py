@@ -26,7 +26,7 @@ def rendered_list(tenants: TenantList, *, is_wide: bool) -> RenderableType:
 
 
 def rendered_order(tenants: TenantList, *, is_wide: bool) -> RenderableType:
-    """What became of an order to forget one tenant."""
+    """The result of an order to forget one tenant."""
     del is_wide
     (tenant,) = tenants.tenants
     done = f"Tenant {tenant.hash} of {tenants.speculator} is forgotten: its traces are deleted."

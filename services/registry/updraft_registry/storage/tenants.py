@@ -1,4 +1,4 @@
-"""What the registry knows of tenants: the salt of each speculator's hashes, and which tenants were ordered to be forgotten.
+"""Tenants in the catalogue: the salt of each speculator's hashes, and which tenants were ordered to be forgotten.
 
 A salt is made when the first pod of a speculator connects, and never changes: with another one, no tenant could be found again
 in older traces and versions. Orders are kept for good, because a trainer may return years later with an old volume.
