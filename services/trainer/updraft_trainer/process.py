@@ -106,7 +106,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         sizes = _sizes(target, config)
         volume_bytes = _volume_bytes(config.data_dir) // local_size(os.environ)
         capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=volume_bytes)
-        limits = ReplayLimits.of(capacity.replay_bytes)
+        limits = ReplayLimits.of(capacity.replay_bytes, max_tenant_share=config.max_tenant_share)
         default_bytes = min(sizes.cache.amount, DEFAULT_MAX_BYTES)
         replay = stack.enter_context(
             Replay.open(

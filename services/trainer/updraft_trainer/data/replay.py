@@ -45,6 +45,9 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 _DECODED_BYTES = 2
 """At most, in memory for each byte of a trace: a teacher of float8 states is decoded when it is read."""
 
+DRAWN_DECAY = 0.95
+"""Weight of a batch relative to the next one in the shares of tenants: they hold over about twenty batches."""
+
 _BUSY_TIMEOUT_S = 5.0
 """Only a person's sqlite3 shell can hold the lock; wait for it instead of failing."""
 
@@ -121,6 +124,8 @@ class Replay:
         self._found: frozenset[str] = frozenset()
         """Trace ids that were stored when this process opened the folder."""
         self._forgotten: Mapping[str, int] = {}
+        self._drawn: Mapping[str, float] = {}
+        """Tokens by tenant in the last training batches; older ones count less."""
 
     @classmethod
     @contextmanager
@@ -216,23 +221,33 @@ class Replay:
     ) -> list[Sample]:
         """Samples of about `num_tokens` captured tokens to train on; see `selection`."""
         chosen = selection.training_batch(
-            self._training(), uses, num_tokens=num_tokens, max_uses=max_uses, rng=rng, num_waiting=num_waiting
+            self._training(),
+            uses,
+            num_tokens=num_tokens,
+            max_uses=max_uses,
+            rng=rng,
+            num_waiting=num_waiting,
+            max_share=self._max_share,
+            drawn=self._drawn,
         )
+        before = {tenant: DRAWN_DECAY * tokens for tenant, tokens in self._drawn.items() if tokens >= 1.0}
+        self._drawn = selection.tokens_by_tenant(chosen, before)
         return self._read(chosen)
 
     def first_batch(self, *, count: int, rng: random.Random) -> list[Sample]:
         """One sample of each of up to `count` requests that may be trained on; see `selection`."""
-        return self._read(selection.first_batch(self._training(), count=count, rng=rng))
+        return self._read(selection.first_batch(self._training(), count=count, rng=rng, max_share=self._max_share))
 
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """One sample of each of the newest requests that may be trained on and were not yet."""
-        return self._read(selection.untrained_batch(self._training(), uses, count=count))
+        chosen = selection.untrained_batch(self._training(), uses, count=count, max_share=self._max_share)
+        return self._read(chosen)
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
         known = selection.outliers_together(selection.remembered(self._entries()))
         held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
-        return self._read(selection.evaluation_batch(held_out, count=count))
+        return self._read(selection.evaluation_batch(held_out, count=count, max_share=self._max_share))
 
     def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """The newest samples that were trained on, one of each request."""
@@ -241,14 +256,16 @@ class Replay:
     def closed_form_batch(self, *, count: int, min_count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `min_count` are fitted only
         while they take at most `fitted_bytes` of memory."""
-        fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
+        fitted, held_out = selection.closed_form_batch(
+            self._training(), count=count, num_held_out=num_held_out, max_share=self._max_share
+        )
         sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
         num_fitted = sum(size <= self._fitted_bytes for size in sizes)
         return self._read(fitted[: max(min_count, num_fitted)]), self._read(held_out)
 
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""
-        return selection.traffic_mix(selection.outliers_together(self._entries()))
+        return selection.traffic_mix(selection.outliers_together(self._entries()), max_share=self._max_share)
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of stored requests in each cluster, with held-out ones."""
@@ -288,6 +305,10 @@ class Replay:
     def found_training_ids(self) -> list[str]:
         """Those of them that this process did not admit itself."""
         return [id_ for id_ in self.training_ids() if id_ in self._found]
+
+    @property
+    def _max_share(self) -> float:
+        return self._limits.max_tenant_share
 
     def _entries(self) -> list[SampleEntry]:
         """In order of admission, so that the same random state chooses the same samples after a restart."""
