@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -135,7 +136,8 @@ async def test_old_entries_go_when_a_new_one_comes_and_when_the_trainer_looks(
 
     assert await producer.append(b"newest") == 0, "age is no loss for want of space"
 
-    assert [fields[b"t"] for _, fields in await redis.xrange(KEY)] == [b"new", b"newest"]
+    rows: Any = await redis.xrange(KEY)
+    assert [fields[b"t"] for _, fields in rows] == [b"new", b"newest"]
     assert 0 < await redis.pttl(KEY) <= 60_000, "the stream disappears although nobody reads or writes"
     clock = ManualClock()
     task = forgetting(redis, replay, metrics, retention_s=60, clock=clock)

@@ -62,13 +62,13 @@ def test_a_request_is_let_in_or_refused_as_by_the_embedded_engine(file: Path, ke
 @pytest.mark.parametrize(
     ("line", "name", "words"),
     [
-        (ONE, f"key-{hashlib.sha256(ONE.encode()).hexdigest()[:12]}", set()),
-        (f"acme {ONE}", "acme", set()),
-        (f"  acme.eu@west \t{ONE}  No-Train,on ", "acme.eu@west", {"no-train", "on"}),
+        (ONE, f"key-{hashlib.sha256(ONE.encode()).hexdigest()[:12]}", frozenset()),
+        (f"acme {ONE}", "acme", frozenset()),
+        (f"  acme.eu@west \t{ONE}  No-Train,on ", "acme.eu@west", frozenset({"no-train", "on"})),
     ],
 )
 def test_both_engines_read_the_same_tenant_and_words_of_a_key(
-    tmp_path: Path, line: str, name: str, words: set[str]
+    tmp_path: Path, line: str, name: str, words: frozenset[str]
 ) -> None:
     path = tmp_path / "keys"
     path.write_text(f"{line}\n{OTHER}\n".replace(" No-Train,on ", " No-Train,on"))
