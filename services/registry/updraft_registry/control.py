@@ -183,11 +183,6 @@ class Control:
         """Take a trainer's report and demand; watchers and pods see them at the next tick."""
         self._is_reported |= self._trainers.report(name, message, learning, self._clock.monotonic(), demand=demand)
 
-    def forgotten_ms(self, name: str) -> int:
-        """Up to when the trainer has carried out all orders to forget a tenant; 0 if none reports."""
-        learning = self._trainers.learning(name)
-        return learning.forgotten_unix_ms if learning else 0
-
     def disconnect(self, session: Session) -> None:
         self._fleet.disconnect(session)
         if session.owner is not None:

@@ -140,18 +140,22 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         if not tenant:
             raise InvalidInput("a request to forget a tenant must name one")
         await self._control.change(name, self._archive.forget, name, tenant, now_ms=self._control.now_ms())
-        found = await call(tenants.known, self._archive, name, tenant, self._control.forgotten_ms(name))
+        found = await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
         return pb.ForgetTenantResponse(tenant=found.tenants[0], incomplete_versions=found.incomplete_versions)
 
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Context) -> pb.ListTenantsResponse:
         name, call = check_name(request.speculator), self._control.call
         tenant = await call(tenants.asked, self._archive, name, request)
-        return await call(tenants.known, self._archive, name, tenant, self._control.forgotten_ms(name))
+        return await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
 
     async def ListForgotten(self, request: pb.ListForgottenRequest, context: Context) -> pb.ListForgottenResponse:
         record = await self._control.call(self._archive.catalogue.tenants.record, check_name(request.speculator))
         orders = [pb.ForgottenTenant(hash=tenant, unix_ms=at_ms) for tenant, at_ms in record.forgotten.items()]
         return pb.ListForgottenResponse(tenants=orders)
+
+    async def _forgotten_ms(self, name: str) -> int:
+        """Up to when the trainer has carried out all orders to forget a tenant; 0 if none reports."""
+        return (await self._control.state(name)).learning.forgotten_unix_ms
 
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)
