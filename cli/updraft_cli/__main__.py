@@ -15,6 +15,7 @@ from updraft_cli.cmd.rollout.commands import rollout
 from updraft_cli.cmd.size import size
 from updraft_cli.cmd.status.command import status
 from updraft_cli.cmd.subprograms import operator, registry
+from updraft_cli.cmd.tenant.commands import tenant
 from updraft_cli.cmd.up import up
 
 
@@ -29,6 +30,7 @@ def cli() -> None:
     updraft status          what runs, which draft serves, and its acceptance
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for
+    updraft tenant list     which drafts learned from whom, and who was forgotten
     updraft size MODEL      how large volumes, memory and network must be to learn for a target
     updraft demo            watch a draft learn from real prompts, and get a report
 
@@ -64,6 +66,7 @@ for _command in (
     status,
     draft.group(is_registry=True),
     rollout,
+    tenant,
     registry,
     operator,
     demo,

@@ -13,7 +13,7 @@ import yaml
 from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered, title
 from tests.chart.prometheus import build
 
-from updraft_inference.agent.capture import Drop
+from updraft_inference.agent.selection import Refusal
 from updraft_operator.api.speculator import (
     Accelerator,
     AdaptiveSpeculator,
@@ -142,7 +142,8 @@ def test_every_metric_of_the_operator_is_on_its_dashboard() -> None:
 def test_values_of_labels_in_alerts_are_the_codes_own() -> None:
     text = (CHART / "files" / "alerts.yaml").read_text()
 
-    assert f'reason!="{Drop.OPTED_OUT.value}"' in text
+    refusals = f"{Refusal.OPTED_OUT}|{Refusal.NOT_OPTED_IN}|{Refusal.NOT_ASKED}"
+    assert f'reason!~"{refusals}"' in text, "senders refuse, so nobody has to be woken"
     assert f'outcome="{OUTCOMES[Phase.ROLLED_BACK]}"' in text
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.support.wait import until
 
 from updraft_inference.launch import admin_key
 from updraft_inference.tap import plugin_folder
+from updraft_tap.http.terms import Terms
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]
 
@@ -30,7 +31,7 @@ _ASK = {**_GREEDY, "model": "target", "prompt": "abc", "max_tokens": 12}
 ENDLESS = {**_ASK, "max_tokens": 900, "stream": True}
 """It ends long after the test has hung up."""
 GENERATE = {"text": "abc", "sampling_params": {**_GREEDY, "max_new_tokens": 12}}
-FORGED = {"updraft": {"domain": "of another", "permitted": True}, "updraft_seal": "guessed"}
+FORGED = {"updraft": asdict(Terms(domain="of another")), "updraft_seal": "guessed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

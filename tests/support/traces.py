@@ -63,8 +63,12 @@ class TraceMaker:
         payload: bool = True,
         probability: float = 1.0,
         counterfactual_rows: int = 0,
+        tenant: int = 0,
+        may_train: bool = True,
+        finished_ms: int = 0,
     ) -> trace_pb2.Trace:
         """One finished request; the same arguments give the same trace. Every verify step rejects its first draft.
+        `finished_ms` 0: about when this process started.
 
         With `counterfactual_rows` the drafts are as many wrong tokens, which follow the rule, and the payload has their rows.
         """
@@ -75,11 +79,12 @@ class TraceMaker:
                 trace_id=trace_id(seed, rule=rule, evaluation=evaluation),
                 last_chunk=True,
                 speculator="default",
-                policy=trace_pb2.Policy(train=True, retain=True),
+                tenant_hash=tenant,
+                policy=trace_pb2.Policy(train=may_train, retain=True),
                 target_fingerprint=self.target_fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 finish_reason=trace_pb2.FINISH_REASON_LENGTH,
-                finished_unix_ms=_START_MS + seed,
+                finished_unix_ms=finished_ms or _START_MS + seed,
                 evaluation=evaluation,
                 payload_probability=probability,
                 domain=domain,

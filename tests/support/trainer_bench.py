@@ -87,9 +87,12 @@ class Bench:
         evaluation: bool = False,
         num_output: int = 24,
         domain: str = "",
+        tenant: int = 0,
     ) -> None:
         data = [
-            self.traces.data(seed, rule=rule, evaluation=evaluation, num_output=num_output, domain=domain)
+            self.traces.data(
+                seed, rule=rule, evaluation=evaluation, num_output=num_output, domain=domain, tenant=tenant
+            )
             for seed in range(start, end)
         ]
         expected = self.traces.expected

@@ -145,6 +145,10 @@ class Provenance:
     origin: str = ""
     learning_rate: float = 0.0
     """AdamW's rate after warmup; 0 if unknown."""
+    tenants: tuple[str, ...] = ()
+    """Hashes of the tenants that it may have learned from."""
+    has_more_tenants: bool = False
+    """There were more of them than it lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

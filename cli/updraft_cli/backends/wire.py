@@ -1,11 +1,12 @@
 """The registry's messages as plain values."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import registry_limit, registry_needs
+from updraft_chassis.tenants import hashes
 from updraft_cli.backends.drafts import (
     Acceptance,
     DomainAcceptance,
@@ -29,6 +30,7 @@ from updraft_cli.backends.speculators import (
     Speedup,
     Trial,
 )
+from updraft_cli.backends.tenants import Tenant, TenantList
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
@@ -84,6 +86,8 @@ def draft_details(
             code_version=provenance.code_version,
             origin=provenance.origin,
             learning_rate=provenance.learning_rate,
+            tenants=tuple(map(hashes.text, provenance.tenants)),
+            has_more_tenants=provenance.has_more_tenants,
         ),
         config=manifest.config_json,
         evaluation=_evaluation(manifest),
@@ -92,6 +96,22 @@ def draft_details(
             for spec in manifest.tensors
         ),
         history=tuple(map(history_entry, history)),
+    )
+
+
+def tenant_list(speculator: str, tenants: Iterable[pb.Tenant], incomplete: Iterable[int]) -> TenantList:
+    return TenantList(
+        speculator=speculator,
+        tenants=tuple(
+            Tenant(
+                hash=hashes.text(tenant.hash),
+                versions=tuple(tenant.versions),
+                forgotten=time(tenant.forgotten_unix_ms) if tenant.forgotten_unix_ms else None,
+                deleted=tenant.is_deleted,
+            )
+            for tenant in tenants
+        ),
+        incomplete_versions=tuple(incomplete),
     )
 
 

@@ -2,7 +2,7 @@
 
     read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
     serve     read, and Fleet.Connect               a pod
-    publish   read, and Publish, ReportTraining     a trainer
+    publish   read, and Publish, ReportTraining, ListForgotten     a trainer
     operate   everything                            a person, or automation on behalf of one
 
 A method that is missing from `ROLES` requires the role operate. A call ends when its token expires. Removing a token from the
@@ -40,12 +40,13 @@ class Role(StrEnum):
 
 _REGISTRY = "/updraft.registry.v1.Registry/"
 _READS = ("Get", "List", "Fetch", "Watch", "History")
-_ACTS = ("Pin", "Unpin", "Pause", "Resume", "Promote", "Reject", "Retain", "SetPolicy")
+_ACTS = ("Pin", "Unpin", "Pause", "Resume", "Promote", "Reject", "Retain", "SetPolicy", "ForgetTenant", "ListTenants")
+_TRAINS = ("Publish", "ReportTraining", "ListForgotten")
 
 ROLES: Mapping[str, Role] = {
     **{f"{_REGISTRY}{name}": Role.READ for name in _READS},
     **{f"{_REGISTRY}{name}": Role.OPERATE for name in _ACTS},
-    **{f"{_REGISTRY}{name}": Role.PUBLISH for name in ("Publish", "ReportTraining")},
+    **{f"{_REGISTRY}{name}": Role.PUBLISH for name in _TRAINS},
     "/updraft.fleet.v1.Fleet/Connect": Role.SERVE,
 }
 """The minimum role for each method."""

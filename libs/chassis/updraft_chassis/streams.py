@@ -15,7 +15,8 @@ so the stream could never be emptied).
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +73,9 @@ _CANNOT_SAVE = "MISCONF"
 
 # Pending entries per XPENDING call.
 _PAGE = 256
+
+# Entries per XRANGE call; each may have 8 MiB.
+_SCANNED = 4
 
 # Of a command, sent at a time.
 _PIECE_BYTES = 128 * 1024
@@ -237,15 +241,26 @@ async def delete(client: Client, namespace: str, speculator: str) -> None:
 
 
 class Producer:
-    """Appends to a stream and keeps it near `max_bytes`.
+    """Appends to a stream and keeps it near `max_bytes`. Redis bounds a stream in entries, so the bound is bytes over the mean
+    size of recent entries.
 
-    Redis bounds a stream in entries, so the bound is bytes over the mean size of recent entries.
+    With `retention_s`, each entry removes those that are older, and the stream disappears that long after its last entry,
+    whoever is there to read or write it then.
     """
 
-    def __init__(self, client: Client, key: str, *, max_bytes: int, max_entry_bytes: int = MAX_ENTRY_BYTES) -> None:
+    def __init__(
+        self,
+        client: Client,
+        key: str,
+        *,
+        max_bytes: int,
+        max_entry_bytes: int = MAX_ENTRY_BYTES,
+        retention_s: int | None = None,
+    ) -> None:
         self._client = client
         self._key = key
         self._bound = _Bound(max_bytes)
+        self._retention_s = retention_s
         self.max_entry_bytes = min(max_entry_bytes, max_bytes)
         """The limit of an entry."""
 
@@ -262,6 +277,9 @@ class Producer:
                 pipe.xadd(self._key, {_FIELD: entry})
                 # A separate XTRIM in the same round trip, because XADD MAXLEN does not return what it removed.
                 pipe.xtrim(self._key, maxlen=self._bound.entries(len(entry)), approximate=True)
+                if self._retention_s is not None:
+                    pipe.xtrim(self._key, minid=_oldest(self._retention_s), approximate=False)
+                    pipe.pexpire(self._key, 1000 * self._retention_s)
                 replies = await pipe.execute()
         return int(replies[1])
 
@@ -269,8 +287,10 @@ class Producer:
 class ShardedProducer:
     """Appends each trace to the stream of its shard, and keeps the streams near `max_bytes` together."""
 
-    def __init__(self, client: Client, keys: Sequence[str], *, max_bytes: int) -> None:
-        self._producers = [Producer(client, key, max_bytes=max_bytes // len(keys)) for key in keys]
+    def __init__(self, client: Client, keys: Sequence[str], *, max_bytes: int, retention_s: int | None = None) -> None:
+        self._producers = [
+            Producer(client, key, max_bytes=max_bytes // len(keys), retention_s=retention_s) for key in keys
+        ]
 
     @property
     def max_entry_bytes(self) -> int:
@@ -280,6 +300,42 @@ class ShardedProducer:
     async def append(self, trace_id: bytes, entry: bytes) -> int:
         """See `Producer.append`."""
         return await self._producers[shard_of(trace_id, len(self._producers))].append(entry)
+
+
+async def expire(client: Client, key: str, retention_s: int) -> None:
+    """Delete entries of a stream, and of its dead letters, that are older."""
+    with redis_errors():
+        for each in (key, _dead(key)):
+            await client.xtrim(each, minid=_oldest(retention_s), approximate=False)
+
+
+async def delete_entries(client: Client, key: str, is_unwanted: Callable[[bytes], bool]) -> int:
+    """Delete the entries of a stream, and of its dead letters, whose data is unwanted; return how many.
+
+    Entries that are pending at a consumer are deleted too, and it then counts them as lost. Unavailable if Redis is
+    unreachable: some may be deleted then, and the call can be repeated.
+    """
+    num_deleted = 0
+    for each in (key, _dead(key)):
+        start = "-"
+        while rows := await _range(client, each, start):
+            start = f"({rows[-1][0].decode()}"
+            unwanted = [id_ for id_, fields in rows if is_unwanted(fields.get(_FIELD.encode(), b""))]
+            if unwanted:
+                with redis_errors():
+                    num_deleted += int(await client.xdel(each, *unwanted))
+    return num_deleted
+
+
+async def _range(client: Client, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    with redis_errors():
+        rows: Any = await client.xrange(key, min=start, count=_SCANNED)
+    return list(rows)
+
+
+def _oldest(retention_s: int) -> int:
+    """The lowest ID that is young enough: IDs begin with the milliseconds of Redis's clock, which is taken for ours."""
+    return max(0, int(1000 * (time.time() - retention_s)))
 
 
 class Consumer:

@@ -204,10 +204,10 @@ class Workload(Model):
     resources: Untyped = {}
     """Resource requests and limits, as in a container."""
     env: UntypedList = []
-    """Environment variables, as in a container. They override those that the operator sets."""
+    """Environment variables, as in a container; they override the operator's."""
     pod_template: Untyped = {}
-    """Other fields of a pod template (nodeSelector, tolerations, annotations, volumes, sidecars), merged over the operator's
-    template; lists of named entries are merged by name."""
+    """Other pod template fields (nodeSelector, tolerations, volumes, sidecars, ...), merged over the operator's; lists of named
+    entries are merged by name."""
 
 
 class Serving(Workload):
@@ -234,7 +234,9 @@ class Serving(Workload):
     """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to 2048 with
     engine torch, which reserves memory for it, otherwise to the model's maximum."""
     api_keys_secret_ref: KeysSecret | None = None
-    """Secret entry with the API keys of clients, one per line. Without it, no key is required."""
+    """Secret entry with the API keys of clients, one per line after the name of its tenant. Without it, no key is required."""
+    tenant_header: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """Header by which a gateway names the tenant. Defaults to the name of the API key."""
     max_requests_per_key: Positive | None = None
     """Maximum number of concurrent requests per API key and pod; each choice counts. Defaults to no limit."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
@@ -309,9 +311,9 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """Workload for several ranks: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the one
-    that exists; if none does, it takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has
-    its own volumes, so training starts from the stable version after a change from or to one rank or a StatefulSet."""
+    """Workload for several ranks: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the
+    existing one, or else takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has its own volumes:
+    after a change from or to it, training starts from the stable version."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -335,11 +337,22 @@ class Redis(Model):
     """The same with the trainer's user. Defaults to the address of the pods."""
 
 
+class Capture(StrEnum):
+    """Which requests are captured."""
+
+    ALL = "All"
+    OPT_IN = "OptIn"
+
+
 class Traces(Model):
     """Configures the recording of traces for training."""
 
     enabled: bool = True
     """Record traces. Without traces there is no training data, so no trainer runs."""
+    capture: Capture = Capture.ALL
+    """All: requests that do not opt out; OptIn: only those that opt in."""
+    retention: Annotated[str, Field(max_length=6, pattern=r"^[1-9][0-9]*[mhd]$")] | None = None
+    """Age at which traces are deleted everywhere, such as 30d. Defaults to no limit."""
     redis: Redis | None = None
     """Redis for the traces. Defaults to the operator's Redis."""
     payload_percent: Percent = 100
@@ -347,12 +360,10 @@ class Traces(Model):
     evaluation_percent: Percent = 10
     """Percentage of requests held out for evaluation; they are never trained on."""
     max_size: Quantity | None = None
-    """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
-    shows."""
+    """Maximum size of all streams in Redis; the oldest traces are dropped first. Defaults to what `updraft size` shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
-    """Minimum number of streams; there is at least one for every rank of the trainer. With a Redis Cluster, its nodes share
-    them. If unset, the number of streams never falls when the trainer has fewer ranks, because the traces in the other streams
-    would be lost."""
+    """Minimum number of streams; each rank of the trainer has at least one, and the nodes of a Redis Cluster share them. If
+    unset, the number never falls, because the traces in the other streams would be lost."""
 
 
 class Bucket(Model):

@@ -63,13 +63,15 @@ def mounts(serving: Serving) -> list[dict[str, Any]]:
 
 
 def variables(serving: Serving, prefix: str) -> dict[str, str]:
-    """The settings of the process that requires the keys, by name."""
+    """The settings of the process that requires the keys and knows tenants, by name."""
+    header = {} if serving.tenant_header is None else {f"{prefix}_TENANT_HEADER": serving.tenant_header}
     if serving.api_keys_secret_ref is None:
-        return {}
+        return header
     limit = serving.max_requests_per_key
     return {
         f"{prefix}_API_KEYS_FILE": f"{_FOLDER}/{_FILE}",
         **({f"{prefix}_MAX_REQUESTS_PER_KEY": str(limit)} if limit is not None else {}),
+        **header,
     }
 
 

@@ -11,6 +11,7 @@ from updraft_operator.manifests.pod import secret_variable
 from updraft_operator.manifests.redis_users import Role
 
 _MIB = 1024 * 1024
+_UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 
 URL = "url"
 """Entry with the address in the Secret of a role."""
@@ -53,6 +54,12 @@ def stream_size(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
         return {}
     num_bytes = max(1, int(parse_quantity(owner.spec.traces.max_size)) // _MIB) * _MIB
     return {f"{prefix}_CAPTURE_MAX_BYTES": str(num_bytes)}
+
+
+def retention(owner: AdaptiveSpeculator, variable: str) -> dict[str, str]:
+    """The setting for the age at which traces are deleted."""
+    age = owner.spec.traces.retention
+    return {} if age is None else {variable: str(int(age[:-1]) * _UNIT_S[age[-1]])}
 
 
 def redis_variables(

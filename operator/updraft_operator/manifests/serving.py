@@ -3,12 +3,12 @@
 from typing import Any, assert_never
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
+from updraft_operator.api.speculator import AdaptiveSpeculator, Capture, Engine, Serving
 from updraft_operator.manifests import api_keys, network, pod
 from updraft_operator.manifests.gpus import num_gpus
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
-from updraft_operator.manifests.redis import redis_marks, stream_namespace, stream_size
+from updraft_operator.manifests.redis import redis_marks, retention, stream_namespace, stream_size
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
@@ -102,7 +102,9 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server |
         "UPDRAFT_INFERENCE_CAPTURE_PAYLOAD_FRACTION": f"{spec.traces.payload_percent / 100:g}",
         "UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION": f"{spec.traces.evaluation_percent / 100:g}",
         "UPDRAFT_INFERENCE_STREAM_SHARDS": str(spec.num_shards),
+        **({"UPDRAFT_INFERENCE_CAPTURE": "opt-in"} if spec.traces.capture is Capture.OPT_IN else {}),
         **stream_size(owner, "UPDRAFT_INFERENCE"),
+        **retention(owner, "UPDRAFT_INFERENCE_CAPTURE_RETENTION_SECONDS"),
         **(_torch_settings(owner) if stock is None else {"UPDRAFT_INFERENCE_METRICS_PORT": str(server.METRICS_PORT)}),
     }
 

@@ -11,7 +11,14 @@ from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manife
 from updraft_operator.manifests.merge import merged
 from updraft_operator.manifests.model import model
 from updraft_operator.manifests.ranks import Kind
-from updraft_operator.manifests.redis import has_redis, redis_marks, redis_variables, stream_namespace, stream_size
+from updraft_operator.manifests.redis import (
+    has_redis,
+    redis_marks,
+    redis_variables,
+    retention,
+    stream_namespace,
+    stream_size,
+)
 from updraft_operator.manifests.redis_users import Role
 
 METRICS_PORT = 9092
@@ -133,6 +140,7 @@ def _resources(spec: Trainer) -> dict[str, Any]:
 def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
     name = owner.metadata.name
     chosen = pod.draft_sizes(owner, "UPDRAFT_TRAINER") | stream_size(owner, "UPDRAFT_TRAINER")
+    chosen |= retention(owner, "UPDRAFT_TRAINER_RETENTION_SECONDS")
     return (
         chosen
         | _threads(owner.spec.trainer)

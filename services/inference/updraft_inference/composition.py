@@ -26,7 +26,7 @@ from updraft_inference import pod
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.completions import CompletionListeners
 from updraft_inference.agent.drafts import verified
-from updraft_inference.agent.selection import CapturePlan, CaptureTerms
+from updraft_inference.agent.selection import CapturePlan, CaptureTerms, Refusal
 from updraft_inference.engine import DraftCheckpoint, Engine, FinishedSink, HolderInfo
 from updraft_inference.http.body import BodyLimits
 from updraft_inference.http.connection import ClientLimits
@@ -66,7 +66,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
         readiness=Readiness(max_inside=settings.max_connections),
         completions=CompletionListeners(asyncio.get_running_loop()),
     )
-    keys = Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key)
+    keys = Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key, tenant_header=settings.tenant_header)
     bodies = BodyLimits(max_bytes=settings.max_body_bytes, timeout_s=settings.stall_seconds)
     server = Server(
         app(base.readiness, base.tools.metrics, registry, bodies, keys),
@@ -123,8 +123,8 @@ class _Agent:
 
     def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         if self.capture is None:
-            domain = "" if terms.is_opted_out else terms.domain
-            return CapturePlan(trace_id=trace_id, is_opted_out=terms.is_opted_out, domain=domain)
+            refusal = Refusal.OPTED_OUT if terms.is_opted_out else None
+            return CapturePlan(trace_id=trace_id, refusal=refusal, domain="" if refusal else terms.domain)
         return self.capture.plan(trace_id, terms)
 
     async def flush(self) -> None:

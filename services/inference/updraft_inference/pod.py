@@ -73,7 +73,10 @@ async def open_capture(tools: Tools, info: HolderInfo, stack: AsyncExitStack) ->
     )
     sizes = await asyncio.to_thread(model_folder.sizes, settings.model, traffic)
     stream = streams.ShardedProducer(
-        client, settings.stream_keys, max_bytes=settings.capture_max_bytes or sizes.stream.amount
+        client,
+        settings.stream_keys,
+        max_bytes=settings.capture_max_bytes or sizes.stream.amount,
+        retention_s=settings.capture_retention_seconds,
     )
     max_bytes = chunk_bytes(stream.max_entry_bytes)
     prompt_rows = most_context_rows(sizes.captured_token.amount, max_bytes=max_bytes)
@@ -86,6 +89,7 @@ async def open_capture(tools: Tools, info: HolderInfo, stack: AsyncExitStack) ->
             permissions=Permissions(
                 train=settings.capture_train, retain=settings.capture_retain, region=settings.capture_region
             ),
+            needs_opt_in=settings.capture == "opt-in",
         ),
         Sink(
             stream=stream,
@@ -120,8 +124,8 @@ async def open_fleet(
         return await transfer.download(registry, settings.speculator, version, drafts.path, digest=digest)
 
     def follow(directive: fleet_pb2.Directive) -> None:
-        if capture is not None and directive.HasField("capture"):
-            capture.follow(directive.capture)
+        if capture is not None:
+            _follow(capture, directive)
         holder.compare(is_comparing=directive.comparing)
         swapper.accept(directive)
 
@@ -143,6 +147,13 @@ async def open_fleet(
     )
     fleet_link = FleetLink(fleet, pod.report, follow, changed=changed, on_link=note, report_s=settings.report_seconds)
     return Fleet(swapper=swapper, state=pod, jobs=(fleet_link.run(), swapper.run(), swapper.watch()))
+
+
+def _follow(capture: Capture, directive: fleet_pb2.Directive) -> None:
+    if directive.HasField("capture"):
+        capture.follow(directive.capture)
+    if directive.tenant_salt:
+        capture.hash_with(directive.tenant_salt)
 
 
 def draft_folder(settings: InferenceSettings) -> DraftFolder:

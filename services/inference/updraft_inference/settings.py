@@ -130,7 +130,11 @@ class InferenceSettings(settings.Settings):
     """Requests that may wait for a slot; further requests get status 429."""
 
     api_keys_file: Path | None = None
-    """File with the API keys of clients, one per line; read again when it changes. Without it, no key is required."""
+    """File with the API keys of clients, one per line, each with the name of its tenant before it; read again when it changes.
+    Without it, no key is required."""
+
+    tenant_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$", max_length=128)] = ""
+    """Header that names the tenant of a request, set by a gateway that you trust. Without it, the name of its API key does."""
 
     max_requests_per_key: Annotated[int, Field(ge=0)] = 0
     """Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429. 0: no limit."""
@@ -197,6 +201,13 @@ class InferenceSettings(settings.Settings):
     stream_shards: Annotated[int, Field(ge=1, le=streams.MAX_SHARDS)] = 1
     """Number of trace streams, at least the ranks of the trainer; must equal UPDRAFT_TRAINER_STREAM_SHARDS."""
 
+    capture: Literal["all", "opt-in"] = "all"
+    """Which requests are captured: all whose senders do not opt out, or only those that opt in (X-Updraft-Capture: on, or this
+    word after their API key)."""
+
+    capture_retention_seconds: Annotated[int | None, Field(ge=60)] = None
+    """Age at which traces are deleted from the streams. By default only the streams' size limits it."""
+
     capture_payload_fraction: Fraction = 1.0
     """Maximum fraction of requests whose traces include hidden states for training. Fewer do if the trainer can use less."""
 
@@ -204,7 +215,8 @@ class InferenceSettings(settings.Settings):
     """Fraction of requests that are held out for evaluation. They are more likely than others to have hidden states."""
 
     capture_train: bool = True
-    """Whether requests may be trained on. A request can only permit less: X-Updraft-Capture: no-train."""
+    """Whether requests may be trained on. If not, drafts are only judged by some. A request can only permit less:
+    X-Updraft-Capture: no-train."""
 
     capture_retain: bool = True
     """Whether the trainer may store requests, without which it cannot learn from them. A request can only permit less:
@@ -290,9 +302,12 @@ class InferenceSettings(settings.Settings):
             raise ValueError(f"DRAFTER {self.drafter} requires ENGINE torch: servers use eagle3 for all requests")
         if self.engine != "vllm" and self.vllm_python is not None:
             raise ValueError("VLLM_PYTHON requires ENGINE vllm")
-        if self.engine != "torch" and (self.draft_path is not None or self.api_keys_file is not None):
+        if self.engine != "torch" and (
+            self.draft_path is not None or self.api_keys_file is not None or self.tenant_header
+        ):
             raise ValueError(
-                f"DRAFT_PATH and API_KEYS_FILE require ENGINE torch: with {self.engine}, clients use the server's own port"
+                "DRAFT_PATH, API_KEYS_FILE and TENANT_HEADER require ENGINE torch:"
+                f" with {self.engine}, clients use the server's own port"
             )
         return self
 

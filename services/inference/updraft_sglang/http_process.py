@@ -48,6 +48,7 @@ class HttpProcess:
         )
         self._rules = Rules(
             keys=keys,
+            tenant_header=settings.tenant_header.lower().encode(),
             own=secret,
             admin=lambda: self._admin_key,
         )

@@ -51,7 +51,8 @@ class Selection:
         agent = self._agent  # read before the policy, which `forget` replaces before it counts
         params, own = received.sampling_params.custom_params, f"{rid[:_ID_CHARS]}-{uuid.uuid4().hex[:8]}"
         terms = read_sealed(params, self._secret)
-        options = self.policy.options(own) if terms.permitted and _is_text(received) else None
+        policy = self.policy
+        options = policy.options(own) if policy.permits(terms) and _is_text(received) else None
         self.end(rid)
         self._met[rid] = Met(id=own, terms=terms, asked=is_sealed(params, self._secret), options=options, agent=agent)
         self._num_captured += options is not None

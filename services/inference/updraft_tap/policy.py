@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from updraft_tap.http.terms import Terms
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureOptions:
@@ -53,11 +55,19 @@ def captured_requests(batch: Sequence[tuple[str, CaptureOptions | None]]) -> Cap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`payload` is the fraction of requests that give rows, 0 to 1; the others are only counted. By default none does."""
+    """`payload` is the fraction of requests that give rows, 0 to 1; the others are only counted. By default none does.
+
+    With `opt_in`, only requests whose senders opted in give rows.
+    """
 
     payload: float = 0.0
     prompt_rows: int = 0
     counterfactual_rows: int = 0
+    opt_in: bool = False
+
+    def permits(self, terms: Terms) -> bool:
+        """Whether a request with these terms may give rows."""
+        return terms.permitted and (terms.opted_in or not self.opt_in)
 
     def options(self, rid: str) -> CaptureOptions | None:
         """The capture options of a request; None for its counters alone."""
@@ -81,7 +91,12 @@ def read_policy(header: Mapping[str, Any]) -> Policy:
     for name, rows in (("prompt_rows", prompt_rows), ("counterfactual_rows", counterfactual_rows)):
         if type(rows) is not int or rows < 0:
             raise ValueError(f"{name} is {rows!r}, but must be a whole number that is not negative")
-    return Policy(payload=float(payload), prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows)
+    opt_in: Any = header.get("opt_in", False)
+    if type(opt_in) is not bool:
+        raise ValueError(f"opt_in is {opt_in!r}, but must be true or false")
+    return Policy(
+        payload=float(payload), prompt_rows=prompt_rows, counterfactual_rows=counterfactual_rows, opt_in=opt_in
+    )
 
 
 def _fraction(rid: str) -> float:

@@ -1,5 +1,6 @@
 """Settings from the environment, because engines pass no arguments to plugins. Each adapter has a prefix of its own."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,13 @@ class DoorSettings:
             " 0: no limit"
         },
     )
+    tenant_header: str = field(
+        default="",
+        metadata={
+            "meaning": "Header that names the tenant of a request, set by a gateway that you trust. Without it, the name of its"
+            " API key does"
+        },
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], prefix: str) -> "DoorSettings":
@@ -62,7 +70,10 @@ class DoorSettings:
         most = _number(environment, f"{prefix}MAX_REQUESTS_PER_KEY", 0, 0, 1 << 30)
         if most and not file:
             raise ValueError(f"{prefix}MAX_REQUESTS_PER_KEY requires {prefix}API_KEYS_FILE")
-        return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most)
+        header = environment.get(f"{prefix}TENANT_HEADER", "")
+        if not re.fullmatch(r"[A-Za-z0-9-]*", header):
+            raise ValueError(f"{prefix}TENANT_HEADER is {header!r}, but must be the name of a header")
+        return cls(api_keys_file=Path(file) if file else None, max_requests_per_key=most, tenant_header=header)
 
 
 def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

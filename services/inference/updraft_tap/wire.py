@@ -24,9 +24,11 @@ prefill  A forward over (a chunk of) prompts: number, dropped, requests: [{rid, 
 finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_tokens, preemptions, duration_us (since it
          arrived), constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known),
          steps, proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}],
-         sampling (of a request with payload, else null), domain, permitted (its sender permits capture), asked (false: it
-         bypassed the middleware), probability. With payload, the tensor tokens has its prompt and its output, int32. Each
-         process says the `probability` with which its own policy chose a request; they may differ while the policy changes.
+         sampling (of a request with payload, else null), domain, tenant (SHA-256 of the tenant's name, in hexadecimal; "" for
+         none), permitted (its sender permits capture), train (false: for evaluation only), opted_in (its sender asked for
+         capture), asked (false: it bypassed the middleware), probability. With payload, the tensor tokens has its prompt and
+         its output, int32. Each process says the `probability` with which its own policy chose a request; they may differ
+         while the policy changes.
 loaded   The answer to a load: version, refusal ("" if it is served), served: {version, digest} (not from a server that cannot
          swap). Of a draft that is served: held (digest of what the engine holds), target (digest of samples of the target,
          the same before and after; "" if they could not be compared), pause_us (how long the engine stood still). Of one
@@ -43,7 +45,8 @@ policy   The policy that is in effect from now on, in reply to one. It comes aft
 From the agent:
 
 answer   In reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
-policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows. Before the first policy, none do.
+policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows, opt_in (true: only requests whose
+         senders opted in do). Before the first policy, none do.
 load     folder, version, digest: serve the draft in that folder. Sent to the process that has the model.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
@@ -57,7 +60,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 6
+PROTOCOL = 7
 MAX_FRAME = 1 << 30
 
 FINISHES = {

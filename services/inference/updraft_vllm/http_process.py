@@ -25,7 +25,7 @@ class HttpProcess:
         keys = (
             Keys(settings.api_keys_file, max_at_once=settings.max_requests_per_key) if settings.api_keys_file else None
         )
-        self._rules = Rules(keys=keys)
+        self._rules = Rules(keys=keys, tenant_header=settings.tenant_header.lower().encode())
         self._socket = socket
         self._server: dict[str, Any] | None = None
         self.found: Mapping[str, str] = {}

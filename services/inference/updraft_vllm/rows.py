@@ -224,7 +224,7 @@ class RowHooks:
 def wanted(policy: Policy, rid: str, request: Any) -> CaptureOptions | None:
     """The options of a text request whose sender permits capture; takes the request of either process."""
     terms = read_mark(getattr(request.sampling_params, "extra_args", None))
-    return policy.options(rid) if terms.permitted and _is_text(request) else None
+    return policy.options(rid) if policy.permits(terms) and _is_text(request) else None
 
 
 def _is_text(request: Any) -> bool:

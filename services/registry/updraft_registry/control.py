@@ -63,6 +63,8 @@ class _Decided:
     speculator: Speculator
     directed: Mapping[str, int]
     """Version that each pod was directed to serve."""
+    tenant_salt: bytes = b""
+    """For the pods; empty without any."""
 
 
 class Control:
@@ -279,14 +281,15 @@ class Control:
         target = self._archive.catalogue.speculator(name).target  # one that was just rejected does not define it
         speculator = replace(stored, versions=decision.versions, rollout=decision.rollout, target=target)
         directed = {pod: directive.serve for pod, directive in decision.directives.items()}
-        return _Decided(speculator=speculator, directed=directed), decision
+        salt = self._archive.tenant_salt(name) if view.pods else b""
+        return _Decided(speculator=speculator, directed=directed, tenant_salt=salt), decision
 
     def _apply(self, known: _Decided, decision: Decision, pods: Collection[Pod]) -> None:
         """Publish a written decision to pods, metrics and watchers."""
         speculator = known.speculator
         name, before = speculator.name, self._decided.get(speculator.name)
         self._fleet.refuse_foreign(name, speculator.target)
-        self._fleet.send(name, decision.directives, pods)
+        self._fleet.send(name, decision.directives, pods, tenant_salt=known.tenant_salt)
         if speculator.is_known:
             self._decided[name] = known
             self._measure(speculator)

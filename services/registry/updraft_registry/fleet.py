@@ -51,7 +51,8 @@ class Session:
 
     def offer(self, directive: fleet_pb2.Directive) -> None:
         """Send a directive, unless this stream was sent it last."""
-        if directive.nonce != self.nonce:
+        known = self._directive
+        if known is None or (directive.nonce, directive.tenant_salt) != (known.nonce, known.tenant_salt):
             self._directive = directive
             self.repeat()
 
@@ -177,7 +178,14 @@ class Fleet:
                 why = f"its target is {report.target}, but the drafts are for {target}"
                 self._forget(entry, InvalidInput(f"pod {report.pod.name} cannot serve {speculator}: {why}"))
 
-    def send(self, speculator: str, directives: Mapping[str, Directive], observed_pods: Iterable[Pod]) -> None:
+    def send(
+        self,
+        speculator: str,
+        directives: Mapping[str, Directive],
+        observed_pods: Iterable[Pod],
+        *,
+        tenant_salt: bytes = b"",
+    ) -> None:
         """Send each pod its directive, unless it was sent last.
 
         A pod that restarted since it was observed gets nothing, because the directive may be what killed it.
@@ -192,6 +200,7 @@ class Fleet:
             if directive is not last:  # most pods share one object, and hashing it is the slowest part
                 last = directive
                 message = messages.get(directive) or wire.directive_to_proto(directive, num_pods=len(directives))
+                message.tenant_salt = tenant_salt
                 messages[directive] = message
             entry.session.offer(message)
 

@@ -120,6 +120,13 @@ class ReportUses:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportTenants:
+    """Send the tenants that this rank's samples were from, and whether there were more."""
+
+    activity: ClassVar[Activity] = Activity.SAVE
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """There is no other command after this one."""
 
@@ -137,6 +144,7 @@ WorkCommand: TypeAlias = (
     | Estimate
     | Collect
     | ReportUses
+    | ReportTenants
 )
 Command: TypeAlias = WorkCommand | End
 

@@ -26,6 +26,7 @@ from updraft_trainer.commands import (
     Estimate,
     LoadLearner,
     MarkGood,
+    ReportTenants,
     ReportUses,
     SetBaseline,
     ShareFitted,
@@ -172,6 +173,15 @@ class Followers:
             total.update(uses)
         return dict(total)
 
+    def collect_tenants(self, history: TrainingHistory) -> None:
+        """Add the tenants of all other ranks' samples to the history of rank 0."""
+        if self._channel is None:
+            return
+        self._send(ReportTenants())
+        own: tuple[list[str], bool] = ([], False)
+        for tenants, has_more in self._ranks.gather(own):
+            history.learn_from(tenants, has_more=has_more)
+
     def end(self) -> None:
         """End their processes."""
         self._send(End())
@@ -259,7 +269,7 @@ class Follower:
             case _:
                 self._ranks.gather(self._answer(command))
 
-    def _answer(self, command: Estimate | ReportUses | ShareSamples | ShareFitted | EndFit) -> object:
+    def _answer(self, command: Estimate | ReportUses | ReportTenants | ShareSamples | ShareFitted | EndFit) -> object:
         match command:
             case Estimate(draft):
                 return self._evidence(self._unpacked(draft))
@@ -274,6 +284,8 @@ class Follower:
                 return self.history.count_uses(sent) if is_used else 0
             case ReportUses():
                 return self._stored_uses(self.history.uses)
+            case ReportTenants():
+                return self.history.tenants, self.history.has_more_tenants
 
     def _set_baseline(self, version: int, draft: DraftTensors | None) -> None:
         network = None if draft is None else self._unpacked(draft)
@@ -286,7 +298,9 @@ class Follower:
         if command.uses is not None:
             self.history = TrainingHistory(uses=self._stored_uses(command.uses))
         if command.counted is not None and self._folder_id not in command.counted:
-            self.history.count_as_used(self._replay.found_training_ids())
+            found = self._replay.found_training_ids()
+            self.history.count_as_used(found)
+            self.history.learn_from(self._replay.tenants(found))
 
     def _take_step(self, stop: Stop) -> None:
         options, start_s, learner = self._options, self._clock.monotonic(), self._the_learner()
@@ -306,6 +320,7 @@ class Follower:
         step, report = learner.step, learner.train(samples)
         memory.release()
         self.history.count_uses(sample.trace_id for sample in samples)
+        self.history.learn_from(sample.tenant_text for sample in samples)
         end_s = self._clock.monotonic()
         if samples:
             self._demand.trained([sample.num_rows for sample in samples], start_s=start_s, end_s=end_s)

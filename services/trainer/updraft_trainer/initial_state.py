@@ -22,6 +22,7 @@ from torch import Tensor
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_chassis.errors import Conflict, Exhausted, Forbidden, NotFound, Unauthenticated, Unavailable
 from updraft_chassis.lifecycle import Stop
+from updraft_chassis.tenants import hashes
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
 from updraft_draft.network import DraftNetwork
@@ -33,7 +34,7 @@ from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
-from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.publishing.registry_view import RegistryView, provenance_of
 from updraft_trainer.states.state import State, TrainingHistory
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ async def start(
     history = TrainingHistory()
     if version:
         history.origin = f"version {version}"
-        learner = await _continue_draft(spec, registry, version, stop)
+        learner = await _continue_draft(spec, registry, version, history, stop)
         rng = random.Random(spec.seed)
         return InitialState(learner=learner, history=history, rng=rng, counted=()) if learner else None
     samples = await _first_samples(spec, registry, replay, stop, elsewhere)
@@ -159,7 +160,10 @@ async def start(
     return await _new_draft(spec, registry, samples, history, stop)
 
 
-async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: int, stop: Stop) -> Learner | None:
+async def _continue_draft(
+    spec: TrainerSpec, registry: RegistryView, version: int, history: TrainingHistory, stop: Stop
+) -> Learner | None:
+    """The learner; the tenants that the draft has learned from are added to `history`."""
     while not stop.requested:
         try:
             folder = await registry.fetch(version)
@@ -173,6 +177,8 @@ async def _continue_draft(spec: TrainerSpec, registry: RegistryView, version: in
             await stop.wait(_WAIT_S)
         else:
             learner = await asyncio.to_thread(_load, spec, folder)
+            origin = provenance_of(folder)
+            history.learn_from(map(hashes.text, origin.tenants), has_more=origin.has_more_tenants)
             logger.info("Started from a published draft", extra={"version": version})
             return learner
     return None
@@ -222,6 +228,7 @@ async def _new_draft(
     start_s = time.monotonic()
     learner, draft = await asyncio.to_thread(_fit, spec, samples, stop)  # minutes for a large target
     history.origin = RANDOM if draft is None else CLOSED_FORM
+    history.learn_from(sample.tenant_text for sample in samples)
     if draft is not None:
         await asyncio.to_thread(learner.start_from, draft.state_dict())
         history.count_uses(sample.trace_id for sample in samples)

@@ -25,6 +25,7 @@ from updraft_trainer.following import fit_batch
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
 from updraft_trainer.publishing.decision import NO_DRAFT
 from updraft_trainer.publishing.estimate import is_surely_better
+from updraft_trainer.publishing.evaluator import Baseline
 from updraft_trainer.publishing.publish import Candidate
 from updraft_trainer.publishing.registry_view import RolloutState
 from updraft_trainer.publishing.releases import Releases
@@ -66,7 +67,9 @@ class Trainer:
         self._rng = initial.rng
         self._counted = initial.counted
         if initial.counted is not None and components.folder_ids[0] not in initial.counted:
-            self.history.count_as_used(components.replay.found_training_ids())
+            found = components.replay.found_training_ids()
+            self.history.count_as_used(found)
+            self.history.learn_from(components.replay.tenants(found))
         self._components = components
         self._options = options
         self._identity = identity
@@ -176,6 +179,7 @@ class Trainer:
         memory.release()  # samples that arrive during a step lie between its tensors and leave gaps in the heap
         # Also after a skipped step, so that a sample that breaks training is not used endlessly.
         num_new = self.history.count_uses(sample.trace_id for sample in samples)
+        self.history.learn_from(sample.tenant_text for sample in samples)
         self.history.num_samples += drawn.num_new - num_new
         end_s = clock.monotonic()
         if samples and report.num_rows:
@@ -235,6 +239,7 @@ class Trainer:
         self._report.busy(f"a draft in closed form is being fitted to {len(samples)} samples and judged")
         with self._components.monitor.phase("fit"):
             if await asyncio.to_thread(self.learner.update_vocabulary, samples, check=self._components.check):
+                self.history.learn_from(sample.tenant_text for sample in samples)
                 await asyncio.to_thread(self._followers.load_learner, self.learner)
                 logger.info("Changed the draft's vocabulary", extra={"step": self.learner.step})
             logger.info("Fitting a draft in closed form", extra={"samples": len(samples), "step": self.learner.step})
@@ -248,6 +253,8 @@ class Trainer:
         is_better = is_surely_better(candidate.estimate, trained.estimate, self._options.thresholds.confidence)
         should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
         await self._end_fit(own, is_used=is_better or should_publish)
+        if is_better or should_publish:
+            self.history.learn_from(sample.tenant_text for sample in samples)
         if is_better:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
@@ -299,8 +306,13 @@ class Trainer:
             return
         self.learner = self.learner.continuing(serving.network)
         self._followers.load_learner(self.learner)
-        self.history.origin = f"version {serving.version}"
+        self._continue(serving)
         logger.info("Restarted from a serving draft of another shape", extra={"version": serving.version})
+
+    def _continue(self, serving: Baseline) -> None:
+        """Training goes on from the serving draft, so what it has learned from counts."""
+        self.history.origin = f"version {serving.version}"
+        self.history.learn_from(serving.tenants, has_more=serving.has_more_tenants)
 
     def _start_over(self) -> None:
         """Random weights of the chosen shape, over the most frequent tokens of the stored requests."""
@@ -311,6 +323,7 @@ class Trainer:
         learner = spec.new_learner(samples, check=components.check)
         learner.count_from(self.learner.step)
         self.learner, self.history, self._fitted = learner, TrainingHistory(origin=RANDOM), {}
+        self.history.learn_from(sample.tenant_text for sample in samples)
         self._followers.load_learner(learner, uses={})
         logger.warning("Started a new draft, because no pod can load the published one", extra={"step": learner.step})
 
@@ -351,6 +364,7 @@ class Trainer:
             return
         self._restarted_from = serving.version
         await self._restart(serving.network, f"version {serving.version}")
+        self._continue(serving)
         logger.info("Restarted from the serving draft", extra={"version": serving.version, "gain": gain.percent})
 
     async def _restart(self, draft: DraftNetwork, origin: str) -> None:
@@ -365,6 +379,7 @@ class Trainer:
 
     async def publish(self, candidate: Candidate) -> None:
         """Upload a candidate and apply the registry's response."""
+        await asyncio.to_thread(self._followers.collect_tenants, self.history)
         self._followers.busy(Activity.PUBLISH)
         if await self._releases.publish(candidate, self.history, learning_rate=self.learner.learning_rate):
             self.saver.request_save()  # the registry has this draft now, so it should not be lost with this process
@@ -374,6 +389,7 @@ class Trainer:
         stored = set(self._components.replay.training_ids())
         self.history.uses = {id_: uses for id_, uses in self.history.uses.items() if id_ in stored}
         uses = self._followers.uses(self.history.uses)
+        self._followers.collect_tenants(self.history)
         self._followers.collect(self.learner)
         self._followers.busy(Activity.SAVE)
         return State(

@@ -40,6 +40,13 @@ class Metrics:
             "replay_damaged", "Stored traces that were dropped because their bytes on disk are damaged"
         )
 
+        self.deleted = new.counter(
+            "traces_deleted",
+            "Traces deleted before space was short, by reason: forgotten (stored samples and entries of streams, of tenants who"
+            " asked for it), expired (stored samples beyond the age limit)",
+            "reason",
+        )
+
         self.demand = new.gauge(
             "demand_tokens_per_second",
             "Captured tokens per second that the trainer can store and use, as stated to the registry for its grants to pods",
@@ -88,6 +95,9 @@ class Metrics:
             "lost_curve_points", "Points of curves for TensorBoard that could not be written"
         )
 
+        self._add_publishing(new)
+
+    def _add_publishing(self, new: MetricFactory) -> None:
         self.acceptance_length = new.gauge(
             "acceptance_length_tokens", "Tokens per verify step on held-out requests, from the last estimate", "role"
         )

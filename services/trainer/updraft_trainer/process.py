@@ -27,6 +27,7 @@ from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, 
 from updraft_trainer.coordination.watch import Activity, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
+from updraft_trainer.data.forgetting import Forgetting
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -105,7 +106,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
         sizes = _sizes(target, config)
         volume_bytes = _volume_bytes(config.data_dir) // local_size(os.environ)
         capacity = Capacity.of(config.replay_max_bytes, sizes, volume_bytes=volume_bytes)
-        limits = ReplayLimits.of(capacity.replay_bytes)
+        limits = ReplayLimits.of(capacity.replay_bytes, max_tenant_share=config.max_tenant_share)
         default_bytes = min(sizes.cache.amount, DEFAULT_MAX_BYTES)
         replay = stack.enter_context(
             Replay.open(
@@ -156,6 +157,14 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 )
                 for shard in shards
             ],
+            forgetting=Forgetting(
+                client,
+                [config.stream_keys[shard] for shard in shards],
+                replay,
+                retention_s=config.retention_seconds,
+                metrics=counters,
+                clock=clock,
+            ),
             metrics=counters,
             clock=clock,
             watch=watch,

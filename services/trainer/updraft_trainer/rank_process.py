@@ -21,6 +21,7 @@ from updraft_trainer.coordination.ranks import Ranks
 from updraft_trainer.coordination.watch import PeerState, StallLog, Watch, is_compiling
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import DemandMeter, RankDemand, combined_demand
+from updraft_trainer.data.forgetting import Forgetting
 from updraft_trainer.data.intake import Intake, storable_together
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import Pool
@@ -68,6 +69,7 @@ class RankProcess:
     demand: DemandMeter
     client: streams.Client
     intakes: Sequence[Intake]
+    forgetting: Forgetting
     metrics: Metrics
     clock: SystemClock
     watch: Watch
@@ -141,6 +143,9 @@ class RankProcess:
             if any(one.is_stopping for one in others):
                 stop.request()
             record.elsewhere = sum(one.samples for one in others), sum(one.held_out for one in others)
+            self.forgetting.orders = registry.forgotten
+            done_ms = [heartbeat.forgotten_ms, *(one.forgotten_ms for one in others)]
+            record.forgotten_ms = min(done_ms) if len(done_ms) == self.ranks.size else 0
             demands = [heartbeat.demand, *(one.demand for one in others)]
             registry.set_demand(combined_demand(demands, config.stream_shards))
 
@@ -152,6 +157,7 @@ class RankProcess:
                 return
             for intake in self.intakes:
                 tasks.create_task(self._read(intake, stop))
+            tasks.create_task(self._forget(stop))
             tasks.create_task(_ask_redis(self.client, config, record, stop))
             tasks.create_task(lease.hold(stop))
             tasks.create_task(registry.run(stop))
@@ -188,11 +194,13 @@ class RankProcess:
         def use(_: Heartbeat, others: Sequence[Heartbeat]) -> None:
             if any(one.may_read for one in others):
                 self.may_read.set()
+            self.forgetting.orders = next((one.forgotten for one in others if one.rank == 0), {})
 
         self.ready.set()
         async with asyncio.TaskGroup() as tasks:
             for intake in self.intakes:
                 tasks.create_task(self._read(intake, stop))
+            tasks.create_task(self._forget(stop))
             tasks.create_task(self._post_heartbeats(heartbeats, use, stop))
             tasks.create_task(follower.run(stop))
 
@@ -233,9 +241,16 @@ class RankProcess:
         """Until `stop`, once no other trainer reads: after an outage of Redis, only the lease tells."""
         if self.ranks.leads and not self.may_read.is_set():
             intake.wait("Redis does not say whether another trainer reads")
+        await self._until_may_read(stop)
+        await intake.run(stop)
+
+    async def _forget(self, stop: lifecycle.Stop) -> None:
+        await self._until_may_read(stop)
+        await self.forgetting.run(stop)
+
+    async def _until_may_read(self, stop: lifecycle.Stop) -> None:
         while not (self.may_read.is_set() or stop.requested):
             await stop.wait(_MAY_READ_S)
-        await intake.run(stop)
 
     async def _train(self, initial: InitialState | None, components: Components, stop: lifecycle.Stop) -> None:
         config = self.config
@@ -283,6 +298,8 @@ class RankProcess:
                 phase=self.watch.phase,
                 is_stopping=is_stopping,
                 may_read=self.ranks.leads and self.may_read.is_set(),
+                forgotten=self.forgetting.orders if self.ranks.leads else {},
+                forgotten_ms=self.forgetting.done_ms,
             )
             try:
                 use(heartbeat, await asyncio.to_thread(heartbeats.exchange, heartbeat))

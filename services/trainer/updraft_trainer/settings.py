@@ -146,6 +146,12 @@ class TrainerSettings(Settings):
     capture_max_bytes: int | None = Field(default=None, ge=1024)
     """Maximum size of the streams in Redis together, as the pods have it (UPDRAFT_INFERENCE_CAPTURE_MAX_BYTES). The trainer
     reports a Redis that may use less memory. The default is what `updraft size` shows for engine sglang."""
+    retention_seconds: int | None = Field(default=None, ge=60)
+    """Age at which traces are deleted: in the streams, and stored ones to train or evaluate on. By default only sizes limit
+    it."""
+    max_tenant_share: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of one tenant in replay and in what a draft is trained on and judged by, while there are requests of
+    others. Requests without a tenant count as one. 1: no limit."""
     cache_max_bytes: int | None = Field(default=None, ge=0)
     """Memory for samples that may be used again; 0 keeps none. The default is at most 512 MiB, less for small targets:
     enough for 32 requests, as `updraft size` shows."""

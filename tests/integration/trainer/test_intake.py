@@ -25,13 +25,23 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
+from updraft_draft import tensors
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data import intake
 from updraft_trainer.data.demand import HEADROOM
-from updraft_trainer.data.intake import BATCH_ENTRIES, CheckedEntry, Intake, check, storable_together
+from updraft_trainer.data.intake import (
+    BATCH_ENTRIES,
+    MIN_SIZES,
+    NUM_SIZES,
+    CheckedEntry,
+    Intake,
+    Outliers,
+    check,
+    storable_together,
+)
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool, ReplayLimits
-from updraft_trainer.data.sample import ExpectedTarget, Sample
+from updraft_trainer.data.sample import ExpectedTarget, Sample, read_sample
 from updraft_trainer.metrics import Metrics
 
 KEY = "updraft:{default:default:0}:samples:v1"
@@ -390,3 +400,42 @@ async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_int
         stop.request()
     speed = BATCH_ENTRIES * NUM_ROWS / 2.0
     assert await storable_together([intake], 1 << 30) == pytest.approx(HEADROOM * speed, rel=0.01)
+
+
+def test_traces_whose_hidden_states_are_far_off_are_refused_until_most_are_so(traces: TraceMaker) -> None:
+    def sample(seed: int, factor: float) -> Sample:
+        trace = traces.trace(seed)
+        aux = factor * tensors.decode(trace.payload.aux_hidden)
+        trace.payload.aux_hidden.CopyFrom(tensors.encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
+        return read_sample(trace.SerializeToString(), traces.expected)
+
+    outliers = Outliers()
+    assert not any(outliers.refuses(sample(seed, 1.0 + seed % 2)) for seed in range(MIN_SIZES))
+    assert [outliers.refuses(sample(0, factor)) for factor in (100.0, 0.01, 0.0, 3.0, 0.5)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert outliers.refuses(sample(0, 100.0))
+    for seed in range(2 * NUM_SIZES):
+        outliers.refuses(sample(seed % 8, 100.0))
+    assert not outliers.refuses(sample(0, 100.0)), "it is usual now"
+
+
+async def test_an_outlier_is_counted_and_leaves_the_stream(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    for seed in range(MIN_SIZES + 8):
+        trace = traces.trace(seed)
+        if seed == MIN_SIZES + 4:
+            aux = 1000 * tensors.decode(trace.payload.aux_hidden)
+            trace.payload.aux_hidden.CopyFrom(tensors.encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
+        await producer.append(trace.SerializeToString())
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
+
+    assert len(replay.training_ids()) == MIN_SIZES + 7
+    assert metrics.registry.get_sample_value("updraft_trainer_samples_refused_total", {"reason": "outlier"}) == 1

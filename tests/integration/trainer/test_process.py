@@ -19,6 +19,7 @@ from tests.support.wait import LONG_S, until
 
 from updraft.registry.v1 import registry_pb2, registry_pb2_grpc
 from updraft_chassis import rpc, streams
+from updraft_chassis.tenants import hashes
 
 pytestmark = pytest.mark.lasts(80)
 
@@ -280,3 +281,41 @@ async def test_a_replay_that_is_too_small_to_judge_a_draft_is_named_until_it_is_
     assert found, sentence
     with Trainer(tmp_path, tiny_target, redis_url, registry_port, REPLAY_MAX_BYTES=found.group(1)):
         await until(is_enough, what="a report without that")
+
+
+async def test_a_tenant_that_is_forgotten_is_deleted_by_the_trainer_which_says_so_and_so_it_is_after_a_restart(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    acme, rival = (hashes.parse(f"{number:016x}") for number in (1, 2))
+    for seed in range(40):
+        await producer.append(traces.data(seed, tenant=acme if seed % 2 else rival, evaluation=seed % 8 < 2))
+    trainer = Trainer(tmp_path, tiny_target, redis_url, registry_port)
+    async with rpc.channel(f"127.0.0.1:{registry_port}") as channel:
+        stub = registry_pb2_grpc.RegistryStub(channel)
+        with trainer:
+            await until(lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, what="the first version")
+            await until(lambda: is_settled(redis, KEY), what="an empty stream")
+            tenant = await _forget(stub, acme)
+            assert tenant.versions, "the first version learned from both"
+            await until(lambda: _is_deleted(stub, acme), what="the trainer's word")
+            assert trainer.metric('traces_deleted_total{reason="forgotten"}') == 20
+            await producer.append(traces.data(1001, tenant=acme))  # of before the order
+            await until(lambda: trainer.metric('samples_refused_total{reason="forgotten"}') == 1, what="a refusal")
+            trainer.kill()
+            trainer.start()
+            await until(lambda: trainer.log().count("Trainer started") == 2, what="the second life")
+            await producer.append(traces.data(1003, tenant=acme))
+            await until(lambda: trainer.metric('samples_refused_total{reason="forgotten"}') == 1, what="a refusal")
+            assert trainer.terminate() == 0
+    assert "Traceback" not in trainer.log()
+
+
+async def _forget(stub: "registry_pb2_grpc.RegistryAsyncStub", tenant: int) -> registry_pb2.Tenant:
+    request = registry_pb2.ForgetTenantRequest(speculator="default", hash=tenant)
+    return (await stub.ForgetTenant(request, timeout=LONG_S)).tenant
+
+
+async def _is_deleted(stub: "registry_pb2_grpc.RegistryAsyncStub", tenant: int) -> bool:
+    request = registry_pb2.ListTenantsRequest(speculator="default", hash=tenant)
+    return (await stub.ListTenants(request, timeout=LONG_S)).tenants[0].is_deleted

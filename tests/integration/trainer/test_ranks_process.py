@@ -19,7 +19,9 @@ from tests.support.trainer import Trainer, admissions, is_settled, steps
 from tests.support.wait import LONG_S, until
 from torch._C._distributed_c10d import TCPStore
 
-from updraft_chassis import streams
+from updraft.registry.v1 import registry_pb2, registry_pb2_grpc
+from updraft_chassis import rpc, streams
+from updraft_trainer.states.state import Identity, States
 
 pytestmark = pytest.mark.lasts(120)
 
@@ -279,3 +281,41 @@ def test_fewer_shards_than_ranks_are_refused_in_one_sentence(
         "updraft-trainer: UPDRAFT_TRAINER_STREAM_SHARDS is 1, but each of 2 ranks needs a stream of its own: set it, and"
         " UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to 2 or more"
     ) in trainer.log().splitlines()
+
+
+async def test_a_tenant_is_forgotten_by_all_ranks_and_the_draft_is_known_to_have_learned_from_those_of_all(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    producer = streams.ShardedProducer(redis, KEYS, max_bytes=64 * 1024**2)
+    traces_of: list[int] = [0, 0]
+    for seed in range(60):
+        trace = traces.trace(seed, evaluation=seed % 4 == 0)
+        shard = streams.shard_of(trace.header.trace_id, NUM_RANKS)
+        trace.header.tenant_hash = shard + 1  # a tenant of its own at each rank
+        traces_of[shard] += 1
+        await producer.append(trace.header.trace_id, trace.SerializeToString())
+    with Ranks(tmp_path, tiny_target, redis_url, registry_port) as trainer:
+        await training_on_everything(trainer, redis)
+        await until(lambda: trainer.metric('publishes_total{outcome="stable"}') > 0, what="a version")
+        async with rpc.channel(f"127.0.0.1:{registry_port}") as channel:
+            stub = registry_pb2_grpc.RegistryStub(channel)
+            for tenant in (1, 2):
+                forget = registry_pb2.ForgetTenantRequest(speculator="default", hash=tenant)
+                await stub.ForgetTenant(forget, timeout=LONG_S)
+
+            async def are_deleted() -> bool:
+                listed = await stub.ListTenants(registry_pb2.ListTenantsRequest(speculator="default"), timeout=LONG_S)
+                return all(one.is_deleted for one in listed.tenants)
+
+            await until(are_deleted, what="the word of all ranks")
+        deleted = [trainer.metric('traces_deleted_total{reason="forgotten"}', rank) for rank in range(NUM_RANKS)]
+        assert deleted == traces_of
+        trainer.stop()
+    identity = Identity(
+        speculator="default",
+        target_fingerprint=traces.target_fingerprint,
+        tokenizer_fingerprint=traces.tokenizer_fingerprint,
+    )
+    state = States(trainer.data_dir / "states").load(identity)
+    assert state is not None
+    assert state.history.tenants == [f"{tenant:016x}" for tenant in (1, 2)], "later versions list those of both ranks"

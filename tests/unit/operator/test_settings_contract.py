@@ -190,12 +190,13 @@ def test_sglang_and_its_agent_share_an_admin_key_that_is_prepared() -> None:
 
 
 def test_the_variables_of_plugins_are_those_that_they_read() -> None:
-    limits = {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 3}
+    limits = {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 3, "tenantHeader": "X-Team"}
     made = container(pod_spec(speculator({"engine": "vllm", "serving": limits}), "serving"), "engine")
     variables = {each["name"]: str(each.get("value")) for each in made["env"]}
     doors = DoorSettings.from_environment(variables, PREFIX)
     assert PluginSettings.from_environment(variables, PREFIX) is not None
     assert (str(doors.api_keys_file), doors.max_requests_per_key) == ("/etc/updraft/api-keys/keys", 3)
+    assert doors.tenant_header == "X-Team"
     assert any(str(doors.api_keys_file).startswith(f"{mount['mountPath']}/") for mount in made["volumeMounts"])
 
 

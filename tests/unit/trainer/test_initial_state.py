@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from google.protobuf import json_format
 from tests.support import families
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.traces import TraceMaker
 from torch import Tensor
 
+from updraft.registry.v1 import registry_pb2
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_artifacts.rope import Rope
+from updraft_artifacts.transfer import MANIFEST
 from updraft_chassis.errors import Conflict
 from updraft_chassis.lifecycle import Stop, Stopped
 from updraft_draft import checkpoint
@@ -92,6 +95,8 @@ def save(head: TargetHead, config: DraftConfig, folder: Path) -> Path:
         initial_network(config, head.embedding, head.rows(ids), head.final_norm, ids, seed=3),
         folder,
     )
+    provenance = registry_pb2.Provenance(tenants=[7])
+    (folder / MANIFEST).write_text(json_format.MessageToJson(registry_pb2.Manifest(provenance=provenance)))
     return folder
 
 
@@ -223,6 +228,7 @@ async def test_an_imported_draft_of_its_own_shape_is_trained_and_resumed(target:
     head = read_head(target)
     config = imported_config(head)
     initial = await begun(spec(head), target, save(head, config, tmp_path / "draft"), tmp_path)
+    assert initial.history.tenants == ["0000000000000007"], "what the draft has learned from counts"
     learner = initial.learner
     assert (initial.history.origin, learner.learning_rate) == ("version 1", spec(head).hyper.adaptation_rate)
     _, tensors = checkpoint.load(tmp_path / "draft")

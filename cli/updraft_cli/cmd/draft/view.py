@@ -18,11 +18,14 @@ from updraft_cli.backends.drafts import (
     HistoryEntry,
     KubernetesEvent,
     OfflineEvaluation,
+    Provenance,
     Tensor,
 )
 
 if TYPE_CHECKING:
     from updraft_cli.models.importing import Imported
+
+_SHOWN_TENANTS = 4
 
 _PHASE_STYLES = {
     "stable": "bold green",
@@ -164,6 +167,8 @@ def _facts(details: DraftDetails, now: datetime, *, is_wide: bool) -> Iterator[t
     if details.provenance and details.provenance.origin:
         rate = details.provenance.learning_rate
         yield "origin", details.provenance.origin + (f", then learning at {rate:g}" if rate else "")
+    if details.provenance and details.provenance.tenants:
+        yield "tenants", _tenants(details.provenance, is_wide=is_wide)
     if details.provenance:
         yield "offline", offline(details.evaluation)
     yield "live", _live(draft.acceptance)
@@ -176,6 +181,13 @@ def _facts(details: DraftDetails, now: datetime, *, is_wide: bool) -> Iterator[t
         yield "vocabulary", digest(details.draft_vocabulary_fingerprint)
     if draft.pods_wanted is not None:
         yield "loaded", f"on {_number(draft.pods_loaded)} of {draft.pods_wanted} pods"
+
+
+def _tenants(provenance: Provenance, *, is_wide: bool) -> str:
+    """Whom it may have learned from; wide, all of them."""
+    listed = provenance.tenants if is_wide else provenance.tenants[:_SHOWN_TENANTS]
+    more = " and others" if provenance.has_more_tenants or len(listed) < len(provenance.tenants) else ""
+    return f"{output.count(len(provenance.tenants), 'tenant')}: {', '.join(listed)}{more}"
 
 
 def _training(draft: Draft) -> str:

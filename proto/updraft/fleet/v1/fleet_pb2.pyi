@@ -339,7 +339,7 @@ class CaptureCounters(_message.Message):
     """What was too small for the traces of the last minutes, in one sentence with its setting; empty if nothing was."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """By reason: "queue_full", "redis_unavailable", "opted_out", "not_asked", "too_large"."""
+        """By reason: "queue_full", "redis_unavailable", "too_large", "opted_out", "not_opted_in", "not_asked", "tenant_unknown"."""
 
     def __init__(
         self,
@@ -494,6 +494,7 @@ class Directive(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PREFETCH_SPREAD_MS_FIELD_NUMBER: _builtins.int
     COMPARING_FIELD_NUMBER: _builtins.int
+    TENANT_SALT_FIELD_NUMBER: _builtins.int
     nonce: _builtins.str
     serve_version: _builtins.int
     """The version to serve; 0 = no draft."""
@@ -505,6 +506,8 @@ class Directive(_message.Message):
     """Begin to fetch within a random part of this time, so that a fleet does not fetch at once. Not part of the nonce."""
     comparing: _builtins.bool
     """A canary runs: draw more steps for the counters of versions, so that its verdict comes soon."""
+    tenant_salt: _builtins.bytes
+    """Key for the hashes of tenants in traces, the same for all pods of the speculator and forever. Not part of the nonce."""
     @_builtins.property
     def prefetch_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Hold these ready; always includes serve_version when it is not 0."""
@@ -528,10 +531,11 @@ class Directive(_message.Message):
         reason: _builtins.str = ...,
         prefetch_spread_ms: _builtins.int = ...,
         comparing: _builtins.bool = ...,
+        tenant_salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "switchback", b"switchback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "comparing", b"comparing", "nonce", b"nonce", "prefetch_spread_ms", b"prefetch_spread_ms", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "comparing", b"comparing", "nonce", b"nonce", "prefetch_spread_ms", b"prefetch_spread_ms", "prefetch_versions", b"prefetch_versions", "reason", b"reason", "serve_digest", b"serve_digest", "serve_phase", b"serve_phase", "serve_version", b"serve_version", "switchback", b"switchback", "tenant_salt", b"tenant_salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -216,6 +216,8 @@ class Provenance(_message.Message):
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_TENANTS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     first_trace_id: _builtins.str
     last_trace_id: _builtins.str
@@ -227,6 +229,12 @@ class Provenance(_message.Message):
     """Where the training started: "random weights", "closed form", "version N", or where an imported draft came from."""
     learning_rate: _builtins.float
     """Of AdamW, after warmup; 0 if unknown."""
+    has_more_tenants: _builtins.bool
+    """There were more of them than a version lists."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Hashes of the tenants that it may have learned from, also through the versions that it continues; ascending."""
+
     def __init__(
         self,
         *,
@@ -239,10 +247,12 @@ class Provenance(_message.Message):
         created_unix_ms: _builtins.int = ...,
         origin: _builtins.str = ...,
         learning_rate: _builtins.float = ...,
+        tenants: _abc.Iterable[_builtins.int] | None = ...,
+        has_more_tenants: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "config_digest", b"config_digest", "created_unix_ms", b"created_unix_ms", "first_trace_id", b"first_trace_id", "last_trace_id", b"last_trace_id", "learning_rate", b"learning_rate", "origin", b"origin", "samples", b"samples", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_version", b"code_version", "config_digest", b"config_digest", "created_unix_ms", b"created_unix_ms", "first_trace_id", b"first_trace_id", "has_more_tenants", b"has_more_tenants", "last_trace_id", b"last_trace_id", "learning_rate", b"learning_rate", "origin", b"origin", "samples", b"samples", "step", b"step", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -884,6 +894,7 @@ class Learning(_message.Message):
     STEPS_TO_ESTIMATE_FIELD_NUMBER: _builtins.int
     ESTIMATE_DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
     STREAM_BYTES_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Stored requests to train on, and held-out ones."""
     held_out: _builtins.int
@@ -914,6 +925,8 @@ class Learning(_message.Message):
     estimate_due_unix_ms: _builtins.int
     stream_bytes: _builtins.int
     """Size that the streams of traces may reach together; 0: unknown."""
+    forgotten_unix_ms: _builtins.int
+    """All orders to forget a tenant up to this time are carried out: in streams, replay and evaluation of all ranks."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseShare]:
         """Where the leading process spent the last minute, or the last step if that took longer."""
@@ -938,10 +951,11 @@ class Learning(_message.Message):
         steps_to_estimate: _builtins.int = ...,
         estimate_due_unix_ms: _builtins.int = ...,
         stream_bytes: _builtins.int = ...,
+        forgotten_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "flops_utilization", b"flops_utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "stream_bytes", b"stream_bytes", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "forgotten_unix_ms", b"forgotten_unix_ms", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "stream_bytes", b"stream_bytes", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__flops_utilization: _TypeAlias = _typing.Literal["flops_utilization"]  # noqa: Y015
     _WhichOneofArgType__flops_utilization: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization"]  # noqa: Y015
@@ -1001,6 +1015,7 @@ class SpeculatorState(_message.Message):
     VOLUME_BYTES_FIELD_NUMBER: _builtins.int
     MAX_DRAFT_BYTES_FIELD_NUMBER: _builtins.int
     CAPTURE_TOO_SMALL_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -1028,6 +1043,8 @@ class SpeculatorState(_message.Message):
     """Largest weights file that the registry accepts; 0: not known."""
     capture_too_small: _builtins.str
     """What is too small for the traces of a connected pod, so that some are dropped; empty if nothing is."""
+    forgotten_unix_ms: _builtins.int
+    """Time of the last order to forget a tenant; 0: none."""
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
@@ -1073,10 +1090,11 @@ class SpeculatorState(_message.Message):
         volume_bytes: _builtins.int = ...,
         max_draft_bytes: _builtins.int = ...,
         capture_too_small: _builtins.str = ...,
+        forgotten_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "capture_too_small", b"capture_too_small", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "capture_too_small", b"capture_too_small", "forgotten_unix_ms", b"forgotten_unix_ms", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
@@ -1211,7 +1229,7 @@ class ListRequest(_message.Message):
     page_size: _builtins.int
     page_token: _builtins.str
     full: _builtins.bool
-    """If false, manifests lack tensors and samples, which only a comparison needs."""
+    """If false, manifests lack tensors, samples and tenants, which only a comparison needs."""
     def __init__(
         self,
         *,
@@ -1868,3 +1886,204 @@ class ReportTrainingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportTrainingResponse: _TypeAlias = ReportTrainingResponse  # noqa: Y015
+
+@_typing.final
+class ForgetTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    name: _builtins.str
+    hash: _builtins.int
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        name: _builtins.str = ...,
+        hash: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "speculator", b"speculator", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_tenant: _TypeAlias = _typing.Literal["name", "hash"]  # noqa: Y015
+    _WhichOneofArgType_tenant: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_tenant) -> _WhichOneofReturnType_tenant | None: ...
+
+Global___ForgetTenantRequest: _TypeAlias = ForgetTenantRequest  # noqa: Y015
+
+@_typing.final
+class ForgetTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant(self) -> Global___Tenant: ...
+    @_builtins.property
+    def incomplete_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions that learned from more tenants than they list, so that they may have learned from this one; ascending."""
+
+    def __init__(
+        self,
+        *,
+        tenant: Global___Tenant | None = ...,
+        incomplete_versions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete_versions", b"incomplete_versions", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetTenantResponse: _TypeAlias = ForgetTenantResponse  # noqa: Y015
+
+@_typing.final
+class ListTenantsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    name: _builtins.str
+    hash: _builtins.int
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        name: _builtins.str = ...,
+        hash: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "speculator", b"speculator", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_tenant: _TypeAlias = _typing.Literal["name", "hash"]  # noqa: Y015
+    _WhichOneofArgType_tenant: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_tenant) -> _WhichOneofReturnType_tenant | None: ...
+
+Global___ListTenantsRequest: _TypeAlias = ListTenantsRequest  # noqa: Y015
+
+@_typing.final
+class ListTenantsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]: ...
+    @_builtins.property
+    def incomplete_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in ForgetTenantResponse."""
+
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___Tenant] | None = ...,
+        incomplete_versions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete_versions", b"incomplete_versions", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTenantsResponse: _TypeAlias = ListTenantsResponse  # noqa: Y015
+
+@_typing.final
+class Tenant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASH_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    IS_DELETED_FIELD_NUMBER: _builtins.int
+    hash: _builtins.int
+    forgotten_unix_ms: _builtins.int
+    """When it was ordered to be forgotten last; 0: never."""
+    is_deleted: _builtins.bool
+    """The trainer has carried that out."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions that may have learned from it, ascending."""
+
+    def __init__(
+        self,
+        *,
+        hash: _builtins.int = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+        forgotten_unix_ms: _builtins.int = ...,
+        is_deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten_unix_ms", b"forgotten_unix_ms", "hash", b"hash", "is_deleted", b"is_deleted", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+
+@_typing.final
+class ListForgottenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["speculator", b"speculator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForgottenRequest: _TypeAlias = ListForgottenRequest  # noqa: Y015
+
+@_typing.final
+class ForgottenTenant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASH_FIELD_NUMBER: _builtins.int
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    hash: _builtins.int
+    unix_ms: _builtins.int
+    """Requests that ended up to this time are not learned from."""
+    def __init__(
+        self,
+        *,
+        hash: _builtins.int = ...,
+        unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "unix_ms", b"unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgottenTenant: _TypeAlias = ForgottenTenant  # noqa: Y015
+
+@_typing.final
+class ListForgottenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForgottenTenant]: ...
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___ForgottenTenant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForgottenResponse: _TypeAlias = ListForgottenResponse  # noqa: Y015

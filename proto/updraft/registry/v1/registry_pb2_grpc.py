@@ -109,6 +109,21 @@ class RegistryStub:
                 request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingRequest.SerializeToString,
                 response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingResponse.FromString,
                 _registered_method=True)
+        self.ForgetTenant = channel.unary_unary(
+                '/updraft.registry.v1.Registry/ForgetTenant',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/updraft.registry.v1.Registry/ListTenants',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.ListForgotten = channel.unary_unary(
+                '/updraft.registry.v1.Registry/ListForgotten',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -214,6 +229,28 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetTenant(self, request, context):
+        """Order the trainer to delete the traces of a tenant, and to refuse those that end up to now and arrive later. Repeating it
+        moves the order to now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Tenants that versions learned from or that were forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListForgotten(self, request, context):
+        """All orders to forget, for a trainer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -291,6 +328,21 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.ReportTraining,
                     request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingRequest.FromString,
                     response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingResponse.SerializeToString,
+            ),
+            'ForgetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetTenant,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'ListForgotten': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListForgotten,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -698,6 +750,87 @@ class Registry:
             '/updraft.registry.v1.Registry/ReportTraining',
             updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingRequest.SerializeToString,
             updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/ForgetTenant',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ForgetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/ListTenants',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListForgotten(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/ListForgotten',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListForgottenResponse.FromString,
             options,
             channel_credentials,
             insecure,

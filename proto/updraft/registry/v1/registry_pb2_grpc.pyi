@@ -58,6 +58,14 @@ class RegistryStub:
     History: _grpc.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]
     ReportTraining: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]
     """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
+    ForgetTenant: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ForgetTenantRequest, _registry_pb2.ForgetTenantResponse]
+    """Order the trainer to delete the traces of a tenant, and to refuse those that end up to now and arrive later. Repeating it
+    moves the order to now.
+    """
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListTenantsRequest, _registry_pb2.ListTenantsResponse]
+    """Tenants that versions learned from or that were forgotten."""
+    ListForgotten: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListForgottenRequest, _registry_pb2.ListForgottenResponse]
+    """All orders to forget, for a trainer."""
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
@@ -89,6 +97,14 @@ class RegistryAsyncStub(RegistryStub):
     History: _aio.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]  # type: ignore[assignment]
     ReportTraining: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]  # type: ignore[assignment]
     """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
+    ForgetTenant: _aio.UnaryUnaryMultiCallable[_registry_pb2.ForgetTenantRequest, _registry_pb2.ForgetTenantResponse]  # type: ignore[assignment]
+    """Order the trainer to delete the traces of a tenant, and to refuse those that end up to now and arrive later. Repeating it
+    moves the order to now.
+    """
+    ListTenants: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListTenantsRequest, _registry_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    """Tenants that versions learned from or that were forgotten."""
+    ListForgotten: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListForgottenRequest, _registry_pb2.ListForgottenResponse]  # type: ignore[assignment]
+    """All orders to forget, for a trainer."""
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -207,5 +223,31 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ReportTrainingResponse, _abc.Awaitable[_registry_pb2.ReportTrainingResponse]]:
         """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
+
+    @_abc_1.abstractmethod
+    def ForgetTenant(
+        self,
+        request: _registry_pb2.ForgetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ForgetTenantResponse, _abc.Awaitable[_registry_pb2.ForgetTenantResponse]]:
+        """Order the trainer to delete the traces of a tenant, and to refuse those that end up to now and arrive later. Repeating it
+        moves the order to now.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _registry_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListTenantsResponse, _abc.Awaitable[_registry_pb2.ListTenantsResponse]]:
+        """Tenants that versions learned from or that were forgotten."""
+
+    @_abc_1.abstractmethod
+    def ListForgotten(
+        self,
+        request: _registry_pb2.ListForgottenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListForgottenResponse, _abc.Awaitable[_registry_pb2.ListForgottenResponse]]:
+        """All orders to forget, for a trainer."""
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

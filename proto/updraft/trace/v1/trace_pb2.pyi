@@ -99,8 +99,11 @@ class Policy(_message.Message):
     RETAIN_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     train: _builtins.bool
+    """Drafts may be trained on it. Without this bit, it may only judge them, and only if it is held out."""
     retain: _builtins.bool
+    """The trainer may store it, which both need."""
     region: _builtins.str
+    """Where it may be stored; empty: anywhere."""
     def __init__(
         self,
         *,
@@ -224,7 +227,7 @@ class Header(_message.Message):
     speculator: _builtins.str
     pod: _builtins.str
     tenant_hash: _builtins.int
-    """sha256 of the tenant's name, first 8 bytes; never the name."""
+    """HMAC-SHA-256 of the sha256 of the tenant's name, first 8 bytes, with a salt that only pods and the registry have; 0: none."""
     target_fingerprint: _builtins.str
     """"sha256:..." of what the samples are only valid for."""
     tokenizer_fingerprint: _builtins.str

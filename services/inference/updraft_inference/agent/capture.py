@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from updraft_inference.agent import selection
 from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, Chunk, chunks
 from updraft_inference.agent.counters import usage
 from updraft_inference.agent.credits import Credits
-from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms
+from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Refusal
 from updraft_inference.agent.trace import Encode, Ended, Origin, entry, row_bytes
 from updraft_inference.engine import CountedRequest, FinishedRequest
 from updraft_inference.metrics import Metrics
@@ -30,12 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Drop(StrEnum):
-    """Why a trace was dropped."""
+    """Why a trace was dropped that its sender permits; see also `Refusal`."""
 
     QUEUE_FULL = "queue_full"
     REDIS_UNAVAILABLE = "redis_unavailable"
-    OPTED_OUT = "opted_out"
-    NOT_ASKED = "not_asked"
     TOO_LARGE = "too_large"
 
 
@@ -124,6 +122,10 @@ class Capture:
         self._credits.grant(granted, self._clock.monotonic())
         self._metrics.granted.set(granted)
 
+    def hash_with(self, salt: bytes) -> None:
+        """Hash the tenants of later requests with the registry's salt of this speculator."""
+        self._rates = replace(self._rates, tenant_salt=salt)
+
     def plan(self, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
         """Plan a request that starts now."""
         chance = self._credits.chance(terms.domain, self._clock.monotonic())
@@ -144,8 +146,8 @@ class Capture:
 
     def count(self, counted: CountedRequest, plan: CapturePlan) -> None:
         """Learn what this kind of request is like from one that leaves no trace."""
-        if plan.is_opted_out:
-            self._drop(Drop.NOT_ASKED if plan.is_unasked else Drop.OPTED_OUT)
+        if plan.refusal is not None:
+            self._drop(plan.refusal)
         self._learn(counted, plan)
 
     def start(self, plan: CapturePlan) -> None:
@@ -162,8 +164,8 @@ class Capture:
         self._account(finished, plan)
         if not finished.output_ids:
             return
-        if plan.is_opted_out:
-            self._drop(Drop.NOT_ASKED if plan.is_unasked else Drop.OPTED_OUT)
+        if plan.refusal is not None:
+            self._drop(plan.refusal)
         elif plan.is_captured:
             self._put(Ended(finished=finished, plan=plan, finished_s=self._clock.now()))
 
@@ -262,7 +264,7 @@ class Capture:
             self._lost_s[_SMALL_STREAM] = self._clock.monotonic()
             self._metrics.evicted_entries.inc(num_entries)
 
-    def _drop(self, reason: Drop) -> None:
+    def _drop(self, reason: Drop | Refusal) -> None:
         if reason is Drop.QUEUE_FULL:
             self._lost_s[_SMALL_QUEUE] = self._clock.monotonic()
         self._dropped[reason.value] += 1

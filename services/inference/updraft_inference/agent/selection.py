@@ -2,12 +2,14 @@
 
 The choice depends on the trace id, on what the sender permits, and on a probability. The evaluation slice is a uniform sample
 by hash, independent of the traffic and of how well the draft does, so it estimates what users get. The trainer never trains on
-it.
+it. A request that may not be trained on has a payload only if it is in that slice, so that it stays a uniform sample.
 """
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
+from updraft_chassis.tenants import hashes
 from updraft_inference.agent.credits import CERTAIN, Chance
 from updraft_inference.engine import CaptureParams
 
@@ -20,17 +22,14 @@ class Permissions:
     retain: bool = True
     region: str = ""
 
-    @property
-    def permits_learning(self) -> bool:
-        """The trainer stores everything that it trains on, so it needs both."""
-        return self.train and self.retain
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureTerms:
     """The inputs of the decision to capture one request: its sender's permissions, and properties of the request."""
 
     is_opted_out: bool = False
+    is_opted_in: bool = False
+    """The sender asked for capture."""
     is_unasked: bool = False
     """The sender could not say whether it opts out, so it counts as if it did."""
     may_train: bool = True
@@ -38,6 +37,8 @@ class CaptureTerms:
     is_constrained: bool = False
     """A grammar masks tokens, so the text does not follow the target's own distribution."""
     domain: str = ""
+    tenant: str = ""
+    """The SHA-256 of the tenant's name, in hexadecimal; empty for none. It never leaves the pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,19 @@ class CaptureRates:
     prompt_rows: int = 512
     counterfactual_rows: int = 0
     permissions: Permissions = Permissions()
+    needs_opt_in: bool = False
+    """Only requests that opted in are captured."""
+    tenant_salt: bytes = b""
+    """With which tenants are hashed. Without it, requests of a tenant are not captured: they could not be forgotten."""
+
+
+class Refusal(StrEnum):
+    """Why nothing of a request is captured."""
+
+    OPTED_OUT = "opted_out"
+    NOT_OPTED_IN = "not_opted_in"
+    NOT_ASKED = "not_asked"
+    NO_SALT = "tenant_unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +72,21 @@ class CapturePlan:
 
     trace_id: bytes
     is_captured: bool = False
-    is_opted_out: bool = False
-    is_unasked: bool = False
+    refusal: Refusal | None = None
     is_evaluation: bool = False
     is_constrained: bool = False
     payload_probability: float = 0.0
     params: CaptureParams = field(default_factory=CaptureParams)
     permissions: Permissions = Permissions()
     domain: str = ""
+    tenant: int = 0
+    """The keyed hash of its tenant; 0: none."""
 
     @property
     def may_have_payload(self) -> bool:
-        return self.is_captured and self.permissions.permits_learning and not self.is_constrained
+        """The trainer stores everything that it learns from, and also everything that it only judges by."""
+        is_useful = self.permissions.retain and (self.permissions.train or self.is_evaluation)
+        return self.is_captured and is_useful and not self.is_constrained
 
 
 def plan(
@@ -100,8 +117,8 @@ def plan_of_chosen(
 
 def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> CapturePlan:
     """Without a payload."""
-    if terms.is_opted_out or terms.is_unasked:
-        return CapturePlan(trace_id=trace_id, is_opted_out=True, is_unasked=terms.is_unasked)
+    if (refusal := refusal_of(rates, terms)) is not None:
+        return CapturePlan(trace_id=trace_id, refusal=refusal)
     permissions = Permissions(
         train=rates.permissions.train and terms.may_train,
         retain=rates.permissions.retain and terms.may_retain,
@@ -114,7 +131,19 @@ def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> Capture
         is_constrained=terms.is_constrained,
         permissions=permissions,
         domain=terms.domain,
+        tenant=hashes.keyed(terms.tenant, rates.tenant_salt) if terms.tenant else 0,
     )
+
+
+def refusal_of(rates: CaptureRates, terms: CaptureTerms) -> Refusal | None:
+    """Why nothing of a request with these terms is captured; None if it is."""
+    if terms.is_unasked:
+        return Refusal.NOT_ASKED
+    if terms.is_opted_out:
+        return Refusal.OPTED_OUT
+    if rates.needs_opt_in and not terms.is_opted_in:
+        return Refusal.NOT_OPTED_IN
+    return Refusal.NO_SALT if terms.tenant and not rates.tenant_salt else None
 
 
 def _payload(rates: CaptureRates, *, is_evaluation: bool) -> CaptureParams:

@@ -88,6 +88,7 @@ def _message(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk) -> tupl
             request_id=request.request_id,
             chunk=chunk.start,
             last_chunk=chunk.is_last,
+            tenant_hash=plan.tenant,
             policy=trace_pb2.Policy(**asdict(plan.permissions)),
             **asdict(origin),
             sampling=_sampling(finished),

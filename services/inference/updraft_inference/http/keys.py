@@ -1,7 +1,7 @@
 """API keys: which clients are allowed, and how many requests each may have at once.
 
-The key file has one key per line and can be replaced without a restart. Only digests are kept, and all of them are
-compared in constant time. Without a file no key is required. Probes and metrics need no key.
+The key file has one key per line (see `updraft_tap.http.holders`) and can be replaced without a restart. Only digests are
+kept, and all of them are compared in constant time. Without a file no key is required. Probes and metrics need no key.
 """
 
 import hashlib
@@ -15,27 +15,39 @@ from pathlib import Path
 from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, check_token, read_text
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.http.errors import ApiError
+from updraft_tap.http.holders import Holder, parse_line
+from updraft_tap.http.terms import tenant_digest
 
 MIN_KEY_CHARACTERS = 16
 """Shorter keys can be guessed; `openssl rand -hex 32` makes 64 characters."""
+
+
+_NOBODY = Holder("")
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
     """The client behind an admitted request. `id` is the same for all requests of one key, and empty if no key is required.
 
-    `reserve` sets how many requests this one counts as.
+    `reserve` sets how many requests this one counts as. `tenant` is the SHA-256 of its name, in hexadecimal; empty for none.
+    `words` of X-Updraft-Capture hold for all requests of the key.
     """
 
     id: str
     reserve: Callable[[int], None]
+    tenant: str = ""
+    words: frozenset[str] = frozenset()
 
 
 class Keys:
-    """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no limit."""
+    """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no limit.
 
-    def __init__(self, file: Path | None = None, *, max_at_once: int = 0) -> None:
-        self._digests = None if file is None else ReloadingFile([file], lambda: _read(file), what="API keys file")
+    A header may name the tenant of a request instead of its key; empty: none does.
+    """
+
+    def __init__(self, file: Path | None = None, *, max_at_once: int = 0, tenant_header: str = "") -> None:
+        self._tenant_header = tenant_header.lower()
+        self._holders = None if file is None else ReloadingFile([file], lambda: _read(file), what="API keys file")
         self._max_at_once = max_at_once
         self._inside: Counter[bytes] = Counter()
 
@@ -58,7 +70,10 @@ class Keys:
 
         try:
             reserve(1)
-            yield Client("" if key is None else key.hex(), reserve)
+            holder = self._holder(key)
+            named = headers.get(self._tenant_header, "").strip() if self._tenant_header else ""
+            tenant = tenant_digest(named.encode("latin-1")) if named else holder.tenant
+            yield Client("" if key is None else key.hex(), reserve, tenant, holder.words)
         finally:
             if key is not None:
                 self._inside[key] -= num_held
@@ -74,9 +89,12 @@ class Keys:
         if num + others > most:
             raise Exhausted(f"This API key already has {others} of at most {most} concurrent requests")
 
+    def _holder(self, key: bytes | None) -> Holder:
+        return _NOBODY if key is None or self._holders is None else self._holders.get().get(key, _NOBODY)
+
     def _known(self, authorization: str) -> bytes | None:
         """The digest of the key that was sent; None if no key is required."""
-        if self._digests is None:
+        if self._holders is None:
             return None
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != SCHEME.lower() or not key.strip():
@@ -84,7 +102,7 @@ class Keys:
             raise ApiError(401, message, code="invalid_api_key")
         digest = _digest(key.strip())
         # No early exit, so that the time does not depend on which key it is.
-        if not any([hmac.compare_digest(digest, known) for known in self._digests.get()]):  # noqa: C419 - a list: see above
+        if not any([hmac.compare_digest(digest, known) for known in self._holders.get()]):  # noqa: C419 - a list: see above
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
         return digest
 
@@ -93,18 +111,22 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _read(file: Path) -> frozenset[bytes]:
-    """Digests of the keys. Raises InvalidInput that names the line, never its content."""
-    digests = set()
+def _read(file: Path) -> Mapping[bytes, Holder]:
+    """Holders by the digests of their keys. Raises InvalidInput that names the line, never its content."""
+    holders = {}
     for number, line in enumerate(read_text(file, "API keys").splitlines(), start=1):
         text = line.strip()
         if text and not text.startswith("#"):
             where = f"line {number} of {file}"
-            if len(check_token(text, where)) < MIN_KEY_CHARACTERS:
+            try:
+                key, holder = parse_line(text)
+            except ValueError as error:
+                raise InvalidInput(f"{where} {error}") from None
+            if len(check_token(key, where)) < MIN_KEY_CHARACTERS:
                 raise InvalidInput(
-                    f"the key in {where} has {len(text)} characters, expected {MIN_KEY_CHARACTERS} or more"
+                    f"the key in {where} has {len(key)} characters, expected {MIN_KEY_CHARACTERS} or more"
                 )
-            digests.add(_digest(text))
-    if not digests:
+            holders[_digest(key)] = holder
+    if not holders:
         raise InvalidInput(f"the API keys file {file} contains no key, so no request could be authorized")
-    return frozenset(digests)
+    return holders

@@ -35,11 +35,10 @@ from updraft_inference.http.streaming import merge_streams
 from updraft_inference.metrics import Metrics
 from updraft_inference.text.logprobs import Json, Transcript
 from updraft_tap.http.door import releasing
+from updraft_tap.http.terms import UnknownTermsError, capture_words
 
 CAPTURE_HEADER = "x-updraft-capture"
-
-_CAPTURE_VALUES = frozenset({"", "on", "off", "no-train", "no-retain"})
-"""Values of the header, separated by commas. off: nothing about the request leaves the pod."""
+"""Words, separated by commas. off: nothing about the request leaves the pod."""
 
 
 def app(
@@ -112,16 +111,18 @@ class _Handler(Generic[B]):
         with self._guards.readiness.admitted() as served:
             body = parse(self._endpoint.body, await read_body(request, self._guards.bodies))
             client.reserve(body.n)
-            answer = self._answer(served, request, body, client.id, send)
+            answer = self._answer(served, request, body, client, send)
             await run_unless_cancelled_by(_hung_up(request.receive), answer)
 
     def _counted(self, refusal: ApiError) -> ApiError:
         self._guards.metrics.refusals.labels(status=str(refusal.status)).inc()
         return refusal
 
-    async def _answer(self, served: ServedModel, request: Request, body: B, client: str, send: Send) -> None:
-        terms = _capture_terms(",".join(request.headers.getlist(CAPTURE_HEADER)))  # a repeated header is one list
-        choices = await prepare_choices(served, self._endpoint, body, client=client, terms=terms)
+    async def _answer(self, served: ServedModel, request: Request, body: B, client: Client, send: Send) -> None:
+        terms = _capture_terms(
+            ",".join(request.headers.getlist(CAPTURE_HEADER)), client
+        )  # a repeated header is one list
+        choices = await prepare_choices(served, self._endpoint, body, client=client.id, terms=terms)
         writer = _Writer(self._endpoint, served, choices, int(time.time()))
         if body.stream:
             await _stream(writer, send, has_usage=body.has_usage_chunk)
@@ -237,13 +238,18 @@ def _event(content: Json) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _capture_terms(header: str) -> CaptureTerms:
-    """Raises ApiError for an unknown value, because a misspelt one must not be ignored."""
-    values = {value.strip().lower() for value in header.split(",")}
-    if unknown := sorted(values - _CAPTURE_VALUES):
-        raise invalid(f"X-Updraft-Capture: expected on, off, no-train or no-retain, got {unknown[0][:40]!r}")
+def _capture_terms(header: str, client: Client) -> CaptureTerms:
+    """Raises ApiError for an unknown word, because a misspelt one must not be ignored."""
+    try:
+        words = capture_words(header) | client.words
+    except UnknownTermsError as error:
+        raise invalid(str(error)) from None
     return CaptureTerms(
-        is_opted_out="off" in values, may_train="no-train" not in values, may_retain="no-retain" not in values
+        is_opted_out="off" in words,
+        is_opted_in="on" in words,
+        may_train="no-train" not in words,
+        may_retain="no-retain" not in words,
+        tenant=client.tenant,
     )
 
 

@@ -46,6 +46,7 @@ _NUM_ENDED = 1 << 14
 """How many of the newest ended requests are remembered, so that parts that come after the end are known as late."""
 
 _ID_CHARS = 256
+_DIGEST_CHARS = 64
 
 _MAX_UINT32 = 2**32 - 1
 
@@ -305,9 +306,12 @@ def _ended(rid: str, header: Mapping[str, Any]) -> Ended:
 def _terms(header: Mapping[str, Any]) -> CaptureTerms:
     return CaptureTerms(
         is_opted_out=header.get("permitted") is False,
+        is_opted_in=header.get("opted_in") is True,
         is_unasked=header.get("asked") is False,
+        may_train=header.get("train") is not False,
         is_constrained=bool(header.get("constrained")),
         domain=label(str(header.get("domain") or "")),
+        tenant=str(header.get("tenant") or "")[:_DIGEST_CHARS],
     )
 
 

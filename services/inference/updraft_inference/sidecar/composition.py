@@ -195,6 +195,6 @@ async def _push_policy(link: Link, capture: Capture) -> None:
         if abs(payload - sent) > _CHANGE * sent or (payload != sent and payload in {0.0, 1.0}):
             rates = capture.rates
             policy = {"prompt_rows": rates.prompt_rows, "counterfactual_rows": rates.counterfactual_rows}
-            link.set_policy({"payload": payload, **policy})
+            link.set_policy({"payload": payload, **policy, "opt_in": rates.needs_opt_in})
             sent = payload
         await asyncio.sleep(_LOOK_S)

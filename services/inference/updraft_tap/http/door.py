@@ -9,11 +9,12 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from updraft_tap.http import about
 from updraft_tap.http.about import Facts
+from updraft_tap.http.holders import Holder
 from updraft_tap.http.keys import Keys, RefusedRequestError
 from updraft_tap.http.terms import Terms, UnknownTermsError, api_key, first, read_terms
 
@@ -43,13 +44,14 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys`, everyone is admitted.
+    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant; b"": the API key does.
 
     `own` is the secret in OWN of the server's requests to itself, and `admin` gives the key by which its agent swaps drafts:
     such requests need no other key. "": there are none.
     """
 
     keys: Keys | None = None
+    tenant_header: bytes = b""
     own: str = ""
     admin: Callable[[], str] = str
 
@@ -68,13 +70,13 @@ class Door:
             await self._app(scope, receive, send)
             return
         try:
-            terms = read_terms(scope["headers"])
+            terms = read_terms(scope["headers"], self._rules.tenant_header)
         except UnknownTermsError as error:
             await _refuse(scope, send, RefusedRequestError(400, str(error)))
             return
         before = _current.set(terms)
         try:
-            await self._admit(scope, receive, send)
+            await self._admit(scope, receive, send, terms)
         finally:
             _current.reset(before)
 
@@ -85,14 +87,15 @@ class Door:
         admin = self._rules.admin()
         return bool(admin) and hmac.compare_digest(api_key(scope["headers"]).encode(), admin.encode())
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, terms: Terms) -> None:
         if self._rules.keys is None:
             await self._pass_on(scope, receive, send)
             return
-        inside = False
+        inside, key = False, api_key(scope["headers"])
         try:
             with ExitStack() as slot:
-                reserve = slot.enter_context(self._rules.keys.admitted(api_key(scope["headers"])))
+                reserve = slot.enter_context(self._rules.keys.admitted(key))
+                _current.set(_of_holder(terms, self._rules.keys.holder(key)))
                 if self._rules.keys.max_at_once and scope["type"] == "http":
                     _check_is_readable(scope)
                     body, receive = await _read(receive)
@@ -108,6 +111,11 @@ class Door:
         if self._facts is not None and about.is_asked(scope, _path(scope)):
             send = about.instead_of_not_found(self._facts, send)
         await self._app(scope, receive, send)
+
+
+def _of_holder(terms: Terms, holder: Holder) -> Terms:
+    """The terms of a request with that holder's key."""
+    return replace(terms.with_words(holder.words), tenant=terms.tenant or holder.tenant)
 
 
 _PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")

@@ -1,17 +1,19 @@
 """API keys: which clients are allowed, and how many requests each may have at once.
 
 The same file and the same answers as those of the embedded engine (`updraft_inference.http.keys`), without its packages. The
-file has one key per line and can be replaced without a restart. Only digests are kept, and all of them are compared in
-constant time.
+file has one key per line (see `holders`) and can be replaced without a restart. Only digests are kept, and all of them are
+compared in constant time.
 """
 
 import hashlib
 import hmac
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from updraft_tap.http.holders import Holder, parse_line
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,10 @@ class Keys:
             if not self._inside[digest]:
                 del self._inside[digest]
 
+    def holder(self, key: str) -> Holder:
+        """Whose an admitted key is."""
+        return self._digests[_digest(key)]
+
     def _check(self, num: int, *, others: int) -> None:
         most = self.max_at_once or num + others
         if num > most:
@@ -116,17 +122,22 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read(file: Path) -> frozenset[bytes]:
-    """Digests of the keys. Raises KeysError."""
-    digests = set()
+def _read(file: Path) -> Mapping[bytes, Holder]:
+    """Holders by the digests of their keys. Raises KeysError."""
+    holders = {}
     for number, line in enumerate(_text(file).splitlines(), start=1):
         text = line.strip()
         if text and not text.startswith("#"):
-            _check_key(text, f"line {number} of {file}")
-            digests.add(_digest(text))
-    if not digests:
+            where = f"line {number} of {file}"
+            try:
+                key, holder = parse_line(text)
+            except ValueError as error:
+                raise KeysError(f"{where} {error}") from None
+            _check_key(key, where)
+            holders[_digest(key)] = holder
+    if not holders:
         raise KeysError(f"the API keys file {file} contains no key, so no request could be authorized")
-    return frozenset(digests)
+    return holders
 
 
 def _text(file: Path) -> str:

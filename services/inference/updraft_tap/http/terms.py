@@ -5,8 +5,9 @@ forge it. A request without a mark never passed our middleware, so it has not be
 captured.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 CAPTURE, DOMAIN, AUTHORIZATION = b"x-updraft-capture", b"x-updraft-domain", b"authorization"
@@ -17,9 +18,10 @@ OPT_OUT = "updraft_capture"
 
 MAX_DOMAIN_CHARS = 64
 _BEARER = "bearer"
-_PERMIT = frozenset({"", "on"})
-_REFUSE = frozenset({"off", "no-train", "no-retain"})
-"""Rows serve to train, and the trainer keeps what it trains on, so each of these leaves counters alone."""
+OPT_IN, NO_TRAIN = "on", "no-train"
+_REFUSE = frozenset({"off", "no-retain"})
+"""The trainer keeps the rows that it uses, so each of these leaves counters alone."""
+_WORDS = frozenset({OPT_IN, NO_TRAIN, *_REFUSE})
 
 Headers = Iterable[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case."""
@@ -27,11 +29,25 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """`domain` is "" for none."""
+    """`domain` is "" for none. `tenant` is the SHA-256 of the tenant's name, in hexadecimal; "" for none."""
 
     domain: str = ""
+    tenant: str = ""
     permitted: bool = True
     """Rows and texts of the request may be captured."""
+    train: bool = True
+    """Drafts may be trained on it, not only judged by it."""
+    opted_in: bool = False
+    """Its sender said so, which agents may require."""
+
+    def with_words(self, words: frozenset[str]) -> "Terms":
+        """The terms of a sender who also says these words, which can only permit less."""
+        return replace(
+            self,
+            permitted=self.permitted and words.isdisjoint(_REFUSE),
+            train=self.train and NO_TRAIN not in words,
+            opted_in=self.opted_in or OPT_IN in words,
+        )
 
 
 NOT_ASKED = Terms(permitted=False)
@@ -41,16 +57,33 @@ class UnknownTermsError(Exception):
     """An invalid header. The message is for the client."""
 
 
-def read_terms(headers: Headers) -> Terms:
-    """The terms of a request.
+def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
+    """The terms of a request; `tenant_header`, in lower case, names its tenant (b"": no header does).
 
     Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored.
     """
     pairs = list(headers)
-    return Terms(
+    tenant = first(pairs, tenant_header).strip() if tenant_header else b""
+    terms = Terms(
         domain=label(first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
-        permitted=_permits(b",".join(value for name, value in pairs if name == CAPTURE)),
+        tenant=tenant_digest(tenant) if tenant else "",
     )
+    return terms.with_words(
+        capture_words(b",".join(value for name, value in pairs if name == CAPTURE).decode("latin-1"))
+    )
+
+
+def capture_words(header: str) -> frozenset[str]:
+    """The words in a value of CAPTURE. Raises UnknownTermsError for one that does not exist."""
+    words = frozenset(word.strip().lower() for word in header.split(",")) - {""}
+    if unknown := sorted(words - _WORDS):
+        raise UnknownTermsError(f"X-Updraft-Capture: expected on, off, no-train or no-retain, got {unknown[0][:40]!a}")
+    return words
+
+
+def tenant_digest(name: bytes) -> str:
+    """The SHA-256 of a tenant's name, without spaces around it: what the processes of one pod tell each other of a tenant."""
+    return hashlib.sha256(name.strip()).hexdigest()
 
 
 def api_key(headers: Headers) -> str:
@@ -67,14 +100,20 @@ def label(domain: str) -> str:
 def marked(extra: Mapping[str, Any] | None, terms: Terms | None) -> dict[str, Any] | None:
     """The extra arguments of a request with the mark of these terms, and with no other; None for none at all.
 
-    Either one opts the request out.
+    Either one opts the request out; only the header can opt it in.
     """
     others = {name: value for name, value in (extra or {}).items() if name != KEY}
     if terms is None:
         return others or None
-    says = others.get(OPT_OUT, "")
-    permitted = terms.permitted and isinstance(says, str) and says.strip().lower() in _PERMIT
-    return {**others, KEY: {**asdict(terms), "permitted": permitted}}
+    return {**others, KEY: asdict(terms.with_words(_argument_words(others.get(OPT_OUT, "")) - {OPT_IN}))}
+
+
+def _argument_words(says: Any) -> frozenset[str]:
+    """An argument that is none of the words opts out: nobody tells its sender that it is misspelt."""
+    try:
+        return capture_words(says)
+    except (UnknownTermsError, AttributeError):
+        return _REFUSE
 
 
 def has_mark(extra: Mapping[str, Any] | None) -> bool:
@@ -91,10 +130,3 @@ def read_mark(extra: Mapping[str, Any] | None) -> Terms:
 def first(headers: Headers, name: bytes) -> bytes:
     """The value of the first header with this name; b"" without one."""
     return next((value for other, value in headers if other == name), b"")
-
-
-def _permits(header: bytes) -> bool:
-    words = {word.strip().lower() for word in header.decode("latin-1").split(",")}
-    if unknown := sorted(words - _PERMIT - _REFUSE):
-        raise UnknownTermsError(f"X-Updraft-Capture: expected on, off, no-train or no-retain, got {unknown[0][:40]!a}")
-    return words.isdisjoint(_REFUSE)

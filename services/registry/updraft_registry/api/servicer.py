@@ -14,6 +14,7 @@ from updraft.registry.v1 import registry_pb2_grpc
 from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, UpdraftError
 from updraft_chassis.rpc import Context
+from updraft_registry.api import tenants
 from updraft_registry.api.deltas import Deltas
 from updraft_registry.api.fetching import Fetching
 from updraft_registry.api.publication import publish
@@ -132,6 +133,29 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
             raise InvalidInput(f"a demand of {demand} tokens per second")
         self._control.report_training(name, message, request.learning, demand)
         return pb.ReportTrainingResponse()
+
+    async def ForgetTenant(self, request: pb.ForgetTenantRequest, context: Context) -> pb.ForgetTenantResponse:
+        name, call = check_name(request.speculator), self._control.call
+        tenant = await call(tenants.asked, self._archive, name, request)
+        if not tenant:
+            raise InvalidInput("a request to forget a tenant must name one")
+        await self._control.change(name, self._archive.forget, name, tenant, now_ms=self._control.now_ms())
+        found = await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
+        return pb.ForgetTenantResponse(tenant=found.tenants[0], incomplete_versions=found.incomplete_versions)
+
+    async def ListTenants(self, request: pb.ListTenantsRequest, context: Context) -> pb.ListTenantsResponse:
+        name, call = check_name(request.speculator), self._control.call
+        tenant = await call(tenants.asked, self._archive, name, request)
+        return await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
+
+    async def ListForgotten(self, request: pb.ListForgottenRequest, context: Context) -> pb.ListForgottenResponse:
+        record = await self._control.call(self._archive.catalogue.tenants.record, check_name(request.speculator))
+        orders = [pb.ForgottenTenant(hash=tenant, unix_ms=at_ms) for tenant, at_ms in record.forgotten.items()]
+        return pb.ListForgottenResponse(tenants=orders)
+
+    async def _forgotten_ms(self, name: str) -> int:
+        """Up to when the trainer has carried out all orders to forget a tenant; 0 if none reports."""
+        return (await self._control.state(name)).learning.forgotten_unix_ms
 
     async def _version(self, name: str, number: int) -> pb.Version:
         version, manifest = await self._control.call(self._archive.catalogue.version, name, number)

@@ -55,7 +55,7 @@ def version_from_proto(message: registry_pb2.Version) -> Version:
 def version_to_proto(
     version: Version, manifest: registry_pb2.Manifest, *, is_full: bool = True
 ) -> registry_pb2.Version:
-    """Version message. Without `is_full` its manifest lacks tensors and samples."""
+    """Version message. Without `is_full` its manifest lacks tensors, samples and tenants."""
     message = registry_pb2.Version(
         version=version.number,
         manifest=manifest,
@@ -69,6 +69,7 @@ def version_to_proto(
     if not is_full:
         message.manifest.ClearField("tensors")
         message.manifest.evaluation.ClearField("samples")
+        message.manifest.provenance.ClearField("tenants")
     return message
 
 
@@ -97,6 +98,7 @@ def state_to_proto(
         traffic=traffic,
         message=message,
         target_fingerprint=speculator.target,
+        forgotten_unix_ms=speculator.forgotten_ms,
     )
     if canary_state is not None:
         state.rollout.CopyFrom(_rollout(canary_state))

@@ -140,6 +140,8 @@ class Speculator:
     """Highest number ever assigned."""
     is_known: bool = True
     """A version was published or a desired state was set."""
+    forgotten_ms: int = 0
+    """When a tenant was ordered to be forgotten last; 0: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

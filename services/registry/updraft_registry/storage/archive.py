@@ -154,6 +154,20 @@ class Archive:
         self.catalogue.set_policy(name, policy, now_ms)
         self.write_stale_documents()
 
+    def tenant_salt(self, name: str) -> bytes:
+        """The salt for hashes of tenants; empty if a full disk has no room for it, or if there are too many speculators."""
+        with suppress(Exhausted):
+            return self.catalogue.tenants.salt(name)
+        return b""
+
+    def forget(self, name: str, tenant: int, now_ms: int) -> None:
+        """Order a tenant to be forgotten. NotFound for a speculator that no pod has connected for and nothing is known of."""
+        if not self.catalogue.tenants.record(name).salt:
+            self.require(name)
+            self.catalogue.tenants.salt(name)
+        self.catalogue.forget(name, tenant, now_ms)
+        self.write_stale_documents()
+
     def retain(self, name: str, number: int, *, is_retained: bool, now_ms: int) -> None:
         """Exempt the weights of a version from retention, or no longer; Conflict if they are gone already."""
         version, _ = self.catalogue.version(name, number)
@@ -230,9 +244,8 @@ class Archive:
         """Expected content of the document of a version, or of the speculator's own."""
         history = self.catalogue.history(name, MAX_EVENTS, number=number)
         if number == SPECULATOR:
-            return speculator_document(
-                name, self.catalogue.speculator(name).desired, self.catalogue.policy(name), history
-            )
+            desired, tenants = self.catalogue.speculator(name).desired, self.catalogue.tenants.record(name)
+            return speculator_document(name, desired, self.catalogue.policy(name), history, tenants)
         version, manifest = self.catalogue.version(name, number)
         return version_document(version, manifest, history)
 

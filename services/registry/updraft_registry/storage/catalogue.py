@@ -8,13 +8,14 @@ An ORM was refused, because the statements document the schema.
 import logging
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Conflict, Corrupt, Exhausted, InvalidInput, NotFound
+from updraft_chassis.errors import InvalidInput, NotFound
+from updraft_chassis.tenants import hashes
 from updraft_registry.messages import wire
 from updraft_registry.rollout.version import (
     NO_DRAFT,
@@ -27,15 +28,12 @@ from updraft_registry.rollout.version import (
     name_of,
     with_reason,
 )
-from updraft_registry.storage.schema import MIGRATIONS, SCHEMA
-from updraft_registry.storage.stores.folder import disk_full
+from updraft_registry.storage.database import Database
+from updraft_registry.storage.tenants import TenantRecord, Tenants
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Strategy
 
 logger = logging.getLogger(__name__)
-
-_DISK_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
-"""SHMSIZE: no room for the index of the write-ahead log, which is created at every start."""
 
 History = Mapping[int, Transition]
 """Transitions by number, in order of time; 0: not numbered yet."""
@@ -48,25 +46,18 @@ class Catalogue:
     """
 
     def __init__(self, path: Path, *, defaults: RolloutPolicy) -> None:
-        self._path = path
         self.defaults = defaults
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
+        self._database = Database(path)
+        self.tenants = Tenants(self._database)
         self._speculators: dict[str, Speculator] = {}
         """Cache, because a canary reads its speculator every second and seldom writes it."""
-        try:
-            with self._errors():
-                self._open()
-        except BaseException:
-            self._db.close()
-            raise
 
     def close(self) -> None:
-        self._db.close()
+        self._database.close()
 
     def names(self) -> tuple[str, ...]:
         """All speculators, by name."""
-        return tuple(row["name"] for row in self._rows("SELECT name FROM speculators ORDER BY name"))
+        return tuple(row["name"] for row in self._database.rows("SELECT name FROM speculators ORDER BY name"))
 
     def speculator(self, name: str) -> Speculator:
         """State of one speculator; empty if it is unknown."""
@@ -78,10 +69,10 @@ class Catalogue:
         return known
 
     def _read(self, name: str) -> Speculator:
-        row = self._row("SELECT * FROM speculators WHERE name = ?", name)
+        row = self._database.row("SELECT * FROM speculators WHERE name = ?", name)
         if row is None:
             return Speculator(name=name, desired=DesiredState(policy=self.defaults), is_known=False)
-        versions = self._rows("SELECT * FROM versions WHERE speculator = ? AND is_kept ORDER BY number", name)
+        versions = self._database.rows("SELECT * FROM versions WHERE speculator = ? AND is_kept ORDER BY number", name)
         return Speculator(
             name=name,
             desired=_desired_state(row, self.defaults),
@@ -89,24 +80,29 @@ class Catalogue:
             versions=tuple(_parse_version(row)[0] for row in versions),
             rollout=self._rollout(name),
             latest=self._latest(name),
+            forgotten_ms=self.tenants.last_ms(name),
         )
 
     def policy(self, name: str) -> registry_pb2.RolloutPolicy:
         """The policy as it was set; empty if none was set."""
-        row = self._row("SELECT policy FROM speculators WHERE name = ?", name)
+        row = self._database.row("SELECT policy FROM speculators WHERE name = ?", name)
         return registry_pb2.RolloutPolicy.FromString(row["policy"] if row else b"")
 
     def find(self, name: str, tensors_digest: str) -> Version | None:
         """The version with this content, whether its weights are kept or not."""
-        row = self._row("SELECT * FROM versions WHERE speculator = ? AND tensors_digest = ?", name, tensors_digest)
+        row = self._database.row(
+            "SELECT * FROM versions WHERE speculator = ? AND tensors_digest = ?", name, tensors_digest
+        )
         return None if row is None else _parse_version(row)[0]
 
     def has(self, name: str, number: int) -> bool:
-        return self._row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
+        return (
+            self._database.row("SELECT 1 FROM versions WHERE speculator = ? AND number = ?", name, number) is not None
+        )
 
     def version(self, name: str, number: int) -> tuple[Version, registry_pb2.Manifest]:
         """A version with its manifest; NotFound if it does not exist."""
-        row = self._row("SELECT * FROM versions WHERE speculator = ? AND number = ?", name, number)
+        row = self._database.row("SELECT * FROM versions WHERE speculator = ? AND number = ?", name, number)
         if row is None:
             raise NotFound(f"{name} has no version {number}; its newest is {self._latest(name) or 'none yet'}")
         return _parse_version(row)
@@ -116,7 +112,7 @@ class Catalogue:
     ) -> list[tuple[Version, registry_pb2.Manifest]]:
         """Up to `size` versions of a speculator (empty: all), by name and newest first, after `after`."""
         after_name, after_number = after or ("", 0)
-        rows = self._rows(
+        rows = self._database.rows(
             "SELECT * FROM versions WHERE (? = '' OR speculator = ?) "
             "AND (speculator > ? OR (speculator = ? AND number < ?)) "
             "ORDER BY speculator, number DESC LIMIT ?",
@@ -126,7 +122,7 @@ class Catalogue:
 
     def history(self, name: str, limit: int, *, number: int | None = None) -> History:
         """The newest `limit` transitions, newest first; with `number` only those of a version (0: the speculator)."""
-        rows = self._rows(
+        rows = self._database.rows(
             "SELECT * FROM transitions WHERE speculator = ?1 AND (?2 IS NULL OR number = ?2) ORDER BY id DESC LIMIT ?3",
             *(name, number, limit),
         )
@@ -134,14 +130,15 @@ class Catalogue:
 
     def stale_documents(self) -> list[tuple[str, int]]:
         """Documents that are older than their rows, by speculator and version (0: the speculator's own)."""
-        return [(row["speculator"], row["number"]) for row in self._rows("SELECT * FROM due ORDER BY 1, 2")]
+        return [(row["speculator"], row["number"]) for row in self._database.rows("SELECT * FROM due ORDER BY 1, 2")]
 
     def documents(self) -> frozenset[tuple[str, int]]:
         """All documents that must exist. A speculator has its own once its desired state was set."""
-        rows = self._rows(
+        rows = self._database.rows(
             "SELECT speculator, number FROM versions "
             "UNION SELECT speculator, 0 FROM transitions WHERE number = 0 "
-            "UNION SELECT name, 0 FROM speculators WHERE pinned IS NOT NULL OR is_paused OR policy <> x''"
+            "UNION SELECT name, 0 FROM speculators WHERE pinned IS NOT NULL OR is_paused OR policy <> x'' "
+            "OR name IN (SELECT speculator FROM salts)"
         )
         return frozenset((row["speculator"], row["number"]) for row in rows)
 
@@ -153,18 +150,20 @@ class Catalogue:
 
     def mark_written(self, written: Sequence[tuple[str, int]]) -> None:
         with self._transaction():
-            self._db.executemany("DELETE FROM due WHERE speculator = ? AND number = ?", written)
+            self._database.execute_many("DELETE FROM due WHERE speculator = ? AND number = ?", written)
 
     def kept_digests(self) -> frozenset[str]:
         """Blobs that some version needs."""
-        return frozenset(row["digest"] for row in self._rows("SELECT DISTINCT digest FROM versions WHERE is_kept"))
+        return frozenset(
+            row["digest"] for row in self._database.rows("SELECT DISTINCT digest FROM versions WHERE is_kept")
+        )
 
     def add(self, version: Version, manifest: registry_pb2.Manifest, history: History | None = None) -> None:
         """Add a version. A restored one has a history."""
         name = manifest.speculator
         with self._transaction():
             self._ensure_speculator(name)
-            self._db.execute(
+            self._database.execute(
                 "INSERT INTO versions (speculator, number, digest, tensors_digest, manifest, phase, reason, "
                 "published_ms, since_ms, proven_ms, is_retained, is_kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -175,8 +174,8 @@ class Catalogue:
             )
             self._add_history(name, history or {0: published(version)})
 
-    def restore(self, desired: registry_pb2.SpeculatorState, history: History) -> None:
-        """Restore the desired state of a speculator, with its history."""
+    def restore(self, desired: registry_pb2.SpeculatorState, history: History, tenants: TenantRecord) -> None:
+        """Restore the desired state of a speculator, with its history and its tenants."""
         self._set(
             desired.speculator,
             history,
@@ -186,21 +185,36 @@ class Catalogue:
             is_paused=desired.paused,
             pause_reason=desired.pause_reason,
         )
+        with self._transaction():
+            self.tenants.restore(desired.speculator, tenants)
+
+    def forget(self, name: str, tenant: int, now_ms: int) -> None:
+        """Order a tenant of a speculator, which may be new, to be forgotten. Exhausted if there are too many."""
+        with self._transaction():
+            self._ensure_speculator(name)
+            at_ms = self.tenants.forget(name, tenant, now_ms)
+            self._add_history(name, {0: _event(f"tenant {hashes.text(tenant)} is to be forgotten", at_ms)})
+            self._mark_stale(name, NO_DRAFT)
+
+    def provenance(self, name: str) -> dict[int, registry_pb2.Provenance]:
+        """Where each version of a speculator comes from, in ascending order."""
+        rows = self._database.rows("SELECT number, manifest FROM versions WHERE speculator = ? ORDER BY number", name)
+        return {row["number"]: registry_pb2.Manifest.FromString(row["manifest"]).provenance for row in rows}
 
     def record(self, name: str, transitions: Sequence[Transition], rollout: Rollout | None) -> None:
         """Apply transitions in order and store the running canary, atomically."""
         with self._transaction():
             for transition in transitions:
-                self._db.execute(
+                self._database.execute(
                     "UPDATE versions SET phase = :after, reason = :reason, since_ms = :at_ms, "
                     "proven_ms = coalesce(nullif(:proven_ms, 0), proven_ms) "
                     "WHERE speculator = :name AND number = :number",
                     {"name": name} | asdict(transition),
                 )
                 self._add_history(name, {0: transition})
-            self._db.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
+            self._database.execute("DELETE FROM rollouts WHERE speculator = ?", (name,))
             if rollout is not None:
-                self._db.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
+                self._database.execute("INSERT INTO rollouts VALUES (?, ?)", (name, rollout.to_json()))
 
     def pin(self, name: str, number: int | None, reason: str, now_ms: int) -> None:
         """Pin a version (0: no draft), or unpin with None."""
@@ -220,7 +234,7 @@ class Catalogue:
         """Exempt the weights of a version from retention, or no longer."""
         what = "retained: its weights are kept" if is_retained else "no longer retained"
         with self._transaction():
-            self._db.execute(
+            self._database.execute(
                 "UPDATE versions SET is_retained = ? WHERE speculator = ? AND number = ?", (is_retained, name, number)
             )
             self._add_history(name, {0: _event(what, now_ms, number=number)})
@@ -228,7 +242,7 @@ class Catalogue:
     def keep(self, name: str, number: int, *, is_kept: bool) -> None:
         """Note whether the weights of a version are in the store."""
         with self._transaction():
-            self._db.execute(
+            self._database.execute(
                 "UPDATE versions SET is_kept = ? WHERE speculator = ? AND number = ?", (is_kept, name, number)
             )
 
@@ -236,33 +250,22 @@ class Catalogue:
         """Note that the weights of a version had to make room."""
         why = "its weights were deleted, because the volume was full"
         with self._transaction():
-            self._db.execute("UPDATE versions SET is_kept = 0 WHERE speculator = ? AND number = ?", (name, number))
+            self._database.execute(
+                "UPDATE versions SET is_kept = 0 WHERE speculator = ? AND number = ?", (name, number)
+            )
             self._add_history(name, {0: replace(_event(why, now_ms, number=number), actor=Actor.REGISTRY)})
 
     def num_keeping(self, digest: str) -> int:
         """Number of versions that need a blob."""
-        row = self._row("SELECT count(*) AS num FROM versions WHERE digest = ? AND is_kept", digest)
+        row = self._database.row("SELECT count(*) AS num FROM versions WHERE digest = ? AND is_kept", digest)
         return int(row["num"]) if row else 0
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # FULL: an answered transaction survives a power cut; NORMAL only survives a crash of the process.
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        (schema,) = self._db.execute("PRAGMA user_version").fetchone()
-        if schema > SCHEMA:
-            raise Conflict(
-                f"{self._path} has schema {schema}, this registry supports up to {SCHEMA}: use a newer registry"
-            )
-        for number, migration in enumerate(MIGRATIONS[schema:], start=schema + 1):
-            self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
 
     def _set(self, name: str, history: History, **columns: object) -> None:
         """Change the desired state of a speculator, which may be new."""
         assignments = ", ".join(f"{column} = ?" for column in columns)
         with self._transaction():
             self._ensure_speculator(name)
-            self._db.execute(
+            self._database.execute(
                 f"UPDATE speculators SET {assignments} WHERE name = ?",  # noqa: S608 - columns are named in this file
                 (*columns.values(), name),
             )
@@ -270,12 +273,15 @@ class Catalogue:
             self._mark_stale(name, NO_DRAFT)
 
     def _ensure_speculator(self, name: str) -> None:
-        self._db.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
+        self._database.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))
+        self._database.execute(
+            "INSERT OR IGNORE INTO due SELECT speculator, 0 FROM salts WHERE speculator = ?", (name,)
+        )
 
     def _add_history(self, name: str, history: History) -> None:
         """Add transitions, with their former number if it is free, and mark their documents as stale."""
         for number, transition in sorted(history.items()):
-            self._db.execute(
+            self._database.execute(
                 "INSERT INTO transitions VALUES "
                 "((SELECT :id WHERE :id AND NOT EXISTS (SELECT 1 FROM transitions WHERE id = :id)), "
                 ":name, :number, :before, :after, :reason, :actor, :at_ms)",
@@ -284,59 +290,30 @@ class Catalogue:
             self._mark_stale(name, transition.number)
 
     def _mark_stale(self, name: str, number: int) -> None:
-        self._db.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
+        self._database.execute("INSERT OR IGNORE INTO due VALUES (?, ?)", (name, number))
 
     def _target(self, name: str) -> str:
         """That of the oldest version that was not rejected; empty without one."""
-        row = self._row(
+        row = self._database.row(
             "SELECT manifest FROM versions WHERE speculator = ? AND phase <> 'Rejected' ORDER BY number LIMIT 1", name
         )
         return registry_pb2.Manifest.FromString(row["manifest"]).target_fingerprint if row else ""
 
     def _latest(self, name: str) -> int:
-        row = self._row("SELECT coalesce(max(number), 0) AS latest FROM versions WHERE speculator = ?", name)
+        row = self._database.row("SELECT coalesce(max(number), 0) AS latest FROM versions WHERE speculator = ?", name)
         return int(row["latest"]) if row else 0
 
     def _rollout(self, name: str) -> Rollout | None:
-        row = self._row("SELECT state FROM rollouts WHERE speculator = ?", name)
+        row = self._database.row("SELECT state FROM rollouts WHERE speculator = ?", name)
         return None if row is None else Rollout.from_json(row["state"])
-
-    def _row(self, statement: str, *values: object) -> sqlite3.Row | None:
-        return next(iter(self._rows(statement, *values)), None)
-
-    def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
-        with self._errors(), closing(self._db.execute(statement, values)) as cursor:
-            return cursor.fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # some errors, such as a full disk, roll back by themselves
-                    self._db.execute("ROLLBACK")
-                raise
-            finally:
-                self._speculators.clear()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
         try:
-            yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname in _DISK_FULL:
-                raise Exhausted(disk_full(self._path)) from error
-            raise
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-                raise Corrupt(
-                    f"{self._path} is damaged ({error}): stop the registry and run `updraft registry rebuild`, "
-                    "which rebuilds it from the documents"
-                ) from error
-            raise
+            with self._database.transaction():
+                yield
+        finally:
+            self._speculators.clear()
 
 
 def _parse_version(row: sqlite3.Row) -> tuple[Version, registry_pb2.Manifest]:

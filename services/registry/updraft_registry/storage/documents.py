@@ -14,9 +14,11 @@ from google.protobuf.message import Message
 
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
+from updraft_chassis.tenants import hashes
 from updraft_registry.messages import admission, wire
 from updraft_registry.rollout.version import NO_DRAFT, DesiredState, Version
 from updraft_registry.storage.catalogue import History, parse_transition
+from updraft_registry.storage.tenants import TenantRecord
 from updraft_rollouts.terms import Phase
 
 SPECULATOR = NO_DRAFT
@@ -33,7 +35,7 @@ def version_document(version: Version, manifest: registry_pb2.Manifest, history:
 
 
 def speculator_document(
-    name: str, desired: DesiredState, policy: registry_pb2.RolloutPolicy, history: History
+    name: str, desired: DesiredState, policy: registry_pb2.RolloutPolicy, history: History, tenants: TenantRecord
 ) -> bytes:
     """The document of a speculator; `policy` as it was set."""
     message = registry_pb2.SpeculatorState(
@@ -44,7 +46,10 @@ def speculator_document(
         pause_reason=desired.pause_reason,
         policy=policy,
     )
-    return _write(message, history)
+    if not tenants.salt:
+        return _write(message, history)
+    forgotten = {hashes.text(tenant): at_ms for tenant, at_ms in tenants.forgotten.items()}
+    return _write(message, history, tenants={"salt": tenants.salt.hex(), "forgotten": forgotten})
 
 
 def read_version(content: bytes, name: str, number: int) -> tuple[Version, registry_pb2.Manifest, History]:
@@ -61,28 +66,29 @@ def read_version(content: bytes, name: str, number: int) -> tuple[Version, regis
     return version, message.manifest, history
 
 
-def read_speculator(content: bytes, name: str) -> tuple[registry_pb2.SpeculatorState, History]:
-    """Parse the document of a speculator: pin, pause, policy and reasons. InvalidInput if it is damaged or misplaced."""
+def read_speculator(content: bytes, name: str) -> tuple[registry_pb2.SpeculatorState, History, TenantRecord]:
+    """Parse the document of a speculator: its desired state and tenants. InvalidInput if it is damaged or misplaced."""
     desired = registry_pb2.SpeculatorState()
-    history, _ = _read(content, desired, SPECULATOR)
+    history, facts = _read(content, desired, SPECULATOR)
     if desired.speculator != admission.check_name(name):
         raise InvalidInput(f"it belongs to {desired.speculator!r}")
-    return desired, history
+    return desired, history, facts["tenants"]
 
 
-def _write(message: Message, history: History, **facts: int) -> bytes:
+def _write(message: Message, history: History, **facts: object) -> bytes:
     content = json_format.MessageToDict(message, preserving_proto_field_name=True) | facts
     content["history"] = [{"id": number} | asdict(event) for number, event in sorted(history.items())]
     return json.dumps(content, indent=1).encode()
 
 
-def _read(content: bytes, message: Message, number: int) -> tuple[History, dict[str, int]]:
+def _read(content: bytes, message: Message, number: int) -> tuple[History, dict[str, Any]]:
     """Fill the message; return the history, and facts without a field in the message."""
     try:
         parsed = json.loads(content)
         json.dumps(parsed, ensure_ascii=False).encode()  # lone surrogates are valid in JSON only
         events = {_integer(event["id"]): parse_transition(event) for event in parsed.pop("history", [])}
-        facts = {name: _integer(parsed.pop(name)) for name in ("proven_ms",) if name in parsed}
+        facts: dict[str, Any] = {name: _integer(parsed.pop(name)) for name in ("proven_ms",) if name in parsed}
+        facts["tenants"] = _tenants(parsed.pop("tenants", {}))
         json_format.ParseDict(parsed, message, ignore_unknown_fields=True)
         for event in events.values():
             _integer(event.at_ms)
@@ -91,6 +97,15 @@ def _read(content: bytes, message: Message, number: int) -> tuple[History, dict[
     if any(event.number != number for event in events.values()):
         raise InvalidInput("its history belongs to another version")
     return events, facts
+
+
+def _tenants(parsed: Any) -> TenantRecord:
+    """Documents of earlier releases have none; ValueError, TypeError or AttributeError if they are invalid."""
+    salt = bytes.fromhex(parsed.get("salt", ""))
+    forgotten = {hashes.parse(tenant): _integer(at_ms) for tenant, at_ms in parsed.get("forgotten", {}).items()}
+    if 0 in forgotten or len(salt) not in (0, hashes.SALT_BYTES):
+        raise ValueError("its tenants are damaged")
+    return TenantRecord(salt=salt, forgotten=forgotten)
 
 
 def _integer(value: Any) -> int:

@@ -76,6 +76,16 @@ MIGRATIONS = (
     ALTER TABLE speculators DROP COLUMN target_fingerprint;
     ALTER TABLE speculators DROP COLUMN draft_vocabulary_fingerprint;
     """,
+    # Of speculators that the catalogue need not know yet: a pod may capture before there is a version.
+    """
+    CREATE TABLE salts (speculator TEXT PRIMARY KEY, salt BLOB NOT NULL) STRICT;
+    CREATE TABLE forgotten (
+        speculator TEXT NOT NULL REFERENCES speculators (name),
+        tenant TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        PRIMARY KEY (speculator, tenant)
+    ) STRICT;
+    """,
 )
 """Released migrations are never edited; new ones are appended."""
 

@@ -5,9 +5,9 @@ The collective operations of `ranks` cannot do that, because they belong to trai
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not export them
@@ -36,6 +36,10 @@ class Heartbeat:
     """It was told to stop."""
     may_read: bool = False
     """At rank 0: no other trainer reads the traces, so all ranks may."""
+    forgotten: Mapping[str, int] = field(default_factory=dict)
+    """At rank 0: the orders to forget tenants; see `data.forgetting`."""
+    forgotten_ms: int = 0
+    """This rank has carried out all orders up to this time."""
 
 
 class Heartbeats:

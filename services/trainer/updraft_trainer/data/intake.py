@@ -7,6 +7,8 @@ go to the dead letters. While Redis is unavailable or the disk is full, entries 
 
 import asyncio
 import logging
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +39,16 @@ MAX_SKEW_MS = 24 * _HOUR_MS
 """Between the end of a request, by its pod's clock, and its arrival in Redis. A pod keeps traces in memory, for minutes."""
 
 _BLOCK = timedelta(seconds=1)
+
+MAX_SIZE_RATIO = 4.0
+"""By which a trace's hidden states may differ in size from the usual one. Over 96 recorded requests of four kinds to
+SmolLM2-135M the largest difference is 12 %."""
+
+NUM_SIZES, MIN_SIZES = 256, 32
+"""Recent traces of which the usual size is the median, and how many are needed for one."""
+
+SIZED_ROWS = 32
+"""Rows at the end of a trace that its size is measured at."""
 
 # Labels of rejections for invalid bytes, as opposed to valid traces that this trainer cannot use.
 _UNREADABLE = frozenset({"malformed", "schema"})
@@ -99,6 +111,26 @@ def traffic_of(trace: trace_pb2.Trace) -> dict[str, int]:
     }
 
 
+class Outliers:
+    """Refuses traces whose hidden states are far larger or smaller than those of most.
+
+    The size of a trace is the median over its last rows of their root mean square: the first rows may be attention sinks,
+    which are sixty times as large. Of one target it hardly depends on the text, so what is far off comes from a broken engine,
+    or is forged. All recent traces count, also refused ones: if most of them change, the new size is the right one.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=NUM_SIZES)
+
+    def refuses(self, sample: Sample) -> bool:
+        """Whether the trace is refused; it counts among the recent ones either way."""
+        rows = sample.aux[max(0, sample.num_rows - SIZED_ROWS) :].decoded().float()
+        size = float(rows.square().mean(-1).sqrt().median())
+        usual = statistics.median(self._recent) if len(self._recent) >= MIN_SIZES else None
+        self._recent.append(size)
+        return usual is not None and not usual / MAX_SIZE_RATIO <= size <= usual * MAX_SIZE_RATIO
+
+
 class Intake:
     """Not for concurrent use: one task runs it."""
 
@@ -118,6 +150,7 @@ class Intake:
         self._metrics = metrics
         self._clock = clock
         self._shard = str(shard)
+        self._outliers = Outliers()
         self._unsettled: list[CheckedEntry] = []
         self._next: list[CheckedEntry] = []
         self._busy_since_s: float | None = None
@@ -189,12 +222,16 @@ class Intake:
 
     def _store(self, traces: Sequence[IncomingTrace]) -> None:
         replay, metrics = self._replay, self._metrics
-        admitted = replay.admit(traces)
+        wanted = [trace for trace in traces if not replay.is_forgotten(trace.sample)]
+        usual = [trace for trace in wanted if not self._outliers.refuses(trace.sample)]
+        admitted = replay.admit(usual)
         for sample in admitted:
             split = "evaluation" if sample.is_evaluation else "train"
             metrics.admitted.labels(split).inc()
             metrics.stored_tokens.labels(split).inc(sample.num_taught)
-        metrics.refused.labels("duplicate").inc(len(traces) - len(admitted))
+        metrics.refused.labels("duplicate").inc(len(usual) - len(admitted))
+        metrics.refused.labels("outlier").inc(len(wanted) - len(usual))
+        metrics.refused.labels("forgotten").inc(len(traces) - len(wanted))
         metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)
         for pool in Pool:

@@ -14,7 +14,7 @@ import random
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
+from updraft_chassis.tenants import hashes
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters, Feature
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
@@ -43,6 +44,9 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 
 _DECODED_BYTES = 2
 """At most, in memory for each byte of a trace: a teacher of float8 states is decoded when it is read."""
+
+DRAWN_DECAY = 0.95
+"""Weight of a batch relative to the next one in the shares of tenants: they hold over about twenty batches."""
 
 _BUSY_TIMEOUT_S = 5.0
 """Only a person's sqlite3 shell can hold the lock; wait for it instead of failing."""
@@ -66,9 +70,14 @@ CREATE TABLE IF NOT EXISTS samples (
     num_bytes INTEGER NOT NULL,
     crc INTEGER NOT NULL,
     probability REAL NOT NULL,
-    num_tokens INTEGER NOT NULL
+    num_tokens INTEGER NOT NULL,
+    tenant TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS forgotten (tenant TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS erased (segment INTEGER PRIMARY KEY) STRICT;
 """
+"""`forgotten`: orders to refuse a tenant's requests that ended up to a time. `erased`: files with bytes that must go from the
+disk, of traces that are not in the index any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,9 @@ class Replay:
         """Held-out requests admitted since the start, kept or not; it grows when a new estimate has new evidence."""
         self._found: frozenset[str] = frozenset()
         """Trace ids that were stored when this process opened the folder."""
+        self._forgotten: Mapping[str, int] = {}
+        self._drawn: Mapping[str, float] = {}
+        """Tokens by tenant in the last training batches; older ones count less."""
 
     @classmethod
     @contextmanager
@@ -142,7 +154,7 @@ class Replay:
                 db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk, even after a power failure
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
-                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'num_tokens'").fetchone():
+                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'tenant'").fetchone():
                     raise Corrupt(f"{index} is of an earlier Updraft; move it away to start with an empty replay")
                 _claim(db, folder, expected.target_fingerprint)
                 replay = cls(
@@ -163,13 +175,40 @@ class Replay:
                 if self._is_stale:
                     self._restore()
                 self._is_stale = True  # if it fails: the transaction is rolled back, and what is in memory must be too
-                new = self._unseen(traces)
+                new = self._unseen([trace for trace in traces if not self.is_forgotten(trace.sample)])
                 self._store(new)
                 self._is_stale = False
             self._reclaim()
             held_out = {request_of(trace.sample.trace_id) for trace in new if trace.sample.is_evaluation}
             self.num_held_out += len(held_out - known)
             return [trace.sample for trace in new]
+
+    def is_forgotten(self, sample: Sample) -> bool:
+        """Whether its tenant was ordered to be forgotten after the request ended."""
+        return sample.finished_unix_ms <= self._forgotten.get(hashes.text(sample.tenant), -1)
+
+    def forget(self, orders: Mapping[str, int]) -> int:
+        """Delete the samples of tenants that ended up to these times, from the disk too, and refuse such from now on. Return
+        how many there were. Orders are kept. Exhausted if that cannot be written: it can be repeated."""
+        with self._changing():
+            new = {tenant: at_ms for tenant, at_ms in orders.items() if at_ms > self._forgotten.get(tenant, -1)}
+            if not new:
+                self._erase_segments()  # unless the last time failed, there are none
+                return 0
+            self._forgotten = {**self._forgotten, **new}
+            return self._erase(self._is_unwanted, files=self._segments.with_dropped_records(), orders=new)
+
+    def expire(self, before_ms: int) -> int:
+        """Delete the samples of requests that ended before this time, from the disk too; return how many there were. Exhausted
+        if that cannot be written: it can be repeated."""
+        with self._changing():
+            files = self._segments.with_dropped_records(before_s=before_ms / 1000)
+            return self._erase(lambda entry: entry.finished_ms < before_ms, files=files)
+
+    def tenants(self, trace_ids: Iterable[str]) -> set[str]:
+        """The tenants of stored samples."""
+        wanted = set(trace_ids)
+        return {entry.tenant for entry in self._entries() if entry.trace_id in wanted and entry.tenant}
 
     def training_batch(
         self,
@@ -182,23 +221,33 @@ class Replay:
     ) -> list[Sample]:
         """Samples of about `num_tokens` captured tokens to train on; see `selection`."""
         chosen = selection.training_batch(
-            self._training(), uses, num_tokens=num_tokens, max_uses=max_uses, rng=rng, num_waiting=num_waiting
+            self._training(),
+            uses,
+            num_tokens=num_tokens,
+            max_uses=max_uses,
+            rng=rng,
+            num_waiting=num_waiting,
+            max_share=self._max_share,
+            drawn=self._drawn,
         )
+        before = {tenant: DRAWN_DECAY * tokens for tenant, tokens in self._drawn.items() if tokens >= 1.0}
+        self._drawn = selection.tokens_by_tenant(chosen, before)
         return self._read(chosen)
 
     def first_batch(self, *, count: int, rng: random.Random) -> list[Sample]:
         """One sample of each of up to `count` requests that may be trained on; see `selection`."""
-        return self._read(selection.first_batch(self._training(), count=count, rng=rng))
+        return self._read(selection.first_batch(self._training(), count=count, rng=rng, max_share=self._max_share))
 
     def untrained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """One sample of each of the newest requests that may be trained on and were not yet."""
-        return self._read(selection.untrained_batch(self._training(), uses, count=count))
+        chosen = selection.untrained_batch(self._training(), uses, count=count, max_share=self._max_share)
+        return self._read(chosen)
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
         known = selection.outliers_together(selection.remembered(self._entries()))
         held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
-        return self._read(selection.evaluation_batch(held_out, count=count))
+        return self._read(selection.evaluation_batch(held_out, count=count, max_share=self._max_share))
 
     def trained_batch(self, uses: Mapping[str, int], *, count: int) -> list[Sample]:
         """The newest samples that were trained on, one of each request."""
@@ -207,14 +256,16 @@ class Replay:
     def closed_form_batch(self, *, count: int, min_count: int, num_held_out: int) -> tuple[list[Sample], list[Sample]]:
         """Samples to fit a draft to, and newer ones to judge it by; see `selection`. More than `min_count` are fitted only
         while they take at most `fitted_bytes` of memory."""
-        fitted, held_out = selection.closed_form_batch(self._training(), count=count, num_held_out=num_held_out)
+        fitted, held_out = selection.closed_form_batch(
+            self._training(), count=count, num_held_out=num_held_out, max_share=self._max_share
+        )
         sizes = accumulate(_DECODED_BYTES * entry.num_bytes for entry in fitted)
         num_fitted = sum(size <= self._fitted_bytes for size in sizes)
         return self._read(fitted[: max(min_count, num_fitted)]), self._read(held_out)
 
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""
-        return selection.traffic_mix(selection.outliers_together(self._entries()))
+        return selection.traffic_mix(selection.outliers_together(self._entries()), max_share=self._max_share)
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of stored requests in each cluster, with held-out ones."""
@@ -255,6 +306,10 @@ class Replay:
         """Those of them that this process did not admit itself."""
         return [id_ for id_ in self.training_ids() if id_ in self._found]
 
+    @property
+    def _max_share(self) -> float:
+        return self._limits.max_tenant_share
+
     def _entries(self) -> list[SampleEntry]:
         """In order of admission, so that the same random state chooses the same samples after a restart."""
         return [entry for entry in self._stored if entry.trace_id not in self._damaged]
@@ -293,12 +348,14 @@ class Replay:
             num_bytes=location.num_bytes,
             num_tokens=sample.num_rows,
             probability=sample.probability,
+            tenant=hashes.text(sample.tenant),
+            finished_ms=sample.finished_unix_ms,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
         place = (location.segment, location.offset, location.num_bytes, location.crc)
         self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, *place, entry.probability, entry.num_tokens),
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, *place, entry.probability, entry.num_tokens, entry.tenant),
         )
         changes = self._retention.add(entry)
         self._apply(changes)
@@ -313,6 +370,47 @@ class Replay:
         if changes.dropped:
             self._clusters.keep_only(self._retention.clusters)
             self._remove_clusters()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """As in an admission: if the block fails, what is in memory is read from the index again."""
+        with self._admitting, _sqlite_errors(INDEX):
+            if self._is_stale:
+                self._restore()
+            self._is_stale = True
+            yield
+            self._is_stale = False
+
+    def _is_unwanted(self, entry: SampleEntry) -> bool:
+        return entry.finished_ms <= self._forgotten.get(entry.tenant, -1)
+
+    def _erase(
+        self, is_unwanted: Callable[[SampleEntry], bool], *, files: Iterable[int] = (), orders: Mapping[str, int] = {}
+    ) -> int:
+        """Drop samples, and let nothing of them on the disk, nor of the traces that were dropped from these files before."""
+        unwanted = [entry.trace_id for entry in self._retention if is_unwanted(entry)]
+        erased = {self._locations[trace_id].segment for trace_id in unwanted}.union(files)
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", orders.items())
+            self._db.executemany("INSERT OR IGNORE INTO erased VALUES (?)", [(number,) for number in erased])
+            for trace_id in unwanted:
+                self._retention.discard(trace_id)
+            self._apply(RetentionChanges(dropped=unwanted))
+        self._show(unwanted)
+        self._erase_segments()
+        return len(unwanted)
+
+    def _erase_segments(self) -> None:
+        """Copy what is kept of files with erased bytes to the end, and delete them."""
+        erased = [number for (number,) in self._db.execute("SELECT segment FROM erased")]
+        if not erased:
+            return
+        self._segments.close()
+        for number in erased:
+            self._move([id_ for id_, location in self._locations.items() if location.segment == number])
+        self._segments.remove_unused()
+        with self._db:
+            self._db.execute("DELETE FROM erased")
 
     def _drop_damaged(self) -> list[str]:
         """Drop from the index what readers found damaged."""
@@ -367,8 +465,8 @@ class Replay:
     def _restore(self) -> None:
         """Rebuild what is in memory from the index and enforce the limits, which may be lower than before."""
         query = (
-            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, segment, offset, num_bytes, crc"
-            " FROM samples ORDER BY admitted"
+            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, tenant, finished_unix_ms,"
+            " segment, offset, num_bytes, crc FROM samples ORDER BY admitted"
         )
         rows = self._db.execute(query).fetchall()
         self._retention = Retention(
@@ -382,8 +480,10 @@ class Replay:
                     num_bytes=num_bytes,
                     num_tokens=num_tokens,
                     probability=probability,
+                    tenant=tenant,
+                    finished_ms=finished_ms,
                 )
-                for id_, order, pool, cluster, probability, num_tokens, _, _, num_bytes, _ in rows
+                for id_, order, pool, cluster, probability, num_tokens, tenant, finished_ms, _, _, num_bytes, _ in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
@@ -391,7 +491,7 @@ class Replay:
             named={cluster for cluster in self._retention.clusters if cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},
         )
-        self._locations = {row[0]: Location(*row[6:]) for row in rows}
+        self._locations = {row[0]: Location(*row[8:]) for row in rows}
         lost = set(self._segments.restore(self._locations.values()))
         missing = [id_ for id_, location in self._locations.items() if location in lost]
         for trace_id in missing:
@@ -404,6 +504,11 @@ class Replay:
             self._apply(changes)
         self._show(changes.dropped)
         self._segments.remove_unused()
+        self._forgotten = dict(self._db.execute("SELECT tenant, at_ms FROM forgotten"))
+        try:
+            self._erase_segments()
+        except (Corrupt, Exhausted) as error:
+            logger.warning("Cannot erase forgotten traces from the disk now", extra={"reason": str(error)})
 
     def _read(self, entries: Iterable[SampleEntry]) -> list[Sample]:
         samples = (self._read_one(entry.trace_id) for entry in entries)

@@ -42,6 +42,10 @@ class SampleEntry:
     """Captured tokens, with those of the prompt."""
     probability: float = 1.0
     """With which the request was captured."""
+    tenant: str = ""
+    """The hash of its tenant, in hexadecimal; empty: none."""
+    finished_ms: int = 0
+    """When the request ended, in Unix milliseconds."""
 
     @property
     def request(self) -> str:
@@ -61,24 +65,26 @@ class SampleEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayLimits:
-    """Bytes of serialized traces per pool."""
+    """Bytes of serialized traces per pool. A tenant with more than `max_tenant_share` of a full pool makes room first."""
 
     window_bytes: int
     reservoir_bytes: int
     evaluation_bytes: int
+    max_tenant_share: float = 1.0
 
     @property
     def total_bytes(self) -> int:
         return self.window_bytes + self.reservoir_bytes + self.evaluation_bytes
 
     @classmethod
-    def of(cls, max_bytes: int) -> "ReplayLimits":
+    def of(cls, max_bytes: int, *, max_tenant_share: float = 1.0) -> "ReplayLimits":
         """Half for the window, a tenth for held-out samples, the rest for the reservoirs."""
         window_bytes, evaluation_bytes = max_bytes // 2, max_bytes // 10
         return cls(
             window_bytes=window_bytes,
             reservoir_bytes=max_bytes - window_bytes - evaluation_bytes,
             evaluation_bytes=evaluation_bytes,
+            max_tenant_share=max_tenant_share,
         )
 
 
@@ -138,6 +144,9 @@ class Retention:
             Pool.RESERVOIR: limits.reservoir_bytes,
             Pool.EVALUATION: limits.evaluation_bytes,
         }
+        self._max_tenant_share = limits.max_tenant_share
+        self._tenants: dict[Pool, Counter[str]] = {pool: Counter() for pool in Pool}
+        """Bytes of each tenant's samples."""
         self._entries: dict[str, SampleEntry] = {}
         self._clusters: Counter[str] = Counter()
         self._heaps: dict[Pool, dict[str, _Heap]] = {pool: {} for pool in Pool}
@@ -175,7 +184,7 @@ class Retention:
             self._forget(entry)
 
     def enforce(self) -> RetentionChanges:
-        """Bring every pool within its limit; the group with the most bytes shrinks first."""
+        """Bring every pool within its limit: a tenant with more than its share shrinks first, then the largest group."""
         changes = RetentionChanges()
         for pool, limit in self._limits.items():  # the window first, because its samples move to a reservoir
             while self.num_bytes(pool) > limit:
@@ -189,6 +198,9 @@ class Retention:
 
     def _pop(self, pool: Pool) -> SampleEntry:
         heaps = self._heaps[pool]
+        if (of_tenant := self._of_greatest_tenant(pool)) is not None:
+            self.discard(of_tenant.trace_id)
+            return of_tenant
         group, *others = sorted(heaps, key=lambda group: -heaps[group].num_bytes)
         small = others[MAX_KINDS - 1 :]
         if sum(heaps[group].num_bytes for group in small) > heaps[group].num_bytes:
@@ -199,13 +211,27 @@ class Retention:
         self._forget(entry)
         return entry
 
+    def _of_greatest_tenant(self, pool: Pool) -> SampleEntry | None:
+        """The sample that leaves first of a tenant with more than its share; None if none has."""
+        sizes = self._tenants[pool]
+        tenant, num_bytes = max(sizes.items(), key=lambda one: one[1], default=("", 0))
+        if len(sizes) < 2 or num_bytes <= self._max_tenant_share * sizes.total():
+            return None
+        own = (entry for entry in self._entries.values() if entry.pool is pool and entry.tenant == tenant)
+        return min(own, key=lambda entry: entry.priority)
+
     def _forget(self, entry: SampleEntry) -> None:
         del self._entries[entry.trace_id]
+        sizes = self._tenants[entry.pool]
+        sizes[entry.tenant] -= entry.num_bytes
+        if not sizes[entry.tenant]:
+            del sizes[entry.tenant]
         self._clusters[entry.cluster] -= 1
         if not self._clusters[entry.cluster]:
             del self._clusters[entry.cluster]
 
     def _put(self, entry: SampleEntry) -> None:
         self._entries[entry.trace_id] = entry
+        self._tenants[entry.pool][entry.tenant] += entry.num_bytes
         self._clusters[entry.cluster] += 1
         self._heaps[entry.pool].setdefault(entry.group, _Heap()).push(entry)

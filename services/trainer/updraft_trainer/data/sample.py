@@ -15,6 +15,7 @@ from torch import Tensor
 from updraft.trace.v1 import trace_pb2
 from updraft_artifacts.target_description import TargetDescription
 from updraft_chassis.errors import InvalidInput
+from updraft_chassis.tenants import hashes
 from updraft_draft import trace_bytes
 from updraft_draft.tensors import EncodedRows
 from updraft_draft.trace_bytes import Data, ParsedTrace
@@ -98,7 +99,14 @@ class Sample:
     finished_unix_ms: int
     probability: float = 1.0
     """With which the request was captured."""
+    tenant: int = 0
+    """The keyed hash of its tenant; 0: none."""
     counterfactuals: tuple[Counterfactual, ...] = ()
+
+    @property
+    def tenant_text(self) -> str:
+        """The hash in hexadecimal; empty for none."""
+        return hashes.text(self.tenant)
 
     @property
     def num_rows(self) -> int:
@@ -174,8 +182,8 @@ def _check_header(header: trace_pb2.Header, expected: ExpectedTarget) -> None:
 
 def _check_permission(header: trace_pb2.Header, region: str) -> None:
     policy = header.policy
-    if not policy.train:
-        raise RefusedTrace("not_allowed", "the trace's policy does not permit training")
+    if not policy.train and not header.evaluation:
+        raise RefusedTrace("not_allowed", "the trace's policy permits evaluation only, and it is not held out")
     if not policy.retain:
         raise RefusedTrace("not_allowed", "the trace's policy does not permit storing it")
     if policy.region not in ("", region):
@@ -231,6 +239,7 @@ def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool) 
         domain=trace.header.domain,
         finished_unix_ms=trace.header.finished_unix_ms,
         probability=trace.header.payload_probability,
+        tenant=trace.header.tenant_hash,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
 

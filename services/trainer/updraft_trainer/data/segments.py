@@ -160,6 +160,11 @@ class Segments:
             return None
         return max(closed, key=lambda number: self._segments[number].dead)
 
+    def with_dropped_records(self, *, before_s: float | None = None) -> list[int]:
+        """The files that still have bytes of dropped records; with `before_s`, a Unix time, those last written before it."""
+        found = [number for number, segment in self._segments.items() if segment.dead]
+        return found if before_s is None else [number for number in found if self._written_s(number) < before_s]
+
     def close(self) -> None:
         """Append to another file from now on."""
         if self._writer is not None:
@@ -209,6 +214,11 @@ class Segments:
 
     def _paths(self) -> list[Path]:
         return [path for path in self.folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()]
+
+    def _written_s(self, number: int) -> float:
+        with suppress(OSError):
+            return self._path(number).stat().st_mtime
+        return 0.0
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}{_SUFFIX}"

@@ -9,13 +9,17 @@ it only accompanies fresh samples, so it grows with new traffic and not with tim
 The newest requests wait while others are fresh. Until they are trained on, they judge the draft next to the held-out ones,
 which are few when traffic is new. A request waits or judges as a whole: its chunks are alike, so one that was trained on tells
 how well the draft knows the others by heart.
+
+No tenant has more than a share of what is chosen while there are samples of others (`max_share`), so nobody decides alone what
+a draft learns or how it is judged, however much they send.
 """
 
 import heapq
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data import importance
@@ -69,18 +73,55 @@ def one_per_request(entries: Iterable[SampleEntry]) -> list[SampleEntry]:
     return list(chosen.values())
 
 
-def newest_requests(entries: Iterable[SampleEntry], count: int) -> set[str]:
+def limited(
+    entries: Iterable[SampleEntry],
+    max_share: float,
+    *,
+    size: Callable[[SampleEntry], float] = lambda _: 1.0,
+    taken: Mapping[str, float] = {},
+) -> Iterator[SampleEntry]:
+    """The same samples, in their order but for tenants who would have more than `max_share` of those before and this one: they
+    wait for others, while there are any. `taken` has the sizes that tenants have had before."""
+    queues: dict[str, deque[tuple[int, SampleEntry]]] = {}
+    for place, entry in enumerate(entries):
+        queues.setdefault(entry.tenant, deque()).append((place, entry))
+    used, total = dict(taken), sum(taken.values())
+    while len(queues) > 1:
+        heads = {tenant: queue[0] for tenant, queue in queues.items()}
+        sizes = {tenant: size(entry) for tenant, (_, entry) in heads.items()}
+        after = {tenant: used.get(tenant, 0.0) + num for tenant, num in sizes.items()}
+        allowed = [tenant for tenant, num in sizes.items() if after[tenant] <= max_share * (total + num)]
+        least = min(used.get(tenant, 0.0) for tenant in queues)
+        among = allowed or [tenant for tenant in queues if used.get(tenant, 0.0) == least]
+        tenant = min(among, key=lambda tenant: heads[tenant][0])
+        _, entry = queues[tenant].popleft()
+        if not queues[tenant]:
+            del queues[tenant]
+        used[tenant], total = after[tenant], total + sizes[tenant]
+        yield entry
+    yield from (entry for queue in queues.values() for _, entry in queue)
+
+
+def _num_tokens(entry: SampleEntry) -> float:
+    return float(entry.num_tokens)
+
+
+def newest_requests(entries: Iterable[SampleEntry], count: int, *, max_share: float = 1.0) -> set[str]:
     """The `count` requests that came last, by the first of their chunks, so that a long one does not become new again."""
-    first: dict[str, int] = {}
+    first: dict[str, SampleEntry] = {}
     for entry in entries:
-        first[entry.request] = min(entry.order, first.get(entry.request, entry.order))
-    return set(heapq.nlargest(count, first, key=first.__getitem__))
+        known = first.setdefault(entry.request, entry)
+        if entry.order < known.order:
+            first[entry.request] = entry
+    newest_first = sorted(first.values(), key=lambda entry: -entry.order)
+    return {entry.request for entry in islice(limited(newest_first, max_share), count)}
 
 
-def traffic_mix(entries: Iterable[SampleEntry]) -> TrafficMix:
+def traffic_mix(entries: Iterable[SampleEntry], *, max_share: float = 1.0) -> TrafficMix:
     """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured."""
     entries = list(entries)
-    recent = heapq.nlargest(NUM_RECENT, one_per_request(entries), key=lambda entry: entry.order)
+    newest_first = sorted(one_per_request(entries), key=lambda entry: -entry.order)
+    recent = list(islice(limited(newest_first, max_share), NUM_RECENT))
     shares: dict[str, float] = {}
     for entry, weight in zip(recent, importance.weights([entry.probability for entry in recent]), strict=True):
         shares[entry.cluster] = shares.get(entry.cluster, 0.0) + weight / len(recent)
@@ -101,7 +142,7 @@ def mixed(mixes: Sequence[TrafficMix], names: Sequence[Mapping[str, str]]) -> Tr
     return TrafficMix(kinds=kinds, shares=shares, num_recent=num_recent)
 
 
-def training_batch(
+def training_batch(  # noqa: PLR0913 - what is stored, what was used, and four limits
     entries: Sequence[SampleEntry],
     uses: Mapping[str, int],
     *,
@@ -109,6 +150,8 @@ def training_batch(
     max_uses: int,
     rng: random.Random,
     num_waiting: int = 0,
+    max_share: float = 1.0,
+    drawn: Mapping[str, float] = {},
 ) -> list[SampleEntry]:
     """Distinct samples of about `num_tokens`; empty without a fresh one. `entries` must not contain evaluation samples.
 
@@ -117,6 +160,7 @@ def training_batch(
     fresh one may fill the whole batch.
 
     The `num_waiting` newest requests, at most half of all, are left out while there is a fresh sample of another one.
+    `drawn`: tokens of tenants in earlier batches, because a batch of a few samples cannot keep shares by itself.
     """
 
     def num_uses(entry: SampleEntry) -> int:
@@ -132,12 +176,26 @@ def training_batch(
         fresh = [entry for entry in fresh if entry.request not in waiting]
     fresh.sort(key=lambda entry: (num_uses(entry), -entry.order))
     budget = num_tokens or USUAL_SAMPLES * sum(entry.num_tokens for entry in entries) / len(entries)
-    batch = _within(fresh, budget / 2)
+    if (
+        len({entry.tenant for entry in entries}) > 1
+    ):  # where only one tenant is fresh, samples of others fill up its half
+        stale = (entry for entry in entries if num_uses(entry) >= max_uses)
+        fresh += sorted(stale, key=lambda entry: (num_uses(entry), -entry.order))
+    batch = _within(limited(fresh, max_share, size=_num_tokens, taken=drawn), budget / 2)
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
     rng.shuffle(rest)  # before a stable sort, so that ties are broken at random and not by age
     turns = _round_robin(rest, len(rest), key=num_uses, rng=rng)
-    return batch + _within(turns, budget - sum(entry.num_tokens for entry in batch))
+    limited_turns = limited(turns, max_share, size=_num_tokens, taken=tokens_by_tenant(batch, drawn))
+    return batch + _within(limited_turns, budget - sum(entry.num_tokens for entry in batch))
+
+
+def tokens_by_tenant(batch: Iterable[SampleEntry], before: Mapping[str, float]) -> dict[str, float]:
+    """Captured tokens of each tenant's samples in a batch, added to those before."""
+    tokens = dict(before)
+    for entry in batch:
+        tokens[entry.tenant] = tokens.get(entry.tenant, 0.0) + entry.num_tokens
+    return tokens
 
 
 def _within(entries: Iterable[SampleEntry], num_tokens: float) -> list[SampleEntry]:
@@ -152,30 +210,36 @@ def _within(entries: Iterable[SampleEntry], num_tokens: float) -> list[SampleEnt
     return batch
 
 
-def first_batch(entries: Sequence[SampleEntry], *, count: int, rng: random.Random) -> list[SampleEntry]:
+def first_batch(
+    entries: Sequence[SampleEntry], *, count: int, rng: random.Random, max_share: float = 1.0
+) -> list[SampleEntry]:
     """One sample of each of up to `count` requests, of the clusters in turn: these teach more than all chunks of few."""
     samples = one_per_request(outliers_together(entries))
     rng.shuffle(samples)
-    return _round_robin(samples, count, key=lambda _: 0, rng=rng)
+    turns = _round_robin(samples, len(samples), key=lambda _: 0, rng=rng)
+    return list(islice(limited(turns, max_share), count))
 
 
 def closed_form_batch(
-    entries: Sequence[SampleEntry], *, count: int, num_held_out: int
+    entries: Sequence[SampleEntry], *, count: int, num_held_out: int, max_share: float = 1.0
 ) -> tuple[list[SampleEntry], list[SampleEntry]]:
     """Up to `count` samples to fit, the newest of each cluster in turn, and one of each of the `num_held_out` newest requests
     to judge by, of which none is fitted."""
-    judging = newest_requests(entries, num_held_out)
+    judging = newest_requests(entries, num_held_out, max_share=max_share)
     newest_first = sorted(outliers_together(entries), key=lambda entry: -entry.order)
     fitted = [entry for entry in newest_first if entry.request not in judging]
     held_out = one_per_request(entry for entry in newest_first if entry.request in judging)
-    return _round_robin(fitted, count, key=lambda entry: -entry.order), held_out
+    turns = _round_robin(fitted, len(fitted), key=lambda entry: -entry.order)
+    return list(islice(limited(turns, max_share), count)), held_out
 
 
-def untrained_batch(entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int) -> list[SampleEntry]:
+def untrained_batch(
+    entries: Sequence[SampleEntry], uses: Mapping[str, int], *, count: int, max_share: float = 1.0
+) -> list[SampleEntry]:
     """One sample of each of the newest requests of which nothing was trained on yet."""
     trained = {request_of(trace_id) for trace_id, num_uses in uses.items() if num_uses}
     untrained = [entry for entry in entries if entry.request not in trained]
-    chosen = newest_requests(untrained, count)
+    chosen = newest_requests(untrained, count, max_share=max_share)
     batch = one_per_request(entry for entry in untrained if entry.request in chosen)
     return sorted(batch, key=lambda entry: -entry.order)
 
@@ -195,15 +259,17 @@ def remembered(entries: Sequence[SampleEntry]) -> list[SampleEntry]:
     return [entry for entry in entries if (newest - last[entry.cluster]) * num_requests < NUM_REMEMBERED * len(entries)]
 
 
-def evaluation_batch(entries: Sequence[SampleEntry], *, count: int) -> list[SampleEntry]:
+def evaluation_batch(entries: Sequence[SampleEntry], *, count: int, max_share: float = 1.0) -> list[SampleEntry]:
     """About `count` held-out samples, one of each request: half are the newest, half the newest of each cluster in turn.
 
     There are more than `count` if a cluster would otherwise have fewer than its own verdict needs.
     """
-    newest_first = sorted(one_per_request(entries), key=lambda entry: -entry.order)
+    newest_first = list(limited(sorted(one_per_request(entries), key=lambda entry: -entry.order), max_share))
     batch = newest_first[: (count + 1) // 2]
     rest = newest_first[len(batch) :]
-    batch += _round_robin(rest, count - len(batch), key=lambda entry: -entry.order)
+    turns = _round_robin(rest, len(rest), key=lambda entry: -entry.order)
+    taken = Counter(entry.tenant for entry in batch)
+    batch += islice(limited(turns, max_share, taken=taken), count - len(batch))
     taken = Counter(entry.cluster for entry in batch)
     chosen = {entry.trace_id for entry in batch}
     for entry in rest:

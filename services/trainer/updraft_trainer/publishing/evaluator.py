@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from updraft_chassis.tenants import hashes
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_draft.vocabulary import unknown_share
@@ -20,7 +21,7 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.decision import NO_DRAFT
 from updraft_trainer.publishing.estimate import BestDrafts, Evidence, compare, merged, num_tokens, verify_steps
 from updraft_trainer.publishing.publish import Candidate, snapshot
-from updraft_trainer.publishing.registry_view import RegistryView
+from updraft_trainer.publishing.registry_view import RegistryView, provenance_of
 
 NUM_TRAINED = 8
 """Requests that were trained on, to see how much of them was learned by heart: a quarter of an estimate's time."""
@@ -33,6 +34,9 @@ class Baseline:
     version: int = NO_DRAFT
     network: DraftNetwork | None = None
     steps: dict[str, int] = field(default_factory=dict)
+    tenants: tuple[str, ...] = ()
+    """Hashes of the tenants that it may have learned from, in hexadecimal. `has_more_tenants`: and from others."""
+    has_more_tenants: bool = False
 
 
 class Judge:
@@ -112,11 +116,11 @@ class Evaluator:
         """Make `version` the baseline; true if it changed. Raises the errors of `RegistryView.fetch`."""
         if version == self.baseline.version:
             return False
-        network = None
+        baseline = Baseline(version=version)
         if version != NO_DRAFT:
             folder = await self._registry.fetch(version)
-            network = await asyncio.to_thread(_load, folder, embedding)
-        self._judge.baseline = Baseline(version=version, network=network)
+            baseline = await asyncio.to_thread(_load, version, folder, embedding)
+        self._judge.baseline = baseline
         return True
 
     def estimate(self, network: DraftNetwork, *, step: int, unseen: Sequence[Sample] = ()) -> Candidate:
@@ -158,6 +162,12 @@ def _unknown_share(evidence: Evidence) -> float | None:
     return sum(pair.weight * num_unknown for pair, (_, num_unknown) in rows) / tokens if tokens else None
 
 
-def _load(folder: Path, embedding: Tensor) -> DraftNetwork:
+def _load(version: int, folder: Path, embedding: Tensor) -> Baseline:
     config, tensors = checkpoint.load(folder)
-    return checkpoint.build(config, tensors, embedding)
+    origin = provenance_of(folder)
+    return Baseline(
+        version=version,
+        network=checkpoint.build(config, tensors, embedding),
+        tenants=tuple(map(hashes.text, origin.tenants)),
+        has_more_tenants=origin.has_more_tenants,
+    )

@@ -16,6 +16,7 @@ from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import file_digest, tensors_digest
 from updraft_chassis.clock import Clock
+from updraft_chassis.tenants import hashes
 from updraft_draft import checkpoint
 from updraft_draft.network import DraftNetwork
 from updraft_trainer.publishing.estimate import GainEstimate
@@ -137,5 +138,7 @@ class Publisher:
             created_unix_ms=int(self._clock.now() * 1000),
             origin=history.origin,
             learning_rate=learning_rate,
+            tenants=map(hashes.parse, history.tenants),
+            has_more_tenants=history.has_more_tenants,
         )
         return save(candidate, self._folder, self._identity, provenance)

@@ -39,6 +39,8 @@ class LearningRecord:
         """Optimizer steps of the draft in training."""
         self.estimates = 0
         """Candidates that held-out requests judged."""
+        self.forgotten_ms = 0
+        """All ranks have carried out the orders to forget tenants up to this time."""
         self.last_save_s = 0.0
         """Unix time of the last saved state; 0: none yet."""
         self._steps_to_estimate, self._estimate_due_s = 0, 0.0
@@ -77,4 +79,5 @@ class LearningRecord:
             steps_to_estimate=self._steps_to_estimate,
             estimate_due_unix_ms=int(1000 * self._estimate_due_s),
             stream_bytes=self._stream_bytes,
+            forgotten_unix_ms=self.forgotten_ms,
         )

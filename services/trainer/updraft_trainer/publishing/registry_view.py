@@ -6,10 +6,12 @@ A separate task refreshes the state, so that an unresponsive registry does not s
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from google.protobuf import json_format
 
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
@@ -17,6 +19,7 @@ from updraft_chassis import rpc
 from updraft_chassis.errors import Conflict, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
+from updraft_chassis.tenants import hashes
 from updraft_trainer.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -81,6 +84,8 @@ class RegistryView:
         self._reported: tuple[str, float | None] = ("", None)
         self._next_report_s = float("-inf")
         self.state: RolloutState | None = None
+        self.forgotten: Mapping[str, int] = {}
+        """When each tenant was ordered to be forgotten last, in Unix milliseconds. Replaced, never changed."""
         self._message = "the trainer waits for the first requests"
         self._demand: float | None = None
 
@@ -106,6 +111,8 @@ class RegistryView:
         with rpc.errors():
             response = await self._stub.List(request, timeout=_TIMEOUT_S)
         speculator = next(iter(response.speculators), registry_pb2.SpeculatorState())
+        if speculator.forgotten_unix_ms > max(self.forgotten.values(), default=0):
+            self.forgotten = await self._forgotten()
         is_unloadable = _is_unloadable(speculator, response.versions)
         self._set_up(is_up=True)
         self._metrics.serving_version.set(speculator.stable)
@@ -118,6 +125,12 @@ class RegistryView:
             target_fingerprint=speculator.target_fingerprint,
         )
         return self.state
+
+    async def _forgotten(self) -> Mapping[str, int]:
+        with rpc.errors():
+            request = registry_pb2.ListForgottenRequest(speculator=self._speculator)
+            response = await self._stub.ListForgotten(request, timeout=_TIMEOUT_S)
+        return {hashes.text(tenant.hash): tenant.unix_ms for tenant in response.tenants}
 
     def set_message(self, message: str) -> None:
         """Set the line in the speculator's state: the last publication, or the reason why nothing is published."""
@@ -169,6 +182,12 @@ class RegistryView:
                 logger.info("The registry is available again")
                 self._next_report_s = float("-inf")  # it may have restarted, and forgotten
         self._is_up = is_up
+
+
+def provenance_of(folder: Path) -> registry_pb2.Provenance:
+    """Where the version in a folder of `fetch` comes from."""
+    text = (folder / transfer.MANIFEST).read_text()
+    return json_format.Parse(text, registry_pb2.Manifest(), ignore_unknown_fields=True).provenance
 
 
 _NEVER_AGAIN = frozenset({registry_pb2.PHASE_FAILED, registry_pb2.PHASE_REJECTED, registry_pb2.PHASE_ROLLED_BACK})

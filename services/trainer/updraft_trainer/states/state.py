@@ -33,6 +33,9 @@ NUM_KEPT = 2
 MAX_SENT = 256
 """Number of digests kept; weights only ever return to a recent value."""
 
+MAX_TENANTS = 4096
+"""Tenants that a version lists: 32 KiB of its manifest."""
+
 _PART, _REMOVED = "state.part", "state.removed"
 """A state that is being written, and one that is being deleted."""
 
@@ -62,6 +65,20 @@ class TrainingHistory:
     """Where training started, in words."""
     sent_digests: list[str] = field(default_factory=list)
     """Tensor digests sent to the registry, newest last."""
+    tenants: list[str] = field(default_factory=list)
+    """Hashes of the tenants that the draft may have learned from, also before `origin`; ascending, at most MAX_TENANTS."""
+    has_more_tenants: bool = False
+    """There were others."""
+
+    def learn_from(self, tenants: Iterable[str], *, has_more: bool = False) -> None:
+        """The draft has learned from samples of these tenants; empty ones are nobody's. `has_more`: and from others."""
+        all_tenants = sorted({*self.tenants, *filter(None, tenants)})
+        if len(all_tenants) != len(self.tenants):
+            known = set(self.tenants)  # those stay, whoever comes
+            new = [tenant for tenant in all_tenants if tenant not in known][: MAX_TENANTS - len(known)]
+            self.has_more_tenants |= len(known) + len(new) < len(all_tenants)
+            self.tenants = sorted({*known, *new})
+        self.has_more_tenants |= has_more
 
     def count_use(self, trace_id: str) -> None:
         uses = self.uses.get(trace_id, 0)

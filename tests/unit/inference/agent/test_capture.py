@@ -15,10 +15,11 @@ from tests.support.wait import until
 from updraft.fleet.v1 import fleet_pb2
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.tenants import hashes
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.chunks import MAX_CHUNK_BYTES, chunk_bytes
-from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions
+from updraft_inference.agent.selection import CapturePlan, CaptureRates, CaptureTerms, Permissions, Refusal
 from updraft_inference.agent.trace import Origin
 from updraft_inference.engine import CaptureParams, CountedRequest, Drafter, FinishReason
 from updraft_inference.metrics import Metrics
@@ -141,15 +142,14 @@ async def test_the_light_record_has_no_payload(capture: Capture, stream: FakeStr
 
 
 async def test_what_nobody_was_asked_about_is_counted_apart_from_opt_outs(capture: Capture) -> None:
-    plan = CapturePlan(trace_id=b"x", is_opted_out=True, is_unasked=True)
-    capture.offer(ended(step(1, 2)), plan)
+    capture.offer(ended(step(1, 2)), CapturePlan(trace_id=b"x", refusal=Refusal.NOT_ASKED))
 
     assert capture.counters.dropped == {"not_asked": 1}
 
 
 async def test_what_opted_out_never_leaves_and_is_counted(capture: Capture, stream: FakeStream) -> None:
     async with running(capture):
-        capture.offer(ended(step(1, 2)), CapturePlan(trace_id=b"x", is_opted_out=True))
+        capture.offer(ended(step(1, 2)), CapturePlan(trace_id=b"x", refusal=Refusal.OPTED_OUT))
         capture.offer(ended(step(1, 2)), PLAN)
         await until(lambda: bool(stream.entries))
 
@@ -410,3 +410,27 @@ async def test_a_request_without_a_trace_is_learnt_from_and_an_opted_out_one_is_
     assert granted.counters.offered_tokens >= 5
     assert granted.counters.dropped == {"opted_out": 1}
     assert granted.counters.captured == 0
+
+
+async def test_tenants_are_hashed_with_the_registrys_salt_and_before_it_comes_not_captured(capture: Capture) -> None:
+    terms = CaptureTerms(tenant=hashes.digest("acme"))
+    capture.offer(ended(step(1, 2)), capture.plan(b"0" * 16, terms))
+    assert dropped(capture) == {"tenant_unknown": 1}
+
+    capture.hash_with(b"salt")
+
+    assert capture.plan(b"0" * 16, terms).tenant == hashes.keyed(hashes.digest("acme"), b"salt")
+    assert capture.plan(b"0" * 16, CaptureTerms()).tenant == 0
+
+
+async def test_a_trace_has_the_hash_of_its_tenant_and_never_its_name(capture: Capture, stream: FakeStream) -> None:
+    capture.hash_with(b"salt")
+    plan = capture.plan(b"0" * 16, CaptureTerms(tenant=hashes.digest("acme"), may_train=False))
+    async with running(capture):
+        capture.offer(ended(step(1, 2)), plan)
+        await until(lambda: bool(stream.entries))
+
+    (entry,) = stream.entries
+    assert entry.header.tenant_hash == hashes.keyed(hashes.digest("acme"), b"salt")
+    assert (entry.header.policy.train, entry.header.policy.retain) == (False, True)
+    assert hashes.digest("acme").encode() not in entry.SerializeToString()

@@ -3,7 +3,7 @@ import uuid
 import pytest
 
 from updraft_inference.agent.credits import Chance
-from updraft_inference.agent.selection import CaptureRates, CaptureTerms, Permissions, plan, plan_of_chosen
+from updraft_inference.agent.selection import CaptureRates, CaptureTerms, Permissions, Refusal, plan, plan_of_chosen
 from updraft_inference.engine import CaptureParams
 
 IDS = [uuid.UUID(int=i).bytes for i in range(4000)]
@@ -59,14 +59,19 @@ def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
 
     opted_out = plan(CaptureRates(evaluation_fraction=1), IDS[0], terms)
 
-    assert opted_out.is_opted_out
+    assert opted_out.refusal is Refusal.OPTED_OUT
     assert not opted_out.is_captured
     assert opted_out.params == CaptureParams()
     assert opted_out.domain == ""
 
 
 @pytest.mark.parametrize(
-    "terms", [CaptureTerms(may_train=False), CaptureTerms(may_retain=False), CaptureTerms(is_constrained=True)]
+    "terms",
+    [
+        CaptureTerms(may_train=False, may_retain=False),
+        CaptureTerms(may_retain=False),
+        CaptureTerms(is_constrained=True),
+    ],
 )
 def test_what_the_trainer_would_refuse_has_no_payload_and_says_why(terms: CaptureTerms) -> None:
     plans = [plan(CaptureRates(), trace_id, terms) for trace_id in IDS[:50]]
@@ -121,9 +126,32 @@ def test_the_plan_of_a_request_that_a_server_chose_states_the_servers_probabilit
 
 
 @pytest.mark.parametrize(
-    "terms", [CaptureTerms(is_opted_out=True), CaptureTerms(may_train=False), CaptureTerms(is_constrained=True)]
+    "terms", [CaptureTerms(is_opted_out=True), CaptureTerms(may_retain=False), CaptureTerms(is_constrained=True)]
 )
 def test_what_a_sender_refuses_has_no_payload_though_a_server_chose_it(terms: CaptureTerms) -> None:
     found = plan_of_chosen(CaptureRates(), b"0" * 16, terms, probability=1.0)
 
     assert (found.params.payload, found.is_captured) == (False, not terms.is_opted_out)
+
+
+def test_a_request_that_may_not_be_trained_on_has_a_payload_only_if_it_is_held_out() -> None:
+    rates, terms = CaptureRates(evaluation_fraction=0.2), CaptureTerms(may_train=False)
+
+    for plans in (
+        [plan(rates, trace_id, terms) for trace_id in IDS],
+        [plan_of_chosen(rates, trace_id, terms, probability=1.0) for trace_id in IDS],
+    ):
+        assert {(p.is_evaluation, p.params.payload, p.permissions.train) for p in plans} == {
+            (True, True, False),
+            (False, False, False),
+        }
+        assert [p.is_evaluation for p in plans] == [plan(rates, trace_id).is_evaluation for trace_id in IDS]
+
+
+def test_where_senders_opt_in_all_others_are_not_captured() -> None:
+    rates = CaptureRates(needs_opt_in=True)
+
+    assert plan(rates, IDS[0], CaptureTerms()).refusal is Refusal.NOT_OPTED_IN
+    assert plan(rates, IDS[0], CaptureTerms(is_opted_in=True)).is_captured
+    assert plan(rates, IDS[0], CaptureTerms(is_opted_in=True, is_opted_out=True)).refusal is Refusal.OPTED_OUT
+    assert plan(rates, IDS[0], CaptureTerms(is_opted_in=True, is_unasked=True)).refusal is Refusal.NOT_ASKED

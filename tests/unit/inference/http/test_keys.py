@@ -102,6 +102,7 @@ def test_a_new_file_is_in_force_at_once(file: Path) -> None:
         ("# nothing\n", "contains no key"),
         ("short\n", "line 1 .* has 5 characters, expected 16"),
         (f"{ONE}\ntwo words of a key\n", "line 2 .* is no token"),
+        (f"acme {ONE} {OTHER}\n", "line 1 .* unknown word after its key"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_without_telling_its_keys(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tests.support.tap_plugin import finished, prefill, rows, step
 
-from updraft_inference.agent.selection import CaptureRates, plan_of_chosen
+from updraft_chassis.tenants import hashes
+from updraft_inference.agent.selection import CaptureRates, Refusal, plan_of_chosen
 from updraft_inference.engine import CaptureLoss, FinishReason, TopK
 from updraft_inference.sidecar.assembly import PATIENCE_S, SILENCE_S, Assembler, Ended
 from updraft_tap import wire
@@ -145,7 +146,19 @@ def test_a_request_that_was_not_asked_is_no_opt_out_of_its_sender(assembler: Ass
     (opted_out,) = told(assembler, finished("b", 4, 3, captured=False, permitted=False, asked=True))
 
     assert [one.terms.is_unasked for one in (unasked, opted_out)] == [True, False]
-    assert plan_of_chosen(CaptureRates(), unasked.trace_id, unasked.terms, probability=1.0).is_unasked
+    assert plan_of_chosen(CaptureRates(), unasked.trace_id, unasked.terms, probability=1.0).refusal is (
+        Refusal.NOT_ASKED
+    )
+
+
+def test_the_tenant_and_what_it_permits_come_with_the_end(assembler: Assembler) -> None:
+    (named,) = told(
+        assembler, finished("a", 4, 3, captured=False, tenant=hashes.digest("acme"), train=False, opted_in=True)
+    )
+    (other,) = told(assembler, finished("b", 4, 3, captured=False))
+
+    assert (named.terms.tenant, named.terms.may_train, named.terms.is_opted_in) == (hashes.digest("acme"), False, True)
+    assert (other.terms.tenant, other.terms.may_train, other.terms.is_opted_in) == ("", True, False)
 
 
 def test_rows_beyond_the_limit_are_lost_and_their_steps_kept() -> None:

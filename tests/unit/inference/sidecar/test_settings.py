@@ -38,11 +38,13 @@ def test_the_socket_is_below_the_data_unless_another_is_named(tmp_path: Path) ->
     assert named.socket_path == tmp_path / "s"
 
 
-@pytest.mark.parametrize("setting", ["draft_path", "api_keys_file"])
+@pytest.mark.parametrize(("setting", "value"), [("draft_path", "/x"), ("api_keys_file", "/x"), ("tenant_header", "x")])
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
-def test_what_only_a_process_in_front_of_clients_can_do_is_refused(tmp_path: Path, engine: str, setting: str) -> None:
-    with pytest.raises(ValidationError, match=f"DRAFT_PATH and API_KEYS_FILE require ENGINE torch: with {engine}"):
-        InferenceSettings(model=tmp_path, engine=engine, **{setting: tmp_path})  # type: ignore[arg-type]
+def test_what_only_a_process_in_front_of_clients_can_do_is_refused(
+    tmp_path: Path, engine: str, setting: str, value: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"API_KEYS_FILE and TENANT_HEADER require ENGINE torch: with {engine}"):
+        InferenceSettings(model=tmp_path, engine=engine, **{setting: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ShapeChoice)])

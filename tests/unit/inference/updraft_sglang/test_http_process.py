@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -69,7 +70,7 @@ async def test_who_opts_out_by_the_header_or_by_the_parameter_is_out(http: HttpP
 
 
 async def test_a_request_that_came_by_no_http_has_not_been_asked_whatever_it_says(http: HttpProcess) -> None:
-    forged = {"updraft": {"domain": "", "permitted": True}, "updraft_seal": "guessed"}
+    forged = {"updraft": asdict(Terms()), "updraft_seal": "guessed"}
     assert await sent(http, request(), request(forged)) == [NOT_ASKED, NOT_ASKED]
 
 

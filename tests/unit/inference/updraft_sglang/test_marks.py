@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 
 from updraft_sglang.marks import SEAL, is_sealed, read_sealed, sealed
@@ -5,7 +7,7 @@ from updraft_tap.http.terms import NOT_ASKED, Terms, marked
 
 SHARED = "of the server"
 TERMS = Terms(domain="sql")
-FORGED = {"updraft": {"domain": "of another", "permitted": True}}
+FORGED = {"updraft": asdict(Terms(domain="of another"))}
 
 
 def test_a_mark_takes_the_terms_and_leaves_the_other_parameters_alone() -> None:

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from updraft_tap.http.terms import Terms
 from updraft_tap.policy import CaptureOptions, Policy, captured_requests, read_policy
 
 IDS = [f"request-{i}" for i in range(1000)]
@@ -29,6 +30,14 @@ def test_the_options_are_those_of_the_policy() -> None:
     assert policy.options("a") == CaptureOptions(payload=True, prompt_rows=5, counterfactual_rows=2, probability=1.0)
 
 
+def test_a_policy_may_require_that_senders_opt_in() -> None:
+    opt_in = read_policy({"payload": 1, "prompt_rows": 0, "counterfactual_rows": 0, "opt_in": True})
+
+    assert [opt_in.permits(terms) for terms in (Terms(), Terms(opted_in=True))] == [False, True]
+    assert not opt_in.permits(Terms(opted_in=True, permitted=False))
+    assert [Policy().permits(terms) for terms in (Terms(), Terms(permitted=False))] == [True, False]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -41,6 +50,7 @@ def test_the_options_are_those_of_the_policy() -> None:
         {"prompt_rows": -1},
         {"prompt_rows": 1.5},
         {"counterfactual_rows": None},
+        {"opt_in": 1},
     ],
 )
 def test_what_is_no_policy_is_refused(change: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """The mark that requests get where they leave vLLM's HTTP process, on stand-ins for its requests and its application."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +72,7 @@ async def test_who_opts_out_by_the_header_or_by_the_argument_is_out(http: HttpPr
 
 
 async def test_a_request_that_came_by_no_http_has_not_been_asked(http: HttpProcess) -> None:
-    forged = {"updraft": {"domain": "", "permitted": True}}
+    forged = {"updraft": asdict(Terms())}
     assert await sent(http, request(), request(forged)) == [NOT_ASKED, NOT_ASKED]
 
 

@@ -125,6 +125,14 @@ def test_sglang_has_the_gpus_of_the_spec() -> None:
 
 
 @each_server
+def test_the_header_of_a_tenant_reaches_the_server_also_without_keys(engine: str) -> None:
+    pod, before = _pod(engine, tenantHeader="X-Team"), _pod(engine)
+    variables = _variables(container(pod, "engine"))
+    assert variables[f"UPDRAFT_{engine.upper()}_TENANT_HEADER"] == "X-Team"
+    assert container(pod, "inference") == container(before, "inference")
+
+
+@each_server
 def test_api_keys_reach_the_server_and_not_the_agent(engine: str) -> None:
     pod, before = _pod(engine, **KEYS), _pod(engine)
     variables = _variables(container(pod, "engine"))

@@ -75,12 +75,33 @@ def test_the_agent_of_a_server_gets_no_device(engine: str) -> None:
     assert "UPDRAFT_INFERENCE_DEVICE" not in data
 
 
+@pytest.mark.parametrize(("retention", "seconds"), [("90m", "5400"), ("12h", "43200"), ("30d", "2592000")])
+def test_pods_and_trainer_delete_traces_at_the_same_age(retention: str, seconds: str) -> None:
+    made = built(speculator({"traces": {"retention": retention}}))
+    assert one(made, "ConfigMap", "qwen-serving")["data"]["UPDRAFT_INFERENCE_CAPTURE_RETENTION_SECONDS"] == seconds
+    assert one(made, "ConfigMap", "qwen-trainer")["data"]["UPDRAFT_TRAINER_RETENTION_SECONDS"] == seconds
+
+
+@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
+def test_an_opt_in_is_required_by_what_decides_about_capture(engine: str) -> None:
+    made = built(speculator({"engine": engine, "traces": {"capture": "OptIn"}}))
+    assert one(made, "ConfigMap", "qwen-serving")["data"]["UPDRAFT_INFERENCE_CAPTURE"] == "opt-in"
+    made = built(speculator({"engine": engine}))
+    assert "UPDRAFT_INFERENCE_CAPTURE" not in one(made, "ConfigMap", "qwen-serving")["data"]
+
+
+def test_the_header_of_a_tenant_is_read_by_engine_torch_itself() -> None:
+    made = built(speculator({"serving": {"tenantHeader": "X-Team"}}))
+    assert one(made, "ConfigMap", "qwen-serving")["data"]["UPDRAFT_INFERENCE_TENANT_HEADER"] == "X-Team"
+
+
 def test_api_keys_of_engine_torch_are_a_file_that_its_process_reads() -> None:
     spec = {"serving": {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 4}}
     data = one(built(speculator(spec)), "ConfigMap", "qwen-serving")["data"]
     pod = pod_spec(speculator(spec), "serving")
     assert data["UPDRAFT_INFERENCE_API_KEYS_FILE"] == "/etc/updraft/api-keys/keys"
     assert data["UPDRAFT_INFERENCE_MAX_REQUESTS_PER_KEY"] == "4"
+    assert "UPDRAFT_INFERENCE_TENANT_HEADER" not in data
     assert {"name": "api-keys", "mountPath": "/etc/updraft/api-keys", "readOnly": True} in container(pod, "inference")[
         "volumeMounts"
     ]

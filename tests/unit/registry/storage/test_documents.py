@@ -23,7 +23,9 @@ from updraft_registry.storage.documents import (
     speculator_document,
     version_document,
 )
+from updraft_registry.storage.tenants import TenantRecord
 
+TENANTS = TenantRecord(salt=bytes(range(32)), forgotten={2**64 - 1: NOW_MS, 1: NOW_MS + 1})
 MANIFEST = draft(1).manifest(evaluation=evaluation(num_samples=2))
 VERSION = wire.pending(MANIFEST, 1, NOW_MS)
 DOCUMENT: dict[str, Any] = json.loads(version_document(VERSION, MANIFEST, {7: published(VERSION)}))
@@ -43,12 +45,16 @@ def test_a_version_is_read_back_with_its_history() -> None:
 def test_the_desired_state_is_read_back() -> None:
     desired = DesiredState(pinned=0, pin_reason="slow", is_paused=True, pause_reason="lunch")
     policy = registry_pb2.RolloutPolicy(revision_history_limit=3, auto_rollback=False)
-    read, _ = read_speculator(speculator_document("default", desired, policy, {}), "default")
+    read, _, tenants = read_speculator(speculator_document("default", desired, policy, {}, TENANTS), "default")
+    assert tenants == TENANTS
     assert read.HasField("pinned")
     assert (read.pinned, read.pin_reason) == (0, "slow")
     assert (read.paused, read.pause_reason) == (True, "lunch")
     assert read.policy == policy
-    unpinned, _ = read_speculator(speculator_document("default", DesiredState(), policy, {}), "default")
+    unpinned, _, tenants = read_speculator(
+        speculator_document("default", DesiredState(), policy, {}, TenantRecord()), "default"
+    )
+    assert tenants == TenantRecord()
     assert not unpinned.HasField("pinned")
 
 
@@ -66,6 +72,9 @@ def test_the_desired_state_is_read_back() -> None:
             {"history": [DOCUMENT["history"][0] | {"reason": "\ud800"}]}, "not a document", id="half a character"
         ),
         pytest.param({"history": [DOCUMENT["history"][0] | {"actor": "nobody"}]}, "not a document", id="actor"),
+        pytest.param({"tenants": {"salt": "00"}}, "tenants are damaged", id="salt"),
+        pytest.param({"tenants": {"forgotten": {"acme": 1}}}, "tenants are damaged", id="tenant"),
+        pytest.param({"tenants": []}, "not a document", id="no tenants"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:

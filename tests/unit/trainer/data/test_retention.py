@@ -1,6 +1,7 @@
 import statistics
 import uuid
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,3 +136,35 @@ def test_a_sample_larger_than_the_window_is_not_kept() -> None:
     changes = retention.add(kept(1, num_bytes=1000))
     assert changes.dropped == [kept(1).trace_id]
     assert list(retention) == []
+
+
+def test_a_tenant_with_more_than_its_share_of_a_full_pool_makes_room_first() -> None:
+    retention = Retention(replace(LIMITS, max_tenant_share=0.5))
+    for order in range(4):
+        retention.add(replace(kept(order, pool=Pool.EVALUATION, num_bytes=5), tenant=str(order % 2)))
+    assert retention.num_bytes(Pool.EVALUATION) == 20, "while there is room, everybody may use it"
+    dropped = []
+    for order in range(4, 30):
+        dropped += retention.add(replace(kept(order, pool=Pool.EVALUATION, num_bytes=5), tenant="x")).dropped
+
+    assert Counter(one.tenant for one in retention) == {"0": 1, "1": 1, "x": 2}
+    assert len(dropped) == 26
+    newest = max(one.order for one in retention if one.tenant == "x")
+    assert newest == 29, "of its own samples, the oldest leave"
+
+
+def test_alone_a_tenant_has_it_all() -> None:
+    retention = Retention(replace(LIMITS, max_tenant_share=0.1))
+    for order in range(9):
+        retention.add(replace(kept(order), tenant="x"))
+
+    assert (retention.num_bytes(Pool.WINDOW), retention.num_bytes(Pool.RESERVOIR)) == (50, 40)
+
+
+@given(ARRIVALS, st.sampled_from([0.25, 0.5, 1.0]))
+def test_no_place_exceeds_its_bytes_whoever_fills_it(arrivals: list[tuple[str, Pool, int]], share: float) -> None:
+    retention = Retention(replace(LIMITS, max_tenant_share=share))
+    for order, (tenant, pool, num_bytes) in enumerate(arrivals):
+        retention.add(replace(kept(order, pool=pool, num_bytes=num_bytes), tenant=tenant))
+    for pool, most in ((Pool.WINDOW, 50), (Pool.RESERVOIR, 40), (Pool.EVALUATION, 20)):
+        assert retention.num_bytes(pool) == sum(one.num_bytes for one in retention if one.pool is pool) <= most

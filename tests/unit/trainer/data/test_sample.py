@@ -474,3 +474,11 @@ def test_a_trace_of_a_region_is_taken_by_a_trainer_there_and_by_no_other(maker: 
 
 def test_a_sample_knows_how_likely_its_capture_was(maker: TraceMaker) -> None:
     assert read_sample(maker.data(1, probability=0.25), maker.expected).probability == 0.25
+
+
+def test_a_trace_that_may_not_be_trained_on_is_stored_only_if_it_is_held_out(maker: TraceMaker) -> None:
+    held_out = read_sample(maker.data(2, evaluation=True, may_train=False, tenant=7), maker.expected)
+
+    assert (held_out.is_evaluation, held_out.tenant, held_out.tenant_text) == (True, 7, "0000000000000007")
+    with pytest.raises(RefusedTrace, match="permits evaluation only"):
+        read_sample(maker.data(2, may_train=False), maker.expected)

@@ -13,8 +13,10 @@ from updraft_trainer.data.selection import (
     NUM_REMEMBERED,
     closed_form_batch,
     evaluation_batch,
+    limited,
     outliers_together,
     remembered,
+    tokens_by_tenant,
     traffic_mix,
     trained_batch,
     training_batch,
@@ -317,3 +319,54 @@ def test_long_requests_are_forgotten_no_sooner_than_short_ones() -> None:
     new = [replace(kept(9 * NUM_REMEMBERED), trace_id=f"new{CHUNK_MARK}{chunk}") for chunk in range(19)]
     assert old in remembered([old, *new]), "ten chunks a request"
     assert old not in remembered([old, *new[:1]])
+
+
+def of_tenants(tenants: str) -> list[SampleEntry]:
+    """One sample of each tenant in this order, the newest last."""
+    return [replace(kept(order), tenant=tenant) for order, tenant in enumerate(tenants)]
+
+
+@given(
+    tenants=st.text("abcd", min_size=1, max_size=40), share=st.sampled_from([0.25, 0.5, 1.0]), count=st.integers(1, 40)
+)
+def test_a_tenant_has_no_more_than_its_share_of_a_choice_while_there_are_others(
+    tenants: str, share: float, count: int
+) -> None:
+    samples = of_tenants(tenants)
+    ordered = list(limited(samples, share))
+    assert sorted(ordered, key=lambda one: one.order) == samples
+    chosen, left = Counter(one.tenant for one in ordered[:count]), Counter(one.tenant for one in ordered[count:])
+    for tenant, num in chosen.items():
+        others = [other for other in left if other != tenant]
+        # One may have more if all who are left have as much, because somebody has to be next.
+        assert not others or num <= max(share * min(count, len(samples)), min(chosen[other] for other in others) + 1)
+
+
+def test_without_other_tenants_or_a_limit_the_order_stays() -> None:
+    assert list(limited(of_tenants("aaaa"), 0.25)) == of_tenants("aaaa")
+    assert list(limited(of_tenants("aabab"), 1.0)) == of_tenants("aabab")
+
+
+def test_a_flood_has_half_of_a_batch_also_if_only_its_samples_are_fresh() -> None:
+    samples = of_tenants("abcd" * 3 + "x" * 40)
+    uses = {one.trace_id: 9 for one in samples if one.tenant != "x"}
+    drawn: dict[str, float] = {}
+    rng = random.Random(0)
+    for _ in range(20):
+        batch = training_batch(samples, uses, num_tokens=4, max_uses=6, rng=rng, max_share=0.5, drawn=drawn)
+        drawn = tokens_by_tenant(batch, drawn)
+    assert drawn["x"] <= 0.5 * sum(drawn.values())
+    unlimited = training_batch(samples, uses, num_tokens=20, max_uses=6, rng=rng)
+    assert sum(one.tenant == "x" for one in unlimited) > 10
+
+
+def test_a_flood_is_half_of_those_that_judge_and_of_todays_traffic() -> None:
+    samples = of_tenants("abcd" * 10 + "x" * 200)
+    held_out = evaluation_batch(samples, count=32, max_share=0.5)
+    judges = untrained_batch(samples, {}, count=8, max_share=0.5)
+    fitted, judging = closed_form_batch(samples, count=32, num_held_out=8, max_share=0.5)
+    for chosen in (held_out, judges, fitted, judging):
+        assert sum(one.tenant == "x" for one in chosen) == len(chosen) / 2
+    by_kind = [replace(one, cluster=one.tenant) for one in samples]
+    assert traffic_mix(by_kind, max_share=0.5).shares["x"] == pytest.approx(0.5, abs=0.02)
+    assert traffic_mix(by_kind).shares == {"x": pytest.approx(1.0)}

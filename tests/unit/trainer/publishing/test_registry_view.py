@@ -54,3 +54,24 @@ async def test_training_starts_from_what_serves_and_never_from_a_draft_that_was_
     stub: Any = SimpleNamespace(List=answer)
     view = RegistryView(stub, "default", tmp_path, Metrics(CollectorRegistry()), learning=pb.Learning)
     assert (await view.refresh()).start_version == start
+
+
+async def test_orders_to_forget_are_read_when_there_are_new_ones(tmp_path: Path) -> None:
+    times, orders = iter([0, 5, 5, 9]), iter([[(7, 5)], [(7, 5), (8, 9)]])
+
+    async def answer(*_: object, **__: object) -> pb.ListResponse:
+        speculator = pb.SpeculatorState(speculator="default", forgotten_unix_ms=next(times))
+        return pb.ListResponse(speculators=[speculator])
+
+    async def list_forgotten(*_: object, **__: object) -> pb.ListForgottenResponse:
+        tenants = [pb.ForgottenTenant(hash=tenant, unix_ms=at_ms) for tenant, at_ms in next(orders)]
+        return pb.ListForgottenResponse(tenants=tenants)
+
+    stub: Any = SimpleNamespace(List=answer, ListForgotten=list_forgotten)
+    view = RegistryView(stub, "default", tmp_path, Metrics(CollectorRegistry()), learning=pb.Learning)
+    found = []
+    for _ in range(4):
+        await view.refresh()
+        found.append(dict(view.forgotten))
+
+    assert found == [{}, {"0" * 15 + "7": 5}, {"0" * 15 + "7": 5}, {"0" * 15 + "7": 5, "0" * 15 + "8": 9}]

@@ -8,7 +8,7 @@ from tests.support.states import DRAFT, IDENTITY, make_state
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted
 from updraft_trainer.states import state as state_module
-from updraft_trainer.states.state import MAX_SENT, Identity, States, TrainingHistory
+from updraft_trainer.states.state import MAX_SENT, MAX_TENANTS, Identity, States, TrainingHistory
 
 
 def step_of(states: States) -> int:
@@ -153,6 +153,27 @@ def test_progress_counts_samples_once_and_remembers_the_first_and_the_last() -> 
     assert [progress.count_uses(ids) for ids in (("a", "b"), ("a", "c"), ("b",))] == [2, 1, 0]
     assert progress.uses == {"a": 2, "b": 2, "c": 1}
     assert (progress.num_samples, progress.first_trace_id, progress.last_trace_id) == (3, "a", "c")
+
+
+def test_tenants_are_listed_once_and_up_to_a_limit_of_which_none_leaves() -> None:
+    history = TrainingHistory()
+    history.learn_from(["b", "", "a", "b"])
+    assert (history.tenants, history.has_more_tenants) == (["a", "b"], False)
+
+    history.learn_from(f"{n:04}" for n in range(MAX_TENANTS))
+
+    assert len(history.tenants) == MAX_TENANTS
+    assert {"a", "b"} < set(history.tenants)
+    assert history.tenants == sorted(history.tenants)
+    assert history.has_more_tenants
+    history.learn_from(["a"])
+    assert history.has_more_tenants, "a version lists no fewer than the one before"
+
+
+def test_what_a_draft_continues_may_have_had_more_tenants_than_it_lists() -> None:
+    history = TrainingHistory()
+    history.learn_from([], has_more=True)
+    assert (history.tenants, history.has_more_tenants) == ([], True)
 
 
 def test_sent_digests_are_bounded() -> None:

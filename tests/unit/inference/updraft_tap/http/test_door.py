@@ -13,7 +13,7 @@ from updraft_tap.http import about, door
 from updraft_tap.http.about import Facts
 from updraft_tap.http.door import Door, Rules, choices
 from updraft_tap.http.keys import Keys, RefusedRequestError
-from updraft_tap.http.terms import Terms
+from updraft_tap.http.terms import Terms, tenant_digest
 
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
 OPEN = Rules()
@@ -144,6 +144,22 @@ async def test_what_the_sender_says_is_there_in_every_task_of_its_request_and_no
     await server.ask([(b"x-updraft-capture", b"off")])
 
     assert server.terms == [Terms(domain="sql"), Terms(permitted=False)]
+    assert door.current() is None
+
+
+async def test_the_tenant_is_the_keys_unless_a_header_that_is_configured_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"acme {ONE}\nrival {OTHER} no-train,on\n")
+    bearer = [(b"authorization", f"Bearer {key}".encode()) for key in (ONE, OTHER)]
+    by_key, by_header = Server(Rules(keys=Keys(file))), Server(Rules(keys=Keys(file), tenant_header=b"x-team"))
+    for server in (by_key, by_header):
+        await server.ask([bearer[0], (b"x-team", b"other")])
+        await server.ask([bearer[1]])
+
+    acme, rival, other = (tenant_digest(name) for name in (b"acme", b"rival", b"other"))
+    of_rival = Terms(tenant=rival, train=False, opted_in=True)
+    assert by_key.terms == [Terms(tenant=acme), of_rival]
+    assert by_header.terms == [Terms(tenant=other), of_rival]
     assert door.current() is None
 
 

@@ -1,5 +1,6 @@
 """Keys of an engine's own port; the same as those of the embedded engine."""
 
+import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from updraft_chassis.errors import Exhausted, InvalidInput
+from updraft_chassis.tenants import hashes
 from updraft_inference.http import keys as embedded
 from updraft_inference.http.errors import ApiError, api_error
 from updraft_tap.http.keys import Keys, KeysError, RefusedRequestError
@@ -57,6 +59,43 @@ def test_a_request_is_let_in_or_refused_as_by_the_embedded_engine(file: Path, ke
     assert refusal(keys, ONE, 3) is None, "all places are free again"
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "words"),
+    [
+        (ONE, f"key-{hashlib.sha256(ONE.encode()).hexdigest()[:12]}", frozenset()),
+        (f"acme {ONE}", "acme", frozenset()),
+        (f"  acme.eu@west \t{ONE}  No-Train,on ", "acme.eu@west", frozenset({"no-train", "on"})),
+    ],
+)
+def test_both_engines_read_the_same_tenant_and_words_of_a_key(
+    tmp_path: Path, line: str, name: str, words: frozenset[str]
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"{line}\n{OTHER}\n".replace(" No-Train,on ", " No-Train,on"))
+    holder = Keys(path).holder(ONE)
+    with embedded.Keys(path).admitted({"authorization": f"Bearer {ONE}"}) as client:
+        assert (client.tenant, client.words) == (holder.tenant, holder.words) == (hashes.digest(name), words)
+
+
+def test_keys_of_one_name_are_of_one_tenant_with_places_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"acme {ONE}\nacme {OTHER}\n")
+    keys = Keys(path, max_at_once=1)
+    assert keys.holder(ONE).tenant == keys.holder(OTHER).tenant
+    with keys.admitted(ONE):
+        assert refusal(keys, OTHER) is None
+
+
+def test_a_header_names_the_tenant_of_the_embedded_engine_only_where_it_is_configured(file: Path) -> None:
+    headers = {"authorization": f"Bearer {ONE}", "x-team": "acme"}
+    with embedded.Keys(file, tenant_header="X-Team").admitted(headers) as client:
+        assert client.tenant == hashes.digest("acme")
+    with embedded.Keys(file).admitted(headers) as client:
+        assert client.tenant == Keys(file).holder(ONE).tenant
+    with embedded.Keys(tenant_header="X-Team").admitted({"x-team": "acme"}) as client:
+        assert client.tenant == hashes.digest("acme")
+
+
 def test_a_new_file_is_in_force_at_once_and_one_that_cannot_be_meant_is_not(file: Path) -> None:
     keys = Keys(file)
     file.write_text(f"{OTHER}\n")
@@ -76,7 +115,10 @@ def test_a_new_file_is_in_force_at_once_and_one_that_cannot_be_meant_is_not(file
     [
         (b"# nothing\n", "contains no key"),
         (b"short\n", "line 1 .* has 5 characters, expected 16"),
-        (f"{ONE}\ntwo words of a key\n".encode(), "line 2 .* is no token"),
+        (f"{ONE}\ntwo words of a key\n".encode(), "line 2 .* is no token: expected KEY, NAME KEY"),
+        (b"acme short\n", "line 1 .* has 5 characters"),
+        (f"-acme {ONE}\n".encode(), "line 1 .* no valid name of a tenant"),
+        (f"acme {OTHER} {ONE}\n".encode(), "line 1 .* unknown word after its key"),
         ("sk-schlüssel-0123456789".encode(), "is not ASCII"),
         (b"#" * (1 << 21), "has more than 1048576 bytes"),
         (None, "cannot read the API keys file"),

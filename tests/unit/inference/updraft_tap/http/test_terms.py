@@ -1,11 +1,13 @@
 """What a sender says, whatever bytes its headers have."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from updraft_chassis.tenants import hashes
 from updraft_tap.http.terms import (
     MAX_DOMAIN_CHARS,
     NOT_ASKED,
@@ -15,6 +17,7 @@ from updraft_tap.http.terms import (
     marked,
     read_mark,
     read_terms,
+    tenant_digest,
 )
 
 KEY = "sk-one-0123456789"
@@ -34,7 +37,7 @@ def test_what_is_no_bearer_key_is_none(value: str) -> None:
     assert api_key([(b"authorization", value.encode())]) == ""
 
 
-@pytest.mark.parametrize("values", [["off"], ["OFF"], ["on, Off "], ["on", "off"], ["no-train"], ["no-retain"]])
+@pytest.mark.parametrize("values", [["off"], ["OFF"], ["on, Off "], ["on", "off"], ["no-train, off"], ["no-retain"]])
 def test_who_opts_out_is_out_however_it_is_written(values: list[str]) -> None:
     assert not read_terms([(b"x-updraft-capture", value.encode()) for value in values]).permitted
 
@@ -78,7 +81,7 @@ def test_a_mark_is_read_back_and_leaves_other_arguments(extra: dict[str, Any] | 
     assert read_mark(marked(arguments, Terms(permitted=False))) == Terms(permitted=False), "marked twice"
 
 
-@pytest.mark.parametrize("says", ["off", " OFF", "no-train", "of", 0, ["on"], None])
+@pytest.mark.parametrize("says", ["off", " OFF", "no-retain", "of", 0, ["on"], None])
 def test_a_client_that_cannot_set_headers_opts_out_by_an_argument(says: Any) -> None:
     assert not read_mark(marked({"updraft_capture": says}, Terms())).permitted
 
@@ -88,16 +91,28 @@ def test_an_argument_does_not_undo_what_the_header_says() -> None:
     assert read_mark(marked({"updraft_capture": "on"}, Terms())).permitted
 
 
-@pytest.mark.parametrize(
-    "mark", [None, "on", 1, [], {}, {"permitted": True}, {"domain": "", "permitted": True, "more": 1}]
-)
+def test_no_train_permits_evaluation_and_on_opts_in_by_the_header_only() -> None:
+    assert read_terms([(b"x-updraft-capture", b"no-train")]) == Terms(train=False)
+    assert read_terms([(b"x-updraft-capture", b"on, no-train")]) == Terms(train=False, opted_in=True)
+    assert read_mark(marked({"updraft_capture": "no-train"}, Terms())) == Terms(train=False)
+    assert read_mark(marked({"updraft_capture": "on"}, Terms())) == Terms()
+
+
+def test_a_header_names_the_tenant_only_where_it_is_configured() -> None:
+    headers = [(b"x-team", b" acme "), (b"authorization", f"Bearer {KEY}".encode())]
+    assert read_terms(headers, b"x-team").tenant == tenant_digest(b"acme") == hashes.digest("acme")
+    assert read_terms(headers).tenant == ""
+    assert read_terms([(b"x-team", b" ")], b"x-team").tenant == ""
+
+
+@pytest.mark.parametrize("mark", [None, "on", 1, [], {}, {"permitted": True}, {**asdict(Terms()), "more": 1}])
 def test_a_request_without_a_mark_is_not_permitted(mark: Any) -> None:
     assert read_mark({"updraft": mark}) == NOT_ASKED
     assert read_mark(None) == NOT_ASKED
 
 
 def test_outside_of_requests_nobody_can_mark() -> None:
-    forged = {"updraft": {"domain": "forged", "permitted": True}, "session_id": "7"}
+    forged = {"updraft": asdict(Terms(domain="forged")), "session_id": "7"}
     assert marked(forged, None) == {"session_id": "7"}
     assert marked({"updraft": 1}, None) is None
     assert read_mark(marked(forged, Terms(domain="sql"))).domain == "sql"

@@ -1,0 +1,1 @@
+"""`tenant`: which versions learned from whom, and orders to forget."""

@@ -1,0 +1,1 @@
+"""Tenants: whose requests are, in a form that names nobody."""

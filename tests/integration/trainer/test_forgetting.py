@@ -1,0 +1,163 @@
+"""Forgotten tenants and old traces, with a real Redis and a real replay."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from tests.support.clock import ManualClock
+from tests.support.traces import TraceMaker
+
+from updraft_chassis import streams
+from updraft_chassis.clock import SystemClock
+from updraft_chassis.errors import Unavailable
+from updraft_chassis.tenants import hashes
+from updraft_trainer.data.forgetting import SKEW_MS, Forgetting
+from updraft_trainer.data.intake import Intake
+from updraft_trainer.data.replay import Replay
+from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.metrics import Metrics
+
+ACME, RIVAL = 2**64 - 1, 7
+(KEY,) = streams.keys("default", "default", 1)
+DEAD = f"{KEY}:dead"
+
+
+@pytest.fixture
+def replay(tmp_path: Path, traces: TraceMaker) -> Iterator[Replay]:
+    limits = ReplayLimits.of(10 * 1024**2)
+    with Replay.open(tmp_path / "replay", limits=limits, expected=traces.expected, cache_bytes=1024**2) as replay:
+        yield replay
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+def forgetting(
+    client: Redis, replay: Replay, metrics: Metrics, *, retention_s: int | None = None, clock: ManualClock | None = None
+) -> Forgetting:
+    clock_ = clock or ManualClock()
+    return Forgetting(client, [KEY], replay, retention_s=retention_s, metrics=metrics, clock=clock_)
+
+
+def intake(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> tuple[streams.Consumer, Intake]:
+    consumer = streams.Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    return consumer, Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
+
+
+def refused(metrics: Metrics, reason: str) -> float:
+    value = metrics.registry.get_sample_value("updraft_trainer_samples_refused_total", {"reason": reason})
+    return value or 0.0
+
+
+async def test_an_order_deletes_in_streams_dead_letters_and_replay_and_refuses_what_arrives_later(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    now_ms = int(1000 * time.time())
+    for seed, tenant in enumerate((ACME, RIVAL, 0)):  # stored
+        await producer.append(traces.data(seed, tenant=tenant, finished_ms=now_ms))
+    await producer.append(b"\xff not a trace")  # a dead letter, which nobody knows the tenant of
+    await task.store_batch()
+    assert (len(replay.training_ids()), await redis.xlen(DEAD)) == (3, 1)
+    for seed, tenant in ((10, ACME), (11, RIVAL)):  # in the stream
+        await producer.append(traces.data(seed, tenant=tenant, finished_ms=now_ms))
+
+    orders = forgetting(redis, replay, metrics)
+    orders.orders = {hashes.text(ACME): now_ms}
+    await orders.turn()
+
+    assert orders.done_ms == now_ms
+    assert (await redis.xlen(KEY), await redis.xlen(DEAD)) == (1, 0)
+    for seed, finished_ms in ((20, now_ms + SKEW_MS), (21, now_ms + SKEW_MS + 1)):  # late, and after the order
+        await producer.append(traces.data(seed, tenant=ACME, finished_ms=finished_ms))
+    await task.store_batch()
+    assert replay.tenants(replay.training_ids()) == {hashes.text(RIVAL), hashes.text(ACME)}
+    assert len(replay.training_ids()) == 4
+    assert refused(metrics, "forgotten") == 1
+
+
+async def test_entries_that_are_already_read_are_refused_too(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    now_ms = int(1000 * time.time())
+    for seed in range(12):  # a batch is stored, and the next one is read ahead
+        await producer.append(traces.data(seed, tenant=ACME, finished_ms=now_ms))
+    await task.store_batch()
+    orders = forgetting(redis, replay, metrics)
+    orders.orders = {hashes.text(ACME): now_ms}
+    await orders.turn()
+
+    await task.store_batch()
+
+    assert replay.training_ids() == []
+    assert refused(metrics, "forgotten") == 4
+
+
+async def test_an_order_that_redis_interrupts_is_carried_out_when_it_is_back(
+    replay: Replay, traces: TraceMaker, metrics: Metrics, redis: Redis
+) -> None:
+    now_ms = int(1000 * time.time())
+    await streams.Producer(redis, KEY, max_bytes=1024**2).append(traces.data(1, tenant=ACME, finished_ms=now_ms))
+    async with streams.connect("redis://127.0.0.1:1/0") as away:
+        assert isinstance(away, Redis)
+        interrupted = forgetting(away, replay, metrics)
+        interrupted.orders = {hashes.text(ACME): now_ms}
+        with pytest.raises(Unavailable):
+            await interrupted.turn()
+        assert interrupted.done_ms == 0
+
+    again = forgetting(redis, replay, metrics)
+    again.orders = interrupted.orders
+    await again.turn()
+
+    assert (again.done_ms, await redis.xlen(KEY)) == (now_ms, 0)
+
+
+async def test_old_entries_go_when_a_new_one_comes_and_when_the_trainer_looks(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    now_ms = int(1000 * time.time())
+    for key in (KEY, DEAD):
+        await redis.xadd(key, {"t": b"old"}, id=f"{now_ms - 61_000}-0")
+        await redis.xadd(key, {"t": b"new"}, id=f"{now_ms - 30_000}-0")
+    producer = streams.Producer(redis, KEY, max_bytes=1024**2, retention_s=60)
+
+    assert await producer.append(b"newest") == 0, "age is no loss for want of space"
+
+    rows: Any = await redis.xrange(KEY)
+    assert [fields[b"t"] for _, fields in rows] == [b"new", b"newest"]
+    assert 0 < await redis.pttl(KEY) <= 60_000, "the stream disappears although nobody reads or writes"
+    clock = ManualClock()
+    task = forgetting(redis, replay, metrics, retention_s=60, clock=clock)
+    await task.turn()
+    assert await redis.xlen(DEAD) == 1
+
+
+async def test_old_samples_are_deleted_from_replay(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    now_ms = int(1000 * time.time())
+    for seed, age_ms in ((1, 120_000), (2, 0)):
+        await producer.append(traces.data(seed, finished_ms=now_ms - age_ms))
+    await task.store_batch()
+    clock = ManualClock()
+    clock.advance(now_ms / 1000 - clock.now())
+
+    await forgetting(redis, replay, metrics, retention_s=60, clock=clock).turn()
+
+    assert len(replay.training_ids()) == 1
