@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels and adds the console's libraries when a wheel is built, including the editable one of `make install`.
+"""Builds what a wheel adds to the sources, also the editable one of `make install`: C++ kernels, and the console's libraries.
 
 A wheel runs on many machines, so it carries one library per set of CPU features, and `updraft_kernels.loader` chooses one.
 Without a g++ that compiles and links, the wheel carries none and is a pure one; the engine then uses torch's operations.
