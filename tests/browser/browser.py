@@ -33,7 +33,16 @@ class Browser:
     def forget(self) -> None:
         """Lose all cookies and everything that was loaded before."""
         self._command("Network.clearBrowserCookies")
+        self.forget_files()
+
+    def forget_files(self) -> None:
+        """Lose everything that was loaded before, but no cookies."""
         self._command("Network.clearBrowserCache")
+
+    def metrics(self) -> dict[str, float]:
+        """Chromium's own figures of the page, in seconds and counts: ScriptDuration, TaskDuration and others."""
+        self._command("Performance.enable")
+        return {one["name"]: one["value"] for one in self._command("Performance.getMetrics")["metrics"]}
 
     def path(self) -> str:
         """The address without host and port."""
@@ -46,7 +55,7 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
 
-    def wait_for(self, script: str, *arguments: Any, what: str = "") -> Any:
+    def wait_for(self, script: str, *arguments: Any, what: str = "", timeout_s: float = LONG_S) -> Any:
         """Wait until an expression is true, and return its value."""
         values: list[Any] = []
 
@@ -54,7 +63,7 @@ class Browser:
             values.append(self.run(f"return {script}", *arguments))
             return bool(values[-1])
 
-        wait_until(is_true, what=what or script)
+        wait_until(is_true, timeout_s=timeout_s, what=what or script)
         return values[-1]
 
     def text(self, selector: str = "body") -> str:

@@ -1,6 +1,6 @@
 // Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names. Tables below them hold the same
 // figures as text, so a chart adds nothing that cannot be read without it.
-const NUM_COLOURS = 6;
+const NUM_COLOURS = 10;
 const LABEL_GAP_PX = 54;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
