@@ -60,7 +60,9 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         with running(Path(profile)) as browser:
             browser.show()
             browser.open(address)
-            name = str(browser.run("return document.querySelector('nav.pages a[href^=\"/s/\"]').pathname")).split("/")[2]
+            name = str(browser.run("return document.querySelector('nav.pages a[href^=\"/s/\"]').pathname")).split("/")[
+                2
+            ]
             costs = [page_cost(browser, address, name, page, arguments) for page in PAGES]
         memory_mb = process.memory_info().rss / 1e6
     return Measurements(
@@ -96,7 +98,9 @@ def page_cost(browser: Browser, address: str, name: str, page: str, arguments: a
     browser.run(_WATCH)
     browser.wait_for("window.events > 1", what="the first updates")
     before, events = browser.metrics(), int(browser.run("return window.events"))
-    browser.wait_for(f"window.events >= {events + arguments.updates}", what="updates", timeout_s=LONG_S + 3 * arguments.updates)
+    browser.wait_for(
+        f"window.events >= {events + arguments.updates}", what="updates", timeout_s=LONG_S + 3 * arguments.updates
+    )
     after, num = browser.metrics(), int(browser.run("return window.events")) - events
     return PageCost(
         page=page or "overview",
@@ -123,7 +127,11 @@ def bars(costs: list[PageCost], memory_mb: float, start_s: float) -> tuple[Line,
             results.at_most("from a change to the page that shows it, slowest", max(delays, default=None), 2, "s"),
             harness.spread(delays),
         ),
-        Line(results.at_most("scripts for one update, page with the most", max(cost.script_ms for cost in costs), 300, "ms")),
+        Line(
+            results.at_most(
+                "scripts for one update, page with the most", max(cost.script_ms for cost in costs), 300, "ms"
+            )
+        ),
         Line(results.at_most("resident memory", memory_mb, 150, "MB")),
         Line(results.at_most("first load, largest page", max(cost.num_bytes for cost in costs) / 1000, 400, "kB")),
         Line(results.at_most("from the command to the address", start_s, 3, "s")),

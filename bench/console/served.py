@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from tests.support.console import MemoryBackend, state
+from tests.support.console import memory_backend, state
 
 from updraft_cli.backends.snapshot import Snapshot
 from updraft_cli.ui.server import serving
@@ -37,14 +37,14 @@ def changed(snapshot: Snapshot, turn: int) -> Snapshot:
 
 def main() -> None:
     pods, versions = map(int, sys.argv[1:])
-    backend = MemoryBackend(state(num_pods=pods, num_versions=versions))
+    backend = memory_backend(state(num_pods=pods, num_versions=versions))
     with serving(backend) as console:
         print(console.address, flush=True)
         turn = 0
         while True:
             time.sleep(EVERY_S)
             turn += 1
-            backend.snapshot_now = changed(backend.snapshot_now, turn)
+            backend.memory.snapshot = changed(backend.memory.snapshot, turn)
 
 
 if __name__ == "__main__":

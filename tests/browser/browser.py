@@ -26,9 +26,13 @@ class Browser:
 
     def open(self, address: str) -> None:
         """Load a page, and forget what earlier ones logged."""
-        self.driver.get("about:blank")  # or the stream of the last page is open while the next one is loaded
+        self.leave()
         self.console()
         self.driver.get(address)
+
+    def leave(self) -> None:
+        """Leave the page, which ends its stream of events."""
+        self.driver.get("about:blank")
 
     def forget(self) -> None:
         """Lose all cookies and everything that was loaded before."""

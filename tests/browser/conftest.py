@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from tests.browser import build
 from tests.browser.browser import Browser, running
-from tests.support.console import MemoryBackend, state
+from tests.browser.pages import Pages, pages_of
+from tests.support.console import MemoryBackend, memory_backend, state
+
 from updraft_cli.ui.server import serving
 
 _HERE = Path(__file__).parent
@@ -34,22 +36,23 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
     """A window of the usual size in the light theme, without cookies. After the test no page may have logged an error."""
-    chromium.open("about:blank")
+    chromium.leave()
+    chromium.console()
     chromium.forget()
     chromium.show()
     yield chromium
     assert chromium.console() == []
-    chromium.driver.get("about:blank")  # ends the stream of events, which would keep a server of the test from stopping
 
 
 @pytest.fixture
 def backend() -> MemoryBackend:
     """A small fleet with a canary."""
-    return MemoryBackend(state(num_pods=24, num_versions=12))
+    return memory_backend(state(num_pods=24, num_versions=12))
 
 
 @pytest.fixture
-def address(backend: MemoryBackend) -> Iterator[str]:
-    """The console of that fleet, with the token."""
+def pages(browser: Browser, backend: MemoryBackend) -> Iterator[Pages]:
+    """The console of that fleet. The browser leaves it before it ends, because it would log that the stream breaks off."""
     with serving(backend) as console:
-        yield console.address
+        yield pages_of(console.address, backend.memory.snapshot)
+        browser.leave()

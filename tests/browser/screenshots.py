@@ -14,7 +14,7 @@ from PIL import Image
 from tests.browser import build
 from tests.browser.browser import DESKTOP, PHONE, Browser, Theme, running
 from tests.browser.pages import NAMES, Pages, pages_of
-from tests.support.console import MemoryBackend, state
+from tests.support.console import memory_backend, state
 
 from updraft_cli.ui.server import serving
 
@@ -34,9 +34,9 @@ _LOOKS: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
 def take(folder: Path, names: list[str]) -> int:
     """Write the pictures of these pages; return their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    backend = MemoryBackend(state(num_pods=48, num_versions=24))
+    backend = memory_backend(state(num_pods=48, num_versions=24))
     with tempfile.TemporaryDirectory() as profile, serving(backend) as console, running(Path(profile)) as browser:
-        pages = pages_of(console.address, backend.snapshot_now)
+        pages = pages_of(console.address, backend.memory.snapshot)
         browser.open(pages.address)
         for look, theme, size in _LOOKS:
             browser.show(theme, size)
@@ -47,7 +47,9 @@ def take(folder: Path, names: list[str]) -> int:
 
 def picture(browser: Browser, pages: Pages, name: str) -> bytes:
     browser.open(pages[name])
-    browser.wait_for("[...document.querySelectorAll('.chart-plot')].every(place => place.hasChildNodes())", what="all charts")
+    browser.wait_for(
+        "[...document.querySelectorAll('.chart-plot')].every(place => place.hasChildNodes())", what="all charts"
+    )
     browser.wait_for("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
     return browser.picture(max_height=_MAX_HEIGHT)
 
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     num_bytes = take(arguments.out, arguments.pages)
-    print(f"{arguments.out}: {num_bytes / 1000:,.0f} kB")
+    sys.stdout.write(f"{arguments.out}: {num_bytes / 1000:,.0f} kB\n")
     if num_bytes > MAX_BYTES:
         sys.exit(f"The pictures take more than {MAX_BYTES / 1000:,.0f} kB; show less or use fewer colours.")
 

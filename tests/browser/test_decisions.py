@@ -23,7 +23,11 @@ from updraft_cli.local.stack import Stack
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.lasts(60)]
 
-_SMALL = {"UPDRAFT_INFERENCE_MAX_CONTEXT": "512", "UPDRAFT_INFERENCE_DTYPE": "float32", "UPDRAFT_INFERENCE_POD_NAME": "pod-0"}
+_SMALL = {
+    "UPDRAFT_INFERENCE_MAX_CONTEXT": "512",
+    "UPDRAFT_INFERENCE_DTYPE": "float32",
+    "UPDRAFT_INFERENCE_POD_NAME": "pod-0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,4 +125,3 @@ def now(stack: Stack) -> pb.SpeculatorState:
 def served(stack: Stack) -> int:
     """The version that the engine drafts with."""
     return int(scrape(stack.addresses.port).get("updraft_inference_draft_version", 0))
-

@@ -4,6 +4,7 @@ const NUM_COLOURS = 10;
 const LABEL_GAP_PX = 54;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
+const TIME_STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, DAY_S, 7 * DAY_S, 30 * DAY_S];
 
 const probe = document.body.appendChild(document.createElement("span"));
 probe.hidden = true;
@@ -13,6 +14,10 @@ const drawn = new Map(); // figure -> { plot, data, isFetching, isStale }
 function css(name) {
   probe.style.color = `var(${name}, var(--muted))`;
   return getComputedStyle(probe).color;
+}
+
+function font(pixels) {
+  return `${pixels}px ${getComputedStyle(document.body).fontFamily}`;
 }
 
 function number(value) {
@@ -29,16 +34,22 @@ function clock(seconds, step) {
   return time.toLocaleTimeString("en-GB", parts);
 }
 
-function axes(data) {
+// A number of an axis, with as many digits as its steps have.
+function tick(value, step) {
+  const digits = (String(Number(step.toPrecision(3))).split(".")[1] ?? "").length;
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function axes() {
   const common = {
     stroke: css("--muted"),
-    font: "12px system-ui, sans-serif",
+    font: font(12),
     grid: { stroke: css("--grid"), width: 1 },
     ticks: { show: false },
   };
   return [
-    { ...common, space: 70, values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
-    { ...common, size: 56, values: (_, splits) => splits.map(number), label: data.unit, labelSize: 20, labelFont: common.font },
+    { ...common, space: 80, size: 30, incrs: TIME_STEPS_S, values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
+    { ...common, size: 56, values: (_, splits, __, ___, step) => splits.map((at) => tick(at, step)) },
   ];
 }
 
@@ -53,7 +64,7 @@ function series(data) {
       stroke: colour,
       width: isLimit ? 1 : 2,
       spanGaps: true,
-      points: { size: 5, fill: colour },
+      points: isLimit ? { show: false } : { size: 5, fill: colour },
       value: (_, value) => number(value),
     };
   });
@@ -67,7 +78,7 @@ function drawMarks(plot, marks) {
   let free = -Infinity;
   ctx.save();
   ctx.lineWidth = ratio;
-  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+  ctx.font = font(11 * ratio);
   ctx.textBaseline = "top";
   for (const mark of marks) {
     const x = plot.valToPos(mark.time, "x", true);
@@ -116,6 +127,11 @@ function columns(data) {
   return [data.times, ...data.series.map((line) => line.values)];
 }
 
+// Without a cursor on the chart, its legend shows the last values.
+function showLast(plot) {
+  if (plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+}
+
 function describe(place, data) {
   const last = data.series.map((line) => `${line.label} ${number(line.values.findLast((value) => value != null))}`);
   place.setAttribute("role", "img");
@@ -139,13 +155,16 @@ function draw(figure, entry) {
   const options = {
     ...size(place),
     series: series(data),
-    axes: axes(data),
+    axes: axes(),
     scales: { y: { range: range(data) } },
     bands: (data.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: css("--band") })),
-    hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])] },
+    hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])], setLegend: [showLast] },
+    padding: [14, 32, 0, 0],
+    legend: { markers: { width: 0, fill: (plot, i) => plot.series[i].stroke(plot, i) } },
     cursor: { drag: { x: true, y: false }, points: { size: 7 } },
   };
   entry.plot = new uPlot(options, columns(data), place);
+  showLast(entry.plot);
   describe(place, data);
 }
 
@@ -170,6 +189,7 @@ async function refresh(figure) {
     entry.data = data;
     if (isSame) {
       entry.plot.setData(columns(data));
+      showLast(entry.plot);
       describe(figure.querySelector(".chart-plot"), data);
     } else {
       draw(figure, entry);

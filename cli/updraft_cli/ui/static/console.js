@@ -46,6 +46,14 @@ function startConnection() {
   );
 }
 
+// The newest versions are at the right end of the lineage.
+for (const graph of document.querySelectorAll(".lineage")) graph.parentElement.scrollLeft = graph.parentElement.scrollWidth;
+
+// The server does not know what a person opened, so an update must not close it.
+if (typeof Idiomorph !== "undefined") {
+  Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
+}
+
 startTheme();
 startConnection();
 document.body.addEventListener("sse:series", refreshAll);
