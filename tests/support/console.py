@@ -1,9 +1,15 @@
-"""A console's backend that answers from memory, and states of any size for it."""
+"""A console's backend that answers from memory, states of any size for it, and a browser without scripts."""
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from html import unescape
+from html.parser import HTMLParser
+from typing import Any, Self
+
+import httpx
+from tests.support.wait import LONG_S
 
 from updraft_chassis.errors import NotFound, UpdraftError
 from updraft_cli.backends.drafts import (
@@ -313,3 +319,87 @@ def details(draft_: Draft, one: SpeculatorSnapshot) -> DraftDetails:
         tensors=(Tensor(name="fc.weight", dtype="BF16", shape=(576, 1728), digest=draft_.digest),),
         history=tuple(entry for entry in one.history if entry.version == draft_.version),
     )
+
+
+class Browser:
+    """A client of a console as a person's browser: with its cookie, and with the Origin and the hidden field of its forms."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.origin = address.partition("/?")[0]
+        self.http = httpx.Client(base_url=self.origin, trust_env=False, timeout=LONG_S)
+
+    def __enter__(self) -> Self:
+        self.http.get(self.address)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def page(self, path: str) -> str:
+        """The HTML of a page that is there."""
+        answer = self.http.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def text(self, path: str) -> str:
+        """The text that a person reads on it."""
+        return text_of(self.page(path))
+
+    def decide(self, confirmation: str, **fields: str) -> httpx.Response:
+        """Open a confirmation and send its form, with these fields changed."""
+        form = Form.of(self.page(confirmation))
+        return self.http.post(form.action, data={**form.fields, **fields}, headers={"Origin": self.origin})
+
+    def events(self, page: str, speculator: str = "") -> Generator[tuple[str, str]]:
+        """Names and data of a page's live events."""
+        query = {"page": page, "speculator": speculator}
+        with self.http.stream("GET", "/events", params=query) as answer:
+            name, data = "", list[str]()
+            for line in answer.iter_lines():
+                kind, _, value = line.partition(": ")
+                if kind == "event":
+                    name = value
+                elif kind == "data":
+                    data.append(value)
+                elif not line and name:
+                    yield name, "\n".join(data)
+                    name, data = "", []
+
+
+@dataclass
+class Form(HTMLParser):
+    """The fields of the form on a page."""
+
+    action: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._select = ""
+
+    @classmethod
+    def of(cls, html: str) -> Self:
+        form = cls()
+        form.feed(html)
+        return form
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self.action = given["action"]
+        elif tag == "input":
+            self.fields[given["name"]] = given.get("value", "")
+        elif tag == "select":
+            self._select = given["name"]
+        elif tag == "option":
+            self.choices.append(given["value"])
+            if "selected" in given or self._select not in self.fields:
+                self.fields[self._select] = given["value"]
+
+
+def text_of(html: str) -> str:
+    """The text of a page's main part, with single spaces."""
+    main = html.partition("<main")[2] or html
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", main.partition(">")[2])).split())

@@ -278,7 +278,8 @@ def _installation(client: ClusterClient, contents: tuple[Json, ...]) -> Installa
 
 def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
     installation = _installation(client, contents)
-    problem, versions, of_pods = "", client.versions(), ()
+    problem, versions = "", client.versions()
+    of_pods: tuple[Json, ...] = ()
     try:
         of_pods = client.pods(pods.SELECTOR)
     except Forbidden as error:  # the rest does not depend on them

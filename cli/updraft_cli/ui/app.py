@@ -41,7 +41,7 @@ def application(observer: Observer, access: Access) -> Starlette:
             Route(f"{one}/versions/{{argument}}", _page("version")),
             Route(f"{one}/versions/{{old}}/diff/{{new}}", _diff),
             Route(f"{one}/diff", _choose_diff),
-            Route(f"{one}/fleet/{{argument}}", _page("pod")),
+            Route(f"{one}/fleet/{{argument:path}}", _page("pod")),
             Route(f"{one}/charts/{{chart}}.json", _chart),
             Route(f"{one}/confirm/{{verb}}", actions.confirm),
             Route(f"{one}/decide/{{verb}}", actions.decide, methods=["POST"]),

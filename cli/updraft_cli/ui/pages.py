@@ -1,4 +1,7 @@
-"""The pages: which view and which templates each is made of. A fragment is a part of a page that is sent again when it changes."""
+"""The pages: which view and which templates each is made of.
+
+A fragment is a part of a page that is sent again when it changes.
+"""
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -52,7 +55,7 @@ async def _rollout(site: Site, place: Place) -> dict[str, Any]:
 
 
 async def _versions(site: Site, place: Place) -> dict[str, Any]:
-    return {"view": versions.versions(site.one(place.name), site.observer.snapshot.time)}
+    return {"view": versions.versions(site.one(place.name))}
 
 
 async def _version(site: Site, place: Place) -> dict[str, Any]:
@@ -60,7 +63,7 @@ async def _version(site: Site, place: Place) -> dict[str, Any]:
     details = await site.observer.call(site.observer.backend.about(place.name).draft, number)
     refusal = await site.refusal(place.name)
     return {
-        "view": versions.version(details, site.observer.snapshot.time),
+        "view": versions.version(details),
         "actions": decisions.version_actions(one, details.draft, refusal),
     }
 
@@ -101,7 +104,7 @@ async def _traffic(site: Site, place: Place) -> dict[str, Any]:
 async def _history(site: Site, place: Place) -> dict[str, Any]:
     one = site.one(place.name)
     return {
-        "table": history.history_table(one.name, one.history, site.observer.snapshot.time),
+        "table": history.history_table(one.name, one.history),
         "actions": decisions.actions(one, await site.refusal(place.name)),
     }
 

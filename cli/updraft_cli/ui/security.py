@@ -1,8 +1,8 @@
 """Who may use the console: whoever has its address with the token, from pages of the console itself.
 
-The token is exchanged for a cookie that scripts cannot read and that other sites' requests do not carry. Cookies are shared by all
-ports of a host, so the cookie's name has the port. The Host header is checked against other names that a page could bind to
-127.0.0.1 (DNS rebinding), Origin and a hidden field of the forms against other sites.
+The token is exchanged for a cookie that scripts cannot read and that other sites' requests do not carry. All ports of a host
+share their cookies, so the cookie's name has the port. The Host header is checked against other names that lead to 127.0.0.1
+(DNS rebinding); Origin and a hidden field of the forms against other sites.
 """
 
 import hashlib

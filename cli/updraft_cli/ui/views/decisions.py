@@ -44,29 +44,41 @@ def actions(one: SpeculatorSnapshot, refusal: str) -> tuple[Action, ...]:
 def version_actions(one: SpeculatorSnapshot, draft: Draft, refusal: str) -> tuple[Action, ...]:
     """Return the buttons of one version."""
     number = draft.version or 0
-    lost = f"version {number} is {draft.phase} and never serves again" if draft.phase in LOST else ""
     pinned = f"version {number} is pinned already" if one.speculator.pinned == number else ""
-    waits = "" if draft.phase in WAITING else f"version {number} is {draft.phase or 'not evaluated yet'}"
     return (
-        _action(one, "Pin this version", Verb.PIN, number, refusal or lost or pinned),
-        _action(one, "Promote this version", Verb.PROMOTE, number, refusal or lost or waits),
+        _action(one, "Pin this version", Verb.PIN, number, refusal or pinned or _unfit(one, Verb.PIN, number)),
+        _action(one, "Promote this version", Verb.PROMOTE, number, refusal or _unfit(one, Verb.PROMOTE, number)),
     )
 
 
 def confirmation(one: SpeculatorSnapshot, verb: Verb, version: int | None, refusal: str) -> Confirmation:
-    speculator = one.speculator
-    chosen = _default(one, verb) if version is None else version
-    title, button = _TITLES[verb]
+    """Describe a decision. Without a version, those that need one offer a choice."""
     is_about_one = verb in (Verb.PIN, Verb.PROMOTE)
+    is_choice = is_about_one and version is None
+    chosen = _default(one, verb) if is_choice else version
+    title, button = _TITLES[verb]
+    named = f": {version_name(version)}" if is_about_one and not is_choice else ""
     return Confirmation(
-        title=f"{title} of {one.name}" if not is_about_one else f"{title} for {one.name}",
-        effects=tuple(_effects(speculator, verb, chosen)),
+        title=f"{title} of {one.name}{named}" if not is_about_one else f"{title} for {one.name}{named}",
+        effects=tuple(_effects(one.speculator, verb, chosen or 0, is_choice=is_choice)),
         button=button,
         verb=verb,
         version=chosen if is_about_one else None,
-        versions=tuple(_choices(one, verb)) if is_about_one else (),
-        refusal=refusal,
+        versions=tuple(_choices(one, verb)) if is_choice else (),
+        refusal=refusal or (_unfit(one, verb, version) if version else ""),
     )
+
+
+def _unfit(one: SpeculatorSnapshot, verb: Verb, number: int) -> str:
+    """Return why a version is not one for this decision; empty if it is."""
+    draft = one.draft(number)
+    if draft is None:
+        return f"{one.name} has no version {number}"
+    if draft.phase in LOST:
+        return f"version {number} is {draft.phase} and never serves again"
+    if verb is Verb.PROMOTE and draft.phase not in WAITING:
+        return f"version {number} is {draft.phase or 'not evaluated yet'}, and only one that waits or is in canary is promoted"
+    return ""
 
 
 _TITLES = {
@@ -119,34 +131,40 @@ def _choices(one: SpeculatorSnapshot, verb: Verb) -> Iterator[tuple[int, str]]:
             yield draft.version, f"{draft.phase}{length}"
 
 
-def _effects(speculator: Speculator, verb: Verb, number: int) -> Iterator[str]:
+def _effects(speculator: Speculator, verb: Verb, number: int, *, is_choice: bool) -> Iterator[str]:
+    stable, candidate = version_name(speculator.stable), speculator.candidate
     match verb:
         case Verb.PIN:
-            yield from _pinning(speculator, number)
+            yield from _pinning(speculator, number, is_choice=is_choice)
         case Verb.UNPIN:
             yield f"{speculator.name} is no longer pinned to {version_name(speculator.pinned)}."
             yield "The last promoted version serves, and newer versions are tried again. No pod restarts."
         case Verb.PROMOTE:
-            yield "All pods load it now, without further analysis and without a restart."
-            yield f"It takes over from {version_name(speculator.stable)}, which stays as the fallback."
-            yield "Later versions are tried as usual."
+            yield "All pods load the version now, without further analysis and without a restart."
+            yield f"It takes over from {stable}. Later versions are tried as usual."
         case Verb.PAUSE:
-            if speculator.candidate:
-                yield f"Version {speculator.candidate} stays in canary on its pods."
-            yield f"{version_name(speculator.stable).capitalize()} keeps serving, and no new version is tried until you resume."
+            stays = (
+                f"Version {candidate} stays in canary on its pods"
+                if candidate
+                else f"{stable.capitalize()} keeps serving"
+            )
+            yield f"{stays}, and no new version is tried until you resume."
             yield "A canary that fails is still rolled back."
         case Verb.RESUME:
-            if speculator.candidate:
-                yield f"The canary of version {speculator.candidate} continues."
-            yield "New versions are tried again."
+            yield f"The canary of version {candidate} continues." if candidate else "New versions are tried again."
 
 
-def _pinning(speculator: Speculator, number: int) -> Iterator[str]:
-    if speculator.stable:
-        yield f"Now version {speculator.stable} serves."
-    yield "All pods load the version that you choose now, without analysis and without a restart. No request ends."
-    if not number:
-        yield "With no draft, the answers stay the same and come more slowly."
-    if speculator.candidate and speculator.candidate != number:
-        yield f"The canary of version {speculator.candidate} ends."
+def _pinning(speculator: Speculator, number: int, *, is_choice: bool) -> Iterator[str]:
+    yield f"Now {version_name(speculator.stable)} serves."
+    if is_choice or number:
+        chosen = "the version that you choose" if is_choice else f"version {number}"
+        yield f"All pods load {chosen} now, without analysis and without a restart. No request ends."
+    if is_choice or not number:
+        yield "With no draft, all answers stay the same and come more slowly."
+    if speculator.candidate and (is_choice or speculator.candidate != number):
+        yield (
+            f"The canary of version {speculator.candidate} ends, unless it is the one that you choose."
+            if is_choice
+            else (f"The canary of version {speculator.candidate} ends.")
+        )
     yield "Newer versions are held until you end the pin."

@@ -1,5 +1,6 @@
 """The numbers of one moment that the charts follow, by name."""
 
+import math
 from collections.abc import Iterator
 
 from updraft_cli.backends.installation import Installation
@@ -53,20 +54,16 @@ def _learning(speculator: Speculator) -> Iterator[tuple[str, float]]:
 
 
 def _processes(installation: Installation) -> Iterator[tuple[str, float]]:
-    if (training := installation.training) is not None:
-        if training.loss is not None:
-            yield "loss", training.loss
-        for role, length in training.acceptance_length.items():
-            if length:
-                yield f"held-out {role}", length
-        if training.trained_length:
-            yield "trained on", training.trained_length
-        if training.demand_tokens_per_s is not None:
-            yield "demand", training.demand_tokens_per_s
-    if (serving := installation.serving) is not None:
-        if serving.lookahead is not None:
-            yield "lookahead", serving.lookahead
-        if serving.granted_tokens_per_s is not None:
-            yield "granted", serving.granted_tokens_per_s
-        for reason, count in serving.capture_dropped.items():
-            yield f"{DROPPED}{reason}", float(count)
+    """Yield the figures of the trainer and of the inference process; NaN and None are left out."""
+    training, serving = installation.training, installation.serving
+    figures: dict[str, float | None] = {}
+    if training is not None:
+        figures |= {"loss": training.loss, "demand": training.demand_tokens_per_s}
+        lengths = {f"held-out {role}": length for role, length in training.acceptance_length.items()}
+        figures |= {
+            name: length or None for name, length in (*lengths.items(), ("trained on", training.trained_length))
+        }
+    if serving is not None:
+        figures |= {"lookahead": serving.lookahead, "granted": serving.granted_tokens_per_s}
+        figures |= {f"{DROPPED}{reason}": float(count) for reason, count in serving.capture_dropped.items()}
+    yield from ((name, value) for name, value in figures.items() if value is not None and math.isfinite(value))

@@ -55,6 +55,13 @@ class PodPage:
     conditions: Table | None
 
 
+def _age_of(pod: PodState, now: datetime) -> str:
+    if pod.last_report is None:
+        return _UNKNOWN
+    age_s = (now - pod.last_report).total_seconds()
+    return f"reported within {STALE_S:g} s" if age_s <= STALE_S else f"silent for more than {STALE_S:g} s"
+
+
 _BY: dict[str, Callable[[PodState, datetime], str]] = {
     "version": lambda pod, _: _UNKNOWN if pod.version is None else parts.version_name(pod.version),
     "state": lambda pod, _: pod.state,
@@ -62,7 +69,7 @@ _BY: dict[str, Callable[[PodState, datetime], str]] = {
     "device": lambda pod, _: pod.device or _UNKNOWN,
     "digest": lambda pod, _: output.short(pod.digest) or _UNKNOWN,
     "node": lambda pod, _: pod.node or _UNKNOWN,
-    "report": lambda pod, now: _age(pod, now),
+    "report": _age_of,
 }
 
 
@@ -158,39 +165,35 @@ def _common(names: list[str]) -> str:
     return first[: first.rfind("-", 0, length) + 1]
 
 
-def _age(pod: PodState, now: datetime) -> str:
-    if pod.last_report is None:
-        return _UNKNOWN
-    age_s = (now - pod.last_report).total_seconds()
-    return f"reported within {STALE_S:g} s" if age_s <= STALE_S else f"silent for more than {STALE_S:g} s"
-
-
 def _facts(details: PodDetails, now: datetime) -> Iterator[Fact]:
-    pod = details.pod
-    if pod.version is not None:
-        yield parts.fact("holds", parts.version_name(pod.version))
+    """Yield what is known; a registry knows the draft, and Kubernetes the machine."""
+    pod, speedup = details.pod, details.speedup
+    texts = {
+        "holds": "" if pod.version is None else parts.version_name(pod.version),
+        "keeps ready": ", ".join(map(str, pod.prefetched)),
+        "engine": pod.engine,
+        "device": pod.device,
+        "node": pod.node,
+        "restarts": "" if pod.restarts is None else f"{pod.restarts:,}",
+        "running requests": "" if pod.running_requests is None else f"{pod.running_requests:,}",
+        "swaps": _swaps(pod),
+        "speed": ""
+        if speedup is None
+        else f"{speedup.ratio:.2f} times that without drafts ({speedup.low:.2f} to {speedup.high:.2f})",
+    }
+    yield from (parts.fact(name, text) for name, text in texts.items() if text)
     if pod.digest:
         yield Fact(name="tensors", value=parts.digest(pod.digest))
-    if pod.prefetched:
-        yield parts.fact("keeps ready", ", ".join(map(str, pod.prefetched)))
-    for name, text in (("engine", pod.engine), ("device", pod.device), ("node", pod.node)):
-        if text:
-            yield parts.fact(name, text)
-    if pod.started is not None:
-        yield Fact(name="started", value=parts.when(pod.started, now))
-    if pod.restarts is not None:
-        yield parts.fact("restarts", f"{pod.restarts:,}", tag="warn" if pod.restarts else "")
-    if pod.last_report is not None:
-        yield Fact(name="last report", value=parts.when(pod.last_report, now))
-    if pod.running_requests is not None:
-        yield parts.fact("running requests", f"{pod.running_requests:,}")
-    if pod.swaps is not None:
-        mean = f", {1000 * (pod.swap_pause_s or 0) / pod.swaps:.1f} ms of pause each" if pod.swaps else ""
-        yield parts.fact("swaps", f"{pod.swaps:,}{mean}; {pod.refused_swaps or 0:,} refused")
-    if (speedup := details.speedup) is not None:
-        yield parts.fact(
-            "speed", f"{speedup.ratio:.2f} times that without drafts ({speedup.low:.2f} to {speedup.high:.2f})"
-        )
+    for name, time in (("started", pod.started), ("last report", pod.last_report)):
+        if time is not None:
+            yield Fact(name=name, value=parts.when(time, now))
+
+
+def _swaps(pod: PodState) -> str:
+    if pod.swaps is None:
+        return ""
+    mean = f", {1000 * (pod.swap_pause_s or 0) / pod.swaps:.1f} ms of pause each" if pod.swaps else ""
+    return f"{pod.swaps:,}{mean}; {pod.refused_swaps or 0:,} refused"
 
 
 def _traffic(details: PodDetails, speculator: Speculator) -> Table:

@@ -1,7 +1,6 @@
 """The history of a speculator: every change, with its reason and who caused it."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 
 from updraft_cli import output
 from updraft_cli.backends.drafts import HistoryEntry
@@ -9,16 +8,15 @@ from updraft_cli.ui.views import parts
 from updraft_cli.ui.views.parts import Cell, Table
 
 
-def history_table(name: str, entries: Iterable[HistoryEntry], now: datetime, *, has_version: bool = True) -> Table:
+def history_table(name: str, entries: Iterable[HistoryEntry], *, has_version: bool = True) -> Table:
     """Newest first; without a version, of one version alone."""
-    columns = ("time (UTC)", "", *((">version",) if has_version else ()), "was", "became", "by", "why")
-    rows = (_row(name, entry, now, has_version=has_version) for entry in reversed(tuple(entries)))
+    columns = ("time (UTC)", *((">version",) if has_version else ()), "was", "became", "by", "why")
+    rows = [tuple(_row(name, entry, has_version=has_version)) for entry in reversed(tuple(entries))]
     return parts.table(columns, rows, caption="History, newest first", empty=f"{name} has no history yet.")
 
 
-def _row(name: str, entry: HistoryEntry, now: datetime, *, has_version: bool) -> Iterator[Cell]:
+def _row(name: str, entry: HistoryEntry, *, has_version: bool) -> Iterator[Cell]:
     yield Cell(text=output.timestamp(entry.time), css="mono")
-    yield Cell(text=parts.ago(entry.time, now), css="quiet")
     if has_version:
         href = f"/s/{name}/versions/{entry.version}" if entry.version else ""
         yield Cell(text=str(entry.version or parts.NONE), href=href, css="num")

@@ -7,7 +7,7 @@ from datetime import datetime
 from updraft_cli import output
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import Snapshot, SpeculatorSnapshot
-from updraft_cli.backends.speculators import Speculator
+from updraft_cli.backends.speculators import Resource, Speculator
 from updraft_cli.ui.views import parts
 from updraft_cli.ui.views.parts import Cell, Fact, Figure, Notice, Table
 
@@ -80,26 +80,32 @@ def figures(speculator: Speculator) -> Iterator[Figure]:
 def notices(speculator: Speculator) -> Iterator[Notice]:
     """Yield what a person has set, and what blocks learning or serving."""
     if speculator.pinned is not None:
-        reason = f": {speculator.pin_reason}" if speculator.pin_reason else ""
-        yield Notice(text=f"Pinned to {parts.version_name(speculator.pinned)}{reason}. Newer versions are held.")
+        pinned = f"pinned to {parts.version_name(speculator.pinned)}{_because(speculator.pin_reason)}"
+        yield Notice(text=f"{output.sentence(pinned)} Newer versions are held.")
     if speculator.paused:
-        reason = f": {speculator.pause_reason}" if speculator.pause_reason else ""
-        yield Notice(text=f"The rollout is paused{reason}.")
+        yield Notice(text=output.sentence(f"the rollout is paused{_because(speculator.pause_reason)}"))
     if speculator.too_small:
         yield Notice(text=output.sentence(speculator.too_small))
     if speculator.capture_problem:
         yield Notice(text=output.sentence(f"nothing is captured by {speculator.capture_problem}"))
     if speculator.pods.failed:
-        pods = output.count(speculator.pods.failed, "pod")
-        yield Notice(text=f"{pods} cannot load the version that they should serve, or are not ready.", kind="bad")
+        failed = output.count(speculator.pods.failed, "pod")
+        yield Notice(text=f"{failed} cannot load the version that they should serve, or are not ready.", kind="bad")
     if speculator.resource is not None:
-        for condition in speculator.resource.conditions:
-            if condition.status == "False" and condition.type != "Ready":
-                yield Notice(
-                    text=f"{condition.type} is false: {output.sentence(condition.message or condition.reason)}"
-                )
-        if (failure := speculator.resource.last_failure) is not None:
-            yield Notice(text=f"Version {failure.version} failed: {output.sentence(failure.message or failure.reason)}")
+        yield from _conditions(speculator.resource)
+
+
+def _conditions(resource: Resource) -> Iterator[Notice]:
+    for condition in resource.conditions:
+        if condition.status == "False" and condition.type != "Ready":
+            why = output.sentence(condition.message or condition.reason)
+            yield Notice(text=f"{condition.type} is false: {why}")
+    if (failure := resource.last_failure) is not None:
+        yield Notice(text=f"Version {failure.version} failed: {output.sentence(failure.message or failure.reason)}")
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def pods(speculator: Speculator) -> str:

@@ -156,7 +156,7 @@ def interval(title: str, value: MetricChange, limit: float | None, *, is_up_good
     """Place a change on a scale around 0; None without bounds. `limit` is where it counts as worse, in percent."""
     if value.low_percent is None or value.high_percent is None:
         return None
-    named = [value.low_percent, value.high_percent, 0.0, *(() if limit is None else (limit,))]
+    named: list[float] = [value.low_percent, value.high_percent, 0.0, *(() if limit is None else (limit,))]
     least, most = min(named), max(named)
     margin = 0.05 * (most - least) or 1.0
     width = most - least + 2 * margin

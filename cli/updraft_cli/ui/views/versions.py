@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from updraft_cli import output
 from updraft_cli.backends.differences import Difference
-from updraft_cli.backends.drafts import Draft, DraftDetails, OfflineEvaluation
+from updraft_cli.backends.drafts import Draft, DraftDetails, OfflineEvaluation, Provenance
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.ui.views import parts
 from updraft_cli.ui.views.history import history_table
@@ -53,26 +52,26 @@ class Diff:
     summary: str
 
 
-def versions(one: SpeculatorSnapshot, now: datetime) -> Versions:
+def versions(one: SpeculatorSnapshot) -> Versions:
     numbers = tuple(draft.version for draft in one.drafts if draft.version is not None)
     new = numbers[0] if numbers else 0
     stable = one.speculator.stable
     old = stable if stable and stable != new else numbers[1] if len(numbers) > 1 else new
-    return Versions(lineage=lineage(one.drafts), table=_table(one, now), numbers=numbers, old=old, new=new)
+    return Versions(lineage=lineage(one.drafts), table=_table(one), numbers=numbers, old=old, new=new)
 
 
-def version(details: DraftDetails, now: datetime) -> Version:
+def version(details: DraftDetails) -> Version:
     draft = details.draft
     acceptance = draft.acceptance
     return Version(
         number=draft.version or 0,
         phase=parts.phase(draft.phase),
         reason=output.sentence(draft.reason),
-        facts=tuple(_facts(details, now)),
+        facts=tuple(_facts(details)),
         offline=tuple(_offline(details.evaluation)),
         live=tuple(_live(draft)),
         positions=tuple(round(100 * share, 1) for share in acceptance.by_position) if acceptance else (),
-        history=history_table(details.speculator, details.history, now, has_version=False),
+        history=history_table(details.speculator, details.history, has_version=False),
         tensors=_tensors(details) if details.tensors else None,
         config=details.config[:_MAX_CONFIG],
         parent=draft.parent or 0,
@@ -101,7 +100,7 @@ def diff(difference: Difference) -> Diff:
     ]
     num_all = len(difference.tensors)
     equal = f"All {num_all} tensors are equal: the same weights." if num_all and not differing else ""
-    some = f"{len(differing)} of {output.count(num_all, 'tensor')} differ." if differing else ""
+    some = f"{len(differing)} of {num_all} tensors differ." if differing else ""
     return Diff(
         old=difference.old,
         new=difference.new,
@@ -111,7 +110,7 @@ def diff(difference: Difference) -> Diff:
     )
 
 
-def _table(one: SpeculatorSnapshot, now: datetime) -> Table:
+def _table(one: SpeculatorSnapshot) -> Table:
     has_pods = any(draft.pods_wanted is not None for draft in one.drafts)
     columns = (
         "version",
@@ -120,18 +119,18 @@ def _table(one: SpeculatorSnapshot, now: datetime) -> Table:
         ">parent",
         ">samples",
         *((">loaded",) if has_pods else ()),
-        "published",
+        "published (UTC)",
         "reason",
     )
     return parts.table(
         columns,
-        (_row(one.name, draft, now, has_pods=has_pods) for draft in one.drafts),
+        [tuple(_row(one.name, draft, has_pods=has_pods)) for draft in one.drafts],
         caption="All versions, newest first",
         empty="There are no versions yet.",
     )
 
 
-def _row(name: str, draft: Draft, now: datetime, *, has_pods: bool) -> Iterator[Cell]:
+def _row(name: str, draft: Draft, *, has_pods: bool) -> Iterator[Cell]:
     number = draft.version
     yield Cell(text=str(number or draft.object), href=f"/s/{name}/versions/{number}" if number else "")
     marks = ", ".join(filter(None, (draft.phase, "pinned" if draft.pinned else "", "kept" if draft.retained else "")))
@@ -141,41 +140,40 @@ def _row(name: str, draft: Draft, now: datetime, *, has_pods: bool) -> Iterator[
     yield parts.count(draft.samples or None)
     if has_pods:
         yield Cell(text=f"{draft.pods_loaded or 0}/{draft.pods_wanted or 0}", css="num")
-    yield parts.when(draft.published, now)
+    yield Cell(text=output.timestamp(draft.published) if draft.published else parts.NONE, css="mono")
     yield Cell(text=draft.reason)
 
 
-def _facts(details: DraftDetails, now: datetime) -> Iterator[Fact]:
-    draft, provenance = details.draft, details.provenance
-    if draft.published is not None:
-        yield Fact(name="published", value=parts.when(draft.published, now))
-    yield parts.fact("source", draft.source or parts.NONE)
-    yield parts.fact("trained", parts.training(draft))
-    if provenance is not None:
-        rate = f", then learning at {provenance.learning_rate:g}" if provenance.learning_rate else ""
-        for name, text in (
-            ("origin", f"{provenance.origin}{rate}" if provenance.origin else ""),
-            ("first trace", provenance.first_trace),
-            ("last trace", provenance.last_trace),
-            ("code", provenance.code_version),
-        ):
-            if text:
-                yield parts.fact(name, text)
-        if provenance.config_digest:
-            yield Fact(name="trainer settings", value=parts.digest(provenance.config_digest))
-    if draft.size_bytes is not None:
-        yield parts.fact("size", output.size(draft.size_bytes))
-    for name, value in (
-        ("weights", draft.digest),
-        ("tensors", details.tensors_digest),
-        ("target", details.target_fingerprint),
-        ("tokenizer", details.tokenizer_fingerprint),
-        ("vocabulary", details.draft_vocabulary_fingerprint),
-    ):
-        if value:
-            yield Fact(name=name, value=parts.digest(value))
-    if draft.pods_wanted is not None:
-        yield parts.fact("loaded", f"on {draft.pods_loaded or 0} of {draft.pods_wanted} pods")
+def _facts(details: DraftDetails) -> Iterator[Fact]:
+    draft = details.draft
+    texts = {
+        "published": f"{output.timestamp(draft.published)} UTC" if draft.published else "",
+        "source": draft.source,
+        "trained": parts.training(draft),
+        **(_origin(details.provenance) if details.provenance else {}),
+        "size": "" if draft.size_bytes is None else output.size(draft.size_bytes),
+        "loaded": "" if draft.pods_wanted is None else f"on {draft.pods_loaded or 0} of {draft.pods_wanted} pods",
+    }
+    yield from (parts.fact(name, text) for name, text in texts.items() if text)
+    digests = {
+        "weights": draft.digest,
+        "tensors": details.tensors_digest,
+        "target": details.target_fingerprint,
+        "tokenizer": details.tokenizer_fingerprint,
+        "vocabulary": details.draft_vocabulary_fingerprint,
+        "trainer settings": details.provenance.config_digest if details.provenance else "",
+    }
+    yield from (Fact(name=name, value=parts.digest(value)) for name, value in digests.items() if value)
+
+
+def _origin(provenance: Provenance) -> dict[str, str]:
+    rate = f", then learning at {provenance.learning_rate:g}" if provenance.learning_rate else ""
+    return {
+        "origin": f"{provenance.origin}{rate}" if provenance.origin else "",
+        "first trace": provenance.first_trace,
+        "last trace": provenance.last_trace,
+        "code": provenance.code_version,
+    }
 
 
 def _offline(evaluation: OfflineEvaluation | None) -> Iterator[Fact]:
