@@ -28,7 +28,6 @@ POLICY = "; ".join(
 
 _HEADERS = {
     "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",  # with no-referrer, browsers send forms with the Origin null
@@ -87,9 +86,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        # A browser keeps the files of a console, and asks each time whether they are current; it keeps no page.
+        cache = "no-cache" if scope["path"].startswith("/static/") else "no-store"
+
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                MutableHeaders(scope=message).update(_HEADERS | {"Cache-Control": cache})
             await send(message)
 
         answer = self._answer(Request(scope))

@@ -221,8 +221,8 @@ class Control:
 
     def pods(self, name: str, pod: str = "") -> list[registry_pb2.PodState]:
         """The last reports of a speculator's pods; with `pod`, of that one and with its traffic, or NotFound."""
-        now_s, now_ms = self._clock.monotonic(), self.now_ms()
-        return [self._fleet.state(name, pod, now_s, now_ms)] if pod else self._fleet.states(name, now_s, now_ms)
+        now = self._clock.monotonic(), self.now_ms()
+        return [self._fleet.state(name, pod, *now)] if pod else self._fleet.states(name, *now)
 
     async def names(self) -> list[str]:
         """All speculators of the catalogue, and those that a trainer prepares the first version of."""

@@ -1,5 +1,6 @@
 """Who reaches the console, and what a page may do: over HTTP, on a state from memory."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -113,7 +114,7 @@ def test_every_answer_forbids_inline_scripts_frames_and_other_sites(browser: Bro
         assert "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cache-control"] in {"no-store", "no-cache"}
 
 
 def test_no_page_needs_what_the_policy_forbids(browser: Browser) -> None:
@@ -124,7 +125,7 @@ def test_no_page_needs_what_the_policy_forbids(browser: Browser) -> None:
             assert " style=" not in html, route
             assert "javascript:" not in html, route
             assert " onclick=" not in html, route
-            assert html.count("<script ") == html.count("<script src="), route
+            assert set(re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)) <= {""}, route
 
 
 def test_names_and_reasons_of_others_are_shown_as_text(backend: MemoryBackend) -> None:
