@@ -129,8 +129,10 @@ def _speculator(one: SpeculatorSnapshot, time: datetime, noise: random.Random) -
     length = _length(stable, time) + noise.gauss(0, 0.015)
     speed = 1 + 0.34 * (length - 1) + noise.gauss(0, 0.006)
     speculator = one.speculator
-    age = time - since
-    trial = _trial(speculator, stable, candidate, age, noise) if candidate else None
+    age, trial = time - since, speculator.trial
+    if trial is not None:
+        trial = replace(trial, candidate=candidate, baseline=stable, started=since, step_since=since)
+        trial = _trial(trial, time, age, noise) if candidate else None
     return replace(
         speculator,
         stable=stable,
@@ -150,7 +152,7 @@ def _speculator(one: SpeculatorSnapshot, time: datetime, noise: random.Random) -
         ),
         pace=speculator.pace
         and replace(speculator.pace, last_save=time - timedelta(minutes=1), estimate_due=time + timedelta(minutes=2)),
-        trial=trial and replace(trial, started=since, step_since=since),
+        trial=trial,
         message=f"version {candidate} is in canary on 4 pods" if candidate else f"version {stable} is stable",
         trainer_message=f"version {max(stable, candidate)} was published {int(age.total_seconds()) // 60 + 2} min ago",
     )
@@ -170,20 +172,16 @@ def _serving(one: SpeculatorSnapshot, time: datetime) -> tuple[int, int, datetim
     return stable, candidate, since
 
 
-def _trial(speculator: Speculator, stable: int, candidate: int, age: timedelta, noise: random.Random) -> Trial:
+def _trial(trial: Trial, time: datetime, age: timedelta, noise: random.Random) -> Trial:
     """Evidence that closes in on a gain of 4 %."""
-    trial, age_s = speculator.trial, age.total_seconds()
-    assert trial is not None
-    width = 16 / math.sqrt(1 + age_s / 18)
+    width = 16 / math.sqrt(1 + age.total_seconds() / 18)
     gain, slower = 4.1 + noise.gauss(0, width / 14), -1.0 + noise.gauss(0, width / 20)
-    slices = int(age_s // 6)
+    slices = int(age.total_seconds() // 6)
     return replace(
         trial,
-        candidate=candidate,
-        baseline=stable,
         requests=8 * slices,
         slices=slices,
-        acceptance_length=_change(_length(stable, END), gain, width),
+        acceptance_length=_change(_length(trial.baseline, time), gain, width),
         inter_token_latency_s=_change(0.0214, slower, 0.8 * width),
         evidence=f"acceptance length {gain:+.1f} % ({gain - width:+.1f} to {gain + width:+.1f} %), {slices} slices",
     )
