@@ -1,7 +1,7 @@
 """The pictures of the console in docs/images/console: `python -m tests.browser.screenshots`, which is `make screenshots`.
 
-Every page in the light theme, in the dark one, and on a phone, of the same fleet in memory at the same time of day, so that a
-picture changes only if a page does. A picture has few colours, because it is mostly plain areas: the whole set stays small.
+Every page in the light theme, in the dark one, and on a phone, of the same made-up fleet at the same time of day (story.py), so
+that a picture changes only if a page does. A picture has few colours, because most of it is plain: so the whole set stays small.
 """
 
 import argparse
@@ -11,19 +11,20 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from tests.browser import build
+from tests.browser import build, story
 from tests.browser.browser import DESKTOP, PHONE, Browser, Theme, running
 from tests.browser.pages import NAMES, Pages, pages_of
-from tests.support.console import memory_backend, state
+from tests.support.wait import wait_until
 
+from updraft_cli.ui.observer import Pace
 from updraft_cli.ui.server import serving
 
 FOLDER = build.ROOT / "docs/images/console"
 MAX_BYTES = 1_500_000
 """All pictures together."""
 
-_COLOURS = 48
-_MAX_HEIGHT = 1500
+_COLOURS = 96
+_MAX_HEIGHT = 1400
 _LOOKS: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
     ("light", "light", DESKTOP),
     ("dark", "dark", DESKTOP),
@@ -34,9 +35,15 @@ _LOOKS: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
 def take(folder: Path, names: list[str]) -> int:
     """Write the pictures of these pages; return their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    backend = memory_backend(state(num_pods=48, num_versions=24))
-    with tempfile.TemporaryDirectory() as profile, serving(backend) as console, running(Path(profile)) as browser:
-        pages = pages_of(console.address, backend.memory.snapshot)
+    backend, end = story.backend(), story.last()
+    pace = Pace(watched_s=0.0, idle_s=0.0)  # as fast as it can through the past
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        serving(backend, pace=pace) as console,
+        running(Path(profile)) as browser,
+    ):
+        pages = pages_of(console.address, end)
+        wait_until(lambda: backend.memory.snapshot.time == end.time, what="the end of the story")
         browser.open(pages.address)
         for look, theme, size in _LOOKS:
             browser.show(theme, size)
@@ -58,7 +65,9 @@ def small(png: bytes) -> bytes:
     """The same picture in few colours."""
     output = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(output, "PNG", optimize=True)
+        image.convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            output, "PNG", optimize=True
+        )
     return output.getvalue()
 
 

@@ -1,7 +1,8 @@
 // Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names. Tables below them hold the same
 // figures as text, so a chart adds nothing that cannot be read without it.
 const NUM_COLOURS = 10;
-const LABEL_GAP_PX = 54;
+const GAP_PX = 8;
+const MAX_POINTS = 4000;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
 const TIME_STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, DAY_S, 7 * DAY_S, 30 * DAY_S];
@@ -63,7 +64,6 @@ function series(data) {
       label: line.label,
       stroke: colour,
       width: isLimit ? 1 : 2,
-      spanGaps: true,
       points: isLimit ? { show: false } : { size: 5, fill: colour },
       value: (_, value) => number(value),
     };
@@ -79,7 +79,8 @@ function drawMarks(plot, marks) {
   ctx.save();
   ctx.lineWidth = ratio;
   ctx.font = font(11 * ratio);
-  ctx.textBaseline = "top";
+  ctx.textBaseline = "bottom";
+  ctx.textAlign = "center";
   for (const mark of marks) {
     const x = plot.valToPos(mark.time, "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
@@ -89,9 +90,10 @@ function drawMarks(plot, marks) {
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
-    if (x < free) continue;
-    ctx.fillText(mark.label, x + 3 * ratio, bbox.top);
-    free = x + Math.max(LABEL_GAP_PX * ratio, ctx.measureText(mark.label).width + 8 * ratio);
+    const half = ctx.measureText(mark.label).width / 2;
+    if (x - half < free || x + half > bbox.left + bbox.width + 30 * ratio) continue;
+    ctx.fillText(mark.label, x, bbox.top - 2 * ratio);
+    free = x + half + GAP_PX * ratio;
   }
   ctx.restore();
 }
@@ -159,7 +161,7 @@ function draw(figure, entry) {
     scales: { y: { range: range(data) } },
     bands: (data.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: css("--band") })),
     hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])], setLegend: [showLast] },
-    padding: [14, 32, 0, 0],
+    padding: [20, 32, 0, 0],
     legend: { markers: { width: 0, fill: (plot, i) => plot.series[i].stroke(plot, i) } },
     cursor: { drag: { x: true, y: false }, points: { size: 7 } },
   };
@@ -168,40 +170,51 @@ function draw(figure, entry) {
   describe(place, data);
 }
 
-// Whether the old plot can show the new data: it has the same lines.
-function fits(entry, data) {
+// The old points with the newer ones, if both are of the same lines.
+function joined(entry, newer) {
   const key = (one) => JSON.stringify([one.unit, one.zero, one.bands, one.series.map((line) => line.label)]);
-  return entry.plot && data.times.length && key(entry.data) === key(data);
+  if (key(entry.data) !== key(newer)) return null;
+  const join = (old, more) => old.concat(more).slice(-MAX_POINTS);
+  return {
+    ...newer,
+    times: join(entry.data.times, newer.times),
+    series: newer.series.map((line, i) => ({ ...line, values: join(entry.data.series[i].values, line.values) })),
+  };
+}
+
+async function load(figure, since) {
+  const response = await fetch(figure.dataset.chart + (since == null ? "" : `?since=${since}`), { credentials: "same-origin" });
+  return response.ok ? response.json() : null; // the notice of the page says why
+}
+
+async function follow(figure, entry) {
+  const newer = entry.plot ? await load(figure, entry.data.times.at(-1)) : null;
+  const data = newer && joined(entry, newer);
+  if (data) {
+    entry.data = data;
+    entry.plot.setData(columns(data));
+    showLast(entry.plot);
+    describe(figure.querySelector(".chart-plot"), data);
+  } else {
+    entry.data = (await load(figure)) ?? entry.data;
+    if (entry.data) draw(figure, entry);
+  }
 }
 
 async function refresh(figure) {
   const entry = drawn.get(figure);
-  if (entry.isFetching) {
-    entry.isStale = true; // an event came meanwhile
-    return;
-  }
+  entry.isStale = true;
+  if (entry.isFetching) return; // it looks again when it has what it waits for
   entry.isFetching = true;
   try {
-    const response = await fetch(figure.dataset.chart, { credentials: "same-origin" });
-    if (!response.ok) return; // the notice of the page says why
-    const data = await response.json();
-    const isSame = fits(entry, data);
-    entry.data = data;
-    if (isSame) {
-      entry.plot.setData(columns(data));
-      showLast(entry.plot);
-      describe(figure.querySelector(".chart-plot"), data);
-    } else {
-      draw(figure, entry);
+    while (entry.isStale) {
+      entry.isStale = false;
+      await follow(figure, entry);
     }
   } catch (error) {
-    if (!(error instanceof TypeError)) throw error; // the server is away; the stream reconnects, then asks again
+    if (!(error instanceof TypeError)) throw error; // the server is away; the stream reconnects, and its events come here
   } finally {
     entry.isFetching = false;
-  }
-  if (entry.isStale) {
-    entry.isStale = false;
-    await refresh(figure);
   }
 }
 
