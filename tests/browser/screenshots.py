@@ -69,7 +69,7 @@ def small(png: bytes) -> bytes:
         picture = image.convert("RGB")
         counts = sorted(picture.getcolors(picture.width * picture.height) or [], reverse=True)
         palette = Image.new("P", (1, 1))
-        palette.putpalette([part for _, colour in counts[:_COLOURS] for part in cast(tuple[int, ...], colour)])
+        palette.putpalette([part for _, colour in counts[:_COLOURS] for part in cast("tuple[int, ...]", colour)])
         picture.quantize(palette=palette, dither=Image.Dither.NONE).save(output, "PNG", optimize=True)
     return output.getvalue()
 
