@@ -23,11 +23,15 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
     pause`, each after a page that says what will happen.
     """
     # Its libraries take a fifth of a second to import, which no other command should pay for.
-    from updraft_cli.ui.server import serving  # noqa: PLC0415
+    from updraft_cli.ui.server import has_scripts, serving  # noqa: PLC0415
 
     with serving(backend, port=port) as console, suppress(KeyboardInterrupt):
         click.echo(console.address)
         click.echo("The console runs until Ctrl-C.", err=True)
+        if not has_scripts():
+            click.echo(
+                "It was built without npm: pages do not update by themselves, and have tables for charts.", err=True
+            )
         if not no_browser:
             threading.Thread(target=webbrowser.open, args=(console.address,), daemon=True).start()
         threading.Event().wait()

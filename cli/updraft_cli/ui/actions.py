@@ -43,7 +43,7 @@ async def decide(request: Request) -> Response:
     except UpdraftError as error:
         return site.answer("failed.html", {"error": str(error)}, page="history", name=name, status=409)
     await site.observer.renew()
-    site.note(name, " ".join(filter(None, (decision.message, decision.warning))))
+    site.keep_result(name, " ".join(filter(None, (decision.message, decision.warning))))
     return RedirectResponse(f"/s/{name}/history", status_code=303)
 
 

@@ -85,8 +85,8 @@ async def _shown(request: Request, page: str, place: Place) -> Response:
     await site.observer.refresh()
     view = await PAGES[page].view(site, place)
     query = {"page": page, "speculator": place.name, "argument": place.argument}
-    said = site.said(place.name) if page == "history" else ""
-    values = {**view, "events": f"/events?{urlencode(query)}", "said": said}
+    result = site.take_result(place.name) if page == "history" else ""
+    values = {**view, "events": f"/events?{urlencode(query)}", "result": result}
     return site.answer(PAGES[page].template, values, page=page, name=place.name)
 
 

@@ -17,7 +17,7 @@ from updraft_cli.ui.views.charts import charts_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a page is about."""
+    """Subject of a page."""
 
     name: str = ""
     """The speculator; empty on the overview."""

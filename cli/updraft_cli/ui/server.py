@@ -14,6 +14,7 @@ from updraft_cli.backends.protocol import ConsoleBackend
 from updraft_cli.ui.app import application
 from updraft_cli.ui.observer import PACE, Observer, Pace
 from updraft_cli.ui.security import Access
+from updraft_cli.ui.site import FOLDER
 
 HOST = "127.0.0.1"
 
@@ -49,6 +50,11 @@ def serving(backend: ConsoleBackend, *, port: int = 0, pace: Pace = PACE) -> Ite
             server.should_exit = True
             observer.close()
             thread.join()
+
+
+def has_scripts() -> bool:
+    """Whether the libraries that update the pages in the browser were built into this installation."""
+    return (FOLDER / "static" / "vendor" / "htmx.min.js").exists()
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""What all routes share: the observer, the access, the templates, and the answer to whether this person may decide."""
+"""The common parts of all routes: the observer, the access, the templates, and whether this person may decide."""
 
 import time
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Site:
     access: Access
     templates: Environment = field(default_factory=environment)
     _refusals: dict[str, tuple[float, str]] = field(default_factory=dict)
-    _said: dict[str, str] = field(default_factory=dict)
+    _results: dict[str, str] = field(default_factory=dict)
 
     def one(self, name: str) -> SpeculatorSnapshot:
         """Return a speculator as it was read last; NotFound if there is none of this name."""
@@ -61,13 +61,13 @@ class Site:
             self._refusals = {**self._refusals, name: (now_s, refusal)}
         return refusal
 
-    def note(self, name: str, sentence: str) -> None:
-        """Keep what a decision came to for the next page of the history."""
-        self._said[name] = sentence
+    def keep_result(self, name: str, sentence: str) -> None:
+        """Keep the result of a decision for the next page of the history."""
+        self._results[name] = sentence
 
-    def said(self, name: str) -> str:
-        """Return what the last decision came to, once."""
-        return self._said.pop(name, "")
+    def take_result(self, name: str) -> str:
+        """Return the result of the last decision, once; empty afterwards."""
+        return self._results.pop(name, "")
 
     def render(self, template: str, values: Mapping[str, Any]) -> str:
         return self.templates.get_template(template).render(values)

@@ -160,7 +160,9 @@ class TestUp:
         assert process.returncode == 0
         assert not any(map(is_alive, children))
 
-    def test_status_and_the_console_find_all_of_a_stack_on_another_data_folder(self, tiny_model: Path, tmp_path: Path) -> None:
+    def test_status_and_the_console_find_all_of_a_stack_on_another_data_folder(
+        self, tiny_model: Path, tmp_path: Path
+    ) -> None:
         with up(tmp_path, tiny_model) as process:
             ready(process, tmp_path)
             assert process.stdout is not None

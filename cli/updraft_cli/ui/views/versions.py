@@ -83,8 +83,8 @@ def diff(difference: Difference) -> Diff:
         (
             Cell(text=field.part, css="quiet"),
             Cell(text=field.name),
-            Cell(text=field.old or parts.NONE),
-            Cell(text=field.new or parts.NONE),
+            _value(field.old),
+            _value(field.new),
         )
         for field in difference.fields
         if not field.is_equal
@@ -100,7 +100,11 @@ def diff(difference: Difference) -> Diff:
     ]
     num_all = len(difference.tensors)
     equal = f"All {num_all} tensors are equal: the same weights." if num_all and not differing else ""
-    some = f"{len(differing)} of {num_all} tensors differ." if differing else ""
+    some = (
+        f"{len(differing)} of {output.count(num_all, 'tensor')} {'differs' if num_all == 1 else 'differ'}."
+        if differing
+        else ""
+    )
     return Diff(
         old=difference.old,
         new=difference.new,
@@ -108,6 +112,10 @@ def diff(difference: Difference) -> Diff:
         tensors=parts.table(("tensor", columns[2], columns[3]), tensors, caption="Weights") if tensors else None,
         summary=equal or some,
     )
+
+
+def _value(text: str) -> Cell:
+    return parts.digest(text) if text.startswith("sha256:") else Cell(text=text or parts.NONE)
 
 
 def _table(one: SpeculatorSnapshot) -> Table:
