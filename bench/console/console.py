@@ -46,7 +46,7 @@ class PageCost:
     first_ms: float
     """From the click until the page and all it needs are there; nothing cached. The median of the rounds."""
     num_bytes: int
-    """Of the page and all it needs, as they came over the wire, nothing cached."""
+    """The page and all it needs, as they came over the wire, nothing cached."""
     script_ms: float
     """Time of scripts for one update."""
     task_ms: float

@@ -84,7 +84,7 @@ def _draft(draft: Draft) -> Draft:
         draft,
         reason=_REASONS[draft.phase],
         acceptance=Acceptance(length=length, verify_steps=41_200, tokens=round(41_200 * length)),
-        digest=f"sha256:{random.Random(draft.version).getrandbits(256):064x}",
+        digest=_digest(draft.version or 0),
     )
 
 
@@ -92,7 +92,12 @@ def _pod(pod: PodState) -> PodState:
     number = int(pod.name[-5:])
     states = {17: ("failed", "it refused version 12: no space left on the device"), 31: ("draining", "")}
     now, problem = states.get(number, (pod.state, ""))
-    return replace(pod, state=now, problem=problem, last_report=END - timedelta(seconds=number % 10))
+    digest = _digest(pod.version or 0)
+    return replace(pod, state=now, problem=problem, digest=digest, last_report=END - timedelta(seconds=number % 10))
+
+
+def _digest(version: int) -> str:
+    return f"sha256:{random.Random(version).getrandbits(256):064x}"
 
 
 def _history(drafts: tuple[Draft, ...]) -> Iterator[HistoryEntry]:
