@@ -16,8 +16,8 @@ from typing import ParamSpec, TypeVar
 from updraft_chassis.errors import UpdraftError
 from updraft_cli.backends.protocol import ConsoleBackend
 from updraft_cli.backends.snapshot import Snapshot
-from updraft_cli.ui.samples import Samples
-from updraft_cli.ui.views.figures import figures
+from updraft_cli.ui.samples import Recent, Samples
+from updraft_cli.ui.views.figures import counters, figures
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +54,7 @@ class Observer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="console")
         self._states: Generator[Snapshot] = backend.snapshots()
         self._samples: dict[str, Samples] = {}
+        self._recent: dict[str, Recent] = {}
         self._num_watchers = 0
         self._read_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,8 +140,10 @@ class Observer:
 
     def _keep(self, snapshot: Snapshot) -> None:
         self.snapshot, self.problem, self._read_s = snapshot, "", time.monotonic()
+        at_s = snapshot.time.timestamp()
         for one in snapshot.speculators:
-            self.samples(one.name).add(snapshot.time.timestamp(), figures(one, snapshot.installation))
+            recent = self._recent.setdefault(one.name, Recent()).add(at_s, counters(one.speculator))
+            self.samples(one.name).add(at_s, figures(one, snapshot.installation, recent))
 
     def _end_waits(self) -> None:
         self._wake.set()

@@ -4,10 +4,39 @@ Bounded: when a series is full, every second point of its older half is dropped,
 of the console, and is finest near its end.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_POINTS = 2000
+
+WINDOW_S = 60.0
+MIN_STEPS = 10
+"""Verify steps in the window below which a ratio is noise."""
+
+Counters = Mapping[int, tuple[int, int]]
+"""Tokens and verify steps by version, since the start of the pods."""
+
+
+@dataclass(slots=True)
+class Recent:
+    """Acceptance length over the last minute, from counters that only grow: a mean since the start hides what changes."""
+
+    window_s: float = WINDOW_S
+    _seen: deque[tuple[float, Counters]] = field(default_factory=deque)
+
+    def add(self, at_s: float, counters: Counters) -> dict[int, float]:
+        """Return tokens per verify step by version; a version without enough traffic, or whose pods restarted, is absent."""
+        while len(self._seen) > 1 and self._seen[1][0] <= at_s - self.window_s:
+            self._seen.popleft()
+        before = self._seen[0][1] if self._seen else counters
+        self._seen.append((at_s, counters))
+        lengths = {}
+        for version, (tokens, steps) in counters.items():
+            tokens_before, steps_before = before.get(version, (0, 0))
+            if steps - steps_before >= MIN_STEPS and tokens >= tokens_before:
+                lengths[version] = (tokens - tokens_before) / (steps - steps_before)
+        return lengths
 
 
 @dataclass(slots=True)

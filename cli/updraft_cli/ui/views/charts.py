@@ -47,13 +47,17 @@ CHARTS = {
         Chart(
             name="acceptance",
             page="overview",
-            title="Acceptance length",
+            title="Acceptance length of the last minute",
             unit="tokens per verify step",
-            series=(
-                _line("stable", "stable version"),
-                _line("candidate", "candidate"),
-                Series(name=DOMAIN, label="", is_prefix=True),
-            ),
+            series=(_line("stable", "version that serves"), _line("candidate", "candidate")),
+            has_marks=True,
+        ),
+        Chart(
+            name="domains",
+            page="traffic",
+            title="Acceptance length by domain, since the start of the pods",
+            unit="tokens per verify step",
+            series=(Series(name=DOMAIN, label="", is_prefix=True),),
             has_marks=True,
         ),
         Chart(
@@ -179,14 +183,14 @@ def content(chart: Chart, samples: Samples, history: Iterable[HistoryEntry], *, 
 def _table(chart: Chart, samples: Samples) -> ChartTable:
     lines = _lines(chart, samples)
     times, values = samples.since(-math.inf, list(lines))
-    step = max(1, len(times) // _ROWS)
-    rows = list(zip(times, zip(*values, strict=True), strict=True)) if values else []
+    rows = [row for row in zip(times, zip(*values, strict=True), strict=True) if any(v is not None for v in row[1])]
+    step = -(-len(rows) // _ROWS) or 1
     return ChartTable(
         name=chart.name,
         title=chart.title,
         unit=chart.unit,
         labels=tuple(lines.values()),
-        rows=tuple(rows[::-1][::step][:_ROWS]),
+        rows=tuple(rows[::-1][::step]),
     )
 
 

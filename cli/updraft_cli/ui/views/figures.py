@@ -1,7 +1,7 @@
 """The numbers of one moment that the charts follow, by name."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
@@ -13,9 +13,21 @@ DROPPED = "dropped "
 """Prefix of the names with the dropped traces for one reason, since the start of the pod."""
 
 
-def figures(one: SpeculatorSnapshot, installation: Installation) -> dict[str, float]:
+def counters(speculator: Speculator) -> dict[int, tuple[int, int]]:
+    """Return tokens and verify steps by version; empty if only their ratio is known."""
+    served = {one.version: one.acceptance for one in speculator.traffic}
+    return {
+        version: (acceptance.tokens, acceptance.verify_steps)
+        for version, acceptance in served.items()
+        if acceptance.tokens and acceptance.verify_steps
+    }
+
+
+def figures(one: SpeculatorSnapshot, installation: Installation, recent: Mapping[int, float]) -> dict[str, float]:
+    """`recent` is the acceptance length of the last minute by version."""
     return dict(
         (
+            *_acceptance(one.speculator, recent),
             *_rollout(one.speculator),
             *_learning(one.speculator),
             *(_processes(installation) if installation.processes is not None else ()),
@@ -23,17 +35,25 @@ def figures(one: SpeculatorSnapshot, installation: Installation) -> dict[str, fl
     )
 
 
-def _rollout(speculator: Speculator) -> Iterator[tuple[str, float]]:
+def _acceptance(speculator: Speculator, recent: Mapping[int, float]) -> Iterator[tuple[str, float]]:
+    """Yield that of the last minute; a cluster only has the mean."""
+    if speculator.resource is None:
+        roles = {"stable": speculator.stable, "candidate": speculator.candidate or -1}
+        yield from ((role, recent[version]) for role, version in roles.items() if version in recent)
+        return
     if speculator.acceptance is not None:
         yield "stable", speculator.acceptance.length
+    if speculator.trial is not None and speculator.trial.acceptance_length is not None:
+        yield "candidate", speculator.trial.acceptance_length.candidate
+
+
+def _rollout(speculator: Speculator) -> Iterator[tuple[str, float]]:
     for domain in speculator.domains:
         if domain.stable is not None:
             yield f"{DOMAIN}{domain.domain}", domain.stable
     if (speedup := speculator.speedup) is not None:
         yield from (("speedup", speedup.ratio), ("speedup low", speedup.low), ("speedup high", speedup.high))
     if (trial := speculator.trial) is not None:
-        if trial.acceptance_length is not None:
-            yield "candidate", trial.acceptance_length.candidate
         yield from _change("acceptance", trial.acceptance_length)
         yield from _change("latency", trial.inter_token_latency_s)
 

@@ -72,7 +72,9 @@ def figures(speculator: Speculator) -> Iterator[Figure]:
         bounds = f"{speedup.low:.2f} to {speedup.high:.2f}"
         yield Figure(title="speed over no drafts", value=f"{speedup.ratio:.2f}", unit="times", bounds=bounds, kind=kind)
     if speculator.acceptance is not None:
-        yield Figure(title="acceptance length", value=f"{speculator.acceptance.length:.2f}", unit="tokens per step")
+        length = f"{speculator.acceptance.length:.2f}"
+        since = "since the start of the pods"
+        yield Figure(title="acceptance length", value=length, unit="tokens per step", bounds=since)
     if speculator.learning is not None:
         yield Figure(title="requests learned from", value=f"{speculator.learning.samples:,}")
 

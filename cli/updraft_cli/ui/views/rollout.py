@@ -47,7 +47,7 @@ def rollout(one: SpeculatorSnapshot, now: datetime) -> Rollout:
     speculator, trial = one.speculator, one.speculator.trial
     return Rollout(
         headline=output.sentence(speculator.message or "nothing is known about the rollout"),
-        steps=tuple(_steps(speculator.policy, trial)),
+        steps=tuple(_steps(speculator.policy, trial)) if trial or speculator.policy.strategy is Strategy.CANARY else (),
         serving=_serving(one),
         comparison=_comparison(speculator, trial) if trial else None,
         intervals=tuple(_intervals(speculator.policy.analysis, trial)) if trial else (),

@@ -13,7 +13,7 @@ from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Condition, MetricChange, Resource, Speedup
 from updraft_cli.ui.samples import Samples
 from updraft_cli.ui.views import charts, fleet, learning, overview, parts, rollout, traffic, versions
-from updraft_cli.ui.views.figures import figures
+from updraft_cli.ui.views.figures import counters, figures
 
 
 def one(**changes: Any) -> SpeculatorSnapshot:
@@ -32,7 +32,9 @@ def test_what_is_not_known_is_left_out() -> None:
     bare = one(speedup=None, acceptance=None, learning=None, trial=None, traffic=(), pace=None, domains=())
     assert [figure.title for figure in overview.card(bare, NOW).figures] == ["serves"]
     assert rollout.rollout(bare, NOW).comparison is None
-    assert figures(bare, state().installation).keys().isdisjoint({"stable", "candidate", "speedup", "trained tokens"})
+    assert (
+        figures(bare, state().installation, {}).keys().isdisjoint({"stable", "candidate", "speedup", "trained tokens"})
+    )
 
 
 def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
@@ -121,7 +123,7 @@ def test_a_change_is_good_or_bad_only_without_doubt(low: float, high: float, is_
 
 def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
     samples, shown = Samples(), one()
-    samples.add(1.0, figures(shown, state().installation))
+    samples.add(1.0, figures(shown, state().installation, {}))
     samples.add(2.0, {"acceptance change": math.nan})
     content = charts.content(charts.CHARTS["evidence"], samples, shown.history, since_s=0.0)
     assert [(line["label"], line["values"]) for line in content["series"]] == [
@@ -137,9 +139,15 @@ def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
 def test_every_domain_is_a_line_of_its_own() -> None:
     samples = Samples()
     domains = (DomainAcceptance(domain="code", stable=3.0, candidate=None),)
-    samples.add(1.0, figures(one(domains=domains), state().installation))
-    content = charts.content(charts.CHARTS["acceptance"], samples, (), since_s=0.0)
-    assert [line["label"] for line in content["series"]] == ["stable version", "candidate", "code"]
+    samples.add(1.0, figures(one(domains=domains), state().installation, {}))
+    content = charts.content(charts.CHARTS["domains"], samples, (), since_s=0.0)
+    assert [line["label"] for line in content["series"]] == ["code"]
+
+
+def test_the_acceptance_of_the_last_minute_is_that_of_the_versions_in_the_roles() -> None:
+    shown = figures(one(), state().installation, {4: 2.1, 6: 2.9, 3: 9.9})
+    assert (shown["stable"], shown["candidate"]) == (2.1, 2.9)
+    assert counters(one().speculator) == {6: (310_000, 120_000), 4: (310_000, 120_000)}
 
 
 def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
