@@ -55,7 +55,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBackend:
-    """Reads `memory.snapshot`, whose time advances by a second with each read."""
+    """Reads `memory.snapshot`; a second of traffic passes with each read."""
 
     memory: Memory
     speculator: str = ""
@@ -67,7 +67,7 @@ class MemoryBackend:
         while True:
             if self.memory.problem is not None:
                 raise self.memory.problem
-            self.memory.snapshot = replace(self.memory.snapshot, time=self.memory.snapshot.time + timedelta(seconds=1))
+            self.memory.snapshot = later(self.memory.snapshot)
             yield self.memory.snapshot
 
     def draft(self, version: Version) -> DraftDetails:
@@ -102,6 +102,21 @@ class MemoryBackend:
         if one is None:
             raise NotFound(f"there is no speculator {self.speculator}")
         return one
+
+
+def later(snapshot: Snapshot) -> Snapshot:
+    """The same a second later: all versions with traffic have served 100 verify steps more."""
+    speculators = tuple(
+        replace(one, speculator=replace(one.speculator, traffic=tuple(map(_served, one.speculator.traffic))))
+        for one in snapshot.speculators
+    )
+    return replace(snapshot, time=snapshot.time + timedelta(seconds=1), speculators=speculators)
+
+
+def _served(version: ServedVersion) -> ServedVersion:
+    acceptance = version.acceptance
+    steps, tokens = (acceptance.verify_steps or 0) + 100, (acceptance.tokens or 0) + round(100 * acceptance.length)
+    return replace(version, acceptance=replace(acceptance, verify_steps=steps, tokens=tokens))
 
 
 def memory_backend(snapshot: Snapshot | None = None) -> MemoryBackend:

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from updraft_chassis.errors import Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_cli.ui import actions, events
 from updraft_cli.ui.observer import Observer
-from updraft_cli.ui.pages import PAGES, Place, number_of
+from updraft_cli.ui.pages import PAGES, Place, charts, number_of
 from updraft_cli.ui.security import Access, Guard
 from updraft_cli.ui.site import FOLDER, Site
 from updraft_cli.ui.views.charts import CHARTS, content
@@ -86,7 +86,7 @@ async def _shown(request: Request, page: str, place: Place) -> Response:
     view = await PAGES[page].view(site, place)
     query = {"page": page, "speculator": place.name, "argument": place.argument}
     result = site.take_result(place.name) if page == "history" else ""
-    values = {**view, "events": f"/events?{urlencode(query)}", "result": result}
+    values = {**view, "charts": charts(site, page, place), "events": f"/events?{urlencode(query)}", "result": result}
     return site.answer(PAGES[page].template, values, page=page, name=place.name)
 
 

@@ -12,7 +12,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_cli.backends.differences import difference
 from updraft_cli.ui.site import Site
 from updraft_cli.ui.views import decisions, fleet, history, learning, overview, rollout, traffic, versions
-from updraft_cli.ui.views.charts import charts_of
+from updraft_cli.ui.views.charts import ChartTable, charts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,7 @@ NOTICE = "notice"
 
 
 async def _overview(site: Site, _: Place) -> dict[str, Any]:
-    names = [one.name for one in site.observer.snapshot.speculators]
-    charts = {name: charts_of("overview", site.observer.samples(name)) for name in names}
-    return {"view": overview.overview(site.observer.snapshot), "charts": charts}
+    return {"view": overview.overview(site.observer.snapshot)}
 
 
 async def _rollout(site: Site, place: Place) -> dict[str, Any]:
@@ -50,7 +48,6 @@ async def _rollout(site: Site, place: Place) -> dict[str, Any]:
     return {
         "view": rollout.rollout(one, site.observer.snapshot.time),
         "actions": decisions.actions(one, await site.refusal(place.name)),
-        "charts": charts_of("rollout", site.observer.samples(place.name)),
     }
 
 
@@ -80,7 +77,6 @@ async def _learning(site: Site, place: Place) -> dict[str, Any]:
     snapshot = site.observer.snapshot
     return {
         "view": learning.learning(site.one(place.name), snapshot.installation, snapshot.time),
-        "charts": charts_of("learning", site.observer.samples(place.name)),
     }
 
 
@@ -97,7 +93,6 @@ async def _pod(site: Site, place: Place) -> dict[str, Any]:
 async def _traffic(site: Site, place: Place) -> dict[str, Any]:
     return {
         "view": traffic.traffic(site.one(place.name), site.observer.snapshot.installation),
-        "charts": charts_of("traffic", site.observer.samples(place.name)),
     }
 
 
@@ -121,6 +116,12 @@ PAGES: Mapping[str, Page] = {
     "traffic": Page(view=_traffic, template="traffic.html", fragments=("traffic",)),
     "history": Page(view=_history, template="history.html", fragments=("actions", "history")),
 }
+
+
+def charts(site: Site, page: str, place: Place) -> dict[str, tuple[ChartTable, ...]]:
+    """Return the charts of a page by speculator; the overview has those of all."""
+    names = [place.name] if place.name else [one.name for one in site.observer.snapshot.speculators]
+    return {name: found for name in names if (found := charts_of(page, site.observer.samples(name)))}
 
 
 async def fragments(site: Site, page: str, place: Place) -> dict[str, str]:

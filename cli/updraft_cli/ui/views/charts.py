@@ -183,7 +183,8 @@ def content(chart: Chart, samples: Samples, history: Iterable[HistoryEntry], *, 
 def _table(chart: Chart, samples: Samples) -> ChartTable:
     lines = _lines(chart, samples)
     times, values = samples.since(-math.inf, list(lines))
-    rows = [row for row in zip(times, zip(*values, strict=True), strict=True) if any(v is not None for v in row[1])]
+    points = zip(times, zip(*values, strict=True), strict=True) if values else ()
+    rows = [point for point in points if any(value is not None for value in point[1])]
     step = -(-len(rows) // _ROWS) or 1
     return ChartTable(
         name=chart.name,
