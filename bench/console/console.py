@@ -32,12 +32,12 @@ window.delays = []; window.events = 0;
 document.body.addEventListener('sse:series', () => window.events++);
 let last = '';
 const read = () => {
-  const found = /MARK([0-9.]+)/.exec(document.getElementById('main').textContent);
+  const found = /MARK([0-9]+[.][0-9]+)/.exec(document.getElementById('main').textContent);
   if (found && found[1] !== last) { if (last) window.delays.push(Date.now() / 1000 - Number(found[1])); last = found[1]; }
 };
 new MutationObserver(read).observe(document.getElementById('main'), {subtree: true, childList: true, characterData: true});
 read();
-""".replace("MARK", MARK)
+""".replace("MARK", MARK.capitalize())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

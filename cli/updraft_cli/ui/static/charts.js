@@ -160,7 +160,7 @@ function draw(figure, entry) {
   entry.plot = null;
   const { data } = entry;
   place.textContent = "";
-  if (!data.times.length) {
+  if (!data.series.some((line) => line.values.some((value) => value != null))) {
     place.removeAttribute("role");
     place.removeAttribute("aria-label");
     const empty = place.appendChild(document.createElement("p"));
