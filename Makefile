@@ -58,7 +58,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check test-integration test-cluster ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
+test: check test-integration test-cluster test-browser ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
 
 .PHONY: check
 check: install ## Format, lint, types, architecture, generated files, unit tests

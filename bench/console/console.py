@@ -32,12 +32,12 @@ window.delays = []; window.events = 0;
 document.body.addEventListener('sse:series', () => window.events++);
 let last = '';
 const read = () => {
-  const found = /MARK([0-9.]+)/.exec(document.getElementById('main').textContent);
+  const found = /MARK([0-9]+[.][0-9]+)/.exec(document.getElementById('main').textContent);
   if (found && found[1] !== last) { if (last) window.delays.push(Date.now() / 1000 - Number(found[1])); last = found[1]; }
 };
 new MutationObserver(read).observe(document.getElementById('main'), {subtree: true, childList: true, characterData: true});
 read();
-""".replace("MARK", MARK)
+""".replace("MARK", MARK.capitalize())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class PageCost:
     first_ms: float
     """From the click until the page and all it needs are there; nothing cached. The median of the rounds."""
     num_bytes: int
-    """Of the page and all it needs, as they came over the wire, nothing cached."""
+    """The page and all it needs, as they came over the wire, nothing cached."""
     script_ms: float
     """Time of scripts for one update."""
     task_ms: float

@@ -1,7 +1,7 @@
 """The pictures of the console in docs/images/console: `python -m tests.browser.screenshots`, which is `make screenshots`.
 
 Every page in the light theme, in the dark one, and on a phone, of the same made-up fleet at the same time of day (story.py), so
-that a picture changes only if a page does. A picture has few colours, because most of it is plain: so the whole set stays small.
+that a picture changes only if a page does. A picture has few colours, so that the whole set stays small.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 from tests.browser import build, story
@@ -23,8 +24,8 @@ FOLDER = build.ROOT / "docs/images/console"
 MAX_BYTES = 1_500_000
 """All pictures together."""
 
-_COLOURS = 96
-_MAX_HEIGHT = 1400
+_COLOURS = 128
+_MAX_HEIGHT = 1500
 _LOOKS: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
     ("light", "light", DESKTOP),
     ("dark", "dark", DESKTOP),
@@ -62,12 +63,14 @@ def picture(browser: Browser, pages: Pages, name: str) -> bytes:
 
 
 def small(png: bytes) -> bytes:
-    """The same picture in few colours."""
+    """The same picture with its most frequent colours only; a library's choice of them would tint plain areas."""
     output = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            output, "PNG", optimize=True
-        )
+        picture = image.convert("RGB")
+        counts = sorted(picture.getcolors(picture.width * picture.height) or [], reverse=True)
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([part for _, colour in counts[:_COLOURS] for part in cast("tuple[int, ...]", colour)])
+        picture.quantize(palette=palette, dither=Image.Dither.NONE).save(output, "PNG", optimize=True)
     return output.getvalue()
 
 

@@ -13,7 +13,7 @@ from tests.support.console import NOW, Memory, MemoryBackend, state
 
 from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry
 from updraft_cli.backends.snapshot import PodState, Snapshot, SpeculatorSnapshot
-from updraft_cli.backends.speculators import MetricChange, Speculator, Speedup, Trial
+from updraft_cli.backends.speculators import MetricChange, ServedVersion, Speculator, Speedup, Trial
 
 PODS, VERSIONS = 48, 14
 END = NOW + timedelta(minutes=7)
@@ -54,14 +54,14 @@ def last() -> Snapshot:
 
 def story() -> Iterator[Snapshot]:
     """The states, from the first to the last."""
-    noise = random.Random(4)
+    noise, totals = random.Random(4), dict[int, Acceptance]()
     base = state(num_pods=PODS, num_versions=VERSIONS)
     (one,) = base.speculators
     drafts = tuple(_draft(draft) for draft in one.drafts)
     one = replace(one, drafts=drafts, history=tuple(_history(drafts)), pods=tuple(map(_pod, one.pods)))
     for seconds in range(-60 * _MINUTES, 1, _STEP_S):
         time = END + timedelta(seconds=seconds)
-        speculator = _speculator(one, time, noise)
+        speculator = _speculator(one, time, noise, totals)
         installation = replace(base.installation, speculators=(speculator,))
         if (training := installation.training) is not None and (serving := installation.serving) is not None:
             length = _length(speculator.stable, time)
@@ -84,7 +84,7 @@ def _draft(draft: Draft) -> Draft:
         draft,
         reason=_REASONS[draft.phase],
         acceptance=Acceptance(length=length, verify_steps=41_200, tokens=round(41_200 * length)),
-        digest=f"sha256:{random.Random(draft.version).getrandbits(256):064x}",
+        digest=_digest(draft.version or 0),
     )
 
 
@@ -92,7 +92,12 @@ def _pod(pod: PodState) -> PodState:
     number = int(pod.name[-5:])
     states = {17: ("failed", "it refused version 12: no space left on the device"), 31: ("draining", "")}
     now, problem = states.get(number, (pod.state, ""))
-    return replace(pod, state=now, problem=problem, last_report=END - timedelta(seconds=number % 10))
+    digest = _digest(pod.version or 0)
+    return replace(pod, state=now, problem=problem, digest=digest, last_report=END - timedelta(seconds=number % 10))
+
+
+def _digest(version: int) -> str:
+    return f"sha256:{random.Random(version).getrandbits(256):064x}"
 
 
 def _history(drafts: tuple[Draft, ...]) -> Iterator[HistoryEntry]:
@@ -124,36 +129,49 @@ def _changes(draft: Draft) -> Iterator[HistoryEntry]:
         yield replace(judged, time=won, before="canary", phase="stable", reason=_REASONS["stable"])
 
 
-def _speculator(one: SpeculatorSnapshot, time: datetime, noise: random.Random) -> Speculator:
+def _speculator(
+    one: SpeculatorSnapshot, time: datetime, noise: random.Random, totals: dict[int, Acceptance]
+) -> Speculator:
+    """`totals` is what each version has served so far, and grows."""
     stable, candidate, since = _serving(one, time)
     length = _length(stable, time) + noise.gauss(0, 0.015)
+    for version, phase_length, steps in ((stable, length, 9_000), (candidate, 1.041 * length, 900)):
+        totals[version] = _more(totals.get(version), steps, phase_length)
     speed = 1 + 0.34 * (length - 1) + noise.gauss(0, 0.006)
     speculator = one.speculator
-    age = time - since
-    trial = _trial(speculator, stable, candidate, age, noise) if candidate else None
+    age, trial = time - since, speculator.trial
+    if trial is not None:
+        trial = replace(trial, candidate=candidate, baseline=stable, started=since, step_since=since)
+        trial = _trial(trial, time, age, noise) if candidate else None
     return replace(
         speculator,
         stable=stable,
         candidate=candidate,
-        acceptance=Acceptance(length=length, verify_steps=412_000, tokens=round(412_000 * length)),
+        acceptance=totals[stable],
         speedup=Speedup(ratio=speed, low=speed - 0.06, high=speed + 0.06),
         domains=tuple(
             replace(domain, stable=length + extra, candidate=length + extra + 0.1 if candidate else None)
             for domain, extra in zip(speculator.domains, (0.22, -0.31), strict=True)
         ),
         traffic=tuple(
-            replace(
-                served,
-                acceptance=replace(served.acceptance, length=length * (1.041 if served.phase == "canary" else 1)),
-            )
-            for served in speculator.traffic
+            ServedVersion(version=version, phase=phase, acceptance=totals[version])
+            for version, phase in ((candidate, "canary"), (stable, "stable"))
+            if version
         ),
         pace=speculator.pace
         and replace(speculator.pace, last_save=time - timedelta(minutes=1), estimate_due=time + timedelta(minutes=2)),
-        trial=trial and replace(trial, started=since, step_since=since),
+        trial=trial,
         message=f"version {candidate} is in canary on 4 pods" if candidate else f"version {stable} is stable",
         trainer_message=f"version {max(stable, candidate)} was published {int(age.total_seconds()) // 60 + 2} min ago",
     )
+
+
+def _more(total: Acceptance | None, steps: int, length: float) -> Acceptance:
+    """Ten more seconds of traffic."""
+    tokens = round(steps * length) + ((total and total.tokens) or 0)
+    steps += (total and total.verify_steps) or 0
+    shares = tuple((tokens / steps - 1) * share for share in (0.5, 0.31, 0.19))
+    return Acceptance(length=tokens / steps, verify_steps=steps, tokens=tokens, by_position=shares)
 
 
 def _serving(one: SpeculatorSnapshot, time: datetime) -> tuple[int, int, datetime]:
@@ -170,20 +188,16 @@ def _serving(one: SpeculatorSnapshot, time: datetime) -> tuple[int, int, datetim
     return stable, candidate, since
 
 
-def _trial(speculator: Speculator, stable: int, candidate: int, age: timedelta, noise: random.Random) -> Trial:
+def _trial(trial: Trial, time: datetime, age: timedelta, noise: random.Random) -> Trial:
     """Evidence that closes in on a gain of 4 %."""
-    trial, age_s = speculator.trial, age.total_seconds()
-    assert trial is not None
-    width = 16 / math.sqrt(1 + age_s / 18)
+    width = 16 / math.sqrt(1 + age.total_seconds() / 18)
     gain, slower = 4.1 + noise.gauss(0, width / 14), -1.0 + noise.gauss(0, width / 20)
-    slices = int(age_s // 6)
+    slices = int(age.total_seconds() // 6)
     return replace(
         trial,
-        candidate=candidate,
-        baseline=stable,
         requests=8 * slices,
         slices=slices,
-        acceptance_length=_change(_length(stable, END), gain, width),
+        acceptance_length=_change(_length(trial.baseline, time), gain, width),
         inter_token_latency_s=_change(0.0214, slower, 0.8 * width),
         evidence=f"acceptance length {gain:+.1f} % ({gain - width:+.1f} to {gain + width:+.1f} %), {slices} slices",
     )

@@ -94,7 +94,7 @@ class MemoryBackend:
     def refusal(self) -> str:
         return self.memory.refusal
 
-    def about(self, speculator: str, reason: str = "") -> "MemoryBackend":
+    def about(self, speculator: str, reason: str = "") -> Self:
         return replace(self, speculator=speculator, reason=reason)
 
     def _one(self) -> SpeculatorSnapshot:

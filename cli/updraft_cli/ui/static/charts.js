@@ -1,7 +1,8 @@
 // Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names. Tables below them hold the same
 // figures as text, so a chart adds nothing that cannot be read without it.
 const NUM_COLOURS = 10;
-const GAP_PX = 8;
+const GAP_PX = 4;
+const MARGIN_PX = 30;
 const MAX_POINTS = 4000;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
@@ -71,29 +72,42 @@ function series(data) {
   return [{ label: "time", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleString("en-GB")) }, ...lines];
 }
 
-// Vertical lines at swaps and shifts. A label is left out where it would cover the one before.
+function importance(mark) {
+  return { stable: 0, canary: 2 }[mark.kind] ?? 1;
+}
+
+function drawLabel(plot, mark, x, taken) {
+  const { ctx, bbox } = plot;
+  const half = ctx.measureText(mark.label).width / 2;
+  const gap = GAP_PX * devicePixelRatio;
+  const [from, to] = [x - half - gap, x + half + gap];
+  if (to > bbox.left + bbox.width + MARGIN_PX * devicePixelRatio || taken.some(([start, end]) => from < end && to > start)) return;
+  ctx.fillText(mark.label, x, bbox.top - 2 * devicePixelRatio);
+  taken.push([from, to]);
+}
+
+// Vertical lines where versions changed. Labels are left out where they would overlap, those of mere candidates first.
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
-  let free = -Infinity;
+  const taken = [];
   ctx.save();
   ctx.lineWidth = ratio;
   ctx.font = font(11 * ratio);
   ctx.textBaseline = "bottom";
   ctx.textAlign = "center";
-  for (const mark of marks) {
+  ctx.setLineDash([3 * ratio, 3 * ratio]);
+  for (const mark of marks.toSorted((one, other) => importance(one) - importance(other) || other.time - one.time)) {
     const x = plot.valToPos(mark.time, "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
     ctx.strokeStyle = ctx.fillStyle = css(`--mark-${mark.kind.replace(" ", "-")}`);
-    ctx.setLineDash([3 * ratio, 3 * ratio]);
+    ctx.globalAlpha = mark.kind === "canary" ? 0.35 : 1;
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
     ctx.stroke();
-    const half = ctx.measureText(mark.label).width / 2;
-    if (x - half < free || x + half > bbox.left + bbox.width + 30 * ratio) continue;
-    ctx.fillText(mark.label, x, bbox.top - 2 * ratio);
-    free = x + half + GAP_PX * ratio;
+    ctx.globalAlpha = 1;
+    drawLabel(plot, mark, x, taken);
   }
   ctx.restore();
 }
@@ -146,7 +160,7 @@ function draw(figure, entry) {
   entry.plot = null;
   const { data } = entry;
   place.textContent = "";
-  if (!data.times.length) {
+  if (!data.series.some((line) => line.values.some((value) => value != null))) {
     place.removeAttribute("role");
     place.removeAttribute("aria-label");
     const empty = place.appendChild(document.createElement("p"));

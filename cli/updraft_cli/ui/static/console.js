@@ -54,6 +54,8 @@ if (typeof Idiomorph !== "undefined") {
   Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
 }
 
+document.querySelector(".pages [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" }); // on a phone
+
 startTheme();
 startConnection();
 document.body.addEventListener("sse:series", refreshAll);
