@@ -180,8 +180,7 @@ class ClusterBackend:
 
     @property
     def place(self) -> str:
-        namespace = f"namespace {self.context.namespace}" if self.context.namespace else "the kubeconfig's namespace"
-        return f"{namespace}, context {self.context.context}" if self.context.context else namespace
+        return f"the cluster of context {self.context.context}" if self.context.context else "the kubeconfig's cluster"
 
     @property
     def has_reasons(self) -> bool:

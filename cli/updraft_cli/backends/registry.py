@@ -32,6 +32,9 @@ _HISTORY_LIMIT = 50
 _CONSOLE_HISTORY = 200
 """Changes that a console shows."""
 
+_RELIST_S = 20.0
+"""A console lists all versions this often, and whenever one has changed."""
+
 _REFRESH_S = 2.0
 """Between two looks at everything that runs."""
 
@@ -93,8 +96,9 @@ class RegistryBackend:
         return ""  # a registry tells nobody which role a token has, so the attempt tells
 
     def snapshots(self) -> Generator[Snapshot]:
+        known: dict[str, _Known] = {}
         while True:
-            yield self._snapshot()
+            yield self._snapshot(known)
 
     def pod(self, name: str) -> PodDetails:
         async def ask(stub: "RegistryAsyncStub") -> pb.ListPodsResponse:
@@ -237,16 +241,12 @@ class RegistryBackend:
             for state in answer.speculators
         )
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, known: "dict[str, _Known]") -> Snapshot:
         name = self.speculator if self.is_one else ""
 
         async def ask(stub: "RegistryAsyncStub") -> tuple[SpeculatorSnapshot, ...]:
-            whole = await client.listing(stub, name)
-            versions: dict[str, list[pb.Version]] = {state.speculator: [] for state in whole.speculators}
-            for version in whole.versions:
-                versions.setdefault(version.manifest.speculator, []).append(version)
-            one_by_one = (_one(stub, state, versions[state.speculator]) for state in whole.speculators)
-            return tuple(await asyncio.gather(*one_by_one))
+            states = (await stub.List(pb.ListRequest(speculator=name, page_size=1), timeout=TIMEOUT_S)).speculators
+            return tuple(await asyncio.gather(*(_one(stub, state, known) for state in states)))
 
         speculators = self.call(ask)
         installation = replace(self.local(), speculators=tuple(one.speculator for one in speculators))
@@ -260,13 +260,31 @@ class RegistryBackend:
         return self.call(ask)
 
 
-async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, versions: list[pb.Version]) -> SpeculatorSnapshot:
-    pods = stub.ListPods(pb.ListPodsRequest(speculator=state.speculator), timeout=TIMEOUT_S)
-    history = client.history(stub, state.speculator, limit=_CONSOLE_HISTORY)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """Versions of a speculator as they were listed last."""
+
+    key: object
+    """Equal while no version has changed: its newest version, and the last change."""
+    listed_s: float
+    versions: list[pb.Version]
+
+
+async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, known: dict[str, _Known]) -> SpeculatorSnapshot:
+    """Return one speculator; all versions are listed only when one has changed, and sometimes for marks such as `retain`."""
+    name = state.speculator
+    history = client.history(stub, name, limit=_CONSOLE_HISTORY)
+    pods = stub.ListPods(pb.ListPodsRequest(speculator=name), timeout=TIMEOUT_S)
     transitions, listed = await asyncio.gather(history, pods)
+    last = transitions[-1].SerializeToString() if transitions else b""
+    key, now_s = (state.latest, last), time.monotonic()
+    before = known.get(name)
+    if before is None or before.key != key or now_s - before.listed_s > _RELIST_S:
+        versions = list((await client.listing(stub, name)).versions)
+        before = known[name] = _Known(key=key, listed_s=now_s, versions=versions)
     return SpeculatorSnapshot(
-        speculator=wire.speculator(state, versions),
-        drafts=tuple(wire.draft(version, state) for version in versions),
+        speculator=wire.speculator(state, before.versions),
+        drafts=tuple(wire.draft(version, state) for version in before.versions),
         history=tuple(map(wire.history_entry, transitions)),
         pods=tuple(map(wire.pod, listed.pods)),
     )

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY = "; ".join(
@@ -34,6 +34,12 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+# Not a redirect: with one, a browser that came from another site, such as a terminal in a web page, would not send the cookie.
+_GO_ON = """<!doctype html>
+<html lang="en"><head><title>Updraft</title><meta http-equiv="refresh" content="0; url=/"></head>
+<body><p><a href="/">Open the console</a></p></body></html>
+"""
 
 _SAFE = frozenset({"GET", "HEAD"})
 
@@ -119,7 +125,7 @@ class Guard:
     def _exchange(self, token: str) -> Response:
         if not self._access.is_token(token):
             return _refused("this is not the token of this console; open the address that `updraft ui` printed last")
-        answer = RedirectResponse("/", status_code=303)
+        answer = HTMLResponse(_GO_ON)
         answer.set_cookie(self._access.cookie, self._access.token, httponly=True, samesite="strict")
         return answer
 

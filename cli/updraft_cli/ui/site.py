@@ -82,12 +82,13 @@ class Site:
         """Return what the frame of every page shows: where it looks, the speculators, and whether the backend answers."""
         snapshot = self.observer.snapshot
         names = [one.name for one in snapshot.speculators]
+        namespace, place = snapshot.installation.namespace, self.observer.backend.place
         return {
             "page": page,
             "name": name,
             "names": names,
             "menu_name": name or (names[0] if names else ""),
-            "place": self.observer.backend.place,
+            "place": f"namespace {namespace} of {place}" if namespace else place,
             "has_reasons": self.observer.backend.has_reasons,
             "form_secret": self.access.form_secret,
             "problem": self.observer.problem,

@@ -408,11 +408,11 @@ def test_a_frozen_head_that_is_the_targets_is_in_memory_once(target: Path, sampl
 def test_a_published_draft_is_judged_in_either_type_of_products(
     target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, *, has_products: bool
 ) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_products)
     learner = make_learner(target)
     learner.network.share(learner.network.embedding.bfloat16())
     published = snapshot(learner.network)
     assert published.fc.weight.dtype == torch.bfloat16
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_products)
     steps = sum(verify_steps(published, samples[:4], lookahead=3))
     assert steps == pytest.approx(sum(verify_steps(learner.network, samples[:4], lookahead=3)), rel=0.1)
     assert published.fc.weight.dtype == torch.bfloat16
