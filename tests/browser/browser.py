@@ -17,6 +17,9 @@ Theme = Literal["light", "dark"]
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
 
+FIRST_LOAD_BYTES = 400_000
+"""The most that a page and all it needs may be, nothing cached."""
+
 
 class Browser:
     """One window of it. Pages see the theme and the size that were set last."""
@@ -29,6 +32,7 @@ class Browser:
         self.leave()
         self.console()
         self.driver.get(address)
+        self.wait_for("document.readyState === 'complete'", what=address)  # `get` may return early after a redirect
 
     def leave(self) -> None:
         """Leave the page, which ends its stream of events."""
@@ -42,6 +46,11 @@ class Browser:
     def forget_files(self) -> None:
         """Lose everything that was loaded before, but no cookies."""
         self._command("Network.clearBrowserCache")
+
+    def transferred(self) -> int:
+        """Bytes of the open page and of all that it has loaded, as they came over the wire."""
+        script = "return performance.getEntries().reduce((sum, entry) => sum + (entry.transferSize ?? 0), 0)"
+        return int(self.run(script))
 
     def metrics(self) -> dict[str, float]:
         """Chromium's own figures of the page, in seconds and counts: ScriptDuration, TaskDuration and others."""

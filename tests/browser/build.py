@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 PACKAGE = ROOT / "cli"
 """package.json and its lock: the console's libraries, and axe-core for tests."""
+LIBRARY = ROOT / "cli/updraft_cli/ui/static/vendor/htmx.min.js"
+"""One of those that the installation of this checkout vendors."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "updraft"
 
 DEBIAN_PACKAGES = ("chromium", "chromium-driver", "fonts-inter")
@@ -49,7 +51,13 @@ def why_missing() -> str:
     """Why tests cannot run in a browser; empty if they can."""
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         return f"{' and '.join(missing)} not found; run `make browser`, or install Debian's {' '.join(DEBIAN_PACKAGES)}"
-    return "" if (folder() / "ready").exists() else "Selenium and axe-core are not installed; run `make browser`"
+    if not (folder() / "ready").exists():
+        return "Selenium and axe-core are not installed; run `make browser`"
+    return (
+        ""
+        if LIBRARY.exists()
+        else "the console was installed without npm; remove .venv/ready and run `make install` with it"
+    )
 
 
 def build(tell: Callable[[str], None]) -> None:

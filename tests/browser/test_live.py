@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-from tests.browser.browser import Browser
+from tests.browser.browser import FIRST_LOAD_BYTES, Browser
 from tests.browser.pages import Pages, pages_of
 from tests.support.console import Memory, MemoryBackend, memory_backend, state
 
@@ -68,8 +68,10 @@ def test_a_thousand_pods_and_two_hundred_versions_are_shown_and_followed(browser
         browser.open(pages.address)
         browser.open(pages["versions"])
         assert browser.num("#live-versions tbody tr") == 200
+        browser.forget_files()
         browser.open(pages["fleet"])
         assert browser.num("a.pod") == 1000
+        assert browser.transferred() <= FIRST_LOAD_BYTES
         fail(backend.memory, backend.memory.snapshot.speculators[0].pods[-1].name)
         browser.wait_for("document.querySelector('a.pod-failed')", what="the pod that failed")
         assert browser.num("a.pod") == 1000

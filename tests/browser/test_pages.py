@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.browser.browser import PHONE, Browser, Theme
+from tests.browser.browser import FIRST_LOAD_BYTES, PHONE, Browser, Theme
 from tests.browser.pages import NAMES, Pages, pages_of
 from tests.support.console import MemoryBackend, memory_backend, state
 
@@ -15,11 +15,8 @@ HOSTILE = "<script>document.title='owned'</script>"
 HOSTILE_POD = "<script>document.title='owned'"
 """As a part of an address, it has no slash."""
 
-FIRST_LOAD_BYTES = 400_000
-
 _FOCUSABLE = "a[href], button:not([hidden]), summary, input:not([type=hidden]), select, [tabindex='0']"
 _PLACE = "return [...document.querySelectorAll('*')].indexOf(document.activeElement)"
-_TRANSFERRED = "return performance.getEntries().reduce((sum, entry) => sum + (entry.transferSize ?? 0), 0)"
 _DRAWN = "[...document.querySelectorAll('.chart-plot')].every(place => place.hasChildNodes())"
 
 each_page = pytest.mark.parametrize("page", NAMES)
@@ -78,7 +75,7 @@ def test_without_the_token_nothing_is_shown(browser: Browser, pages: Pages) -> N
 def test_the_first_load_is_small(browser: Browser, pages: Pages) -> None:
     browser.open(pages.address)
     browser.wait_for("document.querySelector('canvas')", what="a chart")
-    assert 0 < browser.run(_TRANSFERRED) <= FIRST_LOAD_BYTES
+    assert 0 < browser.transferred() <= FIRST_LOAD_BYTES
 
 
 def test_names_that_look_like_markup_are_shown_as_text(browser: Browser) -> None:
