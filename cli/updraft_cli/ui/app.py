@@ -113,7 +113,7 @@ async def _chart(request: Request) -> Response:
         since_s = math.nan
     if math.isnan(since_s):
         raise InvalidInput("since is a time in Unix seconds")
-    return JSONResponse(content(chart, site.observer.samples(one.name), one.history, since_s=since_s))
+    return JSONResponse(content(chart, site.observer.samples(one.name), one, since_s=since_s))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -120,8 +120,9 @@ PAGES: Mapping[str, Page] = {
 
 def charts(site: Site, page: str, place: Place) -> dict[str, tuple[ChartTable, ...]]:
     """Return the charts of a page by speculator; the overview has those of all."""
-    names = [place.name] if place.name else [one.name for one in site.observer.snapshot.speculators]
-    return {name: found for name in names if (found := charts_of(page, site.observer.samples(name)))}
+    shown = [one for one in site.observer.snapshot.speculators if place.name in ("", one.name)]
+    tables = {one.name: charts_of(page, site.observer.samples(one.name), one.speculator.trial) for one in shown}
+    return {name: found for name, found in tables.items() if found}
 
 
 async def fragments(site: Site, page: str, place: Place) -> dict[str, str]:

@@ -2,6 +2,10 @@
 
 import asyncio
 import itertools
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from tests.support import checkpoints
 from tests.support.console import Browser, Form, text_of
 from tests.support.ports import free_port
 from tests.support.registry import PodStream, RegistryProcess, client, publish, state
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
@@ -192,3 +196,26 @@ def test_without_a_registry_the_command_ends_with_one_sentence(run: Run) -> None
     ended = run("ui", "--no-browser", "--registry", f"127.0.0.1:{free_port()}")
     assert ended.exit_code == 1
     assert ended.output.startswith("Error: no registry answers at 127.0.0.1:")
+
+
+def test_the_command_serves_on_its_port_until_ctrl_c(registry: RegistryProcess, name: str) -> None:
+    port = free_port()
+    options = ["--no-browser", "--port", str(port), "--registry", registry.address]
+    command = [sys.executable, "-m", "updraft_cli", "ui", name, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith(f"http://127.0.0.1:{port}/?token=")
+        with Browser(address) as browser:
+            assert name in browser.text("/")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LONG_S)
+    assert (process.returncode, err.splitlines()[0]) == (0, "The console runs until Ctrl-C.")
+
+
+def test_a_port_that_is_taken_is_one_sentence(registry: RegistryProcess, name: str, run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("ui", name, "--no-browser", "--port", port, "--registry", registry.address)
+    assert ended.exit_code == 1
+    assert ended.output == f"Error: port {port} is taken (Address already in use); choose another one with --port\n"

@@ -1,11 +1,13 @@
 """The charts: which samples each shows, with the changes of versions as marks. The JSON is described in docs/console.md."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from updraft_cli.backends.drafts import HistoryEntry
+from updraft_cli.backends.snapshot import SpeculatorSnapshot
+from updraft_cli.backends.speculators import Trial
 from updraft_cli.ui.samples import Samples
 from updraft_cli.ui.views.figures import DOMAIN, DROPPED
 
@@ -155,14 +157,14 @@ class ChartTable:
     """(Unix seconds, numbers), newest first."""
 
 
-def charts_of(page: str, samples: Samples) -> tuple[ChartTable, ...]:
-    return tuple(_table(chart, samples) for chart in CHARTS.values() if chart.page == page)
+def charts_of(page: str, samples: Samples, trial: Trial | None) -> tuple[ChartTable, ...]:
+    return tuple(_table(chart, samples, _start_s(chart, trial)) for chart in CHARTS.values() if chart.page == page)
 
 
-def content(chart: Chart, samples: Samples, history: Iterable[HistoryEntry], *, since_s: float) -> dict[str, Any]:
+def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s: float) -> dict[str, Any]:
     """Return a chart's points after `since_s` as JSON values."""
     lines = _lines(chart, samples)
-    times, values = samples.since(since_s, list(lines))
+    times, values = samples.since(max(since_s, _start_s(chart, one.speculator.trial)), list(lines))
     names = list(lines)
     return {
         "title": chart.title,
@@ -176,13 +178,20 @@ def content(chart: Chart, samples: Samples, history: Iterable[HistoryEntry], *, 
         "bands": [
             {"low": names.index(low), "high": names.index(high), "label": label} for low, high, label in chart.bands
         ],
-        "marks": [_mark(entry) for entry in history if entry.phase in _MARKED] if chart.has_marks else [],
+        "marks": [_mark(entry) for entry in one.history if entry.phase in _MARKED] if chart.has_marks else [],
     }
 
 
-def _table(chart: Chart, samples: Samples) -> ChartTable:
+def _start_s(chart: Chart, trial: Trial | None) -> float:
+    """Return where a chart begins: one about a canary with the one that runs, every other with the samples."""
+    if chart.page != "rollout" or trial is None or trial.started is None:
+        return -math.inf
+    return trial.started.timestamp()
+
+
+def _table(chart: Chart, samples: Samples, start_s: float) -> ChartTable:
     lines = _lines(chart, samples)
-    times, values = samples.since(-math.inf, list(lines))
+    times, values = samples.since(start_s, list(lines))
     points = zip(times, zip(*values, strict=True), strict=True) if values else ()
     rows = [point for point in points if any(value is not None for value in point[1])]
     step = -(-len(rows) // _ROWS) or 1

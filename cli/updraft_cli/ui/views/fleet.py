@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from updraft_cli import output
+from updraft_cli.backends.installation import Serving
 from updraft_cli.backends.snapshot import PodDetails, PodState, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Speculator
 from updraft_cli.ui.views import parts
@@ -95,7 +96,7 @@ def pod_page(details: PodDetails, speculator: Speculator, now: datetime) -> PodP
         problem=output.sentence(pod.problem or details.capture_problem),
         facts=tuple(_facts(details, now)),
         traffic=_traffic(details, speculator) if details.traffic else None,
-        serving=tuple(serving_facts(details.serving)) if details.serving else (),
+        serving=tuple(_metrics(details.serving)) if details.serving else (),
         serving_problem=output.sentence(details.serving_problem),
         conditions=_conditions(details, now) if details.conditions else None,
     )
@@ -187,6 +188,13 @@ def _facts(details: PodDetails, now: datetime) -> Iterator[Fact]:
     for name, time in (("started", pod.started), ("last report", pod.last_report)):
         if time is not None:
             yield Fact(name=name, value=parts.when(time, now))
+
+
+def _metrics(serving: Serving) -> Iterator[Fact]:
+    yield from serving_facts(serving)
+    yield from (
+        parts.fact(f"dropped traces, {name}", f"{number:,}") for name, number in serving.capture_dropped.items()
+    )
 
 
 def _swaps(pod: PodState) -> str:

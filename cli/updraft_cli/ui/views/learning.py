@@ -94,7 +94,7 @@ def _trained(training: Training) -> Iterator[Fact]:
     if training.demand_tokens_per_s is not None:
         yield parts.fact("demand", f"{training.demand_tokens_per_s:,.0f} captured tokens per second")
     if training.lag_s is not None:
-        yield parts.fact("lag", f"the newest trace was stored {output.span(training.lag_s)} after it was sent")
+        yield parts.fact("lag", f"the newest trace was stored {training.lag_s:.1f} s after it was sent")
     for outcome, count in training.published.items():
         yield parts.fact(f"candidates, {outcome}", f"{count:,}")
 

@@ -122,10 +122,10 @@ def test_a_change_is_good_or_bad_only_without_doubt(low: float, high: float, is_
 
 
 def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
-    samples, shown = Samples(), one()
-    samples.add(1.0, figures(shown, state().installation, {}))
-    samples.add(2.0, {"acceptance change": math.nan})
-    content = charts.content(charts.CHARTS["evidence"], samples, shown.history, since_s=0.0)
+    samples, shown, now_s = Samples(), one(), NOW.timestamp()
+    samples.add(now_s, figures(shown, state().installation, {}))
+    samples.add(now_s + 1, {"acceptance change": math.nan})
+    content = charts.content(charts.CHARTS["evidence"], samples, shown, since_s=0.0)
     assert [(line["label"], line["values"]) for line in content["series"]] == [
         ("change", [6.2, None]),
         ("low", [-0.4, None]),
@@ -133,14 +133,29 @@ def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
     ]
     assert content["bands"] == [{"low": 1, "high": 2, "label": "confidence sequence"}]
     assert content["marks"][-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
-    assert charts.content(charts.CHARTS["evidence"], samples, (), since_s=1.0)["times"] == [2.0]
+    assert charts.content(charts.CHARTS["evidence"], samples, shown, since_s=now_s)["times"] == [now_s + 1]
+
+
+def test_the_evidence_begins_with_the_canary_that_runs() -> None:
+    samples, shown = Samples(), one()
+    assert shown.speculator.trial is not None
+    assert shown.speculator.trial.started is not None
+    start_s = shown.speculator.trial.started.timestamp()
+    for second in (-60.0, 1.0):
+        samples.add(start_s + second, {"acceptance change": second, "loss": second})
+    times = {
+        name: charts.content(charts.CHARTS[name], samples, shown, since_s=0.0)["times"] for name in ("evidence", "loss")
+    }
+    assert times == {"evidence": [start_s + 1], "loss": [start_s - 60, start_s + 1]}
+    (evidence, *_) = charts.charts_of("rollout", samples, shown.speculator.trial)
+    assert [at_s for at_s, _ in evidence.rows] == [start_s + 1]
 
 
 def test_every_domain_is_a_line_of_its_own() -> None:
     samples = Samples()
     domains = (DomainAcceptance(domain="code", stable=3.0, candidate=None),)
     samples.add(1.0, figures(one(domains=domains), state().installation, {}))
-    content = charts.content(charts.CHARTS["domains"], samples, (), since_s=0.0)
+    content = charts.content(charts.CHARTS["domains"], samples, one(), since_s=0.0)
     assert [line["label"] for line in content["series"]] == ["code"]
 
 
@@ -154,7 +169,7 @@ def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
     samples = Samples()
     for second in range(100):
         samples.add(float(second), {"loss": float(second)})
-    (loss, *_) = charts.charts_of("learning", samples)
+    (loss, *_) = charts.charts_of("learning", samples, None)
     assert len(loss.rows) <= 12
     assert loss.rows[0][0] == 99.0
 
