@@ -25,7 +25,7 @@ MAX_BYTES = 1_500_000
 """All pictures together."""
 
 _COLOURS = 128
-_MAX_HEIGHT = 1500
+_MAX_HEIGHT = 1660
 _LOOKS: tuple[tuple[str, Theme, tuple[int, int]], ...] = (
     ("light", "light", DESKTOP),
     ("dark", "dark", DESKTOP),

@@ -188,7 +188,8 @@ function draw(figure, entry) {
 function joined(entry, newer) {
   const key = (one) => JSON.stringify([one.unit, one.zero, one.bands, one.series.map((line) => line.label)]);
   if (key(entry.data) !== key(newer)) return null;
-  const join = (old, more) => old.concat(more).slice(-MAX_POINTS);
+  const numOld = newer.start == null ? 0 : entry.data.times.filter((at) => at <= newer.start).length;
+  const join = (old, more) => old.slice(numOld).concat(more).slice(-MAX_POINTS);
   return {
     ...newer,
     times: join(entry.data.times, newer.times),

@@ -164,12 +164,14 @@ def charts_of(page: str, samples: Samples, trial: Trial | None) -> tuple[ChartTa
 def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s: float) -> dict[str, Any]:
     """Return a chart's points after `since_s` as JSON values."""
     lines = _lines(chart, samples)
-    times, values = samples.since(max(since_s, _start_s(chart, one.speculator.trial)), list(lines))
+    start_s = _start_s(chart, one.speculator.trial)
+    times, values = samples.since(max(since_s, start_s), list(lines))
     names = list(lines)
     return {
         "title": chart.title,
         "unit": chart.unit,
         "zero": chart.has_zero,
+        "start": _finite(start_s),
         "times": times,
         "series": [
             {"label": label, "values": list(map(_finite, column))}

@@ -143,10 +143,11 @@ def test_the_evidence_begins_with_the_canary_that_runs() -> None:
     start_s = shown.speculator.trial.started.timestamp()
     for second in (-60.0, 1.0):
         samples.add(start_s + second, {"acceptance change": second, "loss": second})
-    times = {
-        name: charts.content(charts.CHARTS[name], samples, shown, since_s=0.0)["times"] for name in ("evidence", "loss")
-    }
-    assert times == {"evidence": [start_s + 1], "loss": [start_s - 60, start_s + 1]}
+    evidence_json, loss_json = (
+        charts.content(charts.CHARTS[name], samples, shown, since_s=0.0) for name in ("evidence", "loss")
+    )
+    assert (evidence_json["start"], evidence_json["times"]) == (start_s, [start_s + 1])
+    assert (loss_json["start"], loss_json["times"]) == (None, [start_s - 60, start_s + 1])
     (evidence, *_) = charts.charts_of("rollout", samples, shown.speculator.trial)
     assert [at_s for at_s, _ in evidence.rows] == [start_s + 1]
 
