@@ -47,7 +47,7 @@ $(DEPS)/ready: constraints.txt
 	 echo "import site; site.addsitedir('$$deps')" > $$here/updraft-dependencies.pth
 	@touch $@
 
-.venv/ready: .venv/$(KEY) pyproject.toml $(KERNELS)
+.venv/ready: .venv/$(KEY) pyproject.toml $(KERNELS) cli/package-lock.json
 	@command -v g++ >/dev/null || echo "g++ is not installed, so the engine will have no C++ kernels and be slower on a CPU."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -62,7 +62,7 @@ up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops t
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
-test: check docs test-integration test-cluster ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
+test: check docs test-integration test-cluster test-browser ## All tests except those on real SGLang and vLLM servers, which CI runs afterwards
 
 .PHONY: check
 check: install ## Format, lint, types, architecture, generated files, unit tests
@@ -133,7 +133,7 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-tap bench-learning bench-learning-mixture bench-trainer
+.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-tap bench-learning bench-learning-mixture bench-trainer bench-console
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -150,6 +150,9 @@ bench-width: install ## Measure versions and the data path at the width of an 8B
 	$(PY) -W ignore -m bench.width.width $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
+
+bench-console: browser ## Measure the console with 1,000 pods and 200 versions in a real Chromium (5 minutes)
+	$(PY) -m bench.console.console $(ARGS)
 
 bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself without drafts (1 hour; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving $(ARGS)
@@ -198,6 +201,15 @@ vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7
 test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (6 minutes)
 	$(PYTEST) tests/vllm $(ARGS)
 
+.PHONY: browser test-browser screenshots
+browser: install ## Install Chromium, Selenium and axe-core for tests of the console (once; as root on Debian; about 400 MB)
+	@$(PY) -m tests.browser.build
+test-browser: install ## The console in a real Chromium; tests are skipped, with the reason, where none can be had
+	-@$(PY) -m tests.browser.build
+	$(PYTEST) tests/browser $(ARGS)
+screenshots: browser ## Take the pictures of the console for the docs (2 minutes)
+	$(PY) -m tests.browser.screenshots $(ARGS)
+
 .PHONY: clean
 clean: ## Remove build output from the checkout, but not the cache
-	rm -rf services/inference/updraft_kernels/*.so .venv .mypy_cache .ruff_cache .pytest_cache bench/results site
+	rm -rf services/inference/updraft_kernels/*.so cli/updraft_cli/ui/static/vendor .venv .mypy_cache .ruff_cache .pytest_cache bench/results site

@@ -1,7 +1,8 @@
-"""Compiles the C++ kernels when a wheel is built, including the editable one of `make install`.
+"""Builds what a wheel adds to the sources, also the editable one of `make install`: C++ kernels, and the console's libraries.
 
 A wheel runs on many machines, so it carries one library per set of CPU features, and `updraft_kernels.loader` chooses one.
 Without a g++ that compiles and links, the wheel carries none and is a pure one; torch's operations then do their work.
+npm checks the digests of cli/package-lock.json. Without it, the console's pages are complete but do not change by themselves.
 """
 
 import hashlib
@@ -39,11 +40,42 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The compiler's flags per variant, by machine; `loader.CPU_FLAGS` says what each needs of a CPU."""
 
+PACKAGE = "cli"
+"""The folder of package.json and its lock."""
+VENDOR = "cli/updraft_cli/ui/static/vendor"
+VENDORED = {
+    "htmx.min.js": "htmx.org/dist/htmx.min.js",
+    "htmx.LICENSE": "htmx.org/LICENSE",
+    "htmx-sse.js": "htmx-ext-sse/dist/sse.min.js",
+    "htmx-sse.LICENSE": "htmx-ext-sse/LICENSE",
+    "idiomorph-ext.min.js": "idiomorph/dist/idiomorph-ext.min.js",
+    "idiomorph.LICENSE": "idiomorph/LICENSE",
+    "uPlot.iife.min.js": "uplot/dist/uPlot.iife.min.js",
+    "uPlot.min.css": "uplot/dist/uPlot.min.css",
+    "uPlot.LICENSE": "uplot/LICENSE",
+}
+"""Files in the wheel, and where npm puts them."""
 
-class KernelsHook(BuildHookInterface[Any]):
-    """Adds the libraries to the wheel, and its platform to the wheel's tag."""
+_NPM_S = 180
+
+
+class BuildHook(BuildHookInterface[Any]):
+    """Adds the kernels and the console's libraries, where they can be had, and the platform to the wheel's tag."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        self._add_kernels(build_data)
+        self._add_console_libraries(build_data)
+
+    def _add_console_libraries(self, build_data: dict[str, Any]) -> None:
+        package, vendor = Path(self.root, PACKAGE), Path(self.root, VENDOR)
+        if not package.joinpath("package-lock.json").is_file() or not vendor.parent.is_dir():
+            return
+        if problem := vendor_libraries(package, vendor):
+            self.app.display_warning(f"`updraft ui` will show pages that do not change by themselves: {problem}")
+        else:
+            build_data["artifacts"] += [f"{VENDOR}/{name}" for name in VENDORED]
+
+    def _add_kernels(self, build_data: dict[str, Any]) -> None:
         sources = Path(self.root, KERNELS)
         if not sources.is_dir():  # the Dockerfile's wheel of requirements alone
             return
@@ -61,6 +93,40 @@ class KernelsHook(BuildHookInterface[Any]):
         build_data["artifacts"] += [f"{KERNELS}/{library.name}" for library in libraries]
         build_data["pure_python"] = False  # ctypes loads them, so any Python will do
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def vendor_libraries(package: Path, vendor: Path) -> str:
+    """Put the files of VENDORED into `vendor`, unless they are there from this lock. Return why not; empty: they are there."""
+    lock = hashlib.sha256(package.joinpath("package-lock.json").read_bytes() + repr(VENDORED).encode()).hexdigest()
+    stamp = vendor / "lock.sha256"
+    if stamp.is_file() and stamp.read_text() == lock:
+        return ""
+    shutil.rmtree(vendor, ignore_errors=True)  # of another lock
+    with tempfile.TemporaryDirectory() as folder:
+        if problem := _install_packages(package, Path(folder)):
+            return problem
+        vendor.mkdir()
+        for name, source in VENDORED.items():
+            shutil.copyfile(Path(folder, "node_modules", source), vendor / name)
+    stamp.write_text(lock)
+    return ""
+
+
+def _install_packages(package: Path, folder: Path) -> str:
+    """Let npm install what the lock says, without any script of a package. Return why it could not."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return "there is no npm"
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(package / name, folder / name)
+    options = ("--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--loglevel=error")
+    try:
+        result = subprocess.run(  # noqa: S603 - npm
+            [npm, "ci", *options], cwd=folder, capture_output=True, text=True, check=False, timeout=_NPM_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"npm did not finish within {_NPM_S} seconds"
+    return "" if result.returncode == 0 else f"npm failed: {result.stderr.strip() or result.stdout.strip()}"
 
 
 def why_unusable(compiler: str) -> str:

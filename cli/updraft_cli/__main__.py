@@ -16,6 +16,7 @@ from updraft_cli.cmd.size import size
 from updraft_cli.cmd.status.command import status
 from updraft_cli.cmd.subprograms import operator, registry
 from updraft_cli.cmd.tenant.commands import tenant
+from updraft_cli.cmd.ui import ui
 from updraft_cli.cmd.up import up
 
 
@@ -27,6 +28,7 @@ def cli() -> None:
     \b
     updraft up              serve, learn and swap drafts on this machine
     updraft attach          learn from your own vLLM or SGLang server
+    updraft ui              the same in the browser, live: drafts, rollouts, learning, pods
     updraft status          what runs, which draft serves, and its acceptance
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for
@@ -64,6 +66,7 @@ for _command in (
     up,
     attach,
     status,
+    ui,
     draft.group(is_registry=True),
     rollout,
     tenant,

@@ -13,6 +13,7 @@ from updraft_cli.cmd.explain.command import explain
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program
 from updraft_cli.cmd.rollout.commands import rollout
 from updraft_cli.cmd.status.command import status
+from updraft_cli.cmd.ui import ui
 
 _NO_FILES = 4
 """Cobra's ShellCompDirectiveNoFileComp: the shell must not offer file names when we offer nothing."""
@@ -36,6 +37,7 @@ def plugin() -> None:
 
     \b
     kubectl updraft status            the state of every speculator in the namespace
+    kubectl updraft ui                the same in the browser, live; decisions are patches with your rights
     kubectl updraft explain NAME      its problems, and how to fix them
     kubectl updraft draft list NAME   its drafts, and why each was accepted or not
     kubectl updraft draft pin NAME 3  serve version 3 now; `draft unpin` ends it
@@ -48,7 +50,7 @@ def plugin() -> None:
     """
 
 
-for _command in (status, explain, draft.group(is_registry=False), rollout):
+for _command in (status, explain, ui, draft.group(is_registry=False), rollout):
     plugin.add_command(_command)
 for _name, _command in _SHORT.items():
     _alias = copy.copy(_command)

@@ -1,4 +1,4 @@
-"""An API server for our kinds, small enough for a test: get, list, watch and merge-patch, without checking anything."""
+"""An API server for our kinds and pods, small enough for a test: get, list, watch and merge-patch, without any checks."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -26,6 +26,13 @@ class ApiServer:
     kubeconfig: Path
     objects: dict[str, dict[str, Json]] = field(default_factory=dict)
     events: list[Json] = field(default_factory=list)
+    pods: list[Json] = field(default_factory=list)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Metrics by `pod:port`."""
+    is_reader: bool = False
+    """The user may not patch, and may not see pods."""
+    reviews: list[Json] = field(default_factory=list)
+    """What the user asked to be allowed."""
     patches: list[Json] = field(default_factory=list)
     changes: list[Json] = field(default_factory=list)
     changed: Condition = field(default_factory=Condition)
@@ -77,6 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             items = [event for event in self.state.events if event["involvedObject"]["kind"] == kind]
             self._answer({"items": items})
             return
+        if "/pods" in path.path:
+            self._pods(path.path)
+            return
         match = _PATH.fullmatch(path.path)
         assert match is not None
         _, plural, name = match.groups()
@@ -89,8 +99,17 @@ class _Handler(BaseHTTPRequestHandler):
             items = [content for content in objects.values() if _is_selected(content, query.get("fieldSelector", ""))]
             self._answer({"items": items, "metadata": {"resourceVersion": str(len(self.state.changes))}})
 
+    def do_POST(self) -> None:
+        assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self.path
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.state.reviews.append(review["spec"]["resourceAttributes"])
+        self._answer({**review, "status": {"allowed": not self.state.is_reader}})
+
     def do_PATCH(self) -> None:
         path, query = self._parsed()
+        if self.state.is_reader:
+            self._refuse(403, 'adaptivespeculators.updraft.dev "qwen" is forbidden')
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match = _PATH.fullmatch(path.path)
         assert match is not None
@@ -104,6 +123,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the standard library
         pass
+
+    def _pods(self, path: str) -> None:
+        name, _, rest = unquote(path.partition("/pods")[2].removeprefix("/")).partition("/")
+        if self.state.is_reader:
+            self._refuse(403, "pods is forbidden")
+        elif not name:
+            self._answer({"items": self.state.pods})
+        elif rest == "proxy/metrics" and name in self.state.metrics:
+            self._send_text(self.state.metrics[name])
+        else:
+            self._refuse(404, f"pods {name} not found")
 
     def _parsed(self) -> tuple[Any, dict[str, str]]:
         parts = urlsplit(self.path)
@@ -124,10 +154,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, code: int, message: str) -> None:
         self._send(code, {"kind": "Status", "code": code, "message": message})
 
+    def _send_text(self, text: str) -> None:
+        self._send_body(200, text.encode(), "text/plain")
+
     def _send(self, code: int, content: Json) -> None:
-        body = json.dumps(content).encode()
+        self._send_body(code, json.dumps(content).encode(), "application/json")
+
+    def _send_body(self, code: int, body: bytes, kind: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -16,6 +16,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": (
         "README.md",
         "docs/quickstart.md",
+        "docs/console.md",
         "docs/tour.md",
         "docs/models.md",
         "docs/openai.md",

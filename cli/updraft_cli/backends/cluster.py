@@ -8,21 +8,28 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Self
 
-from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, Unavailable
-from updraft_cli.backends import objects
+from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, Unavailable, UpdraftError
+from updraft_cli.backends import objects, pods
 from updraft_cli.backends.cluster_client import MANAGER, ClusterClient, KubeContext, connected
 from updraft_cli.backends.decisions import patch_fields
-from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History
-from updraft_cli.backends.installation import Installation
-from updraft_cli.backends.objects import Json
+from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History, HistoryEntry
+from updraft_cli.backends.installation import Installation, Serving
+from updraft_cli.backends.objects import GROUP, SPECULATORS, Json
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, with_outages
+from updraft_cli.backends.snapshot import PodDetails, Snapshot, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Outcome, RolloutStatus, Speculator, has_served, outcome_of_role
+from updraft_cli.local.metrics import serving
+from updraft_cli.local.scrape import parse
 
 _BY_HAND = (MANAGER, "kubectl-patch", "kubectl-edit")
 """Field managers that do not apply a file again."""
+
+_CONNECTION_S = 300
+"""A console keeps its connection for this long: a credential plugin then runs again."""
 
 _WATCH_S = 50
 """Watches restart this often, so that one whose connection died unnoticed does not stay silent for long."""
@@ -92,11 +99,11 @@ class ClusterBackend:
                     kubernetes_events = objects.events_of(client.events(), owner.name, named)
                 except Forbidden as error:  # the rest does not depend on them
                     problem = str(error)
-        entries = sorted((entry for content in versions for entry in objects.history(content)), key=lambda e: e.time)
+        entries = _history(versions)
         return History(
             speculator=owner.name,
             namespace=owner.namespace,
-            events=tuple(entries[-limit:] if limit else entries),
+            events=entries[-limit:] if limit else entries,
             kubernetes_events=kubernetes_events,
             events_problem=problem,
         )
@@ -171,6 +178,45 @@ class ClusterBackend:
             warning=_warning(content, patch.field) if patch.is_change else "",
         )
 
+    @property
+    def place(self) -> str:
+        return f"the cluster of context {self.context.context}" if self.context.context else "the kubeconfig's cluster"
+
+    @property
+    def has_reasons(self) -> bool:
+        return False
+
+    def about(self, speculator: str, reason: str = "") -> Self:
+        if reason:
+            raise InvalidInput("a resource has no field for the reason of a decision")
+        return replace(self, speculator=speculator)
+
+    def snapshots(self) -> Generator[Snapshot]:
+        while True:
+            until_s = time.monotonic() + _CONNECTION_S
+            with self._connected() as client:
+                while time.monotonic() < until_s:
+                    yield _snapshot(client, self._owners(client))
+
+    def pod(self, name: str) -> PodDetails:
+        with self._connected() as client:
+            for content in client.pods(pods.SELECTOR):
+                if content["metadata"]["name"] == name and pods.owner(content) in ("", self.speculator):
+                    measured, problem = _metrics(client, name, pods.metrics_port(content))
+                    return PodDetails(
+                        pod=pods.pod(content),
+                        conditions=pods.conditions(content),
+                        serving=measured,
+                        serving_problem=problem,
+                    )
+        raise NotFound(f"namespace {client.namespace} has no serving pod {name}")
+
+    def refusal(self) -> str:
+        with self._connected() as client:
+            may = client.may_patch(self.speculator)
+        kind = f"{SPECULATORS}.{GROUP}"
+        return "" if may else f"your role does not let you patch {kind} {self.speculator} in {client.namespace}"
+
     def speculator_with_drafts(self) -> tuple[Speculator, tuple[Draft, ...]]:
         """Return the speculator, and its versions in no order."""
         with self._connected() as client:
@@ -227,6 +273,51 @@ class ClusterBackend:
 def _installation(client: ClusterClient, contents: tuple[Json, ...]) -> Installation:
     speculators = sorted(map(objects.speculator, contents), key=lambda s: (s.namespace, s.name))
     return Installation(namespace=client.namespace, speculators=tuple(speculators))
+
+
+def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
+    installation = _installation(client, contents)
+    problem, versions = "", client.versions()
+    of_pods: tuple[Json, ...] = ()
+    try:
+        of_pods = client.pods(pods.SELECTOR)
+    except Forbidden as error:  # the rest does not depend on them
+        problem = str(error)
+    return Snapshot(
+        time=datetime.now(UTC),
+        installation=installation,
+        speculators=tuple(
+            SpeculatorSnapshot(
+                speculator=owner,
+                drafts=objects.newest_first(objects.draft(content, owner) for content in _owned(versions, owner)),
+                history=_history(_owned(versions, owner)),
+                pods=tuple(pods.pod(content) for content in of_pods if pods.owner(content) == owner.name),
+                pods_problem=problem,
+            )
+            for owner in installation.speculators or ()
+        ),
+    )
+
+
+def _owned(versions: tuple[Json, ...], owner: Speculator) -> tuple[Json, ...]:
+    return tuple(content for content in versions if _owner_key(content) == (owner.namespace, owner.name))
+
+
+def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
+    """Return the changes of all these versions, oldest first."""
+    entries = (entry for content in versions for entry in objects.history(content))
+    return tuple(sorted(entries, key=lambda entry: entry.time))
+
+
+def _metrics(client: ClusterClient, pod: str, port: int | None) -> tuple[Serving | None, str]:
+    """Return what a pod tells about itself, or the reason why it cannot be read."""
+    if port is None:
+        return None, "it has no port for metrics"
+    try:
+        metrics = parse(client.pod_metrics(pod, port))
+    except (UpdraftError, ValueError) as error:
+        return None, str(error)
+    return (serving(metrics), "") if metrics.has("updraft_inference_") else (None, "it has no metrics of Updraft")
 
 
 def _asked(owner: Speculator, version: Version | None) -> int:

@@ -71,6 +71,7 @@ class ClusterClient:
     def __init__(self, client: "ApiClient", namespace: str | None) -> None:
         from kubernetes.client import CoreV1Api, CustomObjectsApi  # noqa: PLC0415 - see above
 
+        self._client = client
         self._objects = CustomObjectsApi(client)
         self._core = CoreV1Api(client)
         self._host = client.configuration.host
@@ -100,6 +101,34 @@ class ClusterClient:
     def versions(self, speculator: str = "") -> tuple[Json, ...]:
         """List DraftVersions; with a name, those of that speculator."""
         return self._list(DRAFT_VERSIONS, _selector("spec.speculatorRef.name", speculator)).items
+
+    def pods(self, selector: str) -> tuple[Json, ...]:
+        """List the pods with these labels."""
+        with _sentences(self._host):
+            response: Any = self._core.list_namespaced_pod(  # plain, as the Events are
+                self.namespace, label_selector=selector, _preload_content=False, _request_timeout=_TIMEOUT_S
+            )
+            return tuple(json.loads(response.data)["items"])
+
+    def pod_metrics(self, pod: str, port: int) -> str:
+        """Return the metrics of a pod, which the API server fetches from its port."""
+        with _sentences(self._host):
+            response: Any = self._core.connect_get_namespaced_pod_proxy_with_path(
+                f"{pod}:{port}", self.namespace, "metrics", _preload_content=False, _request_timeout=_TIMEOUT_S
+            )
+            return str(response.data.decode())
+
+    def may_patch(self, name: str) -> bool:
+        """Ask the API server whether this user may patch an AdaptiveSpeculator."""
+        from kubernetes.client import AuthorizationV1Api  # noqa: PLC0415 - see above
+
+        asked = {"group": GROUP, "resource": SPECULATORS, "verb": "patch", "name": name, "namespace": self.namespace}
+        review: Any = {"spec": {"resourceAttributes": asked}}
+        with _sentences(self._host):
+            answer: Any = AuthorizationV1Api(self._client).create_self_subject_access_review(
+                review, _request_timeout=_TIMEOUT_S
+            )
+        return bool(answer.status.allowed)
 
     def events(self) -> tuple[Json, ...]:
         """List the Events about our kinds, in no order."""

@@ -1,6 +1,6 @@
 """Everything that runs, as plain values: speculators, and for `updraft up` its processes, serving and training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from updraft_cli.backends.speculators import Speculator
 from updraft_cli.local.process import ProcessState
@@ -26,6 +26,10 @@ class Serving:
     captured: int
     capture_dropped: dict[str, int]
     """Dropped traces by reason."""
+    lookahead: float | None = None
+    """Draft tokens per step that the engine chose last."""
+    granted_tokens_per_s: float | None = None
+    """Captured tokens per second that the registry grants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,18 @@ class Training:
     """Tokens per verify step on held-out requests, of candidate and baseline."""
     published: dict[str, int]
     """Published candidates by outcome."""
+    gain: dict[str, float] = field(default_factory=dict)
+    """Relative gain of the candidate over the baseline at the last estimate: mean, low, high."""
+    trained_length: float | None = None
+    """Tokens per verify step of the candidate on requests that it was trained on."""
+    replay: dict[str, int] = field(default_factory=dict)
+    """Stored requests by pool."""
+    lag_s: float | None = None
+    """Age of the newest stored trace when it was stored; the largest of all shards."""
+    demand_tokens_per_s: float | None = None
+    """Captured tokens per second that the trainer can use."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Traces that were not stored, by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,13 +71,13 @@ def draft(content: Json, owner: Speculator | None) -> Draft:
         object=metadata["name"],
         version=number,
         phase=phase,
-        since=_time(changes[-1].get("time")) if changes and words(changes[-1]["phase"]) == phase else None,
+        since=time(changes[-1].get("time")) if changes and words(changes[-1]["phase"]) == phase else None,
         reason=status.get("reason", ""),
         source=words(spec.get("source", "")),
         parent=spec.get("parentVersion"),
         samples=_part(spec, "training").get("samples"),
         digest=spec.get("digest", ""),
-        published=_time(metadata.get("creationTimestamp")),
+        published=time(metadata.get("creationTimestamp")),
         pinned=number is not None and owner is not None and owner.pinned == number,
         retained=spec.get("retain", False),
         acceptance=_acceptance(_part(status, "acceptance").get("length")),
@@ -92,9 +92,9 @@ def history(content: Json) -> Iterator[HistoryEntry]:
     number = _part(content, "status").get("version", _part(content, "spec").get("version")) or 0
     for change in _part(content, "status").get("history", ()):
         phase = words(change["phase"])
-        if (time := _time(change.get("time"))) is not None:
+        if (moment := time(change.get("time"))) is not None:
             yield HistoryEntry(
-                time=time,
+                time=moment,
                 version=number,
                 object=content["metadata"]["name"],
                 before=before,
@@ -110,7 +110,7 @@ def event(content: Json) -> KubernetesEvent:
     involved, series = _part(content, "involvedObject"), _part(content, "series")
     times = (series.get("lastObservedTime"), content.get("lastTimestamp"), content.get("eventTime"))
     return KubernetesEvent(
-        time=_time(next(filter(None, (*times, content["metadata"].get("creationTimestamp"))), None)),
+        time=time(next(filter(None, (*times, content["metadata"].get("creationTimestamp"))), None)),
         kind=involved.get("kind", ""),
         name=involved.get("name", ""),
         type=content.get("type", ""),
@@ -190,8 +190,8 @@ def _trial(roles: Mapping[str, int], rollout: Json, acceptance: Json) -> Trial:
         baseline=rollout.get("baseline") or roles["stable"],
         step=rollout.get("step"),
         steps=rollout.get("steps"),
-        started=_time(rollout.get("startTime")),
-        step_since=_time(rollout.get("stepStartTime")),
+        started=time(rollout.get("startTime")),
+        step_since=time(rollout.get("stepStartTime")),
         acceptance_length=_change(acceptance.get("candidate"), acceptance.get("stable")),
     )
 
@@ -215,7 +215,7 @@ def _resource(content: Json) -> Resource:
         is_reconciled=bool(status.get("conditions")),
         promoted=_part(spec, "rollout").get("promotedVersion"),
         trainer_state=trainer.get("state", ""),
-        last_published=_time(trainer.get("lastPublishTime")),
+        last_published=time(trainer.get("lastPublishTime")),
         last_failure=_failure(_part(status, "lastFailure")),
         conditions=tuple(map(_condition, status.get("conditions", ()))),
     )
@@ -232,8 +232,8 @@ def _pace(progress: Json) -> Pace | None:
         utilization=None if percent is None else percent / 100,
         shares={one["phase"]: one["percent"] / 100 for one in progress.get("phases", ())},
         steps_to_estimate=progress.get("stepsToEstimate", 0),
-        estimate_due=_time(progress.get("estimateTime")),
-        last_save=_time(progress.get("lastSaveTime")),
+        estimate_due=time(progress.get("estimateTime")),
+        last_save=time(progress.get("lastSaveTime")),
     )
 
 
@@ -244,7 +244,7 @@ def _failure(failure: Json) -> Failure | None:
         version=failure["version"],
         reason=failure["reason"],
         message=failure.get("message", ""),
-        time=_time(failure.get("time")),
+        time=time(failure.get("time")),
     )
 
 
@@ -254,9 +254,9 @@ def _condition(condition: Json) -> Condition:
         status=condition["status"],
         reason=condition["reason"],
         message=condition.get("message", ""),
-        since=_time(condition.get("lastTransitionTime")),
+        since=time(condition.get("lastTransitionTime")),
     )
 
 
-def _time(text: str | None) -> datetime | None:
+def time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text).astimezone(UTC) if text else None

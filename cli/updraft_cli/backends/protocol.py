@@ -8,13 +8,14 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_cli.backends.drafts import DraftDetails, DraftList, History
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.snapshot import PodDetails, Snapshot
 from updraft_cli.backends.speculators import RolloutStatus
 
 Value = TypeVar("Value")
@@ -104,6 +105,36 @@ class Backend(Protocol):
 
     def numbers(self) -> tuple[tuple[int, str], ...]:
         """Return the version numbers with a few words about each, for completion."""
+
+
+class ConsoleBackend(Protocol):
+    """A registry or a cluster as the console uses it; a `Backend` is one too."""
+
+    @property
+    def place(self) -> str:
+        """Where the console looks, in a few words for a person."""
+
+    @property
+    def has_reasons(self) -> bool:
+        """Whether a decision can carry a reason."""
+
+    def snapshots(self) -> Generator[Snapshot]:
+        """Yield the state of all speculators as it is at each `next`; endless."""
+
+    def draft(self, version: Version) -> DraftDetails:
+        """Return all facts about one version."""
+
+    def pod(self, name: str) -> PodDetails:
+        """Return all facts about one pod; NotFound if there is none of this name."""
+
+    def decide(self, verb: Verb, version: Version | None) -> Decision:
+        """Carry out a decision; Conflict if it contradicts another one."""
+
+    def refusal(self) -> str:
+        """Return why this person may not decide, in one sentence; empty if they may, or if only the attempt would tell."""
+
+    def about(self, speculator: str, reason: str = "") -> Self:
+        """Return this backend for one speculator; decisions carry `reason`."""
 
 
 def with_outages(

@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.credentials import Credentials
@@ -16,6 +17,7 @@ from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, decided, with_outages
 from updraft_cli.backends.registry_client import TIMEOUT_S
+from updraft_cli.backends.snapshot import PodDetails, Snapshot, SpeculatorSnapshot
 from updraft_cli.backends.speculators import RolloutStatus, Speculator, has_served
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ _COMPLETION_S = 0.7
 
 _HISTORY_LIMIT = 50
 """Default number of changes in a history."""
+
+_CONSOLE_HISTORY = 200
+"""Changes that a console shows."""
+
+_RELIST_S = 20.0
+"""A console lists all versions this often, and whenever one has changed."""
 
 _REFRESH_S = 2.0
 """Between two looks at everything that runs."""
@@ -72,6 +80,32 @@ class RegistryBackend:
                 time.sleep(_REFRESH_S)
 
         return with_outages(states)
+
+    @property
+    def place(self) -> str:
+        return f"the registry at {self.address}"
+
+    @property
+    def has_reasons(self) -> bool:
+        return True
+
+    def about(self, speculator: str, reason: str = "") -> Self:
+        return replace(self, speculator=speculator, is_one=True, reason=reason)
+
+    def refusal(self) -> str:
+        return ""  # a registry tells nobody which role a token has, so the attempt tells
+
+    def snapshots(self) -> Generator[Snapshot]:
+        known: dict[str, _Known] = {}
+        while True:
+            yield self._snapshot(known)
+
+    def pod(self, name: str) -> PodDetails:
+        async def ask(stub: "RegistryAsyncStub") -> pb.ListPodsResponse:
+            request = pb.ListPodsRequest(speculator=self.speculator, pod=name)
+            return await stub.ListPods(request, timeout=TIMEOUT_S)
+
+        return wire.pod_details(self.call(ask).pods[0])
 
     def drafts(self) -> DraftList:
         return wire.draft_list(self.speculator, self.call(lambda stub: client.listing(stub, self.speculator)))
@@ -207,12 +241,53 @@ class RegistryBackend:
             for state in answer.speculators
         )
 
+    def _snapshot(self, known: "dict[str, _Known]") -> Snapshot:
+        name = self.speculator if self.is_one else ""
+
+        async def ask(stub: "RegistryAsyncStub") -> tuple[SpeculatorSnapshot, ...]:
+            states = (await stub.List(pb.ListRequest(speculator=name, page_size=1), timeout=TIMEOUT_S)).speculators
+            return tuple(await asyncio.gather(*(_one(stub, state, known) for state in states)))
+
+        speculators = self.call(ask)
+        installation = replace(self.local(), speculators=tuple(one.speculator for one in speculators))
+        return Snapshot(time=datetime.now(UTC), installation=installation, speculators=speculators)
+
     def _completions(self, speculator: str) -> pb.ListResponse:
         async def ask(stub: "RegistryAsyncStub") -> pb.ListResponse:
             async with asyncio.timeout(_COMPLETION_S):
                 return await stub.List(pb.ListRequest(speculator=speculator, page_size=100), timeout=_COMPLETION_S)
 
         return self.call(ask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """Versions of a speculator as they were listed last."""
+
+    key: object
+    """Equal while no version has changed: its newest version, and the last change."""
+    listed_s: float
+    versions: list[pb.Version]
+
+
+async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, known: dict[str, _Known]) -> SpeculatorSnapshot:
+    """Return one speculator; all versions are listed only when one has changed, and sometimes for marks such as `retain`."""
+    name = state.speculator
+    history = client.history(stub, name, limit=_CONSOLE_HISTORY)
+    pods = stub.ListPods(pb.ListPodsRequest(speculator=name), timeout=TIMEOUT_S)
+    transitions, listed = await asyncio.gather(history, pods)
+    last = transitions[-1].SerializeToString() if transitions else b""
+    key, now_s = (state.latest, last), time.monotonic()
+    before = known.get(name)
+    if before is None or before.key != key or now_s - before.listed_s > _RELIST_S:
+        versions = list((await client.listing(stub, name)).versions)
+        before = known[name] = _Known(key=key, listed_s=now_s, versions=versions)
+    return SpeculatorSnapshot(
+        speculator=wire.speculator(state, before.versions),
+        drafts=tuple(wire.draft(version, state) for version in before.versions),
+        history=tuple(map(wire.history_entry, transitions)),
+        pods=tuple(map(wire.pod, listed.pods)),
+    )
 
 
 async def _status(stub: "RegistryAsyncStub", state: pb.SpeculatorState, number: int) -> RolloutStatus:

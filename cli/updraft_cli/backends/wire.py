@@ -19,6 +19,7 @@ from updraft_cli.backends.drafts import (
     Tensor,
 )
 from updraft_cli.backends.policy import Policy
+from updraft_cli.backends.snapshot import PodDetails, PodState
 from updraft_cli.backends.speculators import (
     ROLES,
     Learning,
@@ -303,3 +304,44 @@ def _change(estimate: pb.Estimate) -> MetricChange:
         low_percent=estimate.low_percent if has_bounds else None,
         high_percent=estimate.high_percent if has_bounds else None,
     )
+
+
+def pod(state: pb.PodState) -> PodState:
+    return PodState(
+        name=state.pod,
+        state=_pod_state(state),
+        problem=state.problem or ("its server has to restart to load it" if state.waits_for_restart else ""),
+        version=state.loaded,
+        digest=state.tensors_digest,
+        prefetched=tuple(state.prefetched_versions),
+        engine=state.engine,
+        last_report=time(state.last_report_unix_ms),
+        running_requests=state.running_requests,
+        swaps=state.swaps,
+        refused_swaps=state.refused_swaps,
+        swap_pause_s=state.swap_pause_seconds,
+    )
+
+
+def pod_details(state: pb.PodState) -> PodDetails:
+    served = ((counted.version, acceptance_of(counted.version, state.traffic)) for counted in state.traffic)
+    return PodDetails(
+        pod=pod(state),
+        traffic=tuple(
+            ServedVersion(version=version, phase="", acceptance=acceptance)
+            for version, acceptance in served
+            if acceptance is not None
+        ),
+        speedup=_speedup(state.speedup) if state.HasField("speedup") else None,
+        capture_problem=state.capture_problem,
+    )
+
+
+def _pod_state(state: pb.PodState) -> str:
+    if not state.connected:
+        return "disconnected"
+    if state.draining:
+        return "draining"
+    if state.refused:
+        return "failed"
+    return "waiting" if state.waits_for_restart or state.problem else "connected"

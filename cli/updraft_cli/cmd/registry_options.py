@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from updraft_chassis.credentials import Credentials
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.registry_client import DEFAULT_ADDRESS
 from updraft_cli.cmd.program import BackendOptions
@@ -31,8 +32,13 @@ def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool
         is_one=bool(speculator),
         credentials=Credentials(**{name: given.get(name) for name in _FILES}),
         reason=given.get("reason") or "",
-        local=partial(gather, stack, given.get("inference")),
+        local=partial(_look, given.get("data"), given.get("inference")),
     )
+
+
+def _look(data: Path | None, inference: str | None) -> Installation:
+    """Find the stack again at each look, because its processes come and go."""
+    return gather(find_stack(data, os.environ), inference)
 
 
 REGISTRY = BackendOptions(

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from updraft_cli.cmd.model import fetched
+from updraft_cli.local.console import console
 from updraft_cli.local.folders import cache_folder, data_folder
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.running import noted
@@ -95,9 +96,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT001 - a flag of the command line
     """Run the whole loop on this machine.
 
-    Starts Redis, the registry, the trainer and inference as separate processes, waits until they are ready, prints their
-    logs, and restarts any that ends. Ctrl-C stops in order: running requests finish, and the trainer saves. A second Ctrl-C
-    stops at once. In both cases, the next start on the same data folder continues from there.
+    Starts Redis, the registry, the trainer and inference as separate processes, waits until they are ready, prints the
+    address of the console and their logs, and restarts any that ends. Ctrl-C stops in order: running requests finish, and
+    the trainer saves. A second Ctrl-C stops at once. In both cases, the next start on the same data folder continues from
+    there.
     """
     config = StackConfig(
         model=model or fetched(cache_folder(os.environ)),
@@ -110,7 +112,8 @@ def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT0
     try:
         with _interrupted_by_signals(terminal, stack.kill), stack, noted(config.data, os.environ):
             terminal.welcome(stack)
-            threading.Event().wait()
+            with console(stack.folder.path, stack.addresses.registry, terminal.point_to_console):
+                threading.Event().wait()
     except KeyboardInterrupt:
         terminal.print("Everything has stopped. The data is kept.")
 

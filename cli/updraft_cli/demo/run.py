@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from updraft_cli.demo.report import Report, Summary
 from updraft_cli.demo.summary import bars, summarise
 from updraft_cli.demo.traffic import Traffic
 from updraft_cli.demo.watch import Watch
+from updraft_cli.local.console import console as console_beside
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.stack import Stack
 
@@ -72,7 +74,7 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
         console.print("Starting Redis, the registry, the trainer and inference:")
         stack = Stack(config, listener=progress.listen)
         try:
-            with stack:
+            with stack, console_beside(stack.folder.path, stack.addresses.registry, partial(_point, console)):
                 set_up_s = time.time() - options.started_unix_s
                 recording.start()
                 stopped_by = _measure(stack, recording, progress)
@@ -86,6 +88,10 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
     summary = summarise(recording, set_up_s=set_up_s, total_s=time.time() - options.started_unix_s)
     report = make_report(recording, summary, model=options.model_name, stopped_by=stopped_by)
     return report, page.write(report, options.out)
+
+
+def _point(console: Console, address: str) -> None:
+    console.print(f"Watch it live at {address}", soft_wrap=True)
 
 
 def _measure(stack: Stack, recording: Recording, progress: Progress) -> str:

@@ -59,6 +59,10 @@ class Terminal:
             )
         )
 
+    def point_to_console(self, address: str) -> None:
+        """Print where the console is."""
+        self._print(Text.assemble(("The console: ", "bold"), address))
+
     def print(self, sentence: str) -> None:
         self._print(Text(sentence, "bold"))
 

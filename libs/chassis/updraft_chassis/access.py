@@ -1,9 +1,9 @@
 """Authorization: an authority knows the roles of every bearer token. `Tokens` is an authority that reads a file.
 
-    read      Get, List, Fetch, Watch, History      dashboards, `updraft status`
-    serve     read, and Fleet.Connect               a pod
+    read      Get, List, Fetch, Watch, History, ListPods      dashboards, `updraft status`, `updraft ui`
+    serve     read, and Fleet.Connect                         a pod
     publish   read, and Publish, ReportTraining, ListForgotten     a trainer
-    operate   everything                            a person, or automation on behalf of one
+    operate   everything                                      a person, or automation on behalf of one
 
 A method that is missing from `ROLES` requires the role operate. A call ends when its token expires. Removing a token from the
 file rejects the next call, but does not end a running one.
@@ -39,7 +39,7 @@ class Role(StrEnum):
 
 
 _REGISTRY = "/updraft.registry.v1.Registry/"
-_READS = ("Get", "List", "Fetch", "Watch", "History")
+_READS = ("Get", "List", "Fetch", "Watch", "History", "ListPods")
 _ACTS = ("Pin", "Unpin", "Pause", "Resume", "Promote", "Reject", "Retain", "SetPolicy", "ForgetTenant", "ListTenants")
 _TRAINS = ("Publish", "ReportTraining", "ListForgotten")
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, replace
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
-from updraft_chassis.errors import Forbidden, InvalidInput, Unavailable, UpdraftError
+from updraft_chassis.errors import Forbidden, InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_registry.credits import averaged, distribute
 from updraft_registry.messages import wire
+from updraft_registry.messages.pods import state_to_proto
 from updraft_registry.messages.reports import Report, Swaps, Totals
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.speedup import mean
@@ -221,6 +222,28 @@ class Fleet:
         """Pods as decisions see them, sorted by name."""
         entries = self._pods.get(speculator, {})
         return tuple(entries[name].pod for name in sorted(entries))
+
+    def states(self, speculator: str, now_s: float, now_ms: int) -> list[registry_pb2.PodState]:
+        """The last report of every pod, by name, without its traffic."""
+        return [
+            state_to_proto(entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s)))
+            for _, entry in sorted(self._pods.get(speculator, {}).items())
+        ]
+
+    def state(self, speculator: str, pod: str, now_s: float, now_ms: int) -> registry_pb2.PodState:
+        """The last report of one pod with its traffic; NotFound without one."""
+        entry = self._pods.get(speculator, {}).get(pod)
+        if entry is None:
+            raise NotFound(
+                f"{speculator} has no pod {pod}; a pod is forgotten {self._expiry_s:g} s after its last report"
+            )
+        state = state_to_proto(
+            entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s))
+        )
+        totals = Totals()
+        totals.add(entry.report)
+        state.traffic.extend(totals.traffic())
+        return state
 
     def in_use(self, speculator: str) -> frozenset[int]:
         """Versions that some pod holds in its engine or keeps ready."""

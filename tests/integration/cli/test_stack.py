@@ -15,6 +15,7 @@ import psutil
 import pytest
 from redis import Redis
 from tests.integration.cli.conftest import Run
+from tests.support.console import Browser
 from tests.support.processes import is_alive
 from tests.support.redis_server import RedisServer
 from tests.support.wait import LONG_S, wait_until
@@ -159,17 +160,24 @@ class TestUp:
         assert process.returncode == 0
         assert not any(map(is_alive, children))
 
-    def test_status_finds_all_of_a_stack_on_another_data_folder(self, tiny_model: Path, tmp_path: Path) -> None:
+    def test_status_and_the_console_find_all_of_a_stack_on_another_data_folder(
+        self, tiny_model: Path, tmp_path: Path
+    ) -> None:
         with up(tmp_path, tiny_model) as process:
             ready(process, tmp_path)
             assert process.stdout is not None
             printed = next(line.strip() for line in process.stdout if "updraft status" in line)
             command = [sys.executable, "-m", "updraft_cli", "status"]
             status = subprocess.run(command, env=elsewhere(tmp_path), capture_output=True, text=True, check=True).stdout
+            address = next(line.split()[-1] for line in process.stdout if line.startswith("The console: "))
+            with Browser(address) as browser:
+                overview, traffic = browser.text("/"), browser.text("/s/default/traffic")
         assert printed == f"updraft status --data {tmp_path}"
         assert "does not answer" not in status
         for part in ("trainer    ready", "tokens so far", "optimizer steps since its start"):
             assert part in status
+        assert "trainer ready 0" in overview
+        assert "The pod on this machine holds no draft" in traffic
 
     def test_ctrl_c_while_starting_stops_what_was_started(self, tiny_model: Path, tmp_path: Path) -> None:
         with up(tmp_path, tiny_model) as process:

@@ -12,7 +12,7 @@ from tests.support.wait import until
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 from updraft_registry.credits import FLOOR
 
 if TYPE_CHECKING:
@@ -214,3 +214,35 @@ async def _serving(stub: "RegistryAsyncStub", count: int) -> bool:
 
 async def _connected(stub: "RegistryAsyncStub", count: int) -> bool:
     return (await state(stub)).pods.connected == count
+
+
+async def test_pods_are_listed_as_they_reported_last_and_one_with_its_traffic(
+    channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
+) -> None:
+    await publish(stub, draft(1))
+    pods = [PodStream(channel, f"pod-{i}") for i in range(2)]
+    served = fleet_pb2.VersionCounters(version=1, verify_steps=10, tokens=25)
+    for number, pod in enumerate(pods):
+        await pod.report(loaded=held(1, draft(1)), versions=[served], running_requests=number)
+        await pod.receive()
+    await pods[0].answer(NACK, loaded=held(1, draft(1)), reason="not finite")
+    request = pb.ListPodsRequest(speculator="default")
+
+    async def listed() -> list[pb.PodState]:
+        return list((await stub.ListPods(request, timeout=CALL_S)).pods)
+
+    async with asyncio.timeout(CALL_S):
+        while not (refusing := await listed())[0].refused:
+            pass  # each look is a call
+    assert [(pod.pod, pod.loaded, pod.running_requests, pod.connected) for pod in refusing] == [
+        ("pod-0", 1, 0, True),
+        ("pod-1", 1, 1, True),
+    ]
+    assert (refusing[0].refused, refusing[0].problem, refusing[0].engine) == (1, "not finite", "test/1")
+    assert not refusing[1].traffic
+    one = (await stub.ListPods(pb.ListPodsRequest(speculator="default", pod="pod-1"), timeout=CALL_S)).pods[0]
+    assert [(counted.version, counted.tokens) for counted in one.traffic] == [(1, 25)]
+    with pytest.raises(NotFound, match="default has no pod pod-9"), rpc.errors():
+        await stub.ListPods(pb.ListPodsRequest(speculator="default", pod="pod-9"), timeout=CALL_S)
+    for pod in pods:
+        await pod.end()

@@ -40,6 +40,7 @@ ON_NAME: dict[str, Call] = {
     "List": lambda stub, fields: stub.List(pb.ListRequest(**without_version(fields)), timeout=CALL_S),
     "Watch": lambda stub, fields: exhaust(stub.Watch(pb.WatchRequest(**without_version(fields)), timeout=CALL_S)),
     "SetPolicy": lambda stub, fields: stub.SetPolicy(pb.SetPolicyRequest(**without_version(fields)), timeout=CALL_S),
+    "ListPods": lambda stub, fields: stub.ListPods(pb.ListPodsRequest(**without_version(fields)), timeout=CALL_S),
     "History": lambda stub, fields: stub.History(pb.HistoryRequest(**fields), timeout=CALL_S),
 }
 

@@ -7,7 +7,7 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
 from updraft_registry.messages.reports import Report, Swaps
@@ -342,3 +342,15 @@ def test_a_pod_that_restarts_keeps_its_share_although_it_counts_from_zero(fleet:
 def test_a_count_of_offered_tokens_that_cannot_be_is_refused() -> None:
     with pytest.raises(InvalidInput, match="tokens were offered for capture"):
         offered("a", 2**60)
+
+
+def test_a_pods_state_has_the_time_of_its_last_report_and_whether_it_has_a_stream(fleet: Fleet) -> None:
+    session = Session()
+    fleet.report(session, report(loaded=2, steps=5), 100.0)
+    fleet.disconnect(session)
+    (state,) = fleet.states("default", 103.5, 1_000_000)
+    assert (state.pod, state.loaded, state.connected) == ("pod-0", 2, False)
+    assert state.last_report_unix_ms == 1_000_000 - 3_500
+    assert fleet.state("default", "pod-0", 103.5, 0).traffic[0].verify_steps == 5
+    with pytest.raises(NotFound, match="no pod pod-1; a pod is forgotten 45 s after its last report"):
+        fleet.state("default", "pod-1", 103.5, 0)

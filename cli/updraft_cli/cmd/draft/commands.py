@@ -6,12 +6,12 @@ from functools import partial
 import click
 
 from updraft_cli import output
+from updraft_cli.backends.differences import difference
 from updraft_cli.backends.drafts import Draft, HistoryEntry
 from updraft_cli.backends.protocol import Backend, Version
 from updraft_cli.cmd import arguments, options
 from updraft_cli.cmd.arguments import VERSION
 from updraft_cli.cmd.draft import differences_view, view
-from updraft_cli.cmd.draft.differences import difference
 from updraft_cli.cmd.program import Command
 from updraft_cli.output import Format
 

@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from updraft_cli import output
+from updraft_cli.backends.differences import Difference, Field, TensorPair
 from updraft_cli.backends.drafts import Tensor
-from updraft_cli.cmd.draft.differences import Difference, Field, TensorPair
 from updraft_cli.cmd.draft.view import shape
 
 

@@ -1840,6 +1840,139 @@ class HistoryResponse(_message.Message):
 Global___HistoryResponse: _TypeAlias = HistoryResponse  # noqa: Y015
 
 @_typing.final
+class ListPodsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECULATOR_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    speculator: _builtins.str
+    pod: _builtins.str
+    """Empty: all pods, without their traffic. Else that pod with its traffic, or NOT_FOUND."""
+    def __init__(
+        self,
+        *,
+        speculator: _builtins.str = ...,
+        pod: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pod", b"pod", "speculator", b"speculator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPodsRequest: _TypeAlias = ListPodsRequest  # noqa: Y015
+
+@_typing.final
+class PodState(_message.Message):
+    """The last report of a pod."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POD_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    TENSORS_DIGEST_FIELD_NUMBER: _builtins.int
+    PREFETCHED_VERSIONS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_RESTART_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    LAST_REPORT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    SWAPS_FIELD_NUMBER: _builtins.int
+    REFUSED_SWAPS_FIELD_NUMBER: _builtins.int
+    SWAP_PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
+    CAPTURE_PROBLEM_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    pod: _builtins.str
+    engine: _builtins.str
+    """"torch/0.1.0" """
+    loaded: _builtins.int
+    """Version that the engine holds; 0 = no draft."""
+    tensors_digest: _builtins.str
+    """"sha256:..." of the tensors that the engine holds."""
+    refused: _builtins.int
+    """Version that it refused; 0 = none."""
+    problem: _builtins.str
+    """Why it refused that version, or why it cannot follow its directive yet; else empty."""
+    waits_for_restart: _builtins.int
+    """Version that it loads only after a restart of its server; 0 = none."""
+    draining: _builtins.bool
+    connected: _builtins.bool
+    """It has a stream."""
+    last_report_unix_ms: _builtins.int
+    running_requests: _builtins.int
+    swaps: _builtins.int
+    refused_swaps: _builtins.int
+    swap_pause_seconds: _builtins.float
+    """Time that all its swaps paused decoding."""
+    capture_problem: _builtins.str
+    """Why it cannot capture; empty if it can."""
+    @_builtins.property
+    def prefetched_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def speedup(self) -> Global___Speedup:
+        """Absent while it is not known."""
+
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionTraffic]:
+        """Of the versions that it served since its process started."""
+
+    def __init__(
+        self,
+        *,
+        pod: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        loaded: _builtins.int = ...,
+        tensors_digest: _builtins.str = ...,
+        prefetched_versions: _abc.Iterable[_builtins.int] | None = ...,
+        refused: _builtins.int = ...,
+        problem: _builtins.str = ...,
+        waits_for_restart: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        connected: _builtins.bool = ...,
+        last_report_unix_ms: _builtins.int = ...,
+        running_requests: _builtins.int = ...,
+        swaps: _builtins.int = ...,
+        refused_swaps: _builtins.int = ...,
+        swap_pause_seconds: _builtins.float = ...,
+        capture_problem: _builtins.str = ...,
+        speedup: Global___Speedup | None = ...,
+        traffic: _abc.Iterable[Global___VersionTraffic] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["speedup", b"speedup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_problem", b"capture_problem", "connected", b"connected", "draining", b"draining", "engine", b"engine", "last_report_unix_ms", b"last_report_unix_ms", "loaded", b"loaded", "pod", b"pod", "prefetched_versions", b"prefetched_versions", "problem", b"problem", "refused", b"refused", "refused_swaps", b"refused_swaps", "running_requests", b"running_requests", "speedup", b"speedup", "swap_pause_seconds", b"swap_pause_seconds", "swaps", b"swaps", "tensors_digest", b"tensors_digest", "traffic", b"traffic", "waits_for_restart", b"waits_for_restart"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PodState: _TypeAlias = PodState  # noqa: Y015
+
+@_typing.final
+class ListPodsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PODS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___PodState]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        pods: _abc.Iterable[Global___PodState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pods", b"pods"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPodsResponse: _TypeAlias = ListPodsResponse  # noqa: Y015
+
+@_typing.final
 class ReportTrainingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

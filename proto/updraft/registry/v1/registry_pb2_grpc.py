@@ -104,6 +104,11 @@ class RegistryStub:
                 request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryRequest.SerializeToString,
                 response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryResponse.FromString,
                 _registered_method=True)
+        self.ListPods = channel.unary_unary(
+                '/updraft.registry.v1.Registry/ListPods',
+                request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsRequest.SerializeToString,
+                response_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsResponse.FromString,
+                _registered_method=True)
         self.ReportTraining = channel.unary_unary(
                 '/updraft.registry.v1.Registry/ReportTraining',
                 request_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ReportTrainingRequest.SerializeToString,
@@ -222,6 +227,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPods(self, request, context):
+        """Pods as they reported last; those that were silent for 45 s are forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportTraining(self, request, context):
         """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it.
         """
@@ -323,6 +335,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.History,
                     request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryRequest.FromString,
                     response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryResponse.SerializeToString,
+            ),
+            'ListPods': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPods,
+                    request_deserializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsRequest.FromString,
+                    response_serializer=updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsResponse.SerializeToString,
             ),
             'ReportTraining': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportTraining,
@@ -723,6 +740,33 @@ class Registry:
             '/updraft.registry.v1.Registry/History',
             updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryRequest.SerializeToString,
             updraft_dot_registry_dot_v1_dot_registry__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/updraft.registry.v1.Registry/ListPods',
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsRequest.SerializeToString,
+            updraft_dot_registry_dot_v1_dot_registry__pb2.ListPodsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,8 @@ class RegistryStub:
     """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]
     History: _grpc.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]
+    ListPods: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListPodsRequest, _registry_pb2.ListPodsResponse]
+    """Pods as they reported last; those that were silent for 45 s are forgotten."""
     ReportTraining: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]
     """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
     ForgetTenant: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ForgetTenantRequest, _registry_pb2.ForgetTenantResponse]
@@ -95,6 +97,8 @@ class RegistryAsyncStub(RegistryStub):
     """Keep the weights of a version whatever retention says, or no longer."""
     SetPolicy: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetPolicyRequest, _registry_pb2.SetPolicyResponse]  # type: ignore[assignment]
     History: _aio.UnaryUnaryMultiCallable[_registry_pb2.HistoryRequest, _registry_pb2.HistoryResponse]  # type: ignore[assignment]
+    ListPods: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListPodsRequest, _registry_pb2.ListPodsResponse]  # type: ignore[assignment]
+    """Pods as they reported last; those that were silent for 45 s are forgotten."""
     ReportTraining: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportTrainingRequest, _registry_pb2.ReportTrainingResponse]  # type: ignore[assignment]
     """A trainer's sentence for the speculator's state. It is kept in memory and expires, so a trainer repeats it."""
     ForgetTenant: _aio.UnaryUnaryMultiCallable[_registry_pb2.ForgetTenantRequest, _registry_pb2.ForgetTenantResponse]  # type: ignore[assignment]
@@ -215,6 +219,14 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.HistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.HistoryResponse, _abc.Awaitable[_registry_pb2.HistoryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListPods(
+        self,
+        request: _registry_pb2.ListPodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListPodsResponse, _abc.Awaitable[_registry_pb2.ListPodsResponse]]:
+        """Pods as they reported last; those that were silent for 45 s are forgotten."""
 
     @_abc_1.abstractmethod
     def ReportTraining(

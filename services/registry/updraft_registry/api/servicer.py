@@ -125,6 +125,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         history = await self._control.call(self._archive.catalogue.history, name, limit, number=request.version or None)
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
+    async def ListPods(self, request: pb.ListPodsRequest, context: Context) -> pb.ListPodsResponse:
+        return pb.ListPodsResponse(pods=self._control.pods(check_name(request.speculator), request.pod))
+
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
         name, message = check_name(request.speculator), _line(request.message, "message")
         _check_learning(request.learning)

@@ -80,6 +80,8 @@ class Report:
     """The setting that is too small for its traces; empty if none is."""
     offered_tokens: int = 0
     """Tokens that the pod might have captured; monotonic per boot."""
+    engine: str = ""
+    running_requests: int = 0
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -130,6 +132,8 @@ def read(report: fleet_pb2.PodReport) -> Report:
         capture_problem=_line(report.capture.problem),
         capture_too_small=_line(report.capture.too_small),
         offered_tokens=report.capture.offered_tokens,
+        engine=_line(identity.engine),
+        running_requests=report.running_requests,
     )
 
 

@@ -8,10 +8,10 @@ from tests.support.registry_answers import NOW, ago_ms, screen, state, version
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
 from updraft_cli.backends import wire
+from updraft_cli.backends.differences import difference
 from updraft_cli.backends.drafts import DraftList, History
 from updraft_cli.cmd.draft import differences_view as difference_view
 from updraft_cli.cmd.draft import view
-from updraft_cli.cmd.draft.differences import difference
 from updraft_cli.models.importing import Imported
 
 LONG = (

@@ -8,8 +8,8 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli import output
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.wire import acceptance_of, phase, speculator
-from updraft_cli.cmd.status.gather import serving, training
 from updraft_cli.cmd.status.view import rendered
+from updraft_cli.local.metrics import serving, training
 from updraft_cli.local.scrape import parse
 from updraft_inference.metrics import Metrics as InferenceMetrics
 from updraft_trainer.metrics import Metrics as TrainerMetrics

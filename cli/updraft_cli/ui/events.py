@@ -1,0 +1,49 @@
+"""Live updates: a stream of events for a page, one for each of its fragments whose HTML has changed."""
+
+import json
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from updraft_chassis.errors import InvalidInput, UpdraftError
+from updraft_cli.ui.pages import PAGES, Place, fragments
+from updraft_cli.ui.site import Site
+
+KEEPALIVE_S = 15.0
+
+
+def stream(request: Request) -> StreamingResponse:
+    """Answer with events until the browser leaves or the console ends."""
+    site: Site = request.app.state.site
+    query = request.query_params
+    page = query.get("page", "")
+    if page not in PAGES:
+        raise InvalidInput(f"there is no page {page!r}")
+    place = Place(name=query.get("speculator", ""), argument=query.get("argument", ""))
+    return StreamingResponse(_events(site, page, place), media_type="text/event-stream")
+
+
+async def _events(site: Site, page: str, place: Place) -> AsyncIterator[str]:
+    observer, sent, revision = site.observer, dict[str, str](), -1
+    with observer.watched():
+        while not observer.is_closed:
+            if not await observer.wait(revision, KEEPALIVE_S):
+                yield ": still here\n\n"
+                continue
+            revision = observer.revision
+            try:
+                current = await fragments(site, page, place)
+            except UpdraftError as error:  # a pod that has gone, for example; the page keeps its last state
+                current = {"notice": site.render("fragments/notice.html", {"problem": str(error)})}
+            for name, html in current.items():
+                if sent.get(name) != html:
+                    sent[name] = html
+                    yield event(f"live-{name}", html)
+            yield event("series", json.dumps({"revision": revision}))
+
+
+def event(name: str, data: str) -> str:
+    """Return one event as it is sent; every line of `data` is a field of its own."""
+    lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
+    return f"event: {name}\n{lines}\n"

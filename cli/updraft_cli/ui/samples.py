@@ -1,0 +1,68 @@
+"""Figures over time, kept in memory for the charts, because no backend keeps them.
+
+Bounded: when a series is full, every second point of its older half is dropped, so that it always reaches back to the start
+of the console, and is finest near its end.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MAX_POINTS = 2000
+
+WINDOW_S = 60.0
+MIN_STEPS = 10
+"""Verify steps in the window below which a ratio is noise."""
+
+Counters = Mapping[int, tuple[int, int]]
+"""Tokens and verify steps by version, since the start of the pods."""
+
+
+@dataclass(slots=True)
+class Recent:
+    """Acceptance length over the last minute, from counters that only grow: a mean since the start hides what changes."""
+
+    window_s: float = WINDOW_S
+    _seen: deque[tuple[float, Counters]] = field(default_factory=deque)
+
+    def add(self, at_s: float, counters: Counters) -> dict[int, float]:
+        """Return tokens per verify step by version; a version without enough traffic, or whose pods restarted, is absent."""
+        while len(self._seen) > 1 and self._seen[1][0] <= at_s - self.window_s:
+            self._seen.popleft()
+        before = self._seen[0][1] if self._seen else counters
+        self._seen.append((at_s, counters))
+        lengths = {}
+        for version, (tokens, steps) in counters.items():
+            tokens_before, steps_before = before.get(version, (0, 0))
+            if steps - steps_before >= MIN_STEPS and tokens >= tokens_before:
+                lengths[version] = (tokens - tokens_before) / (steps - steps_before)
+        return lengths
+
+
+@dataclass(slots=True)
+class Samples:
+    """Points of one speculator: at a time, a number for each name; a name may be absent."""
+
+    max_points: int = MAX_POINTS
+    _points: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
+
+    def add(self, at_s: float, figures: Mapping[str, float]) -> None:
+        """Keep a point, unless it is not newer than the last one."""
+        if self._points and at_s <= self._points[-1][0]:
+            return
+        self._points.append((at_s, figures))
+        if len(self._points) > self.max_points:
+            older = len(self._points) // 2
+            self._points = [*self._points[:older:2], *self._points[older:]]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def since(self, since_s: float, names: Sequence[str]) -> tuple[list[float], list[list[float | None]]]:
+        """Return the times after `since_s` (Unix seconds), and for each name its numbers; None where it was absent."""
+        points = [point for point in self._points if point[0] > since_s]
+        return [at_s for at_s, _ in points], [[figures.get(name) for _, figures in points] for name in names]
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with `prefix`, in order of their first appearance."""
+        return list(dict.fromkeys(name for _, figures in self._points for name in figures if name.startswith(prefix)))

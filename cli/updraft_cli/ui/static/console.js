@@ -1,0 +1,62 @@
+// The theme, the state of the connection, and charts that follow the server. htmx replaces everything else by itself.
+import { drawAll, refreshAll } from "./charts.js";
+
+const YEAR_S = 31_536_000;
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function startTheme() {
+  const button = document.getElementById("theme");
+  if (!button) return;
+  const label = () => {
+    button.textContent = isDark() ? "Light theme" : "Dark theme";
+  };
+  const changed = () => {
+    label();
+    drawAll();
+  };
+  button.addEventListener("click", () => {
+    const theme = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    document.cookie = `updraft-theme=${theme}; Max-Age=${YEAR_S}; Path=/; SameSite=Strict`;
+    changed();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  label();
+  button.hidden = false;
+}
+
+function startConnection() {
+  const notice = document.createElement("p");
+  notice.id = "connection";
+  notice.className = "notice notice-warn";
+  notice.setAttribute("role", "status");
+  notice.hidden = true;
+  document.getElementById("main")?.before(notice);
+  const tell = (text) => {
+    if (notice.textContent !== text) notice.textContent = text;
+    notice.hidden = !text;
+  };
+  document.body.addEventListener("htmx:sseOpen", () => tell(""));
+  document.body.addEventListener("htmx:sseError", () =>
+    tell("The console does not answer. This page shows the last state and reconnects by itself; is `updraft ui` still running?"),
+  );
+}
+
+// The newest versions are at the right end of the lineage.
+for (const graph of document.querySelectorAll(".lineage")) graph.parentElement.scrollLeft = graph.parentElement.scrollWidth;
+
+// The server does not know what a person opened, so an update must not close it.
+if (typeof Idiomorph !== "undefined") {
+  Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
+}
+
+document.querySelector(".pages [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" }); // on a phone
+
+startTheme();
+startConnection();
+document.body.addEventListener("sse:series", refreshAll);
+drawAll();

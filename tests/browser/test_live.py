@@ -1,0 +1,93 @@
+"""An open page follows the backend, and neither the focus nor anything that a person opened is lost."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+from tests.browser.browser import FIRST_LOAD_BYTES, Browser
+from tests.browser.pages import Pages, pages_of
+from tests.support.console import Memory, MemoryBackend, memory_backend, state
+
+from updraft_chassis.errors import Unavailable
+from updraft_cli.ui.server import serving
+
+_COUNT = "window.events = 0; document.body.addEventListener('sse:series', () => window.events++)"
+
+
+def test_a_change_appears_and_the_focus_stays(browser: Browser, pages: Pages, backend: MemoryBackend) -> None:
+    browser.open(pages.address)
+    browser.open(pages["fleet"])
+    browser.run("document.querySelector(`a.pod[href$='${arguments[0]}']`).focus()", pages.pod)
+    fail(backend.memory, pages.pod)
+    browser.wait_for("document.querySelector('a.pod-failed')", what="the pod that failed")
+    assert browser.run("return document.activeElement.href").endswith(pages.pod)
+
+
+def test_an_open_table_stays_open(browser: Browser, pages: Pages) -> None:
+    browser.open(pages.address)
+    browser.open(pages["rollout"])
+    browser.driver.find_element("css selector", "#live-rollout summary").click()
+    browser.run(_COUNT)
+    browser.wait_for("window.events > 2", what="updates")
+    assert browser.num("#live-rollout details[open]") == 1
+
+
+def test_a_chart_grows(browser: Browser, pages: Pages) -> None:
+    browser.open(pages.address)
+    time = "document.querySelector('.u-legend .u-value').textContent"
+    first = browser.wait_for(f"document.querySelector('canvas') && {time}", what="a chart")
+    browser.wait_for(f"{time} !== arguments[0]", first, what="a newer point")
+
+
+def test_an_outage_of_the_backend_is_said_and_ends(browser: Browser, pages: Pages, backend: MemoryBackend) -> None:
+    browser.open(pages.address)
+    backend.memory.problem = Unavailable("no registry answers at 127.0.0.1:50051")
+    browser.wait_for("document.querySelector('#live-notice').textContent.includes(arguments[0])", "no registry answers")
+    backend.memory.problem = None
+    browser.wait_for("!document.querySelector('#live-notice').textContent.trim()", what="the end of the notice")
+
+
+def test_an_end_of_the_console_is_said(browser: Browser, ending: tuple[Pages, ExitStack]) -> None:
+    pages, console = ending
+    browser.open(pages.address)
+    browser.run(_COUNT)
+    browser.wait_for("window.events > 0", what="the stream is open")
+    console.close()
+    browser.wait_for(
+        "document.querySelector('#connection')?.textContent.includes('does not answer')", what="the notice"
+    )
+    browser.leave()
+    browser.console()  # Chromium logs the connections that were refused
+
+
+def test_a_thousand_pods_and_two_hundred_versions_are_shown_and_followed(browser: Browser) -> None:
+    backend = memory_backend(state(num_pods=1000, num_versions=200))
+    with serving(backend) as console:
+        pages = pages_of(console.address, backend.memory.snapshot)
+        browser.open(pages.address)
+        browser.open(pages["versions"])
+        assert browser.num("#live-versions tbody tr") == 200
+        browser.forget_files()
+        browser.open(pages["fleet"])
+        assert browser.num("a.pod") == 1000
+        assert browser.transferred() <= FIRST_LOAD_BYTES
+        fail(backend.memory, backend.memory.snapshot.speculators[0].pods[-1].name)
+        browser.wait_for("document.querySelector('a.pod-failed')", what="the pod that failed")
+        assert browser.num("a.pod") == 1000
+        browser.leave()
+
+
+@pytest.fixture
+def ending(backend: MemoryBackend) -> Iterator[tuple[Pages, ExitStack]]:
+    """A console that a test ends."""
+    with ExitStack() as stack:
+        console = stack.enter_context(serving(backend))
+        yield pages_of(console.address, backend.memory.snapshot), stack
+
+
+def fail(memory: Memory, name: str) -> None:
+    """One pod fails."""
+    (one,) = memory.snapshot.speculators
+    pods = tuple(replace(pod, state="failed", problem="out of memory") if pod.name == name else pod for pod in one.pods)
+    memory.snapshot = replace(memory.snapshot, speculators=(replace(one, pods=pods),))

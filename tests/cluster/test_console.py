@@ -1,0 +1,59 @@
+"""`kubectl updraft ui` through the real kubectl on the real API server: decisions with the rights of the person."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.cluster.access import Json
+from tests.cluster.crds import crds
+from tests.cluster.kubectl import Kubectl, admin, as_user, path, qwen, rollout, viewer
+from tests.support.console import Browser
+from tests.support.wait import LONG_S
+
+__all__ = ["admin", "as_user", "crds", "path", "qwen", "viewer"]  # fixtures
+
+
+@contextmanager
+def console(kubectl: Kubectl) -> Iterator[Browser]:
+    """The console as a person starts it, and its browser."""
+    command = kubectl.command("updraft", "ui", "--no-browser")
+    process = subprocess.Popen(
+        command, env=kubectl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:"), process.stderr.read()
+        with Browser(address) as browser:
+            yield browser
+    finally:
+        process.terminate()
+        process.communicate(timeout=LONG_S)
+
+
+def test_a_pin_and_a_roll_back_by_form_are_fields_of_the_resource(admin: Kubectl, qwen: Callable[[], Json]) -> None:
+    with console(admin) as browser:
+        assert "version 2" in browser.text("/s/qwen/rollout")
+        assert browser.decide("/s/qwen/confirm/pin?version=4").status_code == 303
+        assert rollout(qwen())["pinnedVersion"] == 4
+        history = browser.page("/s/qwen/history")
+        link = history.partition("Roll back to version 1")[0].rpartition('href="')[2].partition('"')[0]
+        assert browser.decide(link).status_code == 303
+        assert rollout(qwen())["pinnedVersion"] == 1
+    owners = [entry["manager"] for entry in qwen()["metadata"]["managedFields"]]
+    assert "kubectl-updraft" in owners
+
+
+def test_a_person_who_may_only_look_sees_disabled_buttons_and_is_refused(
+    viewer: Kubectl, qwen: Callable[[], Json]
+) -> None:
+    before = qwen()
+    with console(viewer) as browser:
+        assert "version 2" in browser.text("/s/qwen/rollout")
+        history = browser.page("/s/qwen/history")
+        assert history.count('aria-disabled="true"') == 4
+        assert "your role does not let you patch adaptivespeculators.updraft.dev qwen" in history
+        assert browser.decide("/s/qwen/confirm/pin?version=1").status_code == 403
+        assert "The pods cannot be read: Pods is forbidden" in browser.text("/s/qwen/fleet")
+    assert qwen() == before

@@ -1,0 +1,54 @@
+"""Samples for the charts: bounded, and finest near the end."""
+
+import math
+
+from updraft_cli.ui.samples import Recent, Samples
+
+
+def test_samples_reach_back_to_the_start_however_many_there_are() -> None:
+    samples = Samples(max_points=100)
+    for second in range(10_000):
+        samples.add(float(second), {"loss": float(second)})
+    times, (values,) = samples.since(-math.inf, ["loss"])
+    assert len(samples) <= 100
+    assert times[0] == 0.0
+    assert times[-40:] == [float(second) for second in range(9_960, 10_000)]
+    assert values == times
+
+
+def test_a_figure_that_was_absent_is_none_and_only_newer_points_are_returned() -> None:
+    samples = Samples()
+    samples.add(1.0, {"stable": 2.0})
+    samples.add(2.0, {"stable": 2.1, "candidate": 2.5})
+    samples.add(2.0, {"stable": 9.9})
+    assert samples.since(0.0, ["stable", "candidate"]) == ([1.0, 2.0], [[2.0, 2.1], [None, 2.5]])
+    assert samples.since(1.0, ["candidate"]) == ([2.0], [[2.5]])
+
+
+def test_names_with_a_prefix_keep_the_order_of_their_first_appearance() -> None:
+    samples = Samples()
+    samples.add(1.0, {"domain b": 1.0, "stable": 1.0})
+    samples.add(2.0, {"domain a": 1.0, "domain b": 1.0})
+    assert samples.names("domain ") == ["domain b", "domain a"]
+
+
+def test_the_acceptance_of_the_last_minute_follows_a_shift_that_the_mean_hides() -> None:
+    recent = Recent(window_s=60.0)
+    for second in range(0, 1000, 10):
+        recent.add(float(second), {1: (30 * second, 10 * second)})
+    tokens, steps = 30 * 990, 10 * 990
+    for second in range(10, 80, 10):
+        lengths = recent.add(990.0 + second, {1: (tokens + 10 * second, steps + 10 * second)})
+    assert lengths == {1: 1.0}
+
+
+def test_a_version_that_appears_counts_from_nothing_and_one_whose_pods_restarted_is_left_out() -> None:
+    recent = Recent()
+    assert recent.add(0.0, {1: (100, 50)}) == {}
+    assert recent.add(10.0, {1: (20, 10), 2: (60, 20)}) == {2: 3.0}
+
+
+def test_a_few_steps_are_no_acceptance_length() -> None:
+    recent = Recent()
+    recent.add(0.0, {1: (100, 50)})
+    assert recent.add(10.0, {1: (109, 53)}) == {}

@@ -1,0 +1,230 @@
+"""View models of the pages, from states in memory."""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.support.console import NOW, state
+
+from updraft_cli.backends.drafts import DomainAcceptance
+from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
+from updraft_cli.backends.speculators import Condition, MetricChange, Resource, Speedup
+from updraft_cli.ui.samples import Samples
+from updraft_cli.ui.views import charts, fleet, learning, overview, parts, rollout, traffic, versions
+from updraft_cli.ui.views.figures import counters, figures
+
+
+def one(**changes: Any) -> SpeculatorSnapshot:
+    return state(**changes).speculators[0]
+
+
+def test_a_speed_that_is_surely_above_or_below_one_is_good_or_bad() -> None:
+    def kind(low: float, high: float) -> str:
+        shown = overview.card(one(speedup=Speedup(ratio=1.0, low=low, high=high)), NOW)
+        return next(figure.kind for figure in shown.figures if figure.title == "speed over no drafts")
+
+    assert [kind(1.1, 1.3), kind(0.9, 1.1), kind(0.7, 0.9)] == ["good", "", "bad"]
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    bare = one(speedup=None, acceptance=None, learning=None, trial=None, traffic=(), pace=None, domains=())
+    assert [figure.title for figure in overview.card(bare, NOW).figures] == ["serves"]
+    assert rollout.rollout(bare, NOW).comparison is None
+    assert (
+        figures(bare, state().installation, {}).keys().isdisjoint({"stable", "candidate", "speedup", "trained tokens"})
+    )
+
+
+def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
+    blocked = one(
+        pinned=0, pin_reason="an incident", paused=True, capture_problem="pod-1: no Redis", too_small="raise it"
+    )
+    texts = [notice.text for notice in overview.notices(blocked.speculator)]
+    assert texts == [
+        "Pinned to no draft: an incident. Newer versions are held.",
+        "The rollout is paused.",
+        "Raise it.",
+        "Nothing is captured by pod-1: no Redis.",
+    ]
+
+
+def test_a_condition_that_is_false_is_a_notice() -> None:
+    resource = Resource(
+        target="",
+        engine="torch",
+        url="",
+        is_suspended=False,
+        is_current=True,
+        is_reconciled=True,
+        promoted=None,
+        trainer_state="",
+        last_published=None,
+        last_failure=None,
+        conditions=(
+            Condition(type="Ready", status="False", reason="NoPods", message="no pod is ready", since=None),
+            Condition(
+                type="Adapting", status="False", reason="TooSmall", message="the stream is too small", since=None
+            ),
+        ),
+    )
+    blocked = one(resource=resource)
+    assert overview.state(blocked.speculator).text == "not ready: NoPods"
+    assert [n.text for n in overview.notices(blocked.speculator)] == ["Adapting is false: The stream is too small."]
+
+
+def test_the_rollout_has_the_time_left_and_the_verdict() -> None:
+    facts = {fact.name: fact.value.text for fact in rollout.rollout(one(), NOW).facts}
+    assert facts["time left"] == "26 min of 30 min; then, without a verdict, it is rolled back"
+    assert facts["verdict"] == "not yet known"
+    assert facts["failures"] == "0 (0 tolerated)"
+    assert facts["evidence from"] == "312 requests, 41 slices, by pods"
+
+
+def test_the_steps_of_a_rollout_are_done_current_or_next() -> None:
+    view = rollout.rollout(one(), NOW)
+    assert [(step.text, step.state) for step in view.steps] == [
+        ("10 % of the pods for 2 min", "current"),
+        ("50 % of the pods for 2 min", "next"),
+    ]
+    assert {step.state for step in rollout.rollout(one(trial=None), NOW).steps} == {"next"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit"), [(-0.4, 13.1, -5.0), (2.0, 4.0, None), (-9.0, -6.0, -5.0), (0.0, 0.0, 0.0)]
+)
+def test_an_interval_keeps_its_order_on_the_scale(low: float, high: float, limit: float | None) -> None:
+    change = MetricChange(
+        candidate=1.0, stable=1.0, change_percent=(low + high) / 2, low_percent=low, high_percent=high
+    )
+    placed = parts.interval("x", change, limit, is_up_good=True)
+    assert placed is not None
+    assert 0 <= placed.low <= placed.point <= placed.high <= 100
+    assert 0 <= placed.zero <= 100
+    assert (placed.low < placed.zero) == (low < 0)
+
+
+def test_a_change_without_bounds_has_no_interval() -> None:
+    change = MetricChange(candidate=2.0, stable=1.0, change_percent=100.0)
+    assert parts.interval("x", change, None, is_up_good=True) is None
+    assert parts.change(change) == "+100.0 % (no bounds yet)"
+    assert parts.change(None) == "not enough data yet"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_up_good", "kind"),
+    [(1, 2, True, "good"), (1, 2, False, "bad"), (-2, -1, True, "bad"), (-2, -1, False, "good"), (-1, 1, True, "")],
+)
+def test_a_change_is_good_or_bad_only_without_doubt(low: float, high: float, is_up_good: bool, kind: str) -> None:  # noqa: FBT001
+    change = MetricChange(candidate=1.0, stable=1.0, change_percent=0.0, low_percent=low, high_percent=high)
+    assert parts.change_kind(change, is_up_good=is_up_good) == kind
+
+
+def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
+    samples, shown, now_s = Samples(), one(), NOW.timestamp()
+    samples.add(now_s, figures(shown, state().installation, {}))
+    samples.add(now_s + 1, {"acceptance change": math.nan})
+    content = charts.content(charts.CHARTS["evidence"], samples, shown, since_s=0.0)
+    assert [(line["label"], line["values"]) for line in content["series"]] == [
+        ("change", [6.2, None]),
+        ("low", [-0.4, None]),
+        ("high", [13.1, None]),
+    ]
+    assert content["bands"] == [{"low": 1, "high": 2, "label": "confidence sequence"}]
+    assert content["marks"][-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
+    assert charts.content(charts.CHARTS["evidence"], samples, shown, since_s=now_s)["times"] == [now_s + 1]
+
+
+def test_the_evidence_begins_with_the_canary_that_runs() -> None:
+    samples, shown = Samples(), one()
+    assert shown.speculator.trial is not None
+    assert shown.speculator.trial.started is not None
+    start_s = shown.speculator.trial.started.timestamp()
+    for second in (-60.0, 1.0):
+        samples.add(start_s + second, {"acceptance change": second, "loss": second})
+    evidence_json, loss_json = (
+        charts.content(charts.CHARTS[name], samples, shown, since_s=0.0) for name in ("evidence", "loss")
+    )
+    assert (evidence_json["start"], evidence_json["times"]) == (start_s, [start_s + 1])
+    assert (loss_json["start"], loss_json["times"]) == (None, [start_s - 60, start_s + 1])
+    (evidence, *_) = charts.charts_of("rollout", samples, shown.speculator.trial)
+    assert [at_s for at_s, _ in evidence.rows] == [start_s + 1]
+
+
+def test_every_domain_is_a_line_of_its_own() -> None:
+    samples = Samples()
+    domains = (DomainAcceptance(domain="code", stable=3.0, candidate=None),)
+    samples.add(1.0, figures(one(domains=domains), state().installation, {}))
+    content = charts.content(charts.CHARTS["domains"], samples, one(), since_s=0.0)
+    assert [line["label"] for line in content["series"]] == ["code"]
+
+
+def test_the_acceptance_of_the_last_minute_is_that_of_the_versions_in_the_roles() -> None:
+    shown = figures(one(), state().installation, {4: 2.1, 6: 2.9, 3: 9.9})
+    assert (shown["stable"], shown["candidate"]) == (2.1, 2.9)
+    assert counters(one().speculator) == {6: (310_000, 120_000), 4: (310_000, 120_000)}
+
+
+def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
+    samples = Samples()
+    for second in range(100):
+        samples.add(float(second), {"loss": float(second)})
+    (loss, *_) = charts.charts_of("learning", samples, None)
+    assert len(loss.rows) <= 12
+    assert loss.rows[0][0] == 99.0
+
+
+def test_pods_are_grouped_by_what_tells_them_apart() -> None:
+    shown = fleet.fleet(one(num_pods=20), "version", NOW)
+    assert [group.title for group in shown.groups] == ["version 4: 18 pods", "version 6: 2 pods"]
+    assert {square.state for square in shown.groups[0].squares} == {"stable"}
+    assert {square.state for square in shown.groups[1].squares} == {"candidate"}
+    assert shown.ways == ("version", "state", "engine", "digest", "report")
+    assert shown.groups[0].squares[0].short == "00002"
+    assert fleet.fleet(one(), "<script>", NOW).by == "version"
+
+
+def test_pods_that_are_silent_or_cannot_load_are_told_apart() -> None:
+    pods = (
+        PodState(name="a", state="connected", version=4, last_report=NOW - timedelta(seconds=5)),
+        PodState(name="b", state="failed", version=4, problem="not finite", last_report=NOW - timedelta(minutes=5)),
+        PodState(name="c", state="connected", version=0, last_report=NOW),
+    )
+    shown = fleet.fleet(replace(one(), pods=pods), "report", NOW)
+    assert [group.title for group in shown.groups] == [
+        "reported within 20 s: 2 pods",
+        "silent for more than 20 s: 1 pod",
+    ]
+    squares = {square.name: square for group in shown.groups for square in group.squares}
+    assert {name: square.state for name, square in squares.items()} == {"a": "stable", "b": "failed", "c": "none"}
+    assert squares["b"].title == "b, failed, version 4: not finite"
+
+
+def test_learning_without_a_trainer_says_so() -> None:
+    silent = one(learning=None, pace=None)
+    installation = replace(state().installation, training=None)
+    assert learning.learning(silent, installation, NOW).is_silent
+    assert not learning.learning(one(), state().installation, NOW).is_silent
+
+
+def test_the_shares_of_a_step_lie_side_by_side() -> None:
+    shares = learning.learning(one(), state().installation, NOW).shares
+    assert [(share.label, share.start, share.percent) for share in shares][:3] == [
+        ("forward", 0.0, 41.0),
+        ("backward", 41.0, 37.0),
+        ("optimizer", 78.0, 10.0),
+    ]
+
+
+def test_traffic_has_positions_by_version_and_drops_by_reason() -> None:
+    view = traffic.traffic(one(), state().installation)
+    assert [(one_.title, one_.shares[0]) for one_ in view.positions] == [("version 6", 82.0), ("version 4", 82.0)]
+    assert view.drops is not None
+    assert [cell.text for cell in view.drops.rows[0]] == ["queue_full", "3"]
+
+
+def test_two_versions_are_suggested_for_a_comparison() -> None:
+    view = versions.versions(one())
+    assert (view.old, view.new, view.numbers[0]) == (4, 6, 6)
+    assert len(view.table.rows) == 6
