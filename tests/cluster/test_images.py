@@ -39,6 +39,11 @@ def container(images: Images, extra: str) -> Iterator[Container]:
         yield made
 
 
+@pytest.mark.attack(
+    boundary="images",
+    attack="a program in an image that is taken over",
+    outcome="it runs as a user without rights",
+)
 def test_an_image_runs_its_program_as_a_user_without_rights(images: Images, extra: str) -> None:
     config = images.inspect(extra)["config"]
     assert config["User"] == "65532:65532"

@@ -125,6 +125,11 @@ async def test_operator_trainer_and_pods_work_with_tokens_of_the_api_server(
     assert registry.metric('updraft_registry_key_fetches_total{result="failed"}') == 0
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="a token for the API server, or of another account, shown to a registry",
+    outcome="UNAUTHENTICATED",
+)
 async def test_tokens_for_others_are_refused(registry: RegistryProcess, subject: Subject) -> None:
     audience = f"updraft-registry/{subject.namespace}/{subject.name}"
     async with bearing(registry, token(subject, names.REGISTRY)) as for_the_api_server:

@@ -36,6 +36,11 @@ def test_what_cannot_be_downloaded_is_refused_with_what_can(uri: str, revision: 
         address(uri, revision)
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a repository with Python code or files in folders",
+    outcome="neither is downloaded",
+)
 def test_taken_is_what_serving_reads_and_no_second_copy_of_the_weights() -> None:
     names = [
         *(
@@ -80,6 +85,7 @@ def test_a_drafts_pickle_is_taken_if_there_is_nothing_else() -> None:
     assert [file.name for file in taken("hf://a/b", only, is_draft=True)] == ["config.json", "pytorch_model.bin"]
 
 
+@pytest.mark.attack(boundary="models", attack="a target that comes as a pickle", outcome="not downloaded")
 def test_a_targets_pickle_is_not_taken() -> None:
     with pytest.raises(NotFound, match=r"it has no \*\.safetensors"):
         taken("hf://a/b", files("config.json", "pytorch_model.bin"))
