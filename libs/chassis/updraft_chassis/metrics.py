@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
-"""Of one process's port. Prometheus and a kubelet need three; every connection has a thread."""
+"""A port's limit. Prometheus and a kubelet need three; every connection has a thread."""
 
 
 class BulkHistogram(Histogram):

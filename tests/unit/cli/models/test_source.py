@@ -74,6 +74,17 @@ def test_what_is_no_model_is_refused_with_what_is_there(names: list[str], senten
         taken("hf://org/name", [File(name=name, size_bytes=1, tag="") for name in names])
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a repository or bucket with file names that lead out of the folder",
+    outcome="not downloaded",
+)
+def test_names_that_lead_out_of_the_folder_are_not_taken() -> None:
+    hostile = ["../config.json", "/etc/cron.d/model.safetensors", "a/../../tokenizer.json", "..", "../.bashrc"]
+    found = taken("hf://org/name", files("config.json", "model.safetensors", *hostile))
+    assert [file.name for file in found] == ["config.json", "model.safetensors"]
+
+
 def files(*names: str) -> list[File]:
     return [File(name=name, size_bytes=1, tag="t") for name in names]
 
