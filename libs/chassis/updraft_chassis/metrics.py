@@ -113,7 +113,7 @@ def _plain(start: "StartResponse", status: str, text: str) -> list[bytes]:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Of too many connections, the oldest is closed: whoever holds them all must not keep out a kubelet's probe."""
+    """Closes the oldest of too many connections: whoever holds them all must not keep out a kubelet's probe."""
 
     daemon_threads = True  # a scrape that hangs must not keep the process alive
     block_on_close = False
