@@ -45,7 +45,7 @@ class KernelsHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         sources = Path(self.root, KERNELS)
-        if not sources.is_dir():  # the Dockerfile's wheel of requirements alone
+        if not sources.is_dir():  # a wheel of requirements alone
             return
         compiler = shutil.which("g++")
         problem = why_unusable(compiler) if compiler else "there is no g++"
