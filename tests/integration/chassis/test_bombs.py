@@ -128,7 +128,8 @@ async def sent(channel: grpc.aio.Channel, method: str, data: bytes) -> None:
         while await call.read() is not grpc.aio.EOF:
             pass
     else:
-        await channel.stream_unary(method)(iter([data]), timeout=CALL_S)
+        publish_bytes: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(method)
+        await publish_bytes(iter([data]), timeout=CALL_S)
 
 
 @pytest.mark.attack(

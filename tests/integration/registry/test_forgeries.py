@@ -298,11 +298,10 @@ async def test_a_trainer_decides_nothing(tmp_path: Path) -> None:
     async with cluster(tmp_path) as on, on.channel(KEY.token(TRAINER)) as trainer:
         stub = registry_stub(trainer)
         await publish(stub, draft(1))
-        fields = {"speculator": "default", "version": 1}
         for call in (
-            stub.Promote(pb.PromoteRequest(**fields), timeout=CALL_S),
-            stub.Reject(pb.RejectRequest(**fields), timeout=CALL_S),
-            stub.Pin(pb.PinRequest(**fields), timeout=CALL_S),
+            stub.Promote(pb.PromoteRequest(speculator="default", version=1), timeout=CALL_S),
+            stub.Reject(pb.RejectRequest(speculator="default", version=1), timeout=CALL_S),
+            stub.Pin(pb.PinRequest(speculator="default", version=1), timeout=CALL_S),
             stub.SetPolicy(pb.SetPolicyRequest(speculator="default"), timeout=CALL_S),
         ):
             with pytest.raises(UpdraftError, match="role publish may not call"), rpc.errors():

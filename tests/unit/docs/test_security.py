@@ -12,8 +12,8 @@ TEXT = (ROOT / "SECURITY.md").read_text()
 
 SPECS = {
     "built-in engine": {},
-    "SGLang": {"serving": {"engine": "sglang"}},
-    "vLLM": {"serving": {"engine": "vllm"}},
+    "SGLang": {"engine": "sglang"},
+    "vLLM": {"engine": "vllm"},
     "ranks": {"trainer": {"nodes": 2}},
 }
 
