@@ -24,7 +24,7 @@ _TAGS = tuple(number << 3 | 2 for number in _FIELDS)
 _MAX_LENGTH_BYTES = 5
 
 MAX_FIELDS = 2**18
-"""The limit of a trace and its payload: twice the steps of 128k tokens. An empty step of two bytes takes a hundred in memory."""
+"""The limit of a trace and its payload: twice the steps of 128k tokens. An empty step of two bytes takes 100 in memory."""
 
 _FIXED_BYTES = {1: 8, 5: 4}
 """Sizes of fields without a length, by their wire type."""
