@@ -1,6 +1,9 @@
 # Four images from one file: `--build-arg EXTRA=operator | registry | trainer | inference`; docs/images.md tells more.
 # Keep to what buildah 1.28 knows: no heredocs, no COPY --link, no digests in FROM.
 #
+# PYTHON may name a digest (python:3.11-slim-bookworm@sha256:...), and a build that must be repeatable gives one. There is no
+# default digest: it would age, and the machine on which this was written reaches no registry to look one up.
+#
 # What changes seldom comes first. torch is one layer, the same in trainer and inference, that changes only with torch's
 # own pins; then come the other packages; then our code.
 ARG PYTHON=python:3.11-slim-bookworm
@@ -14,19 +17,16 @@ RUN groupadd --gid 65532 updraft \
     && python -m compileall -q -j 0 -x '/(test|tests|idlelib|lib2to3)/' \
         "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && python -m venv --without-pip /opt/venv
-ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# USER and LOGNAME are for libraries that ask who they are: OpenShift runs images as a user without a name, of group 0.
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=updraft LOGNAME=updraft PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-# Our wheels. The one in /requirements has no code, so that new code does not install all packages again. g++ compiles the C++
-# kernels in this stage only; the images have no compiler.
+# Our wheel. g++ compiles the C++ kernels in this stage only; the images have no compiler.
 FROM ${PYTHON} AS wheels
 RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE constraints.txt hatch_build.py ./
-RUN python -m venv /build && /build/bin/pip install --quiet --constraint constraints.txt hatchling \
-    && /build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /requirements . \
-    && cp constraints.txt /requirements \
-    && grep -iE '^(cuda-|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|nvidia-|setuptools|sympy|torch=|triton|typing_ext)' \
-        constraints.txt > /torch.txt
+COPY requirements/build.lock requirements/
+RUN python -m venv /build && /build/bin/pip install --quiet --no-deps --require-hashes --requirement requirements/build.lock
+COPY pyproject.toml README.md LICENSE hatch_build.py ./
 COPY proto proto
 COPY libs libs
 COPY services services
@@ -38,14 +38,15 @@ FROM base AS code
 COPY --from=wheels /wheels /wheels
 RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps /wheels/*.whl
 
-# torch from TORCH_INDEX, such as an index of builds for CPUs; what it needs from pip's own index.
+# What torch.lock names, with its hashes. A build of torch from TORCH_INDEX, such as one for CPUs, is another file, so nothing
+# here knows its hash: it is installed first, and satisfies the lock.
 FROM base AS torch
 ARG TORCH=torch
 ARG TORCH_INDEX=
-COPY --from=wheels /torch.txt /opt/venv/torch.txt
-RUN install="pip --python /opt/venv/bin/python install --quiet --no-cache-dir --only-binary :all: --constraint /opt/venv/torch.txt" \
-    && $install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH" \
-    && $install torch numpy
+COPY requirements/torch.lock /opt/venv/requirements/
+RUN install="pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --only-binary :all:" \
+    && if [ -n "$TORCH_INDEX" ]; then $install --index-url "$TORCH_INDEX" "$TORCH"; fi \
+    && $install --require-hashes --requirement /opt/venv/requirements/torch.lock
 
 FROM torch AS inference
 ENTRYPOINT ["updraft-inference"]
@@ -63,11 +64,9 @@ ENTRYPOINT ["updraft-operator"]
 
 FROM ${EXTRA} AS image
 ARG EXTRA
-COPY --from=wheels /requirements /opt/venv/requirements
-RUN cd /opt/venv/requirements \
-    && if [ "$EXTRA" = operator ]; then extras=operator,cli; else extras=$EXTRA; fi \
-    && pip --python /opt/venv/bin/python install --quiet --no-cache-dir --only-binary :all: --constraint constraints.txt \
-        "$(ls ./*.whl)[$extras]"
+COPY requirements/${EXTRA}.lock /opt/venv/requirements/
+RUN pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --only-binary :all: --require-hashes \
+        --requirement "/opt/venv/requirements/$EXTRA.lock"
 COPY --from=code /opt/venv /opt/venv
 USER 65532:65532
 ARG VERSION=unreleased

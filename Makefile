@@ -1,7 +1,8 @@
 # `make help` lists all verbs.
 #
 # Dependencies (torch alone takes 4.7 GB) are installed outside the checkout, into one virtual environment per Python version
-# and content of constraints.txt. The .venv of the checkout only points there, so clones share the download.
+# and content of constraints.txt. The .venv of the checkout only points there, so clones share the download. Hashes are in
+# requirements/development.lock and no part of the key: they say which files are those versions, and change none of them.
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
@@ -37,7 +38,7 @@ $(DEPS)/ready: constraints.txt
 	@exec 9>$(DEPS).lock; flock 9; test -f $@ || { \
 	  echo "Installing pinned dependencies into $(DEPS) (once; mostly torch) ..."; \
 	  rm -rf $(DEPS) && $(PYTHON) -m venv $(DEPS) \
-	  && $(DEPS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt \
+	  && $(DEPS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/development.lock \
 	  && touch $@; }
 
 .venv/$(KEY): $(DEPS)/ready
@@ -116,6 +117,14 @@ $(SITE)/ready: $(SITE_PINS)
 .PHONY: pictures
 pictures: install ## Draw the pictures and charts of the docs
 	$(PY) -m tools.pictures
+
+.PHONY: lock
+lock: install ## Write requirements/*.lock: the pins of constraints.txt with hashes, for development and each image
+	$(PY) -m tools.locks
+
+.PHONY: sbom
+sbom: install ## Write a CycloneDX bill of materials of each image to dist/sbom
+	$(PY) -m tools.sbom $(ARGS)
 
 .PHONY: test-unit
 test-unit: install ## Fast tests

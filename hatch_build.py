@@ -77,7 +77,7 @@ class BuildHook(BuildHookInterface[Any]):
 
     def _add_kernels(self, build_data: dict[str, Any]) -> None:
         sources = Path(self.root, KERNELS)
-        if not sources.is_dir():  # the Dockerfile's wheel of requirements alone
+        if not sources.is_dir():  # a wheel of requirements alone
             return
         compiler = shutil.which("g++")
         problem = why_unusable(compiler) if compiler else "there is no g++"

@@ -9,7 +9,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools import chart_reference, markdown, reference
+from tools import attacks, chart_reference, markdown, reference
 
 from updraft_operator.api import crd
 
@@ -44,6 +44,7 @@ def generate(checkout: Path, into: Path) -> None:
     ]
     subprocess.run(command, check=True)  # noqa: S603 - fixed words and our own paths
     reference.write(into / "docs" / "reference")
+    attacks.write(checkout, into)
     (into / CHART).mkdir(parents=True, exist_ok=True)
     (into / CHART / "README.md").write_text(
         markdown.wrapped(chart_reference.readme(checkout / CHART)), encoding="utf-8"
@@ -66,7 +67,7 @@ def _generated(root: Path) -> dict[str, bytes]:
     crds = (root / CRDS).glob("*.yaml")
     return {
         str(path.relative_to(root)): path.read_bytes()
-        for path in (*code, *pages, *crds, *(root / CHART).glob("README.md"))
+        for path in (*code, *pages, *crds, *(root / CHART).glob("README.md"), *root.glob(str(attacks.PAGE)))
     }
 
 

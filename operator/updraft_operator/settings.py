@@ -50,6 +50,8 @@ class OperatorSettings(Settings):
     """Pull policy of all these images."""
     image_pull_secrets: str = ""
     """Pull secrets in the namespaces of the resources, separated by commas."""
+    fixed_user: bool = True
+    """Run pods as user 65532. Set it to false on OpenShift, which chooses a user for each namespace and refuses others."""
     redis_url: SecretStr = SecretStr("")
     """Redis for speculators that name none, with a user that may manage users (ACL LIST, SETUSER, DELUSER) and delete keys.
     Pods and trainers get users of their own. If empty, those speculators capture no traces and train no drafts."""
@@ -98,6 +100,7 @@ class OperatorSettings(Settings):
                 vllm=self.vllm_image,
                 pull_policy=self.image_pull_policy,
                 pull_secrets=_words(self.image_pull_secrets),
+                has_fixed_user=self.fixed_user,
             ),
             namespace=self.namespace,
             account=self.service_account,

@@ -147,19 +147,17 @@ def test_values_of_labels_in_alerts_are_the_codes_own() -> None:
     assert f'outcome="{OUTCOMES[Phase.ROLLED_BACK]}"' in text
 
 
-def test_every_alert_links_to_its_section_in_the_runbooks() -> None:
+def test_every_alert_links_to_its_section_in_the_runbooks_where_they_are_served() -> None:
     sections = set(re.findall(r"^## (\w+)$", (CHECKOUT / "docs" / "runbooks.md").read_text(), re.MULTILINE))
 
-    alerts = {rule["alert"] for rule in _rules()}
-
-    assert sections == alerts
-    for rule in _rules():
-        assert rule["annotations"]["runbook_url"] == f"https://updraft.dev/docs/runbooks#{rule['alert'].lower()}"
+    assert sections == {rule["alert"] for rule in _rules()}
+    for rule in _rules("everything"):
+        assert rule["annotations"]["runbook_url"] == f"https://wiki.example.com/updraft#{rule['alert'].lower()}"
 
 
 def test_alerts_say_what_is_wrong_and_how_much_it_matters() -> None:
     for rule in _rules():
-        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "description"}, "no address that nobody chose"
         assert rule["labels"]["severity"] in {"warning", "critical"}, rule["alert"]
 
 

@@ -101,6 +101,11 @@ def test_without_an_election_there_is_no_right_to_a_lease() -> None:
     assert not of_kind(rendered("small"), "Lease")
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="an operator that requests tokens of other accounts",
+    outcome="its role names its own account only",
+)
 def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
     rule, _ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
 
@@ -116,6 +121,11 @@ def test_the_operator_reads_its_own_namespace_only() -> None:
     assert (rule["resources"], rule["resourceNames"]) == (["namespaces"], [NAMESPACE])
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="an operator without the chart's Redis that writes Secrets",
+    outcome="it has no right to",
+)
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
     secrets = {right for right in _granted("no-redis", "updraft-operator")[""] if right[1] == "secrets"}
     assert secrets == {("", "secrets", "get")}

@@ -56,6 +56,7 @@ def _answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.attack(boundary="redis", attack="a client of the bundled Redis without a password", outcome="refused")
 def test_it_asks_for_the_password_and_forgets_nothing(server: int) -> None:
     with redis.Redis(port=server) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
@@ -65,6 +66,19 @@ def test_it_asks_for_the_password_and_forgets_nothing(server: int) -> None:
         assert client.config_get("maxmemory")["maxmemory"] == str(2 * 1024**3)
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("save") == {"save": ""}
+
+
+@pytest.mark.attack(
+    boundary="redis",
+    attack="an entry of hundreds of megabytes in the bundled Redis",
+    outcome="Redis refuses it and closes the connection",
+)
+def test_an_entry_far_larger_than_a_trace_is_refused(server: int) -> None:
+    with redis.Redis(port=server, password=PASSWORD) as client:
+        client.xadd("updraft:{a:b:0}:samples:v1", {"t": bytes(8 * 1024**2)})
+        with pytest.raises((redis.ConnectionError, redis.ResponseError)):
+            client.xadd("updraft:{a:b:0}:samples:v1", {"t": bytes(17 * 1024**2)})
+        assert client.xlen("updraft:{a:b:0}:samples:v1") == 1
 
 
 def test_the_probe_tells_a_server_that_answers_from_none(server: int) -> None:

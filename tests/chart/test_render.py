@@ -109,6 +109,11 @@ def test_every_pod_has_bounds_and_an_image_with_a_version(case: str) -> None:
             assert not container["image"].endswith(":latest"), name
 
 
+@pytest.mark.attack(
+    boundary="images",
+    attack="a pod of the chart that calls the Kubernetes API",
+    outcome="only those that need a token have one",
+)
 def test_only_who_talks_to_the_api_server_has_a_token() -> None:
     documents = rendered("default")
 
@@ -167,6 +172,11 @@ def test_registries_let_the_operator_in() -> None:
 _NAME = "kubernetes.io/metadata.name"
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="a pod that gives itself the labels of ours",
+    outcome="NetworkPolicy selects namespaces, whose labels it cannot set",
+)
 @pytest.mark.parametrize(
     ("case", "words", "namespaces"),
     [

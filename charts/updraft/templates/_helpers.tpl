@@ -86,13 +86,24 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The restricted Pod Security standard for pods and containers; the number is the argument. */}}
+{{/* Whether OpenShift chooses the user of pods: `true` or nothing. */}}
+{{- define "updraft.openshift" -}}
+{{- if or (kindIs "invalid" .Values.openshift) (eq (toString .Values.openshift) "auto") -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end -}}
+{{- else if .Values.openshift -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* The restricted Pod Security standard for pods and containers; the arguments are the context and the user. */}}
 {{- define "updraft.podSecurity" -}}
 securityContext:
   runAsNonRoot: true
-  runAsUser: {{ . }}
-  runAsGroup: {{ . }}
-  fsGroup: {{ . }}
+  {{- if not (include "updraft.openshift" (index . 0)) }}
+  runAsUser: {{ index . 1 }}
+  runAsGroup: {{ index . 1 }}
+  fsGroup: {{ index . 1 }}
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- end -}}

@@ -1,6 +1,7 @@
 """Logs on stderr: one JSON object per line, or text for a person. Fields go into `extra={}`.
 
-This is the standard `logging` module, configured once per process, so libraries log the same way.
+This is the standard `logging` module, configured once per process, so libraries log the same way. Records contain foreign
+text, such as names and errors of peers. It can neither begin a line of its own nor move a terminal's cursor.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class JsonFormatter(_Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         order = ("time", "level", "process", "logger", "message")
-        return json.dumps({name: line[name] for name in order} | line, default=str, ensure_ascii=False)
+        return printable(json.dumps({name: line[name] for name in order} | line, default=str, ensure_ascii=False))
 
 
 class TextFormatter(_Formatter):
@@ -62,8 +63,19 @@ class TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         extras = "".join(f"  {name}={value}" for name, value in _extras(record).items())
         head = f"{_time(record).astimezone():%H:%M:%S} {record.levelname:<7} {self._process}"
-        text = f"{head}: {record.getMessage()}{extras}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = printable(f"{head}: {record.getMessage()}{extras}")
+        if not record.exc_info:
+            return text
+        return "\n".join(
+            [text, *(f"  {printable(line)}" for line in self.formatException(record.exc_info).split("\n"))]
+        )
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks and invisible ones escaped as in JSON."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _time(record: logging.LogRecord) -> datetime:

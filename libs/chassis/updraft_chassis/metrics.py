@@ -4,9 +4,11 @@ The server runs in a daemon thread of its own, so a scrape is answered while the
 """
 
 import logging
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+"""A port's limit. Prometheus and a kubelet need three; every connection has a thread."""
 
 
 class BulkHistogram(Histogram):
@@ -108,8 +113,38 @@ def _plain(start: "StartResponse", status: str, text: str) -> list[bytes]:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Closes the oldest of too many connections: whoever holds them all must not keep out a kubelet's probe."""
+
     daemon_threads = True  # a scrape that hangs must not keep the process alive
     block_on_close = False
+    request_queue_size = (
+        128  # of connections that wait to be accepted; by default 5, and the others try again after a second
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connections: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._connections[request] = None
+            oldest = next(iter(self._connections)) if len(self._connections) > MAX_CONNECTIONS else None
+            if oldest is not None:
+                del self._connections[oldest]
+        if oldest is not None:
+            with suppress(OSError):  # it has just ended by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was too slow or went away is no error; socketserver would print a traceback."""
+        logger.debug("A connection to the metrics port broke", exc_info=sys.exc_info())
 
 
 class _Quiet(WSGIRequestHandler):

@@ -40,6 +40,11 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 """Large enough to make the cost per message negligible, small enough to leave room for other streams on a slow link."""
 
+_MAX_REQUEST_BYTES = 128 * 1024
+"""A message of empty messages takes a hundred times its size in memory, so what is too large is refused unparsed."""
+
+_LARGER_REQUESTS = {"/updraft.registry.v1.Registry/Publish": CHUNK_BYTES + _MAX_REQUEST_BYTES}
+
 _RETRY_AFTER = "updraft-retry-after-s"
 
 _DENIED_DRAIN_S = 1.0
@@ -234,21 +239,54 @@ class ErrorsToStatus(grpc.aio.ServerInterceptor):
         kind = f"{request}_{'stream' if handler.response_streaming else 'unary'}"
         method = str(handler_call_details.method)
         call, behaviour = Call(), getattr(handler, kind)
+        deserialize: Any = _limited(handler.request_deserializer, method)
+        check = _CheckedRequests if handler.request_streaming else _checked
         try:
             if self._access is not None:
                 call.caller = await self._access.admit(method, handler_call_details.invocation_metadata)
         except (Unauthenticated, Forbidden, Unavailable) as denial:
-            behaviour = _rejecting(handler, denial)
+            behaviour, deserialize = _rejecting(handler, denial), None  # nothing from strangers is parsed
         _CALL.set(call)  # the task that runs this then runs the method
         if inspect.isasyncgenfunction(behaviour):
-            wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, call), method)
+            wrapped: Callable[[Any, Any], Any] = _iterating(_valid_responses(behaviour, call), method, check)
         else:
             drain_s = None if handler.response_streaming else self._drain_s
-            wrapped = _awaiting(_valid_response(behaviour, call), method, drain_s=drain_s)
+            wrapped = _awaiting(_valid_response(behaviour, call), method, check, drain_s=drain_s)
         with_behaviour = getattr(grpc, f"{kind}_rpc_method_handler")
         return with_behaviour(
-            wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+            wrapped, request_deserializer=deserialize, response_serializer=handler.response_serializer
         )
+
+
+def _limited(deserialize: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
+    """Parses a message, or returns the error if it is too large: a deserializer that raises would become INTERNAL."""
+    most = _LARGER_REQUESTS.get(method, _MAX_REQUEST_BYTES)
+
+    def parse(data: bytes) -> Any:
+        if len(data) > most:
+            return InvalidInput(f"a message of {len(data)} bytes; {method.rpartition('/')[2]} takes at most {most}")
+        return data if deserialize is None else deserialize(data)
+
+    return parse
+
+
+class _CheckedRequests:
+    """A stream of requests that raises the error which `_limited` returned."""
+
+    def __init__(self, requests: AsyncIterable[Any]) -> None:
+        self._requests = aiter(requests)
+
+    def __aiter__(self) -> "_CheckedRequests":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _checked(await anext(self._requests))
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, InvalidInput):
+        raise request
+    return request
 
 
 def _valid_response(behaviour: Callable[[Any, Any], Awaitable[Any]], call: Call) -> Callable[[Any, Any], Any]:
@@ -301,7 +339,7 @@ def _rejecting(handler: Any, error: UpdraftError) -> Callable[[Any, Any], Awaita
 
 
 def _awaiting(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, *, drain_s: float | None
+    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Callable[[Any], Any], *, drain_s: float | None
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     """For a single response, or (without `drain_s`) a handler that writes its stream of responses itself.
 
@@ -310,7 +348,7 @@ def _awaiting(
 
     async def call(request: Any, context: Context) -> Any:
         try:
-            response = await behaviour(request, context)
+            response = await behaviour(check(request), context)
         except Exception as error:  # noqa: BLE001 - every exception becomes a status
             is_denied = isinstance(error, Unauthenticated | Forbidden)
             await _drain(request, min(drain_s, _DENIED_DRAIN_S) if is_denied and drain_s else drain_s)
@@ -331,11 +369,13 @@ async def _drain(request: Any, within_s: float | None) -> None:
 
 
 def _iterating(
-    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], method: str
+    behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]], method: str, check: Callable[[Any], Any]
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async with aclosing(behaviour(request, context)) as responses:  # its `finally` runs when the call ends
+            async with aclosing(
+                behaviour(check(request), context)
+            ) as responses:  # its `finally` runs when the call ends
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001 - every exception becomes a status

@@ -444,8 +444,9 @@ class Consumer:
             logger.error("Dead letter, lost: Redis is full", extra=facts)
 
     async def _keep_letter(self, entry: Entry, reason: str) -> bool:
-        letter: dict[Any, Any] = {_FIELD: entry.data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries}
-        maxlen = self._dead_bound.entries(len(entry.data))
+        data = entry.data[:MAX_ENTRY_BYTES]  # what is longer was written by somebody who wants to fill Redis
+        letter: dict[Any, Any] = {_FIELD: data, "reason": reason, "id": entry.id, "deliveries": entry.deliveries}
+        maxlen = self._dead_bound.entries(len(data))
         with redis_errors():
             try:
                 await self._client.xadd(self._dead_key, letter, maxlen=maxlen, approximate=True)

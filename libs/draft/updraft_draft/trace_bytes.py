@@ -6,6 +6,8 @@ are a trace to every reader. `parse` looks for them at the beginning, and reads 
 
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from updraft.trace.v1 import trace_pb2
 
 Data = bytes | memoryview
@@ -20,6 +22,12 @@ _TAGS = tuple(number << 3 | 2 for number in _FIELDS)
 """A byte each: the number of a field, and that a length follows."""
 
 _MAX_LENGTH_BYTES = 5
+
+MAX_FIELDS = 2**18
+"""The limit of a trace and its payload: twice the steps of 128k tokens. An empty step of two bytes takes 100 in memory."""
+
+_FIXED_BYTES = {1: 8, 5: 4}
+"""Sizes of fields without a length, by their wire type."""
 
 
 class ParsedTrace(NamedTuple):
@@ -42,8 +50,10 @@ def serialize(trace: trace_pb2.Trace, aux: bytes) -> bytes:
 
 
 def parse(data: bytes) -> ParsedTrace:
-    """Raises google.protobuf's DecodeError for what is no trace."""
+    """Raises google.protobuf's DecodeError for what is no trace, or has more steps than one has."""
     view = memoryview(data)
+    if _num_fields(view, MAX_FIELDS) >= MAX_FIELDS:
+        raise DecodeError(f"it has {MAX_FIELDS} fields or more")
     first, end = _aux(view)
     trace = trace_pb2.Trace.FromString(view[end:].tobytes() if end else data)
     if end:
@@ -63,6 +73,30 @@ def _aux(view: memoryview) -> tuple[int, int]:
         ends.add(begin + length)
     end = ends.pop()
     return (begin, end) if not ends and end <= len(view) else (0, 0)
+
+
+def _num_fields(view: memoryview, most: int, payload: int = _TAGS[0]) -> int:
+    """Fields of a trace, and those of its payload, up to `most`. Whatever is no field ends the count: parsing refuses it."""
+    count, begin = 0, 0
+    while begin < len(view) and count < most:
+        tag, begin = _read_length(view, begin)
+        count += 1
+        if tag & 7 == 2:
+            length, begin = _read_length(view, begin)
+            if tag == payload:
+                count += _num_fields(view[begin : begin + length], most - count, payload=0)
+            begin += length
+        elif tag & 7 == 0:
+            begin = _varint_end(view, begin)
+        else:
+            begin += _FIXED_BYTES.get(tag & 7, len(view))
+    return count
+
+
+def _varint_end(view: memoryview, begin: int) -> int:
+    while begin < len(view) and view[begin] & 0x80:
+        begin += 1
+    return begin + 1
 
 
 def _length(number: int) -> list[int]:

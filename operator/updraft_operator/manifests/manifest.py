@@ -26,6 +26,8 @@ class Images:
     vllm: str
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
+    has_fixed_user: bool = True
+    """Whether pods name the images' user. OpenShift chooses a user for each namespace and refuses pods that name another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

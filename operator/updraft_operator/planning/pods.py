@@ -6,10 +6,11 @@ Only the pod's own status is read. Refused: reading Events, which are deleted af
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from updraft_operator.api import names
+from updraft_operator.planning.masking import masked
 
 _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -57,7 +58,7 @@ class PodState:
             is_ready=conditions.get("Ready", {}).get("status") == "True",
             is_ending="deletionTimestamp" in metadata,
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
-            problem=next(_troubles(status, conditions), None),
+            problem=next(map(_shown, _troubles(status, conditions)), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
             uid=metadata.get("uid", ""),
             result=_result(status),
@@ -70,6 +71,11 @@ def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:
         if pod.problem is not None and not pod.is_ending:
             return pod, pod.problem
     return None
+
+
+def _shown(problem: PodProblem) -> PodProblem:
+    """Its message is foreign text, and whoever may read the resource sees it."""
+    return replace(problem, message=masked(problem.message))
 
 
 def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterator[PodProblem]:

@@ -1,18 +1,12 @@
-"""A registry with the settings that the operator gave it, called with tokens that the real API server issued.
+"""A registry with the settings that the operator gave it, called with tokens that the real API server issued."""
 
-A kubelet requests the tokens of pods from the API server; here the test does, for the same account, audience and pod.
-"""
-
-import base64
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc.aio
 import pytest
-import yaml
-from tests.cluster.access import Json
 from tests.cluster.operator.conftest import Running
+from tests.cluster.operator.own_registries import bearing, own_registry, pod_of, token
 from tests.cluster.operator.subject import Subject
 from tests.support.checkpoints import draft
 from tests.support.ports import free_port
@@ -21,11 +15,9 @@ from tests.support.wait import wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
-from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, Unauthenticated
 from updraft_operator.api import names
 
-_PREFIX = "UPDRAFT_REGISTRY_"
 _CALL_S = 30
 
 
@@ -42,54 +34,11 @@ def settings(port: int) -> dict[str, object]:
 
 @pytest.fixture
 def registry(operator: Running, subject: Subject, port: int, tmp_path: Path) -> Iterator[RegistryProcess]:
-    """The registry of the speculator, with its own pod's token for the API server; only addresses and paths are of here."""
+    """The registry of the speculator."""
     subject.create(rollout={"strategy": "Immediate"})
     subject.wait_until_built()
-    content = subject.get("ConfigMap", f"{subject.name}-registry")["data"]
-    given = {name.removeprefix(_PREFIX).lower(): value for name, value in content.items()}
-    cluster = yaml.safe_load(operator.cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
-    (tmp_path / "ca.crt").write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
-    (tmp_path / "token").write_text(token(subject, names.REGISTRY))
-    given |= {
-        "host": "127.0.0.1",
-        "port": port,
-        "metrics_port": free_port(),
-        "data_dir": tmp_path / "registry",
-        "key_set": given["key_set"].replace("https://kubernetes.default.svc", cluster["server"]),
-        "key_set_token_file": tmp_path / "token",
-        "key_set_ca_file": tmp_path / "ca.crt",
-    }
-    process = RegistryProcess(tmp_path, settle_seconds=0, **given)
-    process.port, process.metrics_port = port, given["metrics_port"]
-    with process:
-        subject.run(names.REGISTRY)
+    with own_registry(operator.cluster, subject, port, tmp_path) as process:
         yield process
-
-
-def pod_of(subject: Subject, part: str) -> Json:
-    wait_until(lambda: bool(subject.pods(part)), what=f"a pod of {part}")
-    return subject.pods(part)[0]
-
-
-def token(subject: Subject, part: str) -> str:
-    """The only token in a pod of the part, requested as its volume says."""
-    pod = pod_of(subject, part)
-    sources = [source for volume in pod["spec"]["volumes"] for source in volume.get("projected", {}).get("sources", ())]
-    (wanted,) = (source["serviceAccountToken"] for source in sources if "serviceAccountToken" in source)
-    bound = {"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
-    spec = {"expirationSeconds": wanted["expirationSeconds"], "boundObjectRef": bound}
-    if "audience" in wanted:
-        spec["audiences"] = [wanted["audience"]]
-    path = subject.path("ServiceAccount", pod["spec"]["serviceAccountName"], "token")
-    return str(subject.api.create(path, {"spec": spec})["status"]["token"])
-
-
-@asynccontextmanager
-async def bearing(registry: RegistryProcess, value: str) -> AsyncIterator[grpc.aio.Channel]:
-    file = registry.folder / "callers-token"
-    file.write_text(value)
-    async with rpc.channel(registry.address, Credentials(token_file=file)) as channel:
-        yield channel
 
 
 async def listed(channel: grpc.aio.Channel, speculator: str) -> list[int]:
@@ -125,6 +74,11 @@ async def test_operator_trainer_and_pods_work_with_tokens_of_the_api_server(
     assert registry.metric('updraft_registry_key_fetches_total{result="failed"}') == 0
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="a token for the API server, or of another account, shown to a registry",
+    outcome="UNAUTHENTICATED",
+)
 async def test_tokens_for_others_are_refused(registry: RegistryProcess, subject: Subject) -> None:
     audience = f"updraft-registry/{subject.namespace}/{subject.name}"
     async with bearing(registry, token(subject, names.REGISTRY)) as for_the_api_server:

@@ -66,6 +66,11 @@ def test_a_minimal_resource_becomes_exactly_these_objects(built: Subject) -> Non
     assert "annotations" not in owner["metadata"], "an operator's marks in what a person wrote are drift to GitOps"
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="a serving pod that calls the Kubernetes API",
+    outcome="it has no token for it",
+)
 def test_every_pod_has_one_token_which_is_of_its_own_account(built: Subject) -> None:
     shown = {}
     for part in (names.SERVING, names.TRAINER, names.REGISTRY):
@@ -89,6 +94,11 @@ def test_nothing_is_written_while_nothing_changes(operator: Running, built: Subj
     assert requests.writes(operator.cluster, operator.account.user, since, namespace=built.namespace) == []
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="changing the objects of a resource, its NetworkPolicy for example",
+    outcome="the operator reverts it",
+)
 def test_what_somebody_changed_is_set_right(operator: Running, built: Subject) -> None:
     before = {key: _wished(each) for key, each in built.objects().items()}
     for (kind, end), edit in EDITS.items():

@@ -29,6 +29,11 @@ def foreign(subject: Subject) -> Json:
     return subject.api.create(subject.path("Service").rpartition("/")[0], body)
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="a resource named like somebody's object, to have that replaced",
+    outcome="the object is left alone; a condition says so",
+)
 def test_an_object_of_somebody_else_is_left_alone(operator: Running, subject: Subject, foreign: Json) -> None:
     subject.create()
 
@@ -54,6 +59,11 @@ def test_an_object_that_is_handed_over_is_taken(operator: Running, subject: Subj
     assert 80 in [port["port"] for port in taken["spec"]["ports"]]
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="an object of another controller with our label",
+    outcome="it is never taken",
+)
 def test_an_object_that_another_controller_owns_is_never_taken(operator: Running, subject: Subject) -> None:
     owner = subject.api.create(f"/api/v1/namespaces/{subject.namespace}/configmaps", {"metadata": {"name": "other"}})
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": owner["metadata"]["uid"]}
@@ -146,6 +156,11 @@ def test_pods_beyond_a_quota(operator: Running, subject: Subject, quota: Callabl
     assert "exceeded quota: little" in subject.wait_for("ServingReady", "False", "QuotaExceeded")
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="a resource that needs more than its namespace's quota",
+    outcome="a condition with the quota's name; no storm of requests",
+)
 def test_objects_beyond_a_quota(operator: Running, subject: Subject, quota: Callable[[dict[str, str]], Any]) -> None:
     quota({"count/services": "1"})
     subject.create()

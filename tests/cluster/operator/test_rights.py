@@ -41,6 +41,11 @@ def rights(request: Audited) -> set[Right]:
     return {(request.group, request.resource, verb) for verb in verbs}
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="an operator that was taken over",
+    outcome="it has no right that it does not need",
+)
 def test_every_right_is_used_or_has_a_reason(operator: Running, subject: Subject, registry: RegistryProcess) -> None:
     live(subject, Shelf(registry, subject.name))
     wait_until(lambda: has_renewed(operator), what="a renewal of the Lease")

@@ -98,6 +98,11 @@ def test_every_method_has_a_role() -> None:
     assert {path(method) for method in METHODS} == set(ROLES)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a call without a token, with an unknown one, or with too weak a role, to each method",
+    outcome="refused, and the token is not repeated",
+)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 async def test_a_call_needs_a_token_that_is_known_and_whose_role_is_enough(
     method: MethodDescriptor, tokens_file: Path, tmp_path: Path
@@ -172,6 +177,11 @@ def test_reading_is_in_every_role_and_everything_in_operate() -> None:
     }
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a method that nobody gave a role",
+    outcome="it needs the strongest one",
+)
 async def test_a_method_that_the_table_does_not_name_needs_the_role_operate(tokens_file: Path, tmp_path: Path) -> None:
     async def new(request: Any, context: Any) -> bytes:
         return b"done"
@@ -209,6 +219,11 @@ async def test_a_large_upload_hears_why_it_is_refused(tokens_file: Path, tmp_pat
             await transfer.upload(RegistryStub(channel), manifest, weights)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="reading a token from logs while tokens rotate",
+    outcome="no log contains one",
+)
 async def test_tokens_rotate_on_both_sides_without_a_restart(
     tokens_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,6 +251,11 @@ async def test_tokens_rotate_on_both_sides_without_a_restart(
     assert not any(token in str(vars(record)) for record in caplog.records for token in (NOBODYS, *TOKENS.values()))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a tokens file that is damaged or has short tokens",
+    outcome="it is refused in a sentence that shows no token",
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [

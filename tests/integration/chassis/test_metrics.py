@@ -1,5 +1,8 @@
 import http.client
 import socket
+import struct
+import threading
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -37,18 +40,60 @@ def test_health_is_independent_of_readiness() -> None:
         assert get(port, "/readyz") == (200, "ready\n")
 
 
+@pytest.mark.attack(boundary="ports", attack="any other path on a metrics port", outcome="404")
 def test_another_path_says_what_there_is() -> None:
     with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
         assert get(port, "/")[0] == 404
         assert "/metrics" in get(port, "/")[1]
 
 
+@pytest.mark.attack(boundary="ports", attack="a silent connection to a metrics port", outcome="others are answered")
 def test_a_client_that_says_nothing_hinders_neither_others_nor_the_end() -> None:
     with (
         metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port,
         socket.create_connection(("127.0.0.1", port)),
     ):
         assert get(port, "/healthz")[0] == 200
+
+
+@pytest.mark.attack(
+    boundary="ports",
+    attack="hundreds of connections to a metrics port that send nothing, or one byte at a time",
+    outcome="the oldest are closed, threads are bounded, and probes and scrapes are answered",
+)
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nX: "], ids=["nothing", "half a head"])
+def test_silent_connections_are_pushed_out_by_newer_ones(sent: bytes) -> None:
+    num_threads = threading.active_count()
+    with (
+        metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port,
+        ExitStack() as held,
+    ):
+        silent = [held.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+        for connection in silent:
+            with suppress(OSError):  # pushed out already
+                connection.sendall(sent)
+        for _ in range(3):
+            assert get(port, "/healthz") == (200, "ok\n")
+            assert get(port, "/metrics")[0] == 200
+        assert threading.active_count() - num_threads <= metrics.MAX_CONNECTIONS + 3
+        silent[0].settimeout(LONG_S)
+        with suppress(ConnectionResetError):
+            assert silent[0].recv(1) == b""
+
+
+@pytest.mark.attack(
+    boundary="ports",
+    attack="a client that breaks its connection in the middle of a request",
+    outcome="nothing is printed, so it cannot fill a log",
+)
+def test_a_client_that_breaks_off_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X") as port:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"GET /met")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        assert get(port, "/healthz")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_the_port_is_free_again_at_the_end() -> None:

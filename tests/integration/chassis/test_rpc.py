@@ -85,6 +85,11 @@ async def test_an_error_of_the_tree_arrives_as_itself_from_all_four_kinds_of_met
     assert [record for record in caplog.records if record.name == "updraft_chassis.rpc"] == []
 
 
+@pytest.mark.attack(
+    boundary="text",
+    attack="reading secrets from the text of an internal error",
+    outcome="clients get no text of it",
+)
 async def test_the_text_of_an_unknown_error_stays_in_the_servers_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -202,6 +202,11 @@ async def test_a_read_blocks_no_longer_than_told_and_longer_than_one_slice(redis
     assert loop.time() - start > 1.1
 
 
+@pytest.mark.attack(
+    boundary="traces",
+    attack="an entry that crashes the trainer each time",
+    outcome="a dead letter after five deliveries",
+)
 async def test_what_cannot_be_handled_becomes_a_dead_letter(redis: Redis) -> None:
     await append(redis, b"poison", b"fine")
     for life_number in (1, 2, 3):
@@ -244,6 +249,7 @@ async def test_a_reader_can_set_an_entry_aside_with_its_own_reason(redis: Redis)
     }
 
 
+@pytest.mark.attack(boundary="traces", attack="ever more dead letters", outcome="the stream of dead letters is bounded")
 async def test_dead_letters_are_bounded(redis: Redis) -> None:
     large = Producer(redis, KEY, max_bytes=1 << 30)
     life = await consumer(redis)
@@ -345,6 +351,11 @@ async def test_an_entry_beyond_the_limit_is_refused(redis: Redis) -> None:
     assert await redis.exists(KEY) == 0
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="reading a prompt from an error message",
+    outcome="errors do not contain it",
+)
 async def test_a_refusal_of_redis_does_not_repeat_the_users_data(redis: Redis) -> None:
     await redis.set(KEY, "no stream")
     with pytest.raises(UpdraftError, match="WRONGTYPE") as refused:
@@ -384,6 +395,11 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
     await settle_all(life)
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="a prompt with Redis commands, on a connection that breaks in the middle",
+    outcome="it is never run",
+)
 async def test_the_text_of_an_entry_whose_connection_is_closed_half_way_is_never_a_command(
     short_tmp_path: Path,
 ) -> None:

@@ -218,6 +218,11 @@ async def test_a_redis_that_takes_no_writes_for_now_is_unavailable(short_tmp_pat
     assert "private" not in str(raised.value)
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="reading the password from an error about the address",
+    outcome="it is not in it",
+)
 @pytest.mark.parametrize("url", ["http://:secret@host", "redis://:sec/ret@host", "secret"])
 def test_an_address_that_is_none_is_told_without_its_password(url: str) -> None:
     with pytest.raises(InvalidInput, match="the Redis address is invalid") as refused:

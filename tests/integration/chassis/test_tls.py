@@ -48,18 +48,29 @@ async def test_a_client_that_believes_the_servers_authority_gets_through(servers
         await get(address, Credentials(ca_file=servers.file))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a server with a certificate of another CA",
+    outcome="clients do not believe it",
+)
 async def test_a_server_of_another_authority_is_not_believed(servers: Authority, clients: Authority) -> None:
     async with serving(servers.server()) as address:
         with pytest.raises(Unavailable):
             await get(address, Credentials(ca_file=clients.file))
 
 
+@pytest.mark.attack(boundary="registry", attack="plaintext to a TLS port", outcome="nothing is answered")
 async def test_a_client_that_speaks_plaintext_gets_nothing(servers: Authority) -> None:
     async with serving(servers.server()) as address:
         with pytest.raises(Unavailable):
             await get(address)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a client certificate of another CA, or none",
+    outcome="the connection is refused",
+)
 async def test_with_a_client_ca_only_its_certificates_get_in(servers: Authority, clients: Authority) -> None:
     async with serving(servers.server(clients=clients)) as address:
         await get(address, clients.client(servers=servers))

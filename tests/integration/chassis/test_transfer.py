@@ -206,6 +206,11 @@ async def test_a_download_that_had_everything_but_its_name_fetches_nothing(
     assert registry.offsets == []
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="weights with other bytes than the digest says",
+    outcome="thrown away before they get their name",
+)
 async def test_corrupt_bytes_never_get_the_final_name_and_are_thrown_away(
     registry: Registry, stub: RegistryAsyncStub, tmp_path: Path
 ) -> None:
@@ -234,6 +239,11 @@ async def test_a_version_number_of_a_registry_that_started_over_replaces_the_old
     assert (folder / "model.safetensors").read_bytes() == b"new"
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a registry that sends more, less or something else than it announced",
+    outcome="refused",
+)
 @pytest.mark.parametrize("damage", ["skips", "delta", "too long", "other digest"])
 async def test_a_registry_that_sends_something_else_is_corrupt(
     damage: str, registry: Registry, stub: RegistryAsyncStub, tmp_path: Path

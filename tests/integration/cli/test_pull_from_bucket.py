@@ -66,6 +66,7 @@ def test_a_model_arrives_whole_and_then_needs_no_server(run: Run, server: S3Serv
     assert run("model", "pull", "s3://drafts/models/one", tmp_path / "model").exit_code == 0
 
 
+@pytest.mark.attack(boundary="models", attack="reading the bucket's key from an error", outcome="it is not in it")
 @pytest.mark.usefixtures("server")
 def test_wrong_keys_are_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-one")
@@ -117,6 +118,11 @@ def test_a_draft_is_imported_from_its_address_as_a_version_that_is_told(run: Run
     assert (again["draft"]["version"], again["existed"]) == (1, True)
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a bucket whose draft was exchanged",
+    outcome="refused if the digest was given",
+)
 @pytest.mark.usefixtures("draft")
 def test_a_draft_with_other_bytes_than_asked_for_is_refused(run: Run, address: str) -> None:
     other = f"sha256:{'0' * 64}"

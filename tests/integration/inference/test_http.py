@@ -218,6 +218,7 @@ async def test_malformed_json_is_the_clients_mistake(pod: RunningPod) -> None:
     assert "not valid JSON" in answer.json()["error"]["message"]
 
 
+@pytest.mark.attack(boundary="client", attack="a body of 50 MB", outcome="413 with the limit")
 async def test_a_body_of_50_mb_is_refused_with_both_numbers(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await client.completions.create(model=MODEL, prompt="x" * 50_000_000)
@@ -227,6 +228,11 @@ async def test_a_body_of_50_mb_is_refused_with_both_numbers(client: AsyncOpenAI)
     assert str(1024 * 1024) in caught.value.message
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="an endless chunked body without a length",
+    outcome="413 as soon as the limit is reached",
+)
 async def test_a_body_without_a_length_is_counted(pod: RunningPod) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(40):

@@ -237,6 +237,11 @@ async def test_the_client_that_asks_finds_its_own_request_id(pod: RunningPod) ->
     assert nothing.headers["x-request-id"].startswith("req-")
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a request without a known API key",
+    outcome="401 everywhere except health and metrics",
+)
 async def test_with_keys_only_who_shows_one_is_answered(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{KEY}\n")
     async with running_pod(tmp_path, api_keys_file=tmp_path / "keys") as pod:
@@ -264,6 +269,11 @@ async def test_the_engine_hears_which_requests_are_of_the_same_key_and_not_the_k
     assert KEY not in one
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="one key with many concurrent requests",
+    outcome="429 beyond its limit; other keys are served",
+)
 async def test_a_key_that_asks_too_much_at_once_is_told_to_wait(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{KEY}\n{KEY}-other\n")
     async with running_pod(tmp_path, api_keys_file=tmp_path / "keys", max_requests_per_key=1) as pod:

@@ -134,6 +134,11 @@ async def test_any_bytes(path: str, raw: bytes, cut: int, at: int) -> None:
             check(await http.post(path, content=mutated))
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="any path, method and header",
+    outcome="a status below 500, and the next request is served",
+)
 @settings(max_examples=60, deadline=None)
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]),

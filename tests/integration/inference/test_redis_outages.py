@@ -61,6 +61,11 @@ async def test_nothing_of_a_request_that_opts_out_leaves_the_pod(tmp_path: Path,
     assert len(await traces(redis_url)) == 1
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a misspelt opt-out header",
+    outcome="400, rather than a trace that nobody wanted",
+)
 async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_refused(
     tmp_path: Path, redis_url: str
 ) -> None:

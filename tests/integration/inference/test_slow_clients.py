@@ -29,6 +29,11 @@ async def connection(pod: RunningPod) -> AsyncIterator[tuple[asyncio.StreamReade
         writer.transport.abort()
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a connection that sends nothing, or half a request",
+    outcome="it is closed after the stall time",
+)
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"Content-Length: 2\r\n"], ids=["nothing", "half a head", "more"])
 async def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path, sent: bytes) -> None:
     async with running_pod(tmp_path, stall_seconds=0.1) as pod, connection(pod) as (reader, writer):
@@ -36,6 +41,11 @@ async def test_a_connection_that_sends_no_request_is_closed(tmp_path: Path, sent
         assert await reader.read() == b""
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a head that trickles in, byte by byte",
+    outcome="it is closed all the same",
+)
 async def test_bytes_that_trickle_in_win_no_time(tmp_path: Path) -> None:
     async with running_pod(tmp_path, stall_seconds=0.2) as pod, connection(pod) as (reader, writer):
         writer.write(HEAD)
@@ -55,6 +65,7 @@ async def test_a_second_request_on_a_connection_has_the_same_time(tmp_path: Path
         assert (await reader.read()).endswith(b"ok\n"), "answered, and closed after a while"
 
 
+@pytest.mark.attack(boundary="client", attack="a body that never comes", outcome="408, and its place is free")
 async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:
     async with running_pod(tmp_path, stall_seconds=0.1) as pod, connection(pod) as (reader, writer):
         writer.write(HEAD + b"Content-Length: 100\r\n\r\n{")
@@ -64,6 +75,11 @@ async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:
     assert b'"code":"body_too_slow"' in answer
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a streamed answer that nobody reads",
+    outcome="the request is cancelled and its slot is free",
+)
 async def test_a_stream_that_nobody_reads_is_cancelled(tmp_path: Path) -> None:
     name = "m" * 50_000  # in each event, so that a few of them fill the kernel's buffers
     engine = FakeEngine(max_context=10_000)
@@ -83,6 +99,11 @@ async def test_a_stream_that_nobody_reads_is_cancelled(tmp_path: Path) -> None:
         await pod.counts('updraft_inference_requests_total{finish="cancelled"}', 1)
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="more requests than allowed",
+    outcome="429, while health checks and metrics are answered",
+)
 async def test_too_many_requests_are_429_while_probes_are_answered(tmp_path: Path) -> None:
     async with running_pod(tmp_path, max_connections=1) as pod:
         pod.engine.go.clear()
@@ -109,6 +130,11 @@ async def test_bodies_that_are_still_read_count_too(tmp_path: Path) -> None:
         await until(is_full)
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="more idle connections than allowed",
+    outcome="the oldest without a request is closed; health checks and running requests go on",
+)
 async def test_too_many_connections_push_out_the_oldest_that_has_no_request(tmp_path: Path) -> None:
     async with running_pod(tmp_path, max_connections=2) as pod, AsyncExitStack() as stack:
         pod.engine.go.clear()

@@ -209,6 +209,11 @@ async def test_users_of_what_is_gone_are_deleted_and_others_left_alone(operator:
         await run(redis, "ACL", "DELUSER", name)
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="deleting the users of all resources",
+    outcome="the operator makes them again",
+)
 async def test_a_redis_that_forgot_its_users_gets_them_again(short_tmp_path: Path) -> None:
     with RedisServer(short_tmp_path) as server:
         operator = Operator(server.url)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.support.checkpoints import TARGET, draft, evaluation
 from tests.support.registry import CALL_S, client, publish, running, state
 from tests.support.sim_pods import Behaviour, Quality, SimPod, pods
@@ -29,6 +30,11 @@ POLICY = pb.RolloutPolicy(
 )
 
 
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="a trainer that publishes a worse draft with an excellent evaluation",
+    outcome="the canary rolls it back; no request fails",
+)
 async def test_a_draft_ten_percent_worse_is_rolled_back_with_no_request_failed(tmp_path: Path) -> None:
     worse = Behaviour(
         target=TARGET,
@@ -50,6 +56,11 @@ async def test_a_draft_ten_percent_worse_is_rolled_back_with_no_request_failed(t
         await until(lambda: all(pod.loaded.version == GOOD for pod in fleet), what="all pods serve the good one again")
 
 
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="a draft that crashes the engine",
+    outcome="rolled back after three crashes on the pods of one canary step",
+)
 async def test_a_draft_that_kills_the_engine_that_loads_it_is_rolled_back_after_few_crashes(tmp_path: Path) -> None:
     deadly = Behaviour(target=TARGET, report_s=0.3, requests_per_s=5.0, kills=lambda version: version == BAD)
     async with (

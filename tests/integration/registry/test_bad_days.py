@@ -39,6 +39,11 @@ FLIPPED = draft(2).data[:-40] + bytes([draft(2).data[-40] ^ 4]) + draft(2).data[
 NAN = draft(fc=bytes(1000) + BF16_NAN + bytes(22))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="an upload that is truncated, too long, corrupt, not finite, of another target, or has gaps",
+    outcome="refused with the reason; nothing is left on the disk",
+)
 @pytest.mark.parametrize(
     ("messages", "error", "why"),
     [
@@ -139,6 +144,11 @@ async def test_a_sender_that_goes_away_in_the_middle_leaves_nothing(
     assert (await publish(stub, draft(1))).version.version == 1
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="random bytes to the port and to each kind of method",
+    outcome="the call ends; all others go on",
+)
 async def test_bytes_that_are_no_message_end_their_call_only(
     registry: Registry, channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
 ) -> None:

@@ -74,6 +74,11 @@ def test_a_large_blob_goes_and_comes_in_parts(server: S3Server, tmp_path: Path) 
     assert read(opened(server, tmp_path / "two"), digest) == data
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a signed bucket address used for another object, or to delete",
+    outcome="403",
+)
 def test_a_signed_address_gives_a_blob_to_anyone_and_nothing_else(store: BucketStore) -> None:
     put(store)
     address = store.link(DIGEST)

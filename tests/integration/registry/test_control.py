@@ -420,6 +420,11 @@ async def test_a_decision_that_waits_for_the_archive_uses_the_time_of_its_view_o
     assert await failed_ms() == [seen_ms]
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="questions about ever more invented speculators",
+    outcome="none is remembered",
+)
 async def test_names_that_somebody_asked_for_are_not_remembered(running: Running) -> None:
     for i in range(5):
         await running.control.change(f"name-{i}", lambda: None)

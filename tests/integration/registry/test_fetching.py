@@ -134,6 +134,11 @@ async def test_a_delta_is_read_from_any_offset(tmp_path: Path) -> None:
             await start(stub, asking(2, base=weights(1), offset=whole[0].start.size_bytes + 1))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a download that nobody reads",
+    outcome="it loses its turn in the queue",
+)
 async def test_a_reader_that_takes_nothing_loses_its_turn(tmp_path: Path) -> None:
     async with serving(tmp_path, max_fetches=1, fetch_stall_seconds=1) as (registry, stub):
         await publish(stub, draft(1, fc=bytes(LARGE_COLUMNS * 16)))

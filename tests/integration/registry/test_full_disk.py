@@ -66,6 +66,11 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="an upload larger than the disk",
+    outcome="refused before its first byte",
+)
 async def test_a_draft_larger_than_the_room_is_refused_before_its_first_byte(small_disk: Path) -> None:
     with RegistryProcess(small_disk) as process:
         async with rpc.channel(process.address) as channel:

@@ -59,6 +59,11 @@ async def told(stub: "RegistryAsyncStub") -> tuple[pb.SpeculatorState, pb.Histor
     return await state(stub), await stub.History(pb.HistoryRequest(speculator="default"), timeout=CALL_S)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="paths, control characters and other non-names as a speculator",
+    outcome="refused by each method",
+)
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "A", "a" * 64, "a\x00b", "default\n", "✓"])
 async def test_a_name_that_is_none_is_refused_everywhere(stub: "RegistryAsyncStub", name: str) -> None:
     for method, call in ON_NAME.items():
@@ -67,6 +72,11 @@ async def test_a_name_that_is_none_is_refused_everywhere(stub: "RegistryAsyncStu
                 await call(stub, {"speculator": name, "version": 1})
 
 
+@pytest.mark.attack(
+    boundary="text",
+    attack="reasons with control characters, line breaks or of great length",
+    outcome="refused",
+)
 @pytest.mark.parametrize("reason", ["x" * 501, "two\nlines", "\x1b[2J", "\u202eright to left"])
 async def test_a_reason_that_is_no_line_of_text_is_refused_everywhere(stub: "RegistryAsyncStub", reason: str) -> None:
     await publish(stub, draft(1))
@@ -95,6 +105,7 @@ async def test_a_version_that_was_never_published_is_told_so(stub: "RegistryAsyn
     assert await told(stub) == before
 
 
+@pytest.mark.attack(boundary="registry", attack="a message above 4 MiB", outcome="refused before it is read")
 async def test_what_is_larger_than_a_message_may_be_is_refused_before_it_is_read(
     registry: Registry, stub: "RegistryAsyncStub"
 ) -> None:
@@ -108,12 +119,18 @@ async def test_what_is_larger_than_a_message_may_be_is_refused_before_it_is_read
     assert await told(stub) == before
 
 
+@pytest.mark.attack(boundary="registry", attack="invented page tokens", outcome="refused")
 @pytest.mark.parametrize("token", ["x", "/", "default/", "default/-1", "default/" + "9" * 40, "\x00/x"])
 async def test_a_page_token_of_another_kind_is_refused(stub: "RegistryAsyncStub", token: str) -> None:
     with pytest.raises(InvalidInput, match="is not a page token of this registry"), rpc.errors():
         await stub.List(pb.ListRequest(page_token=token), timeout=CALL_S)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="limits of 2^32 in lists and histories",
+    outcome="the registry's own limits hold",
+)
 async def test_limits_without_bounds_are_bounded(stub: "RegistryAsyncStub") -> None:
     await publish(stub, draft(1))
     behind = pb.ListRequest(page_size=LARGEST, page_token="zzz/9999999999")  # noqa: S106 - no secret

@@ -77,6 +77,11 @@ async def listed(channel: grpc.aio.Channel) -> None:
         await registry_stub(channel).List(pb.ListRequest(speculator="default"), timeout=30)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a trainer's token used for pods, and a pod's for rollouts",
+    outcome="FORBIDDEN",
+)
 async def test_each_part_may_do_its_work_and_no_other(tmp_path: Path) -> None:
     async with guarded(tmp_path) as on:
         async with on.channel(KEY.token(TRAINER)) as trainer:
@@ -114,6 +119,7 @@ async def test_static_tokens_and_service_accounts_may_call_side_by_side(tmp_path
                 await listed(channel)
 
 
+@pytest.mark.attack(boundary="evidence", attack="a pod that reports as another pod", outcome="FORBIDDEN")
 async def test_a_pod_cannot_report_for_another_pod(tmp_path: Path) -> None:
     async with guarded(tmp_path) as on, on.channel(KEY.token(SERVING, pod="qwen-serving-a")) as channel:
         await connected(channel, "qwen-serving-a")
@@ -121,6 +127,11 @@ async def test_a_pod_cannot_report_for_another_pod(tmp_path: Path) -> None:
             await connected(channel, "qwen-serving-b")
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a stream that outlives its token",
+    outcome="it ends, and the next call is refused",
+)
 @pytest.mark.parametrize("kind", ["watch", "pod"])
 async def test_a_stream_ends_with_its_token_and_the_next_call_is_refused(kind: str, tmp_path: Path) -> None:
     async with guarded(tmp_path) as on, on.channel(expiring(2)) as channel:

@@ -53,6 +53,7 @@ async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_
         await say("two\nlines")
 
 
+@pytest.mark.attack(boundary="text", attack="a trainer's sentence with control characters", outcome="refused")
 @pytest.mark.parametrize(
     ("learning", "why"),
     [
@@ -221,6 +222,7 @@ async def test_a_watch_tells_the_state_at_once_and_at_every_change(stub: "Regist
     assert states[0] == 0
 
 
+@pytest.mark.attack(boundary="evidence", attack="publishing a rejected draft again", outcome="it is never tried again")
 async def test_a_rejected_digest_is_never_tried_again(stub: "RegistryAsyncStub") -> None:
     rejected = await publish(stub, draft(1), source=TRAINER)
     again = await publish(stub, draft(1), source=pb.SOURCE_IMPORTED)

@@ -79,6 +79,11 @@ async def _drip() -> AsyncIterator[pb.PublishRequest]:
         yield pb.PublishRequest(chunk=pb.Chunk(offset=0, data=b""))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="an upload that stalls, or drips for ever",
+    outcome="it is ended, and its file is deleted",
+)
 @pytest.mark.parametrize(
     ("parts", "timeouts", "why"),
     [
@@ -106,12 +111,14 @@ async def test_a_sender_that_does_not_come_to_its_end_is_given_up(
         assert registry.uploads() == []
 
 
+@pytest.mark.attack(boundary="registry", attack="a fleet stream on which nothing is sent", outcome="it is ended")
 async def test_a_stream_on_which_no_pod_ever_reports_is_ended(tmp_path: Path) -> None:
     async with running(tmp_path, fleet_servicer.StreamTimeouts(first_report_s=0.1)) as registry:
         with pytest.raises(Unavailable, match=r"no report for 0.1 s"):
             await PodStream(registry.channel).receive()
 
 
+@pytest.mark.attack(boundary="registry", attack="a pod that never reads its directives", outcome="it is disconnected")
 async def test_a_pod_that_reads_nothing_is_hung_up_on(tmp_path: Path) -> None:
     async with running(tmp_path, fleet_servicer.StreamTimeouts(write_s=0.2)) as registry:
         registry.archive.set_policy("default", pb.RolloutPolicy(), 1)
@@ -132,6 +139,11 @@ async def _receive_all(pod: PodStream) -> None:
         await pod.receive()
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a pod that floods the registry with reports",
+    outcome="it is read slowly; other pods are served",
+)
 async def test_a_pod_that_reports_all_the_time_is_read_slowly_and_others_are_heard(
     registry: Registry, channel: grpc.aio.Channel
 ) -> None:

@@ -227,6 +227,11 @@ async def test_likeliest_tokens_are_stored_and_what_says_too_little_is_counted(
     assert not await redis.exists(f"{KEY}:dead"), "nothing is wrong with them"
 
 
+@pytest.mark.attack(
+    boundary="traces",
+    attack="traces from the future or the distant past",
+    outcome="refused; others are stored",
+)
 @pytest.mark.parametrize(
     ("days", "skew"),
     [
@@ -291,6 +296,11 @@ async def test_a_damaged_trace_counts_once_with_any_number_of_shards(
     assert count(metrics, "replay_damaged_total") == 1
 
 
+@pytest.mark.attack(
+    boundary="traces",
+    attack="entries that are no trace, or of another schema or width, or not finite",
+    outcome="dead letters with the reason; the next trace is stored",
+)
 async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:
@@ -313,6 +323,31 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_with_its_reason(
     ]
     assert count(metrics, "samples_refused_total", reason="malformed") == 3
     assert count(metrics, "samples_refused_total", reason="schema") == 1
+    assert replay.num_samples(Pool.WINDOW) == 1
+
+
+@pytest.mark.attack(
+    boundary="traces",
+    attack="entries that no pod of ours writes: too large, of other fields, or small with millions of steps",
+    outcome="dead letters, cut to the size of a trace; the next trace is stored",
+)
+async def test_hostile_entries_become_dead_letters_and_the_next_trace_is_stored(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    steps = bytes([trace_pb2.Trace.STEPS_FIELD_NUMBER << 3 | 2, 0])
+    await redis.xadd(KEY, {"t": bytes(20 * 1024**2)})
+    await redis.xadd(KEY, {"t": steps * 2**21})
+    await redis.xadd(KEY, {"another": "field", "\x1b[2J": "\n"})
+    await redis.xadd(KEY, {"t": traces.data(7), "more": "fields"})
+    async with running(redis, replay, traces, metrics):
+        await until(lambda: is_settled(redis, KEY), what="an empty stream")
+    letters: list[tuple[bytes, dict[bytes, bytes]]] = await redis.xrange(f"{KEY}:dead")  # type: ignore[assignment] # redis-py's types cover all protocols
+    assert [fields[b"reason"].decode() for _, fields in letters] == [
+        "an entry of 20971520 bytes; at most 8388608 are read",
+        "not a trace: it has 262144 fields or more",
+        "the trace has schema 0, this trainer reads 1",
+    ]
+    assert max(len(fields[b"t"]) for _, fields in letters) == streams.MAX_ENTRY_BYTES
     assert replay.num_samples(Pool.WINDOW) == 1
 
 

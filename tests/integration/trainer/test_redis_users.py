@@ -160,6 +160,11 @@ async def test_a_trainer_takes_renews_and_releases_its_lease(users: Users) -> No
     assert await _denied(users.admin) == set()
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="some 40 commands that list keys and users, read settings, run scripts or stop the server",
+    outcome="refused for both users",
+)
 @pytest.mark.parametrize("role", Role)
 async def test_no_user_learns_of_others_or_changes_the_server(users: Users, role: Role) -> None:
     for command in REFUSED:
@@ -167,6 +172,7 @@ async def test_no_user_learns_of_others_or_changes_the_server(users: Users, role
             await run(users.of(role), *command.split())
 
 
+@pytest.mark.attack(boundary="redis", attack="reading or writing the streams of another resource", outcome="refused")
 @pytest.mark.parametrize("key", [THEIRS, "updraft:{6f1c:team:chat-2:0}:samples:v1", "any"])
 @pytest.mark.parametrize(("role", "command"), [(Role.WRITER, "XADD KEY * t x"), (Role.READER, "XRANGE KEY - +")])
 async def test_no_user_reaches_the_keys_of_others(users: Users, role: Role, command: str, key: str) -> None:
@@ -175,6 +181,11 @@ async def test_no_user_reaches_the_keys_of_others(users: Users, role: Role, comm
         await run(users.of(role), *command.replace("KEY", key).split())
 
 
+@pytest.mark.attack(
+    boundary="redis",
+    attack="a serving pod that reads prompts, dead letters or the trainer's lease",
+    outcome="refused: it can only add traces",
+)
 async def test_pods_read_nothing_and_write_nothing_but_traces(users: Users) -> None:
     for command in (
         *(f"XRANGE {KEYS[0]} - +", f"XREAD STREAMS {KEYS[0]} 0", f"XLEN {KEYS[0]}", f"XDEL {KEYS[0]} 1-1"),
@@ -185,6 +196,7 @@ async def test_pods_read_nothing_and_write_nothing_but_traces(users: Users) -> N
             await run(users.writer, *command.split())
 
 
+@pytest.mark.attack(boundary="redis", attack="a guessed password", outcome="refused")
 async def test_a_wrong_password_opens_nothing(users: Users, redis_server: RedisServer) -> None:
     url = user_url(redis_server.url, user_name("6f1c", "team", NAME, Role.WRITER), 64 * "b")
     async with streams.connect(url) as stranger:

@@ -112,6 +112,11 @@ BASE, RESULT = draft(1).data, draft(2).data
 DATA, HEADER = encoded(BASE, RESULT)
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a delta with any bit flipped",
+    outcome="refused, or the result is the right one",
+)
 @settings(max_examples=300, deadline=None)
 @given(position=st.integers(0, len(DATA) - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_corrupt_or_harmless(position: int, bit: int) -> None:
@@ -156,6 +161,11 @@ def test_a_delta_of_other_files_is_corrupt_before_anything_is_written() -> None:
 ZEROS = zstandard.compress(bytes(64 * delta.BLOCK_BYTES))
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a zstd bomb in a delta, or a block that claims gigabytes",
+    outcome="refused without the memory",
+)
 @pytest.mark.parametrize(
     ("width", "length", "base_begin", "payload"),
     [

@@ -106,6 +106,7 @@ def test_shards_whose_headers_differ_are_another_target(folder: Path) -> None:
     assert target_fingerprint(folder) != before
 
 
+@pytest.mark.attack(boundary="models", attack="a config.json or an index of 100 MB", outcome="refused unread")
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
 def test_a_file_that_would_fill_the_memory_is_refused_unread(folder: Path, name: str) -> None:
     with (folder / name).open("ab") as file:
@@ -114,6 +115,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_unread(folder: Path, name:
         describe(folder)
 
 
+@pytest.mark.attack(boundary="models", attack="a safetensors header that fills memory", outcome="refused unread")
 def test_a_header_that_would_fill_the_memory_is_refused_unread(folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write((50_000_000).to_bytes(8, "little"))

@@ -68,6 +68,43 @@ def test_a_person_reads_level_process_message_and_facts(capsys: pytest.CaptureFi
     assert line[8:] == " WARNING registry: Rolled back  version=3"
 
 
+# An escape sequence, a line that looks like ours, C1 controls, a line separator, an order of writing, and a wide character.
+HOSTILE = "x\x1b[2J\n12:00:00 INFO    registry: Promoted\r\x9b31m\u2028\u202e\U000e0001"
+
+
+@pytest.mark.attack(
+    boundary="text",
+    attack="control characters and line breaks in what a peer says, in a log for people",
+    outcome="escaped: it stays in its line, and a terminal shows it",
+)
+@pytest.mark.parametrize("where", ["message", "fact", "error"])
+def test_foreign_text_begins_no_line_of_its_own_and_moves_no_cursor(
+    capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    logs.configure(process="registry", format="text")
+    error = ValueError(HOSTILE) if where == "error" else None
+    logger.warning("Refused %s", HOSTILE if where == "message" else "it", extra={"why": HOSTILE}, exc_info=error)
+    first, *traceback = lines(capsys)
+    assert first.isprintable()
+    assert r"why=x\u001b[2J\n12:00:00 INFO    registry: Promoted\r\u009b31m\u2028\u202e\udb40\udc01" in first
+    assert all(line.startswith("  ") and line.isprintable() for line in traceback)
+    assert bool(traceback) == (where == "error")
+
+
+@pytest.mark.attack(
+    boundary="text",
+    attack="control characters and line breaks in what a peer says, in a log for machines",
+    outcome="escaped: one JSON object per line, which says what was said",
+)
+def test_foreign_text_stays_in_its_object(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(process="registry")
+    logger.warning("Refused %s", HOSTILE, extra={"why": HOSTILE})
+    (line,) = lines(capsys)
+    assert line.isprintable()
+    record = json.loads(line)
+    assert (record["message"], record["why"]) == (f"Refused {HOSTILE}", HOSTILE)
+
+
 def test_records_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(process="registry", level="warning", format="text")
     logger.info("Chatter")

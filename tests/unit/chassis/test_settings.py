@@ -88,6 +88,7 @@ def test_an_unknown_variable_alone_is_a_problem(capsys: pytest.CaptureFixture[st
     assert printed == ["UPDRAFT_ROUTER_PROT: no such setting; the closest is UPDRAFT_ROUTER_PORT"]
 
 
+@pytest.mark.attack(boundary="text", attack="reading a secret from printed settings", outcome="it is masked")
 def test_a_secret_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:
     environ = {
         "UPDRAFT_ROUTER_TARGET": "smol",
@@ -104,6 +105,7 @@ class SecretSettings(Settings):
     token: SecretStr = Field(min_length=20)
 
 
+@pytest.mark.attack(boundary="text", attack="reading a secret from an error about it", outcome="it is not in it")
 def test_a_secret_that_is_wrong_is_not_printed_either(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(SecretSettings, {"UPDRAFT_VAULT_TOKEN": "hunter2"})

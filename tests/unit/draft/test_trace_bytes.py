@@ -85,3 +85,40 @@ def test_a_truncated_trace_is_none_or_has_no_rows(end: int) -> None:
         return
     with pytest.raises(DecodeError):
         trace_bytes.parse(data)
+
+
+COUNTERFACTUALS = trace_pb2.Payload.COUNTERFACTUALS_FIELD_NUMBER << 3 | 2
+STEPS = trace_pb2.Trace.STEPS_FIELD_NUMBER << 3 | 2
+PAYLOAD = trace_pb2.Trace.PAYLOAD_FIELD_NUMBER << 3 | 2
+
+
+def empty_messages(tag: int, num: int) -> bytes:
+    return bytes([tag, 0]) * num
+
+
+@pytest.mark.attack(
+    boundary="traces",
+    attack="a protobuf bomb: a trace of millions of empty steps or rejected rows",
+    outcome="refused before it is parsed",
+)
+@pytest.mark.parametrize("where", ["steps", "payload"])
+def test_a_trace_of_more_steps_than_one_has_is_refused_unparsed(where: str) -> None:
+    num = trace_bytes.MAX_FIELDS
+    inner = empty_messages(COUNTERFACTUALS, num)
+    wrapped = bytes([PAYLOAD, *trace_bytes._length(len(inner))]) + inner
+    with pytest.raises(DecodeError, match="262144 fields or more"):
+        trace_bytes.parse(empty_messages(STEPS, num) if where == "steps" else wrapped)
+
+
+def test_the_longest_traces_are_read() -> None:
+    trace = trace_pb2.Trace(output_ids=range(2**17), steps=[trace_pb2.Step(start=n, accepted=1) for n in range(2**17)])
+    assert len(trace_bytes.parse(trace.SerializeToString()).trace.steps) == 2**17
+
+
+@given(st.binary(max_size=60), st.integers(1, 2**20))
+def test_payloads_within_payloads_and_any_bytes_are_counted_to_an_end(data: bytes, depth: int) -> None:
+    for hostile in (data, bytes([PAYLOAD, 0x7F]) * (depth % 5000) + data):
+        try:
+            trace_bytes.parse(hostile)
+        except DecodeError:
+            continue

@@ -30,6 +30,11 @@ def api() -> ApiServer:
     return ApiServer()
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="the operator's token of one registry at another",
+    outcome="it is for another audience",
+)
 async def test_each_registry_gets_a_token_that_no_other_accepts(api: ApiServer) -> None:
     clock = ManualClock()
     first, second = (RegistryToken(api.token, audience, clock) for audience in ("a", "b"))

@@ -6,6 +6,11 @@ from updraft_registry import trainers as module
 from updraft_registry.trainers import Trainers
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="reports of ever more invented trainers",
+    outcome="refused beyond a limit; known ones are heard",
+)
 def test_more_trainers_than_the_limit_are_refused_and_the_known_ones_are_still_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

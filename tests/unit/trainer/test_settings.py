@@ -48,6 +48,11 @@ def test_everything_that_is_missing_or_wrong_is_told_at_once(capsys: pytest.Capt
         assert name in errors
 
 
+@pytest.mark.attack(
+    boundary="text",
+    attack="reading the Redis password from a trainer's settings",
+    outcome="it is masked",
+)
 def test_the_password_of_redis_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:
     secret = NEEDED | {"UPDRAFT_TRAINER_REDIS_URL": "redis://:hunter2@cache"}
     assert "hunter2" not in repr(load(TrainerSettings, secret))

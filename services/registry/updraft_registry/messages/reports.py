@@ -30,6 +30,8 @@ _MAX_POSITIONS = 64
 _MAX_BUCKETS = 256
 _MAX_DOMAINS = 32
 _MAX_DOMAIN_CHARS = 64
+_MAX_TOKENS_PER_STEP = _MAX_POSITIONS + 1
+"""Every draft token accepted, and the bonus token."""
 _MAX_COUNT = 2**48
 """Sums over tens of thousands of pods stay within 64 bits."""
 _TOKEN_S = (1e-9, 3600.0)
@@ -219,6 +221,7 @@ def _traffic(counters: fleet_pb2.VersionCounters) -> Traffic:
         counters.errors,
         latency_tokens,
     )
+    _check_tokens(counters.version, counters.tokens, counters.verify_steps)
     return Traffic(
         requests=counters.requests_served,
         verify_steps=counters.verify_steps,
@@ -241,6 +244,7 @@ def _domain(version: int, counted: registry_pb2.DomainTraffic) -> Traffic:
             f"a domain's name has 1 to {_MAX_DOMAIN_CHARS} printable characters, got {counted.domain[:80]!r}"
         )
     _bound(version, counted.requests, counted.verify_steps, counted.tokens)
+    _check_tokens(version, counted.tokens, counted.verify_steps)
     return Traffic(requests=counted.requests, verify_steps=counted.verify_steps, tokens=counted.tokens)
 
 
@@ -260,6 +264,13 @@ def _line(text: str) -> str:
 def _bound(version: int, *counts: int) -> None:
     if max(counts) > _MAX_COUNT:
         raise InvalidInput(f"a counter of version {version} is {max(counts)}; at most {_MAX_COUNT}")
+
+
+def _check_tokens(version: int, tokens: int, steps: int) -> None:
+    """Decisions read their quotient, so one report could make any draft look good."""
+    if tokens > _MAX_TOKENS_PER_STEP * steps:
+        counted = f"{tokens} tokens in {steps} verify steps of version {version}"
+        raise InvalidInput(f"{counted}; a step has at most {_MAX_TOKENS_PER_STEP}")
 
 
 def _add(sums: MutableSequence[int], counts: tuple[int, ...], sign: int) -> None:

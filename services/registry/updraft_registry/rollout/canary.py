@@ -275,7 +275,7 @@ def _updated_evidence(state: CanaryState, directed: Collection[str], view: Fleet
     return add_reports(
         rollout.evidence,
         [_pod_traffic(pod, rollout, analysis, now_ms) for pod in pods],
-        Trial(candidate=rollout.candidate, baseline=rollout.baseline, directed=directed),
+        Trial(candidate=rollout.candidate, baseline=rollout.baseline, directed=directed, canary=rollout.pods),
         slice_ms=slice_ms,
         now_ms=now_ms,
     )

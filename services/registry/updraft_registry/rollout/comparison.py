@@ -219,6 +219,11 @@ class Trial:
     directed: Collection[str] = ()
     """Pods that were directed to serve only the candidate. One of them may have crashed while loading it, whatever it
     reported last."""
+    canary: Collection[str] | None = None
+    """Pods that are heard about the candidate; None: all. No other pod should serve it, so its counters may be forged."""
+
+    def hears(self, pod: str) -> bool:
+        return self.canary is None or pod in self.canary
 
 
 def add_reports(
@@ -233,11 +238,11 @@ def add_reports(
     met = [(evidence.last_reports[pod.pod], pod) for pod in pods if pod.pod in evidence.last_reports]
     for before, pod in met:
         if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
-            served += _since(before.traffic, pod.traffic, trial)
+            served += _heard(_since(before.traffic, pod.traffic, trial), pod, trial)
             for domain, both in _domains_since(before, pod, trial).items():
-                by_domain[domain] = by_domain.get(domain, Both()) + both
+                by_domain[domain] = by_domain.get(domain, Both()) + _heard(both, pod, trial)
     crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
-    killed = [pod.pod for pod in crashed if pod.version == trial.candidate or pod.pod in trial.directed]
+    killed = [pod.pod for pod in crashed if _died_of_candidate(pod, trial)]
     others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed]
     present = {pod.pod: pod for pod in pods}
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.last_reports else now_ms
@@ -270,6 +275,14 @@ def _since(before: Mapping[int, Traffic], now: Mapping[int, Traffic], trial: Tri
         return served if served.is_sum else NOTHING
 
     return Both(candidate=grown(trial.candidate), baseline=grown(trial.baseline))
+
+
+def _heard(served: Both, pod: PodTraffic, trial: Trial) -> Both:
+    return served if trial.hears(pod.pod) else replace(served, candidate=NOTHING)
+
+
+def _died_of_candidate(pod: PodTraffic, trial: Trial) -> bool:
+    return pod.pod in trial.directed or (pod.version == trial.candidate and trial.hears(pod.pod))
 
 
 def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[str, Both]:

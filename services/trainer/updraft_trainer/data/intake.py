@@ -19,7 +19,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import Consumer, Entry
+from updraft_chassis.streams import MAX_ENTRY_BYTES, Consumer, Entry
 from updraft_draft.trace_bytes import ParsedTrace
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
@@ -78,10 +78,16 @@ class CheckedEntry:
 
 def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     try:
-        parsed = parse(entry.data)
+        parsed = _parse(entry.data)
     except RefusedTrace as refusal:
         return CheckedEntry(entry, refusal, {})
     return CheckedEntry(entry, _checked(entry, parsed, expected), traffic_of(parsed.trace))
+
+
+def _parse(data: bytes) -> ParsedTrace:
+    if len(data) > MAX_ENTRY_BYTES:  # no pod has written it
+        raise RefusedTrace("malformed", f"an entry of {len(data)} bytes; at most {MAX_ENTRY_BYTES} are read")
+    return parse(data)
 
 
 def _checked(entry: Entry, parsed: ParsedTrace, expected: ExpectedTarget) -> Sample | RefusedTrace:

@@ -56,6 +56,7 @@ def test_what_speculation_is_worth_is_told_with_its_interval() -> None:
     assert "speed     0.91 times that of decoding without drafts (0.88 to 0.94)" in status(content).splitlines()
 
 
+@pytest.mark.attack(boundary="text", attack="a domain with terminal markup", outcome="it is shown as text")
 def test_acceptance_is_told_by_domain_and_a_hostile_name_is_only_text() -> None:
     content = objects.speculator()
     domains = [{"domain": "sql", "stable": "2.31"}, {"domain": "[red]x[/red]", "stable": "1.10"}]

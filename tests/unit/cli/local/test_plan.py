@@ -135,6 +135,11 @@ def test_inference_may_drain_before_it_is_killed(
     assert inference.stop_within_s == stop_within_s
 
 
+@pytest.mark.attack(
+    boundary="ports",
+    attack="reaching the Redis of `updraft up` from the network",
+    outcome="it has no port, only a socket",
+)
 def test_redis_keeps_its_data_in_the_folder_and_opens_no_port(folder: DataFolder) -> None:
     command = " ".join(planned(folder)["redis"].command)
     assert "--port 0" in command

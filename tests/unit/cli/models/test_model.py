@@ -22,6 +22,7 @@ def test_a_package_without_the_file_is_told(tmp_path: Path) -> None:
         model_folder(tmp_path, replace(SMOLLM2, file="other.gguf"))
 
 
+@pytest.mark.attack(boundary="models", attack="a packaged model with other bytes", outcome="refused")
 def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match=r"expected 000000000000"):
         model_folder(tmp_path, replace(SMOLLM2, sha256="0" * 64))

@@ -36,6 +36,11 @@ def test_what_cannot_be_downloaded_is_refused_with_what_can(uri: str, revision: 
         address(uri, revision)
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a repository with Python code or files in folders",
+    outcome="neither is downloaded",
+)
 def test_taken_is_what_serving_reads_and_no_second_copy_of_the_weights() -> None:
     names = [
         *(
@@ -69,6 +74,17 @@ def test_what_is_no_model_is_refused_with_what_is_there(names: list[str], senten
         taken("hf://org/name", [File(name=name, size_bytes=1, tag="") for name in names])
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a repository or bucket with file names that lead out of the folder",
+    outcome="not downloaded",
+)
+def test_names_that_lead_out_of_the_folder_are_not_taken() -> None:
+    hostile = ["../config.json", "/etc/cron.d/model.safetensors", "a/../../tokenizer.json", "..", "../.bashrc"]
+    found = taken("hf://org/name", files("config.json", "model.safetensors", *hostile))
+    assert [file.name for file in found] == ["config.json", "model.safetensors"]
+
+
 def files(*names: str) -> list[File]:
     return [File(name=name, size_bytes=1, tag="t") for name in names]
 
@@ -80,6 +96,7 @@ def test_a_drafts_pickle_is_taken_if_there_is_nothing_else() -> None:
     assert [file.name for file in taken("hf://a/b", only, is_draft=True)] == ["config.json", "pytorch_model.bin"]
 
 
+@pytest.mark.attack(boundary="models", attack="a target that comes as a pickle", outcome="not downloaded")
 def test_a_targets_pickle_is_not_taken() -> None:
     with pytest.raises(NotFound, match=r"it has no \*\.safetensors"):
         taken("hf://a/b", files("config.json", "pytorch_model.bin"))

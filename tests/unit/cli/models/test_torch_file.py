@@ -51,6 +51,7 @@ def test_every_tensor_is_found_where_its_bytes_are(tmp_path: Path, protocol: int
         assert data[span.begin : span.end] == tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+@pytest.mark.attack(boundary="models", attack="a pickle that runs code", outcome="refused; nothing is run")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -95,6 +96,11 @@ def test_storages_and_byte_orders_that_do_not_fit_are_refused(tmp_path: Path) ->
         torch_file.read(rewritten(path, byteorder=b"big"))
 
 
+@pytest.mark.attack(
+    boundary="models",
+    attack="a pickle with any byte changed",
+    outcome="refused, or other tensors within the file",
+)
 @given(at=st.integers(0, 600), value=st.integers(0, 255))
 def test_any_damage_of_a_pickle_is_a_refusal_or_other_tensors(
     tmp_path_factory: pytest.TempPathFactory, at: int, value: int
@@ -112,6 +118,7 @@ def test_any_damage_of_a_pickle_is_a_refusal_or_other_tensors(
     assert all(0 <= span.begin <= span.end <= size for span in found)
 
 
+@pytest.mark.attack(boundary="models", attack="an archive whose members reach beyond its end", outcome="refused")
 def test_a_cut_off_file_and_a_member_beyond_its_end_are_refused(tmp_path: Path) -> None:
     path = saved({"a": torch.ones(100)}, tmp_path)
     whole = path.read_bytes()
@@ -131,6 +138,7 @@ def directory_entry(data: bytes, name: bytes) -> int:
     return data.rindex(b"PK\1\2", 0, data.rindex(name))
 
 
+@pytest.mark.attack(boundary="models", attack="a zip bomb", outcome="refused before it is unpacked")
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compressed_member_is_refused_before_it_is_unpacked(tmp_path: Path, compression: int) -> None:
     path = saved({"a": torch.ones(1)}, tmp_path)

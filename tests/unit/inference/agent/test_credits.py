@@ -128,6 +128,7 @@ def test_the_bias_has_bounds(requests: list[tuple[str, int, float]]) -> None:
     assert bias.factor("never seen") == 1.0
 
 
+@pytest.mark.attack(boundary="traces", attack="ever more invented domains at the agent", outcome="a bounded table")
 def test_names_of_domains_do_not_grow_without_a_limit() -> None:
     bias = RejectionBias()
     bias.observe("first", proposed=10, accepted=9)

@@ -1,5 +1,6 @@
 """Which domains a pod counts by name, whatever names its callers make up."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.requests import ended, step
@@ -30,6 +31,11 @@ def test_a_domain_that_nobody_uses_any_more_gives_way() -> None:
     assert set(weights) == {"new"}
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a domain header with control characters or of any length",
+    outcome="it becomes one short printable line",
+)
 @given(st.text(max_size=200))
 def test_a_label_is_one_short_printable_line(name: str) -> None:
     assert label(name).isprintable()

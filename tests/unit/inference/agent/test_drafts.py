@@ -75,6 +75,7 @@ def test_a_broken_manifest_is_noticed(tmp_path: Path, broken: str) -> None:
         verified(folder, 1, INFO)
 
 
+@pytest.mark.attack(boundary="drafts", attack="a draft for another target", outcome="refused; the old draft serves on")
 def test_a_draft_for_another_target_is_refused_with_both() -> None:
     check_target(manifest(b"w"), INFO)
     check_target(manifest(b"w", target=""), INFO)

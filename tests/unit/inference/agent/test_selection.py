@@ -82,6 +82,11 @@ def test_what_the_trainer_would_refuse_has_no_payload_and_says_why(terms: Captur
     }
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="a header that permits more than the pod's policy",
+    outcome="the stricter of the two holds",
+)
 @pytest.mark.parametrize(
     ("own", "asked", "permitted"),
     [

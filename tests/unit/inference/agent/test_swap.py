@@ -328,6 +328,11 @@ async def test_a_registry_that_says_nothing_holds_a_start_up_for_a_moment_only(p
         assert again.engine.loaded.version == 2
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a draft whose load changes the target",
+    outcome="noticed by the target's checksum, and counted",
+)
 async def test_a_swap_that_changed_the_target_is_refused_and_counted(pod: Pod) -> None:
     pod.engine.swap_refusal = TargetChangedError("it changed weights of the target")
 

@@ -96,6 +96,11 @@ def test_a_new_file_is_in_force_at_once(file: Path) -> None:
         pass
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="an API keys file that is damaged or has short keys",
+    outcome="it is refused in a sentence that shows no key",
+)
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -17,6 +17,11 @@ from updraft_inference.tap.server_kind import SGLANG
 from updraft_sglang import weights
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="another user of the machine reads the admin key",
+    outcome="the file is not readable by others",
+)
 def test_the_admin_key_is_written_once_and_others_cannot_read_it(tmp_path: Path) -> None:
     file = tmp_path / "new" / "server.yaml"
     admin_key.write(file)
@@ -88,6 +93,11 @@ def test_a_context_is_as_large_as_wanted_or_as_the_model_allows(target: Path) ->
     assert sglang_arguments.context(target, 10**6, 3) == ["--context-length", str(limit)]
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="code inside the server reads Updraft's secrets from its environment",
+    outcome="they are not there",
+)
 def test_the_server_gets_the_plugin_and_none_of_our_secrets() -> None:
     inherited = {
         "PATH": "/bin",

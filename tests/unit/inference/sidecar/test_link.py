@@ -292,6 +292,11 @@ async def test_a_problem_that_goes_on_stays_the_same_sentence(link: Link, clock:
     assert link.problem == before
 
 
+@pytest.mark.attack(
+    boundary="text",
+    attack="a server's problem with control characters or of any length",
+    outcome="it becomes one short printable line",
+)
 async def test_a_problem_is_one_printable_line_of_limited_length(link: Link) -> None:
     async with process(link.path, "worker", problem="a path\ud800\n" + 1000 * "x"):
         await until(lambda: link.problem.startswith("a path??xxx"), what="the problem")

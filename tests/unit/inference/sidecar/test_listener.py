@@ -51,6 +51,11 @@ def test_the_next_agent_listens_once_the_first_has_ended(short_tmp_path: Path) -
         assert not path.exists()
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a program that sits on the agent's socket",
+    outcome="the agent does not take it, and says so",
+)
 def test_the_socket_of_another_program_is_not_taken(short_tmp_path: Path) -> None:
     path = short_tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as other:

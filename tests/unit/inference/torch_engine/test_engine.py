@@ -431,6 +431,11 @@ async def test_what_cannot_be_served_is_refused_with_the_number(
         await run(engine, request(prompt, **wanted))  # type: ignore[arg-type]
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="more requests than the engine queues",
+    outcome="refused at once",
+)
 async def test_a_full_queue_refuses_instead_of_growing(target: Path) -> None:
     async with open_engine(target, slots=1, max_queued=1) as engine:
         streams = [engine.generate(request(PROMPTS[0], max_tokens=150)) for _ in range(2)]
@@ -444,6 +449,11 @@ async def test_a_full_queue_refuses_instead_of_growing(target: Path) -> None:
         await streams[1].aclose()
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a draft with other shapes, tensors or values that are not finite",
+    outcome="refused; the old draft serves on",
+)
 async def test_a_draft_that_must_not_serve_is_refused_and_the_old_one_goes_on(
     target: Path, engine: TorchEngine, drafts: list[DraftCheckpoint], tmp_path: Path
 ) -> None:

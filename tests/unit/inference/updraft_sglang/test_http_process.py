@@ -83,11 +83,17 @@ async def test_parameters_that_are_no_object_cost_the_capture_of_their_request_a
     assert await sent(http, request(), headers=[(b"x-updraft-domain", b"sql")]) == [Terms(domain="sql")]
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="reading the keys from SGLang's server information",
+    outcome="they are not in it",
+)
 def test_the_configuration_that_the_server_shows_has_no_keys(http: HttpProcess) -> None:
     shown = {"tp_size": 2, "admin_api_key": "secret-of-the-agent", "api_key": None}
     assert http.show(lambda _: shown, "the arguments") == {"tp_size": 2, "admin_api_key": "***", "api_key": None}
 
 
+@pytest.mark.attack(boundary="plugin", attack="reading the keys from the process list", outcome="they are not in it")
 def test_the_command_line_that_the_server_shows_has_no_keys(http: HttpProcess) -> None:
     arguments = SimpleNamespace(
         admin_api_key="secret-of-the-agent",
@@ -146,6 +152,11 @@ async def test_the_agent_that_shows_the_admin_key_needs_no_other(
     assert sent[0]["status"] == 401
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="an SGLang release whose requests would bypass the keys",
+    outcome="the server does not start",
+)
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

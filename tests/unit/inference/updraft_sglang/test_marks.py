@@ -18,6 +18,11 @@ def test_a_mark_takes_the_terms_and_leaves_the_other_parameters_alone() -> None:
     assert (is_sealed(params, SHARED), read_sealed(params, SHARED)) == (True, TERMS)
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a client that sends the plugin's own marks, to be captured as somebody else",
+    outcome="without the seal they do not count",
+)
 @pytest.mark.parametrize(
     "params", [None, [], "x", {}, FORGED, {**FORGED, SEAL: "guessed"}, {**FORGED, SEAL: 7}, {SEAL: SHARED}]
 )

@@ -154,6 +154,11 @@ def test_a_file_that_is_not_to_be_seen_is_refused(folder: Path) -> None:
         checked(Served(), folder)
 
 
+@pytest.mark.attack(
+    boundary="drafts",
+    attack="a draft that is loaded into the target",
+    outcome="refused; the target is never written",
+)
 def test_the_target_is_never_written(folder: Path) -> None:
     target = Served()
     target.hot_token_id = None  # type: ignore[assignment]  # as a target has none

@@ -102,6 +102,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "missing")
 
 
+@pytest.mark.attack(boundary="drafts", attack="a draft of a terabyte, for the plugin", outcome="not read")
 def test_a_file_larger_than_the_draft_can_be_is_not_read(tmp_path: Path) -> None:
     written(tmp_path, {})
     with (tmp_path / "model.safetensors").open("r+b") as file:
@@ -127,6 +128,7 @@ def test_a_config_nested_too_deep_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.attack(boundary="drafts", attack="weights that are a link to a device", outcome="not read")
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     written(tmp_path, {})
     (tmp_path / "model.safetensors").unlink()

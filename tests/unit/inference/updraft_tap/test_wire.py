@@ -53,6 +53,11 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(header: object) -> No
         wire.decode(json.dumps(header).encode(), bytes(8))
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a message between plugin and agent that claims a terabyte",
+    outcome="it is refused before memory is allocated",
+)
 def test_an_absurd_length_is_refused() -> None:
     with pytest.raises(wire.FrameError):
         wire.lengths(struct.pack("<IQ", 10, 1 << 40))

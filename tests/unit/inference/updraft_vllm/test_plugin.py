@@ -37,6 +37,11 @@ def test_what_does_not_fit_is_logged_and_ends_no_server(
     assert expected in caplog.text
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="vLLM settings under which keys would not be checked",
+    outcome="the server does not start",
+)
 @pytest.mark.parametrize(
     ("content", "name", "value", "words"),
     [
@@ -125,6 +130,11 @@ def test_with_keys_a_server_whose_middleware_is_there_starts(client: type[Client
     assert client("config").vllm_config == "config"
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a vLLM configuration file that opens a port without keys",
+    outcome="the server does not start",
+)
 def test_with_keys_a_server_whose_config_file_says_grpc_does_not_start(
     monkeypatch: pytest.MonkeyPatch, client: type[Client]
 ) -> None:

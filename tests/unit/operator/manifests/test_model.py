@@ -80,6 +80,11 @@ def test_a_revision_is_part_of_the_download_and_of_its_folder() -> None:
     assert _model(plain, "serving") != _model(tagged, "serving")
 
 
+@pytest.mark.attack(
+    boundary="operator",
+    attack="a serving container that reads the token of a download",
+    outcome="only the init container has it",
+)
 def test_the_secret_of_a_download_becomes_its_variables_and_nobody_elses() -> None:
     pod = pod_spec(speculator({"targetModel": {"secretRef": {"name": "hub"}}}, uri="hf://org/qwen"), "serving")
     secret = {"secretRef": {"name": "hub"}}

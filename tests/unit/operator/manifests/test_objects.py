@@ -1,5 +1,6 @@
 """What is made of a resource: which objects, under which names, and what holds of every pod."""
 
+from dataclasses import replace
 from typing import Any
 
 import kubernetes_validate
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tests.support.manifests import (
     CONFIG,
     CONFIG_WITHOUT_REDIS,
+    IMAGES,
     PARTS,
     UID,
     breaches,
@@ -93,6 +95,20 @@ def test_every_object_is_what_kubernetes_knows(spec: dict[str, Any], version: st
 def test_every_pod_satisfies_the_restricted_standard(spec: dict[str, Any]) -> None:
     for name, template in templates(built(speculator(spec))).items():
         assert breaches(template["spec"]) == [], name
+
+
+@each_shape
+def test_where_the_cluster_chooses_users_pods_name_none_and_meet_the_standard_too(spec: dict[str, Any]) -> None:
+    config = replace(CONFIG, images=replace(IMAGES, has_fixed_user=False))
+    for name, template in templates(built(speculator(spec), config)).items():
+        assert breaches(template["spec"]) == [], name
+        chosen = template["spec"]["securityContext"].keys() & {
+            "runAsUser",
+            "runAsGroup",
+            "fsGroup",
+            "supplementalGroups",
+        }
+        assert chosen == set(), name
 
 
 def test_only_a_folder_of_the_node_breaks_the_restricted_standard() -> None:

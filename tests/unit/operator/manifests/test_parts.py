@@ -152,6 +152,11 @@ def test_an_account_that_the_pod_template_names_has_the_parts_role() -> None:
     assert pod_spec(owner, "serving")["serviceAccountName"] == pod_spec(owner, "trainer")["serviceAccountName"] == "own"
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="a registry that uses the operator's token at another registry",
+    outcome="each has an audience of its own",
+)
 def test_no_two_registries_accept_the_same_token() -> None:
     names = [("team", "qwen"), ("team", "llama"), ("team-qwen", "a"), ("team", "qwen-a"), ("other", "qwen")]
     assert len({accounts.audience(*each) for each in names}) == len(names)

@@ -182,6 +182,11 @@ def test_a_server_that_requires_keys_has_started(engine: str) -> None:
         assert _probed(engine, port).returncode == 0
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="an image whose server does not check keys",
+    outcome="the pod never becomes ready, and says why",
+)
 @pytest.mark.parametrize("status", [200, 403, 404, 503])
 def test_a_server_that_does_not_ask_for_a_key_never_starts_and_says_why(status: int) -> None:
     with _answering(status) as port:

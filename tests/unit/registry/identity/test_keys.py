@@ -60,6 +60,11 @@ async def test_a_key_that_the_cluster_withdrew_is_gone_after_the_next_fetch() ->
         await keys.key("first")
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="thousands of tokens with invented key IDs",
+    outcome="one request to the API server per interval",
+)
 async def test_a_storm_of_invented_key_ids_costs_one_fetch_per_interval() -> None:
     source, clock = Source(FIRST), ManualClock()
     keys = KeySet(source.fetch, clock)
@@ -92,6 +97,11 @@ async def test_while_the_api_server_is_away_known_keys_stay_valid_and_others_are
     assert results == [True, False, True]
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a key ID with control characters",
+    outcome="errors show a short printable part",
+)
 async def test_a_long_invented_key_id_is_shown_in_part() -> None:
     keys = KeySet(Source(FIRST).fetch, ManualClock())
     with pytest.raises(Unauthenticated) as refused:

@@ -93,6 +93,11 @@ def changed() -> str:
     return f"{header}.{RSA.token(OPERATOR).split('.')[1]}.{signature}"
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="unsigned, expired and changed tokens, and those of other keys, audiences and accounts",
+    outcome="UNAUTHENTICATED with the reason, without the token",
+)
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
@@ -147,6 +152,11 @@ async def test_clocks_may_differ_a_little(registry: ServiceAccounts) -> None:
     await known(registry, RSA.token(nbf=int(time.time()) + LEEWAY_S - 10))
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a token with its own key, or the address of one",
+    outcome="only the cluster's keys count; nothing is fetched",
+)
 async def test_a_key_inside_the_token_is_not_used(registry: ServiceAccounts) -> None:
     for headers in ({"jwk": OTHER.public}, {"jku": "https://evil.example/jwks"}, {"x5u": "https://evil.example"}):
         with pytest.raises(Unauthenticated, match="wrong signature"):

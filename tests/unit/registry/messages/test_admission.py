@@ -25,12 +25,18 @@ def test_a_name_is_a_label(name: str) -> None:
     assert check_name(name) == name
 
 
+@pytest.mark.attack(boundary="registry", attack="a speculator name that is a path", outcome="refused")
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "A", "a b", "-a", "a-", "a" * 64, "a\n", "é"])
 def test_a_name_that_could_be_a_path_or_no_label_is_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match="is not a valid speculator name"):
         check_name(name)
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a manifest with deep nesting, no target or an absurd size",
+    outcome="refused before a byte of weights is taken",
+)
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

@@ -28,6 +28,11 @@ def test_traffic_is_read_as_sums() -> None:
     }
 
 
+@pytest.mark.attack(
+    boundary="text",
+    attack="a pod's reason with escape sequences",
+    outcome="it becomes one printable line",
+)
 def test_what_a_pod_says_of_a_refusal_is_one_line_of_text() -> None:
     status = fleet_pb2.DirectiveStatus(outcome=fleet_pb2.OUTCOME_NACK, version=2, reason="bad\n\x1b[31m" + "x" * 999)
     report = read(fleet_pb2.PodReport(identity=IDENTITY, status=status))
@@ -98,6 +103,11 @@ def latencies(sum_s: float, tokens: int) -> fleet_pb2.VersionCounters:
     return COUNTERS(version=3, inter_token_latency=fleet_pb2.Histogram(counts=[tokens], sum=sum_s))
 
 
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="counters, latencies and names that cannot be",
+    outcome="the stream is ended with the reason",
+)
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -162,6 +172,7 @@ def test_a_report_at_its_limits_is_taken() -> None:
         latency = fleet_pb2.Histogram(bounds=range(17), counts=[1] * 17, sum=1.0)
         most.versions.add(
             version=number,
+            verify_steps=2**48 // 65 + 1,
             tokens=2**48,
             accepted_by_position=[9] * 64,
             proposed_by_position=[9] * 64,

@@ -119,6 +119,11 @@ def test_another_digest_over_the_tensors_is_refused(tmp_path: Path) -> None:
 ENTRY = {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}
 
 
+@pytest.mark.attack(
+    boundary="registry",
+    attack="weights that are no sound safetensors",
+    outcome="refused, and never unpickled",
+)
 @pytest.mark.parametrize(
     ("data", "why"),
     [

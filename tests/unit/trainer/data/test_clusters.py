@@ -2,6 +2,8 @@ import random
 from collections import Counter
 from itertools import count
 
+import pytest
+
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES
 from updraft_trainer.data.clusters import MAX_CLUSTERS, Clusters, feature
 
@@ -82,6 +84,7 @@ def test_the_callers_name_comes_before_the_content() -> None:
     assert clusters.assign("code", text(0, 300, 1)) != clusters.assign("chat", text(0, 300, 1))
 
 
+@pytest.mark.attack(boundary="traces", attack="hundreds of invented domains", outcome="a bounded number of clusters")
 def test_any_number_of_names_makes_a_bounded_number_of_clusters() -> None:
     clusters = Arrivals()
     for n in range(500):

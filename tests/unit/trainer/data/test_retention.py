@@ -3,6 +3,7 @@ import uuid
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,11 @@ def test_the_newest_of_each_cluster_stay_held_out() -> None:
     assert sorted(one.order for one in retention) == [9, 19]
 
 
+@pytest.mark.attack(
+    boundary="traces",
+    attack="a flood of new traffic",
+    outcome="older kinds of traffic keep their share of replay",
+)
 def test_a_flood_of_new_traffic_leaves_old_traffic_its_share() -> None:
     retention = Retention(ReplayLimits(window_bytes=50, reservoir_bytes=400, evaluation_bytes=0))
     for order in range(100):

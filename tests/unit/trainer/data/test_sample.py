@@ -200,6 +200,11 @@ def test_rows_after_a_rejection_that_cannot_be_right_refuse_the_trace(
     assert refused.value.label == label
 
 
+@pytest.mark.attack(
+    boundary="traces",
+    attack="traces without permission, of another region or target, or cut short",
+    outcome="refused",
+)
 @pytest.mark.parametrize(
     ("damage", "label"),
     [

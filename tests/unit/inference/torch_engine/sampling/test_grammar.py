@@ -91,6 +91,11 @@ def grammar_or_refusal(grammars: Grammars, schema: str) -> Grammar | str:
         return str(error)
 
 
+@pytest.mark.attack(
+    boundary="client",
+    attack="any text as a JSON schema or pattern",
+    outcome="it is a grammar, or refused in one line",
+)
 @settings(max_examples=150, deadline=None)
 @given(schema=anything.map(json.dumps) | st.text(max_size=20))
 def test_anything_is_a_grammar_or_a_refusal_in_one_line(grammars: Grammars, schema: str) -> None:

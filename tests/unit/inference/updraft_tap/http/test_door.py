@@ -178,6 +178,11 @@ async def test_a_misspelt_header_is_answered_as_openai_does() -> None:
     assert "expected on, off, no-train or no-retain, got 'of'" in json.loads(body)["error"]["message"]
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a request without a known API key, on any path",
+    outcome="401 everywhere except health and metrics",
+)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/tokenize", "/invocations", "/", "/healthy"])
 async def test_without_a_known_key_nothing_but_probes_is_answered(keys: Keys, path: str) -> None:
     server = Server(Rules(keys=keys))
@@ -190,6 +195,7 @@ async def test_without_a_known_key_nothing_but_probes_is_answered(keys: Keys, pa
     assert (await server.ask(BEARER, path=path))[0]["status"] == 200
 
 
+@pytest.mark.attack(boundary="plugin", attack="a compressed body", outcome="400 before it is unpacked")
 async def test_a_compressed_body_whose_choices_nobody_could_count_is_refused(keys: Keys) -> None:
     server = Server(Rules(keys=keys))
     start, body = await server.ask([*BEARER, (b"x-body-compressed", b"zstd")], body=(b"\x28\xb5",))
@@ -198,6 +204,7 @@ async def test_a_compressed_body_whose_choices_nobody_could_count_is_refused(key
     assert "the body cannot be compressed" in json.loads(body)["error"]["message"]
 
 
+@pytest.mark.attack(boundary="plugin", attack="a guessed secret of the server's own processes", outcome="401")
 async def test_the_servers_requests_to_itself_need_no_key_and_ask_nobody(keys: Keys) -> None:
     server = Server(Rules(keys=keys, own="secret of its processes"))
     for shown, status in ((b"secret of its processes", 200), (b"guessed", 401), (b"", 401)):
@@ -218,6 +225,7 @@ async def test_probes_metrics_and_preflights_need_no_key(keys: Keys, about: dict
     assert (await Server(Rules(keys=keys)).ask(**about))[0]["status"] == 200
 
 
+@pytest.mark.attack(boundary="plugin", attack="a path that only looks like a health check", outcome="401")
 async def test_a_path_under_the_servers_root_is_the_same_path(keys: Keys) -> None:
     server = Server(Rules(keys=keys))
     assert (await server.ask(path="/llm/health", root_path="/llm"))[0]["status"] == 200
@@ -287,6 +295,7 @@ async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) 
     assert "n is 3, but an API key may have at most 2" in json.loads(body)["error"]["message"]
 
 
+@pytest.mark.attack(boundary="plugin", attack="a background answer, to get around the limit of a key", outcome="400")
 @pytest.mark.parametrize("more", [b"", b', "n": "x"', b', "prompt": 7, "messages": "a"', b', "n": 1e999'])
 async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(keys: Keys, more: bytes) -> None:
     server = Server(Rules(keys=keys))
@@ -323,6 +332,7 @@ async def test_a_refusal_from_within_the_server_is_not_answered_twice(keys: Keys
         await server.ask(BEARER)
 
 
+@pytest.mark.attack(boundary="plugin", attack="a WebSocket without a key", outcome="it is closed before it opens")
 async def test_a_websocket_without_a_key_is_closed_before_it_opens(keys: Keys) -> None:
     start, _ = await Server(Rules(keys=keys)).ask(type="websocket", path="/v1/realtime")
     assert (start["type"], start["code"]) == ("websocket.close", 1008)

@@ -110,6 +110,11 @@ def test_a_new_file_is_in_force_at_once_and_one_that_cannot_be_meant_is_not(file
     assert refusal(keys, OTHER) is None
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="an API keys file that is damaged or has short keys",
+    outcome="it is refused in a sentence that shows no key",
+)
 @pytest.mark.parametrize(
     ("content", "words"),
     [

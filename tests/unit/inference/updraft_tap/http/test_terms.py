@@ -50,6 +50,11 @@ def test_a_word_that_does_not_exist_is_refused_in_one_short_printable_line(value
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a domain header with control characters or of any length",
+    outcome="it becomes one short printable line",
+)
 @pytest.mark.parametrize(
     ("value", "domain"),
     [
