@@ -48,8 +48,10 @@ class Metrics:
         """Exported status and reason of every condition: one sample per condition, not one per status."""
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
-        shown = self._shown.setdefault(key, {})
-        for condition in conditions:
+        shown, current = self._shown.setdefault(key, {}), {condition.type: condition for condition in conditions}
+        for gone in shown.keys() - current.keys():
+            self.condition.remove(key.namespace, key.name, gone, *shown.pop(gone))
+        for condition in current.values():
             before, now = shown.get(condition.type), (condition.status, condition.reason)
             if now == before:
                 continue

@@ -173,6 +173,13 @@ class RollingUpdate(Model):
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
 
+class DisruptionBudget(Model):
+    """How many pods may be missing: node drains wait for it, and Available allows for it."""
+
+    max_unavailable: IntOrPercent = "10%"
+    """Number or share of the pods, rounded up."""
+
+
 class HostPath(Model):
     """A folder on the node."""
 
@@ -206,8 +213,7 @@ class Workload(Model):
     env: UntypedList = []
     """Environment variables, as in a container. They override those that the operator sets."""
     pod_template: Untyped = {}
-    """Other fields of a pod template (nodeSelector, tolerations, annotations, volumes, sidecars), merged over the operator's
-    template; lists of named entries are merged by name."""
+    """More of a pod template, such as nodeSelector or sidecars, merged over the operator's; named entries of lists by name."""
 
 
 class Serving(Workload):
@@ -240,6 +246,7 @@ class Serving(Workload):
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()
+    disruption_budget: DisruptionBudget = DisruptionBudget()
     model_cache: ModelCache | None = None
 
 
@@ -257,7 +264,7 @@ class Storage(Model):
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
     """Storage class of the new claim. Defaults to the cluster's default class; "" selects a volume without a class."""
     claim_name: Name | None = None
-    """An existing claim to use instead; size and storageClassName are then ignored."""
+    """An existing claim to use instead of a new one."""
 
 
 class TrainerStorage(Storage):

@@ -31,3 +31,15 @@ def dated(
         )
         for kind, assessment in assessments.items()
     ]
+
+
+def true(reason: str, message: str) -> Assessment:
+    return Assessment("True", reason, message)
+
+
+def false(reason: str, message: str) -> Assessment:
+    return Assessment("False", reason, message)
+
+
+def unknown(reason: str, message: str) -> Assessment:
+    return Assessment("Unknown", reason, message)

@@ -230,6 +230,7 @@ def _conditions(state: pb.SpeculatorState, version: pb.Version, *, is_promoted: 
     message = f"{loaded} pods have loaded it" if is_live else "no pod should serve it"
     is_winner = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and is_promoted)
     return {
+        "Ready": Assessment("True", "Registered", f"version {version.version} of the registry"),
         "Verified": Assessment("True", "DigestMatches", version.manifest.digest),
         "Evaluated": evaluated,
         "Loaded": Assessment("True", "Loaded", message)
@@ -244,11 +245,18 @@ def _conditions(state: pb.SpeculatorState, version: pb.Version, *, is_promoted: 
 def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStatus:
     draft, failure = draft_import.draft, draft_import.failure[:1024]
     verified = Assessment("Unknown", "Importing", "importing the draft into the registry")
+    ready, stalled = verified._replace(status="False"), {}
     if failure:
-        verified = Assessment("False", "ImportFailed", failure)
+        verified = ready = Assessment("False", "ImportFailed", failure)
+        stalled = {"Stalled": ready._replace(status="True")}
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
         phase=Phase.FAILED if failure else IMPORTING,
         reason=verified.message,
-        conditions=dated({"Verified": verified}, draft.status.conditions, draft.metadata.generation, now),
+        conditions=dated(
+            {"Ready": ready, "Verified": verified, **stalled},
+            draft.status.conditions,
+            draft.metadata.generation,
+            now,
+        ),
     )
