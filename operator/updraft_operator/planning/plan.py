@@ -100,19 +100,33 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     applied, deleted = _objects(observed)
-    new_status, events, again_s = _status(observed, now, now_s)
-    drafts = list(_draft_statuses(observed, now))
-    return Plan(
+    return replace(
+        _statuses(observed, now, now_s),
         apply=applied,
         delete=deleted,
         calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
-        status=new_status,
-        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
-        events=(*events, *(event for _, _, event in drafts if event is not None)),
         finalizer=_finalizer(observed),
         users=tuple(
             redis_access.users(observed, {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)})
         ),
+    )
+
+
+def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
+    """The statuses alone, after a change from which nothing else follows, such as a measurement."""
+    if observed.speculator.metadata.deletion_timestamp is not None:
+        return Plan()
+    observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
+    return _statuses(observed, moment(now_unix_s), now_s)
+
+
+def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
+    new_status, events, again_s = _status(observed, now, now_s)
+    drafts = list(_draft_statuses(observed, now))
+    return Plan(
+        status=new_status,
+        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
+        events=(*events, *(event for _, _, event in drafts if event is not None)),
         again_s=again_s,
     )
 

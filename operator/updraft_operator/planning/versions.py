@@ -102,6 +102,20 @@ def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, 
             yield draft, _import_status(draft_import, now)
 
 
+def orphaned(draft: DraftVersion, now: datetime) -> DraftVersionStatus | None:
+    """The status of an import whose AdaptiveSpeculator does not exist, perhaps not yet; None of others, which end with it."""
+    if not is_import(draft) or draft.metadata.deletion_timestamp is not None:
+        return None
+    message = f"AdaptiveSpeculator {draft.spec.speculator_ref.name} does not exist in this namespace"
+    ready = {"Ready": Assessment("False", "SpeculatorNotFound", message)}
+    generation = draft.metadata.generation
+    fields = {
+        "observed_generation": generation,
+        "conditions": dated(ready, draft.status.conditions, generation, now),
+    }
+    return draft.status.model_copy(update=fields)
+
+
 def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
     job = observed.children.get(Ref("Job", job_name(draft)))
     number, failure = _known_number(observed, draft), ""
