@@ -150,6 +150,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     result = _only_kept(node)
     if "items" in node:
         result["items"] = _structural(node["items"], definitions)
+        result.setdefault("x-kubernetes-list-type", "atomic")  # as without it, but said: every list has decided
     if "properties" in node:
         result["properties"] = {name: _structural(part, definitions) for name, part in node["properties"].items()}
         inner = {name: part["default"] for name, part in result["properties"].items() if "default" in part}

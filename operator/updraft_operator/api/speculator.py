@@ -316,9 +316,8 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """Workload for several ranks: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the one
-    that exists; if none does, it takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has
-    its own volumes, so training starts from the stable version after a change from or to one rank or a StatefulSet."""
+    """Workload for several ranks. Auto keeps the one that exists; if none does, it takes a LeaderWorkerSet for several pods if
+    its API is served. A LeaderWorkerSet has its own volumes, so after a change training starts from the stable version."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -357,9 +356,8 @@ class Traces(Model):
     """Maximum size of the streams in Redis together; the oldest traces are dropped first. Defaults to what `updraft size`
     shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
-    """Minimum number of streams; there is at least one for every rank of the trainer. With a Redis Cluster, its nodes share
-    them. If unset, the number of streams never falls when the trainer has fewer ranks, because the traces in the other streams
-    would be lost."""
+    """Minimum number of streams; every rank of the trainer has its own. The nodes of a Redis Cluster share them. If unset, the
+    number never falls, because the traces in the other streams would be lost."""
 
 
 class Bucket(Model):
