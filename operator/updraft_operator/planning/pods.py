@@ -73,7 +73,8 @@ def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], condition
     has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))
     if ready.get("status") != "True" or has_restarted or not created or "lastTransitionTime" not in ready:
         return None
-    return (datetime.fromisoformat(ready["lastTransitionTime"]) - datetime.fromisoformat(created)).total_seconds()
+    ready_at, created_at = datetime.fromisoformat(ready["lastTransitionTime"]), datetime.fromisoformat(created)
+    return max(0.0, (ready_at - created_at).total_seconds())
 
 
 def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:
