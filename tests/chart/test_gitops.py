@@ -192,11 +192,11 @@ def _actions(content: Json) -> dict[str, bool]:
     return {name: not told["disabled"] for name, told in found["value"].items()}
 
 
-def _acted(content: Json, action: str) -> Json:
-    """The spec after an action; the status stays, and so does everything else that is written there."""
+def _acted(content: Json, action: str, parameters: dict[str, str] | None = None) -> Json:
+    """The spec after an action."""
     actions = yaml.safe_load(_customization("actions", content["kind"]))
     (script,) = (each["action.lua"] for each in actions["definitions"] if each["name"] == action)
-    (answer,) = _asked({"object": content, "script": script})
+    (answer,) = _asked({"object": content, "script": script, "parameters": parameters})
     spec: Json = answer["value"]["spec"]
     return spec
 
@@ -242,7 +242,20 @@ def test_actions_that_would_do_nothing_cannot_be_chosen() -> None:
     new = _actions(_object(speculator()))
     assert {name for name, can in new.items() if can} == {"pause"}
     pinned = _actions(_speculator({"pinnedVersion": 3, "paused": True}, stable=3, previous=3, latest=5))
-    assert {name for name, can in pinned.items() if can} == {"resume", "unpin"}
+    assert {name for name, can in pinned.items() if can} == {"resume", "pin", "unpin"}
+
+
+@pytest.mark.parametrize(("parameters", "version"), [(None, 4), ({}, 4), ({"version": ""}, 4), ({"version": "2"}, 2)])
+def test_any_version_can_be_pinned_where_argo_cd_has_parameters(
+    parameters: dict[str, str] | None, version: int
+) -> None:
+    content = _speculator({}, stable=4, latest=5)
+    assert _acted(content, "pin", parameters)["rollout"]["pinnedVersion"] == version
+
+
+def test_a_version_that_is_no_number_is_refused_in_a_sentence() -> None:
+    with pytest.raises(AssertionError, match="version must be a number: newest"):
+        _acted(_speculator({}, stable=4, latest=5), "pin", {"version": "newest"})
 
 
 def test_a_draft_is_retained_and_released() -> None:

@@ -22,6 +22,8 @@ type question struct {
 	Object json.RawMessage `json:"object"`
 	// Lua of Argo CD; without one, the question is for kstatus.
 	Script string `json:"script"`
+	// Parameters of an action, which versions before 3.1 do not have.
+	Parameters map[string]string `json:"parameters"`
 }
 
 type answer struct {
@@ -62,7 +64,7 @@ func answered(asked question) answer {
 		}
 		return answer{Status: result.Status.String(), Message: result.Message}
 	}
-	value, err := returned(asked.Script, object.Object)
+	value, err := returned(asked, object.Object)
 	if err != nil {
 		return answer{Error: err.Error()}
 	}
@@ -71,7 +73,7 @@ func answered(asked question) answer {
 
 // returned runs a script as Argo CD does (util/lua/lua.go): no more than the libraries that every version of it opens, the
 // object as the global obj, a second of time.
-func returned(script string, object map[string]any) (json.RawMessage, error) {
+func returned(asked question, object map[string]any) (json.RawMessage, error) {
 	state := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer state.Close()
 	libraries := map[string]lua.LGFunction{
@@ -89,7 +91,14 @@ func returned(script string, object map[string]any) (json.RawMessage, error) {
 	defer cancel()
 	state.SetContext(ctx)
 	state.SetGlobal("obj", toLua(state, object))
-	if err := state.DoString(script); err != nil {
+	if asked.Parameters != nil {
+		parameters := state.CreateTable(0, len(asked.Parameters))
+		for name, value := range asked.Parameters {
+			parameters.RawSetString(name, lua.LString(value))
+		}
+		state.SetGlobal("actionParams", parameters)
+	}
+	if err := state.DoString(asked.Script); err != nil {
 		return nil, err
 	}
 	value := state.Get(-1)
