@@ -20,8 +20,8 @@ from updraft_operator.watching.kubernetes_cluster import connected
 Release = Future[CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _has_helm() -> None:
+@pytest.fixture(scope="module")
+def has_helm() -> None:
     if programs.find("helm") is None:
         pytest.skip("helm: not built; run `make cluster-build`")
 
@@ -51,6 +51,7 @@ def _released(operator: Running, subject: Subject, chart: Path, pool: ThreadPool
     return pool.submit(helm, *words, kubeconfig=operator.cluster.kubeconfig)
 
 
+@pytest.mark.usefixtures("has_helm")
 def test_helm_waits_until_pods_serve_and_again_until_a_change_is_rolled_out(
     operator: Running, subject: Subject, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def _runs(subject: Subject, release: Release) -> bool:
     return release.done()
 
 
+@pytest.mark.usefixtures("has_helm")
 def test_helm_does_not_wait_for_a_spec_that_cannot_work(operator: Running, subject: Subject, tmp_path: Path) -> None:
     wrong = {"podTemplate": {"spec": {"restartPolicy": "Sometimes"}}}
     with ThreadPoolExecutor() as pool:
@@ -84,6 +86,7 @@ def test_helm_does_not_wait_for_a_spec_that_cannot_work(operator: Running, subje
     assert subject.condition("Stalled") == ("True", "InvalidPodTemplate")
 
 
+@pytest.mark.usefixtures("has_helm")
 def test_helm_does_not_wait_for_a_suspended_resource(operator: Running, subject: Subject, tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         result = _released(operator, subject, tmp_path, pool, suspend=True).result()
