@@ -276,23 +276,23 @@ class Reconciler:
 
     async def _publish(self, key: Key, observed: Observed, plan: Plan) -> None:
         """Write statuses and Events; objects that are gone are skipped."""
-        uids = {draft.metadata.name: draft.metadata.uid for draft in observed.drafts}
-        statuses = [(Ref("DraftVersion", name), uids[name], status) for name, status in plan.draft_statuses]
+        seen = {draft.metadata.name: draft.metadata.resource_version for draft in observed.drafts}
+        statuses = [(Ref("DraftVersion", name), seen[name], status) for name, status in plan.draft_statuses]
         if plan.status is not None:
             own = Ref("AdaptiveSpeculator", key.name)
-            statuses.insert(0, (own, observed.speculator.metadata.uid, plan.status))
+            statuses.insert(0, (own, observed.speculator.metadata.resource_version, plan.status))
             self._state(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
-        gone = {target for target, uid, status in statuses if not await self._write_status(key, target, uid, status)}
+        gone = {target for target, seen, status in statuses if not await self._write_status(key, target, seen, status)}
         for event in plan.events:
             if (event.kind, event.name) not in gone:
                 await self._emit(key, event)
 
-    async def _write_status(self, key: Key, target: Ref, uid: str, status: dict[str, Any]) -> bool:
-        """Whether the object still exists. Another one of the same name is left alone."""
+    async def _write_status(self, key: Key, target: Ref, seen: str, status: dict[str, Any]) -> bool:
+        """Whether the object still exists. Unavailable if it is not the `seen` resource version any more."""
         if self._wiring.is_dry_run:
             return True
         try:
-            answer = await self._wiring.cluster.apply(_status(key, target, uid, status), is_status=True)
+            answer = await self._wiring.cluster.apply(_status(key, target, seen, status), is_status=True)
         except NotFound:
             return False
         self._wiring.store.put(target.kind, answer)
@@ -303,7 +303,7 @@ class Reconciler:
         content = self._wiring.store.content(key, error.ref)
         new = unreadable(content, str(error), moment(self._wiring.clock.now()))
         if new != content.get("status"):
-            await self._write_status(key, error.ref, content["metadata"]["uid"], new)
+            await self._write_status(key, error.ref, content["metadata"]["resourceVersion"], new)
 
     async def _report_orphans(self, key: Key, drafts: Iterable[DraftVersion]) -> None:
         """Say in the status of imports that their AdaptiveSpeculator does not exist."""
@@ -311,7 +311,7 @@ class Reconciler:
             new = versions.orphaned(draft, moment(self._wiring.clock.now()))
             if new is not None and new != draft.status:
                 await self._write_status(
-                    key, Ref("DraftVersion", draft.metadata.name), draft.metadata.uid, written(new)
+                    key, Ref("DraftVersion", draft.metadata.name), draft.metadata.resource_version, written(new)
                 )
 
     async def _emit(self, key: Key, event: Event) -> None:
@@ -372,11 +372,11 @@ def _foreign(metadata: dict[str, Any], observed: Observed) -> str:
     return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
 
 
-def _status(key: Key, target: Ref, uid: str, status: dict[str, Any]) -> Manifest:
-    """With the UID, which the API server compares."""
+def _status(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> Manifest:
+    """With the resource version that the status follows from. A UID would not do: the API server ignores one in a status."""
     return {
         "apiVersion": KINDS[target.kind].prefix.removeprefix("/apis/"),
         "kind": target.kind,
-        "metadata": {"name": target.name, "namespace": key.namespace, "uid": uid},
+        "metadata": {"name": target.name, "namespace": key.namespace, "resourceVersion": seen},
         "status": status,
     }

@@ -1,4 +1,4 @@
-"""What waits for a resource: the real Helm 4, whose chart has an AdaptiveSpeculator, and a write to a status by UID."""
+"""What waits for a resource: the real Helm 4, whose chart has an AdaptiveSpeculator, and a status of something older."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.aio import client, config
 from tests.chart.chart import helm
 from tests.cluster import programs
 from tests.cluster.operator.conftest import Running
@@ -15,7 +16,7 @@ from tests.support.wait import wait_until
 
 from updraft_chassis.errors import UpdraftError
 from updraft_operator.api import names
-from updraft_operator.watching.kubernetes_cluster import connected
+from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster
 
 Release = Future[CompletedProcess[str]]
 
@@ -94,23 +95,25 @@ def test_helm_does_not_wait_for_a_suspended_resource(operator: Running, subject:
 
 
 async def test_the_status_of_a_deleted_resource_is_not_written_to_its_successor(
-    operator: Running, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    operator: Running, subject: Subject
 ) -> None:
-    former = subject.create()["metadata"]["uid"]
+    former = subject.create()["metadata"]["resourceVersion"]
     subject.delete()
     wait_until(lambda: not subject.exists(), what="the end of the first one")
     subject.create()
     subject.wait_until_built()
     before = subject.get()["status"]
-    monkeypatch.setenv("KUBECONFIG", str(operator.cluster.kubeconfig))
+    configuration = client.Configuration()
+    await config.load_kube_config(str(operator.cluster.kubeconfig), client_configuration=configuration)
     content = {
         "apiVersion": names.API_VERSION,
         "kind": "AdaptiveSpeculator",
-        "metadata": {"name": subject.name, "namespace": subject.namespace, "uid": former},
+        "metadata": {"name": subject.name, "namespace": subject.namespace, "resourceVersion": former},
         "status": {"versions": {"stable": 77}},
     }
 
-    async with connected() as cluster:
+    async with client.ApiClient(configuration) as api:
+        cluster = KubernetesCluster(api, lambda: None, lambda *_: None, TIMEOUT_S)
         with pytest.raises(UpdraftError):
             await cluster.apply(content, is_status=True)
 

@@ -48,7 +48,10 @@ class MemoryCluster:
         live = self.objects.get(where)
         if is_status and live is None:
             raise NotFound(f"there is no {where}")
-        if live is not None and content["metadata"].get("uid") not in (None, live["metadata"]["uid"]):
+        if live is not None and content["metadata"].get("resourceVersion") not in (
+            None,
+            live["metadata"]["resourceVersion"],
+        ):
             raise Unavailable(f"{where} is another one by now")
         desired = _stored(content)
         before = self._applied.get((where, is_status), {})
