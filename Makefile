@@ -188,7 +188,7 @@ bench-faults: cluster-build ## Run the operator through ten minutes of faults (1
 .PHONY: cluster-build cluster-up cluster-down
 cluster-build: install ## Build a real Kubernetes for tests into the cache (once; 10 to 20 minutes)
 	$(PY) -m tests.cluster build
-	$(PY) -m tests.chart.prometheus.build
+	$(PY) -m tests.chart.go_program
 cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
 	$(PY) -m tests.cluster up
 cluster-down: install ## Stop that node and remove its files

@@ -95,8 +95,9 @@ _CONDITIONS_INTRO = """\
 `kubectl describe asp NAME` shows the conditions of a resource. `kubectl updraft explain NAME` explains them with the names of
 that resource filled in. A condition is True, False or Unknown. Its reason is one of those below, and its message gives details.
 
-`Ready` is True if `Accepted`, `ServingReady` and `RegistryReady` are True. Otherwise it has the reason of the first one that
-is not. The other conditions do not affect `Ready`, because serving continues without them.
+`Ready` is True if `Accepted` and `Available` are True. Otherwise it has the reason of the first one that is not. The other
+conditions do not affect `Ready`, because clients lose nothing without them. `Reconciling` and `Stalled` exist only while they
+are True: Flux and Helm read them ([GitOps](../gitops.md)).
 """
 
 _RESULTS_INTRO = (

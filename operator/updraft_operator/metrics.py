@@ -7,7 +7,9 @@ from prometheus_client import CollectorRegistry
 from updraft_chassis.metrics import MetricFactory
 from updraft_operator.api.status import Condition
 from updraft_operator.planning.objects import Key
+from updraft_operator.planning.pods import PodState
 
+_STARTUP_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -16,9 +18,18 @@ class Metrics:
         new = MetricFactory(registry, "updraft_operator")
         self.reconcile = new.histogram(
             "reconcile_duration_seconds",
-            "Duration of one reconcile of a speculator, by result (done, failed).",
+            "Duration of one reconcile of a speculator, by result (done; measured: of its status alone; failed).",
             _RECONCILE_S,
             "result",
+        )
+        self.plans = new.counter(
+            "plans",
+            "Plans made: comparisons of a speculator with all its objects. Measurements of registries need none.",
+        )
+        self.startup = new.histogram(
+            "serving_startup_seconds",
+            "Time from the creation of an inference pod until it was ready for the first time, if it never restarted.",
+            _STARTUP_S,
         )
         self.delay = new.histogram(
             "queue_delay_seconds", "Time from the first event of a speculator to its reconcile.", _RECONCILE_S
@@ -46,10 +57,14 @@ class Metrics:
         )
         self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
         """Exported status and reason of every condition: one sample per condition, not one per status."""
+        self._started: dict[Key, dict[str, bool]] = {}
+        """By UID, whether a pod was ever seen ready."""
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
-        shown = self._shown.setdefault(key, {})
-        for condition in conditions:
+        shown, current = self._shown.setdefault(key, {}), {condition.type: condition for condition in conditions}
+        for gone in shown.keys() - current.keys():
+            self.condition.remove(key.namespace, key.name, gone, *shown.pop(gone))
+        for condition in current.values():
             before, now = shown.get(condition.type), (condition.status, condition.reason)
             if now == before:
                 continue
@@ -58,6 +73,15 @@ class Metrics:
             self.condition.labels(key.namespace, key.name, condition.type, *now).set(1)
             shown[condition.type] = now
 
+    def show_pods(self, key: Key, pods: Iterable[PodState]) -> None:
+        """Measure how long inference pods took that were first seen before they were ready."""
+        before, now = self._started.get(key, {}), {pod.uid: pod for pod in pods}
+        for uid, pod in now.items():
+            if pod.is_ready and before.get(uid) is False and pod.startup_s is not None:
+                self.startup.observe(pod.startup_s)
+        self._started[key] = {uid: pod.is_ready or before.get(uid, False) for uid, pod in now.items()}
+
     def forget(self, key: Key) -> None:
+        self._started.pop(key, None)
         for kind, shown in self._shown.pop(key, {}).items():
             self.condition.remove(key.namespace, key.name, kind, *shown)

@@ -25,7 +25,7 @@ from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCl
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.resync import FIRST_S, Resync
-from updraft_operator.watching.secrets import FRESH_S, Secrets
+from updraft_operator.watching.secrets import Secrets
 from updraft_operator.watching.store import Store
 from updraft_operator.watching.work_queue import WorkQueue
 
@@ -84,7 +84,14 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
 
         async with asyncio.TaskGroup() as tasks:
             request_token = partial(cluster.token, settings.namespace, settings.service_account)
-            registries = RegistryConnections(tasks, request_token, clock, work.add)
+            registries = RegistryConnections(
+                tasks,
+                request_token,
+                clock,
+                work.add,
+                on_measurement=work.add_measured,
+                measured_s=settings.status_seconds,
+            )
             measures.connections.set_function(lambda: len(registries))
             users = RedisUsers(
                 settings.redis_url.get_secret_value(),
@@ -99,7 +106,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, min(FRESH_S, settings.resync_seconds / 2)),
+                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
                 registries=registries,
                 users=users,
                 metrics=measures,
@@ -112,7 +119,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 is_dry_run=settings.dry_run,
                 guard=lease.check,
             )
-            watches = Watches(store, work.add, settings.namespaces, kinds)
+            watches = Watches(store, work.add, work.add_measured, settings.namespaces, kinds)
             machinery = _Machinery(work=work, resync=resync, lease=lease, watches=watches)
             await _work(tasks, settings, wiring, machinery, stop)
 
@@ -249,11 +256,12 @@ async def _worker(machinery: _Machinery, reconciler: Reconciler, measures: Metri
 async def _reconcile(key: Key, work: WorkQueue, reconciler: Reconciler, measures: Metrics) -> None:
     started_s, result = time.monotonic(), "failed"
     try:
-        again_s = await reconciler.reconcile(key)
-        result = "done"
+        needs_plan = work.take_need_of_plan(key)
+        again = await (reconciler.reconcile(key) if needs_plan else reconciler.refresh(key))
+        result = "done" if needs_plan else "measured"
         work.forget(key)
-        if again_s is not None:
-            work.add_after(key, again_s)
+        if again is not None:
+            work.add_after(key, again.after_s, needs_plan=again.needs_plan)
     except UpdraftError as error:
         measures.errors.labels(type(error).__name__).inc()
         logger.warning("Reconcile failed; will retry", extra={"speculator": str(key), "error": str(error)})

@@ -4,31 +4,42 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
+from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
 from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning import versions
+from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
-from updraft_operator.planning.observed import Observed, Refusal
-from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, ref
+from updraft_operator.planning.observed import Observed, Refusal, moment
+from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
-from updraft_operator.watching.secrets import Secrets, fresh_passwords
-from updraft_operator.watching.store import CachedObjects, Store
+from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
+from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)
 
 _FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
 """Reasons for which the API server forbids a write to everyone, by the text of its message."""
+
+
+class Again(NamedTuple):
+    """When to look at a speculator again without an event."""
+
+    after_s: float
+    needs_plan: bool
+    """False if only its status is due."""
 
 
 @dataclass(slots=True)
@@ -75,11 +86,16 @@ class Reconciler:
         self._wiring = wiring
         self._states: dict[Key, _ReconcileState] = {}
 
-    async def reconcile(self, key: Key) -> float | None:
-        """Reconcile once. Returns the delay in seconds until the next reconciliation, or None to wait for an event."""
-        cached = self._wiring.store.cached(key)
+    async def reconcile(self, key: Key) -> Again | None:
+        """Reconcile once. Returns when to look again, or None to wait for an event."""
+        try:
+            cached = self._wiring.store.cached(key)
+        except Unreadable as error:
+            await self._report_unreadable(key, error)
+            raise
         if cached.speculator is None:
             self._forget(key)
+            await self._report_orphans(key, cached.drafts)
             return None
         observed = await self.observe(key, cached)
         plan = self._plan(observed)
@@ -97,7 +113,22 @@ class Reconciler:
             self._wiring.users.want(key, plan.users)
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
-        return plan.again_s
+        self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
+        is_ending = observed.speculator.metadata.deletion_timestamp is not None
+        return None if plan.again_s is None else Again(plan.again_s, needs_plan=is_ending)
+
+    async def refresh(self, key: Key) -> Again | None:
+        """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
+        if key not in self._states or self._wiring.is_dry_run:
+            return await self.reconcile(key)
+        cached = self._wiring.store.cached(key)
+        if cached.speculator is None:
+            return None
+        observed = self._observed(key, cached, self._wiring.secrets.last(key))
+        plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
+        await self._publish(key, observed, plan)
+        self._wiring.metrics.show(key, observed.speculator.status.conditions)
+        return None if plan.again_s is None else Again(plan.again_s, needs_plan=False)
 
     def retry_refused(self) -> None:
         """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
@@ -105,12 +136,15 @@ class Reconciler:
             state.refusals.clear()
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
+        assert cached.speculator is not None
+        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator))
+
+    def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot) -> Observed:
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
         if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
             state.ending_s = wiring.clock.monotonic()
-        secrets = await wiring.secrets.read(key, cached.speculator)
         used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
         state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
         self._connect(key, cached, cached.speculator)
@@ -145,6 +179,7 @@ class Reconciler:
         self._wiring.registries.set_address(key, RegistryAddress(address=address, audience=audience(*key)))
 
     def _plan(self, observed: Observed) -> Plan:
+        self._wiring.metrics.plans.inc()
         return make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
 
     def _log_plan(self, key: Key, plan: Plan) -> None:
@@ -241,21 +276,43 @@ class Reconciler:
 
     async def _publish(self, key: Key, observed: Observed, plan: Plan) -> None:
         """Write statuses and Events; objects that are gone are skipped."""
-        statuses = [("DraftVersion", name, status) for name, status in plan.draft_statuses]
+        seen = {draft.metadata.name: draft.metadata.resource_version for draft in observed.drafts}
+        statuses = [(Ref("DraftVersion", name), seen[name], status) for name, status in plan.draft_statuses]
         if plan.status is not None:
-            statuses.insert(0, ("AdaptiveSpeculator", key.name, plan.status))
+            own = Ref("AdaptiveSpeculator", key.name)
+            statuses.insert(0, (own, observed.speculator.metadata.resource_version, plan.status))
             self._state(key).status_due_s = self._wiring.clock.monotonic() + self._wiring.status_s
-        gone: set[tuple[str, str]] = set()
-        for kind, name, status in statuses:
-            try:
-                answer = await self._wiring.cluster.apply(_status(key, kind, name, status), is_status=True)
-            except NotFound:
-                gone.add((kind, name))
-            else:
-                self._wiring.store.put(kind, answer)
+        gone = {target for target, seen, status in statuses if not await self._write_status(key, target, seen, status)}
         for event in plan.events:
             if (event.kind, event.name) not in gone:
                 await self._emit(key, event)
+
+    async def _write_status(self, key: Key, target: Ref, seen: str, status: dict[str, Any]) -> bool:
+        """Whether the object still exists. Unavailable if it is not the `seen` resource version any more."""
+        if self._wiring.is_dry_run:
+            return True
+        try:
+            answer = await self._wiring.cluster.apply(_status(key, target, seen, status), is_status=True)
+        except NotFound:
+            return False
+        self._wiring.store.put(target.kind, answer)
+        return True
+
+    async def _report_unreadable(self, key: Key, error: Unreadable) -> None:
+        """Say in the status of an object that nothing follows from it: what it said before is no longer looked after."""
+        content = self._wiring.store.content(key, error.ref)
+        new = unreadable(content, str(error), moment(self._wiring.clock.now()))
+        if new != content.get("status"):
+            await self._write_status(key, error.ref, content["metadata"]["resourceVersion"], new)
+
+    async def _report_orphans(self, key: Key, drafts: Iterable[DraftVersion]) -> None:
+        """Say in the status of imports that their AdaptiveSpeculator does not exist."""
+        for draft in drafts:
+            new = versions.orphaned(draft, moment(self._wiring.clock.now()))
+            if new is not None and new != draft.status:
+                await self._write_status(
+                    key, Ref("DraftVersion", draft.metadata.name), draft.metadata.resource_version, written(new)
+                )
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""
@@ -315,10 +372,11 @@ def _foreign(metadata: dict[str, Any], observed: Observed) -> str:
     return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
 
 
-def _status(key: Key, kind: str, name: str, status: dict[str, Any]) -> Manifest:
+def _status(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> Manifest:
+    """With the resource version that the status follows from. A UID would not do: the API server ignores one in a status."""
     return {
-        "apiVersion": KINDS[kind].prefix.removeprefix("/apis/"),
-        "kind": kind,
-        "metadata": {"name": name, "namespace": key.namespace},
+        "apiVersion": KINDS[target.kind].prefix.removeprefix("/apis/"),
+        "kind": target.kind,
+        "metadata": {"name": target.name, "namespace": key.namespace, "resourceVersion": seen},
         "status": status,
     }

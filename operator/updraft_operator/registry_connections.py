@@ -28,9 +28,6 @@ TIMEOUT_S = 10.0
 _LIST_S = 30.0
 """Period of listing the versions, whatever the stream sends."""
 
-_TRAFFIC_S = 5.0
-"""Minimum time between two notifications about states in which only traffic changed."""
-
 _RETRY_S = 30.0
 """How long a stream uses an older token while the API server returns no new one."""
 
@@ -56,7 +53,10 @@ class _Connection:
 
 
 class RegistryConnections:
-    """One connection per speculator's registry, until `close`."""
+    """One connection per speculator's registry, until `close`.
+
+    `on_change` is told about news; `on_measurement`, at most every `measured_s`, about new measurements.
+    """
 
     def __init__(
         self,
@@ -64,11 +64,16 @@ class RegistryConnections:
         request: TokenRequest,
         clock: Clock,
         on_change: Callable[[Key], None],
+        *,
+        on_measurement: Callable[[Key], None],
+        measured_s: float,
     ) -> None:
         self._tasks = tasks
         self._request = request
         self._clock = clock
         self._on_change = on_change
+        self._on_measurement = on_measurement
+        self._measured_s = measured_s
         self._connections: dict[Key, _Connection] = {}
 
     def __len__(self) -> int:
@@ -176,9 +181,10 @@ class RegistryConnections:
                     versions, transitions = await _listing(stub, key.name)
                     changes |= {"versions": versions, "transitions": transitions}
                     before = essentials
-                is_due = is_news or now_s - notified_s >= _TRAFFIC_S
-                notified_s = now_s if is_due else notified_s
-                self._set(key, replace(connection.view, **changes), is_news=is_due)
+                self._set(key, replace(connection.view, **changes), is_news=is_news)
+                if not is_news and now_s - notified_s >= self._measured_s:
+                    notified_s = now_s
+                    self._on_measurement(key)
 
     def _set(self, key: Key, view: RegistryView, *, is_news: bool) -> None:
         connection = self._connections.get(key)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.chart.dashboards import empty_queries, metrics
-from tests.chart.prometheus import build
+from tests.chart.go_program import PROMETHEUS
 from tests.chart.prometheus.server import PrometheusServer, Target
 from tests.support.ports import preferred_ports_taken
 from tests.support.tiny_target import make_tiny_target
@@ -82,8 +82,8 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     """One with a tiny target and without a draft yet."""
-    if not build.binary("prometheus").exists():
-        pytest.skip("Prometheus: not built; run `python -m tests.chart.prometheus.build` (once; 5 minutes)")
+    if not PROMETHEUS.binary.exists():
+        pytest.skip("Prometheus: not built; run `python -m tests.chart.go_program` (once; 3 minutes)")
     config = StackConfig(
         model=write_tokenizer(make_tiny_target(tmp_path / "tiny", seed=1)),
         data=tmp_path / "data",

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from tests.chart.chart import CHART, CHECKOUT, Document, of_kind, one, rendered, title
-from tests.chart.prometheus import build
+from tests.chart.go_program import PROMTOOL
+from tests.support.manifests import speculator
+from tests.support.observed import NOW, observed, pod
 
 from updraft_inference.agent.selection import Refusal
 from updraft_operator.api.speculator import (
@@ -25,6 +28,10 @@ from updraft_operator.api.speculator import (
 )
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
+from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
+from updraft_operator.planning.status import status
 from updraft_registry.metrics import OUTCOMES
 from updraft_rollouts.terms import Phase
 
@@ -92,9 +99,9 @@ def _alert_tests() -> Iterator[Document]:
 @pytest.fixture(scope="module")
 def promtool() -> Path:
     """Prometheus' own tool."""
-    if not build.binary("promtool").exists():
-        pytest.skip("promtool: not built; run `python -m tests.chart.prometheus.build` (once; 5 minutes)")
-    return build.binary("promtool")
+    if not PROMTOOL.binary.exists():
+        pytest.skip("promtool: not built; run `python -m tests.chart.go_program` (once; 3 minutes)")
+    return PROMTOOL.binary
 
 
 def _run(*words: str | Path) -> None:
@@ -158,7 +165,15 @@ def test_every_alert_links_to_its_section_in_the_runbooks_where_they_are_served(
 def test_alerts_say_what_is_wrong_and_how_much_it_matters() -> None:
     for rule in _rules():
         assert rule["annotations"].keys() == {"summary", "description"}, "no address that nobody chose"
-        assert rule["labels"]["severity"] in {"warning", "critical"}, rule["alert"]
+        assert rule["labels"]["severity"] in {"page", "ticket"}, rule["alert"]
+
+
+def test_only_what_takes_something_from_clients_wakes_somebody() -> None:
+    assert {rule["alert"] for rule in _rules() if rule["labels"]["severity"] == "page"} == {
+        "UpdraftSpeculatorUnavailable",
+        "UpdraftRequestsRefused",
+        "UpdraftTargetChanged",
+    }
 
 
 def test_alerts_can_be_left_out_labelled_and_linked_elsewhere() -> None:
@@ -184,6 +199,64 @@ def test_every_alert_fires_when_it_should_and_not_before(promtool: Path, tmp_pat
     (tmp_path / ALERTS_TEST.name).write_text(ALERTS_TEST.read_text())
 
     _run(promtool, "test", "rules", tmp_path / ALERTS_TEST.name)
+
+
+_HUNDRED = {"serving": {"replicas": 100}}
+
+
+def _fleet(num_ready: int, *, reached: int | None = 100, spec: Document | None = None, **more: Any) -> Observed:
+    """A hundred pods, so many of them ready; the others are killed for their memory, or loading for the first time."""
+    chosen, problem = {**_HUNDRED, **(spec or {})}, ("OOMKilled", "too much") if reached else None
+    ready = [pod(f"qwen-serving-{number}", is_ready=True) for number in range(num_ready)]
+    others = [pod(f"qwen-serving-x{number}", problem=problem) for number in range(100 - num_ready)]
+    before = {"serving": {"reachedReplicas": reached}} if reached else {}
+    owner = speculator(chosen, status=before)
+    return observed(chosen, speculator=owner, pods=(*ready, *others), **more)
+
+
+@pytest.mark.parametrize(
+    ("seen", "pages"),
+    [
+        pytest.param(_fleet(100), [], id="all pods"),
+        pytest.param(_fleet(98), [], id="98 of 100 pods"),
+        pytest.param(_fleet(90), [], id="as many as the budget allows"),
+        pytest.param(_fleet(89), ["UpdraftSpeculatorUnavailable"], id="fewer than the budget allows"),
+        pytest.param(_fleet(0), ["UpdraftSpeculatorUnavailable"], id="none"),
+        pytest.param(_fleet(0, reached=None), [], id="none, because they load for the first time"),
+        pytest.param(_fleet(2, reached=2), [], id="a scale-up"),
+        pytest.param(_fleet(0, spec={"suspend": True}), [], id="suspended"),
+        pytest.param(_fleet(100, registry=RegistryView(connection=ConnectionState.UNREACHABLE)), [], id="no registry"),
+        pytest.param(_fleet(100, missing_secrets=("hub",)), [], id="a Secret that is missing"),
+    ],
+)
+def test_only_an_outage_of_clients_pages(promtool: Path, tmp_path: Path, seen: Observed, pages: list[str]) -> None:
+    groups = one(rendered("monitoring"), "PrometheusRule", "updraft")["spec"]["groups"]
+    bare = [{**group, "rules": [_without_annotations(rule) for rule in group["rules"]]} for group in groups]
+    paging = [rule["alert"] for group in bare for rule in group["rules"] if rule["labels"]["severity"] == "page"]
+    labels = {"severity": "page", "namespace": "team", "speculator": "qwen"}
+    expected = [
+        {"eval_time": "1h", "alertname": name, "exp_alerts": [{"exp_labels": labels}] if name in pages else []}
+        for name in paging
+    ]
+    series = [{"series": name, "values": "1x120"} for name in _exported(seen)]
+    test = {"interval": "1m", "input_series": series, "alert_rule_test": expected}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": bare}))
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [test]}))
+
+    _run(promtool, "test", "rules", tmp_path / "test.yaml")
+
+
+def _exported(seen: Observed) -> Iterator[str]:
+    """Series of an operator that leads and has written this status."""
+    collectors = CollectorRegistry()
+    metrics = Metrics(collectors)
+    metrics.leader.set(1)
+    metrics.show(Key("team", "qwen"), status(seen, NOW).conditions)
+    for metric in collectors.collect():
+        for sample in metric.samples:
+            if metric.name in ("updraft_operator_condition", "updraft_operator_leader"):
+                told = {"job": "updraft-operator", "instance": "a", **sample.labels}
+                yield f"{sample.name}{{{', '.join(f'{name}={json.dumps(value)}' for name, value in told.items())}}}"
 
 
 def _without_annotations(rule: Document) -> Document:

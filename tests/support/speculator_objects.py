@@ -78,7 +78,7 @@ def moment(minute: int, phase: str, reason: str = "", actor: str = "registry") -
 _TRUE = (
     condition("Ready", "True", "Ready", "requests are served"),
     condition("Accepted", "True", "SpecAccepted", "the spec can be followed"),
-    condition("ServingReady", "True", "PodsReady", "2 of 2 pods are ready"),
+    condition("Available", "True", "PodsReady", "2 of 2 pods are ready"),
     condition("RegistryReady", "True", "Connected", "the registry answers"),
     condition("TrainerReady", "True", "Training", "the trainer runs"),
     condition("Adapting", "True", "Adapting", "drafts are learned from the traffic"),

@@ -22,6 +22,9 @@ from updraft_cli.backends.speculators import (
 
 Json = Mapping[str, Any]
 
+_PENDING = "Pending"
+"""Reason of the only condition that an object has before an operator has written its status."""
+
 GROUP = "updraft.dev"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
@@ -205,19 +208,21 @@ def _change(candidate: str | None, stable: str | None) -> MetricChange | None:
 
 def _resource(content: Json) -> Resource:
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
-    trainer = _part(status, "trainer")
+    trainer, conditions = _part(status, "trainer"), list(map(_condition, status.get("conditions", ())))
+    if conditions and conditions[0].reason == _PENDING:
+        conditions.clear()
     return Resource(
         target=_part(spec, "targetModel").get("uri", ""),
         engine=spec.get("engine", ""),
         url=_part(status, "serving").get("url", ""),
         is_suspended=spec.get("suspend", False),
         is_current=status.get("observedGeneration") == metadata.get("generation"),
-        is_reconciled=bool(status.get("conditions")),
+        is_reconciled=bool(conditions),
         promoted=_part(spec, "rollout").get("promotedVersion"),
         trainer_state=trainer.get("state", ""),
         last_published=time(trainer.get("lastPublishTime")),
         last_failure=_failure(_part(status, "lastFailure")),
-        conditions=tuple(map(_condition, status.get("conditions", ()))),
+        conditions=tuple(conditions),
     )
 
 

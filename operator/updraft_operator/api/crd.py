@@ -13,6 +13,7 @@ import yaml
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.api.status import PENDING
 
 Schema = dict[str, Any]
 
@@ -24,6 +25,15 @@ _KEPT = (
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations", "default", "required"),
 )
 """Keywords that go into a CRD as pydantic writes them, in the order in which people read them."""
+
+_PENDING = {
+    "type": "Ready",
+    "status": "Unknown",
+    "reason": PENDING,
+    "message": "waiting for the operator",
+    "lastTransitionTime": "1970-01-01T00:00:00Z",
+}
+"""The status until the operator has written one, as in the Gateway API: without any, tools take a new object for ready."""
 
 _NAMES = {
     AdaptiveSpeculator: {"plural": names.SPECULATORS, "shortNames": ["asp"]},
@@ -85,7 +95,7 @@ def schema(kind: type[AdaptiveSpeculator | DraftVersion]) -> Schema:
     raw = kind.model_json_schema()
     definitions = raw["$defs"]
     parts = {name: _structural(raw["properties"][name], definitions) for name in ("spec", "status")}
-    parts["status"].pop("default", None)  # only the operator writes it
+    parts["status"]["default"] = {"conditions": [_PENDING]}
     return {
         **_only_kept(raw),
         "required": ["spec"],
@@ -140,6 +150,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     result = _only_kept(node)
     if "items" in node:
         result["items"] = _structural(node["items"], definitions)
+        result.setdefault("x-kubernetes-list-type", "atomic")  # as without it, but said: every list has decided
     if "properties" in node:
         result["properties"] = {name: _structural(part, definitions) for name, part in node["properties"].items()}
         inner = {name: part["default"] for name, part in result["properties"].items() if "default" in part}
@@ -202,5 +213,5 @@ _Dumper.add_representer(list, _Dumper.represent_short)
 
 
 def _yaml(content: Schema) -> str:
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=200, allow_unicode=True)
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=4096, allow_unicode=True)
     return text

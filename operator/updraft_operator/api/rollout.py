@@ -28,11 +28,11 @@ class Analysis(Model):
     failure_limit: Count = DEFAULT.analysis.failure_limit
     """Number of errors and crashes that are tolerated."""
     max_acceptance_regression_percent: Percent = DEFAULT.analysis.max_acceptance_regression_percent
-    """The candidate is rolled back if its acceptance length is significantly lower by more than this."""
+    """Roll back if the candidate's acceptance length is significantly lower by more than this."""
     max_domain_regression_percent: Percent = DEFAULT.analysis.max_domain_regression_percent
-    """The candidate is rolled back if its acceptance length in one domain is significantly lower by more than this."""
+    """Roll back if the candidate's acceptance length in one domain is significantly lower by more than this."""
     max_latency_regression_percent: Percent = DEFAULT.analysis.max_latency_regression_percent
-    """The candidate is rolled back if its inter-token latency is significantly higher by more than this."""
+    """Roll back if the candidate's inter-token latency is significantly higher by more than this."""
     on_inconclusive: OnInconclusive = DEFAULT.analysis.on_inconclusive
     """Action at the deadline if there is no verdict."""
     dry_run: bool = DEFAULT.analysis.dry_run

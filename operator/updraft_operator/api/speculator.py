@@ -173,6 +173,13 @@ class RollingUpdate(Model):
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
 
+class DisruptionBudget(Model):
+    """How many pods may be missing: node drains wait for it, and Available allows for it."""
+
+    max_unavailable: IntOrPercent = "10%"
+    """Number or share of the pods, rounded up."""
+
+
 class HostPath(Model):
     """A folder on the node."""
 
@@ -206,8 +213,7 @@ class Workload(Model):
     env: UntypedList = []
     """Environment variables, as in a container; they override the operator's."""
     pod_template: Untyped = {}
-    """Other pod template fields (nodeSelector, tolerations, volumes, sidecars, ...), merged over the operator's; lists of named
-    entries are merged by name."""
+    """More of a pod template, such as nodeSelector or sidecars, merged over the operator's; named entries of lists by name."""
 
 
 class Serving(Workload):
@@ -242,6 +248,7 @@ class Serving(Workload):
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()
+    disruption_budget: DisruptionBudget = DisruptionBudget()
     model_cache: ModelCache | None = None
 
 
@@ -259,7 +266,7 @@ class Storage(Model):
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
     """Storage class of the new claim. Defaults to the cluster's default class; "" selects a volume without a class."""
     claim_name: Name | None = None
-    """An existing claim to use instead; size and storageClassName are then ignored."""
+    """An existing claim to use instead of a new one."""
 
 
 class TrainerStorage(Storage):
@@ -311,9 +318,8 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """Workload for several ranks: a StatefulSet, or a LeaderWorkerSet, whose controller you install. Auto keeps the
-    existing one, or else takes a LeaderWorkerSet for several pods if its API is served. A LeaderWorkerSet has its own volumes:
-    after a change from or to it, training starts from the stable version."""
+    """Workload for several ranks. Auto keeps the one that exists; if none does, it takes a LeaderWorkerSet for several pods if
+    its API is served. A LeaderWorkerSet has its own volumes, so after a change training starts from the stable version."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -362,8 +368,8 @@ class Traces(Model):
     max_size: Quantity | None = None
     """Maximum size of all streams in Redis; the oldest traces are dropped first. Defaults to what `updraft size` shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
-    """Minimum number of streams; each rank of the trainer has at least one, and the nodes of a Redis Cluster share them. If
-    unset, the number never falls, because the traces in the other streams would be lost."""
+    """Minimum number of streams; every rank of the trainer has its own. The nodes of a Redis Cluster share them. If unset, the
+    number never falls, because the traces in the other streams would be lost."""
 
 
 class Bucket(Model):

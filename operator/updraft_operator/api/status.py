@@ -14,6 +14,10 @@ MAX_PHASES = 32
 """As many as the registry takes."""
 
 
+PENDING = "Pending"
+"""Reason of Ready until the operator has written a status."""
+
+
 class Condition(Model):
     """One aspect of the state, as in all Kubernetes APIs."""
 
@@ -66,6 +70,8 @@ class ServingStatus(Model):
     updated_replicas: int | None = None
     """Pods whose engines report the stable version."""
     failed_replicas: int | None = None
+    reached_replicas: int | None = None
+    """Most pods that were ready together, at most those desired now."""
     selector: Text | None = None
     """Label selector of the pods, for the scale subresource."""
     url: Text | None = None

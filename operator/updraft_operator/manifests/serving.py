@@ -18,6 +18,9 @@ PORT = 8000
 
 _NONE = (0, "0%")
 
+_SLACK_S = 600
+"""For a pod to be scheduled and its image and model to be pulled: Kubernetes' own default for all of it."""
+
 
 def objects(
     owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True, draft_config: str = ""
@@ -48,6 +51,8 @@ def objects(
     )
     content: dict[str, Any] = {
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
+        # Beyond the time that a pod may take to load its model, or each rollout of a large one would count as failed.
+        "progressDeadlineSeconds": server.LOAD_S + _SLACK_S,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec.engine, spec.serving)},
         "template": pod.template(owner, names.SERVING, parts, spec.serving, config.images),
     }
@@ -179,7 +184,7 @@ def _service(owner: AdaptiveSpeculator) -> Manifest:
 def _budget(owner: AdaptiveSpeculator) -> Manifest:
     name = owner.metadata.name
     content = {
-        "maxUnavailable": 1,
+        "maxUnavailable": owner.spec.serving.disruption_budget.max_unavailable,
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
         # A pod that is not ready serves no requests, and must not block the draining of a node.
         "unhealthyPodEvictionPolicy": "AlwaysAllow",

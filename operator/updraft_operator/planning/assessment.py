@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from updraft_operator.api.status import Condition
 
@@ -31,3 +31,35 @@ def dated(
         )
         for kind, assessment in assessments.items()
     ]
+
+
+def unreadable(content: Mapping[str, Any], problem: str, now: datetime) -> dict[str, Any]:
+    """The status of an object whose content is not understood: as it was, but neither Ready nor in progress."""
+    status = dict(content.get("status") or {})
+    kept = {entry["type"]: entry for entry in status.get("conditions", ()) if entry["type"] != "Reconciling"}
+    generation = content["metadata"].get("generation")
+    for kind, value in (("Ready", "False"), ("Stalled", "True")):
+        before = kept.get(kind, {})
+        is_same = before.get("status") == value
+        since = before["lastTransitionTime"] if is_same else now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        text = {"reason": "Unreadable", "message": problem[:2000]}
+        kept[kind] = {
+            "type": kind,
+            "status": value,
+            "lastTransitionTime": since,
+            **text,
+            "observedGeneration": generation,
+        }
+    return {**status, "conditions": list(kept.values()), "observedGeneration": generation}
+
+
+def true(reason: str, message: str) -> Assessment:
+    return Assessment("True", reason, message)
+
+
+def false(reason: str, message: str) -> Assessment:
+    return Assessment("False", reason, message)
+
+
+def unknown(reason: str, message: str) -> Assessment:
+    return Assessment("Unknown", reason, message)

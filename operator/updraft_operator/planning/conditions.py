@@ -1,18 +1,18 @@
 """Conditions of an AdaptiveSpeculator: one per aspect, each with a reason and a message.
 
-Ready combines Accepted, ServingReady and RegistryReady; serving continues without the others. Reasons are constants of
-the API and are documented in docs/reference/conditions.md. A generator yields assessments by precedence: the first counts.
+Ready combines Accepted and Available; clients lose nothing without the others. Reconciling and Stalled are there only while
+they are True, which is how kstatus (Flux, Helm) reads them. Reasons are constants of the API and are documented in
+docs/reference/conditions.md. A generator yields assessments by precedence: the first counts.
 """
 
 from collections.abc import Iterator
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.manifests import ranks
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage, sizes, trainers
-from updraft_operator.planning.assessment import Assessment
-from updraft_operator.planning.objects import Child
+from updraft_operator.planning.assessment import Assessment, false, true, unknown
+from updraft_operator.planning.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_operator.planning.observed import (
     ConnectionState,
     Observed,
@@ -22,7 +22,6 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
-from updraft_operator.planning.pods import PodState, worst
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -42,6 +41,9 @@ ASKS_A_PERSON = "promote or reject it"
 _NOT_ACCEPTED = ("NameConflict", "InvalidPodTemplate", "GPUMismatch", "KeyInArguments", "Forbidden", "InvalidRollout")
 """Reasons of refusals that make a spec not accepted."""
 
+_MAY_COME = ("SecretNotFound",)
+"""Reasons of Accepted that end without a change of the spec, such as a Secret that another tool is about to create."""
+
 _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 """Reasons of Accepted that depend on the registry's versions."""
 
@@ -53,39 +55,49 @@ _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 def conditions(observed: Observed) -> dict[str, Assessment]:
     """All conditions by type, the most important first."""
-    accepted, serving = next(_accepted(observed)), next(_serving_ready(observed))
+    accepted, serves = next(_accepted(observed)), next(available(observed))
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
-    sized = next(_sized(observed))
+    sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
+    ready = _ready(accepted, serves)
+    others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
     return {
-        "Ready": _ready(accepted, serving, registry),
+        "Ready": ready,
         "Accepted": accepted,
-        "ServingReady": serving,
+        "Available": serves,
+        "FullyScaled": scaled,
         "RegistryReady": registry,
         "TrainerReady": trainer,
         "Sized": sized,
         "Adapting": next(_adapting(observed, trainer, registry, sized)),
         "SpeculationEffective": next(_speculation(observed)),
         "Progressing": next(_progressing(observed)),
+        **{kind: found for kind, given in others.items() if (found := next(given, None)) is not None},
     }
 
 
-def _ready(accepted: Assessment, serving: Assessment, registry: Assessment) -> Assessment:
-    for part in (accepted, serving, registry):
+def _ready(accepted: Assessment, serves: Assessment) -> Assessment:
+    for part in (accepted, serves):
         if part.status != "True":
-            return _false(part.reason, part.message)
-    return _true("Ready", serving.message if serving.reason == "RollingOut" else "serving requests")
+            return false(part.reason, part.message)
+    return serves if serves.reason == "Suspended" else true("Ready", "serving requests")
+
+
+def _stalled(accepted: Assessment) -> Iterator[Assessment]:
+    """Waiting does not help: somebody has to change the spec or the cluster."""
+    if accepted.status == "False" and accepted.reason not in _MAY_COME:
+        yield true(accepted.reason, accepted.message)
 
 
 def _accepted(observed: Observed) -> Iterator[Assessment]:
     for refusal in observed.refusals:
         if refusal.reason in _NOT_ACCEPTED:
-            yield _false(refusal.reason, refusal.message)
+            yield false(refusal.reason, refusal.message)
     if observed.missing_secrets:
         listed = ", ".join(observed.missing_secrets)
-        yield _false("SecretNotFound", f"the spec names Secrets that do not exist or lack the entry: {listed}")
+        yield false("SecretNotFound", f"the spec names Secrets that do not exist or lack the entry: {listed}")
     for field, number in _unknown_versions(observed):
         problem = f"spec.rollout.{field} is {number}, but the registry has no such version"
-        yield _false("VersionNotFound", f"{problem}: {_known_versions(observed)}")
+        yield false("VersionNotFound", f"{problem}: {_known_versions(observed)}")
     before, rollout = _before(observed, "Accepted"), observed.speculator.spec.rollout
     is_named = rollout.pinned_version or rollout.promoted_version
     if observed.registry.state is None and is_named and before is not None and before.reason in _OF_THE_REGISTRY:
@@ -93,8 +105,8 @@ def _accepted(observed: Observed) -> Iterator[Assessment]:
     for version in observed.registry.versions:
         if version.version == rollout.pinned_version and phase_name(version.phase).is_condemned:
             problem = f"spec.rollout.pinnedVersion is {version.version}, which can never serve again"
-            yield _false("VersionUnusable", f"{problem}: {version.reason}")
-    yield _true("SpecAccepted", "the spec is valid")
+            yield false("VersionUnusable", f"{problem}: {version.reason}")
+    yield true("SpecAccepted", "the spec is valid")
 
 
 def _unknown_versions(observed: Observed) -> Iterator[tuple[str, int]]:
@@ -114,90 +126,33 @@ def _known_versions(observed: Observed) -> str:
     return f"it has {', '.join(map(str, known))}" if known else "it has no versions yet"
 
 
-def _serving_ready(observed: Observed) -> Iterator[Assessment]:
-    spec, pods = observed.speculator.spec, observed.pods_of(names.SERVING)
-    deployment = observed.child("Deployment", names.SERVING)
-    desired = spec.serving.replicas
-    if deployment is not None and deployment.is_scaled_by_others:
-        desired = int(deployment.live()["spec"].get("replicas", 1))
-    if spec.suspend:
-        yield _false("Suspended", "spec.suspend is true")
-    if desired == 0:
-        yield _false("Suspended", "spec.serving.replicas is 0")
-    num_ready = sum(pod.is_ready and not pod.is_ending for pod in pods)
-    summary = f"{num_ready} of {desired} pods are ready"
-    if num_ready >= max(1, desired - 1):  # the disruption budget allows one unavailable pod
-        yield from _rolling(deployment, pods, summary)
-        yield _true("PodsReady", summary)
-    yield from _over_quota(observed, names.SERVING)
-    yield from _not_ready(deployment, pods, summary)
-
-
-def _rolling(deployment: Child | None, pods: tuple[PodState, ...], summary: str) -> Iterator[Assessment]:
-    """Enough pods serve, but some have an older template: the new ones may be failing."""
-    if deployment is not None and deployment.status.get("updatedReplicas", 0) < deployment.status.get("replicas", 0):
-        failing = worst(pods)
-        why = f"; {failing[0].name}: {failing[1].reason}: {failing[1].message}" if failing is not None else ""
-        yield _true("RollingOut", f"{summary}; rolling out the changed template{why}")
-
-
-def _not_ready(deployment: Child | None, pods: tuple[PodState, ...], summary: str) -> Iterator[Assessment]:
-    yield from _failing(pods, f"{summary}; ")
-    for condition in deployment.status.get("conditions", ()) if deployment is not None else ():
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            yield _false("QuotaExceeded", f"{summary}; {condition.get('message', '')}")
-    if any(not pod.is_ready for pod in pods) or not pods:
-        yield _false("ModelLoading", f"{summary}; the others are starting")
-    yield _false("RollingOut", summary)
-
-
-def _failing(pods: tuple[PodState, ...], summary: str = "") -> Iterator[Assessment]:
-    failing = worst(pods)
-    if failing is not None:
-        pod, problem = failing
-        yield _false(problem.reason, f"{summary}{pod.name}: {problem.message}")
-
-
-def _over_quota(observed: Observed, part: str) -> Iterator[Assessment]:
-    """QuotaExceeded if a ResourceQuota refused an object of the part."""
-    own = {names.child(observed.name, part)}
-    if part == names.TRAINER:
-        own.add(ranks.workload(observed.name, ranks.Kind.LEADER_WORKER_SET))
-    of_part = own | ({observed.name} if part == names.SERVING else set())
-    claims = tuple(names.claim(f"{name}-") for name in own)
-    for refusal in observed.refusals:
-        is_of_part = refusal.ref.name in of_part or refusal.ref.name.startswith(claims)
-        if refusal.reason == "QuotaExceeded" and is_of_part:
-            yield _false(refusal.reason, f"{'/'.join(refusal.ref)}: {refusal.message}")
-
-
 def _registry_ready(observed: Observed) -> Iterator[Assessment]:
     view, pods = observed.registry, observed.pods_of(names.REGISTRY)
     connection, before = view.connection, _before(observed, "RegistryReady")
     if connection is ConnectionState.CONNECTED:
-        yield _true("Connected", "connected to the registry")
+        yield true("Connected", "connected to the registry")
     if connection is ConnectionState.CONNECTING:
         if before is not None:
             yield before
         connection = ConnectionState.STARTING
     if not any(pod.is_ready for pod in pods):
-        yield from _failing(pods)
-    yield from _over_quota(observed, names.REGISTRY)
-    yield _false(connection.value, view.problem or "the registry's pod is not ready yet")
+        yield from failing(pods)
+    yield from over_quota(observed, names.REGISTRY)
+    yield false(connection.value, view.problem or "the registry's pod is not ready yet")
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
     spec = observed.speculator.spec
     if not spec.traces.enabled:
-        yield _false("Disabled", "spec.traces.enabled is false, so there is no training data")
+        yield false("Disabled", "spec.traces.enabled is false, so there is no training data")
     if not has_redis(observed.speculator, observed.config):
-        yield _false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
+        yield false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
     if spec.suspend or spec.trainer.suspend:
-        yield _false("Suspended", "the trainer is suspended; serving continues with the current draft")
+        yield false("Suspended", "the trainer is suspended; serving continues with the current draft")
     if problem := observed.users_problem:
-        yield _false(problem.reason, problem.message)
+        yield false(problem.reason, problem.message)
     if reason := lineage.waits(observed):
-        yield _false("WaitingForDraft", reason)
+        yield false("WaitingForDraft", reason)
     yield from _training(observed)
 
 
@@ -206,22 +161,22 @@ def _training(observed: Observed) -> Iterator[Assessment]:
     spec, pods = observed.speculator.spec.trainer, observed.pods_of(names.TRAINER)
     if not trainers.is_served(observed):
         problem = "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve; what runs stays"
-        yield _false("WorkloadNotServed", f"{problem}: install it and restart the operator, or choose StatefulSet")
+        yield false("WorkloadNotServed", f"{problem}: install it and restart the operator, or choose StatefulSet")
     waiting = trainers.waiting_pods(observed)
     if not waiting and trainers.is_on_cpu(observed):
-        yield _true(
+        yield true(
             "AcceleratorUnused", f"{trainers.devices(observed)}, although spec.trainer.accelerator gives it more"
         )
     if not waiting:
-        yield _true("Training", trainers.devices(observed))
+        yield true("Training", trainers.devices(observed))
     if former := trainers.former_pods(observed):
-        yield _false("Starting", f"the trainer starts once {', '.join(former)} has ended, because they share a volume")
-    yield from _failing(trainers.causes(pods))
-    yield from _over_quota(observed, names.TRAINER)
+        yield false("Starting", f"the trainer starts once {', '.join(former)} has ended, because they share a volume")
+    yield from failing(trainers.causes(pods))
+    yield from over_quota(observed, names.TRAINER)
     if spec.nodes > 1:
         met = f"{spec.nodes - len(waiting)} of {spec.nodes} pods are ready"
-        yield _false("WaitingForRanks", f"{met}; training goes on once {', '.join(waiting)} have met the others")
-    yield _false("Starting", "the trainer's pod is not ready yet")
+        yield false("WaitingForRanks", f"{met}; training goes on once {', '.join(waiting)} have met the others")
+    yield false("Starting", "the trainer's pod is not ready yet")
 
 
 def _sized(observed: Observed) -> Iterator[Assessment]:
@@ -231,23 +186,23 @@ def _sized(observed: Observed) -> Iterator[Assessment]:
         yield before
     learning = learning_of(state)
     if problem := sizes.too_small(observed):
-        yield _false("TooSmall", problem)
+        yield false("TooSmall", problem)
     if state is not None and state.capture_too_small:
-        yield _false("TracesDropped", f"pod {state.capture_too_small}")
+        yield false("TracesDropped", f"pod {state.capture_too_small}")
     if learning is None:
-        yield _unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
-    yield _true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
+        yield unknown("NotReported", "the trainer has not reported yet how large requests and drafts are")
+    yield true("LargeEnough", "volumes and replay are large enough to learn from this traffic")
 
 
 def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, sized: Assessment) -> Iterator[Assessment]:
     """Whether drafts follow the traffic, by what the trainer has done. That its pod is ready says nothing about it."""
     state, before = observed.registry.state, _before(observed, "Adapting")
     if observed.speculator.spec.suspend:
-        yield _false("Suspended", "spec.suspend is true")
+        yield false("Suspended", "spec.suspend is true")
     if trainer.status != "True":
-        yield _false("TrainerNotReady", trainer.message)
+        yield false("TrainerNotReady", trainer.message)
     if registry.status != "True":
-        yield _false("RegistryNotReady", registry.message)
+        yield false("RegistryNotReady", registry.message)
     if state is None and before is not None:
         yield before
     yield from _learning(observed, state or pb.SpeculatorState(), sized)
@@ -256,19 +211,19 @@ def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, siz
 def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) -> Iterator[Assessment]:
     learning, why = learning_of(state), state.trainer_message or "the trainer gives no reason"
     if state.capture_problem:
-        yield _false("CaptureUnavailable", f"no traces from pod {state.capture_problem}")
+        yield false("CaptureUnavailable", f"no traces from pod {state.capture_problem}")
     if sized.reason == "TooSmall":
-        yield _false("TooSmall", sized.message)
+        yield false("TooSmall", sized.message)
     if learning is None:
-        yield _unknown("NotReported", "the trainer has not reported yet what it has done")
+        yield unknown("NotReported", "the trainer has not reported yet what it has done")
         return
     if not learning.samples:
-        yield _false("NoSamples", f"no request to learn from is stored yet: {why}")
+        yield false("NoSamples", f"no request to learn from is stored yet: {why}")
     if learning.samples < learning.samples_to_start:
         begins = f"{learning.samples_to_start:,} requests, and {learning.samples:,} are stored"
-        yield _false("FewSamples", f"a new draft starts from {begins}: {why}")
+        yield false("FewSamples", f"a new draft starts from {begins}: {why}")
     if not learning.steps and not learning.estimates:
-        yield _false("NoSteps", f"{learning.samples:,} requests are stored, and none was trained on yet: {why}")
+        yield false("NoSteps", f"{learning.samples:,} requests are stored, and none was trained on yet: {why}")
     yield _learned(observed, learning, why)
 
 
@@ -281,44 +236,44 @@ def _learned(observed: Observed, learning: pb.Learning, why: str) -> Assessment:
         done += f", the last step at {at:%Y-%m-%d %H:%M} UTC"
     last = max((version.version for version in observed.registry.versions if is_trained(version)), default=0)
     if last:
-        return _true("Adapting", f"version {last} is the last one that was published: {why}; {done}")
-    return _true("Learning", f"nothing was published yet: {why}; {done}")
+        return true("Adapting", f"version {last} is the last one that was published: {why}; {done}")
+    return true("Learning", f"nothing was published yet: {why}; {done}")
 
 
 def _speculation(observed: Observed) -> Iterator[Assessment]:
     state, spec = observed.registry.state, observed.speculator.spec
     if spec.suspend:
-        yield _unknown("Suspended", "spec.suspend is true")
+        yield unknown("Suspended", "spec.suspend is true")
     if spec.draft.lookahead == 0:
-        yield _false("SpeculationDisabled", "spec.draft.lookahead is 0")
+        yield false("SpeculationDisabled", "spec.draft.lookahead is 0")
     before = _before(observed, "SpeculationEffective")
     if state is None and before is not None and before.reason not in _OF_THE_SPEC:
         yield before
     if state is None or not state.stable:
         on_trial = f"; version {state.candidate} is in canary" if state is not None and state.candidate else ""
-        yield _unknown(
+        yield unknown(
             "NoDraft", f"no draft serves yet: each step yields one token, or more with n-gram lookup{on_trial}"
         )
         return
     num_without = state.pods.connected - state.pods.serving_stable - state.pods.serving_candidate
     if num_without > 0:
         of_all = f"{num_without} of {state.pods.connected} pods"
-        yield _false("DraftNotLoaded", f"{of_all} have not loaded version {state.stable} yet")
+        yield false("DraftNotLoaded", f"{of_all} have not loaded version {state.stable} yet")
     was_slower = before is not None and before.reason == "SlowerThanNone"
     is_slower = state.speedup.high < 1.0 if state.HasField("speedup") else was_slower
-    yield _false("SlowerThanNone", _SLOWER_MESSAGE) if is_slower else _accepted_drafts(state)
+    yield false("SlowerThanNone", _SLOWER_MESSAGE) if is_slower else _accepted_drafts(state)
 
 
 def _accepted_drafts(state: pb.SpeculatorState) -> Assessment:
     """Whether speculation is surely faster, with lookup and all, or enough tokens of the stable draft are accepted."""
     if state.speedup.low > 1.0:
-        return _true("Effective", _EFFECTIVE_MESSAGE)
+        return true("Effective", _EFFECTIVE_MESSAGE)
     length, steps = acceptance_length(state, state.stable)
     if length is None or steps < _ENOUGH_STEPS:
-        return _unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
+        return unknown("TooFewSamples", "not enough traffic yet to measure acceptance")
     if length < USELESS_ACCEPTANCE_LENGTH:
-        return _false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
-    return _true("Effective", _EFFECTIVE_MESSAGE)
+        return false("AcceptanceCollapsed", _COLLAPSED_MESSAGE)
+    return true("Effective", _EFFECTIVE_MESSAGE)
 
 
 def _progressing(observed: Observed) -> Iterator[Assessment]:
@@ -327,30 +282,30 @@ def _progressing(observed: Observed) -> Iterator[Assessment]:
     if state is None and before is not None:
         yield before
     if state is None or not state.latest:
-        yield _unknown("NoVersion", "no draft has been published yet")
+        yield unknown("NoVersion", "no draft has been published yet")
         return
     if rollout.pinned_version is not None and state.HasField("pinned") and state.pinned == rollout.pinned_version:
-        yield _false("Pinned", f"version {rollout.pinned_version} is pinned; newer versions are held")
+        yield false("Pinned", f"version {rollout.pinned_version} is pinned; newer versions are held")
     if rollout.paused:
-        yield _false("Paused", "spec.rollout.paused is true")
+        yield false("Paused", "spec.rollout.paused is true")
     if state.candidate:
         yield _of_canary(state)
     waiting = [version.version for version in observed.registry.versions if version.phase in _WAITING]
     if waiting and rollout.strategy is Strategy.MANUAL:
-        yield _false("Waiting", f"version {max(waiting)} is waiting for spec.rollout.promotedVersion")
+        yield false("Waiting", f"version {max(waiting)} is waiting for spec.rollout.promotedVersion")
     if waiting:
-        yield _true("Waiting", f"version {max(waiting)} is waiting for its rollout")
-    yield _true("Complete", f"version {state.stable} is serving" if state.stable else "no draft is serving")
+        yield true("Waiting", f"version {max(waiting)} is waiting for its rollout")
+    yield true("Complete", f"version {state.stable} is serving" if state.stable else "no draft is serving")
 
 
 def _of_canary(state: pb.SpeculatorState) -> Assessment:
     """A canary that continues after its deadline or its verdict waits for a person."""
     if ASKS_A_PERSON not in state.message:
-        return _true("Canary", f"version {state.candidate} is in canary")
+        return true("Canary", f"version {state.candidate} is in canary")
     decide = f"promote version {state.candidate}, or pin another one"
     if "no verdict" in state.message:
-        return _false("Inconclusive", f"no verdict at the deadline; {decide}")
-    return _false("CanaryFailed", f"the canary failed, and spec.rollout.autoRollback is false; {decide}")
+        return false("Inconclusive", f"no verdict at the deadline; {decide}")
+    return false("CanaryFailed", f"the canary failed, and spec.rollout.autoRollback is false; {decide}")
 
 
 def _before(observed: Observed, kind: str) -> Assessment | None:
@@ -359,15 +314,3 @@ def _before(observed: Observed, kind: str) -> Assessment | None:
         if condition.type == kind:
             return Assessment(condition.status, condition.reason, condition.message)
     return None
-
-
-def _true(reason: str, message: str) -> Assessment:
-    return Assessment("True", reason, message)
-
-
-def _false(reason: str, message: str) -> Assessment:
-    return Assessment("False", reason, message)
-
-
-def _unknown(reason: str, message: str) -> Assessment:
-    return Assessment("Unknown", reason, message)

@@ -14,7 +14,7 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Serving
-from updraft_operator.api.status import Status
+from updraft_operator.api.status import PENDING, Status
 from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
 from updraft_operator.manifests.redis_users import RedisUser
@@ -28,7 +28,7 @@ from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
 
-_REQUIRED = ("Accepted", "Ready", "ServingReady", "RegistryReady")
+_REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
 """Conditions whose failure is a warning."""
 
 _ONCE = ("Job", "PersistentVolumeClaim")
@@ -100,19 +100,33 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     applied, deleted = _objects(observed)
-    new_status, events, again_s = _status(observed, now, now_s)
-    drafts = list(_draft_statuses(observed, now))
-    return Plan(
+    return replace(
+        _statuses(observed, now, now_s),
         apply=applied,
         delete=deleted,
         calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
-        status=new_status,
-        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
-        events=(*events, *(event for _, _, event in drafts if event is not None)),
         finalizer=_finalizer(observed),
         users=tuple(
             redis_access.users(observed, {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)})
         ),
+    )
+
+
+def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
+    """The statuses alone, after a change from which nothing else follows, such as a measurement."""
+    if observed.speculator.metadata.deletion_timestamp is not None:
+        return Plan()
+    observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
+    return _statuses(observed, moment(now_unix_s), now_s)
+
+
+def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
+    new_status, events, again_s = _status(observed, now, now_s)
+    drafts = list(_draft_statuses(observed, now))
+    return Plan(
+        status=new_status,
+        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
+        events=(*events, *(event for _, _, event in drafts if event is not None)),
         again_s=again_s,
     )
 
@@ -301,11 +315,14 @@ def _status(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, 
 
 def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Event]:
     """Events for conditions that changed, except the first ones of a resource."""
-    old = {condition.type: condition for condition in before.conditions}
+    old = {condition.type: condition for condition in before.conditions if condition.reason != PENDING}
+    available = next(condition for condition in new.conditions if condition.type == "Available")
     for condition in new.conditions:
         last = old.get(condition.type)
+        if condition.type == "FullyScaled" and condition.reason == available.reason:
+            continue  # Available tells it
         if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
-            is_bad = condition.status == "False" and condition.type in _REQUIRED and condition.reason != "Suspended"
+            is_bad = condition.status == "False" and condition.type in _REQUIRED
             message = f"{condition.type} is {condition.status}: {condition.message}"
             yield _event(observed.speculator, condition.reason, message, is_warning=is_bad)
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from updraft_operator.api import names
@@ -44,6 +45,8 @@ class PodState:
     """None while the pod is starting normally, too."""
     revision: str = ""
     """Revision of the template that it was made from, of a StatefulSet's pod."""
+    startup_s: float | None = None
+    """Time from its creation until it was ready; None if it is not, or if a container restarted."""
     uid: str = ""
     result: str = ""
     """Termination message of its first container, once that has succeeded."""
@@ -60,9 +63,19 @@ class PodState:
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(map(_shown, _troubles(status, conditions)), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
+            startup_s=_startup_s(metadata, status, conditions),
             uid=metadata.get("uid", ""),
             result=_result(status),
         )
+
+
+def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:
+    ready, created = conditions.get("Ready", {}), metadata.get("creationTimestamp")
+    has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))
+    if ready.get("status") != "True" or has_restarted or not created or "lastTransitionTime" not in ready:
+        return None
+    ready_at, created_at = datetime.fromisoformat(ready["lastTransitionTime"]), datetime.fromisoformat(created)
+    return max(0.0, (ready_at - created_at).total_seconds())
 
 
 def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:

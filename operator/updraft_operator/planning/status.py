@@ -18,6 +18,7 @@ from updraft_operator.api.status import (
     VersionsStatus,
 )
 from updraft_operator.planning.assessment import Assessment, dated
+from updraft_operator.planning.availability import reached_pods
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import (
     Observed,
@@ -46,7 +47,7 @@ def status(observed: Observed, now: datetime) -> Status:
         observed_generation=generation,
         versions=_versions(state) if state is not None else before.versions,
         rollout=_rollout(observed, state) if state is not None else before.rollout,
-        serving=_serving(observed),
+        serving=_serving(observed, assessments["Available"]),
         acceptance=_acceptance(state) or before.acceptance,
         trainer=_trainer(observed, assessments["TrainerReady"]),
         last_failure=_last_failure(observed) or before.last_failure,
@@ -94,7 +95,7 @@ def _rollout(observed: Observed, state: pb.SpeculatorState) -> RolloutStatus:
     )
 
 
-def _serving(observed: Observed) -> ServingStatus:
+def _serving(observed: Observed, serves: Assessment) -> ServingStatus:
     """All pods are counted from one watch: the Deployment's own numbers may be older than its pods."""
     state = observed.registry.state
     pods = [pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending]
@@ -105,6 +106,7 @@ def _serving(observed: Observed) -> ServingStatus:
         ready_replicas=sum(pod.is_ready for pod in pods),
         updated_replicas=state.pods.serving_stable if state is not None else updated,
         failed_replicas=sum(pod.problem is not None for pod in pods),
+        reached_replicas=reached_pods(observed, serves),
         selector=",".join(f"{name}={value}" for name, value in sorted(selector.items())),
         url=f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1",
     )

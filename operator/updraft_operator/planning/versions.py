@@ -102,6 +102,20 @@ def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, 
             yield draft, _import_status(draft_import, now)
 
 
+def orphaned(draft: DraftVersion, now: datetime) -> DraftVersionStatus | None:
+    """The status of an import whose AdaptiveSpeculator does not exist, perhaps not yet; None of others, which end with it."""
+    if not is_import(draft) or draft.metadata.deletion_timestamp is not None:
+        return None
+    message = f"AdaptiveSpeculator {draft.spec.speculator_ref.name} does not exist in this namespace"
+    ready = {"Ready": Assessment("False", "SpeculatorNotFound", message)}
+    generation = draft.metadata.generation
+    fields = {
+        "observed_generation": generation,
+        "conditions": dated(ready, draft.status.conditions, generation, now),
+    }
+    return draft.status.model_copy(update=fields)
+
+
 def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
     job = observed.children.get(Ref("Job", job_name(draft)))
     number, failure = _known_number(observed, draft), ""
@@ -230,6 +244,7 @@ def _conditions(state: pb.SpeculatorState, version: pb.Version, *, is_promoted: 
     message = f"{loaded} pods have loaded it" if is_live else "no pod should serve it"
     is_winner = phase is Phase.STABLE or (phase is Phase.SUPERSEDED and is_promoted)
     return {
+        "Ready": Assessment("True", "Registered", f"version {version.version} of the registry"),
         "Verified": Assessment("True", "DigestMatches", version.manifest.digest),
         "Evaluated": evaluated,
         "Loaded": Assessment("True", "Loaded", message)
@@ -244,11 +259,18 @@ def _conditions(state: pb.SpeculatorState, version: pb.Version, *, is_promoted: 
 def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStatus:
     draft, failure = draft_import.draft, draft_import.failure[:1024]
     verified = Assessment("Unknown", "Importing", "importing the draft into the registry")
+    ready, stalled = verified._replace(status="False"), {}
     if failure:
-        verified = Assessment("False", "ImportFailed", failure)
+        verified = ready = Assessment("False", "ImportFailed", failure)
+        stalled = {"Stalled": ready._replace(status="True")}
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
         phase=Phase.FAILED if failure else IMPORTING,
         reason=verified.message,
-        conditions=dated({"Verified": verified}, draft.status.conditions, draft.metadata.generation, now),
+        conditions=dated(
+            {"Ready": ready, "Verified": verified, **stalled},
+            draft.status.conditions,
+            draft.metadata.generation,
+            now,
+        ),
     )

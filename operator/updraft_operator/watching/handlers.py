@@ -41,11 +41,14 @@ _PACE_S = 0.1
 
 
 class Watches:
-    """`run` fills the store and calls `add`, in its own event loop, until `end`."""
+    """`run` fills the store and calls `add`, or `add_measured` for a change of status alone, in its own loop, until `end`."""
 
-    def __init__(self, store: Store, add: Add, namespaces: tuple[str, ...], kinds: Iterable[str]) -> None:
+    def __init__(
+        self, store: Store, add: Add, add_measured: Add, namespaces: tuple[str, ...], kinds: Iterable[str]
+    ) -> None:
         self._store = store
         self._add = add
+        self._add_measured = add_measured
         self._namespaces = namespaces
         self._kinds = tuple(kinds)
         self._stop = threading.Event()
@@ -83,14 +86,19 @@ class Watches:
 
     def _on_event(self, kind: str, event: kopf.RawEvent) -> None:
         body: Any = event["object"]
+        add = self._add
         if event["type"] == "DELETED":
             key = key_of(kind, body)
             if key is not None:
                 self._store.drop(kind, key, body["metadata"]["name"], body["metadata"]["resourceVersion"])
+        elif event["type"] == "MODIFIED" and self._store.tells_nothing(kind, body):
+            return
         else:
+            if event["type"] == "MODIFIED" and self._store.tells_only_status(kind, body):
+                add = self._add_measured
             key = self._store.put(kind, body)
         if key is not None:
-            self._add(key)
+            add(key)
 
 
 async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], stop: threading.Event) -> None:

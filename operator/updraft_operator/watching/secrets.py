@@ -1,7 +1,7 @@
 """Secrets that the operator reads: its own, and whether those that a spec names exist.
 
-They are read by name and cached for a minute. Refused: listing or watching Secrets, because that permission would
-expose every Secret.
+They are read by name when a spec changes and again after `fresh_s`, sooner while one is missing. Refused: listing or watching
+Secrets, because that permission would expose every Secret.
 """
 
 import base64
@@ -18,6 +18,8 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import Cluster
 
 FRESH_S = 60.0
+"""At most so long while a Secret is missing."""
+
 _PASSWORD_BYTES = 32
 
 
@@ -42,11 +44,16 @@ class Secrets:
         self._fresh_s = fresh_s
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
+    def last(self, key: Key) -> SecretsSnapshot:
+        """The last snapshot, however old."""
+        return self._snapshots.get(key, NO_SECRETS)
+
     async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
         """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist."""
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
         is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
-        if snapshot is not None and is_same and now_s - snapshot.at_s < self._fresh_s:
+        fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
+        if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         snapshot = SecretsSnapshot(

@@ -18,8 +18,18 @@ from updraft_operator.planning.pods import PodState
 
 M = TypeVar("M", bound=BaseModel)
 
+_OURS = ("AdaptiveSpeculator", "DraftVersion")
+
 _MAX_GONE = 4096
 """Deletions that are remembered: far more than can happen while an answer is in transit."""
+
+
+class Unreadable(InvalidInput):
+    """An object that a newer CRD admits and this operator cannot read."""
+
+    def __init__(self, problem: str, ref: Ref) -> None:
+        super().__init__(problem)
+        self.ref = ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +70,22 @@ class Store:
         objects, ref = self._objects.setdefault(key, {}), Ref(kind, name)
         if ref in objects and is_older(version, objects[ref].version):
             return key
-        content: Child | PodState | bytes
-        if kind in ("AdaptiveSpeculator", "DraftVersion"):
-            content = pack(_lean(body))
-        else:
-            content = PodState.of(body) if kind == "Pod" else Child.of(kind, body)
-        objects[ref] = _CachedObject(version, content)
+        objects[ref] = _CachedObject(version, _content(kind, body))
         return key
+
+    def tells_nothing(self, kind: str, body: Mapping[str, Any]) -> bool:
+        """Whether exactly this version of an object is cached, because it was the answer to one of our writes."""
+        key = key_of(kind, body)
+        known = self._objects.get(key, {}).get(Ref(kind, body["metadata"]["name"])) if key is not None else None
+        return known is not None and known.version == body["metadata"]["resourceVersion"]
+
+    def tells_only_status(self, kind: str, body: Mapping[str, Any]) -> bool:
+        """Whether an object of ours differs from the cached one in its status alone, from which no plan follows."""
+        key = key_of(kind, body) if kind in _OURS else None
+        known = self._objects.get(key, {}).get(Ref(kind, body["metadata"]["name"])) if key is not None else None
+        if known is None or not isinstance(known.content, bytes):
+            return False
+        return _without_status(kind, unpack(known.content)) == _without_status(kind, _lean(body))
 
     def _drop_unowned(self, kind: str, metadata: Mapping[str, Any]) -> Key | None:
         """Drop an object whose owner label was removed. Returns its former owner."""
@@ -89,7 +108,7 @@ class Store:
             del self._objects[key]
 
     def cached(self, key: Key) -> CachedObjects:
-        """The objects of a key. InvalidInput for an object that a newer CRD admits and this operator cannot read."""
+        """The objects of a key. Raises Unreadable."""
         contents = {ref: cached.content for ref, cached in self._objects.get(key, {}).items()}
         packed = contents.get(_speculator(key))
         drafts = [content for ref, content in contents.items() if ref.kind == "DraftVersion"]
@@ -99,6 +118,12 @@ class Store:
             pods=tuple(content for content in contents.values() if isinstance(content, PodState)),
             drafts=tuple(_read(DraftVersion, draft) for draft in drafts if isinstance(draft, bytes)),
         )
+
+    def content(self, key: Key, ref: Ref) -> dict[str, Any]:
+        """Metadata, spec and status of a cached AdaptiveSpeculator or DraftVersion, unread."""
+        packed = self._objects[key][ref].content
+        assert isinstance(packed, bytes)
+        return unpack(packed)
 
     def all_keys(self) -> list[Key]:
         return sorted(self._objects)
@@ -126,18 +151,35 @@ class Store:
         )
 
 
+def _content(kind: str, body: Mapping[str, Any]) -> Child | PodState | bytes:
+    if kind in _OURS:
+        return pack(_lean(body))
+    return PodState.of(body) if kind == "Pod" else Child.of(kind, body)
+
+
+def _without_status(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that plans follow from. Of the status of a DraftVersion, only what is measured is left out."""
+    status = {} if kind == "AdaptiveSpeculator" else {**content["status"]}
+    for measured in ("acceptance", "conditions", "observedGeneration"):
+        status.pop(measured, None)
+    metadata = {name: value for name, value in content["metadata"].items() if name != "resourceVersion"}
+    return {"metadata": metadata, "spec": content["spec"], "status": status}
+
+
 def _speculator(key: Key) -> Ref:
     return Ref("AdaptiveSpeculator", key.name)
 
 
 def _read(model: type[M], packed: bytes) -> M:
+    """Raises Unreadable."""
     content = unpack(packed)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where, name = ".".join(map(str, first["loc"])), content["metadata"]["name"]
-        raise InvalidInput(f"{model.__name__} {name} cannot be read: {where}: {first['msg']}") from error
+        problem = f"{model.__name__} {name} cannot be read: {where}: {first['msg']}"
+        raise Unreadable(problem, Ref(model.__name__, name)) from error
 
 
 def is_older(version: str, known: str) -> bool:

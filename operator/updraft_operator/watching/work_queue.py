@@ -1,6 +1,7 @@
 """The queue of speculators to reconcile: each key at most once, however often it is added, with back-off after failures.
 
-A key is never processed twice at the same time: if it is added while it is processed, it is queued again afterwards.
+A key is never processed twice at the same time: if it is added while it is processed, it is queued again afterwards. A key that
+is added only because measurements changed needs no plan; one other reason, and it needs one.
 This is client-go's workqueue in sixty lines, because asyncio has none.
 """
 
@@ -22,8 +23,10 @@ class WorkQueue:
         """In order of arrival, with the time when the key was first added."""
         self._running: set[Key] = set()
         self._again: dict[Key, float] = {}
-        self._later: list[tuple[float, int, Key]] = []
-        self._due: dict[Key, float] = {}
+        self._later: list[tuple[float, int, Key, bool]] = []
+        self._due: dict[tuple[Key, bool], float] = {}
+        """By key, and whether a plan is due then."""
+        self._needs_plan: set[Key] = set()
         self._order = count()
         self._backoffs: dict[Key, Backoff] = {}
         self._wake = asyncio.Event()
@@ -32,18 +35,23 @@ class WorkQueue:
         return len(self._ready)
 
     def add(self, key: Key) -> None:
+        self._needs_plan.add(key)
+        self.add_measured(key)
+
+    def add_measured(self, key: Key) -> None:
+        """Queue the key because of new measurements, or of a status that was written."""
         if key in self._running:
             self._again.setdefault(key, self._now())
         elif key not in self._ready:
             self._ready[key] = self._now()
             self._wake.set()
 
-    def add_after(self, key: Key, delay_s: float) -> None:
+    def add_after(self, key: Key, delay_s: float, *, needs_plan: bool = True) -> None:
         """Queue the key after a delay, unless it is queued earlier; the earliest time counts."""
         at = self._now() + delay_s
-        if at < self._due.get(key, float("inf")):
-            self._due[key] = at
-            heapq.heappush(self._later, (at, next(self._order), key))
+        if at < self._due.get((key, needs_plan), float("inf")):
+            self._due[key, needs_plan] = at
+            heapq.heappush(self._later, (at, next(self._order), key, needs_plan))
             self._wake.set()
 
     def retry(self, key: Key, at_least_s: float = 0.0) -> None:
@@ -72,6 +80,12 @@ class WorkQueue:
             except TimeoutError:
                 continue
 
+    def take_need_of_plan(self, key: Key) -> bool:
+        """Whether the key was added for more than measurements, since this was last asked."""
+        needs_plan = key in self._needs_plan
+        self._needs_plan.discard(key)
+        return needs_plan
+
     def done(self, key: Key) -> None:
         self._running.discard(key)
         if key in self._again:
@@ -81,7 +95,7 @@ class WorkQueue:
     def _move_due(self) -> None:
         now = self._now()
         while self._later and self._later[0][0] <= now:
-            at, _, key = heapq.heappop(self._later)
-            if self._due.get(key) == at:
-                del self._due[key]
-                self.add(key)
+            at, _, key, needs_plan = heapq.heappop(self._later)
+            if self._due.get((key, needs_plan)) == at:
+                del self._due[key, needs_plan]
+                (self.add if needs_plan else self.add_measured)(key)

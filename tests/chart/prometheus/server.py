@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import yaml
-from tests.chart.prometheus import build
+from tests.chart.go_program import PROMETHEUS
 from tests.support.ports import free_port
 from tests.support.processes import ServerProcess
 from tests.support.wait import LONG_S, wait_until
@@ -41,7 +41,7 @@ class PrometheusServer(ServerProcess):
         with (self._folder / "prometheus.log").open("wb") as log:
             self._spawn(
                 [
-                    build.binary("prometheus"),
+                    PROMETHEUS.binary,
                     f"--config.file={config}",
                     f"--storage.tsdb.path={self._folder / 'data'}",
                     f"--web.listen-address=127.0.0.1:{self._port}",

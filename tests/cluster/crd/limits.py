@@ -93,8 +93,8 @@ def _storage(part: str) -> tuple[Limit, ...]:
     )
 
 
-def _int_or_percent(path: str, other: str) -> tuple[Limit, ...]:
-    around = at(f"serving.rollingUpdate.{other}", 1)
+def _int_or_percent(path: str, other: str = "") -> tuple[Limit, ...]:
+    around = at(f"serving.rollingUpdate.{other}", 1) if other else {}
     return (
         Limit(path=path, good=(0, 3, "0%", "100%"), bad=-1, message=_LEAST.format(0), around=around),
         Limit(path=path, good=("25%",), bad="25", message=_MATCH, around=around),
@@ -187,6 +187,7 @@ LIMITS = (
     *_span("serving.terminationGracePeriodSeconds", 10, 86_400),
     *_int_or_percent("serving.rollingUpdate.maxSurge", "maxUnavailable"),
     *_int_or_percent("serving.rollingUpdate.maxUnavailable", "maxSurge"),
+    *_int_or_percent("serving.disruptionBudget.maxUnavailable"),
     *_name("serving.modelCache.pvc.claimName"),
     Limit(path="serving.modelCache.hostPath.path", good=("/data/models",), bad="models", message=_MATCH),
     _text("serving.modelCache.hostPath.path", 512, start="/"),

@@ -38,7 +38,7 @@ class SglangPods:
         self.num_ready = list[int]()
         """At each look."""
         self.conditions = set[tuple[str, str]]()
-        """Statuses of ServingReady, with their reasons."""
+        """Statuses of FullyScaled, with their reasons."""
         self._subject, self._shelf, self._target = subject, shelf, target
         self._stopping = threading.Event()
 
@@ -68,7 +68,7 @@ class SglangPods:
                     await asyncio.to_thread(self._subject.set_pod, name, running(pod))
                     agents[name] = tasks.create_task(self._agent(name))
             self.num_ready.append(len(agents))
-            self.conditions.add(await asyncio.to_thread(self._subject.condition, "ServingReady"))
+            self.conditions.add(await asyncio.to_thread(self._subject.condition, "FullyScaled"))
             await asyncio.sleep(_LOOK_S)
         for task in agents.values():
             task.cancel()

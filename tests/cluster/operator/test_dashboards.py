@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.chart.dashboards import empty_queries, metrics
-from tests.chart.prometheus import build
+from tests.chart.go_program import PROMETHEUS
 from tests.chart.prometheus.server import PrometheusServer, Target
 from tests.cluster.operator.conftest import Running
 from tests.cluster.operator.subject import Subject
@@ -23,8 +23,8 @@ ABSENT = {
 
 @pytest.fixture
 def prometheus(operator: Running, home: str, tmp_path: Path) -> Iterator[PrometheusServer]:
-    if not build.binary("prometheus").exists():
-        pytest.skip("Prometheus: not built; run `python -m tests.chart.prometheus.build` (once; 5 minutes)")
+    if not PROMETHEUS.binary.exists():
+        pytest.skip("Prometheus: not built; run `python -m tests.chart.go_program` (once; 3 minutes)")
     labels = {"namespace": home, "pod": "updraft-operator-0"}
     target = Target(url=f"http://127.0.0.1:{operator.process.port}/metrics", job="updraft-operator", labels=labels)
     with PrometheusServer(tmp_path, [target]) as server:

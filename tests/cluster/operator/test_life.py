@@ -188,7 +188,7 @@ def test_a_suspended_one_keeps_what_it_has_and_runs_nothing(operator: Running, b
         )
 
     built.change(suspend=True)
-    built.wait_for("Ready", "False", "Suspended")
+    built.wait_for("Ready", "True", "Suspended")
     assert replicas() == (0, 0)
     assert built.get("StatefulSet", f"{built.name}-registry")["spec"]["replicas"] == 1
 

@@ -93,7 +93,7 @@ def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
     message = subject.wait_for("TrainerReady", "False", "WaitingForDraft")
     assert message == f"the trainer waits for the import of {URI}"
     assert (num_trainers(subject), subject.pods(names.TRAINER)) == (0, [])
-    subject.wait_for("ServingReady", "True", "PodsReady")  # serving does not wait for a draft
+    subject.wait_for("Available", "True", "PodsReady")  # serving does not wait for a draft
 
     assert bring(subject, registry, published(tmp_path / "theirs"), target) == URI
 
@@ -133,7 +133,7 @@ def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
     assert message.startswith(f"the import of {URI} failed, so there is no draft to start from: ")
     assert "its vocabulary is 600, the target's is 512" in message
     assert (num_trainers(subject), shelf.versions()) == (0, {})
-    subject.wait_for("ServingReady", "True", "PodsReady")
+    subject.wait_for("Available", "True", "PodsReady")
 
 
 def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape(
@@ -143,7 +143,7 @@ def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape
     with sglang_pods(subject, shelf, target_fingerprint(target)) as pods:
         wait_until(lambda: pods.num_ready[-1:] == [3], what="three pods")
         assert pods.now == ["", "", ""], "the sizes of the spec"
-        subject.wait_for("ServingReady", "True", "PodsReady")
+        subject.wait_for("Available", "True", "PodsReady")
 
         bring(subject, registry, published(tmp_path / "first"), target)
         wait_until_serving(shelf, version=1)
@@ -163,8 +163,8 @@ def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape
         wait_until_serving(shelf, version=3)
         assert [sizes(each) for each in pods.now] == [(64, 50, 80)] * 3
         assert len(pods.built_for) == 9
-        subject.wait_for("ServingReady", "True", "PodsReady")
-    assert ("True", "RollingOut") in pods.conditions, "the operator shows it"
+        subject.wait_for("Available", "True", "PodsReady")
+    assert ("False", "RollingOut") in pods.conditions, "the operator shows it"
     started = pods.num_ready[pods.num_ready.index(3) :]
     assert min(started) == 2, "and no two pods were away at once"
 

@@ -153,7 +153,7 @@ def test_pods_beyond_a_quota(operator: Running, subject: Subject, quota: Callabl
     quota({"pods": "0"})
     subject.create()
 
-    assert "exceeded quota: little" in subject.wait_for("ServingReady", "False", "QuotaExceeded")
+    assert "exceeded quota: little" in subject.wait_for("Available", "False", "QuotaExceeded")
 
 
 @pytest.mark.attack(
@@ -165,7 +165,7 @@ def test_objects_beyond_a_quota(operator: Running, subject: Subject, quota: Call
     quota({"count/services": "1"})
     subject.create()
 
-    message = subject.wait_for("ServingReady", "False", "QuotaExceeded")
+    message = subject.wait_for("Available", "False", "QuotaExceeded")
     assert message.startswith(f"Service/{subject.name}: ")
     assert "exceeded quota: little" in message
 
@@ -173,4 +173,4 @@ def test_objects_beyond_a_quota(operator: Running, subject: Subject, quota: Call
         f"/api/v1/namespaces/{subject.namespace}/resourcequotas/little", {"spec": {"hard": {"count/services": "9"}}}
     )
     wait_until(lambda: subject.exists("Service"), what="the Service")
-    subject.wait_for("ServingReady", "False", "ModelLoading")
+    subject.wait_for("Available", "False", "ModelLoading")

@@ -74,7 +74,7 @@ def test_everything_of_a_resource_is_admitted(operator: Running, api: Api, stric
     if (
         engine != "torch"
     ):  # its server writes into its own folders, which an exception of the platform team has to allow
-        message = subject.wait_for("ServingReady", "False", "QuotaExceeded")
+        message = subject.wait_for("Available", "False", "QuotaExceeded")
         assert "the root of every container is read-only" in message
         return
     for part in (names.SERVING, names.TRAINER, names.REGISTRY):

@@ -57,7 +57,7 @@ def test_what_the_api_server_adds_to_a_servers_pod_is_not_written_again(operator
 def test_a_servers_pods_are_counted_and_their_service_names_the_servers_port(server: Subject) -> None:
     server.run(names.SERVING, 2)
 
-    server.wait_for("ServingReady", "True", "PodsReady")
+    server.wait_for("Available", "True", "PodsReady")
     (port,) = server.get("Service")["spec"]["ports"]
     (pod, _) = server.pods(names.SERVING)
     (engine,) = containers(pod, "containers").values()

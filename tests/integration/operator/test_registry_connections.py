@@ -4,8 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.registry import running
+from tests.support.checkpoints import TARGET, draft
+from tests.support.clock import ManualClock
+from tests.support.registry import client, publish, running
 from tests.support.service_accounts import ACCOUNTS, AUDIENCE, ISSUER, OPERATOR, TRAINER, SigningKey, write_key_set
+from tests.support.sim_pods import Behaviour, pods
 from tests.support.wait import until
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -50,7 +53,7 @@ async def states(
             view = connections.view(key)
             seen.append((view.connection, view.problem))
 
-        connections = RegistryConnections(tasks, api.token, SystemClock(), note)
+        connections = RegistryConnections(tasks, api.token, SystemClock(), note, on_measurement=note, measured_s=5.0)
         connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=audience))
         await until(lambda: bool(seen) and api.num_requests >= num_requests, what="an answer")
         if seen[-1][0] is ConnectionState.CONNECTED:
@@ -58,6 +61,37 @@ async def states(
             await until(lambda: has_policy(connections), what="the registry has the policy")
         connections.close()
     return seen
+
+
+async def test_numbers_that_move_are_told_at_their_own_pace_and_are_no_news(tmp_path: Path) -> None:
+    news, measured, clock = list[Key](), list[Key](), ManualClock()
+    busy = Behaviour(target=TARGET, requests_per_s=200.0, report_s=0.05)
+    async with (
+        running(tmp_path, settle_seconds=0.0) as registry,
+        client(registry.address) as stub,
+        pods(registry.address, 1, busy) as fleet,
+        asyncio.TaskGroup() as tasks,
+    ):
+        await publish(stub, draft(1))
+        await until(lambda: fleet[0].loaded.version == 1, what="the pod serves version 1")
+        connections = RegistryConnections(
+            tasks, ApiServer(OPERATOR).token, clock, news.append, on_measurement=measured.append, measured_s=30.0
+        )
+        connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=AUDIENCE))
+        await until(lambda: num_steps(connections) > 0, what="traffic")
+        num_news, first = len(news), num_steps(connections)
+        await until(lambda: num_steps(connections) > first + 1000, what="more traffic")
+        assert len(measured) == 1
+        clock.advance(30.0)
+        await until(lambda: len(measured) == 2, what="the next time that it is told")
+        assert len(news) == num_news
+        connections.close()
+
+
+def num_steps(connections: RegistryConnections) -> int:
+    """Verify steps in the registry's last state."""
+    state = connections.view(QWEN).state
+    return sum(traffic.verify_steps for traffic in state.traffic) if state is not None else 0
 
 
 def has_policy(connections: RegistryConnections) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any, TypeVar
 
-from updraft_chassis.errors import Conflict, InvalidInput, NotFound
+from updraft_chassis.errors import Conflict, InvalidInput, NotFound, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 
@@ -35,10 +35,12 @@ class MemoryCluster:
         """Verb, kind, name."""
         self.watchers: list[Watcher] = []
         self.num_listings = 0
+        self.num_reads = 0
         self._applied: dict[tuple[Where, bool], Manifest] = {}
         self._versions, self._uids = count(100), count(1)
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+        self.num_reads += 1
         return _copied(self._at((kind, namespace, name)))
 
     async def apply(self, content: Manifest, *, is_status: bool = False) -> Manifest:
@@ -46,6 +48,11 @@ class MemoryCluster:
         live = self.objects.get(where)
         if is_status and live is None:
             raise NotFound(f"there is no {where}")
+        if live is not None and content["metadata"].get("resourceVersion") not in (
+            None,
+            live["metadata"]["resourceVersion"],
+        ):
+            raise Unavailable(f"{where} is another one by now")
         desired = _stored(content)
         before = self._applied.get((where, is_status), {})
         merged = applied(live or {"metadata": {}}, before, desired)

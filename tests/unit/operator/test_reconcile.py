@@ -9,6 +9,7 @@ from tests.unit.operator.memory_cluster import Where
 from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
@@ -349,3 +350,127 @@ def test_an_address_that_somebody_changes_is_set_right_with_its_password(world: 
     world.clock.advance(61.0)
     world.settle()
     assert _urls(world) == before
+
+
+def _statuses(world: World, since: int) -> list[str]:
+    """Names of objects that were written, each of which must be a status."""
+    written = world.cluster.writes[since:]
+    assert {kind for _, kind, _ in written} <= {"AdaptiveSpeculator", "DraftVersion"}
+    return [name for _, _, name in written]
+
+
+def test_another_number_of_the_registry_patches_a_status_at_its_pace_and_makes_no_plan(world: World) -> None:
+    world.registry.traffic = {1: traffic(1, 2.0)}
+    world.clock.advance(60.0)
+    run_now(world.reconciler.refresh(KEY))
+    before, num_plans = len(world.cluster.writes), world.num_plans
+
+    for second in range(60):
+        world.registry.traffic = {1: traffic(1, 2.0 + second / 50)}
+        run_now(world.reconciler.refresh(KEY))
+        world.clock.advance(1.0)
+
+    assert _statuses(world, before).count("qwen") == 1, "once in 30 s, and the first was written before"
+    assert world.num_plans == num_plans
+
+
+def test_a_number_that_changes_a_condition_is_written_at_once_without_a_plan(world: World) -> None:
+    world.registry.traffic = {1: traffic(1, 2.0)}
+    world.settle()
+    num_plans = world.num_plans
+
+    world.registry.traffic = {1: traffic(1, 1.0)}
+    run_now(world.reconciler.refresh(KEY))
+
+    assert _condition(world, "SpeculationEffective") == ("False", "AcceptanceCollapsed")
+    assert world.num_plans == num_plans
+
+
+def test_a_refresh_is_due_again_when_the_status_may_be_written(world: World) -> None:
+    world.registry.traffic = {1: traffic(1, 2.0)}
+    run_now(world.reconciler.refresh(KEY))
+    world.clock.advance(10.0)
+    world.registry.traffic = {1: traffic(1, 2.5)}
+    again = run_now(world.reconciler.refresh(KEY))
+    assert again is not None
+    assert (again.after_s, again.needs_plan) == (20.0, False)
+
+
+def test_a_new_operator_makes_a_plan_before_it_refreshes(world: World) -> None:
+    world.restart()
+    run_now(world.reconciler.refresh(KEY))
+    assert world.num_plans > 0
+
+
+def test_a_refresh_reads_no_secret(world: World) -> None:
+    before = world.cluster.num_reads
+    world.registry.traffic = {1: traffic(1, 2.0)}
+    world.clock.advance(3600.0)
+    run_now(world.reconciler.refresh(KEY))
+    assert world.cluster.num_reads == before
+
+
+def test_the_status_of_another_object_of_the_same_name_is_left_alone(world: World) -> None:
+    world.cluster.watchers.clear()  # nobody has told yet that this one is gone
+    body = world.cluster.objects[OWNER]
+    world.cluster.remove(OWNER)
+    world.cluster.set({**body, "metadata": {"name": KEY.name, "namespace": KEY.namespace}, "status": {}})
+    world.registry.publish()
+
+    with pytest.raises(Unavailable):
+        run_now(world.reconciler.refresh(KEY))
+
+    assert world.cluster.objects[OWNER]["status"] == {}
+
+
+def _told(world: World, where: Where) -> dict[str, tuple[str, str]]:
+    conditions = world.cluster.objects[where]["status"]["conditions"]
+    return {each["type"]: (each["status"], each["reason"]) for each in conditions}
+
+
+def test_a_resource_of_a_newer_version_says_that_it_cannot_be_read_and_keeps_the_rest(world: World) -> None:
+    before = world.cluster.objects[OWNER]["status"]
+    world.spec(engine="quantum")
+
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=r"cannot be read: spec\.engine"):
+            run_now(world.reconciler.reconcile(KEY))
+
+    told = _told(world, OWNER)
+    assert (told["Ready"], told["Stalled"]) == (("False", "Unreadable"), ("True", "Unreadable"))
+    after = world.cluster.objects[OWNER]["status"]
+    assert after["versions"] == before["versions"]
+    assert after["observedGeneration"] == world.cluster.objects[OWNER]["metadata"]["generation"]
+    assert [kind for _, kind, _ in world.cluster.writes].count("AdaptiveSpeculator") == 3, "it is written once"
+
+    world.spec(engine="torch")
+    world.settle()
+    assert "Stalled" not in _told(world, OWNER)
+
+
+def test_a_draft_that_cannot_be_read_says_so_itself(world: World) -> None:
+    where = _where("DraftVersion", "qwen-v1")
+    world.cluster.edit(where, lambda body: body["spec"].update(source="Dreamt"))
+    with pytest.raises(InvalidInput, match="DraftVersion qwen-v1 cannot be read"):
+        run_now(world.reconciler.reconcile(KEY))
+    assert _told(world, where)["Ready"] == ("False", "Unreadable")
+
+
+def test_an_import_without_a_speculator_says_so_until_there_is_one() -> None:
+    world, mine = World(), _where("DraftVersion", "mine")
+    world.cluster.remove(OWNER)
+    spec = {"speculatorRef": {"name": KEY.name}, "source": "Imported", "uri": "hf://org/draft"}
+    metadata = {"name": "mine", "namespace": KEY.namespace}
+    world.cluster.set({"kind": "DraftVersion", "metadata": metadata, "spec": spec, "status": {}})
+
+    for _ in range(2):
+        run_now(world.reconciler.reconcile(KEY))
+
+    assert _told(world, mine) == {"Ready": ("False", "SpeculatorNotFound")}
+    assert world.cluster.writes == [("apply", "DraftVersion", "mine")]
+    owner = {"targetModel": {"uri": "/models/tiny"}}
+    world.cluster.set({"kind": OWNER[0], "metadata": {"name": KEY.name, "namespace": KEY.namespace}, "spec": owner})
+    world.settle()
+    world.starts_registry()
+    world.settle()
+    assert _told(world, mine)["Ready"] == ("False", "Importing")

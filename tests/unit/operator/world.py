@@ -166,7 +166,7 @@ class World:
         for (kind, _, _), each in self.cluster.objects.items():
             if kind in KINDS:
                 self.store.put(kind, each)
-        metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics(CollectorRegistry())
         self.users = RedisUsers(
             "redis://:secret@own",
             CONFIG.installation,
@@ -174,7 +174,7 @@ class World:
             may_write=lambda: True,
             is_gone=lambda key: not self.store.has(key),
             notify=lambda _: None,
-            metrics=metrics,
+            metrics=self.metrics,
         )
         self.reconciler = Reconciler(
             Wiring(
@@ -183,7 +183,7 @@ class World:
                 secrets=Secrets(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
-                metrics=metrics,
+                metrics=self.metrics,
                 clock=self.clock,
                 config=CONFIG,
                 redis_url="redis://:secret@own",
@@ -207,6 +207,11 @@ class World:
         """What the operator sees now; None if the resource is gone."""
         known = self.store.cached(KEY)
         return None if known.speculator is None else run_now(self.reconciler.observe(KEY, known))
+
+    @property
+    def num_plans(self) -> int:
+        """Plans that the reconciler has made."""
+        return int(self.metrics.plans._value.get())
 
     def plan(self) -> Plan:
         """What the operator would do now."""

@@ -12,10 +12,15 @@ import yaml
 
 _CONTENT: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 
-PARTS: Mapping[str, str] = {"ServingReady": "serving", "RegistryReady": "registry", "TrainerReady": "trainer"}
+PARTS: Mapping[str, str] = {
+    "Available": "serving",
+    "FullyScaled": "serving",
+    "RegistryReady": "registry",
+    "TrainerReady": "trainer",
+}
 """The part whose pods a condition describes."""
 
-READY = ("Accepted", "ServingReady", "RegistryReady")
+READY = ("Accepted", "Available")
 """The conditions that Ready combines; it has the reason of the first one that is not True."""
 
 RESTARTS: Mapping[str, tuple[str, ...]] = {part: tuple(fields) for part, fields in _CONTENT["restarts"].items()}
@@ -52,7 +57,7 @@ def _table(condition: str, reasons: Mapping[str, Any]) -> dict[str, ConditionHel
 CONDITION_HELP: Mapping[str, Mapping[str, ConditionHelp]] = {
     condition: _table(condition, reasons) for condition, reasons in _CONTENT["conditions"].items()
 }
-"""By condition, then by reason. Ready also has the reasons of the three conditions in `READY`."""
+"""By condition, then by reason. Ready also has the reasons of the conditions in `READY`."""
 
 
 def condition_help(condition: str, reason: str, *, name: str, namespace: str) -> ConditionHelp | None:

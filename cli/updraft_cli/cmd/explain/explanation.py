@@ -91,10 +91,10 @@ def _acceptance(speculator: Speculator) -> str:
 
 
 def _troubled(conditions: tuple[Condition, ...]) -> Iterator[Condition]:
-    """Yield those that are not True; Ready only if the condition that it copies is not there."""
+    """Yield those that are not True; Ready and FullyScaled only if no condition before has their reason."""
     reasons = {condition.reason for condition in conditions if condition.type in READY}
     for condition in conditions:
-        is_copy = condition.type == "Ready" and condition.reason in reasons
+        is_copy = condition.type in ("Ready", "FullyScaled") and condition.reason in reasons
         if condition.status != "True" and not is_copy:
             yield condition
 

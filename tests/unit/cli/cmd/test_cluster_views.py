@@ -25,7 +25,7 @@ from updraft_cli.cmd.status import view as status_view
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
-NO_GPU = condition("ServingReady", "False", "InsufficientGPU", "0 of 2 pods are ready; qwen-serving-a: 0/3 nodes")
+NO_GPU = condition("Available", "False", "InsufficientGPU", "0 of 2 pods are ready; qwen-serving-a: 0/3 nodes")
 NOT_READY = condition("Ready", "False", "InsufficientGPU", "0 of 2 pods are ready; qwen-serving-a: 0/3 nodes")
 
 
@@ -245,8 +245,8 @@ def test_wide_has_every_condition_with_reason_age_and_message() -> None:
     picture = status(objects.speculator(status=ready(NO_GPU, NOT_READY)), is_wide=True)
     assert picture.startswith("qwen in namespace team: not ready (InsufficientGPU)")
     rows = [line.split() for line in picture.splitlines()]
-    (serving,) = (row for row in rows if row[:1] == ["ServingReady"])
-    assert serving[:6] == ["ServingReady", "False", "InsufficientGPU", "5", "min", "ago"]
+    (serving,) = (row for row in rows if row[:1] == ["Available"])
+    assert serving[:6] == ["Available", "False", "InsufficientGPU", "5", "min", "ago"]
     assert sum(r[:1] == [kind["type"]] for r in rows for kind in ready()["conditions"]) == 8
 
 
@@ -374,10 +374,10 @@ def test_an_explanation_says_what_it_does_and_what_restarts_pods() -> None:
 
 def test_a_condition_that_is_not_true_is_explained_once_with_what_to_do() -> None:
     told = explained(objects.speculator(status=ready(NO_GPU, NOT_READY)))
-    assert "ServingReady has been False for 5 min: InsufficientGPU" in told
+    assert "Available has been False for 5 min: InsufficientGPU" in told
     assert "0 of 2 pods are ready; qwen-serving-a: 0/3 nodes. No node has as many free GPUs as a pod requests." in told
     assert "What to do: Free or add GPU nodes" in told
-    assert "Ready has been False" not in told.replace("ServingReady has been False", "")
+    assert "Ready has been False" not in told.replace("Available has been False", "")
     assert "Every condition is True." not in told
 
 

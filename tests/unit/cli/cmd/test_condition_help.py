@@ -13,7 +13,7 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
-from updraft_operator.planning import conditions, pods
+from updraft_operator.planning import assessment, availability, conditions, pods
 from updraft_operator.planning.observed import ConnectionState
 
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s", vllm="v")
@@ -21,7 +21,7 @@ CONFIG = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
 
 BUILDS: dict[str, Any] = {"serving": serving.objects, "trainer": trainer.objects, "registry": registry.objects}
 
-ASSESSED = {conditions._true.__name__, conditions._false.__name__, conditions._unknown.__name__}
+ASSESSED = {assessment.true.__name__, assessment.false.__name__, assessment.unknown.__name__}
 OF_EVERY_PART = {"image", "resources", "env", "podTemplate"}
 
 # Another value of each field.
@@ -59,6 +59,7 @@ HARMLESS: dict[str, Any] = {
     "rollout": {"pinnedVersion": 2, "paused": True, "promotedVersion": 2, "strategy": "Manual"},
     "serving.replicas": 5,
     "serving.rollingUpdate": {"maxSurge": 2},
+    "serving.disruptionBudget": {"maxUnavailable": 2},
     "trainer.suspend": True,
     "trainer.workload": "StatefulSet",
     "deletionPolicy": "Delete",
@@ -108,9 +109,10 @@ def test_a_field_that_is_not_said_to_restart_pods_leaves_their_template(part: st
 
 def _given_by_the_operator() -> Iterator[str]:
     """Every reason in the operator's code: what stands behind a status, what a pod's trouble is called, every link."""
-    for node in ast.walk(ast.parse(inspect.getsource(conditions))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASSESSED:
-            yield from _constants(node.args[0])
+    for module in (conditions, availability):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASSESSED:
+                yield from _constants(node.args[0])
     for node in ast.walk(ast.parse(inspect.getsource(pods))):
         if isinstance(node, ast.keyword) and node.arg == "reason":
             yield from _constants(node.value)
@@ -126,8 +128,9 @@ def _constants(node: ast.expr) -> Iterator[str]:
 REASONS = {
     "Accepted": "SpecAccepted NameConflict InvalidPodTemplate GPUMismatch KeyInArguments Forbidden SecretNotFound"
     " VersionNotFound NoRedis",
-    "ServingReady": "PodsReady InsufficientGPU Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"
+    "Available": "PodsReady PodsMissing InsufficientGPU Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"
     " CreateContainerConfigError ModelDownloadFailed ModelLoading RollingOut Suspended QuotaExceeded",
+    "FullyScaled": "PodsReady PodsMissing ModelLoading RollingOut Suspended QuotaExceeded OOMKilled",
     "RegistryReady": "Connected Starting Unreachable Denied Unschedulable ImagePullBackOff OOMKilled CrashLoopBackOff"
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
@@ -163,12 +166,12 @@ def test_every_reason_in_the_operators_code_has_help() -> None:
 
 
 def test_a_reason_of_a_newer_operator_has_none() -> None:
-    assert condition_help("ServingReady", "NodeOnFire", name="qwen", namespace="team") is None
+    assert condition_help("Available", "NodeOnFire", name="qwen", namespace="team") is None
     assert condition_help("Cooling", "PodsReady", name="qwen", namespace="team") is None
 
 
 def test_help_about_pods_names_the_pods_of_the_right_part() -> None:
-    for condition, part in (("ServingReady", names.SERVING), ("RegistryReady", names.REGISTRY)):
+    for condition, part in (("Available", names.SERVING), ("RegistryReady", names.REGISTRY)):
         found = condition_help(condition, "CrashLoopBackOff", name="qwen", namespace="team")
         assert found is not None
         assert f"-n team -l updraft.dev/speculator=qwen,app.kubernetes.io/component={part}" in found.action

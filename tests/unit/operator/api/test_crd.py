@@ -14,6 +14,7 @@ from updraft_operator.api import crd
 from updraft_operator.api.crd import Schema
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.api.status import PENDING, Status
 
 KINDS: dict[str, type[AdaptiveSpeculator | DraftVersion]] = {"asp": AdaptiveSpeculator, "dver": DraftVersion}
 LARGEST_BYTES = 48_000
@@ -81,8 +82,10 @@ def test_the_schema_fills_in_what_the_models_have_as_defaults(kind: str) -> None
     )
 
 
-def test_the_status_has_no_defaults(root: Schema) -> None:
-    assert [path for path, node in _nodes(root["properties"]["status"]) if "default" in node] == []
+def test_the_status_has_no_default_but_that_it_is_not_written_yet(root: Schema) -> None:
+    assert [path for path, node in _nodes(root["properties"]["status"]) if "default" in node] == [""]
+    (pending,) = Status.model_validate(root["properties"]["status"]["default"]).conditions
+    assert (pending.type, pending.status, pending.reason) == ("Ready", "Unknown", PENDING)
 
 
 def test_everything_that_a_person_writes_is_described(root: Schema) -> None:

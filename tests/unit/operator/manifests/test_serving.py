@@ -171,9 +171,21 @@ def test_clients_find_what_generates_at_port_80(engine: str, name: str) -> None:
     assert http["containerPort"] in [allowed["port"] for allowed in ingress["ports"]]
 
 
-def test_a_drain_may_take_all_but_one_pod() -> None:
-    budget = one(built(speculator()), "PodDisruptionBudget", "qwen-serving")["spec"]
-    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+def _budget(serving: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = one(built(speculator({"serving": serving})), "PodDisruptionBudget", "qwen-serving")["spec"]
+    return spec
+
+
+def test_a_drain_takes_a_tenth_of_the_pods_at_a_time_or_as_many_as_the_spec_allows() -> None:
+    budget = _budget({"replicas": 100})
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == ("10%", "AlwaysAllow")
+    assert _budget({"disruptionBudget": {"maxUnavailable": 3}})["maxUnavailable"] == 3
+
+
+def test_a_rollout_does_not_count_as_failed_while_a_pod_may_still_load_its_model() -> None:
+    deployment = one(built(speculator()), "Deployment", "qwen-serving")["spec"]
+    probe = container(pod_spec(speculator(), "serving"), "inference")["startupProbe"]
+    assert deployment["progressDeadlineSeconds"] > probe["periodSeconds"] * probe["failureThreshold"]
 
 
 @pytest.mark.parametrize("grace_s", [10, 60, 3600])

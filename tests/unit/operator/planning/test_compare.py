@@ -87,7 +87,7 @@ def _deployment() -> Manifest:
 
 def _as_the_api_server_holds_it(content: Manifest) -> Manifest:
     live = deepcopy(content)
-    live["spec"] |= {"progressDeadlineSeconds": 600, "revisionHistoryLimit": 10}
+    live["spec"] |= {"paused": False, "revisionHistoryLimit": 10}
     pod = live["spec"]["template"]["spec"]
     pod |= {"restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler"}
     for container in pod["containers"]:

@@ -75,25 +75,31 @@ ACCEPTED: list[Case] = [
     ("Accepted", "True", "SpecAccepted", {"spec": {"rollout": {"pinnedVersion": 0}}, "registry": connected([STABLE])}),
 ]
 SERVING: list[Case] = [
-    ("ServingReady", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
-    ("ServingReady", "True", "PodsReady", {"spec": {"serving": {"replicas": 2}}, "pods": (pod(is_ready=True),)}),
+    ("Available", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
+    ("Available", "True", "PodsReady", {"spec": {"serving": {"replicas": 2}}, "pods": (pod(is_ready=True),)}),
+    ("FullyScaled", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
+    ("FullyScaled", "False", "ModelLoading", {"spec": {"serving": {"replicas": 2}}, "pods": (pod(is_ready=True),)}),
     (
-        "ServingReady",
-        "True",
+        "FullyScaled",
+        "False",
         "RollingOut",
         {
             "pods": (pod(is_ready=True),),
             "children": workload("Deployment", "serving", {"replicas": 2, "updatedReplicas": 1}),
         },
     ),
-    ("ServingReady", "False", "ModelLoading", {}),
-    ("ServingReady", "False", "ModelLoading", {"pods": (pod(),)}),
-    ("ServingReady", "False", "RollingOut", {"spec": {"serving": {"replicas": 3}}, "pods": (pod(is_ready=True),)}),
-    ("ServingReady", "False", "Suspended", {"spec": {"suspend": True}, "pods": (pod(is_ready=True),)}),
-    ("ServingReady", "False", "Suspended", {"spec": {"serving": {"replicas": 0}}}),
-    ("ServingReady", "False", "QuotaExceeded", _refused("QuotaExceeded")),
+    ("Available", "False", "ModelLoading", {}),
+    ("Available", "False", "ModelLoading", {"pods": (pod(),)}),
+    ("Available", "False", "ModelLoading", {"spec": {"serving": {"replicas": 3}}, "pods": (pod(is_ready=True),)}),
+    *(
+        (kind, "False", "PodsMissing", {"speculator": speculator(status={"serving": {"reachedReplicas": 1}})})
+        for kind in ("Available", "FullyScaled")
+    ),
+    *((kind, "True", "Suspended", {"spec": {"suspend": True}}) for kind in ("Ready", "Available", "FullyScaled")),
+    ("Available", "True", "Suspended", {"spec": {"serving": {"replicas": 0}}}),
+    ("Available", "False", "QuotaExceeded", _refused("QuotaExceeded")),
     (
-        "ServingReady",
+        "Available",
         "False",
         "QuotaExceeded",
         {
@@ -102,7 +108,7 @@ SERVING: list[Case] = [
             )
         },
     ),
-    *(("ServingReady", "False", reason, {"pods": (pod(problem=(reason, "x")),)}) for reason in TROUBLES),
+    *(("Available", "False", reason, {"pods": (pod(problem=(reason, "x")),)}) for reason in TROUBLES),
 ]
 REGISTRY: list[Case] = [
     ("RegistryReady", "True", "Connected", {"registry": connected()}),
@@ -281,7 +287,8 @@ def test_every_reason_has_a_world(kind: str, status: str, reason: str, world: di
 def test_every_reason_that_is_given_is_explained_to_people() -> None:
     given = {(kind, verdict.reason) for *_, world in CASES for kind, verdict in _verdicts(**world).items()}
     explained = {(kind, reason) for kind, reasons in CONDITION_HELP.items() for reason in reasons}
-    assert {pair for pair in given if pair[0] != "Ready"} - explained == set()
+    copies = ("Ready", "Reconciling", "Stalled")
+    assert {pair for pair in given if pair[0] not in copies} - explained == set()
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
@@ -293,7 +300,6 @@ def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
     [
         pytest.param({**_refused("NameConflict")}, "NameConflict", id="the spec first"),
         pytest.param({"registry": connected()}, "ModelLoading", id="then serving"),
-        pytest.param({"pods": (pod(is_ready=True),)}, "Starting", id="then the registry"),
     ],
 )
 def test_ready_has_the_reason_of_the_first_that_is_not(world: dict[str, Any], reason: str) -> None:
@@ -305,22 +311,102 @@ def test_neither_trainer_nor_draft_makes_a_resource_unready() -> None:
     assert _verdicts(pods=(pod(is_ready=True),), registry=connected())["Ready"].status == "True"
 
 
+@pytest.mark.parametrize("connection", ConnectionState)
+def test_the_absence_of_a_registry_is_no_outage_of_clients(connection: ConnectionState) -> None:
+    verdicts = _verdicts(pods=(pod(is_ready=True),), registry=RegistryView(connection=connection))
+    assert {verdicts[kind].status for kind in ("Ready", "Available", "FullyScaled")} == {"True"}
+
+
+def _scaled(
+    num_ready: int, replicas: int = 100, *, reached: int | None = None, **serving: Any
+) -> dict[str, Assessment]:
+    """With so many pods ready of so many, after `reached` were."""
+    spec = {"serving": {"replicas": replicas, **serving}}
+    before = {} if reached is None else {"serving": {"reachedReplicas": reached}}
+    pods = tuple(pod(f"qwen-serving-{number}", is_ready=number < num_ready) for number in range(replicas))
+    return _verdicts(speculator=speculator(spec, status=before), pods=pods)
+
+
+@pytest.mark.parametrize(
+    ("num_ready", "replicas", "budget", "is_available"),
+    [
+        (98, 100, None, True),
+        (90, 100, None, True),
+        (89, 100, None, False),
+        (1, 2, None, True),
+        (0, 1, None, False),
+        (10, 11, None, True),
+        (8, 11, None, False),
+        (95, 100, 5, True),
+        (94, 100, 5, False),
+        (99, 100, 0, True),
+        (98, 100, 0, False),
+        (1, 100, "100%", True),
+    ],
+)
+def test_as_many_pods_may_be_missing_as_the_disruption_budget_allows_and_always_one(
+    num_ready: int, replicas: int, budget: Any, is_available: object
+) -> None:
+    chosen = {} if budget is None else {"disruptionBudget": {"maxUnavailable": budget}}
+    verdicts = _scaled(num_ready, replicas, reached=replicas, **chosen)
+    assert (verdicts["Available"].status == "True") == is_available
+    assert verdicts["FullyScaled"].status == "False"
+
+
+def test_a_scale_up_makes_nothing_unavailable_and_is_progress() -> None:
+    verdicts = _scaled(2, 100, reached=2)
+    assert verdicts["Available"].status == "True"
+    assert verdicts["Reconciling"].reason == "ModelLoading"
+
+
+def test_pods_that_are_lost_after_all_were_ready_are_no_progress() -> None:
+    assert "Reconciling" not in _scaled(98, 100, reached=100)
+    assert "Reconciling" in _scaled(98, 100)
+
+
+def test_a_scale_down_needs_no_more_than_it_asks_for() -> None:
+    verdicts = _scaled(4, 4, reached=100)
+    assert {verdicts[kind].status for kind in ("Available", "FullyScaled")} == {"True"}
+
+
+def test_a_change_that_the_deployment_has_not_seen_is_rolled_out() -> None:
+    from dataclasses import replace
+
+    told = workload("Deployment", "serving", {"replicas": 1, "updatedReplicas": 1, "observedGeneration": 4})
+    changed = {ref: replace(child, generation=5) for ref, child in told.items()}
+    assert _verdicts(pods=(pod(is_ready=True),), children=told)["FullyScaled"].status == "True"
+    assert _verdicts(pods=(pod(is_ready=True),), children=changed)["Reconciling"].reason == "RollingOut"
+
+
+@pytest.mark.parametrize(
+    "reason", ["NameConflict", "InvalidPodTemplate", "GPUMismatch", "KeyInArguments", "Forbidden", "InvalidRollout"]
+)
+def test_what_only_a_person_can_change_stalls_a_resource(reason: str) -> None:
+    assert _verdicts(**_refused(reason))["Stalled"].message == "said the API server"
+
+
+def test_what_may_come_by_itself_does_not_stall_a_resource() -> None:
+    for world in ({"missing_secrets": ("hub",)}, _refused("QuotaExceeded"), {"pods": (pod(),)}):
+        assert "Stalled" not in _verdicts(**world)
+
+
 def test_pods_of_a_changed_template_may_be_in_trouble_while_the_old_ones_serve() -> None:
     pods = (pod("old", is_ready=True), pod("new", problem=("ImagePullBackOff", "no such image")))
     children = workload("Deployment", "serving", {"replicas": 2, "updatedReplicas": 1})
     verdicts = _verdicts(pods=pods, children=children, registry=connected())
     assert verdicts["Ready"].status == "True"
-    assert verdicts["Ready"].message.endswith("new: ImagePullBackOff: no such image")
+    assert verdicts["FullyScaled"].status == "False"
+    assert verdicts["Reconciling"].message.endswith("new: ImagePullBackOff: no such image")
 
 
 def test_a_pod_that_goes_counts_for_nothing() -> None:
     pods = (pod("a", is_ready=True, is_ending=True), pod("b", is_ready=True))
-    verdict = _verdicts({"serving": {"replicas": 3}}, pods=pods)["ServingReady"]
-    assert verdict.message == "1 of 3 pods are ready"
+    verdict = _verdicts({"serving": {"replicas": 3}}, pods=pods)["Available"]
+    assert verdict.message == "1 of 3 pods are ready; the others are starting"
 
 
 def test_the_message_names_the_pod_and_its_trouble() -> None:
-    message = _verdicts(pods=(pod("qwen-serving-x", problem=("OOMKilled", "too much")),))["ServingReady"].message
+    message = _verdicts(pods=(pod("qwen-serving-x", problem=("OOMKilled", "too much")),))["Available"].message
     assert message == "0 of 1 pods are ready; qwen-serving-x: too much"
 
 
@@ -331,7 +417,7 @@ def test_the_wish_of_an_autoscaler_counts_for_readiness() -> None:
         ref: replace(child, is_scaled_by_others=True)
         for ref, child in workload("Deployment", "serving", {}, replicas=5).items()
     }
-    assert _verdicts(children=scaled)["ServingReady"].message.startswith("0 of 5")
+    assert _verdicts(children=scaled)["Available"].message.startswith("0 of 5")
 
 
 def test_an_old_promotion_of_a_version_that_is_gone_is_no_mistake() -> None:
@@ -408,7 +494,7 @@ def test_that_speculation_is_effective_is_said_in_words_that_hold_for_drafts_and
 
 def test_a_long_message_is_cut() -> None:
     long = status(observed(pods=(pod(problem=("OOMKilled", "x" * 9999)),)), NOW).conditions
-    assert [len(condition.message) for condition in long if condition.type == "ServingReady"] == [2000]
+    assert [len(condition.message) for condition in long if condition.type == "Available"] == [2000]
 
 
 def test_adapting_is_evidence_and_never_that_a_pod_is_ready() -> None:

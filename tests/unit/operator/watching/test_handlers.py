@@ -1,15 +1,19 @@
-"""What kopf lists is held in memory until it was seen: so it gets no further page while much is left."""
+"""What kopf lists is held in memory until it was seen, and which events lead to a plan."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import aiohttp
+import kopf
 import pytest
 from aiohttp import web
 
-from updraft_operator.watching.handlers import MAX_TASKS, login, paced, settings
+from updraft_operator.watching.cluster import KINDS
+from updraft_operator.watching.handlers import MAX_TASKS, Watches, login, paced, settings
+from updraft_operator.watching.store import Store
 
 LIST, NEXT, WATCH = "limit=100", "limit=100&continue=abc", "watch=true"
 
@@ -103,3 +107,52 @@ def _say_credentials(monkeypatch: pytest.MonkeyPatch, folder: Path, server: Serv
 async def _get(session: aiohttp.ClientSession, server: Server, query: str) -> None:
     async with session.get(f"{server.url}?{query}") as answer:
         assert answer.status == 200
+
+
+def _speculator(version: int, status: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    metadata = {"name": "qwen", "namespace": "team", "uid": "u", "generation": 1, "resourceVersion": str(version)}
+    spec = {"targetModel": {"uri": "/models/tiny"}}
+    return {"metadata": {**metadata, **more}, "spec": spec, "status": status or {}}
+
+
+def _draft(at: int, **status: Any) -> dict[str, Any]:
+    metadata = {"name": "qwen-v1", "namespace": "team", "uid": "d", "generation": 1, "resourceVersion": str(at)}
+    spec = {"speculatorRef": {"name": "qwen"}, "source": "Trainer", "version": 1}
+    return {"metadata": metadata, "spec": spec, "status": status}
+
+
+def _told(kind: str, known: dict[str, Any], news: dict[str, Any], change: str | None = "MODIFIED") -> list[str]:
+    """What a watch asks for after an event about an object of which `known` is cached."""
+    asked, store = list[str](), Store()
+    store.put(kind, known)
+    watches = Watches(store, lambda _: asked.append("plan"), lambda _: asked.append("refresh"), (), KINDS)
+    watches._on_event(kind, cast("kopf.RawEvent", {"type": change, "object": news}))
+    return asked
+
+
+def test_a_status_that_was_written_leads_to_no_plan() -> None:
+    told = {"acceptance": {"stable": "2.10"}}
+    assert _told("AdaptiveSpeculator", _speculator(5), _speculator(6, told)) == ["refresh"]
+    acceptance = {"length": "2.10"}
+    assert _told("DraftVersion", _draft(5, version=1), _draft(6, version=1, acceptance=acceptance)) == ["refresh"]
+
+
+def test_the_answer_to_a_write_of_our_own_leads_to_nothing() -> None:
+    assert _told("AdaptiveSpeculator", _speculator(6), _speculator(6)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "news", "change"),
+    [
+        ("AdaptiveSpeculator", _speculator(5), _speculator(6, generation=2), "MODIFIED"),
+        ("AdaptiveSpeculator", _speculator(5), _speculator(6, finalizers=["x"]), "MODIFIED"),
+        ("AdaptiveSpeculator", _speculator(5), _speculator(6, deletionTimestamp="2026-11-25T12:00:00Z"), "MODIFIED"),
+        ("AdaptiveSpeculator", _speculator(5), _speculator(6), "DELETED"),
+        ("AdaptiveSpeculator", _speculator(5), _speculator(5), None),
+        ("DraftVersion", _draft(5), _draft(6, version=1, phase="Stable"), "MODIFIED"),
+    ],
+)
+def test_whatever_may_change_an_object_leads_to_a_plan(
+    kind: str, known: dict[str, Any], news: dict[str, Any], change: str | None
+) -> None:
+    assert _told(kind, known, news, change) == ["plan"]

@@ -178,6 +178,38 @@ mentions = st.lists(
 )
 
 
+def test_measurements_alone_need_no_plan() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add_measured(A)
+        work.add_measured(B)
+        work.add(B)
+        taken = [(await work.take())[0] for _ in range(2)]
+        assert [(key, work.take_need_of_plan(key)) for key in taken] == [(A, False), (B, True)]
+        work.add(A)  # while it is refreshed
+        work.done(A)
+        assert [(await work.take())[0], work.take_need_of_plan(A)] == [A, True]
+        assert not work.take_need_of_plan(B)
+
+    run(main())
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_a_plan_that_is_due_later_is_not_lost_to_a_status_that_is_due_sooner(order: tuple[bool, bool]) -> None:
+    async def main() -> None:
+        work = _work()
+        for needs_plan in order:
+            work.add_after(A, 20.0 if needs_plan else 10.0, needs_plan=needs_plan)
+        needs = []
+        for _ in range(2):
+            key, _ = await work.take()
+            needs.append(work.take_need_of_plan(key))
+            work.done(key)
+        assert needs == [False, True]
+
+    run(main())
+
+
 @settings(deadline=None, max_examples=60)
 @given(additions=mentions, num_workers=st.integers(1, 4), work_s=st.floats(0.0, 2.0))
 def test_every_mention_is_followed_by_a_look_and_no_key_is_looked_at_twice_at_once(
