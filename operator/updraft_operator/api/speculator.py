@@ -143,8 +143,8 @@ class Draft(Model):
     intermediate_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """MLP width of the draft's layer. Defaults to the target's, or to 3 times its hidden size if its experts are narrower."""
     vocab_size: Annotated[int, Field(ge=MIN_VOCAB, le=2**24)] | None = None
-    """Number of the target's tokens that the draft can propose; the trainer chooses which, by traffic. Defaults to as many as
-    make the draft's head as large as its layer, within 8192 and 32000."""
+    """Number of the target's tokens that the draft can propose, chosen by traffic. Defaults to as many as make the draft's head
+    as large as its layer, within 8192 and 32000."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -213,7 +213,7 @@ class Workload(Model):
     env: UntypedList = []
     """Environment variables, as in a container; they override the operator's."""
     pod_template: Untyped = {}
-    """More of a pod template, such as nodeSelector or sidecars, merged over the operator's; named entries of lists by name."""
+    """More of a pod template, such as nodeSelector or sidecars, merged over the operator's."""
 
 
 class Serving(Workload):
@@ -237,8 +237,8 @@ class Serving(Workload):
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive | None = None
-    """Maximum number of tokens of a request, prompt and output together, at most the model's own maximum. Defaults to 2048 with
-    engine torch, which reserves memory for it, otherwise to the model's maximum."""
+    """Maximum number of tokens of a request, prompt and output together. Defaults to 2048 with engine torch, which reserves
+    memory for it, otherwise to the model's maximum."""
     api_keys_secret_ref: KeysSecret | None = None
     """Secret entry with the API keys of clients, one per line after the name of its tenant. Without it, no key is required."""
     tenant_header: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] | None = None
@@ -318,8 +318,8 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """Workload for several ranks. Auto keeps the one that exists; if none does, it takes a LeaderWorkerSet for several pods if
-    its API is served. A LeaderWorkerSet has its own volumes, so after a change training starts from the stable version."""
+    """Workload for several ranks. Auto keeps the one that exists, or else takes a LeaderWorkerSet for several pods if its API is
+    served. It has its own volumes, so after a change training starts from the stable version."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
@@ -368,8 +368,8 @@ class Traces(Model):
     max_size: Quantity | None = None
     """Maximum size of all streams in Redis; the oldest traces are dropped first. Defaults to what `updraft size` shows."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] | None = None
-    """Minimum number of streams; every rank of the trainer has its own. The nodes of a Redis Cluster share them. If unset, the
-    number never falls, because the traces in the other streams would be lost."""
+    """Minimum number of streams; every rank of the trainer has its own. If unset, the number never falls, because the traces in
+    the other streams would be lost."""
 
 
 class Bucket(Model):
