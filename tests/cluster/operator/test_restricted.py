@@ -126,4 +126,12 @@ def pod_of(content: dict[str, Any]) -> dict[str, Any] | None:
     if content["kind"] != "Pod" and spec is content:
         return None
     metadata = {key: value for key, value in spec.get("metadata", {}).items() if key in {"labels", "annotations"}}
-    return {"metadata": {**metadata, "name": f"pod-{secrets.token_hex(3)}"}, "spec": spec["spec"]}
+    claims = [each["metadata"]["name"] for each in content.get("spec", {}).get("volumeClaimTemplates", ())]
+    claimed = [
+        {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in claims
+    ]  # as its controller adds them
+    volumes = [*spec["spec"].get("volumes", ()), *claimed]
+    return {
+        "metadata": {**metadata, "name": f"pod-{secrets.token_hex(3)}"},
+        "spec": {**spec["spec"], "volumes": volumes},
+    }
