@@ -137,7 +137,9 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.connect_timeout = 10
     chosen.networking.connect_timeout = 10
-    chosen.networking.request_timeout = 30  # of a page of a list; kopf would wait five minutes for one without an answer
+    chosen.networking.request_timeout = (
+        30  # of a page of a list; kopf would wait five minutes for one without an answer
+    )
     chosen.watching.chunk_size = _PAGE
     chosen.queueing.idle_timeout = 0.2  # of the task of an object without further events
     chosen.networking.enforce_retry_after = True
