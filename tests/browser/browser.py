@@ -28,11 +28,11 @@ class Browser:
         self.driver = driver
 
     def open(self, address: str) -> None:
-        """Load a page, and forget what earlier ones logged."""
+        """Load a page, and forget what earlier ones logged. One with the token leads on to one without it."""
         self.leave()
         self.console()
         self.driver.get(address)
-        self.wait_for("document.readyState === 'complete'", what=address)  # `get` may return early after a redirect
+        self.wait_for("document.readyState === 'complete' && !location.search.includes('token=')", what=address)
 
     def leave(self) -> None:
         """Leave the page, which ends its stream of events."""

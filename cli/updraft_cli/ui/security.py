@@ -37,7 +37,8 @@ _HEADERS = {
 
 # Not a redirect: with one, a browser that came from another site, such as a terminal in a web page, would not send the cookie.
 _GO_ON = """<!doctype html>
-<html lang="en"><head><title>Updraft</title><meta http-equiv="refresh" content="0; url=/"></head>
+<html lang="en"><head><title>Updraft</title><link rel="icon" href="/static/icon.svg" type="image/svg+xml">
+<meta http-equiv="refresh" content="0; url=/"></head>
 <body><p><a href="/">Open the console</a></p></body></html>
 """
 
