@@ -19,10 +19,10 @@ from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.batch import TrainingRows
 from updraft_trainer.learning.losses import Loss, Predictions
 
-LOGIT_BYTES = {"cpu": 4 * 1024**2, "cuda": 256 * 1024**2}
-"""Size of a float32 tensor of logits; a few exist at a time. On a CPU they should fit the cache: a step of SmolLM2's draft took
-368 ms, with 8 MiB 396 and with 2 MiB 412, in one run each on a busy machine, which does not settle it. A GPU needs large
-products; no value was tried there."""
+LOGIT_BYTES = {"cpu": 8 * 1024**2, "cuda": 256 * 1024**2}
+"""Size of a float32 tensor of logits; a few exist at a time. A CPU's products need rows: a step of SmolLM2's draft took 238 ms
+with 4 MiB, 226 with 8 and 225 with 16 (the least of 3 rounds of 5 batches, two threads). A GPU needs more; no value was tried
+there."""
 
 MIN_CHUNK_ROWS = 64
 """Fewer rows read the head's weights more often than they use them."""
