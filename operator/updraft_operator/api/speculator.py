@@ -318,8 +318,8 @@ class Trainer(Workload):
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""
     workload: TrainerWorkload = TrainerWorkload.AUTO
-    """Workload for several ranks. Auto keeps the one that exists, or else takes a LeaderWorkerSet for several pods if its API is
-    served. It has its own volumes, so after a change training starts from the stable version."""
+    """Workload for several ranks. Auto keeps the one that exists, or else takes a LeaderWorkerSet for several pods if its API
+    is served. It has its own volumes, so after a change training starts from the stable version."""
     storage: TrainerStorage = TrainerStorage()
     """Volume of a pod for replay samples, optimizer state and the latest draft. It is deleted with the resource, because the
     registry keeps the published versions."""
