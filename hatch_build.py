@@ -56,7 +56,21 @@ VENDORED = {
 }
 """Files in the wheel, and where npm puts them."""
 
-_NPM_S = 180
+STAMP = "lock.sha256"
+"""A file beside them: a digest of the lock that they are from, and of themselves."""
+
+_NPM_OPTIONS = (
+    "--omit=dev",
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+    "--loglevel=error",
+    "--prefer-offline",
+    "--fetch-retries=1",
+    "--fetch-retry-mintimeout=1000",
+    "--fetch-timeout=20000",
+)
+_NPM_S = 60
 
 
 class BuildHook(BuildHookInterface[Any]):
@@ -71,7 +85,7 @@ class BuildHook(BuildHookInterface[Any]):
         if not package.joinpath("package-lock.json").is_file() or not vendor.parent.is_dir():
             return
         if problem := vendor_libraries(package, vendor):
-            self.app.display_warning(f"`updraft ui` will show pages that do not change by themselves: {problem}")
+            self.app.display_warning(f"The pages of `updraft ui` may not change by themselves: {problem}")
         else:
             build_data["artifacts"] += [f"{VENDOR}/{name}" for name in VENDORED]
 
@@ -96,33 +110,54 @@ class BuildHook(BuildHookInterface[Any]):
 
 
 def vendor_libraries(package: Path, vendor: Path) -> str:
-    """Put the files of VENDORED into `vendor`, unless they are there from this lock. Return why not; empty: they are there."""
-    lock = hashlib.sha256(package.joinpath("package-lock.json").read_bytes() + repr(VENDORED).encode()).hexdigest()
-    stamp = vendor / "lock.sha256"
-    if stamp.is_file() and stamp.read_text() == lock:
-        return ""
-    shutil.rmtree(vendor, ignore_errors=True)  # of another lock
-    with tempfile.TemporaryDirectory() as folder:
-        if problem := _install_packages(package, Path(folder)):
-            return problem
+    """Put the files of VENDORED into `vendor`, unless they are there from this lock. Return why not; empty: they are there.
+
+    Nothing of `vendor` changes before npm has installed everything.
+    """
+    try:
+        if _are_vendored(package, vendor):
+            return ""
+        with tempfile.TemporaryDirectory() as folder:
+            if problem := _install_packages(package, Path(folder)):
+                return problem
+            files = {name: Path(folder, "node_modules", source).read_bytes() for name, source in VENDORED.items()}
+        if vendor.exists():
+            shutil.rmtree(vendor)
         vendor.mkdir()
-        for name, source in VENDORED.items():
-            shutil.copyfile(Path(folder, "node_modules", source), vendor / name)
-    stamp.write_text(lock)
+        for name, content in files.items():
+            vendor.joinpath(name).write_bytes(content)
+        vendor.joinpath(STAMP).write_text(_digest(package, vendor))
+    except OSError as error:
+        return str(error)
     return ""
 
 
+def _are_vendored(package: Path, vendor: Path) -> bool:
+    """Whether `vendor` has every file, as npm installed it from this lock."""
+    names = (*VENDORED, STAMP)
+    if not all(vendor.joinpath(name).is_file() for name in names):
+        return False
+    return vendor.joinpath(STAMP).read_text() == _digest(package, vendor)
+
+
+def _digest(package: Path, vendor: Path) -> str:
+    """Of the lock, the list, and the content of each vendored file."""
+    digest = hashlib.sha256(package.joinpath("package-lock.json").read_bytes() + repr(VENDORED).encode())
+    for name in VENDORED:
+        digest.update(hashlib.sha256(vendor.joinpath(name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _install_packages(package: Path, folder: Path) -> str:
-    """Let npm install what the lock says, without any script of a package. Return why it could not."""
+    """Let npm install what the lock says, without any script of a package. Return why not. OSError: npm is broken."""
     npm = shutil.which("npm")
     if npm is None:
         return "there is no npm"
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(package / name, folder / name)
-    options = ("--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--loglevel=error")
     try:
         result = subprocess.run(  # noqa: S603 - npm
-            [npm, "ci", *options], cwd=folder, capture_output=True, text=True, check=False, timeout=_NPM_S
+            [npm, "ci", *_NPM_OPTIONS], cwd=folder, capture_output=True, text=True, check=False, timeout=_NPM_S
         )
     except subprocess.TimeoutExpired:
         return f"npm did not finish within {_NPM_S} seconds"

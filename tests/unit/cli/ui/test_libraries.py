@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hatch_build
 import pytest
-from hatch_build import PACKAGE, VENDOR, VENDORED
+from hatch_build import PACKAGE, STAMP, VENDOR, VENDORED
 
 CHECKOUT = Path(hatch_build.__file__).parent
 LOCK = json.loads((CHECKOUT / PACKAGE / "package-lock.json").read_text())
@@ -100,10 +100,10 @@ def test_without_npm_the_install_works_and_says_what_is_missing(
     monkeypatch.setenv("PATH", "")
     names, printed = build(checkout)
     assert names == set()
-    assert "`updraft ui` will show pages that do not change by themselves: there is no npm" in printed
+    assert "The pages of `updraft ui` may not change by themselves: there is no npm" in printed
 
 
-def test_where_npm_fails_the_install_works_and_says_why(
+def test_where_npm_fails_the_install_works_says_why_and_leaves_what_is_there(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / VENDOR).mkdir()
@@ -112,6 +112,46 @@ def test_where_npm_fails_the_install_works_and_says_why(
     names, printed = build(checkout)
     assert names == set()
     assert "npm failed: no route to the registry" in printed
+    assert (checkout / VENDOR / "htmx.min.js").read_text() == "of another lock"
+
+
+@pytest.mark.parametrize("script", ["#!/bin/bash\nexit 0\n", "#!/no/such/interpreter\n"])
+def test_an_npm_that_is_broken_breaks_no_install(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    fake_npm(tmp_path / "bin", script, monkeypatch)
+    names, printed = build(checkout)
+    assert names == set()
+    assert "may not change by themselves: [Errno 2] No such file or directory" in printed
+
+
+@pytest.mark.usefixtures("npm_calls")
+def test_what_is_in_the_way_of_the_libraries_breaks_no_install(checkout: Path) -> None:
+    (checkout / VENDOR).touch()
+    names, printed = build(checkout)
+    assert names == set()
+    assert "may not change by themselves: [Errno 20] Not a directory" in printed
+
+
+@pytest.mark.parametrize("name", ["htmx.min.js", "uPlot.LICENSE", STAMP])
+def test_a_file_that_npm_did_not_install_is_replaced_and_not_trusted(
+    checkout: Path, npm_calls: Path, name: str
+) -> None:
+    build(checkout)
+    original = (checkout / VENDOR / name).read_bytes()
+    (checkout / VENDOR / name).write_text("changed")
+    names, _ = build(checkout)
+    assert (checkout / VENDOR / name).read_bytes() == original
+    assert names == set(VENDORED)
+    assert len(npm_calls.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("path", ["cli/node_modules", VENDOR])
+def test_what_npm_leaves_in_a_checkout_comes_neither_into_a_commit_nor_into_an_image(path: str) -> None:
+    ignored = (CHECKOUT / ".gitignore").read_text().splitlines()
+    kept_out = (CHECKOUT / ".dockerignore").read_text().splitlines()
+    assert f"{path}/" in ignored
+    assert kept_out.index(path) > kept_out.index("!cli")  # the last line that matches decides
 
 
 def test_every_package_of_the_lock_has_a_digest_and_no_address() -> None:
