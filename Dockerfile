@@ -20,7 +20,8 @@ RUN groupadd --gid 65532 updraft \
 # USER and LOGNAME are for libraries that ask who they are: OpenShift runs images as a user without a name, of group 0.
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=updraft LOGNAME=updraft PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-# Our wheel. g++ compiles the C++ kernels in this stage only; the images have no compiler.
+# Our wheel. g++ compiles the C++ kernels in this stage only; the images have no compiler. Here is no npm, so the wheel has none
+# of the libraries that update the pages of `updraft ui`: these are complete, but static. No image serves them.
 FROM ${PYTHON} AS wheels
 RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
