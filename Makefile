@@ -18,6 +18,8 @@ PY := .venv/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder -n 2
 SOURCES := proto libs services operator cli tests tools bench hatch_build.py
 KERNELS := hatch_build.py $(wildcard services/inference/updraft_kernels/*.cpp services/inference/updraft_kernels/*.h)
+# A file beside the libraries that hatch_build.py has npm install for the console's pages.
+LIBRARIES := cli/updraft_cli/ui/static/vendor/lock.sha256
 ARGS ?=
 CHECK_PYTHON = $(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
@@ -48,9 +50,19 @@ $(DEPS)/ready: constraints.txt
 	 echo "import site; site.addsitedir('$$deps')" > $$here/updraft-dependencies.pth
 	@touch $@
 
+# These verbs install again if there is an npm by now, but no libraries. Other verbs do without, so an npm that fails costs once.
+ifneq ($(filter install browser,$(MAKECMDGOALS)),)
+.venv/ready: $(if $(shell command -v npm),$(LIBRARIES))
+$(LIBRARIES): ;
+endif
+
 .venv/ready: .venv/$(KEY) pyproject.toml $(KERNELS) cli/package-lock.json
 	@command -v g++ >/dev/null || echo "g++ is not installed, so the engine will have no C++ kernels and be slower on a CPU."
+	@command -v npm >/dev/null || echo "npm is not installed, so the pages of 'updraft ui' will not change by themselves."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@test -e $(LIBRARIES) || ! command -v npm >/dev/null || { \
+	  echo "npm did not install the libraries of the pages of 'updraft ui', so these will not change by themselves."; \
+	  echo "'make install' tries again; '$(PY) -m pip install -v --no-deps --no-build-isolation -e .' prints why."; }
 	@touch $@
 
 .PHONY: demo

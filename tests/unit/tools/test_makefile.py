@@ -1,5 +1,6 @@
-"""`make` takes the newest Python that runs, and says what is missing if none does."""
+"""`make` takes the newest Python that runs, says what is missing if none does, and repairs an installation."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,16 +22,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(folder: Path, *words: str, **pythons: str) -> "subprocess.CompletedProcess[str]":
-    """Run it with these interpreters alone on the PATH."""
+def make(folder: Path, *words: str, **scripts: str) -> "subprocess.CompletedProcess[str]":
+    """Run it with these interpreters and other programs alone on the PATH."""
     programs = folder / "bin"
     programs.mkdir()
     for program in ("bash", "cat", "cut", "sha256sum", "mkdir"):
         (programs / program).symlink_to(shutil.which(program) or "")
-    for version, script in pythons.items():
-        python = programs / version.replace("_", ".")
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
+    for name, script in scripts.items():
+        program = programs / name.replace("_", ".")
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
     command = [shutil.which("make") or "make", f"CACHE={folder / 'cache'}", *words]
     return subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, capture_output=True, text=True, check=False)
 
@@ -58,3 +59,34 @@ def test_without_a_python_that_will_do_a_sentence_says_which_are_needed(folder: 
         "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3\n"
     )
     assert not (folder / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "programs", "libraries", "is_repeated"),
+    [
+        pytest.param("install", {"npm": "exit 1"}, [], True, id="npm came later"),
+        pytest.param("browser", {"npm": "exit 1"}, [], True, id="npm came later, and a browser is wanted"),
+        pytest.param("install", {"npm": "exit 1"}, ["lock.sha256"], False, id="complete"),
+        pytest.param("install", {}, [], False, id="no npm"),
+        pytest.param("type", {"npm": "exit 1"}, [], False, id="npm may fail, and then every verb would wait for it"),
+    ],
+)
+def test_an_installation_without_the_consoles_libraries_is_repeated_once_there_is_npm(
+    folder: Path, verb: str, programs: dict[str, str], libraries: list[str], *, is_repeated: bool
+) -> None:
+    vendor = "cli/updraft_cli/ui/static/vendor"
+    older = [
+        "cache/deps-k/ready",
+        ".venv/k",
+        "hatch_build.py",
+        "cli/package-lock.json",
+        *(f"{vendor}/{x}" for x in libraries),
+    ]
+    for seconds, name in enumerate(["constraints.txt", "pyproject.toml", *older, ".venv/ready"], start=1):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    result = make(folder, "--dry-run", "KEY=k", verb, python3_11=REAL, **programs)
+    assert result.returncode == 0, result.stderr
+    assert ("pip install" in result.stdout) is is_repeated, result.stdout
