@@ -24,12 +24,12 @@ ARGS ?=
 CHECK_PYTHON = $(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
 # The documentation site is built in an environment of its own, one for each content of the list.
-SITE_PINS := tools/docsite/requirements.txt
+SITE_PINS := requirements/docs.lock
 SITE := $(CACHE)/site-$(notdir $(PYTHON))-$(shell sha256sum < $(SITE_PINS) 2>/dev/null | cut -c1-16)
 
 .PHONY: help
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-22s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: .venv/ready ## Install everything (once; about 3 minutes, 6 GB in ~/.cache/updraft)
@@ -123,7 +123,9 @@ $(SITE)/ready: $(SITE_PINS)
 	@mkdir -p $(CACHE)
 	@exec 9>$(SITE).lock; flock 9; test -f $@ || { \
 	  rm -rf $(SITE) && $(PYTHON) -m venv $(SITE) \
-	  && $(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(SITE_PINS) \
+	  && { timeout 240 $(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps \
+	    --require-hashes -r $(SITE_PINS) 2> $(SITE).log || { \
+	    echo "pip could not install the packages of the documentation site within 4 minutes: $$(tail -n 1 $(SITE).log)"; exit 1; }; } \
 	  && touch $@; }
 
 .PHONY: pictures
@@ -131,7 +133,7 @@ pictures: install ## Draw the pictures and charts of the docs
 	$(PY) -m tools.pictures
 
 .PHONY: lock
-lock: install ## Write requirements/*.lock: the pins of constraints.txt with hashes, for development and each image
+lock: install ## Write requirements/*.lock: pins with the hashes of their files
 	$(PY) -m tools.locks
 
 .PHONY: sbom
@@ -154,7 +156,9 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
-.PHONY: bench-swap bench-capture bench-memory bench-gate bench-fleet bench-delta bench-width bench-kill bench-operator bench-faults bench-serving bench-sglang bench-tap bench-learning bench-learning-mixture bench-trainer bench-console
+BENCHES := swap capture memory gate fleet delta width kill console serving learning learning-mixture trainer sglang tap \
+  operator faults
+.PHONY: $(BENCHES:%=bench-%)
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
@@ -171,29 +175,22 @@ bench-width: install ## Measure versions and the data path at the width of an 8B
 	$(PY) -W ignore -m bench.width.width $(ARGS)
 bench-kill: install ## Kill the registry 200 times under pods and a publisher (10 minutes)
 	$(PY) -m bench.kill.kill $(ARGS)
-
 bench-console: browser ## Measure the console with 1,000 pods and 200 versions in a real Chromium (5 minutes)
 	$(PY) -m bench.console.console $(ARGS)
-
 bench-serving: install ## Compare the built-in engine with transformers, vLLM and itself without drafts (1 hour; ARGS=--quick: 5)
 	$(PY) -W ignore -m bench.serving $(ARGS)
-
 bench-learning: install ## Compare how drafts learn from recorded traffic (hours; see bench/learning/README.md)
 	$(PY) -m bench.learning.learning $(ARGS)
 bench-learning-mixture: install ## Measure what draft and n-gram lookup are worth in one chain (10 minutes)
 	$(PY) -m bench.learning.mixture $(ARGS)
 bench-trainer: install ## Measure memory, speed and exactness of a training step (30 minutes; ARGS=--only=speed: 3)
 	$(PY) -W ignore -m bench.trainer.trainer $(ARGS)
-
 bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
-
 bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU (30 minutes)
 	$(PY) -m bench.tap.tap $(ARGS)
-
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)
-
 bench-faults: cluster-build ## Run the operator through ten minutes of faults (12 minutes)
 	$(PY) -m bench.faults.faults $(ARGS)
 
@@ -226,7 +223,7 @@ test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server o
 browser: install ## Install Chromium, Selenium and axe-core for tests of the console (once; as root on Debian; about 400 MB)
 	@$(PY) -m tests.browser.build
 test-browser: install ## The console in a real Chromium; tests are skipped, with the reason, where none can be had
-	-@$(PY) -m tests.browser.build
+	@$(PY) -m tests.browser.build --for-tests
 	$(PYTEST) tests/browser $(ARGS)
 screenshots: browser ## Take the pictures of the console for the docs (2 minutes)
 	$(PY) -m tests.browser.screenshots $(ARGS)

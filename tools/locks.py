@@ -1,6 +1,6 @@
-"""requirements/*.lock: the pins of constraints.txt with the hashes of all their files, for development and for each image.
+"""requirements/*.lock: pins with the hashes of all their files, for development, for each image, and for single tools.
 
-`make lock` writes them after a change of constraints.txt or of the extras in pyproject.toml. uv asks the package index; nothing
+`make lock` writes them after a change of a list in PINS or of the extras in pyproject.toml. uv asks the package index; nothing
 here decides on a version, and a lock that needs another version than constraints.txt is an error.
 """
 
@@ -14,6 +14,13 @@ from pathlib import Path
 FOLDER = Path("requirements")
 CONSTRAINTS = Path("constraints.txt")
 TOOLS = FOLDER / "tools.lock"
+
+PINS = {
+    "development": CONSTRAINTS,
+    "docs": Path("tools/docsite/requirements.txt"),
+    "browser": Path("tests/browser/requirements.txt"),
+}
+"""Lists of exact pins with all that they need, by lock: ours, and those of environments beside it."""
 
 EXTRAS = {
     "registry": ("registry",),
@@ -29,13 +36,17 @@ SMALL = {
 }
 """Requirements of a layer of the images, and of the build of our wheel."""
 
+_OLDEST_PYTHON = {"docs": "3.11.5"}
+"""Where a pin does not do with every 3.11."""
+
 _TOOLS = ("uv==0.13.9", "cyclonedx-bom==7.5.0")
 
 
 def main() -> None:
     """Write all locks. CalledProcessError, after uv's own words, if the index or the pins do not fit."""
     pinned = ("-c", str(CONSTRAINTS))
-    _compile("development", "--no-deps", str(CONSTRAINTS))
+    for name, pins in PINS.items():
+        _compile(name, "--no-deps", str(pins))
     for image, extras in EXTRAS.items():
         chosen = [word for extra in extras for word in ("--extra", extra)]
         _compile(image, "pyproject.toml", *chosen, *pinned, "--only-binary", ":all:")
@@ -51,7 +62,7 @@ def _compile(name: str, *words: str, text: str = "") -> None:
         "--no-annotate",
         "--universal",
         "--python-version",
-        "3.11",
+        _OLDEST_PYTHON.get(name, "3.11"),
         "--quiet",
     )
     command = [str(program("uv")), "pip", "compile", *options, *words, "--output-file", str(FOLDER / f"{name}.lock")]

@@ -17,6 +17,9 @@ CHECKOUT = Path(__file__).parents[2]
 SITE = CHECKOUT / "site"
 ZENSICAL = Path(sys.executable).with_name("zensical")
 
+_LIMIT_S = 300
+"""A build takes 10 s on a machine with nothing else to do."""
+
 _LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//"""
 )
@@ -32,7 +35,10 @@ def main() -> None:
     except (BrokenLinkError, FileNotFoundError) as error:
         sys.exit(str(error))
     command = [str(ZENSICAL), "build", "--clean", "--strict"]
-    build = subprocess.run(command, cwd=SITE, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    try:
+        build = subprocess.run(command, cwd=SITE, stderr=subprocess.PIPE, text=True, check=False, timeout=_LIMIT_S)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        sys.exit(f"Zensical did not build the site within {_LIMIT_S} seconds.")
     print(build.stderr.partition("Traceback")[0], end="")  # a warning ends the build by an exception
     if build.returncode != 0:
         sys.exit("The site was not built; the reasons are above. Lines are those of site/pages.")

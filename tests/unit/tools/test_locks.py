@@ -1,4 +1,4 @@
-"""Locks are the pins of constraints.txt with hashes: no other version, no version without one, and nothing beside them."""
+"""Locks are pins with hashes: no other version, no version without one, and nothing beside them."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ import pytest
 from tools import locks
 
 ROOT = Path(__file__).parents[3]
-NAMES = ("development", *locks.EXTRAS, *locks.SMALL)
+OURS = (*locks.EXTRAS, *locks.SMALL)
 
 
 def normal(name: str) -> str:
@@ -27,11 +27,12 @@ def lock(name: str) -> str:
 CONSTRAINTS = pins((ROOT / locks.CONSTRAINTS).read_text())
 
 
-def test_development_installs_exactly_what_is_pinned() -> None:
-    assert pins(lock("development")) == CONSTRAINTS
+@pytest.mark.parametrize("name", locks.PINS)
+def test_an_environment_installs_exactly_what_is_pinned(name: str) -> None:
+    assert pins(lock(name)) == pins((ROOT / locks.PINS[name]).read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_an_image_installs_versions_that_are_pinned(name: str) -> None:
     found = pins(lock(name))
     assert found
@@ -43,7 +44,7 @@ def test_an_image_installs_versions_that_are_pinned(name: str) -> None:
     attack="an index, or somebody between, that serves another file for a pinned version",
     outcome="pip refuses it: every file that we install has a hash in the checkout",
 )
-@pytest.mark.parametrize("name", [*NAMES, "tools"])
+@pytest.mark.parametrize("name", [*locks.PINS, *OURS, "tools"])
 def test_every_requirement_has_hashes_and_no_address(name: str) -> None:
     text = lock(name)
     assert "://" not in text
