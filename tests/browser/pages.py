@@ -1,4 +1,4 @@
-"""The addresses of the console's pages."""
+"""The addresses of the console's pages, and how to see that one is complete."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -44,6 +44,9 @@ class Pages:
 
 
 NAMES = tuple(Pages(address="", name="", version=1, pod="").paths)
+
+DRAWN = "[...document.querySelectorAll('.chart-plot')].every(place => place.hasChildNodes())"
+"""JavaScript: whether all charts of the page are there."""
 
 
 def pages_of(address: str, snapshot: Snapshot) -> Pages:

@@ -14,7 +14,7 @@ from typing import cast
 from PIL import Image
 from tests.browser import build, story
 from tests.browser.browser import DESKTOP, PHONE, Browser, Theme, running
-from tests.browser.pages import NAMES, Pages, pages_of
+from tests.browser.pages import DRAWN, NAMES, Pages, pages_of
 from tests.support.wait import wait_until
 
 from updraft_cli.ui.observer import Pace
@@ -55,9 +55,7 @@ def take(folder: Path, names: list[str]) -> int:
 
 def picture(browser: Browser, pages: Pages, name: str) -> bytes:
     browser.open(pages[name])
-    browser.wait_for(
-        "[...document.querySelectorAll('.chart-plot')].every(place => place.hasChildNodes())", what="all charts"
-    )
+    browser.wait_for(DRAWN, what="all charts")
     browser.wait_for("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
     return browser.picture(max_height=_MAX_HEIGHT)
 
