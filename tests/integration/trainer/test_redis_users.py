@@ -184,7 +184,7 @@ async def test_no_user_reaches_the_keys_of_others(users: Users, role: Role, comm
 @pytest.mark.attack(
     boundary="redis",
     attack="a serving pod that reads prompts, dead letters or the trainer's lease",
-    outcome="refused: it can only add traces",
+    outcome="refused: it can only add traces, and remove old ones",
 )
 async def test_pods_read_nothing_and_write_nothing_but_traces(users: Users) -> None:
     for command in (
