@@ -25,7 +25,7 @@ CHECK_PYTHON = $(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(not (3,
 	  echo "Updraft needs Python 3.11, 3.12 or 3.13 with its venv module. Install one, or run: make PYTHON=/path/to/python3"; exit 1; }
 # The documentation site is built in an environment of its own, one for each content of the list.
 SITE_PINS := requirements/docs.lock
-SITE := $(CACHE)/site-$(notdir $(PYTHON))-$(shell sha256sum < $(SITE_PINS) 2>/dev/null | cut -c1-16)
+SITE := $(CACHE)/site-$(notdir $(PYTHON))-$(shell cat $(SITE_PINS) 2>/dev/null | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Show this list
@@ -71,7 +71,7 @@ demo: install ## Run the loop on this machine and write a report (about 10 minut
 	$(PY) -m updraft_cli demo $(ARGS)
 
 .PHONY: up
-up: install ## Start Redis, registry, trainer and inference here; Ctrl-C stops them
+up: install ## Start Redis, registry, trainer, inference and console here; Ctrl-C stops them
 	$(PY) -m updraft_cli up $(ARGS)
 
 .PHONY: test
@@ -86,7 +86,7 @@ fmt: install ## Format the code and the protos
 	$(PY) -m ruff format -q $(SOURCES) && $(PY) -m ruff check -q --fix-only $(SOURCES); $(DEPS)/bin/buf format -w proto
 
 .PHONY: fmt-check
-fmt-check: install
+fmt-check: install ## Check the format
 	$(PY) -m ruff format -q --check $(SOURCES) && $(DEPS)/bin/buf format --diff --exit-code proto
 
 .PHONY: lint
@@ -156,6 +156,40 @@ bucket-server: install ## Build the S3 server that tests start (once, with Go; 2
 test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket, the real model, whole processes
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
+.PHONY: cluster-build cluster-up cluster-down
+cluster-build: install ## Build a real Kubernetes, a Prometheus and what asks GitOps tools for tests (once; 15 to 25 minutes)
+	$(PY) -m tests.cluster build
+	$(PY) -m tests.chart.go_program
+cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
+	$(PY) -m tests.cluster up
+cluster-down: install ## Stop that node and remove its files
+	$(PY) -m tests.cluster down
+
+.PHONY: test-cluster
+test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: what needs no node)
+	$(PYTEST) tests/chart tests/cluster $(ARGS)
+
+.PHONY: sglang-build test-sglang
+sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
+	@$(PY) -m tests.sglang.build
+test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (11 minutes)
+	$(PYTEST) tests/sglang $(ARGS)
+
+.PHONY: vllm-build test-vllm
+vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
+	@$(PY) -m tests.vllm.build
+test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (6 minutes)
+	$(PYTEST) tests/vllm $(ARGS)
+
+.PHONY: browser test-browser screenshots
+browser: install ## Install Chromium, Selenium and axe-core for tests of the console (once; as root on Debian; about 400 MB)
+	@$(PY) -m tests.browser.build
+test-browser: install ## The console in a real Chromium; tests are skipped, with the reason, where there is none (3 minutes)
+	@$(PY) -m tests.browser.build --for-tests
+	$(PYTEST) tests/browser $(ARGS)
+screenshots: browser ## Take the pictures of the console for the docs (2 minutes)
+	$(PY) -m tests.browser.screenshots $(ARGS)
+
 BENCHES := swap capture memory gate fleet delta width kill console serving learning learning-mixture trainer sglang tap \
   operator faults
 .PHONY: $(BENCHES:%=bench-%)
@@ -193,40 +227,6 @@ bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4
 	$(PY) -m bench.operator.operator $(ARGS)
 bench-faults: cluster-build ## Run the operator through ten minutes of faults (12 minutes)
 	$(PY) -m bench.faults.faults $(ARGS)
-
-.PHONY: cluster-build cluster-up cluster-down
-cluster-build: install ## Build a real Kubernetes for tests into the cache (once; 10 to 20 minutes)
-	$(PY) -m tests.cluster build
-	$(PY) -m tests.chart.go_program
-cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
-	$(PY) -m tests.cluster up
-cluster-down: install ## Stop that node and remove its files
-	$(PY) -m tests.cluster down
-
-.PHONY: test-cluster
-test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a real Kubernetes (without root: only tests that need no node)
-	$(PYTEST) tests/chart tests/cluster $(ARGS)
-
-.PHONY: sglang-build test-sglang
-sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
-	@$(PY) -m tests.sglang.build
-test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (11 minutes)
-	$(PYTEST) tests/sglang $(ARGS)
-
-.PHONY: vllm-build test-vllm
-vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
-	@$(PY) -m tests.vllm.build
-test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (6 minutes)
-	$(PYTEST) tests/vllm $(ARGS)
-
-.PHONY: browser test-browser screenshots
-browser: install ## Install Chromium, Selenium and axe-core for tests of the console (once; as root on Debian; about 400 MB)
-	@$(PY) -m tests.browser.build
-test-browser: install ## The console in a real Chromium; tests are skipped, with the reason, where none can be had
-	@$(PY) -m tests.browser.build --for-tests
-	$(PYTEST) tests/browser $(ARGS)
-screenshots: browser ## Take the pictures of the console for the docs (2 minutes)
-	$(PY) -m tests.browser.screenshots $(ARGS)
 
 .PHONY: clean
 clean: ## Remove build output from the checkout, but not the cache
