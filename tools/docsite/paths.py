@@ -9,9 +9,14 @@ from pathlib import Path
 
 PICTURES = {".svg", ".png"}
 
+_PLACES = {Path("SECURITY.md"): Path("threat-model.md")}
+"""Pages whose names would be those of others: this one's of docs/security.md."""
+
 
 def on_site(path: Path) -> Path:
     """The place of a file or folder; both paths are relative, to the checkout and to the site's root."""
+    if path in _PLACES:
+        return _PLACES[path]
     if path.suffix not in PICTURES | {".md"}:
         return Path("source", f"{path}.md")
     is_index = path.name == "README.md" and path.parts[0] in {"docs", "README.md"}

@@ -18,6 +18,11 @@ def test_every_page_of_the_docs_is_in_the_navigation_once() -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_no_two_pages_have_the_same_place() -> None:
+    places = [on_site(path) for path in navigation.sources(ROOT)]
+    assert len(places) == len(set(places))
+
+
 def test_sections_list_pages_by_their_headings() -> None:
     reference = next(entry["Reference"] for entry in navigation.entries(ROOT) if "Reference" in entry)
     assert {"Settings": "reference/settings.md"} in reference
@@ -37,6 +42,7 @@ def test_a_page_that_the_navigation_names_must_exist(tmp_path: Path) -> None:
         ("docs/adr/README.md", "adr/index.md"),
         ("docs/images/loop.svg", "images/loop.svg"),
         ("CONTRIBUTING.md", "contributing.md"),
+        ("SECURITY.md", "threat-model.md"),
         ("bench/gate/README.md", "bench/gate/readme.md"),
         ("operator", "source/operator.md"),
         ("proto/updraft/fleet/v1/fleet.proto", "source/proto/updraft/fleet/v1/fleet.proto.md"),

@@ -28,10 +28,10 @@ def make(folder: Path, *words: str, **scripts: str) -> "subprocess.CompletedProc
     programs.mkdir()
     for program in ("bash", "cat", "cut", "sha256sum", "mkdir"):
         (programs / program).symlink_to(shutil.which(program) or "")
-    for name, script in scripts.items():
-        program = programs / name.replace("_", ".")
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
+    for word, script in scripts.items():
+        executable = programs / word.replace("_", ".")
+        executable.write_text(f"#!/bin/sh\n{script}\n")
+        executable.chmod(0o755)
     command = [shutil.which("make") or "make", f"CACHE={folder / 'cache'}", *words]
     return subprocess.run(command, cwd=folder, env={"PATH": str(programs)}, capture_output=True, text=True, check=False)
 
