@@ -27,7 +27,7 @@ HEADS, SIZE = 9, 128
 LENGTHS = (128, 512, 2048)
 
 CALLS = 20
-"""Of what takes less than a millisecond, in one measurement."""
+"""Number of calls in one measurement, for work of less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.planning.masking import masked
+from updraft_operator.masking import masked
 
 _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}

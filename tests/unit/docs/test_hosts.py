@@ -20,6 +20,7 @@ OURS = "updraft.dev"
 KNOWN = {
     *("arxiv.org", "developmentseed.org", "docs.ray.io", "doi.org", "github.com", "huggingface.co", "json-schema.org"),
     *("keepachangelog.com", "kubernetes.io", "llm-d.ai", "pypi.org", "semver.org", "www.apache.org", "cyclonedx.org"),
+    "www.w3.org",  # the namespace of SVG
     "kubernetes.default.svc",  # of every cluster
 }
 """Hosts of those who are meant."""

@@ -10,6 +10,10 @@ accepted with probability sum of min(p, q) (Leviathan et al. 2023, theorem 3.5).
 (arXiv 2602.06932): E over accepted rows of loss(p, q) + lambda * E over discarded rows of KL(p || q). A discarded row follows a
 rejected draft token, which both p and q have read (see `batch`). Expect little gain when drafts are short: the row at the
 rejection point is already in the training set and holds the correct token.
+
+Forward KL is computed by a C++ kernel on a CPU: a row of logits stays in the cache of a core, where torch's operations read and
+write tensors of logits a dozen times (ADR 0081). The kernels are operators of torch, so that torch knows the shapes of their
+results where it computes no values.
 """
 
 from collections.abc import Callable
@@ -19,7 +23,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from updraft_trainer.learning import native_losses
+from updraft_kernels.loader import Kernels, load_kernels
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 LEAST_LOG_P = -20.0
 """Lower bound of log p in reverse KL: a probability of 2e-9. For a top-k teacher all other tokens are impossible (-110, see
@@ -36,7 +42,7 @@ class Predictions(NamedTuple):
     @classmethod
     def of(cls, logits: Tensor) -> Self:
         """Predictions from logits [rows, V], normalised or not."""
-        return cls(*native_losses.predictions(logits)) if native_losses.is_native(logits) else cls.by_torch(logits)
+        return cls(*_predictions(logits)) if is_native(logits) else cls.by_torch(logits)
 
     @classmethod
     def by_torch(cls, logits: Tensor) -> Self:
@@ -63,8 +69,8 @@ def _widened(logits: Tensor) -> Tensor:
 
 def forward_kl(logits: Tensor, target: Predictions) -> tuple[Tensor, Tensor]:
     """KL(p || q): the draft covers everything that the target may generate."""
-    if native_losses.is_native(logits):
-        losses, gradients = native_losses.forward_kl(logits, *target)
+    if is_native(logits):
+        losses, gradients = _forward_kl(logits, *target)
         return losses, gradients
     return forward_kl_by_torch(logits, target)
 
@@ -111,3 +117,68 @@ LOSSES: dict[str, Loss] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "
 def text_loss(name: str, acceptance_weight: float) -> Loss:
     """The loss of this name, with so much of the acceptance loss added."""
     return combined(LOSSES[name], acceptance, acceptance_weight) if acceptance_weight else LOSSES[name]
+
+
+class NativeLosses:
+    """As `Predictions.of` and `forward_kl` of `losses`, for logits [rows, V] in float32 or bfloat16."""
+
+    def __init__(self, library: Kernels) -> None:
+        self._library = library
+
+    def predictions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """p [rows, V], and the sums of p log p [rows]; float32."""
+        function = getattr(self._library, f"predictions_{_DTYPES[logits.dtype]}")
+        logits = logits.contiguous()
+        p, negentropy = torch.empty(logits.shape, dtype=torch.float32), torch.empty(len(logits), dtype=torch.float32)
+        function(logits.data_ptr(), p.data_ptr(), negentropy.data_ptr(), *logits.shape)
+        return p, negentropy
+
+    def forward_kl(self, logits: Tensor, p: Tensor, negentropy: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses float32 [rows], and gradients [rows, V] in the dtype of the logits."""
+        function = getattr(self._library, f"forward_kl_{_DTYPES[logits.dtype]}")
+        assert p.shape == logits.shape
+        assert p.dtype == negentropy.dtype == torch.float32
+        logits, p, negentropy = logits.contiguous(), p.contiguous(), negentropy.contiguous()
+        losses, gradients = torch.empty_like(negentropy), torch.empty_like(logits)
+        pointers = (one.data_ptr() for one in (logits, p, negentropy, losses, gradients))
+        function(*pointers, *logits.shape)
+        return losses, gradients
+
+
+def is_native(logits: Tensor) -> bool:
+    """Whether a kernel computes the default loss of such logits. torch.compile makes one of its own."""
+    if torch.compiler.is_compiling():
+        return False
+    return logits.device.type == "cpu" and logits.dtype in _DTYPES and _loaded() is not None
+
+
+@torch.library.custom_op("updraft::predictions", mutates_args=())
+def _predictions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return _native().predictions(logits)
+
+
+@_predictions.register_fake
+def _(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape, dtype=torch.float32), logits.new_empty(len(logits), dtype=torch.float32)
+
+
+@torch.library.custom_op("updraft::forward_kl", mutates_args=())
+def _forward_kl(logits: Tensor, p: Tensor, negentropy: Tensor) -> tuple[Tensor, Tensor]:
+    return _native().forward_kl(logits, p, negentropy)
+
+
+@_forward_kl.register_fake
+def _(logits: Tensor, p: Tensor, negentropy: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(negentropy), logits.new_empty(logits.shape)
+
+
+def _native() -> NativeLosses:
+    native = _loaded()
+    assert native is not None
+    return native
+
+
+@cache
+def _loaded() -> NativeLosses | None:
+    library = load_kernels()
+    return None if library is None else NativeLosses(library)

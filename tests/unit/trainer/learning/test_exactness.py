@@ -20,7 +20,7 @@ from updraft_draft import chain_attention
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data import importance
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.learning import head_loss, native_losses
+from updraft_trainer.learning import head_loss, losses
 from updraft_trainer.learning.batch import selected
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import Hyperparameters, Learner
@@ -113,7 +113,7 @@ def test_chunks_of_rows_add_up_to_the_whole(
 def test_it_is_exact_without_a_kernel_for_the_loss_too(
     target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_losses, "is_native", lambda _: False)
+    monkeypatch.setattr(losses, "is_native", lambda _: False)
     hyper = Hyperparameters(discard_weight=0.5, trains_head=True, clip_norm=1e9)
     assert_exact(target, samples[:5], hyper, Compute(dtype=torch.float32))
 

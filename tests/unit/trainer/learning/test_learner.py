@@ -17,7 +17,7 @@ from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import EncodedRows, decoded
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
-from updraft_trainer.learning import head_loss, native_losses
+from updraft_trainer.learning import head_loss, losses
 from updraft_trainer.learning.average import MIN_DECAY
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
@@ -448,7 +448,7 @@ def test_a_pass_needs_no_value_from_the_device(
     target: Path, rejected: list[Sample], monkeypatch: pytest.MonkeyPatch, *, trains_head: bool
 ) -> None:
     """Tensors without values: to ask one for a value or for how many values are not zero raises."""
-    monkeypatch.setattr(native_losses, "is_native", lambda _: False)  # a GPU has no such kernel
+    monkeypatch.setattr(losses, "is_native", lambda _: False)  # a GPU has no such kernel
     learner = make_learner(target, trains_head=trains_head, discard_weight=0.5)
     samples = [*rejected, *likeliest(target, 4, range(2))]
     (batch,) = learner._batches(samples, [1.0] * len(samples))

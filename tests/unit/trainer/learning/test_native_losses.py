@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from updraft_kernels.loader import load_variant, supported_variants
-from updraft_trainer.learning.losses import Predictions, forward_kl_by_torch
-from updraft_trainer.learning.native_losses import NativeLosses
+from updraft_trainer.learning.losses import NativeLosses, Predictions, forward_kl_by_torch
 
 DTYPES = [torch.float32, torch.bfloat16]
 

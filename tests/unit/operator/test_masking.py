@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_operator.planning.masking import masked
+from updraft_operator.masking import masked
 from updraft_operator.planning.pods import PodState
 
 SECRET = "Zk3xQ9vLw8RtY2mB"  # noqa: S105 - of this test
