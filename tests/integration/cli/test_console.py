@@ -218,4 +218,4 @@ def test_a_port_that_is_taken_is_one_sentence(registry: RegistryProcess, name: s
         port = taken.getsockname()[1]
         ended = run("ui", name, "--no-browser", "--port", port, "--registry", registry.address)
     assert ended.exit_code == 1
-    assert ended.output == f"Error: port {port} is taken (Address already in use); choose another one with --port\n"
+    assert ended.output == f"Error: cannot use port {port}: Address already in use; choose another one with --port\n"
