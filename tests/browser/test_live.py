@@ -43,7 +43,7 @@ def test_a_chart_grows(browser: Browser, pages: Pages) -> None:
 def test_an_outage_of_the_backend_is_said_and_ends(browser: Browser, pages: Pages, backend: MemoryBackend) -> None:
     browser.open(pages.address)
     backend.memory.problem = Unavailable("no registry answers at 127.0.0.1:50051")
-    browser.wait_for("document.querySelector('#live-notice').textContent.includes(arguments[0])", "no registry answers")
+    browser.wait_for("document.querySelector('#live-notice').textContent.includes(arguments[0])", "No registry answers")
     backend.memory.problem = None
     browser.wait_for("!document.querySelector('#live-notice').textContent.trim()", what="the end of the notice")
 
