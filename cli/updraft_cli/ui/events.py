@@ -39,7 +39,8 @@ async def _events(site: Site, page: str, place: Place) -> AsyncIterator[str]:
                     sent[name] = html
                     yield event(f"live-{name}", html)
             if is_new:
-                yield event("series", json.dumps({"revision": revision}))
+                names = [one.name for one in observer.snapshot.speculators]
+                yield event("series", json.dumps({"revision": revision, "names": names}))
             await observer.rest(time.monotonic() - began_s)  # a page with calls of its own leaves the backend half of the time
 
 
