@@ -73,7 +73,9 @@ def test_a_hidden_page_gives_its_connection_back_and_goes_on_when_it_is_seen(bro
     browser.run("window.events = 0")
     browser.run(_SHOW, False)
     browser.wait_for("window.events > 1", what="updates of another stream")
-    browser.wait_for("document.querySelector('#live-age').textContent.trim() !== arguments[0]", age, what="a newer state")
+    browser.wait_for(
+        "document.querySelector('#live-age').textContent.trim() !== arguments[0]", age, what="a newer state"
+    )
 
 
 def test_the_navigation_and_the_charts_of_a_new_speculator_appear(

@@ -41,7 +41,9 @@ async def _events(site: Site, page: str, place: Place) -> AsyncIterator[str]:
             if is_new:
                 names = [one.name for one in observer.snapshot.speculators]
                 yield event("series", json.dumps({"revision": revision, "names": names}))
-            await observer.rest(time.monotonic() - began_s)  # a page with calls of its own leaves the backend half of the time
+            await observer.rest(
+                time.monotonic() - began_s
+            )  # a page with calls of its own leaves the backend half of the time
 
 
 async def _current(site: Site, page: str, place: Place) -> dict[str, str]:

@@ -171,7 +171,9 @@ def _effects(speculator: Speculator, verb: Verb, number: int, *, is_choice: bool
             yield from _pinning(speculator, number, is_choice=is_choice)
         case Verb.UNPIN:
             yield f"{speculator.name} is no longer pinned to {version_name(speculator.pinned)}."
-            tried = "none is tried until you resume the rollout" if speculator.paused else "newer versions are tried again"
+            tried = (
+                "none is tried until you resume the rollout" if speculator.paused else "newer versions are tried again"
+            )
             yield f"The last promoted version serves, and {tried}. No pod restarts."
         case Verb.PROMOTE:
             yield "All pods load the version now, without further analysis and without a restart."

@@ -56,7 +56,9 @@ async def test_an_outage_is_a_sentence_and_the_last_state_stays() -> None:
             await until(lambda: not observer.problem, what="the end of the outage")
 
 
-@pytest.mark.parametrize("error", [KeyError("items"), RuntimeError("no"), json.JSONDecodeError("Expecting value", "<", 0)])
+@pytest.mark.parametrize(
+    "error", [KeyError("items"), RuntimeError("no"), json.JSONDecodeError("Expecting value", "<", 0)]
+)
 async def test_an_answer_that_is_not_the_backends_is_a_sentence_and_it_reads_on(error: Exception) -> None:
     backend = memory_backend()
     async with observing(backend) as observer:
