@@ -12,8 +12,8 @@ from tests.support.console import Memory, MemoryBackend, memory_backend, state
 from updraft_chassis.errors import Unavailable
 from updraft_cli.ui.server import serving
 
-_SHOW = """
-Object.defineProperty(document, 'hidden', {configurable: true, get: () => arguments[0]});
+_SEE = """
+Object.defineProperty(document, 'hidden', {configurable: true, get: () => arguments[0] === 'hidden'});
 document.dispatchEvent(new Event('visibilitychange'));
 """
 _COUNT = "window.events = 0; document.body.addEventListener('sse:series', () => window.events++)"
@@ -67,11 +67,11 @@ def test_a_hidden_page_gives_its_connection_back_and_goes_on_when_it_is_seen(bro
     browser.run(_COUNT)
     browser.wait_for("window.events > 0", what="updates")
     age = browser.text("#live-age")
-    browser.run(_SHOW, True)
+    browser.run(_SEE, "hidden")
     streams = "performance.getEntriesByType('resource').filter(one => one.name.includes('/events')).length"
     browser.wait_for(f"{streams} === 1", what="the end of the stream")
     browser.run("window.events = 0")
-    browser.run(_SHOW, False)
+    browser.run(_SEE, "visible")
     browser.wait_for("window.events > 1", what="updates of another stream")
     browser.wait_for(
         "document.querySelector('#live-age').textContent.trim() !== arguments[0]", age, what="a newer state"

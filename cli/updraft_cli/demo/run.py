@@ -29,9 +29,9 @@ from updraft_cli.demo.summary import bars, summarise
 from updraft_cli.demo.traffic import Traffic
 from updraft_cli.demo.watch import Watch
 from updraft_cli.local.console import console as console_beside
-from updraft_cli.local.terminal import data_option
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.stack import Stack
+from updraft_cli.local.terminal import data_option
 
 _SLOTS = 8
 _THREADS = 1

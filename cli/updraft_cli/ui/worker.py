@@ -26,9 +26,10 @@ class Worker:
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
+            if self._is_closed:
+                future.set_exception(Unavailable("the console has ended"))
+                return
             try:
-                if self._is_closed:
-                    raise Unavailable("the console has ended")
                 future.set_result(function())
             except StopIteration as error:  # no future can carry it
                 future.set_exception(RuntimeError(f"the call ended early: {error!r}"))

@@ -66,7 +66,7 @@ async def test_ten_thousand_pods_with_refusals_are_listed_in_pages(address: str)
 async def test_a_list_without_a_size_is_a_page_that_says_where_the_next_one_begins(address: str) -> None:
     async with registry_client.connected(address) as stub:
         page = await stub.ListPods(pb.ListPodsRequest(speculator="default"))
-        last = await stub.ListPods(pb.ListPodsRequest(speculator="default", page_token="pod-09998"))
+        last = await stub.ListPods(pb.ListPodsRequest(speculator="default", page_token=f"pod-{NUM_PODS - 2:05}"))
         one = await stub.ListPods(pb.ListPodsRequest(speculator="default", pod="pod-00007"))
     assert (len(page.pods), page.next_page_token) == (100, "pod-00099")
     assert ([pod.pod for pod in last.pods], last.next_page_token) == (["pod-09999"], "")
