@@ -28,8 +28,8 @@ def cli() -> None:
     \b
     updraft up              serve, learn and swap drafts on this machine
     updraft attach          learn from your own vLLM or SGLang server
-    updraft ui              the same in the browser, live: drafts, rollouts, learning, pods
     updraft status          what runs, which draft serves, and its acceptance
+    updraft ui              the same in the browser, live: drafts, rollouts, learning, pods
     updraft draft list      all drafts, and why each was accepted or not
     updraft rollout status  the canary, and what it waits for
     updraft tenant list     which drafts learned from whom, and who was forgotten

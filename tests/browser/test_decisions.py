@@ -96,7 +96,7 @@ def test_a_version_is_promoted_rolled_back_and_pinned_by_click(browser: Browser,
     browser.click("End the pin")
     assert not now(stack).HasField("pinned")
     wait_until(lambda: served(stack) == 3, what="the engine serves the promoted version")
-    assert "pinned" in browser.text("#live-history")
+    wait_until(lambda: "pinned" in browser.text("#live-history"), what="the pin in the history")
 
 
 def test_a_reason_is_written_into_the_history(browser: Browser, pages: Pages, stack: Stack) -> None:
@@ -106,7 +106,7 @@ def test_a_reason_is_written_into_the_history(browser: Browser, pages: Pages, st
     browser.driver.find_element("id", "reason").send_keys("<b>lunch</b>")
     browser.click("Pause")
     assert now(stack).pause_reason == "<b>lunch</b>"
-    assert "<b>lunch</b>" in browser.text("#live-history")
+    wait_until(lambda: "<b>lunch</b>" in browser.text("#live-history"), what="the reason in the history")
     browser.click("Resume")
     browser.click("Resume")
     assert not now(stack).paused

@@ -12,6 +12,10 @@ from tests.support.console import Memory, MemoryBackend, memory_backend, state
 from updraft_chassis.errors import Unavailable
 from updraft_cli.ui.server import serving
 
+_SEE = """
+Object.defineProperty(document, 'hidden', {configurable: true, get: () => arguments[0] === 'hidden'});
+document.dispatchEvent(new Event('visibilitychange'));
+"""
 _COUNT = "window.events = 0; document.body.addEventListener('sse:series', () => window.events++)"
 
 
@@ -40,10 +44,55 @@ def test_a_chart_grows(browser: Browser, pages: Pages) -> None:
     browser.wait_for(f"{time} !== arguments[0]", first, what="a newer point")
 
 
+def test_seven_open_pages_load(browser: Browser, pages: Pages) -> None:
+    browser.open(pages.address)
+    first = browser.driver.current_window_handle
+    opened = []
+    for _ in range(6):  # a browser has six connections to one address
+        browser.driver.switch_to.new_window("tab")
+        opened.append(browser.driver.current_window_handle)
+        browser.driver.get(pages["rollout"])
+        browser.run(_COUNT)
+        browser.wait_for("window.events > 0", what="the stream of the page")
+    for tab in opened:
+        browser.driver.switch_to.window(tab)
+        browser.driver.close()
+    browser.driver.switch_to.window(first)
+    browser.run(_COUNT)
+    browser.wait_for("window.events > 2", what="updates of the page that was hidden")
+
+
+def test_a_hidden_page_gives_its_connection_back_and_goes_on_when_it_is_seen(browser: Browser, pages: Pages) -> None:
+    browser.open(pages.address)
+    browser.run(_COUNT)
+    browser.wait_for("window.events > 0", what="updates")
+    age = browser.text("#live-age")
+    browser.run(_SEE, "hidden")
+    streams = "performance.getEntriesByType('resource').filter(one => one.name.includes('/events')).length"
+    browser.wait_for(f"{streams} === 1", what="the end of the stream")
+    browser.run("window.events = 0")
+    browser.run(_SEE, "visible")
+    browser.wait_for("window.events > 1", what="updates of another stream")
+    browser.wait_for(
+        "document.querySelector('#live-age').textContent.trim() !== arguments[0]", age, what="a newer state"
+    )
+
+
+def test_the_navigation_and_the_charts_of_a_new_speculator_appear(
+    browser: Browser, pages: Pages, backend: MemoryBackend
+) -> None:
+    browser.open(pages.address)
+    (one,) = backend.memory.snapshot.speculators
+    other = replace(one, speculator=replace(one.speculator, name="gemma"))
+    backend.memory.snapshot = replace(backend.memory.snapshot, speculators=(one, other))
+    browser.wait_for("document.querySelector('.speculators a[href=\"/s/gemma/rollout\"]')", what="the navigation")
+    assert browser.num("section.charts") == 2
+
+
 def test_an_outage_of_the_backend_is_said_and_ends(browser: Browser, pages: Pages, backend: MemoryBackend) -> None:
     browser.open(pages.address)
     backend.memory.problem = Unavailable("no registry answers at 127.0.0.1:50051")
-    browser.wait_for("document.querySelector('#live-notice').textContent.includes(arguments[0])", "no registry answers")
+    browser.wait_for("document.querySelector('#live-notice').textContent.includes(arguments[0])", "No registry answers")
     backend.memory.problem = None
     browser.wait_for("!document.querySelector('#live-notice').textContent.trim()", what="the end of the notice")
 

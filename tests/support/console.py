@@ -1,6 +1,7 @@
 """A console's backend that answers from memory, states of any size for it, and a browser without scripts."""
 
 import re
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any, Self
 import httpx
 from tests.support.wait import LONG_S
 
-from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_chassis.errors import NotFound
 from updraft_cli.backends.drafts import (
     Acceptance,
     DomainAcceptance,
@@ -49,8 +50,12 @@ class Memory:
     decisions: list[tuple[str, Verb, Version | None, str]] = field(default_factory=list)
     """(speculator, verb, version, reason) of those that were carried out."""
     refusal: str = ""
-    problem: UpdraftError | None = None
+    problem: Exception | None = None
     """Raised instead of an answer."""
+    hold: threading.Event | None = None
+    """No read ends before this is set."""
+    calls: list[str] = field(default_factory=list)
+    """Calls about one version or one pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class MemoryBackend:
 
     def snapshots(self) -> Generator[Snapshot]:
         while True:
+            if self.memory.hold is not None:
+                self.memory.hold.wait()
             if self.memory.problem is not None:
                 raise self.memory.problem
             self.memory.snapshot = later(self.memory.snapshot)
@@ -72,6 +79,7 @@ class MemoryBackend:
 
     def draft(self, version: Version) -> DraftDetails:
         one = self._one()
+        self.memory.calls.append(f"draft {version}")
         for draft in one.drafts:
             if draft.version == version:
                 return details(draft, one)
@@ -79,6 +87,7 @@ class MemoryBackend:
 
     def pod(self, name: str) -> PodDetails:
         one = self._one()
+        self.memory.calls.append(f"pod {name}")
         for pod in one.pods:
             if pod.name == name:
                 return PodDetails(pod=pod, traffic=one.speculator.traffic, speedup=one.speculator.speedup)
@@ -366,9 +375,9 @@ class Browser:
         form = Form.of(self.page(confirmation))
         return self.http.post(form.action, data={**form.fields, **fields}, headers={"Origin": self.origin})
 
-    def events(self, page: str, speculator: str = "") -> Generator[tuple[str, str]]:
+    def events(self, page: str, speculator: str = "", argument: str = "") -> Generator[tuple[str, str]]:
         """Names and data of a page's live events."""
-        query = {"page": page, "speculator": speculator}
+        query = {"page": page, "speculator": speculator, "argument": argument}
         with self.http.stream("GET", "/events", params=query) as answer:
             name, data = "", list[str]()
             for line in answer.iter_lines():

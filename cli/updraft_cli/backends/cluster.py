@@ -315,9 +315,9 @@ def _metrics(client: ClusterClient, pod: str, port: int | None) -> tuple[Serving
         return None, "it has no port for metrics"
     try:
         metrics = parse(client.pod_metrics(pod, port))
+        return (serving(metrics), "") if metrics.has("updraft_inference_") else (None, "it has no metrics of Updraft")
     except (UpdraftError, ValueError) as error:
         return None, str(error)
-    return (serving(metrics), "") if metrics.has("updraft_inference_") else (None, "it has no metrics of Updraft")
 
 
 def _asked(owner: Speculator, version: Version | None) -> int:

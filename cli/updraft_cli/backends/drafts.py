@@ -58,6 +58,8 @@ class Draft:
     pinned: bool
     retained: bool
     """Kept regardless of the retention policy."""
+    pruned: bool = False
+    """Its weights are gone, so it cannot serve."""
     acceptance: Acceptance | None
     pods_loaded: int | None = None
     pods_wanted: int | None = None

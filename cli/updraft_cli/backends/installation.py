@@ -1,6 +1,7 @@
 """Everything that runs, as plain values: speculators, and for `updraft up` its processes, serving and training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from updraft_cli.backends.speculators import Speculator
 from updraft_cli.local.process import ProcessState
@@ -70,3 +71,10 @@ class Installation:
     serving: Serving | None = None
     """None, like `training`: it does not answer, or it runs in a cluster."""
     training: Training | None = None
+    speculator: str = ""
+    """The one that serving and training belong to; empty: not known."""
+
+    def about(self, speculator: str) -> Self:
+        """Return this without the metrics of processes that belong to another speculator."""
+        is_only = not self.speculator and len(self.speculators or ()) == 1
+        return self if is_only or speculator == self.speculator else replace(self, serving=None, training=None)

@@ -72,7 +72,13 @@ def _state(metadata: Json, status: Json, *, is_ready: bool) -> str:
     return "not ready"
 
 
-_FATAL = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError", "Error"})
+_FATAL = frozenset(
+    {
+        *("CrashLoopBackOff", "Error", "OOMKilled"),
+        *("ImagePullBackOff", "ErrImagePull", "InvalidImageName"),
+        *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    }
+)
 
 
 def _problem(status: Json, ready: Condition | None) -> str:
@@ -93,10 +99,10 @@ def _waiting(status: Json) -> Iterator[tuple[str, str]]:
 
 
 def _device(containers: tuple[Json, ...]) -> str:
-    """Return what the pod asks for: `2 nvidia.com/gpu`, or `cpu`."""
+    """Return what the pod asks for: `2 nvidia.com/gpu`; empty for nothing by that way, which need not mean a CPU."""
     for container in containers:
         limits = container.get("resources", {}).get("limits", {})
         for name, count in limits.items():
             if "/" in name and not name.startswith("hugepages"):
                 return f"{count} {name}"
-    return "cpu"
+    return ""

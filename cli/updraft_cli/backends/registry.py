@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis import rpc
 from updraft_chassis.credentials import Credentials
-from updraft_chassis.errors import Unavailable
+from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_cli.backends import registry_client as client
 from updraft_cli.backends import wire
 from updraft_cli.backends.drafts import DraftDetails, DraftList, History
@@ -274,8 +275,7 @@ async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, known: dict
     """Return one speculator; all versions are listed only when one has changed, and sometimes for marks such as `retain`."""
     name = state.speculator
     history = client.history(stub, name, limit=_CONSOLE_HISTORY)
-    pods = stub.ListPods(pb.ListPodsRequest(speculator=name), timeout=TIMEOUT_S)
-    transitions, listed = await asyncio.gather(history, pods)
+    transitions, (pods, problem) = await asyncio.gather(history, _pods(stub, name))
     last = transitions[-1].SerializeToString() if transitions else b""
     key, now_s = (state.latest, last), time.monotonic()
     before = known.get(name)
@@ -286,8 +286,18 @@ async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, known: dict
         speculator=wire.speculator(state, before.versions),
         drafts=tuple(wire.draft(version, state) for version in before.versions),
         history=tuple(map(wire.history_entry, transitions)),
-        pods=tuple(map(wire.pod, listed.pods)),
+        pods=tuple(map(wire.pod, pods)),
+        pods_problem=problem,
     )
+
+
+async def _pods(stub: "RegistryAsyncStub", name: str) -> tuple[list[pb.PodState], str]:
+    """Return the pods, or why they cannot be read: nothing else depends on them."""
+    try:
+        with rpc.errors():
+            return await client.pods(stub, name), ""
+    except UpdraftError as error:
+        return [], str(error)
 
 
 async def _status(stub: "RegistryAsyncStub", state: pb.SpeculatorState, number: int) -> RolloutStatus:

@@ -22,6 +22,7 @@ TIMEOUT_S = 5.0
 """A person waits for the answer, and every call except a transfer reads a small database."""
 
 _PAGE_SIZE = 200
+_PODS_PAGE = 1000
 _HISTORY_LIMIT = 1000
 
 # Messages of gRPC for failed connections, and their meaning for a person. The registry itself answers in sentences.
@@ -58,6 +59,17 @@ async def listing(registry: "RegistryAsyncStub", speculator: str) -> pb.ListResp
         whole.versions.extend(page.versions)
         request.page_token = page.next_page_token
     return whole
+
+
+async def pods(registry: "RegistryAsyncStub", speculator: str) -> list[pb.PodState]:
+    """Return all pods by name, without their traffic."""
+    request, found = pb.ListPodsRequest(speculator=speculator, page_size=_PODS_PAGE), list[pb.PodState]()
+    while True:
+        page = await registry.ListPods(request, timeout=TIMEOUT_S)
+        found.extend(page.pods)
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
 
 
 async def newest(registry: "RegistryAsyncStub", speculator: str) -> tuple[pb.SpeculatorState, pb.Version | None]:

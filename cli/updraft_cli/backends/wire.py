@@ -64,6 +64,7 @@ def draft(version: pb.Version, state: pb.SpeculatorState | None = None) -> Draft
         published=time(version.published_unix_ms),
         pinned=state is not None and version.version == pinned(state),
         retained=version.retain,
+        pruned=version.pruned,
         acceptance=acceptance_of(version.version, state.traffic if state else ()),
     )
 

@@ -14,8 +14,8 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 _SPECULATOR = "updraft.speculator"
 """Key of the NAME argument in a context's `meta`."""
 
-_CHANGES = frozenset({"decision", "change"})
-"""Needs of commands that change something."""
+_CHANGES = frozenset({"decision", "change", "console"})
+"""Needs of commands that change something, or that let a person do so."""
 
 
 class Connect(Protocol):

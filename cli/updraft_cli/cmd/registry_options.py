@@ -26,19 +26,23 @@ _FILES = {
 
 def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool = False) -> RegistryBackend:
     stack = find_stack(given.get("data"), os.environ, is_only=is_change and not given.get("registry"))
+    address = given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS)
     return RegistryBackend(
-        address=given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS),
+        address=address,
         speculator=speculator or given.get("speculator") or "default",
         is_one=bool(speculator),
         credentials=Credentials(**{name: given.get(name) for name in _FILES}),
         reason=given.get("reason") or "",
-        local=partial(_look, given.get("data"), given.get("inference")),
+        local=partial(_look, address, given.get("data"), given.get("inference")),
     )
 
 
-def _look(data: Path | None, inference: str | None) -> Installation:
-    """Find the stack again at each look, because its processes come and go."""
-    return gather(find_stack(data, os.environ), inference)
+def _look(address: str, data: Path | None, inference: str | None) -> Installation:
+    """Find the stack again at each look, because its processes come and go; those of another registry tell nothing here."""
+    stack = find_stack(data, os.environ)
+    if address == (stack.registry_address if stack else DEFAULT_ADDRESS):
+        return gather(stack, inference)
+    return gather(None, inference) if inference else Installation(processes=(), speculators=None)
 
 
 REGISTRY = BackendOptions(

@@ -1,8 +1,7 @@
 """`ui`: the console in the browser, until Ctrl-C."""
 
 import threading
-import webbrowser
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import click
 
@@ -11,7 +10,7 @@ from updraft_cli.cmd import arguments
 from updraft_cli.cmd.program import Command
 
 
-@click.command(cls=Command, needs=("connection",))
+@click.command(cls=Command, needs=("console", "connection"))
 @arguments.speculator
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1.  [default: a free one]")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
@@ -23,6 +22,7 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
     pause`, each after a page that says what will happen.
     """
     # Its libraries take a fifth of a second to import, which no other command should pay for.
+    from updraft_cli.ui.browser import opened  # noqa: PLC0415
     from updraft_cli.ui.server import has_scripts, serving  # noqa: PLC0415
 
     with serving(backend, port=port) as console, suppress(KeyboardInterrupt):
@@ -32,6 +32,5 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
             click.echo(
                 "It was built without npm: pages do not update by themselves, and have tables for charts.", err=True
             )
-        if not no_browser:
-            threading.Thread(target=webbrowser.open, args=(console.address,), daemon=True).start()
-        threading.Event().wait()
+        with nullcontext() if no_browser else opened(console.address):
+            threading.Event().wait()

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,7 +113,8 @@ def up(model: Path | None, trainer: bool, **options: Any) -> None:  # noqa: FBT0
     try:
         with _interrupted_by_signals(terminal, stack.kill), stack, noted(config.data, os.environ):
             terminal.welcome(stack)
-            with console(stack.folder.path, stack.addresses.registry, terminal.point_to_console):
+            point = partial(terminal.point_to_console, stack.folder.path)
+            with console(stack.folder.path, stack.addresses.registry, point, terminal.print):
                 threading.Event().wait()
     except KeyboardInterrupt:
         terminal.print("Everything has stopped. The data is kept.")

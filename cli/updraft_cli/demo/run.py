@@ -31,6 +31,7 @@ from updraft_cli.demo.watch import Watch
 from updraft_cli.local.console import console as console_beside
 from updraft_cli.local.plan import StackConfig
 from updraft_cli.local.stack import Stack
+from updraft_cli.local.terminal import data_option
 
 _SLOTS = 8
 _THREADS = 1
@@ -74,7 +75,8 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
         console.print("Starting Redis, the registry, the trainer and inference:")
         stack = Stack(config, listener=progress.listen)
         try:
-            with stack, console_beside(stack.folder.path, stack.addresses.registry, partial(_point, console)):
+            point, tell = partial(_point, console, data / "stack"), partial(console.print, style="dim")
+            with stack, console_beside(stack.folder.path, stack.addresses.registry, point, tell):
                 set_up_s = time.time() - options.started_unix_s
                 recording.start()
                 stopped_by = _measure(stack, recording, progress)
@@ -90,8 +92,10 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
     return report, page.write(report, options.out)
 
 
-def _point(console: Console, address: str) -> None:
-    console.print(f"Watch it live at {address}", soft_wrap=True)
+def _point(console: Console, data: Path, address: str) -> None:
+    """Print where the console is; its address is a password, which no log should hold."""
+    where = f"at {address}" if console.is_terminal else f"with `updraft ui{data_option(data)}`"
+    console.print(f"Watch it live {where}", soft_wrap=True)
 
 
 def _measure(stack: Stack, recording: Recording, progress: Progress) -> str:

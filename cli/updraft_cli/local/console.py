@@ -15,25 +15,42 @@ _STOP_S = 5.0
 
 
 @contextmanager
-def console(data: Path, registry: str, on_ready: Callable[[str], None]) -> Iterator[None]:
-    """Run `updraft ui` on a stack's data folder for the length of a block; `on_ready` gets its address, from a thread.
+def console(
+    data: Path, registry: str, on_ready: Callable[[str], None], on_failure: Callable[[str], None]
+) -> Iterator[None]:
+    """Run `updraft ui` on a stack's data folder for the length of a block.
 
-    A console that does not start is no reason to stop anything else: `on_ready` is then never called.
+    From a thread, `on_ready` gets its address. A console that does not start or that ends is no reason to stop anything
+    else: `on_failure` gets a sentence about it.
     """
     command = [sys.executable, "-m", "updraft_cli", "ui", "--no-browser", "--data", str(data), "--registry", registry]
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    log = data / "logs" / "console.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # the terminal's Ctrl-C goes to the supervisor alone
+            text=True,
+        )
     assert process.stdout is not None
-    reader = threading.Thread(target=_read, args=(process.stdout, on_ready), name="console", daemon=True)
+    is_ending = threading.Event()
+
+    def follow(stdout: IO[str]) -> None:
+        if address := stdout.readline().strip():
+            on_ready(address)
+            stdout.read()  # until its end
+        if not is_ending.is_set():
+            on_failure(f"The console has ended, and everything else goes on. The reason is in {log}.")
+
+    reader = threading.Thread(target=follow, args=(process.stdout,), name="console", daemon=True)
     reader.start()
     try:
         yield
     finally:
+        is_ending.set()
         process.terminate()
         try:
             process.wait(_STOP_S)
@@ -42,8 +59,3 @@ def console(data: Path, registry: str, on_ready: Callable[[str], None]) -> Itera
             process.wait()
         reader.join()
         process.stdout.close()
-
-
-def _read(stdout: IO[str], on_ready: Callable[[str], None]) -> None:
-    if address := stdout.readline().strip():
-        on_ready(address)

@@ -55,8 +55,10 @@ def _known(values: dict[str, float]) -> dict[str, float]:
 
 
 def _count(metrics: Scrape, name: str, **labels: str) -> int:
-    return int(metrics.total(name, **labels) or 0)
+    total = metrics.total(name, **labels) or 0.0
+    return int(total) if math.isfinite(total) else 0
 
 
 def _counts(metrics: Scrape, name: str, label: str) -> dict[str, int]:
-    return {value: int(count) for value, count in metrics.by(name, label).items() if count}
+    counts = metrics.by(name, label).items()
+    return {value: int(count) for value, count in counts if count and math.isfinite(count)}

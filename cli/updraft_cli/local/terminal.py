@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from contextlib import suppress
+from pathlib import Path
 from typing import assert_never
 
 from rich.console import Console
@@ -45,8 +46,7 @@ class Terminal:
         """Print how to use a stack that is ready."""
         url = stack.addresses.inference_url
         model = stack.config.model_name or stack.config.model.name
-        is_default = stack.folder.path == data_folder(os.environ)
-        data = "" if is_default else f" --data {shlex.quote(str(stack.folder.path))}"
+        data = data_option(stack.folder.path)
         request = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Count to ten."}}]}}'
         self._print(
             Text.assemble(
@@ -59,9 +59,10 @@ class Terminal:
             )
         )
 
-    def point_to_console(self, address: str) -> None:
-        """Print where the console is."""
-        self._print(Text.assemble(("The console: ", "bold"), address))
+    def point_to_console(self, data: Path, address: str) -> None:
+        """Print where the console is; its address is a password, which no log should hold."""
+        where = address if self._console.is_terminal else f"run `updraft ui{data_option(data)}`"
+        self._print(Text.assemble(("The console: ", "bold"), where))
 
     def print(self, sentence: str) -> None:
         self._print(Text(sentence, "bold"))
@@ -70,6 +71,11 @@ class Terminal:
         # A closed terminal or pipe must not end the children; rich exits on a broken pipe.
         with suppress(OSError, SystemExit):
             self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def data_option(data: Path) -> str:
+    """Return the option with which other commands find a data folder; empty for the default one."""
+    return "" if data == data_folder(os.environ) else f" --data {shlex.quote(str(data))}"
 
 
 def _prefix(name: str) -> Text:

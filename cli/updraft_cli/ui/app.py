@@ -60,11 +60,12 @@ def application(observer: Observer, access: Access) -> Starlette:
 async def _observing(app: Starlette) -> AsyncIterator[None]:
     observer: Observer = app.state.site.observer
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(observer.run())
+        reading = tasks.create_task(observer.run())
         try:
             yield
         finally:
             observer.close()
+            reading.cancel()  # it may wait for a backend that does not answer
 
 
 def _page(page: str) -> Handler:

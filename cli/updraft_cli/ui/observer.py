@@ -1,13 +1,15 @@
 """Reads the backend again and again, and keeps its last state and samples for the charts.
 
 While somebody looks, it reads every second, else every ten seconds; but never more than a fifth of the time, so that a slow
-backend is not kept busy. All calls of the backend run one after the other on one thread.
+backend is not kept busy. All calls of the backend run one after the other on one thread. Nothing that a backend raises ends
+the reading: pages would show their last state as if it were current.
 """
 
 import asyncio
+import logging
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,9 @@ from updraft_cli.backends.protocol import ConsoleBackend
 from updraft_cli.backends.snapshot import Snapshot
 from updraft_cli.ui.samples import Recent, Samples
 from updraft_cli.ui.views.figures import counters, figures
+from updraft_cli.ui.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +56,7 @@ class Observer:
         """Grows with every read."""
         self.is_closed = False
         self._pace = pace
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="console")
+        self._worker = Worker("console-backend")
         self._states: Generator[Snapshot] = backend.snapshots()
         self._samples: dict[str, Samples] = {}
         self._recent: dict[str, Recent] = {}
@@ -64,7 +69,7 @@ class Observer:
     def begin(self) -> None:
         """Read the first state; raises what the backend raises."""
         try:
-            self._keep(self._thread.submit(next, self._states).result())
+            self._keep(self._worker.submit(partial(next, self._states)).result())
         except BaseException:
             self.close()
             raise
@@ -85,14 +90,14 @@ class Observer:
     def close(self) -> None:
         """Stop reading, and end all waits; from any thread, and more than once."""
         self.is_closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._end_waits)
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a call of the backend on its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
+        return await asyncio.wrap_future(self._worker.submit(partial(function, *args, **kwargs)))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -112,9 +117,18 @@ class Observer:
                     await self._changed.wait()
         return self.revision > revision
 
+    async def rest(self, for_s: float) -> None:
+        """Return after a time, or once this is closed."""
+        await self.wait(sys.maxsize, for_s)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last read that succeeded."""
+        return time.monotonic() - self._read_s
+
     async def refresh(self) -> None:
         """Wait a moment for a state that is not old; a backend that does not answer in time leaves the last one."""
-        if time.monotonic() - self._read_s > self._pace.fresh_s:
+        if self.age_s > self._pace.fresh_s:
             await self.renew()
 
     async def renew(self) -> None:
@@ -129,21 +143,27 @@ class Observer:
     async def _read(self) -> None:
         try:
             self._keep(await self.call(next, self._states))
-        except RuntimeError:  # it was closed: the thread takes no more calls
-            if not self.is_closed:
-                raise
         except UpdraftError as error:
-            self.problem = str(error)
-            self._states = self.backend.snapshots()
+            self._note(str(error))
+        except Exception as error:
+            # An answer that is not the backend's, for example. The next read may be better, and each may be the last.
+            if not self.problem:
+                logger.exception("The console could not read its backend")
+            self._note(f"the backend's answer cannot be read ({type(error).__name__}: {error})")
         self.revision += 1
         self._announce()
+
+    def _note(self, problem: str) -> None:
+        self.problem = problem
+        self._states = self.backend.snapshots()  # a generator that has raised has ended
 
     def _keep(self, snapshot: Snapshot) -> None:
         self.snapshot, self.problem, self._read_s = snapshot, "", time.monotonic()
         at_s = snapshot.time.timestamp()
         for one in snapshot.speculators:
-            recent = self._recent.setdefault(one.name, Recent()).add(at_s, counters(one.speculator))
-            self.samples(one.name).add(at_s, figures(one, snapshot.installation, recent))
+            recent = self._recent.setdefault(one.name, Recent())
+            lengths = recent.add(at_s, counters(one.speculator), one.speculator.pods.num)
+            self.samples(one.name).add(at_s, figures(one, snapshot.installation.about(one.name), lengths))
 
     def _end_waits(self) -> None:
         self._wake.set()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_cli.backends.differences import difference
 from updraft_cli.ui.site import Site
 from updraft_cli.ui.views import decisions, fleet, history, learning, overview, rollout, traffic, versions
@@ -35,8 +35,8 @@ class Page:
     fragments: tuple[str, ...]
 
 
-NOTICE = "notice"
-"""The fragment that every page has: the backend does not answer."""
+FRAME = ("notice", "age")
+"""The fragments that every page has: whether the backend answers, and how old the page is."""
 
 
 async def _overview(site: Site, _: Place) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def _diff(site: Site, place: Place) -> dict[str, Any]:
 async def _learning(site: Site, place: Place) -> dict[str, Any]:
     snapshot = site.observer.snapshot
     return {
-        "view": learning.learning(site.one(place.name), snapshot.installation, snapshot.time),
+        "view": learning.learning(site.one(place.name), snapshot.installation.about(place.name), snapshot.time),
     }
 
 
@@ -86,13 +86,15 @@ async def _fleet(site: Site, place: Place) -> dict[str, Any]:
 
 async def _pod(site: Site, place: Place) -> dict[str, Any]:
     one = site.one(place.name)
+    if not place.argument:
+        raise NotFound("an address of a pod ends with its name")
     details = await site.observer.call(site.observer.backend.about(place.name).pod, place.argument)
     return {"view": fleet.pod_page(details, one.speculator, site.observer.snapshot.time)}
 
 
 async def _traffic(site: Site, place: Place) -> dict[str, Any]:
     return {
-        "view": traffic.traffic(site.one(place.name), site.observer.snapshot.installation),
+        "view": traffic.traffic(site.one(place.name), site.observer.snapshot.installation.about(place.name)),
     }
 
 
@@ -126,9 +128,17 @@ def charts(site: Site, page: str, place: Place) -> dict[str, tuple[ChartTable, .
 
 
 async def fragments(site: Site, page: str, place: Place) -> dict[str, str]:
-    """Return the inner HTML of a page's fragments, by name."""
-    values = {**site.frame(page, place.name), **await PAGES[page].view(site, place)}
-    return {name: site.render(f"fragments/{name}.html", values) for name in (NOTICE, *PAGES[page].fragments)}
+    """Return the inner HTML of a page's fragments, by name; a page without its own asks the backend nothing."""
+    own = PAGES[page].fragments
+    values = {**site.frame(page, place.name), **(await PAGES[page].view(site, place) if own else {})}
+    return {name: site.render(f"fragments/{name}.html", values) for name in (*FRAME, *own)}
+
+
+def frame_fragments(site: Site, page: str, place: Place, *, problem: str = "") -> dict[str, str]:
+    """Return the fragments that every page has; `problem` is that of one page."""
+    values = site.frame(page, place.name)
+    values["problem"] = problem or values["problem"]
+    return {name: site.render(f"fragments/{name}.html", values) for name in FRAME}
 
 
 def number_of(text: str) -> int:

@@ -20,13 +20,21 @@ Counters = Mapping[int, tuple[int, int]]
 
 @dataclass(slots=True)
 class Recent:
-    """Acceptance length over the last minute, from counters that only grow: a mean since the start hides what changes."""
+    """Acceptance length over the last minute, from sums over the pods: a mean since the start hides what changes.
+
+    The sums grow as long as the same pods run. When a pod comes, leaves or restarts, they jump by all that it has counted, so
+    the minute begins again.
+    """
 
     window_s: float = WINDOW_S
     _seen: deque[tuple[float, Counters]] = field(default_factory=deque)
+    _num_pods: int = 0
 
-    def add(self, at_s: float, counters: Counters) -> dict[int, float]:
-        """Return tokens per verify step by version; a version without enough traffic, or whose pods restarted, is absent."""
+    def add(self, at_s: float, counters: Counters, num_pods: int = 0) -> dict[int, float]:
+        """Return tokens per verify step by version; a version without enough traffic since the pods changed is absent."""
+        if num_pods != self._num_pods or (self._seen and _is_less(counters, self._seen[-1][1])):
+            self._seen.clear()
+            self._num_pods = num_pods
         while len(self._seen) > 1 and self._seen[1][0] <= at_s - self.window_s:
             self._seen.popleft()
         before = self._seen[0][1] if self._seen else counters
@@ -34,9 +42,18 @@ class Recent:
         lengths = {}
         for version, (tokens, steps) in counters.items():
             tokens_before, steps_before = before.get(version, (0, 0))
-            if steps - steps_before >= MIN_STEPS and tokens >= tokens_before:
+            if steps - steps_before >= MIN_STEPS and tokens - tokens_before >= steps - steps_before:
                 lengths[version] = (tokens - tokens_before) / (steps - steps_before)
         return lengths
+
+
+def _is_less(counters: Counters, before: Counters) -> bool:
+    """Whether a sum has fallen."""
+    return any(
+        now < known
+        for version, sums in counters.items()
+        for now, known in zip(sums, before.get(version, (0, 0)), strict=True)
+    )
 
 
 @dataclass(slots=True)

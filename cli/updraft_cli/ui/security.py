@@ -42,6 +42,8 @@ _GO_ON = """<!doctype html>
 <body><p><a href="/">Open the console</a></p></body></html>
 """
 
+_HTTP_PORT = 80
+
 _SAFE = frozenset({"GET", "HEAD"})
 
 
@@ -58,7 +60,9 @@ class Access:
 
     @property
     def hosts(self) -> frozenset[str]:
-        return frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
+        names = ("127.0.0.1", "localhost")
+        bare = names if self.port == _HTTP_PORT else ()  # browsers leave this port out
+        return frozenset({*(f"{name}:{self.port}" for name in names), *bare})
 
     @property
     def address(self) -> str:

@@ -20,6 +20,7 @@ HOST = "127.0.0.1"
 
 _START_S = 30.0
 _STOP_S = 2
+_JOIN_S = 2.0 * _STOP_S
 _POLL_S = 0.01
 
 
@@ -49,7 +50,7 @@ def serving(backend: ConsoleBackend, *, port: int = 0, pace: Pace = PACE) -> Ite
         finally:
             server.should_exit = True
             observer.close()
-            thread.join()
+            thread.join(_JOIN_S)  # both threads are daemons: a backend that does not answer holds nothing up
 
 
 def has_scripts() -> bool:
@@ -89,5 +90,5 @@ def _bound(port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((HOST, port))
         except OSError as error:
-            raise Conflict(f"port {port} is taken ({error.strerror}); choose another one with --port") from error
+            raise Conflict(f"cannot use port {port}: {error.strerror}; choose another one with --port") from error
         yield listener

@@ -11,11 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_cli import output
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.ui.observer import Observer
 from updraft_cli.ui.security import Access
 
 FOLDER = Path(__file__).parent
+
+OLD_S = 5.0
+"""A page whose state is older says so."""
 
 REFUSAL_S = 30.0
 """How long an answer about a person's rights is remembered."""
@@ -31,6 +35,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["clock"] = lambda at_s: f"{datetime.fromtimestamp(at_s, UTC):%H:%M:%S}"
+    made.filters["sentence"] = output.sentence
     return made
 
 
@@ -79,7 +84,7 @@ class Site:
         return HTMLResponse(self.render(template, {**self.frame(page, name), **values}), status)
 
     def frame(self, page: str, name: str) -> dict[str, Any]:
-        """Return what the frame of every page shows: where it looks, the speculators, and whether the backend answers."""
+        """Return what the frame of every page shows: the place, the speculators, whether the backend answers, and the age."""
         snapshot = self.observer.snapshot
         names = [one.name for one in snapshot.speculators]
         namespace, place = snapshot.installation.namespace, self.observer.backend.place
@@ -93,4 +98,5 @@ class Site:
             "form_secret": self.access.form_secret,
             "problem": self.observer.problem,
             "now": snapshot.time,
+            "is_old": self.observer.age_s > OLD_S,
         }

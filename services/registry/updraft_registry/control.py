@@ -221,10 +221,10 @@ class Control:
             state.speedup.CopyFrom(speedup)
         return state
 
-    def pods(self, name: str, pod: str = "") -> list[registry_pb2.PodState]:
-        """The last reports of a speculator's pods; with `pod`, of that one and with its traffic, or NotFound."""
+    def pods(self, name: str, pod: str, *, after: str, size: int) -> list[registry_pb2.PodState]:
+        """The last reports of `size` pods after `after`; with `pod`, of that one and with its traffic, or NotFound."""
         now = self._clock.monotonic(), self.now_ms()
-        return [self._fleet.state(name, pod, *now)] if pod else self._fleet.states(name, *now)
+        return [self._fleet.state(name, pod, *now)] if pod else self._fleet.states(name, *now, after=after, size=size)
 
     async def names(self) -> list[str]:
         """All speculators of the catalogue, and those that a trainer prepares the first version of."""

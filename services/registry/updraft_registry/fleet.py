@@ -8,6 +8,7 @@ and only the current boot counts, so nothing is accumulated over time.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from heapq import nsmallest
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
@@ -223,12 +224,13 @@ class Fleet:
         entries = self._pods.get(speculator, {})
         return tuple(entries[name].pod for name in sorted(entries))
 
-    def states(self, speculator: str, now_s: float, now_ms: int) -> list[registry_pb2.PodState]:
-        """The last report of every pod, by name, without its traffic."""
-        return [
-            state_to_proto(entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s)))
-            for _, entry in sorted(self._pods.get(speculator, {}).items())
-        ]
+    def states(
+        self, speculator: str, now_s: float, now_ms: int, *, after: str, size: int
+    ) -> list[registry_pb2.PodState]:
+        """The last reports of the first `size` pods whose names follow `after`, by name, without their traffic."""
+        entries = self._pods.get(speculator, {})
+        names = nsmallest(size, (name for name in entries if name > after))
+        return [_state(entries[name], now_s, now_ms) for name in names]
 
     def state(self, speculator: str, pod: str, now_s: float, now_ms: int) -> registry_pb2.PodState:
         """The last report of one pod with its traffic; NotFound without one."""
@@ -237,9 +239,7 @@ class Fleet:
             raise NotFound(
                 f"{speculator} has no pod {pod}; a pod is forgotten {self._expiry_s:g} s after its last report"
             )
-        state = state_to_proto(
-            entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s))
-        )
+        state = _state(entry, now_s, now_ms)
         totals = Totals()
         totals.add(entry.report)
         state.traffic.extend(totals.traffic())
@@ -327,6 +327,10 @@ def _traffic(known: _Entry | None, report: Report, now_s: float) -> float:
         return known.traffic
     tokens = report.offered_tokens - known.report.offered_tokens
     return averaged(known.traffic, tokens, now_s - known.last_report_s)
+
+
+def _state(entry: _Entry, now_s: float, now_ms: int) -> registry_pb2.PodState:
+    return state_to_proto(entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s)))
 
 
 def _with_grant(directive: fleet_pb2.Directive, granted: float | None) -> fleet_pb2.Directive:

@@ -22,9 +22,13 @@ from updraft_chassis import rpc
 from updraft_chassis.credentials import Credentials
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.registry import RegistryBackend
+from updraft_cli.ui.observer import Pace
 from updraft_cli.ui.server import serving
 
 _numbers = itertools.count()
+
+PATIENT = Pace(patience_s=LONG_S)
+"""Pages wait for a new state after a decision, however busy this machine is."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def name(registry: RegistryProcess) -> str:
 
 @pytest.fixture
 def browser(registry: RegistryProcess, name: str) -> Iterator[Browser]:
-    with serving(backend(registry.address, name)) as console, Browser(console.address) as visitor:
+    with serving(backend(registry.address, name), pace=PATIENT) as console, Browser(console.address) as visitor:
         yield visitor
 
 
@@ -218,4 +222,4 @@ def test_a_port_that_is_taken_is_one_sentence(registry: RegistryProcess, name: s
         port = taken.getsockname()[1]
         ended = run("ui", name, "--no-browser", "--port", port, "--registry", registry.address)
     assert ended.exit_code == 1
-    assert ended.output == f"Error: port {port} is taken (Address already in use); choose another one with --port\n"
+    assert ended.output == f"Error: cannot use port {port}: Address already in use; choose another one with --port\n"

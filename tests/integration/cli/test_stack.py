@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,9 +170,14 @@ class TestUp:
             printed = next(line.strip() for line in process.stdout if "updraft status" in line)
             command = [sys.executable, "-m", "updraft_cli", "status"]
             status = subprocess.run(command, env=elsewhere(tmp_path), capture_output=True, text=True, check=True).stdout
-            address = next(line.split()[-1] for line in process.stdout if line.startswith("The console: "))
-            with Browser(address) as browser:
-                overview, traffic = browser.text("/"), browser.text("/s/default/traffic")
+            pointer = next(line.strip() for line in process.stdout if line.startswith("The console: "))
+            shown = [sys.executable, "-m", "updraft_cli", "ui", "--no-browser", "--data", str(tmp_path)]
+            with subprocess.Popen(shown, stdout=subprocess.PIPE, env=elsewhere(tmp_path), text=True) as console:
+                assert console.stdout is not None
+                with Browser(console.stdout.readline().strip()) as browser:
+                    overview, traffic = browser.text("/"), browser.text("/s/default/traffic")
+                console.terminate()
+        assert pointer == f"The console: run `updraft ui --data {tmp_path}`"
         assert printed == f"updraft status --data {tmp_path}"
         assert "does not answer" not in status
         for part in ("trainer    ready", "tokens so far", "optimizer steps since its start"):
@@ -196,9 +202,11 @@ class TestUp:
             url = json.loads((tmp_path / "state.json").read_text())["redis_url"]
             with Redis.from_url(url) as client:
                 client.set("kept", "value")
+            port = console_port(process)
             process.kill()
             process.communicate()
         wait_until(lambda: not any(map(is_alive, children)), what="the end of the children")
+        wait_until(lambda: not is_listening(port), what="the end of the console")
         with Stack(config(tmp_path, tiny_model)) as running, Redis.from_url(running.addresses.redis_url) as client:
             assert client.get("kept") == b"value"
             assert answer(running)["usage"]["completion_tokens"] == 8
@@ -246,6 +254,26 @@ def ready(process: subprocess.Popen[str], data: Path) -> list[int]:
             state = json.loads((data / "state.json").read_text())
             return [child["pid"] for child in state["processes"]]
     raise AssertionError("".join(lines))
+
+
+def console_port(process: subprocess.Popen[str]) -> int:
+    """The port of the console beside a stack, once it listens."""
+    ports = list[int]()
+
+    def found() -> bool:
+        consoles = [child for child in psutil.Process(process.pid).children() if "ui" in child.cmdline()]
+        connections = (one for console in consoles for one in console.net_connections())
+        ports.extend(one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN)
+        return bool(ports)
+
+    wait_until(found, what="the console listens")
+    assert is_listening(ports[0])
+    return ports[0]
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _is_on_disk(client: Redis) -> bool:

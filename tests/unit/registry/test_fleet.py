@@ -348,7 +348,7 @@ def test_a_pods_state_has_the_time_of_its_last_report_and_whether_it_has_a_strea
     session = Session()
     fleet.report(session, report(loaded=2, steps=5), 100.0)
     fleet.disconnect(session)
-    (state,) = fleet.states("default", 103.5, 1_000_000)
+    (state,) = fleet.states("default", 103.5, 1_000_000, after="", size=10)
     assert (state.pod, state.loaded, state.connected) == ("pod-0", 2, False)
     assert state.last_report_unix_ms == 1_000_000 - 3_500
     assert fleet.state("default", "pod-0", 103.5, 0).traffic[0].verify_steps == 5

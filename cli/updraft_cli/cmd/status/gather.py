@@ -19,6 +19,7 @@ def gather(state: StackState | None, inference_url: str | None) -> Installation:
         speculators=None,
         serving=serving(inference) if inference and inference.has("updraft_inference_") else None,
         training=training(trainer) if trainer and trainer.has("updraft_trainer_") else None,
+        speculator=state.speculator if state else "",
     )
 
 

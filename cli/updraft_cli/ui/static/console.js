@@ -46,6 +46,38 @@ function startConnection() {
   );
 }
 
+// A browser opens six connections to one address at most, and each page that follows holds one: a hidden one gives its back.
+function startStream() {
+  const main = document.getElementById("main");
+  if (typeof htmx === "undefined" || !main) return;
+  let source = null;
+  let isResting = false;
+  const rest = () => {
+    if (!source || source.readyState === EventSource.CLOSED) return;
+    source.close();
+    isResting = true;
+  };
+  htmx.createEventSource = (address) => {
+    source = new EventSource(address, { withCredentials: true });
+    if (document.hidden) rest();
+    return source;
+  };
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) rest();
+    else if (isResting) {
+      isResting = false;
+      // For htmx-sse, these parts are new: it opens a stream and listens to it.
+      for (const part of [main, ...main.querySelectorAll("[sse-swap], [hx-trigger]")]) htmx.trigger(part, "htmx:afterProcessNode");
+    }
+  });
+}
+
+// The frame of a page, its navigation and the places of its charts, follows no events.
+function followNames(event) {
+  const { names } = JSON.parse(event.detail.data);
+  if (names.join(" ") !== document.getElementById("main").dataset.names) location.reload();
+}
+
 // The newest versions are at the right end of the lineage.
 for (const graph of document.querySelectorAll(".lineage")) graph.parentElement.scrollLeft = graph.parentElement.scrollWidth;
 
@@ -58,5 +90,7 @@ document.querySelector(".pages [aria-current]")?.scrollIntoView({ inline: "cente
 
 startTheme();
 startConnection();
+startStream();
 document.body.addEventListener("sse:series", refreshAll);
+document.body.addEventListener("sse:series", followNames);
 drawAll();

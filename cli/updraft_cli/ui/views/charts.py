@@ -49,7 +49,7 @@ CHARTS = {
         Chart(
             name="acceptance",
             page="overview",
-            title="Acceptance length of the last minute",
+            title="Acceptance length",
             unit="tokens per verify step",
             series=(_line("stable", "version that serves"), _line("candidate", "candidate")),
             has_marks=True,

@@ -65,8 +65,24 @@ def confirmation(one: SpeculatorSnapshot, verb: Verb, version: int | None, refus
         verb=verb,
         version=chosen if is_about_one else None,
         versions=tuple(_choices(one, verb)) if is_choice else (),
-        refusal=refusal or (_unfit(one, verb, version) if version else ""),
+        refusal=refusal or _impossible(one, verb, chosen),
     )
+
+
+def _impossible(one: SpeculatorSnapshot, verb: Verb, number: int | None) -> str:
+    """Return why a decision cannot be made now, whoever makes it; empty if it can."""
+    speculator = one.speculator
+    match verb:
+        case Verb.PIN:
+            return _unfit(one, verb, number) if number else ""
+        case Verb.PROMOTE:
+            return _NOTHING_WAITS if number is None else _unfit(one, verb, number)
+        case Verb.UNPIN:
+            return f"{one.name} is not pinned" if speculator.pinned is None else ""
+        case Verb.PAUSE:
+            return "the rollout is paused already" if speculator.paused else ""
+        case Verb.RESUME:
+            return "" if speculator.paused else "the rollout is not paused"
 
 
 def _unfit(one: SpeculatorSnapshot, verb: Verb, number: int) -> str:
@@ -76,10 +92,30 @@ def _unfit(one: SpeculatorSnapshot, verb: Verb, number: int) -> str:
         return f"{one.name} has no version {number}"
     if draft.phase in LOST:
         return f"version {number} is {draft.phase} and never serves again"
-    if verb is Verb.PROMOTE and draft.phase not in WAITING:
+    if draft.pruned:
+        return f"the weights of version {number} are no longer kept"
+    return _unpromotable(one.speculator, draft, number) if verb is Verb.PROMOTE else ""
+
+
+def _unpromotable(speculator: Speculator, draft: Draft, number: int) -> str:
+    """Return why a version that could serve is not promoted: a cluster is stricter than a registry."""
+    pinned, is_cluster = speculator.pinned, speculator.resource is not None
+    if pinned is not None and (is_cluster or pinned != number):
+        return f"{version_name(pinned)} is pinned; end the pin first"
+    if draft.phase == "stable" and pinned is None:
+        return f"version {number} is stable already"
+    if is_cluster and draft.phase not in WAITING:
         return f"version {number} is {draft.phase or 'not evaluated yet'}, and only one that waits or is in canary is promoted"
     return ""
 
+
+def _waiting(one: SpeculatorSnapshot) -> int | None:
+    """Return the version to promote: the one in canary, else the newest that waits; None if none does."""
+    waiting = [draft.version for draft in one.drafts if draft.phase in WAITING and not draft.pruned and draft.version]
+    return one.speculator.candidate if one.speculator.candidate in waiting else next(iter(waiting), None)
+
+
+_NOTHING_WAITS = "no version waits or is in canary"
 
 _TITLES = {
     Verb.PIN: ("Pin a version", "Pin it"),
@@ -97,9 +133,9 @@ def _actions(one: SpeculatorSnapshot, refusal: str) -> Iterator[Action]:
     back = f"it is pinned to version {speculator.previous} already" if is_there else ""
     label = f"Roll back to version {speculator.previous}" if speculator.previous else "Roll back"
     yield _action(one, label, Verb.PIN, speculator.previous, refusal or no_previous or back)
-    waiting = next((draft for draft in one.drafts if draft.phase in WAITING and draft.version is not None), None)
-    nothing = "" if waiting else "no version waits or is in canary"
-    yield _action(one, "Promote", Verb.PROMOTE, waiting.version if waiting else None, refusal or nothing)
+    waiting = _waiting(one)
+    label = "Promote" if waiting is None else f"Promote version {waiting}"
+    yield _action(one, label, Verb.PROMOTE, waiting, refusal or _impossible(one, Verb.PROMOTE, waiting))
     empty = "" if one.drafts else "there is no version yet"
     yield _action(one, "Pin", Verb.PIN, None, refusal or empty)
     if speculator.pinned is not None:
@@ -113,12 +149,9 @@ def _action(one: SpeculatorSnapshot, label: str, verb: Verb, version: int | None
     return Action(label=label, href=f"/s/{one.name}/confirm/{verb}{query}", refusal=refusal)
 
 
-def _default(one: SpeculatorSnapshot, verb: Verb) -> int:
-    """Return the version that a form about `verb` begins with."""
-    speculator = one.speculator
-    if verb is Verb.PROMOTE:
-        return next((draft.version for draft in one.drafts if draft.phase in WAITING and draft.version is not None), 0)
-    return speculator.stable
+def _default(one: SpeculatorSnapshot, verb: Verb) -> int | None:
+    """Return the version that a form about `verb` begins with; None if there is none."""
+    return _waiting(one) if verb is Verb.PROMOTE else one.speculator.stable
 
 
 def _choices(one: SpeculatorSnapshot, verb: Verb) -> Iterator[tuple[int, str]]:
@@ -126,7 +159,7 @@ def _choices(one: SpeculatorSnapshot, verb: Verb) -> Iterator[tuple[int, str]]:
         yield 0, "no draft: the same answers, more slowly"
     for draft in one.drafts:
         is_offered = draft.phase in WAITING if verb is Verb.PROMOTE else draft.phase not in LOST
-        if draft.version is not None and is_offered:
+        if draft.version is not None and is_offered and not draft.pruned:
             length = f", {draft.acceptance.length:.2f} tokens per step" if draft.acceptance else ""
             yield draft.version, f"{draft.phase}{length}"
 
@@ -138,7 +171,10 @@ def _effects(speculator: Speculator, verb: Verb, number: int, *, is_choice: bool
             yield from _pinning(speculator, number, is_choice=is_choice)
         case Verb.UNPIN:
             yield f"{speculator.name} is no longer pinned to {version_name(speculator.pinned)}."
-            yield "The last promoted version serves, and newer versions are tried again. No pod restarts."
+            tried = (
+                "none is tried until you resume the rollout" if speculator.paused else "newer versions are tried again"
+            )
+            yield f"The last promoted version serves, and {tried}. No pod restarts."
         case Verb.PROMOTE:
             yield "All pods load the version now, without further analysis and without a restart."
             yield f"It takes over from {stable}. Later versions are tried as usual."
@@ -151,7 +187,16 @@ def _effects(speculator: Speculator, verb: Verb, number: int, *, is_choice: bool
             yield f"{stays}, and no new version is tried until you resume."
             yield "A canary that fails is still rolled back."
         case Verb.RESUME:
-            yield f"The canary of version {candidate} continues." if candidate else "New versions are tried again."
+            yield _resuming(speculator)
+
+
+def _resuming(speculator: Speculator) -> str:
+    if speculator.pinned is not None:
+        pinned = version_name(speculator.pinned)
+        return f"The pause ends. {speculator.name} stays pinned to {pinned}, so newer versions are held until you end the pin."
+    if speculator.candidate:
+        return f"The canary of version {speculator.candidate} continues."
+    return "New versions are tried again."
 
 
 def _pinning(speculator: Speculator, number: int, *, is_choice: bool) -> Iterator[str]:

@@ -92,7 +92,8 @@ def notices(speculator: Speculator) -> Iterator[Notice]:
         yield Notice(text=output.sentence(f"nothing is captured by {speculator.capture_problem}"))
     if speculator.pods.failed:
         failed = output.count(speculator.pods.failed, "pod")
-        yield Notice(text=f"{failed} cannot load the version that they should serve, or are not ready.", kind="bad")
+        they, are = ("it", "is") if speculator.pods.failed == 1 else ("they", "are")
+        yield Notice(text=f"{failed} cannot load the version that {they} should serve, or {are} not ready.", kind="bad")
     if speculator.resource is not None:
         yield from _conditions(speculator.resource)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from updraft_cli import output
 from updraft_cli.backends.policy import Analysis, Policy
@@ -148,12 +148,8 @@ def _facts(speculator: Speculator, trial: Trial, now: datetime) -> Iterator[Fact
     if trial.step_since is not None:
         yield parts.fact("in this step", f"for {output.span((now - trial.step_since).total_seconds())}")
     if policy.progress_deadline_seconds and trial.started is not None:
-        left_s = policy.progress_deadline_seconds - (now - trial.started).total_seconds() + trial.paused_s
-        then = _AT_DEADLINE[policy.analysis.on_inconclusive if policy.analysis else None]
-        yield parts.fact(
-            "time left",
-            f"{output.span(left_s)} of {output.span(policy.progress_deadline_seconds)}; then, without a verdict, {then}",
-        )
+        left = _time_left(speculator, trial, policy.progress_deadline_seconds, now - trial.started)
+        yield parts.fact("time left", left)
     if trial.verdict:
         text, kind = _VERDICTS.get(trial.verdict, (trial.verdict, "quiet"))
         dry = ", dry run" if policy.analysis and policy.analysis.dry_run else ""
@@ -168,6 +164,21 @@ def _facts(speculator: Speculator, trial: Trial, now: datetime) -> Iterator[Fact
         limit = policy.analysis.failure_limit if policy.analysis else None
         tolerated = "" if limit is None else f" ({limit} tolerated)"
         yield parts.fact("failures", f"{trial.failures}{tolerated}", tag="bad" if trial.failures else "")
+
+
+def _time_left(speculator: Speculator, trial: Trial, within_s: int, since: timedelta) -> str:
+    """Return about how long; only the message has it exactly, because the clock stops now and then."""
+    policy, limit = speculator.policy, output.span(within_s)
+    choice = policy.analysis.on_inconclusive if policy.analysis else None
+    if not trial.baseline and choice is not OnInconclusive.PROMOTE:
+        return "counts only slices with traffic: a first version is not rolled back for a lack of it"
+    if speculator.paused:
+        return f"of {limit}: the clock stands still while the rollout is paused"
+    if not speculator.pods.num:
+        return f"of {limit}: the clock stands still while there are no pods"
+    left_s = within_s - since.total_seconds() + trial.paused_s
+    about = "about " if speculator.resource is not None else ""  # a resource does not tell how long it was paused
+    return f"{about}{output.span(left_s)} of {limit}; then, without a verdict, {_AT_DEADLINE[choice]}"
 
 
 def _rest(one: SpeculatorSnapshot, now: datetime) -> Iterator[Fact]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1 import registry_pb2_grpc
@@ -28,7 +28,9 @@ from updraft_registry.storage.archive import Action, Archive
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
-"""Maximum size of the versions in a page, unless it has only one. The rest is for the states of speculators."""
+"""Maximum size of the versions or pods in a page, unless it has only one. The rest is for the states of speculators."""
+
+Part = TypeVar("Part", pb.Version, pb.PodState)
 
 _MAX_LINE = 500
 _MAX_PHASES = 32
@@ -126,7 +128,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         return pb.HistoryResponse(transitions=[wire.transition_to_proto(event) for event in history.values()])
 
     async def ListPods(self, request: pb.ListPodsRequest, context: Context) -> pb.ListPodsResponse:
-        return pb.ListPodsResponse(pods=self._control.pods(check_name(request.speculator), request.pod))
+        name, size = check_name(request.speculator), min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        found = self._control.pods(name, request.pod, after=request.page_token, size=size)
+        pods = _fitting(found)
+        is_last = bool(request.pod) or len(pods) == len(found) < size
+        return pb.ListPodsResponse(pods=pods, next_page_token="" if is_last else pods[-1].pod)
 
     async def ReportTraining(self, request: pb.ReportTrainingRequest, context: Context) -> pb.ReportTrainingResponse:
         name, message = check_name(request.speculator), _line(request.message, "message")
@@ -210,10 +216,10 @@ def _line(text: str, what: str) -> str:
     return text
 
 
-def _fitting(versions: Sequence[pb.Version]) -> Sequence[pb.Version]:
-    """The first versions, as many as fit into one message."""
-    totals = accumulate(version.ByteSize() for version in versions)
-    return versions[: max(1, sum(total <= _PAGE_BYTES for total in totals))]
+def _fitting(parts: Sequence[Part]) -> Sequence[Part]:
+    """The first versions or pods, as many as fit into one message."""
+    totals = accumulate(part.ByteSize() for part in parts)
+    return parts[: max(1, sum(total <= _PAGE_BYTES for total in totals))]
 
 
 def _parse_token(token: str) -> tuple[str, int] | None:

@@ -20,12 +20,18 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
     return {**ready("False"), "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
 
 
+def ended(reason: str) -> dict[str, Any]:
+    return {**ready("False"), "containerStatuses": [{"state": {"terminated": {"reason": reason}}}]}
+
+
 @pytest.mark.parametrize(
     ("status", "state", "problem"),
     [
         (ready("True"), "ready", ""),
         (ready("False", reason="ContainersNotReady"), "not ready", "ContainersNotReady"),
         (waiting("ImagePullBackOff", "no such image"), "failed", "ImagePullBackOff: no such image"),
+        (waiting("RunContainerError"), "failed", "RunContainerError"),
+        (ended("OOMKilled"), "failed", "OOMKilled"),
         (waiting("ContainerCreating"), "not ready", "ContainerCreating"),
         (
             {"phase": "Failed", "reason": "Evicted", "message": "the node has no memory"},
@@ -48,8 +54,8 @@ def test_a_pod_that_is_deleted_drains() -> None:
     ("limits", "device"),
     [
         ({"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "2"}, "2 nvidia.com/gpu"),
-        ({"hugepages-2Mi": "1Gi"}, "cpu"),
-        ({}, "cpu"),
+        ({"hugepages-2Mi": "1Gi"}, ""),
+        ({}, ""),
     ],
 )
 def test_the_device_is_what_the_pod_asks_for(limits: dict[str, str], device: str) -> None:

@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -31,6 +32,15 @@ def test_serving_is_read_from_the_metrics_that_inference_really_has() -> None:
     assert (found.output_tokens, found.draft_version, found.swaps, found.captured) == (12, 3, 2, 5)
     assert found.capture_dropped == {"queue_full": 7}
     assert found.acceptance_length == {"eagle3": 2.5}
+
+
+def test_a_count_that_is_no_number_counts_as_nothing() -> None:
+    registry = CollectorRegistry()
+    metrics = InferenceMetrics(registry)
+    metrics.draft_version.set(math.nan)
+    metrics.capture_dropped.labels(reason="queue_full").inc(math.inf)
+    found = serving(parse(generate_latest(registry).decode()))
+    assert (found.draft_version, found.capture_dropped) == (0, {})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,17 @@ def test_redis_is_shown_only_when_its_state_changes() -> None:
 def test_ready_tells_how_long_it_took_and_where_it_is() -> None:
     ready = Changed(process=process("registry", address="127.0.0.1:50051"), state=State.READY, after_s=1.26)
     assert printed(ready) == "registry  | ready in 1.3 s at 127.0.0.1:50051\n"
+
+
+def test_the_address_of_the_console_with_its_token_is_printed_only_to_a_terminal(tmp_path: Path) -> None:
+    def pointed(*, is_terminal: bool) -> str:
+        console = Console(file=io.StringIO(), width=200, force_terminal=is_terminal, color_system=None)
+        Terminal(console).point_to_console(tmp_path, "http://127.0.0.1:1/?token=secret")
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert pointed(is_terminal=True) == "The console: http://127.0.0.1:1/?token=secret\n"
+    assert pointed(is_terminal=False) == f"The console: run `updraft ui --data {tmp_path}`\n"
 
 
 def test_a_closed_terminal_is_no_error() -> None:

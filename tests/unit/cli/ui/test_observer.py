@@ -1,18 +1,19 @@
 """The observer reads a backend from memory: often while somebody looks, and through outages."""
 
 import asyncio
-import time
+import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from tests.support.console import MemoryBackend, memory_backend
-from tests.support.wait import until
+from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import Unavailable
 from updraft_cli.ui.observer import Observer, Pace
 
-QUICK = Pace(watched_s=0.01, idle_s=3600.0)
+QUICK = Pace(watched_s=0.01, idle_s=3600.0, patience_s=LONG_S)
 
 
 @asynccontextmanager
@@ -55,6 +56,19 @@ async def test_an_outage_is_a_sentence_and_the_last_state_stays() -> None:
             await until(lambda: not observer.problem, what="the end of the outage")
 
 
+@pytest.mark.parametrize(
+    "error", [KeyError("items"), RuntimeError("no"), json.JSONDecodeError("Expecting value", "<", 0)]
+)
+async def test_an_answer_that_is_not_the_backends_is_a_sentence_and_it_reads_on(error: Exception) -> None:
+    backend = memory_backend()
+    async with observing(backend) as observer:
+        with observer.watched():
+            backend.memory.problem = error
+            await until(lambda: type(error).__name__ in observer.problem, what="the problem")
+            backend.memory.problem = None
+            await until(lambda: not observer.problem, what="the end of the problem")
+
+
 async def test_a_backend_that_does_not_answer_at_the_start_is_an_error() -> None:
     backend = memory_backend()
     backend.memory.problem = Unavailable("no registry answers")
@@ -66,9 +80,11 @@ async def test_a_page_waits_only_a_moment_for_a_slow_backend() -> None:
     patient = Pace(watched_s=0.01, idle_s=3600.0, fresh_s=0.0, patience_s=0.05)
     async with observing(memory_backend(), patient) as observer:
         await until(lambda: observer.revision == 1, what="the first read of the loop")
-        slow = asyncio.ensure_future(observer.call(time.sleep, 0.5))  # noqa: TID251 - awaited below
+        hold = threading.Event()
+        slow = asyncio.ensure_future(observer.call(hold.wait))  # noqa: TID251 - awaited below
         await observer.refresh()
         assert observer.revision == 1
+        hold.set()
         await slow
 
 

@@ -42,10 +42,31 @@ def test_the_acceptance_of_the_last_minute_follows_a_shift_that_the_mean_hides()
     assert lengths == {1: 1.0}
 
 
-def test_a_version_that_appears_counts_from_nothing_and_one_whose_pods_restarted_is_left_out() -> None:
+def test_a_version_that_appears_counts_from_nothing() -> None:
     recent = Recent()
     assert recent.add(0.0, {1: (100, 50)}) == {}
-    assert recent.add(10.0, {1: (20, 10), 2: (60, 20)}) == {2: 3.0}
+    assert recent.add(10.0, {1: (100, 50), 2: (60, 20)}) == {2: 3.0}
+
+
+def test_a_pod_that_leaves_or_restarts_begins_the_minute_again() -> None:
+    recent = Recent()
+    recent.add(0.0, {1: (3000, 1000)}, num_pods=2)
+    assert recent.add(10.0, {1: (1530, 510)}, num_pods=1) == {}
+    assert recent.add(20.0, {1: (1560, 520)}, num_pods=1) == {1: 3.0}
+    assert recent.add(30.0, {1: (90, 30)}, num_pods=1) == {}  # as many pods, but one counts from nothing
+    assert recent.add(40.0, {1: (120, 40)}, num_pods=1) == {1: 3.0}
+
+
+def test_a_pod_that_comes_back_with_its_counts_is_no_traffic_of_this_minute() -> None:
+    recent = Recent()
+    recent.add(0.0, {1: (1500, 500)}, num_pods=1)
+    assert recent.add(10.0, {1: (9000, 8500)}, num_pods=2) == {}
+
+
+def test_less_than_one_token_per_step_is_no_acceptance_length() -> None:
+    recent = Recent()
+    recent.add(0.0, {1: (100, 50)})
+    assert recent.add(10.0, {1: (110, 90)}) == {}
 
 
 def test_a_few_steps_are_no_acceptance_length() -> None:

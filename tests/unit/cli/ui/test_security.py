@@ -11,6 +11,7 @@ from tests.support.console import Browser, Form, MemoryBackend, memory_backend, 
 from updraft_chassis.errors import Forbidden
 from updraft_cli.backends.drafts import DomainAcceptance
 from updraft_cli.backends.protocol import Verb
+from updraft_cli.ui.security import Access
 from updraft_cli.ui.server import serving
 
 SCRIPT = "<script>alert(1)</script>"
@@ -77,6 +78,12 @@ def test_a_wrong_token_is_refused(stranger: httpx.Client) -> None:
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1:1", ""])
 def test_another_host_is_refused_even_with_the_cookie(browser: Browser, host: str) -> None:
     assert browser.http.get("/", headers={"Host": host}).status_code in {400, 403}
+
+
+def test_browsers_leave_port_80_out_of_the_host() -> None:
+    assert {"127.0.0.1", "localhost:80"} <= Access(port=80).hosts
+    assert "http://localhost" in Access(port=80).origins
+    assert "127.0.0.1" not in Access(port=8080).hosts
 
 
 def test_localhost_is_the_same_console(browser: Browser) -> None:

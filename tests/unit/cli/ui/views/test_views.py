@@ -10,7 +10,7 @@ from tests.support.console import NOW, state
 
 from updraft_cli.backends.drafts import DomainAcceptance
 from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
-from updraft_cli.backends.speculators import Condition, MetricChange, Resource, Speedup
+from updraft_cli.backends.speculators import Condition, MetricChange, Pods, Resource, Speedup
 from updraft_cli.ui.samples import Samples
 from updraft_cli.ui.views import charts, fleet, learning, overview, parts, rollout, traffic, versions
 from updraft_cli.ui.views.figures import counters, figures
@@ -80,6 +80,23 @@ def test_the_rollout_has_the_time_left_and_the_verdict() -> None:
     assert facts["verdict"] == "not yet known"
     assert facts["failures"] == "0 (0 tolerated)"
     assert facts["evidence from"] == "312 requests, 41 slices, by pods"
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"paused": True}, "of 30 min: the clock stands still while the rollout is paused"),
+        ({"pods": Pods(connected=0)}, "of 30 min: the clock stands still while there are no pods"),
+        ({"baseline": 0}, "counts only slices with traffic: a first version is not rolled back for a lack of it"),
+    ],
+)
+def test_the_time_left_is_told_only_while_it_passes(changes: dict[str, Any], left: str) -> None:
+    shown = one(**{name: value for name, value in changes.items() if name != "baseline"})
+    assert shown.speculator.trial is not None
+    trial = replace(shown.speculator.trial, baseline=changes.get("baseline", shown.speculator.trial.baseline))
+    shown = replace(shown, speculator=replace(shown.speculator, trial=trial))
+    facts = {fact.name: fact.value.text for fact in rollout.rollout(shown, NOW).facts}
+    assert facts["time left"] == left
 
 
 def test_the_steps_of_a_rollout_are_done_current_or_next() -> None:
@@ -228,3 +245,17 @@ def test_two_versions_are_suggested_for_a_comparison() -> None:
     view = versions.versions(one())
     assert (view.old, view.new, view.numbers[0]) == (4, 6, 6)
     assert len(view.table.rows) == 6
+
+
+def test_the_metrics_of_this_machine_are_not_those_of_another_speculator() -> None:
+    ours = replace(state().installation, speculator="qwen")
+    assert ours.about("qwen").training is not None
+    others = ours.about("llama")
+    assert (others.training, others.serving) == (None, None)
+    assert "loss" not in figures(one(), others, {})
+
+
+def test_metrics_without_a_name_are_those_of_the_only_speculator() -> None:
+    unnamed = state().installation
+    assert unnamed.about("qwen").training is not None
+    assert replace(unnamed, speculators=(one().speculator, one().speculator)).about("qwen").training is None

@@ -1,0 +1,52 @@
+"""A thread that runs calls one after the other, and that never holds up the end of the program."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+from updraft_chassis.errors import Unavailable
+
+R = TypeVar("R")
+
+
+class Worker:
+    """Not a ThreadPoolExecutor: Python waits for its threads at the end, and a call of a backend may take minutes."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._is_closed = False
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, function: Callable[[], R]) -> Future[R]:
+        """Queue a call; the future has its result. After `close` it fails with Unavailable."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if self._is_closed:
+                future.set_exception(Unavailable("the console has ended"))
+                return
+            try:
+                future.set_result(function())
+            except StopIteration as error:  # no future can carry it
+                future.set_exception(RuntimeError(f"the call ended early: {error!r}"))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the call gets it
+                future.set_exception(error)
+
+        if self._is_closed:
+            run()
+        else:
+            self._calls.put(run)
+        return future
+
+    def close(self) -> None:
+        """Run no further call; one that runs goes on, and nobody has to wait for it."""
+        self._is_closed = True
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (run := self._calls.get()) is not None:
+            run()
