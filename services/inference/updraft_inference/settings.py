@@ -134,7 +134,8 @@ class InferenceSettings(settings.Settings):
     Without it, no key is required."""
 
     tenant_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$", max_length=128)] = ""
-    """Header that names the tenant of a request, set by a gateway that you trust. Without it, the name of its API key does."""
+    """Header that names the tenant of a request, set by a gateway that you trust. With keys, it counts only for a key with the
+    word gateway."""
 
     max_requests_per_key: Annotated[int, Field(ge=0)] = 0
     """Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429. 0: no limit."""
