@@ -41,17 +41,17 @@ def parse_line(line: str) -> tuple[str, Holder]:
     name, key, words = _parts(line.split())
     if name and not _NAME.fullmatch(name):
         raise ValueError("has no valid name of a tenant: expected up to 128 letters, digits, '.', '_', '@' and '-'")
-    said = {word.strip().lower() for word in words.split(",")}
+    every = {word.strip().lower() for word in words.split(",")}
     try:
         tenant, permitted = (
             tenant_digest((name or name_of_key(key)).encode()),
-            capture_words(",".join(said - {_GATEWAY})),
+            capture_words(",".join(every - {_GATEWAY})),
         )
     except UnknownTermsError:  # its message repeats a word, which may be a key
         raise ValueError(
             "has an unknown word after its key: expected on, off, no-train, no-retain or gateway"
         ) from None
-    return key, Holder(tenant, permitted, is_gateway=_GATEWAY in said)
+    return key, Holder(tenant, permitted, is_gateway=_GATEWAY in every)
 
 
 def name_of_key(key: str) -> str:
