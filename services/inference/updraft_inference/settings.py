@@ -216,7 +216,7 @@ class InferenceSettings(settings.Settings):
     """Fraction of requests that are held out for evaluation. They are more likely than others to have hidden states."""
 
     capture_train: bool = True
-    """Whether requests may be trained on. If not, drafts are only judged by some. A request can only permit less:
+    """Whether requests may be trained on. If not, drafts are not judged by them either. A request can only permit less:
     X-Updraft-Capture: no-train."""
 
     capture_retain: bool = True
