@@ -21,4 +21,4 @@ class TenantList:
     speculator: str
     tenants: tuple[Tenant, ...]
     incomplete_versions: tuple[int, ...] = ()
-    """Versions that learned from more tenants than they list, so that they may have learned from any."""
+    """Versions that may have learned from tenants that they do not list."""

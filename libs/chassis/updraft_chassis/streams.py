@@ -244,8 +244,8 @@ class Producer:
     """Appends to a stream and keeps it near `max_bytes`. Redis bounds a stream in entries, so the bound is bytes over the mean
     size of recent entries.
 
-    With `retention_s`, each entry removes those that are older, and the stream disappears that long after its last entry,
-    whoever is there to read or write it then.
+    With `retention_s`, each entry removes those that were that old at this producer's last one, by the clock of Redis: clocks
+    of pods may differ. The stream disappears that long after its last entry, whoever is there to read or write it then.
     """
 
     def __init__(
@@ -261,6 +261,10 @@ class Producer:
         self._key = key
         self._bound = _Bound(max_bytes)
         self._retention_s = retention_s
+        self._last_ms = 0
+        """When Redis took the last entry, by its clock; 0 before the first one."""
+        self._complained: set[int] = set()
+        """Commands, by their place, whose refusal is in the log."""
         self.max_entry_bytes = min(max_entry_bytes, max_bytes)
         """The limit of an entry."""
 
@@ -277,11 +281,30 @@ class Producer:
                 pipe.xadd(self._key, {_FIELD: entry})
                 # A separate XTRIM in the same round trip, because XADD MAXLEN does not return what it removed.
                 pipe.xtrim(self._key, maxlen=self._bound.entries(len(entry)), approximate=True)
-                if self._retention_s is not None:
-                    pipe.xtrim(self._key, minid=_oldest(self._retention_s), approximate=False)
-                    pipe.pexpire(self._key, 1000 * self._retention_s)
-                replies = await pipe.execute()
-        return int(replies[1])
+                self._expire(pipe)
+                added, *others = await pipe.execute(raise_on_error=False)
+            if isinstance(added, Exception):
+                raise added
+        self._last_ms = int(added.partition(b"-")[0])
+        self._complain(others)
+        return 0 if isinstance(others[0], Exception) else int(others[0])
+
+    def _expire(self, pipe: Any) -> None:
+        """Without a retention, the expiry that a former one left goes."""
+        if self._retention_s is None:
+            pipe.persist(self._key)
+            return
+        pipe.pexpire(self._key, 1000 * self._retention_s)
+        if self._last_ms:
+            pipe.xtrim(self._key, minid=max(0, self._last_ms - 1000 * self._retention_s), approximate=False)
+
+    def _complain(self, replies: Sequence[Any]) -> None:
+        """Log each refusal once. The entry is in the stream, so it must not be added again because of one."""
+        for place, reply in enumerate(replies):
+            if isinstance(reply, Exception) and place not in self._complained:
+                self._complained.add(place)
+                facts = {"stream": self._key, "error": str(reply)}
+                logger.warning("Redis refuses to limit a stream by size or age; traces may stay longer", extra=facts)
 
 
 class ShardedProducer:

@@ -242,7 +242,7 @@ class Serving(Workload):
     api_keys_secret_ref: KeysSecret | None = None
     """Secret entry with the API keys of clients, one per line after the name of its tenant. Without it, no key is required."""
     tenant_header: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] | None = None
-    """Header by which a gateway names the tenant. Defaults to the name of the API key."""
+    """Header by which a gateway names the tenant. Its API key has the word gateway."""
     max_requests_per_key: Positive | None = None
     """Maximum number of concurrent requests per API key and pod; each choice counts. Defaults to no limit."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60

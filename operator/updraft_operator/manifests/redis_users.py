@@ -50,7 +50,7 @@ _STREAMS = (
 _LEASE = ("get", "set", "pexpire", "unlink")
 
 COMMANDS: Mapping[Role, tuple[str, ...]] = {
-    Role.WRITER: ("xadd", "xtrim", "pexpire", *_CLIENT),
+    Role.WRITER: ("xadd", "xtrim", "pexpire", "persist", *_CLIENT),
     Role.READER: (*_STREAMS, *_LEASE, *_CLIENT),
 }
 

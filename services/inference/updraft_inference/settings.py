@@ -134,7 +134,8 @@ class InferenceSettings(settings.Settings):
     Without it, no key is required."""
 
     tenant_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$", max_length=128)] = ""
-    """Header that names the tenant of a request, set by a gateway that you trust. Without it, the name of its API key does."""
+    """Header that names the tenant of a request, set by a gateway that you trust. With keys, it counts only for a key with the
+    word gateway."""
 
     max_requests_per_key: Annotated[int, Field(ge=0)] = 0
     """Maximum concurrent requests per API key; each choice of `n` counts. Further requests get status 429. 0: no limit."""
@@ -215,7 +216,7 @@ class InferenceSettings(settings.Settings):
     """Fraction of requests that are held out for evaluation. They are more likely than others to have hidden states."""
 
     capture_train: bool = True
-    """Whether requests may be trained on. If not, drafts are only judged by some. A request can only permit less:
+    """Whether requests may be trained on. If not, drafts are not judged by them either. A request can only permit less:
     X-Updraft-Capture: no-train."""
 
     capture_retain: bool = True

@@ -58,8 +58,8 @@ class DoorSettings:
     tenant_header: str = field(
         default="",
         metadata={
-            "meaning": "Header that names the tenant of a request, set by a gateway that you trust. Without it, the name of its"
-            " API key does"
+            "meaning": "Header that names the tenant of a request, set by a gateway that you trust. With keys, it counts only"
+            " for a key with the word gateway"
         },
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, run
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
@@ -48,6 +48,52 @@ def data(entries: Sequence[Entry]) -> list[bytes]:
 
 async def settle_all(life: Consumer) -> None:
     await life.ack(life.in_hand)
+
+
+async def test_a_stream_has_an_expiry_as_long_as_it_has_a_retention(redis: Redis) -> None:
+    await Producer(redis, KEY, max_bytes=1 << 20, retention_s=60).append(b"limited")
+    assert 0 < await redis.pttl(KEY) <= 60_000
+
+    await producer(redis).append(b"kept")
+
+    assert await redis.pttl(KEY) == -1, "XADD alone would leave the expiry"
+    assert await redis.xlen(KEY) == 2
+
+
+async def test_the_age_of_entries_follows_the_clock_of_redis(redis: Redis) -> None:
+    """As a pod does whose clock is years ahead or behind: it has no part in this."""
+    sender = Producer(redis, KEY, max_bytes=1 << 20, retention_s=60)
+    await sender.append(b"first")
+    (first,) = await ids(redis)
+    await redis.xadd(KEY, {"t": b"of a fast clock"}, id=f"{first + 59_000}-0")
+    await sender.append(b"second")
+    assert await redis.xlen(KEY) == 3
+    await redis.xadd(KEY, {"t": b"of a faster one"}, id=f"{first + 121_000}-0")
+    await sender.append(b"third")
+    await sender.append(b"fourth")
+    assert await ids(redis) == [first + 121_000] * 3
+
+
+async def ids(redis: Redis) -> list[int]:
+    rows: Any = await redis.xrange(KEY)
+    return [int(id_.partition(b"-")[0]) for id_, _ in rows]
+
+
+async def test_an_entry_is_added_once_by_a_user_that_may_not_limit_the_stream(
+    redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(redis, "ACL", "SETUSER", "old", "reset", "on", ">secret", "~*", "+xadd", "+select", "+xtrim")
+    old = connect(redis_url.replace("://", "://old:secret@"))
+    async with old:
+        for retention_s in (60, None):
+            sender = Producer(old, KEY, max_bytes=1 << 20, retention_s=retention_s)
+            for _ in range(3):
+                assert await sender.append(b"trace") == 0
+    await run(redis, "ACL", "DELUSER", "old")
+
+    assert await redis.xlen(KEY) == 6
+    complaints = [record for record in caplog.records if "refuses to limit" in record.message]
+    assert ["pexpire" in str(vars(record)["error"]).lower() for record in complaints] == [True, False]
 
 
 async def test_entries_arrive_in_order_whatever_their_bytes(redis: Redis) -> None:

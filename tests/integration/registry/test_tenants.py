@@ -12,6 +12,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
 from updraft_chassis.errors import InvalidInput, NotFound
 from updraft_chassis.tenants import hashes
+from updraft_registry.api import tenants
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -85,6 +86,39 @@ async def test_an_order_is_kept_over_a_restart_and_done_when_the_trainer_says_so
             await stub.ReportTraining(report, timeout=CALL_S)
             (tenant,) = (await listed(stub)).tenants
             assert tenant.is_deleted is is_deleted
+
+
+async def test_an_order_is_new_to_the_trainer_though_the_registrys_clock_was_set_back(
+    channel: grpc.aio.Channel, stub: "RegistryAsyncStub"
+) -> None:
+    await salt_of(channel, "pod-0")
+    await publish(stub, draft(1))
+    first = (await forget(stub, hash=ACME)).tenant
+    done = pb.Learning(forgotten_unix_ms=first.forgotten_unix_ms + 3_600_000)
+    report = pb.ReportTrainingRequest(speculator="default", message="trains", learning=done)
+    await stub.ReportTraining(report, timeout=CALL_S)
+
+    later = (await forget(stub, hash=RIVAL)).tenant
+
+    assert later.forgotten_unix_ms == done.forgotten_unix_ms + 1
+    assert not later.is_deleted
+
+
+async def test_more_tenants_than_fit_into_a_message_come_in_pages(
+    stub: "RegistryAsyncStub", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "_PAGE_BYTES", 64)
+    hashes_ = list(range(1, 12))
+    await publish(stub, draft(1), provenance=pb.Provenance(tenants=hashes_))
+    found, after = list[int](), 0
+    while True:
+        page = await stub.ListTenants(pb.ListTenantsRequest(speculator="default", after=after), timeout=CALL_S)
+        assert page.ByteSize() < 100
+        found += [one.hash for one in page.tenants]
+        after = page.next_after
+        if not after:
+            break
+    assert found == hashes_
 
 
 async def test_a_tenant_that_cannot_be_meant_is_refused(channel: grpc.aio.Channel, stub: "RegistryAsyncStub") -> None:

@@ -134,10 +134,11 @@ async def test_old_entries_go_when_a_new_one_comes_and_when_the_trainer_looks(
         await redis.xadd(key, {"t": b"new"}, id=f"{now_ms - 30_000}-0")
     producer = streams.Producer(redis, KEY, max_bytes=1024**2, retention_s=60)
 
-    assert await producer.append(b"newest") == 0, "age is no loss for want of space"
+    for data in (b"first", b"second"):
+        assert await producer.append(data) == 0, "age is no loss for want of space"
 
     rows: Any = await redis.xrange(KEY)
-    assert [fields[b"t"] for _, fields in rows] == [b"new", b"newest"]
+    assert [fields[b"t"] for _, fields in rows] == [b"new", b"first", b"second"]
     assert 0 < await redis.pttl(KEY) <= 60_000, "the stream disappears although nobody reads or writes"
     clock = ManualClock()
     task = forgetting(redis, replay, metrics, retention_s=60, clock=clock)

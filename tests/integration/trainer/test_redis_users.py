@@ -104,9 +104,14 @@ async def intake(client: Redis, folder: Path, traces: TraceMaker) -> AsyncIterat
 
 
 async def test_pods_and_trainer_can_do_all_that_they_need(users: Users, traces: TraceMaker, tmp_path: Path) -> None:
-    producer = streams.Producer(users.writer, KEYS[0], max_bytes=64 * 1024**2)
+    retention_s = {0: None, 1: 3600}
+    producers = [
+        streams.Producer(users.writer, KEYS[0], max_bytes=64 * 1024**2, retention_s=retention_s[n % 2])
+        for n in range(2)
+    ]
     for seed in range(12):
-        await producer.append(traces.data(seed))
+        await producers[seed % 2].append(traces.data(seed))
+    producer = producers[0]
     await producer.append(b"not a trace")
     async with intake(users.reader, tmp_path / "replay", traces) as replay:
         pass

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from updraft_cli import output
 from updraft_cli.backends.tenants import Tenant, TenantList
 
+_UNKNOWN = "The registry knew nothing of this tenant: check its name."
+
 
 def rendered_list(tenants: TenantList, *, is_wide: bool) -> RenderableType:
     """Wide, with every version; otherwise ranges of them."""
@@ -25,8 +27,15 @@ def rendered_list(tenants: TenantList, *, is_wide: bool) -> RenderableType:
     return Group(table, "", _incomplete(tenants)) if tenants.incomplete_versions else table
 
 
-def rendered_order(tenants: TenantList, *, is_wide: bool) -> RenderableType:
-    """The result of an order to forget one tenant."""
+def question(tenants: TenantList, shown: str, *, is_known: bool) -> str:
+    """Before an order to forget one tenant."""
+    (tenant,) = tenants.tenants
+    known = f"{_count(tenant)} may have learned from it." if is_known else _UNKNOWN
+    return f"{known} Delete all traces of {shown} for {tenants.speculator}?"
+
+
+def rendered_order(tenants: TenantList, *, is_wide: bool, is_known: bool) -> RenderableType:
+    """The result of an order to forget one tenant; whether the registry knew of it before."""
     del is_wide
     (tenant,) = tenants.tenants
     done = f"Tenant {tenant.hash} of {tenants.speculator} is forgotten: its traces are deleted."
@@ -34,10 +43,13 @@ def rendered_order(tenants: TenantList, *, is_wide: bool) -> RenderableType:
         f"Tenant {tenant.hash} of {tenants.speculator} will be forgotten: the order is kept, and the trainer has not"
         " carried it out yet. Repeat `updraft tenant list` to see when it has."
     )
+    if not is_known:
+        done = f"The order to forget tenant {tenant.hash} of {tenants.speculator} is carried out. {_UNKNOWN}"
+        waits = f"{waits} {_UNKNOWN}"
     learned = (
-        f"Versions {', '.join(ranges(tenant.versions))} may have learned from it."
+        f"{_count(tenant)} may have learned from it: {', '.join(ranges(tenant.versions))}."
         if tenant.versions
-        else ("No version lists it among the tenants that it learned from.")
+        else "No version lists it among the tenants that it learned from."
     )
     lines = [done if tenant.deleted else waits, learned]
     return "\n".join([*lines, *([_incomplete(tenants)] if tenants.incomplete_versions else [])])
@@ -52,6 +64,11 @@ def ranges(numbers: Sequence[int]) -> Iterator[str]:
             yield str(first) if first == last else f"{first}-{last}"
 
 
+def _count(tenant: Tenant) -> str:
+    num = len(tenant.versions)
+    return f"{num or 'No'} version{'' if num == 1 else 's'}"
+
+
 def _traces(tenant: Tenant) -> str:
     if tenant.forgotten is None:
         return "kept"
@@ -60,4 +77,4 @@ def _traces(tenant: Tenant) -> str:
 
 def _incomplete(tenants: TenantList) -> str:
     numbers = ", ".join(ranges(tenants.incomplete_versions))
-    return f"Versions {numbers} learned from more tenants than they list, so any may be among theirs."
+    return f"Versions {numbers} may have learned from tenants that they do not list, so also from any of these."

@@ -9,9 +9,14 @@ import hmac
 import re
 import secrets
 
+from updraft_chassis.errors import InvalidInput
+
 SALT_BYTES = 32
+MAX_NAME_CHARS = 256
 
 _BYTES = 8
+_SPACES = " \t\n\r\v\f"
+"""Others, such as U+00A0, may be a part of a character in the bytes of a header."""
 _TEXT = re.compile(rf"[0-9a-f]{{{2 * _BYTES}}}")
 
 
@@ -20,8 +25,12 @@ def new_salt() -> bytes:
 
 
 def digest(name: str) -> str:
-    """The SHA-256 of a name, in hexadecimal: what the processes of one pod tell each other of a tenant."""
-    return hashlib.sha256(name.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    """The SHA-256 of a name without ASCII spaces around it, in hexadecimal: the processes of a pod tell each other this of a
+    tenant. InvalidInput for a name that pods refuse too (`updraft_tap.http.terms`)."""
+    stripped = name.strip(_SPACES)
+    if not 0 < len(stripped) <= MAX_NAME_CHARS or not stripped.isprintable():
+        raise InvalidInput(f"the name of a tenant is 1 to {MAX_NAME_CHARS} printable characters")
+    return hashlib.sha256(stripped.encode()).hexdigest()
 
 
 def keyed(name_digest: str, salt: bytes) -> int:

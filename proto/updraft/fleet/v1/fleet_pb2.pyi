@@ -339,7 +339,7 @@ class CaptureCounters(_message.Message):
     """What was too small for the traces of the last minutes, in one sentence with its setting; empty if nothing was."""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """By reason: "queue_full", "redis_unavailable", "too_large", "opted_out", "not_opted_in", "not_asked", "tenant_unknown"."""
+        """By reason: "queue_full", "redis_unavailable", "too_large", "opted_out", "not_opted_in", "not_asked", "no_salt"."""
 
     def __init__(
         self,

@@ -230,7 +230,7 @@ class Provenance(_message.Message):
     learning_rate: _builtins.float
     """Of AdamW, after warmup; 0 if unknown."""
     has_more_tenants: _builtins.bool
-    """There were more of them than a version lists."""
+    """There were more of them than a version lists, or it was published before tenants were known."""
     @_builtins.property
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Hashes of the tenants that it may have learned from, also through the versions that it continues; ascending."""
@@ -2066,7 +2066,7 @@ class ForgetTenantResponse(_message.Message):
     def tenant(self) -> Global___Tenant: ...
     @_builtins.property
     def incomplete_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Versions that learned from more tenants than they list, so that they may have learned from this one; ascending."""
+        """Versions that may have learned from tenants that they do not list, so also from this one; ascending."""
 
     def __init__(
         self,
@@ -2089,19 +2089,23 @@ class ListTenantsRequest(_message.Message):
     SPECULATOR_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     name: _builtins.str
     hash: _builtins.int
+    after: _builtins.int
+    """Of all, only those with a greater hash: `next_after` of the page before."""
     def __init__(
         self,
         *,
         speculator: _builtins.str = ...,
         name: _builtins.str = ...,
         hash: _builtins.int = ...,
+        after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name", "speculator", b"speculator", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "hash", b"hash", "name", b"name", "speculator", b"speculator", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_tenant: _TypeAlias = _typing.Literal["name", "hash"]  # noqa: Y015
     _WhichOneofArgType_tenant: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
@@ -2115,8 +2119,13 @@ class ListTenantsResponse(_message.Message):
 
     TENANTS_FIELD_NUMBER: _builtins.int
     INCOMPLETE_VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_FIELD_NUMBER: _builtins.int
+    next_after: _builtins.int
+    """For `after` of the next page; 0: this was the last one."""
     @_builtins.property
-    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]: ...
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tenant]:
+        """By hash, ascending."""
+
     @_builtins.property
     def incomplete_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """As in ForgetTenantResponse."""
@@ -2126,10 +2135,11 @@ class ListTenantsResponse(_message.Message):
         *,
         tenants: _abc.Iterable[Global___Tenant] | None = ...,
         incomplete_versions: _abc.Iterable[_builtins.int] | None = ...,
+        next_after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete_versions", b"incomplete_versions", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete_versions", b"incomplete_versions", "next_after", b"next_after", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

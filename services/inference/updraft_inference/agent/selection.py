@@ -2,7 +2,8 @@
 
 The choice depends on the trace id, on what the sender permits, and on a probability. The evaluation slice is a uniform sample
 by hash, independent of the traffic and of how well the draft does, so it estimates what users get. The trainer never trains on
-it. A request that may not be trained on has a payload only if it is in that slice, so that it stays a uniform sample.
+it. A request whose sender forbids training has a payload only if it is in that slice, so that it stays a uniform sample. Where
+the pod's own setting forbids training, there is no slice.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ class Refusal(StrEnum):
     OPTED_OUT = "opted_out"
     NOT_OPTED_IN = "not_opted_in"
     NOT_ASKED = "not_asked"
-    NO_SALT = "tenant_unknown"
+    NO_SALT = "no_salt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> Capture
     return CapturePlan(
         trace_id=trace_id,
         is_captured=True,
-        is_evaluation=_uniform(b"evaluation", trace_id) < rates.evaluation_fraction,
+        is_evaluation=rates.permissions.train and _uniform(b"evaluation", trace_id) < rates.evaluation_fraction,
         is_constrained=terms.is_constrained,
         permissions=permissions,
         domain=terms.domain,

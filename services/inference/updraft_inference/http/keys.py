@@ -16,13 +16,14 @@ from updraft_chassis.credentials import AUTHORIZATION, SCHEME, ReloadingFile, ch
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_inference.http.errors import ApiError
 from updraft_tap.http.holders import Holder, parse_line
-from updraft_tap.http.terms import tenant_digest
+from updraft_tap.http.terms import UnknownTermsError, tenant_named
 
 MIN_KEY_CHARACTERS = 16
 """Shorter keys can be guessed; `openssl rand -hex 32` makes 64 characters."""
 
 
-_NOBODY = Holder("")
+_NOBODY = Holder("", is_gateway=True)
+"""No key is required, so a header may name the tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Client:
 class Keys:
     """Admits requests by their key. `max_at_once` limits concurrent requests per key, counting each choice; 0: no limit.
 
-    A header may name the tenant of a request instead of its key; empty: none does.
+    `tenant_header` names the tenant of requests without a key or with a gateway's; empty: no header does.
     """
 
     def __init__(self, file: Path | None = None, *, max_at_once: int = 0, tenant_header: str = "") -> None:
@@ -56,9 +57,10 @@ class Keys:
         """Count the request for the duration of the block, as one until the client reserves more.
 
         Raises ApiError 401 without a known key, Exhausted while the key has too many requests, and InvalidInput if it
-        asks for more than the limit.
+        asks for more than the limit or has an invalid header with the tenant.
         """
-        key = self._known(headers.get(AUTHORIZATION, ""))
+        key, holder = self._known(headers.get(AUTHORIZATION, ""))
+        tenant = holder.tenant_of(self._named(headers))
         num_held = 0
 
         def reserve(num: int) -> None:
@@ -70,9 +72,6 @@ class Keys:
 
         try:
             reserve(1)
-            holder = self._holder(key)
-            named = headers.get(self._tenant_header, "").strip() if self._tenant_header else ""
-            tenant = tenant_digest(named.encode("latin-1")) if named else holder.tenant
             yield Client("" if key is None else key.hex(), reserve, tenant, holder.words)
         finally:
             if key is not None:
@@ -89,22 +88,29 @@ class Keys:
         if num + others > most:
             raise Exhausted(f"This API key already has {others} of at most {most} concurrent requests")
 
-    def _holder(self, key: bytes | None) -> Holder:
-        return _NOBODY if key is None or self._holders is None else self._holders.get().get(key, _NOBODY)
+    def _named(self, headers: Mapping[str, str]) -> str:
+        """The tenant in the header; "" for none. Headers of a request may have several items with one name."""
+        try:
+            return tenant_named(
+                [value.encode("latin-1") for name, value in headers.items() if name == self._tenant_header]
+            )
+        except UnknownTermsError as error:
+            raise InvalidInput(str(error)) from None
 
-    def _known(self, authorization: str) -> bytes | None:
-        """The digest of the key that was sent; None if no key is required."""
+    def _known(self, authorization: str) -> tuple[bytes | None, Holder]:
+        """The digest of the key that was sent, None if no key is required, and whose it is."""
         if self._holders is None:
-            return None
+            return None, _NOBODY
+        holders = self._holders.get()
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != SCHEME.lower() or not key.strip():
             message = "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`"
             raise ApiError(401, message, code="invalid_api_key")
         digest = _digest(key.strip())
         # No early exit, so that the time does not depend on which key it is.
-        if not any([hmac.compare_digest(digest, known) for known in self._holders.get()]):  # noqa: C419 - a list: see above
+        if not any([hmac.compare_digest(digest, known) for known in holders]):  # noqa: C419 - a list: see above
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
-        return digest
+        return digest, holders[digest]
 
 
 def _digest(key: str) -> bytes:
@@ -113,7 +119,7 @@ def _digest(key: str) -> bytes:
 
 def _read(file: Path) -> Mapping[bytes, Holder]:
     """Holders by the digests of their keys. Raises InvalidInput that names the line, never its content."""
-    holders = {}
+    holders: dict[bytes, Holder] = {}
     for number, line in enumerate(read_text(file, "API keys").splitlines(), start=1):
         text = line.strip()
         if text and not text.startswith("#"):
@@ -126,7 +132,8 @@ def _read(file: Path) -> Mapping[bytes, Holder]:
                 raise InvalidInput(
                     f"the key in {where} has {len(key)} characters, expected {MIN_KEY_CHARACTERS} or more"
                 )
-            holders[_digest(key)] = holder
+            if holders.setdefault(_digest(key), holder) is not holder:
+                raise InvalidInput(f"the key in {where} is also in an earlier line")
     if not holders:
         raise InvalidInput(f"the API keys file {file} contains no key, so no request could be authorized")
     return holders

@@ -152,7 +152,8 @@ class _Agent:
             self._fleet.state.count(ended.counted, plan)
         if self._capture is None:
             return
-        if ended.finished is None:
+        if ended.finished is None or not (ended.terms.may_train or plan.params.payload):
+            # A plugin chooses requests before anyone knows which ones are held out; nothing of the others may be stored.
             self._capture.count(ended.counted, plan)
         else:
             self._capture.offer(_planned(ended, plan), plan)

@@ -44,7 +44,8 @@ def current() -> Terms | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant; b"": the API key does.
+    """Without `keys`, everyone is admitted. `tenant_header`, in lower case, names the tenant of requests without a key or with
+    a gateway's; b"": no header does.
 
     `own` is the secret in OWN of the server's requests to itself, and `admin` gives the key by which its agent swaps drafts:
     such requests need no other key. "": there are none.
@@ -115,7 +116,7 @@ class Door:
 
 def _of_holder(terms: Terms, holder: Holder) -> Terms:
     """The terms of a request with that holder's key."""
-    return replace(terms.with_words(holder.words), tenant=terms.tenant or holder.tenant)
+    return replace(terms.with_words(holder.words), tenant=holder.tenant_of(terms.tenant))
 
 
 _PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")

@@ -5,7 +5,8 @@
     NAME KEY WORDS
 
 NAME is the tenant, and several keys may have the same one. A key without a name is a tenant of its own. WORDS are those of
-X-Updraft-Capture, separated by commas. They hold for every request with the key, which can only permit less.
+X-Updraft-Capture, separated by commas. They hold for every request with the key, which can only permit less. The word
+`gateway` is for the key of a gateway, which may name the tenant of each request in a header.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ EXPECTED = "expected KEY, NAME KEY, or NAME KEY WORDS"
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,126}[A-Za-z0-9])?")
 _ID_CHARS = 12
+_GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,12 @@ class Holder:
 
     tenant: str
     words: frozenset[str] = frozenset()
+    is_gateway: bool = False
+    """A header may name the tenant of its requests instead."""
+
+    def tenant_of(self, named: str) -> str:
+        """The tenant of a request in whose header `named` is; "" if it has none."""
+        return named if named and self.is_gateway else self.tenant
 
 
 def parse_line(line: str) -> tuple[str, Holder]:
@@ -33,10 +41,17 @@ def parse_line(line: str) -> tuple[str, Holder]:
     name, key, words = _parts(line.split())
     if name and not _NAME.fullmatch(name):
         raise ValueError("has no valid name of a tenant: expected up to 128 letters, digits, '.', '_', '@' and '-'")
+    every = {word.strip().lower() for word in words.split(",")}
     try:
-        return key, Holder(tenant_digest((name or name_of_key(key)).encode()), capture_words(words))
+        tenant, permitted = (
+            tenant_digest((name or name_of_key(key)).encode()),
+            capture_words(",".join(every - {_GATEWAY})),
+        )
     except UnknownTermsError:  # its message repeats a word, which may be a key
-        raise ValueError("has an unknown word after its key: expected on, off, no-train or no-retain") from None
+        raise ValueError(
+            "has an unknown word after its key: expected on, off, no-train, no-retain or gateway"
+        ) from None
+    return key, Holder(tenant, permitted, is_gateway=_GATEWAY in every)
 
 
 def name_of_key(key: str) -> str:

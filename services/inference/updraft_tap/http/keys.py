@@ -124,7 +124,7 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 
 def _read(file: Path) -> Mapping[bytes, Holder]:
     """Holders by the digests of their keys. Raises KeysError."""
-    holders = {}
+    holders: dict[bytes, Holder] = {}
     for number, line in enumerate(_text(file).splitlines(), start=1):
         text = line.strip()
         if text and not text.startswith("#"):
@@ -134,7 +134,8 @@ def _read(file: Path) -> Mapping[bytes, Holder]:
             except ValueError as error:
                 raise KeysError(f"{where} {error}") from None
             _check_key(key, where)
-            holders[_digest(key)] = holder
+            if holders.setdefault(_digest(key), holder) is not holder:
+                raise KeysError(f"the key in {where} is also in an earlier line")
     if not holders:
         raise KeysError(f"the API keys file {file} contains no key, so no request could be authorized")
     return holders

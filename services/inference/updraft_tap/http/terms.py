@@ -6,7 +6,7 @@ captured.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ OPT_OUT = "updraft_capture"
 """The extra argument by which a client itself may say what CAPTURE says, for clients that cannot set headers."""
 
 MAX_DOMAIN_CHARS = 64
+MAX_TENANT_CHARS = 256
+"""In the name of a tenant, as in `updraft_chassis.tenants.hashes`."""
 _BEARER = "bearer"
 OPT_IN, NO_TRAIN = "on", "no-train"
 _REFUSE = frozenset({"off", "no-retain"})
@@ -54,19 +56,19 @@ NOT_ASKED = Terms(permitted=False)
 
 
 class UnknownTermsError(Exception):
-    """An invalid header. The message is for the client."""
+    """An invalid or repeated header. The message is for the client."""
 
 
 def read_terms(headers: Headers, tenant_header: bytes = b"") -> Terms:
     """The terms of a request; `tenant_header`, in lower case, names its tenant (b"": no header does).
 
-    Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored.
+    Raises UnknownTermsError for a word in CAPTURE that does not exist, because a misspelt one must not be ignored, and for a
+    tenant that `tenant_named` refuses.
     """
     pairs = list(headers)
-    tenant = first(pairs, tenant_header).strip() if tenant_header else b""
     terms = Terms(
         domain=label(first(pairs, DOMAIN)[: 4 * MAX_DOMAIN_CHARS].decode("utf-8", "replace")),
-        tenant=tenant_digest(tenant) if tenant else "",
+        tenant=tenant_named([value for name, value in pairs if name == tenant_header]) if tenant_header else "",
     )
     return terms.with_words(
         capture_words(b",".join(value for name, value in pairs if name == CAPTURE).decode("latin-1"))
@@ -81,9 +83,28 @@ def capture_words(header: str) -> frozenset[str]:
     return words
 
 
+def tenant_named(values: Sequence[bytes]) -> str:
+    """The digest of the tenant that a header with these values names; "" for none.
+
+    Raises UnknownTermsError for several headers, because a gateway may have added one to a client's, and for an invalid name.
+    """
+    if len(values) > 1:
+        raise UnknownTermsError(f"expected one header with the tenant, got {len(values)}")
+    return tenant_digest(values[0]) if values and values[0].strip() else ""
+
+
 def tenant_digest(name: bytes) -> str:
-    """The SHA-256 of a tenant's name, without spaces around it: what the processes of one pod tell each other of a tenant."""
-    return hashlib.sha256(name.strip()).hexdigest()
+    """The SHA-256 of a tenant's name, without ASCII spaces around it: the processes of a pod tell each other this of a tenant.
+
+    Raises UnknownTermsError for a name that the registry would not take either, so that nobody could have it forgotten.
+    """
+    try:
+        text = name.strip().decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not 0 < len(text) <= MAX_TENANT_CHARS or not text.isprintable():
+        raise UnknownTermsError(f"the name of a tenant is 1 to {MAX_TENANT_CHARS} printable characters in UTF-8")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def api_key(headers: Headers) -> str:

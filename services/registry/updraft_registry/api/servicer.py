@@ -148,14 +148,16 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         tenant = await call(tenants.asked, self._archive, name, request)
         if not tenant:
             raise InvalidInput("a request to forget a tenant must name one")
-        await self._control.change(name, self._archive.forget, name, tenant, now_ms=self._control.now_ms())
+        order_ms = tenants.order_ms(self._control.now_ms(), await self._forgotten_ms(name))
+        await self._control.change(name, self._archive.forget, name, tenant, now_ms=order_ms)
         found = await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
         return pb.ForgetTenantResponse(tenant=found.tenants[0], incomplete_versions=found.incomplete_versions)
 
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Context) -> pb.ListTenantsResponse:
         name, call = check_name(request.speculator), self._control.call
         tenant = await call(tenants.asked, self._archive, name, request)
-        return await call(tenants.known, self._archive, name, tenant, await self._forgotten_ms(name))
+        done_ms = await self._forgotten_ms(name)
+        return await call(tenants.known, self._archive, name, tenant, done_ms, after=request.after)
 
     async def ListForgotten(self, request: pb.ListForgottenRequest, context: Context) -> pb.ListForgottenResponse:
         record = await self._control.call(self._archive.catalogue.tenants.record, check_name(request.speculator))

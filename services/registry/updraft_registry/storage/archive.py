@@ -6,7 +6,6 @@ the catalogue lists the stale ones. So a lost catalogue can be rebuilt with phas
 versions stay rejected.
 """
 
-import fcntl
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,6 +28,7 @@ from updraft_registry.storage.documents import (
     speculator_document,
     version_document,
 )
+from updraft_registry.storage.lock import locked, unusable
 from updraft_registry.storage.stores.folder import FolderStore
 from updraft_registry.storage.stores.port import Store, Upload
 from updraft_rollouts.policy import RolloutPolicy
@@ -62,6 +62,10 @@ class Archive:
         self.store = store
         self.max_draft_bytes = max_draft_bytes
         self._has_unreadable_documents = False
+        self._unreadable: set[str] = set()
+        """Speculators whose own document cannot be read. It is not overwritten, because nothing else may have their salt."""
+        self._saltless: set[str] = set()
+        """Speculators for which the log says that they have no salt."""
         self.catalogue = catalogue
 
     def recover(self, now_ms: int) -> Recovered:
@@ -155,16 +159,32 @@ class Archive:
         self.write_stale_documents()
 
     def tenant_salt(self, name: str) -> bytes:
-        """The salt for hashes of tenants; empty if a full disk has no room for it, or if there are too many speculators."""
-        with suppress(Exhausted):
-            return self.catalogue.tenants.salt(name)
-        return b""
+        """The salt for hashes of tenants; empty if a full disk has no room for it, if there are too many speculators, or if
+        the former one is in a document that cannot be read."""
+        try:
+            return self.salt(name)
+        except (Exhausted, Conflict) as error:
+            if name not in self._saltless:
+                self._saltless.add(name)
+                facts = {"speculator": name, "error": str(error)}
+                logger.warning("Requests of tenants are not captured, because there is no salt for them", extra=facts)
+            return b""
+
+    def salt(self, name: str) -> bytes:
+        """The salt for hashes of tenants. Exhausted or Conflict if there is none and none can be made."""
+        if name in self._unreadable:
+            raise Conflict(
+                f"the document of {name} in the store cannot be read, and its salt for tenants may be only there: repair the "
+                "document, or delete it to give up older hashes, and restart the registry"
+            )
+        return self.catalogue.tenants.salt(name)
 
     def forget(self, name: str, tenant: int, now_ms: int) -> None:
-        """Order a tenant to be forgotten. NotFound for a speculator that no pod has connected for and nothing is known of."""
+        """Order a tenant to be forgotten. NotFound for a speculator that no pod has connected for and nothing is known of,
+        Exhausted or Conflict if it has no salt and gets none."""
         if not self.catalogue.tenants.record(name).salt:
             self.require(name)
-            self.catalogue.tenants.salt(name)
+            self.salt(name)
         self.catalogue.forget(name, tenant, now_ms)
         self.write_stale_documents()
 
@@ -216,7 +236,8 @@ class Archive:
 
     def write_stale_documents(self) -> None:
         """Write the stale documents. One that cannot be written now stays stale."""
-        due = self.catalogue.stale_documents()
+        stale = self.catalogue.stale_documents()
+        due = [key for key in stale if key[1] != SPECULATOR or key[0] not in self._unreadable]
         written = []
         try:
             for name, number in due:
@@ -286,13 +307,24 @@ class Archive:
             try:
                 if number != SPECULATOR:
                     added += self._add_version(name, number, stored)
-                elif name not in known:
-                    self.catalogue.restore(*read_speculator(self.store.read_document(name, SPECULATOR), name))
+                else:
+                    self._add_speculator(name, is_known=name in known)
             except InvalidInput as error:
                 self._has_unreadable_documents = True
+                self._unreadable |= {name} if number == SPECULATOR else set()
                 logger.warning("Document ignored", extra={"speculator": name, "version": number, "error": str(error)})
         self.catalogue.mark_stale(self.catalogue.documents() - set(documents))
         return added
+
+    def _add_speculator(self, name: str, *, is_known: bool) -> None:
+        """A known one without a salt may have it in a document that could not be read before."""
+        if is_known and self.catalogue.tenants.record(name).salt:
+            return
+        desired, history, tenants = read_speculator(self.store.read_document(name, SPECULATOR), name)
+        if not is_known:
+            self.catalogue.restore(desired, history, tenants)
+        elif tenants.salt:
+            self.catalogue.restore_tenants(name, tenants)
 
     def _add_version(self, name: str, number: int, stored: frozenset[str]) -> bool:
         if self.catalogue.has(name, number):
@@ -337,31 +369,9 @@ def open_archive(
         try:
             blobs = store(folder)
         except OSError as error:
-            raise _unusable(folder, error) from error
+            raise unusable(folder, error) from error
         with closing(Catalogue(folder / CATALOGUE, defaults=defaults)) as catalogue:
             yield Archive(blobs, catalogue, max_draft_bytes=max_draft_bytes)
-
-
-def _unusable(folder: Path, error: OSError) -> InvalidInput:
-    return InvalidInput(f"cannot use {folder} ({error.strerror}); set UPDRAFT_REGISTRY_DATA_DIR to a folder")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder, because two registries would delete each other's uploads. The kernel releases the lock."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise _unusable(folder, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"another registry uses {folder}; stop it or set another UPDRAFT_REGISTRY_DATA_DIR"
-            ) from None
-        yield
 
 
 def _no_room(size_bytes: int, free_bytes: int, evictable: Collection[int], *, shares_disk: bool) -> str:

@@ -175,18 +175,25 @@ class Catalogue:
             self._add_history(name, history or {0: published(version)})
 
     def restore(self, desired: registry_pb2.SpeculatorState, history: History, tenants: TenantRecord) -> None:
-        """Restore the desired state of a speculator, with its history and its tenants."""
-        self._set(
-            desired.speculator,
-            history,
-            policy=desired.policy.SerializeToString(),
-            pinned=desired.pinned if desired.HasField("pinned") else None,
-            pin_reason=desired.pin_reason,
-            is_paused=desired.paused,
-            pause_reason=desired.pause_reason,
-        )
+        """Restore the desired state of a speculator, with its history and its tenants: all of it or nothing, because a start
+        that finds the speculator here does not read its document again."""
         with self._transaction():
+            self._assign(
+                desired.speculator,
+                history,
+                policy=desired.policy.SerializeToString(),
+                pinned=desired.pinned if desired.HasField("pinned") else None,
+                pin_reason=desired.pin_reason,
+                is_paused=desired.paused,
+                pause_reason=desired.pause_reason,
+            )
             self.tenants.restore(desired.speculator, tenants)
+
+    def restore_tenants(self, name: str, tenants: TenantRecord) -> None:
+        """Restore the tenants of a speculator that is known."""
+        with self._transaction():
+            self.tenants.restore(name, tenants)
+            self._mark_stale(name, NO_DRAFT)
 
     def forget(self, name: str, tenant: int, now_ms: int) -> None:
         """Order a tenant of a speculator, which may be new, to be forgotten. Exhausted if there are too many."""
@@ -262,15 +269,19 @@ class Catalogue:
 
     def _set(self, name: str, history: History, **columns: object) -> None:
         """Change the desired state of a speculator, which may be new."""
-        assignments = ", ".join(f"{column} = ?" for column in columns)
         with self._transaction():
-            self._ensure_speculator(name)
-            self._database.execute(
-                f"UPDATE speculators SET {assignments} WHERE name = ?",  # noqa: S608 - columns are named in this file
-                (*columns.values(), name),
-            )
-            self._add_history(name, history)
-            self._mark_stale(name, NO_DRAFT)
+            self._assign(name, history, **columns)
+
+    def _assign(self, name: str, history: History, **columns: object) -> None:
+        """The same within a transaction."""
+        assignments = ", ".join(f"{column} = ?" for column in columns)
+        self._ensure_speculator(name)
+        self._database.execute(
+            f"UPDATE speculators SET {assignments} WHERE name = ?",  # noqa: S608 - columns are named in this file
+            (*columns.values(), name),
+        )
+        self._add_history(name, history)
+        self._mark_stale(name, NO_DRAFT)
 
     def _ensure_speculator(self, name: str) -> None:
         self._database.execute("INSERT OR IGNORE INTO speculators (name) VALUES (?)", (name,))

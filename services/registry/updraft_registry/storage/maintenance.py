@@ -22,7 +22,7 @@ from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_registry.settings import RegistrySettings
-from updraft_registry.storage.archive import CATALOGUE, Archive, locked
+from updraft_registry.storage.archive import CATALOGUE, Archive
 from updraft_registry.storage.catalogue import Catalogue
 from updraft_registry.storage.fsck import (
     Finding,
@@ -34,6 +34,7 @@ from updraft_registry.storage.fsck import (
     repair,
     versions,
 )
+from updraft_registry.storage.lock import locked
 from updraft_registry.storage.stores.choice import store_of
 from updraft_registry.storage.stores.port import Store
 

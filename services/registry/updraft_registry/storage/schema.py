@@ -76,7 +76,7 @@ MIGRATIONS = (
     ALTER TABLE speculators DROP COLUMN target_fingerprint;
     ALTER TABLE speculators DROP COLUMN draft_vocabulary_fingerprint;
     """,
-    # Of speculators that the catalogue need not know yet: a pod may capture before there is a version.
+    # The catalogue need not know the speculator of a salt yet: a pod may capture before there is a version.
     """
     CREATE TABLE salts (speculator TEXT PRIMARY KEY, salt BLOB NOT NULL) STRICT;
     CREATE TABLE forgotten (
@@ -85,6 +85,9 @@ MIGRATIONS = (
         at_ms INTEGER NOT NULL,
         PRIMARY KEY (speculator, tenant)
     ) STRICT;
+    -- Nobody knows the tenants of earlier versions. Protobuf merges these bytes: provenance {has_more_tenants: true}.
+    UPDATE versions SET manifest = CAST(manifest || x'5A025801' AS BLOB);
+    INSERT OR IGNORE INTO due SELECT speculator, number FROM versions;
     """,
 )
 """Released migrations are never edited; new ones are appended."""

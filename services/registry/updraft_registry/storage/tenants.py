@@ -4,7 +4,6 @@ A salt is made when the first pod of a speculator connects, and never changes: w
 in older traces and versions. Orders are kept for good, because a trainer may return years later with an old volume.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,10 +11,8 @@ from updraft_chassis.errors import Exhausted
 from updraft_chassis.tenants import hashes
 from updraft_registry.storage.database import Database
 
-logger = logging.getLogger(__name__)
-
 MAX_SALTS = 10_000
-"""A pod chooses its speculator's name, so their number has a limit."""
+"""A pod chooses its speculator's name, so the number of those that only pods have named has a limit."""
 
 MAX_FORGOTTEN = 50_000
 """Orders of a speculator. They fit into one message."""
@@ -38,9 +35,9 @@ class Tenants:
         """Cache, because every decision reads one."""
 
     def salt(self, name: str) -> bytes:
-        """The salt of a speculator, made if there is none; empty if there are too many speculators.
+        """The salt of a speculator, made if there is none.
 
-        Exhausted if it cannot be written.
+        Exhausted if it cannot be written, or if there are too many speculators that only pods have named.
         """
         if name not in self._salts:
             row = self._database.row("SELECT salt FROM salts WHERE speculator = ?", name)
@@ -49,10 +46,11 @@ class Tenants:
 
     def record(self, name: str) -> TenantRecord:
         salt = self._database.row("SELECT salt FROM salts WHERE speculator = ?", name)
+        return TenantRecord(salt=salt["salt"] if salt else b"", forgotten=self._orders(name))
+
+    def _orders(self, name: str) -> dict[int, int]:
         orders = self._database.rows("SELECT * FROM forgotten WHERE speculator = ? ORDER BY at_ms, tenant", name)
-        return TenantRecord(
-            salt=salt["salt"] if salt else b"", forgotten={hashes.parse(row["tenant"]): row["at_ms"] for row in orders}
-        )
+        return {hashes.parse(row["tenant"]): row["at_ms"] for row in orders}
 
     def last_ms(self, name: str) -> int:
         """When the last order was given; 0: none was."""
@@ -64,7 +62,7 @@ class Tenants:
 
         Exhausted if there are too many.
         """
-        before = self.record(name).forgotten
+        before = self._orders(name)
         if tenant not in before and len(before) >= MAX_FORGOTTEN:
             raise Exhausted(f"{name} has {MAX_FORGOTTEN} forgotten tenants, which is the limit")
         at_ms = max(now_ms, max(before.values(), default=0) + 1)
@@ -83,10 +81,12 @@ class Tenants:
         self._database.execute_many("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?)", rows)
 
     def _new_salt(self, name: str) -> bytes:
-        (num_salts,) = self._database.row("SELECT count(*) FROM salts") or (0,)
-        if num_salts >= MAX_SALTS:
-            logger.warning("Requests of tenants are not captured: too many speculators", extra={"speculator": name})
-            return b""
+        others = "SELECT count(*) FROM salts WHERE speculator NOT IN (SELECT name FROM speculators)"
+        (num_others,) = self._database.row(others) or (0,)
+        if num_others >= MAX_SALTS and not self._database.row("SELECT 1 FROM speculators WHERE name = ?", name):
+            raise Exhausted(
+                f"{num_others} speculators without a version have a salt for tenants, which is the limit: {name} gets none"
+            )
         salt = hashes.new_salt()
         with self._database.transaction():
             self._database.execute("INSERT INTO salts VALUES (?, ?)", (name, salt))

@@ -153,6 +153,13 @@ def test_a_request_that_may_not_be_trained_on_has_a_payload_only_if_it_is_held_o
         assert [p.is_evaluation for p in plans] == [plan(rates, trace_id).is_evaluation for trace_id in IDS]
 
 
+def test_where_the_pod_forbids_training_nothing_has_a_payload() -> None:
+    rates = CaptureRates(evaluation_fraction=1, permissions=Permissions(train=False))
+
+    for found in (plan(rates, IDS[0]), plan_of_chosen(rates, IDS[0], probability=1.0)):
+        assert (found.is_captured, found.is_evaluation, found.params.payload) == (True, False, False)
+
+
 def test_where_senders_opt_in_all_others_are_not_captured() -> None:
     rates = CaptureRates(needs_opt_in=True)
 

@@ -2,18 +2,25 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
-from tests.support.tap_plugin import hello
-from tests.support.wait import until
+from tests.support.tap_plugin import finished, hello
+from tests.support.wait import LONG_S, until
 
+from updraft.trace.v1 import trace_pb2
+from updraft_draft import tensors
 from updraft_inference import pod
+from updraft_inference.agent.capture import Capture, Sink
+from updraft_inference.agent.selection import CaptureRates
+from updraft_inference.agent.trace import Origin
 from updraft_inference.metrics import Metrics
 from updraft_inference.settings import InferenceSettings
 from updraft_inference.sidecar import composition
+from updraft_inference.sidecar.assembly import PATIENCE_S, Assembler
 from updraft_inference.sidecar.attached import Known
 from updraft_inference.sidecar.hello import Hello
 from updraft_inference.tap.server_kind import VLLM
@@ -56,6 +63,50 @@ async def test_the_plugin_of_a_server_that_still_starts_is_not_missed(
         watching.cancel()
 
     assert num_looks == 3
+
+
+@pytest.mark.parametrize(("fraction", "num_traces"), [(0.0, 0), (1.0, 1)])
+async def test_a_request_that_may_not_be_trained_on_leaves_no_text_unless_it_is_held_out(
+    short_tmp_path: Path, fraction: float, num_traces: int
+) -> None:
+    agent, clock = beside_a_server(short_tmp_path)
+    stream, metrics = Stream(), Metrics(CollectorRegistry())
+    origin = Origin(
+        speculator="s", pod="p", engine="vllm", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
+    )
+    agent._capture = capture = Capture(
+        CaptureRates(evaluation_fraction=fraction),
+        Sink(stream=stream, origin=origin, encode=partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)),
+        max_entries=9,
+        max_bytes=1 << 20,
+        metrics=metrics,
+        clock=clock,
+    )
+    assembler = Assembler(max_bytes=1 << 20)
+    told = [*assembler.take(*finished("a", 4, 3, train=False), 0.0), *assembler.due(PATIENCE_S)]
+    assert len(told) == 1
+    for ended in told:
+        agent._take(ended)
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(capture.run())
+        await capture.flush(LONG_S)
+        sending.cancel()
+
+    assert len(stream.entries) == num_traces, capture.counters
+
+
+class Stream:
+    """Keeps what it is given."""
+
+    max_entry_bytes = 1 << 20
+
+    def __init__(self) -> None:
+        self.entries: list[bytes] = []
+
+    async def append(self, trace_id: bytes, entry: bytes) -> int:
+        del trace_id
+        self.entries.append(entry)
+        return 0
 
 
 def beside_a_server(folder: Path) -> tuple[composition._Agent, ManualClock]:

@@ -251,6 +251,32 @@ def test_a_document_that_is_rubbish_is_ignored(opened: Opened, rubbish: bytes) -
     assert opened.phases() == {1: Phase.PENDING}
 
 
+def test_a_speculators_document_that_cannot_be_read_is_kept_with_its_salt_until_it_is_repaired(opened: Opened) -> None:
+    opened.publish(draft(1))
+    opened.archive.forget("default", 7, NOW_MS)
+    before = opened.archive.catalogue.tenants.record("default")
+    document = opened.folder / "versions" / "default" / "0.json"
+    good = document.read_bytes()
+    for _ in range(2):  # the second start knows the speculator from its version
+        opened.close()
+        (opened.folder / "catalogue.sqlite3").unlink(missing_ok=True) if document.read_bytes() == good else None
+        document.write_bytes(good.replace(b'"0000000000000007"', b'"acme"'))
+        opened.reopen()
+        opened.archive.pause("default", "lunch", is_paused=True, now_ms=NOW_MS)
+        assert opened.archive.tenant_salt("default") == b""
+        with pytest.raises(Conflict, match="cannot be read, and its salt for tenants may be only there: repair"):
+            opened.archive.forget("default", 8, NOW_MS)
+        assert b'"acme"' in document.read_bytes(), "it is not overwritten"
+
+    opened.close()
+    document.write_bytes(good)
+    opened.reopen()
+    assert opened.archive.catalogue.tenants.record("default") == before
+    assert opened.archive.tenant_salt("default") == before.salt != b""
+    assert opened.archive.catalogue.speculator("default").desired.is_paused
+    assert b'"paused": true' in document.read_bytes()
+
+
 def test_a_document_that_repeats_the_content_of_another_is_ignored(opened: Opened) -> None:
     opened.publish(draft(1))
     opened.close()

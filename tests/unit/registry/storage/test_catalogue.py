@@ -224,6 +224,26 @@ def test_a_file_of_the_first_registry_is_migrated_and_owes_all_its_documents(pat
         assert [version.phase for version in catalogue.speculator("default").versions] == [Phase.STABLE]
 
 
+def test_versions_from_before_tenants_were_known_are_incomplete_and_otherwise_as_they_were(path: Path) -> None:
+    before = draft(1).manifest(provenance=registry_pb2.Provenance(samples=7))
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("".join(MIGRATIONS[:-1]))
+        db.execute("INSERT INTO speculators (name) VALUES ('default')")
+        db.execute(
+            "INSERT INTO versions (speculator, number, digest, tensors_digest, manifest, phase, reason, published_ms, "
+            "since_ms, is_retained) VALUES ('default', 1, ?, 't', ?, 'Stable', 'won', 1, 1, 0)",
+            (draft(1).digest, before.SerializeToString()),
+        )
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+        db.commit()
+    with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:
+        _, after = catalogue.version("default", 1)
+        assert after.provenance == registry_pb2.Provenance(samples=7, has_more_tenants=True)
+        after.provenance.has_more_tenants = False
+        assert after == before
+        assert ("default", 1) in catalogue.stale_documents()
+
+
 def test_a_policy_that_cannot_be_followed_any_more_leaves_everything_to_a_person(path: Path) -> None:
     document = registry_pb2.RolloutPolicy(progress_deadline_seconds=300)
     with closing(Catalogue(path, defaults=DEFAULTS)) as catalogue:

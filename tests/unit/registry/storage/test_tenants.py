@@ -1,5 +1,6 @@
 """Salts and orders to forget: kept, in order, and restored from documents."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from tests.support.checkpoints import draft
 from tests.support.versions import NOW_MS
 
+from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import Exhausted
 from updraft_registry.messages import wire
 from updraft_registry.storage import tenants
@@ -42,9 +44,13 @@ def test_a_salt_is_made_once_per_speculator_and_outlives_the_process(catalogue: 
 def test_so_many_speculators_get_a_salt_and_no_more(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenants, "MAX_SALTS", 2)
 
-    salts = [catalogue.tenants.salt(name) for name in ("a", "b", "c")]
+    for name in ("a", "b"):
+        assert len(catalogue.tenants.salt(name)) == 32
+    with pytest.raises(Exhausted, match=r"2 speculators without a version .* c gets none"):
+        catalogue.tenants.salt("c")
 
-    assert [len(salt) for salt in salts] == [32, 32, 0]
+    catalogue.pause("default", is_paused=True, reason="", now_ms=NOW_MS)
+    assert len(catalogue.tenants.salt("default")) == 32, "names that pods made up take nothing from a known one"
 
 
 def test_orders_have_times_that_ascend_whatever_the_clock_does(catalogue: Catalogue) -> None:
@@ -91,6 +97,21 @@ def test_a_salt_of_a_known_speculator_is_written_into_its_document(catalogue: Ca
     catalogue.tenants.salt("default")
 
     assert catalogue.stale_documents() == [("default", 0)]
+
+
+def test_a_restore_that_fails_halfway_can_be_repeated(catalogue: Catalogue, path: Path) -> None:
+    record = TenantRecord(salt=bytes(32), forgotten={ACME: NOW_MS})
+    desired = registry_pb2.SpeculatorState(speculator="default", paused=True)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON salts BEGIN SELECT RAISE(ABORT, 'halfway'); END")
+        with pytest.raises(sqlite3.IntegrityError, match="halfway"):
+            catalogue.restore(desired, {}, record)
+        assert catalogue.names() == (), "the next start takes it for unknown, and reads its document again"
+        other.execute("DROP TRIGGER full")
+
+    catalogue.restore(desired, {}, record)
+    assert catalogue.tenants.record("default") == record
+    assert catalogue.names() == ("default",)
 
 
 def test_what_a_document_says_is_restored(catalogue: Catalogue) -> None:

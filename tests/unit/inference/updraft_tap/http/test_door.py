@@ -147,20 +147,29 @@ async def test_what_the_sender_says_is_there_in_every_task_of_its_request_and_no
     assert door.current() is None
 
 
-async def test_the_tenant_is_the_keys_unless_a_header_that_is_configured_names_it(tmp_path: Path) -> None:
+async def test_the_tenant_is_the_keys_unless_the_header_of_a_gateway_names_it(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"acme {ONE}\nrival {OTHER} no-train,on\n")
+    file.write_text(f"acme {ONE} gateway\nrival {OTHER} no-train,on\n")
     bearer = [(b"authorization", f"Bearer {key}".encode()) for key in (ONE, OTHER)]
     by_key, by_header = Server(Rules(keys=Keys(file))), Server(Rules(keys=Keys(file), tenant_header=b"x-team"))
     for server in (by_key, by_header):
         await server.ask([bearer[0], (b"x-team", b"other")])
-        await server.ask([bearer[1]])
+        await server.ask([bearer[1], (b"x-team", b"acme")])
 
     acme, rival, other = (tenant_digest(name) for name in (b"acme", b"rival", b"other"))
     of_rival = Terms(tenant=rival, train=False, opted_in=True)
     assert by_key.terms == [Terms(tenant=acme), of_rival]
     assert by_header.terms == [Terms(tenant=other), of_rival]
     assert door.current() is None
+
+
+async def test_two_headers_with_a_tenant_get_status_400() -> None:
+    server = Server(Rules(tenant_header=b"x-team"))
+    start, _ = await server.ask([(b"x-team", b"acme"), (b"x-team", b"rival")])
+    await server.ask([(b"x-team", b"acme")])
+
+    assert start["status"] == 400
+    assert server.terms == [Terms(tenant=tenant_digest(b"acme"))]
 
 
 async def test_concurrent_requests_keep_their_own_terms() -> None:

@@ -6,11 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import Headers
 
 from updraft_chassis.errors import Exhausted, InvalidInput
 from updraft_chassis.tenants import hashes
 from updraft_inference.http import keys as embedded
 from updraft_inference.http.errors import ApiError, api_error
+from updraft_tap.http.holders import name_of_key
 from updraft_tap.http.keys import Keys, KeysError, RefusedRequestError
 
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
@@ -86,14 +88,43 @@ def test_keys_of_one_name_are_of_one_tenant_with_places_of_their_own(tmp_path: P
         assert refusal(keys, OTHER) is None
 
 
-def test_a_header_names_the_tenant_of_the_embedded_engine_only_where_it_is_configured(file: Path) -> None:
-    headers = {"authorization": f"Bearer {ONE}", "x-team": "acme"}
-    with embedded.Keys(file, tenant_header="X-Team").admitted(headers) as client:
-        assert client.tenant == hashes.digest("acme")
-    with embedded.Keys(file).admitted(headers) as client:
-        assert client.tenant == Keys(file).holder(ONE).tenant
-    with embedded.Keys(tenant_header="X-Team").admitted({"x-team": "acme"}) as client:
-        assert client.tenant == hashes.digest("acme")
+@pytest.mark.parametrize(
+    ("line", "header", "tenant"),
+    [
+        (f"gate {ONE} gateway", "X-Team", "acme"),
+        (f"gate {ONE} off,GATEWAY", "X-Team", "acme"),
+        (f"gate {ONE} gateway", "", "gate"),
+        (f"rival {ONE}", "X-Team", "rival"),
+        (ONE, "X-Team", name_of_key(ONE)),
+        (None, "X-Team", "acme"),
+    ],
+)
+def test_a_header_names_the_tenant_of_the_embedded_engine_only_for_a_gateway(
+    tmp_path: Path, line: str | None, header: str, tenant: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line or "")
+    keys = embedded.Keys(path if line else None, tenant_header=header)
+    with keys.admitted({"authorization": f"Bearer {ONE}", "x-team": "acme"}) as client:
+        assert client.tenant == hashes.digest(tenant)
+
+
+@pytest.mark.parametrize("values", [[b"acme", b"acme"], [b"a\x00"], ["é".encode("latin-1")]])
+def test_the_embedded_engine_refuses_a_header_that_does_not_name_one_tenant(values: list[bytes]) -> None:
+    keys = embedded.Keys(tenant_header="X-Team")
+    with pytest.raises(InvalidInput, match=r"one header with the tenant|printable"):
+        keys.admitted(Headers(raw=[(b"x-team", value) for value in values])).__enter__()
+    with keys.admitted(Headers(raw=[(b"x-team", "voilà".encode())])) as client:
+        assert client.tenant == hashes.digest("voilà")
+
+
+def test_a_key_in_two_lines_is_refused_by_both_engines(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"acme {ONE}\nrival {OTHER}\nrival {ONE}\n")
+    with pytest.raises(KeysError, match=r"line 3 .* is also in an earlier line"):
+        Keys(path)
+    with pytest.raises(InvalidInput, match=r"line 3 .* is also in an earlier line"):
+        embedded.Keys(path)
 
 
 def test_a_new_file_is_in_force_at_once_and_one_that_cannot_be_meant_is_not(file: Path) -> None:

@@ -108,6 +108,18 @@ def test_a_header_names_the_tenant_only_where_it_is_configured() -> None:
     assert read_terms(headers, b"x-team").tenant == tenant_digest(b"acme") == hashes.digest("acme")
     assert read_terms(headers).tenant == ""
     assert read_terms([(b"x-team", b" ")], b"x-team").tenant == ""
+    assert read_terms([(b"x-team", "voilà".encode())], b"x-team").tenant == hashes.digest("voilà")
+
+
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="a client's own header with a tenant beside the gateway's, or a name that nobody can type",
+    outcome="the request is refused with status 400",
+)
+@pytest.mark.parametrize("values", [[b"acme", b"acme"], [b"", b"acme"], [b"x" * 257], [b"a\x00"], [b"\xff"]])
+def test_a_tenant_that_is_not_named_once_in_printable_text_is_refused(values: list[bytes]) -> None:
+    with pytest.raises(UnknownTermsError, match=r"one header with the tenant|printable characters"):
+        read_terms([(b"x-team", value) for value in values], b"x-team")
 
 
 @pytest.mark.parametrize("mark", [None, "on", 1, [], {}, {"permitted": True}, {**asdict(Terms()), "more": 1}])
