@@ -16,6 +16,8 @@ from updraft_cli.backends.drafts import (
     HistoryEntry,
     OfflineEvaluation,
     Provenance,
+    Tenant,
+    TenantList,
     Tensor,
 )
 from updraft_cli.backends.policy import Policy
@@ -31,7 +33,6 @@ from updraft_cli.backends.speculators import (
     Speedup,
     Trial,
 )
-from updraft_cli.backends.tenants import Tenant, TenantList
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:

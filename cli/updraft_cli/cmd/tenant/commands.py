@@ -12,9 +12,9 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.tenants import hashes
 from updraft_cli import output
 from updraft_cli.backends import wire
+from updraft_cli.backends.drafts import TenantList
 from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.registry_client import TIMEOUT_S
-from updraft_cli.backends.tenants import TenantList
 from updraft_cli.cmd import options
 from updraft_cli.cmd.program import Group
 from updraft_cli.cmd.tenant import view

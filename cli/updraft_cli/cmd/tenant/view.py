@@ -6,7 +6,7 @@ from itertools import pairwise
 from rich.console import Group, RenderableType
 
 from updraft_cli import output
-from updraft_cli.backends.tenants import Tenant, TenantList
+from updraft_cli.backends.drafts import Tenant, TenantList
 
 _UNKNOWN = "The registry knew nothing of this tenant: check its name."
 
