@@ -29,11 +29,11 @@ def test_a_hello_says_what_is_true_when_it_is_said() -> None:
 
 
 def test_a_policy_is_answered_by_what_is_in_effect() -> None:
-    channel, asked = Channel(), {"payload": 0.5, "prompt_rows": 3, "counterfactual_rows": 1}
+    channel, asked = Channel(), {"payload": 0.5, "prompt_rows": 3, "counterfactual_rows": 1, "opt_in": True}
 
     policy = answered_policy({"kind": "policy", **asked}, channel)  # type: ignore[arg-type]  # stands for it
 
-    assert policy == Policy(payload=0.5, prompt_rows=3, counterfactual_rows=1)
+    assert policy == Policy(payload=0.5, prompt_rows=3, counterfactual_rows=1, opt_in=True)
     assert channel.replies == [{"kind": "policy", **asked}]
 
 

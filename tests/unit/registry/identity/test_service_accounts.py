@@ -107,8 +107,8 @@ def changed() -> str:
         pytest.param(RSA.token(aud=["updraft-registry/team/other"]), "for another audience", id="other registry"),
         pytest.param(RSA.token(aud=[]), "missing the .aud. claim", id="no audience"),
         pytest.param(RSA.token(expires_s=-LEEWAY_S - 1), "has expired", id="expired"),
-        pytest.param(RSA.token(nbf=int(time.time()) + 600), "is not valid yet", id="not yet valid"),
-        pytest.param(RSA.token(iat=int(time.time()) + 600), "is not valid yet", id="issued in the future"),
+        pytest.param(RSA.token(nbf=int(time.time()) + 86_400), "is not valid yet", id="not yet valid"),
+        pytest.param(RSA.token(iat=int(time.time()) + 86_400), "is not valid yet", id="issued in the future"),
         *(
             pytest.param(RSA.token(**dict[str, Any]({claim: None})), f'missing the "{claim}" claim', id=f"no {claim}")
             for claim in ("exp", "iat", "nbf", "sub")
