@@ -74,10 +74,16 @@ CREATE TABLE IF NOT EXISTS samples (
     tenant TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS forgotten (tenant TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS searched (stream TEXT PRIMARY KEY, order_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS dropped (segment INTEGER, tenant TEXT, PRIMARY KEY (segment, tenant)) STRICT;
 CREATE TABLE IF NOT EXISTS erased (segment INTEGER PRIMARY KEY) STRICT;
 """
-"""`forgotten`: orders to refuse a tenant's requests that ended up to a time. `erased`: files with bytes that must go from the
-disk, of traces that are not in the index any more."""
+"""`forgotten`: orders to refuse a tenant's requests that ended up to a time. `searched`: up to which order a stream was
+searched. `dropped`: whose traces were dropped from the index and may still be in a file. `erased`: files with bytes that must
+go from the disk, of traces that are not in the index any more."""
+
+_ANYBODY = "*"
+"""In `dropped`: a file whose end may have traces that never were in the index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,7 @@ class Replay:
                     db, segments, limits=limits, expected=expected, cache_bytes=cache_bytes, fitted_bytes=fitted_bytes
                 )
                 replay._restore()
+                replay._finish_erasing()
                 replay._found = frozenset(entry.trace_id for entry in replay._stored)
             yield replay
         finally:
@@ -185,25 +192,41 @@ class Replay:
 
     def is_forgotten(self, sample: Sample) -> bool:
         """Whether its tenant was ordered to be forgotten after the request ended."""
-        return sample.finished_unix_ms <= self._forgotten.get(hashes.text(sample.tenant), -1)
+        return sample.finished_unix_ms <= self.forgotten_until_ms(hashes.text(sample.tenant))
+
+    def forgotten_until_ms(self, tenant: str) -> int:
+        """Requests of this tenant are refused that ended up to this time; -1 without an order."""
+        return self._forgotten.get(tenant, -1)
 
     def forget(self, orders: Mapping[str, int]) -> int:
         """Delete the samples of tenants that ended up to these times, from the disk too, and refuse such from now on. Return
-        how many there were. Orders are kept. Exhausted if that cannot be written: it can be repeated."""
+        how many there were. Orders are kept. Exhausted if that cannot be written, or a file not be read or deleted: it can be
+        repeated."""
         with self._changing():
             new = {tenant: at_ms for tenant, at_ms in orders.items() if at_ms > self._forgotten.get(tenant, -1)}
-            if not new:
-                self._erase_segments()  # unless the last time failed, there are none
-                return 0
             self._forgotten = {**self._forgotten, **new}
-            return self._erase(self._is_unwanted, files=self._segments.with_dropped_records(), orders=new)
+            num_samples = self._drop(self._is_unwanted, files=self._files_with(new), orders=new) if new else 0
+        self._erase_files()
+        return num_samples
 
     def expire(self, before_ms: int) -> int:
         """Delete the samples of requests that ended before this time, from the disk too; return how many there were. Exhausted
-        if that cannot be written: it can be repeated."""
+        as for `forget`."""
         with self._changing():
             files = self._segments.with_dropped_records(before_s=before_ms / 1000)
-            return self._erase(lambda entry: entry.finished_ms < before_ms, files=files)
+            num_samples = self._drop(lambda entry: entry.finished_ms < before_ms, files=files)
+        self._erase_files()
+        return num_samples
+
+    def searched_ms(self, stream: str) -> int:
+        """The time of the newest order that this stream was searched for; 0: none."""
+        with self._admitting, _sqlite_errors(INDEX):
+            row = self._db.execute("SELECT order_ms FROM searched WHERE stream = ?", (stream,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def set_searched(self, stream: str, order_ms: int) -> None:
+        with self._admitting, _sqlite_errors(INDEX), self._db:
+            self._db.execute("INSERT OR REPLACE INTO searched VALUES (?, ?)", (stream, order_ms))
 
     def tenants(self, trace_ids: Iterable[str]) -> set[str]:
         """The tenants of stored samples."""
@@ -245,7 +268,7 @@ class Replay:
 
     def evaluation_batch(self, *, count: int) -> list[Sample]:
         """About `count` held-out samples of kinds that are not forgotten; see `selection`."""
-        known = selection.outliers_together(selection.remembered(self._entries()))
+        known = selection.outliers_together(selection.remembered(self._present()))
         held_out = [entry for entry in known if entry.pool is Pool.EVALUATION]
         return self._read(selection.evaluation_batch(held_out, count=count, max_share=self._max_share))
 
@@ -265,7 +288,7 @@ class Replay:
 
     def traffic_mix(self) -> selection.TrafficMix:
         """The kinds of all stored requests, and their shares of today's."""
-        return selection.traffic_mix(selection.outliers_together(self._entries()), max_share=self._max_share)
+        return selection.traffic_mix(selection.outliers_together(self._present()), max_share=self._max_share)
 
     def cluster_sizes(self) -> dict[str, int]:
         """Number of stored requests in each cluster, with held-out ones."""
@@ -315,7 +338,11 @@ class Replay:
         return [entry for entry in self._stored if entry.trace_id not in self._damaged]
 
     def _training(self) -> list[SampleEntry]:
-        return [entry for entry in self._entries() if entry.pool is not Pool.EVALUATION]
+        return [entry for entry in self._present() if entry.pool is not Pool.EVALUATION]
+
+    def _present(self) -> Sequence[SampleEntry]:
+        """For `selection`: samples of absent tenants count as another's."""
+        return selection.without_absent(self._entries()) if self._max_share < 1 else self._entries()
 
     def _unseen(self, traces: Sequence[IncomingTrace]) -> list[IncomingTrace]:
         """Each trace once, without those that were admitted before."""
@@ -366,6 +393,8 @@ class Replay:
         """Apply changes of `retention` to the index."""
         moved, dropped = [(id_,) for id_ in changes.moved], [(id_,) for id_ in changes.dropped]
         self._db.executemany("UPDATE samples SET place = 'reservoir' WHERE trace_id = ?", moved)
+        note = "INSERT OR IGNORE INTO dropped SELECT segment, tenant FROM samples WHERE trace_id = ? AND tenant != ''"
+        self._db.executemany(note, dropped)
         self._db.executemany("DELETE FROM samples WHERE trace_id = ?", dropped)
         if changes.dropped:
             self._clusters.keep_only(self._retention.clusters)
@@ -384,39 +413,70 @@ class Replay:
     def _is_unwanted(self, entry: SampleEntry) -> bool:
         return entry.finished_ms <= self._forgotten.get(entry.tenant, -1)
 
-    def _erase(
-        self, is_unwanted: Callable[[SampleEntry], bool], *, files: Iterable[int] = (), orders: Mapping[str, int] = {}
+    def _files_with(self, tenants: Iterable[str]) -> set[int]:
+        """Those that may still have traces of these tenants that were dropped before."""
+        query = "SELECT segment FROM dropped WHERE tenant = ?"
+        return {number for tenant in (*tenants, _ANYBODY) for (number,) in self._db.execute(query, (tenant,))}
+
+    def _drop(
+        self, is_unwanted: Callable[[SampleEntry], bool], *, files: Iterable[int], orders: Mapping[str, int] = {}
     ) -> int:
-        """Drop samples, and let nothing of them on the disk, nor of the traces that were dropped from these files before."""
+        """Drop samples, and note that their files and these have to go from the disk."""
         unwanted = [entry.trace_id for entry in self._retention if is_unwanted(entry)]
         erased = {self._locations[trace_id].segment for trace_id in unwanted}.union(files)
         with self._db:
             self._db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", orders.items())
             self._db.executemany("INSERT OR IGNORE INTO erased VALUES (?)", [(number,) for number in erased])
-            for trace_id in unwanted:
-                self._retention.discard(trace_id)
+            self._retention.discard(unwanted)
             self._apply(RetentionChanges(dropped=unwanted))
         self._show(unwanted)
-        self._erase_segments()
         return len(unwanted)
 
-    def _erase_segments(self) -> None:
-        """Copy what is kept of files with erased bytes to the end, and delete them."""
-        erased = [number for (number,) in self._db.execute("SELECT segment FROM erased")]
-        if not erased:
-            return
-        self._segments.close()
-        for number in erased:
-            self._move([id_ for id_, location in self._locations.items() if location.segment == number])
-        self._segments.remove_unused()
+    def _erase_files(self) -> None:
+        """Delete the files with erased bytes, after copying what is kept of each: one at a time, so that admissions go on in
+        between. Exhausted as long as one is there."""
+        for number in self._erased():
+            with self._changing():
+                self._erase_file(number)
+        if left := self._erased():
+            raise Exhausted(
+                f"{len(left)} files of {self._segments.folder} with deleted traces cannot be read or deleted"
+            )
+
+    def _erased(self) -> list[int]:
+        with self._admitting, _sqlite_errors(INDEX):
+            return [number for (number,) in self._db.execute("SELECT segment FROM erased ORDER BY segment")]
+
+    def _erase_file(self, number: int) -> None:
+        self._segments.seal(number)
+        self._move([id_ for id_, location in self._locations.items() if location.segment == number])
         with self._db:
-            self._db.execute("DELETE FROM erased")
+            damaged = self._drop_damaged()
+        if damaged:
+            self._show(damaged)
+        self._segments.remove_unused()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        """Remove files that are gone from the index: a new one may get the same number after a restart."""
+        numbers = set(self._segments.numbers)
+        with self._db:
+            for table in ("dropped", "erased"):
+                noted = self._db.execute(f"SELECT DISTINCT segment FROM {table}").fetchall()  # noqa: S608 - a constant
+                gone = [row for row in noted if row[0] not in numbers]
+                self._db.executemany(f"DELETE FROM {table} WHERE segment = ?", gone)  # noqa: S608
+
+    def _finish_erasing(self) -> None:
+        """What an interruption has left."""
+        try:
+            self._erase_files()
+        except (Corrupt, Exhausted) as error:
+            logger.warning("Cannot erase deleted traces from the disk now", extra={"reason": str(error)})
 
     def _drop_damaged(self) -> list[str]:
         """Drop from the index what readers found damaged."""
         damaged = [id_ for id_ in list(self._damaged) if id_ in self._retention]
-        for trace_id in damaged:
-            self._retention.discard(trace_id)
+        self._retention.discard(damaged)
         self._apply(RetentionChanges(dropped=damaged))
         return damaged
 
@@ -496,8 +556,10 @@ class Replay:
         missing = [id_ for id_, location in self._locations.items() if location in lost]
         for trace_id in missing:
             self._note_damaged(trace_id, "the end of its file is missing")
-            self._retention.discard(trace_id)
             del self._locations[trace_id]
+        self._retention.discard(missing)
+        self._forget_files()
+        self._note_unknown_end()
         with self._db:
             self._apply(RetentionChanges(dropped=missing))
             changes = self._retention.enforce()
@@ -505,10 +567,14 @@ class Replay:
         self._show(changes.dropped)
         self._segments.remove_unused()
         self._forgotten = dict(self._db.execute("SELECT tenant, at_ms FROM forgotten"))
-        try:
-            self._erase_segments()
-        except (Corrupt, Exhausted) as error:
-            logger.warning("Cannot erase forgotten traces from the disk now", extra={"reason": str(error)})
+
+    def _note_unknown_end(self) -> None:
+        """An interrupted admission may have left traces at the end of the newest file."""
+        newest = self._segments.numbers[-1:]
+        unknown = set(newest).intersection(self._segments.with_dropped_records())
+        with self._db:
+            rows = [(number, _ANYBODY) for number in unknown]
+            self._db.executemany("INSERT OR IGNORE INTO dropped VALUES (?, ?)", rows)
 
     def _read(self, entries: Iterable[SampleEntry]) -> list[Sample]:
         samples = (self._read_one(entry.trace_id) for entry in entries)

@@ -5,19 +5,25 @@ trace has a rank, the hash of its id, and the lowest ranks are kept. This is res
 Spirakis 2006, with equal weights), the variant of Vitter's algorithm R (1985) whose capacity may shrink: clusters share the
 bytes, and a new cluster takes from the largest one. The smallest clusters share as one, because over time any number of
 outliers come, and would otherwise leave kinds no more than an outlier has. It needs no counter and survives restarts.
+
+A tenant with more than its share of a pool makes room within its own clusters. It competes there with what absent tenants have
+left, who have sent nothing for days: what they had is kept as long as traffic that nobody owns, and not for ever.
 Pure: it returns what to move and drop, and uses neither files nor tensors.
 """
 
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import StrEnum
 
 MAX_KINDS = 32
 """So many clusters, the largest, count as kinds of traffic: as many as can take new samples at one time."""
 
+PRESENT = timedelta(days=3)
+"""A tenant that has sent nothing for so long is absent: no share protects it. It outlasts a weekend."""
 
 CHUNK_MARK = "#"
 """In the id of a sample that is a later chunk of a request: between the trace id and the name of the chunk."""
@@ -106,8 +112,14 @@ def rank(trace_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(trace_id.encode(), digest_size=8).digest())
 
 
+def absent_tenants(newest_ms: Mapping[str, int]) -> set[str]:
+    """Those whose newest request ended `PRESENT` before the newest of all. `newest_ms`: by tenant, in Unix milliseconds."""
+    since_ms = max(newest_ms.values(), default=0) - PRESENT // timedelta(milliseconds=1)
+    return {tenant for tenant, ms in newest_ms.items() if ms < since_ms}
+
+
 class _Heap:
-    """The samples of one group in one pool, by priority."""
+    """The samples of one tenant and group in one pool, by priority."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -129,10 +141,10 @@ class _Heap:
         self.num_bytes -= entry.num_bytes
         return entry
 
-    def remove(self, entry: SampleEntry) -> None:
-        self._heap.remove((entry.priority, entry))
+    def remove(self, trace_ids: Set[str]) -> None:
+        self._heap = [one for one in self._heap if one[1].trace_id not in trace_ids]
         heapq.heapify(self._heap)
-        self.num_bytes -= entry.num_bytes
+        self.num_bytes = sum(entry.num_bytes for _, entry in self._heap)
 
 
 class Retention:
@@ -147,9 +159,12 @@ class Retention:
         self._max_tenant_share = limits.max_tenant_share
         self._tenants: dict[Pool, Counter[str]] = {pool: Counter() for pool in Pool}
         """Bytes of each tenant's samples."""
+        self._newest_ms: dict[str, int] = {}
+        """When the newest request of each tenant with samples ended."""
         self._entries: dict[str, SampleEntry] = {}
         self._clusters: Counter[str] = Counter()
-        self._heaps: dict[Pool, dict[str, _Heap]] = {pool: {} for pool in Pool}
+        self._heaps: dict[Pool, dict[tuple[str, str], _Heap]] = {pool: {} for pool in Pool}
+        """By tenant and group."""
         for entry in entries:
             self._put(entry)
 
@@ -168,20 +183,22 @@ class Retention:
         return sum(map(len, self._heaps[pool].values()))
 
     def num_bytes(self, pool: Pool) -> int:
-        return sum(heap.num_bytes for heap in self._heaps[pool].values())
+        return self._tenants[pool].total()
 
     def add(self, entry: SampleEntry) -> RetentionChanges:
         """Add a sample and make room for it; it may be dropped itself."""
         self._put(entry)
         return self.enforce()
 
-    def discard(self, trace_id: str) -> None:
-        if entry := self._entries.get(trace_id):
-            heaps = self._heaps[entry.pool]
-            heaps[entry.group].remove(entry)
-            if not heaps[entry.group]:
-                del heaps[entry.group]
-            self._forget(entry)
+    def discard(self, trace_ids: Iterable[str]) -> None:
+        """Remove those of these samples that are there."""
+        places: dict[tuple[Pool, str, str], list[SampleEntry]] = {}
+        for entry in filter(None, map(self._entries.get, set(trace_ids))):
+            places.setdefault((entry.pool, entry.tenant, entry.group), []).append(entry)
+        for (pool, tenant, group), gone in places.items():
+            self._heaps[pool][tenant, group].remove({entry.trace_id for entry in gone})
+            for entry in gone:
+                self._forget(entry)
 
     def enforce(self) -> RetentionChanges:
         """Bring every pool within its limit: a tenant with more than its share shrinks first, then the largest group."""
@@ -197,41 +214,49 @@ class Retention:
         return changes
 
     def _pop(self, pool: Pool) -> SampleEntry:
-        heaps = self._heaps[pool]
-        if (of_tenant := self._of_greatest_tenant(pool)) is not None:
-            self.discard(of_tenant.trace_id)
-            return of_tenant
-        group, *others = sorted(heaps, key=lambda group: -heaps[group].num_bytes)
-        small = others[MAX_KINDS - 1 :]
-        if sum(heaps[group].num_bytes for group in small) > heaps[group].num_bytes:
-            group = min(small, key=lambda group: heaps[group].first)
-        entry = heaps[group].pop()
-        if not heaps[group]:
-            del heaps[group]
+        heaps = self._competing(pool)
+        sizes = Counter[str]()
+        for (_, group), heap in heaps.items():
+            sizes[group] += heap.num_bytes
+        (group, largest), *others = sizes.most_common()
+        small = dict(others[MAX_KINDS - 1 :])
+        among = small if sum(small.values()) > largest else {group}
+        key = min((key for key in heaps if key[1] in among), key=lambda key: heaps[key].first)
+        entry = heaps[key].pop()
         self._forget(entry)
         return entry
 
-    def _of_greatest_tenant(self, pool: Pool) -> SampleEntry | None:
-        """The sample that leaves first of a tenant with more than its share; None if none has."""
-        sizes = self._tenants[pool]
-        tenant, num_bytes = max(sizes.items(), key=lambda one: one[1], default=("", 0))
-        if len(sizes) < 2 or num_bytes <= self._max_tenant_share * sizes.total():
-            return None
-        own = (entry for entry in self._entries.values() if entry.pool is pool and entry.tenant == tenant)
-        return min(own, key=lambda entry: entry.priority)
+    def _competing(self, pool: Pool) -> dict[tuple[str, str], _Heap]:
+        """The samples of which one leaves: of the tenant that has more than its share, and of absent ones; all if none has."""
+        heaps, absent = self._heaps[pool], absent_tenants(self._newest_ms)
+        sizes = Counter({tenant: size for tenant, size in self._tenants[pool].items() if tenant not in absent})
+        if self._max_tenant_share >= 1 or len(sizes) < 2:
+            return heaps
+        ((greatest, num_bytes),) = sizes.most_common(1)
+        if num_bytes <= self._max_tenant_share * sizes.total():
+            return heaps
+        return {key: heap for key, heap in heaps.items() if key[0] == greatest or key[0] in absent}
 
     def _forget(self, entry: SampleEntry) -> None:
         del self._entries[entry.trace_id]
-        sizes = self._tenants[entry.pool]
-        sizes[entry.tenant] -= entry.num_bytes
-        if not sizes[entry.tenant]:
-            del sizes[entry.tenant]
-        self._clusters[entry.cluster] -= 1
-        if not self._clusters[entry.cluster]:
-            del self._clusters[entry.cluster]
+        _take(self._tenants[entry.pool], entry.tenant, entry.num_bytes)
+        _take(self._clusters, entry.cluster, 1)
+        heaps = self._heaps[entry.pool]
+        key = entry.tenant, entry.group
+        if key in heaps and not heaps[key]:
+            del heaps[key]
+        if not any(entry.tenant in sizes for sizes in self._tenants.values()):
+            del self._newest_ms[entry.tenant]
 
     def _put(self, entry: SampleEntry) -> None:
         self._entries[entry.trace_id] = entry
         self._tenants[entry.pool][entry.tenant] += entry.num_bytes
+        self._newest_ms[entry.tenant] = max(entry.finished_ms, self._newest_ms.get(entry.tenant, 0))
         self._clusters[entry.cluster] += 1
-        self._heaps[entry.pool].setdefault(entry.group, _Heap()).push(entry)
+        self._heaps[entry.pool].setdefault((entry.tenant, entry.group), _Heap()).push(entry)
+
+
+def _take(counts: Counter[str], key: str, number: int) -> None:
+    counts[key] -= number
+    if not counts[key]:
+        del counts[key]

@@ -146,16 +146,17 @@ class Segments:
         """Delete files without a record in use."""
         for number in [number for number, segment in self._segments.items() if not segment.num_live]:
             if self._writer is None or self._writer.number != number:
-                with suppress(OSError):  # what is left is deleted at the next start
-                    self._path(number).unlink()
-                del self._segments[number]
+                with suppress(OSError):  # what is left is deleted the next time
+                    self._path(number).unlink(missing_ok=True)
+                    del self._segments[number]
 
     def wasteful(self) -> int | None:
         """The file with the most dead bytes, if dropped records take more space than they may: copy its live records to the
         end and release them, and it can be deleted."""
         dead = sum(segment.dead for segment in self._segments.values())
         live = sum(segment.live for segment in self._segments.values())
-        closed = [number for number in self._segments if self._writer is None or number != self._writer.number]
+        writer = self._writer.number if self._writer is not None else 0
+        closed = [number for number, segment in self._segments.items() if segment.num_live and number != writer]
         if dead <= MAX_DEAD_SHARE * live + self.max_bytes or not closed:
             return None
         return max(closed, key=lambda number: self._segments[number].dead)
@@ -164,6 +165,16 @@ class Segments:
         """The files that still have bytes of dropped records; with `before_s`, a Unix time, those last written before it."""
         found = [number for number, segment in self._segments.items() if segment.dead]
         return found if before_s is None else [number for number in found if self._written_s(number) < before_s]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of all files, ascending."""
+        return sorted(self._segments)
+
+    def seal(self, number: int) -> None:
+        """Append to another file than this one from now on."""
+        if self._writer is not None and self._writer.number == number:
+            self.close()
 
     def close(self) -> None:
         """Append to another file from now on."""

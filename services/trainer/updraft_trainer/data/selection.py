@@ -11,7 +11,8 @@ which are few when traffic is new. A request waits or judges as a whole: its chu
 how well the draft knows the others by heart.
 
 No tenant has more than a share of what is chosen while there are samples of others (`max_share`), so nobody decides alone what
-a draft learns or how it is judged, however much they send.
+a draft learns or how it is judged, however much they send. What others have left is no reason to learn it by heart, or to take
+it for today's traffic: see `without_absent`, `MAX_REHEARSALS` and `RECENT`.
 """
 
 import heapq
@@ -19,15 +20,23 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from itertools import islice
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
 from updraft_trainer.data import importance
-from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, rank, request_of
+from updraft_trainer.data.retention import MAX_KINDS, SampleEntry, absent_tenants, rank, request_of
 
 NUM_RECENT = 64
 """Requests that are today's traffic: few enough to follow a shift soon, enough to know shares to a few percent. With 32, drafts
 that had lost 7 % in old kinds were published."""
+
+RECENT = timedelta(days=1)
+"""Older requests are today's traffic only if they are among the newest of all tenants."""
+
+MAX_REHEARSALS = 4
+"""So many times `max_uses`, a sample may be drawn because its tenant has had less than others. From then on it has a turn as if
+nobody owned it: few samples of one tenant would otherwise be in each batch, and be learned by heart."""
 
 USUAL_SAMPLES = 4
 """Samples of a batch without a budget, on average. All defaults of learning were chosen with as many."""
@@ -82,24 +91,61 @@ def limited(
 ) -> Iterator[SampleEntry]:
     """The same samples, in their order but for tenants who would have more than `max_share` of those before and this one: they
     wait for others, while there are any. `taken` has the sizes that tenants have had before."""
+    entries = list(entries)
     queues: dict[str, deque[tuple[int, SampleEntry]]] = {}
     for place, entry in enumerate(entries):
         queues.setdefault(entry.tenant, deque()).append((place, entry))
+    if max_share >= 1 or len(queues) < 2:
+        yield from entries
+        return
+    heads = [(queue[0][0], tenant) for tenant, queue in queues.items()]
     used, total = dict(taken), sum(taken.values())
-    while len(queues) > 1:
-        heads = {tenant: queue[0] for tenant, queue in queues.items()}
-        sizes = {tenant: size(entry) for tenant, (_, entry) in heads.items()}
-        after = {tenant: used.get(tenant, 0.0) + num for tenant, num in sizes.items()}
-        allowed = [tenant for tenant, num in sizes.items() if after[tenant] <= max_share * (total + num)]
-        least = min(used.get(tenant, 0.0) for tenant in queues)
-        among = allowed or [tenant for tenant in queues if used.get(tenant, 0.0) == least]
-        tenant = min(among, key=lambda tenant: heads[tenant][0])
+
+    def is_allowed(tenant: str) -> bool:
+        num = size(queues[tenant][0][1])
+        return used.get(tenant, 0.0) + num <= max_share * (total + num)
+
+    while len(heads) > 1:
+        tenant = _next_tenant(heads, is_allowed, used)
         _, entry = queues[tenant].popleft()
-        if not queues[tenant]:
-            del queues[tenant]
-        used[tenant], total = after[tenant], total + sizes[tenant]
+        if queues[tenant]:
+            heapq.heappush(heads, (queues[tenant][0][0], tenant))
+        used[tenant], total = used.get(tenant, 0.0) + size(entry), total + size(entry)
         yield entry
-    yield from (entry for queue in queues.values() for _, entry in queue)
+    yield from (entry for _, tenant in heads for _, entry in queues[tenant])
+
+
+def _next_tenant(heads: list[tuple[int, str]], is_allowed: Callable[[str], bool], used: Mapping[str, float]) -> str:
+    """Take from this heap the first place whose tenant is allowed; if none is, that of the tenant that has had least. Few are
+    not allowed at a time, as shares add up to 1."""
+    waiting: list[tuple[int, str]] = []
+    while heads and not is_allowed(heads[0][1]):
+        waiting.append(heapq.heappop(heads))
+    if heads:
+        _, tenant = heapq.heappop(heads)
+    else:
+        least = min(waiting, key=lambda head: (used.get(head[1], 0.0), head[0]))
+        waiting.remove(least)
+        _, tenant = least
+    for head in waiting:
+        heapq.heappush(heads, head)
+    return tenant
+
+
+def without_absent(entries: Sequence[SampleEntry]) -> Sequence[SampleEntry]:
+    """The same samples. Those of absent tenants count as the greatest other's, so that no share protects them."""
+    newest_ms: dict[str, int] = {}
+    for entry in entries:
+        newest_ms[entry.tenant] = max(entry.finished_ms, newest_ms.get(entry.tenant, 0))
+    absent = absent_tenants(newest_ms)
+    if not absent:
+        return entries
+    present = Counter(entry.tenant for entry in entries if entry.tenant not in absent)
+    return _counted_as(max(present, key=present.__getitem__), entries, lambda entry: entry.tenant in absent)
+
+
+def _counted_as(tenant: str, entries: Iterable[SampleEntry], is_so: Callable[[SampleEntry], bool]) -> list[SampleEntry]:
+    return [replace(entry, tenant=tenant) if is_so(entry) else entry for entry in entries]
 
 
 def _num_tokens(entry: SampleEntry) -> float:
@@ -118,15 +164,23 @@ def newest_requests(entries: Iterable[SampleEntry], count: int, *, max_share: fl
 
 
 def traffic_mix(entries: Iterable[SampleEntry], *, max_share: float = 1.0) -> TrafficMix:
-    """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured."""
+    """The mix of all stored requests, of which the newest are today's traffic, however likely they were to be captured. Kinds
+    that nobody is judged by any more are none of it: they would be a part that no evaluation covers."""
     entries = list(entries)
-    newest_first = sorted(one_per_request(entries), key=lambda entry: -entry.order)
-    recent = list(islice(limited(newest_first, max_share), NUM_RECENT))
+    newest_first = sorted(one_per_request(remembered(entries)), key=lambda entry: -entry.order)
+    recent = list(islice(limited(_recent(newest_first), max_share), NUM_RECENT))
     shares: dict[str, float] = {}
     for entry, weight in zip(recent, importance.weights([entry.probability for entry in recent]), strict=True):
         shares[entry.cluster] = shares.get(entry.cluster, 0.0) + weight / len(recent)
     kinds = {entry.trace_id: entry.cluster for entry in entries}
     return TrafficMix(kinds=kinds, shares=shares, num_recent=len(recent))
+
+
+def _recent(newest_first: Sequence[SampleEntry]) -> list[SampleEntry]:
+    newest_ms = max((entry.finished_ms for entry in newest_first), default=0)
+    since_ms = newest_ms - RECENT // timedelta(milliseconds=1)
+    older = (entry for entry in newest_first[NUM_RECENT:] if entry.finished_ms >= since_ms)
+    return [*newest_first[:NUM_RECENT], *older]
 
 
 def mixed(mixes: Sequence[TrafficMix], names: Sequence[Mapping[str, str]]) -> TrafficMix:
@@ -167,7 +221,7 @@ def training_batch(  # noqa: PLR0913 - what is stored, what was used, and four l
         return uses.get(entry.trace_id, 0)
 
     num_waiting = min(num_waiting, len({entry.request for entry in entries}) // 2)
-    waiting = newest_requests(entries, num_waiting)
+    waiting = newest_requests(entries, num_waiting, max_share=max_share)
     fresh = [entry for entry in entries if num_uses(entry) < max_uses]
     if not fresh:
         return []
@@ -176,17 +230,16 @@ def training_batch(  # noqa: PLR0913 - what is stored, what was used, and four l
         fresh = [entry for entry in fresh if entry.request not in waiting]
     fresh.sort(key=lambda entry: (num_uses(entry), -entry.order))
     budget = num_tokens or USUAL_SAMPLES * sum(entry.num_tokens for entry in entries) / len(entries)
-    if (
-        len({entry.tenant for entry in entries}) > 1
-    ):  # where only one tenant is fresh, samples of others fill up its half
-        stale = (entry for entry in entries if num_uses(entry) >= max_uses)
-        fresh += sorted(stale, key=lambda entry: (num_uses(entry), -entry.order))
     batch = _within(limited(fresh, max_share, size=_num_tokens, taken=drawn), budget / 2)
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
+    drawn = tokens_by_tenant(batch, drawn)
+    if max_share < 1:
+        most = max(drawn, key=drawn.__getitem__)
+        rest = _counted_as(most, rest, lambda entry: num_uses(entry) >= MAX_REHEARSALS * max_uses)
     rng.shuffle(rest)  # before a stable sort, so that ties are broken at random and not by age
     turns = _round_robin(rest, len(rest), key=num_uses, rng=rng)
-    limited_turns = limited(turns, max_share, size=_num_tokens, taken=tokens_by_tenant(batch, drawn))
+    limited_turns = limited(turns, max_share, size=_num_tokens, taken=drawn)
     return batch + _within(limited_turns, budget - sum(entry.num_tokens for entry in batch))
 
 

@@ -1,5 +1,6 @@
 """What replay deletes on purpose: the samples of forgotten tenants, and those that are too old, also from the disk."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -108,3 +109,91 @@ def test_samples_beyond_the_age_limit_are_gone_from_every_pool_and_from_the_disk
         assert replay.num_samples(Pool.EVALUATION) == 0
         assert not any(trace.data in stored_bytes(path) for trace in old)
         assert replay.admit([old[0]]) == [], "it is still known"
+
+
+def test_it_is_not_done_while_a_file_cannot_be_read_or_deleted(path: Path, traces: TraceMaker) -> None:
+    acme, rival = arrival(traces, 1, ACME), arrival(traces, 2, RIVAL)
+    with opened(path, traces) as replay:
+        replay.admit([acme, rival])
+        (file,) = path.glob("*.segment")
+        kept = file.rename(path / "elsewhere")
+        file.mkdir()  # neither can be read nor unlinked, also by root
+        with pytest.raises(Exhausted, match="cannot be read or deleted"):
+            replay.forget({ACME: NOW_MS})
+        assert replay.training_ids() == [rival.sample.trace_id], "it is forgotten all the same"
+        with pytest.raises(Exhausted):
+            replay.forget({ACME: NOW_MS})
+        file.rmdir()
+        kept.rename(file)
+
+        replay.forget({ACME: NOW_MS})
+
+        assert acme.data not in stored_bytes(path)
+        assert rival.data in stored_bytes(path)
+
+
+def test_a_damaged_trace_of_another_tenant_keeps_no_file(path: Path, traces: TraceMaker) -> None:
+    acme, rival = arrival(traces, 1, ACME), arrival(traces, 2, RIVAL)
+    with opened(path, traces) as replay:
+        replay.admit([acme, rival])
+        (file,) = path.glob("*.segment")
+        file.write_bytes(acme.data + bytes(len(rival.data)))
+
+        replay.forget({ACME: NOW_MS})
+
+        assert replay.training_ids() == []
+        assert acme.data not in stored_bytes(path)
+
+
+def test_files_without_traces_of_the_tenant_are_not_rewritten(path: Path, traces: TraceMaker) -> None:
+    size = len(arrival(traces, 0).data)
+    with opened(path, traces, max_bytes=40 * size) as replay:
+        replay.admit([arrival(traces, seed, RIVAL, evaluation=True) for seed in range(8)])
+        before = {file.name: file.stat().st_mtime_ns for file in path.glob("*.segment")}
+
+        assert replay.forget({ACME: NOW_MS}) == 0
+
+        assert {file.name: file.stat().st_mtime_ns for file in path.glob("*.segment")} == before
+
+
+def test_what_an_interrupted_admission_has_left_is_erased_by_any_order(path: Path, traces: TraceMaker) -> None:
+    acme, rival = arrival(traces, 1, ACME), arrival(traces, 2, RIVAL)
+    with opened(path, traces) as replay:
+        replay.admit([rival])
+    (file,) = path.glob("*.segment")
+    with file.open("ab") as torn:
+        torn.write(acme.data)
+    with opened(path, traces) as replay:
+        replay.forget({ACME: NOW_MS})
+
+        assert acme.data not in stored_bytes(path)
+        assert replay.training_ids() == [rival.sample.trace_id]
+
+
+def test_traces_are_admitted_while_files_are_rewritten(path: Path, traces: TraceMaker) -> None:
+    """Each file in a turn of its own: an admission waits for one file and not for all."""
+    size = len(arrival(traces, 0).data)
+    arrivals = [arrival(traces, seed, (ACME, RIVAL)[seed % 2]) for seed in range(60)]
+    with opened(path, traces, max_bytes=160 * size) as replay:
+        for first in range(0, 60, 10):
+            replay.admit(arrivals[first : first + 10])
+        assert len(list(path.glob("*.segment"))) > 4
+        with ThreadPoolExecutor() as threads:
+            erasing = threads.submit(replay.forget, {ACME: NOW_MS})
+            new = [arrival(traces, seed, RIVAL) for seed in range(100, 120)]
+            admitted = [replay.admit([one]) for one in new]
+            assert erasing.result() == 30
+
+        assert all(len(one) == 1 for one in admitted)
+        data = stored_bytes(path)
+        assert not any(one.data in data for one in arrivals[::2])
+        assert all(one.data in data for one in (*arrivals[1::2], *new))
+
+
+def test_it_is_remembered_for_which_orders_a_stream_was_searched(path: Path, traces: TraceMaker) -> None:
+    with opened(path, traces) as replay:
+        assert replay.searched_ms("a") == 0
+        replay.set_searched("a", 5)
+        replay.set_searched("a", 7)
+    with opened(path, traces) as replay:
+        assert (replay.searched_ms("a"), replay.searched_ms("b")) == (7, 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_trainer.data.retention import MAX_KINDS, Pool, ReplayLimits, Retention, SampleEntry
+from updraft_trainer.data.retention import MAX_KINDS, PRESENT, Pool, ReplayLimits, Retention, SampleEntry
 
 LIMITS = ReplayLimits(window_bytes=50, reservoir_bytes=40, evaluation_bytes=20)
 
@@ -165,6 +165,62 @@ def test_alone_a_tenant_has_it_all() -> None:
         retention.add(replace(kept(order), tenant="x"))
 
     assert (retention.num_bytes(Pool.WINDOW), retention.num_bytes(Pool.RESERVOIR)) == (50, 40)
+
+
+@pytest.mark.parametrize("pool", [Pool.RESERVOIR, Pool.EVALUATION])
+def test_one_sample_of_a_second_tenant_takes_no_rare_kind_from_the_first(pool: Pool) -> None:
+    limits = ReplayLimits(window_bytes=0, reservoir_bytes=400, evaluation_bytes=400, max_tenant_share=0.5)
+    retention = Retention(limits)
+    retention.add(replace(kept(0, cluster="health check", pool=pool), tenant="probe"))
+    for order in range(1, 2000):
+        cluster = "rare" if order < 20 else "usual"
+        retention.add(replace(kept(order, cluster=cluster, pool=pool), tenant="x"))
+
+    kinds = Counter(one.cluster for one in retention)
+    assert kinds == {"health check": 1, "rare": 19, "usual": 20}
+
+
+def test_what_an_absent_tenant_has_left_stays_no_longer_than_that_of_nobody() -> None:
+    retention = Retention(ReplayLimits(window_bytes=100, reservoir_bytes=100, evaluation_bytes=0, max_tenant_share=0.5))
+    for order in range(10):
+        retention.add(replace(kept(order), tenant="renamed"))
+    for order in range(10, 600):
+        retention.add(replace(kept(order), tenant="new name"))
+    pools = Counter((one.tenant, one.pool) for one in retention)
+    assert pools["renamed", Pool.WINDOW] == 5, "it may come back"
+    later_ms = PRESENT.days * 24 * 3_600_000 + 1
+    for order in range(600, 1200):
+        retention.add(replace(kept(order), tenant="new name", finished_ms=later_ms))
+
+    assert {one.tenant for one in retention if one.pool is Pool.WINDOW} == {"new name"}
+    assert sum(one.tenant == "renamed" for one in retention) < 3, "a uniform sample of 1,200 requests"
+
+
+def test_a_third_tenant_keeps_its_share_from_one_with_a_new_name() -> None:
+    retention = Retention(ReplayLimits(window_bytes=100, reservoir_bytes=0, evaluation_bytes=0, max_tenant_share=0.5))
+    later_ms = PRESENT.days * 24 * 3_600_000 + 1
+    for order in range(10):
+        retention.add(replace(kept(order), tenant="renamed"))
+    for order in range(10, 14):
+        retention.add(replace(kept(order), tenant="small", finished_ms=later_ms))
+    for order in range(14, 100):
+        retention.add(replace(kept(order), tenant="new name", finished_ms=later_ms))
+
+    assert Counter(one.tenant for one in retention) == {"small": 4, "new name": 6}
+
+
+def test_discarded_samples_leave_nothing_behind() -> None:
+    retention = Retention(replace(LIMITS, max_tenant_share=0.5))
+    entries = [replace(kept(order, cluster="ab"[order % 2]), tenant=str(order % 3)) for order in range(9)]
+    for entry in entries:
+        retention.add(entry)
+
+    retention.discard([entry.trace_id for entry in (*entries, *entries)])
+
+    assert list(retention) == []
+    assert not retention.clusters
+    assert [(retention.num_bytes(pool), retention.num_samples(pool)) for pool in Pool] == [(0, 0)] * 3
+    assert retention.add(kept(20)).dropped == []
 
 
 @given(ARRIVALS, st.sampled_from([0.25, 0.5, 1.0]))

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
-from updraft_trainer.data.retention import CHUNK_MARK, MAX_KINDS, Pool, SampleEntry
+from updraft_trainer.data.retention import CHUNK_MARK, MAX_KINDS, PRESENT, Pool, SampleEntry
 from updraft_trainer.data.selection import (
+    MAX_REHEARSALS,
     NUM_RECENT,
     NUM_REMEMBERED,
+    RECENT,
     closed_form_batch,
     evaluation_batch,
     limited,
@@ -21,6 +23,7 @@ from updraft_trainer.data.selection import (
     trained_batch,
     training_batch,
     untrained_batch,
+    without_absent,
 )
 
 
@@ -370,3 +373,69 @@ def test_a_flood_is_half_of_those_that_judge_and_of_todays_traffic() -> None:
     by_kind = [replace(one, cluster=one.tenant) for one in samples]
     assert traffic_mix(by_kind, max_share=0.5).shares["x"] == pytest.approx(0.5, abs=0.02)
     assert traffic_mix(by_kind).shares == {"x": pytest.approx(1.0)}
+
+
+DAY_MS = 24 * 3_600_000
+
+
+def test_the_only_request_of_another_tenant_is_not_learned_by_heart() -> None:
+    uses, drawn, rng = Counter[str](), dict[str, float](), random.Random(0)
+    samples, num_batches = of_tenants("b" + "a" * 40), 400
+    for turn in range(num_batches):
+        if turn % 4 == 0:  # what is fresh comes from one tenant only
+            samples.append(replace(kept(100 + turn), tenant="a"))
+        batch = training_batch(samples, uses, num_tokens=4, max_uses=6, rng=rng, max_share=0.5, drawn=drawn)
+        drawn = tokens_by_tenant(batch, {tenant: 0.95 * num for tenant, num in drawn.items()})
+        uses.update(one.trace_id for one in batch)
+    assert uses["0"] <= MAX_REHEARSALS * 6 + num_batches / 40
+
+
+def test_those_who_wait_are_not_all_of_one_tenant() -> None:
+    samples = of_tenants("b" * 8 + "a" * 20)
+    batches = [
+        training_batch(samples, {}, num_tokens=40, max_uses=1, rng=random.Random(0), num_waiting=8, max_share=max_share)
+        for max_share in (0.5, 1.0)
+    ]
+    assert [len({"4", "5", "6", "7"} & {one.trace_id for one in batch}) for batch in batches] == [0, 4]
+
+
+def test_requests_of_long_ago_are_not_todays_traffic_though_one_tenant_sends_it_all() -> None:
+    old = [replace(one, cluster="old") for one in of_tenants("b" * 40)]
+    new = [replace(kept(100 + n, cluster="new"), tenant="a", finished_ms=DAY_MS) for n in range(NUM_RECENT)]
+    assert RECENT.days == 1
+    assert traffic_mix(old + new, max_share=0.5).shares == pytest.approx({"old": 0.5, "new": 0.5})
+    later = [replace(one, finished_ms=DAY_MS + 1) for one in new]
+    assert traffic_mix(old + later, max_share=0.5).shares == pytest.approx({"new": 1.0})
+    few = later[:16]
+    assert traffic_mix(old + few, max_share=0.5).shares == pytest.approx({"old": 40 / 56, "new": 16 / 56}), "too few"
+
+
+def test_a_kind_that_nobody_is_judged_by_any_more_is_none_of_todays_traffic() -> None:
+    old = [replace(one, cluster="old") for one in of_tenants("b" * 40)]
+    new = [replace(kept(40 + NUM_REMEMBERED + n, cluster="new"), tenant="a") for n in range(NUM_RECENT)]
+    assert {one.cluster for one in remembered(old + new)} == {"new"}
+    assert traffic_mix(old + new, max_share=0.5).shares == pytest.approx({"new": 1.0})
+
+
+def test_what_an_absent_tenant_has_left_is_protected_from_nobody() -> None:
+    old, new = of_tenants("b" * 40), [replace(kept(100 + n), tenant="a", finished_ms=1) for n in range(40)]
+    assert Counter(one.tenant for one in without_absent(old + new)) == {"a": 40, "b": 40}
+    later = [replace(one, finished_ms=PRESENT.days * DAY_MS + 1) for one in new]
+    left = without_absent(old + later)
+    assert [one.trace_id for one in left] == [one.trace_id for one in old + later]
+    assert Counter(one.tenant for one in left) == {"a": 80}
+    assert len({one.trace_id for one in evaluation_batch(left, count=32, max_share=0.5)} & {"39", "38"}) == 0
+
+
+@given(
+    tenants=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 9)), max_size=40),
+    taken=st.dictionaries(st.sampled_from("abcd"), st.integers(0, 30)),
+    share=st.sampled_from([0.25, 0.5]),
+)
+def test_a_limit_changes_only_the_order(tenants: list[tuple[str, int]], taken: dict[str, float], share: float) -> None:
+    samples = [replace(kept(order), tenant=tenant, num_tokens=num) for order, (tenant, num) in enumerate(tenants)]
+    ordered = list(limited(samples, share, size=lambda one: float(one.num_tokens), taken=taken))
+    assert sorted(ordered, key=lambda one: one.order) == samples
+    for tenant in "abcd":
+        orders = [one.order for one in ordered if one.tenant == tenant]
+        assert orders == sorted(orders)
