@@ -2,7 +2,7 @@ import asyncio
 import math
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.support.wait import LONG_S, until
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.errors import Unavailable
+from updraft_chassis.errors import Exhausted, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
 from updraft_draft import tensors
@@ -31,6 +31,7 @@ from updraft_trainer.data import intake
 from updraft_trainer.data.demand import HEADROOM
 from updraft_trainer.data.intake import (
     BATCH_ENTRIES,
+    MAX_SKEW_MS,
     MIN_SIZES,
     NUM_SIZES,
     CheckedEntry,
@@ -437,26 +438,62 @@ async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_int
     assert await storable_together([intake], 1 << 30) == pytest.approx(HEADROOM * speed, rel=0.01)
 
 
-def test_traces_whose_hidden_states_are_far_off_are_refused_until_most_are_so(traces: TraceMaker) -> None:
-    def sample(seed: int, factor: float) -> Sample:
-        trace = traces.trace(seed)
-        aux = factor * tensors.decode(trace.payload.aux_hidden)
-        trace.payload.aux_hidden.CopyFrom(tensors.encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
-        return read_sample(trace.SerializeToString(), traces.expected)
+def sized(traces: TraceMaker, seed: int, factor: float) -> bytes:
+    """A trace whose hidden states are so many times as large."""
+    trace = traces.trace(seed)
+    aux = factor * tensors.decode(trace.payload.aux_hidden)
+    trace.payload.aux_hidden.CopyFrom(tensors.encode(aux, trace_pb2.TENSOR_ENCODING_BF16))
+    return trace.SerializeToString()
 
-    outliers = Outliers()
-    assert not any(outliers.refuses(sample(seed, 1.0 + seed % 2)) for seed in range(MIN_SIZES))
-    assert [outliers.refuses(sample(0, factor)) for factor in (100.0, 0.01, 0.0, 3.0, 0.5)] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert outliers.refuses(sample(0, 100.0))
-    for seed in range(2 * NUM_SIZES):
-        outliers.refuses(sample(seed % 8, 100.0))
-    assert not outliers.refuses(sample(0, 100.0)), "it is usual now"
+
+@pytest.fixture
+def of_size(traces: TraceMaker) -> Callable[[float], Sample]:
+    return lambda factor: read_sample(sized(traces, 0, factor), traces.expected)
+
+
+def test_traces_whose_hidden_states_are_far_off_are_refused_until_all_are_so(
+    of_size: Callable[[float], Sample],
+) -> None:
+    outliers, huge = Outliers(), of_size(100.0)
+    assert all(outliers.observe(of_size(1.0 + n % 2)) for n in range(MIN_SIZES))
+    accepted = [outliers.observe(of_size(factor)) for factor in (3.0, 0.5, 100.0, 0.01, 0.0)]
+    assert accepted == [True, True, False, False, False]
+    assert not any(outliers.observe(huge) for _ in range(NUM_SIZES - 3))
+    assert outliers.observe(huge), "it is usual now"
+
+
+def test_many_refused_traces_do_not_shift_what_is_usual(of_size: Callable[[float], Sample]) -> None:
+    outliers, usual, huge = Outliers(), of_size(1.0), of_size(100.0)
+    assert all(outliers.observe(usual) for _ in range(MIN_SIZES))
+    for _ in range(4):
+        assert not any(outliers.observe(huge) for _ in range(NUM_SIZES - 1))
+        assert outliers.observe(usual)
+
+
+async def test_a_trace_is_measured_once_however_often_it_cannot_be_stored(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    task = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
+    await consumer.open()
+    await send(redis, *(traces.data(seed) for seed in range(4)))
+    with file_size_limit(0):
+        for _ in range(MIN_SIZES):
+            with pytest.raises(Exhausted):
+                await task.store_batch()
+    await task.store_batch()
+    await send(redis, sized(traces, 4, 100.0))
+    await task.store_batch()
+
+    assert len(replay.training_ids()) == 5, "four traces are too few to say what is usual"
+
+
+async def test_a_trace_ended_no_later_than_redis_received_it(traces: TraceMaker) -> None:
+    data = traces.data(1, finished_ms=MAX_SKEW_MS)
+    for received_ms, ended_ms in ((1, 1), (MAX_SKEW_MS + 5, MAX_SKEW_MS)):
+        result = check(Entry(id=f"{received_ms}-0", data=data, deliveries=1), traces.expected).result
+        assert isinstance(result, Sample)
+        assert result.finished_unix_ms == ended_ms
 
 
 async def test_an_outlier_is_counted_and_leaves_the_stream(

@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from updraft.trace.v1 import trace_pb2
@@ -96,7 +96,8 @@ def _checked(entry: Entry, parsed: ParsedTrace, expected: ExpectedTarget) -> Sam
         _check_clock(entry, sample)
     except RefusedTrace as refusal:
         return refusal
-    return sample
+    # A pod's clock may be ahead: then orders and the age limit would reach the request later than they should.
+    return replace(sample, finished_unix_ms=min(sample.finished_unix_ms, entry.received_ms))
 
 
 def _check_clock(entry: Entry, sample: Sample) -> None:
@@ -122,19 +123,29 @@ class Outliers:
 
     The size of a trace is the median over its last rows of their root mean square: the first rows may be attention sinks,
     which are sixty times as large. Of one target it hardly depends on the text, so what is far off comes from a broken engine,
-    or is forged. All recent traces count, also refused ones: if most of them change, the new size is the right one.
+    or is forged. Only accepted traces say what is usual, so that nobody shifts it by sending many. If `NUM_SIZES` are refused
+    in a row, the size of all has changed, and the next ones decide.
     """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=NUM_SIZES)
+        self._num_refused = 0
+        """Since the last one that was accepted."""
 
-    def refuses(self, sample: Sample) -> bool:
-        """Whether the trace is refused; it counts among the recent ones either way."""
+    def observe(self, sample: Sample) -> bool:
+        """Whether the trace is accepted. To be called once for each."""
         rows = sample.aux[max(0, sample.num_rows - SIZED_ROWS) :].decoded().float()
         size = float(rows.square().mean(-1).sqrt().median())
         usual = statistics.median(self._recent) if len(self._recent) >= MIN_SIZES else None
-        self._recent.append(size)
-        return usual is not None and not usual / MAX_SIZE_RATIO <= size <= usual * MAX_SIZE_RATIO
+        if usual is None or usual / MAX_SIZE_RATIO <= size <= usual * MAX_SIZE_RATIO:
+            self._recent.append(size)
+            self._num_refused = 0
+            return True
+        self._num_refused += 1
+        if self._num_refused == NUM_SIZES:
+            self._recent.clear()
+            self._num_refused = 0
+        return False
 
 
 class Intake:
@@ -199,7 +210,14 @@ class Intake:
         entries = await self._consumer.read(count=BATCH_ENTRIES, block=block)
         if entries and self._busy_since_s is None:
             self._busy_since_s = self._clock.monotonic()
-        return await asyncio.to_thread(lambda: [check(entry, self._expected) for entry in entries])
+        return await asyncio.to_thread(lambda: [self._check(entry) for entry in entries])
+
+    def _check(self, entry: Entry) -> CheckedEntry:
+        checked = check(entry, self._expected)
+        if isinstance(checked.result, Sample) and not self._outliers.observe(checked.result):
+            refusal = RefusedTrace("outlier", "its hidden states differ in size from those of most traces")
+            return replace(checked, result=refusal)
+        return checked
 
     async def _read_ahead(self) -> None:
         if not self._next:
@@ -229,14 +247,12 @@ class Intake:
     def _store(self, traces: Sequence[IncomingTrace]) -> None:
         replay, metrics = self._replay, self._metrics
         wanted = [trace for trace in traces if not replay.is_forgotten(trace.sample)]
-        usual = [trace for trace in wanted if not self._outliers.refuses(trace.sample)]
-        admitted = replay.admit(usual)
+        admitted = replay.admit(wanted)
         for sample in admitted:
             split = "evaluation" if sample.is_evaluation else "train"
             metrics.admitted.labels(split).inc()
             metrics.stored_tokens.labels(split).inc(sample.num_taught)
-        metrics.refused.labels("duplicate").inc(len(usual) - len(admitted))
-        metrics.refused.labels("outlier").inc(len(wanted) - len(usual))
+        metrics.refused.labels("duplicate").inc(len(wanted) - len(admitted))
         metrics.refused.labels("forgotten").inc(len(traces) - len(wanted))
         metrics.replay_damaged.inc(replay.take_damaged())
         metrics.replay_file_bytes.set(replay.num_file_bytes)
