@@ -332,8 +332,8 @@ async def expire(client: Client, key: str, retention_s: int) -> None:
             await client.xtrim(each, minid=_oldest(retention_s), approximate=False)
 
 
-async def delete_entries(client: Client, key: str, is_unwanted: Callable[[bytes], bool]) -> int:
-    """Delete the entries of a stream, and of its dead letters, whose data is unwanted; return how many.
+async def delete_entries(client: Client, key: str, is_unwanted: Callable[[Entry], bool]) -> int:
+    """Delete the unwanted entries of a stream, and of its dead letters; return how many. `is_unwanted` runs in a thread.
 
     Entries that are pending at a consumer are deleted too, and it then counts them as lost. Unavailable if Redis is
     unreachable: some may be deleted then, and the call can be repeated.
@@ -343,11 +343,19 @@ async def delete_entries(client: Client, key: str, is_unwanted: Callable[[bytes]
         start = "-"
         while rows := await _range(client, each, start):
             start = f"({rows[-1][0].decode()}"
-            unwanted = [id_ for id_, fields in rows if is_unwanted(fields.get(_FIELD.encode(), b""))]
+            unwanted = await asyncio.to_thread(_ids, rows, is_unwanted)
             if unwanted:
                 with redis_errors():
                     num_deleted += int(await client.xdel(each, *unwanted))
     return num_deleted
+
+
+def _entry(row: tuple[bytes, dict[bytes, bytes]], *, deliveries: int = 0) -> Entry:
+    return Entry(id=row[0].decode(), data=row[1].get(_FIELD.encode(), b""), deliveries=deliveries)
+
+
+def _ids(rows: Iterable[tuple[bytes, dict[bytes, bytes]]], is_wanted: Callable[[Entry], bool]) -> list[bytes]:
+    return [row[0] for row in rows if is_wanted(_entry(row))]
 
 
 async def _range(client: Client, key: str, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -366,11 +374,12 @@ class Consumer:
 
     `claim_idle` is how long another consumer's entry must be idle before it is taken over. `read` renews the entries in hand
     (read but not settled), so `claim_idle` has to exceed the longest pause between two reads. `name` must be stable across
-    restarts. `lost_total` counts entries that the size limit deleted before they were settled, `dead_letters_total` all dead
-    letters, `lost_letters_total` those that a full Redis could not keep.
+    restarts. With `retention_s`, dead letters disappear that long after the last one. Entries that `is_unwanted`, which runs
+    in a thread, become none. `lost_total` counts entries that the size limit deleted before they were settled,
+    `dead_letters_total` all dead letters, `lost_letters_total` those that a full Redis could not keep.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - whose entries, and what becomes of those that nobody can handle
         self,
         client: Client,
         key: str,
@@ -379,6 +388,8 @@ class Consumer:
         name: str,
         claim_idle: timedelta,
         max_deliveries: int = 5,
+        retention_s: int | None = None,
+        is_unwanted: Callable[[Entry], bool] = lambda _: False,
     ) -> None:
         self._client = client
         self._key = key
@@ -389,6 +400,8 @@ class Consumer:
         self._name = name
         self._claim_idle_ms = int(claim_idle.total_seconds() * 1000)
         self._max_deliveries = max_deliveries
+        self._retention_s = retention_s
+        self._is_unwanted = is_unwanted
         self.in_hand: set[str] = set()
         """Ids that were read and are not settled yet."""
         self._next_takeover_s = 0.0
@@ -456,6 +469,9 @@ class Consumer:
         If Redis is too full to keep it, the entry is still settled, counted and logged: it must not block other entries, and
         settling is what empties a full Redis. If interrupted in between, the letter is kept twice.
         """
+        if await asyncio.to_thread(self._is_unwanted, entry):
+            await self.ack([entry.id])
+            return
         is_kept = await self._keep_letter(entry, reason)
         await self.ack([entry.id])
         self.dead_letters_total += 1
@@ -473,6 +489,8 @@ class Consumer:
         with redis_errors():
             try:
                 await self._client.xadd(self._dead_key, letter, maxlen=maxlen, approximate=True)
+                if self._retention_s is not None:
+                    await self._client.pexpire(self._dead_key, 1000 * self._retention_s)
             except redis.exceptions.OutOfMemoryError:
                 return False
         return True
@@ -580,8 +598,7 @@ class Consumer:
 
     @staticmethod
     def _entry(row: tuple[bytes, dict[bytes, bytes]], deliveries: dict[str, int]) -> Entry:
-        id_ = row[0].decode()
-        return Entry(id=id_, data=row[1].get(_FIELD.encode(), b""), deliveries=deliveries.get(id_, 0) + 1)
+        return _entry(row, deliveries=deliveries.get(row[0].decode(), 0) + 1)
 
 
 def _dead(key: str) -> str:

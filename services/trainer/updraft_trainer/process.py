@@ -27,7 +27,7 @@ from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, 
 from updraft_trainer.coordination.watch import Activity, Watch
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.demand import FITTED_SAMPLES, DemandMeter
-from updraft_trainer.data.forgetting import Forgetting
+from updraft_trainer.data.forgetting import Forgetting, is_forgotten
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
@@ -148,6 +148,8 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                         group="trainer",
                         name=_consumer(config.pod_name, ranks),
                         claim_idle=_CLAIM_IDLE,
+                        retention_s=config.retention_seconds,
+                        is_unwanted=partial(is_forgotten, replay),
                     ),
                     replay,
                     expected,
@@ -161,6 +163,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 client,
                 [config.stream_keys[shard] for shard in shards],
                 replay,
+                unread=_unread_keys(config) if ranks.leads else (),
                 retention_s=config.retention_seconds,
                 metrics=counters,
                 clock=clock,
@@ -212,6 +215,11 @@ def _own_shards(config: TrainerSettings, ranks: Ranks) -> Sequence[int]:
             f" own: set it, and UPDRAFT_INFERENCE_STREAM_SHARDS of the pods, to {ranks.size} or more"
         )
     return streams.shards_of(ranks.rank, ranks.size, config.stream_shards)
+
+
+def _unread_keys(config: TrainerSettings) -> Sequence[str]:
+    """Streams of pods with more shards than the trainer reads."""
+    return streams.keys(config.namespace, config.speculator, streams.MAX_SHARDS)[config.stream_shards :]
 
 
 def _folder(data_dir: Path, ranks: Ranks) -> Path:

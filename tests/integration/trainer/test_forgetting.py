@@ -1,8 +1,9 @@
 """Forgotten tenants and old traces, with a real Redis and a real replay."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.tenants import hashes
-from updraft_trainer.data.forgetting import SKEW_MS, Forgetting
+from updraft_trainer.data.forgetting import SKEW_MS, Forgetting, is_forgotten
 from updraft_trainer.data.intake import Intake
 from updraft_trainer.data.replay import Replay
 from updraft_trainer.data.retention import ReplayLimits
+from updraft_trainer.data.sample import SCHEMA
 from updraft_trainer.metrics import Metrics
 
 ACME, RIVAL = 2**64 - 1, 7
@@ -40,10 +42,16 @@ def metrics() -> Metrics:
 
 
 def forgetting(
-    client: Redis, replay: Replay, metrics: Metrics, *, retention_s: int | None = None, clock: ManualClock | None = None
+    client: Redis,
+    replay: Replay,
+    metrics: Metrics,
+    *,
+    unread: Sequence[str] = (),
+    retention_s: int | None = None,
+    clock: ManualClock | None = None,
 ) -> Forgetting:
     clock_ = clock or ManualClock()
-    return Forgetting(client, [KEY], replay, retention_s=retention_s, metrics=metrics, clock=clock_)
+    return Forgetting(client, [KEY], replay, unread=unread, retention_s=retention_s, metrics=metrics, clock=clock_)
 
 
 def intake(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> tuple[streams.Consumer, Intake]:
@@ -62,22 +70,22 @@ async def test_an_order_deletes_in_streams_dead_letters_and_replay_and_refuses_w
     producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
     consumer, task = intake(redis, replay, traces, metrics)
     await consumer.open()
-    now_ms = int(1000 * time.time())
+    order_ms = int(1000 * time.time()) - 5 * 60_000
     for seed, tenant in enumerate((ACME, RIVAL, 0)):  # stored
-        await producer.append(traces.data(seed, tenant=tenant, finished_ms=now_ms))
+        await producer.append(traces.data(seed, tenant=tenant, finished_ms=order_ms))
     await producer.append(b"\xff not a trace")  # a dead letter, which nobody knows the tenant of
     await task.store_batch()
     assert (len(replay.training_ids()), await redis.xlen(DEAD)) == (3, 1)
     for seed, tenant in ((10, ACME), (11, RIVAL)):  # in the stream
-        await producer.append(traces.data(seed, tenant=tenant, finished_ms=now_ms))
+        await producer.append(traces.data(seed, tenant=tenant, finished_ms=order_ms))
 
     orders = forgetting(redis, replay, metrics)
-    orders.orders = {hashes.text(ACME): now_ms}
+    orders.orders = {hashes.text(ACME): order_ms}
     await orders.turn()
 
-    assert orders.done_ms == now_ms
-    assert (await redis.xlen(KEY), await redis.xlen(DEAD)) == (1, 0)
-    for seed, finished_ms in ((20, now_ms + SKEW_MS), (21, now_ms + SKEW_MS + 1)):  # late, and after the order
+    assert orders.done_ms == order_ms
+    assert (await redis.xlen(KEY), await redis.xlen(DEAD)) == (1, 1), "nobody has ordered to delete what is no trace"
+    for seed, finished_ms in ((20, order_ms + SKEW_MS), (21, order_ms + SKEW_MS + 1)):  # late, and after the order
         await producer.append(traces.data(seed, tenant=ACME, finished_ms=finished_ms))
     await task.store_batch()
     assert replay.tenants(replay.training_ids()) == {hashes.text(RIVAL), hashes.text(ACME)}
@@ -162,3 +170,91 @@ async def test_old_samples_are_deleted_from_replay(
     await forgetting(redis, replay, metrics, retention_s=60, clock=clock).turn()
 
     assert len(replay.training_ids()) == 1
+
+
+def unsupported(traces: TraceMaker, seed: int, tenant: int, finished_ms: int) -> bytes:
+    """A trace whose sender can be read, and which is no valid one."""
+    trace = traces.trace(seed, tenant=tenant, finished_ms=finished_ms)
+    trace.header.schema = SCHEMA + 1
+    return trace.SerializeToString()
+
+
+async def test_a_pod_whose_clock_is_ahead_keeps_nothing_from_an_order(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    now_ms = int(1000 * time.time())
+    ahead_ms = now_ms + 20 * 3_600_000
+    await producer.append(traces.data(1, tenant=ACME, finished_ms=ahead_ms))
+    await task.store_batch()
+    await producer.append(traces.data(2, tenant=ACME, finished_ms=ahead_ms))
+    assert len(replay.training_ids()) == 1
+
+    orders = forgetting(redis, replay, metrics)
+    orders.orders = {hashes.text(ACME): now_ms}
+    await orders.turn()
+
+    assert (replay.training_ids(), await redis.xlen(KEY)) == ([], 0)
+
+
+async def test_a_start_searches_streams_again_only_for_newer_orders(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    now_ms = int(1000 * time.time())
+    first = forgetting(redis, replay, metrics)
+    first.orders = {hashes.text(ACME): now_ms}
+    await first.turn()
+    await redis.xadd(KEY, {"t": traces.data(1, tenant=ACME, finished_ms=now_ms)})
+    await redis.xadd(KEY, {"t": traces.data(2, tenant=RIVAL, finished_ms=now_ms)})
+
+    again = forgetting(redis, replay, metrics)
+    again.orders = first.orders
+    await again.turn()
+    assert (again.done_ms, await redis.xlen(KEY)) == (now_ms, 2), "intake refuses it"
+    again.orders = {**first.orders, hashes.text(RIVAL): now_ms + 1}
+    await again.turn()
+
+    assert (again.done_ms, await redis.xlen(KEY)) == (now_ms + 1, 1)
+
+
+async def test_streams_that_no_rank_reads_are_searched_too(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    now_ms = int(1000 * time.time())
+    unread = streams.keys("default", "default", 3)[1:]
+    for key in unread:
+        await redis.xadd(key, {"t": traces.data(1, tenant=ACME, finished_ms=now_ms)})
+    orders = forgetting(redis, replay, metrics, unread=unread)
+    orders.orders = {hashes.text(ACME): now_ms}
+
+    await orders.turn()
+
+    assert [await redis.xlen(key) for key in unread] == [0, 0]
+
+
+async def test_what_a_forgotten_tenant_sends_late_becomes_no_dead_letter_and_others_disappear_with_age(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    now_ms = int(1000 * time.time())
+    replay.forget({hashes.text(ACME): now_ms})
+    consumer = streams.Consumer(
+        redis,
+        KEY,
+        group="trainer",
+        name="trainer-0",
+        claim_idle=timedelta(hours=1),
+        retention_s=60,
+        is_unwanted=partial(is_forgotten, replay),
+    )
+    task = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
+    await consumer.open()
+    await redis.xadd(KEY, {"t": unsupported(traces, 1, ACME, now_ms)})
+    await task.store_batch()
+    assert (await redis.xlen(KEY), await redis.exists(DEAD)) == (0, 0)
+    await redis.xadd(KEY, {"t": unsupported(traces, 2, RIVAL, now_ms)})
+    await task.store_batch()
+
+    assert (await redis.xlen(KEY), await redis.xlen(DEAD)) == (0, 1)
+    assert 0 < await redis.pttl(DEAD) <= 60_000
