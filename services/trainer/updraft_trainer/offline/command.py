@@ -17,12 +17,13 @@ from updraft_chassis import lifecycle, logs
 from updraft_chassis.errors import Conflict, Exhausted
 from updraft_chassis.leftovers import remove_stale
 from updraft_chassis.progress import Progress, Report
+from updraft_chassis.tenants import hashes
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import ExpectedTarget
 from updraft_trainer.offline.dataset import Dataset, read_dataset, refusals
 from updraft_trainer.offline.training import OfflineTraining
 from updraft_trainer.publishing.publish import Candidate, save
-from updraft_trainer.states.state import Identity
+from updraft_trainer.states.state import Identity, TrainingHistory
 
 _PART = ".part"
 
@@ -73,6 +74,9 @@ def _provenance(dataset: Dataset, candidate: Candidate, origin: str) -> registry
     trained = [item.trace_id for item in dataset.training if item.trace_id not in dataset.gone]
     if not trained:
         raise Conflict("no trace to train on can be read any more: train from a copy of the folder")
+    history = TrainingHistory()
+    for item in dataset.training:  # also those that are gone: an earlier run may have learned from them
+        history.learn_from(item.tenants)
     return registry_pb2.Provenance(
         samples=len(trained),
         first_trace_id=trained[0],
@@ -81,6 +85,8 @@ def _provenance(dataset: Dataset, candidate: Candidate, origin: str) -> registry
         code_version=f"draft train of updraft/{installed_version('updraft')}",
         created_unix_ms=int(time.time() * 1000),
         origin=origin,
+        tenants=map(hashes.parse, history.tenants),
+        has_more_tenants=history.has_more_tenants,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, NotFound
 from updraft_chassis.progress import Progress, Report
+from updraft_chassis.tenants import hashes
 from updraft_trainer.data.retention import rank, request_of
 from updraft_trainer.data.sample import ExpectedTarget, RefusedTrace, Sample, read_sample
 from updraft_trainer.offline.folders import StoredTrace, stored_traces
@@ -36,6 +37,8 @@ class Item:
     is_evaluation: bool
     num_bytes: int
     """In memory."""
+    tenants: frozenset[str] = frozenset()
+    """Hashes of the tenants that sent this text, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +110,11 @@ def _add(found: _Found, stored: StoredTrace, expected: ExpectedTarget) -> None:
     if trace.header.chunk == 0:
         found.prompts[sample.trace_id] = prompt
     text = hashlib.sha256(sample.ids.numpy().tobytes()).digest()
+    tenants = frozenset(filter(None, [hashes.text(sample.tenant)]))
     if (same := found.items.get(text)) is not None:
         found.refused["another one has the same text"] += 1
-        found.items[text] = replace(same, is_evaluation=same.is_evaluation or sample.is_evaluation)
+        is_evaluation = same.is_evaluation or sample.is_evaluation
+        found.items[text] = replace(same, is_evaluation=is_evaluation, tenants=same.tenants | tenants)
         return
     found.items[text] = Item(
         trace=stored,
@@ -117,6 +122,7 @@ def _add(found: _Found, stored: StoredTrace, expected: ExpectedTarget) -> None:
         prompt=prompt,
         is_evaluation=sample.is_evaluation,
         num_bytes=sample.num_bytes,
+        tenants=tenants,
     )
 
 

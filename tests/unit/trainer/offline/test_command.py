@@ -45,6 +45,20 @@ def test_the_draft_is_a_folder_whose_manifest_names_its_target_and_its_origin(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "recordings"]
 
 
+def test_the_manifest_lists_whose_traces_the_draft_learned_from(
+    tiny_target: Path, traces: TraceMaker, tmp_path: Path
+) -> None:
+    for number in range(24):
+        tenant = 9 if number in {3, 10} else 2 - number % 2
+        trace = traces.trace(number, tenant=tenant, evaluation=number in {3, 10})
+        recordings.write(tmp_path / "recordings", f"{number:02}", trace)
+    run(tiny_target, tmp_path / "recordings", tmp_path / "draft")
+
+    manifest = json_format.Parse((tmp_path / "draft" / "manifest.json").read_text(), registry_pb2.Manifest())
+    assert list(manifest.provenance.tenants) == [1, 2], "held-out requests judge drafts, and teach none"
+    assert not manifest.provenance.has_more_tenants
+
+
 def test_a_damaged_recording_is_told_and_stops_nothing(tiny_target: Path, folder: Path, tmp_path: Path) -> None:
     recordings.path(folder, "07").write_bytes(b"broken")
     notes = [report.note for report in run(tiny_target, folder, tmp_path / "draft") if report.note]
