@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft_rollouts.evidence import MIN_KIND_SAMPLES, OUTLIERS
-from updraft_trainer.data.retention import CHUNK_MARK, MAX_KINDS, PRESENT, Pool, SampleEntry
+from updraft_trainer.data.retention import CHUNK_MARK, MAX_KINDS, PRESENT, Pool, ReplayLimits, Retention, SampleEntry
 from updraft_trainer.data.selection import (
     MAX_REHEARSALS,
     NUM_RECENT,
@@ -439,3 +439,23 @@ def test_a_limit_changes_only_the_order(tenants: list[tuple[str, int]], taken: d
     for tenant in "abcd":
         orders = [one.order for one in ordered if one.tenant == tenant]
         assert orders == sorted(orders)
+
+
+def test_todays_traffic_stays_covered_by_evaluations_when_a_tenant_gets_another_name() -> None:
+    """Half of it would otherwise be kinds of the former name, which nobody is judged by any more."""
+    limits = ReplayLimits(window_bytes=400, reservoir_bytes=300, evaluation_bytes=100, max_tenant_share=0.5)
+    retention, covered = Retention(limits), list[float]()
+    for order in range(3 * NUM_REMEMBERED):
+        is_former = order < 2000
+        cluster, tenant = ("old", "former") if is_former else ("new", "later")
+        pool = Pool.WINDOW if order % 10 else Pool.EVALUATION
+        ended_ms = order * 60_000  # a request a minute: ten days
+        retention.add(replace(kept(order, cluster=cluster), tenant=tenant, pool=pool, finished_ms=ended_ms))
+        if order % 500 == 499:
+            entries = without_absent(sorted(retention, key=lambda entry: entry.order))
+            held_out = [entry for entry in remembered(entries) if entry.pool is Pool.EVALUATION]
+            judged = Counter(entry.cluster for entry in evaluation_batch(held_out, count=16, max_share=0.5))
+            mix = traffic_mix(entries, max_share=0.5)
+            covered.append(sum(share for kind, share in mix.shares.items() if judged[kind] >= MIN_KIND_SAMPLES))
+    assert min(covered) > 0.99
+    assert "former" not in {entry.tenant for entry in retention if entry.pool is Pool.WINDOW}
