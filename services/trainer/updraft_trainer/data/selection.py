@@ -230,6 +230,10 @@ def training_batch(  # noqa: PLR0913 - what is stored, what was used, and four l
         fresh = [entry for entry in fresh if entry.request not in waiting]
     fresh.sort(key=lambda entry: (num_uses(entry), -entry.order))
     budget = num_tokens or USUAL_SAMPLES * sum(entry.num_tokens for entry in entries) / len(entries)
+    if max_share < 1 and len({entry.tenant for entry in entries}) > 1:
+        # Where only one tenant is fresh, samples of others fill up its half, as long as they are protected.
+        stale = (entry for entry in entries if max_uses <= num_uses(entry) < MAX_REHEARSALS * max_uses)
+        fresh += sorted(stale, key=lambda entry: (num_uses(entry), -entry.order))
     batch = _within(limited(fresh, max_share, size=_num_tokens, taken=drawn), budget / 2)
     chosen = {entry.trace_id for entry in batch}
     rest = [entry for entry in outliers_together(entries) if entry.trace_id not in chosen]
