@@ -172,6 +172,27 @@ async def test_old_samples_are_deleted_from_replay(
     assert len(replay.training_ids()) == 1
 
 
+async def test_replay_is_rewritten_for_age_only_when_a_hundredth_of_it_has_passed(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    now_ms, clock = int(1000 * time.time()), ManualClock()
+    clock.advance(now_ms / 1000 - clock.now())
+    await producer.append(traces.data(1, finished_ms=now_ms - 19_950_000))
+    await task.store_batch()
+    ages = forgetting(redis, replay, metrics, retention_s=20_000, clock=clock)
+
+    kept = []
+    for seconds in (0, 100, 101):
+        clock.advance(seconds)
+        await ages.turn()
+        kept.append(len(replay.training_ids()))
+
+    assert kept == [1, 1, 0]
+
+
 def unsupported(traces: TraceMaker, seed: int, tenant: int, finished_ms: int) -> bytes:
     """A trace whose sender can be read, and which is no valid one."""
     trace = traces.trace(seed, tenant=tenant, finished_ms=finished_ms)

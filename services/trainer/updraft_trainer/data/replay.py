@@ -467,7 +467,7 @@ class Replay:
                 self._db.executemany(f"DELETE FROM {table} WHERE segment = ?", gone)  # noqa: S608
 
     def _finish_erasing(self) -> None:
-        """What an interruption has left."""
+        """Erase what an interruption has left."""
         try:
             self._erase_files()
         except (Corrupt, Exhausted) as error:

@@ -168,7 +168,7 @@ class Segments:
 
     @property
     def numbers(self) -> list[int]:
-        """Of all files, ascending."""
+        """The numbers of all files, ascending."""
         return sorted(self._segments)
 
     def seal(self, number: int) -> None:
