@@ -15,10 +15,15 @@ from updraft_artifacts.rope import Rope
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Norm over the last dimension. The weight is converted, because the fused kernel (float32 inside) needs one dtype."""
-    if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype != torch.float64:
+    if _keeps_less() and x.device.type == "cpu" and x.dtype != torch.float64:
         out: Tensor = _RmsNorm.apply(x, weight.to(x.dtype), eps)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return out
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+def _keeps_less() -> bool:
+    """Whether gradients are needed, and torch.compile does not choose what is kept for them."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -47,7 +52,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. If gradients are needed, nothing but its arguments is kept for them."""
-    if not torch.is_grad_enabled():
+    if not _keeps_less():
         return F.silu(gate) * up
     out: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return out

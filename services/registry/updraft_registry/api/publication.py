@@ -72,7 +72,8 @@ async def publish(
         await asyncio.to_thread(archive.verify, upload, manifest)
         number, existed = await control.change(manifest.speculator, archive.publish, upload, manifest, control.now_ms())
     finally:
-        await asyncio.to_thread(upload.discard)
+        # A call may be cancelled more than once, and a cancelled wait would take the work off the queue of threads.
+        await asyncio.shield(asyncio.to_thread(upload.discard))
     return Published(speculator=manifest.speculator, number=number, existed=existed, num_bytes=manifest.size_bytes)
 
 
