@@ -33,7 +33,7 @@ DEFAULTS = yaml.safe_load(
       disruptionBudget:
         maxUnavailable: 10%
     trainer: {suspend: false, nodes: 1, workload: Auto, storage: {size: 80Gi}}
-    traces: {enabled: true, payloadPercent: 100, evaluationPercent: 10}
+    traces: {enabled: true, capture: All, payloadPercent: 100, evaluationPercent: 10}
     registry: {storage: {size: 20Gi}}
     rollout:
       strategy: Canary
@@ -284,7 +284,10 @@ def test_kubectl_wait_sees_a_condition(kubernetes: ControlPlane, api: Api, names
         ("asp.spec.deletionPolicy", "the traces outlive this resource; a new one of the same name continues with them"),
         ("asp.spec.rollout.pinnedVersion", "Serve exactly this version now, without analysis"),
         ("asp.spec.rollout.steps.holdSeconds", "Minimum time before the next step."),
-        ("asp.spec.serving.podTemplate", "merged over the operator's; named entries of lists by name"),
+        (
+            "asp.spec.serving.podTemplate",
+            "such as nodeSelector or sidecars, merged over the operator's.",
+        ),
         ("asp.status.serving.updatedReplicas", "Pods whose engines report the stable version."),
         ("dver.spec.retain", "Keep the weights regardless of revisionHistoryLimit."),
         ("dver.status.phase", "ENUM: Importing Pending Held Canary"),
