@@ -14,7 +14,7 @@ from updraft_cli.cmd.draft.view import length, phase
 from updraft_cli.cmd.follow import Item
 from updraft_cli.cmd.policy import view as policies
 from updraft_cli.output import ago, count
-from updraft_rollouts.terms import Strategy
+from updraft_rollouts.terms import OnInconclusive, Strategy
 
 Fact = tuple[str, str | Text]
 
@@ -138,7 +138,7 @@ def _trial(status: Speculator, trial: Trial, now: datetime) -> Iterator[Fact]:
         dry = ", dry run" if policy.analysis and policy.analysis.dry_run else ""
         yield "verdict", Text(_MARKS.get(trial.verdict, "-"), _STYLES.get(trial.verdict, "")) + dry
     if policy.progress_deadline_seconds and trial.started is not None:
-        yield "deadline", _deadline(status, policy.progress_deadline_seconds, trial.started, trial.paused_s, now)
+        yield "deadline", _deadline(status, trial, policy.progress_deadline_seconds, trial.started, now)
 
 
 def _step(status: Speculator, trial: Trial, now: datetime) -> str:
@@ -151,9 +151,12 @@ def _step(status: Speculator, trial: Trial, now: datetime) -> str:
     return f"{trial.step} of {trial.steps}{pods}{held}{since}"
 
 
-def _deadline(status: Speculator, within_s: int, started: datetime, paused_s: float, now: datetime) -> str:
+def _deadline(status: Speculator, trial: Trial, within_s: int, started: datetime, now: datetime) -> str:
     """About when; only the message has it exactly, because this clock also stops while there are no pods."""
-    left_s = within_s - (now - started).total_seconds() + paused_s
+    analysis = status.policy.analysis
+    if not trial.baseline and not (analysis and analysis.on_inconclusive is OnInconclusive.PROMOTE):
+        return "none: a first version is not rolled back for a lack of traffic"
+    left_s = within_s - (now - started).total_seconds() + trial.paused_s
     paused = " while not paused" if status.paused else ""
     left = f"{output.span(left_s)} of {output.span(within_s)} left{paused}"
     return f"{left}; then, without a verdict, {policies.at_deadline(status.policy)}"

@@ -105,6 +105,12 @@ def test_a_canary_is_a_sentence_and_a_table() -> None:
     """)
 
 
+def test_a_first_version_has_no_deadline() -> None:
+    now = status(canary(rollout=rollout(baseline=0)), version(3, pb.PHASE_CANARY))
+    (line,) = [line for line in screen(view.rendered(now, NOW, is_wide=False)).splitlines() if "deadline" in line]
+    assert "a first version is not rolled back for a lack of traffic" in line
+
+
 def test_wide_a_canary_has_the_registrys_own_words_for_the_evidence() -> None:
     now = status(canary(), version(3, pb.PHASE_CANARY))
     assert screen(view.rendered(now, NOW, is_wide=True), 200).splitlines()[-1] == output.sentence(EVIDENCE)
