@@ -66,6 +66,17 @@ def without_what_is_kept(live: World, owners: dict[str, Json], reference: World)
     return {where: each for where, each in live.items() if not is_kept(where)}
 
 
+def uncollected(live: World, owners: dict[str, Json]) -> list[tuple[str, str]]:
+    """Objects that name an owner of another life: Kubernetes may still delete them, and then the operator makes them again."""
+    alive = {owner["metadata"]["uid"] for owner in owners.values()}
+
+    def owned(each: Json) -> set[str]:
+        named = each["metadata"].get("ownerReferences", ())
+        return {one["uid"] for one in named if one["kind"] == "AdaptiveSpeculator"}
+
+    return [where for where, each in live.items() if owned(each) - alive]
+
+
 def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -> Iterator[str]:
     """What differs from what the plan says of these resources; nothing else may be there."""
     desired = set()

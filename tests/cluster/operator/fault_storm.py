@@ -238,6 +238,7 @@ class FaultStorm:
         return [
             *(f"{name} is still there" for name in owners.keys() - copies.keys()),
             *(f"the pod {name} is left" for name in pods if name.partition("-")[0] not in owners),
+            *(f"{'/'.join(where)} is still to be collected" for where in agreement.uncollected(live, owners)),
             *agreement.against_plan(owners, live, around),
             *agreement.against_reference(live, reference),
             *agreement.of_status(owners, copies),
@@ -335,11 +336,8 @@ def storm(
                     theirs.wait_until_ready()
                     raging.settle()
                     proxy.calm()
-                    for _ in range(_RESTS):
-                        _converge(raging, around, converged_s)
-                        _rest(raging.outcome, cluster, who)
-                        if not raging.outcome.writes:
-                            break
+                    _converge(raging, around, converged_s)
+                    _rest(raging.outcome, cluster, who)
                 raging.look_alive()
             raging.outcome.faults = proxy.done
         return raging.outcome
@@ -354,10 +352,6 @@ def _namespaces(api: Api) -> Iterator[tuple[str, ...]]:
     yield made
     for name in made:
         api.delete(f"/api/v1/namespaces/{name}")
-
-
-_RESTS = 3
-"""Kubernetes collects children of deleted owners when it gets to it, and then the operator has work again."""
 
 
 def _converge(raging: FaultStorm, around: OperatorConfig, timeout_s: float) -> None:
