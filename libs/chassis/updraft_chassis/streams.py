@@ -489,11 +489,19 @@ class Consumer:
         with redis_errors():
             try:
                 await self._client.xadd(self._dead_key, letter, maxlen=maxlen, approximate=True)
-                if self._retention_s is not None:
-                    await self._client.pexpire(self._dead_key, 1000 * self._retention_s)
             except redis.exceptions.OutOfMemoryError:
                 return False
+            if self._retention_s is not None:
+                await self._limit_letters(self._retention_s)
         return True
+
+    async def _limit_letters(self, retention_s: int) -> None:
+        """The letter is kept, so it must not be kept again because a user may not set its age."""
+        try:
+            await self._client.pexpire(self._dead_key, 1000 * retention_s)
+        except redis.exceptions.NoPermissionError as error:
+            facts = {"stream": self._dead_key, "error": str(error)}
+            logger.warning("Redis refuses to limit dead letters by age; they may stay longer", extra=facts)
 
     async def _create_group(self) -> None:
         try:

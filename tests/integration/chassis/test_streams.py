@@ -295,6 +295,25 @@ async def test_a_reader_can_set_an_entry_aside_with_its_own_reason(redis: Redis)
     }
 
 
+async def test_a_letter_is_kept_once_by_a_user_that_may_not_limit_its_age(
+    redis: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await append(redis, b"odd")
+    await run(redis, "ACL", "SETUSER", "old", "reset", "on", ">secret", "~*", "+@all", "-pexpire")
+    async with connect(redis_url.replace("://", "://old:secret@")) as old:
+        life = Consumer(
+            old, KEY, group="trainer", name="me", claim_idle=timedelta(seconds=60), max_deliveries=3, retention_s=60
+        )
+        await life.open()
+        (entry,) = await read(life)
+        await life.dead_letter(entry, "no such target")
+    await run(redis, "ACL", "DELUSER", "old")
+
+    assert len(await dead_letters(redis)) == 1
+    assert await redis.xlen(KEY) == 0
+    assert "refuses to limit dead letters" in caplog.text
+
+
 @pytest.mark.attack(boundary="traces", attack="ever more dead letters", outcome="the stream of dead letters is bounded")
 async def test_dead_letters_are_bounded(redis: Redis) -> None:
     large = Producer(redis, KEY, max_bytes=1 << 30)
