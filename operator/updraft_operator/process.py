@@ -76,10 +76,10 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         measures.queue.set_function(lambda: len(work))
         measures.speculators.set_function(lambda: len(store.speculators()))
         logger.info("Starting operator", extra={"metrics_port": port, "namespaces": settings.watch_namespaces or "all"})
-        config = await _until_served(cluster, settings, stop)
-        if config is None:
+        served = await _until_served(cluster, settings, stop)
+        if served is None:
             return
-        kinds = await cluster.kinds()
+        config, kinds = served
         resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
@@ -111,7 +111,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 users=users,
                 metrics=measures,
                 clock=clock,
-                config=replace(config, has_leader_worker_sets=LEADER_WORKER_SET in kinds),
+                config=config,
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
                 status_s=settings.status_seconds,
@@ -183,16 +183,14 @@ async def _work(
 
 async def _until_served(
     cluster: KubernetesCluster, settings: OperatorSettings, stop: lifecycle.Stop
-) -> OperatorConfig | None:
-    """Wait for what the cluster has to say first, because the operator may start before its CRDs are installed. Returns the
-    settings with the issuer and the installation; None after `stop`."""
+) -> tuple[OperatorConfig, tuple[str, ...]] | None:
+    """Wait for what the cluster has to say first, because the operator may start before its CRDs are installed, or while the
+    API server is busy. Returns the settings with the issuer, the installation and what is served, and the kinds to watch; None
+    after `stop`."""
     last_reason = ""
     while not stop.requested:
         try:
-            for kind in ("AdaptiveSpeculator", "DraftVersion"):
-                await _served(cluster, kind, (settings.namespaces or ("",))[0])
-            issuer, installation = await cluster.issuer(), await cluster.uid(settings.namespace)
-            return replace(settings.config, issuer=issuer, installation=installation)
+            return await _known_of(cluster, settings)
         except UpdraftError as error:
             reason = str(error)
         if reason != last_reason:
@@ -200,6 +198,19 @@ async def _until_served(
             logger.warning("Waiting for the cluster", extra={"reason": reason})
         await stop.wait(_CRD_WAIT_S)
     return None
+
+
+async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> tuple[OperatorConfig, tuple[str, ...]]:
+    for kind in ("AdaptiveSpeculator", "DraftVersion"):
+        await _served(cluster, kind, (settings.namespaces or ("",))[0])
+    kinds = await cluster.kinds()
+    config = replace(
+        settings.config,
+        issuer=await cluster.issuer(),
+        installation=await cluster.uid(settings.namespace),
+        has_leader_worker_sets=LEADER_WORKER_SET in kinds,
+    )
+    return config, kinds
 
 
 async def _served(cluster: KubernetesCluster, kind: str, namespace: str) -> None:
