@@ -274,13 +274,14 @@ class _CheckedRequests:
     """A stream of requests that raises the error which `_limited` returned."""
 
     def __init__(self, requests: AsyncIterable[Any]) -> None:
-        self._requests = aiter(requests)
+        self._requests = requests
 
     def __aiter__(self) -> "_CheckedRequests":
         return self
 
     async def __anext__(self) -> Any:
-        return _checked(await anext(self._requests))
+        # Not in `__init__`: gRPC's `__aiter__` makes a generator, and Python warns of one that nobody reads.
+        return _checked(await anext(aiter(self._requests)))
 
 
 def _checked(request: Any) -> Any:

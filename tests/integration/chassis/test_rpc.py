@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -280,3 +281,15 @@ async def test_a_streaming_method_cleans_up_when_its_caller_leaves() -> None:
         call.cancel()
         async with asyncio.timeout(LONG_S):
             await cleaned_up.wait()
+
+
+async def test_a_method_may_answer_without_reading_its_requests(recwarn: pytest.WarningsRecorder) -> None:
+    async def connect(_: Any, context: Any) -> AsyncIterator[fleet_pb2.ConnectResponse]:
+        yield fleet_pb2.ConnectResponse()
+
+    async with serving(service(FLEET, Connect=connect)) as channel:
+        stub: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
+        await exhaust(stub.Connect(timeout=LONG_S))
+    gc.collect()
+
+    assert [str(warning.message) for warning in recwarn] == []
