@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
 from updraft_operator.manifests.redis_users import Role, password_of
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import Tls
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning import versions
 from updraft_operator.planning.assessment import unreadable
@@ -22,6 +24,7 @@ from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
@@ -64,6 +67,7 @@ class Wiring:
     secrets: Secrets
     registries: RegistryConnections
     users: RedisUsers
+    certificates: Certificates
     metrics: Metrics
     clock: Clock
     config: OperatorConfig
@@ -147,16 +151,18 @@ class Reconciler:
             state.ending_s = wiring.clock.monotonic()
         used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
         state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
-        self._connect(key, cached, cached.speculator)
+        config = wiring.certificates.trusted(wiring.config, secrets.certificate)
+        self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,
-            config=wiring.config,
+            config=config,
             children=cached.children,
             pods=cached.pods,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
+            certificate=secrets.certificate,
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
             redis_max_memory=wiring.users.max_memory,
@@ -168,15 +174,19 @@ class Reconciler:
             cleanup_s=wiring.cleanup_s,
         )
 
-    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator) -> None:
-        """Connect to the registry while its pod is ready."""
+    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, trusted: Tls) -> None:
+        """Connect to the registry while its pod is ready, and never without TLS where there should be TLS."""
         workload = cached.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
         is_ready = workload is not None and workload.status.get("readyReplicas", 0) > 0
-        if not is_ready or owner.metadata.deletion_timestamp is not None:
+        is_known = bool(trusted.authorities) or not trusted.is_on
+        if not is_ready or not is_known or owner.metadata.deletion_timestamp is not None:
             self._wiring.registries.set_address(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        self._wiring.registries.set_address(key, RegistryAddress(address=address, audience=audience(*key)))
+        found = RegistryAddress(address=address, audience=audience(*key))
+        if trusted.is_on:
+            found = replace(found, host=tls.registry_host(owner), authorities=trusted.authorities)
+        self._wiring.registries.set_address(key, found)
 
     def _plan(self, observed: Observed) -> Plan:
         self._wiring.metrics.plans.inc()
@@ -184,6 +194,7 @@ class Reconciler:
 
     def _log_plan(self, key: Key, plan: Plan) -> None:
         steps = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
+        steps |= {f"sign a certificate for Secret/{order.secret}" for order in plan.certificates}
         steps |= {f"delete {'/'.join(target)}" for target in plan.delete}
         steps |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}
         state = self._state(key)
@@ -193,6 +204,9 @@ class Reconciler:
 
     async def _apply_plan(self, key: Key, observed: Observed, plan: Plan) -> bool:
         """Objects, then calls, then the finalizer. Returns whether anything was done."""
+        for order in plan.certificates:
+            data = self._wiring.certificates.sign(order)
+            await self._apply(key, observed, tls.secret(observed.speculator, order, data))
         for content in plan.apply:
             await self._apply(key, observed, content)
         for target in plan.delete:
@@ -207,7 +221,7 @@ class Reconciler:
             await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator, observed.config)
         if plan.finalizer:
             await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
-        return bool(plan.apply or plan.delete or plan.calls or plan.finalizer)
+        return bool(plan.certificates or plan.apply or plan.delete or plan.calls or plan.finalizer)
 
     async def _apply(self, key: Key, observed: Observed, content: Manifest) -> None:
         wiring, state, target = self._wiring, self._state(key), ref(content)

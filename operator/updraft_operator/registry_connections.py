@@ -10,7 +10,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc
 from updraft_chassis.clock import Clock
-from updraft_chassis.credentials import TokenChannel
+from updraft_chassis.credentials import Credentials, TokenChannel
 from updraft_chassis.errors import Forbidden, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
@@ -40,6 +40,10 @@ class RegistryAddress:
     address: str
     audience: str
     """Audience of tokens for this registry."""
+    host: str = ""
+    """The name in its certificate."""
+    authorities: str = ""
+    """The CAs of its certificate, in PEM format; empty: it speaks no TLS."""
 
 
 @dataclass(slots=True)
@@ -196,7 +200,8 @@ class RegistryConnections:
 
 
 def _channel(address: RegistryAddress, token: Token) -> TokenChannel:
-    return TokenChannel(rpc.channel(address.address), lambda: token.value)
+    tls = Credentials(authorities=address.authorities.encode(), server_name=address.host)
+    return TokenChannel(rpc.channel(address.address, tls), lambda: token.value)
 
 
 def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:

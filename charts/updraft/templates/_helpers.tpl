@@ -17,6 +17,11 @@
 {{- printf "%s-redis" (include "updraft.fullname" .) -}}
 {{- end -}}
 
+{{/* Secret with the operator's CA. */}}
+{{- define "updraft.ca" -}}
+{{- printf "%s-ca" (include "updraft.fullname" .) -}}
+{{- end -}}
+
 {{- define "updraft.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "updraft.operator" .) .Values.serviceAccount.name -}}

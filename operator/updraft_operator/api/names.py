@@ -22,6 +22,8 @@ LWS_GROUP = "leaderworkerset.x-k8s.io"
 LWS_API_VERSION = f"{LWS_GROUP}/v1"
 """The API of LeaderWorkerSets, which clusters may lack."""
 
+CERT_MANAGER_API_VERSION = "cert-manager.io/v1"
+
 SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
 """Parts of a speculator: values of the component label, and ends of names."""
 

@@ -11,6 +11,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
 from updraft_rollouts.terms import Phase
@@ -86,6 +87,8 @@ class Observed:
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
     fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
+    certificate: Certificate | None = None
+    """The one in the registry's Secret; None without a valid one."""
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
     """Bytes that the operator's Redis may use; 0 without a limit, or if it did not say so."""

@@ -18,6 +18,8 @@ from updraft_operator.api.status import PENDING, Status
 from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
 from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import CertificateOrder
 from updraft_operator.planning import lineage, redis_access, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
@@ -77,6 +79,7 @@ class Event:
 class Plan:
     """Steps, in this order."""
 
+    certificates: tuple[CertificateOrder, ...] = ()
     apply: tuple[Manifest, ...] = ()
     delete: tuple[Ref, ...] = ()
     calls: tuple[RegistryCall, ...] = ()
@@ -102,13 +105,12 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     applied, deleted = _objects(observed)
     return replace(
         _statuses(observed, now, now_s),
+        certificates=_orders(observed, now_unix_s),
         apply=applied,
         delete=deleted,
         calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
         finalizer=_finalizer(observed),
-        users=tuple(
-            redis_access.users(observed, {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)})
-        ),
+        users=tuple(redis_access.users(observed, {*map(ref, applied), *(each.ref for each in observed.refusals)})),
     )
 
 
@@ -143,6 +145,7 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
         *accounts.objects(owner),
+        *tls.objects(owner, config),
         *registry.objects(owner, config),
         *_trainer(observed, owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
@@ -192,6 +195,11 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     delete += trainers.outdated(observed)
     return (*secrets, *apply, *mirrors), tuple(sorted(delete))
+
+
+def _orders(observed: Observed, now_unix_s: float) -> tuple[CertificateOrder, ...]:
+    orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
+    return tuple(order for order in orders if (Ref("Secret", order.secret), "") not in _refused(observed))
 
 
 def _desired(observed: Observed) -> list[Manifest]:

@@ -111,7 +111,7 @@ def test_the_processes_agree_on_whose_they_are_and_where_the_traces_are() -> Non
     assert inference.stream_keys == trainer.stream_keys
     assert len(trainer.stream_keys) == 3
     assert inference.speculator == trainer.speculator == "mine"
-    assert inference.registry_address == trainer.registry_address == "mine-registry:50051"
+    assert inference.registry_address == trainer.registry_address == "mine-registry.team-a.svc:50051"
 
 
 def test_the_parts_listen_where_services_and_probes_look() -> None:

@@ -16,7 +16,8 @@ from tests.unit.operator.memory_cluster import MemoryCluster, Where
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Conflict, NotFound, Unavailable
 from updraft_operator.api import names
-from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.tls.terms import OwnSecrets
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
@@ -24,6 +25,7 @@ from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, mak
 from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets
@@ -150,7 +152,8 @@ class FakeRegistries:
 class World:
     """All of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: OperatorConfig = CONFIG) -> None:
+        self.config = config
         self.cluster, self.registry, self.clock = MemoryCluster(), FakeRegistry(), ManualClock()
         self.store = Store()
         self.cluster.watchers.append(self._watch)
@@ -176,16 +179,25 @@ class World:
             notify=lambda _: None,
             metrics=self.metrics,
         )
+        self.certificates = Certificates(
+            self.cluster,
+            self.config,
+            OwnSecrets(namespace=self.config.namespace, authority="updraft-ca"),
+            self.clock,
+            may_write=lambda: True,
+            on_change=lambda: None,
+        )
         self.reconciler = Reconciler(
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock),
+                secrets=Secrets(self.cluster, self.clock, has_certificates=self.config.tls.is_on),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
+                certificates=self.certificates,
                 metrics=self.metrics,
                 clock=self.clock,
-                config=CONFIG,
+                config=self.config,
                 redis_url="redis://:secret@own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )

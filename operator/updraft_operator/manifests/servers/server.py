@@ -17,6 +17,7 @@ from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import objects as tls
 
 PORT_NAME = "http"
 """Name of the port with the OpenAI API, for the Service and the PodMonitor."""
@@ -121,7 +122,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
         ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=[*process_variables(owner, config, target), *pod.variables(own)],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config), *target.mounts],
         livenessProbe={
             **pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
             "initialDelaySeconds": 60,  # it imports torch and reads the target's fingerprint before it listens

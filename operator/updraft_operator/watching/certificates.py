@@ -1,0 +1,198 @@
+"""The operator's CA, and what it signs.
+
+The CA is in a Secret of the operator's own namespace, which one task reads again every minute, and renews. Reconciliations ask
+only what is known. The Secrets of resources follow in their next reconciliation, which a change of the CAs brings about.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from updraft_chassis.clock import Clock
+from updraft_chassis.errors import InvalidInput, NotFound, UpdraftError
+from updraft_operator.api import names
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.tls.objects import CA, CERT, KEY
+from updraft_operator.manifests.tls.terms import (
+    Certificate,
+    CertificateOrder,
+    OwnSecrets,
+    TlsMode,
+    is_due,
+    needs_ca,
+    signer,
+    trusted,
+)
+from updraft_operator.watching.cluster import Cluster
+from updraft_operator.watching.x509 import Authority, new_authority, read_authorities, read_certificate, sign
+
+logger = logging.getLogger(__name__)
+
+CA_KEY = "ca.key"
+_MAX_PERIOD_S = 60.0
+_PERIODS_PER_CERTIFICATE = 10
+_RETRY_S = 2.0
+
+
+class Certificates:
+    """`may_write` is whether this process leads; `on_change` is called when other CAs are trusted than before."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: OperatorConfig,
+        own: OwnSecrets,
+        clock: Clock,
+        *,
+        may_write: Callable[[], bool],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._cluster = cluster
+        self._tls = config.tls
+        self._own = own
+        self._clock = clock
+        self._may_write = may_write
+        self._on_change = on_change
+        self._authorities: tuple[Authority, ...] = ()
+        """Those that are trusted, newest first."""
+        self._redis_authorities = ""
+        self._asked = asyncio.Event()
+        self._is_closed = False
+        self._last_problem = ""
+
+    @property
+    def authorities(self) -> str:
+        """The CAs that clients trust, in PEM format; empty if the operator does not sign, or does not know them yet."""
+        return "".join(authority.certificate for authority in self._authorities)
+
+    @property
+    def redis_authorities(self) -> str:
+        """The CAs of the chart's Redis, in PEM format; empty if they are not known."""
+        return self.authorities if self._tls.mode is TlsMode.SELF_SIGNED else self._redis_authorities
+
+    def trusted(self, config: OperatorConfig, certificate: Certificate | None) -> OperatorConfig:
+        """The settings with the CAs that the clients of a registry trust, which has this certificate."""
+        known = self.authorities
+        if config.tls.mode is TlsMode.CERT_MANAGER:
+            known = certificate.authorities if certificate is not None else ""
+        return replace(config, tls=replace(config.tls, authorities=known))
+
+    def sign(self, order: CertificateOrder) -> dict[str, str]:
+        """The data of the order's Secret. Only with `authorities`."""
+        now_s = self._clock.now()
+        signing = signer([authority.facts for authority in self._authorities], now_s)
+        authority = next(each for each in self._authorities if each.facts == signing)
+        certificate, key = sign(authority, order.name, self._tls.lives.certificate_s, now_s)
+        logger.info("Signed a certificate", extra={"secret": order.secret, "dns_name": order.name})
+        return {CERT: certificate, KEY: key, CA: self.authorities}
+
+    def start_over(self) -> None:
+        """Forget the CAs, because another replica may have renewed them, and read them at once."""
+        self._authorities = ()
+        self._asked.set()
+
+    def close(self) -> None:
+        """End `run` after what it does now."""
+        self._is_closed = True
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Until `close`."""
+        period_s = min(_MAX_PERIOD_S, self._tls.lives.certificate_s / _PERIODS_PER_CERTIFICATE)
+        while not self._is_closed:
+            self._asked.clear()
+            is_done = await self._is_refreshed() if self._may_write() else False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(period_s if is_done else min(_RETRY_S, period_s)):
+                    await self._asked.wait()
+
+    async def refresh(self) -> None:
+        """Read the CA, renew it if it is time, and keep the certificate of the chart's Redis valid. Raises UpdraftErrors."""
+        before = self.authorities
+        if self._tls.mode is TlsMode.SELF_SIGNED:
+            await self._refresh_authorities()
+        await self._refresh_redis()
+        if self.authorities != before:
+            self._on_change()
+
+    async def read(self) -> None:
+        """Read the CA without writing anything."""
+        if self._tls.mode is TlsMode.SELF_SIGNED:
+            _, self._authorities = await self._read_authorities()
+
+    async def _is_refreshed(self) -> bool:
+        try:
+            await self.refresh()
+        except UpdraftError as error:
+            problem = str(error)
+        else:
+            problem = ""
+        if problem and problem != self._last_problem:
+            logger.warning("Cannot renew certificates; will retry", extra={"reason": problem})
+        self._last_problem = problem
+        return not problem
+
+    async def _refresh_authorities(self) -> None:
+        version, known = await self._read_authorities()
+        now_s = self._clock.now()
+        if needs_ca([authority.facts for authority in known], now_s):
+            known = (new_authority(self._tls.lives.ca_s, now_s), *known)
+            data = {CA: "".join(each.certificate for each in known), CA_KEY: "".join(each.key for each in known)}
+            await self._write(self._secret(self._own.authority, "Opaque", data, version), is_new=not version)
+            logger.info("Made a CA", extra={"secret": self._own.authority, "num_trusted": len(known)})
+        self._authorities = known
+
+    async def _read_authorities(self) -> tuple[str, tuple[Authority, ...]]:
+        """The version of the Secret, empty without one, and the CAs in it that have not expired, newest first.
+
+        InvalidInput if it has something else: it may be somebody's.
+        """
+        version, data = await self._get(self._own.authority)
+        if not version:
+            return "", ()
+        try:
+            held = read_authorities(data.get(CA, ""), data.get(CA_KEY, ""))
+        except ValueError as error:
+            where = f"Secret {self._own.namespace}/{self._own.authority}"
+            raise InvalidInput(f"{where} has no CA of this operator ({error}); delete it to get a new CA") from error
+        by_id = {authority.facts.key_id: authority for authority in held}
+        valid = trusted([authority.facts for authority in held], self._clock.now())
+        return version, tuple(by_id[facts.key_id] for facts in valid)
+
+    async def _refresh_redis(self) -> None:
+        order = self._own.redis
+        if order is None or not self._tls.is_on:
+            return
+        version, data = await self._get(order.secret)
+        certificate = read_certificate(data.get(CERT, ""), data.get(KEY, ""), data.get(CA, ""))
+        self._redis_authorities = data.get(CA, "")
+        if self._tls.mode is TlsMode.SELF_SIGNED and is_due(
+            certificate, order.name, self.authorities, self._clock.now()
+        ):
+            content = self._secret(order.secret, "kubernetes.io/tls", self.sign(order), version)
+            await self._write(content, is_new=not version)
+
+    async def _get(self, name: str) -> tuple[str, dict[str, str]]:
+        """Resource version and content of an own Secret; empty without one."""
+        try:
+            secret = await self._cluster.get("Secret", self._own.namespace, name)
+        except NotFound:
+            return "", {}
+        data = secret.get("data") or {}
+        decoded = {entry: base64.b64decode(value).decode(errors="replace") for entry, value in data.items()}
+        return secret["metadata"]["resourceVersion"], decoded
+
+    async def _write(self, content: Manifest, *, is_new: bool) -> None:
+        """Conflict or Unavailable if somebody else wrote it since it was read."""
+        await (self._cluster.create(content) if is_new else self._cluster.apply(content))
+
+    def _secret(self, name: str, kind: str, data: dict[str, str], version: str) -> Manifest:
+        metadata: dict[str, Any] = {"name": name, "namespace": self._own.namespace}
+        metadata["labels"] = {names.MANAGED_BY: names.MANAGER}
+        if version:
+            metadata["resourceVersion"] = version
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "stringData": data}

@@ -1,0 +1,171 @@
+"""The operator's CA: made once, renewed before it ends, and never taken from somebody else's Secret."""
+
+import base64
+from dataclasses import replace
+
+import pytest
+from tests.support.clock import ManualClock
+from tests.support.manifests import CONFIG
+from tests.unit.operator.memory_cluster import MemoryCluster
+from tests.unit.operator.world import KEY, World, run_now
+
+from updraft_chassis.errors import InvalidInput
+from updraft_operator.manifests.tls.terms import CertificateOrder, Lives, OwnSecrets, Tls, TlsMode, is_due
+from updraft_operator.watching.certificates import CA_KEY, Certificates
+from updraft_operator.watching.x509 import read_authorities, read_certificate
+
+LIVES = Lives(ca_s=86_400.0, certificate_s=7200.0)
+SELF_SIGNED = replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED, lives=LIVES))
+CA_SECRET = ("Secret", "updraft-system", "updraft-ca")
+LEAF = ("Secret", KEY.namespace, "qwen-registry-tls")
+BUNDLE = ("ConfigMap", KEY.namespace, "qwen-ca")
+REDIS = CertificateOrder(secret="updraft-redis-tls", name="updraft-redis.updraft-system.svc")  # noqa: S106 - a name
+
+
+class Installation:
+    """An operator's CA without resources."""
+
+    def __init__(self) -> None:
+        self.cluster, self.clock, self.num_changes = MemoryCluster(), ManualClock(), 0
+        self.restart()
+
+    def restart(self) -> None:
+        def on_change() -> None:
+            self.num_changes += 1
+
+        own = OwnSecrets(namespace="updraft-system", authority="updraft-ca", redis=REDIS)
+        self.certificates = Certificates(
+            self.cluster, SELF_SIGNED, own, self.clock, may_write=lambda: True, on_change=on_change
+        )
+        run_now(self.certificates.refresh())
+
+    def data(self, name: str) -> dict[str, str]:
+        data = self.cluster.objects["Secret", "updraft-system", name]["data"]
+        return {entry: base64.b64decode(value).decode() for entry, value in data.items()}
+
+
+def _entry(world: World, name: str) -> str:
+    return base64.b64decode(world.cluster.objects[LEAF]["data"][name]).decode()
+
+
+def test_a_ca_is_made_once_and_found_again_after_a_restart() -> None:
+    installation = Installation()
+    first = installation.certificates.authorities
+    assert first.count("BEGIN CERTIFICATE") == 1
+    installation.restart()
+    assert installation.certificates.authorities == first
+    assert [verb for verb, kind, name in installation.cluster.writes if name == "updraft-ca"] == ["create"]
+
+
+def test_two_cas_are_trusted_while_they_overlap_and_one_afterwards() -> None:
+    installation = Installation()
+    installation.clock.advance(LIVES.ca_s * 0.7)
+    run_now(installation.certificates.refresh())
+    authorities = read_authorities(installation.data("updraft-ca")["ca.crt"], installation.data("updraft-ca")[CA_KEY])
+    assert len(authorities) == 2
+    assert installation.certificates.authorities == "".join(each.certificate for each in authorities)
+    assert installation.num_changes == 2
+
+    former, new = authorities[1].certificate, authorities[0].certificate
+    assert _is_signed(installation, former)
+    assert not _is_signed(installation, new)
+    installation.clock.advance(3600.0)
+    assert _is_signed(installation, new)
+
+    installation.clock.advance(LIVES.ca_s * 0.3)
+    run_now(installation.certificates.refresh())
+    assert installation.certificates.authorities == authorities[0].certificate
+
+
+def _is_signed(installation: Installation, authority: str) -> bool:
+    """Whether this CA signs now."""
+    data = installation.certificates.sign(REDIS)
+    facts = read_certificate(data["tls.crt"], data["tls.key"], authority)
+    return facts is not None and facts.is_signed
+
+
+def test_the_certificate_of_the_charts_redis_is_renewed_too() -> None:
+    installation = Installation()
+    first = installation.data(REDIS.secret)["tls.crt"]
+    run_now(installation.certificates.refresh())
+    assert installation.data(REDIS.secret)["tls.crt"] == first
+    installation.clock.advance(LIVES.certificate_s * 0.67)
+    run_now(installation.certificates.refresh())
+    data = installation.data(REDIS.secret)
+    assert data["tls.crt"] != first
+    facts = read_certificate(data["tls.crt"], data["tls.key"], data["ca.crt"])
+    assert not is_due(facts, REDIS.name, installation.certificates.redis_authorities, installation.clock.now())
+
+
+@pytest.mark.parametrize("content", [{}, {"ca.crt": "a", "ca.key": "b"}], ids=["nothing", "no PEM"])
+def test_a_secret_that_is_not_the_operators_is_left_alone(content: dict[str, str]) -> None:
+    installation = Installation()
+    encoded = {entry: base64.b64encode(value.encode()).decode() for entry, value in content.items()}
+    installation.cluster.edit(CA_SECRET, lambda body: body.update(data=encoded))
+    with pytest.raises(InvalidInput, match=r"has no CA of this operator .*; delete it to get a new CA"):
+        run_now(installation.certificates.refresh())
+    assert installation.cluster.objects[CA_SECRET]["data"] == encoded
+    installation.cluster.remove(CA_SECRET)
+    run_now(installation.certificates.refresh())
+    assert installation.data("updraft-ca")["ca.crt"] == installation.certificates.authorities
+
+
+@pytest.fixture
+def world() -> World:
+    made = World(SELF_SIGNED)
+    run_now(made.certificates.refresh())
+    made.settle()
+    return made
+
+
+def test_a_resource_gets_a_certificate_of_its_registrys_name(world: World) -> None:
+    facts = read_certificate(_entry(world, "tls.crt"), _entry(world, "tls.key"), _entry(world, "ca.crt"))
+    assert facts is not None
+    assert (facts.names, facts.is_signed) == (frozenset({"qwen-registry.team.svc"}), True)
+    assert world.cluster.objects[BUNDLE]["data"]["ca.crt"] == world.certificates.authorities == facts.authorities
+    assert world.cluster.objects[LEAF]["type"] == "kubernetes.io/tls"
+
+
+def test_it_is_renewed_without_a_change_of_anything_that_restarts_pods(world: World) -> None:
+    first, templates = _entry(world, "tls.crt"), _templates(world)
+    world.clock.advance(LIVES.certificate_s * 0.5)
+    world.settle()
+    assert _entry(world, "tls.crt") == first
+    world.clock.advance(LIVES.certificate_s * 0.2)
+    world.settle()
+    assert _entry(world, "tls.crt") != first
+    assert _templates(world) == templates
+
+
+def test_a_new_ca_reaches_pods_and_certificates(world: World) -> None:
+    templates = _templates(world)
+    world.clock.advance(LIVES.ca_s * 0.7)
+    run_now(world.certificates.refresh())
+    world.settle()
+    assert world.cluster.objects[BUNDLE]["data"]["ca.crt"].count("BEGIN CERTIFICATE") == 2
+    assert _entry(world, "ca.crt") == world.certificates.authorities
+    assert _templates(world) == templates
+
+
+@pytest.mark.attack(
+    boundary="registry",
+    attack="a certificate that a tenant made, in the registry's Secret",
+    outcome="clients do not trust it, and the operator replaces it",
+)
+def test_a_forged_certificate_is_replaced(world: World) -> None:
+    stranger = Installation()
+    stranger.certificates.sign(REDIS)
+    forged = stranger.certificates.sign(CertificateOrder(secret="", name="qwen-registry.team.svc"))
+    forged["ca.crt"] = world.certificates.authorities
+    encoded = {entry: base64.b64encode(value.encode()).decode() for entry, value in forged.items()}
+    world.cluster.edit(LEAF, lambda body: body.update(data=encoded))
+    world.clock.advance(120.0)
+    world.settle()
+    facts = read_certificate(_entry(world, "tls.crt"), _entry(world, "tls.key"), world.certificates.authorities)
+    assert facts is not None
+    assert facts.is_signed
+
+
+def _templates(world: World) -> list[object]:
+    kinds = ("Deployment", "StatefulSet")
+    return [each["spec"]["template"] for kind in kinds for each in world.cluster.of(kind)]
