@@ -61,12 +61,12 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What decisions need to know about a certificate, or a CA's own. Times are Unix seconds."""
+    """Facts about a server's certificate, or a CA's own, from which decisions follow. Times are Unix seconds."""
 
     key_id: str
-    """Of its own public key."""
+    """Identifies its public key."""
     names: frozenset[str]
-    """DNS names; none of a CA."""
+    """DNS names; a CA has none."""
     not_before_s: float
     not_after_s: float
     authorities: str = ""
