@@ -96,7 +96,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             )
             measures.connections.set_function(lambda: len(registries))
             users = RedisUsers(
-                settings.redis_url.get_secret_value(),
+                lambda: certificates.redis_url(settings.redis_url.get_secret_value()),
                 config.installation,
                 period_s=settings.redis_users_seconds,
                 may_write=lambda: lease.is_held and resync.synced_s is not None and not settings.dry_run,

@@ -218,7 +218,8 @@ class Reconciler:
             await self._call(key, observed, call)
         if plan.cleans_up:
             self._wiring.guard()
-            await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator, observed.config)
+            url = self._wiring.certificates.redis_url(self._wiring.redis_url)
+            await delete_traces(self._wiring.secrets, url, observed.speculator, observed.config)
         if plan.finalizer:
             await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
         return bool(plan.certificates or plan.apply or plan.delete or plan.calls or plan.finalizer)

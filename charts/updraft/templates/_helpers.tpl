@@ -22,6 +22,11 @@
 {{- printf "%s-ca" (include "updraft.fullname" .) -}}
 {{- end -}}
 
+{{/* Secret with the certificate of the bundled Redis. */}}
+{{- define "updraft.redis.certificate" -}}
+{{- printf "%s-tls" (include "updraft.redis" .) -}}
+{{- end -}}
+
 {{- define "updraft.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "updraft.operator" .) .Values.serviceAccount.name -}}

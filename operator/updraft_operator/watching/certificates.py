@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import InvalidInput, NotFound, UpdraftError
+from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
@@ -73,6 +74,19 @@ class Certificates:
     def redis_authorities(self) -> str:
         """The CAs of the chart's Redis, in PEM format; empty if they are not known."""
         return self.authorities if self._tls.mode is TlsMode.SELF_SIGNED else self._redis_authorities
+
+    def redis_url(self, url: str) -> str:
+        """The address of the operator's Redis for the operator itself, which has the CAs in memory where pods have a file.
+
+        Unavailable until they are known.
+        """
+        if self._own.redis is None:
+            return url
+        if not self.redis_authorities:
+            raise Unavailable("the CA of the operator's Redis is not known yet")
+        parts = urlsplit(url)
+        query = [(name, value) for name, value in parse_qsl(parts.query) if name != "ssl_ca_certs"]
+        return urlunsplit(parts._replace(query=urlencode([*query, ("ssl_ca_data", self.redis_authorities)])))
 
     def trusted(self, config: OperatorConfig, certificate: Certificate | None) -> OperatorConfig:
         """The settings with the CAs that the clients of a registry trust, which has this certificate."""

@@ -26,7 +26,9 @@ UNUSED: dict[Right, str] = {
         (names.LWS_GROUP, "leaderworkersets", verb): _NO_GROUPS
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     },
-    **{("cert-manager.io", "certificates", verb): _SIGNS_ITSELF for verb in ("get", "list", "watch", "create", "patch")},
+    **{
+        ("cert-manager.io", "certificates", verb): _SIGNS_ITSELF for verb in ("get", "list", "watch", "create", "patch")
+    },
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
     ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.manifests import CONFIG
+from tests.support.mounts import Mount
 from tests.support.registry import RegistryProcess
 from tests.unit.operator.world import KEY, World, run_now
 
@@ -31,37 +32,17 @@ HOST = "qwen-registry.team.svc"
 
 
 class Kubelet:
-    """Keeps the files of a Secret and a ConfigMap up to date as a kubelet does: all at once, by a link to a folder."""
+    """Keeps the files of a registry and of its clients up to date."""
 
     def __init__(self, world: World, folder: Path) -> None:
-        self._world, self._folder = world, folder
-        self.certificates: list[str] = []
-        self.bundles: list[str] = []
-        (folder / "server").mkdir()
-        (folder / "client").mkdir()
+        self._world = world
+        self.server, self.client = Mount(folder / "server"), Mount(folder / "client")
 
     def sync(self) -> None:
         secret = self._world.cluster.objects["Secret", KEY.namespace, "qwen-registry-tls"]["data"]
         decoded = {entry: base64.b64decode(value).decode() for entry, value in secret.items()}
-        bundle = self._world.cluster.objects["ConfigMap", KEY.namespace, "qwen-ca"]["data"]
-        self._mount("server", {entry: decoded[entry] for entry in ("tls.crt", "tls.key")}, self.certificates)
-        self._mount("client", bundle, self.bundles)
-
-    def _mount(self, name: str, entries: dict[str, str], former: list[str]) -> None:
-        content = next(iter(entries.values()))
-        if former and former[-1] == content:
-            return
-        former.append(content)
-        folder = self._folder / name
-        version = folder / f"..{len(former)}"
-        version.mkdir()
-        for entry, value in entries.items():
-            (version / entry).write_text(value)
-        (folder / "..new").symlink_to(version.name)
-        (folder / "..new").replace(folder / "..data")
-        for entry in entries:
-            if not (folder / entry).is_symlink():
-                (folder / entry).symlink_to(f"..data/{entry}")
+        self.server.sync({entry: decoded[entry] for entry in ("tls.crt", "tls.key")})
+        self.client.sync(self._world.cluster.objects["ConfigMap", KEY.namespace, "qwen-ca"]["data"])
 
 
 @dataclass
@@ -145,9 +126,10 @@ async def test_no_call_fails_and_no_stream_ends_while_certificates_and_cas_rotat
 
         assert (kept.failures, fresh.failures) == ([], [])
         assert min(kept.num_calls, fresh.num_calls) > 20
-        assert len(kubelet.certificates) >= 4
-        assert len(kubelet.bundles) >= 3, "one CA, both, and the new one"
-        first, last = kubelet.bundles[0], kubelet.bundles[-1]
+        assert len(kubelet.server.versions) >= 4
+        bundles = [version["ca.crt"] for version in kubelet.client.versions]
+        assert len(bundles) >= 3, "one CA, both, and the new one"
+        first, last = bundles[0], bundles[-1]
         assert first not in last, "the first CA has ended"
         former = Credentials(authorities=first.encode(), server_name=HOST)
         async with rpc.channel(registry.address, former) as outdated:

@@ -171,7 +171,7 @@ class World:
                 self.store.put(kind, each)
         self.metrics = Metrics(CollectorRegistry())
         self.users = RedisUsers(
-            "redis://:secret@own",
+            lambda: "redis://:secret@own",
             CONFIG.installation,
             period_s=5.0,
             may_write=lambda: True,

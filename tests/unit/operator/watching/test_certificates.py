@@ -1,15 +1,17 @@
 """The operator's CA: made once, renewed before it ends, and never taken from somebody else's Secret."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from redis.asyncio.connection import parse_url
 from tests.support.clock import ManualClock
 from tests.support.manifests import CONFIG
 from tests.unit.operator.memory_cluster import MemoryCluster
 from tests.unit.operator.world import KEY, World, run_now
 
-from updraft_chassis.errors import InvalidInput
+from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_operator.manifests.tls.terms import CertificateOrder, Lives, OwnSecrets, Tls, TlsMode, is_due
 from updraft_operator.watching.certificates import CA_KEY, Certificates
 from updraft_operator.watching.x509 import read_authorities, read_certificate
@@ -95,6 +97,17 @@ def test_the_certificate_of_the_charts_redis_is_renewed_too() -> None:
     assert data["tls.crt"] != first
     facts = read_certificate(data["tls.crt"], data["tls.key"], data["ca.crt"])
     assert not is_due(facts, REDIS.name, installation.certificates.redis_authorities, installation.clock.now())
+
+
+def test_the_operators_own_address_of_redis_has_the_ca_itself() -> None:
+    installation = Installation()
+    url = "rediss://:p%40ss@updraft-redis.updraft-system.svc:6379/0?ssl_ca_certs=/etc/updraft/ca/ca.crt&db=1"
+    own: Mapping[str, object] = parse_url(installation.certificates.redis_url(url))
+    assert (own["ssl_ca_data"], own["password"]) == (installation.certificates.authorities, "p@ss")
+    assert "ssl_ca_certs" not in own
+    installation.certificates.start_over()
+    with pytest.raises(Unavailable, match="not known yet"):
+        installation.certificates.redis_url(url)
 
 
 @pytest.mark.parametrize("content", [{}, {"ca.crt": "a", "ca.key": "b"}], ids=["nothing", "no PEM"])
