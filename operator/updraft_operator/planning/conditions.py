@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
+from updraft_operator.manifests.tls.objects import secret_name
+from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
 from updraft_operator.planning.availability import available, failing, fully_scaled, over_quota, reconciling
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import (
     ConnectionState,
     Observed,
@@ -138,7 +141,20 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
     if not any(pod.is_ready for pod in pods):
         yield from failing(pods)
     yield from over_quota(observed, names.REGISTRY)
+    if connection is ConnectionState.STARTING and observed.config.tls.is_on and not observed.config.tls.authorities:
+        yield false("NoCertificate", _no_certificate(observed))
     yield false(connection.value, view.problem or "the registry's pod is not ready yet")
+
+
+def _no_certificate(observed: Observed) -> str:
+    name = secret_name(observed.name)
+    if observed.config.tls.mode is TlsMode.SELF_SIGNED:
+        return "the operator cannot read or write its CA; the reason is in its log"
+    if observed.certificate is not None:
+        return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
+    request = observed.children.get(Ref("Certificate", name))
+    told = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []
+    return f"cert-manager has not signed Certificate {name}: {' '.join(told) or 'it says no reason'}"
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
