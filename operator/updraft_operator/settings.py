@@ -75,7 +75,7 @@ class OperatorSettings(Settings):
     """Who signs the certificates of registries and of the chart's Redis: the operator itself (SelfSigned), cert-manager with
     tls_issuer_name (CertManager), or nobody (Disabled): then they speak no TLS."""
     tls_ca_secret: str = "updraft-ca"  # noqa: S105 - a name
-    """Secret in the operator's own namespace with its CA. The operator makes it; delete it, and it makes another one."""
+    """Secret in the operator's own namespace with its CA. Remove its data, and the operator makes another CA."""
     tls_ca_seconds: int = Field(default=31_536_000, ge=60)
     """How long a CA is valid. After two thirds of it there is another one; both are trusted until the former one expires."""
     tls_certificate_seconds: int = Field(default=7_776_000, ge=10)

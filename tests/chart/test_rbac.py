@@ -36,7 +36,7 @@ TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts/token"): ("create",),
     ("", "namespaces"): ("get",),
 }
-CERTIFICATES: Mapping[tuple[str, str], tuple[str, ...]] = {("", "secrets"): ("get", "create", "patch")}
+CERTIFICATES: Mapping[tuple[str, str], tuple[str, ...]] = {("", "secrets"): ("get", "patch")}
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
 STOP = {("apps", "deployments"): ("get",), ("apps", "deployments/scale"): ("patch",)}
@@ -136,10 +136,13 @@ def test_the_operator_changes_no_secret_of_its_own_namespace_but_its_ca() -> Non
     role = one(rendered("namespaced"), "Role", "updraft-operator-certificates")
     operator = one(rendered("namespaced"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
     env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
-    create, *renew = role["rules"]
-    assert [rule["verbs"] for rule in (create, *renew)] == [["create"], ["get", "patch"], ["get", "patch"]]
     own = [env["UPDRAFT_OPERATOR_TLS_CA_SECRET"], env["UPDRAFT_OPERATOR_REDIS_TLS_SECRET"]]
-    assert [rule["resourceNames"] for rule in renew] == [[name] for name in own]
+    assert [(rule["verbs"], rule["resourceNames"]) for rule in role["rules"]] == [
+        (["get", "patch"], [name]) for name in own
+    ]
+    assert all("data" not in one(rendered("namespaced"), "Secret", name) for name in own), (
+        "an upgrade must not empty them"
+    )
     watched = ("--set", "watchNamespaces={team-a,updraft-system}")
     assert not [
         each for each in of_kind(rendered("default", *watched), "Role") if title(each).endswith("-certificates")
@@ -151,7 +154,7 @@ _WITH_CERT_MANAGER = ("--set", "tls.mode=CertManager,tls.issuer.name=corporate")
 
 def test_with_cert_manager_it_reads_the_certificate_of_redis() -> None:
     (rule,) = one(rendered("namespaced", *_WITH_CERT_MANAGER), "Role", "updraft-operator-certificates")["rules"]
-    assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["updraft-redis-tls"])
+    assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["updraft-redis-cert-manager"])
 
 
 def test_with_cert_manager_the_operator_requests_certificates_and_signs_none() -> None:

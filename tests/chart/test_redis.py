@@ -130,15 +130,8 @@ def test_with_tls_it_has_no_port_in_plaintext() -> None:
     assert f"tls-cert-file {mounts['tls']}/tls.crt" in config
 
 
-@pytest.mark.parametrize("mode", ["SelfSigned", "CertManager"])
-def test_who_signs_makes_no_difference_for_its_pod(mode: str) -> None:
-    words = ("--set", f"tls.mode={mode},tls.issuer.name=corporate")
-    stateful_set = one(rendered("default", *words), "StatefulSet", "updraft-redis")
-    assert stateful_set == one(rendered("default"), "StatefulSet", "updraft-redis")
-
-
 def test_the_certificate_is_what_cert_manager_takes() -> None:
-    certificate = one(rendered("cert-manager"), "Certificate", "updraft-redis-tls")
+    certificate = one(rendered("cert-manager"), "Certificate", "updraft-redis-cert-manager")
     definition = yaml.safe_load((CHECKOUT / "tests" / "cluster" / "operator" / "certificates.yaml").read_text())
     (version,) = definition["spec"]["versions"]
     jsonschema.validate(certificate, version["schema"]["openAPIV3Schema"])

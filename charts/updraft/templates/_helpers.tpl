@@ -22,9 +22,9 @@
 {{- printf "%s-ca" (include "updraft.fullname" .) -}}
 {{- end -}}
 
-{{/* Secret with the certificate of the bundled Redis. */}}
+{{/* Secret with the certificate of the bundled Redis. cert-manager makes its own, of a type that cannot be changed. */}}
 {{- define "updraft.redis.certificate" -}}
-{{- printf "%s-tls" (include "updraft.redis" .) -}}
+{{- printf "%s-%s" (include "updraft.redis" .) (ternary "cert-manager" "tls" (eq .Values.tls.mode "CertManager")) -}}
 {{- end -}}
 
 {{- define "updraft.serviceAccount" -}}

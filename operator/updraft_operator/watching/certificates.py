@@ -1,6 +1,7 @@
 """The operator's CA, and what it signs.
 
-The CA is in a Secret of the operator's own namespace, which one task reads again every minute, and renews. Reconciliations ask
+The CA is in a Secret of the operator's own namespace, which the chart makes empty, so that the operator needs no right to make
+Secrets there and it goes with the release. One task reads it again every minute, and renews the CA. Reconciliations ask
 only what is known. The Secrets of resources follow in their next reconciliation, which a change of the CAs brings about.
 """
 
@@ -10,12 +11,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
-from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.terms import (
@@ -156,7 +155,7 @@ class Certificates:
         if needs_ca([authority.facts for authority in known], now_s):
             known = (new_authority(self._tls.lives.ca_s, now_s), *known)
             data = {CA: "".join(each.certificate for each in known), CA_KEY: "".join(each.key for each in known)}
-            await self._write(self._secret(self._own.authority, "Opaque", data, version), is_new=not version)
+            await self._write(self._own.authority, data, version)
             logger.info("Made a CA", extra={"secret": self._own.authority, "num_trusted": len(known)})
         self._authorities = known
 
@@ -166,13 +165,15 @@ class Certificates:
         InvalidInput if it has something else: it may be somebody's.
         """
         version, data = await self._get(self._own.authority)
-        if not version:
-            return "", ()
+        if not data:
+            return version, ()
         try:
             held = read_authorities(data.get(CA, ""), data.get(CA_KEY, ""))
         except ValueError as error:
             where = f"Secret {self._own.namespace}/{self._own.authority}"
-            raise InvalidInput(f"{where} has no CA of this operator ({error}); delete it to get a new CA") from error
+            raise InvalidInput(
+                f"{where} has no CA of this operator ({error}); remove its data to get a new CA"
+            ) from error
         by_id = {authority.facts.key_id: authority for authority in held}
         valid = trusted([authority.facts for authority in held], self._clock.now())
         return version, tuple(by_id[facts.key_id] for facts in valid)
@@ -187,8 +188,7 @@ class Certificates:
         if self._tls.mode is TlsMode.SELF_SIGNED and is_due(
             certificate, order.name, self.authorities, self._clock.now()
         ):
-            content = self._secret(order.secret, "kubernetes.io/tls", self.sign(order), version)
-            await self._write(content, is_new=not version)
+            await self._write(order.secret, self.sign(order), version)
 
     async def _get(self, name: str) -> tuple[str, dict[str, str]]:
         """Resource version and content of an own Secret; empty without one."""
@@ -200,13 +200,8 @@ class Certificates:
         decoded = {entry: base64.b64decode(value).decode(errors="replace") for entry, value in data.items()}
         return secret["metadata"]["resourceVersion"], decoded
 
-    async def _write(self, content: Manifest, *, is_new: bool) -> None:
-        """Conflict or Unavailable if somebody else wrote it since it was read."""
-        await (self._cluster.create(content) if is_new else self._cluster.apply(content))
-
-    def _secret(self, name: str, kind: str, data: dict[str, str], version: str) -> Manifest:
-        metadata: dict[str, Any] = {"name": name, "namespace": self._own.namespace}
-        metadata["labels"] = {names.MANAGED_BY: names.MANAGER}
-        if version:
-            metadata["resourceVersion"] = version
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind, "stringData": data}
+    async def _write(self, name: str, data: dict[str, str], version: str) -> None:
+        """Conflict or Unavailable if somebody else wrote it since it was read. Its labels and type are the chart's."""
+        metadata = {"name": name, "namespace": self._own.namespace, **({"resourceVersion": version} if version else {})}
+        content: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
+        await (self._cluster.apply(content) if version else self._cluster.create(content))

@@ -110,12 +110,25 @@ def test_the_operators_own_address_of_redis_has_the_ca_itself() -> None:
         installation.certificates.redis_url(url)
 
 
-@pytest.mark.parametrize("content", [{}, {"ca.crt": "a", "ca.key": "b"}], ids=["nothing", "no PEM"])
+def test_the_empty_secrets_of_the_chart_are_filled_and_keep_their_labels() -> None:
+    installation = Installation()
+    for name in ("updraft-ca", REDIS.secret):
+        installation.cluster.remove(("Secret", "updraft-system", name))
+        metadata = {"name": name, "namespace": "updraft-system", "labels": {"app.kubernetes.io/managed-by": "Helm"}}
+        run_now(installation.cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata}))
+    installation.restart()
+    for name in ("updraft-ca", REDIS.secret):
+        assert installation.data(name)["ca.crt"] == installation.certificates.authorities != ""
+        labels = installation.cluster.objects["Secret", "updraft-system", name]["metadata"]["labels"]
+        assert labels == {"app.kubernetes.io/managed-by": "Helm"}
+
+
+@pytest.mark.parametrize("content", [{"key": "a"}, {"ca.crt": "a", "ca.key": "b"}], ids=["something", "no PEM"])
 def test_a_secret_that_is_not_the_operators_is_left_alone(content: dict[str, str]) -> None:
     installation = Installation()
     encoded = {entry: base64.b64encode(value.encode()).decode() for entry, value in content.items()}
     installation.cluster.edit(CA_SECRET, lambda body: body.update(data=encoded))
-    with pytest.raises(InvalidInput, match=r"has no CA of this operator .*; delete it to get a new CA"):
+    with pytest.raises(InvalidInput, match=r"has no CA of this operator .*; remove its data to get a new CA"):
         run_now(installation.certificates.refresh())
     assert installation.cluster.objects[CA_SECRET]["data"] == encoded
     installation.cluster.remove(CA_SECRET)
