@@ -41,7 +41,7 @@ class TrainerSettings(Settings):
     registry_token_file: Path | None = None
     """File with the trainer's token for the registry (role publish). It is read again when it changes."""
     registry_ca_file: Path | None = None
-    """CAs of the registry's certificate, in PEM format. Enables TLS and rejects other certificates. Reloaded when it changes."""
+    """CAs of the registry's certificate, in PEM format. Enables TLS, and is reloaded when it changes."""
     registry_cert_file: Path | None = None
     """Client certificate for a registry that requires one (mTLS). Reloaded when it changes."""
     registry_key_file: Path | None = None
