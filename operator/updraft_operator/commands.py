@@ -25,7 +25,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import TlsMode
-from updraft_operator.planning.objects import Key
+from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.settings import OperatorSettings
@@ -169,7 +169,8 @@ async def _planned(
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
-        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificate)
+        last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
+        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificate, last)
     observed = Observed(
         speculator=owner,
         config=config,

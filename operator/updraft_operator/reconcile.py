@@ -151,7 +151,8 @@ class Reconciler:
             state.ending_s = wiring.clock.monotonic()
         used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
         state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
-        config = wiring.certificates.trusted(wiring.config, secrets.certificate)
+        last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
+        config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
         self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,

@@ -27,6 +27,7 @@ from updraft_operator.manifests.tls.terms import (
     signer,
     trusted,
 )
+from updraft_operator.planning.objects import Child
 from updraft_operator.watching.cluster import Cluster
 from updraft_operator.watching.x509 import Authority, new_authority, read_authorities, read_certificate, sign
 
@@ -87,12 +88,17 @@ class Certificates:
         query = [(name, value) for name, value in parse_qsl(parts.query) if name != "ssl_ca_certs"]
         return urlunsplit(parts._replace(query=urlencode([*query, ("ssl_ca_data", self.redis_authorities)])))
 
-    def trusted(self, config: OperatorConfig, certificate: Certificate | None) -> OperatorConfig:
-        """The settings with the CAs that the clients of a registry trust, which has this certificate."""
+    def trusted(self, config: OperatorConfig, certificate: Certificate | None, last: Child | None) -> OperatorConfig:
+        """The settings with the CAs that the clients of a registry trust, which has this certificate.
+
+        Until they are known, those in `last`, the ConfigMap: it must not vanish because an operator starts.
+        """
         known = self.authorities
         if config.tls.mode is TlsMode.CERT_MANAGER:
             known = certificate.authorities if certificate is not None else ""
-        return replace(config, tls=replace(config.tls, authorities=known))
+        if not known and last is not None and config.tls.is_on:
+            known = str((last.live().get("data") or {}).get(CA, ""))
+        return replace(config, tls=replace(config.tls, authorities=known, can_sign=bool(self._authorities)))
 
     def sign(self, order: CertificateOrder) -> dict[str, str]:
         """The data of the order's Secret. Only with `authorities`."""

@@ -51,7 +51,7 @@ def orders(
     owner: AdaptiveSpeculator, config: OperatorConfig, certificate: Certificate | None, now_s: float
 ) -> tuple[CertificateOrder, ...]:
     """The certificates to sign, of the one in the registry's Secret; none until there is a CA."""
-    if config.tls.mode is not TlsMode.SELF_SIGNED or not config.tls.authorities:
+    if not config.tls.can_sign:
         return ()
     order = CertificateOrder(secret=secret_name(owner.metadata.name), name=registry_host(owner))
     return (order,) if is_due(certificate, order.name, config.tls.authorities, now_s) else ()

@@ -53,6 +53,8 @@ class Tls:
     lives: Lives = Lives()
     authorities: str = ""
     """The CAs that clients trust, in PEM format; empty until they are known."""
+    can_sign: bool = False
+    """Whether the operator has them with their keys."""
 
     @property
     def is_on(self) -> bool:

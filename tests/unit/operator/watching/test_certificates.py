@@ -173,6 +173,18 @@ def test_a_new_ca_reaches_pods_and_certificates(world: World) -> None:
     assert _templates(world) == templates
 
 
+def test_an_operator_that_starts_takes_nothing_away_before_it_knows_its_ca(world: World) -> None:
+    bundle = world.cluster.objects[BUNDLE]["data"]
+    world.restart()
+    before = len(world.cluster.writes)
+    world.settle()
+    assert world.cluster.writes[before:] == []
+    run_now(world.certificates.refresh())
+    world.settle()
+    assert world.cluster.writes[before:] == []
+    assert world.cluster.objects[BUNDLE]["data"] == bundle
+
+
 @pytest.mark.attack(
     boundary="registry",
     attack="a certificate that a tenant made, in the registry's Secret",

@@ -63,6 +63,13 @@ def test_the_cas_are_in_a_config_map_as_soon_as_they_are_known() -> None:
     assert tls.orders(speculator(), unknown, None, 0.0) == ()
 
 
+def test_a_certificate_is_ordered_only_from_an_operator_with_a_ca() -> None:
+    assert tls.orders(speculator(), SELF_SIGNED, None, 0.0) == (), "it knows only what clients trust"
+    signing = replace(SELF_SIGNED, tls=replace(SELF_SIGNED.tls, can_sign=True))
+    (order,) = tls.orders(speculator(), signing, None, 0.0)
+    assert (order.secret, order.name) == ("qwen-registry-tls", "qwen-registry.team.svc")
+
+
 def test_cert_manager_is_asked_for_the_same_secret() -> None:
     request, _ = tls.objects(speculator(), CERT_MANAGER)
     assert (request["kind"], request["apiVersion"]) == ("Certificate", "cert-manager.io/v1")
