@@ -27,6 +27,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_passwords
@@ -160,6 +161,7 @@ async def _planned(
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
     secrets = await Secrets(cluster, clock).read(key, owner) if cluster is not None else NO_SECRETS
+    attached = await AttachedPods(cluster, clock).read(key, owner) if cluster is not None else ()
     cached, config = store.cached(key), settings.config
     if cluster is not None:
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
@@ -169,7 +171,8 @@ async def _planned(
         speculator=owner,
         config=config,
         children=cached.children,
-        pods=cached.pods,
+        pods=(*cached.pods, *(pod.state for pod in attached)),
+        attached=attached,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,

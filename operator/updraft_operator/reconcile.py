@@ -20,8 +20,10 @@ from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
+from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
@@ -62,6 +64,7 @@ class Wiring:
     store: Store
     cluster: Cluster
     secrets: Secrets
+    attached: AttachedPods
     registries: RegistryConnections
     users: RedisUsers
     metrics: Metrics
@@ -124,7 +127,8 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             return None
-        observed = self._observed(key, cached, self._wiring.secrets.last(key))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        observed = self._observed(key, cached, self._wiring.secrets.last(key), attached)
         plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
@@ -137,9 +141,12 @@ class Reconciler:
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
-        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator), attached)
 
-    def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot) -> Observed:
+    def _observed(
+        self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
+    ) -> Observed:
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
@@ -152,7 +159,8 @@ class Reconciler:
             speculator=cached.speculator,
             config=wiring.config,
             children=cached.children,
-            pods=cached.pods,
+            pods=(*cached.pods, *(pod.state for pod in attached)),
+            attached=attached,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
@@ -176,7 +184,9 @@ class Reconciler:
             self._wiring.registries.set_address(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        self._wiring.registries.set_address(key, RegistryAddress(address=address, audience=audience(*key)))
+        lists_pods = owner.spec.serving.is_attached
+        registry = RegistryAddress(address=address, audience=audience(*key), lists_pods=lists_pods)
+        self._wiring.registries.set_address(key, registry)
 
     def _plan(self, observed: Observed) -> Plan:
         self._wiring.metrics.plans.inc()
@@ -342,6 +352,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._wiring.registries.set_address(key, None)
         self._wiring.secrets.forget(key)
+        self._wiring.attached.forget(key)
         self._wiring.users.forget(key)
         self._wiring.metrics.forget(key)
         self._states.pop(key, None)

@@ -12,7 +12,6 @@ from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
-from updraft_operator.planning.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_operator.planning.observed import (
     ConnectionState,
     Observed,
@@ -22,6 +21,8 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.serving.attached import attachment_of
+from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -59,12 +60,14 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
+    attached = next(attachment_of(observed), None)
     others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
     return {
         "Ready": ready,
         "Accepted": accepted,
         "Available": serves,
         "FullyScaled": scaled,
+        **({} if attached is None else {"Attached": attached}),
         "RegistryReady": registry,
         "TrainerReady": trainer,
         "Sized": sized,

@@ -24,6 +24,7 @@ from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, mak
 from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets
@@ -181,6 +182,7 @@ class World:
                 store=self.store,
                 cluster=self.cluster,
                 secrets=Secrets(self.cluster, self.clock),
+                attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
                 metrics=self.metrics,
