@@ -207,6 +207,82 @@ def test_the_deployment_outlives_the_speculator_and_nobody_else_writes_it(
         assert "vllm" not in str(write)
 
 
+@pytest.fixture
+def policy(attached: Subject, admin: Kubectl, tmp_path: Path) -> Iterator[None]:
+    """The admission policy, in force."""
+    made = admin("updraft", "attach", attached.name, "-o", "policy")
+    assert (made.code, made.err) == (0, "")
+    (tmp_path / "policy.yaml").write_text(made.out)
+    applied = admin("apply", "-f", str(tmp_path / "policy.yaml"))
+    assert applied.code == 0, applied.err
+    wait_until(lambda: "updraft-agent" in _tried(attached), what="the policy is in force")
+    yield
+    admin("delete", "-f", str(tmp_path / "policy.yaml"))
+
+
+def test_the_policy_adds_to_labelled_pods_what_the_patch_does(
+    policy: None, attached: Subject, patched: Callable[[], Json]
+) -> None:
+    by_hand = patched()["spec"]["template"]
+    server = {"name": "vllm", "image": "vllm", "args": ["--model", "/models/target"]}
+
+    made = _created(attached, "by-policy", [server, {"name": "proxy", "image": "envoy"}])
+
+    for part in ("initContainers", "volumes"):
+        ours = [_plain(each) for each in made["spec"][part] if each["name"].startswith("updraft-")]
+        assert ours == [_plain(each) for each in by_hand["spec"][part]], part
+    (of_policy, proxy), of_patch = made["spec"]["containers"], by_hand["spec"]["containers"][0]
+    assert of_policy["args"] == of_patch["args"]
+    variables = {each["name"]: each["value"] for each in of_policy["env"]}
+    assert variables == {each["name"]: each["value"] for each in of_patch["env"]}
+    assert of_patch["volumeMounts"][0] in of_policy["volumeMounts"]
+    assert "env" not in proxy
+    assert made["metadata"]["annotations"] == by_hand["metadata"]["annotations"]
+
+
+def test_the_policy_keeps_a_servers_own_path_and_arguments(policy: None, attached: Subject) -> None:
+    own = {
+        "name": "vllm",
+        "image": "vllm",
+        "env": [{"name": "A", "value": "1"}, {"name": "PYTHONPATH", "value": "/own"}],
+    }
+
+    made = _created(attached, "with-path", [own])
+
+    (server,) = made["spec"]["containers"]
+    variables = {each["name"]: each["value"] for each in server["env"]}
+    assert variables["A"] == "1"
+    assert variables["PYTHONPATH"] == "/var/lib/updraft/server/plugin:/own"
+    assert len(server["args"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("containers", "labels"),
+    [
+        pytest.param([{"name": "a", "image": "a"}, {"name": "b", "image": "b"}], {}, id="nobody knows the server"),
+        pytest.param([{"name": "vllm", "image": "a", "args": ["--speculative-config={}"]}], {}, id="own speculation"),
+        pytest.param([{"name": "vllm", "image": "a"}], {names.ATTACH: "another"}, id="another speculator"),
+        pytest.param([{"name": "vllm", "image": "a"}], {names.ATTACH: None}, id="no label"),
+    ],
+)
+def test_a_pod_that_the_policy_cannot_attach_starts_as_it_is(
+    policy: None, attached: Subject, containers: list[Json], labels: dict[str, str | None]
+) -> None:
+    made = _created(attached, "as-it-is", containers, **labels)
+
+    assert "initContainers" not in made["spec"]
+    assert [each.get("args") for each in made["spec"]["containers"]] == [each.get("args") for each in containers]
+
+
+def test_the_policy_changes_no_pod_of_another_namespace(policy: None, attached: Subject) -> None:
+    path = "/api/v1/namespaces/default/pods"
+    content = _pod(attached, "elsewhere", [{"name": "vllm", "image": "vllm"}])
+
+    made = _dry(attached, path, content)
+
+    assert "initContainers" not in made["spec"]
+
+
 @asynccontextmanager
 async def _agent(registry: RegistryProcess, subject: Subject, pod: str) -> AsyncIterator[PodStream]:
     """The stream of a pod's agent, which reports again and again."""
@@ -228,6 +304,31 @@ async def _agent(registry: RegistryProcess, subject: Subject, pod: str) -> Async
             reporting = tasks.create_task(report())
             yield stream
             reporting.cancel()
+
+
+def _pod(subject: Subject, name: str, containers: list[Json], **labels: str | None) -> Json:
+    given = {**LABELS, names.ATTACH: subject.name, **labels}
+    metadata = {"name": name, "labels": {key: value for key, value in given.items() if value is not None}}
+    return {"metadata": metadata, "spec": {"containers": containers}}
+
+
+def _created(subject: Subject, name: str, containers: list[Json], **labels: str | None) -> Json:
+    """The pod as the API server would store it."""
+    return _dry(subject, subject.path("Pod").rpartition("/")[0], _pod(subject, name, containers, **labels))
+
+
+def _dry(subject: Subject, path: str, content: Json) -> Json:
+    return subject.api.create(f"{path}?dryRun=All", content)
+
+
+def _tried(subject: Subject) -> str:
+    return json.dumps(_created(subject, "trial", [{"name": "vllm", "image": "vllm"}]))
+
+
+def _plain(entry: Json) -> Json:
+    """Without what the API server adds to a pod and not to a template."""
+    mounts = [each for each in entry.get("volumeMounts", ()) if "serviceaccount" not in each["mountPath"]]
+    return {**entry, **({"volumeMounts": mounts} if mounts else {})}
 
 
 def _audience(subject: Subject) -> str:

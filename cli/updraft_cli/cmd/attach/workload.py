@@ -10,7 +10,8 @@ from updraft_cli.attach import workload as attaching
 from updraft_cli.backends.cluster import ClusterBackend
 from updraft_cli.cmd.program import Command
 
-_FORMS = ("patch", "kustomize", "llmisvcconfig")
+_OF_WORKLOADS = ("patch", "kustomize")
+_FORMS = (*_OF_WORKLOADS, "llmisvcconfig", "policy")
 
 
 @click.command(cls=Command, needs=("connection",))
@@ -21,7 +22,8 @@ _FORMS = ("patch", "kustomize", "llmisvcconfig")
     type=click.Choice(_FORMS),
     default="patch",
     show_default=True,
-    help="patch: for `kubectl patch`; kustomize: a component; llmisvcconfig: for the baseRefs of a KServe service.",
+    help="patch: for `kubectl patch`; kustomize: a component; llmisvcconfig: for the baseRefs of a KServe service;"
+    " policy: a MutatingAdmissionPolicy for pods with a label.",
 )
 def attach(backend: ClusterBackend, name: str, workload: str | None, form: str) -> None:
     """Print how to attach an AdaptiveSpeculator of mode Attached to your workload. Nothing is changed.
@@ -31,32 +33,37 @@ def attach(backend: ClusterBackend, name: str, workload: str | None, form: str) 
     kubectl patch deployment vllm --patch-file patch.yaml
     kubectl updraft attach chat deployment/vllm -o kustomize > updraft/kustomization.yaml
     kubectl updraft attach chat -o llmisvcconfig | kubectl apply -f -
+    kubectl updraft attach chat -o policy | kubectl apply -f -
 
     The workload is read from the cluster, because its own arguments and PYTHONPATH stay in force. Types: deployment,
     statefulset, and leaderworkerset (with `kubectl patch --type merge`).
     """
-    from updraft_cli.attach import cluster  # noqa: PLC0415 - only this command needs it
+    from updraft_cli.attach import admission, cluster  # noqa: PLC0415 - only this command needs them
     from updraft_cli.backends.cluster_client import connected  # noqa: PLC0415 - as above
 
-    if form == "llmisvcconfig" and workload is not None:
-        raise InvalidInput(
-            "a LLMInferenceServiceConfig is for any service that names it in baseRefs: leave TYPE/NAME out"
-        )
-    if form != "llmisvcconfig" and workload is None:
-        raise InvalidInput(
-            f"name the workload to attach to, for example: kubectl updraft attach {name} deployment/vllm"
-        )
+    _check(name, workload, form)
     with connected(backend.context) as client:
-        addition = cluster.addition(client, name)
+        addition, namespace = cluster.addition(client, name), client.namespace
         theirs = cluster.workload(client, workload) if workload is not None else {}
-    made: Any
+    made: list[Any]
     if form == "patch":
-        made = attaching.patch(addition, theirs)
+        made = [attaching.patch(addition, theirs)]
     elif form == "kustomize":
-        made = attaching.kustomization(addition, theirs)
+        made = [attaching.kustomization(addition, theirs)]
+    elif form == "policy":
+        made = admission.policy(addition, name, namespace)
     else:
-        made = attaching.inference_service_config(addition, name)
-    click.echo(yaml.dump(made, Dumper=_Dumper, sort_keys=False, width=128), nl=False)
+        made = [attaching.inference_service_config(addition, name)]
+    click.echo(yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, width=128), nl=False)
+
+
+def _check(name: str, workload: str | None, form: str) -> None:
+    """Raise InvalidInput unless a workload is named exactly where one is needed."""
+    if form not in _OF_WORKLOADS and workload is not None:
+        raise InvalidInput(f"-o {form} is for all workloads that ask for it: leave TYPE/NAME out")
+    if form in _OF_WORKLOADS and workload is None:
+        example = f"kubectl updraft attach {name} deployment/vllm"
+        raise InvalidInput(f"name the workload to attach to, for example: {example}")
 
 
 class _Dumper(yaml.SafeDumper):
