@@ -21,7 +21,7 @@ from tests.support.trainer import FAST
 from tests.support.wait import wait_until
 from tests.vllm import build, models
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.lasts(240)]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.lasts(400)]
 
 LABELS = {"app": "vllm"}
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
