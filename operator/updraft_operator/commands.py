@@ -29,6 +29,7 @@ from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
@@ -163,9 +164,10 @@ async def _planned(
     cluster: KubernetesCluster | None, settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
-    cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
+    cached, config, secrets, attached = store.cached(key), settings.config, NO_SECRETS, ()
     if cluster is not None:
         secrets = await Secrets(cluster, clock, has_certificates=config.tls.is_on).read(key, owner)
+        attached = await AttachedPods(cluster, clock).read(key, owner)
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
@@ -175,7 +177,8 @@ async def _planned(
         speculator=owner,
         config=config,
         children=cached.children,
-        pods=cached.pods,
+        pods=(*cached.pods, *(pod.state for pod in attached)),
+        attached=attached,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,

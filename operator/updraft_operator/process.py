@@ -20,6 +20,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
@@ -117,6 +118,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 store=store,
                 cluster=cluster,
                 secrets=Secrets(cluster, clock, settings.resync_seconds / 2, has_certificates=config.tls.is_on),
+                attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,
                 certificates=certificates,

@@ -22,8 +22,10 @@ from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
+from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
@@ -65,6 +67,7 @@ class Wiring:
     store: Store
     cluster: Cluster
     secrets: Secrets
+    attached: AttachedPods
     registries: RegistryConnections
     users: RedisUsers
     certificates: Certificates
@@ -128,7 +131,8 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             return None
-        observed = self._observed(key, cached, self._wiring.secrets.last(key))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        observed = self._observed(key, cached, self._wiring.secrets.last(key), attached)
         plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
@@ -141,9 +145,12 @@ class Reconciler:
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
-        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator), attached)
 
-    def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot) -> Observed:
+    def _observed(
+        self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
+    ) -> Observed:
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
@@ -158,7 +165,8 @@ class Reconciler:
             speculator=cached.speculator,
             config=config,
             children=cached.children,
-            pods=cached.pods,
+            pods=(*cached.pods, *(pod.state for pod in attached)),
+            attached=attached,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
@@ -184,7 +192,7 @@ class Reconciler:
             self._wiring.registries.set_address(key, None)
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        found = RegistryAddress(address=address, audience=audience(*key))
+        found = RegistryAddress(address=address, audience=audience(*key), lists_pods=owner.spec.serving.is_attached)
         if trusted.is_on:
             found = replace(found, host=tls.registry_host(owner), authorities=trusted.authorities)
         self._wiring.registries.set_address(key, found)
@@ -358,6 +366,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._wiring.registries.set_address(key, None)
         self._wiring.secrets.forget(key)
+        self._wiring.attached.forget(key)
         self._wiring.users.forget(key)
         self._wiring.metrics.forget(key)
         self._states.pop(key, None)

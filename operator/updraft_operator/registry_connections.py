@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
@@ -44,6 +44,20 @@ class RegistryAddress:
     """The name in its certificate."""
     authorities: str = ""
     """The CAs of its certificate, in PEM format; empty: it speaks no TLS."""
+    lists_pods: bool = False
+    """Whether the reports of its pods are read, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listing:
+    """Answers that the stream of states does not have."""
+
+    versions: tuple[pb.Version, ...]
+    transitions: tuple[pb.Transition, ...]
+    pods: tuple[pb.PodState, ...]
+
+    def shown_in(self, view: RegistryView) -> RegistryView:
+        return replace(view, versions=self.versions, transitions=self.transitions, pods=self.pods)
 
 
 @dataclass(slots=True)
@@ -113,8 +127,8 @@ class RegistryConnections:
                 stub = RegistryStub(channel)
                 await _request(stub, key.name, call, policy)
                 async with connection.lists:
-                    versions, transitions = await _listing(stub, key.name)
-                    connection.view = replace(connection.view, versions=versions, transitions=transitions)
+                    listing = await _listing(stub, key.name, connection.address)
+                    connection.view = listing.shown_in(connection.view)
 
     def close(self) -> None:
         for connection in self._connections.values():
@@ -165,9 +179,9 @@ class RegistryConnections:
             try:
                 async with connection.lists:
                     with rpc.errors():
-                        versions, transitions = await _listing(stub, key.name)
-                    view = replace(connection.view, versions=versions, transitions=transitions)
-                    self._set(key, view, is_news=versions != connection.view.versions)
+                        listing = await _listing(stub, key.name, connection.address)
+                    is_news = listing.versions != connection.view.versions or listing.pods != connection.view.pods
+                    self._set(key, listing.shown_in(connection.view), is_news=is_news)
             except UpdraftError as error:  # if it lasts, the stream reports it too
                 logger.info("Listing versions failed", extra={"speculator": str(key), "error": str(error)})
 
@@ -179,13 +193,12 @@ class RegistryConnections:
             now_s = self._clock.monotonic()
             essentials = _without_measurements(answer.state)
             is_news = essentials != before
-            changes: dict[str, Any] = {"connection": ConnectionState.CONNECTED, "problem": "", "state": answer.state}
             async with connection.lists:
+                view = replace(connection.view, connection=ConnectionState.CONNECTED, problem="", state=answer.state)
                 if is_news:
-                    versions, transitions = await _listing(stub, key.name)
-                    changes |= {"versions": versions, "transitions": transitions}
+                    view = (await _listing(stub, key.name, connection.address)).shown_in(view)
                     before = essentials
-                self._set(key, replace(connection.view, **changes), is_news=is_news)
+                self._set(key, view, is_news=is_news)
                 if not is_news and now_s - notified_s >= self._measured_s:
                     notified_s = now_s
                     self._on_measurement(key)
@@ -234,7 +247,7 @@ def _landmarks(learning: pb.Learning) -> pb.Learning:
     )
 
 
-async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Version, ...], tuple[pb.Transition, ...]]:
+async def _listing(stub: "RegistryAsyncStub", name: str, registry: RegistryAddress) -> _Listing:
     request = pb.ListRequest(speculator=name, page_size=_PAGE)
     versions: list[pb.Version] = []
     while True:
@@ -244,7 +257,33 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
         if not request.page_token:
             break
     history = await stub.History(pb.HistoryRequest(speculator=name, limit=_HISTORY), timeout=TIMEOUT_S)
-    return tuple(versions), tuple(reversed(history.transitions))
+    return _Listing(
+        versions=tuple(versions),
+        transitions=tuple(reversed(history.transitions)),
+        pods=await _connected_pods(stub, name) if registry.lists_pods else (),
+    )
+
+
+async def _connected_pods(stub: "RegistryAsyncStub", name: str) -> tuple[pb.PodState, ...]:
+    """The reports of pods with a stream, without numbers that change all the time."""
+    request = pb.ListPodsRequest(speculator=name, page_size=_PAGE)
+    pods: list[pb.PodState] = []
+    while True:
+        page = await stub.ListPods(request, timeout=TIMEOUT_S)
+        pods += (_report(pod) for pod in page.pods if pod.connected)
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return tuple(pods)
+
+
+def _report(pod: pb.PodState) -> pb.PodState:
+    return pb.PodState(
+        pod=pod.pod,
+        engine=pod.engine,
+        problem=pod.problem,
+        capture_problem=pod.capture_problem,
+        waits_for_restart=pod.waits_for_restart,
+    )
 
 
 async def _request(stub: "RegistryAsyncStub", name: str, call: RegistryCall, policy: pb.RolloutPolicy) -> None:

@@ -16,6 +16,8 @@ APPLIED = f"{GROUP}/applied"
 """Annotation: a hash of the manifest that the operator applied last, so that dropped fields are removed too."""
 SETTINGS = f"{GROUP}/settings"
 """Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
+ATTACH = f"{GROUP}/attach"
+"""Label of pods of other workloads that Updraft is attached to, with the speculator's name."""
 FINALIZER = f"{GROUP}/external-data"
 
 LWS_GROUP = "leaderworkerset.x-k8s.io"

@@ -1,4 +1,4 @@
-"""The inference pods: Deployment, Service, disruption budget and network policy."""
+"""The inference pods: Deployment, Service, disruption budget and network policy; of attached pods, their settings only."""
 
 from typing import Any, assert_never
 
@@ -10,7 +10,7 @@ from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig
 from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, retention, stream_namespace, stream_size
 from updraft_operator.manifests.redis_users import Role
-from updraft_operator.manifests.servers import server, sglang, vllm
+from updraft_operator.manifests.servers import attachment, server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
 from updraft_operator.manifests.tls import objects as tls
 
@@ -34,6 +34,8 @@ def objects(
     target = model(spec.target_model, spec.serving.model_cache, config.images)
     stock = _server(owner, config.images, target)
     values = _settings(owner, config, stock)
+    if spec.serving.is_attached:
+        return attachment.objects(owner, config, draft_config=draft_config, settings=values)
     parts = pod.PodParts(
         containers=[_torch(owner, config, target) if stock is None else server.container(owner, config, target, stock)],
         init_containers=[*target.init_containers, *_beside(owner, config, target, stock, draft_config)],

@@ -14,7 +14,6 @@ from updraft_operator.manifests.tls.objects import secret_name
 from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
-from updraft_operator.planning.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import (
     ConnectionState,
@@ -25,6 +24,8 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.serving.attached import attachment_of
+from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -62,12 +63,14 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
+    attached = next(attachment_of(observed), None)
     others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
     return {
         "Ready": ready,
         "Accepted": accepted,
         "Available": serves,
         "FullyScaled": scaled,
+        **({} if attached is None else {"Attached": attached}),
         "RegistryReady": registry,
         "TrainerReady": trainer,
         "Sized": sized,

@@ -30,6 +30,9 @@ from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
 
+ATTACHED_S = 15.0
+"""Period of looking at pods of other workloads. They are not watched, because a watch would report all pods of a cluster."""
+
 _REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
 """Conditions whose failure is a warning."""
 
@@ -124,6 +127,8 @@ def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan
 
 def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
     new_status, events, again_s = _status(observed, now, now_s)
+    if observed.speculator.spec.serving.is_attached:  # nothing says when such pods change
+        again_s = min(again_s or ATTACHED_S, ATTACHED_S)
     drafts = list(_draft_statuses(observed, now))
     return Plan(
         status=new_status,
@@ -216,7 +221,9 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
 
 
 def problems(serving: Serving) -> dict[str, str]:
-    """Why the operator itself refuses serving pods, by reason."""
+    """Why the operator itself refuses serving pods, by reason. Attached pods are judged as they are."""
+    if serving.is_attached:
+        return {}
     found = {"GPUMismatch": gpus.mismatch(serving), "KeyInArguments": api_keys.in_arguments(serving)}
     return {reason: problem for reason, problem in found.items() if problem}
 

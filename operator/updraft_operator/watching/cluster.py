@@ -88,3 +88,7 @@ class Cluster(Protocol):
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         """Metadata of all objects of a kind that the operator manages; "" for all namespaces."""
         ...
+
+    async def pods(self, namespace: str, selector: str) -> list[Manifest]:
+        """All pods of a namespace with these labels, whoever manages them, as the API server's cache has them."""
+        ...

@@ -172,6 +172,10 @@ class KubernetesCluster:
             if not query["continue"]:
                 return objects
 
+    async def pods(self, namespace: str, selector: str) -> list[Manifest]:
+        query = {"labelSelector": selector, "resourceVersion": "0"}
+        return list((await self._call("GET", RESOURCES["Pod"].path(namespace), query=query)).get("items") or ())
+
     async def _write(
         self,
         method: str,

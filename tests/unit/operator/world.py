@@ -25,6 +25,7 @@ from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, mak
 from updraft_operator.planning.policy import policy
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.redis_users import RedisUsers
@@ -192,6 +193,7 @@ class World:
                 store=self.store,
                 cluster=self.cluster,
                 secrets=Secrets(self.cluster, self.clock, has_certificates=self.config.tls.is_on),
+                attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
                 certificates=self.certificates,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, speculator
+from tests.support.manifests import ATTACHED, CONFIG, CONFIG_WITHOUT_REDIS, speculator
 from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
@@ -301,7 +301,9 @@ def test_every_reason_that_is_given_is_explained_to_people() -> None:
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
-    assert list(conditions(observed())) == list(CONDITION_HELP)
+    own = [kind for kind in CONDITION_HELP if kind != "Attached"]
+    assert list(conditions(observed())) == own
+    assert list(conditions(observed(ATTACHED))) == list(CONDITION_HELP)
 
 
 @pytest.mark.parametrize(
