@@ -156,8 +156,8 @@ def _no_certificate(observed: Observed) -> str:
     if observed.certificate is not None:
         return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
     request = observed.children.get(Ref("Certificate", name))
-    told = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []
-    return f"cert-manager has not signed Certificate {name}: {' '.join(told) or 'it says no reason'}"
+    messages = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []
+    return f"cert-manager has not signed Certificate {name}: {' '.join(messages) or 'it says no reason'}"
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
