@@ -28,6 +28,7 @@ from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
+from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -164,7 +165,8 @@ async def _planned(
     cluster: KubernetesCluster | None, settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
-    cached, config, secrets, attached = store.cached(key), settings.config, NO_SECRETS, ()
+    cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
+    attached: tuple[AttachedPod, ...] = ()
     if cluster is not None:
         secrets = await Secrets(cluster, clock, has_certificates=config.tls.is_on).read(key, owner)
         attached = await AttachedPods(cluster, clock).read(key, owner)
