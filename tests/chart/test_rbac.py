@@ -35,6 +35,7 @@ WORK = {
 TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts/token"): ("create",),
     ("", "namespaces"): ("get",),
+    ("", "secrets"): ("get", "create"),
 }
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
@@ -107,7 +108,7 @@ def test_without_an_election_there_is_no_right_to_a_lease() -> None:
     outcome="its role names its own account only",
 )
 def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
-    rule, _ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    rule, *_ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
 
     account = one(rendered("default"), "ServiceAccount", "updraft-operator")
     assert rule["resourceNames"] == [account["metadata"]["name"]]
@@ -117,18 +118,27 @@ def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
 
 
 def test_the_operator_reads_its_own_namespace_only() -> None:
-    _, rule = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    _, rule, *_ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
     assert (rule["resources"], rule["resourceNames"]) == (["namespaces"], [NAMESPACE])
 
 
 @pytest.mark.attack(
     boundary="operator",
-    attack="an operator without the chart's Redis that writes Secrets",
+    attack="an operator without a Redis of its own or dedicated ones that writes Secrets",
     outcome="it has no right to",
 )
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
     secrets = {right for right in _granted("no-redis", "updraft-operator")[""] if right[1] == "secrets"}
     assert secrets == {("", "secrets", "get")}
+    assert not [right for right in _granted("no-redis", "updraft-operator")[NAMESPACE] if right[1] == "secrets"]
+
+
+def test_the_operator_reads_the_key_of_dedicated_redis_by_name_only() -> None:
+    *_, read, create = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    operator = one(rendered("default"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
+    assert (read["verbs"], read["resourceNames"]) == (["get"], [env["UPDRAFT_OPERATOR_REDIS_KEY_SECRET"]])
+    assert (create["verbs"], create["resources"]) == (["create"], ["secrets"])
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

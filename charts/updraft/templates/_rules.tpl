@@ -67,7 +67,7 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
-{{- if ne (include "updraft.redis.kind" .) "none" }}
+{{- if or .Values.redis.dedicated (ne (include "updraft.redis.kind" .) "none") }}
 # One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis.
 - apiGroups: [""]
   resources: [secrets]

@@ -22,7 +22,7 @@ LWS_GROUP = "leaderworkerset.x-k8s.io"
 LWS_API_VERSION = f"{LWS_GROUP}/v1"
 """The API of LeaderWorkerSets, which clusters may lack."""
 
-SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
+SERVING, TRAINER, REGISTRY, IMPORT, REDIS = "serving", "trainer", "registry", "import", "redis"
 """Parts of a speculator: values of the component label, and ends of names."""
 
 

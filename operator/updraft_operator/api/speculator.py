@@ -333,12 +333,45 @@ class Trainer(Workload):
         return self.nodes * self.ranks_per_pod
 
 
-class Redis(Model):
-    """Your own Redis."""
+class RedisMode(StrEnum):
+    """Which Redis the operator uses."""
 
-    url_secret_ref: SecretKey
-    """Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or redis+cluster://USER:PASSWORD@HOST:PORT;
-    rediss:// and rediss+cluster:// with TLS."""
+    SHARED = "Shared"
+    DEDICATED = "Dedicated"
+
+
+class RedisStorage(Storage):
+    """Volume of a dedicated Redis."""
+
+    size: Quantity = "10Gi"
+    """Size of the new claim, about twice maxMemory."""
+
+
+class Redis(Model):
+    """Where traces wait for the trainer."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.mode == 'Shared' || !has(self.urlSecretRef)",
+                "mode Dedicated and urlSecretRef are two different Redis: remove one",
+            ),
+            ("has(self.urlSecretRef) || !has(self.readerUrlSecretRef)", "readerUrlSecretRef requires urlSecretRef"),
+            (
+                "self.mode == 'Dedicated' || !has(self.maxMemory) && !has(self.storage)",
+                "maxMemory and storage require mode Dedicated",
+            ),
+        )
+    )
+
+    mode: RedisMode = RedisMode.SHARED
+    """Shared: the operator's Redis; Dedicated: one that only this resource uses, in its namespace."""
+    max_memory: Quantity | None = None
+    """Memory of a dedicated Redis for traces. Defaults to 1.5 times maxSize. A change restarts it."""
+    storage: RedisStorage | None = None
+    url_secret_ref: SecretKey | None = None
+    """Your own Redis. Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or
+    redis+cluster://USER:PASSWORD@HOST:PORT; rediss:// and rediss+cluster:// with TLS."""
     reader_url_secret_ref: SecretKey | None = None
     """The same with the trainer's user. Defaults to the address of the pods."""
 

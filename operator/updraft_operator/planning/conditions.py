@@ -6,9 +6,11 @@ docs/reference/conditions.md. A generator yields assessments by precedence: the 
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
+from updraft_operator.api.speculator import Redis, RedisMode
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
@@ -22,6 +24,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.traces.places import places
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -59,7 +62,10 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
-    others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
+    others = {
+        "Reconciling": chain(reconciling(observed, ready, scaled), _moving(observed, ready)),
+        "Stalled": _stalled(accepted),
+    }
     return {
         "Ready": ready,
         "Accepted": accepted,
@@ -80,6 +86,13 @@ def _ready(accepted: Assessment, serves: Assessment) -> Assessment:
         if part.status != "True":
             return false(part.reason, part.message)
     return serves if serves.reason == "Suspended" else true("Ready", "serving requests")
+
+
+def _moving(observed: Observed, ready: Assessment) -> Iterator[Assessment]:
+    """True while traces move to another Redis, unless a person has to act first."""
+    waits, spec = places(observed).waits, observed.speculator.spec
+    if waits and ready.status == "True" and not (spec.suspend or spec.trainer.suspend):
+        yield true("MovingTraces", f"traces move to another Redis: {waits}")
 
 
 def _stalled(accepted: Assessment) -> Iterator[Assessment]:
@@ -146,14 +159,22 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
     if not spec.traces.enabled:
         yield false("Disabled", "spec.traces.enabled is false, so there is no training data")
     if not has_redis(observed.speculator, observed.config):
-        yield false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
+        yield false("NoRedis", _no_redis(spec.traces.redis))
     if spec.suspend or spec.trainer.suspend:
-        yield false("Suspended", "the trainer is suspended; serving continues with the current draft")
+        waits = places(observed).waits
+        later = f"; traces move to another Redis once it runs again: {waits}" if waits else ""
+        yield false("Suspended", f"the trainer is suspended; serving continues with the current draft{later}")
     if problem := observed.users_problem:
         yield false(problem.reason, problem.message)
     if reason := lineage.waits(observed):
         yield false("WaitingForDraft", reason)
     yield from _training(observed)
+
+
+def _no_redis(redis: Redis | None) -> str:
+    if redis is not None and redis.mode is RedisMode.DEDICATED:
+        return "spec.traces.redis.mode is Dedicated, which this operator does not offer, so nothing is captured"
+    return "the operator has no Redis and spec.traces.redis names none, so nothing is captured"
 
 
 def _training(observed: Observed) -> Iterator[Assessment]:

@@ -141,6 +141,7 @@ REASONS = {
     " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",
+    "Reconciling": "MovingTraces",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
 }
 
