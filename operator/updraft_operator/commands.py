@@ -176,6 +176,7 @@ async def _planned(
         redis_urls=secrets.redis_urls,
         dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
         dedicated_urls=secrets.dedicated_urls,
+        rotations=secrets.rotations,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )

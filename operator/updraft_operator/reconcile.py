@@ -165,6 +165,8 @@ class Reconciler:
             redis_urls=secrets.redis_urls,
             dedicated_url=wiring.dedicated.url(key) if wiring.dedicated is not None else "",
             dedicated_urls=secrets.dedicated_urls,
+            rotations=secrets.rotations,
+            right_users=wiring.users.right(key),
             ready_places=wiring.users.ready_places(key),
             unread=wiring.users.unread(key),
             fresh_passwords=dict(state.fresh_passwords),

@@ -16,6 +16,8 @@ APPLIED = f"{GROUP}/applied"
 """Annotation: a hash of the manifest that the operator applied last, so that dropped fields are removed too."""
 SETTINGS = f"{GROUP}/settings"
 """Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
+ROTATE = f"{GROUP}/rotate"
+"""Annotation of a resource: a request for new passwords, such as the time at which it was made. Each text is done once."""
 FINALIZER = f"{GROUP}/external-data"
 
 LWS_GROUP = "leaderworkerset.x-k8s.io"

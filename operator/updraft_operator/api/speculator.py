@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from updraft_artifacts.draft_shape import MIN_VOCAB
 from updraft_artifacts.sizing import quantity, usual
 from updraft_chassis.streams import MAX_SHARDS
+from updraft_operator.api import names
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
@@ -478,6 +479,12 @@ class Metadata(Model):
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
     finalizers: list[str] = []
+    annotations: dict[str, str] = {}
+
+    @property
+    def rotation(self) -> str:
+        """The request for new passwords; empty without one."""
+        return self.annotations.get(names.ROTATE, "")
 
 
 class AdaptiveSpeculator(Model):

@@ -21,6 +21,9 @@ _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 URL = "url"
 """Entry with the address in the Secret of a role."""
 
+ROTATION = "rotation"
+"""Entry with the request that its password was made for, if there was one."""
+
 _PARTS = {Role.WRITER: names.SERVING, Role.READER: names.TRAINER}
 
 
@@ -46,8 +49,9 @@ def secret_name(speculator: str, role: Role, place: Place = Place.SHARED) -> str
 
 def secret(owner: AdaptiveSpeculator, role: Role, place: Place, url: str) -> Manifest:
     """The Secret with the address of this Redis for one role, with the password of its user only."""
+    content = {URL: url} | ({ROTATION: owner.metadata.rotation} if owner.metadata.rotation else {})
     name = secret_name(owner.metadata.name, role, place)
-    return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData={URL: url})
+    return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData=content)
 
 
 def wanted_place(owner: AdaptiveSpeculator, config: OperatorConfig) -> Place | None:

@@ -24,6 +24,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.traces.access import rotation_waits
 from updraft_operator.planning.traces.places import places
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
@@ -65,6 +66,7 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     others = {
         "Reconciling": chain(reconciling(observed, ready, scaled), _moving(observed, ready)),
         "Stalled": _stalled(accepted),
+        "PasswordsRotated": _rotated(observed),
     }
     return {
         "Ready": ready,
@@ -93,6 +95,22 @@ def _moving(observed: Observed, ready: Assessment) -> Iterator[Assessment]:
     waits, spec = places(observed).waits, observed.speculator.spec
     if waits and ready.status == "True" and not (spec.suspend or spec.trainer.suspend):
         yield true("MovingTraces", f"traces move to another Redis: {waits}")
+
+
+def _rotated(observed: Observed) -> Iterator[Assessment]:
+    """How far a request for new passwords is; nothing without one."""
+    asked, decided = observed.speculator.metadata.rotation, places(observed)
+    if not asked:
+        return
+    if not decided.in_use:
+        yield true("NothingToRotate", f"request {asked}: this resource has no user on a Redis of the operator")
+    if problem := observed.users_problem:
+        yield false(problem.reason, f"request {asked}: {problem.message}")
+    if waits := rotation_waits(observed, decided):
+        yield false("Rotating", f"request {asked}: {waits}")
+    yield true(
+        "Rotated", f"request {asked}: all pods use the new passwords, and the former ones are not valid any more"
+    )
 
 
 def _stalled(accepted: Assessment) -> Iterator[Assessment]:

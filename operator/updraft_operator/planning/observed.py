@@ -11,7 +11,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis import Place
-from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import PodState
 from updraft_rollouts.terms import Phase
@@ -89,6 +89,10 @@ class Observed:
     """The Redis that the operator runs for this speculator, with its administrator; empty if there can be none."""
     dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
     """The addresses in the Secrets of the roles for that Redis."""
+    rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
+    """By Redis of the operator and role, the request that the password in the Secret was made for; empty for none."""
+    right_users: frozenset[RedisUser] = frozenset()
+    """The users that every node of their Redis had when it last answered."""
     ready_places: frozenset[Place] = frozenset()
     """Redis of the operator that answer and have the users of this speculator."""
     unread: int | None = None

@@ -92,7 +92,7 @@ class Plan:
     dedicated_users: tuple[RedisUser, ...] = ()
     """Users on a Redis of its own."""
     is_moving: bool = False
-    """Traces move to another Redis."""
+    """Traces move to another Redis, or passwords are replaced: tell when users become right."""
     drains: Place | None = None
     """Count the traces that are left there."""
     leaves_shared: bool = False
@@ -122,7 +122,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         dedicated_users=tuple(access.users(observed, Place.DEDICATED, decided, pending))
         if observed.dedicated_url
         else (),
-        is_moving=bool(decided.waits),
+        is_moving=bool(decided.waits) or _is_rotating(observed),
         drains=decided.drains,
         leaves_shared=decided.wanted not in (None, Place.SHARED) and decided.is_settled,
     )
@@ -166,6 +166,11 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
     ]
     return tuple(marked(content) for content in built)
+
+
+def _is_rotating(observed: Observed) -> bool:
+    asked = observed.speculator.metadata.rotation
+    return bool(asked) and bool(access.rotation_waits(observed, places(observed)))
 
 
 def _targets(decided: Places) -> dict[Role, str]:

@@ -106,6 +106,10 @@ class RedisServers:
         servers = {Place.SHARED: self._shared, Place.DEDICATED: self._dedicated.get(key)}
         return frozenset(place for place, server in servers.items() if server is not None and server.are_right(key))
 
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        """The users that are right, on all Redis of the speculator."""
+        return frozenset[RedisUser]().union(*(server.right(key) for server in self._of(key)))
+
     def unread(self, key: Key) -> int | None:
         """Traces of a speculator where it drains; None if they were not counted yet."""
         return next((unread for server in self._of(key) if (unread := server.unread(key)) is not None), None)

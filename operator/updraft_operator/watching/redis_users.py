@@ -108,7 +108,7 @@ class RedisUsers:
     ) -> None:
         """The users of a speculator from now on. Others of its users are deleted. `drains` is the namespace of streams whose
         traces are to be counted, `leaves` that of streams to delete before the users. One that `is_moving` is notified when its
-        users are right."""
+        users become right."""
         (self._moving.add if is_moving else self._moving.discard)(key)
         self._leaving.pop(key, None)
         if leaves:
@@ -136,6 +136,10 @@ class RedisUsers:
         """Whether every node had the users that the speculator wants, with their passwords, when all last answered."""
         users = self._wanted.get(key, ())
         return bool(users) and all(user.password_hash and user in self._right for user in users)
+
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        """The wanted users that every node had when all last answered."""
+        return self._right & frozenset(self._wanted.get(key, ()))
 
     def forget(self, key: Key) -> None:
         """The speculator is gone."""
@@ -187,9 +191,9 @@ class RedisUsers:
             if self._known(key) != known:
                 self._notify(key)
 
-    def _known(self, key: Key) -> tuple[UsersProblem | None, bool, int | None]:
+    def _known(self, key: Key) -> tuple[UsersProblem | None, frozenset[RedisUser], int | None]:
         """The answers to reconciliations of a speculator."""
-        return self.problem(key), key in self._moving and self.are_right(key), self.unread(key)
+        return self.problem(key), self.right(key) if key in self._moving else frozenset(), self.unread(key)
 
     async def _repair_nodes(self) -> tuple[list[frozenset[RedisUser]], list[UpdraftError]]:
         """The users that are right on each node that answered, and what failed."""

@@ -13,7 +13,7 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisMode
-from updraft_operator.manifests.redis import URL, Place, secret_name, url_secret
+from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_name, url_secret
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import Cluster
@@ -32,6 +32,8 @@ class SecretsSnapshot:
     dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
     """The same for a dedicated Redis."""
     missing: tuple[str, ...]
+    rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
+    """By Redis and role, the request that the password was made for; empty for none."""
     at_s: float
     generation: int
     places: frozenset[Place] = frozenset()
@@ -67,9 +69,14 @@ class Secrets:
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
+        held = {place: await self._of_roles(key, place, in_use) for place in OURS}
         snapshot = SecretsSnapshot(
-            redis_urls=await self._redis_urls(key, Place.SHARED, in_use),
-            dedicated_urls=await self._redis_urls(key, Place.DEDICATED, in_use),
+            redis_urls={role: content.get(URL, "") for role, content in held[Place.SHARED].items()},
+            dedicated_urls={role: content.get(URL, "") for role, content in held[Place.DEDICATED].items()},
+            rotations={
+                place: {role: content.get(ROTATION, "") for role, content in of_place.items()}
+                for place, of_place in held.items()
+            },
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
@@ -81,11 +88,11 @@ class Secrets:
     def forget(self, key: Key) -> None:
         self._snapshots.pop(key, None)
 
-    async def _redis_urls(self, key: Key, place: Place, in_use: frozenset[Place]) -> dict[Role, str]:
+    async def _of_roles(self, key: Key, place: Place, in_use: frozenset[Place]) -> dict[Role, Mapping[str, str]]:
         if place not in in_use:
             return {}
         held = {role: await self._get(key.namespace, secret_name(key.name, role, place)) for role in Role}
-        return {role: content.get(URL, "") for role, content in held.items() if content is not None}
+        return {role: content for role, content in held.items() if content is not None}
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
         return (await self._get(namespace, name) or {}).get(entry, "")

@@ -24,11 +24,15 @@ class _KilledError(Exception):
     """The operator ended."""
 
 
-def _controllers(world: World) -> None:
+def _replace_pods(workload: Manifest) -> None:
+    workload["status"] = {**_REPLACED, "observedGeneration": workload["metadata"]["generation"]}
+
+
+def controllers(world: World) -> None:
     """What Kubernetes' own controllers do: they replace pods, and make, hand over and delete volumes."""
     for kind, namespace, name in list(world.cluster.objects):
         if kind == "Deployment":
-            world.cluster.edit((kind, namespace, name), lambda body: body.update(status=dict(_REPLACED)))
+            world.cluster.edit((kind, namespace, name), _replace_pods)
     server, claim = world.cluster.objects.get(SERVER), world.cluster.objects.get(CLAIM)
     if server is None:
         return
@@ -42,7 +46,7 @@ def _controllers(world: World) -> None:
         world.cluster.set({"kind": CLAIM[0], "metadata": {**(claim or {}).get("metadata", {}), **metadata}})
 
 
-def _lives(world: World, *, until_write: int | None = None) -> None:
+def lives(world: World, *, until_write: int | None = None) -> None:
     """Look and let Kubernetes work until nothing changes; the operator ends once, after this write."""
     apply, delete, numbers = world.cluster.apply, world.cluster.delete, count(1)
 
@@ -65,7 +69,7 @@ def _lives(world: World, *, until_write: int | None = None) -> None:
                 world.settle()
             except _KilledError:
                 world.restart()
-            _controllers(world)
+            controllers(world)
             world.clock.advance(61.0)
             if before == len(world.cluster.writes):
                 return
@@ -89,9 +93,9 @@ def _places(world: World) -> tuple[str, str]:
 def _after_a_move(start: str, end: str, until_write: int | None = None) -> World:
     world = World()
     world.spec(traces=MODES[start])
-    _lives(world)
+    lives(world)
     world.spec(traces=MODES[end])
-    _lives(world, until_write=until_write)
+    lives(world, until_write=until_write)
     return world
 
 
@@ -121,47 +125,47 @@ def test_an_operator_that_ends_after_any_write_of_a_move_is_followed_by_one_that
 
 def test_traces_that_nobody_has_read_hold_the_trainer_back_however_often_the_operator_starts() -> None:
     world = World()
-    _lives(world)
+    lives(world)
     world.streams.unread[SHARED] = 3
     world.spec(traces=MODES["Dedicated"])
     for _ in range(3):
-        _lives(world)
+        lives(world)
         assert _places(world) == ("qwen-dedicated-writer", "qwen-redis-reader")
         assert world.streams.left == []
         world.restart()
     world.streams.unread[SHARED] = 0
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-dedicated-writer", "qwen-dedicated-reader")
     assert world.streams.left == [SHARED], "its dead letters go too"
 
 
 def test_a_new_redis_that_does_not_come_up_changes_nothing_for_the_pods() -> None:
     world = World()
-    _lives(world)
+    lives(world)
     world.streams.away.add(OWN)
     world.spec(traces=MODES["Dedicated"])
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-redis-writer", "qwen-redis-reader")
     world.streams.away.clear()
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-dedicated-writer", "qwen-dedicated-reader")
 
 
 def test_a_person_who_changes_their_mind_in_the_middle_loses_nothing() -> None:
     world = World()
-    _lives(world)
+    lives(world)
     world.streams.unread[SHARED] = 3
     world.spec(traces=MODES["Dedicated"])
-    _lives(world)
+    lives(world)
     world.streams.unread[OWN] = 5
     world.spec(traces=MODES["Shared"])
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-dedicated-writer", "qwen-redis-reader"), "the move that has begun comes first"
     world.streams.unread[SHARED] = 0
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-redis-writer", "qwen-dedicated-reader"), "what was written meanwhile is read"
     world.streams.unread[OWN] = 0
-    _lives(world)
+    lives(world)
     assert _places(world) == ("qwen-redis-writer", "qwen-redis-reader")
     assert SERVER not in world.cluster.objects
 

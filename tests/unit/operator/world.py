@@ -183,6 +183,9 @@ class AnsweringRedis(RedisUsers):
         if drains and self._host not in self._streams.away:
             self._unread[key] = self._streams.unread.get(self._host, 0)
 
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        return frozenset(self._wanted.get(key, ())) if self._host not in self._streams.away else frozenset()
+
     def are_right(self, key: Key) -> bool:
         users = self._wanted.get(key, ())
         return self._host not in self._streams.away and bool(users) and all(user.password_hash for user in users)

@@ -46,6 +46,26 @@ def users(observed: Observed, place: Place, decided: Places, pending: Container[
         )
 
 
+def rotation_waits(observed: Observed, decided: Places) -> str:
+    """The next thing that a request for new passwords needs, in a clause; empty if it is done."""
+    asked = observed.speculator.metadata.rotation
+    if any(observed.rotations.get(place, {}).get(role) != asked for place in decided.in_use for role in Role):
+        return "the Secrets have to be written"
+    if refused := {refusal.ref for refusal in observed.refusals} & set(_workloads(observed)):
+        return f"{'/'.join(min(refused))} has to be changed, which was refused"
+    for role in Role:
+        for child in workloads(observed, role):
+            if not has_current_template(child):
+                num_new, num_pods = (child.status.get(name, 0) for name in ("updatedReplicas", "replicas"))
+                return f"pods of {child.ref.name} have to be replaced, {num_new} of {num_pods} are new"
+    pending = {user for place in decided.in_use for user in users(observed, place, decided, ())}
+    return "" if pending <= observed.right_users else "Redis has to forget the former passwords"
+
+
+def _workloads(observed: Observed) -> list[Ref]:
+    return [child.ref for role in Role for child in workloads(observed, role)]
+
+
 def marks(observed: Observed, decided: Places) -> dict[Role, str]:
     """Hashes of the addresses, which restart the pods that read them. Passwords are random, so a hash reveals none."""
     at_ours = {role: place for role, place in decided.targets.items() if place in OURS}
@@ -58,8 +78,10 @@ def _url(observed: Observed, place: Place, role: Role) -> str:
 
 
 def _password(observed: Observed, place: Place, role: Role) -> str:
-    """The one in the Secret or about to be written to it."""
-    return password_of(observed.urls_at(place).get(role, "")) or observed.fresh_passwords[role]
+    """The one in the Secret or about to be written to it. A request for another one is done once: the Secret names it."""
+    held, asked = password_of(observed.urls_at(place).get(role, "")), observed.speculator.metadata.rotation
+    is_due = bool(asked) and observed.rotations.get(place, {}).get(role, "") != asked
+    return observed.fresh_passwords[role] if is_due or not held else held
 
 
 def _user(observed: Observed, role: Role) -> str:
