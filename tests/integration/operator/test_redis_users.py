@@ -349,8 +349,9 @@ async def test_the_documented_permissions_are_enough_for_the_operator(redis: Red
     await redis.config_set("maxmemory", 10**9)
     url = user_url(redis_url, "updraft-operator", "secret")
     operator = Operator(url)
-    operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)))
+    operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)), drains="6f1c:team")
     await operator.users.repair()
+    assert operator.users.unread(CHAT) == 0
     operator.existing.remove(CHAT)
     operator.users.forget(CHAT)
     await operator.users.repair()
