@@ -8,9 +8,8 @@ former one was.
 A Redis that the spec names is left at once, because nobody but the spec knows its address.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import RedisMode
@@ -23,7 +22,6 @@ from updraft_operator.planning import trainers
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 
-_VARIABLE = "_REDIS_URL"
 _NOT_READY = "the new Redis has to be ready and to have their users"
 _PARTS = {Role.WRITER: names.SERVING, Role.READER: names.TRAINER}
 
@@ -121,7 +119,7 @@ def pointed(speculator: str, children: Mapping[Ref, Child]) -> frozenset[Place]:
     """Those of the operator's Redis that live templates name."""
     refs = [Ref("Deployment", names.child(speculator, names.SERVING))]
     refs += [Ref(kind, ranks.workload(speculator, kind)) for kind in ranks.Kind]
-    found = {name for ref in refs if ref in children for name in _secrets(children[ref].live())}
+    found = {name for ref in refs if ref in children for name in children[ref].redis_secrets}
     return frozenset(place for place in OURS if found & {secret_name(speculator, role, place) for role in Role})
 
 
@@ -138,21 +136,9 @@ def _now(observed: Observed, role: Role) -> Place | None:
     known = {secret_name(observed.name, role, place): place for place in OURS if exists[place]}
     gone = {secret_name(observed.name, role, place) for place in OURS} - known.keys()
     for child in workloads(observed, role):
-        for name in _secrets(child.live()):
+        for name in child.redis_secrets:
             return None if name in gone else known.get(name, Place.NAMED)
     return None
-
-
-def _secrets(content: Any) -> Iterator[str]:
-    """Names of the Secrets from which containers get the address of a Redis; empty if it is not from a Secret."""
-    if isinstance(content, list):
-        for each in content:
-            yield from _secrets(each)
-    elif isinstance(content, dict):
-        if str(content.get("name", "")).endswith(_VARIABLE):
-            yield (content.get("valueFrom") or {}).get("secretKeyRef", {}).get("name", "")
-        for each in content.values():
-            yield from _secrets(each)
 
 
 def _takes(observed: Observed, place: Place) -> bool:
