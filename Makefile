@@ -191,10 +191,12 @@ screenshots: browser ## Take the pictures of the console for the docs (2 minutes
 	$(PY) -m tests.browser.screenshots $(ARGS)
 
 BENCHES := swap capture memory gate fleet delta width kill console serving learning learning-mixture trainer sglang tap \
-  operator faults
+  operator faults trust
 .PHONY: $(BENCHES:%=bench-%)
 bench-swap: install ## Measure what a hot swap costs (5 minutes)
 	$(PY) -W ignore -m bench.swap.swap $(ARGS)
+bench-trust: install ## Measure what Redis users and TLS cost on the way of traces (3 minutes)
+	$(PY) -m bench.trust.trust $(ARGS)
 bench-capture: install ## Measure what capture costs (5 minutes)
 	$(PY) -m bench.capture.capture $(ARGS)
 bench-memory: install ## Measure resident memory over 1,000 requests (40 minutes; ARGS=--requests=100 for a shorter run)

@@ -13,6 +13,7 @@ from updraft_cli.cmd.draft import commands
 from updraft_cli.cmd.explain.command import explain
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program
 from updraft_cli.cmd.rollout.commands import rollout
+from updraft_cli.cmd.rotation.command import rotate
 from updraft_cli.cmd.status.command import status
 from updraft_cli.cmd.ui import ui
 
@@ -44,6 +45,7 @@ def plugin() -> None:
     kubectl updraft draft list NAME   its drafts, and why each was accepted or not
     kubectl updraft draft pin NAME 3  serve version 3 now; `draft unpin` ends it
     kubectl updraft rollout watch     follow a rollout until it is over
+    kubectl updraft rotate NAME       new passwords for its Redis users, without a failure
 
     Everything is read from the API server, and a decision is a field of the resource: your role permits what
     `kubectl patch` would. The verbs are those of `updraft`, which talks to a registry. NAME may be left out if the namespace
@@ -52,7 +54,7 @@ def plugin() -> None:
     """
 
 
-for _command in (status, explain, attach, ui, draft.group(is_registry=False), rollout):
+for _command in (status, explain, attach, ui, draft.group(is_registry=False), rollout, rotate):
     plugin.add_command(_command)
 for _name, _command in _SHORT.items():
     _alias = copy.copy(_command)

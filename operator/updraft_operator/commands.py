@@ -22,6 +22,7 @@ from updraft_chassis.errors import Forbidden, InvalidInput, NotFound, Unavailabl
 from updraft_chassis.settings import load
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.manifests.dedicated import redis as dedicated
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import TlsMode
@@ -185,6 +186,9 @@ async def _planned(
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
         certificate=secrets.certificate,
+        dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
+        dedicated_urls=secrets.dedicated_urls,
+        rotations=secrets.rotations,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -26,9 +27,10 @@ from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
+from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.resync import FIRST_S, Resync
-from updraft_operator.watching.secrets import Secrets
+from updraft_operator.watching.secrets import Secrets, redis_key
 from updraft_operator.watching.store import Store
 from updraft_operator.watching.work_queue import WorkQueue
 
@@ -82,7 +84,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         served = await _until_served(cluster, settings, stop)
         if served is None:
             return
-        config, kinds = served
+        config, kinds, dedicated = served
         resync.begin(kinds)
 
         async with asyncio.TaskGroup() as tasks:
@@ -96,9 +98,9 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 measured_s=settings.status_seconds,
             )
             measures.connections.set_function(lambda: len(registries))
-            users = RedisUsers(
-                lambda: certificates.redis_url(settings.redis_url.get_secret_value()),
-                config.installation,
+            make_users = partial(
+                RedisUsers,
+                installation=config.installation,
                 period_s=settings.redis_users_seconds,
                 may_write=lambda: lease.is_held and resync.synced_s is not None and not settings.dry_run,
                 is_gone=lambda key: _is_watched(key, settings.namespaces) and not store.has(key),
@@ -113,6 +115,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 may_write=lambda: lease.is_held and not settings.dry_run,
                 on_change=lambda: _add_all(store, work),
             )
+            shared_url = settings.redis_url.get_secret_value()
+            users = RedisServers(make_users, partial(certificates.redis_url, shared_url) if shared_url else None)
             forget += [users.start_over, certificates.start_over]
             wiring = Wiring(
                 store=store,
@@ -127,6 +131,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 config=config,
                 redis_url=settings.redis_url.get_secret_value(),
                 registry_address=settings.registry_address,
+                dedicated=dedicated,
                 status_s=settings.status_seconds,
                 cleanup_s=settings.cleanup_seconds,
                 is_dry_run=settings.dry_run,
@@ -184,7 +189,7 @@ async def _work(
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))
     background += map(tasks.create_task, workers)
-    own = [tasks.create_task(wiring.users.run())] if wiring.config.has_redis else []
+    own = [tasks.create_task(wiring.users.run())]
     own += [tasks.create_task(wiring.certificates.run())] if wiring.config.tls.is_on else []
     stop_leading = lifecycle.Stop()
     leading = tasks.create_task(lease.run(stop_leading))
@@ -201,12 +206,19 @@ async def _work(
     await watching
 
 
-async def _until_served(
-    cluster: KubernetesCluster, settings: OperatorSettings, stop: lifecycle.Stop
-) -> tuple[OperatorConfig, tuple[str, ...]] | None:
+class _Known(NamedTuple):
+    """The answers of the cluster that the work begins with."""
+
+    config: OperatorConfig
+    """With the issuer, the installation and what is served."""
+    kinds: tuple[str, ...]
+    """Those to watch."""
+    dedicated: DedicatedRedis | None
+
+
+async def _until_served(cluster: KubernetesCluster, settings: OperatorSettings, stop: lifecycle.Stop) -> _Known | None:
     """Wait for what the cluster has to say first, because the operator may start before its CRDs are installed, or while the
-    API server is busy. Returns the settings with the issuer, the installation and what is served, and the kinds to watch; None
-    after `stop`."""
+    API server is busy. None after `stop`."""
     last_reason = ""
     while not stop.requested:
         try:
@@ -220,7 +232,7 @@ async def _until_served(
     return None
 
 
-async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> tuple[OperatorConfig, tuple[str, ...]]:
+async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> _Known:
     for kind in ("AdaptiveSpeculator", "DraftVersion"):
         await _served(cluster, kind, (settings.namespaces or ("",))[0])
     requests_certificates = settings.tls_mode is TlsMode.CERT_MANAGER
@@ -233,7 +245,14 @@ async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> t
         installation=await cluster.uid(settings.namespace),
         has_leader_worker_sets=LEADER_WORKER_SET in kinds,
     )
-    return config, kinds
+    return _Known(config, kinds, await _dedicated(cluster, settings))
+
+
+async def _dedicated(cluster: KubernetesCluster, settings: OperatorSettings) -> DedicatedRedis | None:
+    if not settings.redis_key_secret:
+        return None
+    key = await redis_key(cluster, settings.namespace, settings.redis_key_secret, may_create=not settings.dry_run)
+    return DedicatedRedis(key=key, address=settings.redis_address)
 
 
 async def _served(cluster: KubernetesCluster, kind: str, namespace: str) -> None:

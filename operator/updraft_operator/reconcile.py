@@ -24,11 +24,12 @@ from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
 from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.traces.places import pointed
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS, Cluster
-from updraft_operator.watching.redis_users import RedisUsers
+from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers, WantedUsers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
@@ -69,7 +70,7 @@ class Wiring:
     secrets: Secrets
     attached: AttachedPods
     registries: RegistryConnections
-    users: RedisUsers
+    users: RedisServers
     certificates: Certificates
     metrics: Metrics
     clock: Clock
@@ -77,6 +78,8 @@ class Wiring:
     redis_url: str
     registry_address: str
     """Template, with {name} and {namespace}."""
+    dedicated: DedicatedRedis | None = None
+    """None if speculators may have no Redis of their own."""
     status_s: float = 30.0
     """Minimum time between two status writes that change only measurements."""
     cleanup_s: float = 60.0
@@ -117,7 +120,7 @@ class Reconciler:
             observed = await self.observe(key, cached)
             plan = self._plan(observed)
         if plan.users is not None:
-            self._wiring.users.want(key, plan.users)
+            self._wiring.users.want(key, WantedUsers.of(observed, plan))
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
@@ -146,7 +149,9 @@ class Reconciler:
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator), attached)
+        in_use = pointed(key.name, cached.children, attached) if cached.speculator.spec.traces.enabled else frozenset()
+        secrets = await self._wiring.secrets.read(key, cached.speculator, in_use)
+        return self._observed(key, cached, secrets, attached)
 
     def _observed(
         self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
@@ -156,7 +161,8 @@ class Reconciler:
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
         if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
             state.ending_s = wiring.clock.monotonic()
-        used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
+        held = (*secrets.redis_urls.items(), *secrets.dedicated_urls.items())
+        used = {role for role, url in held if password_of(url) == state.fresh_passwords[role]}
         state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
         config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
@@ -172,9 +178,15 @@ class Reconciler:
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
             certificate=secrets.certificate,
+            dedicated_url=wiring.dedicated.url(key) if wiring.dedicated is not None else "",
+            dedicated_urls=secrets.dedicated_urls,
+            rotations=secrets.rotations,
+            right_users=wiring.users.right(key),
+            ready_places=wiring.users.ready_places(key),
+            unread=wiring.users.unread(key),
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
-            redis_max_memory=wiring.users.max_memory,
+            redis_max_memory=wiring.users.max_memory(key),
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),

@@ -56,6 +56,8 @@ class OperatorSettings(Settings):
     """Image of SGLang servers: a stock image without Updraft code."""
     vllm_image: str = "vllm/vllm-openai:v0.32.0"
     """Image of vLLM servers: a stock image without Updraft code."""
+    redis_image: str = "redis:8.2-bookworm"
+    """Image of a dedicated Redis, with sh, redis-server (at least 6.2) and redis-cli."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of all these images."""
     image_pull_secrets: str = ""
@@ -71,6 +73,11 @@ class OperatorSettings(Settings):
     redis_users_seconds: float = Field(default=5.0, gt=0.0, le=300.0)
     """How often those users are compared with what they should be. After a restart of Redis that lost them, pods keep traces in
     memory for that long."""
+    redis_key_secret: str = ""
+    """Secret in the operator's namespace with the key from which the passwords of dedicated Redis follow; the operator creates
+    it. If empty, resources cannot have a Redis of their own (`traces.redis.mode: Dedicated`)."""
+    redis_address: str = "{name}-redis.{namespace}.svc:6379"
+    """Template of the address of a dedicated Redis."""
     tls_mode: TlsMode = TlsMode.DISABLED
     """Who signs the certificates of registries and of the chart's Redis: the operator itself (SelfSigned), cert-manager with
     tls_issuer_name (CertManager), or nobody (Disabled): then they speak no TLS."""
@@ -140,6 +147,7 @@ class OperatorSettings(Settings):
                 operator=self.operator_image,
                 sglang=self.sglang_image,
                 vllm=self.vllm_image,
+                redis=self.redis_image,
                 pull_policy=self.image_pull_policy,
                 pull_secrets=_words(self.image_pull_secrets),
                 has_fixed_user=self.fixed_user,
@@ -152,6 +160,7 @@ class OperatorSettings(Settings):
                 lives=Lives(ca_s=self.tls_ca_seconds, certificate_s=self.tls_certificate_seconds),
             ),
             has_redis=bool(self.redis_url.get_secret_value()),
+            has_dedicated_redis=bool(self.redis_key_secret),
         )
 
 

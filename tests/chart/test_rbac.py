@@ -35,6 +35,7 @@ WORK = {
 TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts/token"): ("create",),
     ("", "namespaces"): ("get",),
+    ("", "secrets"): ("get", "create"),
 }
 CERTIFICATES: Mapping[tuple[str, str], tuple[str, ...]] = {("", "secrets"): ("get", "patch")}
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
@@ -108,7 +109,7 @@ def test_without_an_election_there_is_no_right_to_a_lease() -> None:
     outcome="its role names its own account only",
 )
 def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
-    rule, _ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    rule, *_ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
 
     account = one(rendered("default"), "ServiceAccount", "updraft-operator")
     assert rule["resourceNames"] == [account["metadata"]["name"]]
@@ -118,18 +119,19 @@ def test_the_operator_gets_tokens_of_its_own_account_only() -> None:
 
 
 def test_the_operator_reads_its_own_namespace_only() -> None:
-    _, rule = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    _, rule, *_ = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
     assert (rule["resources"], rule["resourceNames"]) == (["namespaces"], [NAMESPACE])
 
 
 @pytest.mark.attack(
     boundary="operator",
-    attack="an operator without the chart's Redis that writes Secrets",
+    attack="an operator without a Redis of its own or dedicated ones that writes Secrets",
     outcome="it has no right to",
 )
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
-    granted = _granted("no-redis", "updraft-operator", "--set", "tls.mode=Disabled")[""]
-    assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
+    granted = _granted("no-redis", "updraft-operator", "--set", "tls.mode=Disabled")
+    assert {right for right in granted[""] if right[1] == "secrets"} == {("", "secrets", "get")}
+    assert not [right for right in granted[NAMESPACE] if right[1] == "secrets"]
 
 
 def test_the_operator_changes_no_secret_of_its_own_namespace_but_its_ca() -> None:
@@ -162,6 +164,14 @@ def test_with_cert_manager_the_operator_requests_certificates_and_signs_none() -
     assert _granted("default", "updraft-operator", *_WITH_CERT_MANAGER)[""] == _listed({**WORK, **certificates})
     granted = _granted("no-redis", "updraft-operator", *_WITH_CERT_MANAGER)[""]
     assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
+
+
+def test_the_operator_reads_the_key_of_dedicated_redis_by_name_only() -> None:
+    *_, read, create = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+    operator = one(rendered("default"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
+    assert (read["verbs"], read["resourceNames"]) == (["get"], [env["UPDRAFT_OPERATOR_REDIS_KEY_SECRET"]])
+    assert (create["verbs"], create["resources"]) == (["create"], ["secrets"])
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

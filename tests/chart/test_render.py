@@ -293,6 +293,7 @@ def test_images_come_from_where_the_values_say() -> None:
         "OPERATOR": "registry.example.com/ml/updraft-operator@sha256:" + "0123456789abcdef" * 4,
         "INFERENCE": "other.example.com:5000/updraft-inference-cuda:v9-cuda",
         "TRAINER": "registry.example.com/ml/updraft-trainer:v9",
+        "REDIS": "mirror.example.com/redis:8.2-bookworm",
         "REGISTRY": "registry.example.com/ml/updraft-registry:v9",
         "SGLANG": "registry.example.com/ml/lmsysorg/sglang:v0.5.23",
         "VLLM": "registry.example.com/ml/vllm/vllm-openai:v0.32.0",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -164,4 +165,5 @@ def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> di
 
 def is_empty(plan: Plan) -> bool:
     """Whether the observed state matches the desired state."""
-    return plan == Plan(again_s=plan.again_s, users=plan.users)
+    of_redis: Any = {"users": None, "dedicated_users": (), "is_moving": False, "drains": None, "leaves_shared": False}
+    return replace(plan, again_s=None, **of_redis) == Plan()

@@ -170,6 +170,11 @@ true
 {{- if hasKey $data "password" }}{{ get $data "password" | b64dec }}{{ else }}{{ randAlphaNum 32 }}{{ end -}}
 {{- end -}}
 
+{{/* The Secret that the operator creates for dedicated Redis. */}}
+{{- define "updraft.redis.keySecret" -}}
+{{ include "updraft.operator" . }}-redis-key
+{{- end -}}
+
 {{/* name and key of the Secret with that password. */}}
 {{- define "updraft.redis.passwordKey" -}}
 {{- $own := .Values.redis.auth.existingSecret -}}

@@ -67,7 +67,7 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
-{{- if or (ne (include "updraft.redis.kind" .) "none") (eq .Values.tls.mode "SelfSigned") }}
+{{- if or .Values.redis.dedicated (ne (include "updraft.redis.kind" .) "none") (eq .Values.tls.mode "SelfSigned") }}
 # One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis; and one per
 # registry, with its certificate.
 - apiGroups: [""]

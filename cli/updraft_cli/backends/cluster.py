@@ -5,7 +5,7 @@ the operator's code: they share only the API server.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -68,7 +68,7 @@ class ClusterBackend:
             owners = {(s.namespace, s.name): s for s in map(objects.speculator, contents)}
             only = next(iter(owners.values())) if len(owners) == 1 and client.namespace else None
             versions = client.versions(only.name if only else self.speculator)
-        drafts = (objects.draft(version, owners.get(_owner_key(version))) for version in versions)
+        drafts = (objects.draft(version, owners.get(objects.owner_key(version))) for version in versions)
         return DraftList(
             speculator=only.name if only else self.speculator,
             namespace=client.namespace,
@@ -178,6 +178,24 @@ class ClusterBackend:
             warning=_warning(content, patch.field) if patch.is_change else "",
         )
 
+    def annotate(self, annotations: Mapping[str, str]) -> Json:
+        """Add annotations, and return the AdaptiveSpeculator as it was."""
+        with self._connected() as client:
+            content = self._chosen(client)
+            client.annotate(content["metadata"]["name"], annotations, is_dry_run=self.is_dry_run)
+        return content
+
+    def watch_content(self, *, deadline_s: float | None) -> Generator[Json | Unavailable]:
+        """Yield the AdaptiveSpeculator, and again after every change. TimeoutError at the deadline."""
+
+        def states() -> Generator[Json]:
+            with self._connected() as client:
+                name = self._chosen(client)["metadata"]["name"]
+                for contents in self._changing(client, name, _shortened(_WATCH_S, deadline_s)):
+                    yield from contents
+
+        return with_outages(states, deadline_s=deadline_s)
+
     @property
     def place(self) -> str:
         return f"the cluster of context {self.context.context}" if self.context.context else "the kubeconfig's cluster"
@@ -260,13 +278,13 @@ class ClusterBackend:
     def _changing(self, client: ClusterClient, name: str, within_s: int) -> Iterator[tuple[Json, ...]]:
         """Yield the AdaptiveSpeculators, and again after every change, until the watch ends."""
         listed = client.speculators(name)
-        contents = {_key(item): item for item in listed.items}
+        contents = {objects.key(item): item for item in listed.items}
         yield tuple(contents.values())
         for change, item in client.changes(name, listed.resource_version, within_s):
             if change == "DELETED":
-                contents.pop(_key(item), None)
+                contents.pop(objects.key(item), None)
             else:
-                contents[_key(item)] = item
+                contents[objects.key(item)] = item
             yield tuple(contents.values())
 
 
@@ -300,7 +318,7 @@ def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
 
 
 def _owned(versions: tuple[Json, ...], owner: Speculator) -> tuple[Json, ...]:
-    return tuple(content for content in versions if _owner_key(content) == (owner.namespace, owner.name))
+    return tuple(content for content in versions if objects.owner_key(content) == (owner.namespace, owner.name))
 
 
 def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
@@ -368,14 +386,6 @@ def _numbered(owner: Speculator, versions: tuple[Json, ...], version: Version) -
         if objects.draft(content, None).version == number:
             return content
     raise NotFound(f"{owner.name} has no DraftVersion with the number {number}")
-
-
-def _key(content: Json) -> tuple[str, str]:
-    return content["metadata"]["namespace"], content["metadata"]["name"]
-
-
-def _owner_key(version: Json) -> tuple[str, str]:
-    return version["metadata"].get("namespace", ""), version["spec"]["speculatorRef"]["name"]
 
 
 def _warning(content: Json, field: str) -> str:

@@ -5,7 +5,7 @@ Only this module imports the `kubernetes` package, and only when a command needs
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +165,22 @@ class ClusterClient:
                 _request_timeout=_TIMEOUT_S,
             )
         return dict(patched)
+
+    def annotate(self, name: str, annotations: Mapping[str, str], *, is_dry_run: bool) -> None:
+        """Merge these annotations into those of an AdaptiveSpeculator. A dry run is checked, not kept."""
+        with _sentences(self._host):
+            self._objects.patch_namespaced_custom_object(
+                GROUP,
+                _VERSION,
+                self.namespace,
+                SPECULATORS,
+                name,
+                {"metadata": {"annotations": dict(annotations)}},
+                field_manager=MANAGER,
+                dry_run="All" if is_dry_run else None,
+                _content_type="application/merge-patch+json",
+                _request_timeout=_TIMEOUT_S,
+            )
 
     def changes(self, name: str, resource_version: str, within_s: int) -> Iterator[tuple[str, Json]]:
         """Yield (ADDED, MODIFIED or DELETED, AdaptiveSpeculator) since `resource_version`, for `within_s` seconds."""

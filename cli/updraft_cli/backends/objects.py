@@ -265,3 +265,13 @@ def _condition(condition: Json) -> Condition:
 
 def time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def key(content: Json) -> tuple[str, str]:
+    """Namespace and name of an object."""
+    return content["metadata"]["namespace"], content["metadata"]["name"]
+
+
+def owner_key(version: Json) -> tuple[str, str]:
+    """Namespace and name of the AdaptiveSpeculator of a DraftVersion."""
+    return version["metadata"].get("namespace", ""), version["spec"]["speculatorRef"]["name"]

@@ -252,6 +252,17 @@ def registry_limit(limit: int, version_bytes: int) -> str:
     )
 
 
+def redis_memory(stream_bytes: int) -> int:
+    """Return the `maxmemory` of a Redis for streams of this size alone: half as much again for what Redis adds, for dead
+    letters and for a limit that it only keeps approximately."""
+    return math.ceil(1.5 * stream_bytes / 2**20) * 2**20
+
+
+def redis_process_memory(max_memory: int) -> int:
+    """Return the memory limit of its process, which copies pages while it rewrites its log."""
+    return 2 * max_memory
+
+
 def redis_too_small(max_memory: int, stream_bytes: int) -> str:
     """One sentence if Redis may use less than the streams may; empty if not, or if it has no limit (0).
 

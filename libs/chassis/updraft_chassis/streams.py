@@ -223,6 +223,18 @@ async def unowned_shards(client: Client, namespace: str, speculator: str, num_sh
     return [shard for shard, length in enumerate(lengths, start=num_shards) if length]
 
 
+async def num_unread(client: Client, namespace: str, speculator: str) -> int:
+    """Traces of a speculator that its trainer has not settled, in all shards.
+
+    Unavailable if Redis is unreachable, UpdraftError if this user may not run XLEN.
+    """
+    with redis_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for key in keys(namespace, speculator, MAX_SHARDS):
+                pipe.xlen(key)
+            return sum(await pipe.execute())
+
+
 async def max_memory(client: Client) -> int:
     """Return the bytes that Redis may use, of a cluster its primaries together; 0 if one of them has no limit.
 

@@ -18,6 +18,8 @@ SETTINGS = f"{GROUP}/settings"
 """Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
 ATTACH = f"{GROUP}/attach"
 """Label of pods of other workloads that Updraft is attached to, with the speculator's name."""
+ROTATE = f"{GROUP}/rotate"
+"""Annotation of a resource: a request for new passwords, such as the time at which it was made. Each text is done once."""
 FINALIZER = f"{GROUP}/external-data"
 
 LWS_GROUP = "leaderworkerset.x-k8s.io"
@@ -26,7 +28,7 @@ LWS_API_VERSION = f"{LWS_GROUP}/v1"
 
 CERT_MANAGER_API_VERSION = "cert-manager.io/v1"
 
-SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
+SERVING, TRAINER, REGISTRY, IMPORT, REDIS = "serving", "trainer", "registry", "import", "redis"
 """Parts of a speculator: values of the component label, and ends of names."""
 
 

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from updraft_artifacts.draft_shape import MIN_VOCAB
 from updraft_artifacts.sizing import quantity, usual
 from updraft_chassis.streams import MAX_SHARDS
-from updraft_operator.api import attached
+from updraft_operator.api import attached, names
 from updraft_operator.api.attached import Attached, Mode
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
@@ -344,12 +344,45 @@ class Trainer(Workload):
         return self.nodes * self.ranks_per_pod
 
 
-class Redis(Model):
-    """Your own Redis."""
+class RedisMode(StrEnum):
+    """Which Redis the operator uses."""
 
-    url_secret_ref: SecretKey
-    """Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or redis+cluster://USER:PASSWORD@HOST:PORT;
-    rediss:// and rediss+cluster:// with TLS."""
+    SHARED = "Shared"
+    DEDICATED = "Dedicated"
+
+
+class RedisStorage(Storage):
+    """Volume of a dedicated Redis."""
+
+    size: Quantity = "10Gi"
+    """Size of the new claim, about twice maxMemory."""
+
+
+class Redis(Model):
+    """Where traces wait for the trainer."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.mode == 'Shared' || !has(self.urlSecretRef)",
+                "mode Dedicated and urlSecretRef are two different Redis: remove one",
+            ),
+            ("has(self.urlSecretRef) || !has(self.readerUrlSecretRef)", "readerUrlSecretRef requires urlSecretRef"),
+            (
+                "self.mode == 'Dedicated' || !has(self.maxMemory) && !has(self.storage)",
+                "maxMemory and storage require mode Dedicated",
+            ),
+        )
+    )
+
+    mode: RedisMode = RedisMode.SHARED
+    """Shared: the operator's Redis; Dedicated: one that only this resource uses, in its namespace."""
+    max_memory: Quantity | None = None
+    """Memory of a dedicated Redis for traces. Defaults to 1.5 times maxSize. A change restarts it."""
+    storage: RedisStorage | None = None
+    url_secret_ref: SecretKey | None = None
+    """Your own Redis. Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or
+    redis+cluster://USER:PASSWORD@HOST:PORT; rediss:// and rediss+cluster:// with TLS."""
     reader_url_secret_ref: SecretKey | None = None
     """The same with the trainer's user. Defaults to the address of the pods."""
 
@@ -465,6 +498,12 @@ class Metadata(Model):
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
     finalizers: list[str] = []
+    annotations: dict[str, str] = {}
+
+    @property
+    def rotation(self) -> str:
+        """The request for new passwords; empty without one."""
+        return self.annotations.get(names.ROTATE, "")
 
 
 class AdaptiveSpeculator(Model):

@@ -25,6 +25,8 @@ class Images:
     """Also downloads models and imports drafts."""
     sglang: str
     vllm: str
+    redis: str = "redis:8.2-bookworm"
+    """For dedicated Redis: with sh, redis-server and redis-cli."""
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     has_fixed_user: bool = True
@@ -42,6 +44,8 @@ class OperatorConfig:
     """The operator's own ServiceAccount, in its namespace."""
     has_redis: bool
     """Whether there is a Redis for speculators that name none."""
+    has_dedicated_redis: bool = False
+    """Whether speculators may have a Redis of their own."""
     has_leader_worker_sets: bool = False
     """Whether the cluster serves LeaderWorkerSets."""
     issuer: str = "https://kubernetes.default.svc.cluster.local"
@@ -50,7 +54,9 @@ class OperatorConfig:
     """UID of the operator's namespace, which no other cluster has. The default is for plans without a cluster."""
     tls: Tls = field(default_factory=Tls)
     redis_marks: Mapping[Role, str] = field(default_factory=dict)
-    """Hashes of the addresses of that Redis, by role. A change restarts the pods of the role."""
+    """Hashes of the addresses of a Redis of the operator, by role. A change restarts the pods of the role."""
+    redis_places: Mapping[Role, str] = field(default_factory=dict)
+    """Where the pods of a role are pointed (`redis.Place`), if not where the spec wants it."""
 
 
 def manifest(owner: AdaptiveSpeculator, api_version: str, kind: str, name: str, part: str, **content: Any) -> Manifest:

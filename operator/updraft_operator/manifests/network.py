@@ -1,6 +1,7 @@
 """One NetworkPolicy per part, for incoming traffic.
 
-Outgoing traffic is not restricted: models come from anywhere, and the user chooses the Redis.
+Outgoing traffic is not restricted, except that of a dedicated Redis: models come from anywhere, and the user may choose the
+Redis.
 """
 
 from typing import Any
@@ -12,13 +13,16 @@ from updraft_operator.manifests.manifest import Manifest, manifest
 GRPC_PORT = 50051
 
 
-def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]]) -> Manifest:
+def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]], *, is_silent: bool = False) -> Manifest:
+    """`is_silent`: the part makes no outgoing calls."""
     name = owner.metadata.name
-    content = {
+    content: dict[str, Any] = {
         "podSelector": {"matchLabels": names.selector(name, part)},
         "policyTypes": ["Ingress"],
         "ingress": ingress,
     }
+    if is_silent:
+        content |= {"policyTypes": ["Ingress", "Egress"], "egress": []}
     return manifest(owner, "networking.k8s.io/v1", "NetworkPolicy", names.child(name, part), part, spec=content)
 
 

@@ -1,11 +1,16 @@
-"""Where traces go: a Redis that the spec names, or the operator's own, with a user for each role."""
+"""Where traces go: the operator's Redis, one of the speculator's own, or one that the spec names.
 
+In the first two each role has a user of its own, and a Secret with its address. The Secrets of both have different names, so
+that a pod template shows where its pods send or read traces.
+"""
+
+from enum import StrEnum
 from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, SecretKey
+from updraft_operator.api.speculator import AdaptiveSpeculator, RedisMode, SecretKey
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.pod import secret_variable
 from updraft_operator.manifests.redis_users import Role
@@ -16,26 +21,59 @@ _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 URL = "url"
 """Entry with the address in the Secret of a role."""
 
+ROTATION = "rotation"
+"""Entry with the request that its password was made for, if there was one."""
+
 _PARTS = {Role.WRITER: names.SERVING, Role.READER: names.TRAINER}
 
 
-def secret_name(speculator: str, role: Role) -> str:
-    return names.child(speculator, f"redis-{role}")
+class Place(StrEnum):
+    """Where the traces of a speculator wait."""
+
+    SHARED = "redis"
+    """The operator's Redis."""
+    DEDICATED = "dedicated"
+    """A Redis that the operator runs for this speculator alone."""
+    NAMED = "named"
+    """One that the spec names."""
 
 
-def secret(owner: AdaptiveSpeculator, role: Role, url: str) -> Manifest:
-    """The Secret with the address of the operator's Redis for one role, with the password of its user only."""
-    name = secret_name(owner.metadata.name, role)
-    return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData={URL: url})
+OURS = (Place.SHARED, Place.DEDICATED)
+"""Those whose users the operator makes."""
+
+
+def secret_name(speculator: str, role: Role, place: Place = Place.SHARED) -> str:
+    """The Secret of a role, for one of `OURS`."""
+    return names.child(speculator, f"{place}-{role}")
+
+
+def secret(owner: AdaptiveSpeculator, role: Role, place: Place, url: str) -> Manifest:
+    """The Secret with the address of this Redis for one role, with the password of its user only."""
+    content = {URL: url} | ({ROTATION: owner.metadata.rotation} if owner.metadata.rotation else {})
+    name = secret_name(owner.metadata.name, role, place)
+    return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData=content)
+
+
+def wanted_place(owner: AdaptiveSpeculator, config: OperatorConfig) -> Place | None:
+    """Where the spec wants its traces; None if nowhere, or if the operator has no such Redis."""
+    redis = owner.spec.traces.redis
+    if not owner.spec.traces.enabled:
+        return None
+    if redis is not None and redis.url_secret_ref is not None:
+        return Place.NAMED
+    if redis is not None and redis.mode is RedisMode.DEDICATED:
+        return Place.DEDICATED if config.has_dedicated_redis else None
+    return Place.SHARED if config.has_redis else None
+
+
+def place_of(owner: AdaptiveSpeculator, role: Role, config: OperatorConfig) -> Place | None:
+    """Where the pods of a role are pointed: during a move not all of them where the spec wants it."""
+    wanted = wanted_place(owner, config)
+    return None if wanted is None else Place(config.redis_places.get(role, wanted))
 
 
 def has_redis(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
-    return owner.spec.traces.enabled and (owner.spec.traces.redis is not None or config.has_redis)
-
-
-def uses_operators(owner: AdaptiveSpeculator, config: OperatorConfig) -> bool:
-    """Whether its traces go through the operator's Redis."""
-    return has_redis(owner, config) and owner.spec.traces.redis is None
+    return wanted_place(owner, config) is not None
 
 
 def stream_namespace(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
@@ -45,7 +83,8 @@ def stream_namespace(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
 
 def redis_marks(owner: AdaptiveSpeculator, role: Role, config: OperatorConfig) -> dict[str, str]:
     """Hash of the address, for the settings of pods that read it from the operator's Secret."""
-    return {URL: config.redis_marks[role]} if uses_operators(owner, config) and role in config.redis_marks else {}
+    is_ours = place_of(owner, role, config) in OURS
+    return {URL: config.redis_marks[role]} if is_ours and role in config.redis_marks else {}
 
 
 def stream_size(owner: AdaptiveSpeculator, prefix: str) -> dict[str, str]:
@@ -66,12 +105,12 @@ def redis_variables(
     owner: AdaptiveSpeculator, role: Role, variable: str, config: OperatorConfig
 ) -> list[dict[str, Any]]:
     """The variable with the address, from a Secret because it contains a password; none without Redis."""
-    if not has_redis(owner, config):
+    place, own = place_of(owner, role, config), url_secret(owner, role)
+    if place is None:
         return []
-    own = url_secret(owner, role)
-    if own is not None:
+    if place is Place.NAMED and own is not None:
         return [secret_variable(variable, own.name, own.key)]
-    return [secret_variable(variable, secret_name(owner.metadata.name, role), URL)]
+    return [secret_variable(variable, secret_name(owner.metadata.name, role, place), URL)]
 
 
 def url_secret(owner: AdaptiveSpeculator, role: Role) -> SecretKey | None:

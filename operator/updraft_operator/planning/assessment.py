@@ -18,7 +18,11 @@ class Assessment(NamedTuple):
 def dated(
     assessments: Mapping[str, Assessment], before: list[Condition], generation: int, now: datetime
 ) -> list[Condition]:
-    """Add generation and transition time. The time changes only with the status, as everywhere in Kubernetes."""
+    """Add generation and transition time. The time changes only with the status, as everywhere in Kubernetes.
+
+    Those that exist keep their order, as server-side apply does, or a status would differ from its own copy for ever.
+    """
+    places = {condition.type: place for place, condition in enumerate(before)}
     since = {(condition.type, condition.status): condition.last_transition_time for condition in before}
     return [
         Condition(
@@ -29,7 +33,7 @@ def dated(
             reason=assessment.reason,
             message=assessment.message[:2000],
         )
-        for kind, assessment in assessments.items()
+        for kind, assessment in sorted(assessments.items(), key=lambda named: places.get(named[0], len(places)))
     ]
 
 

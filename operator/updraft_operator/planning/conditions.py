@@ -6,9 +6,11 @@ docs/reference/conditions.md. A generator yields assessments by precedence: the 
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
+from updraft_operator.api.speculator import Redis, RedisMode
 from updraft_operator.manifests.redis import has_redis
 from updraft_operator.manifests.tls.objects import secret_name
 from updraft_operator.manifests.tls.terms import TlsMode
@@ -26,6 +28,8 @@ from updraft_operator.planning.observed import (
 )
 from updraft_operator.planning.serving.attached import attachment_of
 from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
+from updraft_operator.planning.traces.access import rotation_waits
+from updraft_operator.planning.traces.places import places
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -64,7 +68,11 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
     attached = next(attachment_of(observed), None)
-    others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
+    others = {
+        "Reconciling": chain(reconciling(observed, ready, scaled), _moving(observed, ready)),
+        "Stalled": _stalled(accepted),
+        "PasswordsRotated": _rotated(observed),
+    }
     return {
         "Ready": ready,
         "Accepted": accepted,
@@ -86,6 +94,29 @@ def _ready(accepted: Assessment, serves: Assessment) -> Assessment:
         if part.status != "True":
             return false(part.reason, part.message)
     return serves if serves.reason == "Suspended" else true("Ready", "serving requests")
+
+
+def _moving(observed: Observed, ready: Assessment) -> Iterator[Assessment]:
+    """True while traces move to another Redis, unless a person has to act first."""
+    waits, spec = places(observed).waits, observed.speculator.spec
+    if waits and ready.status == "True" and not (spec.suspend or spec.trainer.suspend):
+        yield true("MovingTraces", f"traces move to another Redis: {waits}")
+
+
+def _rotated(observed: Observed) -> Iterator[Assessment]:
+    """How far a request for new passwords is; nothing without one."""
+    asked, decided = observed.speculator.metadata.rotation, places(observed)
+    if not asked:
+        return
+    if not decided.in_use:
+        yield true("NothingToRotate", f"request {asked}: this resource has no user on a Redis of the operator")
+    if problem := observed.users_problem:
+        yield false(problem.reason, f"request {asked}: {problem.message}")
+    if waits := rotation_waits(observed, decided):
+        yield false("Rotating", f"request {asked}: {waits}")
+    yield true(
+        "Rotated", f"request {asked}: all pods use the new passwords, and the former ones are not valid any more"
+    )
 
 
 def _stalled(accepted: Assessment) -> Iterator[Assessment]:
@@ -165,14 +196,22 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
     if not spec.traces.enabled:
         yield false("Disabled", "spec.traces.enabled is false, so there is no training data")
     if not has_redis(observed.speculator, observed.config):
-        yield false("NoRedis", "the operator has no Redis and spec.traces.redis is not set, so nothing is captured")
+        yield false("NoRedis", _no_redis(spec.traces.redis))
     if spec.suspend or spec.trainer.suspend:
-        yield false("Suspended", "the trainer is suspended; serving continues with the current draft")
+        waits = places(observed).waits
+        later = f"; traces move to another Redis once it runs again: {waits}" if waits else ""
+        yield false("Suspended", f"the trainer is suspended; serving continues with the current draft{later}")
     if problem := observed.users_problem:
         yield false(problem.reason, problem.message)
     if reason := lineage.waits(observed):
         yield false("WaitingForDraft", reason)
     yield from _training(observed)
+
+
+def _no_redis(redis: Redis | None) -> str:
+    if redis is not None and redis.mode is RedisMode.DEDICATED:
+        return "spec.traces.redis.mode is Dedicated, which this operator does not offer, so nothing is captured"
+    return "the operator has no Redis and spec.traces.redis names none, so nothing is captured"
 
 
 def _training(observed: Observed) -> Iterator[Assessment]:

@@ -5,7 +5,7 @@ Each object is kept as compressed JSON without the parts that nobody reads (mana
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,6 +42,8 @@ class Child:
     is_scaled_by_others: bool
     """An autoscaler sets its replicas."""
     packed: bytes = field(repr=False)
+    redis_secrets: tuple[str, ...] = ()
+    """Names of the Secrets from which its containers get the address of a Redis; empty if not from a Secret."""
 
     @classmethod
     def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
@@ -63,6 +65,7 @@ class Child:
             status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
             is_scaled_by_others=_is_scaled_by_others(metadata.get("managedFields", ())),
             packed=pack(kept),
+            redis_secrets=tuple(redis_secrets(body.get("spec", {}))) if kind in _WORKLOADS else (),
         )
 
     def live(self) -> dict[str, Any]:
@@ -70,6 +73,8 @@ class Child:
         return unpack(self.packed)
 
 
+_WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet")
+_REDIS_VARIABLE = "_REDIS_URL"
 _NOT_KEPT = {"metadata", "status", "apiVersion", "kind"}
 _STATUS = ("replicas", "readyReplicas", "updatedReplicas", "updateRevision", "observedGeneration", "conditions")
 _AUTOSCALERS = ("kube-controller-manager", "horizontal-pod-autoscaler", "vpa", "keda")
@@ -81,6 +86,18 @@ def _is_scaled_by_others(fields: Iterable[Mapping[str, Any]]) -> bool:
         entry.get("subresource") == "scale" and str(entry.get("manager", "")).startswith(_AUTOSCALERS)
         for entry in fields
     )
+
+
+def redis_secrets(content: Any) -> Iterator[str]:
+    """Names of the Secrets from which the containers in a part of an object get the address of a Redis."""
+    if isinstance(content, list):
+        for each in content:
+            yield from redis_secrets(each)
+    elif isinstance(content, dict):
+        if str(content.get("name", "")).endswith(_REDIS_VARIABLE):
+            yield (content.get("valueFrom") or {}).get("secretKeyRef", {}).get("name", "")
+        for each in content.values():
+            yield from redis_secrets(each)
 
 
 def pack(content: Mapping[str, Any]) -> bytes:

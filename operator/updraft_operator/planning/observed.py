@@ -10,7 +10,8 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.redis import Place
+from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.pods import AttachedPod, PodState
@@ -89,13 +90,25 @@ class Observed:
     """The operator's Redis with its administrator, who appears in no object; empty if there is none."""
     redis_urls: Mapping[Role, str] = field(default_factory=dict)
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
+    dedicated_url: str = ""
+    """The Redis that the operator runs for this speculator, with its administrator; empty if there can be none."""
+    dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
+    """The addresses in the Secrets of the roles for that Redis."""
+    rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
+    """By Redis of the operator and role, the request that the password in the Secret was made for; empty for none."""
+    right_users: frozenset[RedisUser] = frozenset()
+    """The users that every node of their Redis had when it last answered."""
+    ready_places: frozenset[Place] = frozenset()
+    """Redis of the operator that answer and have the users of this speculator."""
+    unread: int | None = None
+    """Traces in the Redis that is being left, counted after nobody wrote there any more; None: not counted yet."""
     fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
     certificate: Certificate | None = None
     """The one in the registry's Secret; None without a valid one."""
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
-    """Bytes that the operator's Redis may use; 0 without a limit, or if it did not say so."""
+    """Bytes that the Redis of the operator that the trainer reads from may use; 0 without a limit, or if it did not say so."""
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()
@@ -115,6 +128,10 @@ class Observed:
 
     def pods_of(self, part: str) -> tuple[PodState, ...]:
         return tuple(pod for pod in self.pods if pod.part == part)
+
+    def urls_at(self, place: Place) -> Mapping[Role, str]:
+        """The addresses in the Secrets of the roles for one Redis of the operator."""
+        return self.dedicated_urls if place is Place.DEDICATED else self.redis_urls
 
     def uid(self, ref: Ref) -> str:
         """The UID of an observed object; empty if there is none."""

@@ -9,7 +9,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from updraft_chassis.streams import MAX_SHARDS
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
@@ -17,15 +16,19 @@ from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, 
 from updraft_operator.api.status import PENDING, Status
 from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
-from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.manifests.redis import Place
+from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import CertificateOrder
-from updraft_operator.planning import lineage, redis_access, trainers, versions
+from updraft_operator.planning import lineage, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
 from updraft_operator.planning.policy import is_followed, policy
 from updraft_operator.planning.status import status, without_measurements
+from updraft_operator.planning.traces import access
+from updraft_operator.planning.traces.places import Places, places, server
+from updraft_operator.planning.traces.shards import with_streams
 from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
@@ -92,6 +95,14 @@ class Plan:
     finalizer: Literal["add", "remove", ""] = ""
     users: tuple[RedisUser, ...] | None = None
     """Users on the operator's Redis; None: leave them as they are."""
+    dedicated_users: tuple[RedisUser, ...] = ()
+    """Users on a Redis of its own."""
+    is_moving: bool = False
+    """Traces move to another Redis, or passwords are replaced: tell when users become right."""
+    drains: Place | None = None
+    """Count the traces that are left there."""
+    leaves_shared: bool = False
+    """Delete its streams on the operator's Redis before its users: its traces are elsewhere."""
     cleans_up: bool = False
     """Delete data outside the cluster first."""
     again_s: float | None = None
@@ -106,6 +117,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     applied, deleted = _objects(observed)
+    decided, pending = places(observed), {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)}
     return replace(
         _statuses(observed, now, now_s),
         certificates=_orders(observed, now_unix_s),
@@ -113,7 +125,13 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         delete=deleted,
         calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
         finalizer=_finalizer(observed),
-        users=tuple(redis_access.users(observed, {*map(ref, applied), *(each.ref for each in observed.refusals)})),
+        users=tuple(access.users(observed, Place.SHARED, decided, pending)),
+        dedicated_users=tuple(access.users(observed, Place.DEDICATED, decided, pending))
+        if observed.dedicated_url
+        else (),
+        is_moving=bool(decided.waits) or _is_rotating(observed),
+        drains=decided.drains,
+        leaves_shared=decided.wanted not in (None, Place.SHARED) and decided.is_settled,
     )
 
 
@@ -145,11 +163,13 @@ def written(part: Model) -> dict[str, Any]:
 
 def objects(observed: Observed) -> tuple[Manifest, ...]:
     """All desired objects, marked, in the order of their creation."""
-    owner, config = _with_streams(observed), replace(observed.config, redis_marks=redis_access.marks(observed))
+    decided, owner = places(observed), with_streams(observed)
+    config = replace(observed.config, redis_marks=access.marks(observed, decided), redis_places=_targets(decided))
     deployment = observed.child("Deployment", names.SERVING)
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
         *accounts.objects(owner),
+        *server(observed, decided),
         *tls.objects(owner, config),
         *registry.objects(owner, config),
         *_trainer(observed, owner, config),
@@ -158,26 +178,13 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     return tuple(marked(content) for content in built)
 
 
-def _with_streams(observed: Observed) -> AdaptiveSpeculator:
-    """The resource with no fewer streams than it has, unless the spec has a number: nobody would read the others, to which pods
-    write until they have restarted."""
-    owner = observed.speculator
-    if owner.spec.traces.shards is not None:
-        return owner
-    shards = max(_num_streams(observed), owner.spec.num_shards)
-    traces = owner.spec.traces.model_copy(update={"shards": shards})
-    return owner.model_copy(update={"spec": owner.spec.model_copy(update={"traces": traces})})
+def _is_rotating(observed: Observed) -> bool:
+    asked = observed.speculator.metadata.rotation
+    return bool(asked) and bool(access.rotation_waits(observed, places(observed)))
 
 
-def _num_streams(observed: Observed) -> int:
-    """As many as the pods use: what both sides say, so that an edit of one ConfigMap by hand is undone."""
-    used = []
-    for part, prefix in ((names.TRAINER, "UPDRAFT_TRAINER"), (names.SERVING, "UPDRAFT_INFERENCE")):
-        child = observed.child("ConfigMap", part)
-        data = (child.live().get("data") or {}) if child is not None else {}
-        value = data.get(f"{prefix}_STREAM_SHARDS", "")
-        used += [int(value)] if value.isdecimal() and len(value) < len(str(10 * MAX_SHARDS)) else []
-    return min(*used, MAX_SHARDS) if used else 1
+def _targets(decided: Places) -> dict[Role, str]:
+    return {role: place for role, place in decided.targets.items() if place is not decided.wanted}
 
 
 def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
@@ -191,7 +198,7 @@ def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConf
 def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
     desired, refused = _desired(observed), _refused(observed)
     apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
-    secrets = [new for new in redis_access.secrets(observed) if (ref(new), "") not in refused]
+    secrets = [new for new in access.secrets(observed, places(observed)) if (ref(new), "") not in refused]
     first = lineage.initial_import(observed)
     drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
     mirrors = [new for new in drafts if (ref(new), "") not in refused]

@@ -78,6 +78,8 @@ class AttachedPod:
     """The first thing that it lacks, by its spec."""
     settings: str
     """Which additions it was made with; see `attachment.settings_mark`."""
+    redis_secrets: tuple[str, ...] = ()
+    """Names of the Secrets from which its agent got the address of a Redis when it started."""
 
 
 def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:

@@ -2,7 +2,7 @@
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, redis_too_small, registry_limit, registry_needs
-from updraft_operator.manifests.redis import uses_operators
+from updraft_operator.manifests.redis import OURS, wanted_place
 from updraft_operator.planning.observed import Observed, learning_of
 
 _FILE_SYSTEM = 1.1
@@ -48,6 +48,6 @@ def _redis_memory(observed: Observed, learning: pb.Learning | None) -> str:
 
     The trainer may not ask it: the answer would tell how much others store.
     """
-    if learning is None or not uses_operators(observed.speculator, observed.config):
+    if learning is None or wanted_place(observed.speculator, observed.config) not in OURS:
         return ""
     return redis_too_small(observed.redis_max_memory, learning.stream_bytes)

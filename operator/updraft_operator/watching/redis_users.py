@@ -49,6 +49,13 @@ class _Listed:
     rest: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drain:
+    """One request to count."""
+
+    namespace: str
+
+
 class RedisUsers:
     """`url` says how to reach Redis now, or raises Unavailable. `may_write` is whether this process leads and knows all
     speculators; `is_gone` whether one does not exist; `notify` is told about a speculator whose problem changed."""
@@ -76,6 +83,12 @@ class RedisUsers:
         self._is_closed = False
         self._made: dict[str, dict[str, tuple[RedisUser, _Listed]]] = {}
         """By node and name, what was made and how the node lists it."""
+        self._moving: set[Key] = set()
+        self._leaving: dict[Key, str] = {}
+        """Those whose streams go with their users, with the namespace of the streams."""
+        self._draining: dict[Key, _Drain] = {}
+        """Those whose traces are to be counted."""
+        self._unread: dict[Key, int] = {}
         self._right: frozenset[RedisUser] = frozenset()
         """Those that every node had when all of them last answered."""
         self._failure: UsersProblem | None = None
@@ -84,20 +97,65 @@ class RedisUsers:
         self.max_memory = 0
         """Bytes that Redis may use; 0 without a limit, or if it did not say so."""
 
-    def want(self, key: Key, users: tuple[RedisUser, ...]) -> None:
-        """The users of a speculator from now on. Others of its users are deleted."""
+    def want(
+        self,
+        key: Key,
+        users: tuple[RedisUser, ...],
+        *,
+        is_moving: bool = False,
+        drains: str = "",
+        leaves: str = "",
+    ) -> None:
+        """The users of a speculator from now on. Others of its users are deleted. `drains` is the namespace of streams whose
+        traces are to be counted, `leaves` that of streams to delete before the users. One that `is_moving` is notified when its
+        users become right."""
+        (self._moving.add if is_moving else self._moving.discard)(key)
+        self._leaving.pop(key, None)
+        if leaves:
+            self._leaving[key] = leaves
+        self._drain(key, drains)
         if self._wanted.get(key) != users:
             self._wanted[key] = users
             self._changed.set()
 
+    def _drain(self, key: Key, namespace: str) -> None:
+        known = self._draining.get(key)
+        if namespace == (known.namespace if known is not None else ""):
+            return
+        self._unread.pop(key, None)  # counted while somebody still wrote there
+        self._draining.pop(key, None)
+        if namespace:
+            self._draining[key] = _Drain(namespace)
+            self._changed.set()
+
+    def unread(self, key: Key) -> int | None:
+        """Traces of a speculator that drains; None if they were not counted yet."""
+        return self._unread.get(key)
+
+    def are_right(self, key: Key) -> bool:
+        """Whether every node had the users that the speculator wants, with their passwords, when all last answered."""
+        users = self._wanted.get(key, ())
+        return bool(users) and all(user.password_hash and user in self._right for user in users)
+
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        """The wanted users that every node had when all last answered."""
+        return self._right & frozenset(self._wanted.get(key, ()))
+
     def forget(self, key: Key) -> None:
         """The speculator is gone."""
+        self._drain(key, "")
+        self._leaving.pop(key, None)
+        self._moving.discard(key)
         if self._wanted.pop(key, ()):
             self._changed.set()
 
     def start_over(self) -> None:
         """Forget who wants which users. While another replica leads, nobody tells this one what has changed."""
         self._wanted.clear()
+        self._moving.clear()
+        self._leaving.clear()
+        self._draining.clear()
+        self._unread.clear()
         self._right, self._failure = frozenset(), None
 
     def problem(self, key: Key) -> UsersProblem | None:
@@ -121,7 +179,7 @@ class RedisUsers:
 
     async def repair(self) -> None:
         """Compare once, and set right what differs."""
-        before = {key: self.problem(key) for key in self._wanted}
+        before = {key: self._known(key) for key in self._wanted}
         right, failures = await self._repair_nodes()
         if not self._may_write():
             return
@@ -129,9 +187,13 @@ class RedisUsers:
             right.append(self._right)
         self._right = frozenset.intersection(*right)
         self._note(failures)
-        for key, problem in before.items():
-            if self.problem(key) != problem:
+        for key, known in before.items():
+            if self._known(key) != known:
                 self._notify(key)
+
+    def _known(self, key: Key) -> tuple[UsersProblem | None, frozenset[RedisUser], int | None]:
+        """The answers to reconciliations of a speculator."""
+        return self.problem(key), self.right(key) if key in self._moving else frozenset(), self.unread(key)
 
     async def _repair_nodes(self) -> tuple[list[frozenset[RedisUser]], list[UpdraftError]]:
         """The users that are right on each node that answered, and what failed."""
@@ -141,19 +203,33 @@ class RedisUsers:
                 for node, run in (await _nodes(client)).items():
                     with _collected(right, failures):
                         async with asyncio.timeout(_NODE_S):
-                            right.append(await self._repair_node(node, run, failures))
+                            right.append(await self._repair_node(client, node, run, failures))
+                await self._count(client, failures)
                 with suppress(UpdraftError):  # its user may not be allowed to ask
                     self.max_memory = await streams.max_memory(client)
         return right, failures
 
-    async def _repair_node(self, node: str, run: Run, failures: list[UpdraftError]) -> frozenset[RedisUser]:
+    async def _count(self, client: streams.Client, failures: list[UpdraftError]) -> None:
+        """The traces of those that drain. A count that began before a speculator drains again is of no use."""
+        for key, drain in self._draining.copy().items():
+            try:
+                num_unread = await streams.num_unread(client, drain.namespace, key.name)
+            except UpdraftError as error:
+                failures.append(error)
+                continue
+            if self._draining.get(key) is drain:
+                self._unread[key] = num_unread
+
+    async def _repair_node(
+        self, client: streams.Client, node: str, run: Run, failures: list[UpdraftError]
+    ) -> frozenset[RedisUser]:
         listed = _listed(await run("ACL", "LIST"))
         # Without waiting from here on, because a reconciliation may want other users meanwhile.
         wanted = {user.name: user for users in self._wanted.values() for user in users}
         made = self._made.setdefault(node, {})
         settled = [user for user in wanted.values() if user.password_hash]
         wrong = [user for user in settled if not _is_right(user, made.get(user.name), listed.get(user.name))]
-        stray = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
+        strays = [name for name in listed.keys() - wanted.keys() if self._is_stray(name)]
         refused = set[RedisUser]()
         for user in wrong:
             hashes = listed[user.name].password_hashes if user.name in listed else ()
@@ -161,6 +237,8 @@ class RedisUsers:
                 self._metrics.redis_users.labels("set").inc()
             else:
                 refused.add(user)
+        kept = await self._with_streams_left(client, strays, failures)
+        stray = [name for name in strays if speculator_of(name, self._installation) not in kept]
         if stray and await self._is_done(partial(run, "ACL", "DELUSER", *stray), failures):
             self._metrics.redis_users.labels("deleted").inc(len(stray))
         if wrong:
@@ -172,6 +250,19 @@ class RedisUsers:
             logger.info("Changed users of Redis", extra={"node": node, "set": len(wrong), "deleted": len(stray)})
         self._made[node] = {name: known for name, known in made.items() if name in wanted}
         return frozenset(wanted.values()) - refused
+
+    async def _with_streams_left(
+        self, client: streams.Client, strays: Iterable[str], failures: list[UpdraftError]
+    ) -> set[tuple[str, str]]:
+        """Delete the streams of those that leave. Returns those whose users stay, so that it is tried again, also by another
+        process."""
+        owners = {speculator_of(name, self._installation) for name in strays}
+        leaving = [(key, namespace) for key, namespace in self._leaving.items() if (key.namespace, key.name) in owners]
+        return {
+            (key.namespace, key.name)
+            for key, namespace in leaving
+            if not await self._is_done(partial(streams.delete, client, namespace, key.name), failures)
+        }
 
     async def _is_done(self, change: Run, failures: list[UpdraftError]) -> bool:
         """Run a change. If Redis refuses it, others may still succeed."""

@@ -7,12 +7,13 @@ Secrets, because that permission would expose every Secret.
 import base64
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
-from updraft_chassis.errors import Forbidden, NotFound
-from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.redis import URL, secret_name, url_secret
+from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound
+from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisMode
+from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_name, url_secret
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.objects import secret_name as certificate_name
@@ -25,17 +26,24 @@ FRESH_S = 60.0
 """At most so long while a Secret is missing."""
 
 _PASSWORD_BYTES = 32
+_KEY = "key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretsSnapshot:
     redis_urls: Mapping[Role, str]
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
+    dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
+    """The same for a dedicated Redis."""
     certificate: Certificate | None
     """The one of the registry; None without a valid one."""
     missing: tuple[str, ...]
+    rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
+    """By Redis and role, the request that the password was made for; empty for none."""
     at_s: float
     generation: int
+    places: frozenset[Place] = frozenset()
+    """Those whose Secrets were read."""
 
 
 NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
@@ -57,22 +65,34 @@ class Secrets:
         """The last snapshot, however old."""
         return self._snapshots.get(key, NO_SECRETS)
 
-    async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
-        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist."""
+    async def read(
+        self, key: Key, owner: AdaptiveSpeculator, in_use: frozenset[Place] = frozenset()
+    ) -> SecretsSnapshot:
+        """The speculator's own Secrets for the Redis that its spec wants and for those `in_use`, and the names of Secrets that
+        its spec names and that do not exist."""
+        in_use |= _wanted(owner)
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
-        is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
+        same = (owner.metadata.generation, in_use)
+        is_same = snapshot is not None and (snapshot.generation, snapshot.places) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
         if self._has_certificates and snapshot is not None and snapshot.certificate is None:
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
+        held = {place: await self._of_roles(key, place, in_use) for place in OURS}
         snapshot = SecretsSnapshot(
-            redis_urls=await self._redis_urls(key, owner),
+            redis_urls={role: content.get(URL, "") for role, content in held[Place.SHARED].items()},
+            dedicated_urls={role: content.get(URL, "") for role, content in held[Place.DEDICATED].items()},
+            rotations={
+                place: {role: content.get(ROTATION, "") for role, content in of_place.items()}
+                for place, of_place in held.items()
+            },
             certificate=await self._certificate(key),
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
+            places=in_use,
         )
         self._snapshots[key] = snapshot
         return snapshot
@@ -80,11 +100,11 @@ class Secrets:
     def forget(self, key: Key) -> None:
         self._snapshots.pop(key, None)
 
-    async def _redis_urls(self, key: Key, owner: AdaptiveSpeculator) -> dict[Role, str]:
-        if owner.spec.traces.redis is not None or not owner.spec.traces.enabled:
+    async def _of_roles(self, key: Key, place: Place, in_use: frozenset[Place]) -> dict[Role, Mapping[str, str]]:
+        if place not in in_use:
             return {}
-        held = {role: await self._get(key.namespace, secret_name(key.name, role)) for role in Role}
-        return {role: content.get(URL, "") for role, content in held.items() if content is not None}
+        held = {role: await self._get(key.namespace, secret_name(key.name, role, place)) for role in Role}
+        return {role: content for role, content in held.items() if content is not None}
 
     async def _certificate(self, key: Key) -> Certificate | None:
         if not self._has_certificates:
@@ -111,6 +131,38 @@ class Secrets:
             entry: base64.b64decode(value).decode(errors="replace")
             for entry, value in (secret.get("data") or {}).items()
         }
+
+
+async def redis_key(cluster: Cluster, namespace: str, name: str, *, may_create: bool) -> bytes:
+    """The key in the operator's own Secret, which is created if it does not exist. NotFound if it may not be."""
+    content = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {names.MANAGED_BY: names.MANAGER}},
+        "type": "Opaque",
+        "data": {_KEY: base64.b64encode(secrets.token_bytes(_PASSWORD_BYTES)).decode()},
+    }
+    try:
+        held = await cluster.get("Secret", namespace, name)
+    except NotFound:
+        if not may_create:
+            raise
+        try:
+            held = await cluster.create(content)
+        except Conflict:  # another replica was faster
+            held = await cluster.get("Secret", namespace, name)
+    key = base64.b64decode((held.get("data") or {}).get(_KEY, ""))
+    if len(key) < _PASSWORD_BYTES:
+        raise InvalidInput(f"Secret {namespace}/{name} needs an entry {_KEY} of at least {_PASSWORD_BYTES} bytes")
+    return key
+
+
+def _wanted(owner: AdaptiveSpeculator) -> frozenset[Place]:
+    """The Redis of the operator that the spec wants, whether the operator has it or not."""
+    redis = owner.spec.traces.redis or Redis()
+    if not owner.spec.traces.enabled or redis.url_secret_ref is not None:
+        return frozenset()
+    return frozenset({Place.DEDICATED if redis.mode is RedisMode.DEDICATED else Place.SHARED})
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:

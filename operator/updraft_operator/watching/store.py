@@ -201,4 +201,6 @@ def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
 
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "annotations")}
+    if rotation := (body["metadata"].get("annotations") or {}).get(names.ROTATE):
+        metadata["annotations"] = {names.ROTATE: rotation}
     return {"metadata": metadata, "spec": body.get("spec", {}), "status": body.get("status", {})}

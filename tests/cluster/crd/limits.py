@@ -3,7 +3,7 @@
 `tests/unit/operator/api/test_crd.py` finds the limit that nobody has written a case for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.cluster.crd.resources import ATTACHED, DIGEST, SPECULATOR, Json, at
@@ -84,13 +84,14 @@ def _quantity(path: str) -> tuple[Limit, ...]:
     )
 
 
-def _storage(part: str) -> tuple[Limit, ...]:
+def _storage(part: str, around: Json | None = None) -> tuple[Limit, ...]:
     path = f"{part}.storage"
-    return (
+    limits = (
         *_quantity(f"{path}.size"),
         Limit(path=f"{path}.storageClassName", good=("",), bad="a" * 254, message=_LONG.format(253)),
         *_name(f"{path}.claimName"),
     )
+    return limits if around is None else tuple(replace(limit, around=around) for limit in limits)
 
 
 def _int_or_percent(path: str, other: str = "") -> tuple[Limit, ...]:
@@ -119,6 +120,7 @@ def _step(name: str, least: int, most: int) -> tuple[Limit, Limit]:
     )
 
 
+_DEDICATED = {"traces": {"redis": {"mode": "Dedicated"}}}
 _TWO_USERS = {"traces": {"redis": {"urlSecretRef": {"name": "pods"}, "readerUrlSecretRef": {"name": "trainer"}}}}
 
 LIMITS = (
@@ -210,6 +212,9 @@ LIMITS = (
     *_filled("traces.redis.urlSecretRef.key", 253, around=at("traces.redis.urlSecretRef.name", "redis")),
     *_name("traces.redis.readerUrlSecretRef.name", around=at("traces.redis.urlSecretRef.name", "redis")),
     *_filled("traces.redis.readerUrlSecretRef.key", 253, around=_TWO_USERS),
+    _choice("traces.redis.mode", "Shared", "Dedicated"),
+    *(replace(limit, around=_DEDICATED) for limit in _quantity("traces.redis.maxMemory")),
+    *_storage("traces.redis", _DEDICATED),
     _choice("traces.capture", "All", "OptIn"),
     Limit(path="traces.retention", good=("90m", "12h", "30d"), bad="0d", message=_MATCH),
     Limit(path="traces.retention", good=("99999d",), bad="100000d", message=_LONG.format(6)),

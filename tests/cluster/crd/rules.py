@@ -209,6 +209,31 @@ RULES = (
         bad={"trainer": {}},
     ),
     Rule(
+        id="one-redis",
+        message="mode Dedicated and urlSecretRef are two different Redis",
+        good={"traces": {"redis": {"urlSecretRef": {"name": "mine"}}}},
+        bad={"traces": {"redis": {"mode": "Dedicated", "urlSecretRef": {"name": "mine"}}}},
+    ),
+    Rule(
+        id="a-reader-beside-its-writers",
+        message="readerUrlSecretRef requires urlSecretRef",
+        good={"traces": {"redis": {"urlSecretRef": {"name": "pods"}, "readerUrlSecretRef": {"name": "trainer"}}}},
+        bad={"traces": {"redis": {"readerUrlSecretRef": {"name": "trainer"}}}},
+    ),
+    Rule(
+        id="memory-of-a-shared-redis",
+        message="maxMemory and storage require mode Dedicated",
+        good={"traces": {"redis": {"mode": "Dedicated", "maxMemory": "2Gi", "storage": {"size": "5Gi"}}}},
+        bad={"traces": {"redis": {"maxMemory": "2Gi"}}},
+    ),
+    Rule(
+        id="storage-of-a-dedicated-redis",
+        message="storage is immutable",
+        before={"traces": {"redis": {"mode": "Dedicated", "storage": {"size": "5Gi"}}}},
+        good={"traces": {"redis": {"mode": "Dedicated", "maxMemory": "2Gi", "storage": {"size": "5Gi"}}}},
+        bad={"traces": {"redis": {"mode": "Dedicated", "storage": {"size": "6Gi"}}}},
+    ),
+    Rule(
         id="canary-without-steps",
         message="a canary needs at least one step",
         good={"rollout": {"strategy": "Manual", "steps": []}},

@@ -14,7 +14,7 @@ from tests.cluster.access import Api, Json
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis import URL, secret_name, uses_operators
+from updraft_operator.manifests.redis import URL, Place, secret_name, wanted_place
 from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
@@ -92,7 +92,7 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             redis_urls=urls,
             fresh_passwords=dict.fromkeys(Role, ""),
         )
-        if uses_operators(seen.speculator, config):
+        if wanted_place(seen.speculator, config) is Place.SHARED:
             desired |= {("Secret", secret_name(name, role)) for role in Role}
         for content in objects(seen):
             where = ref(content)

@@ -349,8 +349,9 @@ async def test_the_documented_permissions_are_enough_for_the_operator(redis: Red
     await redis.config_set("maxmemory", 10**9)
     url = user_url(redis_url, "updraft-operator", "secret")
     operator = Operator(url)
-    operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)))
+    operator.users.want(CHAT, (user(CHAT), user(CHAT, Role.READER)), drains="6f1c:team")
     await operator.users.repair()
+    assert operator.users.unread(CHAT) == 0
     operator.existing.remove(CHAT)
     operator.users.forget(CHAT)
     await operator.users.repair()
@@ -363,3 +364,34 @@ async def test_the_documented_permissions_are_enough_for_the_operator(redis: Red
     assert operator.users.max_memory == 10**9
     assert not {user(CHAT, role).name for role in Role} & await names(redis)
     assert {str(entry["object"]) for entry in log if entry["username"] == "updraft-operator"} <= OF_ITSELF
+
+
+async def test_no_write_fails_while_passwords_are_replaced_again_and_again(operator: Operator, redis_url: str) -> None:
+    passwords, num_written = [OLD], [0, 0]
+    is_over = asyncio.Event()
+
+    async def writes(pod: int) -> None:
+        """A pod that connects anew for each trace, with the password that it got when it was replaced last."""
+        while not is_over.is_set():
+            assert await can_append(redis_url, CHAT, passwords[-1 if pod else max(-2, -len(passwords))])
+            num_written[pod] += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for pod in range(2):
+            tasks.create_task(writes(pod))
+        for number in range(10):
+            new = f"{number:064x}"
+            operator.users.want(CHAT, (user(CHAT, password=new, keeps_former=True),))
+            await operator.users.repair()
+            before = list(num_written)
+            passwords.append(new)
+            passwords[:] = passwords[-2:]
+            await until(lambda before=before: before[0] + 3 < num_written[0], what="traces of the old pod")  # type: ignore[misc] # a default
+            passwords[:] = [new]
+            reached = list(num_written)
+            await until(lambda reached=reached: reached[0] + 3 < num_written[0], what="traces of the new pod")  # type: ignore[misc] # a default
+            operator.users.want(CHAT, (user(CHAT, password=new),))
+            await operator.users.repair()
+            assert not await can_append(redis_url, CHAT, OLD)
+        is_over.set()
+    assert operator.users.problem(CHAT) is None

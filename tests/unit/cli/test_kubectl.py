@@ -136,7 +136,7 @@ def test_a_kubeconfig_that_is_no_yaml_is_told_in_one_sentence(tmp_path: Path) ->
 
 
 def test_commands_and_options_are_completed_and_nothing_is_offered_without_a_cluster(tmp_path: Path) -> None:
-    assert [item.value for item in candidates([], "r")] == ["rollout"]
+    assert [item.value for item in candidates([], "r")] == ["rollout", "rotate"]
     assert [item.value for item in candidates(["draft"], "p")] == ["pin", "promote"]
     assert "--dry-run" in [item.value for item in candidates(["draft", "pin"], "--")]
     config = str(kubeconfig(tmp_path, f"https://127.0.0.1:{free_port()}"))

@@ -5,6 +5,8 @@ What kubelets, people and the registry do is done by hand; what the operator doe
 
 from collections.abc import Coroutine
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry
@@ -17,6 +19,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Conflict, NotFound, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.redis_users import RedisUser
 from updraft_operator.manifests.tls.terms import OwnSecrets
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
@@ -28,6 +31,7 @@ from updraft_operator.registry_connections import RegistryAddress, RegistryConne
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
+from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers, Url
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets
 from updraft_operator.watching.store import Store, key_of
@@ -150,13 +154,53 @@ class FakeRegistries:
         self._registry.call(call, desired)
 
 
+@dataclass(slots=True)
+class Streams:
+    """Traces that wait in each Redis, by a part of its address; those that are away answer nothing."""
+
+    unread: dict[str, int] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+    """Addresses at which streams were to be deleted."""
+
+
+class AnsweringRedis(RedisUsers):
+    """A Redis that has the users as soon as they are wanted. Its own work is asked in tests/integration."""
+
+    def __init__(self, url: Url, *, streams: Streams, **more: Any) -> None:
+        super().__init__(url, **more)
+        self._host, self._streams = url().rpartition("@")[2], streams
+
+    def want(
+        self,
+        key: Key,
+        users: tuple[RedisUser, ...],
+        *,
+        is_moving: bool = False,
+        drains: str = "",
+        leaves: str = "",
+    ) -> None:
+        super().want(key, users, is_moving=is_moving, drains=drains, leaves=leaves)
+        if leaves and not users and self._host not in self._streams.left:
+            self._streams.left.append(self._host)
+        if drains and self._host not in self._streams.away:
+            self._unread[key] = self._streams.unread.get(self._host, 0)
+
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        return frozenset(self._wanted.get(key, ())) if self._host not in self._streams.away else frozenset()
+
+    def are_right(self, key: Key) -> bool:
+        users = self._wanted.get(key, ())
+        return self._host not in self._streams.away and bool(users) and all(user.password_hash for user in users)
+
+
 class World:
     """All of it."""
 
     def __init__(self, config: OperatorConfig = CONFIG) -> None:
         self.config = config
         self.cluster, self.registry, self.clock = MemoryCluster(), FakeRegistry(), ManualClock()
-        self.store = Store()
+        self.store, self.streams = Store(), Streams()
         self.cluster.watchers.append(self._watch)
         self.restart()
         spec = {"targetModel": {"uri": "/models/tiny"}}
@@ -171,14 +215,15 @@ class World:
             if kind in KINDS:
                 self.store.put(kind, each)
         self.metrics = Metrics(CollectorRegistry())
-        self.users = RedisUsers(
-            lambda: "redis://:secret@own",
-            CONFIG.installation,
+        make_users = partial(
+            AnsweringRedis,
+            installation=CONFIG.installation,
             period_s=5.0,
             may_write=lambda: True,
             is_gone=lambda key: not self.store.has(key),
             notify=lambda _: None,
             metrics=self.metrics,
+            streams=self.streams,
         )
         self.certificates = Certificates(
             self.cluster,
@@ -188,6 +233,7 @@ class World:
             may_write=lambda: True,
             on_change=lambda: None,
         )
+        self.users = RedisServers(make_users, lambda: "redis://:secret@own")
         self.reconciler = Reconciler(
             Wiring(
                 store=self.store,
@@ -199,7 +245,8 @@ class World:
                 certificates=self.certificates,
                 metrics=self.metrics,
                 clock=self.clock,
-                config=self.config,
+                config=replace(self.config, has_dedicated_redis=True),
+                dedicated=DedicatedRedis(key=b"k" * 32, address="{name}-redis.{namespace}.svc:6379"),
                 redis_url="redis://:secret@own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )

@@ -14,6 +14,8 @@ from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest, manifest
 from updraft_operator.manifests.model import ModelMount, model
+from updraft_operator.manifests.redis import redis_marks
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
 
@@ -61,12 +63,13 @@ def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, 
         "initContainers": [_added(each) for each in (*target.init_containers, prepare, {**agent, "name": "agent"})],
         "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner))],
     }
+    redis = redis_marks(owner, Role.WRITER, config)  # a container reads the Secret only when it starts
     if config.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.images.pull_secrets]
     return {
         "metadata": {
             "labels": {names.ATTACH: owner.metadata.name},
-            "annotations": {names.SETTINGS: digest({"spec": spec, "server": server_addition(owner)})},
+            "annotations": {names.SETTINGS: digest({"spec": spec, "server": server_addition(owner), "redis": redis})},
         },
         "spec": spec,
     }
@@ -99,9 +102,9 @@ def server_container(containers: Iterable[Mapping[str, Any]], chosen: str | None
     return found[0] if len(found) == 1 else next((name for name in _SERVER_NAMES if name in found), "")
 
 
-def settings_mark(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
-    """The annotation that pods get with the present additions."""
-    return str(addition_of(owner, config)["metadata"]["annotations"][names.SETTINGS])
+def settings_mark(data: Mapping[str, str]) -> str:
+    """The annotation that pods get with the description in a ConfigMap's data; empty if it describes nothing."""
+    return str(json.loads(data.get(POD, "{}")).get("metadata", {}).get("annotations", {}).get(names.SETTINGS, ""))
 
 
 def _server(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> Server:

@@ -13,6 +13,7 @@ from updraft_operator.manifests import gpus
 from updraft_operator.manifests.accounts import account
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
+from updraft_operator.planning.objects import Ref, redis_secrets
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.pods import AttachedPod, PodProblem, PodState
 
@@ -30,7 +31,21 @@ def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator) -> Attached
     problem = next(_problems(body["spec"], owner), None)
     marks = body["metadata"].get("annotations") or {}
     state = replace(PodState.of(body), part=names.SERVING)
-    return AttachedPod(state=state, problem=problem, settings=marks.get(names.SETTINGS, ""))
+    return AttachedPod(
+        state=state,
+        problem=problem,
+        settings=marks.get(names.SETTINGS, ""),
+        redis_secrets=tuple(redis_secrets(_agents(body["spec"]))),
+    )
+
+
+def outdated(observed: Observed) -> list[AttachedPod]:
+    """The pods that run with other additions, or another address of Redis, than they would get now."""
+    described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
+    if described is None:
+        return []
+    mark = attachment.settings_mark(described.live().get("data") or {})
+    return [pod for pod in observed.attached if not pod.state.is_finished and pod.settings != mark]
 
 
 def attachment_of(observed: Observed) -> Iterator[Assessment]:
@@ -44,8 +59,7 @@ def attachment_of(observed: Observed) -> Iterator[Assessment]:
     for problem in dict.fromkeys(pod.problem for pod in pods if pod.problem is not None):
         yield false(problem.reason, f"{_listed(pod for pod in pods if pod.problem == problem)}: {problem.message}")
     yield from _reported(observed, pods)
-    mark = attachment.settings_mark(observed.speculator, observed.config)
-    if old := [pod for pod in pods if pod.settings != mark]:
+    if old := [pod for pod in outdated(observed) if pod in pods]:
         remedy = "apply `kubectl updraft attach` again when a restart suits you"
         yield true("Outdated", f"{_listed(old)}: attached with former settings or images; {remedy}")
     yield true("Attached", f"{len(pods)} pods report to the registry")
@@ -97,9 +111,7 @@ def _problems(spec: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[Po
 
 
 def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:
-    agents = [
-        each for each in (*spec.get("initContainers", ()), *spec["containers"]) if each["name"] == attachment.AGENT
-    ]
+    agents = _agents(spec)
     variables, engine = {each["name"] for each in server.get("env", ())}, owner.spec.engine
     if not agents:
         yield PodProblem(reason="NotInjected", message=f"it has no container {attachment.AGENT}")
@@ -117,6 +129,11 @@ def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: Adaptive
     if not any(word.startswith(_ARGUMENT[engine]) for word in _words(server)):
         problem = f"container {server['name']} has no argument {_ARGUMENT[engine]}"
         yield PodProblem(reason="EngineArgumentMissing", message=problem)
+
+
+def _agents(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    containers = (*spec.get("initContainers", ()), *spec["containers"])
+    return [each for each in containers if each["name"] == attachment.AGENT]
 
 
 def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:

@@ -142,6 +142,8 @@ REASONS = {
     " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",
+    "Reconciling": "MovingTraces",
+    "PasswordsRotated": "Rotated Rotating NothingToRotate",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
 }
 

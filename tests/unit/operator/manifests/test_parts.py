@@ -163,7 +163,9 @@ def test_no_two_registries_accept_the_same_token() -> None:
 
 
 def test_a_secret_has_one_address_and_nothing_else() -> None:
-    assert redis.secret(speculator(), Role.WRITER, "redis://h")["stringData"] == {"url": "redis://h"}
+    assert redis.secret(speculator(), Role.WRITER, redis.Place.SHARED, "redis://h")["stringData"] == {
+        "url": "redis://h"
+    }
 
 
 def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> None:

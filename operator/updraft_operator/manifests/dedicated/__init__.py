@@ -1,0 +1,1 @@
+"""A Redis for one speculator alone."""

@@ -1,0 +1,155 @@
+"""All Redis whose users the operator makes: its own, and one for each speculator with a dedicated one.
+
+Each is compared on its own, so that one that hangs delays no other.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
+
+from updraft_operator.manifests.dedicated import redis as dedicated
+from updraft_operator.manifests.redis import Place, stream_namespace
+from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.planning.objects import Key
+from updraft_operator.planning.observed import Observed, UsersProblem
+from updraft_operator.planning.plan import Plan
+from updraft_operator.watching.redis_users import RedisUsers
+
+Url: TypeAlias = Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DedicatedRedis:
+    """How the operator reaches the Redis of one speculator."""
+
+    key: bytes = field(repr=False)
+    """The passwords of administrators follow from it."""
+    address: str
+    """Template, with {name} and {namespace}."""
+
+    def url(self, key: Key) -> str:
+        return dedicated.url(self.key, self.address, *key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedUsers:
+    """The wishes of one speculator for all Redis."""
+
+    shared: tuple[RedisUser, ...] = ()
+    dedicated: tuple[RedisUser, ...] = ()
+    dedicated_url: str = field(default="", repr=False)
+    """With the administrator."""
+    streams: str = ""
+    """The namespace of its streams."""
+    is_moving: bool = False
+    drains: Place | None = None
+    """Where its traces are to be counted."""
+    leaves_shared: bool = False
+    """Its streams on the operator's Redis are deleted with its last user there."""
+
+    @classmethod
+    def of(cls, observed: Observed, plan: Plan) -> Self:
+        return cls(
+            shared=plan.users or (),
+            dedicated=plan.dedicated_users,
+            dedicated_url=observed.dedicated_url,
+            streams=stream_namespace(observed.speculator, observed.config),
+            is_moving=plan.is_moving,
+            drains=plan.drains,
+            leaves_shared=plan.leaves_shared,
+        )
+
+    def drained(self, place: Place) -> str:
+        return self.streams if self.drains is place else ""
+
+
+class RedisServers:
+    """`make` makes the users of the Redis with this administrator's address, which may change; `shared_url` is that of the
+    operator's Redis, None without one."""
+
+    def __init__(self, make: Callable[[Url], RedisUsers], shared_url: Url | None) -> None:
+        self._make = make
+        self._shared = make(shared_url) if shared_url is not None else None
+        self._dedicated: dict[Key, RedisUsers] = {}
+        self._changed = asyncio.Event()
+        self._is_closed = False
+
+    def want(self, key: Key, wants: WantedUsers) -> None:
+        """The users of a speculator from now on. Without users on a dedicated Redis, it has none."""
+        is_moving = wants.is_moving
+        if self._shared is not None:
+            leaves = wants.streams if wants.leaves_shared else ""
+            self._shared.want(key, wants.shared, drains=wants.drained(Place.SHARED), leaves=leaves, is_moving=is_moving)
+        if not wants.dedicated:
+            self._drop(key)
+            return
+        if key not in self._dedicated:
+            self._dedicated[key] = self._make(lambda: wants.dedicated_url)
+            self._changed.set()
+        self._dedicated[key].want(key, wants.dedicated, drains=wants.drained(Place.DEDICATED), is_moving=is_moving)
+
+    def forget(self, key: Key) -> None:
+        """The speculator is gone."""
+        if self._shared is not None:
+            self._shared.forget(key)
+        self._drop(key)
+
+    def start_over(self) -> None:
+        """Forget who wants which users. While another replica leads, nobody tells this one what has changed."""
+        for server in self._all():
+            server.start_over()
+
+    def problem(self, key: Key) -> UsersProblem | None:
+        """Why a user of the speculator is not known to be right, on any Redis; None if all are, or if nothing was tried yet."""
+        return next((problem for server in self._of(key) if (problem := server.problem(key)) is not None), None)
+
+    def ready_places(self, key: Key) -> frozenset[Place]:
+        """Redis that answer and have the users of the speculator."""
+        servers = {Place.SHARED: self._shared, Place.DEDICATED: self._dedicated.get(key)}
+        return frozenset(place for place, server in servers.items() if server is not None and server.are_right(key))
+
+    def right(self, key: Key) -> frozenset[RedisUser]:
+        """The users that are right, on all Redis of the speculator."""
+        return frozenset[RedisUser]().union(*(server.right(key) for server in self._of(key)))
+
+    def unread(self, key: Key) -> int | None:
+        """Traces of a speculator where it drains; None if they were not counted yet."""
+        return next((unread for server in self._of(key) if (unread := server.unread(key)) is not None), None)
+
+    def max_memory(self, key: Key) -> int:
+        """Bytes that the Redis of a speculator may use; 0 without a limit, or if it did not say so."""
+        server = self._dedicated.get(key, self._shared)
+        return server.max_memory if server is not None else 0
+
+    def close(self) -> None:
+        """End `run` after what it does now."""
+        self._is_closed = True
+        for server in self._all():
+            server.close()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until `close`."""
+        async with asyncio.TaskGroup() as tasks:
+            running = dict[RedisUsers, asyncio.Task[None]]()
+            while not self._is_closed:
+                self._changed.clear()
+                running = {server: task for server, task in running.items() if not task.done()}
+                for server in self._all():
+                    if server not in running:
+                        running[server] = tasks.create_task(server.run())
+                await self._changed.wait()
+
+    def _drop(self, key: Key) -> None:
+        server = self._dedicated.pop(key, None)
+        if server is not None:
+            server.close()
+
+    def _all(self) -> Iterator[RedisUsers]:
+        if self._shared is not None:
+            yield self._shared
+        yield from self._dedicated.values()
+
+    def _of(self, key: Key) -> Iterator[RedisUsers]:
+        return (server for server in (self._shared, self._dedicated.get(key)) if server is not None)

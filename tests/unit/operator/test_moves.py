@@ -1,0 +1,182 @@
+"""A move to another Redis through the real reconciler, also if the operator ends after any of its writes."""
+
+from itertools import count
+from typing import Any
+
+import pytest
+from tests.unit.operator.memory_cluster import Where
+from tests.unit.operator.world import KEY, World
+
+from updraft_operator.manifests.manifest import Manifest
+
+SHARED, OWN = "own", "qwen-redis.team.svc:6379/0"
+SERVER: Where = ("StatefulSet", KEY.namespace, "qwen-redis")
+CLAIM: Where = ("PersistentVolumeClaim", KEY.namespace, "data-qwen-redis-0")
+_REPLACED = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}
+MODES: dict[str, Any] = {
+    "Dedicated": {"redis": {"mode": "Dedicated"}},
+    "Shared": {"redis": {"mode": "Shared"}},
+    "Named": {"redis": {"mode": "Shared", "urlSecretRef": {"name": "mine"}}},
+}
+
+
+class _KilledError(Exception):
+    """The operator ended."""
+
+
+def _replace_pods(workload: Manifest) -> None:
+    workload["status"] = {**_REPLACED, "observedGeneration": workload["metadata"]["generation"]}
+
+
+def controllers(world: World) -> None:
+    """What Kubernetes' own controllers do: they replace pods, and make, hand over and delete volumes."""
+    for kind, namespace, name in list(world.cluster.objects):
+        if kind == "Deployment":
+            world.cluster.edit((kind, namespace, name), _replace_pods)
+    server, claim = world.cluster.objects.get(SERVER), world.cluster.objects.get(CLAIM)
+    if server is None:
+        return
+    policy = server["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"]
+    owners = (
+        [{"kind": "StatefulSet", "name": SERVER[2], "uid": server["metadata"]["uid"]}] if policy == "Delete" else []
+    )
+    labels = server["spec"]["volumeClaimTemplates"][0]["metadata"]["labels"]
+    metadata: Manifest = {"name": CLAIM[2], "namespace": CLAIM[1], "labels": labels, "ownerReferences": owners}
+    if claim is None or claim["metadata"]["ownerReferences"] != owners:
+        world.cluster.set({"kind": CLAIM[0], "metadata": {**(claim or {}).get("metadata", {}), **metadata}})
+
+
+def lives(world: World, *, until_write: int | None = None) -> None:
+    """Look and let Kubernetes work until nothing changes; the operator ends once, after this write."""
+    apply, delete, numbers = world.cluster.apply, world.cluster.delete, count(1)
+
+    async def killing_apply(content: Manifest, *, is_status: bool = False) -> Manifest:
+        answer = await apply(content, is_status=is_status)
+        if next(numbers) == until_write:
+            raise _KilledError
+        return answer
+
+    async def killing_delete(kind: str, namespace: str, name: str, uid: str = "") -> None:
+        await delete(kind, namespace, name, uid)
+        if next(numbers) == until_write:
+            raise _KilledError
+
+    world.cluster.apply, world.cluster.delete = killing_apply, killing_delete  # type: ignore[method-assign]
+    try:
+        for _ in range(20):
+            before = len(world.cluster.writes)
+            try:
+                world.settle()
+            except _KilledError:
+                world.restart()
+            controllers(world)
+            world.clock.advance(61.0)
+            if before == len(world.cluster.writes):
+                return
+        raise AssertionError("it never comes to rest")
+    finally:
+        world.cluster.apply, world.cluster.delete = apply, delete  # type: ignore[method-assign]
+
+
+def _places(world: World) -> tuple[str, str]:
+    """The Secrets that the templates of serving and of the trainer name."""
+    found = []
+    for part in ("serving", "trainer"):
+        (container,) = world.cluster.objects["Deployment", "team", f"qwen-{part}"]["spec"]["template"]["spec"][
+            "containers"
+        ]
+        (variable,) = (each for each in container["env"] if each["name"].endswith("_REDIS_URL"))
+        found.append(variable["valueFrom"]["secretKeyRef"]["name"])
+    return found[0], found[1]
+
+
+def _after_a_move(start: str, end: str, until_write: int | None = None) -> World:
+    world = World()
+    world.spec(traces=MODES[start])
+    lives(world)
+    world.spec(traces=MODES[end])
+    lives(world, until_write=until_write)
+    return world
+
+
+def _normal(world: World) -> dict[Where, Any]:
+    """What is there, without identities and times; passwords are random."""
+    return {
+        where: each.get("spec", each.get("data", "")) if where[0] in ("StatefulSet", "NetworkPolicy") else ""
+        for where, each in world.cluster.objects.items()
+        if where[0] not in ("Event", "AdaptiveSpeculator")
+    }
+
+
+@pytest.mark.parametrize(("start", "end"), [("Shared", "Dedicated"), ("Dedicated", "Shared"), ("Dedicated", "Named")])
+def test_an_operator_that_ends_after_any_write_of_a_move_is_followed_by_one_that_completes_it(
+    start: str, end: str
+) -> None:
+    undisturbed = _after_a_move(start, end)
+    expected, num_writes = _normal(undisturbed), len(undisturbed.cluster.writes)
+    assert num_writes > 10
+    for until_write in range(1, 25):
+        world = _after_a_move(start, end, until_write)
+        assert _normal(world) == expected, until_write
+        assert _places(world) == _places(undisturbed), until_write
+    assert (SERVER in expected) is (end == "Dedicated")
+    assert (CLAIM in expected) is (end == "Dedicated"), "what was written to the volume goes with it"
+
+
+def test_traces_that_nobody_has_read_hold_the_trainer_back_however_often_the_operator_starts() -> None:
+    world = World()
+    lives(world)
+    world.streams.unread[SHARED] = 3
+    world.spec(traces=MODES["Dedicated"])
+    for _ in range(3):
+        lives(world)
+        assert _places(world) == ("qwen-dedicated-writer", "qwen-redis-reader")
+        assert world.streams.left == []
+        world.restart()
+    world.streams.unread[SHARED] = 0
+    lives(world)
+    assert _places(world) == ("qwen-dedicated-writer", "qwen-dedicated-reader")
+    assert world.streams.left == [SHARED], "its dead letters go too"
+
+
+def test_a_new_redis_that_does_not_come_up_changes_nothing_for_the_pods() -> None:
+    world = World()
+    lives(world)
+    world.streams.away.add(OWN)
+    world.spec(traces=MODES["Dedicated"])
+    lives(world)
+    assert _places(world) == ("qwen-redis-writer", "qwen-redis-reader")
+    world.streams.away.clear()
+    lives(world)
+    assert _places(world) == ("qwen-dedicated-writer", "qwen-dedicated-reader")
+
+
+def test_a_person_who_changes_their_mind_in_the_middle_loses_nothing() -> None:
+    world = World()
+    lives(world)
+    world.streams.unread[SHARED] = 3
+    world.spec(traces=MODES["Dedicated"])
+    lives(world)
+    world.streams.unread[OWN] = 5
+    world.spec(traces=MODES["Shared"])
+    lives(world)
+    assert _places(world) == ("qwen-dedicated-writer", "qwen-redis-reader"), "the move that has begun comes first"
+    world.streams.unread[SHARED] = 0
+    lives(world)
+    assert _places(world) == ("qwen-redis-writer", "qwen-dedicated-reader"), "what was written meanwhile is read"
+    world.streams.unread[OWN] = 0
+    lives(world)
+    assert _places(world) == ("qwen-redis-writer", "qwen-redis-reader")
+    assert SERVER not in world.cluster.objects
+
+
+def test_two_speculators_have_administrators_of_their_own() -> None:
+    world = _after_a_move("Shared", "Dedicated")
+    config = world.cluster.objects["ConfigMap", "team", "qwen-redis"]["data"]["redis.conf"]
+    dedicated = world.reconciler._wiring.dedicated
+    assert dedicated is not None
+    address = dedicated.url(KEY)
+    assert address.partition("@")[0].rpartition(":")[2] not in str(world.cluster.objects)
+    assert address.endswith(f"@{OWN}")
+    assert "user default off" in config
+    assert dedicated.url(KEY._replace(name="other")).partition("@")[0] != address.partition("@")[0]
