@@ -14,8 +14,11 @@ from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest, manifest
 from updraft_operator.manifests.model import ModelMount, model
+from updraft_operator.manifests.redis import redis_marks
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import objects as tls
 
 AGENT = "updraft-agent"
 DRAFT_CONFIG = "draft-config"
@@ -32,7 +35,7 @@ def objects(
     owner: AdaptiveSpeculator, config: OperatorConfig, *, draft_config: str, settings: Mapping[str, str]
 ) -> list[Manifest]:
     """The agents' settings, and the description of what pods need."""
-    addition = addition_of(owner, config)
+    addition = addition_of(owner, config, settings)
     data = {
         POD: json.dumps(addition, sort_keys=True),
         SERVER: json.dumps(server_addition(owner), sort_keys=True),
@@ -50,8 +53,10 @@ def config_map(speculator: str) -> str:
     return names.child(speculator, "attach")
 
 
-def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, Any]:
-    """Metadata and spec to merge into a pod; `server_addition` has those of its server."""
+def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata and spec to merge into a pod; `server_addition` has those of its server.
+
+    Agents read `settings` at start, so the annotation has a digest of them, and one of the other additions."""
     target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, is_head_only=True)
     stock = _server(owner, config, target)
     agent = server.agent(owner, config, target, stock)
@@ -59,14 +64,15 @@ def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, 
     prepare["env"] = [*prepare["env"], _optional_draft_config(owner)]
     spec: dict[str, Any] = {
         "initContainers": [_added(each) for each in (*target.init_containers, prepare, {**agent, "name": "agent"})],
-        "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner))],
+        "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner, config))],
     }
     if config.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.images.pull_secrets]
+    read = digest({**settings, **redis_marks(owner, Role.WRITER, config)})
     return {
         "metadata": {
             "labels": {names.ATTACH: owner.metadata.name},
-            "annotations": {names.SETTINGS: digest({"spec": spec, "server": server_addition(owner)})},
+            "annotations": {names.SETTINGS: f"{read}-{digest({'spec': spec, 'server': server_addition(owner)})}"},
         },
         "spec": spec,
     }
@@ -99,9 +105,9 @@ def server_container(containers: Iterable[Mapping[str, Any]], chosen: str | None
     return found[0] if len(found) == 1 else next((name for name in _SERVER_NAMES if name in found), "")
 
 
-def settings_mark(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
-    """The annotation that pods get with the present additions."""
-    return str(addition_of(owner, config)["metadata"]["annotations"][names.SETTINGS])
+def settings_mark(data: Mapping[str, str]) -> str:
+    """The annotation that pods get with the description in a ConfigMap's data: digests of settings and of the rest."""
+    return str(json.loads(data[POD])["metadata"]["annotations"][names.SETTINGS])
 
 
 def _server(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> Server:
@@ -116,11 +122,14 @@ def _has_ranks(owner: AdaptiveSpeculator) -> bool:
     return owner.spec.engine is Engine.SGLANG and owner.spec.serving.tensor_parallel_size > 1
 
 
-def _volumes(owner: AdaptiveSpeculator) -> list[dict[str, Any]]:
+def _volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[dict[str, Any]]:
     token = pod.token_volume(owner, "serve")
     # Without a group of the pod, only root could read the token in the mode that our own pods have.
     token["projected"] = {**token["projected"], "defaultMode": 0o444}
-    return [{"name": pod.DATA["name"], "emptyDir": {}}, token, pod.TMP]
+    trusted = [
+        {**each, "configMap": {**each["configMap"], "optional": True}} for each in tls.client_volumes(owner, config)
+    ]
+    return [{"name": pod.DATA["name"], "emptyDir": {}}, token, *trusted, pod.TMP]
 
 
 def _optional_draft_config(owner: AdaptiveSpeculator) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def _added(container: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "envFrom" in container:
         result["envFrom"] = [
-            {"configMapRef": {**each["configMapRef"], "optional": True}} for each in container["envFrom"]
+            {kind: {**source, "optional": True} for kind, source in each.items()} for each in container["envFrom"]
         ]
     if "ports" in container:
         result["ports"] = [_prefixed(port) for port in container["ports"]]

@@ -13,6 +13,7 @@ from updraft_operator.manifests import gpus
 from updraft_operator.manifests.accounts import account
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.pods import AttachedPod, PodProblem, PodState
 
@@ -44,10 +45,7 @@ def attachment_of(observed: Observed) -> Iterator[Assessment]:
     for problem in dict.fromkeys(pod.problem for pod in pods if pod.problem is not None):
         yield false(problem.reason, f"{_listed(pod for pod in pods if pod.problem == problem)}: {problem.message}")
     yield from _reported(observed, pods)
-    mark = attachment.settings_mark(observed.speculator, observed.config)
-    if old := [pod for pod in pods if pod.settings != mark]:
-        remedy = "apply `kubectl updraft attach` again when a restart suits you"
-        yield true("Outdated", f"{_listed(old)}: attached with former settings or images; {remedy}")
+    yield from _outdated(observed, pods)
     yield true("Attached", f"{len(pods)} pods report to the registry")
 
 
@@ -67,6 +65,21 @@ def _reported(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessmen
             yield false("RestartNeeded" if is_restart else "PluginProblem", f"{pod.state.name}: {problem}")
     if len(ready) < len(pods):
         yield unknown("PodsStarting", f"{_listed(pod for pod in pods if pod not in ready)}: the server is not ready")
+
+
+def _outdated(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessment]:
+    """Pods without the present additions. Agents with former settings may capture what they no longer should."""
+    described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
+    data = described.live().get("data", {}) if described is not None else {}
+    if attachment.POD not in data:
+        return
+    mark = attachment.settings_mark(data)
+    if old := [pod for pod in pods if pod.settings.partition("-")[0] != mark.partition("-")[0]]:
+        why = "their agents read former settings of traces or of Redis when they started"
+        yield false("SettingsOutdated", f"{_listed(old)}: {why}; apply `kubectl updraft attach` again")
+    if old := [pod for pod in pods if pod.settings != mark]:
+        remedy = "apply `kubectl updraft attach` again when a restart suits you"
+        yield true("Outdated", f"{_listed(old)}: attached with former images or arguments; {remedy}")
 
 
 def _listed(pods: Iterable[AttachedPod]) -> str:
