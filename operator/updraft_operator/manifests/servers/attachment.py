@@ -18,6 +18,7 @@ from updraft_operator.manifests.redis import redis_marks
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import objects as tls
 
 AGENT = "updraft-agent"
 DRAFT_CONFIG = "draft-config"
@@ -34,7 +35,7 @@ def objects(
     owner: AdaptiveSpeculator, config: OperatorConfig, *, draft_config: str, settings: Mapping[str, str]
 ) -> list[Manifest]:
     """The agents' settings, and the description of what pods need."""
-    addition = addition_of(owner, config)
+    addition = addition_of(owner, config, settings)
     data = {
         POD: json.dumps(addition, sort_keys=True),
         SERVER: json.dumps(server_addition(owner), sort_keys=True),
@@ -52,8 +53,10 @@ def config_map(speculator: str) -> str:
     return names.child(speculator, "attach")
 
 
-def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, Any]:
-    """Metadata and spec to merge into a pod; `server_addition` has those of its server."""
+def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata and spec to merge into a pod; `server_addition` has those of its server.
+
+    Agents read `settings` at start, so the annotation has a digest of them, and one of the other additions."""
     target = model(owner.spec.target_model, owner.spec.serving.model_cache, config.images, is_head_only=True)
     stock = _server(owner, config, target)
     agent = server.agent(owner, config, target, stock)
@@ -61,15 +64,15 @@ def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, 
     prepare["env"] = [*prepare["env"], _optional_draft_config(owner)]
     spec: dict[str, Any] = {
         "initContainers": [_added(each) for each in (*target.init_containers, prepare, {**agent, "name": "agent"})],
-        "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner))],
+        "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner, config))],
     }
-    redis = redis_marks(owner, Role.WRITER, config)  # a container reads the Secret only when it starts
     if config.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in config.images.pull_secrets]
+    read = digest({**settings, **redis_marks(owner, Role.WRITER, config)})
     return {
         "metadata": {
             "labels": {names.ATTACH: owner.metadata.name},
-            "annotations": {names.SETTINGS: digest({"spec": spec, "server": server_addition(owner), "redis": redis})},
+            "annotations": {names.SETTINGS: f"{read}-{digest({'spec': spec, 'server': server_addition(owner)})}"},
         },
         "spec": spec,
     }
@@ -103,8 +106,8 @@ def server_container(containers: Iterable[Mapping[str, Any]], chosen: str | None
 
 
 def settings_mark(data: Mapping[str, str]) -> str:
-    """The annotation that pods get with the description in a ConfigMap's data; empty if it describes nothing."""
-    return str(json.loads(data.get(POD, "{}")).get("metadata", {}).get("annotations", {}).get(names.SETTINGS, ""))
+    """The annotation that pods get with the description in a ConfigMap's data: digests of settings and of the rest."""
+    return str(json.loads(data[POD])["metadata"]["annotations"][names.SETTINGS])
 
 
 def _server(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> Server:
@@ -119,11 +122,14 @@ def _has_ranks(owner: AdaptiveSpeculator) -> bool:
     return owner.spec.engine is Engine.SGLANG and owner.spec.serving.tensor_parallel_size > 1
 
 
-def _volumes(owner: AdaptiveSpeculator) -> list[dict[str, Any]]:
+def _volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[dict[str, Any]]:
     token = pod.token_volume(owner, "serve")
     # Without a group of the pod, only root could read the token in the mode that our own pods have.
     token["projected"] = {**token["projected"], "defaultMode": 0o444}
-    return [{"name": pod.DATA["name"], "emptyDir": {}}, token, pod.TMP]
+    trusted = [
+        {**each, "configMap": {**each["configMap"], "optional": True}} for each in tls.client_volumes(owner, config)
+    ]
+    return [{"name": pod.DATA["name"], "emptyDir": {}}, token, *trusted, pod.TMP]
 
 
 def _optional_draft_config(owner: AdaptiveSpeculator) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def _added(container: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "envFrom" in container:
         result["envFrom"] = [
-            {"configMapRef": {**each["configMapRef"], "optional": True}} for each in container["envFrom"]
+            {kind: {**source, "optional": True} for kind, source in each.items()} for each in container["envFrom"]
         ]
     if "ports" in container:
         result["ports"] = [_prefixed(port) for port in container["ports"]]

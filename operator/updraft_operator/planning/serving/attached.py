@@ -39,13 +39,11 @@ def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator) -> Attached
     )
 
 
-def outdated(observed: Observed) -> list[AttachedPod]:
-    """The pods that run with other additions, or another address of Redis, than they would get now."""
-    described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
-    if described is None:
-        return []
-    mark = attachment.settings_mark(described.live().get("data") or {})
-    return [pod for pod in observed.attached if not pod.state.is_finished and pod.settings != mark]
+def with_former_settings(observed: Observed) -> list[AttachedPod]:
+    """The pods whose agents read other settings, or another address of Redis, than they would read now."""
+    mark = _mark(observed)
+    pods = [pod for pod in observed.attached if not pod.state.is_finished]
+    return [pod for pod in pods if mark and pod.settings.partition("-")[0] != mark.partition("-")[0]]
 
 
 def attachment_of(observed: Observed) -> Iterator[Assessment]:
@@ -59,9 +57,7 @@ def attachment_of(observed: Observed) -> Iterator[Assessment]:
     for problem in dict.fromkeys(pod.problem for pod in pods if pod.problem is not None):
         yield false(problem.reason, f"{_listed(pod for pod in pods if pod.problem == problem)}: {problem.message}")
     yield from _reported(observed, pods)
-    if old := [pod for pod in outdated(observed) if pod in pods]:
-        remedy = "apply `kubectl updraft attach` again when a restart suits you"
-        yield true("Outdated", f"{_listed(old)}: attached with former settings or images; {remedy}")
+    yield from _outdated(observed, pods)
     yield true("Attached", f"{len(pods)} pods report to the registry")
 
 
@@ -81,6 +77,26 @@ def _reported(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessmen
             yield false("RestartNeeded" if is_restart else "PluginProblem", f"{pod.state.name}: {problem}")
     if len(ready) < len(pods):
         yield unknown("PodsStarting", f"{_listed(pod for pod in pods if pod not in ready)}: the server is not ready")
+
+
+def _outdated(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessment]:
+    """Pods without the present additions. Agents with former settings may capture what they no longer should."""
+    mark = _mark(observed)
+    if not mark:
+        return
+    if old := [pod for pod in with_former_settings(observed) if pod in pods]:
+        why = "their agents read former settings of traces or of Redis when they started"
+        yield false("SettingsOutdated", f"{_listed(old)}: {why}; apply `kubectl updraft attach` again")
+    if old := [pod for pod in pods if pod.settings != mark]:
+        remedy = "apply `kubectl updraft attach` again when a restart suits you"
+        yield true("Outdated", f"{_listed(old)}: attached with former images or arguments; {remedy}")
+
+
+def _mark(observed: Observed) -> str:
+    """The annotation that pods would get now; empty while nothing is described."""
+    described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
+    data = described.live().get("data") or {} if described is not None else {}
+    return attachment.settings_mark(data) if attachment.POD in data else ""
 
 
 def _listed(pods: Iterable[AttachedPod]) -> str:

@@ -14,7 +14,7 @@ from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, pass
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.serving.attached import outdated
+from updraft_operator.planning.serving.attached import with_former_settings
 from updraft_operator.planning.traces.places import Places, has_current_template, workloads
 
 
@@ -52,7 +52,7 @@ def _has_former_pods(observed: Observed, role: Role, pending: Container[Ref]) ->
     if not all(has_current_template(child) and child.ref not in pending for child in children):
         return True
     described = Ref("ConfigMap", attachment.config_map(observed.name))
-    return role is Role.WRITER and bool(outdated(observed) or (observed.attached and described in pending))
+    return role is Role.WRITER and bool(with_former_settings(observed) or (observed.attached and described in pending))
 
 
 def rotation_waits(observed: Observed, decided: Places) -> str:
@@ -67,7 +67,7 @@ def rotation_waits(observed: Observed, decided: Places) -> str:
             if not has_current_template(child):
                 num_new, num_pods = (child.status.get(name, 0) for name in ("updatedReplicas", "replicas"))
                 return f"pods of {child.ref.name} have to be replaced, {num_new} of {num_pods} are new"
-    if old := outdated(observed):
+    if old := with_former_settings(observed):
         return f"attached pods have to be restarted with `kubectl updraft attach`, such as {old[0].state.name}"
     pending = {user for place in decided.in_use for user in users(observed, place, decided, ())}
     return "" if pending <= observed.right_users else "Redis has to forget the former passwords"

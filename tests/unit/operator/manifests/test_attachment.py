@@ -1,6 +1,7 @@
 """What is added to pods of another workload, and that nothing of ours runs or guards them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,14 @@ from tests.support.manifests import ATTACHED, CONFIG, built, named, one, specula
 
 from updraft_operator.api import names
 from updraft_operator.manifests import accounts
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.merge import merged
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
+
+SELF_SIGNED = replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED))
 
 
 def _owner(uri: str = "pvc://models/qwen", **spec: Any) -> Any:
@@ -17,7 +24,7 @@ def _owner(uri: str = "pvc://models/qwen", **spec: Any) -> Any:
 
 
 def _addition(**more: Any) -> dict[str, Any]:
-    return attachment.addition_of(_owner(**more), CONFIG)
+    return attachment.addition_of(_owner(**more), CONFIG, {})
 
 
 def _init(spec: dict[str, Any], name: str) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def test_the_addition_is_an_agent_beside_the_server_and_the_plugin_in_it() -> No
 
 
 def test_no_name_of_the_addition_can_be_one_of_the_pods_own() -> None:
-    spec = _addition(uri="hf://org/qwen")["spec"]
+    spec = attachment.addition_of(_owner(uri="hf://org/qwen"), SELF_SIGNED, {})["spec"]
     ports = [port for each in spec["initContainers"] for port in each.get("ports", ())]
 
     for entry in (*spec["initContainers"], *spec["volumes"], *ports):
@@ -83,11 +90,27 @@ def test_no_name_of_the_addition_can_be_one_of_the_pods_own() -> None:
 
 def test_an_attached_pod_starts_without_any_object_of_ours() -> None:
     """Its workload outlives the AdaptiveSpeculator, and a kubelet starts no container that refers to what is missing."""
-    for each in _addition()["spec"]["initContainers"]:
-        assert all(source["configMapRef"]["optional"] for source in each.get("envFrom", ()))
+    owner = _owner(uri="hf://org/qwen", targetModel={"secretRef": {"name": "hugging-face"}})
+    spec = attachment.addition_of(owner, SELF_SIGNED, {})["spec"]
+    (source,) = _init(spec, "updraft-model")["envFrom"]
+    assert source == {"secretRef": {"name": "hugging-face", "optional": True}}
+    assert named(spec["volumes"])["updraft-ca"]["configMap"]["optional"] is True
+    for each in spec["initContainers"]:
+        assert all(kind["optional"] for source in each.get("envFrom", ()) for kind in source.values())
         references = (variable.get("valueFrom", {}) for variable in each["env"])
         kinds = ("secretKeyRef", "configMapKeyRef")
         assert all(source[kind]["optional"] for source in references for kind in kinds if kind in source)
+
+
+def test_agents_reach_a_registry_with_tls_by_the_name_in_its_certificate_and_trust_its_authority() -> None:
+    owner = _owner()
+    settings = one(built(owner, SELF_SIGNED), "ConfigMap", "qwen-serving")["data"]
+    spec = attachment.addition_of(owner, SELF_SIGNED, settings)["spec"]
+
+    assert settings["UPDRAFT_INFERENCE_REGISTRY_ADDRESS"] == f"{tls.registry_host(owner)}:50051"
+    (mount,) = (each for each in _init(spec, "updraft-agent")["volumeMounts"] if each["name"] == "updraft-ca")
+    assert settings["UPDRAFT_INFERENCE_REGISTRY_CA_FILE"].startswith(f"{mount['mountPath']}/")
+    assert named(spec["volumes"])["updraft-ca"]["configMap"]["name"] == tls.ca_name("qwen")
 
 
 def test_containers_of_the_addition_run_as_the_pods_user_and_can_read_their_token() -> None:
@@ -117,7 +140,9 @@ def test_the_arguments_are_those_of_a_managed_server(engine: str) -> None:
 
 def test_only_an_agent_of_several_sglang_ranks_calls_the_server_and_has_its_admin_key() -> None:
     one_rank, several = _owner(engine="sglang"), _owner(engine="sglang", serving={"tensorParallelSize": 2})
-    agents = [_init(attachment.addition_of(owner, CONFIG)["spec"], "updraft-agent") for owner in (one_rank, several)]
+    agents = [
+        _init(attachment.addition_of(owner, CONFIG, {})["spec"], "updraft-agent") for owner in (one_rank, several)
+    ]
 
     assert [("--attach" in each["args"]) for each in agents] == [False, True]
     assert [("--config" in attachment.arguments(owner)) for owner in (one_rank, several)] == [False, True]
@@ -127,12 +152,23 @@ def test_the_description_for_people_and_tools_is_complete_and_marked() -> None:
     owner = _owner(serving={"attached": {"container": "main"}})
     data = one(built(owner), "ConfigMap", "qwen-attach")["data"]
 
-    assert json.loads(data[attachment.POD]) == attachment.addition_of(owner, CONFIG)
+    settings = one(built(owner), "ConfigMap", "qwen-serving")["data"]
+    assert json.loads(data[attachment.POD]) == attachment.addition_of(owner, CONFIG, settings)
     assert json.loads(data[attachment.SERVER]) == attachment.server_addition(owner)
     assert data[attachment.CONTAINER] == "main"
-    mark = json.loads(data[attachment.POD])["metadata"]["annotations"][names.SETTINGS]
-    assert mark == attachment.settings_mark(owner, CONFIG)
-    assert mark != attachment.settings_mark(_owner(draft={"lookahead": 5}), CONFIG)
+
+
+def test_the_mark_of_a_pod_tells_a_change_of_what_its_agent_reads_from_one_of_what_is_added() -> None:
+    before, password = _marks(_owner()), replace(CONFIG, redis_marks={Role.WRITER: "another"})
+
+    for other in (_marks(_owner(traces={"capture": "OptIn"})), _marks(_owner(), password)):
+        assert (other[0] != before[0], other[1] == before[1]) == (True, True)
+    newer = _marks(_owner(draft={"lookahead": 5}))
+    assert (newer[0] == before[0], newer[1] != before[1]) == (True, True)
+
+
+def _marks(owner: Any, config: OperatorConfig = CONFIG) -> list[str]:
+    return attachment.settings_mark(one(built(owner, config), "ConfigMap", "qwen-attach")["data"]).split("-")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 """Pods of another workload: every sentence about what one lacks, and what enough of them means."""
 
+import json
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import ATTACHED, CONFIG, speculator
-from tests.support.observed import NOW, connected, observed
+from tests.support.manifests import ATTACHED, CONFIG, one, speculator
+from tests.support.observed import NOW, as_child, connected, observed, redis_urls
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.merge import merged
+from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.conditions import conditions
+from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.plan import objects
 from updraft_operator.planning.serving.attached import attached_pod
 from updraft_operator.planning.status import status
 
@@ -24,7 +28,7 @@ STARTING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "Fals
 def injected(name: str = "vllm-0", pod_status: Mapping[str, Any] = READY, **spec: Any) -> dict[str, Any]:
     """A pod of a Deployment of somebody's, with all that it needs; `spec` changes parts of it."""
     owner = speculator(ATTACHED)
-    addition = deepcopy(attachment.addition_of(owner, CONFIG))
+    addition = json.loads(_described(ATTACHED, CONFIG).live()["data"]["pod"])
     own = {"name": "server", "image": "vllm", **attachment.server_addition(owner)}
     body = {
         "metadata": {"name": name, "namespace": "team", "uid": name, "labels": {"app": "vllm"}},
@@ -45,9 +49,20 @@ def seen(
 ) -> Observed:
     owner = speculator(spec)
     pods = tuple(attached_pod(body, owner) for body in bodies)
-    registry = replace(connected(), pods=reports)
-    given = {"registry": registry, "attached": pods, "pods": tuple(pod.state for pod in pods), **more}
+    registry, described = replace(connected(), pods=reports), _described(spec, more.get("config", CONFIG))
+    given = {
+        "registry": registry,
+        "children": {described.ref: described},
+        "attached": pods,
+        "pods": tuple(pod.state for pod in pods),
+        **more,
+    }
     return observed(spec, **given)
+
+
+def _described(spec: Any, config: OperatorConfig) -> Child:
+    """The ConfigMap with what pods need."""
+    return as_child(one(objects(observed(spec, config=config)), "ConfigMap", "qwen-attach"))
 
 
 def verdict(observation: Observed, kind: str = "Attached") -> tuple[str, str, str]:
@@ -123,7 +138,7 @@ def test_what_a_pod_lacks_is_named_with_the_pod(lacks: str) -> None:
 def test_a_server_with_other_ranks_than_the_spec_has_is_named_with_sglang() -> None:
     spec = merged(ATTACHED, {"engine": "sglang", "serving": {"tensorParallelSize": 2}})
     owner = speculator(spec)
-    addition = deepcopy(attachment.addition_of(owner, CONFIG))
+    addition = json.loads(_described(spec, CONFIG).live()["data"]["pod"])
     own = {
         "name": "main",
         **attachment.server_addition(owner),
@@ -183,6 +198,24 @@ def test_pods_that_were_attached_with_other_images_work_and_are_named() -> None:
 
     assert verdict(newer)[:2] == ("True", "Outdated")
     assert "vllm-0" in verdict(newer)[2]
+
+
+@pytest.mark.parametrize(
+    "change", [{"traces": {"capture": "OptIn"}}, {"traces": {"retention": "1d"}}, {"traces": {"shards": 2}}]
+)
+def test_agents_that_read_former_settings_are_a_problem(change: dict[str, Any]) -> None:
+    """They go on with what they read at start: a change of capture is a promise to the people whose requests these are."""
+    found = verdict(seen(injected(), reports=(report(),), spec=merged(ATTACHED, change)))
+
+    assert found[:2] == ("False", "SettingsOutdated")
+    assert found[2].startswith("vllm-0: ")
+
+
+def test_agents_with_a_former_password_of_redis_are_a_problem() -> None:
+    mended = observed(ATTACHED, redis_urls=redis_urls(passwords=dict.fromkeys(Role, 32 * "2c")))
+    described = as_child(one(objects(mended), "ConfigMap", "qwen-attach"))
+
+    assert verdict(seen(injected(), reports=(report(),), children={described.ref: described}))[1] == "SettingsOutdated"
 
 
 def test_a_selector_that_selects_nothing_wakes_nobody() -> None:
