@@ -65,10 +65,10 @@ class WantedUsers:
 
 
 class RedisServers:
-    """`make` makes the users of the Redis with this administrator's address, which may change; `shared_url` is that of the
-    operator's Redis, None without one."""
+    """`make` makes the users of the Redis with this administrator's address, which may change, and of this `tenant`;
+    `shared_url` is that of the operator's Redis, None without one."""
 
-    def __init__(self, make: Callable[[Url], RedisUsers], shared_url: Url | None) -> None:
+    def __init__(self, make: Callable[..., RedisUsers], shared_url: Url | None) -> None:
         self._make = make
         self._shared = make(shared_url) if shared_url is not None else None
         self._dedicated: dict[Key, RedisUsers] = {}
@@ -85,7 +85,7 @@ class RedisServers:
             self._drop(key)
             return
         if key not in self._dedicated:
-            self._dedicated[key] = self._make(lambda: wants.dedicated_url)
+            self._dedicated[key] = self._make(lambda: wants.dedicated_url, tenant=key)
             self._changed.set()
         self._dedicated[key].want(key, wants.dedicated, drains=wants.drained(Place.DEDICATED), is_moving=is_moving)
 

@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 from redis.asyncio.cluster import RedisCluster
 
 from updraft_chassis import streams
-from updraft_chassis.errors import Unavailable, UpdraftError
+from updraft_chassis.errors import InvalidInput, Unavailable, UpdraftError
 from updraft_operator.manifests.redis_users import RedisUser, speculator_of
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import UsersProblem
+from updraft_operator.watching.foreign_redis import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ Run: TypeAlias = Callable[..., Awaitable[Any]]
 
 _NODE_S = 30.0
 """A node that takes longer does not keep the others waiting; making 2,000 users takes less than a second."""
+
+_FOREIGN_S = 10.0
+"""For all that is asked of a Redis in somebody's namespace."""
+
+_MAX_REASON = 300
+"""Characters of an answer in the log."""
 
 _LOG = "; the reason is in the operator's log"
 _UNREACHABLE = UsersProblem(
@@ -39,6 +46,11 @@ _REFUSED = UsersProblem(
     reason="RedisUsersRefused",
     message=f"the operator cannot make the users of pods and trainer, because its Redis refuses its commands{_LOG}",
 )
+
+
+_Known: TypeAlias = tuple[UsersProblem | None, frozenset[RedisUser], int | None]
+
+_NOTHING: _Known = (None, frozenset(), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,8 @@ class _Drain:
 
 class RedisUsers:
     """`url` says how to reach Redis now, or raises Unavailable. `may_write` is whether this process leads and knows all
-    speculators; `is_gone` whether one does not exist; `notify` is told about a speculator whose problem changed."""
+    speculators; `is_gone` whether one does not exist; `notify` is told about a speculator whose problem changed. `tenant`: the
+    speculator in whose namespace the Redis is, so that its answers are not trusted; None for the operator's own."""
 
     def __init__(  # noqa: PLR0913 - what it asks and tells
         self,
@@ -70,7 +83,9 @@ class RedisUsers:
         is_gone: Callable[[Key], bool],
         notify: Callable[[Key], None],
         metrics: Metrics,
+        tenant: Key | None = None,
     ) -> None:
+        self._tenant = tenant
         self._url = url
         self._installation = installation
         self._period_s = period_s
@@ -92,6 +107,8 @@ class RedisUsers:
         self._right: frozenset[RedisUser] = frozenset()
         """Those that every node had when all of them last answered."""
         self._failure: UsersProblem | None = None
+        self._told: dict[Key, _Known] = {}
+        """Answers of which reconciliations were told."""
         self._reasons = frozenset[str]()
         """Failures of the last comparison, as logged."""
         self.max_memory = 0
@@ -156,6 +173,7 @@ class RedisUsers:
         self._leaving.clear()
         self._draining.clear()
         self._unread.clear()
+        self._told.clear()
         self._right, self._failure = frozenset(), None
 
     def problem(self, key: Key) -> UsersProblem | None:
@@ -179,19 +197,19 @@ class RedisUsers:
 
     async def repair(self) -> None:
         """Compare once, and set right what differs."""
-        before = {key: self._known(key) for key in self._wanted}
         right, failures = await self._repair_nodes()
         if not self._may_write():
             return
         if any(isinstance(failure, Unavailable) for failure in failures):
             right.append(self._right)
-        self._right = frozenset.intersection(*right)
+        self._right = frozenset.intersection(*right or [frozenset()])
         self._note(failures)
-        for key, known in before.items():
-            if self._known(key) != known:
+        before, self._told = self._told, {key: self._known(key) for key in self._wanted}
+        for key, known in self._told.items():
+            if known != before.get(key, _NOTHING):
                 self._notify(key)
 
-    def _known(self, key: Key) -> tuple[UsersProblem | None, frozenset[RedisUser], int | None]:
+    def _known(self, key: Key) -> _Known:
         """The answers to reconciliations of a speculator."""
         return self.problem(key), self.right(key) if key in self._moving else frozenset(), self.unread(key)
 
@@ -199,15 +217,22 @@ class RedisUsers:
         """The users that are right on each node that answered, and what failed."""
         right, failures = list[frozenset[RedisUser]](), list[UpdraftError]()
         with _collected(right, failures):
-            async with aclosing(streams.connect(self._url())) as client:
-                for node, run in (await _nodes(client)).items():
+            async with aclosing(self._connected()) as client, asyncio.timeout(_FOREIGN_S if self._tenant else None):
+                async with asyncio.timeout(_NODE_S):
+                    nodes = await _nodes(client)
+                for node, run in nodes.items():
                     with _collected(right, failures):
                         async with asyncio.timeout(_NODE_S):
                             right.append(await self._repair_node(client, node, run, failures))
-                await self._count(client, failures)
-                with suppress(UpdraftError):  # its user may not be allowed to ask
-                    self.max_memory = await streams.max_memory(client)
+                async with asyncio.timeout(_NODE_S):
+                    await self._count(client, failures)
+                    with suppress(UpdraftError):  # its user may not be allowed to ask
+                        self.max_memory = await streams.max_memory(client)
         return right, failures
+
+    def _connected(self) -> streams.Client:
+        client = streams.connect(self._url())
+        return client if self._tenant is None else bounded(client)
 
     async def _count(self, client: streams.Client, failures: list[UpdraftError]) -> None:
         """The traces of those that drain. A count that began before a speculator drains again is of no use."""
@@ -284,9 +309,10 @@ class RedisUsers:
 
     def _note(self, failures: Collection[UpdraftError]) -> None:
         """Log each failure when it begins. Only the log has Redis's answers, because they may name keys and users of others."""
-        reasons = frozenset(map(str, failures))
+        reasons = frozenset(str(failure)[:_MAX_REASON] for failure in failures)
+        of_whom = {} if self._tenant is None else {"speculator": str(self._tenant)}
         for reason in sorted(reasons - self._reasons):
-            logger.warning("Cannot make users of Redis", extra={"reason": reason})
+            logger.warning("Cannot make users of Redis", extra={"reason": reason, **of_whom})
         self._reasons = reasons
         is_refused = not all(isinstance(failure, Unavailable) for failure in failures)
         self._failure = (_REFUSED if is_refused else _UNREACHABLE) if failures else None
@@ -294,16 +320,20 @@ class RedisUsers:
 
 @contextmanager
 def _collected(right: list[frozenset[RedisUser]], failures: list[UpdraftError]) -> Iterator[None]:
-    """Go on after an error. Where Redis refuses to tell about users, none is right."""
+    """Go on after an error, and after an answer that makes no sense, which is any exception here. Where Redis refuses to tell
+    about users, none is right."""
     try:
         with streams.redis_errors():
             yield
     except TimeoutError:
-        failures.append(Unavailable(f"a node of Redis took more than {_NODE_S:.0f} s for its users"))
+        failures.append(Unavailable("a node of Redis took too long for its users"))
     except UpdraftError as error:
         failures.append(error)
         if not isinstance(error, Unavailable):
             right.append(frozenset())
+    except Exception as error:  # noqa: BLE001 - whatever an answer led to must not stop the work on the others
+        failures.append(InvalidInput(f"an answer of Redis makes no sense: {type(error).__name__}"))
+        right.append(frozenset())
 
 
 async def _nodes(client: streams.Client) -> Mapping[str, Run]:

@@ -9,6 +9,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis import stream_namespace, url_secret
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.watching.foreign_redis import bounded
 from updraft_operator.watching.secrets import Secrets
 
 _TIMEOUT_S = 5.0
@@ -21,7 +22,7 @@ async def delete_traces(secrets: Secrets, own_url: str, owner: AdaptiveSpeculato
     url = own_url if own is None else await secrets.entry(metadata.namespace, own.name, own.key)
     if not url:
         return
-    client = streams.connect(url)
+    client = streams.connect(url) if own is None else bounded(streams.connect(url))
     try:
         async with asyncio.timeout(_TIMEOUT_S), aclosing(client):
             await streams.delete(client, stream_namespace(owner, config), metadata.name)

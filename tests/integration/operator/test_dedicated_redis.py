@@ -1,8 +1,11 @@
 """A dedicated Redis: its container's command and configuration, run by a real redis-server, and the moves to and from it."""
 
+import asyncio
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from tests.support.manifests import CONFIG, UID, speculator
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
-from tests.support.wait import wait_until
+from tests.support.wait import until, wait_until
 
 from updraft_chassis import streams
 from updraft_operator.manifests.dedicated import redis as dedicated
@@ -21,6 +24,8 @@ from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
+from updraft_operator.watching import redis_users
+from updraft_operator.watching.foreign_redis import MAX_BYTES
 from updraft_operator.watching.redis_servers import RedisServers, WantedUsers
 from updraft_operator.watching.redis_users import RedisUsers
 
@@ -113,24 +118,25 @@ def _user(role: Role = Role.WRITER) -> RedisUser:
     )
 
 
+def _makes(notified: list[Key]) -> Callable[..., RedisUsers]:
+    return partial(
+        RedisUsers,
+        installation="6f1c",
+        period_s=0.1,
+        may_write=lambda: True,
+        is_gone=lambda _: False,
+        notify=notified.append,
+        metrics=Metrics(CollectorRegistry()),
+    )
+
+
 async def test_what_is_left_is_counted_and_then_deleted_with_the_users(short_tmp_path: Path) -> None:
     notified = list[Key]()
-
-    def make(url: str) -> RedisUsers:
-        return RedisUsers(
-            url,
-            "6f1c",
-            period_s=5.0,
-            may_write=lambda: True,
-            is_gone=lambda _: False,
-            notify=notified.append,
-            metrics=Metrics(CollectorRegistry()),
-        )
 
     (short_tmp_path / "a").mkdir()
     (short_tmp_path / "b").mkdir()
     with RedisServer(short_tmp_path / "a") as shared, RedisServer(short_tmp_path / "b") as own:
-        servers, users = RedisServers(make, shared.url), (_user(), _user(Role.READER))
+        servers, users = RedisServers(_makes(notified), lambda: shared.url), (_user(), _user(Role.READER))
         both = WantedUsers(shared=users, dedicated=users, dedicated_url=own.url, streams=NAMESPACE, is_moving=True)
         servers.want(CHAT, both)
         assert servers.ready_places(CHAT) == frozenset()
@@ -157,3 +163,69 @@ async def test_what_is_left_is_counted_and_then_deleted_with_the_users(short_tmp
         assert notified.count(CHAT) >= 3
         servers.want(CHAT, replace(both, shared=(), dedicated=()))
         assert servers.ready_places(CHAT) == frozenset()
+
+
+@asynccontextmanager
+async def _tenants_server(answer: bytes, *, drips: bool = False) -> AsyncIterator[tuple[str, list[int]]]:
+    """A pod behind the Service that answers what it likes: the address of the administrator, and the bytes that it sent."""
+    sent = [0]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            asked = [command for command in data.split(b"*") if b"\r\n$" in command]
+            for command in asked:
+                each = answer if b"ACL" in command or b"INFO" in command or b"XLEN" in command else b"+OK\r\n"
+                for first in range(0, len(each), 1 if drips else 1 << 16):
+                    writer.write(each[first : first + (1 if drips else 1 << 16)])
+                    await writer.drain()
+                    sent[0] += 1 if drips else 1 << 16
+                    await asyncio.sleep(0.05 if drips else 0.0)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://admin:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}/0", sent
+    finally:
+        server.close()
+
+
+@pytest.mark.attack(
+    boundary="redis",
+    attack="a pod behind the Service of a dedicated Redis that answers nonsense, without end, or slowly",
+    outcome="bounded in time and bytes; the users of others are made",
+)
+@pytest.mark.parametrize(
+    ("answer", "drips"),
+    [
+        pytest.param(b"*1\r\n$1\r\nx\r\n", False, id="no user"),
+        pytest.param(b":5\r\n", False, id="a number"),
+        pytest.param(b"*1\r\n:5\r\n", False, id="numbers"),
+        pytest.param(b"$-7\r\n", False, id="a negative length"),
+        pytest.param(b"*1\r\n" * 100_000, False, id="nested"),
+        pytest.param(b"*2000000000\r\n", False, id="many elements"),
+        pytest.param(b"$8000000000\r\n" + b"x" * (8 * MAX_BYTES), False, id="a long one"),
+        pytest.param(b"*1000000\r\n" + b"$4\r\nuser\r\n" * 1_000_000, False, id="many short ones"),
+        pytest.param(b"x" * (8 * MAX_BYTES), False, id="a line without an end"),
+        pytest.param(b"*1000\r\n" + b"$1\r\nx\r\n" * 1000, True, id="slow"),
+    ],
+)
+async def test_whatever_a_pod_of_a_tenant_answers_the_users_of_others_are_made(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, answer: bytes, *, drips: bool
+) -> None:
+    monkeypatch.setattr(redis_users, "_FOREIGN_S", 1.0)
+
+    other = Key("team", "other")
+    async with _tenants_server(answer, drips=drips) as (url, sent):
+        servers = RedisServers(_makes([]), lambda: redis_server.url)
+        servers.want(
+            CHAT, WantedUsers(dedicated=(_user(),), dedicated_url=url, streams=NAMESPACE, drains=Place.DEDICATED)
+        )
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(servers.run())
+            await until(lambda: servers.problem(CHAT) is not None)
+            servers.want(other, WantedUsers(shared=(_user(Role.READER),)))
+            await until(lambda: servers.ready_places(other) == {Place.SHARED})
+            assert servers.ready_places(CHAT) == frozenset()
+            assert not working.done()
+            servers.close()
+    assert sent[0] > 0
