@@ -125,7 +125,7 @@ class Reconciler:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
         is_ending = observed.speculator.metadata.deletion_timestamp is not None
-        return None if plan.again_s is None else Again(plan.again_s, needs_plan=is_ending)
+        return None if plan.again_s is None else Again(plan.again_s, needs_plan=is_ending or plan.is_moving)
 
     async def refresh(self, key: Key) -> Again | None:
         """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
