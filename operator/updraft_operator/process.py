@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from updraft_operator.registry_connections import RegistryConnections
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
-from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET
+from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET, Cluster
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
@@ -84,8 +85,11 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
         served = await _until_served(cluster, settings, stop)
         if served is None:
             return
-        config, kinds, dedicated = served
+        config, kinds = served
         resync.begin(kinds)
+        dedicated = DedicatedRedis(address=settings.redis_address) if settings.redis_key_secret else None
+        find_key = partial(read_key, dedicated, cluster, settings)
+        await find_key()
 
         async with asyncio.TaskGroup() as tasks:
             request_token = partial(cluster.token, settings.namespace, settings.service_account)
@@ -138,7 +142,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 guard=lease.check,
             )
             watches = Watches(store, work.add, work.add_measured, settings.namespaces, kinds)
-            machinery = _Machinery(work=work, resync=resync, lease=lease, watches=watches)
+            machinery = _Machinery(work=work, resync=resync, lease=lease, watches=watches, find_key=find_key)
             await _work(tasks, settings, wiring, machinery, stop)
 
 
@@ -178,15 +182,16 @@ class _Machinery:
     resync: Resync
     lease: Lease | AlwaysLeader
     watches: Watches
+    find_key: Callable[[], Awaitable[None]]
 
 
 async def _work(
     tasks: asyncio.TaskGroup, settings: OperatorSettings, wiring: Wiring, machinery: _Machinery, stop: lifecycle.Stop
 ) -> None:
     """Watch and reconcile until `stop`; then stop in order: the workers, the Lease, the watches."""
-    reconciler, work, lease, watches = Reconciler(wiring), machinery.work, machinery.lease, machinery.watches
+    reconciler, lease, watches = Reconciler(wiring), machinery.lease, machinery.watches
     watching = tasks.create_task(watches.run())
-    background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
+    background = [tasks.create_task(_resync(machinery, wiring.store, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))
     background += map(tasks.create_task, workers)
     own = [tasks.create_task(wiring.users.run())]
@@ -213,7 +218,6 @@ class _Known(NamedTuple):
     """With the issuer, the installation and what is served."""
     kinds: tuple[str, ...]
     """Those to watch."""
-    dedicated: DedicatedRedis | None
 
 
 async def _until_served(cluster: KubernetesCluster, settings: OperatorSettings, stop: lifecycle.Stop) -> _Known | None:
@@ -245,14 +249,21 @@ async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> _
         installation=await cluster.uid(settings.namespace),
         has_leader_worker_sets=LEADER_WORKER_SET in kinds,
     )
-    return _Known(config, kinds, await _dedicated(cluster, settings))
+    return _Known(config, kinds)
 
 
-async def _dedicated(cluster: KubernetesCluster, settings: OperatorSettings) -> DedicatedRedis | None:
-    if not settings.redis_key_secret:
-        return None
-    key = await redis_key(cluster, settings.namespace, settings.redis_key_secret, may_create=not settings.dry_run)
-    return DedicatedRedis(key=key, address=settings.redis_address)
+async def read_key(dedicated: DedicatedRedis | None, cluster: Cluster, settings: OperatorSettings) -> None:
+    """Read or make the key of dedicated Redis, if there is none yet. Without it, only their resources are left as they are."""
+    if dedicated is None or dedicated.key:
+        return
+    name, is_dry_run = settings.redis_key_secret, settings.dry_run
+    try:
+        dedicated.key = await redis_key(cluster, settings.namespace, name, may_create=not is_dry_run)
+    except UpdraftError as error:
+        if is_dry_run and isinstance(error, NotFound):  # so there is no such Redis yet
+            dedicated.key = secrets.token_bytes(32)
+            return
+        logger.warning("Dedicated Redis are not available; will retry", extra={"reason": str(error)})
 
 
 async def _served(cluster: KubernetesCluster, kind: str, namespace: str) -> None:
@@ -277,8 +288,9 @@ def _write_s(settings: OperatorSettings) -> float:
     return max(1.0, (1 - TRUST) * settings.lease_seconds) if settings.leader_election else TIMEOUT_S
 
 
-async def _resync(resync: Resync, store: Store, work: WorkQueue, reconciler: Reconciler, period_s: float) -> None:
+async def _resync(machinery: _Machinery, store: Store, reconciler: Reconciler, period_s: float) -> None:
     """Compare the cache with a full listing periodically; the first time once the watches have caught up."""
+    resync, work = machinery.resync, machinery.work
     while True:
         try:
             await resync.run_once(work.add)
@@ -286,6 +298,7 @@ async def _resync(resync: Resync, store: Store, work: WorkQueue, reconciler: Rec
             logger.warning("Resync failed", extra={"error": str(error)})
             await asyncio.sleep(_FIRST_RETRY_S if resync.synced_s is None else _CRD_WAIT_S)
             continue
+        await machinery.find_key()
         reconciler.retry_refused()
         _add_all(store, work)
         await asyncio.sleep(period_s)

@@ -58,6 +58,11 @@ _OF_THE_REGISTRY = ("VersionNotFound", "VersionUnusable")
 _OF_THE_SPEC = ("Suspended", "SpeculationDisabled")
 """Reasons that depend on the spec alone."""
 
+_NO_KEY = (
+    "the operator cannot read the key of dedicated Redis, so it leaves all objects of this resource as they are; "
+    "the reason is in its log"
+)
+
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
@@ -110,6 +115,8 @@ def _rotated(observed: Observed) -> Iterator[Assessment]:
         return
     if not decided.in_use:
         yield true("NothingToRotate", f"request {asked}: this resource has no user on a Redis of the operator")
+    if observed.lacks_redis_key:
+        yield false("NoRedis", f"request {asked}: {_NO_KEY}")
     if problem := observed.users_problem:
         yield false(problem.reason, f"request {asked}: {problem.message}")
     if waits := rotation_waits(observed, decided):
@@ -195,6 +202,8 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
     spec = observed.speculator.spec
     if not spec.traces.enabled:
         yield false("Disabled", "spec.traces.enabled is false, so there is no training data")
+    if observed.lacks_redis_key:
+        yield false("NoRedis", _NO_KEY)
     if not has_redis(observed.speculator, observed.config):
         yield false("NoRedis", _no_redis(spec.traces.redis))
     if spec.suspend or spec.trainer.suspend:

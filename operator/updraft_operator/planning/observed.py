@@ -10,7 +10,7 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
-from updraft_operator.manifests.redis import Place
+from updraft_operator.manifests.redis import Place, wanted_place
 from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Child, Ref
@@ -125,6 +125,14 @@ class Observed:
     @property
     def name(self) -> str:
         return self.speculator.metadata.name
+
+    @property
+    def lacks_redis_key(self) -> bool:
+        """Whether it has or wants a dedicated Redis whose administrator the operator does not know: its objects stay."""
+        if self.dedicated_url or not self.config.has_dedicated_redis:
+            return False
+        is_wanted = wanted_place(self.speculator, self.config) is Place.DEDICATED
+        return is_wanted or self.child("StatefulSet", names.REDIS) is not None
 
     def pods_of(self, part: str) -> tuple[PodState, ...]:
         return tuple(pod for pod in self.pods if pod.part == part)

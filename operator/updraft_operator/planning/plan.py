@@ -115,6 +115,8 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     metadata = observed.speculator.metadata
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
+    if observed.lacks_redis_key:
+        return _statuses(observed, now, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     applied, deleted = _objects(observed)
     decided, pending = places(observed), {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)}
@@ -139,7 +141,8 @@ def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan
     """The statuses alone, after a change from which nothing else follows, such as a measurement."""
     if observed.speculator.metadata.deletion_timestamp is not None:
         return Plan()
-    observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
+    if not observed.lacks_redis_key:
+        observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
     return _statuses(observed, moment(now_unix_s), now_s)
 
 

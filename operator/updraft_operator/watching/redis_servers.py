@@ -19,17 +19,18 @@ from updraft_operator.watching.redis_users import RedisUsers
 Url: TypeAlias = Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class DedicatedRedis:
     """How the operator reaches the Redis of one speculator."""
 
-    key: bytes = field(repr=False)
-    """The passwords of administrators follow from it."""
+    key: bytes = field(default=b"", repr=False)
+    """The passwords of administrators follow from it; empty until it was read."""
     address: str
     """Template, with {name} and {namespace}."""
 
     def url(self, key: Key) -> str:
-        return dedicated.url(self.key, self.address, *key)
+        """Empty without a key."""
+        return dedicated.url(self.key, self.address, *key) if self.key else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.unit.operator.memory_cluster import Where
-from tests.unit.operator.world import KEY, World
+from tests.unit.operator.world import KEY, OWNER, World
 
 from updraft_operator.manifests.manifest import Manifest
 
@@ -180,3 +180,22 @@ def test_two_speculators_have_administrators_of_their_own() -> None:
     assert address.endswith(f"@{OWN}")
     assert "user default off" in config
     assert dedicated.url(KEY._replace(name="other")).partition("@")[0] != address.partition("@")[0]
+
+
+@pytest.mark.parametrize("mode", ["Dedicated", "Shared"])
+def test_without_the_key_of_its_administrator_a_dedicated_redis_stays_as_it_is(mode: str) -> None:
+    world = World()
+    world.spec(traces=MODES["Dedicated"])
+    lives(world)
+    before = _normal(world)
+    dedicated = world.reconciler._wiring.dedicated
+    assert dedicated is not None
+    dedicated.key, key = b"", dedicated.key
+    world.spec(traces=MODES[mode], serving={"replicas": 3})
+    lives(world)
+    assert _normal(world) == before
+    (ready,) = (each for each in world.cluster.objects[OWNER]["status"]["conditions"] if each["type"] == "TrainerReady")
+    assert (ready["status"], ready["reason"]) == ("False", "NoRedis")
+    dedicated.key = key
+    lives(world)
+    assert (SERVER in world.cluster.objects) is (mode == "Dedicated")

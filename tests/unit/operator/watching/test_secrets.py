@@ -14,6 +14,9 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Key
+from updraft_operator.process import read_key
+from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.redis_servers import DedicatedRedis
 from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_passwords, named
 
 QWEN = Key("team", "qwen")
@@ -140,3 +143,37 @@ def test_passwords_are_long_and_of_their_own() -> None:
     made = [*fresh_passwords().values(), *fresh_passwords().values()]
     assert len(set(made)) == 4
     assert {len(password) for password in made} == {64}
+
+
+def _settings(*, dry_run: bool = False) -> OperatorSettings:
+    return OperatorSettings(namespace="team", redis_key_secret="key-of-redis", dry_run=dry_run)  # noqa: S106 - a name
+
+
+async def test_the_key_of_dedicated_redis_is_made_once() -> None:
+    cluster, first, second = MemoryCluster(), DedicatedRedis(address="redis"), DedicatedRedis(address="redis")
+    await read_key(first, cluster, _settings())
+    await read_key(second, cluster, _settings())
+    assert len(first.key) == 32
+    assert second.key == first.key
+    assert first.url(QWEN) != ""
+
+
+@pytest.mark.parametrize("entries", [None, {}, {"key": "short"}])
+async def test_a_key_that_cannot_be_read_is_asked_for_again(entries: Mapping[str, str] | None) -> None:
+    cluster, dedicated = Guarded("key-of-redis"), DedicatedRedis(address="redis")
+    if entries is not None:
+        cluster.forbidden = ()
+        _secret(cluster, "key-of-redis", entries)
+    await read_key(dedicated, cluster, _settings())
+    assert dedicated.url(QWEN) == ""
+    cluster.forbidden = ()
+    _secret(cluster, "key-of-redis", {"key": "x" * 32})
+    await read_key(dedicated, cluster, _settings())
+    assert dedicated.key == b"x" * 32
+
+
+async def test_a_dry_run_before_there_is_a_key_plans_with_another_one() -> None:
+    cluster, dedicated = MemoryCluster(), DedicatedRedis(address="redis")
+    await read_key(dedicated, cluster, _settings(dry_run=True))
+    assert dedicated.url(QWEN) != ""
+    assert cluster.writes == []
