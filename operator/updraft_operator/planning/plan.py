@@ -27,7 +27,7 @@ from updraft_operator.planning.observed import Observed, Refusal, moment, phase_
 from updraft_operator.planning.policy import is_followed, policy
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.traces import access
-from updraft_operator.planning.traces.places import Places, places, server
+from updraft_operator.planning.traces.places import Places, left_server, places, server
 from updraft_operator.planning.traces.shards import with_streams
 from updraft_rollouts.terms import Phase
 
@@ -205,7 +205,7 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     first = lineage.initial_import(observed)
     drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
     mirrors = [new for new in drafts if (ref(new), "") not in refused]
-    keep = {ref(content) for content in desired}
+    keep = {ref(content) for content in desired} | left_server(observed, places(observed))
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     delete += trainers.outdated(observed)

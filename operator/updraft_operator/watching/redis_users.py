@@ -127,7 +127,8 @@ class RedisUsers:
         traces are to be counted, `leaves` that of streams to delete before the users. One that `is_moving` is notified when its
         users become right."""
         (self._moving.add if is_moving else self._moving.discard)(key)
-        self._leaving.pop(key, None)
+        if self._leaving.pop(key, None) and not leaves:
+            self._unread.pop(key, None)
         if leaves:
             self._leaving[key] = leaves
         self._drain(key, drains)
@@ -279,15 +280,24 @@ class RedisUsers:
     async def _with_streams_left(
         self, client: streams.Client, strays: Iterable[str], failures: list[UpdraftError]
     ) -> set[tuple[str, str]]:
-        """Delete the streams of those that leave. Returns those whose users stay, so that it is tried again, also by another
-        process."""
+        """Delete the streams of those that leave, if nothing is unread there. Returns those whose users stay, so that it is
+        tried again, also by another process."""
         owners = {speculator_of(name, self._installation) for name in strays}
         leaving = [(key, namespace) for key, namespace in self._leaving.items() if (key.namespace, key.name) in owners]
         return {
             (key.namespace, key.name)
             for key, namespace in leaving
-            if not await self._is_done(partial(streams.delete, client, namespace, key.name), failures)
+            if not await self._is_done(partial(self._delete_streams, client, namespace, key), failures)
+            or self._unread.get(key)
         }
+
+    async def _delete_streams(self, client: streams.Client, namespace: str, key: Key) -> None:
+        num_unread = await streams.num_unread(client, namespace, key.name)
+        if num_unread:
+            self._unread[key] = num_unread
+            return
+        self._unread.pop(key, None)
+        await streams.delete(client, namespace, key.name)
 
     async def _is_done(self, change: Run, failures: list[UpdraftError]) -> bool:
         """Run a change. If Redis refuses it, others may still succeed."""

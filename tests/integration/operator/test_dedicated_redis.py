@@ -158,7 +158,12 @@ async def test_what_is_left_is_counted_and_then_deleted_with_the_users(short_tmp
             servers.want(CHAT, replace(both, shared=(), leaves_shared=True))
             await servers._shared.repair()  # type: ignore[union-attr]
         async with streams.connect(shared.url) as administrator:
-            assert await streams.num_unread(administrator, NAMESPACE, "chat") == 0
+            assert servers.unread(CHAT) == 3, "what nobody has read is not deleted"
+            assert await streams.num_unread(administrator, NAMESPACE, "chat") == 3
+            for key in (first, other):
+                await administrator.xtrim(key, maxlen=0)
+            await servers._shared.repair()  # type: ignore[union-attr]
+            assert not [key async for key in administrator.scan_iter("updraft:*")]
             assert not [line for line in await administrator.acl_list() if "updraft" in line]
         assert notified.count(CHAT) >= 3
         servers.want(CHAT, replace(both, shared=(), dedicated=()))

@@ -40,6 +40,8 @@ def controllers(world: World) -> None:
     owners = (
         [{"kind": "StatefulSet", "name": SERVER[2], "uid": server["metadata"]["uid"]}] if policy == "Delete" else []
     )
+    if "volumeClaimTemplates" not in server["spec"]:
+        return
     labels = server["spec"]["volumeClaimTemplates"][0]["metadata"]["labels"]
     metadata: Manifest = {"name": CLAIM[2], "namespace": CLAIM[1], "labels": labels, "ownerReferences": owners}
     if claim is None or claim["metadata"]["ownerReferences"] != owners:
@@ -199,3 +201,73 @@ def test_without_the_key_of_its_administrator_a_dedicated_redis_stays_as_it_is(m
     dedicated.key = key
     lives(world)
     assert (SERVER in world.cluster.objects) is (mode == "Dedicated")
+
+
+def _deletes_trainer(world: World) -> None:
+    world.cluster.remove(("Deployment", KEY.namespace, "qwen-trainer"))
+
+
+@pytest.mark.parametrize(("start", "end", "former"), [("Shared", "Dedicated", SHARED), ("Dedicated", "Shared", OWN)])
+def test_a_trainer_that_somebody_deletes_in_a_move_reads_what_is_left_first(start: str, end: str, former: str) -> None:
+    world = World()
+    world.spec(traces=MODES[start])
+    lives(world)
+    world.streams.unread[former] = 3
+    world.spec(traces=MODES[end])
+    for is_deleted in (False, True, True):
+        if is_deleted:
+            _deletes_trainer(world)
+            world.restart()
+        lives(world)
+        assert former not in world.streams.left
+        assert ("dedicated" in _places(world)[1]) is (start == "Dedicated")
+        assert SERVER in world.cluster.objects
+    world.streams.unread[former] = 0
+    lives(world)
+    assert ("dedicated" in _places(world)[1]) is (end == "Dedicated")
+    assert (SERVER in world.cluster.objects) is (end == "Dedicated")
+
+
+def test_traces_that_waited_while_capture_was_off_are_read_after_a_move() -> None:
+    world = World()
+    lives(world)
+    world.streams.unread[SHARED] = 3
+    world.spec(traces={"enabled": False})
+    lives(world)
+    world.spec(traces={"enabled": True, **MODES["Dedicated"]})
+    lives(world)
+    assert world.streams.left == []
+    assert _places(world) == ("qwen-dedicated-writer", "qwen-redis-reader")
+    world.streams.unread[SHARED] = 0
+    lives(world)
+    assert _places(world) == ("qwen-dedicated-writer", "qwen-dedicated-reader")
+    assert world.streams.left == [SHARED]
+
+
+@pytest.mark.parametrize("storage", [{"size": "50Gi"}, {"claimName": "mine"}])
+def test_a_dedicated_redis_stays_as_it_was_set_up_while_it_is_being_left(storage: Manifest) -> None:
+    world = World()
+    world.spec(traces={"redis": {"mode": "Dedicated", "storage": storage, "maxMemory": "20Gi"}})
+    lives(world)
+    before = _normal(world)
+    config = world.cluster.objects["ConfigMap", KEY.namespace, "qwen-redis"]["data"]
+    world.streams.unread[OWN] = 3
+    world.spec(traces={"redis": None})
+    lives(world)
+    assert world.cluster.objects["ConfigMap", KEY.namespace, "qwen-redis"]["data"] == config
+    assert _normal(world)[SERVER] == before[SERVER]
+    spec, apply = before[SERVER], world.cluster.apply
+
+    async def checked(content: Manifest, *, is_status: bool = False) -> Manifest:
+        if content["kind"] == "StatefulSet" and content["metadata"]["name"] == SERVER[2]:
+            assert {**content["spec"], "persistentVolumeClaimRetentionPolicy": 0} == {
+                **spec,
+                "persistentVolumeClaimRetentionPolicy": 0,
+            }
+        return await apply(content, is_status=is_status)
+
+    world.cluster.apply = checked  # type: ignore[method-assign]
+    world.streams.unread[OWN] = 0
+    lives(world)
+    assert SERVER not in world.cluster.objects
+    assert CLAIM not in world.cluster.objects

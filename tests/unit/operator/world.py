@@ -182,7 +182,10 @@ class AnsweringRedis(RedisUsers):
     ) -> None:
         super().want(key, users, is_moving=is_moving, drains=drains, leaves=leaves)
         if leaves and not users and self._host not in self._streams.left:
-            self._streams.left.append(self._host)
+            if num_unread := self._streams.unread.get(self._host, 0):
+                self._unread[key] = num_unread
+            else:
+                self._streams.left.append(self._host)
         if drains and self._host not in self._streams.away:
             self._unread[key] = self._streams.unread.get(self._host, 0)
 

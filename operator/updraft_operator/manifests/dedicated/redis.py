@@ -21,6 +21,8 @@ from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig
 from updraft_operator.manifests.redis_users import hashed, password_of
 
 PORT = 6379
+KINDS = ("ConfigMap", "StatefulSet", "Service", "NetworkPolicy")
+"""Of its objects."""
 
 _ADMINISTRATOR = "updraft-administrator"
 _MIB = 1024 * 1024
@@ -89,6 +91,14 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, address: str, *, 
         _service(owner),
         network.policy(owner, names.REDIS, [own], is_silent=True),
     ]
+
+
+def with_volume(owner: AdaptiveSpeculator, live: Manifest) -> Manifest:
+    """The StatefulSet as it is, but deleted with its volume."""
+    spec = {**live["spec"], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"}}
+    return manifest(
+        owner, "apps/v1", "StatefulSet", names.child(owner.metadata.name, names.REDIS), names.REDIS, spec=spec
+    )
 
 
 def _stateful_set(

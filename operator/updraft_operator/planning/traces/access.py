@@ -32,7 +32,7 @@ def users(observed: Observed, place: Place, decided: Places, pending: Container[
     prevent; `pending` are the objects that are not. Users of a Redis that is being left stay as they are until no pod needs
     them."""
     exists = place is Place.SHARED or Ref("StatefulSet", names.child(observed.name, names.REDIS)) in observed.children
-    if place not in decided.in_use and (decided.is_settled or not exists):
+    if place not in decided.in_use and place is not decided.drains and (decided.is_settled or not exists):
         return
     owner, namespace = observed.speculator, stream_namespace(observed.speculator, observed.config)
     for role in Role:

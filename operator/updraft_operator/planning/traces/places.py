@@ -54,6 +54,8 @@ def places(observed: Observed) -> Places:
         return Places(wanted=None, targets={}, is_settled=True)
     reader_now = next(iter(_pointed_now(observed, Role.READER)), None)
     writer_now = _writer_now(observed, reader_now)
+    if reader_now is None and writer_now in OURS:
+        reader_now = writer_now  # a trainer that is missing begins where it would be
     goal = wanted
     if writer_now in OURS and reader_now in OURS and writer_now is not reader_now:
         goal = writer_now  # a move that has begun is completed first: nobody would read what was written there
@@ -64,6 +66,8 @@ def places(observed: Observed) -> Places:
         is_rolled_out(observed, role) for role in Role
     )
     if reader_now not in OURS or reader_now is goal:
+        if is_settled and (former := _left(observed, wanted)) is not None:
+            return _leaving(observed, wanted, former)
         return Places(
             wanted=wanted,
             targets={Role.WRITER: writer, Role.READER: goal},
@@ -82,22 +86,50 @@ def places(observed: Observed) -> Places:
     )
 
 
+def _left(observed: Observed, wanted: Place) -> Place | None:
+    """A Redis that nobody is pointed to and that may hold traces, as after a trainer that was deleted during a move."""
+    if wanted is not Place.DEDICATED and observed.child("StatefulSet", names.REDIS) is not None:
+        return Place.DEDICATED if observed.dedicated_url else None
+    return Place.SHARED if wanted is not Place.SHARED and observed.redis_url and observed.unread else None
+
+
+def _leaving(observed: Observed, wanted: Place, former: Place) -> Places:
+    """The trainer goes back if traces are left there. What was not counted is not deleted."""
+    reader = former if observed.unread else wanted
+    return Places(
+        wanted=wanted,
+        targets={Role.WRITER: wanted, Role.READER: reader},
+        is_settled=observed.unread == 0,
+        drains=former,
+        waits=_for_reader(observed, has_left=True),
+    )
+
+
 def server(observed: Observed, decided: Places) -> list[Manifest]:
-    """The objects of a dedicated Redis, as long as it is needed. Before it is deleted, its volume is handed to it, so that no
-    prompt stays there."""
-    owner, ref = observed.speculator, Ref("StatefulSet", names.child(observed.name, names.REDIS))
-    redis, exists = owner.spec.traces.redis, ref in observed.children
-    is_wanted = redis is not None and redis.mode is RedisMode.DEDICATED
-    is_used = Place.DEDICATED in decided.in_use or (exists and not decided.is_settled)
-    if not observed.dedicated_url or not (is_wanted or exists):
+    """The objects of a dedicated Redis to write. One that is being left stays as it is, because the spec does not say any more
+    how it was set up. Before it is deleted, its volume is handed to it, so that no prompt stays there."""
+    if not observed.dedicated_url:
         return []
-    if is_wanted or is_used:
-        policy = owner.spec.deletion_policy.value
-    elif _has_own_claim(observed):
+    if is_dedicated(observed):
+        policy = observed.speculator.spec.deletion_policy.value
+        return dedicated.objects(observed.speculator, observed.config, observed.dedicated_url, when_deleted=policy)
+    live = observed.child("StatefulSet", names.REDIS)
+    if live is None or not decided.is_settled or _has_own_claim(observed):
         return []
-    else:
-        policy = "Delete"
-    return dedicated.objects(owner, observed.config, observed.dedicated_url, when_deleted=policy)
+    return [dedicated.with_volume(observed.speculator, live.live())]
+
+
+def left_server(observed: Observed, decided: Places) -> set[Ref]:
+    """Objects of a dedicated Redis that is being left and is still needed."""
+    is_needed = bool(observed.dedicated_url) and not (decided.is_settled and _has_own_claim(observed))
+    if is_dedicated(observed) or not is_needed or observed.child("StatefulSet", names.REDIS) is None:
+        return set()
+    return {Ref(kind, names.child(observed.name, names.REDIS)) for kind in dedicated.KINDS}
+
+
+def is_dedicated(observed: Observed) -> bool:
+    redis = observed.speculator.spec.traces.redis
+    return redis is not None and redis.mode is RedisMode.DEDICATED
 
 
 def workloads(observed: Observed, role: Role) -> tuple[Child, ...]:
