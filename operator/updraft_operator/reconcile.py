@@ -22,7 +22,7 @@ from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
-from updraft_operator.planning.pods import AttachedPod
+from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.traces.places import pointed
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
@@ -135,6 +135,9 @@ class Reconciler:
         if cached.speculator is None:
             return None
         attached = await self._wiring.attached.read(key, cached.speculator)
+        cached = self._wiring.store.cached(key)  # it may have changed meanwhile
+        if cached.speculator is None:
+            return None
         observed = self._observed(key, cached, self._wiring.secrets.last(key), attached)
         plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
         await self._publish(key, observed, plan)
@@ -149,13 +152,12 @@ class Reconciler:
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        in_use = pointed(key.name, cached.children, attached) if cached.speculator.spec.traces.enabled else frozenset()
+        is_on = cached.speculator.spec.traces.enabled
+        in_use = pointed(key.name, cached.children, attached.pods) if is_on else frozenset()
         secrets = await self._wiring.secrets.read(key, cached.speculator, in_use)
         return self._observed(key, cached, secrets, attached)
 
-    def _observed(
-        self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
-    ) -> Observed:
+    def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: Selection) -> Observed:
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
@@ -171,7 +173,7 @@ class Reconciler:
             speculator=cached.speculator,
             config=config,
             children=cached.children,
-            pods=(*cached.pods, *(pod.state for pod in attached)),
+            pods=(*cached.pods, *attached.states),
             attached=attached,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),

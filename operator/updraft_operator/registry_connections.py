@@ -17,6 +17,7 @@ from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
 from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.serving.attached import REPORTED_S
 from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class _Connection:
     token: RegistryToken
     task: asyncio.Task[None]
     view: RegistryView
+    connected_s: float = 0.0
+    """When the stream began, if it is connected."""
     lists: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while versions are listed, so that an older listing never overwrites a newer one."""
 
@@ -112,7 +115,9 @@ class RegistryConnections:
 
     def view(self, key: Key) -> RegistryView:
         connection = self._connections.get(key)
-        return RegistryView() if connection is None else connection.view
+        if connection is None:
+            return RegistryView()
+        return replace(connection.view, has_all_pods=self._clock.monotonic() - connection.connected_s >= REPORTED_S)
 
     async def call(self, key: Key, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
         """Call the registry, then list its versions, because not every change is sent as a new state.
@@ -194,6 +199,8 @@ class RegistryConnections:
             essentials = _without_measurements(answer.state)
             is_news = essentials != before
             async with connection.lists:
+                if connection.view.connection is not ConnectionState.CONNECTED:
+                    connection.connected_s = now_s
                 view = replace(connection.view, connection=ConnectionState.CONNECTED, problem="", state=answer.state)
                 if is_news:
                     view = (await _listing(stub, key.name, connection.address)).shown_in(view)
@@ -283,6 +290,7 @@ def _report(pod: pb.PodState) -> pb.PodState:
         problem=pod.problem,
         capture_problem=pod.capture_problem,
         waits_for_restart=pod.waits_for_restart,
+        refused=pod.refused,
     )
 
 

@@ -36,7 +36,7 @@ _POLL_S = 1.0
 ATTACHED_S = 15.0
 """Period of looking at pods of other workloads. They are not watched, because a watch would report all pods of a cluster."""
 
-_REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
+_REQUIRED = ("Accepted", "Ready", "Available", "Attached", "RegistryReady")
 """Conditions whose failure is a warning."""
 
 _ONCE = ("Job", "PersistentVolumeClaim")

@@ -17,6 +17,7 @@ from updraft_chassis.errors import Forbidden
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState
 from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.serving.attached import REPORTED_S
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)
@@ -97,6 +98,21 @@ def num_steps(connections: RegistryConnections) -> int:
 def has_policy(connections: RegistryConnections) -> bool:
     state = connections.view(QWEN).state
     return state is not None and state.policy.strategy == POLICY.strategy
+
+
+async def test_pods_have_time_to_come_back_before_one_counts_as_missing(tmp_path: Path) -> None:
+    clock, news = ManualClock(), list[Key]()
+    async with running(tmp_path) as registry, asyncio.TaskGroup() as tasks:
+        connections = RegistryConnections(
+            tasks, ApiServer(OPERATOR).token, clock, news.append, on_measurement=news.append, measured_s=5.0
+        )
+        connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=AUDIENCE))
+        await until(lambda: bool(news), what="the first state")
+
+        assert not connections.view(QWEN).has_all_pods
+        clock.advance(REPORTED_S)
+        assert connections.view(QWEN).has_all_pods
+        connections.close()
 
 
 async def test_the_operator_calls_with_a_token_for_this_registry(tmp_path: Path) -> None:
