@@ -21,9 +21,11 @@ from updraft_operator.planning import versions
 from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
-from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
+from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make_refresh, ref, written
 from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.registry_calls import RegistryCall
+from updraft_operator.refusals import foreign, refused
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -34,9 +36,6 @@ from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
 
 logger = logging.getLogger(__name__)
-
-_FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
-"""Reasons for which the API server forbids a write to everyone, by the text of its message."""
 
 
 class Again(NamedTuple):
@@ -241,7 +240,7 @@ class Reconciler:
             cached = observed.children.get(target)
             answer = await wiring.cluster.apply(content)
         except (InvalidInput, Conflict, Forbidden) as error:
-            state.refusals[target] = _refused(target, mark, error)
+            state.refusals[target] = refused(target, mark, error)
             facts = {"speculator": str(key), "object": "/".join(target), "error": str(error)}
             logger.warning("Apply refused", extra=facts)
             return
@@ -270,7 +269,7 @@ class Reconciler:
                 metadata = (await self._wiring.cluster.get(target.kind, owner.namespace, target.name))["metadata"]
             except NotFound:
                 return
-        if problem := _foreign(metadata, observed):
+        if problem := foreign(metadata, observed):
             raise Conflict(f"{target.kind} {target.name} already exists and {problem}")
 
     async def _call(self, key: Key, observed: Observed, call: RegistryCall) -> None:
@@ -373,28 +372,6 @@ class Reconciler:
 
     def _state(self, key: Key) -> _ReconcileState:
         return self._states.setdefault(key, _ReconcileState())
-
-
-def _refused(target: Ref, mark: str, error: UpdraftError) -> Refusal:
-    text, reason = str(error), "NameConflict" if isinstance(error, Conflict) else "InvalidPodTemplate"
-    if isinstance(error, Forbidden):
-        reason = next((reason for part, reason in _FORBIDDEN.items() if part in text), "Forbidden")
-    return Refusal(ref=target, digest=mark, reason=reason, message=text[:1500])
-
-
-def _foreign(metadata: dict[str, Any], observed: Observed) -> str:
-    """Why an object belongs to someone else; empty if it is ours, or unowned and labelled for us."""
-    owners: Iterable[dict[str, Any]] = metadata.get("ownerReferences") or ()
-    for owner in owners:
-        is_same = owner.get("kind") in ("AdaptiveSpeculator", "DraftVersion") and owner.get("name") == observed.name
-        if owner.get("controller") and owner.get("uid") != observed.speculator.metadata.uid and not is_same:
-            return f"belongs to {owner.get('kind')} {owner.get('name')}"
-    if any(owner.get("uid") == observed.speculator.metadata.uid for owner in owners):
-        return ""
-    if (metadata.get("labels") or {}).get(names.SPECULATOR) == observed.name:
-        return ""
-    mark = f"{names.SPECULATOR}={observed.name}"
-    return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
 
 
 def _status(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> Manifest:

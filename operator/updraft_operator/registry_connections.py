@@ -16,7 +16,7 @@ from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:

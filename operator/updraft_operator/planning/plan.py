@@ -2,11 +2,9 @@
 and an observation made after the plan was applied gives an empty one.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from updraft_chassis.streams import MAX_SHARDS
@@ -23,8 +21,8 @@ from updraft_operator.manifests.tls.terms import CertificateOrder
 from updraft_operator.planning import lineage, redis_access, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
-from updraft_operator.planning.policy import is_followed, policy
+from updraft_operator.planning.observed import Observed, Refusal, moment
+from updraft_operator.planning.registry_calls import RegistryCall, registry_calls
 from updraft_operator.planning.status import status, without_measurements
 from updraft_rollouts.terms import Phase
 
@@ -38,32 +36,6 @@ _REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
 
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
-
-
-class RegistryVerb(StrEnum):
-    """Names of the registry's methods, except Release."""
-
-    SET_POLICY = "SetPolicy"
-    PIN = "Pin"
-    UNPIN = "Unpin"
-    PAUSE = "Pause"
-    RESUME = "Resume"
-    PROMOTE = "Promote"
-    RETAIN = "Retain"
-    RELEASE = "Release"
-    """Stop retaining."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryCall:
-    verb: RegistryVerb
-    version: int = 0
-    digest: str = ""
-    """Digest of the policy to set: after a refusal, a different policy is tried."""
-
-    @property
-    def ref(self) -> Ref:
-        return Ref("Registry", f"{self.verb}-{self.version}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +83,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         certificates=_orders(observed, now_unix_s),
         apply=applied,
         delete=deleted,
-        calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
+        calls=tuple(call for call in registry_calls(observed) if (call.ref, call.digest) not in _refused(observed)),
         finalizer=_finalizer(observed),
         users=tuple(redis_access.users(observed, {*map(ref, applied), *(each.ref for each in observed.refusals)})),
     )
@@ -216,7 +188,7 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
     if not observed.refusals:
         return ()
     needed = {(ref(content), hash_of(content)) for content in _desired(observed) if not _is_done(content, observed)}
-    needed |= {(call.ref, call.digest) for call in _calls(observed)}
+    needed |= {(call.ref, call.digest) for call in registry_calls(observed)}
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
 
@@ -276,45 +248,6 @@ def _jobs(observed: Observed) -> Iterator[Manifest]:
         if entry.is_running and entry.draft.metadata.deletion_timestamp is None:
             name = versions.job_name(entry.draft)
             yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
-
-
-def _calls(observed: Observed) -> Iterator[RegistryCall]:
-    state, view, rollout = observed.registry.state, observed.registry, observed.speculator.spec.rollout
-    if state is None or not view.is_connected:
-        return
-    if not is_followed(policy(rollout), state.policy):
-        serialized = policy(rollout).SerializeToString(deterministic=True)
-        yield RegistryCall(verb=RegistryVerb.SET_POLICY, digest=hashlib.sha256(serialized).hexdigest())
-    known = {version.version: phase_name(version.phase) for version in view.versions}
-    pinned = state.pinned if state.HasField("pinned") else None
-    to_pin = rollout.pinned_version
-    if to_pin is None and pinned is not None:
-        yield RegistryCall(verb=RegistryVerb.UNPIN)
-    elif to_pin is not None and to_pin != pinned and _can_pin(to_pin, known):
-        yield RegistryCall(verb=RegistryVerb.PIN, version=to_pin)
-    if rollout.paused != state.paused and known:
-        yield RegistryCall(verb=RegistryVerb.PAUSE if rollout.paused else RegistryVerb.RESUME)
-    promoted, waiting = rollout.promoted_version, (Phase.PENDING, Phase.HELD, Phase.CANARY)
-    if promoted is not None and to_pin is None and known.get(promoted) in waiting:
-        yield RegistryCall(verb=RegistryVerb.PROMOTE, version=promoted)
-    yield from _retentions(observed)
-
-
-def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
-    return bool(known) if version == 0 else version in known and not known[version].is_condemned
-
-
-def _retentions(observed: Observed) -> Iterator[RegistryCall]:
-    """A version is retained if any of its objects says so: an import and a mirror may have the same version."""
-    desired: dict[int, bool] = {}
-    for draft in observed.drafts:
-        number = versions.number_of(observed, draft)
-        if number is not None:
-            desired[number] = desired.get(number, False) or draft.spec.retain
-    for version in observed.registry.versions:
-        retain = desired.get(version.version, version.retain)
-        if retain != version.retain:
-            yield RegistryCall(verb=RegistryVerb.RETAIN if retain else RegistryVerb.RELEASE, version=version.version)
 
 
 def _status(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:

@@ -16,7 +16,7 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Forbidden
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)

@@ -21,8 +21,9 @@ from updraft_operator.manifests.tls.terms import OwnSecrets
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
-from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, make_plan
+from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
