@@ -70,7 +70,8 @@ def _request(owner: AdaptiveSpeculator, config: OperatorConfig) -> Manifest:
         "secretName": secret_name(owner.metadata.name),
         "dnsNames": [registry_host(owner)],
         "duration": f"{config.tls.lives.certificate_s:.0f}s",
-        "renewBeforePercentage": 33,
+        # Labelled as ours, so that it is no stranger's when the operator itself signs later.
+        "secretTemplate": {"labels": names.labels(owner.metadata.name, names.REGISTRY)},
         "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
         "usages": ["digital signature", "server auth"],
         "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
@@ -93,11 +94,11 @@ def client_volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[di
     """The kubelet renews the file when the ConfigMap changes."""
     if not config.tls.is_on:
         return []
-    return [{"name": "ca", "configMap": {"name": ca_name(owner.metadata.name), "defaultMode": 0o444}}]
+    return [{"name": "updraft-ca", "configMap": {"name": ca_name(owner.metadata.name), "defaultMode": 0o444}}]
 
 
 def client_mounts(config: OperatorConfig) -> list[dict[str, Any]]:
-    return [{"name": "ca", "mountPath": CA_FOLDER, "readOnly": True}] if config.tls.is_on else []
+    return [{"name": "updraft-ca", "mountPath": CA_FOLDER, "readOnly": True}] if config.tls.is_on else []
 
 
 def server_settings(config: OperatorConfig) -> dict[str, str]:
@@ -110,8 +111,8 @@ def server_volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[di
         return []
     items = [{"key": entry, "path": entry} for entry in (CERT, KEY)]
     held = {"secretName": secret_name(owner.metadata.name), "items": items, "defaultMode": 0o440}
-    return [{"name": "tls", "secret": held}]
+    return [{"name": "updraft-tls", "secret": held}]
 
 
 def server_mounts(config: OperatorConfig) -> list[dict[str, Any]]:
-    return [{"name": "tls", "mountPath": _SERVER_FOLDER, "readOnly": True}] if config.tls.is_on else []
+    return [{"name": "updraft-tls", "mountPath": _SERVER_FOLDER, "readOnly": True}] if config.tls.is_on else []
