@@ -109,20 +109,24 @@ def is_due(certificate: Certificate | None, name: str, authorities: str, now_s: 
 
 
 def needs_ca(authorities: Iterable[Certificate], now_s: float) -> bool:
-    """Whether a new CA is needed beside these, or as the first one."""
-    return all(now_s >= authority.renewed_s for authority in authorities)
+    """Whether a new CA is needed beside these, or as the first one. One from the future, of a clock that was wrong, is none."""
+    return not any(authority.not_before_s <= now_s < authority.renewed_s for authority in authorities)
 
 
 def trusted(authorities: Iterable[Certificate], now_s: float) -> list[Certificate]:
-    """Those that have not expired, newest first."""
-    valid = (authority for authority in authorities if now_s < authority.not_after_s)
+    """Those that are valid now, newest first."""
+    valid = (authority for authority in authorities if authority.not_before_s <= now_s < authority.not_after_s)
     return sorted(valid, key=lambda authority: authority.not_before_s, reverse=True)
 
 
 def signer(authorities: Sequence[Certificate], now_s: float) -> Certificate:
-    """The CA that signs now: the newest that clients have heard of, of at least one that is `trusted`."""
+    """The CA that signs now: the newest that clients have heard of, of at least one that is `trusted`.
+
+    If that one is about to end, the newest signs at once: what the former one signs now would end with it.
+    """
     known = (authority for authority in authorities if now_s - authority.not_before_s >= _announced_s(authority))
-    return next(known, authorities[-1])
+    found = next(known, authorities[-1])
+    return found if found.not_after_s - now_s > 2 * _announced_s(found) else authorities[0]
 
 
 def _announced_s(authority: Certificate) -> float:

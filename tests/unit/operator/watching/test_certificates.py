@@ -3,8 +3,13 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, NameOID
 from redis.asyncio.connection import parse_url
 from tests.support.clock import ManualClock
 from tests.support.manifests import CONFIG
@@ -12,6 +17,7 @@ from tests.unit.operator.memory_cluster import MemoryCluster
 from tests.unit.operator.world import KEY, World, run_now
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.tls.terms import CertificateOrder, Lives, OwnSecrets, Tls, TlsMode, is_due
 from updraft_operator.watching.certificates import CA_KEY, Certificates
 from updraft_operator.watching.x509 import read_authorities, read_certificate
@@ -136,6 +142,68 @@ def test_a_secret_that_is_not_the_operators_is_left_alone(content: dict[str, str
     assert installation.data("updraft-ca")["ca.crt"] == installation.certificates.authorities
 
 
+def test_a_clock_that_was_ahead_leaves_the_valid_ca() -> None:
+    installation = Installation()
+    first = installation.certificates.authorities
+    installation.clock.advance(2 * LIVES.ca_s)
+    run_now(installation.certificates.refresh())
+    assert installation.certificates.authorities != first
+    installation.clock.advance(-2 * LIVES.ca_s)
+    run_now(installation.certificates.refresh())
+    assert installation.certificates.authorities == first
+    installation.restart()
+    assert installation.certificates.authorities == first
+    assert _is_signed(installation, first)
+
+
+async def test_leadership_that_is_lost_while_a_secret_is_read_ends_no_process() -> None:
+    installation = Installation()
+
+    class Losing(MemoryCluster):
+        async def get(self, kind: str, namespace: str, name: str) -> Manifest:
+            if name == REDIS.secret:
+                installation.certificates.start_over()
+            return await super().get(kind, namespace, name)
+
+    losing = Losing()
+    losing.objects = installation.cluster.objects
+    installation.cluster = losing
+    installation.clock.advance(LIVES.certificate_s * 0.7)
+    before = installation.data(REDIS.secret)
+    installation.restart()
+    assert installation.data(REDIS.secret) == before
+    assert installation.certificates.authorities == ""
+
+
+def _peculiar(kind: str) -> tuple[str, str]:
+    """A certificate that `cryptography` reads, or not, with an exception of its own; and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")])
+    start, end = datetime.fromtimestamp(1_700_000_000, UTC), datetime.fromtimestamp(1_900_000_000, UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(start).not_valid_after(end)
+    if kind == "general name":
+        alternative = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3005a303300101"))
+        builder = builder.add_extension(alternative, critical=False)
+    der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    if kind == "version":
+        der = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020109"), 1)
+    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if kind == "encrypted key":
+        protection = serialization.BestAvailableEncryption(b"secret")
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    pem = "\n".join(["-----BEGIN CERTIFICATE-----", base64.b64encode(der).decode(), "-----END CERTIFICATE-----", ""])
+    return pem, key.private_bytes(*form).decode()
+
+
+@pytest.mark.parametrize("kind", ["general name", "version", "encrypted key"])
+def test_a_peculiar_certificate_is_none_of_ours_and_no_bug(kind: str) -> None:
+    pem, key = _peculiar(kind)
+    assert read_certificate(pem, key, pem) is None
+    with pytest.raises(ValueError, match=r"\S"):
+        read_authorities(pem, key)
+
+
 @pytest.fixture
 def world() -> World:
     made = World(SELF_SIGNED)
@@ -183,6 +251,13 @@ def test_an_operator_that_starts_takes_nothing_away_before_it_knows_its_ca(world
     world.settle()
     assert world.cluster.writes[before:] == []
     assert world.cluster.objects[BUNDLE]["data"] == bundle
+
+
+def test_leadership_that_is_lost_and_won_takes_nothing_away(world: World) -> None:
+    world.certificates.start_over()
+    before = len(world.cluster.writes)
+    world.settle()
+    assert world.cluster.writes[before:] == []
 
 
 @pytest.mark.attack(
