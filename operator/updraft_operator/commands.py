@@ -185,6 +185,7 @@ async def _planned(
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
         certificate=secrets.certificate,
+        is_preview=True,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )

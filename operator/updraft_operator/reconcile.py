@@ -108,6 +108,9 @@ class Reconciler:
         if self._wiring.is_dry_run:
             self._log_plan(key, plan)
             return None
+        if await self._prepare(key, observed, plan):
+            observed = await self.observe(key, self._wiring.store.cached(key))
+            plan = self._plan(observed)
         if await self._apply_plan(key, observed, plan):
             cached = self._wiring.store.cached(key)
             if cached.speculator is None:  # deleted in the meantime
@@ -171,6 +174,7 @@ class Reconciler:
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
             certificate=secrets.certificate,
+            is_preview=wiring.is_dry_run,
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
             redis_max_memory=wiring.users.max_memory,
@@ -210,11 +214,18 @@ class Reconciler:
             logger.info("Would %s", step, extra={"speculator": str(key)})
         state.logged_steps = frozenset(steps)
 
-    async def _apply_plan(self, key: Key, observed: Observed, plan: Plan) -> bool:
-        """Objects, then calls, then the finalizer. Returns whether anything was done."""
+    async def _prepare(self, key: Key, observed: Observed, plan: Plan) -> bool:
+        """Sign certificates and apply the CAs, for which other changes wait. Returns whether anything was done."""
+        cas = [new for new in plan.apply if ref(new) == Ref("ConfigMap", tls.ca_name(key.name))]
         for order in plan.certificates:
             data = self._wiring.certificates.sign(order)
             await self._apply(key, observed, tls.secret(observed.speculator, order, data))
+        for content in cas:
+            await self._apply(key, observed, content)
+        return bool(plan.certificates or cas)
+
+    async def _apply_plan(self, key: Key, observed: Observed, plan: Plan) -> bool:
+        """Objects, then calls, then the finalizer. Returns whether anything was done."""
         for content in plan.apply:
             await self._apply(key, observed, content)
         for target in plan.delete:
@@ -230,7 +241,7 @@ class Reconciler:
             await delete_traces(self._wiring.secrets, url, observed.speculator, observed.config)
         if plan.finalizer:
             await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
-        return bool(plan.certificates or plan.apply or plan.delete or plan.calls or plan.finalizer)
+        return bool(plan.apply or plan.delete or plan.calls or plan.finalizer)
 
     async def _apply(self, key: Key, observed: Observed, content: Manifest) -> None:
         wiring, state, target = self._wiring, self._state(key), ref(content)

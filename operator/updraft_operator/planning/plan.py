@@ -2,7 +2,7 @@
 and an observation made after the plan was applied gives an empty one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -33,6 +33,9 @@ ATTACHED_S = 15.0
 
 _REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
 """Conditions whose failure is a warning."""
+
+_OF_PODS = ("Deployment", "StatefulSet", "LeaderWorkerSet", "ConfigMap")
+"""Kinds with templates of pods, and with what pods read when they start."""
 
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
@@ -77,15 +80,18 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
-    applied, deleted = _objects(observed)
+    orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
+    applied, deleted, held = _objects(observed, orders)
     return replace(
         _statuses(observed, now, now_s),
-        certificates=_orders(observed, now_unix_s),
+        certificates=tuple(order for order in orders if (Ref("Secret", order.secret), "") not in _refused(observed)),
         apply=applied,
         delete=deleted,
         calls=tuple(call for call in registry_calls(observed) if (call.ref, call.digest) not in _refused(observed)),
         finalizer=_finalizer(observed),
-        users=tuple(redis_access.users(observed, {*map(ref, applied), *(each.ref for each in observed.refusals)})),
+        users=tuple(
+            redis_access.users(observed, {*map(ref, applied), *held, *(each.ref for each in observed.refusals)})
+        ),
     )
 
 
@@ -160,9 +166,14 @@ def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConf
     return trainer.objects(owner, config, kind=kind, waits=waits)
 
 
-def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
+def _objects(
+    observed: Observed, orders: Collection[CertificateOrder]
+) -> tuple[tuple[Manifest, ...], tuple[Ref, ...], set[Ref]]:
+    """Objects to apply, those to delete, and those that are held."""
     desired, refused = _desired(observed), _refused(observed)
-    apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
+    changed = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
+    held = {ref(new) for new in changed if _is_held(new, observed, orders)}
+    apply = [new for new in changed if ref(new) not in held]
     secrets = [new for new in redis_access.secrets(observed) if (ref(new), "") not in refused]
     first = lineage.initial_import(observed)
     drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
@@ -171,12 +182,7 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     delete += trainers.outdated(observed)
-    return (*secrets, *apply, *mirrors), tuple(sorted(delete))
-
-
-def _orders(observed: Observed, now_unix_s: float) -> tuple[CertificateOrder, ...]:
-    orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
-    return tuple(order for order in orders if (Ref("Secret", order.secret), "") not in _refused(observed))
+    return (*secrets, *apply, *mirrors), tuple(sorted(delete)), held
 
 
 def _desired(observed: Observed) -> list[Manifest]:
@@ -232,6 +238,24 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
     if observed.settled.get(child.ref) == (hash_of(desired), child.resource_version):
         return True
     return is_current(desired, child)
+
+
+def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOrder]) -> bool:
+    """Whether a change waits for a certificate of the registry: pods of the new template could not start, and those that run
+    can. New objects do not wait: their pods wait for what they mount.
+
+    The CAs change once that certificate has been signed again, or else clients might distrust it.
+    """
+    target, config = ref(new), observed.config.tls
+    child, cas = observed.children.get(target), Ref("ConfigMap", tls.ca_name(observed.name))
+    if child is None or not config.is_on or observed.is_preview or target.kind not in _OF_PODS:
+        return False
+    if target == cas:
+        return bool(orders)
+    if cas in observed.children and tls.is_ready(observed.speculator, observed.config, observed.certificate):
+        return False
+    is_registry = target.name == names.child(observed.name, names.REGISTRY)
+    return is_registry or cas not in observed.children or not tls.is_used(child.live())
 
 
 def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:

@@ -100,7 +100,10 @@ class Certificates:
             known = certificate.authorities if certificate is not None else ""
         if not known and last is not None and config.tls.is_on:
             known = str((last.live().get("data") or {}).get(CA, ""))
-        return replace(config, tls=replace(config.tls, authorities=known, can_sign=bool(self._authorities)))
+        return replace(
+            config,
+            tls=replace(config.tls, authorities=known, can_sign=bool(self._authorities), problem=self._last_problem),
+        )
 
     def sign(self, order: CertificateOrder) -> dict[str, str]:
         """The data of the order's Secret. Only with `authorities`."""
@@ -126,7 +129,7 @@ class Certificates:
         period_s = min(_MAX_PERIOD_S, self._tls.lives.certificate_s / _PERIODS_PER_CERTIFICATE)
         while not self._is_closed:
             self._asked.clear()
-            is_done = await self._is_refreshed() if self._may_write() else False
+            is_done = await self.is_refreshed() if self._may_write() else False
             with suppress(TimeoutError):
                 async with asyncio.timeout(period_s if is_done else min(_RETRY_S, period_s)):
                     await self._asked.wait()
@@ -145,7 +148,8 @@ class Certificates:
         if self._tls.mode is TlsMode.SELF_SIGNED:
             self._authorities = self._trusted((await self._read_authorities())[1])
 
-    async def _is_refreshed(self) -> bool:
+    async def is_refreshed(self) -> bool:
+        """Whether `refresh` succeeded; the problem is logged otherwise, and told in the status of resources."""
         try:
             await self.refresh()
         except UpdraftError as error:

@@ -90,7 +90,8 @@ class Secrets:
         if not self._has_certificates:
             return None
         held = await self._get(key.namespace, certificate_name(key.name)) or {}
-        return read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
+        found = read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
+        return found if found is not None and self._clock.now() < found.not_after_s else None
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
         return (await self._get(namespace, name) or {}).get(entry, "")

@@ -4,7 +4,7 @@ People and pods read the CAs from a ConfigMap. A Secret has the registry's certi
 have the same names whoever signs, so pods do not differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from updraft_operator.api import names
@@ -55,6 +55,19 @@ def orders(
         return ()
     order = CertificateOrder(secret=secret_name(owner.metadata.name), name=registry_host(owner))
     return (order,) if is_due(certificate, order.name, config.tls.authorities, now_s) else ()
+
+
+def is_ready(owner: AdaptiveSpeculator, config: OperatorConfig, certificate: Certificate | None) -> bool:
+    """Whether the certificate in the registry's Secret is one that its clients trust."""
+    if certificate is None or not config.tls.authorities:
+        return False
+    is_signed = certificate.is_signed or config.tls.mode is TlsMode.CERT_MANAGER  # there may be CAs between
+    return is_signed and certificate.authorities == config.tls.authorities and registry_host(owner) in certificate.names
+
+
+def is_used(live: Mapping[str, Any]) -> bool:
+    """Whether an object has volumes or settings of TLS."""
+    return any(folder in str(live) for folder in (CA_FOLDER, _SERVER_FOLDER))
 
 
 def secret(owner: AdaptiveSpeculator, order: CertificateOrder, data: dict[str, str]) -> Manifest:

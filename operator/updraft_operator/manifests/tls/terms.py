@@ -55,6 +55,8 @@ class Tls:
     """The CAs that clients trust, in PEM format; empty until they are known."""
     can_sign: bool = False
     """Whether the operator has them with their keys."""
+    problem: str = ""
+    """Why it has not, or cannot renew them; empty if it does not know."""
 
     @property
     def is_on(self) -> bool:

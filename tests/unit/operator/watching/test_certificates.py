@@ -14,11 +14,13 @@ from redis.asyncio.connection import parse_url
 from tests.support.clock import ManualClock
 from tests.support.manifests import CONFIG
 from tests.unit.operator.memory_cluster import MemoryCluster
-from tests.unit.operator.world import KEY, World, run_now
+from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft_chassis.errors import InvalidInput, Unavailable
+from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.manifests.tls.terms import CertificateOrder, Lives, OwnSecrets, Tls, TlsMode, is_due
+from updraft_operator.manifests.tls.terms import CertificateOrder, Issuer, Lives, OwnSecrets, Tls, TlsMode, is_due
+from updraft_operator.planning.plan import make_plan
 from updraft_operator.watching.certificates import CA_KEY, Certificates
 from updraft_operator.watching.x509 import read_authorities, read_certificate
 
@@ -251,6 +253,91 @@ def test_an_operator_that_starts_takes_nothing_away_before_it_knows_its_ca(world
     world.settle()
     assert world.cluster.writes[before:] == []
     assert world.cluster.objects[BUNDLE]["data"] == bundle
+
+
+def _upgraded(mode: TlsMode) -> World:
+    """Another operator, of a release with TLS, over what one without made."""
+    world = World(CONFIG)
+    world.settle()
+    world.starts_registry()
+    world.settle()
+    issuer = Issuer(name="corporate") if mode is TlsMode.CERT_MANAGER else None
+    world.config = replace(CONFIG, tls=Tls(mode=mode, issuer=issuer, lives=LIVES))
+    world.restart()
+    return world
+
+
+def _registry_ready(world: World) -> tuple[str, str, str]:
+    conditions = world.cluster.objects[OWNER]["status"]["conditions"]
+    found = next(each for each in conditions if each["type"] == "RegistryReady")
+    return found["status"], found["reason"], found["message"]
+
+
+def _read_at_start(world: World) -> list[object]:
+    """Templates of pods, and the settings that pods read when they start."""
+    settings = [each["data"] for each in world.cluster.of("ConfigMap") if each["metadata"]["name"] != "qwen-ca"]
+    return [*_templates(world), *settings]
+
+
+def test_an_upgrade_changes_no_pod_before_the_operator_has_its_ca() -> None:
+    world = _upgraded(TlsMode.SELF_SIGNED)
+    before = _read_at_start(world)
+    key = {"ca.crt": base64.b64encode(b"somebody's").decode()}
+    where = {"name": "updraft-ca", "namespace": CONFIG.namespace}
+    run_now(world.cluster.create({"kind": "Secret", "metadata": where, "data": key}))
+    assert not run_now(world.certificates.is_refreshed())
+    world.settle()
+    assert _read_at_start(world) == before
+    assert _registry_ready(world)[:2] == ("False", "NoCertificate")
+    assert "Secret updraft-system/updraft-ca has no CA of this operator" in _registry_ready(world)[2]
+    world.cluster.remove(CA_SECRET)
+    assert run_now(world.certificates.is_refreshed())
+    run_now(world.reconciler.reconcile(KEY))
+    assert all("/etc/updraft" in str(each) for each in _templates(world)), "in one step"
+
+
+def test_an_upgrade_changes_no_pod_before_cert_manager_has_signed() -> None:
+    world = _upgraded(TlsMode.CERT_MANAGER)
+    before = _read_at_start(world)
+    world.settle()
+    assert _read_at_start(world) == before
+    assert _registry_ready(world)[:2] == ("False", "NoCertificate")
+    _cert_manager_signs(world, labels={})
+    world.settle()
+    assert all("/etc/updraft" in str(each) for each in _templates(world))
+
+
+def _cert_manager_signs(world: World, labels: dict[str, str]) -> None:
+    data = Installation().certificates.sign(CertificateOrder(secret="", name="qwen-registry.team.svc"))
+    encoded = {entry: base64.b64encode(value.encode()).decode() for entry, value in data.items()}
+    metadata = {"name": LEAF[2], "namespace": LEAF[1], "labels": labels}
+    world.cluster.set({"kind": "Secret", "metadata": metadata, "type": "kubernetes.io/tls", "data": encoded})
+
+
+def test_a_preview_shows_what_waits_for_a_certificate() -> None:
+    world = _upgraded(TlsMode.SELF_SIGNED)
+    observed = world.observe()
+    assert observed is not None
+    shown = make_plan(replace(observed, is_preview=True), now_unix_s=world.clock.now(), now_s=0.0).apply
+    assert {"StatefulSet", "Deployment"} <= {each["kind"] for each in shown}
+    assert not {"StatefulSet", "Deployment"} & {each["kind"] for each in world.plan().apply}
+
+
+@pytest.mark.parametrize("labels", [{}, names.labels(KEY.name, names.REGISTRY)], ids=["a stranger's", "ours"])
+def test_the_cas_change_only_with_the_registrys_certificate(labels: dict[str, str]) -> None:
+    world = _upgraded(TlsMode.CERT_MANAGER)
+    _cert_manager_signs(world, labels=labels)
+    world.settle()
+    bundle, templates = world.cluster.objects[BUNDLE]["data"], _templates(world)
+    world.config = SELF_SIGNED
+    world.restart()
+    run_now(world.certificates.refresh())
+    world.settle()
+    assert (world.cluster.objects[BUNDLE]["data"] != bundle) == bool(labels)
+    assert _entry(world, "ca.crt") == world.cluster.objects[BUNDLE]["data"]["ca.crt"]
+    assert _templates(world) == templates
+    accepted = next(each for each in world.cluster.objects[OWNER]["status"]["conditions"] if each["type"] == "Accepted")
+    assert accepted["reason"] == ("SpecAccepted" if labels else "NameConflict")
 
 
 def test_leadership_that_is_lost_and_won_takes_nothing_away(world: World) -> None:
