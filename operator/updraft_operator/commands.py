@@ -189,6 +189,7 @@ async def _planned(
         dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
         dedicated_urls=secrets.dedicated_urls,
         rotations=secrets.rotations,
+        is_preview=True,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )

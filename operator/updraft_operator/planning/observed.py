@@ -108,6 +108,8 @@ class Observed:
     """New random passwords, for Secrets without one."""
     certificate: Certificate | None = None
     """The one in the registry's Secret; None without a valid one."""
+    is_preview: bool = False
+    """Plan also what waits for a certificate, because nothing is signed in a dry run."""
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
     """Bytes that the Redis of the operator that the trainer reads from may use; 0 without a limit, or if it did not say so."""

@@ -21,7 +21,7 @@ from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.watching.redis_servers import RedisServers, WantedUsers
+from updraft_operator.watching.redis_servers import RedisServers, Url, WantedUsers
 from updraft_operator.watching.redis_users import RedisUsers
 
 _KEY = b"k" * 32
@@ -116,7 +116,7 @@ def _user(role: Role = Role.WRITER) -> RedisUser:
 async def test_what_is_left_is_counted_and_then_deleted_with_the_users(short_tmp_path: Path) -> None:
     notified = list[Key]()
 
-    def make(url: str) -> RedisUsers:
+    def make(url: Url) -> RedisUsers:
         return RedisUsers(
             url,
             "6f1c",
@@ -130,7 +130,7 @@ async def test_what_is_left_is_counted_and_then_deleted_with_the_users(short_tmp
     (short_tmp_path / "a").mkdir()
     (short_tmp_path / "b").mkdir()
     with RedisServer(short_tmp_path / "a") as shared, RedisServer(short_tmp_path / "b") as own:
-        servers, users = RedisServers(make, shared.url), (_user(), _user(Role.READER))
+        servers, users = RedisServers(make, lambda: shared.url), (_user(), _user(Role.READER))
         both = WantedUsers(shared=users, dedicated=users, dedicated_url=own.url, streams=NAMESPACE, is_moving=True)
         servers.want(CHAT, both)
         assert servers.ready_places(CHAT) == frozenset()
