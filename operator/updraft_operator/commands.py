@@ -29,7 +29,7 @@ from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
-from updraft_operator.planning.pods import AttachedPod
+from updraft_operator.planning.pods import Selection
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -167,7 +167,7 @@ async def _planned(
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
     cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
-    attached: tuple[AttachedPod, ...] = ()
+    attached = Selection()
     if cluster is not None:
         secrets = await Secrets(cluster, clock, has_certificates=config.tls.is_on).read(key, owner)
         attached = await AttachedPods(cluster, clock).read(key, owner)
@@ -180,7 +180,7 @@ async def _planned(
         speculator=owner,
         config=config,
         children=cached.children,
-        pods=(*cached.pods, *(pod.state for pod in attached)),
+        pods=(*cached.pods, *attached.states),
         attached=attached,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
@@ -189,6 +189,7 @@ async def _planned(
         dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
         dedicated_urls=secrets.dedicated_urls,
         rotations=secrets.rotations,
+        is_preview=True,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )

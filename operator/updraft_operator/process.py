@@ -121,6 +121,9 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             )
             shared_url = settings.redis_url.get_secret_value()
             users = RedisServers(make_users, partial(certificates.redis_url, shared_url) if shared_url else None)
+            measures.overdue.set_function(
+                lambda: measures.num_overdue(clock.now()) + (certificates.redis_overdue_s <= clock.now())
+            )
             forget += [users.start_over, certificates.start_over]
             wiring = Wiring(
                 store=store,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
@@ -16,7 +16,8 @@ from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
+from updraft_operator.planning.serving.attached import REPORTED_S
 from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class _Connection:
     token: RegistryToken
     task: asyncio.Task[None]
     view: RegistryView
+    connected_s: float = 0.0
+    """When the stream began, if it is connected."""
     lists: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while versions are listed, so that an older listing never overwrites a newer one."""
 
@@ -99,20 +102,23 @@ class RegistryConnections:
 
     def set_address(self, key: Key, address: RegistryAddress | None) -> None:
         connection = self._connections.get(key)
-        if connection is not None and connection.address == address:
+        if connection is not None and _is_same(address, connection.address):
+            connection.address = address  # with the CAs for the next channel: this one keeps its own
             return
         if connection is not None:
             connection.task.cancel()
             del self._connections[key]
         if address is not None:
             token = RegistryToken(self._request, address.audience, self._clock)
-            task = self._tasks.create_task(self._follow(key, address, token), name=f"registry of {key}")
+            task = self._tasks.create_task(self._follow(key, token), name=f"registry of {key}")
             view = RegistryView(connection=ConnectionState.CONNECTING)
             self._connections[key] = _Connection(address=address, token=token, task=task, view=view)
 
     def view(self, key: Key) -> RegistryView:
         connection = self._connections.get(key)
-        return RegistryView() if connection is None else connection.view
+        if connection is None:
+            return RegistryView()
+        return replace(connection.view, has_all_pods=self._clock.monotonic() - connection.connected_s >= REPORTED_S)
 
     async def call(self, key: Key, call: RegistryCall, policy: pb.RolloutPolicy) -> None:
         """Call the registry, then list its versions, because not every change is sent as a new state.
@@ -135,27 +141,25 @@ class RegistryConnections:
             connection.task.cancel()
         self._connections.clear()
 
-    async def _follow(self, key: Key, address: RegistryAddress, token: RegistryToken) -> None:
+    async def _follow(self, key: Key, token: RegistryToken) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
-                await self._follow_until_renewal(key, address, token, backoff)
+                await self._follow_until_renewal(key, token, backoff)
                 continue
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
                 state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
-                problem = f"{address.address}: {error}"
+                problem = f"{self._connections[key].address.address}: {error}"
                 self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
 
-    async def _follow_until_renewal(
-        self, key: Key, address: RegistryAddress, token: RegistryToken, backoff: Backoff
-    ) -> None:
+    async def _follow_until_renewal(self, key: Key, token: RegistryToken, backoff: Backoff) -> None:
         """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
         current = await token.get()
         left_s = current.renewed_s - self._clock.monotonic()
         with rpc.errors():
-            async with _channel(address, current) as channel:
+            async with _channel(self._connections[key].address, current) as channel:
                 stub = RegistryStub(channel)
                 listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
                 try:
@@ -194,6 +198,8 @@ class RegistryConnections:
             essentials = _without_measurements(answer.state)
             is_news = essentials != before
             async with connection.lists:
+                if connection.view.connection is not ConnectionState.CONNECTED:
+                    connection.connected_s = now_s
                 view = replace(connection.view, connection=ConnectionState.CONNECTED, problem="", state=answer.state)
                 if is_news:
                     view = (await _listing(stub, key.name, connection.address)).shown_in(view)
@@ -210,6 +216,11 @@ class RegistryConnections:
         connection.view = view
         if is_news:
             self._on_change(key)
+
+
+def _is_same(new: RegistryAddress | None, former: RegistryAddress) -> TypeGuard[RegistryAddress]:
+    """Whether they are of the same registry, whatever its CAs."""
+    return new is not None and replace(new, authorities="") == replace(former, authorities="")
 
 
 def _channel(address: RegistryAddress, token: Token) -> TokenChannel:
@@ -283,6 +294,7 @@ def _report(pod: pb.PodState) -> pb.PodState:
         problem=pod.problem,
         capture_problem=pod.capture_problem,
         waits_for_restart=pod.waits_for_restart,
+        refused=pod.refused,
     )
 
 

@@ -3,15 +3,21 @@
 Everything else about these pods is in their own workload, so `rules` refuses the fields that describe pods of the operator.
 """
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
+from updraft_chassis.errors import InvalidInput
 from updraft_operator.api.schema import NAME, Model
 
 _NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
+_LABEL = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+
+_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+"""Loose: only what a selector's text cannot have is refused here."""
 
 
 class Mode(StrEnum):
@@ -24,14 +30,14 @@ class Mode(StrEnum):
 class PodSelector(Model):
     """Labels of pods in the same namespace."""
 
-    match_labels: Annotated[
-        dict[str, str], Field(min_length=1, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ]
-    """Labels that all pods of the workload have."""
+    match_labels: Annotated[dict[str, _LABEL], Field(min_length=1, max_length=16)]
+    """Labels that all pods of the workload have, and that no pod of Updraft has."""
 
     @property
     def text(self) -> str:
-        """As the API server takes it."""
+        """As the API server takes it. Raises InvalidInput for a name that would be read as something else."""
+        if bad := [name for name in self.match_labels if not _KEY.fullmatch(name)]:
+            raise InvalidInput(f"serving.attached.selector: {bad[0]!r} is not the name of a label")
         return ",".join(f"{name}={value}" for name, value in sorted(self.match_labels.items()))
 
 

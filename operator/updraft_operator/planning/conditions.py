@@ -12,7 +12,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import Redis, RedisMode
 from updraft_operator.manifests.redis import has_redis
-from updraft_operator.manifests.tls.objects import secret_name
+from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
@@ -182,16 +182,22 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
     if not any(pod.is_ready for pod in pods):
         yield from failing(pods)
     yield from over_quota(observed, names.REGISTRY)
-    if connection is ConnectionState.STARTING and observed.config.tls.is_on and not observed.config.tls.authorities:
+    if connection is not ConnectionState.DENIED and observed.config.tls.is_on and not _has_certificate(observed):
         yield false("NoCertificate", _no_certificate(observed))
     yield false(connection.value, view.problem or "the registry's pod is not ready yet")
 
 
+def _has_certificate(observed: Observed) -> bool:
+    return tls.is_ready(observed.speculator, observed.config, observed.certificate)
+
+
 def _no_certificate(observed: Observed) -> str:
-    name = secret_name(observed.name)
+    name = tls.secret_name(observed.name)
     if observed.config.tls.mode is TlsMode.SELF_SIGNED:
-        return "the operator cannot read or write its CA; the reason is in its log"
-    if observed.certificate is not None:
+        refused = [each.message for each in observed.refusals if each.ref == Ref("Secret", name)]
+        problem = " ".join(refused) or observed.config.tls.problem or "it does not know its CA yet"
+        return f"the operator has not signed one: {problem}"
+    if observed.certificate is not None and not observed.certificate.authorities:
         return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
     request = observed.children.get(Ref("Certificate", name))
     messages = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []

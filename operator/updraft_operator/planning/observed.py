@@ -14,7 +14,7 @@ from updraft_operator.manifests.redis import Place, wanted_place
 from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.pods import AttachedPod, PodState
+from updraft_operator.planning.pods import PodState, Selection
 from updraft_rollouts.terms import Phase
 
 
@@ -40,6 +40,8 @@ class RegistryView:
     """Oldest first."""
     pods: tuple[pb.PodState, ...] = ()
     """Last reports of the connected pods, if they are attached."""
+    has_all_pods: bool = True
+    """False shortly after the connection was made, while pods connect again, too."""
 
     @property
     def is_connected(self) -> bool:
@@ -82,8 +84,8 @@ class Observed:
     config: OperatorConfig
     children: Mapping[Ref, Child] = field(default_factory=dict)
     pods: tuple[PodState, ...] = ()
-    attached: tuple[AttachedPod, ...] = ()
-    """Selected pods of somebody else; their states are in `pods`, too."""
+    attached: Selection = field(default_factory=Selection)
+    """Selected pods of somebody else; the states of ours are in `pods`, too."""
     drafts: tuple[DraftVersion, ...] = ()
     registry: RegistryView = field(default_factory=RegistryView)
     redis_url: str = ""
@@ -106,6 +108,8 @@ class Observed:
     """New random passwords, for Secrets without one."""
     certificate: Certificate | None = None
     """The one in the registry's Secret; None without a valid one."""
+    is_preview: bool = False
+    """Plan also what waits for a certificate, because nothing is signed in a dry run."""
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
     """Bytes that the Redis of the operator that the trainer reads from may use; 0 without a limit, or if it did not say so."""

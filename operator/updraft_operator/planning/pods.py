@@ -78,8 +78,26 @@ class AttachedPod:
     """The first thing that it lacks, by its spec."""
     settings: str
     """Which additions it was made with; see `attachment.settings_mark`."""
+    is_ours: bool
+    """Whether its agent has the settings of this speculator."""
+    has_settled: bool
+    """Whether it has been ready for so long that its agent should have reported."""
     redis_secrets: tuple[str, ...] = ()
     """Names of the Secrets from which its agent got the address of a Redis when it started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The pods that a speculator selects."""
+
+    pods: tuple[AttachedPod, ...] = ()
+    problem: str = ""
+    """Why they could not be listed now: then these are those of the last listing."""
+
+    @property
+    def states(self) -> tuple[PodState, ...]:
+        """Of those with an agent of this speculator. The others are nobody's business here."""
+        return tuple(pod.state for pod in self.pods if pod.is_ours)
 
 
 def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:

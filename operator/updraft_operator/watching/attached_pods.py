@@ -4,13 +4,20 @@ Refused: a watch of all pods (a cluster has a hundred thousand), and a watch per
 change may as well be seen 15 s later: serving does not depend on it).
 """
 
+import logging
+from dataclasses import replace
+
 from updraft_chassis.clock import Clock
+from updraft_chassis.errors import UpdraftError
+from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.plan import ATTACHED_S
-from updraft_operator.planning.pods import AttachedPod
+from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.serving.attached import attached_pod
 from updraft_operator.watching.cluster import Cluster
+
+logger = logging.getLogger(__name__)
 
 FRESH_S = ATTACHED_S / 3
 
@@ -21,21 +28,28 @@ class AttachedPods:
     def __init__(self, cluster: Cluster, clock: Clock) -> None:
         self._cluster = cluster
         self._clock = clock
-        self._listed: dict[Key, tuple[float, int, tuple[AttachedPod, ...]]] = {}
+        self._listed: dict[Key, tuple[float, int, Selection]] = {}
         """When, for which generation of the spec, and what was found."""
 
-    async def read(self, key: Key, owner: AdaptiveSpeculator) -> tuple[AttachedPod, ...]:
-        """The pods that the spec selects; none if it selects none."""
+    async def read(self, key: Key, owner: AdaptiveSpeculator) -> Selection:
+        """The pods that the spec selects; none if it selects none, or while it is deleted. A failure is a fact like others:
+        registry and trainer do not depend on these pods."""
         attached, now_s = owner.spec.serving.attached, self._clock.monotonic()
-        if attached is None:
-            return ()
-        at_s, generation, pods = self._listed.get(key, (float("-inf"), 0, ()))
+        if attached is None or owner.metadata.deletion_timestamp is not None:
+            return Selection()
+        at_s, generation, found = self._listed.get(key, (float("-inf"), 0, Selection()))
         if generation == owner.metadata.generation and now_s - at_s < FRESH_S:
-            return pods
-        listed = await self._cluster.pods(key.namespace, attached.selector.text)
-        pods = tuple(attached_pod(body, owner) for body in listed)
-        self._listed[key] = (now_s, owner.metadata.generation, pods)
-        return pods
+            return found
+        try:
+            listed = await self._cluster.pods(key.namespace, attached.selector.text)
+        except UpdraftError as error:
+            logger.info("Pods not listed", extra={"speculator": str(key), "error": str(error)})
+            found = replace(found, problem=str(error))
+        else:
+            theirs = [body for body in listed if names.SPECULATOR not in body["metadata"].get("labels", {})]
+            found = Selection(pods=tuple(attached_pod(body, owner, self._clock.now()) for body in theirs))
+        self._listed[key] = (now_s, owner.metadata.generation, found)
+        return found
 
     def forget(self, key: Key) -> None:
         self._listed.pop(key, None)

@@ -8,7 +8,7 @@ only what is known. The Secrets of resources follow in their next reconciliation
 import asyncio
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -24,6 +24,7 @@ from updraft_operator.manifests.tls.terms import (
     TlsMode,
     is_due,
     needs_ca,
+    overdue_s,
     signer,
     trusted,
 )
@@ -37,6 +38,8 @@ CA_KEY = "ca.key"
 _MAX_PERIOD_S = 60.0
 _PERIODS_PER_CERTIFICATE = 10
 _RETRY_S = 2.0
+_MAX_CAS = 4
+"""An expired CA stays in the Secret until so many are newer: a clock may be wrong, and then it is needed."""
 
 
 class Certificates:
@@ -58,6 +61,8 @@ class Certificates:
         self._clock = clock
         self._may_write = may_write
         self._on_change = on_change
+        self.redis_overdue_s = float("inf")
+        """The Unix time at which the certificate of the chart's Redis is overdue."""
         self._authorities: tuple[Authority, ...] = ()
         """Those that are trusted, newest first."""
         self._redis_authorities = ""
@@ -98,13 +103,16 @@ class Certificates:
             known = certificate.authorities if certificate is not None else ""
         if not known and last is not None and config.tls.is_on:
             known = str((last.live().get("data") or {}).get(CA, ""))
-        return replace(config, tls=replace(config.tls, authorities=known, can_sign=bool(self._authorities)))
+        return replace(
+            config,
+            tls=replace(config.tls, authorities=known, can_sign=bool(self._authorities), problem=self._last_problem),
+        )
 
     def sign(self, order: CertificateOrder) -> dict[str, str]:
         """The data of the order's Secret. Only with `authorities`."""
-        now_s = self._clock.now()
-        signing = signer([authority.facts for authority in self._authorities], now_s)
-        authority = next(each for each in self._authorities if each.facts == signing)
+        now_s, known = self._clock.now(), self._trusted(self._authorities) or self._authorities
+        signing = signer([authority.facts for authority in known], now_s)
+        authority = next(each for each in known if each.facts == signing)
         certificate, key = sign(authority, order.name, self._tls.lives.certificate_s, now_s)
         logger.info("Signed a certificate", extra={"secret": order.secret, "dns_name": order.name})
         return {CERT: certificate, KEY: key, CA: self.authorities}
@@ -124,26 +132,33 @@ class Certificates:
         period_s = min(_MAX_PERIOD_S, self._tls.lives.certificate_s / _PERIODS_PER_CERTIFICATE)
         while not self._is_closed:
             self._asked.clear()
-            is_done = await self._is_refreshed() if self._may_write() else False
+            is_done = await self.is_refreshed()
             with suppress(TimeoutError):
                 async with asyncio.timeout(period_s if is_done else min(_RETRY_S, period_s)):
                     await self._asked.wait()
 
     async def refresh(self) -> None:
-        """Read the CA, renew it if it is time, and keep the certificate of the chart's Redis valid. Raises UpdraftErrors."""
+        """Read the CA, renew it if it is time, and keep the certificate of the chart's Redis valid. Raises UpdraftErrors.
+
+        A dry run, or a replica that does not lead, only reads.
+        """
         before = self.authorities
-        if self._tls.mode is TlsMode.SELF_SIGNED:
-            await self._refresh_authorities()
-        await self._refresh_redis()
+        if not self._may_write():
+            await self.read()
+        else:
+            if self._tls.mode is TlsMode.SELF_SIGNED:
+                await self._refresh_authorities()
+            await self._refresh_redis()
         if self.authorities != before:
             self._on_change()
 
     async def read(self) -> None:
         """Read the CA without writing anything."""
         if self._tls.mode is TlsMode.SELF_SIGNED:
-            _, self._authorities = await self._read_authorities()
+            self._authorities = self._trusted((await self._read_authorities())[1])
 
-    async def _is_refreshed(self) -> bool:
+    async def is_refreshed(self) -> bool:
+        """Whether `refresh` succeeded; the problem is logged otherwise, and told in the status of resources."""
         try:
             await self.refresh()
         except UpdraftError as error:
@@ -159,14 +174,19 @@ class Certificates:
         version, known = await self._read_authorities()
         now_s = self._clock.now()
         if needs_ca([authority.facts for authority in known], now_s):
-            known = (new_authority(self._tls.lives.ca_s, now_s), *known)
+            known = (new_authority(self._tls.lives.ca_s, now_s), *known)[:_MAX_CAS]
             data = {CA: "".join(each.certificate for each in known), CA_KEY: "".join(each.key for each in known)}
             await self._write(self._own.authority, data, version)
-            logger.info("Made a CA", extra={"secret": self._own.authority, "num_trusted": len(known)})
-        self._authorities = known
+            logger.info("Made a CA", extra={"secret": self._own.authority})
+        self._authorities = self._trusted(known)
+
+    def _trusted(self, known: Iterable[Authority]) -> tuple[Authority, ...]:
+        by_id = {authority.facts.key_id: authority for authority in known}
+        valid = trusted([authority.facts for authority in by_id.values()], self._clock.now())
+        return tuple(by_id[facts.key_id] for facts in valid)
 
     async def _read_authorities(self) -> tuple[str, tuple[Authority, ...]]:
-        """The version of the Secret, empty without one, and the CAs in it that have not expired, newest first.
+        """The version of the Secret, empty without one, and the CAs in it, the latest first.
 
         InvalidInput if it has something else: it may be somebody's.
         """
@@ -180,9 +200,7 @@ class Certificates:
             raise InvalidInput(
                 f"{where} has no CA of this operator ({error}); remove its data to get a new CA"
             ) from error
-        by_id = {authority.facts.key_id: authority for authority in held}
-        valid = trusted([authority.facts for authority in held], self._clock.now())
-        return version, tuple(by_id[facts.key_id] for facts in valid)
+        return version, held
 
     async def _refresh_redis(self) -> None:
         order = self._own.redis
@@ -191,9 +209,10 @@ class Certificates:
         version, data = await self._get(order.secret)
         certificate = read_certificate(data.get(CERT, ""), data.get(KEY, ""), data.get(CA, ""))
         self._redis_authorities = data.get(CA, "")
-        if self._tls.mode is TlsMode.SELF_SIGNED and is_due(
-            certificate, order.name, self.authorities, self._clock.now()
-        ):
+        self.redis_overdue_s = overdue_s(certificate)
+        if not self._authorities:  # none of this operator, or forgotten while the Secret was read
+            return
+        if is_due(certificate, order.name, self.authorities, self._clock.now()):
             await self._write(order.secret, self.sign(order), version)
 
     async def _get(self, name: str) -> tuple[str, dict[str, str]]:

@@ -44,6 +44,7 @@ class SecretsSnapshot:
     generation: int
     places: frozenset[Place] = frozenset()
     """Those whose Secrets were read."""
+    request: str = ""
 
 
 NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
@@ -66,14 +67,17 @@ class Secrets:
         return self._snapshots.get(key, NO_SECRETS)
 
     async def read(
-        self, key: Key, owner: AdaptiveSpeculator, in_use: frozenset[Place] = frozenset()
+        self, key: Key, owner: AdaptiveSpeculator, request: str = "", in_use: frozenset[Place] = frozenset()
     ) -> SecretsSnapshot:
         """The speculator's own Secrets for the Redis that its spec wants and for those `in_use`, and the names of Secrets that
-        its spec names and that do not exist."""
+        its spec names and that do not exist.
+
+        `request` is the version of its Certificate, after whose changes cert-manager may have written another Secret.
+        """
         in_use |= _wanted(owner)
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
-        same = (owner.metadata.generation, in_use)
-        is_same = snapshot is not None and (snapshot.generation, snapshot.places) == same
+        same = (owner.metadata.generation, in_use, request)
+        is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
         if self._has_certificates and snapshot is not None and snapshot.certificate is None:
             fresh_s = 0.0  # something is about to make it
@@ -93,6 +97,7 @@ class Secrets:
             at_s=now_s,
             generation=owner.metadata.generation,
             places=in_use,
+            request=request,
         )
         self._snapshots[key] = snapshot
         return snapshot
@@ -110,7 +115,8 @@ class Secrets:
         if not self._has_certificates:
             return None
         held = await self._get(key.namespace, certificate_name(key.name)) or {}
-        return read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
+        found = read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
+        return found if found is not None and self._clock.now() < found.not_after_s else None
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
         return (await self._get(namespace, name) or {}).get(entry, "")

@@ -70,12 +70,19 @@ def read_certificate(certificate: str, key: str, authorities: str) -> Certificat
             return None
         trusted = x509.load_pem_x509_certificates(authorities.encode()) if authorities else []
         return _facts(leaf, authorities, is_signed=any(_is_signed_by(leaf, each) for each in trusted))
-    except (ValueError, TypeError, x509.ExtensionNotFound):
+    except Exception:  # noqa: BLE001 - whatever is wrong with what somebody wrote, and the library has many words for it
         return None
 
 
 def read_authorities(certificates: str, keys: str) -> tuple[Authority, ...]:
     """CAs and their keys, in the same order. ValueError if they are none."""
+    try:
+        return _authorities(certificates, keys)
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
+def _authorities(certificates: str, keys: str) -> tuple[Authority, ...]:
     found = x509.load_pem_x509_certificates(certificates.encode())
     private = [_read_key(key) for key in _split(keys)]
     if [each.public_key() for each in found] != [key.public_key() for key in private]:

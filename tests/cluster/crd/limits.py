@@ -28,6 +28,7 @@ _MILLION = 1_000_000
 _MONTH = 2_592_000
 _HELD_BRIEFLY: Json = {"rollout": {"steps": [{"podsPercent": 10, "holdSeconds": 0}]}}
 _GPU: Json = {"engine": "sglang"}
+_LABELS = "serving.attached.selector.matchLabels"
 
 
 def _span(path: str, least: int, most: int, **more: Any) -> tuple[Limit, Limit]:
@@ -183,6 +184,10 @@ LIMITS = (
     *_span("serving.maxContextTokens", 1, _MILLION),
     *_span("serving.maxRequestsPerKey", 1, _MILLION, around=at("serving.apiKeysSecretRef.name", "clients")),
     _choice("serving.mode", "Managed"),
+    *(
+        Limit(path=_LABELS, good=({"app": "a", "b": ""},), bad={"app": bad}, message=message, around=ATTACHED)
+        for bad, message in (("my model", _MATCH), ("a,b", _MATCH), ("a" * 64, _LONG.format(63)))
+    ),
     *_name("serving.attached.container", around=ATTACHED),
     *_name("serving.attached.serviceAccountName", around=ATTACHED),
     *_name("serving.apiKeysSecretRef.name"),

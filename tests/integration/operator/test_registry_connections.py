@@ -1,6 +1,7 @@
 """The operator's connection to a registry that knows ServiceAccounts: tokens that are requested, and renewed unseen."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Forbidden
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
+from updraft_operator.planning.serving.attached import REPORTED_S
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)
@@ -88,6 +90,23 @@ async def test_numbers_that_move_are_told_at_their_own_pace_and_are_no_news(tmp_
         connections.close()
 
 
+async def test_a_connection_goes_on_when_other_cas_are_trusted(tmp_path: Path) -> None:
+    async with running(tmp_path) as registry, asyncio.TaskGroup() as tasks:
+        connections = RegistryConnections(
+            *(tasks, ApiServer(OPERATOR).token, SystemClock(), lambda _: None),
+            on_measurement=lambda _: None,
+            measured_s=30.0,
+        )
+        address = RegistryAddress(address=registry.address, audience=AUDIENCE)
+        connections.set_address(QWEN, address)
+        await until(lambda: connections.view(QWEN).is_connected, what="an answer")
+        connections.set_address(QWEN, replace(address, authorities="another CA"))
+        assert connections.view(QWEN).is_connected
+        connections.set_address(QWEN, replace(address, host="another.team.svc"))
+        assert connections.view(QWEN).connection is ConnectionState.CONNECTING
+        connections.close()
+
+
 def num_steps(connections: RegistryConnections) -> int:
     """Verify steps in the registry's last state."""
     state = connections.view(QWEN).state
@@ -97,6 +116,21 @@ def num_steps(connections: RegistryConnections) -> int:
 def has_policy(connections: RegistryConnections) -> bool:
     state = connections.view(QWEN).state
     return state is not None and state.policy.strategy == POLICY.strategy
+
+
+async def test_pods_have_time_to_come_back_before_one_counts_as_missing(tmp_path: Path) -> None:
+    clock, news = ManualClock(), list[Key]()
+    async with running(tmp_path) as registry, asyncio.TaskGroup() as tasks:
+        connections = RegistryConnections(
+            tasks, ApiServer(OPERATOR).token, clock, news.append, on_measurement=news.append, measured_s=5.0
+        )
+        connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=AUDIENCE))
+        await until(lambda: bool(news), what="the first state")
+
+        assert not connections.view(QWEN).has_all_pods
+        clock.advance(REPORTED_S)
+        assert connections.view(QWEN).has_all_pods
+        connections.close()
 
 
 async def test_the_operator_calls_with_a_token_for_this_registry(tmp_path: Path) -> None:

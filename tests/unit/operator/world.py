@@ -24,8 +24,9 @@ from updraft_operator.manifests.tls.terms import OwnSecrets
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
-from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, make_plan
+from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
@@ -129,9 +130,11 @@ class FakeRegistries:
         self._last = RegistryView(connection=ConnectionState.CONNECTING)
 
     def set_address(self, _key: Key, address: RegistryAddress | None) -> None:
-        if address != self._address:
-            self._address, self._last = address, RegistryView(connection=ConnectionState.CONNECTING)
-            self._is_new = True
+        former = self._address
+        self._address = address
+        if former is None or address is None or replace(address, authorities=former.authorities) != former:
+            self._last = RegistryView(connection=ConnectionState.CONNECTING)
+            self._is_new = address != former
 
     def view(self, _key: Key) -> RegistryView:
         if self._address is None:

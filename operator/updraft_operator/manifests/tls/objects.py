@@ -4,7 +4,7 @@ People and pods read the CAs from a ConfigMap. A Secret has the registry's certi
 have the same names whoever signs, so pods do not differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from updraft_operator.api import names
@@ -57,6 +57,19 @@ def orders(
     return (order,) if is_due(certificate, order.name, config.tls.authorities, now_s) else ()
 
 
+def is_ready(owner: AdaptiveSpeculator, config: OperatorConfig, certificate: Certificate | None) -> bool:
+    """Whether the certificate in the registry's Secret is one that its clients trust."""
+    if certificate is None or not config.tls.authorities:
+        return False
+    is_signed = certificate.is_signed or config.tls.mode is TlsMode.CERT_MANAGER  # there may be CAs between
+    return is_signed and certificate.authorities == config.tls.authorities and registry_host(owner) in certificate.names
+
+
+def is_used(live: Mapping[str, Any]) -> bool:
+    """Whether an object has volumes or settings of TLS."""
+    return any(folder in str(live) for folder in (CA_FOLDER, _SERVER_FOLDER))
+
+
 def secret(owner: AdaptiveSpeculator, order: CertificateOrder, data: dict[str, str]) -> Manifest:
     """The Secret of an order; `data` has all three entries."""
     kind = {"type": "kubernetes.io/tls", "stringData": data}
@@ -70,7 +83,8 @@ def _request(owner: AdaptiveSpeculator, config: OperatorConfig) -> Manifest:
         "secretName": secret_name(owner.metadata.name),
         "dnsNames": [registry_host(owner)],
         "duration": f"{config.tls.lives.certificate_s:.0f}s",
-        "renewBeforePercentage": 33,
+        # Labelled as ours, so that it is no stranger's when the operator itself signs later.
+        "secretTemplate": {"labels": names.labels(owner.metadata.name, names.REGISTRY)},
         "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
         "usages": ["digital signature", "server auth"],
         "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
@@ -93,11 +107,11 @@ def client_volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[di
     """The kubelet renews the file when the ConfigMap changes."""
     if not config.tls.is_on:
         return []
-    return [{"name": "ca", "configMap": {"name": ca_name(owner.metadata.name), "defaultMode": 0o444}}]
+    return [{"name": "updraft-ca", "configMap": {"name": ca_name(owner.metadata.name), "defaultMode": 0o444}}]
 
 
 def client_mounts(config: OperatorConfig) -> list[dict[str, Any]]:
-    return [{"name": "ca", "mountPath": CA_FOLDER, "readOnly": True}] if config.tls.is_on else []
+    return [{"name": "updraft-ca", "mountPath": CA_FOLDER, "readOnly": True}] if config.tls.is_on else []
 
 
 def server_settings(config: OperatorConfig) -> dict[str, str]:
@@ -110,8 +124,8 @@ def server_volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[di
         return []
     items = [{"key": entry, "path": entry} for entry in (CERT, KEY)]
     held = {"secretName": secret_name(owner.metadata.name), "items": items, "defaultMode": 0o440}
-    return [{"name": "tls", "secret": held}]
+    return [{"name": "updraft-tls", "secret": held}]
 
 
 def server_mounts(config: OperatorConfig) -> list[dict[str, Any]]:
-    return [{"name": "tls", "mountPath": _SERVER_FOLDER, "readOnly": True}] if config.tls.is_on else []
+    return [{"name": "updraft-tls", "mountPath": _SERVER_FOLDER, "readOnly": True}] if config.tls.is_on else []

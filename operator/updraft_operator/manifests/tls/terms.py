@@ -12,6 +12,9 @@ from enum import StrEnum
 _RENEWED_AT = 2 / 3
 """Fraction of a life after which a certificate is renewed."""
 
+_OVERDUE_AT = 5 / 6
+"""Fraction of a life."""
+
 CERTIFICATES_PER_CA = 4
 """A CA lives at least so many times as long as a certificate: what the former CA has signed ends before that CA does."""
 
@@ -55,6 +58,8 @@ class Tls:
     """The CAs that clients trust, in PEM format; empty until they are known."""
     can_sign: bool = False
     """Whether the operator has them with their keys."""
+    problem: str = ""
+    """Why it has not, or cannot renew them; empty if it does not know."""
 
     @property
     def is_on(self) -> bool:
@@ -108,21 +113,32 @@ def is_due(certificate: Certificate | None, name: str, authorities: str, now_s: 
     return certificate.names != {name} or now_s >= certificate.renewed_s or now_s < certificate.not_before_s
 
 
+def overdue_s(certificate: Certificate | None) -> float:
+    """The Unix time after which somebody should look why it has not been renewed; a missing one is overdue."""
+    if certificate is None:
+        return 0.0
+    return certificate.not_before_s + _OVERDUE_AT * (certificate.not_after_s - certificate.not_before_s)
+
+
 def needs_ca(authorities: Iterable[Certificate], now_s: float) -> bool:
-    """Whether a new CA is needed beside these, or as the first one."""
-    return all(now_s >= authority.renewed_s for authority in authorities)
+    """Whether a new CA is needed beside these, or as the first one. One from the future, of a clock that was wrong, is none."""
+    return not any(authority.not_before_s <= now_s < authority.renewed_s for authority in authorities)
 
 
 def trusted(authorities: Iterable[Certificate], now_s: float) -> list[Certificate]:
-    """Those that have not expired, newest first."""
-    valid = (authority for authority in authorities if now_s < authority.not_after_s)
+    """Those that are valid now, newest first."""
+    valid = (authority for authority in authorities if authority.not_before_s <= now_s < authority.not_after_s)
     return sorted(valid, key=lambda authority: authority.not_before_s, reverse=True)
 
 
 def signer(authorities: Sequence[Certificate], now_s: float) -> Certificate:
-    """The CA that signs now: the newest that clients have heard of, of at least one that is `trusted`."""
+    """The CA that signs now: the newest that clients have heard of, of at least one that is `trusted`.
+
+    If that one is about to end, the newest signs at once: what the former one signs now would end with it.
+    """
     known = (authority for authority in authorities if now_s - authority.not_before_s >= _announced_s(authority))
-    return next(known, authorities[-1])
+    found = next(known, authorities[-1])
+    return found if found.not_after_s - now_s > 2 * _announced_s(found) else authorities[0]
 
 
 def _announced_s(authority: Certificate) -> float:

@@ -5,8 +5,10 @@ Only facts that the API server or the registry has. Refused: questions to the po
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.manifests import gpus
@@ -14,7 +16,7 @@ from updraft_operator.manifests.accounts import account
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
 from updraft_operator.planning.objects import Ref, redis_secrets
-from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.observed import ConnectionState, Observed
 from updraft_operator.planning.pods import AttachedPod, PodProblem, PodState
 
 _ARGUMENT = {Engine.VLLM: "--speculative-config", Engine.SGLANG: "--speculative-algorithm"}
@@ -22,19 +24,27 @@ _ARGUMENT = {Engine.VLLM: "--speculative-config", Engine.SGLANG: "--speculative-
 _TENSOR = ("--tensor-parallel-size", "--tp-size", "-tp", "--tp")
 _OTHERS = ("--pipeline-parallel-size", "--pp-size", "-pp", "--pp", "--data-parallel-size", "--dp-size", "-dp", "--dp")
 
+_GUESSED = ("EngineArgumentMissing", "ParallelismUnsupported", "ParallelismDiffers", "GPUMismatch")
+"""Reasons by a pod's spec that its agent knows better: the server may have arguments that the spec does not show."""
+
+REPORTED_S = 60.0
+"""After this time, a ready server's agent has reported, and the registry's answer has come."""
+
 _NAMED = 3
 """Pods that a message names; it counts the others."""
 
 
-def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator) -> AttachedPod:
+def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator, now_unix_s: float) -> AttachedPod:
     """A selected pod, as the API server returns it."""
-    problem = next(_problems(body["spec"], owner), None)
-    marks = body["metadata"].get("annotations") or {}
-    state = replace(PodState.of(body), part=names.SERVING)
+    conditions = {entry["type"]: entry for entry in body.get("status", {}).get("conditions", ())}
+    since = conditions.get("Ready", {}).get("lastTransitionTime")
+    ready_s = now_unix_s - datetime.fromisoformat(since).timestamp() if since else REPORTED_S
     return AttachedPod(
-        state=state,
-        problem=problem,
-        settings=marks.get(names.SETTINGS, ""),
+        state=replace(PodState.of(body), part=names.SERVING),
+        problem=next(_problems(body["spec"], owner), None),
+        settings=(body["metadata"].get("annotations") or {}).get(names.SETTINGS, ""),
+        is_ours=names.child(owner.metadata.name, names.SERVING) in map(_settings_of, _agents(body["spec"])),
+        has_settled=ready_s >= REPORTED_S,
         redis_secrets=tuple(redis_secrets(_agents(body["spec"]))),
     )
 
@@ -42,7 +52,7 @@ def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator) -> Attached
 def with_former_settings(observed: Observed) -> list[AttachedPod]:
     """The pods whose agents read other settings, or another address of Redis, than they would read now."""
     mark = _mark(observed)
-    pods = [pod for pod in observed.attached if not pod.state.is_finished]
+    pods = [pod for pod in observed.attached.pods if pod.is_ours and not pod.state.is_finished]
     return [pod for pod in pods if mark and pod.settings.partition("-")[0] != mark.partition("-")[0]]
 
 
@@ -51,11 +61,15 @@ def attachment_of(observed: Observed) -> Iterator[Assessment]:
     selected = observed.speculator.spec.serving.attached
     if selected is None:
         return
-    pods = [pod for pod in observed.attached if not (pod.state.is_ending or pod.state.is_finished)]
+    if observed.attached.problem:
+        yield unknown("PodsNotListed", observed.attached.problem)
+    pods = [pod for pod in observed.attached.pods if not (pod.state.is_ending or pod.state.is_finished)]
     if not pods:
         yield false("NoPods", f"no pod of the namespace has the labels {selected.selector.text}")
-    for problem in dict.fromkeys(pod.problem for pod in pods if pod.problem is not None):
-        yield false(problem.reason, f"{_listed(pod for pod in pods if pod.problem == problem)}: {problem.message}")
+    reporting = {report.pod for report in observed.registry.pods}
+    lacking = [pod for pod in pods if not (_is_guess(pod.problem) and pod.state.name in reporting)]
+    for problem in dict.fromkeys(pod.problem for pod in lacking if pod.problem is not None):
+        yield false(problem.reason, f"{_listed(pod for pod in lacking if pod.problem == problem)}: {problem.message}")
     yield from _reported(observed, pods)
     yield from _outdated(observed, pods)
     yield true("Attached", f"{len(pods)} pods report to the registry")
@@ -63,20 +77,38 @@ def attachment_of(observed: Observed) -> Iterator[Assessment]:
 
 def _reported(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessment]:
     """The words of the agents about the plugins. A server that is not ready yet need not have connected."""
-    reports = {report.pod: report for report in observed.registry.pods}
-    state, ready = observed.registry.state, [pod for pod in pods if pod.state.is_ready]
-    if state is None or not observed.registry.is_connected:
+    view, reports = observed.registry, {report.pod: report for report in observed.registry.pods}
+    before = next((each for each in observed.speculator.status.conditions if each.type == "Attached"), None)
+    if not view.is_connected:
+        if view.connection is ConnectionState.CONNECTING and before is not None:
+            yield Assessment(before.status, before.reason, before.message)
         yield unknown("RegistryNotReady", "what agents report is not known without the registry")
         return
-    if silent := [pod for pod in ready if pod.state.name not in reports]:
+    ready = [pod for pod in pods if pod.state.is_ready]
+    silent = [pod for pod in ready if pod.state.name not in reports]
+    if late := [pod for pod in silent if pod.has_settled and view.has_all_pods]:
         why = "the server has not loaded the plugin, or its agent does not reach the registry"
-        yield false("NotReporting", f"{_listed(silent)}: {why}; see the log of container {attachment.AGENT}")
+        yield false("NotReporting", f"{_listed(late)}: {why}; see the log of container {attachment.AGENT}")
     for pod in ready:
-        if (problem := reports[pod.state.name].capture_problem) or (problem := reports[pod.state.name].problem):
-            is_restart = reports[pod.state.name].waits_for_restart
-            yield false("RestartNeeded" if is_restart else "PluginProblem", f"{pod.state.name}: {problem}")
+        yield from _told(pod.state.name, reports.get(pod.state.name, pb.PodState()))
+    if silent and before is not None and before.status == "True":
+        yield Assessment(before.status, before.reason, before.message)
+    if silent:
+        yield unknown("PodsStarting", f"{_listed(silent)}: the agent has not reported yet")
     if len(ready) < len(pods):
         yield unknown("PodsStarting", f"{_listed(pod for pod in pods if pod not in ready)}: the server is not ready")
+
+
+def _told(name: str, report: pb.PodState) -> Iterator[Assessment]:
+    """What an agent says about its server. A problem without a refused version may end by itself."""
+    if report.capture_problem:
+        yield false("PluginProblem", f"{name}: {report.capture_problem}")
+    if report.problem and report.waits_for_restart:
+        yield false("RestartNeeded", f"{name}: {report.problem}")
+    elif report.problem and report.refused:
+        yield false("PluginProblem", f"{name}: {report.problem}")
+    elif report.problem:
+        yield unknown("DraftPending", f"{name}: {report.problem}")
 
 
 def _outdated(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessment]:
@@ -97,6 +129,10 @@ def _mark(observed: Observed) -> str:
     described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
     data = described.live().get("data") or {} if described is not None else {}
     return attachment.settings_mark(data) if attachment.POD in data else ""
+
+
+def _is_guess(problem: PodProblem | None) -> bool:
+    return problem is not None and problem.reason in _GUESSED
 
 
 def _listed(pods: Iterable[AttachedPod]) -> str:
@@ -132,10 +168,10 @@ def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: Adaptive
     if not agents:
         yield PodProblem(reason="NotInjected", message=f"it has no container {attachment.AGENT}")
         return
-    own = names.child(owner.metadata.name, names.SERVING)
-    settings = [each.get("configMapRef", {}).get("name") for each in agents[0].get("envFrom", ())]
-    if own not in settings:
-        yield PodProblem(reason="OtherSpeculator", message=f"its agent has the settings {settings}, not {own}")
+    if (settings := _settings_of(agents[0])) != (own := names.child(owner.metadata.name, names.SERVING)):
+        yield PodProblem(
+            reason="OtherSpeculator", message=f"its agent has the settings {settings or 'of nobody'}, not {own}"
+        )
     if engine.value not in agents[0].get("args", ()):
         yield PodProblem(
             reason="EngineDiffers", message=f"its agent is not for {engine.value}: {agents[0].get('args')}"
@@ -148,8 +184,13 @@ def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: Adaptive
 
 
 def _agents(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    containers = (*spec.get("initContainers", ()), *spec["containers"])
-    return [each for each in containers if each["name"] == attachment.AGENT]
+    return [each for each in (*spec.get("initContainers", ()), *spec["containers"]) if each["name"] == attachment.AGENT]
+
+
+def _settings_of(agent: Mapping[str, Any]) -> str:
+    """The ConfigMap with an agent's settings; empty without one."""
+    found = (each["configMapRef"]["name"] for each in agent.get("envFrom", ()) if "configMapRef" in each)
+    return next(found, "")
 
 
 def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:

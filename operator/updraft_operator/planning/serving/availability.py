@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from updraft_operator.api import names
+from updraft_operator.api.attached import Attached
 from updraft_operator.api.speculator import DisruptionBudget
 from updraft_operator.manifests import ranks
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
@@ -15,11 +16,14 @@ from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.pods import PodState, worst
 
+_NOBODY = ("NoPods", "NotInjected")
+"""Reasons of Available while nothing is attached."""
+
 
 def desired_pods(observed: Observed) -> int:
     """Number of inference pods that should run: the autoscaler's if one scales the Deployment; 0 if suspended.
 
-    Of attached pods, those that there are: their workload knows how many it wants."""
+    Of attached pods, those that have our agent: their workload knows how many it wants."""
     if observed.speculator.spec.serving.is_attached:
         return sum(not (pod.is_ending or pod.is_finished) for pod in observed.pods_of(names.SERVING))
     if observed.speculator.spec.suspend:
@@ -72,10 +76,12 @@ def reconciling(observed: Observed, ready: Assessment, scaled: Assessment) -> It
 
 
 def reached_pods(observed: Observed, serves: Assessment) -> int | None:
-    """See ServingStatus.reached_replicas. It begins when enough pods serve for the first time, and again after a suspension."""
+    """See ServingStatus.reached_replicas. It begins when enough pods serve for the first time, and again after none."""
     before, num_ready = _reached(observed), _num_ready(observed)
-    if serves.reason == "Suspended" or (before is None and serves.status != "True"):
+    if serves.reason in ("Suspended", *_NOBODY) or (before is None and serves.status != "True"):
         return None
+    if serves.status == "Unknown":
+        return before
     return min(desired_pods(observed), max(before or 0, num_ready))
 
 
@@ -107,10 +113,20 @@ def _suspended(observed: Observed) -> Assessment | None:
         return true("Suspended", "spec.suspend is true, so no pod runs")
     attached = observed.speculator.spec.serving.attached
     if attached is not None and not desired_pods(observed):
-        return unknown("NoPods", f"no pod of the namespace has the labels {attached.selector.text}")
+        return next(_unattached(observed, attached))
     if desired_pods(observed) == 0:
         return true("Suspended", "spec.serving.replicas is 0, so no pod runs")
     return None
+
+
+def _unattached(observed: Observed, attached: Attached) -> Iterator[Assessment]:
+    """Why no pod is attached."""
+    if observed.attached.problem:
+        yield unknown("PodsNotListed", observed.attached.problem)
+    if others := sum(not (pod.state.is_ending or pod.state.is_finished) for pod in observed.attached.pods):
+        text = f"{others} pods have the labels {attached.selector.text}"
+        yield unknown("NotInjected", f"{text}, and none has the agent of this AdaptiveSpeculator")
+    yield unknown("NoPods", f"no pod of the namespace has the labels {attached.selector.text}")
 
 
 def _reached(observed: Observed) -> int | None:

@@ -51,8 +51,10 @@ def _has_former_pods(observed: Observed, role: Role, pending: Container[Ref]) ->
     children = workloads(observed, role)
     if not all(has_current_template(child) and child.ref not in pending for child in children):
         return True
+    if role is Role.READER or not observed.speculator.spec.serving.is_attached:
+        return False
     described = Ref("ConfigMap", attachment.config_map(observed.name))
-    return role is Role.WRITER and bool(with_former_settings(observed) or (observed.attached and described in pending))
+    return bool(with_former_settings(observed) or observed.attached.problem or described in pending)
 
 
 def rotation_waits(observed: Observed, decided: Places) -> str:

@@ -143,7 +143,7 @@ def workloads(observed: Observed, role: Role) -> tuple[Child, ...]:
 def is_rolled_out(observed: Observed, role: Role) -> bool:
     """Whether all pods of a role, also those that end, have the current template. Attached pods have none: they must be at one
     Redis."""
-    children, attached = workloads(observed, role), {pod.state.name for pod in observed.attached}
+    children, attached = workloads(observed, role), {pod.state.name for pod in observed.attached.pods}
     num_pods = sum(not pod.is_finished and pod.name not in attached for pod in observed.pods_of(_PARTS[role]))
     if role is Role.WRITER and len(_pointed_now(observed, role)) > 1:
         return False
@@ -175,7 +175,8 @@ def _writer_now(observed: Observed, reader_now: Place | None) -> Place | None:
 
 
 def _nobody_writes_elsewhere(observed: Observed, writer_now: Place | None, goal: Place) -> bool:
-    has_none = observed.speculator.spec.serving.is_attached and writer_now is None
+    is_known = observed.speculator.spec.serving.is_attached and not observed.attached.problem
+    has_none = is_known and writer_now is None
     return (writer_now is goal or has_none) and is_rolled_out(observed, Role.WRITER)
 
 
@@ -186,7 +187,7 @@ def _pointed_now(observed: Observed, role: Role) -> frozenset[Place]:
     known = {secret_name(observed.name, role, place): place for place in OURS if exists[place]}
     gone = {secret_name(observed.name, role, place) for place in OURS} - known.keys()
     own = {name for child in workloads(observed, role) for name in child.redis_secrets[:1]} - gone
-    attached = [pod for pod in observed.attached if role is Role.WRITER and not pod.state.is_finished]
+    attached = [pod for pod in observed.attached.pods if role is Role.WRITER and not pod.state.is_finished]
     theirs = {name for pod in attached for name in pod.redis_secrets} & known.keys()
     return frozenset(known.get(name, Place.NAMED) for name in own | theirs)
 

@@ -50,7 +50,7 @@ def test_the_files_hold_what_the_definitions_say() -> None:
 
 
 def test_every_value_has_one_type_and_nothing_refers_to_elsewhere(root: Schema) -> None:
-    foreign = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "title", "const", "nullable", "additionalProperties"}
+    foreign = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "title", "const", "nullable"}
     for path, node in _nodes(root):
         assert foreign.isdisjoint(node), path
         assert ("type" in node) != ("x-kubernetes-int-or-string" in node), path
@@ -60,7 +60,8 @@ def test_every_value_has_one_type_and_nothing_refers_to_elsewhere(root: Schema) 
 def test_every_object_is_either_ours_or_kept_as_it_is(root: Schema) -> None:
     for path, node in _nodes(root):
         if node.get("type") == "object" and path != "metadata":
-            assert "properties" in node or node.get("x-kubernetes-preserve-unknown-fields"), path
+            kept = node.get("x-kubernetes-preserve-unknown-fields")
+            assert "properties" in node or kept or "maxProperties" in node, path
         if node.get("type") == "array":
             assert "items" in node, path
             assert "maxItems" in node, path
@@ -129,7 +130,12 @@ def test_every_limit_of_a_spec_has_a_case(kind: str) -> None:
         for words in _SAID
         if _SAID[words] in limit.message
     }
-    limits = {(path.partition("[]")[0], word) for path, node in _nodes(spec) for word in _SAID if word in node}
+    limits = {
+        (path.partition("[]")[0].partition("{}")[0], word)
+        for path, node in _nodes(spec)
+        for word in _SAID
+        if word in node
+    }
     # Of what is required, targetModel.uri stands for all, and that a list's key is required is part of the list.
     assert {(path, word) for path, word in limits - described if word != "required"} == set()
 
@@ -141,7 +147,10 @@ def test_the_reference_has_every_field_once_in_its_place() -> None:
         fields = [line.split("`")[1].rpartition(".")[2] for line in rest.splitlines() if line.startswith("| `")]
         root = crd.schema(kind)["properties"]
         paths = [
-            path for part in ("spec", "status") for path, node in _nodes(root[part]) if path and not path.endswith("[]")
+            path
+            for part in ("spec", "status")
+            for path, node in _nodes(root[part])
+            if path and not path.endswith(("[]", "{}"))
         ]
         own = [path for path in paths if not path.endswith("env[].name")]
         assert sorted(fields) == sorted(path.rpartition(".")[2] for path in own)
@@ -169,7 +178,18 @@ def test_the_examples_are_the_least_resources() -> None:
 
 
 _VALIDATIONS = "x-kubernetes-validations"
-_PLAIN = {"name", "key", "path", "claimName", "samples", "firstTraceId", "lastTraceId", "env[]", "args[]"}
+_PLAIN = {
+    "name",
+    "key",
+    "path",
+    "claimName",
+    "samples",
+    "firstTraceId",
+    "lastTraceId",
+    "env[]",
+    "args[]",
+    "matchLabels{}",
+}
 
 
 def _nodes(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
@@ -179,6 +199,8 @@ def _nodes(node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
         yield from _nodes(part, f"{path}.{name}".lstrip("."))
     if "items" in node:
         yield from _nodes(node["items"], f"{path}[]")
+    if "additionalProperties" in node:
+        yield from _nodes(node["additionalProperties"], f"{path}{{}}")
 
 
 def _is_described(node: Schema) -> bool:

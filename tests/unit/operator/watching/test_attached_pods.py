@@ -7,7 +7,9 @@ from tests.support.manifests import ATTACHED, speculator
 from tests.unit.operator.memory_cluster import MemoryCluster
 from tests.unit.operator.world import KEY, World, run_now
 
+from updraft_operator.manifests.merge import merged
 from updraft_operator.planning.plan import ATTACHED_S
+from updraft_operator.planning.pods import Selection
 from updraft_operator.watching.attached_pods import FRESH_S, AttachedPods
 
 
@@ -23,21 +25,68 @@ def test_only_selected_pods_of_the_namespace_are_listed_and_only_if_pods_are_att
         cluster.set(body)
     pods = AttachedPods(cluster, ManualClock())
 
-    assert [pod.state.name for pod in run_now(pods.read(KEY, speculator(ATTACHED)))] == ["mine"]
-    assert run_now(pods.read(KEY, speculator())) == ()
+    assert [pod.state.name for pod in run_now(pods.read(KEY, speculator(ATTACHED))).pods] == ["mine"]
+    assert run_now(pods.read(KEY, speculator())) == Selection()
 
 
 def test_a_listing_is_used_for_some_seconds_and_not_for_another_spec() -> None:
     cluster, clock = MemoryCluster(), ManualClock()
     pods = AttachedPods(cluster, clock)
-    assert run_now(pods.read(KEY, speculator(ATTACHED))) == ()
+    assert run_now(pods.read(KEY, speculator(ATTACHED))).pods == ()
     cluster.set(_pod("new"))
 
-    assert run_now(pods.read(KEY, speculator(ATTACHED))) == ()
-    assert len(run_now(pods.read(KEY, speculator(ATTACHED, generation=2)))) == 1
+    assert run_now(pods.read(KEY, speculator(ATTACHED))).pods == ()
+    assert len(run_now(pods.read(KEY, speculator(ATTACHED, generation=2))).pods) == 1
     cluster.set(_pod("newer"))
     clock.advance(FRESH_S + 0.1)
-    assert len(run_now(pods.read(KEY, speculator(ATTACHED, generation=2)))) == 2
+    assert len(run_now(pods.read(KEY, speculator(ATTACHED, generation=2))).pods) == 2
+
+
+def test_pods_of_updraft_itself_are_never_attached_to() -> None:
+    """A label of a whole team may be on them, too."""
+    world = World()
+    world.spec(**ATTACHED)
+    for part in ("registry", "serving"):
+        world.pod(part, 0, {"phase": "Running"})
+    for own in world.cluster.of("Pod"):
+        world.cluster.set(merged(own, {"metadata": {"labels": {"app": "vllm"}}}))
+
+    found = run_now(AttachedPods(world.cluster, world.clock).read(KEY, speculator(ATTACHED)))
+
+    assert found.pods == ()
+    assert [each["metadata"]["labels"]["app"] for each in world.cluster.of("Pod")] == ["vllm", "vllm"]
+
+
+def test_pods_that_cannot_be_listed_hold_up_neither_the_other_parts_nor_a_deletion() -> None:
+    world = World()
+    world.spec(**ATTACHED)
+    world.cluster.set(_pod("vllm-0"))
+    world.settle()
+
+    world.spec(serving={"attached": {"selector": {"matchLabels": {"a,b": "c"}}}}, traces={"evaluationPercent": 20})
+    world.clock.advance(FRESH_S + 0.1)
+    world.settle()
+
+    stored = world.cluster.objects["AdaptiveSpeculator", *KEY]["status"]
+    (attached,) = (each for each in stored["conditions"] if each["type"] == "Attached")
+    assert (attached["status"], attached["reason"]) == ("Unknown", "PodsNotListed")
+    assert "'a,b' is not the name of a label" in attached["message"]
+    settings = world.cluster.objects["ConfigMap", KEY.namespace, "qwen-serving"]["data"]
+    assert settings["UPDRAFT_INFERENCE_CAPTURE_EVALUATION_FRACTION"] == "0.2"
+    ending = speculator(ATTACHED, deletionTimestamp="2026-11-25T12:00:00Z")
+    assert run_now(AttachedPods(world.cluster, world.clock).read(KEY, ending)) == Selection()
+
+
+def test_the_last_listing_counts_while_a_new_one_fails() -> None:
+    cluster, clock = MemoryCluster(), ManualClock()
+    pods = AttachedPods(cluster, clock)
+    cluster.set(_pod("vllm-0"))
+    before = run_now(pods.read(KEY, speculator(ATTACHED)))
+    bad = merged(ATTACHED, {"serving": {"attached": {"selector": {"matchLabels": {"a=b": "c"}}}}})
+
+    after = run_now(pods.read(KEY, speculator(bad, generation=2)))
+
+    assert (after.pods, bool(after.problem)) == (before.pods, True)
 
 
 def test_the_operator_looks_again_by_itself_and_writes_what_changed_without_a_plan() -> None:

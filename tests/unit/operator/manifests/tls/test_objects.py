@@ -35,8 +35,8 @@ def test_only_the_registry_mounts_its_key() -> None:
     assert all("tls.key" not in mounted and "qwen-registry-tls" not in mounted for mounted in volumes.values())
     assert all("'configMap': {'name': 'qwen-ca'" in mounted for mounted in volumes.values())
     registry = {each["name"]: each for each in pod_spec(speculator(), "registry", SELF_SIGNED)["volumes"]}
-    assert registry["tls"]["secret"]["secretName"] == "qwen-registry-tls"
-    assert [item["key"] for item in registry["tls"]["secret"]["items"]] == ["tls.crt", "tls.key"]
+    assert registry["updraft-tls"]["secret"]["secretName"] == "qwen-registry-tls"
+    assert [item["key"] for item in registry["updraft-tls"]["secret"]["items"]] == ["tls.crt", "tls.key"]
 
 
 def test_every_client_of_the_registry_trusts_the_mounted_cas() -> None:
@@ -77,3 +77,17 @@ def test_cert_manager_is_asked_for_the_same_secret() -> None:
     assert request["spec"]["dnsNames"] == ["qwen-registry.team.svc"]
     assert request["spec"]["issuerRef"] == {"name": "corporate", "kind": "ClusterIssuer", "group": "cert-manager.io"}
     assert tls.orders(speculator(), CERT_MANAGER, None, 0.0) == (), "the operator signs nothing"
+
+
+def test_a_secret_of_cert_manager_is_labelled_as_ours() -> None:
+    request, _ = tls.objects(speculator(), CERT_MANAGER)
+    assert request["spec"]["secretTemplate"]["labels"] == request["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("part", ["serving", "trainer", "registry"])
+def test_a_volume_of_a_corporate_ca_does_not_collide_with_ours(part: str) -> None:
+    volumes = [{"name": name, "secret": {"secretName": "corporate"}} for name in ("ca", "tls")]
+    spec = {part: {"podTemplate": {"spec": {"volumes": volumes}}}}
+    mounted = {each["name"]: each for each in pod_spec(speculator(spec), part, SELF_SIGNED)["volumes"]}
+    assert [mounted[each["name"]] for each in volumes] == volumes
+    assert {"updraft-ca", "updraft-tls"} & mounted.keys()

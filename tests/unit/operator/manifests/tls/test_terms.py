@@ -106,3 +106,17 @@ def test_a_new_ca_signs_after_clients_had_time_to_hear_of_it() -> None:
     assert signer([new, former], 5760.0 + 359) is former
     assert signer([new, former], 5760.0 + 360) is new
     assert signer([former], 0.0) is former, "the first one has nobody to wait for"
+
+
+def test_a_ca_that_is_about_to_end_signs_nothing_that_would_end_with_it() -> None:
+    """The operator was away for long."""
+    former, new = _certificate(0.0, 8640.0), _certificate(8000.0, 8640.0)
+    assert signer([new, former], 8000.0) is new
+    assert signer([former], 8000.0) is former, "there is no other"
+
+
+def test_a_ca_from_the_future_is_neither_trusted_nor_enough() -> None:
+    valid, future = _certificate(0.0, 8640.0), _certificate(10_000.0, 8640.0)
+    assert needs_ca([future], 100.0)
+    assert not needs_ca([future, valid], 100.0)
+    assert trusted([future, valid], 100.0) == [valid]

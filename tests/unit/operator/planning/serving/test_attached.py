@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from tests.support.manifests import ATTACHED, CONFIG, one, speculator
-from tests.support.observed import NOW, as_child, connected, observed, redis_urls
+from tests.support.observed import NOW, NOW_S, as_child, connected, observed, redis_urls
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.manifests.manifest import OperatorConfig
@@ -16,9 +17,10 @@ from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Child
-from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.plan import objects
-from updraft_operator.planning.serving.attached import attached_pod
+from updraft_operator.planning.pods import Selection
+from updraft_operator.planning.serving.attached import REPORTED_S, attached_pod
 from updraft_operator.planning.status import status
 
 READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
@@ -48,13 +50,13 @@ def seen(
     *bodies: Mapping[str, Any], reports: tuple[pb.PodState, ...] = (), spec: Any = ATTACHED, **more: Any
 ) -> Observed:
     owner = speculator(spec)
-    pods = tuple(attached_pod(body, owner) for body in bodies)
+    attached = Selection(pods=tuple(attached_pod(body, owner, NOW_S) for body in bodies))
     registry, described = replace(connected(), pods=reports), _described(spec, more.get("config", CONFIG))
     given = {
         "registry": registry,
         "children": {described.ref: described},
-        "attached": pods,
-        "pods": tuple(pod.state for pod in pods),
+        "attached": attached,
+        "pods": attached.states,
         **more,
     }
     return observed(spec, **given)
@@ -128,7 +130,7 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_what_a_pod_lacks_is_named_with_the_pod(lacks: str) -> None:
     change, reason, words = LACKS[lacks]
 
-    found = verdict(seen(injected(), injected("vllm-1", **change), reports=(report(), report("vllm-1"))))
+    found = verdict(seen(injected(), injected("vllm-1", **change), reports=(report(),)))
 
     assert found[:2] == ("False", reason)
     assert found[2].startswith("vllm-1: ")
@@ -173,7 +175,7 @@ def test_a_ready_server_whose_agent_says_nothing_has_no_plugin() -> None:
     ("fields", "reason"),
     [
         ({"capture_problem": "vLLM 0.31 has no hook"}, "PluginProblem"),
-        ({"problem": "its target is a, but the drafts are for b"}, "PluginProblem"),
+        ({"problem": "its target is a, but the drafts are for b", "refused": 3}, "PluginProblem"),
         ({"problem": "its shape is another", "waits_for_restart": 3}, "RestartNeeded"),
     ],
 )
@@ -181,6 +183,59 @@ def test_what_an_agent_reports_is_told_in_its_words(fields: dict[str, Any], reas
     (text,) = (value for value in fields.values() if isinstance(value, str))
 
     assert verdict(seen(injected(), reports=(report(**fields),))) == ("False", reason, f"vllm-0: {text}")
+
+
+def test_a_draft_that_an_agent_fetches_again_is_no_problem_of_the_plugin() -> None:
+    found = verdict(seen(injected(), reports=(report(problem="version 3 is not fetched yet"),)))
+
+    assert found == ("Unknown", "DraftPending", "vllm-0: version 3 is not fetched yet")
+
+
+@pytest.mark.parametrize("lacks", ["the argument", "one rank", "one replica"])
+def test_an_agent_that_reports_knows_better_than_the_pods_spec(lacks: str) -> None:
+    change, _, _ = LACKS[lacks]
+
+    assert verdict(seen(injected(**change), reports=(report(),)))[:2] == ("True", "Attached")
+
+
+def _ready_since(age_s: float) -> dict[str, Any]:
+    since = datetime.fromtimestamp(NOW_S - age_s, UTC).isoformat()
+    return {"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": since}]}
+
+
+def _before(status_: str, reason: str) -> Any:
+    at = NOW.isoformat()
+    kept = {"type": "Attached", "status": status_, "reason": reason, "message": "as before", "lastTransitionTime": at}
+    return speculator(ATTACHED, status={"conditions": [kept]})
+
+
+def test_a_pod_that_has_just_become_ready_has_time_to_report() -> None:
+    new, late = (injected("vllm-1", _ready_since(age_s)) for age_s in (REPORTED_S - 1, REPORTED_S + 1))
+
+    for owner, found in (
+        (speculator(ATTACHED), ("Unknown", "PodsStarting")),
+        (_before("True", "Attached"), ("True", "Attached")),
+        (_before("False", "NotInjected"), ("Unknown", "PodsStarting")),
+    ):
+        assert verdict(seen(injected(), new, reports=(report(),), speculator=owner))[:2] == found
+    assert verdict(seen(injected(), late, reports=(report(),), speculator=_before("True", "Attached")))[:2] == (
+        "False",
+        "NotReporting",
+    )
+
+
+def test_agents_have_time_to_connect_again_to_a_registry_that_restarted() -> None:
+    registry = replace(connected(), has_all_pods=False)
+
+    assert verdict(seen(injected(), registry=registry, speculator=_before("True", "Attached")))[0] == "True"
+
+
+def test_an_operator_that_has_just_started_keeps_what_is_said_about_the_pods() -> None:
+    connecting = RegistryView(connection=ConnectionState.CONNECTING)
+
+    for status_, reason in (("True", "Attached"), ("False", "NotReporting")):
+        found = verdict(seen(injected(), registry=connecting, speculator=_before(status_, reason)))
+        assert found == (status_, reason, "as before")
 
 
 def test_a_pod_that_is_loading_is_not_expected_to_report() -> None:
@@ -226,6 +281,37 @@ def test_a_selector_that_selects_nothing_wakes_nobody() -> None:
     assert verdict(nothing, "Ready")[:2] == ("False", "NoPods")
     ended = seen(injected(pod_status={"phase": "Succeeded"}))
     assert verdict(ended)[1] == "NoPods"
+
+
+def test_pods_without_an_agent_of_this_speculator_are_neither_its_replicas_nor_ready_for_it() -> None:
+    other = injected(initContainers=[{"name": "updraft-agent", "envFrom": [{"configMapRef": {"name": "b-serving"}}]}])
+    for bodies in ((injected(initContainers=None),), (other,)):
+        observation = seen(*bodies)
+        assert verdict(observation, "Available")[:2] == ("Unknown", "NotInjected")
+        assert verdict(observation, "Ready")[:2] == ("False", "NotInjected")
+        serving = status(observation, NOW).serving
+        assert serving is not None
+        assert (serving.replicas, serving.ready_replicas) == (0, 0)
+
+
+def test_a_workload_that_comes_back_from_zero_pods_loads_its_model_and_misses_none() -> None:
+    none = status(seen(speculator=speculator(ATTACHED, status={"serving": {"reachedReplicas": 2}})), NOW).serving
+    assert none is not None
+    back = speculator(ATTACHED, status={"serving": none.model_dump(by_alias=True)})
+
+    assert none.reached_replicas is None
+    assert verdict(seen(injected(pod_status=STARTING), speculator=back), "Available")[:2] == ("False", "ModelLoading")
+
+
+def test_pods_that_cannot_be_listed_are_unknown() -> None:
+    refused = seen(attached=Selection(problem="pods is forbidden"), pods=())
+
+    for kind in ("Attached", "Available"):
+        assert verdict(refused, kind) == ("Unknown", "PodsNotListed", "pods is forbidden")
+    before = speculator(ATTACHED, status={"serving": {"reachedReplicas": 2}})
+    kept = status(replace(refused, speculator=before), NOW).serving
+    assert kept is not None
+    assert kept.reached_replicas == 2
 
 
 def test_as_many_pods_as_there_are_should_be_ready_but_for_the_budget() -> None:
