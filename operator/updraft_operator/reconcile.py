@@ -12,6 +12,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import Tls, overdue_s
@@ -57,7 +58,7 @@ class _ReconcileState:
     """When its deletion was first observed."""
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
-    fresh_passwords: dict[Role, str] = field(default_factory=fresh_passwords)
+    fresh_passwords: dict[tuple[Place, Role], str] = field(default_factory=fresh_passwords)
     """For Secrets without one. A password stays the same until it is written, because pod templates depend on it."""
 
 
@@ -170,9 +171,10 @@ class Reconciler:
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
         if cached.speculator.metadata.deletion_timestamp is not None and state.ending_s is None:
             state.ending_s = wiring.clock.monotonic()
-        held = (*secrets.redis_urls.items(), *secrets.dedicated_urls.items())
-        used = {role for role, url in held if password_of(url) == state.fresh_passwords[role]}
-        state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
+        held = {Place.SHARED: secrets.redis_urls, Place.DEDICATED: secrets.dedicated_urls}
+        for (place, role), new in fresh_passwords().items():
+            if password_of(held[place].get(role, "")) == state.fresh_passwords[place, role]:
+                state.fresh_passwords[place, role] = new
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
         config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
         self._connect(key, cached, cached.speculator, config.tls)

@@ -12,6 +12,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.redis import OURS
 from updraft_operator.manifests.redis_users import Role, user_name, user_url
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
@@ -37,7 +38,7 @@ def observed(spec: Mapping[str, Any] | None = None, **more: Any) -> Observed:
         "speculator": speculator(spec),
         "config": CONFIG,
         "redis_url": "redis://:secret@own",
-        "fresh_passwords": FRESH,
+        "fresh_passwords": {(place, role): FRESH[role] for place in OURS for role in Role},
     }
     return Observed(**{**given, "redis_urls": redis_urls(), **more})
 

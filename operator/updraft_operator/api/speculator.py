@@ -4,6 +4,7 @@
 the status. Neither has floats, as Kubernetes' API conventions require.
 """
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -34,6 +35,7 @@ from updraft_operator.api.schema import (
 )
 from updraft_operator.api.status import Status
 
+_ROTATION = r"[A-Za-z0-9:.+_-]{1,64}"
 _SIZES = usual()
 
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
@@ -502,8 +504,9 @@ class Metadata(Model):
 
     @property
     def rotation(self) -> str:
-        """The request for new passwords; empty without one."""
-        return self.annotations.get(names.ROTATE, "")
+        """The request for new passwords; empty without one that is as it should be."""
+        asked = self.annotations.get(names.ROTATE, "")
+        return asked if re.fullmatch(_ROTATION, asked) else ""
 
 
 class AdaptiveSpeculator(Model):

@@ -47,9 +47,10 @@ def secret_name(speculator: str, role: Role, place: Place = Place.SHARED) -> str
     return names.child(speculator, f"{place}-{role}")
 
 
-def secret(owner: AdaptiveSpeculator, role: Role, place: Place, url: str) -> Manifest:
-    """The Secret with the address of this Redis for one role, with the password of its user only."""
-    content = {URL: url} | ({ROTATION: owner.metadata.rotation} if owner.metadata.rotation else {})
+def secret(owner: AdaptiveSpeculator, role: Role, place: Place, url: str, rotation: str = "") -> Manifest:
+    """The Secret with the address of this Redis for one role, with the password of its user only, and the request that it was
+    made for."""
+    content = {URL: url} | ({ROTATION: rotation} if rotation else {})
     name = secret_name(owner.metadata.name, role, place)
     return manifest(owner, "v1", "Secret", name, _PARTS[role], type="Opaque", stringData=content)
 

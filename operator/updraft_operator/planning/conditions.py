@@ -111,6 +111,10 @@ def _moving(observed: Observed, ready: Assessment) -> Iterator[Assessment]:
 def _rotated(observed: Observed) -> Iterator[Assessment]:
     """How far a request for new passwords is; nothing without one."""
     asked, decided = observed.speculator.metadata.rotation, places(observed)
+    if not asked and names.ROTATE in observed.speculator.metadata.annotations:
+        yield false(
+            "InvalidRequest", f"the annotation {names.ROTATE} needs 1 to 64 letters, digits and any of : . + _ -"
+        )
     if not asked:
         return
     if not decided.in_use:

@@ -104,7 +104,7 @@ class Observed:
     """Redis of the operator that answer and have the users of this speculator."""
     unread: int | None = None
     """Traces in the Redis that is being left, counted after nobody wrote there any more; None: not counted yet."""
-    fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
+    fresh_passwords: Mapping[tuple[Place, Role], str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
     certificate: Certificate | None = None
     """The one in the registry's Secret; None without a valid one."""

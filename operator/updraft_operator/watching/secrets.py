@@ -184,5 +184,6 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
         yield spec.registry.bucket.secret_ref.name, ""
 
 
-def fresh_passwords() -> dict[Role, str]:
-    return {role: secrets.token_hex(_PASSWORD_BYTES) for role in Role}
+def fresh_passwords() -> dict[tuple[Place, Role], str]:
+    """Each Redis gets passwords of its own, because those of a dedicated one can be learned in its namespace."""
+    return {(place, role): secrets.token_hex(_PASSWORD_BYTES) for place in OURS for role in Role}

@@ -202,5 +202,5 @@ def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "annotations")}
     if rotation := (body["metadata"].get("annotations") or {}).get(names.ROTATE):
-        metadata["annotations"] = {names.ROTATE: rotation}
+        metadata["annotations"] = {names.ROTATE: rotation[:65]}  # more than a request may have
     return {"metadata": metadata, "spec": body.get("spec", {}), "status": body.get("status", {})}

@@ -90,7 +90,7 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             children={Ref(*where): Child.of(where[0], each) for where, each in live.items()},
             redis_url=urls[Role.WRITER],  # of the same Redis
             redis_urls=urls,
-            fresh_passwords=dict.fromkeys(Role, ""),
+            fresh_passwords={(Place.SHARED, role): "" for role in Role},
         )
         if wanted_place(seen.speculator, config) is Place.SHARED:
             desired |= {("Secret", secret_name(name, role)) for role in Role}

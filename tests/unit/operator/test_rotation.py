@@ -6,6 +6,7 @@ import pytest
 from tests.unit.operator.test_moves import MODES, controllers, lives
 from tests.unit.operator.world import KEY, OWNER, World
 
+from updraft_chassis.errors import Forbidden
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import Place, secret_name
@@ -78,15 +79,91 @@ def test_the_former_password_is_valid_until_the_last_pod_is_replaced_and_the_sta
     assert _condition(world)[:2] == ("True", "Rotated")
 
 
-def test_a_redis_that_does_not_answer_is_waited_for() -> None:
+def _template(world: World, part: str = "serving") -> Manifest:
+    found: Manifest = world.cluster.objects["Deployment", KEY.namespace, f"qwen-{part}"]["spec"]["template"]
+    return found
+
+
+def test_a_redis_that_does_not_answer_is_waited_for_with_the_passwords_that_it_has() -> None:
     world = _world()
+    before, template = _passwords(world), _template(world)
     world.streams.away.add("own")
     _ask(world)
+    for _ in range(2):
+        lives(world)
+        assert _condition(world)[1:] == (
+            "Rotating",
+            "request 2026-11-30T21:00:00Z: Redis has to be ready, and to have the users",
+        )
+        assert _passwords(world) == before
+        assert _template(world) == template
+        world.restart()
+    world.streams.away.clear()
     lives(world)
-    assert _condition(world)[1:] == (
-        "Rotating",
-        "request 2026-11-30T21:00:00Z: Redis has to forget the former passwords",
-    )
+    assert _condition(world)[:2] == ("True", "Rotated")
+    assert all(before[role] != new for role, new in _passwords(world).items())
+
+
+def test_a_secret_that_may_not_be_written_changes_neither_pods_nor_users() -> None:
+    world = _world()
+    template, users = _template(world), _users(world)
+    apply = world.cluster.apply
+
+    async def refusing(content: Manifest, *, is_status: bool = False) -> Manifest:
+        if content["kind"] == "Secret":
+            raise Forbidden("it is immutable")
+        return await apply(content, is_status=is_status)
+
+    _ask(world)
+    for _ in range(2):
+        world.cluster.apply = refusing  # type: ignore[method-assign]
+        lives(world)
+        assert _template(world) == template
+        assert {user.password_hash for user in _users(world).values()} == {
+            each.password_hash for each in users.values()
+        }
+        assert "it is immutable" in _condition(world)[2]
+        world.restart()
+    world.cluster.apply = apply  # type: ignore[method-assign]
+    lives(world)
+    assert _condition(world)[:2] == ("True", "Rotated")
+
+
+@pytest.mark.parametrize("part", ["serving", "trainer"])
+def test_the_former_password_is_valid_until_former_pods_have_ended(part: str) -> None:
+    world = _world()
+    world.pod(part, 1, {"phase": "Running"})
+    world.pod(part, 2, {"phase": "Running"})  # it ends
+    _ask(world)
+    lives(world)
+    assert any(user.keeps_former for user in _users(world).values())
+    assert _condition(world)[:2] == ("False", "Rotating")
+    assert "have to end" in _condition(world)[2]
+    world.pod(part, 2, None)
+    lives(world)
+    assert not any(user.keeps_former for user in _users(world).values())
+    assert _condition(world)[:2] == ("True", "Rotated")
+
+
+def test_no_two_redis_get_the_same_password() -> None:
+    world = _world()
+    world.streams.unread["own"] = 3
+    world.spec(traces=MODES["Dedicated"])
+    lives(world)
+    _ask(world)
+    lives(world)
+    made = [*_passwords(world).values(), *_passwords(world, Place.DEDICATED).values()]
+    assert len(set(made)) == 4
+
+
+@pytest.mark.parametrize("request_text", ["x\n\x1b[31mFAKE", "x" * 65])
+def test_a_request_with_any_other_text_is_refused(request_text: str) -> None:
+    world = _world()
+    before = _passwords(world)
+    _ask(world, request_text)
+    lives(world)
+    assert _condition(world)[:2] == ("False", "InvalidRequest")
+    assert _passwords(world) == before
 
 
 def test_a_resource_without_such_users_has_nothing_to_replace() -> None:
