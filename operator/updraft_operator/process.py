@@ -113,6 +113,9 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 may_write=lambda: lease.is_held and not settings.dry_run,
                 on_change=lambda: _add_all(store, work),
             )
+            measures.overdue.set_function(
+                lambda: measures.num_overdue(clock.now()) + (certificates.redis_overdue_s <= clock.now())
+            )
             forget += [users.start_over, certificates.start_over]
             wiring = Wiring(
                 store=store,

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from updraft_chassis.clock import Clock
@@ -12,10 +11,10 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
-from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.manifests.tls import objects as tls
-from updraft_operator.manifests.tls.terms import Tls
+from updraft_operator.manifests.tls.terms import Tls, overdue_s
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning import versions
 from updraft_operator.planning.assessment import unreadable
@@ -25,15 +24,15 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.refusals import foreign, refused
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
-from updraft_operator.watching.cluster import KINDS, Cluster
+from updraft_operator.watching.cluster import CERTIFICATE, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
+from updraft_operator.writes import event_content, foreign, refused, status_content
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +120,14 @@ class Reconciler:
         if plan.users is not None:
             self._wiring.users.want(key, plan.users)
         await self._publish(key, observed, plan)
+        self._measure(key, observed)
+        return _again(plan)
+
+    def _measure(self, key: Key, observed: Observed) -> None:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
-        is_ending = observed.speculator.metadata.deletion_timestamp is not None
-        return None if plan.again_s is None else Again(plan.again_s, needs_plan=is_ending)
+        if observed.config.tls.is_on:
+            self._wiring.metrics.show_certificate(key, overdue_s(observed.certificate))
 
     async def refresh(self, key: Key) -> Again | None:
         """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
@@ -138,7 +141,7 @@ class Reconciler:
         plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
-        return None if plan.again_s is None else Again(plan.again_s, needs_plan=False)
+        return _again(plan)
 
     def retry_refused(self) -> None:
         """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
@@ -148,7 +151,10 @@ class Reconciler:
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator), attached)
+        request = cached.children.get(Ref(CERTIFICATE, tls.secret_name(key.name)))
+        version = request.resource_version if request is not None else ""
+        secrets = await self._wiring.secrets.read(key, cached.speculator, version)
+        return self._observed(key, cached, secrets, attached)
 
     def _observed(
         self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
@@ -190,9 +196,10 @@ class Reconciler:
         """Connect to the registry while its pod is ready, and never without TLS where there should be TLS."""
         workload = cached.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
         is_ready = workload is not None and workload.status.get("readyReplicas", 0) > 0
-        is_known = bool(trusted.authorities) or not trusted.is_on
-        if not is_ready or not is_known or owner.metadata.deletion_timestamp is not None:
+        if not is_ready or owner.metadata.deletion_timestamp is not None:
             self._wiring.registries.set_address(key, None)
+            return
+        if trusted.is_on and not trusted.authorities:  # a connection with those that were known goes on
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
         found = RegistryAddress(address=address, audience=audience(*key), lists_pods=owner.spec.serving.is_attached)
@@ -326,7 +333,7 @@ class Reconciler:
         if self._wiring.is_dry_run:
             return True
         try:
-            answer = await self._wiring.cluster.apply(_status(key, target, seen, status), is_status=True)
+            answer = await self._wiring.cluster.apply(status_content(key, target, seen, status), is_status=True)
         except NotFound:
             return False
         self._wiring.store.put(target.kind, answer)
@@ -350,23 +357,7 @@ class Reconciler:
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""
-        now = datetime.fromtimestamp(self._wiring.clock.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        name = f"{event.name}.{digest({'reason': event.reason, 'message': event.message, 'uid': event.uid, 'at': now})}"
-        about = {"kind": event.kind, "name": event.name, "uid": event.uid}
-        content = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": name, "namespace": key.namespace},
-            "involvedObject": {"apiVersion": names.API_VERSION, "namespace": key.namespace, **about},
-            "reason": event.reason,
-            "message": event.message,
-            "type": "Warning" if event.is_warning else "Normal",
-            "source": {"component": names.MANAGER},
-            "reportingComponent": names.MANAGER,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        content = event_content(key, event, self._wiring.clock.now())
         try:
             await self._wiring.cluster.create(content)
         except UpdraftError as error:
@@ -385,11 +376,5 @@ class Reconciler:
         return self._states.setdefault(key, _ReconcileState())
 
 
-def _status(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> Manifest:
-    """With the resource version that the status follows from. A UID would not do: the API server ignores one in a status."""
-    return {
-        "apiVersion": KINDS[target.kind].prefix.removeprefix("/apis/"),
-        "kind": target.kind,
-        "metadata": {"name": target.name, "namespace": key.namespace, "resourceVersion": seen},
-        "status": status,
-    }
+def _again(plan: Plan) -> Again | None:
+    return None if plan.again_s is None else Again(plan.again_s, needs_plan=plan.needs_plan)

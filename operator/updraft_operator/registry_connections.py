@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
@@ -99,14 +99,15 @@ class RegistryConnections:
 
     def set_address(self, key: Key, address: RegistryAddress | None) -> None:
         connection = self._connections.get(key)
-        if connection is not None and connection.address == address:
+        if connection is not None and _is_same(address, connection.address):
+            connection.address = address  # with the CAs for the next channel: this one keeps its own
             return
         if connection is not None:
             connection.task.cancel()
             del self._connections[key]
         if address is not None:
             token = RegistryToken(self._request, address.audience, self._clock)
-            task = self._tasks.create_task(self._follow(key, address, token), name=f"registry of {key}")
+            task = self._tasks.create_task(self._follow(key, token), name=f"registry of {key}")
             view = RegistryView(connection=ConnectionState.CONNECTING)
             self._connections[key] = _Connection(address=address, token=token, task=task, view=view)
 
@@ -135,27 +136,25 @@ class RegistryConnections:
             connection.task.cancel()
         self._connections.clear()
 
-    async def _follow(self, key: Key, address: RegistryAddress, token: RegistryToken) -> None:
+    async def _follow(self, key: Key, token: RegistryToken) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
-                await self._follow_until_renewal(key, address, token, backoff)
+                await self._follow_until_renewal(key, token, backoff)
                 continue
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
                 state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
-                problem = f"{address.address}: {error}"
+                problem = f"{self._connections[key].address.address}: {error}"
                 self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
 
-    async def _follow_until_renewal(
-        self, key: Key, address: RegistryAddress, token: RegistryToken, backoff: Backoff
-    ) -> None:
+    async def _follow_until_renewal(self, key: Key, token: RegistryToken, backoff: Backoff) -> None:
         """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
         current = await token.get()
         left_s = current.renewed_s - self._clock.monotonic()
         with rpc.errors():
-            async with _channel(address, current) as channel:
+            async with _channel(self._connections[key].address, current) as channel:
                 stub = RegistryStub(channel)
                 listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
                 try:
@@ -210,6 +209,11 @@ class RegistryConnections:
         connection.view = view
         if is_news:
             self._on_change(key)
+
+
+def _is_same(new: RegistryAddress | None, former: RegistryAddress) -> TypeGuard[RegistryAddress]:
+    """Whether they are of the same registry, whatever its CAs."""
+    return new is not None and replace(new, authorities="") == replace(former, authorities="")
 
 
 def _channel(address: RegistryAddress, token: Token) -> TokenChannel:

@@ -71,6 +71,8 @@ class Plan:
     """Delete data outside the cluster first."""
     again_s: float | None = None
     """Reconcile again after this time."""
+    needs_plan: bool = False
+    """Whether another plan is due then, and not only statuses."""
 
 
 def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
@@ -107,13 +109,24 @@ def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
     new_status, events, again_s = _status(observed, now, now_s)
     if observed.speculator.spec.serving.is_attached:  # nothing says when such pods change
         again_s = min(again_s or ATTACHED_S, ATTACHED_S)
+    renewal_s = _renewal_s(observed, now)
+    is_renewal = renewal_s is not None and (again_s is None or renewal_s < again_s)
     drafts = list(_draft_statuses(observed, now))
     return Plan(
         status=new_status,
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
-        again_s=again_s,
+        again_s=renewal_s if is_renewal else again_s,
+        needs_plan=is_renewal,
     )
+
+
+def _renewal_s(observed: Observed, now: datetime) -> float | None:
+    """Seconds until the certificate is to be renewed; None if that is over, or not this operator's task."""
+    if observed.certificate is None or not observed.config.tls.can_sign:
+        return None
+    left_s = observed.certificate.renewed_s - now.timestamp()
+    return left_s if left_s > 0 else None
 
 
 def written(part: Model) -> dict[str, Any]:
@@ -352,7 +365,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
     writers = [observed.child("Deployment", names.SERVING), *trainers.workloads(observed)]
     left = tuple(writer.ref for writer in writers if writer is not None and not writer.is_ending)
     if left:
-        return Plan(delete=left, again_s=_POLL_S)
+        return Plan(delete=left, again_s=_POLL_S, needs_plan=True)
     waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
     grace_s = max(spec.serving.termination_grace_period_seconds, trainer.GRACE_S)
     if waited_s > grace_s + observed.cleanup_s:
@@ -360,5 +373,5 @@ def _ending(observed: Observed, now_s: float) -> Plan:
         event = _event(observed.speculator, "CleanupGivenUp", problem, is_warning=True)
         return Plan(finalizer="remove", events=(event,))
     if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in observed.pods):
-        return Plan(again_s=_POLL_S)
+        return Plan(again_s=_POLL_S, needs_plan=True)
     return Plan(finalizer="remove", cleans_up=True)

@@ -24,6 +24,7 @@ from updraft_operator.manifests.tls.terms import (
     TlsMode,
     is_due,
     needs_ca,
+    overdue_s,
     signer,
     trusted,
 )
@@ -60,6 +61,8 @@ class Certificates:
         self._clock = clock
         self._may_write = may_write
         self._on_change = on_change
+        self.redis_overdue_s = float("inf")
+        """The Unix time at which the certificate of the chart's Redis is overdue."""
         self._authorities: tuple[Authority, ...] = ()
         """Those that are trusted, newest first."""
         self._redis_authorities = ""
@@ -129,17 +132,23 @@ class Certificates:
         period_s = min(_MAX_PERIOD_S, self._tls.lives.certificate_s / _PERIODS_PER_CERTIFICATE)
         while not self._is_closed:
             self._asked.clear()
-            is_done = await self.is_refreshed() if self._may_write() else False
+            is_done = await self.is_refreshed()
             with suppress(TimeoutError):
                 async with asyncio.timeout(period_s if is_done else min(_RETRY_S, period_s)):
                     await self._asked.wait()
 
     async def refresh(self) -> None:
-        """Read the CA, renew it if it is time, and keep the certificate of the chart's Redis valid. Raises UpdraftErrors."""
+        """Read the CA, renew it if it is time, and keep the certificate of the chart's Redis valid. Raises UpdraftErrors.
+
+        A dry run, or a replica that does not lead, only reads.
+        """
         before = self.authorities
-        if self._tls.mode is TlsMode.SELF_SIGNED:
-            await self._refresh_authorities()
-        await self._refresh_redis()
+        if not self._may_write():
+            await self.read()
+        else:
+            if self._tls.mode is TlsMode.SELF_SIGNED:
+                await self._refresh_authorities()
+            await self._refresh_redis()
         if self.authorities != before:
             self._on_change()
 
@@ -200,6 +209,7 @@ class Certificates:
         version, data = await self._get(order.secret)
         certificate = read_certificate(data.get(CERT, ""), data.get(KEY, ""), data.get(CA, ""))
         self._redis_authorities = data.get(CA, "")
+        self.redis_overdue_s = overdue_s(certificate)
         if not self._authorities:  # none of this operator, or forgotten while the Secret was read
             return
         if is_due(certificate, order.name, self.authorities, self._clock.now()):

@@ -36,6 +36,7 @@ class SecretsSnapshot:
     missing: tuple[str, ...]
     at_s: float
     generation: int
+    request: str = ""
 
 
 NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
@@ -57,10 +58,16 @@ class Secrets:
         """The last snapshot, however old."""
         return self._snapshots.get(key, NO_SECRETS)
 
-    async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
-        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist."""
+    async def read(self, key: Key, owner: AdaptiveSpeculator, request: str = "") -> SecretsSnapshot:
+        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist.
+
+        `request` is the version of its Certificate, after whose changes cert-manager may have written another Secret.
+        """
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
-        is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
+        is_same = snapshot is not None and (snapshot.generation, snapshot.request) == (
+            owner.metadata.generation,
+            request,
+        )
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
         if self._has_certificates and snapshot is not None and snapshot.certificate is None:
             fresh_s = 0.0  # something is about to make it
@@ -73,6 +80,7 @@ class Secrets:
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
+            request=request,
         )
         self._snapshots[key] = snapshot
         return snapshot

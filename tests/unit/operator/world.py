@@ -5,6 +5,7 @@ What kubelets, people and the registry do is done by hand; what the operator doe
 
 from collections.abc import Coroutine
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry
@@ -126,9 +127,11 @@ class FakeRegistries:
         self._last = RegistryView(connection=ConnectionState.CONNECTING)
 
     def set_address(self, _key: Key, address: RegistryAddress | None) -> None:
-        if address != self._address:
-            self._address, self._last = address, RegistryView(connection=ConnectionState.CONNECTING)
-            self._is_new = True
+        former = self._address
+        self._address = address
+        if former is None or address is None or replace(address, authorities=former.authorities) != former:
+            self._last = RegistryView(connection=ConnectionState.CONNECTING)
+            self._is_new = address != former
 
     def view(self, _key: Key) -> RegistryView:
         if self._address is None:

@@ -12,6 +12,9 @@ from enum import StrEnum
 _RENEWED_AT = 2 / 3
 """Fraction of a life after which a certificate is renewed."""
 
+_OVERDUE_AT = 5 / 6
+"""Fraction of a life."""
+
 CERTIFICATES_PER_CA = 4
 """A CA lives at least so many times as long as a certificate: what the former CA has signed ends before that CA does."""
 
@@ -108,6 +111,13 @@ def is_due(certificate: Certificate | None, name: str, authorities: str, now_s: 
     if certificate is None or not certificate.is_signed or certificate.authorities != authorities:
         return True
     return certificate.names != {name} or now_s >= certificate.renewed_s or now_s < certificate.not_before_s
+
+
+def overdue_s(certificate: Certificate | None) -> float:
+    """The Unix time after which somebody should look why it has not been renewed; a missing one is overdue."""
+    if certificate is None:
+        return 0.0
+    return certificate.not_before_s + _OVERDUE_AT * (certificate.not_after_s - certificate.not_before_s)
 
 
 def needs_ca(authorities: Iterable[Certificate], now_s: float) -> bool:

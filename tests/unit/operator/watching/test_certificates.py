@@ -22,6 +22,7 @@ from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.tls.terms import CertificateOrder, Issuer, Lives, OwnSecrets, Tls, TlsMode, is_due
 from updraft_operator.planning.plan import make_plan
 from updraft_operator.watching.certificates import CA_KEY, Certificates
+from updraft_operator.watching.work_queue import WorkQueue
 from updraft_operator.watching.x509 import read_authorities, read_certificate
 
 LIVES = Lives(ca_s=86_400.0, certificate_s=7200.0)
@@ -338,6 +339,56 @@ def test_the_cas_change_only_with_the_registrys_certificate(labels: dict[str, st
     assert _templates(world) == templates
     accepted = next(each for each in world.cluster.objects[OWNER]["status"]["conditions"] if each["type"] == "Accepted")
     assert accepted["reason"] == ("SpecAccepted" if labels else "NameConflict")
+
+
+def test_a_ca_that_cert_manager_renews_reaches_pods_as_soon_as_it_says_so() -> None:
+    world = _upgraded(TlsMode.CERT_MANAGER)
+    _cert_manager_signs(world, labels={})
+    world.settle()
+    bundle = world.cluster.objects[BUNDLE]["data"]
+    _cert_manager_signs(world, labels={})
+    world.settle()
+    assert world.cluster.objects[BUNDLE]["data"] == bundle, "nobody watches Secrets"
+    request = ("Certificate", KEY.namespace, LEAF[2])
+    world.cluster.edit(request, lambda body: body.update(status={"revision": 2}))
+    world.settle()
+    assert world.cluster.objects[BUNDLE]["data"]["ca.crt"] == _entry(world, "ca.crt") != bundle["ca.crt"]
+
+
+async def test_a_resource_is_looked_at_when_its_certificate_is_to_be_renewed(world: World) -> None:
+    work, first = WorkQueue(world.clock.monotonic), _entry(world, "tls.crt")
+    again = await world.reconciler.reconcile(KEY)
+    assert again is not None
+    assert 0.6 < again.after_s / LIVES.certificate_s < 0.68, "two thirds"
+    work.add_after(KEY, again.after_s, needs_plan=again.needs_plan)
+    world.clock.advance(again.after_s)
+    assert (await work.take())[0] == KEY
+    assert work.take_need_of_plan(KEY)
+    await world.reconciler.reconcile(KEY)
+    assert _entry(world, "tls.crt") != first
+
+
+def test_missing_and_old_certificates_are_counted_until_they_are_renewed(world: World) -> None:
+    assert world.metrics.num_overdue(world.clock.now()) == 0
+    assert world.metrics.num_overdue(world.clock.now() + LIVES.certificate_s * 0.7) == 0
+    assert world.metrics.num_overdue(world.clock.now() + LIVES.certificate_s * 0.85) == 1
+    assert _upgraded(TlsMode.CERT_MANAGER).metrics.num_overdue(0.0) == 0
+    waiting = _upgraded(TlsMode.CERT_MANAGER)
+    waiting.settle()
+    assert waiting.metrics.num_overdue(waiting.clock.now()) == 1
+
+
+def test_a_dry_run_knows_the_ca_and_writes_nothing() -> None:
+    installation = Installation()
+    before = len(installation.cluster.writes)
+    own = OwnSecrets(namespace="updraft-system", authority="updraft-ca", redis=REDIS)
+    dry = Certificates(
+        installation.cluster, SELF_SIGNED, own, installation.clock, may_write=lambda: False, on_change=lambda: None
+    )
+    installation.clock.advance(LIVES.ca_s * 0.7)
+    run_now(dry.refresh())
+    assert dry.authorities == installation.certificates.authorities != ""
+    assert len(installation.cluster.writes) == before
 
 
 def test_leadership_that_is_lost_and_won_takes_nothing_away(world: World) -> None:
