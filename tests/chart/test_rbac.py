@@ -124,7 +124,7 @@ def test_the_operator_reads_its_own_namespace_only() -> None:
 
 @pytest.mark.attack(
     boundary="operator",
-    attack="an operator without the chart's Redis that writes Secrets",
+    attack="an operator without the chart's Redis, which signs no certificates, that writes Secrets",
     outcome="it has no right to",
 )
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
