@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from updraft_chassis.credentials import Credentials
+from updraft_chassis.errors import InvalidInput
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.registry_client import DEFAULT_ADDRESS
@@ -28,6 +29,8 @@ def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool
     stack = find_stack(given.get("data"), os.environ, is_only=is_change and not given.get("registry"))
     address = given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS)
     files: dict[str, Any] = {name: given.get(name) for name in _FILES}
+    if given.get("server_name") and not files["ca_file"]:
+        raise InvalidInput("--server-name needs --ca-file, the CAs of the registry's certificate")
     return RegistryBackend(
         address=address,
         speculator=speculator or given.get("speculator") or "default",
