@@ -167,8 +167,10 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     """
     credentials = credentials or Credentials()
     tls, token = credentials.tls(), credentials.token()
-    opened: grpc.aio.Channel = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
-    if tls is not None:
+    opened: grpc.aio.Channel
+    if tls is None:
+        opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+    else:
         opened = ReloadingChannel(tls, partial(_secure, address, credentials.server_name))
     return opened if token is None else TokenChannel(opened, token.get)
 
