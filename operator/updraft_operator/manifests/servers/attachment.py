@@ -130,7 +130,7 @@ def _optional_draft_config(owner: AdaptiveSpeculator) -> dict[str, Any]:
 
 def _prefixed(named: Mapping[str, Any]) -> dict[str, Any]:
     """A volume, or its mount."""
-    return {**named, "name": f"{_PREFIX}{named['name']}"}
+    return {**named, "name": f"{_PREFIX}{named['name'].removeprefix(_PREFIX)}"}
 
 
 def _added(container: Mapping[str, Any]) -> dict[str, Any]:
