@@ -40,5 +40,6 @@ def objects(owner: AdaptiveSpeculator) -> list[Manifest]:
 def roles(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
     """Roles by account, as the registry's setting."""
     namespace, name = owner.metadata.namespace, owner.metadata.name
+    # Attached pods get their role here too, by the account in their own workload, in which other pods may run as well.
     parts = [f"{role}:{namespace}/{account(owner, part)}" for part, role in _ROLES.items() if role]
     return ",".join([*parts, f"operate:{namespace}/{name}", f"operate:{config.namespace}/{config.account}"])

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -79,6 +80,16 @@ async def serve(
                 task.cancel()
 
 
+async def _until_there(authorities: Path | None) -> None:
+    """Wait for the registry's CAs: an agent that exits without them would make the pod of another workload unready."""
+    is_told = False
+    while authorities is not None and not await asyncio.to_thread(authorities.exists):
+        if not is_told:
+            logger.warning("Waiting for the registry's CAs", extra={"file": str(authorities)})
+        is_told = True
+        await asyncio.sleep(_LOOK_S)
+
+
 class _Agent:
     def __init__(self, tools: pod.Tools, known: Known) -> None:
         settings = tools.settings
@@ -109,6 +120,7 @@ class _Agent:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
             async with asyncio.TaskGroup() as tasks:
                 if self._tools.settings.registry_address:
+                    await _until_there(self._tools.settings.registry_ca_file)
                     self._fleet = await pod.open_fleet(
                         self._tools,
                         self.server,
