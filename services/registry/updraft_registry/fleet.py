@@ -219,6 +219,11 @@ class Fleet:
                 entry.session.grant(grants[name])
         return sum(grants.values())
 
+    def granted(self, speculator: str) -> float:
+        """Captured tokens per second that the connected pods were granted last."""
+        sessions = (entry.session for entry in self._pods.get(speculator, {}).values())
+        return sum(session.granted or 0.0 for session in sessions if session is not None)
+
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """Pods as decisions see them, sorted by name."""
         entries = self._pods.get(speculator, {})

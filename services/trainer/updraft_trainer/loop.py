@@ -187,6 +187,8 @@ class Trainer:
         else:
             self._components.demand.paused()
         self._step_s = end_s - start_s
+        if self.learner.step > step:
+            self._components.record.loss = report.loss
         self._components.monitor.stepped(
             self.learner, report, num_steps=self.learner.step - step, duration_s=self._step_s
         )
@@ -345,6 +347,7 @@ class Trainer:
             trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
         if trained is not None:
             components.metrics.trained_length.set(trained)
+            components.record.trained_length = trained
         if trained is not None and gain is not None:
             self._report.learned(trained, gain.candidate)
 

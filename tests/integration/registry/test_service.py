@@ -65,6 +65,15 @@ async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_
         pytest.param(pb.Learning(tokens_per_second=math.inf), "at least 0 and finite", id="infinite speed"),
         pytest.param(pb.Learning(flops_utilization=math.nan), "at least 0 and finite", id="no number"),
         pytest.param(pb.Learning(phases=[pb.PhaseShare(share=-0.1)]), "at least 0 and finite", id="negative share"),
+        pytest.param(pb.Learning(lag_seconds=math.inf), "at least 0 and finite", id="infinite lag"),
+        pytest.param(pb.Learning(loss=math.nan), "loss and held-out acceptance lengths are finite", id="no loss"),
+        pytest.param(
+            pb.Learning(kinds=[pb.TrafficKind(name="a\x1b[2J")]), "a name of a kind of traffic", id="escapes in a kind"
+        ),
+        pytest.param(
+            pb.Learning(shifts=[pb.TrafficShift(after="a\nb")]), "a name of a kind of traffic", id="lines in a shift"
+        ),
+        pytest.param(pb.Learning(kinds=[pb.TrafficKind()] * 65), "65 kinds of traffic; at most 64", id="many kinds"),
     ],
 )
 async def test_progress_that_no_terminal_could_show_is_refused(

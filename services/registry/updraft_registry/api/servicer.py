@@ -34,6 +34,7 @@ Part = TypeVar("Part", pb.Version, pb.PodState)
 
 _MAX_LINE = 500
 _MAX_PHASES = 32
+_MAX_KINDS = 64
 _MAX_DIGITS = 10
 """Maximum digits of a version in a page token."""
 
@@ -205,9 +206,28 @@ def _check_learning(learning: pb.Learning) -> None:
         raise InvalidInput(f"{len(learning.phases)} phases of training; at most {_MAX_PHASES}")
     for one in learning.phases:
         _line(one.phase, "name of a phase")
-    figures = (learning.tokens_per_second, learning.flops_utilization, *(one.share for one in learning.phases))
+    _check_traffic(learning)
+    figures = (
+        *(learning.tokens_per_second, learning.flops_utilization, learning.lag_seconds, learning.trained_length),
+        *(one.share for one in learning.phases),
+        *(one.recent_share for one in learning.kinds),
+        *(length for one in learning.kinds for length in (one.candidate_length, one.stable_length)),
+    )
     if not all(0.0 <= figure < math.inf for figure in figures):
-        raise InvalidInput("tokens per second, utilization and shares of phases are at least 0 and finite")
+        raise InvalidInput("tokens per second, utilization, shares, lengths and lag of training are at least 0 and finite")
+    estimate = learning.held_out_length
+    signed = (learning.loss, estimate.candidate, estimate.stable, estimate.change_percent)
+    if not all(map(math.isfinite, signed)):
+        raise InvalidInput("loss and held-out acceptance lengths are finite")
+
+
+def _check_traffic(learning: pb.Learning) -> None:
+    for what, named in (("kinds", learning.kinds), ("shifts", learning.shifts)):
+        if len(named) > _MAX_KINDS:
+            raise InvalidInput(f"{len(named)} {what} of traffic; at most {_MAX_KINDS}")
+    names = (name for shift in learning.shifts for name in (shift.before, shift.after))
+    for name in (*(kind.name for kind in learning.kinds), *names):
+        _line(name, "name of a kind of traffic")
 
 
 def _line(text: str, what: str) -> str:

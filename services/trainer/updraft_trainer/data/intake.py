@@ -173,6 +173,8 @@ class Intake:
         self._busy_since_s: float | None = None
         self._speed = IntakeSpeed()
         self._is_up: bool | None = None
+        self.lag_s: float | None = None
+        """Age of the last entry when it was stored; None: none was yet."""
 
     async def run(self, stop: Stop) -> None:
         """Store entries until `stop`; retries after every `UpdraftError`."""
@@ -274,7 +276,8 @@ class Intake:
             for what, count in checked.traffic.items():
                 self._metrics.traffic.labels(what).inc(count)
         newest_ms = settled[-1].entry.received_ms
-        self._metrics.stream_lag.labels(self._shard).set(max(0.0, self._clock.now() - newest_ms / 1000))
+        self.lag_s = max(0.0, self._clock.now() - newest_ms / 1000)
+        self._metrics.stream_lag.labels(self._shard).set(self.lag_s)
 
     def _set_up(self, *, is_up: bool, reason: str = "") -> None:
         """Log each change once."""

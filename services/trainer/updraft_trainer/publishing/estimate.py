@@ -43,6 +43,19 @@ class GainEstimate:
             ]
         )
 
+    def lengths(self) -> dict[str, tuple[float, float]]:
+        """Acceptance lengths of candidate and baseline by kind of traffic."""
+        kinds: dict[str, list[Paired]] = {}
+        for pair in self.pairs:
+            kinds.setdefault(pair.kind, []).append(pair)
+        return {
+            kind: (tokens / candidate, tokens / baseline)
+            for kind, pairs in kinds.items()
+            if (tokens := sum(pair.tokens for pair in pairs))
+            and (candidate := sum(pair.candidate_steps for pair in pairs))
+            and (baseline := sum(pair.baseline_steps for pair in pairs))
+        }
+
     def gain(self, confidence: float) -> Gain | None:
         """For today's mix of traffic; None for fewer than two of its requests."""
         return gain(self.pairs, confidence) if len(weighted(self.pairs)) > 1 else None
