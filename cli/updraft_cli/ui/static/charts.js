@@ -3,6 +3,7 @@
 const NUM_COLOURS = 10;
 const GAP_PX = 4;
 const MARGIN_PX = 30;
+const TRIANGLE_PX = 8;
 const MAX_POINTS = 4000;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
@@ -73,7 +74,24 @@ function series(data) {
 }
 
 function importance(mark) {
-  return { stable: 0, canary: 2 }[mark.kind] ?? 1;
+  return { shift: 0, stable: 1, canary: 3 }[mark.kind] ?? 2;
+}
+
+function drawLine({ ctx, bbox }, x) {
+  ctx.beginPath();
+  ctx.moveTo(x, bbox.top);
+  ctx.lineTo(x, bbox.top + bbox.height);
+  ctx.stroke();
+}
+
+// A swap: a triangle on the time axis, without a label, because it follows a change of a version that has one.
+function drawTriangle({ ctx, bbox }, x) {
+  const [size, bottom] = [TRIANGLE_PX * devicePixelRatio, bbox.top + bbox.height];
+  ctx.beginPath();
+  ctx.moveTo(x - size / 2, bottom);
+  ctx.lineTo(x, bottom - size);
+  ctx.lineTo(x + size / 2, bottom);
+  ctx.fill();
 }
 
 function drawLabel(plot, mark, x, taken) {
@@ -86,7 +104,7 @@ function drawLabel(plot, mark, x, taken) {
   taken.push([from, to]);
 }
 
-// Vertical lines where versions changed. Labels are left out where they would overlap, those of mere candidates first.
+// Vertical lines where versions changed or the traffic shifted, and triangles where pods swapped. Labels are left out where they would overlap, those of mere candidates first.
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
@@ -96,16 +114,17 @@ function drawMarks(plot, marks) {
   ctx.font = font(11 * ratio);
   ctx.textBaseline = "bottom";
   ctx.textAlign = "center";
-  ctx.setLineDash([3 * ratio, 3 * ratio]);
   for (const mark of marks.toSorted((one, other) => importance(one) - importance(other) || other.time - one.time)) {
     const x = plot.valToPos(mark.time, "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
     ctx.strokeStyle = ctx.fillStyle = css(`--mark-${mark.kind.replace(" ", "-")}`);
+    if (mark.kind === "swap") {
+      drawTriangle(plot, x);
+      continue;
+    }
     ctx.globalAlpha = mark.kind === "canary" ? 0.35 : 1;
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
-    ctx.stroke();
+    ctx.setLineDash(mark.kind === "shift" ? [] : [3 * ratio, 3 * ratio]);
+    drawLine(plot, x);
     ctx.globalAlpha = 1;
     drawLabel(plot, mark, x, taken);
   }

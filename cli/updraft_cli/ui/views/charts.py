@@ -1,15 +1,16 @@
 """The charts: which samples each shows, with the changes of versions as marks. The JSON is described in docs/console.md."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from updraft_cli.backends.drafts import HistoryEntry
+from updraft_cli import output
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.backends.speculators import Trial
 from updraft_cli.ui.samples import Samples
 from updraft_cli.ui.views.figures import DOMAIN, DROPPED
+from updraft_cli.ui.views.parts import version_name
 
 _MARKED = frozenset({"canary", "stable", "rejected", "rolled back", "failed"})
 _ROWS = 12
@@ -155,6 +156,7 @@ class ChartTable:
     labels: tuple[str, ...]
     rows: tuple[tuple[float, tuple[float | None, ...]], ...]
     """(Unix seconds, numbers), newest first."""
+    has_marks: bool
 
 
 def charts_of(page: str, samples: Samples, trial: Trial | None) -> tuple[ChartTable, ...]:
@@ -180,7 +182,7 @@ def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s:
         "bands": [
             {"low": names.index(low), "high": names.index(high), "label": label} for low, high, label in chart.bands
         ],
-        "marks": [_mark(entry) for entry in one.history if entry.phase in _MARKED] if chart.has_marks else [],
+        "marks": list(_marks(samples, one)) if chart.has_marks else [],
     }
 
 
@@ -203,6 +205,7 @@ def _table(chart: Chart, samples: Samples, start_s: float) -> ChartTable:
         unit=chart.unit,
         labels=tuple(lines.values()),
         rows=tuple(rows[::-1][::step]),
+        has_marks=chart.has_marks,
     )
 
 
@@ -217,8 +220,17 @@ def _lines(chart: Chart, samples: Samples) -> Mapping[str, str]:
     return lines
 
 
-def _mark(entry: HistoryEntry) -> dict[str, Any]:
-    return {"time": entry.time.timestamp(), "label": f"version {entry.version} {entry.phase}", "kind": entry.phase}
+def _marks(samples: Samples, one: SpeculatorSnapshot) -> Iterator[dict[str, Any]]:
+    """Yield changes of versions, shifts of the traffic, and swaps of pods."""
+    for entry in one.history:
+        if entry.phase in _MARKED:
+            label = f"version {entry.version} {entry.phase}"
+            yield {"time": entry.time.timestamp(), "label": label, "kind": entry.phase}
+    for shift in one.speculator.learning.shifts if one.speculator.learning else ():
+        yield {"time": shift.time.timestamp(), "label": f"shift from {shift.before} to {shift.after}", "kind": "shift"}
+    for swap in samples.swaps.seen:
+        label = f"{output.count(swap.num_pods, 'pod')} to {version_name(swap.version)}"
+        yield {"time": swap.at_s, "label": label, "kind": "swap"}
 
 
 def _finite(value: float | None) -> float | None:

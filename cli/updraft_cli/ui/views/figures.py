@@ -69,8 +69,19 @@ def _change(name: str, change: MetricChange | None) -> Iterator[tuple[str, float
 def _learning(speculator: Speculator) -> Iterator[tuple[str, float]]:
     if speculator.pace is not None:
         yield "trained tokens", speculator.pace.tokens_per_second
-    if speculator.learning is not None:
-        yield "stored", speculator.learning.samples
+    if (done := speculator.learning) is not None:
+        yield "stored", done.samples
+        held_out = done.held_out_length
+        figures = {
+            "loss": done.loss,
+            "demand": done.demand_tokens_per_s,
+            "granted": done.granted_tokens_per_s,
+            "lag": done.lag_s,
+            "held-out candidate": held_out.candidate if held_out else None,
+            "held-out baseline": held_out.stable if held_out else None,
+            "trained on": done.trained_length,
+        }
+        yield from ((name, value) for name, value in figures.items() if value is not None)
 
 
 def _processes(installation: Installation) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,6 @@
 """The traffic: how much of what is drafted is accepted, by version, position and domain, and what capture drops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from updraft_cli import output
@@ -25,6 +25,8 @@ class Positions:
 class Traffic:
     versions: Table
     positions: tuple[Positions, ...]
+    lookaheads: Table | None
+    """How often the engines chose how many draft tokens, since the start of the pods."""
     domains: Table
     serving: tuple[Fact, ...]
     survival: Table | None
@@ -38,6 +40,7 @@ def traffic(one: SpeculatorSnapshot, installation: Installation) -> Traffic:
     return Traffic(
         versions=_versions(speculator),
         positions=tuple(_positions(speculator)),
+        lookaheads=_lookaheads(speculator),
         domains=_domains(speculator),
         serving=tuple(serving_facts(serving)) if serving else (),
         survival=_survival(serving) if serving and serving.expected_survival else None,
@@ -92,6 +95,23 @@ def _positions(speculator: Speculator) -> Iterator[Positions]:
         if served.acceptance.by_position:
             shares = tuple(round(100 * share, 1) for share in served.acceptance.by_position)
             yield Positions(title=parts.version_name(served.version), shares=shares)
+
+
+def _lookaheads(speculator: Speculator) -> Table | None:
+    served = [one for one in speculator.traffic if one.version and one.acceptance.by_lookahead]
+    if not served:
+        return None
+    most = max(len(one.acceptance.by_lookahead) for one in served)
+    rows = [
+        (Cell(text=parts.version_name(one.version)), *map(_percent, _padded(one.acceptance.by_lookahead, most)))
+        for one in served
+    ]
+    columns = ("draft tokens chosen", *(f">{number}" for number in range(most)))
+    return parts.table(columns, rows, caption="Lookahead: share of verify steps by the number of draft tokens")
+
+
+def _padded(shares: Sequence[float], length: int) -> Sequence[float | None]:
+    return [*shares, *([None] * (length - len(shares)))]
 
 
 def _domains(speculator: Speculator) -> Table:
