@@ -1,4 +1,4 @@
-// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names. Tables below them hold the same
+// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names or holds. Tables below them hold the same
 // figures as text, so a chart adds nothing that cannot be read without it.
 const NUM_COLOURS = 10;
 const GAP_PX = 4;
@@ -217,6 +217,8 @@ function joined(entry, newer) {
 }
 
 async function load(figure, since) {
+  const frozen = figure.querySelector("script[type='application/json']");
+  if (frozen) return JSON.parse(frozen.textContent); // a page without a server, such as a report
   const response = await fetch(figure.dataset.chart + (since == null ? "" : `?since=${since}`), { credentials: "same-origin" });
   return response.ok ? response.json() : null; // the notice of the page says why
 }

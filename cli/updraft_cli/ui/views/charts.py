@@ -1,7 +1,7 @@
 """The charts: which samples each shows, with the changes of versions as marks. The JSON is described in docs/console.md."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,8 @@ class ChartTable:
     rows: tuple[tuple[float, tuple[float | None, ...]], ...]
     """(Unix seconds, numbers), newest first."""
     has_marks: bool
+    frozen: Mapping[str, Any] | None = None
+    """Its content, as `content` returns it, on a page that no server follows; None: the page fetches it."""
 
 
 def charts_of(page: str, samples: Samples, trial: Trial | None) -> tuple[ChartTable, ...]:
@@ -196,17 +198,37 @@ def _start_s(chart: Chart, trial: Trial | None) -> float:
 def _table(chart: Chart, samples: Samples, start_s: float) -> ChartTable:
     lines = _lines(chart, samples)
     times, values = samples.since(start_s, list(lines))
-    points = zip(times, zip(*values, strict=True), strict=True) if values else ()
-    rows = [point for point in points if any(value is not None for value in point[1])]
-    step = -(-len(rows) // _ROWS) or 1
     return ChartTable(
         name=chart.name,
         title=chart.title,
         unit=chart.unit,
         labels=tuple(lines.values()),
-        rows=tuple(rows[::-1][::step]),
+        rows=_rows(times, values),
         has_marks=chart.has_marks,
     )
+
+
+def frozen(name: str, content: Mapping[str, Any]) -> ChartTable:
+    """Return a chart for a page that no server follows; `content` is as of `content`."""
+    return ChartTable(
+        name=name,
+        title=content["title"],
+        unit=content["unit"],
+        labels=tuple(line["label"] for line in content["series"]),
+        rows=_rows(content["times"], [line["values"] for line in content["series"]]),
+        has_marks=bool(content["marks"]),
+        frozen=content,
+    )
+
+
+def _rows(
+    times: Sequence[float], values: Sequence[Sequence[float | None]]
+) -> tuple[tuple[float, tuple[float | None, ...]], ...]:
+    """Return some of the points with a number, newest first."""
+    points = zip(times, zip(*values, strict=True), strict=True) if values else ()
+    rows = [point for point in points if any(value is not None for value in point[1])]
+    step = -(-len(rows) // _ROWS) or 1
+    return tuple(rows[::-1][::step])
 
 
 def _lines(chart: Chart, samples: Samples) -> Mapping[str, str]:

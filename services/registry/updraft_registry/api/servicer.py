@@ -214,7 +214,9 @@ def _check_learning(learning: pb.Learning) -> None:
         *(length for one in learning.kinds for length in (one.candidate_length, one.stable_length)),
     )
     if not all(0.0 <= figure < math.inf for figure in figures):
-        raise InvalidInput("tokens per second, utilization, shares, lengths and lag of training are at least 0 and finite")
+        raise InvalidInput(
+            "tokens per second, utilization, shares, lengths and lag of training are at least 0 and finite"
+        )
     estimate = learning.held_out_length
     signed = (learning.loss, estimate.candidate, estimate.stable, estimate.change_percent)
     if not all(map(math.isfinite, signed)):
