@@ -118,6 +118,16 @@ class ClusterClient:
             )
             return str(response.data.decode())
 
+    def registry_token(self, speculator: str, for_s: int) -> str:
+        """Return a token of a speculator's own ServiceAccount that only its registry accepts."""
+        audience = f"updraft-registry/{self.namespace}/{speculator}"
+        request: Any = {"spec": {"audiences": [audience], "expirationSeconds": for_s}}
+        with _sentences(self._host):
+            answer: Any = self._core.create_namespaced_service_account_token(
+                speculator, self.namespace, request, _request_timeout=_TIMEOUT_S
+            )
+        return str(answer.status.token)
+
     def may_patch(self, name: str) -> bool:
         """Ask the API server whether this user may patch an AdaptiveSpeculator."""
         from kubernetes.client import AuthorizationV1Api  # noqa: PLC0415 - see above

@@ -36,8 +36,8 @@ def figures(one: SpeculatorSnapshot, installation: Installation, recent: Mapping
 
 
 def _acceptance(speculator: Speculator, recent: Mapping[int, float]) -> Iterator[tuple[str, float]]:
-    """Yield that of the last minute; a cluster only has the mean."""
-    if speculator.resource is None:
+    """Yield that of the last minute; a cluster whose registry cannot be read only has the mean."""
+    if speculator.resource is None or speculator.traffic:
         roles = {"stable": speculator.stable, "candidate": speculator.candidate or -1}
         yield from ((role, recent[version]) for role, version in roles.items() if version in recent)
         return

@@ -42,7 +42,7 @@ def learning(one: SpeculatorSnapshot, installation: Installation, now: datetime)
         kinds=_kinds(speculator.learning) if speculator.learning and speculator.learning.kinds else None,
         shifts=_shifts(speculator.learning, now) if speculator.learning and speculator.learning.shifts else None,
         replay=_replay(training) if training else None,
-        notices=tuple(overview.notices(speculator)),
+        notices=tuple(overview.notices(one)),
         is_silent=speculator.learning is None and speculator.pace is None and training is None,
     )
 
@@ -100,7 +100,7 @@ def _learned(done: Learning) -> Iterator[Fact]:
     if done.demand_tokens_per_s is not None:
         yield parts.fact("demand", f"{done.demand_tokens_per_s:,.0f} captured tokens per second")
     if done.granted_tokens_per_s is not None:
-        yield parts.fact("credits", f"{done.granted_tokens_per_s:,.0f} of them granted to the pods")
+        yield parts.fact("credits", f"{done.granted_tokens_per_s:,.0f} captured tokens per second granted to the pods")
     if done.lag_s is not None:
         yield parts.fact("lag", f"the newest request was stored {done.lag_s:.1f} s after it was sent")
 
@@ -127,7 +127,7 @@ def _kinds(done: Learning) -> Table:
         for kind in done.kinds
     ]
     columns = (
-        *("domain", ">today's traffic", ">to train on", ">held out", ">last hour", ">last day", ">older"),
+        *("domain", ">today's traffic", ">to train on", ">held out", ">within an hour", ">within a day", ">older"),
         *(">tokens per step, in training", ">serving"),
     )
     return parts.table(columns, rows, caption="Stored requests by domain and age, and acceptance on the held-out ones")
@@ -142,8 +142,17 @@ def _shifts(done: Learning, now: datetime) -> Table:
 
 def _replay(training: Training) -> Table:
     rows = [
-        *((Cell(text=f"stored, {pool}"), parts.count(number)) for pool, number in training.replay.items()),
-        *((Cell(text=f"admitted, {split}"), parts.count(number)) for split, number in training.samples.items()),
-        *((Cell(text=f"refused, {reason}"), parts.count(number)) for reason, number in training.refused.items()),
+        *((Cell(text=f"stored: {_POOLS.get(pool, pool)}"), parts.count(n)) for pool, n in training.replay.items()),
+        *((Cell(text=f"came in: {_POOLS.get(split, split)}"), parts.count(n)) for split, n in training.samples.items()),
+        *((Cell(text=f"refused: {parts.words(why)}"), parts.count(n)) for why, n in training.refused.items()),
     ]
-    return parts.table(("requests", ">number"), rows, caption="Replay", empty="Nothing is stored yet.")
+    caption = "Replay: requests that are stored, and those since the trainer started"
+    return parts.table(("requests", ">number"), rows, caption=caption, empty="Nothing is stored yet.")
+
+
+_POOLS = {
+    "window": "the newest, to train on",
+    "reservoir": "a sample of older ones, to train on",
+    "train": "to train on",
+    "evaluation": "held out",
+}

@@ -12,6 +12,8 @@ from updraft_cli.ui.views.parts import Cell, Fact, Notice, Table
 
 _MAX_ROWS = 12
 
+_DRAFTERS = {"none": "no drafts", "ngram": "n-gram lookup", "eagle3": "draft model", "hybrid": "draft model and lookup"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
@@ -45,7 +47,7 @@ def traffic(one: SpeculatorSnapshot, installation: Installation) -> Traffic:
         serving=tuple(serving_facts(serving)) if serving else (),
         survival=_survival(serving) if serving and serving.expected_survival else None,
         drops=_drops(serving) if serving else None,
-        notices=tuple(overview.notices(speculator)),
+        notices=tuple(overview.notices(one)),
     )
 
 
@@ -56,7 +58,8 @@ def serving_facts(serving: Serving) -> Iterator[Fact]:
     yield parts.fact("output", output.count(serving.output_tokens, "token"))
     yield parts.fact("swaps", f"{serving.swaps:,}")
     for drafter, length in serving.acceptance_length.items():
-        yield parts.fact(f"acceptance length, {drafter}", f"{length:.2f} tokens per step, mean over requests")
+        name = _DRAFTERS.get(drafter, drafter)
+        yield parts.fact(f"acceptance length, {name}", f"{length:.2f} tokens per step, mean over requests")
     if serving.lookahead is not None:
         yield parts.fact("lookahead", f"{serving.lookahead:g} draft tokens per step, chosen last")
     if serving.verify_ms:
@@ -71,10 +74,10 @@ def _versions(speculator: Speculator) -> Table:
     rows = [
         (
             Cell(
-                text=parts.version_name(served.version),
+                text=parts.served_name(served),
                 href=f"/s/{speculator.name}/versions/{served.version}" if served.version else "",
             ),
-            parts.phase(served.phase if served.version else ""),
+            parts.phase(served.phase) if served.version else Cell(text=""),
             Cell(text=parts.length(served.acceptance), css="num"),
             parts.count(served.acceptance.verify_steps),
             parts.count(served.acceptance.tokens),
@@ -94,7 +97,7 @@ def _positions(speculator: Speculator) -> Iterator[Positions]:
     for served in speculator.traffic:
         if served.acceptance.by_position:
             shares = tuple(round(100 * share, 1) for share in served.acceptance.by_position)
-            yield Positions(title=parts.version_name(served.version), shares=shares)
+            yield Positions(title=parts.served_name(served), shares=shares)
 
 
 def _lookaheads(speculator: Speculator) -> Table | None:
@@ -129,7 +132,7 @@ def _domains(speculator: Speculator) -> Table:
 def _survival(serving: Serving) -> Table:
     positions = [position for position, _ in _by_number(next(iter(serving.expected_survival.values())))]
     rows = [
-        (Cell(text=drafter), *(_percent(known.get(position)) for position in positions))
+        (Cell(text=_DRAFTERS.get(drafter, drafter)), *(_percent(known.get(position)) for position in positions))
         for drafter, known in serving.expected_survival.items()
     ]
     columns = ("drafter", *(f">{position}" for position in positions))
@@ -143,7 +146,7 @@ def _percent(share: float | None) -> Cell:
 
 
 def _drops(serving: Serving) -> Table:
-    rows = [(Cell(text=reason), parts.count(number)) for reason, number in serving.capture_dropped.items()]
+    rows = [(Cell(text=parts.words(reason)), parts.count(number)) for reason, number in serving.capture_dropped.items()]
     return parts.table(
         ("reason", ">traces"), rows, caption="Dropped traces since the pod's start", empty="No trace was dropped."
     )

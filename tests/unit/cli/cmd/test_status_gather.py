@@ -108,6 +108,7 @@ def test_acceptance_is_tokens_a_step_and_rates_by_position() -> None:
     assert found is not None
     assert found.length == 1.7
     assert found.by_position == (0.5, 0.5, 0.0), "of what was proposed there, not of all steps"
+    assert found.by_lookahead == (0.0, 0.6, 0.1, 0.3), "of all steps: none has no draft token, six have one"
     assert acceptance_of(1, traffic) is None
 
 

@@ -41,7 +41,7 @@ def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
     blocked = one(
         pinned=0, pin_reason="an incident", paused=True, capture_problem="pod-1: no Redis", too_small="raise it"
     )
-    texts = [notice.text for notice in overview.notices(blocked.speculator)]
+    texts = [notice.text for notice in overview.notices(blocked)]
     assert texts == [
         "Pinned to no draft: an incident. Newer versions are held.",
         "The rollout is paused.",
@@ -71,7 +71,7 @@ def test_a_condition_that_is_false_is_a_notice() -> None:
     )
     blocked = one(resource=resource)
     assert overview.state(blocked.speculator).text == "not ready: NoPods"
-    assert [n.text for n in overview.notices(blocked.speculator)] == ["Adapting is false: The stream is too small."]
+    assert [n.text for n in overview.notices(blocked)] == ["Adapting is false: The stream is too small."]
 
 
 def test_the_rollout_has_the_time_left_and_the_verdict() -> None:
@@ -149,7 +149,8 @@ def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
         ("high", [13.1, None]),
     ]
     assert content["bands"] == [{"low": 1, "high": 2, "label": "confidence sequence"}]
-    assert content["marks"][-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
+    changes = [mark for mark in content["marks"] if mark["kind"] != "shift"]
+    assert changes[-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
     assert charts.content(charts.CHARTS["evidence"], samples, shown, since_s=now_s)["times"] == [now_s + 1]
 
 
@@ -225,6 +226,50 @@ def test_learning_without_a_trainer_says_so() -> None:
     assert not learning.learning(one(), state().installation, NOW).is_silent
 
 
+def test_learning_has_stored_requests_by_kind_and_age_and_the_shifts() -> None:
+    view = learning.learning(one(), state().installation, NOW)
+    assert view.kinds is not None
+    assert view.shifts is not None
+    assert [cell.text for cell in view.kinds.rows[0]] == [
+        *("code", "60 %", "2,000", "150", "700", "1,300", "150", "2.90", "2.80")
+    ]
+    assert [cell.text for cell in view.shifts.rows[0]] == ["33 min ago", "chat", "code"]
+    facts = {fact.name: fact.value.text for fact in view.facts}
+    assert facts["lag"] == "the newest request was stored 0.4 s after it was sent"
+    assert facts["demand"].startswith("900 ")
+    assert facts["credits"].startswith("800 ")
+
+
+def test_a_registry_without_metrics_of_its_trainer_has_the_same_charts_of_learning() -> None:
+    remote = replace(state().installation, training=None, serving=None, processes=None)
+    assert {"loss": 1.234, "held-out candidate": 2.7, "demand": 900.0, "granted": 800.0}.items() <= figures(
+        one(), remote, {}
+    ).items()
+
+
+def test_traffic_has_the_lookaheads_that_engines_chose() -> None:
+    view = traffic.traffic(one(), state().installation)
+    assert view.lookaheads is not None
+    assert view.lookaheads.columns == ("draft tokens chosen", ">0", ">1", ">2", ">3")
+    assert [cell.text for cell in view.lookaheads.rows[0]] == ["version 6", "4 %", "8 %", "18 %", "70 %"]
+
+
+def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
+    samples = Samples()
+    samples.swaps.add(1.0, {"pod-0": 3, "pod-1": 3})
+    samples.swaps.add(2.0, {"pod-0": 4, "pod-1": 4})
+    marks = charts.content(charts.CHARTS["acceptance"], samples, one(), since_s=0.0)["marks"]
+    assert {"time": 2.0, "label": "2 pods to version 4", "kind": "swap"} in marks
+    assert [mark["label"] for mark in marks if mark["kind"] == "shift"] == ["shift from chat to code"]
+
+
+def test_traffic_without_a_version_is_of_lookup_if_it_has_drafts() -> None:
+    served = one().speculator.traffic[0]
+    assert parts.served_name(replace(served, version=0)) == "n-gram lookup"
+    bare = replace(served, version=0, acceptance=replace(served.acceptance, by_position=()))
+    assert parts.served_name(bare) == "no draft"
+
+
 def test_the_shares_of_a_step_lie_side_by_side() -> None:
     shares = learning.learning(one(), state().installation, NOW).shares
     assert [(share.label, share.start, share.percent) for share in shares][:3] == [
@@ -238,7 +283,7 @@ def test_traffic_has_positions_by_version_and_drops_by_reason() -> None:
     view = traffic.traffic(one(), state().installation)
     assert [(one_.title, one_.shares[0]) for one_ in view.positions] == [("version 6", 82.0), ("version 4", 82.0)]
     assert view.drops is not None
-    assert [cell.text for cell in view.drops.rows[0]] == ["queue_full", "3"]
+    assert [cell.text for cell in view.drops.rows[0]] == ["queue full", "3"]
 
 
 def test_two_versions_are_suggested_for_a_comparison() -> None:
@@ -252,7 +297,7 @@ def test_the_metrics_of_this_machine_are_not_those_of_another_speculator() -> No
     assert ours.about("qwen").training is not None
     others = ours.about("llama")
     assert (others.training, others.serving) == (None, None)
-    assert "loss" not in figures(one(), others, {})
+    assert "lookahead" not in figures(one(), others, {})
 
 
 def test_metrics_without_a_name_are_those_of_the_only_speculator() -> None:
