@@ -76,7 +76,7 @@ def test_a_pin_and_a_roll_back_by_click_are_fields_of_the_resource(
         chromium.click("Pin it")
         assert rollout(qwen())["pinnedVersion"] == 1
         chromium.click("End the pin")
-        chromium.click("End it")
+        chromium.click("End the pin")
         assert "pinnedVersion" not in rollout(qwen())
         chromium.leave()
 
