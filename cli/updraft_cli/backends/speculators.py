@@ -169,7 +169,7 @@ class TrafficKind:
     """To train on."""
     held_out: int
     last_hour: int
-    """Of both together, those that ended within an hour before the newest."""
+    """Those of both together that ended within an hour before the newest."""
     last_day: int
     recent_share: float
     """Share of today's traffic."""

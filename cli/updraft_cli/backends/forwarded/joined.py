@@ -1,4 +1,4 @@
-"""What a registry reports about a speculator, its versions and pods, beside what Kubernetes knows. Pure."""
+"""Completes Kubernetes' view by the report of a registry about a speculator, its versions and pods. Pure."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

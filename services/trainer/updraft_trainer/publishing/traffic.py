@@ -18,7 +18,7 @@ MIN_CHANGE = 0.5
 """Share of requests that are of other kinds. Two samples of 64 requests of one mix of five kinds differ by less than 0.3."""
 
 MAX_SHIFTS, MAX_KINDS = 8, 33
-"""Of a report: the newest shifts; all kinds that count as such, and the outliers."""
+"""Limits of a report: the newest shifts; all kinds that count as such, and the outliers."""
 
 _HOUR_MS, _DAY_MS = (timedelta(hours=hours) // timedelta(milliseconds=1) for hours in (1, 24))
 
@@ -38,7 +38,7 @@ class ShiftDetector:
 
     def __init__(self) -> None:
         self.last_order = -1
-        """Of the newest sample that was seen."""
+        """Order of the newest sample that was seen."""
         self.shifts: deque[Shift] = deque(maxlen=MAX_SHIFTS)
         """The oldest first."""
         self._recent: deque[SampleEntry] = deque(maxlen=NUM_RECENT)
@@ -78,7 +78,7 @@ class Kind:
     training: int
     held_out: int
     last_hour: int
-    """Of both, those that ended within an hour before the newest of all."""
+    """Those of both that ended within an hour before the newest of all."""
     last_day: int
     recent_share: float
     """Share of today's traffic."""
