@@ -22,7 +22,7 @@ from updraft_cli.ui.observer import Pace
 from updraft_cli.ui.server import serving
 
 FOLDER = build.ROOT / "docs/images/console"
-MAX_BYTES = 1_500_000
+MAX_BYTES = 1_800_000
 """All pictures of a folder together."""
 _README = (1180, 690)
 """Its picture: the first chart of a report."""
