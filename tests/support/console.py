@@ -360,7 +360,7 @@ def training() -> Training:
         published={"stable": 4, "rejected": 1},
         gain={"mean": 0.04, "low": 0.01, "high": 0.07},
         trained_length=3.4,
-        replay={"recent": 2_000, "reservoir": 2_210},
+        replay={"window": 2_000, "reservoir": 2_210},
         lag_s=0.4,
         demand_tokens_per_s=900.0,
     )
