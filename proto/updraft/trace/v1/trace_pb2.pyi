@@ -234,7 +234,9 @@ class Header(_message.Message):
     engine: _builtins.str
     """"torch/0.1.0", "sglang/0.5.23"."""
     quantization: _builtins.str
+    """How the weights of the target are quantized: "fp8", "compressed-tensors/pack-quantized"; empty: they are not."""
     cached_prefix_tokens: _builtins.int
+    """The first tokens of prompt_ids that the engine had in its prefix cache, so it did not compute them for this request."""
     finish_reason: Global___FinishReason.ValueType
     finished_unix_ms: _builtins.int
     """Milliseconds since the epoch, at the end of the request."""

@@ -363,6 +363,7 @@ def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended)
         reason=counted.reason,
         time_to_first_token_s=0.0,
         duration_s=counted.duration_s,
+        num_cached=min(count(header.get("cached_tokens", 0)), counted.num_prompt),
     )
 
 

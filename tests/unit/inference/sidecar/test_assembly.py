@@ -129,6 +129,16 @@ def test_domain_and_constraint_come_with_the_end(assembler: Assembler) -> None:
     assert (ended.terms.domain, ended.terms.is_constrained, ended.terms.is_opted_out) == ("sql", True, False)
 
 
+@pytest.mark.parametrize(("said", "known"), [({}, 0), ({"cached_tokens": 3}, 3), ({"cached_tokens": 9}, 4)])
+def test_the_end_says_how_much_of_the_prompt_was_cached(assembler: Assembler, said: dict[str, Any], known: int) -> None:
+    told(assembler, finished("a", 4, 3, **said))
+
+    (ended,) = assembler.due(PATIENCE_S)
+
+    assert ended.finished is not None
+    assert ended.finished.num_cached == known
+
+
 @pytest.mark.parametrize(("of_rows", "of_end"), [(0.5, 0.1), (0.1, 0.5)])
 @pytest.mark.parametrize("is_end_first", [False, True])
 def test_the_probability_is_that_with_which_both_processes_chose_the_request(
