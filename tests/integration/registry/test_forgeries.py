@@ -123,11 +123,47 @@ async def test_reports_for_another_speculator_change_nothing_of_the_true_one(tmp
         async with on.channel(KEY.token(SERVING, pod="pod-0")) as channel:
             forged = PodStream(channel)
             forged.identity.speculator = "default-2"
-            await forged.report(loaded=(1, "sha256:" + "0" * 64), versions=[counters(1, requests=10_000)])
-            forged.identity.speculator = "default"
-            with pytest.raises(InvalidInput, match="this stream belongs to pod"):
+            with pytest.raises(Forbidden, match="the token is for pods of default, but the report is for default-2"):
                 await reported(forged)
         assert await state(registry_stub(operator)) == before
+
+
+async def test_a_stream_stays_that_of_its_first_pod(tmp_path: Path) -> None:
+    async with running(tmp_path) as registry, rpc.channel(registry.address) as channel:
+        stream = PodStream(channel)
+        await stream.report(versions=[counters(1, requests=10)])
+        stream.identity.speculator = "default-2"
+        await stream.report()
+        with pytest.raises(InvalidInput, match="this stream belongs to pod"):
+            await drained(stream)
+
+
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="a pod's token used to learn how another speculator hashes its tenants, to try names against hashes",
+    outcome="FORBIDDEN; a token that is not bound to a speculator gets no salt at all",
+)
+async def test_a_pod_gets_the_salt_of_its_own_speculator_only(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("serve:a-token-for-any-pod\nserve@chat:the-token-of-a-chat-pod\noperate:the-token-of-a-person\n")
+    async with running(tmp_path, tokens_file=tokens) as registry:
+        on = Cluster(registry=registry, folder=tmp_path)
+        for token, speculator, num_bytes in (
+            ("the-token-of-a-chat-pod", "chat", 32),
+            ("a-token-for-any-pod", "chat", 0),
+            ("a-token-for-any-pod", "other", 0),
+            ("the-token-of-a-person", "other", 32),
+        ):
+            async with on.channel(token) as channel:
+                pod = PodStream(channel)
+                pod.identity.speculator = speculator
+                await pod.report()
+                assert len((await pod.receive()).tenant_salt) == num_bytes, (token, speculator)
+        async with on.channel("the-token-of-a-chat-pod") as channel:
+            thief = PodStream(channel)
+            thief.identity.speculator = "other"
+            with pytest.raises(Forbidden, match="the token is for pods of chat, but the report is for other"):
+                await reported(thief)
 
 
 @pytest.mark.attack(
