@@ -26,8 +26,9 @@ finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_t
          arrived), constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known),
          steps, proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}],
          sampling (of a request with payload, else null), domain, tenant (SHA-256 of the tenant's name, in hexadecimal; "" for
-         none), permitted (its sender permits capture), train (false: for evaluation only), opted_in (its sender asked for
-         capture), asked (false: it bypassed the middleware), probability. With payload, the tensor tokens has its prompt and
+         none), retention_s and region (the policy of its key; 0 and "" for none), permitted (its sender permits capture),
+         train (false: for evaluation only), opted_in (its sender asked for capture), asked (false: it bypassed the
+         middleware), probability. With payload, the tensor tokens has its prompt and
          its output, int32. Each process says the `probability` with which its own policy chose a request; they may differ
          while the policy changes. The first `cached_tokens` of its prompt came from the server's prefix cache.
 loaded   The answer to a load: version, refusal ("" if it is served), served: {version, digest} (not from a server that cannot

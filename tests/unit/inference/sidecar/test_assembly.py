@@ -163,10 +163,20 @@ def test_a_request_that_was_not_asked_is_no_opt_out_of_its_sender(assembler: Ass
 
 def test_the_tenant_and_what_it_permits_come_with_the_end(assembler: Assembler) -> None:
     (named,) = told(
-        assembler, finished("a", 4, 3, captured=False, tenant=hashes.digest("acme"), train=False, opted_in=True)
+        assembler,
+        finished(
+            *("a", 4, 3),
+            captured=False,
+            tenant=hashes.digest("acme"),
+            train=False,
+            opted_in=True,
+            retention_s=60,
+            region="eu",
+        ),
     )
     (other,) = told(assembler, finished("b", 4, 3, captured=False))
 
+    assert [(one.terms.retention_s, one.terms.region) for one in (named, other)] == [(60, "eu"), (0, "")]
     assert (named.terms.tenant, named.terms.may_train, named.terms.is_opted_in) == (hashes.digest("acme"), False, True)
     assert (other.terms.tenant, other.terms.may_train, other.terms.is_opted_in) == ("", True, False)
 
