@@ -19,7 +19,7 @@ class Speedup:
 
 
 def together(speedups: Sequence[Speedup]) -> Speedup | None:
-    """What these pods say together, so that none decides alone: see `traffic`. None without any."""
+    """The speedup that these pods report together, of which none decides alone: see `traffic`. None without any."""
     ordered = sorted(speedups, key=lambda one: one.ratio)
     if len(ordered) != 2:
         return mean(ordered[1:-1] if len(ordered) > 1 else ordered)

@@ -13,7 +13,7 @@ from statistics import median_low
 from typing import Self
 
 _MOST_SHARE = 2.0
-"""What a pod counts at most, relative to the median of the pods."""
+"""The most that a pod counts, relative to the median of the pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Both:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What a pod, or several, say of a quantity: the mean `amount / count`, with the weight `count`."""
+    """One pod's or several pods' reading of a quantity: the mean `amount / count`, with the weight `count`."""
 
     amount: float
     count: float
@@ -90,11 +90,11 @@ class _Reading:
 _NONE = _Reading(0.0, 0.0)
 
 _Pair = tuple[_Reading, _Reading]
-"""Of candidate and baseline."""
+"""Candidate and baseline."""
 
 
 def together(pods: Collection[Both], *, is_paired: bool = False) -> Both:
-    """What these pods say together. `is_paired`: each serves both versions, so it is compared with itself."""
+    """The traffic that these pods report together. `is_paired`: each serves both versions, so it is compared with itself."""
     acceptance = _combined([(_acceptance(pod.candidate), _acceptance(pod.baseline)) for pod in pods], is_paired)
     latency = _combined([(_latency(pod.candidate), _latency(pod.baseline)) for pod in pods], is_paired)
     candidate, baseline = (
