@@ -34,6 +34,8 @@ class RequestHooks:
         """The agent for which the counters are."""
         self._captured: dict[str, tuple[int, float]] = {}
         """By captured request, the agent for which it was chosen, and with what probability."""
+        self._cached: dict[str, int] = {}
+        """By captured request, its tokens that vLLM did not compute when it scheduled the request first."""
 
     def forget(self) -> None:
         """Another agent is there: give it nothing that the one before chose. Called on the channel's thread."""
@@ -89,6 +91,9 @@ class RequestHooks:
                 proposed = len(drafts) - invalid.get(rid, 0)
                 self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
         requests = map(scheduler.requests.get, scheduler_output.num_scheduled_tokens)
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.req_id in self._captured:  # one that was preempted may be new again
+                self._cached.setdefault(new.req_id, new.num_computed_tokens)
         alive = (one.request_id for one in requests if one is not None and not one.is_finished())
         self._counters.proposed(alive, getattr(output, VERSION_ATTRIBUTE, None))
 
@@ -96,12 +101,17 @@ class RequestHooks:
         self._begin()
         rid, params = request.request_id, request.sampling_params
         agent, probability = self._captured.pop(rid, (-1, 0.0))
-        counters, payload = self._counters.end(rid), None
+        counters, num_cached, payload = self._counters.end(rid), self._cached.pop(rid, 0), None
         if not self._channel.is_open or params is None:
             return
         if agent == self._agent:
             sampling = {name: getattr(params, name) for name in _SAMPLING}
-            payload = Payload(tokens=list(request.all_token_ids), sampling=sampling, probability=probability)
+            payload = Payload(
+                tokens=list(request.all_token_ids),
+                sampling=sampling,
+                probability=probability,
+                num_cached=min(num_cached, request.num_prompt_tokens),
+            )
         ended = Finished(
             rid=rid,
             terms=read_mark(params.extra_args),

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from prometheus_client import CollectorRegistry
 
-from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import quantization, target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
@@ -53,10 +53,7 @@ async def serve(
     missed. Raises UpdraftError if the process cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
-    fingerprints = await asyncio.to_thread(
-        lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
-    )
-    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent = _Agent(tools, await asyncio.to_thread(_known, settings))
     agent.server.restart = restart
     watch_holder(registry, agent.server)
     watch_speedups(registry, agent.server)
@@ -77,6 +74,14 @@ async def serve(
             await agent.flush()
             for task in running:
                 task.cancel()
+
+
+def _known(settings: InferenceSettings) -> Known:
+    return Known(
+        fingerprints=(target_fingerprint(settings.model), tokenizer_fingerprint(settings.model)),
+        quantization=quantization(settings.model),
+        initial=settings.initial_draft,
+    )
 
 
 class _Agent:

@@ -6,6 +6,7 @@ that sends nothing, or does not read, is disconnected.
 # ruff: noqa: N802 - gRPC names the method
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from updraft_registry.control import Control
 from updraft_registry.fleet import Session
 from updraft_registry.messages import reports
 from updraft_registry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,11 @@ class StreamTimeouts:
 
 
 STREAM_TIMEOUTS = StreamTimeouts()
+
+_UNBOUND = (
+    "A pod captures nothing of requests that have a tenant, because its token is not bound to its speculator: write"
+    " serve@SPECULATOR instead of serve in the file of tokens, or in UPDRAFT_REGISTRY_ACCOUNTS"
+)
 
 
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
@@ -49,7 +57,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     ) -> None:
         """Serve one pod until its stream ends, or another stream of the same pod takes over."""
         call = rpc.current_call()
-        session = Session(pod=call.caller.pod if call.caller else "")
+        session = Session(call.caller)
         with self._metrics.streams.track_inprogress():
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -73,7 +81,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             async with rpc.unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
                 request = await anext(requests, None)
             while request is not None:
+                is_first = session.owner is None
                 self._control.report(session, reports.read(request.report))
+                if is_first and not session.may_hash_tenants:
+                    logger.warning(_UNBOUND, extra={"pod": session.owner})
                 await asyncio.sleep(throttle.wait_s(asyncio.get_running_loop().time()))
                 request = await anext(requests, None)
         except UpdraftError as error:

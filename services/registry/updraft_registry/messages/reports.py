@@ -13,9 +13,10 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages.admission import check_name
-from updraft_registry.rollout.comparison import NOTHING, OTHER, Traffic
+from updraft_registry.rollout.comparison import OTHER
 from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.traffic import NOTHING, Traffic
 from updraft_registry.rollout.version import NO_DRAFT
 
 MAX_REPORT_BYTES = 64 * 1024

@@ -216,6 +216,8 @@ class Intake:
 
     def _check(self, entry: Entry) -> CheckedEntry:
         checked = check(entry, self._expected)
+        if isinstance(checked.result, Sample) and 0 < checked.result.expires_ms <= 1000 * self._clock.now():
+            return replace(checked, result=RefusedTrace("expired", "its tenant wants it deleted by now"))
         if isinstance(checked.result, Sample) and not self._outliers.observe(checked.result):
             refusal = RefusedTrace("outlier", "its hidden states differ in size from those of most traces")
             return replace(checked, result=refusal)

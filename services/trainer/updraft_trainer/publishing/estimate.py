@@ -11,7 +11,7 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_draft.precision import autocast, multiplies_bfloat16, product_dtype
-from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
+from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds, worse_tenants
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
 from updraft_trainer.data.sample import Sample, checked
@@ -34,14 +34,16 @@ class GainEstimate:
         return sum(pair.weight for pair in self.pairs) / max(1, len(self.pairs))
 
     def losses(self) -> list[KindLoss]:
-        """Kinds of traffic in which the candidate is surely worse: in today's than the baseline, in others than the best
-        draft so far, so that they do not get worse little by little."""
-        return worse_kinds(
-            [
-                pair if pair.weight else replace(pair, baseline_steps=self.best_steps.get(id_, pair.baseline_steps))
-                for id_, pair in zip(self.trace_ids, self.pairs, strict=True)
-            ]
-        )
+        """Kinds of traffic in which the candidate is surely worse, and tenants for whom it is: in today's than the baseline, in
+        others than the best draft so far, so that they do not get worse little by little.
+
+        Tenants are judged here and not by the registry, whose readers would otherwise learn which request is whose.
+        """
+        pairs = [
+            pair if pair.weight else replace(pair, baseline_steps=self.best_steps.get(id_, pair.baseline_steps))
+            for id_, pair in zip(self.trace_ids, self.pairs, strict=True)
+        ]
+        return [*worse_kinds(pairs), *worse_tenants(pairs)]
 
     def lengths(self) -> dict[str, tuple[float, float]]:
         """Acceptance lengths of candidate and baseline by kind of traffic."""
@@ -169,13 +171,20 @@ def compare(
     """Pair the steps of both. Without `baseline`, decoding runs without a draft: one token per step."""
     trace_ids = tuple(sample.trace_id for sample in samples)
     tokens = [num_tokens(sample) for sample in samples]
-    rows = zip(trace_ids, mix.weights(trace_ids), tokens, candidate, baseline or tokens, strict=True)
+    rows = zip(samples, mix.weights(trace_ids), tokens, candidate, baseline or tokens, strict=True)
     return GainEstimate(
         trace_ids=trace_ids,
         domains=tuple(sample.domain for sample in samples),
         pairs=tuple(
-            Paired(tokens=num, candidate_steps=steps, baseline_steps=before, kind=mix.kinds.get(id_, ""), weight=weight)
-            for id_, weight, num, steps, before in rows
+            Paired(
+                tokens=num,
+                candidate_steps=steps,
+                baseline_steps=before,
+                kind=mix.kinds.get(sample.trace_id, ""),
+                weight=weight,
+                tenant=sample.tenant_text,
+            )
+            for sample, weight, num, steps, before in rows
         ),
     )
 

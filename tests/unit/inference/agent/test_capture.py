@@ -27,7 +27,12 @@ from updraft_inference.metrics import Metrics
 PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
 ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)
 ORIGIN = Origin(
-    speculator="s", pod="p", engine="fake/1", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
+    speculator="s",
+    pod="p",
+    engine="fake/1",
+    target_fingerprint="sha256:t",
+    tokenizer_fingerprint="sha256:k",
+    quantization="fp8",
 )
 
 
@@ -328,6 +333,17 @@ async def test_a_trace_tells_that_a_grammar_masked_tokens(capture: Capture, stre
         await until(lambda: len(stream.entries) == 2)
 
     assert [entry.header.sampling.constrained for entry in stream.entries] == [False, True]
+
+
+async def test_a_trace_tells_how_the_target_is_quantized_and_what_of_its_prompt_was_cached(
+    capture: Capture, stream: FakeStream
+) -> None:
+    async with running(capture):
+        capture.offer(replace(ended(step(1, 2)), num_cached=2), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    (entry,) = stream.entries
+    assert (entry.header.quantization, entry.header.cached_prefix_tokens) == ("fp8", 2)
 
 
 async def test_a_pod_counts_the_tokens_that_it_could_and_that_it_did_capture(

@@ -144,7 +144,7 @@ def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate |
 
 def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
     """The domains that were compared, the worst first. They share alpha with those that were only seen: these will follow."""
-    num_seen = len(evidence.domains.keys() | evidence.open.domains.keys())
+    num_seen = len(evidence.domains.keys() | evidence.open.domains)
     found = []
     for name, domain in evidence.domains.items():
         estimate = _estimate(domain.acceptance, alpha / min(num_seen, MAX_DOMAINS))
