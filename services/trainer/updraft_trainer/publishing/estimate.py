@@ -11,7 +11,11 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_draft.precision import autocast, multiplies_bfloat16, product_dtype
+<<<<<<< HEAD
 from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds, worse_tenants
+=======
+from updraft_rollouts.evidence import KIND_CONFIDENCE, Gain, KindLoss, Paired, gain, weighted, worse_kinds
+>>>>>>> learn
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
 from updraft_trainer.data.sample import Sample, checked
@@ -72,11 +76,14 @@ def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
     return GainEstimate(trace_ids=trace_ids, domains=domains, pairs=pairs)
 
 
-def is_surely_better(candidate: GainEstimate, other: GainEstimate, confidence: float) -> bool:
-    """Whether it is surely better for today's traffic and surely worse in no kind, on requests that judged both drafts."""
+def is_better(candidate: GainEstimate, other: GainEstimate) -> bool:
+    """Whether it looks better for today's traffic and is surely worse in no kind, on requests that judged both drafts.
+
+    Nothing is published for this, so it takes no certainty: a draft in training that looks worse is no better to go on from.
+    """
     estimate = against(candidate, other)
-    gain = estimate.gain(confidence)
-    return gain is not None and gain.low_percent > 0.0 and not estimate.losses()
+    gain = estimate.gain(KIND_CONFIDENCE)
+    return gain is not None and gain.percent > 0.0 and not estimate.losses()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
