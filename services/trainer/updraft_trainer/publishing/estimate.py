@@ -11,7 +11,16 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_draft.precision import autocast, multiplies_bfloat16, product_dtype
-from updraft_rollouts.evidence import KIND_CONFIDENCE, Gain, KindLoss, Paired, gain, weighted, worse_kinds, worse_tenants
+from updraft_rollouts.evidence import (
+    KIND_CONFIDENCE,
+    Gain,
+    KindLoss,
+    Paired,
+    gain,
+    weighted,
+    worse_kinds,
+    worse_tenants,
+)
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
 from updraft_trainer.data.sample import Sample, checked
