@@ -37,6 +37,9 @@ from updraft_cli.backends.speculators import (
     Trial,
 )
 
+_LAST_MS = 253_402_300_799_000
+"""The last second of the year 9999."""
+
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
     state = next((s for s in response.speculators if s.speculator == speculator), pb.SpeculatorState())
@@ -279,7 +282,8 @@ def word(constant: str) -> str:
 
 
 def time(unix_ms: int) -> datetime:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+    """Return the nearest time that the calendar has: an earlier registry takes any number from a trainer."""
+    return datetime.fromtimestamp(min(max(unix_ms, 0), _LAST_MS) / 1000, UTC)
 
 
 def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...]:
@@ -289,10 +293,13 @@ def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...
 
 
 def _lookaheads(verify_steps: int, proposed: Sequence[int]) -> tuple[float, ...]:
-    """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions."""
-    if not proposed or proposed[0] > verify_steps:
-        return ()
+    """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions.
+
+    Empty without positions, or if these counts are not of one series of steps.
+    """
     at_least = [verify_steps, *proposed, 0]
+    if not proposed or any(some < more for some, more in pairwise(at_least)):
+        return ()
     return tuple((some - more) / verify_steps for some, more in pairwise(at_least))
 
 
