@@ -248,7 +248,7 @@ def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Accepta
                 tokens=counted.tokens,
                 length=counted.tokens / counted.verify_steps,
                 by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
-                by_lookahead=_lookaheads(counted.verify_steps, counted.proposed_by_position),
+                by_lookahead=_lookaheads(counted),
             )
     return None
 
@@ -292,15 +292,16 @@ def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...
     return tuple(hits / total for hits, total in zip(padded, proposed, strict=False) if total)
 
 
-def _lookaheads(verify_steps: int, proposed: Sequence[int]) -> tuple[float, ...]:
+def _lookaheads(counted: pb.VersionTraffic) -> tuple[float, ...]:
     """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions.
 
-    Empty without positions, or if these counts are not of one series of steps.
+    Empty if the positions are not of these steps: not all engines tell them.
     """
-    at_least = [verify_steps, *proposed, 0]
-    if not proposed or any(some < more for some, more in pairwise(at_least)):
+    at_least = [counted.verify_steps, *counted.proposed_by_position, 0]
+    is_partial = counted.tokens > sum(at_least)  # a step yields one token more than it accepts
+    if is_partial or any(some < more for some, more in pairwise(at_least)):
         return ()
-    return tuple((some - more) / verify_steps for some, more in pairwise(at_least))
+    return tuple((some - more) / counted.verify_steps for some, more in pairwise(at_least))
 
 
 def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:

@@ -251,7 +251,23 @@ def test_traffic_has_the_lookaheads_that_engines_chose() -> None:
     view = traffic.traffic(one(), state().installation)
     assert view.lookaheads is not None
     assert view.lookaheads.columns == ("draft tokens chosen", ">0", ">1", ">2", ">3")
-    assert [cell.text for cell in view.lookaheads.rows[0]] == ["version 6", "4 %", "8 %", "18 %", "70 %"]
+    assert [[cell.text for cell in row] for row in view.lookaheads.rows] == [
+        ["all steps", "4 %", "8 %", "18 %", "70 %"],
+        ["steps of version 6", "-", "8 %", "18 %", "70 %"],
+        ["steps of version 4", "-", "8 %", "18 %", "70 %"],
+    ]
+
+
+def test_steps_without_a_draft_are_part_of_all_steps() -> None:
+    first = one().speculator.traffic[0]
+    bare = replace(first, version=0, acceptance=replace(first.acceptance, by_position=(), by_lookahead=(1.0,)))
+    view = traffic.traffic(one(traffic=(first, bare)), state().installation)
+    assert view.lookaheads is not None
+    assert [cell.text for cell in view.lookaheads.rows[0]] == ["all steps", "52 %", "4 %", "9 %", "35 %"]
+    unknown = replace(bare, acceptance=replace(bare.acceptance, by_lookahead=()))
+    view = traffic.traffic(one(traffic=(first, unknown)), state().installation)
+    assert view.lookaheads is not None
+    assert [row[0].text for row in view.lookaheads.rows] == ["steps of version 6"]
 
 
 def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
@@ -263,11 +279,9 @@ def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
     assert [mark["label"] for mark in marks if mark["kind"] == "shift"] == ["shift from chat to code"]
 
 
-def test_traffic_without_a_version_is_of_lookup_if_it_has_drafts() -> None:
+def test_traffic_without_a_version_is_not_said_to_be_of_one_drafter() -> None:
     served = one().speculator.traffic[0]
-    assert parts.served_name(replace(served, version=0)) == "n-gram lookup"
-    bare = replace(served, version=0, acceptance=replace(served.acceptance, by_position=()))
-    assert parts.served_name(bare) == "no draft"
+    assert parts.served_name(replace(served, version=0)) == "mixed or no draft"
 
 
 def test_the_shares_of_a_step_lie_side_by_side() -> None:
