@@ -31,6 +31,8 @@ _RENEW = 0.7
 """After this part of a token's life, another one is asked for."""
 _RETRY_S, _REFUSED_S = 10.0, 300.0
 """After what failed; after what this person may not do, because each attempt is in the API server's audit log."""
+_ANSWER_S = 5.0
+"""For all that a page needs: the registries are asked one after the other."""
 _STOP_S = 5.0
 
 _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ")
@@ -70,6 +72,7 @@ class Tunnel:
             address=f"127.0.0.1:{self._port}",
             speculator=self._speculator,
             is_one=True,
+            within_s=_ANSWER_S,
             credentials=Credentials(
                 token_file=self._token_file,
                 ca_file=self._ca_file if self._has_tls else None,

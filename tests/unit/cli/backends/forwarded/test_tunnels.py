@@ -1,6 +1,7 @@
 """A way to a registry opens in the background, is told why it does not, and is tried again, but not by people who may not."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_a_way_on_which_nobody_answers_is_opened_again(tunnel: Tunnel, kubectl: 
     assert tunnel.problem == "no registry answers"
     opened(tunnel)
     assert num_starts(kubectl) == 2
+
+
+def test_a_registry_that_takes_connections_and_says_nothing_is_soon_unavailable(
+    tunnel: Tunnel, kubectl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        install(kubectl, OPENS.replace("4242", str(silent.getsockname()[1])))
+        opened(tunnel)
+        registry = tunnel.registry()
+        assert registry is not None
+        with pytest.raises(Unavailable, match=r"does not answer within 0\.2 s"):
+            next(registry.snapshots())
 
 
 def test_a_token_that_is_not_accepted_or_expires_soon_is_renewed(tunnel: Tunnel, api: ApiServer) -> None:
