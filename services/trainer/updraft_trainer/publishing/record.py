@@ -58,7 +58,7 @@ class LearningRecord:
         self.trained_length: float | None = None
         """Acceptance length on requests that the draft was trained on, at the last estimate."""
         self.lag_s: float | None = None
-        """Age of the newest stored trace when it was stored."""
+        """Age of the newest stored trace when it was stored; None: none came in the last minute."""
         self._steps_to_estimate, self._estimate_due_s = 0, 0.0
         self._shifts = traffic.ShiftDetector()
         self._gain: Gain | None = None
