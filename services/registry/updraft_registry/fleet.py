@@ -215,7 +215,7 @@ class Fleet:
         return sum(grants.values())
 
     def granted(self, speculator: str) -> float:
-        """What these pods were granted last."""
+        """Captured tokens per second that these pods were granted last."""
         return sum(session.granted or 0.0 for _, session in self._capturing(speculator).values())
 
     def _capturing(self, speculator: str) -> "dict[str, tuple[_Entry, Session]]":
