@@ -75,6 +75,7 @@ async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_
         ),
         pytest.param(pb.Learning(kinds=[pb.TrafficKind()] * 41), "41 kinds of traffic; at most 40", id="many kinds"),
         pytest.param(pb.Learning(shifts=[pb.TrafficShift()] * 9), "9 shifts of traffic; at most 8", id="many shifts"),
+        pytest.param(pb.Learning(phases=[pb.PhaseShare(phase="a" * 81)]), "81 characters", id="long phase"),
         pytest.param(pb.Learning(kinds=[pb.TrafficKind(name="a" * 81)]), "81 characters; at most 80", id="long name"),
         pytest.param(
             pb.Learning(kinds=[pb.TrafficKind(samples=1, last_day=2)]),

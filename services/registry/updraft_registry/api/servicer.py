@@ -34,7 +34,7 @@ Part = TypeVar("Part", pb.Version, pb.PodState)
 
 _MAX_LINE = 500
 _MAX_NAME = 80
-"""Characters of the name of a kind of traffic. A kind takes at most 150 bytes of a state, so `List` has room for many."""
+"""Characters of the name of a kind of traffic or of a phase. `List` has room for many reports of at most 35 KB."""
 _MAX_PHASES, _MAX_KINDS, _MAX_SHIFTS = 32, 40, 8
 _MAX_FIGURE = 1e12
 _LAST_MS = 253_402_300_799_000
@@ -208,7 +208,7 @@ def _check_learning(learning: pb.Learning) -> None:
     _line(learning.device, "name of a device")
     _check_number(learning.phases, "phases of training", _MAX_PHASES)
     for one in learning.phases:
-        _line(one.phase, "name of a phase")
+        _line(one.phase, "name of a phase", _MAX_NAME)
     _check_times(learning)
     _check_traffic(learning)
     figures = (
