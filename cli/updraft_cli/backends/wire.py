@@ -37,6 +37,9 @@ from updraft_cli.backends.speculators import (
     Trial,
 )
 
+_LAST_MS = 253_402_300_799_000
+"""The last second of the year 9999."""
+
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
     state = next((s for s in response.speculators if s.speculator == speculator), pb.SpeculatorState())
@@ -245,7 +248,7 @@ def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Accepta
                 tokens=counted.tokens,
                 length=counted.tokens / counted.verify_steps,
                 by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
-                by_lookahead=_lookaheads(counted.verify_steps, counted.proposed_by_position),
+                by_lookahead=_lookaheads(counted),
             )
     return None
 
@@ -279,7 +282,8 @@ def word(constant: str) -> str:
 
 
 def time(unix_ms: int) -> datetime:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+    """Return the nearest time that the calendar has: an earlier registry takes any number from a trainer."""
+    return datetime.fromtimestamp(min(max(unix_ms, 0), _LAST_MS) / 1000, UTC)
 
 
 def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...]:
@@ -288,12 +292,16 @@ def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...
     return tuple(hits / total for hits, total in zip(padded, proposed, strict=False) if total)
 
 
-def _lookaheads(verify_steps: int, proposed: Sequence[int]) -> tuple[float, ...]:
-    """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions."""
-    if not proposed or proposed[0] > verify_steps:
+def _lookaheads(counted: pb.VersionTraffic) -> tuple[float, ...]:
+    """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions.
+
+    Empty if the positions are not of these steps: not all engines tell them.
+    """
+    at_least = [counted.verify_steps, *counted.proposed_by_position, 0]
+    is_partial = counted.tokens > sum(at_least)  # a step yields one token more than it accepts
+    if is_partial or any(some < more for some, more in pairwise(at_least)):
         return ()
-    at_least = [verify_steps, *proposed, 0]
-    return tuple((some - more) / verify_steps for some, more in pairwise(at_least))
+    return tuple((some - more) / counted.verify_steps for some, more in pairwise(at_least))
 
 
 def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:

@@ -43,6 +43,7 @@ def demo(*, out: Path, data: Path | None, check: bool, started: float | None, **
     # The report's libraries and the prompts take a second to import, which no other command should pay for.
     from updraft_cli.demo import outcome, run  # noqa: PLC0415
     from updraft_cli.demo.plan import make_plan  # noqa: PLC0415
+    from updraft_cli.ui.server import has_scripts  # noqa: PLC0415
 
     console = Console(highlight=False)
     options = run.Options(
@@ -55,5 +56,7 @@ def demo(*, out: Path, data: Path | None, check: bool, started: float | None, **
     )
     report, page = run.run(options, console)
     outcome.show(console, report, page)
+    if not has_scripts():
+        click.echo("The report has tables instead of charts: this program was built without npm.", err=True)
     if check and not all(bar.met for bar in report.bars):
         raise SystemExit(1)

@@ -27,11 +27,12 @@ _FILES = {
 def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool = False) -> RegistryBackend:
     stack = find_stack(given.get("data"), os.environ, is_only=is_change and not given.get("registry"))
     address = given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS)
+    files: dict[str, Any] = {name: given.get(name) for name in _FILES}
     return RegistryBackend(
         address=address,
         speculator=speculator or given.get("speculator") or "default",
         is_one=bool(speculator),
-        credentials=Credentials(**{name: given.get(name) for name in _FILES}),
+        credentials=Credentials(**files),
         reason=given.get("reason") or "",
         local=partial(_look, address, given.get("data"), given.get("inference")),
     )

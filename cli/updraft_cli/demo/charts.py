@@ -3,7 +3,9 @@
 Their form is what the console's pages fetch, so the same code draws them; docs/console.md describes it.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,21 +32,34 @@ _DRAWN = (Arm.ADAPTIVE, Arm.FROZEN, Arm.NGRAM, Arm.NONE)
 _SMOOTHED = 8
 """Live requests behind each point of their speed."""
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 1.0
+"""The run is over, and waits for this."""
+_SOME_TIME_S = 1e9
+"""Numbers above this are Unix times."""
 
 
 def read(consoles: Sequence[str]) -> dict[str, Content]:
-    """Return the charts with figures of the console at the last of these addresses; empty if none answers."""
+    """Return the charts with figures of the console at the last of these addresses, as many as it answers in time."""
+    found = dict[str, Content]()
     if not consoles:
-        return {}
+        return found
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(consoles[-1]))
-    try:
-        with httpx.Client(base_url=origin, timeout=_TIMEOUT_S, trust_env=False) as http:
-            http.get(consoles[-1])  # the token becomes a cookie
-            answers = {name: http.get(f"/s/{SPECULATOR}/charts/{name}.json").raise_for_status() for name in CHARTS}
-            return {name: answer.json() for name, answer in answers.items() if _has_figures(answer.json())}
-    except (httpx.HTTPError, ValueError):
-        return {}
+    with (
+        httpx.Client(base_url=origin, timeout=_TIMEOUT_S, trust_env=False) as http,
+        suppress(httpx.HTTPError, ValueError),  # the rest would not answer either
+    ):
+        http.get(consoles[-1])  # the token becomes a cookie
+        for name in CHARTS:
+            answer = http.get(f"/s/{SPECULATOR}/charts/{name}.json")
+            if answer.is_success and _has_figures(content := json.loads(answer.text, parse_float=_rounded)):
+                found[name] = content
+    return found
+
+
+def _rounded(number: str) -> float:
+    """Return a time to the millisecond, and any other figure to six digits."""
+    value = float(number)
+    return round(value, 3) if value > _SOME_TIME_S else float(f"{value:.6g}")
 
 
 def _has_figures(content: Content) -> bool:
@@ -72,11 +87,7 @@ def arms(report: Report) -> Content:
 def _lengths(points: Sequence[Point], arm: Arm) -> list[float | None]:
     if arm is Arm.NONE:
         return [1.0 for _ in points]
-    lengths = [_length(point, arm) for point in points]
-    known = [length for length in lengths if length is not None]
-    if arm is Arm.NGRAM and len(known) == 1:  # it does not learn, so one value holds for the whole segment
-        return [known[0] for _ in points]
-    return lengths
+    return [_length(point, arm) for point in points]
 
 
 def _length(point: Point, arm: Arm) -> float | None:
@@ -118,6 +129,27 @@ def _content(
         "series": [{"label": LABELS[arm], "values": values} for arm, values in columns.items()],
         "bands": [],
         "marks": [{**mark, "time": start_s + mark["time"]} for mark in _marks(report)],
+    }
+
+
+def elapsed(content: Content, report: Report) -> Content:
+    """Return the same chart in seconds since the start of the run, from its start to its end."""
+    start_s, end_s = report.started.timestamp(), report.parts[-1].ended_s if report.parts else 0.0
+    rows = zip(content["times"], *(line["values"] for line in content["series"]), strict=True)
+    points = [(round(at_s - start_s, 3), values) for at_s, *values in rows if at_s >= start_s]
+    nothing = [None for _ in content["series"]]
+    before = [(0.0, nothing)] if not points or points[0][0] > 0.0 else []
+    after = [(end_s, nothing)] if not points or points[-1][0] < end_s else []
+    times, columns = zip(*((at_s, values) for at_s, values in (*before, *points, *after)), strict=True)
+    return {
+        **content,
+        "elapsed": True,
+        "times": list(times),
+        "series": [
+            {**line, "values": list(column)}
+            for line, column in zip(content["series"], zip(*columns, strict=True), strict=True)
+        ],
+        "marks": [{**mark, "time": mark["time"] - start_s} for mark in content["marks"] if mark["time"] >= start_s],
     }
 
 

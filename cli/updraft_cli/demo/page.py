@@ -27,6 +27,7 @@ PAGE, DATA = "report.html", "report.json"
 _STYLES = ("vendor/uPlot.min.css", "console.css", "pages.css")
 _LIBRARY = "vendor/uPlot.iife.min.js"
 _THEME = """
+if (typeof uPlot !== "undefined") for (const table of document.querySelectorAll("figure details")) table.open = false;
 drawAll();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 """
@@ -51,9 +52,9 @@ def render(report: Report) -> str:
         module=module,
         digests=[_digest(library), _digest(module)],
         headline=headline(report),
-        run=frozen("arms", charts.arms(report)),
-        speed=frozen("live-speed", charts.live_speed(report)),
-        console=[frozen(name, content) for name, content in report.charts.items()],
+        run=frozen("arms", charts.elapsed(charts.arms(report), report)),
+        speed=frozen("live-speed", charts.elapsed(charts.live_speed(report), report)),
+        console=[frozen(name, charts.elapsed(content, report)) for name, content in report.charts.items()],
         length_s=report.parts[-1].ended_s if report.parts else 0.0,
         lookahead=LOOKAHEAD,
         domains=("code", "math"),
@@ -67,12 +68,11 @@ def render(report: Report) -> str:
         num_prompts=_num_prompts(report),
         number=lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
         quantity=quantity,
-        minutes=lambda seconds: f"{int(seconds) // 60}:{int(seconds) % 60:02d}",
     )
 
 
 def _static(name: str) -> str:
-    """Return a file of the console's; without npm, the libraries are not there, and the page has tables only."""
+    """Return a file of the console's; one that was built without npm lacks the libraries, and the page has tables only."""
     path = FOLDER / "static" / name
     return path.read_text() if path.exists() else ""
 

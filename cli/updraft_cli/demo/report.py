@@ -304,7 +304,7 @@ class Report(Row):
     """The trainer's estimates of its candidates."""
     transitions: tuple[Transition, ...]
     """Decisions of the registry, oldest first."""
-    charts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    charts: dict[str, Any] = Field(default_factory=dict)
     """The console's charts at the end of the run, by name, as docs/console.md describes them; empty if there was none."""
 
 

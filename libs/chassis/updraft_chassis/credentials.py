@@ -32,18 +32,21 @@ _MAX_FILE_BYTES = 1024 * 1024
 class Credentials:
     """A client's credentials. `ca_file`, the CA of the server's certificate, enables TLS; without it the channel is plaintext.
 
-    `cert_file` and `key_file` are the client's certificate, for a server that requires one (mTLS).
+    `cert_file` and `key_file` are the client's certificate, for a server that requires one (mTLS). `server_name` is the name in
+    the server's certificate; empty: the host of the address.
     """
 
     token_file: Path | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    server_name: str = ""
 
     @classmethod
     def of(cls, settings: object) -> Self:
         """From the settings `registry_token_file`, `registry_ca_file`, `registry_cert_file` and `registry_key_file`."""
-        return cls(**{field.name: getattr(settings, f"registry_{field.name}") for field in fields(cls)})
+        files = [field.name for field in fields(cls) if field.name.endswith("_file")]
+        return cls(**{name: getattr(settings, f"registry_{name}") for name in files})
 
     def tls(self) -> grpc.ChannelCredentials | None:
         """None for plaintext. InvalidInput if a file is missing or has the wrong content."""

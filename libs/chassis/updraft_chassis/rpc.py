@@ -169,7 +169,8 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     if tls is None:
         opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
     else:
-        opened = grpc.aio.secure_channel(address, tls, options=_CLIENT_OPTIONS)
+        name = [("grpc.ssl_target_name_override", credentials.server_name)] if credentials.server_name else []
+        opened = grpc.aio.secure_channel(address, tls, options=[*_CLIENT_OPTIONS, *name])
     return opened if token is None else TokenChannel(opened, token.get)
 
 

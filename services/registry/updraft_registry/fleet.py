@@ -232,21 +232,23 @@ class Fleet:
 
     def grant(self, speculator: str, demand: float) -> float:
         """Distribute what a trainer can use over the connected pods that are not draining; returns what they were granted."""
-        entries = {
-            name: entry
-            for name, entry in self._pods.get(speculator, {}).items()
-            if entry.session is not None and not entry.report.pod.is_draining
-        }
-        grants = distribute(demand, {name: entry.traffic for name, entry in entries.items()})
-        for name, entry in entries.items():
-            if entry.session is not None:
-                entry.session.grant(grants[name])
+        entries = self._capturing(speculator)
+        grants = distribute(demand, {name: entry.traffic for name, (entry, _) in entries.items()})
+        for name, (_, session) in entries.items():
+            session.grant(grants[name])
         return sum(grants.values())
 
     def granted(self, speculator: str) -> float:
-        """Captured tokens per second that the connected pods were granted last."""
-        sessions = (entry.session for entry in self._pods.get(speculator, {}).values())
-        return sum(session.granted or 0.0 for session in sessions if session is not None)
+        """Captured tokens per second that these pods were granted last."""
+        return sum(session.granted or 0.0 for _, session in self._capturing(speculator).values())
+
+    def _capturing(self, speculator: str) -> "dict[str, tuple[_Entry, Session]]":
+        """Connected pods that are not draining."""
+        return {
+            name: (entry, entry.session)
+            for name, entry in self._pods.get(speculator, {}).items()
+            if entry.session is not None and not entry.report.pod.is_draining
+        }
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """Pods as decisions see them, sorted by name."""

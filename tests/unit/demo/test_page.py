@@ -4,9 +4,11 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.clock import ManualClock
+from tests.support.console import memory_backend, state
 from tests.support.demo_run import recorded, report_of
 
 from updraft_cli.demo import charts, page
@@ -14,6 +16,7 @@ from updraft_cli.demo.page import render, write
 from updraft_cli.demo.plan import Arm, SegmentName, make_plan
 from updraft_cli.demo.recording import Recording
 from updraft_cli.demo.report import Report
+from updraft_cli.ui.server import serving
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +87,16 @@ def test_the_page_is_well_formed(html: str) -> None:
 
 
 def test_the_charts_of_the_console_are_on_the_page_with_their_points(report: Report) -> None:
-    chart = {
+    start_s, end_s = report.started.timestamp(), report.parts[-1].ended_s
+    chart: dict[str, Any] = {
         "title": "Loss </script> of the last step",
         "unit": "nats per token",
         "zero": False,
         "start": None,
-        "times": [1.0, 2.0],
-        "series": [{"label": "loss", "values": [2.5, 1.5]}],
+        "times": [start_s - 1.0, start_s + 60.0, start_s + 61.0],
+        "series": [{"label": "loss", "values": [3.5, 2.5, 1.5]}],
         "bands": [],
-        "marks": [],
+        "marks": [{"time": start_s + 61.0, "label": "1 pod to version 2", "kind": "swap"}],
     }
     html = render(report.model_copy(update={"charts": {"loss": chart}}))
     assert elements(html).open == []
@@ -100,7 +104,25 @@ def test_the_charts_of_the_console_are_on_the_page_with_their_points(report: Rep
         json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
     ]
     assert [one["title"] for one in points][-1] == chart["title"]
-    assert points[-1] == chart
+    assert points[-1]["times"] == [0.0, 60.0, 61.0, end_s], "since the start, as all charts of the page"
+    assert points[-1]["series"] == [{"label": "loss", "values": [None, 2.5, 1.5, None]}]
+    assert {(one["times"][0], one["times"][-1]) for one in points} == {(0.0, end_s)}
+    assert '<td class="mono">1:01</td>' in html
+    assert '<span class="mono">1:01</span> 1 pod to version 2' in html, "marks are in words too"
+
+
+def test_a_page_whose_scripts_do_not_run_has_open_tables_and_says_so(html: str) -> None:
+    assert html.count("This chart needs a script, which does not run here") == html.count("<details open>") > 1
+
+
+def test_the_charts_of_a_console_are_read_as_far_as_it_answers() -> None:
+    with serving(memory_backend(state(name="default"))) as console:
+        read = charts.read(["http://127.0.0.1:9/?token=old", console.address])
+        address = console.address
+    assert {"acceptance", "loss", "held-out", "throughput"} <= read.keys()
+    assert read["loss"]["series"][0]["values"][-1] == 1.234
+    assert charts.read([address]) == {}, "it has ended"
+    assert charts.read([]) == {}
 
 
 def test_the_page_tells_the_result_and_where_a_part_of_the_default_was_faster(html: str) -> None:
@@ -111,7 +133,8 @@ def test_the_page_tells_the_result_and_where_a_part_of_the_default_was_faster(ht
 
 def test_the_arms_are_measured_side_by_side_with_a_gap_between_segments(report: Report) -> None:
     chart = charts.arms(report)
-    adaptive, frozen_draft, *_ = (line["values"] for line in chart["series"])
+    adaptive, frozen_draft, lookup, _ = (line["values"] for line in chart["series"])
+    assert sum(value is not None for value in lookup) == len(report.parts), "only where it was measured"
     assert adaptive.count(None) == len(report.parts) - 1
     num_first = sum(point.segment is SegmentName.FIRST for point in report.points)
     assert frozen_draft[:num_first] == [None] * num_first, "before the shift it is the adaptive draft"

@@ -322,6 +322,7 @@ async def test_what_pods_had_that_left_or_drain_goes_to_the_others_and_they_get_
     fleet.report(sessions[1], report("pod-1", draining=True), 1.0)
     assert fleet.grant("default", 900.0) == pytest.approx(900.0)
     assert sessions[2].granted == pytest.approx(900.0)
+    assert fleet.granted("default") == pytest.approx(900.0), "as the metric"
     sessions[0] = Session()
     fleet.report(sessions[0], report("pod-0"), 2.0)
     fleet.grant("default", 900.0)

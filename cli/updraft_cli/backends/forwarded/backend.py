@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
-from updraft_chassis.errors import NotFound, UpdraftError
+from updraft_chassis.errors import NotFound, Unauthenticated, UpdraftError
 from updraft_cli.backends.cluster import ClusterBackend
 from updraft_cli.backends.drafts import DraftDetails
 from updraft_cli.backends.forwarded import joined
@@ -74,14 +74,24 @@ class ForwardedBackend:
         states = self.reported.setdefault(registry.address, registry.snapshots())
         try:
             (reported,) = next(states).speculators
-        except (UpdraftError, StopIteration, ValueError) as error:
+        except UpdraftError as error:
             self.reported.pop(registry.address)
-            return replace(one, registry_problem=str(error) or "it has no such speculator")
+            tunnel.failed(_sentence(error))
+            return replace(one, registry_problem=tunnel.problem)
+        except ValueError:
+            return replace(one, registry_problem="it has no such speculator")
         return joined.joined(one, reported)
 
     def _registry(self) -> RegistryBackend | None:
         """The one of this speculator, if it can be asked now."""
         return self.tunnels.of(self.cluster.speculator)
+
+
+def _sentence(error: UpdraftError) -> UpdraftError:
+    """Return an error that a person can act on here, where there are none of the options that the client's sentence names."""
+    if isinstance(error, Unauthenticated):
+        return Unauthenticated("it does not accept the token of its ServiceAccount; another one is asked for")
+    return error
 
 
 @contextmanager

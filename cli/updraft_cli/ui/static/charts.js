@@ -1,5 +1,5 @@
-// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names or holds. Tables below them hold the same
-// figures as text, so a chart adds nothing that cannot be read without it.
+// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names or holds. Tables below them hold some
+// of the figures as text, and the marks.
 const NUM_COLOURS = 10;
 const GAP_PX = 4;
 const MARGIN_PX = 30;
@@ -37,13 +37,18 @@ function clock(seconds, step) {
   return time.toLocaleTimeString("en-GB", parts);
 }
 
+function elapsed(seconds) {
+  return `${Math.floor(seconds / MINUTE_S)}:${String(Math.floor(seconds % MINUTE_S)).padStart(2, "0")}`;
+}
+
 // A number of an axis, with as many digits as its steps have.
 function tick(value, step) {
   const digits = (String(Number(step.toPrecision(3))).split(".")[1] ?? "").length;
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-function axes() {
+function axes(data) {
+  const label = data.elapsed ? elapsed : clock;
   const common = {
     stroke: css("--muted"),
     font: font(12),
@@ -51,7 +56,7 @@ function axes() {
     ticks: { show: false },
   };
   return [
-    { ...common, space: 80, size: 30, incrs: TIME_STEPS_S, values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
+    { ...common, space: 80, size: 30, incrs: TIME_STEPS_S, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)) },
     { ...common, size: 56, values: (_, splits, __, ___, step) => splits.map((at) => tick(at, step)) },
   ];
 }
@@ -70,7 +75,8 @@ function series(data) {
       value: (_, value) => number(value),
     };
   });
-  return [{ label: "time", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleString("en-GB")) }, ...lines];
+  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toLocaleString("en-GB"));
+  return [{ label: "time", value: (_, at) => (at == null ? "–" : time(at)) }, ...lines];
 }
 
 function importance(mark) {
@@ -164,7 +170,9 @@ function columns(data) {
 
 // Without a cursor on the chart, its legend shows the last values.
 function showLast(plot) {
-  if (plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+  if (plot.cursor.left >= 0) return;
+  const idx = plot.data[0].findLastIndex((_, i) => plot.data.slice(1).some((values) => values[i] != null));
+  plot.setLegend({ idx }, false);
 }
 
 function describe(place, data) {
@@ -190,8 +198,8 @@ function draw(figure, entry) {
   const options = {
     ...size(place),
     series: series(data),
-    axes: axes(),
-    scales: { y: { range: range(data) } },
+    axes: axes(data),
+    scales: { x: { time: !data.elapsed }, y: { range: range(data) } },
     bands: (data.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: css("--band") })),
     hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])], setLegend: [showLast] },
     padding: [20, 32, 0, 0],

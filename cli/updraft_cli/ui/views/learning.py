@@ -30,20 +30,21 @@ class LearningPage:
 
 def learning(one: SpeculatorSnapshot, installation: Installation, now: datetime) -> LearningPage:
     speculator, training = one.speculator, installation.training
+    done = speculator.learning
     return LearningPage(
         message=output.sentence(speculator.trainer_message or _adapting(speculator)),
         figures=tuple(_figures(speculator)),
         facts=(
             *_paced(speculator.pace, now),
-            *(_learned(speculator.learning) if speculator.learning else ()),
+            *(_learned(done) if done else ()),
             *(_trained(training) if training else ()),
         ),
         shares=parts.shares(speculator.pace.shares.items()) if speculator.pace else (),
-        kinds=_kinds(speculator.learning) if speculator.learning and speculator.learning.kinds else None,
-        shifts=_shifts(speculator.learning, now) if speculator.learning and speculator.learning.shifts else None,
+        kinds=_kinds(done, speculator.pace.ranks if speculator.pace else 1) if done and done.kinds else None,
+        shifts=_shifts(done, now) if done and done.shifts else None,
         replay=_replay(training) if training else None,
         notices=tuple(overview.notices(one)),
-        is_silent=speculator.learning is None and speculator.pace is None and training is None,
+        is_silent=done is None and speculator.pace is None and training is None,
     )
 
 
@@ -93,8 +94,12 @@ def _next_estimate(pace: Pace, now: datetime) -> str:
 
 def _learned(done: Learning) -> Iterator[Fact]:
     if (held_out := done.held_out_length) is not None:
-        yield parts.fact("draft in training, held-out requests", f"{held_out.candidate:.2f} tokens per step")
-        yield parts.fact("draft that serves, held-out requests", f"{held_out.stable:.2f} tokens per step")
+        yield parts.fact(
+            "draft in training, held-out requests of the last estimate", f"{held_out.candidate:.2f} tokens per step"
+        )
+        yield parts.fact(
+            "draft that served, held-out requests of the last estimate", f"{held_out.stable:.2f} tokens per step"
+        )
     if done.trained_length is not None:
         yield parts.fact("draft in training, requests that it learned", f"{done.trained_length:.2f} tokens per step")
     if done.demand_tokens_per_s is not None:
@@ -111,7 +116,7 @@ def _trained(training: Training) -> Iterator[Fact]:
         yield parts.fact(f"candidates, {outcome}", f"{count:,}")
 
 
-def _kinds(done: Learning) -> Table:
+def _kinds(done: Learning, ranks: int) -> Table:
     rows = [
         (
             Cell(text=kind.name),
@@ -127,17 +132,19 @@ def _kinds(done: Learning) -> Table:
         for kind in done.kinds
     ]
     columns = (
-        *("domain", ">today's traffic", ">to train on", ">held out", ">within an hour", ">within a day", ">older"),
+        *("domain", ">today's traffic", ">to train on", ">held out", ">within an hour", ">1 to 24 hours", ">older"),
         *(">tokens per step, in training", ">serving"),
     )
-    return parts.table(columns, rows, caption="Stored requests by domain and age, and acceptance on the held-out ones")
+    where = " at rank 0" if ranks > 1 else ""
+    caption = f"Stored requests{where} by domain and by age before the newest, and acceptance on the held-out ones"
+    return parts.table(columns, rows, caption=caption)
 
 
 def _shifts(done: Learning, now: datetime) -> Table:
     rows = [
         (parts.when(shift.time, now), Cell(text=shift.before), Cell(text=shift.after)) for shift in done.shifts[::-1]
     ]
-    return parts.table(("time", "most were", "most became"), rows, caption="Shifts of the traffic")
+    return parts.table(("time", "fewer", "more"), rows, caption="Shifts of the traffic")
 
 
 def _replay(training: Training) -> Table:

@@ -122,8 +122,8 @@ def version_name(version: int | None) -> str:
 
 
 def served_name(served: ServedVersion) -> str:
-    """Return the version of some traffic. Without one, drafts come from n-gram lookup if there are any."""
-    return "n-gram lookup" if not served.version and served.acceptance.by_position else version_name(served.version)
+    """Return the version of some traffic. A step that also has drafts of n-gram lookup counts for none."""
+    return version_name(served.version) if served.version else "mixed or no draft"
 
 
 def words(name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from updraft_cli import output
+from updraft_cli.backends.drafts import Acceptance
 from updraft_cli.backends.installation import Installation, Serving
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.backends.speculators import Speculator
@@ -101,20 +102,34 @@ def _positions(speculator: Speculator) -> Iterator[Positions]:
 
 
 def _lookaheads(speculator: Speculator) -> Table | None:
-    served = [one for one in speculator.traffic if one.version and one.acceptance.by_lookahead]
+    served = [one for one in speculator.traffic if one.acceptance.by_lookahead]
     if not served:
         return None
     most = max(len(one.acceptance.by_lookahead) for one in served)
-    rows = [
-        (Cell(text=parts.version_name(one.version)), *map(_percent, _padded(one.acceptance.by_lookahead, most)))
+    shares = {
+        f"steps of {parts.version_name(one.version)}": [None, *one.acceptance.by_lookahead[1:]]
         for one in served
+        if one.version
+    }
+    if len(served) == len(speculator.traffic):
+        shares = {"all steps": _mean([one.acceptance for one in served], most)} | shares
+    rows = [
+        (Cell(text=name), *(_percent(share) for share in [*line, *[None] * (most - len(line))]))
+        for name, line in shares.items()
     ]
     columns = ("draft tokens chosen", *(f">{number}" for number in range(most)))
-    return parts.table(columns, rows, caption="Lookahead: share of verify steps by the number of draft tokens")
+    caption = "Lookahead: share of verify steps by draft tokens; those with drafts of lookup are only in the first row"
+    return parts.table(columns, rows, caption=caption)
 
 
-def _padded(shares: Sequence[float], length: int) -> Sequence[float | None]:
-    return [*shares, *([None] * (length - len(shares)))]
+def _mean(of: Sequence[Acceptance], length: int) -> list[float | None]:
+    """Shares of the steps of all versions together."""
+    steps = sum(one.verify_steps or 0 for one in of)
+    sums = [
+        sum((one.verify_steps or 0) * share for one in of for share in one.by_lookahead[n : n + 1])
+        for n in range(length)
+    ]
+    return [total / steps for total in sums] if steps else []
 
 
 def _domains(speculator: Speculator) -> Table:

@@ -936,7 +936,9 @@ class Learning(_message.Message):
     loss: _builtins.float
     """Loss of the last optimizer step, in nats per token. Absent before the first."""
     lag_seconds: _builtins.float
-    """Age of the newest stored trace when it was stored, the largest of all streams. Absent before the first."""
+    """Age of the newest stored trace when it was stored, the largest of the leading process's streams. Absent without one in the
+    last minute.
+    """
     trained_length: _builtins.float
     """Tokens per verify step of the draft in training on requests that it was trained on. Absent before an estimate."""
     @_builtins.property
@@ -1062,7 +1064,7 @@ class TrafficShift(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     unix_ms: _builtins.int
-    """When the first of them ended."""
+    """When the first request ended with which the kind that grew most began to grow."""
     before: _builtins.str
     """The kind that lost most, and the one that grew most."""
     after: _builtins.str

@@ -309,9 +309,9 @@ class Replay:
         totals = dict(self._clusters.by_content)  # at once, because another thread may admit
         return {name: total / max(float(np.linalg.norm(total)), 1e-12) for name, total in totals.items()}
 
-    def newer_than(self, order: int) -> list[SampleEntry]:
-        """The stored samples that were admitted after this one, in order of admission."""
-        return [entry for entry in self._entries() if entry.order > order]
+    def entries(self) -> list[SampleEntry]:
+        """The stored samples, in order of admission."""
+        return list(self._entries())
 
     def num_samples(self, pool: Pool) -> int:
         return sum(entry.pool is pool for entry in self._entries())

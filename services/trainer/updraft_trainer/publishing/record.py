@@ -1,17 +1,21 @@
 """The trainer's progress as the registry shows it: evidence that drafts follow the traffic."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts.sizing import redis_too_small
 from updraft_rollouts.evidence import Gain
 from updraft_trainer.data.capacity import Capacity
 from updraft_trainer.data.replay import Replay
-from updraft_trainer.data.retention import Pool
+from updraft_trainer.data.retention import Pool, SampleEntry
+from updraft_trainer.data.selection import outliers_together
 from updraft_trainer.publishing import traffic
 from updraft_trainer.publishing.estimate import GainEstimate
 from updraft_trainer.publishing.throughput import Throughput
+
+_MAX_PERCENT = 1e6
+"""Bounds of a gain beyond this say nothing: there are too few requests."""
 
 
 class LearningRecord:
@@ -54,7 +58,7 @@ class LearningRecord:
         self.trained_length: float | None = None
         """Acceptance length on requests that the draft was trained on, at the last estimate."""
         self.lag_s: float | None = None
-        """Age of the newest stored trace when it was stored."""
+        """Age of the newest stored trace when it was stored; None: none came in the last minute."""
         self._steps_to_estimate, self._estimate_due_s = 0, 0.0
         self._shifts = traffic.ShiftDetector()
         self._gain: Gain | None = None
@@ -81,7 +85,8 @@ class LearningRecord:
         pools = [(requests[pool], self._replay.num_bytes(pool)) for pool in Pool]
         held_out = requests[Pool.EVALUATION]
         throughput = self.throughput
-        self._shifts.add(self._replay.newer_than(self._shifts.last_order))
+        stored = outliers_together(self._replay.entries())
+        self._shifts.follow(stored)
         return registry_pb2.Learning(
             samples=sum(requests.values()) - held_out + self.elsewhere[0],
             held_out=held_out + self.elsewhere[1],
@@ -103,10 +108,10 @@ class LearningRecord:
             stream_bytes=self._stream_bytes,
             forgotten_unix_ms=self.forgotten_ms,
             loss=_finite(self.loss),
-            lag_seconds=self.lag_s,
+            lag_seconds=_finite(self.lag_s),
             held_out_length=_estimate(self._gain) if self._gain else None,
-            trained_length=self.trained_length,
-            kinds=self._kinds(),
+            trained_length=_finite(self.trained_length),
+            kinds=self._kinds(stored),
             shifts=[
                 registry_pb2.TrafficShift(
                     unix_ms=shift.at_ms, before=traffic.label(shift.before), after=traffic.label(shift.after)
@@ -115,8 +120,8 @@ class LearningRecord:
             ],
         )
 
-    def _kinds(self) -> Iterator[registry_pb2.TrafficKind]:
-        for kind in traffic.kinds(self._replay.newer_than(-1), self._replay.traffic_mix()):
+    def _kinds(self, stored: Sequence[SampleEntry]) -> Iterator[registry_pb2.TrafficKind]:
+        for kind in traffic.kinds(stored, self._replay.traffic_mix()):
             candidate, stable = self._lengths.get(kind.name, (0.0, 0.0))
             yield registry_pb2.TrafficKind(
                 name=traffic.label(kind.name),
@@ -134,11 +139,16 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _estimate(gain: Gain) -> registry_pb2.Estimate:
+def _estimate(gain: Gain) -> registry_pb2.Estimate | None:
+    """An interval that says nothing is open, as the registry's are."""
+    is_open = not gain.high_percent <= _MAX_PERCENT
+    figures = (gain.candidate, gain.baseline, gain.percent, gain.low_percent)
+    if not all(map(math.isfinite, figures)):
+        return None
     return registry_pb2.Estimate(
         candidate=gain.candidate,
         stable=gain.baseline,
         change_percent=gain.percent,
-        low_percent=gain.low_percent,
-        high_percent=gain.high_percent,
+        low_percent=-100.0 if is_open else gain.low_percent,
+        high_percent=math.inf if is_open else gain.high_percent,
     )

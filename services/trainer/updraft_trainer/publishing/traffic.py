@@ -2,17 +2,19 @@
 
 A kind is a cluster of replay: the domain that callers named, or requests that resemble each other. A shift is when half of the
 newest requests are of other kinds than after the last shift. Until as many newer ones have come, the traffic counts as between
-the two, so one shift is reported once. Everything is made from stored requests, so it outlives a restart as far as they do.
+the two, so one shift is reported once. Shifts are made from the newest stored requests, a sample of the traffic as it came, so
+they outlive a restart as far as these do. Older requests and held-out ones are kept in equal parts of each kind.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 
 from updraft_rollouts.evidence import OUTLIERS
 from updraft_trainer.data.retention import Pool, SampleEntry
-from updraft_trainer.data.selection import NUM_RECENT, TrafficMix, one_per_request, outliers_together
+from updraft_trainer.data.selection import NUM_RECENT, TrafficMix, one_per_request
 
 MIN_CHANGE = 0.5
 """Share of requests that are of other kinds. Two samples of 64 requests of one mix of five kinds differ by less than 0.3."""
@@ -26,7 +28,7 @@ _HOUR_MS, _DAY_MS = (timedelta(hours=hours) // timedelta(milliseconds=1) for hou
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
     at_ms: int
-    """When the first of the newest requests of the kind that grew most had ended, in Unix milliseconds."""
+    """When the first request had ended with which the kind that grew most began to grow, in Unix milliseconds."""
     before: str
     """The kind that lost most."""
     after: str
@@ -34,22 +36,23 @@ class Shift:
 
 
 class ShiftDetector:
-    """To be given each stored request once, in order of admission."""
-
     def __init__(self) -> None:
-        self.last_order = -1
-        """Order of the newest sample that was seen."""
         self.shifts: deque[Shift] = deque(maxlen=MAX_SHIFTS)
         """The oldest first."""
+        self._last_order = -1
+        """Order of the newest sample that was seen."""
         self._recent: deque[SampleEntry] = deque(maxlen=NUM_RECENT)
         self._before: Counter[str] = Counter()
         """Kinds of `NUM_RECENT` requests after the last shift; empty: the traffic is not settled yet."""
         self._num_since = 0
 
-    def add(self, entries: Iterable[SampleEntry]) -> None:
+    def follow(self, entries: Iterable[SampleEntry]) -> None:
+        """See what is stored now, in order of admission, with outliers together."""
         for entry in entries:
-            self.last_order = entry.order
-            if all(entry.request != other.request for other in self._recent):
+            if entry.order <= self._last_order:
+                continue
+            self._last_order = entry.order
+            if entry.pool is Pool.WINDOW and all(entry.request != other.request for other in self._recent):
                 self._add(entry)
 
     def _add(self, entry: SampleEntry) -> None:
@@ -65,9 +68,17 @@ class ShiftDetector:
             return
         after = max(grown, key=grown.__getitem__)
         lost = self._before - kinds
-        at_ms = next(recent.finished_ms for recent in self._recent if recent.cluster == after)
+        at_ms = _beginning(self._recent, after).finished_ms
         self.shifts.append(Shift(at_ms=at_ms, before=max(lost, key=lost.__getitem__), after=after))
         self._before, self._num_since = Counter(), 0
+
+
+def _beginning(entries: Sequence[SampleEntry], kind: str) -> SampleEntry:
+    """Return the entry from which on a kind is most above its share of all of them (CUSUM)."""
+    members = [entry.cluster == kind for entry in entries]
+    share = sum(members) / len(members)
+    sums = list(accumulate((is_member - share for is_member in members), initial=0.0))
+    return entries[min(range(len(entries)), key=sums.__getitem__)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +96,8 @@ class Kind:
 
 
 def kinds(entries: Sequence[SampleEntry], mix: TrafficMix) -> list[Kind]:
-    """Return the kinds of these samples' requests, the largest first."""
-    requests = one_per_request(outliers_together(entries))
+    """Return the kinds of these samples' requests, the largest first. Outliers are together."""
+    requests = one_per_request(entries)
     newest_ms = max((entry.finished_ms for entry in requests), default=0)
     by_name: dict[str, list[SampleEntry]] = {}
     for entry in requests:

@@ -50,8 +50,8 @@ def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
     ]
 
 
-def test_a_condition_that_is_false_is_a_notice() -> None:
-    resource = Resource(
+def resource() -> Resource:
+    return Resource(
         target="",
         engine="torch",
         url="",
@@ -69,7 +69,10 @@ def test_a_condition_that_is_false_is_a_notice() -> None:
             ),
         ),
     )
-    blocked = one(resource=resource)
+
+
+def test_a_condition_that_is_false_is_a_notice() -> None:
+    blocked = one(resource=resource())
     assert overview.state(blocked.speculator).text == "not ready: NoPods"
     assert [n.text for n in overview.notices(blocked)] == ["Adapting is false: The stream is too small."]
 
@@ -166,7 +169,7 @@ def test_the_evidence_begins_with_the_canary_that_runs() -> None:
     )
     assert (evidence_json["start"], evidence_json["times"]) == (start_s, [start_s + 1])
     assert (loss_json["start"], loss_json["times"]) == (None, [start_s - 60, start_s + 1])
-    (evidence, *_) = charts.charts_of("rollout", samples, shown.speculator.trial)
+    (evidence, *_) = charts.charts_of("rollout", samples, shown)
     assert [at_s for at_s, _ in evidence.rows] == [start_s + 1]
 
 
@@ -184,11 +187,28 @@ def test_the_acceptance_of_the_last_minute_is_that_of_the_versions_in_the_roles(
     assert counters(one().speculator) == {6: (310_000, 120_000), 4: (310_000, 120_000)}
 
 
+def test_a_mean_since_the_start_is_no_point_of_the_last_minutes_line() -> None:
+    cluster = one(resource=resource(), traffic=())
+    shown = figures(cluster, state().installation, {})
+    assert {"stable", "candidate"}.isdisjoint(shown)
+    samples = Samples()
+    samples.add(1.0, shown)
+    labels = [
+        line["label"] for line in charts.content(charts.CHARTS["acceptance"], samples, cluster, since_s=0.0)["series"]
+    ]
+    assert labels[2:] == ["mean since the pods' start, version that serves", "mean since the pods' start, candidate"]
+
+
+def test_the_marks_of_a_chart_are_listed_in_words() -> None:
+    (acceptance, *_) = charts.charts_of("overview", Samples(), one())
+    assert "shift from chat to code" in [label for _, label in acceptance.marks]
+
+
 def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
     samples = Samples()
     for second in range(100):
         samples.add(float(second), {"loss": float(second)})
-    (loss, *_) = charts.charts_of("learning", samples, None)
+    loss, *_ = charts.charts_of("learning", samples, one())
     assert len(loss.rows) <= 12
     assert loss.rows[0][0] == 99.0
 
@@ -251,7 +271,23 @@ def test_traffic_has_the_lookaheads_that_engines_chose() -> None:
     view = traffic.traffic(one(), state().installation)
     assert view.lookaheads is not None
     assert view.lookaheads.columns == ("draft tokens chosen", ">0", ">1", ">2", ">3")
-    assert [cell.text for cell in view.lookaheads.rows[0]] == ["version 6", "4 %", "8 %", "18 %", "70 %"]
+    assert [[cell.text for cell in row] for row in view.lookaheads.rows] == [
+        ["all steps", "4 %", "8 %", "18 %", "70 %"],
+        ["steps of version 6", "-", "8 %", "18 %", "70 %"],
+        ["steps of version 4", "-", "8 %", "18 %", "70 %"],
+    ]
+
+
+def test_steps_without_a_draft_are_part_of_all_steps() -> None:
+    first = one().speculator.traffic[0]
+    bare = replace(first, version=0, acceptance=replace(first.acceptance, by_position=(), by_lookahead=(1.0,)))
+    view = traffic.traffic(one(traffic=(first, bare)), state().installation)
+    assert view.lookaheads is not None
+    assert [cell.text for cell in view.lookaheads.rows[0]] == ["all steps", "52 %", "4 %", "9 %", "35 %"]
+    unknown = replace(bare, acceptance=replace(bare.acceptance, by_lookahead=()))
+    view = traffic.traffic(one(traffic=(first, unknown)), state().installation)
+    assert view.lookaheads is not None
+    assert [row[0].text for row in view.lookaheads.rows] == ["steps of version 6"]
 
 
 def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
@@ -263,11 +299,9 @@ def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
     assert [mark["label"] for mark in marks if mark["kind"] == "shift"] == ["shift from chat to code"]
 
 
-def test_traffic_without_a_version_is_of_lookup_if_it_has_drafts() -> None:
+def test_traffic_without_a_version_is_not_said_to_be_of_one_drafter() -> None:
     served = one().speculator.traffic[0]
-    assert parts.served_name(replace(served, version=0)) == "n-gram lookup"
-    bare = replace(served, version=0, acceptance=replace(served.acceptance, by_position=()))
-    assert parts.served_name(bare) == "no draft"
+    assert parts.served_name(replace(served, version=0)) == "mixed or no draft"
 
 
 def test_the_shares_of_a_step_lie_side_by_side() -> None:
