@@ -168,7 +168,10 @@ class Totals:
         message, domains = deepcopy(sums), self._domains.get(sums.version, {})
         for name, traffic in shown(domains).items():
             message.domains.add(
-                domain=name, requests=traffic.requests, verify_steps=traffic.verify_steps, tokens=traffic.tokens
+                domain=name,
+                requests=traffic.requests,
+                verify_steps=int(traffic.verify_steps),
+                tokens=int(traffic.tokens),
             )
         return message
 
@@ -176,8 +179,8 @@ class Totals:
         for number, traffic in report.pod.traffic.items():
             sums = self._sums.setdefault(number, registry_pb2.VersionTraffic(version=number))
             drafted = report.drafted[number]
-            sums.verify_steps += sign * traffic.verify_steps
-            sums.tokens += sign * traffic.tokens
+            sums.verify_steps += sign * int(traffic.verify_steps)
+            sums.tokens += sign * int(traffic.tokens)
             sums.proposed += sign * drafted.proposed
             _add(sums.proposed_by_position, drafted.proposed_by_position, sign)
             _add(sums.accepted_by_position, drafted.accepted_by_position, sign)

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from updraft_registry.rollout import placement, speedup
-from updraft_registry.rollout.comparison import Evidence, PodTraffic, Trial, add_reports, most_failures
+from updraft_registry.rollout.comparison import Evidence, PodTraffic, Trial, add_reports
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import LiveJudgement, judge, judge_without_baseline
 from updraft_registry.rollout.placement import FleetView, Pod
@@ -255,8 +255,7 @@ def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView
     rollout, evidence = state.rollout, _updated_evidence(state, directed, view, now_ms)
     passed_ms = min(max(0, now_ms - rollout.last_decision_ms), _MAX_GAP_MS) if rollout.last_decision_ms else 0
     run_ms = passed_ms if state.num_pods and not state.hold and not state.trouble else 0
-    most = most_failures(len(rollout.pods), state.policy.analysis.failure_limit)
-    is_calm = _crashes(evidence, most) == _crashes(rollout.evidence, most)  # a crash restarts the hold
+    is_calm = evidence.crashes == rollout.evidence.crashes  # a crash restarts the hold
     held_ms = rollout.held_ms if is_calm else 0
     return replace(
         rollout,
@@ -266,11 +265,6 @@ def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView
         paused_ms=rollout.paused_ms + (passed_ms if state.hold else 0),
         evidence=evidence,
     )
-
-
-def _crashes(evidence: Evidence, most: float) -> dict[str, float]:
-    """Crashes with the candidate that count, by pod."""
-    return {pod: min(count, most) for pod, count in evidence.crashes.items()}
 
 
 def _updated_evidence(state: CanaryState, directed: Collection[str], view: FleetView, now_ms: int) -> Evidence:
@@ -287,6 +281,7 @@ def _updated_evidence(state: CanaryState, directed: Collection[str], view: Fleet
             baseline=rollout.baseline,
             directed=directed,
             canary=rollout.pods,
+            trying=rollout.trying,
             is_paired=rollout.comparison is Comparison.SWITCHBACK,
             failure_limit=analysis.failure_limit,
         ),

@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, Self
 
 from updraft_registry.rollout.gate.sequence import Moments
-from updraft_registry.rollout.traffic import NOTHING, Both, Traffic, together
+from updraft_registry.rollout.traffic import NOTHING, Both, Traffic, alone, together
 
 MIN_REQUESTS = 8
 """Minimum per version in a slice, which stays open until then: the mean of a few requests is far from normal."""
@@ -142,8 +143,8 @@ class Evidence:
     """In closed slices, like `baseline_requests`."""
     baseline_requests: int = 0
     failures: int = 0
-    """Errors of the candidate, and crashes of pods that held it or were directed to load it; of each pod, no more than
-    `Trial.most_failures`."""
+    """Errors of the candidate, and crashes of pods that held it or were directed to load it. Of each pod, all crashes count,
+    and errors up to `Trial.most_failures`."""
     baseline_failures: int = 0
     """The same for the baseline."""
     failures_by_pod: Mapping[str, int] = field(default_factory=dict)
@@ -192,6 +193,9 @@ class Trial:
     reported last."""
     canary: Collection[str] | None = None
     """Pods that are heard about the candidate; None: all. No other pod should serve it, so its counters may be forged."""
+    trying: Collection[str] | None = None
+    """Those that should serve it now; None: all of these. One that crashed gets it again only when all have crashed, so no pod
+    can claim more crashes by itself."""
     is_paired: bool = False
     """Each pod serves both versions in turn."""
     failure_limit: int | None = None
@@ -199,18 +203,13 @@ class Trial:
 
     @property
     def most_failures(self) -> float:
-        """Failures of one pod that count. Of several pods, none decides alone, but two do; a single pod is believed."""
-        if self.failure_limit is None or self.canary is None:
+        """Errors of one pod that count. Of several pods, none decides alone, but two do; a single pod is believed."""
+        if self.failure_limit is None or self.canary is None or len(self.canary) <= 1:
             return math.inf
-        return most_failures(len(self.canary), self.failure_limit)
+        return self.failure_limit // 2 + 1
 
     def hears(self, pod: str) -> bool:
         return self.canary is None or pod in self.canary
-
-
-def most_failures(num_pods: int, limit: int) -> float:
-    """Failures of one pod that count: of several, two have to fail to exceed the limit of all."""
-    return limit // 2 + 1 if num_pods > 1 else math.inf
 
 
 def add_reports(
@@ -234,6 +233,7 @@ def add_reports(
     killed = [pod.pod for pod in crashed if _died_of_candidate(pod, trial)]
     failed.update(killed)
     failed_before.update(pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed)
+    crashes = _plus(evidence.crashes, Counter(killed))
     failures = _plus(evidence.failures_by_pod, failed)
     baseline_failures = _plus(evidence.baseline_failures_by_pod, failed_before)
     present = {pod.pod: pod for pod in pods}
@@ -242,13 +242,15 @@ def add_reports(
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     updated = replace(
         evidence,
-        failures=evidence.failures + _counted(failures, trial) - _counted(evidence.failures_by_pod, trial),
+        failures=evidence.failures
+        + _counted(failures, trial, crashes)
+        - _counted(evidence.failures_by_pod, trial, evidence.crashes),
         baseline_failures=evidence.baseline_failures
         + _counted(baseline_failures, trial)
         - _counted(evidence.baseline_failures_by_pod, trial),
         failures_by_pod=failures,
         baseline_failures_by_pod=baseline_failures,
-        crashes={**evidence.crashes, **{name: 1 + evidence.crashes.get(name, 0) for name in killed}},
+        crashes=crashes,
         open=Slice(since_ms=since_ms, pods=served),
         last_reports={name: evidence.last_reports[name] for name in away} | present,
         away=away,
@@ -262,8 +264,8 @@ def _plus(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
     return {**counts, **{pod: counts.get(pod, 0) + count for pod, count in more.items() if count}}
 
 
-def _counted(failures: Mapping[str, int], trial: Trial) -> int:
-    return sum(int(min(count, trial.most_failures)) for count in failures.values())
+def _counted(failures: Mapping[str, int], trial: Trial, crashes: Mapping[str, int] = MappingProxyType({})) -> int:
+    return sum(max(int(min(count, trial.most_failures)), crashes.get(pod, 0)) for pod, count in failures.items())
 
 
 def _since(before: Mapping[int, Traffic], now: Mapping[int, Traffic], trial: Trial) -> Both:
@@ -281,7 +283,8 @@ def _heard(served: Both, pod: PodTraffic, trial: Trial) -> Both:
 
 
 def _died_of_candidate(pod: PodTraffic, trial: Trial) -> bool:
-    return pod.pod in trial.directed or (pod.version == trial.candidate and trial.hears(pod.pod))
+    is_trying = trial.hears(pod.pod) if trial.trying is None else pod.pod in trial.trying
+    return pod.pod in trial.directed or (pod.version == trial.candidate and is_trying)
 
 
 def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[str, Both]:
@@ -296,13 +299,13 @@ def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[st
 
 
 def _close(evidence: Evidence, trial: Trial, now_ms: int) -> Evidence:
-    """End a slice. It becomes an observation unless one version had no traffic."""
+    """End a slice. It becomes an observation of each quantity that is known, unless one version had no traffic."""
     served = together([pod.both for pod in evidence.open.pods.values()], is_paired=trial.is_paired)
     candidate, baseline = served.candidate, served.baseline
     fewest = min(candidate.requests, baseline.requests)
     if 0 < fewest < MIN_REQUESTS:
         return evidence
-    if fewest == 0 or candidate.acceptance_length is None or baseline.acceptance_length is None:
+    if fewest == 0:
         return replace(evidence, open=Slice(since_ms=now_ms))
     return replace(
         evidence,
@@ -321,8 +324,7 @@ def _close_without_baseline(evidence: Evidence, now_ms: int) -> Evidence:
 
     What speculation costs is measured on the pods, within a request; latencies of other pods say less.
     """
-    served = together([pod.both for pod in evidence.open.pods.values()])
-    candidate = served.candidate
+    candidate = alone([pod.both.candidate for pod in evidence.open.pods.values()])
     if candidate.requests < MIN_REQUESTS:
         return evidence
     return replace(
@@ -330,7 +332,7 @@ def _close_without_baseline(evidence: Evidence, now_ms: int) -> Evidence:
         acceptance=evidence.acceptance.plus(candidate.acceptance_length, 1.0),
         slices=evidence.slices + 1,
         candidate_requests=evidence.candidate_requests + candidate.requests,
-        baseline_requests=evidence.baseline_requests + served.baseline.requests,
+        baseline_requests=evidence.baseline_requests + evidence.open.both.baseline.requests,
         open=Slice(since_ms=now_ms),
     )
 

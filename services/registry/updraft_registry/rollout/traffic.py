@@ -1,15 +1,16 @@
 """The traffic of pods, and what several pods say together: none of them decides alone.
 
 A pod may count wrongly, and one that was taken over may lie. So of three pods or more, those with the highest and the lowest
-value are left out, and no other one counts more than twice the median. Of two pods, the one counts that says less of a change,
-and neither if they contradict each other. A single pod is believed. Refused: the value of the median pod, which takes half as
-much evidence again. Pure.
+value are left out, and no other one counts more than twice the median. Where one version has more pods, each of these counts by
+the chance that it would be kept if they were as few: with equal drafts, no side then looks better because more of it was left
+out. Of two pods, the one counts that says less of a change, and neither if they contradict each other. A single pod is
+believed. Refused: the value of the median pod, which takes half as much evidence again. Pure.
 """
 
 import operator
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median_low
+from statistics import median_high, median_low
 from typing import Self
 
 _MOST_SHARE = 2.0
@@ -22,11 +23,12 @@ class Traffic:
 
     requests: int = 0
     """Finished requests in which the version had a verify step."""
-    verify_steps: int = 0
-    tokens: int = 0
+    verify_steps: float = 0
+    """Whole numbers as a pod counts them, like all tokens; not in what several pods say together."""
+    tokens: float = 0
     latency_s: float = 0.0
     """Sum of the seconds between tokens, over `latency_tokens` of them."""
-    latency_tokens: int = 0
+    latency_tokens: float = 0
     errors: int = 0
 
     def __add__(self, other: Self) -> Self:
@@ -94,22 +96,34 @@ _Pair = tuple[_Reading, _Reading]
 
 
 def together(pods: Collection[Both], *, is_paired: bool = False) -> Both:
-    """The traffic that these pods report together. `is_paired`: each serves both versions, so it is compared with itself."""
+    """The traffic that these pods report together. `is_paired`: each serves both versions, so it is compared with itself.
+
+    A quantity in which two pods contradict each other is unknown. If only one version served, it is for a later comparison.
+    """
     acceptance = _combined([(_acceptance(pod.candidate), _acceptance(pod.baseline)) for pod in pods], is_paired)
     latency = _combined([(_latency(pod.candidate), _latency(pod.baseline)) for pod in pods], is_paired)
     candidate, baseline = (
-        Traffic(
-            requests=_requests(traffic.requests for traffic in version),
-            verify_steps=round(steps.count),
-            tokens=round(steps.amount),
-            latency_s=times.amount,
-            latency_tokens=round(times.count),
-        )
+        _traffic(version, steps, times)
         for version, steps, times in zip(
             ([pod.candidate for pod in pods], [pod.baseline for pod in pods]), acceptance, latency, strict=True
         )
     )
     return Both(candidate=candidate, baseline=baseline)
+
+
+def alone(pods: Collection[Traffic]) -> Traffic:
+    """The traffic that these pods report together of a version that is compared with no draft. Of two, the lower counts."""
+    return _traffic(pods, _lowest(map(_acceptance, pods)), _lowest(map(_latency, pods)))
+
+
+def _traffic(pods: Collection[Traffic], steps: _Reading, times: _Reading) -> Traffic:
+    return Traffic(
+        requests=_requests(traffic.requests for traffic in pods),
+        verify_steps=steps.count,
+        tokens=steps.amount,
+        latency_s=times.amount,
+        latency_tokens=times.count,
+    )
 
 
 def _acceptance(traffic: Traffic) -> _Reading:
@@ -121,8 +135,9 @@ def _latency(traffic: Traffic) -> _Reading:
 
 
 def _requests(of_pods: Iterable[int]) -> int:
+    """One idle pod of two must not hide the requests of the other, so the larger number sets the limit."""
     counts = [count for count in of_pods if count]
-    return round(sum(min(count, _most(counts)) for count in counts))
+    return round(sum(min(count, _MOST_SHARE * median_high(counts)) for count in counts))
 
 
 def _combined(pairs: Sequence[_Pair], is_paired: bool) -> _Pair:  # noqa: FBT001 - passed on
@@ -149,32 +164,59 @@ def _of_pairs(pairs: Sequence[_Pair]) -> _Pair:
 
 def _of_versions(candidates: Sequence[_Reading], baselines: Sequence[_Reading]) -> _Pair:
     """Some pods serve the candidate, and others the baseline."""
-    (low, high), (base_low, base_high) = _span(candidates), _span(baselines)
-    if not baselines or not candidates:  # without a baseline, a draft is compared with none, which accepts less
-        return low, base_low
+    size = min(len(candidates), len(baselines))
+    if not size:
+        return _whole(candidates), _whole(baselines)
+    (low, high), (base_low, base_high) = _span(candidates, size), _span(baselines, size)
     return _nearest((low, base_high), (high, base_low))
 
 
 def _nearest(low: _Pair, high: _Pair) -> _Pair:
-    """That of the lowest and the highest possible change which is nearer to none; none if it may be either."""
+    """That of the lowest and the highest possible change which is nearer to none; nothing if one is up and the other down."""
     if low[0].value >= low[1].value:
         return low
     if high[0].value <= high[1].value:
         return high
-    baseline = _sum({low[1], high[1]})
-    count = sum(reading.count for reading in {low[0], high[0]})
-    return _Reading(baseline.value * count, count), baseline
+    return _NONE, _NONE
 
 
-def _span(readings: Sequence[_Reading]) -> _Pair:
-    """The lowest and the highest value that these pods leave possible."""
+def _span(readings: Sequence[_Reading], size: int) -> _Pair:
+    """The lowest and the highest value that these pods leave possible; `size` are those of the version with fewer pods."""
+    if len(readings) > 2:
+        inner = _inner(readings, size)
+        return inner, inner
     ordered = sorted(readings, key=lambda reading: reading.value)
-    if len(ordered) <= 2:
-        return (ordered[0], ordered[-1]) if ordered else (_NONE, _NONE)
-    kept = ordered[1:-1]
-    most = _most([reading.count for reading in kept])
-    whole = _sum(reading.scaled(min(1.0, most / reading.count)) for reading in kept)
-    return whole, whole
+    return ordered[0], ordered[-1]
+
+
+def _whole(readings: Sequence[_Reading]) -> _Reading:
+    return _inner(readings, len(readings)) if len(readings) > 2 else _sum(readings)
+
+
+def _lowest(of_pods: Iterable[_Reading]) -> _Reading:
+    readings = [reading for reading in of_pods if reading.count]
+    return _span(readings, len(readings))[0] if readings else _NONE
+
+
+def _inner(readings: Sequence[_Reading], size: int) -> _Reading:
+    """Without the highest and the lowest, and weighted as if there were only `size` of them."""
+    ordered = sorted(readings, key=lambda reading: reading.value)
+    chances = _chances_to_stay(len(ordered), size if size > 2 else len(ordered))
+    kept = [(reading, chance / max(chances)) for reading, chance in zip(ordered, chances, strict=True) if chance > 0]
+    most = _most([reading.count for reading, _ in kept])
+    return _sum(reading.scaled(share * min(1.0, most / reading.count)) for reading, share in kept)
+
+
+def _chances_to_stay(num: int, size: int) -> list[float]:
+    """For each of `num` in order: the chance to be among `size` that are drawn, and there neither the first nor the last.
+
+    One is drawn with the chance size / num. With m more before it, it is the last with C(m, size - 1) / C(num, size).
+    """
+    drawn = size / num
+    last = [drawn]
+    for more in range(num - 1, 0, -1):
+        last.append(last[-1] * max(0, more - size + 1) / more)
+    return [drawn - first - final for first, final in zip(last, reversed(last), strict=True)]
 
 
 def _most(counts: Sequence[float]) -> float:

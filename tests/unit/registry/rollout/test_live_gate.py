@@ -254,3 +254,10 @@ def test_against_no_draft_a_speedup_without_acceptance_proves_nothing(slices: in
         compared(1.0, None, slices=slices), ANALYSIS, Speedup(ratio=1.3, low=1.2, high=1.4)
     )
     assert (judgement.verdict, judgement.reason.startswith(why)) == (Verdict.HOLD, True)
+
+
+def test_errors_of_a_single_pod_that_do_not_count_are_told() -> None:
+    evidence = replace(compared(1.1, failures=(2, 0)), failures_by_pod={"a": 40})
+    judgement = judge(evidence, ANALYSIS)
+    assert judgement.verdict is Verdict.PASS
+    assert "38 more errors of single pods not counted" in judgement.reason
