@@ -138,7 +138,7 @@ class RequestHooks:
                 tokens=[*prompt, *output],
                 sampling=sampling,
                 probability=met.options.probability,
-                num_cached=request.cached_tokens,
+                num_cached=getattr(request, "cached_tokens", 0),
             )
         return Finished(
             rid=met.id,

@@ -3,16 +3,19 @@
 They are the same for both model runners, and see every request, whoever sent it.
 """
 
+import logging
 import time
 from typing import Any
 
 from updraft_tap.channel import Channel
 from updraft_tap.finished import Counters, Finished, Payload
-from updraft_tap.hooks import Guard, Hook
+from updraft_tap.hooks import Guard, Hook, logged_guard
 from updraft_tap.http.terms import has_mark, read_mark
 from updraft_tap.policy import Policy
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_vllm.rows import wanted
+
+log = logging.getLogger(__name__)
 
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
@@ -26,6 +29,7 @@ class RequestHooks:
     def __init__(self, *, channel: Channel) -> None:
         self.policy = Policy()
         self.guard = Guard(failed=channel.failed, unhooked=lambda _, reason: channel.end(reason))
+        self._extras = logged_guard(log, "cannot tell how much of a prompt was cached")
         self._channel = channel
         self._counters = Counters()
         self._agent = 0
@@ -53,6 +57,7 @@ class RequestHooks:
     ) -> Any:
         """AROUND Scheduler.update_from_output, once per step, with the tokens that each request got."""
         if self._channel.is_open:
+            self._extras("cached", self._look_up_cached, scheduler_output)
             self.guard("counters", self._count, scheduler, scheduler_output, model_runner_output)
         return original(scheduler, scheduler_output, model_runner_output, *args, **kwargs)
 
@@ -79,6 +84,11 @@ class RequestHooks:
             self._counted_for = self._agent
             self._counters.forget()
 
+    def _look_up_cached(self, scheduler_output: Any) -> None:
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.req_id in self._captured:  # one that was preempted may be new again
+                self._cached.setdefault(new.req_id, new.num_computed_tokens)
+
     def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
         self._begin()
         invalid = scheduler_output.num_invalid_spec_tokens or {}
@@ -91,9 +101,6 @@ class RequestHooks:
                 proposed = len(drafts) - invalid.get(rid, 0)
                 self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
         requests = map(scheduler.requests.get, scheduler_output.num_scheduled_tokens)
-        for new in scheduler_output.scheduled_new_reqs:
-            if new.req_id in self._captured:  # one that was preempted may be new again
-                self._cached.setdefault(new.req_id, new.num_computed_tokens)
         alive = (one.request_id for one in requests if one is not None and not one.is_finished())
         self._counters.proposed(alive, getattr(output, VERSION_ATTRIBUTE, None))
 
