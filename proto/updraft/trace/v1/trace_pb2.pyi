@@ -240,7 +240,9 @@ class Header(_message.Message):
     quantization: _builtins.str
     """How the weights of the target are quantized: "fp8", "compressed-tensors/pack-quantized"; empty: they are not."""
     cached_prefix_tokens: _builtins.int
-    """The first tokens of prompt_ids that the engine had in its prefix cache, so it did not compute them for this request."""
+    """The first tokens of prompt_ids that the engine did not compute for this request, because it had them in its prefix cache or
+    got them from another pod or store.
+    """
     finish_reason: Global___FinishReason.ValueType
     finished_unix_ms: _builtins.int
     """Milliseconds since the epoch, at the end of the request."""
