@@ -90,7 +90,8 @@ class Caller:
         return frozenset(grant.speculator for grant in self.grants if grant.speculator)
 
     def may_report_for(self, speculator: str) -> bool:
-        return Role.OPERATE in self.roles or not self.speculators or speculator in self.speculators
+        is_free = Grant(role=Role.SERVE) in self.grants or not self.speculators
+        return Role.OPERATE in self.roles or is_free or speculator in self.speculators
 
     def may_hash_tenants_of(self, speculator: str) -> bool:
         """Whether it may have the salt, with which names can be tried. A pod that is not bound may claim any speculator."""

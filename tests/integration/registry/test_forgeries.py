@@ -145,13 +145,14 @@ async def test_a_stream_stays_that_of_its_first_pod(tmp_path: Path) -> None:
     attack="a pod's token used to learn how another speculator hashes its tenants, to try names against hashes",
     outcome="FORBIDDEN; a token that is not bound to a speculator gets no salt at all",
 )
-async def test_a_pod_gets_the_salt_of_its_own_speculator_only(tmp_path: Path) -> None:
+async def test_a_pod_gets_the_salt_of_its_own_speculator_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("serve:a-token-for-any-pod\nserve@chat:the-token-of-a-chat-pod\noperate:the-token-of-a-person\n")
     async with running(tmp_path, tokens_file=tokens) as registry:
         on = Cluster(registry=registry, folder=tmp_path)
         for token, speculator, num_bytes in (
             ("the-token-of-a-chat-pod", "chat", 32),
+            ("a-token-for-any-pod", "chat", 0),
             ("a-token-for-any-pod", "chat", 0),
             ("a-token-for-any-pod", "other", 0),
             ("the-token-of-a-person", "other", 32),
@@ -166,6 +167,8 @@ async def test_a_pod_gets_the_salt_of_its_own_speculator_only(tmp_path: Path) ->
             thief.identity.speculator = "other"
             with pytest.raises(Forbidden, match="the token is for pods of chat, but the report is for other"):
                 await reported(thief)
+    warned = [vars(record).get("speculator") for record in caplog.records if "serve@SPECULATOR" in record.message]
+    assert warned == ["chat", "other"], "once each"
 
 
 @pytest.mark.attack(

@@ -7,6 +7,7 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.access import Caller, Grant, Role
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
@@ -298,6 +299,31 @@ async def test_a_demand_is_handed_to_the_pods_by_their_traffic_with_their_direct
     grants = {pod: directive.capture.payload_tokens_per_second for pod, directive in directives.items()}
     assert grants == pytest.approx({"a": 860.0, "b": 140.0}, rel=0.01)
     assert {(d.serve_version, d.nonce) for d in directives.values()} == {(2, NONCE)}, "the same order as before"
+
+
+async def test_of_pods_that_share_an_order_only_those_that_are_bound_get_the_salt_also_with_later_grants(
+    fleet: Fleet,
+) -> None:
+    sessions = {
+        "bound": Session(Caller(grants=frozenset({Grant(role=Role.SERVE, speculator="default")}))),
+        "free": Session(Caller(grants=frozenset({Grant(role=Role.SERVE)}))),
+    }
+    for pod, session in sessions.items():
+        fleet.report(session, report(pod, nonce=NONCE), 0.0)
+    fleet.send("default", dict.fromkeys(sessions, ORDER), fleet.pods("default"), tenant_salt=b"salt")
+    first = {pod: await told(session) for pod, session in sessions.items()}
+    fleet.grant("default", 1000.0)
+    later = {pod: await told(session) for pod, session in sessions.items()}
+
+    for directives in (first, later):
+        assert {pod: directive.tenant_salt for pod, directive in directives.items()} == {"bound": b"salt", "free": b""}
+    assert {directive.capture.payload_tokens_per_second for directive in later.values()} == {500.0}
+
+
+def test_a_grant_for_one_speculator_takes_nothing_from_one_for_all() -> None:
+    caller = Caller(grants=frozenset({Grant(role=Role.SERVE), Grant(role=Role.SERVE, speculator="chat")}))
+    assert caller.may_report_for("other")
+    assert [caller.may_hash_tenants_of(name) for name in ("chat", "other")] == [True, False]
 
 
 async def test_a_small_change_of_a_grant_is_not_sent(fleet: Fleet) -> None:

@@ -89,7 +89,7 @@ def notices(speculator: Speculator) -> Iterator[Notice]:
     if speculator.too_small:
         yield Notice(text=output.sentence(speculator.too_small))
     if speculator.capture_problem:
-        yield Notice(text=output.sentence(f"nothing is captured by {speculator.capture_problem}"))
+        yield Notice(text=output.sentence(f"capture has a problem on {speculator.capture_problem}"))
     if speculator.pods.failed:
         failed = output.count(speculator.pods.failed, "pod")
         they, are = ("it", "is") if speculator.pods.failed == 1 else ("they", "are")

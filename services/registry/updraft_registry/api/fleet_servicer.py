@@ -36,7 +36,7 @@ class StreamTimeouts:
 STREAM_TIMEOUTS = StreamTimeouts()
 
 _UNBOUND = (
-    "A pod captures nothing of requests that have a tenant, because its token is not bound to its speculator: write"
+    "Pods of this speculator capture nothing of requests that have a tenant, because their token is not bound to it: write"
     " serve@SPECULATOR instead of serve in the file of tokens, or in UPDRAFT_REGISTRY_ACCOUNTS"
 )
 
@@ -51,6 +51,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         self._control = control
         self._metrics = metrics
         self._timeouts = timeouts
+        self._unbound: set[str] = set()
+        """Speculators for which the log says that their pods are not bound."""
 
     async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
         self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: rpc.Context
@@ -81,16 +83,22 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             async with rpc.unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
                 request = await anext(requests, None)
             while request is not None:
-                is_first = session.owner is None
-                self._control.report(session, reports.read(request.report))
-                if is_first and not session.may_hash_tenants:
-                    logger.warning(_UNBOUND, extra={"pod": session.owner})
+                report = reports.read(request.report)
+                self._control.report(session, report)
+                if not session.may_hash_tenants:
+                    self._warn(report.speculator)
                 await asyncio.sleep(throttle.wait_s(asyncio.get_running_loop().time()))
                 request = await anext(requests, None)
         except UpdraftError as error:
             session.close(error)
         else:
             session.close()
+
+    def _warn(self, speculator: str) -> None:
+        """Once each, because a large fleet reconnects often."""
+        if speculator not in self._unbound:
+            self._unbound.add(speculator)
+            logger.warning(_UNBOUND, extra={"speculator": speculator})
 
     async def _write(self, session: Session, context: rpc.Context, directive: fleet_pb2.Directive) -> None:
         within_s = self._timeouts.write_s

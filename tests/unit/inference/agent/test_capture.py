@@ -428,13 +428,20 @@ async def test_a_request_without_a_trace_is_learnt_from_and_an_opted_out_one_is_
     assert granted.counters.captured == 0
 
 
+async def test_a_pod_without_a_salt_has_no_problem_while_no_request_has_a_tenant(capture: Capture) -> None:
+    capture.offer(ended(step(1, 2)), capture.plan(b"0" * 16, CaptureTerms()))
+    assert capture.problem == ""
+
+
 async def test_tenants_are_hashed_with_the_registrys_salt_and_before_it_comes_not_captured(capture: Capture) -> None:
     terms = CaptureTerms(tenant=hashes.digest("acme"))
     capture.offer(ended(step(1, 2)), capture.plan(b"0" * 16, terms))
     assert dropped(capture) == {"no_salt": 1}
+    assert capture.problem.startswith("requests of tenants are not captured")
 
     capture.hash_with(b"salt")
 
+    assert capture.problem == ""
     assert capture.plan(b"0" * 16, terms).tenant == hashes.keyed(hashes.digest("acme"), b"salt")
     assert capture.plan(b"0" * 16, CaptureTerms()).tenant == 0
 
