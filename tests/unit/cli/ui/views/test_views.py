@@ -46,7 +46,7 @@ def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
         "Pinned to no draft: an incident. Newer versions are held.",
         "The rollout is paused.",
         "Raise it.",
-        "Nothing is captured by pod-1: no Redis.",
+        "Capture has a problem on pod-1: no Redis.",
     ]
 
 
