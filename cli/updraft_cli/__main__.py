@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from updraft_cli.cmd import draft
-from updraft_cli.cmd.attach import attach
+from updraft_cli.cmd.attach.server import attach
 from updraft_cli.cmd.demo import demo
 from updraft_cli.cmd.model import model
 from updraft_cli.cmd.program import CONTEXT_SETTINGS, Program

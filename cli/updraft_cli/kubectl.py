@@ -7,6 +7,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete
 
 from updraft_cli.cmd import decisions, draft
+from updraft_cli.cmd.attach.workload import attach
 from updraft_cli.cmd.cluster_options import CLUSTER
 from updraft_cli.cmd.draft import commands
 from updraft_cli.cmd.explain.command import explain
@@ -39,6 +40,7 @@ def plugin() -> None:
     kubectl updraft status            the state of every speculator in the namespace
     kubectl updraft ui                the same in the browser, live; decisions are patches with your rights
     kubectl updraft explain NAME      its problems, and how to fix them
+    kubectl updraft attach NAME ...   how to attach it to a workload of your own
     kubectl updraft draft list NAME   its drafts, and why each was accepted or not
     kubectl updraft draft pin NAME 3  serve version 3 now; `draft unpin` ends it
     kubectl updraft rollout watch     follow a rollout until it is over
@@ -51,7 +53,7 @@ def plugin() -> None:
     """
 
 
-for _command in (status, explain, ui, draft.group(is_registry=False), rollout):
+for _command in (status, explain, attach, ui, draft.group(is_registry=False), rollout):
     plugin.add_command(_command)
 for _name, _command in _SHORT.items():
     _alias = copy.copy(_command)

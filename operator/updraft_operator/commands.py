@@ -23,10 +23,15 @@ from updraft_chassis.settings import load
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
-from updraft_operator.planning.objects import Key
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import TlsMode
+from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
+from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.watching.attached_pods import AttachedPods
+from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_passwords
@@ -90,7 +95,8 @@ async def _plan_files(settings: OperatorSettings, arguments: argparse.Namespace)
     planned = []
     async with connected(_no_writes) as cluster:
         for owner in [await _served(cluster, owner) for owner in owners]:
-            store = await _listed(cluster, owner.metadata.namespace, Key(owner.metadata.namespace, owner.metadata.name))
+            key = Key(owner.metadata.namespace, owner.metadata.name)
+            store = await _listed(cluster, key.namespace, key, has_certificates=_has_certificates(settings))
             planned.append((owner, await _planned(cluster, settings, owner, store)))
     return _show(planned, arguments.output)
 
@@ -99,7 +105,7 @@ async def _plan_all(settings: OperatorSettings, arguments: argparse.Namespace) -
     planned: list[tuple[AdaptiveSpeculator, Plan]] = []
     async with connected(_no_writes) as cluster:
         for namespace in settings.namespaces or ("",):
-            store = await _listed(cluster, namespace, None)
+            store = await _listed(cluster, namespace, None, has_certificates=_has_certificates(settings))
             for key in sorted(store.speculators()):
                 owner = store.cached(key).speculator
                 if owner is not None:
@@ -144,9 +150,9 @@ async def _served(cluster: KubernetesCluster, owner: AdaptiveSpeculator) -> Adap
     return owner.model_copy(update={"metadata": served.metadata, "status": served.status})
 
 
-async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None) -> Store:
+async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None, *, has_certificates: bool) -> Store:
     store = Store()
-    for kind in await cluster.kinds():
+    for kind in await cluster.kinds(has_certificates=has_certificates):
         for listed in await cluster.metadata(kind, namespace):
             key = key_of(kind, listed) if kind != "DraftVersion" else None
             if only is None or kind == "DraftVersion" or key == only:
@@ -159,24 +165,46 @@ async def _planned(
     cluster: KubernetesCluster | None, settings: OperatorSettings, owner: AdaptiveSpeculator, store: Store
 ) -> Plan:
     key, clock = Key(owner.metadata.namespace, owner.metadata.name), SystemClock()
-    secrets = await Secrets(cluster, clock).read(key, owner) if cluster is not None else NO_SECRETS
-    cached, config = store.cached(key), settings.config
+    cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
+    attached: tuple[AttachedPod, ...] = ()
     if cluster is not None:
+        secrets = await Secrets(cluster, clock, has_certificates=config.tls.is_on).read(key, owner)
+        attached = await AttachedPods(cluster, clock).read(key, owner)
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
+        last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
+        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificate, last)
     observed = Observed(
         speculator=owner,
         config=config,
         children=cached.children,
-        pods=cached.pods,
+        pods=(*cached.pods, *(pod.state for pod in attached)),
+        attached=attached,
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
+        certificate=secrets.certificate,
+        is_preview=True,
         fresh_passwords=fresh_passwords(),
         missing_secrets=secrets.missing,
     )
     return make_plan(observed, now_unix_s=clock.now(), now_s=clock.monotonic())
+
+
+def _has_certificates(settings: OperatorSettings) -> bool:
+    return settings.tls_mode is TlsMode.CERT_MANAGER
+
+
+async def _certificates(cluster: KubernetesCluster, settings: OperatorSettings) -> Certificates:
+    """With the CA of the running operator, if this user may read it."""
+    own, clock = settings.own_secrets, SystemClock()
+    known = Certificates(cluster, settings.config, own, clock, may_write=lambda: False, on_change=lambda: None)
+    try:
+        await known.read()
+    except Forbidden as error:
+        print(f"updraft-operator: certificates are not shown: {error}", file=sys.stderr)
+    return known
 
 
 async def _installation(cluster: KubernetesCluster, config: OperatorConfig) -> str:
@@ -206,6 +234,8 @@ def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:
 
 def _changes(owner: AdaptiveSpeculator, plan: Plan) -> Iterator[tuple[str, str, Manifest]]:
     name = f"{owner.metadata.namespace}/{owner.metadata.name}"
+    for order in plan.certificates:
+        yield "apply", name, _without_secrets(tls.secret(owner, order, dict.fromkeys((tls.CA, tls.CERT, tls.KEY), "")))
     for content in plan.apply:
         yield "apply", name, _without_secrets(content)
     for ref in plan.delete:

@@ -55,6 +55,13 @@ class Metrics:
         self.redis_users = new.counter(
             "redis_users", "Users that the operator set on a node of its Redis, or deleted there.", "change"
         )
+        self.overdue = new.gauge(
+            "overdue_certificates",
+            "Certificates of registries and of the chart's Redis that are missing, or past five sixths of their life: they are"
+            " renewed after two thirds.",
+        )
+        self._overdue_s: dict[Key, float] = {}
+        """The Unix time at which the certificate of a registry is overdue."""
         self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
         """Exported status and reason of every condition: one sample per condition, not one per status."""
         self._started: dict[Key, dict[str, bool]] = {}
@@ -73,6 +80,12 @@ class Metrics:
             self.condition.labels(key.namespace, key.name, condition.type, *now).set(1)
             shown[condition.type] = now
 
+    def show_certificate(self, key: Key, overdue_s: float) -> None:
+        self._overdue_s[key] = overdue_s
+
+    def num_overdue(self, now_s: float) -> int:
+        return sum(at_s <= now_s for at_s in self._overdue_s.values())
+
     def show_pods(self, key: Key, pods: Iterable[PodState]) -> None:
         """Measure how long inference pods took that were first seen before they were ready."""
         before, now = self._started.get(key, {}), {pod.uid: pod for pod in pods}
@@ -83,5 +96,6 @@ class Metrics:
 
     def forget(self, key: Key) -> None:
         self._started.pop(key, None)
+        self._overdue_s.pop(key, None)
         for kind, shown in self._shown.pop(key, {}).items():
             self.condition.remove(key.namespace, key.name, kind, *shown)

@@ -14,12 +14,15 @@ from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import NotFound, UpdraftError
 from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
 from updraft_operator.settings import OperatorSettings
-from updraft_operator.watching.cluster import LEADER_WORKER_SET
+from updraft_operator.watching.attached_pods import AttachedPods
+from updraft_operator.watching.certificates import Certificates
+from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
@@ -94,7 +97,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             )
             measures.connections.set_function(lambda: len(registries))
             users = RedisUsers(
-                settings.redis_url.get_secret_value(),
+                lambda: certificates.redis_url(settings.redis_url.get_secret_value()),
                 config.installation,
                 period_s=settings.redis_users_seconds,
                 may_write=lambda: lease.is_held and resync.synced_s is not None and not settings.dry_run,
@@ -102,13 +105,26 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 notify=work.add,
                 metrics=measures,
             )
-            forget.append(users.start_over)
+            certificates = Certificates(
+                cluster,
+                config,
+                settings.own_secrets,
+                clock,
+                may_write=lambda: lease.is_held and not settings.dry_run,
+                on_change=lambda: _add_all(store, work),
+            )
+            measures.overdue.set_function(
+                lambda: measures.num_overdue(clock.now()) + (certificates.redis_overdue_s <= clock.now())
+            )
+            forget += [users.start_over, certificates.start_over]
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
+                secrets=Secrets(cluster, clock, settings.resync_seconds / 2, has_certificates=config.tls.is_on),
+                attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,
+                certificates=certificates,
                 metrics=measures,
                 clock=clock,
                 config=config,
@@ -145,7 +161,12 @@ def _on_change(
     measures.leader.set(is_leader)
     for each in forget:
         each()
-    for key in store.all_keys() if is_leader else ():
+    if is_leader:
+        _add_all(store, work)
+
+
+def _add_all(store: Store, work: WorkQueue) -> None:
+    for key in store.all_keys():
         work.add(key)
 
 
@@ -166,7 +187,8 @@ async def _work(
     background = [tasks.create_task(_resync(machinery.resync, wiring.store, work, reconciler, settings.resync_seconds))]
     workers = (_worker(machinery, reconciler, wiring.metrics) for _ in range(settings.workers))
     background += map(tasks.create_task, workers)
-    making_users = [tasks.create_task(wiring.users.run())] if wiring.config.has_redis else []
+    own = [tasks.create_task(wiring.users.run())] if wiring.config.has_redis else []
+    own += [tasks.create_task(wiring.certificates.run())] if wiring.config.tls.is_on else []
     stop_leading = lifecycle.Stop()
     leading = tasks.create_task(lease.run(stop_leading))
     await stop.wait()
@@ -174,7 +196,8 @@ async def _work(
         task.cancel()
     wiring.registries.close()
     wiring.users.close()
-    await asyncio.wait([*background, *making_users])
+    wiring.certificates.close()
+    await asyncio.wait([*background, *own])
     stop_leading.request()
     await leading
     watches.end()
@@ -203,7 +226,10 @@ async def _until_served(
 async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> tuple[OperatorConfig, tuple[str, ...]]:
     for kind in ("AdaptiveSpeculator", "DraftVersion"):
         await _served(cluster, kind, (settings.namespaces or ("",))[0])
-    kinds = await cluster.kinds()
+    requests_certificates = settings.tls_mode is TlsMode.CERT_MANAGER
+    kinds = await cluster.kinds(has_certificates=requests_certificates)
+    if requests_certificates and CERTIFICATE not in kinds:
+        raise NotFound("UPDRAFT_OPERATOR_TLS_MODE is CertManager, and the cluster does not serve cert-manager.io/v1")
     config = replace(
         settings.config,
         issuer=await cluster.issuer(),
@@ -245,8 +271,7 @@ async def _resync(resync: Resync, store: Store, work: WorkQueue, reconciler: Rec
             await asyncio.sleep(_FIRST_RETRY_S if resync.synced_s is None else _CRD_WAIT_S)
             continue
         reconciler.retry_refused()
-        for key in store.all_keys():
-            work.add(key)
+        _add_all(store, work)
         await asyncio.sleep(period_s)
 
 

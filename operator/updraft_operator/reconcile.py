@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from updraft_chassis.clock import Clock
@@ -12,26 +11,30 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
-from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.redis_users import Role, password_of
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import Tls, overdue_s
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning import versions
 from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
-from updraft_operator.planning.plan import Event, Plan, RegistryCall, hash_of, make_plan, make_refresh, ref, written
+from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make_refresh, ref, written
+from updraft_operator.planning.pods import AttachedPod
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.registry_calls import RegistryCall
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
-from updraft_operator.watching.cluster import KINDS, Cluster
+from updraft_operator.watching.attached_pods import AttachedPods
+from updraft_operator.watching.certificates import Certificates
+from updraft_operator.watching.cluster import CERTIFICATE, Cluster
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
+from updraft_operator.writes import event_content, foreign, refused, status_content
 
 logger = logging.getLogger(__name__)
-
-_FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
-"""Reasons for which the API server forbids a write to everyone, by the text of its message."""
 
 
 class Again(NamedTuple):
@@ -62,8 +65,10 @@ class Wiring:
     store: Store
     cluster: Cluster
     secrets: Secrets
+    attached: AttachedPods
     registries: RegistryConnections
     users: RedisUsers
+    certificates: Certificates
     metrics: Metrics
     clock: Clock
     config: OperatorConfig
@@ -102,6 +107,9 @@ class Reconciler:
         if self._wiring.is_dry_run:
             self._log_plan(key, plan)
             return None
+        if await self._prepare(key, observed, plan):
+            observed = await self.observe(key, self._wiring.store.cached(key))
+            plan = self._plan(observed)
         if await self._apply_plan(key, observed, plan):
             cached = self._wiring.store.cached(key)
             if cached.speculator is None:  # deleted in the meantime
@@ -112,10 +120,14 @@ class Reconciler:
         if plan.users is not None:
             self._wiring.users.want(key, plan.users)
         await self._publish(key, observed, plan)
+        self._measure(key, observed)
+        return _again(plan)
+
+    def _measure(self, key: Key, observed: Observed) -> None:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
-        is_ending = observed.speculator.metadata.deletion_timestamp is not None
-        return None if plan.again_s is None else Again(plan.again_s, needs_plan=is_ending)
+        if observed.config.tls.is_on:
+            self._wiring.metrics.show_certificate(key, overdue_s(observed.certificate))
 
     async def refresh(self, key: Key) -> Again | None:
         """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
@@ -124,11 +136,12 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             return None
-        observed = self._observed(key, cached, self._wiring.secrets.last(key))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        observed = self._observed(key, cached, self._wiring.secrets.last(key), attached)
         plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
-        return None if plan.again_s is None else Again(plan.again_s, needs_plan=False)
+        return _again(plan)
 
     def retry_refused(self) -> None:
         """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
@@ -137,9 +150,15 @@ class Reconciler:
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
-        return self._observed(key, cached, await self._wiring.secrets.read(key, cached.speculator))
+        attached = await self._wiring.attached.read(key, cached.speculator)
+        request = cached.children.get(Ref(CERTIFICATE, tls.secret_name(key.name)))
+        version = request.resource_version if request is not None else ""
+        secrets = await self._wiring.secrets.read(key, cached.speculator, version)
+        return self._observed(key, cached, secrets, attached)
 
-    def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot) -> Observed:
+    def _observed(
+        self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: tuple[AttachedPod, ...]
+    ) -> Observed:
         wiring, state = self._wiring, self._state(key)
         assert cached.speculator is not None
         state.settled = {target: result for target, result in state.settled.items() if target in cached.children}
@@ -147,16 +166,21 @@ class Reconciler:
             state.ending_s = wiring.clock.monotonic()
         used = {role for role, url in secrets.redis_urls.items() if password_of(url) == state.fresh_passwords[role]}
         state.fresh_passwords |= {role: new for role, new in fresh_passwords().items() if role in used}
-        self._connect(key, cached, cached.speculator)
+        last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
+        config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
+        self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,
-            config=wiring.config,
+            config=config,
             children=cached.children,
-            pods=cached.pods,
+            pods=(*cached.pods, *(pod.state for pod in attached)),
+            attached=attached,
             drafts=cached.drafts,
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
+            certificate=secrets.certificate,
+            is_preview=wiring.is_dry_run,
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
             redis_max_memory=wiring.users.max_memory,
@@ -168,15 +192,20 @@ class Reconciler:
             cleanup_s=wiring.cleanup_s,
         )
 
-    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator) -> None:
-        """Connect to the registry while its pod is ready."""
+    def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, trusted: Tls) -> None:
+        """Connect to the registry while its pod is ready, and never without TLS where there should be TLS."""
         workload = cached.children.get(Ref("StatefulSet", names.child(key.name, names.REGISTRY)))
         is_ready = workload is not None and workload.status.get("readyReplicas", 0) > 0
         if not is_ready or owner.metadata.deletion_timestamp is not None:
             self._wiring.registries.set_address(key, None)
             return
+        if trusted.is_on and not trusted.authorities:  # a connection with those that were known goes on
+            return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        self._wiring.registries.set_address(key, RegistryAddress(address=address, audience=audience(*key)))
+        found = RegistryAddress(address=address, audience=audience(*key), lists_pods=owner.spec.serving.is_attached)
+        if trusted.is_on:
+            found = replace(found, host=tls.registry_host(owner), authorities=trusted.authorities)
+        self._wiring.registries.set_address(key, found)
 
     def _plan(self, observed: Observed) -> Plan:
         self._wiring.metrics.plans.inc()
@@ -184,12 +213,23 @@ class Reconciler:
 
     def _log_plan(self, key: Key, plan: Plan) -> None:
         steps = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
+        steps |= {f"sign a certificate for Secret/{order.secret}" for order in plan.certificates}
         steps |= {f"delete {'/'.join(target)}" for target in plan.delete}
         steps |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}
         state = self._state(key)
         for step in sorted(steps - state.logged_steps):
             logger.info("Would %s", step, extra={"speculator": str(key)})
         state.logged_steps = frozenset(steps)
+
+    async def _prepare(self, key: Key, observed: Observed, plan: Plan) -> bool:
+        """Sign certificates and apply the CAs, for which other changes wait. Returns whether anything was done."""
+        cas = [new for new in plan.apply if ref(new) == Ref("ConfigMap", tls.ca_name(key.name))]
+        for order in plan.certificates:
+            data = self._wiring.certificates.sign(order)
+            await self._apply(key, observed, tls.secret(observed.speculator, order, data))
+        for content in cas:
+            await self._apply(key, observed, content)
+        return bool(plan.certificates or cas)
 
     async def _apply_plan(self, key: Key, observed: Observed, plan: Plan) -> bool:
         """Objects, then calls, then the finalizer. Returns whether anything was done."""
@@ -204,7 +244,8 @@ class Reconciler:
             await self._call(key, observed, call)
         if plan.cleans_up:
             self._wiring.guard()
-            await delete_traces(self._wiring.secrets, self._wiring.redis_url, observed.speculator, observed.config)
+            url = self._wiring.certificates.redis_url(self._wiring.redis_url)
+            await delete_traces(self._wiring.secrets, url, observed.speculator, observed.config)
         if plan.finalizer:
             await self._set_finalizer(key, observed, has_it=plan.finalizer == "add")
         return bool(plan.apply or plan.delete or plan.calls or plan.finalizer)
@@ -217,7 +258,7 @@ class Reconciler:
             cached = observed.children.get(target)
             answer = await wiring.cluster.apply(content)
         except (InvalidInput, Conflict, Forbidden) as error:
-            state.refusals[target] = _refused(target, mark, error)
+            state.refusals[target] = refused(target, mark, error)
             facts = {"speculator": str(key), "object": "/".join(target), "error": str(error)}
             logger.warning("Apply refused", extra=facts)
             return
@@ -246,7 +287,7 @@ class Reconciler:
                 metadata = (await self._wiring.cluster.get(target.kind, owner.namespace, target.name))["metadata"]
             except NotFound:
                 return
-        if problem := _foreign(metadata, observed):
+        if problem := foreign(metadata, observed):
             raise Conflict(f"{target.kind} {target.name} already exists and {problem}")
 
     async def _call(self, key: Key, observed: Observed, call: RegistryCall) -> None:
@@ -292,7 +333,7 @@ class Reconciler:
         if self._wiring.is_dry_run:
             return True
         try:
-            answer = await self._wiring.cluster.apply(_status(key, target, seen, status), is_status=True)
+            answer = await self._wiring.cluster.apply(status_content(key, target, seen, status), is_status=True)
         except NotFound:
             return False
         self._wiring.store.put(target.kind, answer)
@@ -316,23 +357,7 @@ class Reconciler:
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""
-        now = datetime.fromtimestamp(self._wiring.clock.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        name = f"{event.name}.{digest({'reason': event.reason, 'message': event.message, 'uid': event.uid, 'at': now})}"
-        about = {"kind": event.kind, "name": event.name, "uid": event.uid}
-        content = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": name, "namespace": key.namespace},
-            "involvedObject": {"apiVersion": names.API_VERSION, "namespace": key.namespace, **about},
-            "reason": event.reason,
-            "message": event.message,
-            "type": "Warning" if event.is_warning else "Normal",
-            "source": {"component": names.MANAGER},
-            "reportingComponent": names.MANAGER,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+        content = event_content(key, event, self._wiring.clock.now())
         try:
             await self._wiring.cluster.create(content)
         except UpdraftError as error:
@@ -342,6 +367,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._wiring.registries.set_address(key, None)
         self._wiring.secrets.forget(key)
+        self._wiring.attached.forget(key)
         self._wiring.users.forget(key)
         self._wiring.metrics.forget(key)
         self._states.pop(key, None)
@@ -350,33 +376,5 @@ class Reconciler:
         return self._states.setdefault(key, _ReconcileState())
 
 
-def _refused(target: Ref, mark: str, error: UpdraftError) -> Refusal:
-    text, reason = str(error), "NameConflict" if isinstance(error, Conflict) else "InvalidPodTemplate"
-    if isinstance(error, Forbidden):
-        reason = next((reason for part, reason in _FORBIDDEN.items() if part in text), "Forbidden")
-    return Refusal(ref=target, digest=mark, reason=reason, message=text[:1500])
-
-
-def _foreign(metadata: dict[str, Any], observed: Observed) -> str:
-    """Why an object belongs to someone else; empty if it is ours, or unowned and labelled for us."""
-    owners: Iterable[dict[str, Any]] = metadata.get("ownerReferences") or ()
-    for owner in owners:
-        is_same = owner.get("kind") in ("AdaptiveSpeculator", "DraftVersion") and owner.get("name") == observed.name
-        if owner.get("controller") and owner.get("uid") != observed.speculator.metadata.uid and not is_same:
-            return f"belongs to {owner.get('kind')} {owner.get('name')}"
-    if any(owner.get("uid") == observed.speculator.metadata.uid for owner in owners):
-        return ""
-    if (metadata.get("labels") or {}).get(names.SPECULATOR) == observed.name:
-        return ""
-    mark = f"{names.SPECULATOR}={observed.name}"
-    return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
-
-
-def _status(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> Manifest:
-    """With the resource version that the status follows from. A UID would not do: the API server ignores one in a status."""
-    return {
-        "apiVersion": KINDS[target.kind].prefix.removeprefix("/apis/"),
-        "kind": target.kind,
-        "metadata": {"name": target.name, "namespace": key.namespace, "resourceVersion": seen},
-        "status": status,
-    }
+def _again(plan: Plan) -> Again | None:
+    return None if plan.again_s is None else Again(plan.again_s, needs_plan=plan.needs_plan)

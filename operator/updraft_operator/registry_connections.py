@@ -4,19 +4,19 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis import rpc
 from updraft_chassis.clock import Clock
-from updraft_chassis.credentials import TokenChannel
+from updraft_chassis.credentials import Credentials, TokenChannel
 from updraft_chassis.errors import Forbidden, Unauthenticated, Unavailable, UpdraftError
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.conditions import ASKS_A_PERSON
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:
@@ -40,6 +40,24 @@ class RegistryAddress:
     address: str
     audience: str
     """Audience of tokens for this registry."""
+    host: str = ""
+    """The name in its certificate."""
+    authorities: str = ""
+    """The CAs of its certificate, in PEM format; empty: it speaks no TLS."""
+    lists_pods: bool = False
+    """Whether the reports of its pods are read, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listing:
+    """Answers that the stream of states does not have."""
+
+    versions: tuple[pb.Version, ...]
+    transitions: tuple[pb.Transition, ...]
+    pods: tuple[pb.PodState, ...]
+
+    def shown_in(self, view: RegistryView) -> RegistryView:
+        return replace(view, versions=self.versions, transitions=self.transitions, pods=self.pods)
 
 
 @dataclass(slots=True)
@@ -81,14 +99,15 @@ class RegistryConnections:
 
     def set_address(self, key: Key, address: RegistryAddress | None) -> None:
         connection = self._connections.get(key)
-        if connection is not None and connection.address == address:
+        if connection is not None and _is_same(address, connection.address):
+            connection.address = address  # with the CAs for the next channel: this one keeps its own
             return
         if connection is not None:
             connection.task.cancel()
             del self._connections[key]
         if address is not None:
             token = RegistryToken(self._request, address.audience, self._clock)
-            task = self._tasks.create_task(self._follow(key, address, token), name=f"registry of {key}")
+            task = self._tasks.create_task(self._follow(key, token), name=f"registry of {key}")
             view = RegistryView(connection=ConnectionState.CONNECTING)
             self._connections[key] = _Connection(address=address, token=token, task=task, view=view)
 
@@ -109,35 +128,33 @@ class RegistryConnections:
                 stub = RegistryStub(channel)
                 await _request(stub, key.name, call, policy)
                 async with connection.lists:
-                    versions, transitions = await _listing(stub, key.name)
-                    connection.view = replace(connection.view, versions=versions, transitions=transitions)
+                    listing = await _listing(stub, key.name, connection.address)
+                    connection.view = listing.shown_in(connection.view)
 
     def close(self) -> None:
         for connection in self._connections.values():
             connection.task.cancel()
         self._connections.clear()
 
-    async def _follow(self, key: Key, address: RegistryAddress, token: RegistryToken) -> None:
+    async def _follow(self, key: Key, token: RegistryToken) -> None:
         backoff = Backoff(initial_s=0.5, cap_s=15.0)
         while True:
             try:
-                await self._follow_until_renewal(key, address, token, backoff)
+                await self._follow_until_renewal(key, token, backoff)
                 continue
             except UpdraftError as error:
                 is_denied = isinstance(error, Unauthenticated | Forbidden)
                 state = ConnectionState.DENIED if is_denied else ConnectionState.UNREACHABLE
-                problem = f"{address.address}: {error}"
+                problem = f"{self._connections[key].address.address}: {error}"
                 self._set(key, replace(self.view(key), connection=state, problem=problem), is_news=True)
             await asyncio.sleep(next(backoff))
 
-    async def _follow_until_renewal(
-        self, key: Key, address: RegistryAddress, token: RegistryToken, backoff: Backoff
-    ) -> None:
+    async def _follow_until_renewal(self, key: Key, token: RegistryToken, backoff: Backoff) -> None:
         """Follow until the token must be renewed: the registry ends streams with expired tokens. Raises UpdraftErrors."""
         current = await token.get()
         left_s = current.renewed_s - self._clock.monotonic()
         with rpc.errors():
-            async with _channel(address, current) as channel:
+            async with _channel(self._connections[key].address, current) as channel:
                 stub = RegistryStub(channel)
                 listing = self._tasks.create_task(self._list(key, stub), name=f"versions of {key}")
                 try:
@@ -161,9 +178,9 @@ class RegistryConnections:
             try:
                 async with connection.lists:
                     with rpc.errors():
-                        versions, transitions = await _listing(stub, key.name)
-                    view = replace(connection.view, versions=versions, transitions=transitions)
-                    self._set(key, view, is_news=versions != connection.view.versions)
+                        listing = await _listing(stub, key.name, connection.address)
+                    is_news = listing.versions != connection.view.versions or listing.pods != connection.view.pods
+                    self._set(key, listing.shown_in(connection.view), is_news=is_news)
             except UpdraftError as error:  # if it lasts, the stream reports it too
                 logger.info("Listing versions failed", extra={"speculator": str(key), "error": str(error)})
 
@@ -175,13 +192,12 @@ class RegistryConnections:
             now_s = self._clock.monotonic()
             essentials = _without_measurements(answer.state)
             is_news = essentials != before
-            changes: dict[str, Any] = {"connection": ConnectionState.CONNECTED, "problem": "", "state": answer.state}
             async with connection.lists:
+                view = replace(connection.view, connection=ConnectionState.CONNECTED, problem="", state=answer.state)
                 if is_news:
-                    versions, transitions = await _listing(stub, key.name)
-                    changes |= {"versions": versions, "transitions": transitions}
+                    view = (await _listing(stub, key.name, connection.address)).shown_in(view)
                     before = essentials
-                self._set(key, replace(connection.view, **changes), is_news=is_news)
+                self._set(key, view, is_news=is_news)
                 if not is_news and now_s - notified_s >= self._measured_s:
                     notified_s = now_s
                     self._on_measurement(key)
@@ -195,8 +211,14 @@ class RegistryConnections:
             self._on_change(key)
 
 
+def _is_same(new: RegistryAddress | None, former: RegistryAddress) -> TypeGuard[RegistryAddress]:
+    """Whether they are of the same registry, whatever its CAs."""
+    return new is not None and replace(new, authorities="") == replace(former, authorities="")
+
+
 def _channel(address: RegistryAddress, token: Token) -> TokenChannel:
-    return TokenChannel(rpc.channel(address.address), lambda: token.value)
+    tls = Credentials(authorities=address.authorities.encode(), server_name=address.host)
+    return TokenChannel(rpc.channel(address.address, tls), lambda: token.value)
 
 
 def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
@@ -231,7 +253,7 @@ def _landmarks(learning: pb.Learning) -> pb.Learning:
     )
 
 
-async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Version, ...], tuple[pb.Transition, ...]]:
+async def _listing(stub: "RegistryAsyncStub", name: str, registry: RegistryAddress) -> _Listing:
     request = pb.ListRequest(speculator=name, page_size=_PAGE)
     versions: list[pb.Version] = []
     while True:
@@ -241,7 +263,33 @@ async def _listing(stub: "RegistryAsyncStub", name: str) -> tuple[tuple[pb.Versi
         if not request.page_token:
             break
     history = await stub.History(pb.HistoryRequest(speculator=name, limit=_HISTORY), timeout=TIMEOUT_S)
-    return tuple(versions), tuple(reversed(history.transitions))
+    return _Listing(
+        versions=tuple(versions),
+        transitions=tuple(reversed(history.transitions)),
+        pods=await _connected_pods(stub, name) if registry.lists_pods else (),
+    )
+
+
+async def _connected_pods(stub: "RegistryAsyncStub", name: str) -> tuple[pb.PodState, ...]:
+    """The reports of pods with a stream, without numbers that change all the time."""
+    request = pb.ListPodsRequest(speculator=name, page_size=_PAGE)
+    pods: list[pb.PodState] = []
+    while True:
+        page = await stub.ListPods(request, timeout=TIMEOUT_S)
+        pods += (_report(pod) for pod in page.pods if pod.connected)
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return tuple(pods)
+
+
+def _report(pod: pb.PodState) -> pb.PodState:
+    return pb.PodState(
+        pod=pod.pod,
+        engine=pod.engine,
+        problem=pod.problem,
+        capture_problem=pod.capture_problem,
+        waits_for_restart=pod.waits_for_restart,
+    )
 
 
 async def _request(stub: "RegistryAsyncStub", name: str, call: RegistryCall, policy: pb.RolloutPolicy) -> None:

@@ -1,14 +1,24 @@
 """Settings of the operator: `UPDRAFT_OPERATOR_...`."""
 
 import socket
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
 from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_operator.manifests.redis_users import address_problem
+from updraft_operator.manifests.tls.terms import (
+    CERTIFICATES_PER_CA,
+    CertificateOrder,
+    Issuer,
+    Lives,
+    OwnSecrets,
+    Tls,
+    TlsMode,
+)
 
 
 class OperatorSettings(Settings):
@@ -55,9 +65,27 @@ class OperatorSettings(Settings):
     redis_url: SecretStr = SecretStr("")
     """Redis for speculators that name none, with a user that may manage users (ACL LIST, SETUSER, DELUSER) and delete keys.
     Pods and trainers get users of their own. If empty, those speculators capture no traces and train no drafts."""
+    redis_tls_secret: str = ""
+    """Secret in the operator's own namespace with the certificate of that Redis; with SelfSigned, the operator makes it. Empty:
+    the address alone says how to connect."""
     redis_users_seconds: float = Field(default=5.0, gt=0.0, le=300.0)
     """How often those users are compared with what they should be. After a restart of Redis that lost them, pods keep traces in
     memory for that long."""
+    tls_mode: TlsMode = TlsMode.DISABLED
+    """Who signs the certificates of registries and of the chart's Redis: the operator itself (SelfSigned), cert-manager with
+    tls_issuer_name (CertManager), or nobody (Disabled): then they speak no TLS."""
+    tls_ca_secret: str = "updraft-ca"  # noqa: S105 - a name
+    """Secret in the operator's own namespace with its CA. Remove its data, and the operator makes another CA."""
+    tls_ca_seconds: int = Field(default=31_536_000, ge=60)
+    """How long a CA is valid. After two thirds of it there is another one; both are trusted until the former one expires."""
+    tls_certificate_seconds: int = Field(default=7_776_000, ge=10)
+    """How long a certificate is valid, at most a fourth of tls_ca_seconds. It is renewed after two thirds of it."""
+    tls_issuer_name: str = ""
+    """Issuer of cert-manager that signs the certificates; its Secrets must have an entry ca.crt."""
+    tls_issuer_kind: str = Field(default="ClusterIssuer", min_length=1)
+    """Kind of that issuer. An Issuer must exist in each namespace with speculators."""
+    tls_issuer_group: str = Field(default="cert-manager.io", min_length=1)
+    """API group of that issuer."""
     registry_address: str = "{name}-registry.{namespace}.svc:50051"
     """Template of the address of a speculator's registry."""
     workers: int = Field(default=8, ge=1, le=64)
@@ -76,6 +104,14 @@ class OperatorSettings(Settings):
     log_format: Literal["json", "text"] = "json"
     """Log format: json for machines, text for people."""
 
+    @model_validator(mode="after")
+    def _has_an_issuer_and_lives_that_fit(self) -> Self:
+        if self.tls_mode is TlsMode.CERT_MANAGER and not self.tls_issuer_name:
+            raise ValueError("tls_mode CertManager requires tls_issuer_name, an issuer of cert-manager")
+        if self.tls_certificate_seconds * CERTIFICATES_PER_CA > self.tls_ca_seconds:
+            raise ValueError(f"tls_certificate_seconds must be at most a {CERTIFICATES_PER_CA}th of tls_ca_seconds")
+        return self
+
     @field_validator("redis_url")
     @classmethod
     def _has_a_readable_address(cls, url: SecretStr) -> SecretStr:
@@ -86,6 +122,12 @@ class OperatorSettings(Settings):
     @property
     def namespaces(self) -> tuple[str, ...]:
         return _words(self.watch_namespaces)
+
+    @property
+    def own_secrets(self) -> OwnSecrets:
+        redis, host = self.redis_tls_secret, urlsplit(self.redis_url.get_secret_value()).hostname or ""
+        order = CertificateOrder(secret=redis, name=host) if redis else None
+        return OwnSecrets(namespace=self.namespace, authority=self.tls_ca_secret, redis=order)
 
     @property
     def config(self) -> OperatorConfig:
@@ -104,6 +146,11 @@ class OperatorSettings(Settings):
             ),
             namespace=self.namespace,
             account=self.service_account,
+            tls=Tls(
+                mode=self.tls_mode,
+                issuer=Issuer(name=self.tls_issuer_name, kind=self.tls_issuer_kind, group=self.tls_issuer_group),
+                lives=Lives(ca_s=self.tls_ca_seconds, certificate_s=self.tls_certificate_seconds),
+            ),
             has_redis=bool(self.redis_url.get_secret_value()),
         )
 

@@ -36,6 +36,7 @@ TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts/token"): ("create",),
     ("", "namespaces"): ("get",),
 }
+CERTIFICATES: Mapping[tuple[str, str], tuple[str, ...]] = {("", "secrets"): ("get", "patch")}
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
 RELEASE = {("updraft.dev", "adaptivespeculators"): ("get", "list", "patch")}
 STOP = {("apps", "deployments"): ("get",), ("apps", "deployments/scale"): ("patch",)}
@@ -83,7 +84,7 @@ def test_the_operator_of_some_namespaces_has_them_there_and_nowhere_else() -> No
     assert _granted("namespaced", "updraft-operator", "--api-versions", f"{LWS[0]}/v1") == {
         "team-a": _listed(WORK),
         "team-b": _listed(WORK),
-        NAMESPACE: _listed({**LEASE, **TOKEN}),
+        NAMESPACE: _listed({**LEASE, **TOKEN, **CERTIFICATES}),
     }
 
 
@@ -92,7 +93,7 @@ def test_there_it_has_no_rights_to_an_api_that_the_cluster_does_not_serve() -> N
     assert _granted("namespaced", "updraft-operator") == {
         "team-a": served,
         "team-b": served,
-        NAMESPACE: _listed({**LEASE, **TOKEN}),
+        NAMESPACE: _listed({**LEASE, **TOKEN, **CERTIFICATES}),
     }
 
 
@@ -123,12 +124,44 @@ def test_the_operator_reads_its_own_namespace_only() -> None:
 
 @pytest.mark.attack(
     boundary="operator",
-    attack="an operator without the chart's Redis that writes Secrets",
+    attack="an operator without the chart's Redis, which signs no certificates, that writes Secrets",
     outcome="it has no right to",
 )
 def test_without_a_redis_of_its_own_the_operator_writes_no_secret() -> None:
-    secrets = {right for right in _granted("no-redis", "updraft-operator")[""] if right[1] == "secrets"}
-    assert secrets == {("", "secrets", "get")}
+    granted = _granted("no-redis", "updraft-operator", "--set", "tls.mode=Disabled")[""]
+    assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
+
+
+def test_the_operator_changes_no_secret_of_its_own_namespace_but_its_ca() -> None:
+    role = one(rendered("namespaced"), "Role", "updraft-operator-certificates")
+    operator = one(rendered("namespaced"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
+    own = [env["UPDRAFT_OPERATOR_TLS_CA_SECRET"], env["UPDRAFT_OPERATOR_REDIS_TLS_SECRET"]]
+    assert [(rule["verbs"], rule["resourceNames"]) for rule in role["rules"]] == [
+        (["get", "patch"], [name]) for name in own
+    ]
+    assert all("data" not in one(rendered("namespaced"), "Secret", name) for name in own), (
+        "an upgrade must not empty them"
+    )
+    watched = ("--set", "watchNamespaces={team-a,updraft-system}")
+    assert not [
+        each for each in of_kind(rendered("default", *watched), "Role") if title(each).endswith("-certificates")
+    ]
+
+
+_WITH_CERT_MANAGER = ("--set", "tls.mode=CertManager,tls.issuer.name=corporate")
+
+
+def test_with_cert_manager_it_reads_the_certificate_of_redis() -> None:
+    (rule,) = one(rendered("namespaced", *_WITH_CERT_MANAGER), "Role", "updraft-operator-certificates")["rules"]
+    assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["updraft-redis-cert-manager"])
+
+
+def test_with_cert_manager_the_operator_requests_certificates_and_signs_none() -> None:
+    certificates = {("cert-manager.io", "certificates"): _KEEP}
+    assert _granted("default", "updraft-operator", *_WITH_CERT_MANAGER)[""] == _listed({**WORK, **certificates})
+    granted = _granted("no-redis", "updraft-operator", *_WITH_CERT_MANAGER)[""]
+    assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

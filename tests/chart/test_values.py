@@ -55,6 +55,8 @@ def _allowed(schema: dict[str, Any], part: dict[str, Any], path: tuple[str, ...]
         pytest.param(
             ("monitoring.podMonitors.enabled=perhaps",), "value must be one of 'auto', true, false", id="perhaps"
         ),
+        pytest.param(("tls.mode=On",), "at '/tls/mode': value must be one of 'SelfSigned'", id="a mode of TLS"),
+        pytest.param(("tls.mode=CertManager",), "tls.issuer.name: name the issuer of cert-manager", id="no issuer"),
         pytest.param(("monitoring.prometheusRule.runbookUrl=docs",), "at '/monitoring/prometheusRule", id="no URL"),
         pytest.param(
             ("redis.url=redis://h:6379",), "redis: set enabled: false to use the Redis of redis.url", id="two"

@@ -41,9 +41,9 @@ class Tour:
     """With charts, examples and values.yaml in it."""
     environment: dict[str, str]
 
-    def run(self, title: str) -> list[str]:
+    def run(self, title: str, page: str = "tour") -> list[str]:
         """Run the commands of a section; what each printed. AssertionError with the words of the first that fails."""
-        return [self.shell(command) for command in section(title)]
+        return [self.shell(command) for command in section(title, page)]
 
     def shell(self, command: str) -> str:
         """Run one command line, of which a last `&` was cut."""
@@ -64,9 +64,10 @@ class Tour:
         looks = (
             "kubectl get pods -A -o wide",
             "kubectl get asp,dver -A",
-            "kubectl describe asp tour",
+            "kubectl describe asp",
             "kubectl -n updraft-system logs -l app.kubernetes.io/name=updraft-operator --tail=20",
-            "kubectl logs -l updraft.dev/speculator=tour --all-containers --tail=15 --prefix",
+            "kubectl logs -l updraft.dev/speculator --all-containers --tail=15 --prefix",
+            "kubectl logs -l updraft.dev/attach --all-containers --tail=15 --prefix",
         )
         shown = [
             subprocess.run(["bash", "-c", look], env=self.environment, text=True, capture_output=True, check=False)
@@ -75,10 +76,10 @@ class Tour:
         return "\n".join(f"{each.stdout}{each.stderr}" for each in shown)[-12_000:]
 
 
-def section(title: str) -> list[str]:
-    """The commands below a heading of the page."""
-    page = (CHECKOUT / "docs" / "tour.md").read_text()
-    body = re.split(r"^## ", page, flags=re.MULTILINE)
+def section(title: str, page: str = "tour") -> list[str]:
+    """The commands below a heading of a page."""
+    text = (CHECKOUT / "docs" / f"{page}.md").read_text()
+    body = re.split(r"^## ", text, flags=re.MULTILINE)
     found = next(part for part in body if part.startswith(f"{title}\n"))
     blocks = re.findall(r"```console\n(.*?)```", found, flags=re.DOTALL)
     lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())

@@ -19,6 +19,12 @@ CONFIG = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=Tru
 CONFIG_WITHOUT_REDIS = OperatorConfig(images=IMAGES, namespace="updraft-system", has_redis=False)
 """The operator has no Redis."""
 
+ATTACHED: dict[str, Any] = {
+    "engine": "vllm",
+    "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": {"app": "vllm"}}}},
+}
+"""The fields of a speculator for pods of another workload."""
+
 UID = "0e6f3a52-0000-4000-8000-000000000001"
 PARTS = ("serving", "trainer", "registry")
 

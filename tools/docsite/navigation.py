@@ -38,6 +38,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "docs/gitops.md",
         "docs/images.md",
         "docs/operator.md",
+        "docs/attach.md",
         "docs/operations.md",
         "docs/runbooks.md",
         "docs/sglang.md",

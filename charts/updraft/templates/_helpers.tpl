@@ -17,6 +17,16 @@
 {{- printf "%s-redis" (include "updraft.fullname" .) -}}
 {{- end -}}
 
+{{/* Secret with the operator's CA. */}}
+{{- define "updraft.ca" -}}
+{{- printf "%s-ca" (include "updraft.fullname" .) -}}
+{{- end -}}
+
+{{/* Secret with the certificate of the bundled Redis. cert-manager makes its own, of a type that cannot be changed. */}}
+{{- define "updraft.redis.certificate" -}}
+{{- printf "%s-%s" (include "updraft.redis" .) (ternary "cert-manager" "tls" (eq .Values.tls.mode "CertManager")) -}}
+{{- end -}}
+
 {{- define "updraft.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "updraft.operator" .) .Values.serviceAccount.name -}}

@@ -67,11 +67,18 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
-{{- if ne (include "updraft.redis.kind" .) "none" }}
-# One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis.
+{{- if or (ne (include "updraft.redis.kind" .) "none") (eq .Values.tls.mode "SelfSigned") }}
+# One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis; and one per
+# registry, with its certificate.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, patch]
+{{- end }}
+{{- if eq .Values.tls.mode "CertManager" }}
+# One per registry: cert-manager signs it.
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [get, list, watch, create, patch]
 {{- end }}
 # Events of resources (`kubectl describe`).
 - apiGroups: [""]

@@ -200,7 +200,7 @@ class ClusterBackend:
 
     def pod(self, name: str) -> PodDetails:
         with self._connected() as client:
-            for content in client.pods(pods.SELECTOR):
+            for content in _pods(client):
                 if content["metadata"]["name"] == name and pods.owner(content) in ("", self.speculator):
                     measured, problem = _metrics(client, name, pods.metrics_port(content))
                     return PodDetails(
@@ -280,7 +280,7 @@ def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
     problem, versions = "", client.versions()
     of_pods: tuple[Json, ...] = ()
     try:
-        of_pods = client.pods(pods.SELECTOR)
+        of_pods = _pods(client)
     except Forbidden as error:  # the rest does not depend on them
         problem = str(error)
     return Snapshot(
@@ -307,6 +307,10 @@ def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
     """Return the changes of all these versions, oldest first."""
     entries = (entry for content in versions for entry in objects.history(content))
     return tuple(sorted(entries, key=lambda entry: entry.time))
+
+
+def _pods(client: ClusterClient) -> tuple[Json, ...]:
+    return tuple(content for selector in pods.SELECTORS for content in client.pods(selector))
 
 
 def _metrics(client: ClusterClient, pod: str, port: int | None) -> tuple[Serving | None, str]:

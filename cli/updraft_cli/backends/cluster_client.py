@@ -103,6 +103,20 @@ class ClusterClient:
         """List DraftVersions; with a name, those of that speculator."""
         return self._list(DRAFT_VERSIONS, _selector("spec.speculatorRef.name", speculator)).items
 
+    def config_map(self, name: str) -> dict[str, str]:
+        """Return the data of a ConfigMap."""
+        with _sentences(self._host):
+            found: Any = self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=_TIMEOUT_S)
+            return dict(found.data or {})
+
+    def object(self, group: str, version: str, plural: str, name: str) -> Json:
+        """Return an object of any API group but the core one."""
+        with _sentences(self._host):
+            content: Any = self._objects.get_namespaced_custom_object(
+                group, version, self.namespace, plural, name, _request_timeout=_TIMEOUT_S
+            )
+            return dict(content)
+
     def pods(self, selector: str) -> tuple[Json, ...]:
         """List the pods with these labels."""
         with _sentences(self._host):

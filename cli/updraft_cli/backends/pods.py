@@ -8,12 +8,13 @@ from updraft_cli.backends.snapshot import PodState
 from updraft_cli.backends.speculators import Condition
 
 _SPECULATOR, _COMPONENT = "updraft.dev/speculator", "app.kubernetes.io/component"
+_ATTACH = "updraft.dev/attach"
 _SERVING = "serving"
 
-SELECTOR = f"{_SPECULATOR},{_COMPONENT}={_SERVING}"
-"""Label selector of the serving pods of all speculators."""
+SELECTORS = (f"{_SPECULATOR},{_COMPONENT}={_SERVING}", _ATTACH)
+"""Label selectors of the serving pods of all speculators: the operator's own, and attached ones."""
 
-_METRICS = ("metrics", "http")
+_METRICS = ("metrics", "updraft-metrics", "http")
 """Names of the container port that serves /metrics, the surest first."""
 
 _ENDED = ("Succeeded", "Failed")
@@ -21,7 +22,8 @@ _ENDED = ("Succeeded", "Failed")
 
 def owner(content: Json) -> str:
     """Return the name of the speculator that a pod belongs to."""
-    return str(content["metadata"].get("labels", {}).get(_SPECULATOR, ""))
+    labels = content["metadata"].get("labels", {})
+    return str(labels.get(_SPECULATOR) or labels.get(_ATTACH, ""))
 
 
 def pod(content: Json) -> PodState:
@@ -44,7 +46,9 @@ def pod(content: Json) -> PodState:
 
 def metrics_port(content: Json) -> int | None:
     """Return the port that serves the pod's metrics; None if it has none of the known names."""
-    ports = [port for one in content.get("spec", {}).get("containers", ()) for port in one.get("ports", ())]
+    spec = content.get("spec", {})
+    containers = (*spec.get("initContainers", ()), *spec.get("containers", ()))  # an agent is a native sidecar
+    ports = [port for one in containers for port in one.get("ports", ())]
     by_name = {port.get("name", ""): port["containerPort"] for port in ports}
     return next((by_name[name] for name in _METRICS if name in by_name), None)
 

@@ -29,7 +29,7 @@ _HISTORY_LIMIT = 1000
 _NO_CONNECTION = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS there; leave out --ca-file",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not from the CA in --ca-file",
-    "Hostname Verification": "its certificate is for another host name than this address",
+    "Hostname Verification": "its certificate is for another host name than this address (--server-name)",
     "Socket closed": "it closed the connection; it may require TLS (--ca-file) or a client certificate",
     "Connection reset": "it closed the connection; it may require TLS (--ca-file) or a client certificate",
     "failed to connect": "",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from updraft_chassis.credentials import Credentials
+from updraft_chassis.errors import InvalidInput
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.registry_client import DEFAULT_ADDRESS
@@ -18,7 +19,7 @@ from updraft_cli.local.running import find_stack
 
 _FILES = {
     "token_file": "File that holds the access token.",
-    "ca_file": "CA of the registry's certificate, PEM; turns TLS on.",
+    "ca_file": "CAs of the registry's certificate, PEM; turns TLS on.",
     "cert_file": "Client certificate, PEM, for a registry that requires one.",
     "key_file": "Private key of the client certificate.",
 }
@@ -28,11 +29,13 @@ def connect(given: Mapping[str, Any], speculator: str | None, *, is_change: bool
     stack = find_stack(given.get("data"), os.environ, is_only=is_change and not given.get("registry"))
     address = given.get("registry") or (stack.registry_address if stack else DEFAULT_ADDRESS)
     files: dict[str, Any] = {name: given.get(name) for name in _FILES}
+    if given.get("server_name") and not files["ca_file"]:
+        raise InvalidInput("--server-name needs --ca-file, the CAs of the registry's certificate")
     return RegistryBackend(
         address=address,
         speculator=speculator or given.get("speculator") or "default",
         is_one=bool(speculator),
-        credentials=Credentials(**files),
+        credentials=Credentials(**files, server_name=given.get("server_name") or ""),
         reason=given.get("reason") or "",
         local=partial(_look, address, given.get("data"), given.get("inference")),
     )
@@ -75,6 +78,13 @@ REGISTRY = BackendOptions(
                     help=meaning,
                 )
                 for name, meaning in _FILES.items()
+            ),
+            click.Option(
+                ["--server-name"],
+                metavar="NAME",
+                envvar="UPDRAFT_SERVER_NAME",
+                show_envvar=True,
+                help="Name in the registry's certificate, for a port-forward.  [default: the host of --registry]",
             ),
             click.Option(
                 ["--data"],

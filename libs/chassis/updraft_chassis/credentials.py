@@ -1,14 +1,16 @@
 """Tokens and certificates, always read from files.
 
-A server's certificate and tokens and a client's token are read again when their file changes, without a restart; if the new
-content is not valid, the previous one stays in force. A client's certificate is read once, because gRPC cannot replace it.
+All of them are read again when their file changes, without a restart; if the new content is not valid, the previous one stays
+in force. gRPC cannot replace what a client's channel trusts, so a client opens another channel for its next calls.
 Rejected: secrets in environment variables, which child processes and crash reports inherit.
 """
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -30,7 +32,8 @@ _MAX_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A client's credentials. `ca_file`, the CA of the server's certificate, enables TLS; without it the channel is plaintext.
+    """A client's credentials. `ca_file`, or `authorities` in memory, enables TLS: the CAs of the server's certificate, in PEM
+    format. Without them the channel is plaintext.
 
     `cert_file` and `key_file` are the client's certificate, for a server that requires one (mTLS). `server_name` is the name in
     the server's certificate; empty: the host of the address.
@@ -41,6 +44,7 @@ class Credentials:
     cert_file: Path | None = None
     key_file: Path | None = None
     server_name: str = ""
+    authorities: bytes = b""
 
     @classmethod
     def of(cls, settings: object) -> Self:
@@ -48,18 +52,16 @@ class Credentials:
         files = [field.name for field in fields(cls) if field.name.endswith("_file")]
         return cls(**{name: getattr(settings, f"registry_{name}") for name in files})
 
-    def tls(self) -> grpc.ChannelCredentials | None:
+    def tls(self) -> "ReloadingFile[grpc.ChannelCredentials] | None":
         """None for plaintext. InvalidInput if a file is missing or has the wrong content."""
         pair = (self.cert_file, self.key_file)
         if any(pair) and not (self.ca_file and all(pair)):
             raise InvalidInput("a client's certificate file needs its key file, and both need the registry's CA file")
         if self.ca_file is None:
-            return None
-        roots = _authority(self.ca_file)
-        if self.cert_file is None or self.key_file is None:
-            return grpc.ssl_channel_credentials(roots)
-        key, chain = _pair(self.cert_file, self.key_file)
-        return grpc.ssl_channel_credentials(roots, key, chain)
+            trusted = self.authorities
+            return ReloadingFile([], lambda: grpc.ssl_channel_credentials(trusted), what="CA") if trusted else None
+        files = [file for file in (self.ca_file, *pair) if file is not None]
+        return ReloadingFile(files, partial(_client_tls, *files), what="CA or certificate")
 
     def token(self) -> "ReloadingFile[str] | None":
         """The bearer token, or None to send none. InvalidInput if the file holds no token."""
@@ -123,7 +125,113 @@ class ReloadingFile(Generic[T]):
         return tuple(_stamp(file) for file in self._files)
 
 
-class TokenChannel(grpc.aio.Channel):
+class _Wrapper(grpc.aio.Channel):
+    """A channel whose calls are those of another one."""
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method("unary_unary", args, kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method("unary_stream", args, kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method("stream_unary", args, kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method("stream_stream", args, kwargs)
+
+    def _method(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def _channel_now(self) -> grpc.aio.Channel:
+        raise NotImplementedError
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's
+        return self._channel_now().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel_now().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel_now().channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel_now().close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+@dataclass(slots=True)
+class _OpenChannel:
+    channel: grpc.aio.Channel
+    num_calls: int = 0
+    """Calls that have not ended."""
+
+
+class ReloadingChannel(_Wrapper):
+    """A channel that follows its certificates: when they change, the next call goes through a new channel. Calls in progress,
+    such as a stream of hours, stay on the former one, which closes with the last of them."""
+
+    def __init__(
+        self,
+        tls: ReloadingFile[grpc.ChannelCredentials],
+        open_channel: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
+    ) -> None:
+        self._tls = tls
+        self._open = open_channel
+        self._trusted = tls.get()
+        self._newest = _OpenChannel(open_channel(self._trusted))
+        self._former: list[_OpenChannel] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _method(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        def call(*call_args: Any, **call_kwargs: Any) -> Any:
+            self._replace_if_changed()
+            used = self._newest
+            started = getattr(used.channel, kind)(*args, **kwargs)(*call_args, **call_kwargs)
+            used.num_calls += 1
+            started.add_done_callback(lambda _: self._end_call(used))
+            return started
+
+        return call
+
+    def _channel_now(self) -> grpc.aio.Channel:
+        return self._newest.channel
+
+    def _replace_if_changed(self) -> None:
+        trusted = self._tls.get()
+        if trusted is self._trusted:
+            return
+        former, self._trusted = self._newest, trusted
+        self._newest = _OpenChannel(self._open(trusted))
+        self._former.append(former)
+        self._close_unused()
+
+    def _end_call(self, used: _OpenChannel) -> None:
+        used.num_calls -= 1
+        if used is not self._newest:
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        unused = [former for former in self._former if not former.num_calls]
+        self._former = [former for former in self._former if former.num_calls]
+        for each in unused:
+            task = asyncio.get_running_loop().create_task(each.channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self, grace: float | None = None) -> None:
+        former, self._former = self._former, []
+        await asyncio.gather(*(each.channel.close(grace) for each in (self._newest, *former)), *self._closing)
+
+
+class TokenChannel(_Wrapper):
     """A channel whose calls carry a bearer token. It calls `token` for each call.
 
     Rejected: gRPC's call credentials, which require TLS in this process even behind a TLS proxy, and client interceptors,
@@ -134,44 +242,17 @@ class TokenChannel(grpc.aio.Channel):
         self._channel = channel
         self._token = token
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return self._with_token(self._channel.unary_unary(*args, **kwargs))
+    def _channel_now(self) -> grpc.aio.Channel:
+        return self._channel
 
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return self._with_token(self._channel.unary_stream(*args, **kwargs))
+    def _method(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        method = getattr(self._channel, kind)(*args, **kwargs)
 
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return self._with_token(self._channel.stream_unary(*args, **kwargs))
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return self._with_token(self._channel.stream_stream(*args, **kwargs))
-
-    def _with_token(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        def call(*call_args: Any, metadata: Any = None, **call_kwargs: Any) -> Any:
             authorization = (AUTHORIZATION, f"{SCHEME} {self._token()}")
-            return method(*args, metadata=(*(metadata or ()), authorization), **kwargs)
+            return method(*call_args, metadata=(*(metadata or ()), authorization), **call_kwargs)
 
         return call
-
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's
-        return self._channel.get_state(try_to_connect)
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._channel.wait_for_state_change(last_observed_state)
-
-    async def channel_ready(self) -> None:
-        await self._channel.channel_ready()
-
-    async def close(self, grace: float | None = None) -> None:
-        await self._channel.close(grace)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 def read_text(file: Path, what: str) -> str:
@@ -191,6 +272,14 @@ def check_token(token: str, where: str) -> str:
 
 def _token(file: Path) -> str:
     return check_token(read_text(file, "token").strip(), f"the content of {file}")
+
+
+def _client_tls(ca_file: Path, cert_file: Path | None = None, key_file: Path | None = None) -> grpc.ChannelCredentials:
+    roots = _authority(ca_file)
+    if cert_file is None or key_file is None:
+        return grpc.ssl_channel_credentials(roots)
+    key, chain = _pair(cert_file, key_file)
+    return grpc.ssl_channel_credentials(roots, key, chain)
 
 
 def _authority(file: Path) -> bytes:

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from updraft_chassis.access import Access, Caller
-from updraft_chassis.credentials import Credentials, ServerTls, TokenChannel
+from updraft_chassis.credentials import Credentials, ReloadingChannel, ServerTls, TokenChannel
 from updraft_chassis.errors import (
     Conflict,
     Corrupt,
@@ -166,12 +167,17 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     """
     credentials = credentials or Credentials()
     tls, token = credentials.tls(), credentials.token()
+    opened: grpc.aio.Channel
     if tls is None:
         opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
     else:
-        name = [("grpc.ssl_target_name_override", credentials.server_name)] if credentials.server_name else []
-        opened = grpc.aio.secure_channel(address, tls, options=[*_CLIENT_OPTIONS, *name])
+        opened = ReloadingChannel(tls, partial(_secure, address, credentials.server_name))
     return opened if token is None else TokenChannel(opened, token.get)
+
+
+def _secure(address: str, server_name: str, tls: grpc.ChannelCredentials) -> grpc.aio.Channel:
+    name = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    return grpc.aio.secure_channel(address, tls, options=[*_CLIENT_OPTIONS, *name])
 
 
 class StatusLost(Unavailable):
@@ -375,9 +381,8 @@ def _iterating(
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async with aclosing(
-                behaviour(check(request), context)
-            ) as responses:  # its `finally` runs when the call ends
+            # Its `finally` runs when the call ends.
+            async with aclosing(behaviour(check(request), context)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001 - every exception becomes a status

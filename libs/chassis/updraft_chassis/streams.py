@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,7 +101,12 @@ class _Tcp(_InPieces, Connection):
 
 
 class _Tls(_InPieces, SSLConnection):
-    pass
+    """Reads its CA again for each connection, because the file may have changed."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        self.ssl_context.context = None  # redis-py's own, which it would keep
+        arguments: Mapping[str, Any] = super()._connection_arguments()
+        return arguments
 
 
 class _Unix(_InPieces, UnixDomainSocketConnection):

@@ -16,11 +16,15 @@ APPLIED = f"{GROUP}/applied"
 """Annotation: a hash of the manifest that the operator applied last, so that dropped fields are removed too."""
 SETTINGS = f"{GROUP}/settings"
 """Annotation of a pod template: a hash of its ConfigMap, so that a change of settings restarts the pods."""
+ATTACH = f"{GROUP}/attach"
+"""Label of pods of other workloads that Updraft is attached to, with the speculator's name."""
 FINALIZER = f"{GROUP}/external-data"
 
 LWS_GROUP = "leaderworkerset.x-k8s.io"
 LWS_API_VERSION = f"{LWS_GROUP}/v1"
 """The API of LeaderWorkerSets, which clusters may lack."""
+
+CERT_MANAGER_API_VERSION = "cert-manager.io/v1"
 
 SERVING, TRAINER, REGISTRY, IMPORT = "serving", "trainer", "registry", "import"
 """Parts of a speculator: values of the component label, and ends of names."""

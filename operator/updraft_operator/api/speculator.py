@@ -14,6 +14,8 @@ from pydantic.alias_generators import to_camel
 from updraft_artifacts.draft_shape import MIN_VOCAB
 from updraft_artifacts.sizing import quantity, usual
 from updraft_chassis.streams import MAX_SHARDS
+from updraft_operator.api import attached
+from updraft_operator.api.attached import Attached, Mode
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
@@ -225,8 +227,13 @@ class Serving(Workload):
                 "!has(self.maxRequestsPerKey) || has(self.apiKeysSecretRef)",
                 "maxRequestsPerKey requires apiKeysSecretRef",
             ),
+            *attached.rules(),
         )
     )
+
+    mode: Mode = Mode.MANAGED
+    """Managed: the operator runs the pods; Attached: Updraft is added to pods of your own workload."""
+    attached: Attached | None = None
 
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
@@ -250,6 +257,10 @@ class Serving(Workload):
     rolling_update: RollingUpdate = RollingUpdate()
     disruption_budget: DisruptionBudget = DisruptionBudget()
     model_cache: ModelCache | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        return self.attached is not None
 
 
 class Storage(Model):
@@ -397,6 +408,15 @@ class Spec(Model):
         json_schema_extra={
             "x-kubernetes-validations": [
                 immutable("targetModel.uri", "drafts are trained for one target; create another AdaptiveSpeculator"),
+                immutable("serving.mode", "create another AdaptiveSpeculator"),
+                {
+                    "rule": "self.serving.mode == 'Managed' || self.engine != 'torch'",
+                    "message": "mode Attached requires engine sglang or vllm",
+                },
+                {
+                    "rule": "self.serving.mode == 'Managed' || !self.suspend",
+                    "message": "suspend: with mode Attached, scale your workload, and set trainer.suspend",
+                },
                 {
                     "rule": "self.engine == 'sglang' || self.serving.tensorParallelSize == 1",
                     "message": "tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",

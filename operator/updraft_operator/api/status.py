@@ -75,7 +75,7 @@ class ServingStatus(Model):
     selector: Text | None = None
     """Label selector of the pods, for the scale subresource."""
     url: Text | None = None
-    """Address for clients in the cluster."""
+    """Address for clients in the cluster. Absent with mode Attached: they have your own."""
 
 
 class DomainStatus(Model):

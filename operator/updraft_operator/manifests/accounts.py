@@ -18,7 +18,10 @@ def audience(namespace: str, name: str) -> str:
 
 
 def account(owner: AdaptiveSpeculator, part: str) -> str:
-    """The name of the ServiceAccount of a part's pods. The spec's pod template may name another one, e.g. for a cloud."""
+    """The name of the ServiceAccount of a part's pods. The spec's pod template may name another one, e.g. for a cloud, and
+    attached pods have their own."""
+    if part == names.SERVING and (attached := owner.spec.serving.attached) is not None:
+        return attached.service_account_name
     templates = {names.SERVING: owner.spec.serving.pod_template, names.TRAINER: owner.spec.trainer.pod_template}
     spec = templates.get(part, {}).get("spec")
     chosen = spec.get("serviceAccountName") if isinstance(spec, dict) else None
@@ -28,7 +31,8 @@ def account(owner: AdaptiveSpeculator, part: str) -> str:
 def objects(owner: AdaptiveSpeculator) -> list[Manifest]:
     """All accounts. A pod gets a token for the API server only if it mounts one."""
     name = owner.metadata.name
-    accounts = {name: "account", **{names.child(name, part): part for part in _ROLES}}
+    parts = [part for part in _ROLES if part != names.SERVING or not owner.spec.serving.is_attached]
+    accounts = {name: "account", **{names.child(name, part): part for part in parts}}
     content = {"automountServiceAccountToken": False}
     return [manifest(owner, "v1", "ServiceAccount", each, part, **content) for each, part in accounts.items()]
 

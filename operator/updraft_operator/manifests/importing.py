@@ -3,9 +3,10 @@
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator, Workload
-from updraft_operator.manifests import network, pod
+from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest, owner_reference
 from updraft_operator.manifests.model import ModelMount, model
+from updraft_operator.manifests.tls import objects as tls
 
 _MOUNT = "/drafts"
 _HOUR_S = 3600
@@ -21,7 +22,8 @@ def job(
     compared with the earlier ones; `is_first`: there are none.
     """
     uri = draft.spec.uri or ""
-    volumes, mounts = [pod.token_volume(owner, "publish")], [pod.TOKEN_MOUNT]
+    volumes = [pod.token_volume(owner, "publish"), *tls.client_volumes(owner, config)]
+    mounts = [pod.TOKEN_MOUNT, *tls.client_mounts(config)]
     if uri.startswith("pvc://"):
         claim, _, folder = uri.removeprefix("pvc://").partition("/")
         volumes.append({"name": "draft", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
@@ -37,7 +39,7 @@ def job(
         Workload(),
         command=["updraft", "draft", "import", uri, "--output", "json", "--result", "/dev/termination-log"],
         args=[
-            *("--registry", f"{names.child(owner.metadata.name, names.REGISTRY)}:{network.GRPC_PORT}"),
+            *("--registry", tls.registry_address(owner), *tls.client_arguments(config)),
             *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/publish"),
             *("--engine", owner.spec.engine.value),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),

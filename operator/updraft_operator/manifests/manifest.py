@@ -9,6 +9,7 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Metadata
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.terms import Tls
 
 Manifest = dict[str, Any]
 
@@ -47,6 +48,7 @@ class OperatorConfig:
     """Issuer of the cluster's ServiceAccount tokens. The default is that of most clusters, for plans without a cluster."""
     installation: str = "00000000-0000-0000-0000-000000000000"
     """UID of the operator's namespace, which no other cluster has. The default is for plans without a cluster."""
+    tls: Tls = field(default_factory=Tls)
     redis_marks: Mapping[Role, str] = field(default_factory=dict)
     """Hashes of the addresses of that Redis, by role. A change restarts the pods of the role."""
 

@@ -32,7 +32,12 @@ def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> d
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "updraft-operator"}},
     }
     own = {"podSelector": {"matchLabels": {names.SPECULATOR: owner.metadata.name}}}
-    return {"from": [own, operator], "ports": [_port(port)]}
+    attached = (
+        [{"podSelector": {"matchLabels": {names.ATTACH: owner.metadata.name}}}]
+        if owner.spec.serving.is_attached
+        else []
+    )
+    return {"from": [own, *attached, operator], "ports": [_port(port)]}
 
 
 def from_part(owner: AdaptiveSpeculator, part: str) -> dict[str, Any]:

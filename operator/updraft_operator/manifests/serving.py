@@ -1,4 +1,4 @@
-"""The inference pods: Deployment, Service, disruption budget and network policy."""
+"""The inference pods: Deployment, Service, disruption budget and network policy; of attached pods, their settings only."""
 
 from typing import Any, assert_never
 
@@ -10,8 +10,9 @@ from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig
 from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, retention, stream_namespace, stream_size
 from updraft_operator.manifests.redis_users import Role
-from updraft_operator.manifests.servers import server, sglang, vllm
+from updraft_operator.manifests.servers import attachment, server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import objects as tls
 
 PORT = 8000
 """Port of the torch engine's process."""
@@ -33,6 +34,8 @@ def objects(
     target = model(spec.target_model, spec.serving.model_cache, config.images)
     stock = _server(owner, config.images, target)
     values = _settings(owner, config, stock)
+    if spec.serving.is_attached:
+        return attachment.objects(owner, config, draft_config=draft_config, settings=values)
     parts = pod.PodParts(
         containers=[_torch(owner, config, target) if stock is None else server.container(owner, config, target, stock)],
         init_containers=[*target.init_containers, *_beside(owner, config, target, stock, draft_config)],
@@ -40,6 +43,7 @@ def objects(
             *target.volumes,
             {"name": "data", "emptyDir": {}},
             pod.token_volume(owner, "serve"),
+            *tls.client_volumes(owner, config),
             *([] if stock is None else [pod.SHM]),
             *api_keys.volumes(spec.serving),
         ],
@@ -99,8 +103,9 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server |
     spec, name = owner.spec, owner.metadata.name
     return {
         "UPDRAFT_INFERENCE_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
-        "UPDRAFT_INFERENCE_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
+        "UPDRAFT_INFERENCE_REGISTRY_ADDRESS": tls.registry_address(owner),
         "UPDRAFT_INFERENCE_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/serve",
+        **tls.client_settings(config, "UPDRAFT_INFERENCE"),
         "UPDRAFT_INFERENCE_SPECULATOR": name,
         "UPDRAFT_INFERENCE_NAMESPACE": stream_namespace(owner, config),
         "UPDRAFT_INFERENCE_DATA_DIR": pod.DATA["mountPath"],
@@ -145,7 +150,11 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
         ports=[{"name": server.PORT_NAME, "containerPort": PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=server.process_variables(owner, config, target),
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *target.mounts, *api_keys.mounts(serving)],
+        volumeMounts=[
+            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
+            *target.mounts,
+            *api_keys.mounts(serving),
+        ],
         # The server answers probes concurrently with decoding, so a swap between two steps fails none.
         **pod.probes(server.PORT_NAME, start_s=server.LOAD_S),
         lifecycle={"preStop": {"sleep": {"seconds": server.PULL_S}}},

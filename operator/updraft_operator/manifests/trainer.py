@@ -20,6 +20,7 @@ from updraft_operator.manifests.redis import (
     stream_size,
 )
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import objects as tls
 
 METRICS_PORT = 9092
 """Port of the first rank of a pod; each further one has the next port."""
@@ -81,7 +82,11 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             _consumer(owner, kind),
             *redis_variables(owner, Role.READER, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *([pod.SHM_MOUNT] if shares_memory else []), *target.mounts],
+        volumeMounts=[
+            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
+            *([pod.SHM_MOUNT] if shares_memory else []),
+            *target.mounts,
+        ],
         **_process(owner, kind),
     )
     parts = pod.PodParts(
@@ -91,6 +96,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             *target.volumes,
             *_data_volume(owner, kind),
             pod.token_volume(owner, "publish"),
+            *tls.client_volumes(owner, config),
             *([pod.SHM] if shares_memory else []),
         ],
         settings={**values, **redis_marks(owner, Role.READER, config)},
@@ -148,8 +154,9 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, st
             "UPDRAFT_TRAINER_METRICS_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
             "UPDRAFT_TRAINER_METRICS_PORT": str(METRICS_PORT),
             "UPDRAFT_TRAINER_DATA_DIR": pod.DATA["mountPath"],
-            "UPDRAFT_TRAINER_REGISTRY_ADDRESS": f"{names.child(name, names.REGISTRY)}:{network.GRPC_PORT}",
+            "UPDRAFT_TRAINER_REGISTRY_ADDRESS": tls.registry_address(owner),
             "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
+            **tls.client_settings(config, "UPDRAFT_TRAINER"),
             "UPDRAFT_TRAINER_SPECULATOR": name,
             "UPDRAFT_TRAINER_NAMESPACE": stream_namespace(owner, config),
             "UPDRAFT_TRAINER_STREAM_SHARDS": str(owner.spec.num_shards),

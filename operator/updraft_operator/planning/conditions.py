@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.redis import has_redis
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
-from updraft_operator.planning.availability import available, failing, fully_scaled, over_quota, reconciling
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import (
     ConnectionState,
     Observed,
@@ -22,6 +24,8 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.serving.attached import attachment_of
+from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -59,12 +63,14 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
+    attached = next(attachment_of(observed), None)
     others = {"Reconciling": reconciling(observed, ready, scaled), "Stalled": _stalled(accepted)}
     return {
         "Ready": ready,
         "Accepted": accepted,
         "Available": serves,
         "FullyScaled": scaled,
+        **({} if attached is None else {"Attached": attached}),
         "RegistryReady": registry,
         "TrainerReady": trainer,
         "Sized": sized,
@@ -138,7 +144,26 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
     if not any(pod.is_ready for pod in pods):
         yield from failing(pods)
     yield from over_quota(observed, names.REGISTRY)
+    if connection is not ConnectionState.DENIED and observed.config.tls.is_on and not _has_certificate(observed):
+        yield false("NoCertificate", _no_certificate(observed))
     yield false(connection.value, view.problem or "the registry's pod is not ready yet")
+
+
+def _has_certificate(observed: Observed) -> bool:
+    return tls.is_ready(observed.speculator, observed.config, observed.certificate)
+
+
+def _no_certificate(observed: Observed) -> str:
+    name = tls.secret_name(observed.name)
+    if observed.config.tls.mode is TlsMode.SELF_SIGNED:
+        refused = [each.message for each in observed.refusals if each.ref == Ref("Secret", name)]
+        problem = " ".join(refused) or observed.config.tls.problem or "it does not know its CA yet"
+        return f"the operator has not signed one: {problem}"
+    if observed.certificate is not None and not observed.certificate.authorities:
+        return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
+    request = observed.children.get(Ref("Certificate", name))
+    messages = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []
+    return f"cert-manager has not signed Certificate {name}: {' '.join(messages) or 'it says no reason'}"
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:

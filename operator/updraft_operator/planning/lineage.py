@@ -11,8 +11,9 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import Engine
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
-from updraft_operator.manifests.servers import server
+from updraft_operator.manifests.servers import attachment, server
 from updraft_operator.planning import trainers, versions
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed
 from updraft_rollouts.terms import Source
 
@@ -90,6 +91,9 @@ def _trains(observed: Observed) -> bool:
 
 
 def _current(observed: Observed) -> str:
+    if observed.speculator.spec.serving.is_attached:
+        described = observed.children.get(Ref("ConfigMap", attachment.config_map(observed.name)))
+        return "" if described is None else str((described.live().get("data") or {}).get(attachment.DRAFT_CONFIG, ""))
     deployment = observed.child("Deployment", names.SERVING)
     return "" if deployment is None else server.draft_config_of(deployment.live()["spec"]["template"]["spec"])
 

@@ -11,8 +11,9 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.pods import PodState
+from updraft_operator.planning.pods import AttachedPod, PodState
 from updraft_rollouts.terms import Phase
 
 
@@ -36,6 +37,8 @@ class RegistryView:
     versions: tuple[pb.Version, ...] = ()
     transitions: tuple[pb.Transition, ...] = ()
     """Oldest first."""
+    pods: tuple[pb.PodState, ...] = ()
+    """Last reports of the connected pods, if they are attached."""
 
     @property
     def is_connected(self) -> bool:
@@ -78,6 +81,8 @@ class Observed:
     config: OperatorConfig
     children: Mapping[Ref, Child] = field(default_factory=dict)
     pods: tuple[PodState, ...] = ()
+    attached: tuple[AttachedPod, ...] = ()
+    """Selected pods of somebody else; their states are in `pods`, too."""
     drafts: tuple[DraftVersion, ...] = ()
     registry: RegistryView = field(default_factory=RegistryView)
     redis_url: str = ""
@@ -86,6 +91,10 @@ class Observed:
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
     fresh_passwords: Mapping[Role, str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
+    certificate: Certificate | None = None
+    """The one in the registry's Secret; None without a valid one."""
+    is_preview: bool = False
+    """Plan also what waits for a certificate, because nothing is signed in a dry run."""
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
     """Bytes that the operator's Redis may use; 0 without a limit, or if it did not say so."""

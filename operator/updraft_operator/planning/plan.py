@@ -2,11 +2,9 @@
 and an observation made after the plan was applied gives an empty one.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from updraft_chassis.streams import MAX_SHARDS
@@ -18,47 +16,29 @@ from updraft_operator.api.status import PENDING, Status
 from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
 from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls.terms import CertificateOrder
 from updraft_operator.planning import lineage, redis_access, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed, Refusal, moment, phase_name
-from updraft_operator.planning.policy import is_followed, policy
+from updraft_operator.planning.observed import Observed, Refusal, moment
+from updraft_operator.planning.registry_calls import RegistryCall, registry_calls
 from updraft_operator.planning.status import status, without_measurements
 from updraft_rollouts.terms import Phase
 
 _POLL_S = 1.0
 
+ATTACHED_S = 15.0
+"""Period of looking at pods of other workloads. They are not watched, because a watch would report all pods of a cluster."""
+
 _REQUIRED = ("Accepted", "Ready", "Available", "RegistryReady")
 """Conditions whose failure is a warning."""
 
+_OF_PODS = ("Deployment", "StatefulSet", "LeaderWorkerSet", "ConfigMap")
+"""Kinds with templates of pods, and with what pods read when they start."""
+
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
-
-
-class RegistryVerb(StrEnum):
-    """Names of the registry's methods, except Release."""
-
-    SET_POLICY = "SetPolicy"
-    PIN = "Pin"
-    UNPIN = "Unpin"
-    PAUSE = "Pause"
-    RESUME = "Resume"
-    PROMOTE = "Promote"
-    RETAIN = "Retain"
-    RELEASE = "Release"
-    """Stop retaining."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryCall:
-    verb: RegistryVerb
-    version: int = 0
-    digest: str = ""
-    """Digest of the policy to set: after a refusal, a different policy is tried."""
-
-    @property
-    def ref(self) -> Ref:
-        return Ref("Registry", f"{self.verb}-{self.version}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +57,7 @@ class Event:
 class Plan:
     """Steps, in this order."""
 
+    certificates: tuple[CertificateOrder, ...] = ()
     apply: tuple[Manifest, ...] = ()
     delete: tuple[Ref, ...] = ()
     calls: tuple[RegistryCall, ...] = ()
@@ -90,6 +71,8 @@ class Plan:
     """Delete data outside the cluster first."""
     again_s: float | None = None
     """Reconcile again after this time."""
+    needs_plan: bool = False
+    """Whether another plan is due then, and not only statuses."""
 
 
 def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
@@ -99,15 +82,17 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
     observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
-    applied, deleted = _objects(observed)
+    orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
+    applied, deleted, held = _objects(observed, orders)
     return replace(
         _statuses(observed, now, now_s),
+        certificates=tuple(order for order in orders if (Ref("Secret", order.secret), "") not in _refused(observed)),
         apply=applied,
         delete=deleted,
-        calls=tuple(call for call in _calls(observed) if (call.ref, call.digest) not in _refused(observed)),
+        calls=tuple(call for call in registry_calls(observed) if (call.ref, call.digest) not in _refused(observed)),
         finalizer=_finalizer(observed),
         users=tuple(
-            redis_access.users(observed, {*map(ref, applied), *(refusal.ref for refusal in observed.refusals)})
+            redis_access.users(observed, {*map(ref, applied), *held, *(each.ref for each in observed.refusals)})
         ),
     )
 
@@ -122,13 +107,26 @@ def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan
 
 def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
     new_status, events, again_s = _status(observed, now, now_s)
+    if observed.speculator.spec.serving.is_attached:  # nothing says when such pods change
+        again_s = min(again_s or ATTACHED_S, ATTACHED_S)
+    renewal_s = _renewal_s(observed, now)
+    is_renewal = renewal_s is not None and (again_s is None or renewal_s < again_s)
     drafts = list(_draft_statuses(observed, now))
     return Plan(
         status=new_status,
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
-        again_s=again_s,
+        again_s=renewal_s if is_renewal else again_s,
+        needs_plan=is_renewal,
     )
+
+
+def _renewal_s(observed: Observed, now: datetime) -> float | None:
+    """Seconds until the certificate is to be renewed; None if that is over, or not this operator's task."""
+    if observed.certificate is None or not observed.config.tls.can_sign:
+        return None
+    left_s = observed.certificate.renewed_s - now.timestamp()
+    return left_s if left_s > 0 else None
 
 
 def written(part: Model) -> dict[str, Any]:
@@ -143,6 +141,7 @@ def objects(observed: Observed) -> tuple[Manifest, ...]:
     is_scaled = deployment is not None and deployment.is_scaled_by_others
     built = [
         *accounts.objects(owner),
+        *tls.objects(owner, config),
         *registry.objects(owner, config),
         *_trainer(observed, owner, config),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
@@ -180,9 +179,14 @@ def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConf
     return trainer.objects(owner, config, kind=kind, waits=waits)
 
 
-def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]:
+def _objects(
+    observed: Observed, orders: Collection[CertificateOrder]
+) -> tuple[tuple[Manifest, ...], tuple[Ref, ...], set[Ref]]:
+    """Objects to apply, those to delete, and those that are held."""
     desired, refused = _desired(observed), _refused(observed)
-    apply = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
+    changed = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
+    held = {ref(new) for new in changed if _is_held(new, observed, orders)}
+    apply = [new for new in changed if ref(new) not in held]
     secrets = [new for new in redis_access.secrets(observed) if (ref(new), "") not in refused]
     first = lineage.initial_import(observed)
     drafts = [*versions.mirrors(observed), *([] if first is None else [first])]
@@ -191,7 +195,7 @@ def _objects(observed: Observed) -> tuple[tuple[Manifest, ...], tuple[Ref, ...]]
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
     delete += trainers.outdated(observed)
-    return (*secrets, *apply, *mirrors), tuple(sorted(delete))
+    return (*secrets, *apply, *mirrors), tuple(sorted(delete)), held
 
 
 def _desired(observed: Observed) -> list[Manifest]:
@@ -203,12 +207,14 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
     if not observed.refusals:
         return ()
     needed = {(ref(content), hash_of(content)) for content in _desired(observed) if not _is_done(content, observed)}
-    needed |= {(call.ref, call.digest) for call in _calls(observed)}
+    needed |= {(call.ref, call.digest) for call in registry_calls(observed)}
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
 
 def problems(serving: Serving) -> dict[str, str]:
-    """Why the operator itself refuses serving pods, by reason."""
+    """Why the operator itself refuses serving pods, by reason. Attached pods are judged as they are."""
+    if serving.is_attached:
+        return {}
     found = {"GPUMismatch": gpus.mismatch(serving), "KeyInArguments": api_keys.in_arguments(serving)}
     return {reason: problem for reason, problem in found.items() if problem}
 
@@ -247,6 +253,24 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
     return is_current(desired, child)
 
 
+def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOrder]) -> bool:
+    """Whether a change waits for a certificate of the registry: pods of the new template could not start, and those that run
+    can. New objects do not wait: their pods wait for what they mount.
+
+    The CAs change once that certificate has been signed again, or else clients might distrust it.
+    """
+    target, config = ref(new), observed.config.tls
+    child, cas = observed.children.get(target), Ref("ConfigMap", tls.ca_name(observed.name))
+    if child is None or not config.is_on or observed.is_preview or target.kind not in _OF_PODS:
+        return False
+    if target == cas:
+        return bool(orders)
+    if cas in observed.children and tls.is_ready(observed.speculator, observed.config, observed.certificate):
+        return False
+    is_registry = target.name == names.child(observed.name, names.REGISTRY)
+    return is_registry or cas not in observed.children or not tls.is_used(child.live())
+
+
 def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
     """Whether an object that we own is no longer desired. Objects in `_ONCE` hold data and are deleted with their owner."""
     is_ours = child.owner_uid == observed.speculator.metadata.uid
@@ -261,45 +285,6 @@ def _jobs(observed: Observed) -> Iterator[Manifest]:
         if entry.is_running and entry.draft.metadata.deletion_timestamp is None:
             name = versions.job_name(entry.draft)
             yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
-
-
-def _calls(observed: Observed) -> Iterator[RegistryCall]:
-    state, view, rollout = observed.registry.state, observed.registry, observed.speculator.spec.rollout
-    if state is None or not view.is_connected:
-        return
-    if not is_followed(policy(rollout), state.policy):
-        serialized = policy(rollout).SerializeToString(deterministic=True)
-        yield RegistryCall(verb=RegistryVerb.SET_POLICY, digest=hashlib.sha256(serialized).hexdigest())
-    known = {version.version: phase_name(version.phase) for version in view.versions}
-    pinned = state.pinned if state.HasField("pinned") else None
-    to_pin = rollout.pinned_version
-    if to_pin is None and pinned is not None:
-        yield RegistryCall(verb=RegistryVerb.UNPIN)
-    elif to_pin is not None and to_pin != pinned and _can_pin(to_pin, known):
-        yield RegistryCall(verb=RegistryVerb.PIN, version=to_pin)
-    if rollout.paused != state.paused and known:
-        yield RegistryCall(verb=RegistryVerb.PAUSE if rollout.paused else RegistryVerb.RESUME)
-    promoted, waiting = rollout.promoted_version, (Phase.PENDING, Phase.HELD, Phase.CANARY)
-    if promoted is not None and to_pin is None and known.get(promoted) in waiting:
-        yield RegistryCall(verb=RegistryVerb.PROMOTE, version=promoted)
-    yield from _retentions(observed)
-
-
-def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
-    return bool(known) if version == 0 else version in known and not known[version].is_condemned
-
-
-def _retentions(observed: Observed) -> Iterator[RegistryCall]:
-    """A version is retained if any of its objects says so: an import and a mirror may have the same version."""
-    desired: dict[int, bool] = {}
-    for draft in observed.drafts:
-        number = versions.number_of(observed, draft)
-        if number is not None:
-            desired[number] = desired.get(number, False) or draft.spec.retain
-    for version in observed.registry.versions:
-        retain = desired.get(version.version, version.retain)
-        if retain != version.retain:
-            yield RegistryCall(verb=RegistryVerb.RETAIN if retain else RegistryVerb.RELEASE, version=version.version)
 
 
 def _status(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
@@ -380,7 +365,7 @@ def _ending(observed: Observed, now_s: float) -> Plan:
     writers = [observed.child("Deployment", names.SERVING), *trainers.workloads(observed)]
     left = tuple(writer.ref for writer in writers if writer is not None and not writer.is_ending)
     if left:
-        return Plan(delete=left, again_s=_POLL_S)
+        return Plan(delete=left, again_s=_POLL_S, needs_plan=True)
     waited_s = now_s - (now_s if observed.ending_s is None else observed.ending_s)
     grace_s = max(spec.serving.termination_grace_period_seconds, trainer.GRACE_S)
     if waited_s > grace_s + observed.cleanup_s:
@@ -388,5 +373,5 @@ def _ending(observed: Observed, now_s: float) -> Plan:
         event = _event(observed.speculator, "CleanupGivenUp", problem, is_warning=True)
         return Plan(finalizer="remove", events=(event,))
     if waited_s < grace_s and any(pod.part in (names.SERVING, names.TRAINER) for pod in observed.pods):
-        return Plan(again_s=_POLL_S)
+        return Plan(again_s=_POLL_S, needs_plan=True)
     return Plan(finalizer="remove", cleans_up=True)

@@ -69,6 +69,17 @@ class PodState:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedPod:
+    """A pod of somebody else's workload."""
+
+    state: PodState
+    problem: PodProblem | None
+    """The first thing that it lacks, by its spec."""
+    settings: str
+    """Which additions it was made with; see `attachment.settings_mark`."""
+
+
 def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:
     ready, created = conditions.get("Ready", {}), metadata.get("creationTimestamp")
     has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))

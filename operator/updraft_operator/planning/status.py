@@ -18,7 +18,6 @@ from updraft_operator.api.status import (
     VersionsStatus,
 )
 from updraft_operator.planning.assessment import Assessment, dated
-from updraft_operator.planning.availability import reached_pods
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import (
     Observed,
@@ -29,6 +28,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.serving.availability import reached_pods
 
 _OTHER = "other"
 """The domain of all traffic outside the largest ones."""
@@ -99,8 +99,11 @@ def _serving(observed: Observed, serves: Assessment) -> ServingStatus:
     """All pods are counted from one watch: the Deployment's own numbers may be older than its pods."""
     state = observed.registry.state
     pods = [pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending]
-    selector, before = names.selector(observed.name, names.SERVING), observed.speculator.status.serving
+    before = observed.speculator.status.serving
     updated = before.updated_replicas if before is not None else None
+    attached = observed.speculator.spec.serving.attached
+    selector = names.selector(observed.name, names.SERVING) if attached is None else attached.selector.match_labels
+    url = f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1" if attached is None else None
     return ServingStatus(
         replicas=sum(not pod.is_finished for pod in pods),
         ready_replicas=sum(pod.is_ready for pod in pods),
@@ -108,7 +111,7 @@ def _serving(observed: Observed, serves: Assessment) -> ServingStatus:
         failed_replicas=sum(pod.problem is not None for pod in pods),
         reached_replicas=reached_pods(observed, serves),
         selector=",".join(f"{name}={value}" for name, value in sorted(selector.items())),
-        url=f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1",
+        url=url,
     )
 
 

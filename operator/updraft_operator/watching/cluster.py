@@ -28,7 +28,7 @@ class Resource(NamedTuple):
 
 _UPDRAFT = f"/apis/{names.API_VERSION}"
 
-LEADER_WORKER_SET = "LeaderWorkerSet"
+LEADER_WORKER_SET, CERTIFICATE = "LeaderWorkerSet", "Certificate"
 
 KINDS: Mapping[str, Resource] = {
     "AdaptiveSpeculator": Resource(_UPDRAFT, names.SPECULATORS),
@@ -44,6 +44,7 @@ KINDS: Mapping[str, Resource] = {
     "Job": Resource("/apis/batch/v1", "jobs"),
     "Pod": Resource("/api/v1", "pods"),
     LEADER_WORKER_SET: Resource(f"/apis/{names.LWS_API_VERSION}", "leaderworkersets"),
+    CERTIFICATE: Resource(f"/apis/{names.CERT_MANAGER_API_VERSION}", "certificates"),
 }
 """Kinds that are watched. Secrets are not, because that would require permission to list them."""
 
@@ -55,8 +56,8 @@ RESOURCES: Mapping[str, Resource] = {
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 
-OPTIONAL = (LEADER_WORKER_SET,)
-"""Kinds that are watched only if the cluster serves them when the operator starts."""
+OPTIONAL = (LEADER_WORKER_SET, CERTIFICATE)
+"""Kinds that are watched only if the cluster serves them when the operator starts, Certificates only if it requests some."""
 
 CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod", *OPTIONAL))
 
@@ -86,4 +87,8 @@ class Cluster(Protocol):
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         """Metadata of all objects of a kind that the operator manages; "" for all namespaces."""
+        ...
+
+    async def pods(self, namespace: str, selector: str) -> list[Manifest]:
+        """All pods of a namespace with these labels, whoever manages them, as the API server's cache has them."""
         ...

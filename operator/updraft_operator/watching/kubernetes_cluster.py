@@ -23,7 +23,7 @@ from updraft_chassis.errors import (
 )
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.cluster import KINDS, OPTIONAL, RESOURCES
+from updraft_operator.watching.cluster import CERTIFICATE, KINDS, OPTIONAL, RESOURCES
 
 TIMEOUT_S = 20.0
 _PAGE = 500
@@ -99,9 +99,10 @@ class KubernetesCluster:
         """Kinds that an API group serves, which every account may read; NotFound if there is no such group."""
         return {str(entry["kind"]) for entry in (await self._call("GET", prefix)).get("resources", ())}
 
-    async def kinds(self) -> tuple[str, ...]:
-        """The kinds to watch: those of OPTIONAL only if they are served."""
+    async def kinds(self, *, has_certificates: bool = False) -> tuple[str, ...]:
+        """The kinds to watch: those of OPTIONAL only if they are served, Certificates only if this operator requests some."""
         missing = {kind for kind in OPTIONAL if kind not in await self._served(RESOURCES[kind].prefix)}
+        missing |= set() if has_certificates else {CERTIFICATE}
         return tuple(kind for kind in KINDS if kind not in missing)
 
     async def _served(self, prefix: str) -> set[str]:
@@ -170,6 +171,10 @@ class KubernetesCluster:
             query["continue"] = (page.get("metadata") or {}).get("continue", "")
             if not query["continue"]:
                 return objects
+
+    async def pods(self, namespace: str, selector: str) -> list[Manifest]:
+        query = {"labelSelector": selector, "resourceVersion": "0"}
+        return list((await self._call("GET", RESOURCES["Pod"].path(namespace), query=query)).get("items") or ())
 
     async def _write(
         self,

@@ -50,12 +50,12 @@ class _Listed:
 
 
 class RedisUsers:
-    """`may_write` is whether this process leads and knows all speculators; `is_gone` whether one does not exist; `notify` is
-    told about a speculator whose problem changed."""
+    """`url` says how to reach Redis now, or raises Unavailable. `may_write` is whether this process leads and knows all
+    speculators; `is_gone` whether one does not exist; `notify` is told about a speculator whose problem changed."""
 
     def __init__(  # noqa: PLR0913 - what it asks and tells
         self,
-        url: str,
+        url: Callable[[], str],
         installation: str,
         *,
         period_s: float,
@@ -137,7 +137,7 @@ class RedisUsers:
         """The users that are right on each node that answered, and what failed."""
         right, failures = list[frozenset[RedisUser]](), list[UpdraftError]()
         with _collected(right, failures):
-            async with aclosing(streams.connect(self._url)) as client:
+            async with aclosing(streams.connect(self._url())) as client:
                 for node, run in (await _nodes(client)).items():
                     with _collected(right, failures):
                         async with asyncio.timeout(_NODE_S):

@@ -14,8 +14,12 @@ from updraft_chassis.errors import Forbidden, NotFound
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.redis import URL, secret_name, url_secret
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.objects import CA, CERT, KEY
+from updraft_operator.manifests.tls.objects import secret_name as certificate_name
+from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import Cluster
+from updraft_operator.watching.x509 import read_certificate
 
 FRESH_S = 60.0
 """At most so long while a Secret is missing."""
@@ -27,40 +31,56 @@ _PASSWORD_BYTES = 32
 class SecretsSnapshot:
     redis_urls: Mapping[Role, str]
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
+    certificate: Certificate | None
+    """The one of the registry; None without a valid one."""
     missing: tuple[str, ...]
     at_s: float
     generation: int
+    request: str = ""
 
 
-NO_SECRETS = SecretsSnapshot(redis_urls={}, missing=(), at_s=0.0, generation=0)
+NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
 
 
 class Secrets:
     """Reads Secrets and caches them for `fresh_s` seconds."""
 
-    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
+    def __init__(
+        self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S, *, has_certificates: bool = False
+    ) -> None:
         self._cluster = cluster
         self._clock = clock
         self._fresh_s = fresh_s
+        self._has_certificates = has_certificates
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     def last(self, key: Key) -> SecretsSnapshot:
         """The last snapshot, however old."""
         return self._snapshots.get(key, NO_SECRETS)
 
-    async def read(self, key: Key, owner: AdaptiveSpeculator) -> SecretsSnapshot:
-        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist."""
+    async def read(self, key: Key, owner: AdaptiveSpeculator, request: str = "") -> SecretsSnapshot:
+        """The speculator's own Secrets, and the names of Secrets that its spec names and that do not exist.
+
+        `request` is the version of its Certificate, after whose changes cert-manager may have written another Secret.
+        """
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
-        is_same = snapshot is not None and snapshot.generation == owner.metadata.generation
+        is_same = snapshot is not None and (snapshot.generation, snapshot.request) == (
+            owner.metadata.generation,
+            request,
+        )
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
+        if self._has_certificates and snapshot is not None and snapshot.certificate is None:
+            fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
         snapshot = SecretsSnapshot(
             redis_urls=await self._redis_urls(key, owner),
+            certificate=await self._certificate(key),
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
+            request=request,
         )
         self._snapshots[key] = snapshot
         return snapshot
@@ -73,6 +93,13 @@ class Secrets:
             return {}
         held = {role: await self._get(key.namespace, secret_name(key.name, role)) for role in Role}
         return {role: content.get(URL, "") for role, content in held.items() if content is not None}
+
+    async def _certificate(self, key: Key) -> Certificate | None:
+        if not self._has_certificates:
+            return None
+        held = await self._get(key.namespace, certificate_name(key.name)) or {}
+        found = read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
+        return found if found is not None and self._clock.now() < found.not_after_s else None
 
     async def entry(self, namespace: str, name: str, entry: str) -> str:
         return (await self._get(namespace, name) or {}).get(entry, "")

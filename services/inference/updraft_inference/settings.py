@@ -175,10 +175,10 @@ class InferenceSettings(settings.Settings):
     """File with the token of role serve that authenticates this pod to the registry; read again when it changes."""
 
     registry_ca_file: Path | None = None
-    """CA certificate of the registry in PEM format; enables TLS."""
+    """CA certificates of the registry in PEM format; enables TLS. Reloaded when it changes."""
 
     registry_cert_file: Path | None = None
-    """Client certificate of this process, for a registry that requires mTLS; read at startup."""
+    """Client certificate of this process, for a registry that requires mTLS. Reloaded when it changes."""
 
     registry_key_file: Path | None = None
     """Private key of registry_cert_file."""

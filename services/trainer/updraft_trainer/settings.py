@@ -41,9 +41,9 @@ class TrainerSettings(Settings):
     registry_token_file: Path | None = None
     """File with the trainer's token for the registry (role publish). It is read again when it changes."""
     registry_ca_file: Path | None = None
-    """CA of the registry's certificate, in PEM format. Enables TLS and rejects other certificates."""
+    """CAs of the registry's certificate, in PEM format. Enables TLS, and is reloaded when it changes."""
     registry_cert_file: Path | None = None
-    """Client certificate for a registry that requires one (mTLS). Read at start."""
+    """Client certificate for a registry that requires one (mTLS). Reloaded when it changes."""
     registry_key_file: Path | None = None
     """Private key of the client certificate."""
     speculator: Name = "default"

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cluster.crd.resources import DIGEST, SPECULATOR, Json, at
+from tests.cluster.crd.resources import ATTACHED, DIGEST, SPECULATOR, Json, at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +180,9 @@ LIMITS = (
     *_span("serving.maxRunningRequests", 1, _MILLION),
     *_span("serving.maxContextTokens", 1, _MILLION),
     *_span("serving.maxRequestsPerKey", 1, _MILLION, around=at("serving.apiKeysSecretRef.name", "clients")),
+    _choice("serving.mode", "Managed"),
+    *_name("serving.attached.container", around=ATTACHED),
+    *_name("serving.attached.serviceAccountName", around=ATTACHED),
     *_name("serving.apiKeysSecretRef.name"),
     *_filled("serving.apiKeysSecretRef.key", 253, around=at("serving.apiKeysSecretRef.name", "clients")),
     Limit(path="serving.tenantHeader", good=("X-Team",), bad="X Team", message=_MATCH),

@@ -11,6 +11,11 @@ Json = dict[str, Any]
 
 DIGEST = f"sha256:{'0' * 64}"
 SPECULATOR: Json = {"targetModel": {"uri": "hf://org/model"}}
+ATTACHED: Json = {
+    "engine": "vllm",
+    "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": {"app": "vllm"}}}},
+}
+"""The fields of a resource for pods of another workload."""
 DRAFT_VERSION: Json = {"speculatorRef": {"name": "chat"}, "uri": "hf://org/draft"}
 KINDS = {
     "asp": ("AdaptiveSpeculator", names.SPECULATORS, SPECULATOR),

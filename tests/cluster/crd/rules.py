@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from tests.cluster.crd.resources import DIGEST, Json
+from tests.cluster.crd.resources import ATTACHED, DIGEST, Json, over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,65 @@ class Rule:
     bad_name: str = "chat"
 
 
+_ATTACHED_REFUSES: dict[str, object] = {
+    "image": "vllm/vllm-openai",
+    "resources": {"limits": {"cpu": "1"}},
+    "env": [{"name": "A", "value": "1"}],
+    "podTemplate": {"spec": {}},
+    "args": ["--enforce-eager"],
+    "replicas": 2,
+    "maxRunningRequests": 16,
+    "maxContextTokens": 4096,
+    "terminationGracePeriodSeconds": 90,
+    "rollingUpdate": {"maxSurge": 1},
+    "apiKeysSecretRef": {"name": "clients"},
+}
+"""Fields that are in the workload, with another value than their default."""
+
+
+def _attached(field: str, value: object) -> Rule:
+    """The same field is fine with pods of the operator."""
+    return Rule(
+        id=f"attached-{field}",
+        message=f"{field}: with mode Attached, ",
+        good={"engine": "vllm", "serving": {field: value}},
+        bad=over(ATTACHED, {"serving": {field: value}}),
+    )
+
+
 RULES = (
+    Rule(
+        id="attached-says-to-what",
+        message="attached describes the pods of mode Attached: set both, or neither",
+        good=ATTACHED,
+        bad={"engine": "vllm", "serving": {"mode": "Attached"}},
+    ),
+    Rule(
+        id="attached-needs-its-mode",
+        message="attached describes the pods of mode Attached: set both, or neither",
+        good={"serving": {"mode": "Managed"}},
+        bad={"serving": {"attached": ATTACHED["serving"]["attached"]}},
+    ),
+    Rule(
+        id="mode-is-immutable",
+        message="serving.mode is immutable: create another AdaptiveSpeculator",
+        before=ATTACHED,
+        good=over(ATTACHED, {"serving": {"disruptionBudget": {"maxUnavailable": "20%"}}}),
+        bad={"engine": "vllm"},
+    ),
+    Rule(
+        id="attached-to-a-server",
+        message="mode Attached requires engine sglang or vllm",
+        good=over(ATTACHED, {"engine": "sglang"}),
+        bad=over(ATTACHED, {"engine": "torch"}),
+    ),
+    Rule(
+        id="attached-is-not-suspended",
+        message="suspend: with mode Attached, scale your workload",
+        good=over(ATTACHED, {"trainer": {"suspend": True}}),
+        bad=over(ATTACHED, {"suspend": True}),
+    ),
+    *(_attached(field, value) for field, value in _ATTACHED_REFUSES.items()),
     Rule(id="name-length", message="name: at most 40 characters", good={}, bad={}, name="a" * 40, bad_name="a" * 41),
     Rule(
         id="name-without-dots",

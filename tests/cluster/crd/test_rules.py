@@ -39,6 +39,12 @@ def test_storage_may_not_be_changed_through_a_patch_either(api: Api, namespace: 
             api.patch(f"/apis/updraft.dev/v1alpha1/namespaces/{namespace}/adaptivespeculators/chat", change)
 
 
+def test_an_attachment_to_all_pods_of_a_namespace_is_refused(api: Api, namespace: str) -> None:
+    everything: Json = {"mode": "Attached", "attached": {"selector": {"matchLabels": {}}}}
+    with pytest.raises(ApiError, match=r"matchLabels.*should have at least 1 properties"):
+        apply(api, namespace, "asp", resource("asp", engine="vllm", serving=everything))
+
+
 def _begin(api: Api, namespace: str, rule: Rule, name: str) -> None:
     if rule.before is not None:
         apply(api, namespace, rule.kind, resource(rule.kind, name, **rule.before))

@@ -16,6 +16,7 @@ Right = tuple[str, str, str]
 
 _MISSED = "a listing found what a watch had missed, and the object itself is looked at"
 _NO_GROUPS = "the cluster serves no LeaderWorkerSets; test_leader_worker_sets.py has one that does"
+_SIGNS_ITSELF = "another right of tls.mode CertManager; test_certificates.py has cert-manager's API"
 _OPENSHIFT = "OpenShift asks for it of whoever names an owner that waits for what it owns (blockOwnerDeletion)"
 
 UNUSED: dict[Right, str] = {
@@ -24,6 +25,9 @@ UNUSED: dict[Right, str] = {
     **{
         (names.LWS_GROUP, "leaderworkersets", verb): _NO_GROUPS
         for verb in ("get", "list", "watch", "create", "patch", "delete")
+    },
+    **{
+        ("cert-manager.io", "certificates", verb): _SIGNS_ITSELF for verb in ("get", "list", "watch", "create", "patch")
     },
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
     ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,6 +122,55 @@ async def test_a_servers_certificate_rotates_without_a_restart(
             await get(address, Credentials(ca_file=servers.file))
 
     assert any("the previous one stays in force" in record.message for record in caplog.records)
+
+
+async def test_a_client_follows_its_ca_file_and_a_stream_goes_on_meanwhile(
+    servers: Authority, clients: Authority, tmp_path: Path
+) -> None:
+    seen = asyncio.Queue[int]()
+
+    async def watch(request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
+        while True:
+            yield pb.WatchResponse(state=pb.SpeculatorState(latest=await seen.get()))
+
+    async def get(request: pb.GetRequest, context: Any) -> pb.GetResponse:
+        return pb.GetResponse()
+
+    tls, ca_file = servers.server(), tmp_path / "ca.pem"
+    ca_file.write_bytes(servers.file.read_bytes())
+    methods = service(REGISTRY, Watch=watch, Get=get)
+    async with listening(methods, tls=tls) as address, rpc.channel(address, Credentials(ca_file=ca_file)) as channel:
+        stub = RegistryStub(channel)
+        answers = aiter(stub.Watch(pb.WatchRequest()))
+        seen.put_nowait(1)
+        assert (await anext(answers)).state.latest == 1
+
+        renewed = clients.server()
+        tls.cert_file.write_bytes(renewed.cert_file.read_bytes())
+        tls.key_file.write_bytes(renewed.key_file.read_bytes())
+        ca_file.write_bytes(clients.file.read_bytes())
+        with rpc.errors():
+            await stub.Get(pb.GetRequest(), timeout=30)
+
+        seen.put_nowait(2)
+        assert (await anext(answers)).state.latest == 2
+        with rpc.errors():
+            await stub.Get(pb.GetRequest(), timeout=30)
+
+
+async def test_a_client_may_reach_a_server_by_another_name_than_its_certificates(servers: Authority) -> None:
+    async with serving(servers.server()) as address:
+        port = address.rpartition(":")[2]
+        await get(f"localhost:{port}", Credentials(ca_file=servers.file, server_name="127.0.0.1"))
+        with pytest.raises(Unavailable):
+            await get(f"localhost:{port}", Credentials(ca_file=servers.file))
+
+
+async def test_a_client_with_cas_in_memory_gets_through(servers: Authority, clients: Authority) -> None:
+    async with serving(servers.server()) as address:
+        await get(address, Credentials(authorities=clients.file.read_bytes() + servers.file.read_bytes()))
+        with pytest.raises(Unavailable):
+            await get(address, Credentials(authorities=clients.file.read_bytes()))
 
 
 @pytest.mark.parametrize(

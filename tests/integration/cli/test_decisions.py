@@ -256,6 +256,9 @@ def test_a_registry_that_speaks_tls_is_reached_with_its_authority(run: Run, tmp_
         assert run(*ask, "--ca-file", ours.file).exit_code == 0
         assert "is not from the CA in --ca-file" in run(*ask, "--ca-file", others.file).output
         assert "it may require TLS (--ca-file)" in run(*ask).output
+        by_another_name = ["draft", "list", "--registry", process.address.replace("127.0.0.1", "localhost")]
+        assert "(--server-name)" in run(*by_another_name, "--ca-file", ours.file).output
+        assert run(*by_another_name, "--ca-file", ours.file, "--server-name", "127.0.0.1").exit_code == 0
 
 
 def test_a_registry_in_plaintext_is_not_reached_by_tls(ask: Run, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Operator:
         self.notified: list[Key] = []
         self._collectors = CollectorRegistry()
         self.users = RedisUsers(
-            url,
+            lambda: url,
             "6f1c",
             period_s=period_s,
             may_write=lambda: self.leads.pop(0) if len(self.leads) > 1 else self.leads[0],

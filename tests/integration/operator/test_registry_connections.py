@@ -1,6 +1,7 @@
 """The operator's connection to a registry that knows ServiceAccounts: tokens that are requested, and renewed unseen."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Forbidden
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)
@@ -85,6 +86,23 @@ async def test_numbers_that_move_are_told_at_their_own_pace_and_are_no_news(tmp_
         clock.advance(30.0)
         await until(lambda: len(measured) == 2, what="the next time that it is told")
         assert len(news) == num_news
+        connections.close()
+
+
+async def test_a_connection_goes_on_when_other_cas_are_trusted(tmp_path: Path) -> None:
+    async with running(tmp_path) as registry, asyncio.TaskGroup() as tasks:
+        connections = RegistryConnections(
+            *(tasks, ApiServer(OPERATOR).token, SystemClock(), lambda _: None),
+            on_measurement=lambda _: None,
+            measured_s=30.0,
+        )
+        address = RegistryAddress(address=registry.address, audience=AUDIENCE)
+        connections.set_address(QWEN, address)
+        await until(lambda: connections.view(QWEN).is_connected, what="an answer")
+        connections.set_address(QWEN, replace(address, authorities="another CA"))
+        assert connections.view(QWEN).is_connected
+        connections.set_address(QWEN, replace(address, host="another.team.svc"))
+        assert connections.view(QWEN).connection is ConnectionState.CONNECTING
         connections.close()
 
 

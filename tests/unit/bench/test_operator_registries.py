@@ -8,7 +8,7 @@ from tests.support.wait import until
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.clock import SystemClock
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.plan import RegistryCall, RegistryVerb
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 
 POLICY = pb.RolloutPolicy(strategy=pb.STRATEGY_MANUAL)

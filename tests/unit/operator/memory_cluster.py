@@ -77,6 +77,11 @@ class MemoryCluster:
         if live is not None and uid in ("", live["metadata"]["uid"]):
             self.remove((kind, namespace, name))
 
+    async def pods(self, namespace: str, selector: str) -> list[Manifest]:
+        wanted = dict(each.split("=") for each in selector.split(","))
+        found = [each for each in self.of("Pod") if each["metadata"]["namespace"] == namespace]
+        return [_copied(each) for each in found if wanted.items() <= each["metadata"].get("labels", {}).items()]
+
     async def create(self, content: Manifest) -> Manifest:
         where = place(content)
         if where in self.objects:

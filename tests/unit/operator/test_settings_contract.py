@@ -1,6 +1,6 @@
 """What the builders set is what the processes read: by name, and with values that they accept."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from updraft_chassis.settings import Settings, load
 from updraft_inference.launch import sglang_arguments
 from updraft_inference.settings import InferenceSettings
 from updraft_operator.api.speculator import AdaptiveSpeculator
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.servers import sglang
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings
 from updraft_tap.settings import DoorSettings
@@ -28,12 +30,12 @@ PARTS: dict[str, tuple[str, type[Settings]]] = {
 }
 
 
-def environment(owner: AdaptiveSpeculator, part: str) -> dict[str, str]:
+def environment(owner: AdaptiveSpeculator, part: str, config: OperatorConfig = CONFIG) -> dict[str, str]:
     """What the process of a part finds, Secrets and fields of the pod filled in."""
     name, _ = PARTS[part]
-    made = container(pod_spec(owner, part), name)
+    made = container(pod_spec(owner, part, config), name)
     (source,) = (each["configMapRef"]["name"] for each in made["envFrom"] if "configMapRef" in each)
-    values = dict(one(built(owner), "ConfigMap", source)["data"])
+    values = dict(one(built(owner, config), "ConfigMap", source)["data"])
     for each in made["env"]:
         values[each["name"]] = each["value"] if "value" in each else _filled(each["valueFrom"])
     return values
@@ -111,7 +113,7 @@ def test_the_processes_agree_on_whose_they_are_and_where_the_traces_are() -> Non
     assert inference.stream_keys == trainer.stream_keys
     assert len(trainer.stream_keys) == 3
     assert inference.speculator == trainer.speculator == "mine"
-    assert inference.registry_address == trainer.registry_address == "mine-registry:50051"
+    assert inference.registry_address == trainer.registry_address == "mine-registry.team-a.svc:50051"
 
 
 def test_the_parts_listen_where_services_and_probes_look() -> None:
@@ -130,10 +132,13 @@ def test_the_parts_listen_where_services_and_probes_look() -> None:
     assert (inference.host, trainer.metrics_host, registry.host) == ("0.0.0.0",) * 3  # noqa: S104 - of pods
 
 
-def test_every_file_that_is_named_is_mounted() -> None:
-    for part, (name, _) in PARTS.items():
-        mounts = [each["mountPath"] for each in container(pod_spec(speculator(), part), name)["volumeMounts"]]
-        for variable, value in environment(speculator(), part).items():
+@pytest.mark.parametrize("mode", TlsMode)
+def test_every_file_that_is_named_is_mounted(mode: TlsMode) -> None:
+    config = replace(CONFIG, tls=Tls(mode=mode))
+    for part, (name, kind) in PARTS.items():
+        load(kind, environment(speculator(), part, config))
+        mounts = [each["mountPath"] for each in container(pod_spec(speculator(), part, config), name)["volumeMounts"]]
+        for variable, value in environment(speculator(), part, config).items():
             if variable.endswith(("_FILE", "_DIR")):
                 assert any(value == path or value.startswith(f"{path}/") for path in mounts), variable
 

@@ -5,6 +5,7 @@ What kubelets, people and the registry do is done by hand; what the operator doe
 
 from collections.abc import Coroutine
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry
@@ -16,14 +17,18 @@ from tests.unit.operator.memory_cluster import MemoryCluster, Where
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import Conflict, NotFound, Unavailable
 from updraft_operator.api import names
-from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.tls.terms import OwnSecrets
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
-from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, make_plan
+from updraft_operator.planning.plan import Plan, make_plan
 from updraft_operator.planning.policy import policy
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.watching.attached_pods import AttachedPods
+from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.redis_users import RedisUsers
 from updraft_operator.watching.secrets import Secrets
@@ -122,9 +127,11 @@ class FakeRegistries:
         self._last = RegistryView(connection=ConnectionState.CONNECTING)
 
     def set_address(self, _key: Key, address: RegistryAddress | None) -> None:
-        if address != self._address:
-            self._address, self._last = address, RegistryView(connection=ConnectionState.CONNECTING)
-            self._is_new = True
+        former = self._address
+        self._address = address
+        if former is None or address is None or replace(address, authorities=former.authorities) != former:
+            self._last = RegistryView(connection=ConnectionState.CONNECTING)
+            self._is_new = address != former
 
     def view(self, _key: Key) -> RegistryView:
         if self._address is None:
@@ -150,7 +157,8 @@ class FakeRegistries:
 class World:
     """All of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: OperatorConfig = CONFIG) -> None:
+        self.config = config
         self.cluster, self.registry, self.clock = MemoryCluster(), FakeRegistry(), ManualClock()
         self.store = Store()
         self.cluster.watchers.append(self._watch)
@@ -168,7 +176,7 @@ class World:
                 self.store.put(kind, each)
         self.metrics = Metrics(CollectorRegistry())
         self.users = RedisUsers(
-            "redis://:secret@own",
+            lambda: "redis://:secret@own",
             CONFIG.installation,
             period_s=5.0,
             may_write=lambda: True,
@@ -176,16 +184,26 @@ class World:
             notify=lambda _: None,
             metrics=self.metrics,
         )
+        self.certificates = Certificates(
+            self.cluster,
+            self.config,
+            OwnSecrets(namespace=self.config.namespace, authority="updraft-ca"),
+            self.clock,
+            may_write=lambda: True,
+            on_change=lambda: None,
+        )
         self.reconciler = Reconciler(
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock),
+                secrets=Secrets(self.cluster, self.clock, has_certificates=self.config.tls.is_on),
+                attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
+                certificates=self.certificates,
                 metrics=self.metrics,
                 clock=self.clock,
-                config=CONFIG,
+                config=self.config,
                 redis_url="redis://:secret@own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )

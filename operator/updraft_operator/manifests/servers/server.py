@@ -17,6 +17,7 @@ from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import objects as tls
 
 PORT_NAME = "http"
 """Name of the port with the OpenAI API, for the Service and the PodMonitor."""
@@ -33,9 +34,10 @@ LOAD_S = 1800
 """Enough for a large model on a slow disk."""
 
 _FOLDER = f"{pod.DATA['mountPath']}/server"
-_PLUGIN, INITIAL_DRAFT, _SOCKET = (f"{_FOLDER}/{name}" for name in ("plugin", "draft", "tap.sock"))
+PLUGIN, INITIAL_DRAFT, SOCKET = (f"{_FOLDER}/{name}" for name in ("plugin", "draft", "tap.sock"))
 
-_PREPARE, _DRAFT_CONFIG = "prepare", "UPDRAFT_INFERENCE_DRAFT_CONFIG"
+DRAFT_CONFIG = "UPDRAFT_INFERENCE_DRAFT_CONFIG"
+_PREPARE = "prepare"
 
 _MIB = 1024 * 1024
 
@@ -73,7 +75,7 @@ def draft_config_of(pod_spec: Mapping[str, Any]) -> str:
         for container in pod_spec.get("initContainers", ())
         if container["name"] == _PREPARE
         for variable in container.get("env", ())
-        if variable["name"] == _DRAFT_CONFIG
+        if variable["name"] == DRAFT_CONFIG
     ]
     return str(variables[0].get("value", "")) if variables else ""
 
@@ -85,14 +87,14 @@ def prepare(
 
     The draft has the sizes of the published one with this config.json; if that is empty, the sizes of the spec.
     """
-    sizes = pod.draft_sizes(owner, "UPDRAFT_INFERENCE") | ({_DRAFT_CONFIG: draft_config} if draft_config else {})
+    sizes = pod.draft_sizes(owner, "UPDRAFT_INFERENCE") | ({DRAFT_CONFIG: draft_config} if draft_config else {})
     return pod.container(
         _PREPARE,
         config.images.inference,
         config.images,
         Workload(),
         args=[
-            *(f"prepare-{server.engine.value}", "--plugin-dir", _PLUGIN, "--seed", INITIAL_DRAFT),
+            *(f"prepare-{server.engine.value}", "--plugin-dir", PLUGIN, "--seed", INITIAL_DRAFT),
             *server.prepare_args,
         ],
         env=pod.variables({"UPDRAFT_INFERENCE_MODEL": target.path, **sizes}),
@@ -107,7 +109,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
     would not start until the probe succeeds.
     """
     own = {
-        f"UPDRAFT_INFERENCE_{server.engine.value.upper()}_SOCKET": _SOCKET,
+        f"UPDRAFT_INFERENCE_{server.engine.value.upper()}_SOCKET": SOCKET,
         "UPDRAFT_INFERENCE_INITIAL_DRAFT": INITIAL_DRAFT,
         **server.agent_variables,
     }
@@ -121,7 +123,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
         ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=[*process_variables(owner, config, target), *pod.variables(own)],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *target.mounts],
+        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config), *target.mounts],
         livenessProbe={
             **pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
             "initialDelaySeconds": 60,  # it imports torch and reads the target's fingerprint before it listens
@@ -135,7 +137,7 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
     given, python_path = _python_path(serving)
     own = {
         "PYTHONPATH": python_path,
-        f"{server.prefix}_SOCKET": _SOCKET,
+        f"{server.prefix}_SOCKET": SOCKET,
         "HOME": "/tmp",  # noqa: S108 - of the container: kernels are compiled into caches below it
         "USER": "nonroot",  # torch names a cache after it, and the image has no user with this ID
         **api_keys.variables(serving, server.prefix),
@@ -183,7 +185,7 @@ def _python_path(serving: Serving) -> tuple[Serving, str]:
     """
     theirs = [each for each in serving.env if each["name"] == "PYTHONPATH" and "value" in each]
     others = [each for each in serving.env if each not in theirs]
-    path = ":".join([_PLUGIN, *(str(each["value"]) for each in theirs if each["value"])])
+    path = ":".join([PLUGIN, *(str(each["value"]) for each in theirs if each["value"])])
     return serving.model_copy(update={"env": others}), path
 
 

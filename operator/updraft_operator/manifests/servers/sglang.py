@@ -9,7 +9,7 @@ from updraft_operator.manifests.servers.server import Server
 
 PORT = 30000
 
-_ADMIN_KEY = f"{pod.DATA['mountPath']}/server/sglang.yaml"
+ADMIN_KEY = f"{pod.DATA['mountPath']}/server/sglang.yaml"
 
 
 def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> Server:
@@ -30,11 +30,11 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
             *("--tp-size", str(serving.tensor_parallel_size), *context),
             *("--max-running-requests", str(serving.max_running_requests)),
             *speculation(server.INITIAL_DRAFT, spec.draft.lookahead),
-            *(("--config", _ADMIN_KEY) if is_ours else ()),
+            *(("--config", ADMIN_KEY) if is_ours else ()),
         ),
-        prepare_args=("--admin-key-file", _ADMIN_KEY),
+        prepare_args=("--admin-key-file", ADMIN_KEY),
         agent_args=("--attach", f"http://127.0.0.1:{PORT}"),
-        agent_variables={"UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": _ADMIN_KEY} if is_ours else {},
+        agent_variables={"UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": ADMIN_KEY} if is_ours else {},
     )
 
 

@@ -68,8 +68,14 @@ def test_the_port_of_the_metrics_is_found_by_its_name() -> None:
     assert metrics_port({"spec": {"containers": [{"ports": ports}]}}) == 9090
     assert metrics_port({"spec": {"containers": [{"ports": ports[:1]}, {}]}}) == 8000
     assert metrics_port(content()) is None
+    sidecar = {"initContainers": [{"ports": [{"name": "updraft-metrics", "containerPort": 9093}]}]}
+    assert metrics_port({"spec": {**sidecar, "containers": [{"ports": ports[:1]}]}}) == 9093, "an attached pod's agent"
 
 
 def test_a_pod_belongs_to_the_speculator_of_its_label() -> None:
     assert owner(content()) == "qwen"
     assert owner({"metadata": {"name": "x"}}) == ""
+
+
+def test_an_attached_pod_belongs_to_the_speculator_that_its_label_names() -> None:
+    assert owner({"metadata": {"labels": {"app": "vllm", "updraft.dev/attach": "chat"}}}) == "chat"

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from updraft_chassis.errors import InvalidInput
-from updraft_cli.cmd.attach import attach
+from updraft_cli.cmd.attach.server import attach
 
 
 def printed(*arguments: str) -> str:

@@ -13,8 +13,9 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
-from updraft_operator.planning import assessment, availability, conditions, pods
+from updraft_operator.planning import assessment, conditions, pods
 from updraft_operator.planning.observed import ConnectionState
+from updraft_operator.planning.serving import attached, availability
 
 IMAGES = Images(inference="i", trainer="t", registry="r", operator="o", sglang="s", vllm="v")
 CONFIG = OperatorConfig(images=IMAGES, namespace="updraft", has_redis=True)
@@ -109,11 +110,11 @@ def test_a_field_that_is_not_said_to_restart_pods_leaves_their_template(part: st
 
 def _given_by_the_operator() -> Iterator[str]:
     """Every reason in the operator's code: what stands behind a status, what a pod's trouble is called, every link."""
-    for module in (conditions, availability):
+    for module in (conditions, availability, attached):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ASSESSED:
                 yield from _constants(node.args[0])
-    for node in ast.walk(ast.parse(inspect.getsource(pods))):
+    for node in (node for module in (pods, attached) for node in ast.walk(ast.parse(inspect.getsource(module)))):
         if isinstance(node, ast.keyword) and node.arg == "reason":
             yield from _constants(node.value)
     yield from (connection.value for connection in ConnectionState)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.stacks import start
 
-from updraft_chassis.errors import Conflict
+from updraft_chassis.errors import Conflict, InvalidInput
 from updraft_cli.__main__ import cli
 from updraft_cli.cmd import draft
 from updraft_cli.cmd.program import Command
@@ -25,6 +25,11 @@ def test_only_the_name_argument_filters_the_status(tmp_path: Path) -> None:
     by_option, by_argument = connect(given, None), connect(given, "gemma")
     assert (by_option.speculator, by_option.is_one) == ("qwen", False)
     assert (by_argument.speculator, by_argument.is_one) == ("gemma", True)
+
+
+def test_a_name_to_expect_in_a_certificate_needs_the_cas() -> None:
+    with pytest.raises(InvalidInput, match="--server-name needs --ca-file"):
+        connect({"registry": "127.0.0.1:1", "server_name": "qwen-registry.team.svc"}, None)
 
 
 def test_a_change_needs_to_know_which_of_two_stacks_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

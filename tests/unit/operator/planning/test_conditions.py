@@ -1,13 +1,15 @@
 """One verdict an aspect: every reason with the smallest world that it is true in."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.manifests import CONFIG_WITHOUT_REDIS, speculator
+from tests.support.manifests import ATTACHED, CONFIG, CONFIG_WITHOUT_REDIS, speculator
 from tests.support.observed import NOW, connected, observed, pod, ready_pods, traffic, version, workload
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
+from updraft_operator.manifests.tls.terms import Issuer, Tls, TlsMode
 from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
@@ -113,6 +115,13 @@ SERVING: list[Case] = [
 REGISTRY: list[Case] = [
     ("RegistryReady", "True", "Connected", {"registry": connected()}),
     ("RegistryReady", "False", "Starting", {}),
+    ("RegistryReady", "False", "NoCertificate", {"config": replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED))}),
+    (
+        "RegistryReady",
+        "False",
+        "NoCertificate",
+        {"config": replace(CONFIG, tls=Tls(mode=TlsMode.CERT_MANAGER, issuer=Issuer(name="corporate")))},
+    ),
     (
         "RegistryReady",
         "False",
@@ -292,7 +301,9 @@ def test_every_reason_that_is_given_is_explained_to_people() -> None:
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
-    assert list(conditions(observed())) == list(CONDITION_HELP)
+    own = [kind for kind in CONDITION_HELP if kind != "Attached"]
+    assert list(conditions(observed())) == own
+    assert list(conditions(observed(ATTACHED))) == list(CONDITION_HELP)
 
 
 @pytest.mark.parametrize(
@@ -536,3 +547,13 @@ def test_an_operator_that_has_just_started_keeps_what_the_trainer_had_done() -> 
     world = {**_told(("Adapting", "True", "Adapting"), ("RegistryReady", "True", "Connected")), "pods": ready_pods()}
     verdict = _verdicts(**world, registry=RegistryView(connection=ConnectionState.CONNECTING))["Adapting"]
     assert (verdict.status, verdict.reason) == ("True", "Adapting")
+
+
+def test_what_keeps_cert_manager_from_signing_is_told() -> None:
+    tls = Tls(mode=TlsMode.CERT_MANAGER, issuer=Issuer(name="corporate"))
+    denied = {"conditions": [{"type": "Ready", "status": "False", "message": "Issuer corporate not found"}]}
+    request = workload("Certificate", "registry-tls", denied)
+    seen = observed(config=replace(CONFIG, tls=tls), children=request)
+    assert conditions(seen)["RegistryReady"].message == (
+        "cert-manager has not signed Certificate qwen-registry-tls: Issuer corporate not found"
+    )

@@ -26,7 +26,8 @@ from updraft_operator.api import names
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Observed, Refusal, RegistryView
-from updraft_operator.planning.plan import Plan, RegistryCall, RegistryVerb, hash_of, make_plan, objects, ref
+from updraft_operator.planning.plan import Plan, hash_of, make_plan, objects, ref
+from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.planning.status import status
 
 UNTOLD = 500.0

@@ -157,8 +157,8 @@ def test_what_ends_is_only_cleaned_up() -> None:
 def test_who_writes_traces_goes_before_the_traces() -> None:
     children = workload("Deployment", "serving", {"replicas": 1})
     ending = replace(_deleted("Delete"), children=children, ending_s=UNTOLD)
-    assert _plan(ending) == Plan(delete=tuple(children), again_s=1.0)
-    assert _plan(replace(ending, children={}, pods=(pod("serving"),))) == Plan(again_s=1.0)
+    assert _plan(ending) == Plan(delete=tuple(children), again_s=1.0, needs_plan=True)
+    assert _plan(replace(ending, children={}, pods=(pod("serving"),))) == Plan(again_s=1.0, needs_plan=True)
     assert _plan(replace(ending, children={})).cleans_up
 
 

@@ -10,14 +10,18 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import DisruptionBudget
 from updraft_operator.manifests import ranks
-from updraft_operator.planning.assessment import Assessment, false, true
+from updraft_operator.planning.assessment import Assessment, false, true, unknown
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.pods import PodState, worst
 
 
 def desired_pods(observed: Observed) -> int:
-    """Number of inference pods that should run: the autoscaler's if one scales the Deployment; 0 if suspended."""
+    """Number of inference pods that should run: the autoscaler's if one scales the Deployment; 0 if suspended.
+
+    Of attached pods, those that there are: their workload knows how many it wants."""
+    if observed.speculator.spec.serving.is_attached:
+        return sum(not (pod.is_ending or pod.is_finished) for pod in observed.pods_of(names.SERVING))
     if observed.speculator.spec.suspend:
         return 0
     deployment = observed.child("Deployment", names.SERVING)
@@ -96,9 +100,14 @@ def over_quota(observed: Observed, part: str) -> Iterator[Assessment]:
 
 
 def _suspended(observed: Observed) -> Assessment | None:
-    """True, as with a Job or a Deployment without replicas: the cluster is as the spec asks."""
+    """True, as with a Job or a Deployment without replicas: the cluster is as the spec asks.
+
+    Without attached pods it is Unknown, because nobody here knows whether there should be any, and nobody is woken."""
     if observed.speculator.spec.suspend:
         return true("Suspended", "spec.suspend is true, so no pod runs")
+    attached = observed.speculator.spec.serving.attached
+    if attached is not None and not desired_pods(observed):
+        return unknown("NoPods", f"no pod of the namespace has the labels {attached.selector.text}")
     if desired_pods(observed) == 0:
         return true("Suspended", "spec.serving.replicas is 0, so no pod runs")
     return None

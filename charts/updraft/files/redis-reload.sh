@@ -1,0 +1,4 @@
+# Make Redis read its certificate if the file is another one than at the last time. Connections stay open.
+cmp -s /etc/redis-tls/tls.crt /run/redis/tls.crt && exit
+redis-cli -s /run/redis/redis.sock config set tls-cert-file /etc/redis-tls/tls.crt | grep -q OK &&
+  cp /etc/redis-tls/tls.crt /run/redis/tls.crt
