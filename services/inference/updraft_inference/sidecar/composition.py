@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import quantization, target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
@@ -54,10 +54,7 @@ async def serve(
     missed. Raises UpdraftError if the process cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
-    fingerprints = await asyncio.to_thread(
-        lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
-    )
-    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent = _Agent(tools, await asyncio.to_thread(_known, settings))
     agent.server.restart = restart
     watch_holder(registry, agent.server)
     watch_speedups(registry, agent.server)
@@ -88,6 +85,14 @@ async def _until_there(authorities: Path | None) -> None:
             logger.warning("Waiting for the registry's CAs", extra={"file": str(authorities)})
         is_told = True
         await asyncio.sleep(_LOOK_S)
+
+
+def _known(settings: InferenceSettings) -> Known:
+    return Known(
+        fingerprints=(target_fingerprint(settings.model), tokenizer_fingerprint(settings.model)),
+        quantization=quantization(settings.model),
+        initial=settings.initial_draft,
+    )
 
 
 class _Agent:
