@@ -1,8 +1,8 @@
 # Four images from one file: `--build-arg EXTRA=operator | registry | trainer | inference`; docs/images.md tells more.
 # Keep to what buildah 1.28 knows: no heredocs, no COPY --link, no digests in FROM.
 #
-# PYTHON may name a digest (python:3.11-slim-bookworm@sha256:...), and a build that must be repeatable gives one. There is no
-# default digest: it would age, and the machine on which this was written reaches no registry to look one up.
+# PYTHON must name a digest (python:3.11-slim-bookworm@sha256:...), or UNPINNED be "yes": a tag may mean another image tomorrow.
+# There is no default digest: it would age, and the machine on which this was written reaches no registry to look one up.
 #
 # What changes seldom comes first. torch is one layer, the same in trainer and inference, that changes only with torch's
 # own pins; then come the other packages; then our code.
@@ -26,6 +26,17 @@ FROM ${PYTHON} AS wheels
 RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY requirements/build.lock requirements/
+ARG PYTHON
+ARG UNPINNED=no
+RUN case "$PYTHON" in \
+      *@sha256:*) ;; \
+      *) if [ "$UNPINNED" != yes ]; then \
+           echo "the base image $PYTHON has no digest, so this build could not be repeated. Look it up with" \
+             "skopeo inspect --format '{{.Name}}@{{.Digest}}' docker://$PYTHON and build with --build-arg PYTHON=IMAGE@DIGEST," \
+             "or take whatever the tag means today with --build-arg UNPINNED=yes" >&2; \
+           exit 1; \
+         fi ;; \
+    esac
 RUN python -m venv /build && /build/bin/pip install --quiet --no-deps --require-hashes --requirement requirements/build.lock
 COPY pyproject.toml README.md LICENSE hatch_build.py ./
 COPY proto proto

@@ -8,9 +8,9 @@ import numpy as np
 from bench.gate.traffic import SimulatedFleet, Truth
 
 from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
-from updraft_registry.rollout.comparison import Traffic
 from updraft_registry.rollout.decision import decide
 from updraft_registry.rollout.placement import Directive, Pod
+from updraft_registry.rollout.traffic import Traffic
 from updraft_registry.rollout.version import DesiredState, Speculator, Version
 from updraft_rollouts.policy import RolloutPolicy
 from updraft_rollouts.terms import Phase, Source

@@ -25,6 +25,8 @@ class Arm:
     """Averaged weights are evaluated and published, not those of the last step."""
     has_closed_form: bool = True
     """Start in closed form, and let drafts in closed form compete when traffic has doubled or a new kind came."""
+    starts_surely: bool = False
+    """Training goes on from a closed form only if that is surely better, not as soon as it looks better."""
     follows_vocabulary: bool = True
     """Choose a draft vocabulary with each draft in closed form, not only before the first."""
     num_waiting: int = 8
@@ -49,6 +51,7 @@ NO_CORRECTIONS = replace(OURS, name="no-corrections", hyper=Hyperparameters(corr
 ACCEPTANCE = replace(OURS, name="acceptance", hyper=Hyperparameters(correction_weight=0.0, acceptance_weight=1.0))
 REVERSE_KL = replace(OURS, name="reverse-kl", hyper=Hyperparameters(loss="reverse_kl"))
 MORE_STEPS = replace(OURS, name="more-steps", steps_per_request=3.0, max_uses=12)
+SURE_START = replace(OURS, name="sure-start", starts_surely=True)
 HIGH_RATE = replace(OURS, name="high-rate", hyper=Hyperparameters(adaptation_rate=1e-3))
 
 SHIPPED = replace(
@@ -96,6 +99,7 @@ ARMS = {
         ACCEPTANCE,
         REVERSE_KL,
         MORE_STEPS,
+        SURE_START,
         HIGH_RATE,
         SHIPPED,
         AURORA,

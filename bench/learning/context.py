@@ -73,7 +73,7 @@ def _taught(target: TargetHead, lessons: Sequence[Sample], num_steps: int) -> Dr
     learner = Learner(target, config, token_ids, Hyperparameters())
     draft = learner.closed_form(rng.sample(lessons, FITTED))
     assert draft is not None, "recorded answers have hidden states"
-    learner.start_from(draft.state_dict())
+    learner.start_from_fit(draft)
     for _ in range(num_steps):
         learner.train(rng.sample(lessons, BATCH))
     return learner.average

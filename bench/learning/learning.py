@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from bench import harness
+from bench.code_digest import code_digest
 from bench.learning import figures, streams
 from bench.learning.arms import ARMS
 from bench.learning.kinds import KEPT_OUT, KINDS, TUNED
@@ -26,11 +27,25 @@ from rich.progress import Progress
 
 from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
+from updraft_draft import checkpoint
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.publishing.estimate import num_tokens
 
 SEED = 7
+
+CODE = ("bench.learning.replay", "bench.learning.static")
+LEARNING = (
+    "bench.learning.replay",
+    "updraft_draft",
+    "updraft_rollouts.evidence",
+    "updraft_trainer.data",
+    "updraft_trainer.learning",
+    "updraft_trainer.publishing.decision",
+    "updraft_trainer.publishing.estimate",
+    "updraft_trainer.publishing.schedule",
+)
+"""The code that a run depends on: these modules, and what they import of these others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +58,9 @@ class Job:
     num_training: int
     num_held_out: int
 
-    @property
-    def key(self) -> str:
-        """Identifies everything but the code that the outcome depends on."""
-        content = [repr(ARMS[self.arm]), repr(self.stream), self.seed, self.num_training, self.num_held_out]
+    def key(self, code: str, recordings: str) -> str:
+        """Identifies all that the outcome depends on: `code` and `recordings` are digests."""
+        content = [repr(ARMS[self.arm]), repr(self.stream), self.seed, torch.__version__, code, recordings]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -62,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measurements:
     kinds = sorted({kind for job in jobs for kind in job.stream.kinds})
     recorder.record(kinds, arguments.training, arguments.held_out)
     prepare_static_drafts(recorder, jobs)
-    runs = run_all(jobs, arguments.processes)
+    runs = run_all(recorder, jobs, arguments.processes)
     tokens = {
         kind: [num_tokens(one) for one in recorder.samples(kind, arguments.held_out, held_out=True)] for kind in kinds
     }
@@ -158,14 +172,16 @@ def prepare_static_drafts(recorder: Recorder, jobs: Sequence[Job]) -> None:
             )
 
 
-def run_all(jobs: Sequence[Job], processes: int) -> dict[Job, Run]:
-    """Each job once; those that this commit has already run are read from bench/results/learning."""
+def run_all(recorder: Recorder, jobs: Sequence[Job], processes: int) -> dict[Job, Run]:
+    """Each job once; those that have been run before, by code that learns alike, are read."""
+    code = code_digest(CODE, LEARNING)
+    paths = {job: runs_folder() / f"{job.key(code, recordings_digest(recorder, job))}.json" for job in jobs}
     with (
         Progress() as progress,
         ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         bar = progress.add_task("runs", total=len(jobs))
-        futures = {pool.submit(run, job, results.commit()): job for job in jobs}
+        futures = {pool.submit(run, job, paths[job]): job for job in jobs}
         runs = {}
         for future in as_completed(futures):
             runs[futures[future]] = future.result()
@@ -173,10 +189,27 @@ def run_all(jobs: Sequence[Job], processes: int) -> dict[Job, Run]:
     return {job: runs[job] for job in jobs}
 
 
-def run(job: Job, commit: str) -> Run:
-    """In a process of its own, on one thread."""
-    path = harness.FOLDER / "learning" / commit / f"{job.key}.json"
-    if path.exists() and not commit.endswith("+"):
+def runs_folder() -> Path:
+    """Where runs are kept, beside the recordings that they were fed with."""
+    return recordings() / "runs"
+
+
+def recordings_digest(recorder: Recorder, job: Job) -> str:
+    """Identifies the recorded requests of a run, and the draft that it starts from."""
+    found = hashlib.sha256()
+    old = [kind for kind in TUNED if job.stream.static_without and kind != job.stream.static_without]
+    for kind in sorted({*job.stream.order, *old}):
+        found.update(recorder.digest(kind, job.num_training, held_out=False))
+    for kind in job.stream.kinds:
+        found.update(recorder.digest(kind, job.num_held_out, held_out=True))
+    if old:
+        found.update((static_folder(job.stream.static_without, job.num_training) / checkpoint.WEIGHTS).read_bytes())
+    return found.hexdigest()
+
+
+def run(job: Job, path: Path) -> Run:
+    """In a process of its own, on one thread. Its outcome is kept in `path`."""
+    if path.exists():
         return read(path)
     torch.set_num_threads(1)
     recorder, target = open_recorder(), read_head(harness.model())
@@ -189,9 +222,17 @@ def run(job: Job, commit: str) -> Run:
         learned, _, judging = Split.of(old)
         replay.start_from(converged(old, target, folder, lambda *_: None), learned, judging)
     outcome = replay.run(traffic(job.stream, training, job.seed), lambda _: None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+    write(outcome, job, path)
     return outcome
+
+
+def write(outcome: Run, job: Job, path: Path) -> None:
+    """One file, whole or not there; it also says for a person which run it is, and at which commit it was made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {"arm": job.arm, "stream": job.stream.name, "seed": job.seed, "commit": results.commit()}
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(made | dataclasses.asdict(outcome)))
+    part.rename(path)
 
 
 def read(path: Path) -> Run:

@@ -5,6 +5,7 @@ requests, appear whole, and are not made again, so an interrupted recording goes
 """
 
 import asyncio
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,14 @@ class Recorder:
         paths = [path for path, _ in self._chunks(kind, number, held_out=held_out)]
         texts = [[*trace.prompt_ids, *trace.output_ids] for path in paths for trace in _traces(path)]
         return texts[:number]
+
+    def digest(self, kind: str, number: int, *, held_out: bool) -> bytes:
+        """Identifies these recordings."""
+        paths = [path for path, _ in self._chunks(kind, number, held_out=held_out)]
+        found = hashlib.sha256(str(number).encode())
+        for path in paths:
+            found.update(path.read_bytes())
+        return found.digest()
 
     def _chunks(self, kind: str, number: int, *, held_out: bool) -> Iterator[tuple[Path, list[str]]]:
         whole = -(-number // CHUNK) * CHUNK

@@ -252,7 +252,7 @@ class Replay:
         learner = Learner(self._target, draft, token_ids, self._arm.hyper, seed=self._seed)
         first = learner.closed_form(list(self._memory.samples.values())) if self._arm.has_closed_form else None
         if first is not None:
-            learner.start_from(first.state_dict())
+            learner.start_from_fit(first)
             self._memory.count_use(list(self._memory.samples.values()))
         return learner
 
@@ -280,12 +280,12 @@ class Replay:
             return
         judges = [*self._memory.evaluation(), *unseen]
         closed, trained = (verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD) for one in (draft, learner.average))
-        estimate = compare(judges, closed, trained, self._memory.mix())
+        estimate, version = compare(judges, closed, trained, self._memory.mix()), self._version
         gain = estimate.gain(self._arm.thresholds.confidence)
-        version = self._version
-        is_better = gain is not None and gain.low_percent > 0.0 and not estimate.losses()
+        least = -1.0 if gain is None else gain.low_percent if self._arm.starts_surely else gain.percent
+        is_better = least > 0.0 and not estimate.losses()
         if is_better:
-            learner.start_from(draft.state_dict())
+            learner.start_from_fit(draft)
         self._judge(snapshot(draft), judges)
         if is_better or self._version != version:
             self._memory.count_use(samples)

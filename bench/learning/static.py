@@ -80,7 +80,7 @@ def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int,
     rng, num_steps = random.Random(0), MAX_USES * len(training) // BATCH
     first = learner.closed_form(rng.sample(training, min(len(training), FITTED_SAMPLES)))
     if first is not None:
-        learner.start_from(first.state_dict())
+        learner.start_from_fit(first)
     best, fewest, patience = snapshot(learner.average), sum(len(s.ids) for s in dev), PATIENCE
     for step in range(1, num_steps + 1):
         learner.train(rng.sample(training, BATCH))

@@ -80,7 +80,7 @@ def _train(model: Path, prompts: dict[str, tuple[int, ...]], recipe: Recipe, tel
     learner, rng = Learner(target, config, token_ids, Hyperparameters(), seed=SEED), random.Random(SEED)
     first = learner.closed_form(samples)
     if first is not None:
-        learner.start_from(first.state_dict())
+        learner.start_from_fit(first)
     for step in range(recipe.steps):
         tell("training a draft", step, recipe.steps)
         learner.train(rng.sample(samples, BATCH_SAMPLES))

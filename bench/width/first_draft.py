@@ -90,7 +90,7 @@ def first_draft(
     learner = parts.measure("initial weights", lambda: Learner(target, config, token_ids, Hyperparameters()))
     draft = parts.measure(f"closed form of {FITTED} requests", lambda: learner.closed_form(fitted))
     assert draft is not None
-    learner.start_from(draft.state_dict())
+    learner.start_from_fit(draft)
     del draft
     candidate = parts.measure("snapshot", lambda: snapshot(learner.average))
     steps = parts.measure(f"judge by {JUDGES} requests", lambda: verify_steps(candidate, judges, lookahead=3))

@@ -47,10 +47,11 @@ def plugin() -> None:
     kubectl updraft rollout watch     follow a rollout until it is over
     kubectl updraft rotate NAME       new passwords for its Redis users, without a failure
 
-    Everything is read from the API server, and a decision is a field of the resource: your role permits what
-    `kubectl patch` would. The verbs are those of `updraft`, which talks to a registry. NAME may be left out if the namespace
-    has one AdaptiveSpeculator. Exit codes: 0 done, or already so; 1 failed (one sentence on stderr has the reason); 2 wrong
-    usage; `rollout status` and `rollout watch` have more.
+    Everything is read from the API server, `ui` also reads registries if your role permits it, and a decision is
+    a field of the resource: your role permits what `kubectl patch` would. The verbs are those of `updraft`, which
+    talks to a registry. NAME may be left out if the namespace has one AdaptiveSpeculator. Exit codes: 0 done, or
+    already so; 1 failed (one sentence on stderr has the reason); 2 wrong usage; `rollout status` and `rollout
+    watch` have more.
     """
 
 

@@ -235,6 +235,8 @@ def _without_measurements(state: pb.SpeculatorState) -> pb.SpeculatorState:
     still.ClearField("traffic")
     still.ClearField("trainer_message")
     still.ClearField("speedup")
+    still.ClearField("demand_tokens_per_second")
+    still.ClearField("granted_tokens_per_second")
     if state.HasField("learning"):
         still.learning.CopyFrom(_landmarks(state.learning))
     still.message = ASKS_A_PERSON if ASKS_A_PERSON in state.message else ""

@@ -1,7 +1,8 @@
 """The pictures of the console in docs/images/console: `python -m tests.browser.screenshots`, which is `make screenshots`.
 
 Every page in the light theme, in the dark one, and on a phone, of the same made-up fleet at the same time of day (story.py), so
-that a picture changes only if a page does. A picture has few colours, so that the whole set stays small.
+that a picture changes only if a page does. With `--run`, they are of a real run on this machine (real_run.py), with its report,
+in the folder `run`. A picture has few colours, so that the whole set stays small.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from PIL import Image
-from tests.browser import build, story
+from tests.browser import build, real_run, story
 from tests.browser.browser import DESKTOP, PHONE, Browser, Theme, running
 from tests.browser.pages import DRAWN, NAMES, Pages, pages_of
 from tests.support.wait import wait_until
@@ -21,8 +22,10 @@ from updraft_cli.ui.observer import Pace
 from updraft_cli.ui.server import serving
 
 FOLDER = build.ROOT / "docs/images/console"
-MAX_BYTES = 1_500_000
-"""All pictures together."""
+MAX_BYTES = 1_800_000
+"""All pictures of a folder together."""
+_README = (1180, 690)
+"""Its picture: the first chart of a report."""
 
 _COLOURS = 128
 _MAX_HEIGHT = 1660
@@ -53,11 +56,33 @@ def take(folder: Path, names: list[str]) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.png"))
 
 
+def take_run(folder: Path, names: list[str], minutes: float) -> int:
+    """Write the pictures of a real run, and README's picture of its report; return their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place, running(Path(place) / "profile") as browser:
+
+        def take_all(name: str, address: str) -> None:
+            for look, theme, size in _LOOKS:
+                browser.show(theme, size)
+                browser.driver.get(address)
+                (folder / f"{name}-{look}.png").write_bytes(small(drawn(browser)))
+
+        real_run.show(Path(place), browser, names, minutes, take_all)
+        browser.show("light", _README)
+        browser.driver.refresh()
+        (FOLDER.parent / "report.png").write_bytes(small(drawn(browser, _README[1])))
+    return sum(path.stat().st_size for path in folder.glob("*.png"))
+
+
 def picture(browser: Browser, pages: Pages, name: str) -> bytes:
     browser.open(pages[name])
+    return drawn(browser)
+
+
+def drawn(browser: Browser, max_height: int = _MAX_HEIGHT) -> bytes:
     browser.wait_for(DRAWN, what="all charts")
     browser.wait_for("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
-    return browser.picture(max_height=_MAX_HEIGHT)
+    return browser.picture(max_height=max_height)
 
 
 def small(png: bytes) -> bytes:
@@ -75,10 +100,14 @@ def small(png: bytes) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", nargs="*", choices=NAMES, default=list(NAMES), help="only these pages")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument(
+        "--run", type=float, metavar="MINUTES", help="of a real run of so many minutes, with its report"
+    )
+    parser.add_argument("--out", type=Path, help="the folder")
     arguments = parser.parse_args()
-    num_bytes = take(arguments.out, arguments.pages)
-    sys.stdout.write(f"{arguments.out}: {num_bytes / 1000:,.0f} kB\n")
+    out = arguments.out or (FOLDER / "run" if arguments.run else FOLDER)
+    num_bytes = take_run(out, arguments.pages, arguments.run) if arguments.run else take(out, arguments.pages)
+    sys.stdout.write(f"{out}: {num_bytes / 1000:,.0f} kB\n")
     if num_bytes > MAX_BYTES:
         sys.exit(f"The pictures take more than {MAX_BYTES / 1000:,.0f} kB; show less or use fewer colours.")
 

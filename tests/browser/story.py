@@ -171,7 +171,13 @@ def _more(total: Acceptance | None, steps: int, length: float) -> Acceptance:
     tokens = round(steps * length) + ((total and total.tokens) or 0)
     steps += (total and total.verify_steps) or 0
     shares = tuple((tokens / steps - 1) * share for share in (0.5, 0.31, 0.19))
-    return Acceptance(length=tokens / steps, verify_steps=steps, tokens=tokens, by_position=shares)
+    return Acceptance(
+        length=tokens / steps,
+        verify_steps=steps,
+        tokens=tokens,
+        by_position=shares,
+        by_lookahead=(0.03, 0.09, 0.2, 0.68),
+    )
 
 
 def _serving(one: SpeculatorSnapshot, time: datetime) -> tuple[int, int, datetime]:

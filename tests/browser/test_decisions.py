@@ -1,21 +1,18 @@
 """A person clicks, on a real local stack that serves real drafts; the registry and the engine do what was clicked."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from tests.browser.browser import Browser
+from tests.browser.local import console
 from tests.browser.pages import NAMES, Pages
 from tests.support.processes import scrape
 from tests.support.publishing import publish
 from tests.support.registry import client, state
 from tests.support.tiny_target import make_tiny_target
 from tests.support.tiny_tokenizer import write_tokenizer
-from tests.support.wait import LONG_S, wait_until
+from tests.support.wait import wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.local.plan import StackConfig
@@ -55,19 +52,6 @@ def pages(stack: Stack) -> Iterator[Pages]:
     """The pages of `updraft ui` about that stack, as a process of its own."""
     with console(stack.folder.path) as address:
         yield Pages(address=address, name="default", version=3, pod="pod-0")
-
-
-@contextmanager
-def console(data: Path) -> Iterator[str]:
-    """`updraft ui` about the stack on a data folder; the address that it prints."""
-    command = [sys.executable, "-m", "updraft_cli", "ui", "--no-browser", "--port", "0", "--data", str(data)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield next(word for line in process.stdout for word in line.split() if "token=" in word)
-        finally:
-            process.terminate()
-            process.wait(LONG_S)
 
 
 @pytest.mark.parametrize("page", NAMES)

@@ -76,6 +76,7 @@ def test_a_hidden_page_gives_its_connection_back_and_goes_on_when_it_is_seen(bro
     browser.wait_for(
         "document.querySelector('#live-age').textContent.trim() !== arguments[0]", age, what="a newer state"
     )
+    assert browser.text("#live-age").startswith("As of ")
 
 
 def test_the_navigation_and_the_charts_of_a_new_speculator_appear(

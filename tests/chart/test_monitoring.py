@@ -149,7 +149,7 @@ def test_every_metric_of_the_operator_is_on_its_dashboard() -> None:
 def test_values_of_labels_in_alerts_are_the_codes_own() -> None:
     text = (CHART / "files" / "alerts.yaml").read_text()
 
-    refusals = f"{Refusal.OPTED_OUT}|{Refusal.NOT_OPTED_IN}|{Refusal.NOT_ASKED}"
+    refusals = f"{Refusal.OPTED_OUT}|{Refusal.NOT_OPTED_IN}|{Refusal.NOT_ASKED}|{Refusal.OTHER_REGION}"
     assert f'reason!~"{refusals}"' in text, "senders refuse, so nobody has to be woken"
     assert f'outcome="{OUTCOMES[Phase.ROLLED_BACK]}"' in text
 

@@ -147,3 +147,11 @@ def test_the_certificate_is_what_cert_manager_takes() -> None:
     env = {each["name"]: each.get("value", "") for each in operator["containers"][0]["env"]}
     assert f"@{host}:6379/" in env["UPDRAFT_OPERATOR_REDIS_URL"]
     assert env["UPDRAFT_OPERATOR_REDIS_TLS_SECRET"] == certificate["spec"]["secretName"]
+
+
+def test_an_issuer_may_have_a_number_for_a_name() -> None:
+    named = rendered("cert-manager", "--set-string", "tls.issuer.name=2024")
+    operator = one(named, "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value", "") for each in operator["containers"][0]["env"]}
+    assert env["UPDRAFT_OPERATOR_TLS_ISSUER_NAME"] == "2024"
+    assert one(named, "Certificate", "updraft-redis-cert-manager")["spec"]["issuerRef"]["name"] == "2024"

@@ -2,16 +2,30 @@
 
 import json
 import shlex
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from tests.browser.browser import Browser
 from tests.cluster import tours
 from tests.cluster.access import Api
+from tests.cluster.chromium import chromium
 from tests.cluster.tours import Tour, section, traffic
 from tests.support.wait import wait_until
 
+from updraft_cli.backends.cluster import ClusterBackend
+from updraft_cli.backends.cluster_client import KubeContext
+from updraft_cli.backends.forwarded.backend import ForwardedBackend, forwarded
+from updraft_cli.backends.registry import RegistryBackend
+from updraft_cli.backends.speculators import Speculator
+
+__all__ = ["chromium"]  # a fixture
+
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(240)]
+
+_TOUR = "/apis/updraft.dev/v1alpha1/namespaces/default/adaptivespeculators/tour"
 
 _KILL_S = 30.0
 """After a pod was killed, until no Service leads to it any more."""
@@ -25,7 +39,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
         yield running
 
 
-def test_the_tour_ends_where_it_says(tour: Tour) -> None:
+def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest, subtests: pytest.Subtests) -> None:
     with tour.node.api() as api:
         tour.run("Install")
         _apply(tour)
@@ -34,6 +48,8 @@ def test_the_tour_ends_where_it_says(tour: Tour) -> None:
             assert _phases(api, "tour-v2")[0] in ("Canary", "Held", "Pending"), "it was not simply served"
             wait_until(lambda: "Canary" in _phases(api, _newest(api)), timeout_s=300, what="a canary")
             pods = _pod_uids(api)
+            with subtests.test("decisions by click"):  # skipped without a browser
+                _click(tour, api, request)
             tour.run("Roll back")
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
@@ -66,6 +82,61 @@ def _apply(tour: Tour) -> None:
     answer = json.loads(tour.shell(f"{forward.removesuffix('&')} >/dev/null &\n{ask}\n{end}"))
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["completion_tokens"] > 0
+
+
+def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:
+    """Pin a version and end the pin in the console, as a person does in a browser; resource and registry follow."""
+    chromium: Browser = request.getfixturevalue("chromium")
+    with (
+        console(tour) as address,
+        forwarded(ClusterBackend(context=KubeContext(kubeconfig=tour.node.kubeconfig), speculator="tour")) as cluster,
+    ):
+        states = cluster.snapshots()
+        next(states)  # opens the way to the registry
+        origin = address.partition("/?")[0]
+        chromium.open(address)
+        chromium.open(f"{origin}/s/tour/versions/1")
+        chromium.click("Pin this version")
+        chromium.click("Pin it")
+        assert api.get(_TOUR)["spec"]["rollout"]["pinnedVersion"] == 1
+        wait_until(lambda: _registry(cluster).pinned == 1, timeout_s=60, what="the registry is pinned to version 1")
+        wait_until(
+            lambda: [pod.version for pod in next(states).speculators[0].pods] == [1, 1],
+            timeout_s=60,
+            what="both pods say that they hold version 1",
+        )
+        chromium.open(f"{origin}/s/tour/fleet")
+        assert "version 1: 2 pods" in chromium.text("main").lower()
+        chromium.open(f"{origin}/s/tour/history")
+        chromium.click("End the pin")
+        chromium.click("End the pin")
+        assert "pinnedVersion" not in api.get(_TOUR)["spec"]["rollout"]
+        wait_until(lambda: _registry(cluster).pinned is None, timeout_s=60, what="the registry's pin has ended")
+        chromium.leave()
+
+
+@contextmanager
+def console(tour: Tour) -> Iterator[str]:
+    """`kubectl updraft ui`; the address that it prints."""
+    command = ["kubectl", "updraft", "ui", "tour", "--no-browser"]
+    with subprocess.Popen(command, env=tour.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def _registry(cluster: ForwardedBackend) -> Speculator:
+    """What the registry itself says, through a port-forward."""
+    found: list[RegistryBackend] = []
+
+    def is_open() -> bool:
+        found.extend(filter(None, [cluster.tunnels.of("tour")]))
+        return bool(found)
+
+    wait_until(is_open, timeout_s=60, what="the way to the registry")
+    return found[-1].rollout(None)
 
 
 def _newest(api: Api) -> str:

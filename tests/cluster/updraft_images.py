@@ -93,7 +93,8 @@ def built(*extras: str) -> Images:
     ids = {}
     with _alone(builder):
         for extra in extras or EXTRAS:
-            arguments = {"EXTRA": extra, "VERSION": VERSION, "REVISION": REVISION}
+            # The base image is made here, so it has no digest that a registry knows.
+            arguments = {"EXTRA": extra, "VERSION": VERSION, "REVISION": REVISION, "UNPINNED": "yes"}
             builder.build(CHECKOUT, reference(extra), arguments=arguments)
             ids[extra] = builder.buildah("images", "--quiet", "--no-trunc", reference(extra)).strip()
     return Images(ids, builder)

@@ -2,10 +2,12 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
@@ -33,6 +35,11 @@ class ApiServer:
     """The user may not patch, and may not see pods."""
     reviews: list[Json] = field(default_factory=list)
     """What the user asked to be allowed."""
+    tokens: list[str] = field(default_factory=list)
+    """ServiceAccounts of which a token was asked for."""
+    token_life_s: float = 3600.0
+    authorities: dict[str, str] = field(default_factory=dict)
+    """`ca.crt` of ConfigMaps by name."""
     patches: list[Json] = field(default_factory=list)
     changes: list[Json] = field(default_factory=list)
     changed: Condition = field(default_factory=Condition)
@@ -87,6 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "/pods" in path.path:
             self._pods(path.path)
             return
+        if "/configmaps/" in path.path:
+            self._config_map(path.path.rpartition("/")[2])
+            return
         match = _PATH.fullmatch(path.path)
         assert match is not None
         _, plural, name = match.groups()
@@ -100,6 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"items": items, "metadata": {"resourceVersion": str(len(self.state.changes))}})
 
     def do_POST(self) -> None:
+        if self.path.endswith("/token"):
+            self._token(self.path.split("/")[-2])
+            return
         assert self.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self.path
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.state.reviews.append(review["spec"]["resourceAttributes"])
@@ -123,6 +136,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the standard library
         pass
+
+    def _token(self, account: str) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.state.tokens.append(account)
+        if self.state.is_reader:
+            self._refuse(403, 'serviceaccounts "qwen" is forbidden')
+            return
+        expires = datetime.fromtimestamp(time.time() + self.state.token_life_s, UTC).isoformat()
+        status = {"token": f"token-{len(self.state.tokens)}", "expirationTimestamp": expires}
+        self._answer({"spec": {"audiences": []}, "status": status})
+
+    def _config_map(self, name: str) -> None:
+        if name in self.state.authorities:
+            self._answer({"metadata": {"name": name}, "data": {"ca.crt": self.state.authorities[name]}})
+        else:
+            self._refuse(404, f"configmaps {name} not found")
 
     def _pods(self, path: str) -> None:
         name, _, rest = unquote(path.partition("/pods")[2].removeprefix("/")).partition("/")

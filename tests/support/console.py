@@ -35,6 +35,8 @@ from updraft_cli.backends.speculators import (
     ServedVersion,
     Speculator,
     Speedup,
+    TrafficKind,
+    TrafficShift,
     Trial,
 )
 from updraft_cli.local.process import ProcessState
@@ -152,12 +154,14 @@ def state(*, num_pods: int = 4, num_versions: int = 6, **changes: Any) -> Snapsh
 
 def speculator(*, stable: int, candidate: int, num_pods: int) -> Speculator:
     num_candidate = max(1, num_pods // 10)
-    by_position = (0.82, 0.64, 0.47)
+    by_position, by_lookahead = (0.82, 0.64, 0.47), (0.04, 0.08, 0.18, 0.7)
     served = [
         ServedVersion(
             version=version,
             phase=phase,
-            acceptance=Acceptance(length=length, verify_steps=120_000, tokens=310_000, by_position=by_position),
+            acceptance=Acceptance(
+                length=length, verify_steps=120_000, tokens=310_000, by_position=by_position, by_lookahead=by_lookahead
+            ),
         )
         for version, phase, length in ((candidate, "canary", 2.75), (stable, "stable", 2.59))
     ]
@@ -218,7 +222,7 @@ def speculator(*, stable: int, candidate: int, num_pods: int) -> Speculator:
         ),
         traffic=tuple(served),
         trainer_message="version 6 was published 4 min ago",
-        learning=Learning(samples=4_210, held_out=310, steps=9_120, estimates=14),
+        learning=learning(),
         pace=Pace(
             device="cpu (2 threads)",
             ranks=1,
@@ -229,6 +233,43 @@ def speculator(*, stable: int, candidate: int, num_pods: int) -> Speculator:
             estimate_due=NOW + timedelta(minutes=2),
             last_save=NOW - timedelta(minutes=1),
         ),
+    )
+
+
+def learning() -> Learning:
+    """A trainer whose traffic shifted from chat to code and mathematics."""
+    return Learning(
+        samples=4_210,
+        held_out=310,
+        steps=9_120,
+        estimates=14,
+        loss=1.234,
+        held_out_length=MetricChange(candidate=2.7, stable=2.6, change_percent=3.8, low_percent=1.1, high_percent=6.6),
+        trained_length=3.4,
+        lag_s=0.4,
+        demand_tokens_per_s=900.0,
+        granted_tokens_per_s=800.0,
+        kinds=(
+            kind("code", 0.6, samples=2_000, held_out=150, last_hour=700, candidate=2.9, stable=2.8),
+            kind("chat", 0.0, samples=1_210, held_out=90, last_hour=0, candidate=2.1, stable=2.2),
+            kind("math", 0.4, samples=1_000, held_out=70, last_hour=420, candidate=2.3, stable=2.2),
+        ),
+        shifts=(TrafficShift(time=NOW - timedelta(minutes=33), before="chat", after="code"),),
+    )
+
+
+def kind(
+    name: str, share: float, *, samples: int, held_out: int, last_hour: int, candidate: float, stable: float
+) -> TrafficKind:
+    return TrafficKind(
+        name=name,
+        samples=samples,
+        held_out=held_out,
+        last_hour=last_hour,
+        last_day=samples,
+        recent_share=share,
+        candidate_length=candidate,
+        stable_length=stable,
     )
 
 
@@ -319,7 +360,7 @@ def training() -> Training:
         published={"stable": 4, "rejected": 1},
         gain={"mean": 0.04, "low": 0.01, "high": 0.07},
         trained_length=3.4,
-        replay={"recent": 2_000, "reservoir": 2_210},
+        replay={"window": 2_000, "reservoir": 2_210},
         lag_s=0.4,
         demand_tokens_per_s=900.0,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support.versions import NOW_MS, evaluation, holding, version
 
-from updraft_registry.rollout.comparison import NOTHING, Evidence, Ratio, Slice
+from updraft_registry.rollout.comparison import Evidence, Ratio, Slice
 from updraft_registry.rollout.decision import Decision, decide
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.version import DesiredState, Rollout, Speculator, Version
@@ -30,7 +30,7 @@ def seen(gain_percent: float = 0.0, *, slices: int = 12, latency_percent: float 
         slices=slices,
         candidate_requests=50 * slices,
         failures=failures,
-        open=Slice(since_ms=NOW_MS, candidate=NOTHING, baseline=NOTHING),
+        open=Slice(since_ms=NOW_MS),
     )
 
 

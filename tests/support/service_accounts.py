@@ -13,7 +13,8 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 AUDIENCE = "updraft-registry/team/qwen"
 ACCOUNTS = (
-    "serve:team/qwen-serving,publish:team/qwen-trainer,operate:updraft-system/updraft-operator,read:team/dashboard"
+    "serve@default:team/qwen-serving,publish:team/qwen-trainer,operate:updraft-system/updraft-operator,"
+    "read:team/dashboard"
 )
 SERVING, TRAINER, OPERATOR = "team:qwen-serving", "team:qwen-trainer", "updraft-system:updraft-operator"
 

@@ -66,6 +66,7 @@ class TraceMaker:
         tenant: int = 0,
         may_train: bool = True,
         finished_ms: int = 0,
+        retention_s: int = 0,
     ) -> trace_pb2.Trace:
         """One finished request; the same arguments give the same trace. Every verify step rejects its first draft.
         `finished_ms` 0: about when this process started.
@@ -80,7 +81,7 @@ class TraceMaker:
                 last_chunk=True,
                 speculator="default",
                 tenant_hash=tenant,
-                policy=trace_pb2.Policy(train=may_train, retain=True),
+                policy=trace_pb2.Policy(train=may_train, retain=True, retention_seconds=retention_s),
                 target_fingerprint=self.target_fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 finish_reason=trace_pb2.FINISH_REASON_LENGTH,

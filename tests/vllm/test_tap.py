@@ -164,6 +164,7 @@ def check_rows(setting: Setting, ask: Ask, answer: Answer, seen: Seen, header: d
     for step, rejected in zip(seen.steps, seen.rejected, strict=True):
         check_step(setting.target, known, reference, step, rejected)
     cached = sum(prefill["cached"] for prefill in seen.prefills)
+    assert header["cached_tokens"] == cached
     last = seen.steps[-1] if seen.steps else {"position": start - 1, "accepted": 0}
     end = last["position"] + last["accepted"] + 1
     assert [position for position, _ in seen.rows] == list(range(cached, end))

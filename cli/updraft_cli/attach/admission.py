@@ -46,8 +46,8 @@ def _conditions(addition: Addition) -> Iterator[Json]:
     inits = "has(object.spec.initContainers)"
     agent = f"{inits} && object.spec.initContainers.exists(c, c.name == 'updraft-agent')"
     yield {"name": "not-attached-yet", "expression": f"!({agent})"}
-    option = addition.server["args"][0].partition("=")[0]
-    args = f"has(c.args) && c.args.exists(a, a.startsWith('{option}'))"
+    is_taken = " || ".join(f"a == o{end}" if not end else f"a.startsWith(o + '{end}')" for end in ("", "=", "."))
+    args = f"has(c.args) && c.args.exists(a, {_literal(list(addition.taken))}.exists(o, {is_taken}))"
     yield {"name": "no-speculation-of-its-own", "expression": f"!object.spec.containers.exists(c, {args})"}
 
 

@@ -5,8 +5,10 @@ arguments and its PYTHONPATH. Nothing of the workload's own is repeated, except 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -20,6 +22,10 @@ SUFFIX = "-attach"
 
 USUAL_NAMES = ("main", "vllm", "sglang", "engine")
 """Names of servers' containers. A test checks that the operator takes the same."""
+
+_ALIASES = {"--speculative-config": ("-sc", "--speculative_config")}
+_CONFIG = "--config"
+"""SGLang reads one such file only."""
 
 _SHELLS = ("sh", "bash", "ash", "dash")
 _KEYS = {"env": "name", "volumeMounts": "mountPath"}
@@ -49,6 +55,12 @@ class Addition:
             problem = f"the operator's ConfigMap is not understood: {error}"
             raise InvalidInput(f"{problem}; use the kubectl plugin of the operator's release") from error
 
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """Options that the server must not have already."""
+        option = _option(self.server["args"][0])
+        return (option, *_ALIASES.get(option, ()), *((_CONFIG,) if _CONFIG in self.server["args"] else ()))
+
 
 def patch(addition: Addition, workload: Json) -> Json:
     """The patch of a workload, for `kubectl patch`. Raises InvalidInput with what somebody has to change first."""
@@ -75,8 +87,23 @@ def kustomization(addition: Addition, workload: Json) -> Json:
     return {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component", "patches": patches}
 
 
+def warning(addition: Addition, workload: Json) -> str:
+    """A sentence for people who are about to apply a patch; empty if there is nothing to check."""
+    server = _server(addition, _template(workload)[1]["spec"])
+    if any(each["name"] == "PYTHONPATH" for each in server.get("env", ())):
+        return ""
+    return (
+        f"If the image of container {server['name']} or its envFrom sets PYTHONPATH, this patch replaces that path, and the"
+        " server may not start. Then write its value into env first. `kubectl rollout undo` takes the patch back."
+    )
+
+
 def inference_service_config(addition: Addition, name: str) -> Json:
-    """A LLMInferenceServiceConfig of KServe, to be named in the `baseRefs` of a service. KServe merges it by name."""
+    """A LLMInferenceServiceConfig of KServe, to be named in the `baseRefs` of a service. KServe merges it by name.
+
+    Raises InvalidInput for SGLang, whose arguments KServe's templates do not append."""
+    if _option(addition.server["args"][0]) not in _ALIASES:
+        raise InvalidInput("-o llmisvcconfig is for engine vllm: KServe's templates append no arguments to SGLang")
     options = " ".join(_quoted(word) for word in addition.server["args"])
     variables = [*addition.server["env"], {"name": _KSERVE_ARGUMENTS, "value": options}]
     server = {"name": addition.container or "main", "env": variables, "volumeMounts": addition.server["volumeMounts"]}
@@ -103,6 +130,9 @@ def _template(workload: Json) -> tuple[tuple[str, ...], Json]:
     if "leaderWorkerTemplate" not in spec:
         return ("spec", "template"), spec["template"]
     groups = spec["leaderWorkerTemplate"]
+    if not groups.get("leaderTemplate") and groups.get("size", 1) > 1:
+        problem = "its leaders have the template of its workers, which have no server"
+        raise InvalidInput(f"{problem}: give the LeaderWorkerSet a leaderTemplate")
     name = "leaderTemplate" if groups.get("leaderTemplate") else "workerTemplate"
     return ("spec", "leaderWorkerTemplate", name), groups[name]
 
@@ -116,7 +146,16 @@ def _change(addition: Addition, spec: Json, *, is_replaced: bool) -> Json:
     }
     if ours := _arguments(addition, server):
         changed["args"] = [*_own_arguments(addition, server), *ours]
-    added = {**addition.pod["spec"], "containers": [changed]}
+    user = {
+        name: value
+        for name, value in (server.get("securityContext") or {}).items()
+        if name in ("runAsUser", "runAsGroup")
+    }
+    inits = [
+        {**each, "securityContext": {**each["securityContext"], **user}}
+        for each in addition.pod["spec"]["initContainers"]
+    ]
+    added = {**addition.pod["spec"], "initContainers": inits, "containers": [changed]}
     if is_replaced:
         added = {name: _merged(spec.get(name, ()), entries) for name, entries in added.items()}
     return {"metadata": addition.pod["metadata"], "spec": added}
@@ -166,29 +205,40 @@ def _before(variable: Json, path: str) -> Json:
 def _arguments(addition: Addition, server: Json) -> list[str]:
     """Ours; none if a script of the server has them already."""
     ours: list[str] = addition.server["args"]
-    option = ours[0].partition("=")[0]
     command = [*server.get("command", ()), *(server.get("args") or ())]
     if command and command[0].rpartition("/")[2] in _SHELLS:
-        if option in " ".join(command):
+        if _option(ours[0]) in " ".join(command):
             return []
         problem = f"container {server['name']} runs a script, to which nothing can be appended"
         raise InvalidInput(f"{problem}: add to its server's arguments: {' '.join(map(_quoted, ours))}")
-    if any(
-        word.partition("=")[0] == option for word in (*server.get("command", ()), *_own_arguments(addition, server))
-    ):
-        raise InvalidInput(f"container {server['name']} has its own {option}; remove it, so that Updraft can add one")
+    for word in (*server.get("command", ()), *_own_arguments(addition, server)):
+        if _option(word) in addition.taken:
+            problem = f"container {server['name']} has its own {_option(word)}"
+            raise InvalidInput(f"{problem}; remove it, so that Updraft can add one")
     return ours
 
 
 def _own_arguments(addition: Addition, server: Json) -> list[str]:
-    """The server's, without those that an earlier patch of ours added."""
+    """The server's, without those that an earlier patch of ours added, perhaps for another number of ranks."""
     ours, theirs = addition.server["args"], list(server.get("args") or ())
     folder = addition.server["volumeMounts"][0]["mountPath"]
-    for start, word in enumerate(theirs):
-        added = theirs[start : start + len(ours)]
-        if word.partition("=")[0] == ours[0].partition("=")[0] and folder in " ".join(added):
-            return theirs[:start] + theirs[start + len(ours) :]
-    return theirs
+    if not any(folder in word for word in theirs):
+        return theirs
+    lengths = {word: 1 if following.startswith("-") else 2 for word, following in pairwise([*ours, "-"])}
+    lengths = {_option(word): length for word, length in lengths.items() if word.startswith("-")} | {_CONFIG: 2}
+    kept: list[str] = []
+    while theirs:
+        option = _option(theirs[0])
+        words = theirs[: 1 if "=" in theirs[0] else lengths.get(option, 1)]
+        is_ours = option in lengths and (folder in " ".join(words) or option not in ("--speculative-config", _CONFIG))
+        kept += [] if is_ours else words
+        theirs = theirs[len(words) :]
+    return kept
+
+
+def _option(word: str) -> str:
+    """An option's name, without its value or the key that it sets (`--option.key value`)."""
+    return re.split("[=.]", word, maxsplit=1)[0]
 
 
 def _appended(addition: Addition, workload: Json) -> list[Json]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,27 @@ class ClusterClient:
                 f"{pod}:{port}", self.namespace, "metrics", _preload_content=False, _request_timeout=_TIMEOUT_S
             )
             return str(response.data.decode())
+
+    def registry_token(self, speculator: str, for_s: int) -> tuple[str, datetime]:
+        """Return a token of a speculator's own ServiceAccount that only its registry accepts, and when it expires."""
+        audience = f"updraft-registry/{self.namespace}/{speculator}"
+        request: Any = {"spec": {"audiences": [audience], "expirationSeconds": for_s}}
+        with _sentences(self._host):
+            answer: Any = self._core.create_namespaced_service_account_token(
+                speculator, self.namespace, request, _request_timeout=_TIMEOUT_S
+            )
+        return str(answer.status.token), answer.status.expiration_timestamp
+
+    def registry_ca(self, speculator: str) -> str:
+        """Return the CAs of the registry's certificate, in PEM format; empty if it speaks no TLS."""
+        try:
+            with _sentences(self._host):
+                found: Any = self._core.read_namespaced_config_map(
+                    f"{speculator}-ca", self.namespace, _request_timeout=_TIMEOUT_S
+                )
+        except NotFound:
+            return ""
+        return str((found.data or {}).get("ca.crt", ""))
 
     def may_patch(self, name: str) -> bool:
         """Ask the API server whether this user may patch an AdaptiveSpeculator."""

@@ -12,6 +12,8 @@ class Acceptance:
     tokens: int | None = None
     by_position: tuple[float, ...] = ()
     """Share of the draft tokens proposed as the 1st, 2nd, ... of a verify step that was accepted."""
+    by_lookahead: tuple[float, ...] = ()
+    """Share of the verify steps for which the engine chose 0, 1, 2, ... draft tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,6 +51,8 @@ class RegistryBackend:
     is_one: bool = False
     """The NAME argument names `speculator`: `status` shows no others."""
     credentials: Credentials
+    within_s: float | None = None
+    """How long an answer may take in all; None: each call has its deadline."""
     reason: str = ""
     """Reason that the history shows for decisions made here."""
     local: Callable[[], Installation]
@@ -61,7 +63,10 @@ class RegistryBackend:
 
         async def connected() -> Answer:
             async with client.connected(self.address, self.credentials) as stub:
-                return await ask(stub)
+                if self.within_s is None:
+                    return await ask(stub)
+                async with rpc.unavailable_after(self.within_s, f"it does not answer within {self.within_s:g} s"):
+                    return await ask(stub)
 
         return asyncio.run(connected())
 

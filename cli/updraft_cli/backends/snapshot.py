@@ -66,6 +66,8 @@ class SpeculatorSnapshot:
     pods: tuple[PodState, ...] = ()
     pods_problem: str = ""
     """Why the pods could not be read; empty if they could."""
+    registry_problem: str = ""
+    """Why the registry of a cluster cannot be asked; empty if it can, is about to be, or is the only source."""
 
     @property
     def name(self) -> str:

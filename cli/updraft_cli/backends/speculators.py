@@ -161,6 +161,33 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficKind:
+    """Stored requests of one kind of traffic: a domain that callers named, or requests that resemble each other."""
+
+    name: str
+    samples: int
+    """To train on."""
+    held_out: int
+    last_hour: int
+    """Those of both together that ended within an hour before the newest."""
+    last_day: int
+    recent_share: float
+    """Share of today's traffic."""
+    candidate_length: float | None
+    """Tokens per verify step of the draft in training on its held-out requests; None: not known."""
+    stable_length: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficShift:
+    """Half of the newest requests became of other kinds."""
+
+    time: datetime
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
     """The trainer's progress."""
 
@@ -171,6 +198,22 @@ class Learning:
     """Optimizer steps of the draft in training."""
     estimates: int
     """Candidates that were judged on held-out requests since the trainer started."""
+    loss: float | None = None
+    """Loss of the last step, in nats per token."""
+    held_out_length: MetricChange | None = None
+    """Tokens per verify step on held-out requests: the draft in training against the one that serves."""
+    trained_length: float | None = None
+    """The same of the draft in training, on requests that it was trained on."""
+    lag_s: float | None = None
+    """Age of the newest stored request when it was stored."""
+    demand_tokens_per_s: float | None = None
+    """Captured tokens per second that the trainer can use."""
+    granted_tokens_per_s: float | None = None
+    """Those of them that the connected pods were granted."""
+    kinds: tuple[TrafficKind, ...] = ()
+    """Stored requests by kind of traffic, the largest first."""
+    shifts: tuple[TrafficShift, ...] = ()
+    """The last shifts of the traffic, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

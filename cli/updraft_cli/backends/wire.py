@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import registry_limit, registry_needs
@@ -31,8 +32,13 @@ from updraft_cli.backends.speculators import (
     ServedVersion,
     Speculator,
     Speedup,
+    TrafficKind,
+    TrafficShift,
     Trial,
 )
+
+_LAST_MS = 253_402_300_799_000
+"""The last second of the year 9999."""
 
 
 def draft_list(speculator: str, response: pb.ListResponse) -> DraftList:
@@ -161,7 +167,7 @@ def speculator(state: pb.SpeculatorState, versions: Sequence[pb.Version] = ()) -
         ),
         capture_problem=state.capture_problem,
         trainer_message=state.trainer_message,
-        learning=_learning(state.learning) if state.HasField("learning") else None,
+        learning=_learning(state) if state.HasField("learning") else None,
         pace=_pace(state.learning) if state.HasField("learning") else None,
         too_small=_too_small(state, versions),
     )
@@ -183,8 +189,37 @@ def _registry_volume(state: pb.SpeculatorState, versions: Sequence[pb.Version]) 
     return f"{problem}: move UPDRAFT_REGISTRY_DATA_DIR to a larger disk" if problem else ""
 
 
-def _learning(done: pb.Learning) -> Learning:
-    return Learning(samples=done.samples, held_out=done.held_out, steps=done.steps, estimates=done.estimates)
+def _learning(state: pb.SpeculatorState) -> Learning:
+    done = state.learning
+    return Learning(
+        samples=done.samples,
+        held_out=done.held_out,
+        steps=done.steps,
+        estimates=done.estimates,
+        loss=done.loss if done.HasField("loss") else None,
+        held_out_length=_change(done.held_out_length) if done.HasField("held_out_length") else None,
+        trained_length=done.trained_length if done.HasField("trained_length") else None,
+        lag_s=done.lag_seconds if done.HasField("lag_seconds") else None,
+        demand_tokens_per_s=state.demand_tokens_per_second if state.HasField("demand_tokens_per_second") else None,
+        granted_tokens_per_s=state.granted_tokens_per_second if state.HasField("granted_tokens_per_second") else None,
+        kinds=tuple(map(_kind, done.kinds)),
+        shifts=tuple(
+            TrafficShift(time=time(shift.unix_ms), before=shift.before, after=shift.after) for shift in done.shifts
+        ),
+    )
+
+
+def _kind(kind: pb.TrafficKind) -> TrafficKind:
+    return TrafficKind(
+        name=kind.name,
+        samples=kind.samples,
+        held_out=kind.held_out,
+        last_hour=kind.last_hour,
+        last_day=kind.last_day,
+        recent_share=kind.recent_share,
+        candidate_length=kind.candidate_length or None,
+        stable_length=kind.stable_length or None,
+    )
 
 
 def _pace(done: pb.Learning) -> Pace:
@@ -213,6 +248,7 @@ def acceptance_of(version: int, traffic: Sequence[pb.VersionTraffic]) -> Accepta
                 tokens=counted.tokens,
                 length=counted.tokens / counted.verify_steps,
                 by_position=_rates(counted.accepted_by_position, counted.proposed_by_position),
+                by_lookahead=_lookaheads(counted),
             )
     return None
 
@@ -246,13 +282,26 @@ def word(constant: str) -> str:
 
 
 def time(unix_ms: int) -> datetime:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+    """Return the nearest time that the calendar has: an earlier registry takes any number from a trainer."""
+    return datetime.fromtimestamp(min(max(unix_ms, 0), _LAST_MS) / 1000, UTC)
 
 
 def _rates(accepted: Sequence[int], proposed: Sequence[int]) -> tuple[float, ...]:
     """Return accepted over proposed by position; `accepted` may end after the last accepted position."""
     padded = (*accepted, *([0] * len(proposed)))
     return tuple(hits / total for hits, total in zip(padded, proposed, strict=False) if total)
+
+
+def _lookaheads(counted: pb.VersionTraffic) -> tuple[float, ...]:
+    """Return the share of steps with 0, 1, ... draft tokens. A step with n of them has one at each of the first n positions.
+
+    Empty if the positions are not of these steps: not all engines tell them.
+    """
+    at_least = [counted.verify_steps, *counted.proposed_by_position, 0]
+    is_partial = counted.tokens > sum(at_least)  # a step yields one token more than it accepts
+    if is_partial or any(some < more for some, more in pairwise(at_least)):
+        return ()
+    return tuple((some - more) / counted.verify_steps for some, more in pairwise(at_least))
 
 
 def _evaluation(manifest: pb.Manifest) -> OfflineEvaluation | None:

@@ -22,7 +22,7 @@ from updraft_cli.models.smollm2 import SMOLLM2
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo-report"),
     show_default=True,
-    help="Folder for report.html, report.png and report.json.",
+    help="Folder for report.html and report.json.",
 )
 @click.option(
     "--data",
@@ -40,9 +40,10 @@ def demo(*, out: Path, data: Path | None, check: bool, started: float | None, **
     same run, it measures the learning draft against no speculation, n-gram lookup, and the draft frozen at the shift. Ctrl-C
     stops it; the report then has the measurements so far.
     """
-    # matplotlib and the prompts take a second to import, which no other command should pay for.
+    # The report's libraries and the prompts take a second to import, which no other command should pay for.
     from updraft_cli.demo import outcome, run  # noqa: PLC0415
     from updraft_cli.demo.plan import make_plan  # noqa: PLC0415
+    from updraft_cli.ui.server import has_scripts  # noqa: PLC0415
 
     console = Console(highlight=False)
     options = run.Options(
@@ -55,5 +56,7 @@ def demo(*, out: Path, data: Path | None, check: bool, started: float | None, **
     )
     report, page = run.run(options, console)
     outcome.show(console, report, page)
+    if not has_scripts():
+        click.echo("The report has tables instead of charts: this program was built without npm.", err=True)
     if check and not all(bar.met for bar in report.bars):
         raise SystemExit(1)

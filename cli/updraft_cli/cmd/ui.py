@@ -1,10 +1,12 @@
 """`ui`: the console in the browser, until Ctrl-C."""
 
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import click
 
+from updraft_cli.backends.cluster import ClusterBackend
+from updraft_cli.backends.forwarded.backend import forwarded
 from updraft_cli.backends.protocol import ConsoleBackend
 from updraft_cli.cmd import arguments
 from updraft_cli.cmd.program import Command
@@ -25,7 +27,11 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
     from updraft_cli.ui.browser import opened  # noqa: PLC0415
     from updraft_cli.ui.server import has_scripts, serving  # noqa: PLC0415
 
-    with serving(backend, port=port) as console, suppress(KeyboardInterrupt):
+    with (
+        _whole(backend) as whole,
+        serving(whole, port=port) as console,
+        suppress(KeyboardInterrupt),
+    ):
         click.echo(console.address)
         click.echo("The console runs until Ctrl-C.", err=True)
         if not has_scripts():
@@ -34,3 +40,8 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
             )
         with nullcontext() if no_browser else opened(console.address):
             threading.Event().wait()
+
+
+def _whole(backend: ConsoleBackend) -> AbstractContextManager[ConsoleBackend]:
+    """Return the backend with the registries that belong to it."""
+    return forwarded(backend) if isinstance(backend, ClusterBackend) else nullcontext(backend)

@@ -1,273 +1,168 @@
-"""The charts of the report. Colours are Okabe and Ito's, and every arm also has its own marker and dash.
+"""The report's charts: those of the console at the end of the run, and two of the report's own in the same form.
 
-Figures are made without pyplot: no display, no global state.
+Their form is what the console's pages fetch, so the same code draws them; docs/console.md describes it.
 """
 
-import io
-from collections.abc import Sequence
-from pathlib import Path
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from matplotlib.typing import RcKeyType
+import httpx
 
-from updraft_cli.demo.plan import Arm, SegmentName
-from updraft_cli.demo.report import Part, Point, Report, Request, Transition
+from updraft_cli.demo.plan import Arm
+from updraft_cli.demo.report import Part, Point, Report, Request
+from updraft_cli.local.plan import SPECULATOR
+from updraft_cli.ui.views.charts import CHARTS
 
-_COLOURS = {
-    Arm.NONE: "#767676",
-    Arm.NGRAM: "#009E73",
-    Arm.FROZEN: "#D55E00",
-    Arm.ADAPTIVE: "#0072B2",
-    Arm.AUTO: "#CC79A7",
-}
-_MARKERS = {Arm.NONE: "", Arm.NGRAM: "s", Arm.FROZEN: "D", Arm.ADAPTIVE: "o", Arm.AUTO: "P"}
-_DASHES = {Arm.NONE: ":", Arm.NGRAM: "-.", Arm.FROZEN: "--", Arm.ADAPTIVE: "-", Arm.AUTO: "-"}
+Content = dict[str, Any]
+"""As `updraft_cli.ui.views.charts.content` returns it."""
+
 LABELS = {
-    Arm.NONE: "no speculation",
-    Arm.NGRAM: "n-gram lookup",
-    Arm.FROZEN: "draft frozen at the shift",
     Arm.ADAPTIVE: "adaptive draft",
+    Arm.FROZEN: "draft frozen at the shift",
+    Arm.NGRAM: "n-gram lookup",
     Arm.AUTO: "adaptive draft and lookup",
+    Arm.NONE: "no speculation",
 }
-_BACKGROUNDS = ("#FFFFFF", "#F3F0E8", "#FFFFFF")
-_INK, _FAINT = "#222222", "#8A8A8A"
+_DRAWN = (Arm.ADAPTIVE, Arm.FROZEN, Arm.NGRAM, Arm.NONE)
+"""Arms whose acceptance length is measured, and the one that has 1 by definition."""
 
-_WIDTH_IN = 9.6
-_DPI = 160
 _SMOOTHED = 8
-"""Live requests behind each point of the thin line."""
+"""Live requests behind each point of their speed."""
 
-_RIGHT_MARGIN = 1.012
-"""Room for a marker at the end of the last segment."""
-
-_MAX_NUMBERED_SWAPS = 25
-"""The numbers of more would overlap."""
-
-_STYLE: dict[RcKeyType, Any] = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that the picture is the same everywhere
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-}
+_TIMEOUT_S = 1.0
+"""The run is over, and waits for this."""
+_SOME_TIME_S = 1e9
+"""Numbers above this are Unix times."""
 
 
-def run_chart(report: Report) -> Figure:
-    """Acceptance length of every arm, and the speed of live traffic, over live requests; with swaps and the shift."""
-    figure, axes = _canvas(6.4, rows=(3, 1))
-    below = figure.axes[1]
-    _segments(axes, report)
-    _swaps(axes, report)
-    _live(axes, report)
-    axes.axhline(1.0, color=_COLOURS[Arm.NONE], linestyle=_DASHES[Arm.NONE], label=LABELS[Arm.NONE])
-    for arm in (Arm.NGRAM, Arm.FROZEN, Arm.ADAPTIVE):
-        _line(axes, report, arm)
-    axes.set_ylabel("tokens per verify step")
-    _headroom(axes, 1.0)
-    _legend(axes, columns=3, is_reversed=True)
-    _live_speed(below, report)
-    below.set_xlabel("live requests served")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+def read(consoles: Sequence[str]) -> dict[str, Content]:
+    """Return the charts with figures of the console at the last of these addresses, as many as it answers in time."""
+    found = dict[str, Content]()
+    if not consoles:
+        return found
+    origin = "{0.scheme}://{0.netloc}".format(urlsplit(consoles[-1]))
+    with (
+        httpx.Client(base_url=origin, timeout=_TIMEOUT_S, trust_env=False) as http,
+        suppress(httpx.HTTPError, ValueError),  # the rest would not answer either
+    ):
+        http.get(consoles[-1])  # the token becomes a cookie
+        for name in CHARTS:
+            answer = http.get(f"/s/{SPECULATOR}/charts/{name}.json")
+            if answer.is_success and _has_figures(content := json.loads(answer.text, parse_float=_rounded)):
+                found[name] = content
+    return found
 
 
-def speed_chart(report: Report) -> Figure:
-    """Tokens per second at the end of each segment, by arm."""
-    figure, axes = _canvas(3.6)
-    speeds = report.summary.tokens_per_second
-    width = 0.8 / len(Arm)
-    for number, arm in enumerate(Arm):
-        values = [speeds[arm][segment] or 0.0 for segment in SegmentName]
-        places = [place + (number - (len(Arm) - 1) / 2) * width for place in range(len(values))]
-        drawn = axes.bar(places, values, width * 0.9, color=_COLOURS[arm], label=LABELS[arm])
-        axes.bar_label(drawn, [f"{value:.0f}" if value else "" for value in values], padding=2, fontsize=9)
-    domains = {part.name: part.domain for part in report.parts}
-    axes.set_xticks(range(len(SegmentName)), [f"{name}: {domains.get(name, '-')}" for name in SegmentName])
-    axes.set_ylabel("tokens per second")
-    axes.margins(y=0.12)
-    _legend(axes, columns=4)
-    return figure
+def _rounded(number: str) -> float:
+    """Return a time to the millisecond, and any other figure to six digits."""
+    value = float(number)
+    return round(value, 3) if value > _SOME_TIME_S else float(f"{value:.6g}")
 
 
-def learning_chart(report: Report) -> Figure:
-    """The trainer's estimates of its candidates over time, and the registry's decisions."""
-    figure, axes = _canvas(3.6)
-    _segments(axes, report, is_time=True)
-    minutes = [estimate.at_s / 60 for estimate in report.estimates]
-    baseline = [estimate.baseline_length for estimate in report.estimates]
-    candidate = [estimate.candidate_length for estimate in report.estimates]
-    axes.step(minutes, baseline, where="post", color=_FAINT, linestyle="--", label="served draft, on held-out requests")
-    axes.plot(minutes, candidate, color=_COLOURS[Arm.ADAPTIVE], marker="o", markersize=3.5, label="candidate")
-    low = [e.baseline_length * (1 + e.gain_low_percent / 100) for e in report.estimates]
-    high = [e.baseline_length * (1 + e.gain_high_percent / 100) for e in report.estimates]
-    axes.fill_between(minutes, low, high, color=_COLOURS[Arm.ADAPTIVE], alpha=0.13, linewidth=0, label="its interval")
-    _decisions(axes, report)
-    _headroom(axes, 1.0)
-    axes.set_ylabel("tokens per verify step")
-    axes.set_xlabel("minutes")
-    _legend(axes, columns=5)
-    return figure
+def _has_figures(content: Content) -> bool:
+    return any(value is not None for line in content["series"] for value in line["values"])
 
 
-def svg(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element for a page; `name` keeps its ids apart from those of other figures."""
-    text = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    found = text.getvalue()
-    element = found[found.index("<svg") :]
-    return element.replace('id="', f'id="{name}-').replace('"#', f'"#{name}-').replace("url(#", f"url(#{name}-")
+def arms(report: Report) -> Content:
+    """Acceptance length of the arms at the report points, with shifts, swaps and versions.
 
-
-def png(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG."""
-    figure.savefig(path, format="png", dpi=_DPI)
-
-
-def _canvas(height_in: float, *, rows: tuple[int, ...] = (1,)) -> tuple[Figure, Axes]:
-    """Return a figure and its first axes; `rows` are the relative heights of axes that share their x axis."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-        FigureCanvasAgg(figure)
-        all_axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-    for axes in all_axes:
-        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-        axes.set_axisbelow(True)
-    return figure, all_axes[0]
-
-
-def _segments(axes: Axes, report: Report, *, is_time: bool = False, is_named: bool = True) -> None:
-    """Shade the segments and name their traffic."""
-    for number, part in enumerate(report.parts):
-        start, end = (part.started_s / 60, part.ended_s / 60) if is_time else _requests(report, part)
-        end = end * _RIGHT_MARGIN if part is report.parts[-1] else end
-        axes.axvspan(start, end, color=_BACKGROUNDS[number % len(_BACKGROUNDS)], zorder=0, linewidth=0)
-        if number:
-            axes.axvline(start, color=_INK, linewidth=1.1)
-        if not is_named:
-            continue
-        name = part.domain if number == 0 else f"{part.domain} again" if number == 2 else f"shift to {part.domain}"
-        axes.annotate(
-            name, (start, 1.0), xycoords=("data", "axes fraction"), xytext=(5, -13), textcoords="offset points",
-            fontweight="bold",
-        )  # fmt: skip
-    if report.parts:
-        last = report.parts[-1]
-        end = last.ended_s / 60 if is_time else _requests(report, last)[1]
-        axes.set_xlim(0, max(end, 0.1) * _RIGHT_MARGIN)
-
-
-def _requests(report: Report, part: Part) -> tuple[float, float]:
-    before = sum(other.requests for other in report.parts if other.started_s < part.started_s)
-    return before, before + part.requests
-
-
-def _swaps(axes: Axes, report: Report) -> None:
-    """Draw a thin line for each, with the version that it loaded."""
-    colour = _COLOURS[Arm.ADAPTIVE]
-    for number, swap in enumerate(report.swaps):
-        label = "hot swap, to this version" if number == 0 else None
-        axes.axvline(swap.after_requests, color=colour, alpha=0.45, linewidth=0.9, dashes=(2, 2), label=label)
-        if len(report.swaps) <= _MAX_NUMBERED_SWAPS:
-            axes.annotate(
-                str(swap.version), (swap.after_requests, 0.0), xycoords=("data", "axes fraction"), xytext=(2, 3),
-                textcoords="offset points", fontsize=8, color=colour,
-            )  # fmt: skip
-
-
-def _live(axes: Axes, report: Report) -> None:
-    """Draw the smoothed acceptance of live traffic as a thin line: its prompts differ, so the arms do not compare with it."""
-    windows = _windows([request for request in report.requests if request.verify_steps])
-    axes.plot(
-        [window[-1].number for window in windows],
-        [sum(r.output_tokens - 1 for r in window) / sum(r.verify_steps for r in window) for window in windows],
-        color=_COLOURS[Arm.ADAPTIVE],
-        alpha=0.3,
-        linewidth=1.2,
-        label="live traffic, as the engine drafts",
-    )
-
-
-def _live_speed(axes: Axes, report: Report) -> None:
-    """Draw the smoothed speed of live traffic: tokens per second of all streams together."""
-    windows = _windows([request for request in report.requests if request.output_tokens and request.duration_s])
-    speeds = [report.streams * sum(r.output_tokens for r in w) / sum(r.duration_s for r in w) for w in windows]
-    _segments(axes, report, is_named=False)
-    axes.plot([window[-1].number for window in windows], speeds, color=_COLOURS[Arm.ADAPTIVE], linewidth=1.5)
-    axes.set_ylabel("tokens per second,\nlive traffic")
-    axes.set_ylim(bottom=0)
-
-
-def _windows(requests: Sequence[Request]) -> list[Sequence[Request]]:
-    return [requests[end - _SMOOTHED : end] for end in range(_SMOOTHED, len(requests) + 1)]
-
-
-def _line(axes: Axes, report: Report, arm: Arm) -> None:
-    """Draw one line per segment: prompts differ between segments, so a line across them would mean nothing."""
-    label: str | None = LABELS[arm]
+    Prompts differ between segments, so a line across them would mean nothing: each segment begins after a gap.
+    """
+    times, columns = list[float](), {arm: list[float | None]() for arm in _DRAWN}
     for part in report.parts:
-        points = [point for point in report.points if point.segment is part.name and _length(point, arm) is not None]
-        points = [point for point in points if not point.arms[arm].is_copy]
-        numbers = [float(point.after_requests) for point in points]
-        lengths = [_length(point, arm) for point in points]
-        marks = list(range(len(points)))
-        if arm is Arm.NGRAM and len(points) == 1:  # it does not learn, so one value holds for the whole segment
-            numbers, lengths = list(_requests(report, part)), lengths * 2
-            marks = [1]
-        axes.plot(
-            numbers, [length or 0.0 for length in lengths], color=_COLOURS[arm], linestyle=_DASHES[arm], linewidth=2.0,
-            marker=_MARKERS[arm], markersize=6, markevery=marks, label=label if points else None,
-        )  # fmt: skip
-        label = None if points else label
+        points = [point for point in report.points if point.segment is part.name]
+        if times and points:
+            times.append(part.started_s)
+            for column in columns.values():
+                column.append(None)
+        times += [point.at_s for point in points]
+        for arm, column in columns.items():
+            column.extend(_lengths(points, arm))
+    return _content(report, "Acceptance length on the same held-out prompts", "tokens per verify step", times, columns)
+
+
+def _lengths(points: Sequence[Point], arm: Arm) -> list[float | None]:
+    if arm is Arm.NONE:
+        return [1.0 for _ in points]
+    return [_length(point, arm) for point in points]
 
 
 def _length(point: Point, arm: Arm) -> float | None:
-    return point.arms[arm].acceptance_length if arm in point.arms else None
+    """None also for the frozen draft before the shift, which is the adaptive one."""
+    result = point.arms.get(arm)
+    return None if result is None or result.is_copy else result.acceptance_length
 
 
-def _decisions(axes: Axes, report: Report) -> None:
-    served = [t for t in report.transitions if t.phase == "stable"]
-    refused = [t for t in report.transitions if t.phase in {"rejected", "held", "failed", "rolled back"}]
-    _marks(axes, report, served, marker="^", colour=_COLOURS[Arm.NGRAM], label="served")
-    _marks(axes, report, refused, marker="X", colour=_COLOURS[Arm.FROZEN], label="not served")
+def live_speed(report: Report) -> Content:
+    """Tokens per second of all streams of live traffic together, over the last few requests."""
+    good = [request for request in report.requests if request.output_tokens and request.duration_s]
+    windows = [good[end - _SMOOTHED : end] for end in range(_SMOOTHED, len(good) + 1)]
+    points = {_ended_s(window): report.streams * _speed(window) for window in windows}
+    times = sorted(points)
+    speeds: dict[Arm, list[float | None]] = {Arm.AUTO: [points[at_s] for at_s in times]}
+    return {**_content(report, "Speed of the live traffic", "tokens per second", times, speeds), "zero": True}
 
 
-def _marks(
-    axes: Axes, report: Report, transitions: Sequence[Transition], *, marker: str, colour: str, label: str
-) -> None:
-    if transitions and report.estimates:
-        heights = [_candidate_at(report, transition.at_s) for transition in transitions]
-        minutes = [transition.at_s / 60 for transition in transitions]
-        axes.plot(minutes, heights, marker, color=colour, markersize=9, label=label, zorder=5)
+def _ended_s(window: Sequence[Request]) -> float:
+    return max(request.started_s + request.duration_s for request in window)
 
 
-def _candidate_at(report: Report, at_s: float) -> float:
-    nearest = min(report.estimates, key=lambda estimate: abs(estimate.at_s - at_s))
-    return nearest.candidate_length
+def _speed(window: Iterable[Request]) -> float:
+    """Tokens per second of one stream."""
+    requests = list(window)
+    return sum(request.output_tokens for request in requests) / sum(request.duration_s for request in requests)
 
 
-def _headroom(axes: Axes, low: float) -> None:
-    """Start the axis just below `low`, and leave room for the names of the segments."""
-    high = max(1.4, axes.get_ylim()[1])
-    axes.set_ylim(low - 0.08 * (high - low), high + 0.1 * (high - low))
+def _content(
+    report: Report, title: str, unit: str, times: Sequence[float], columns: dict[Arm, list[float | None]]
+) -> Content:
+    start_s = report.started.timestamp()
+    return {
+        "title": title,
+        "unit": unit,
+        "zero": False,
+        "start": None,
+        "times": [round(start_s + at_s, 3) for at_s in times],
+        "series": [{"label": LABELS[arm], "values": values} for arm, values in columns.items()],
+        "bands": [],
+        "marks": [{**mark, "time": start_s + mark["time"]} for mark in _marks(report)],
+    }
 
 
-def _legend(axes: Axes, *, columns: int, is_reversed: bool = False) -> None:
-    """Put the legend above the axes; reversed, the topmost line comes first."""
-    handles, labels = axes.get_legend_handles_labels()
-    turn = -1 if is_reversed else 1
-    axes.legend(
-        handles[::turn], labels[::turn], loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0,
-        frameon=False,
-    )  # fmt: skip
+def elapsed(content: Content, report: Report) -> Content:
+    """Return the same chart in seconds since the start of the run, from its start to its end."""
+    start_s, end_s = report.started.timestamp(), report.parts[-1].ended_s if report.parts else 0.0
+    rows = zip(content["times"], *(line["values"] for line in content["series"]), strict=True)
+    points = [(round(at_s - start_s, 3), values) for at_s, *values in rows if at_s >= start_s]
+    nothing = [None for _ in content["series"]]
+    before = [(0.0, nothing)] if not points or points[0][0] > 0.0 else []
+    after = [(end_s, nothing)] if not points or points[-1][0] < end_s else []
+    times, columns = zip(*((at_s, values) for at_s, values in (*before, *points, *after)), strict=True)
+    return {
+        **content,
+        "elapsed": True,
+        "times": list(times),
+        "series": [
+            {**line, "values": list(column)}
+            for line, column in zip(content["series"], zip(*columns, strict=True), strict=True)
+        ],
+        "marks": [{**mark, "time": mark["time"] - start_s} for mark in content["marks"] if mark["time"] >= start_s],
+    }
+
+
+def _marks(report: Report) -> Iterator[dict[str, Any]]:
+    for number, part in enumerate(report.parts):
+        if number:
+            yield {"time": part.started_s, "label": _shift(number, part), "kind": "shift"}
+    for transition in report.transitions:
+        if transition.phase == "stable":
+            yield {"time": transition.at_s, "label": f"version {transition.version}", "kind": "stable"}
+    for swap in report.swaps:
+        yield {"time": swap.at_s, "label": f"swap to version {swap.version}", "kind": "swap"}
+
+
+def _shift(number: int, part: Part) -> str:
+    return f"{part.domain} again" if number == 2 else f"shift to {part.domain}"

@@ -4,6 +4,7 @@ However the run ends, the report is made from it.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from updraft_chassis.clock import Clock
 from updraft_cli.demo.plan import ALONE_COST, Arm, Plan, SegmentName
@@ -46,6 +47,8 @@ class Recording:
     swaps: list[Swap] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
+    charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The console's, at the end."""
     restarts: list[str] = field(default_factory=list)
     served_version: int = 0
     frozen_version: int = 0

@@ -9,7 +9,9 @@ from datetime import datetime
 from itertools import chain
 from math import sqrt
 from statistics import median
-from typing import Self
+from typing import Any, Self
+
+from pydantic import Field
 
 from updraft_cli.demo.plan import Arm, SegmentName
 from updraft_cli.results import Bar, Machine, Row
@@ -302,6 +304,8 @@ class Report(Row):
     """The trainer's estimates of its candidates."""
     transitions: tuple[Transition, ...]
     """Decisions of the registry, oldest first."""
+    charts: dict[str, Any] = Field(default_factory=dict)
+    """The console's charts at the end of the run, by name, as docs/console.md describes them; empty if there was none."""
 
 
 def acceptance_length(answers: Iterable[Answer]) -> float | None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Exhausted, InvalidInput, UpdraftError
 from updraft_cli import results
-from updraft_cli.demo import frozen, page
+from updraft_cli.demo import charts, frozen, page
 from updraft_cli.demo.chat import ChatServer
 from updraft_cli.demo.plan import SETTINGS, Plan, Segment, SegmentName, stretch_s
 from updraft_cli.demo.probe import Probe, ways
@@ -75,11 +75,18 @@ def run(options: Options, console: Console) -> tuple[Report, Path]:
         console.print("Starting Redis, the registry, the trainer and inference:")
         stack = Stack(config, listener=progress.listen)
         try:
-            point, tell = partial(_point, console, data / "stack"), partial(console.print, style="dim")
+            consoles: list[str] = []
+
+            def point(address: str) -> None:
+                consoles.append(address)
+                _point(console, data / "stack", address)
+
+            tell = partial(console.print, style="dim")
             with stack, console_beside(stack.folder.path, stack.addresses.registry, point, tell):
                 set_up_s = time.time() - options.started_unix_s
                 recording.start()
                 stopped_by = _measure(stack, recording, progress)
+                recording.charts = charts.read(consoles)
                 console.print("Stopping the processes ...", style="dim")
         except KeyboardInterrupt:  # a second one, or one during the start
             stack.kill()
@@ -207,6 +214,7 @@ def make_report(recording: Recording, summary: Summary, *, model: str, stopped_b
         swaps=tuple(recording.swaps),
         estimates=tuple(recording.estimates),
         transitions=tuple(recording.transitions),
+        charts=recording.charts,
     )
 
 

@@ -163,7 +163,9 @@ class Observer:
         for one in snapshot.speculators:
             recent = self._recent.setdefault(one.name, Recent())
             lengths = recent.add(at_s, counters(one.speculator), one.speculator.pods.num)
-            self.samples(one.name).add(at_s, figures(one, snapshot.installation.about(one.name), lengths))
+            samples = self.samples(one.name)
+            samples.add(at_s, figures(one, snapshot.installation.about(one.name), lengths))
+            samples.swaps.add(at_s, {pod.name: pod.version for pod in one.pods if pod.version is not None})
 
     def _end_waits(self) -> None:
         self._wake.set()

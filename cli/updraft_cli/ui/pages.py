@@ -123,7 +123,7 @@ PAGES: Mapping[str, Page] = {
 def charts(site: Site, page: str, place: Place) -> dict[str, tuple[ChartTable, ...]]:
     """Return the charts of a page by speculator; the overview has those of all."""
     shown = [one for one in site.observer.snapshot.speculators if place.name in ("", one.name)]
-    tables = {one.name: charts_of(page, site.observer.samples(one.name), one.speculator.trial) for one in shown}
+    tables = {one.name: charts_of(page, site.observer.samples(one.name), one) for one in shown}
     return {name: found for name, found in tables.items() if found}
 
 

@@ -4,11 +4,12 @@ Bounded: when a series is full, every second point of its older half is dropped,
 of the console, and is finest near its end.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_POINTS = 2000
+MAX_SWAPS = 200
 
 WINDOW_S = 60.0
 MIN_STEPS = 10
@@ -57,10 +58,43 @@ def _is_less(counters: Counters, before: Counters) -> bool:
 
 
 @dataclass(slots=True)
+class Swap:
+    """Pods that began to hold another version, one shortly after the other."""
+
+    at_s: float
+    """When the first of them was seen to hold it, Unix seconds."""
+    version: int
+    """0: no draft."""
+    num_pods: int
+
+
+@dataclass(slots=True)
+class Swaps:
+    """Changes of the versions that pods hold."""
+
+    seen: deque[Swap] = field(default_factory=lambda: deque(maxlen=MAX_SWAPS))
+    """The oldest first."""
+    _held: Mapping[str, int] = field(default_factory=dict)
+
+    def add(self, at_s: float, held: Mapping[str, int]) -> None:
+        """Note which version each pod holds now. A pod that was not there before has not swapped."""
+        changed = Counter(version for pod, version in held.items() if self._held.get(pod, version) != version)
+        self._held = held
+        for version, num_pods in changed.items():
+            for swap in self.seen:
+                if swap.version == version and at_s - swap.at_s <= WINDOW_S:
+                    swap.num_pods += num_pods
+                    break
+            else:
+                self.seen.append(Swap(at_s=at_s, version=version, num_pods=num_pods))
+
+
+@dataclass(slots=True)
 class Samples:
     """Points of one speculator: at a time, a number for each name; a name may be absent."""
 
     max_points: int = MAX_POINTS
+    swaps: Swaps = field(default_factory=Swaps)
     _points: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
 
     def add(self, at_s: float, figures: Mapping[str, float]) -> None:

@@ -35,6 +35,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["clock"] = lambda at_s: f"{datetime.fromtimestamp(at_s, UTC):%H:%M:%S}"
+    made.filters["elapsed"] = lambda seconds: f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     made.filters["sentence"] = output.sentence
     return made
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from updraft_artifacts import model_files
+from updraft_artifacts import model_files, target_description
 from updraft_artifacts.model_files import CONFIG
 from updraft_artifacts.sizing import CapturedTraffic, DraftSizes, Sizing, sizing, usual
 from updraft_artifacts.target_description import TargetDescription
@@ -20,6 +20,7 @@ __all__ = [
     "PART_OF",
     "FolderFiles",
     "describe",
+    "quantization",
     "read_json",
     "sizes",
     "target_fingerprint",
@@ -82,6 +83,11 @@ def tokenizer_fingerprint(folder: Path) -> str:
     """ "sha256:..." of tokenizer.json, or of no bytes if the folder has none."""
     file = folder / "tokenizer.json"
     return f"sha256:{hashlib.sha256(file.read_bytes() if file.exists() else b'').hexdigest()}"
+
+
+def quantization(folder: Path) -> str:
+    """How the weights of the target are quantized, see `target_description.quantization`."""
+    return target_description.quantization(read_json(folder / CONFIG))
 
 
 def sizes(folder: Path, traffic: CapturedTraffic) -> Sizing:

@@ -25,6 +25,7 @@ _LAYERS = (7, MOST_LAYERS)
 _MOST = 2**24
 """No size of a model comes near this."""
 _MOST_EPS = 0.1
+_QUANTIZATION_CHARS = 64
 _MOST_SCALE = 1e4
 """Nor does a scale of logits, or one over it: known ones are between 1/64 and 64."""
 
@@ -169,6 +170,20 @@ class TargetDescription:
             raise InvalidInput(f"config.json lacks {error.args[0]}") from None
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InvalidInput(f"config.json has a bad value: {error}") from None
+
+
+def quantization(content: Mapping[str, Any]) -> str:
+    """How the weights are quantized according to config.json: the method, and its format if it has several; "" if they are not.
+
+    At most 64 characters, because it goes into every trace.
+    """
+    stated = content.get("quantization_config") or _text(content).get("quantization_config")
+    if not isinstance(stated, Mapping):
+        return ""
+    method = str(stated.get("quant_method") or "unknown")
+    kind = stated.get("quant_algo") or stated.get("format")
+    text = f"{method}/{kind}" if kind else method
+    return "".join(char if char.isprintable() else "?" for char in text[:_QUANTIZATION_CHARS])
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:

@@ -5,8 +5,9 @@
     publish   read, and Publish, ReportTraining, ListForgotten     a trainer
     operate   everything                                      a person, or automation on behalf of one
 
-A method that is missing from `ROLES` requires the role operate. A call ends when its token expires. Removing a token from the
-file rejects the next call, but does not end a running one.
+The role serve may be bound to a speculator, as `serve@NAME`. Its pods then report for that one only, and only they learn how
+tenants of that one are hashed. A method that is missing from `ROLES` requires the role operate. A call ends when its token
+expires. Removing a token from the file rejects the next call, but does not end a running one.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated
 MIN_TOKEN_CHARACTERS = 16
 """Shorter tokens can be guessed; `openssl rand -hex 32` makes 64 characters."""
 
-_LINE = re.compile(r"(?P<role>[a-z]+)(\s*:\s*|\s+)(?P<token>\S+)")
+_LINE = re.compile(r"(?P<grant>[a-z]+(@[a-z0-9.-]+)?)(\s*:\s*|\s+)(?P<token>\S+)")
 
 
 class Role(StrEnum):
@@ -53,15 +54,48 @@ ROLES: Mapping[str, Role] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A role; `speculator` is the one whose pods have the role serve, or empty for those of any."""
+
+    role: Role
+    speculator: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Grant":
+        """Read `role`, or `serve@speculator`. ValueError for anything else."""
+        role, mark, speculator = text.partition("@")
+        if mark and (role != Role.SERVE or not speculator):
+            raise ValueError(f"{text!r} binds another role than serve, or to nothing")
+        return cls(role=Role(role), speculator=speculator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Who calls, according to a token."""
 
-    roles: frozenset[Role]
-    """One role, or those of several parts that share an account."""
+    grants: frozenset[Grant]
+    """One grant, or those of several parts that share an account."""
     valid_s: float | None = None
     """Seconds until the token expires; None: it does not expire."""
     pod: str = ""
     """The pod that the token is bound to; empty if none."""
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        return frozenset(grant.role for grant in self.grants)
+
+    @property
+    def speculators(self) -> frozenset[str]:
+        """Those whose pods the caller may be; empty if it is not bound."""
+        return frozenset(grant.speculator for grant in self.grants if grant.speculator)
+
+    def may_report_for(self, speculator: str) -> bool:
+        is_free = Grant(role=Role.SERVE) in self.grants or not self.speculators
+        return Role.OPERATE in self.roles or is_free or speculator in self.speculators
+
+    def may_hash_tenants_of(self, speculator: str) -> bool:
+        """Whether it may have the salt, with which names can be tried. A pod that is not bound may claim any speculator."""
+        return Role.OPERATE in self.roles or speculator in self.speculators
 
 
 class Authority(Protocol):
@@ -110,17 +144,18 @@ class Access:
 
 
 class Tokens:
-    """An authority: a file with one `role:token` per line, read again when it changes. InvalidInput if it is not valid.
+    """An authority: a file with one `role:token` or `serve@speculator:token` per line, read again when it changes.
+    InvalidInput if it is not valid.
 
     Only digests of tokens are kept in memory, and all of them are compared in constant time.
     """
 
     def __init__(self, file: Path) -> None:
-        self._roles = ReloadingFile([file], lambda: _read(file), what="tokens file")
+        self._grants = ReloadingFile([file], lambda: _read(file), what="tokens file")
 
     async def caller(self, token: str) -> Caller | None:
-        role = _role(token, self._roles.get())
-        return None if role is None else Caller(roles=frozenset({role}))
+        grant = _grant(token, self._grants.get())
+        return None if grant is None else Caller(grants=frozenset({grant}))
 
 
 def _bearer_token(metadata: Any) -> str | None:
@@ -131,12 +166,12 @@ def _bearer_token(metadata: Any) -> str | None:
     return None
 
 
-def _role(token: str, roles: Mapping[bytes, Role]) -> Role | None:
-    """The role of a token. It compares all digests, so the time taken does not reveal which one matched."""
+def _grant(token: str, grants: Mapping[bytes, Grant]) -> Grant | None:
+    """The grant of a token. It compares all digests, so the time taken does not reveal which one matched."""
     digest, match = _digest(token), None
-    for other, role in roles.items():
+    for other, grant in grants.items():
         if hmac.compare_digest(digest, other):
-            match = role
+            match = grant
     return match
 
 
@@ -144,27 +179,33 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def _read(file: Path) -> Mapping[bytes, Role]:
-    """Roles by token digest. InvalidInput messages name the line, never its content."""
-    tokens: dict[bytes, Role] = {}
+def _read(file: Path) -> Mapping[bytes, Grant]:
+    """Grants by token digest. InvalidInput messages name the line, never its content."""
+    tokens: dict[bytes, Grant] = {}
     for number, line in enumerate(read_text(file, "tokens").splitlines(), start=1):
         text = line.strip()
         if text and not text.startswith("#"):
             where = f"line {number} of {file}"
-            role, token = _parse(text, where)
+            grant, token = _parse(text, where)
             if _digest(token) in tokens:
                 raise InvalidInput(f"{where} repeats the token of another line: a token has one role")
-            tokens[_digest(token)] = role
+            tokens[_digest(token)] = grant
     if not tokens:
         raise InvalidInput(f"the tokens file {file} holds no token, so no client could connect")
     return tokens
 
 
-def _parse(line: str, where: str) -> tuple[Role, str]:
+def _parse(line: str, where: str) -> tuple[Grant, str]:
     match = _LINE.fullmatch(line)
-    if match is None or match["role"] not in set(Role):
-        raise InvalidInput(f"{where} is not `role:token` with one of the roles {', '.join(Role)}")
+    try:
+        grant = Grant.parse(match["grant"] if match else "")
+    except ValueError:
+        match = None
+    if match is None:
+        raise InvalidInput(
+            f"{where} is not `role:token` with one of the roles {', '.join(Role)}, or `serve@speculator:token`"
+        )
     token = check_token(match["token"], f"the token in {where}")
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InvalidInput(f"the token in {where} has {len(token)} characters, expected {MIN_TOKEN_CHARACTERS} or more")
-    return Role(match["role"]), token
+    return grant, token

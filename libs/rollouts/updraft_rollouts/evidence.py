@@ -13,7 +13,7 @@ post-stratification (Cochran, ch. 5A): a request weighs its kind's share of toda
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -38,12 +38,19 @@ MAX_LOSS_PERCENT = 1.0
 MAX_OLD_LOSS_PERCENT = 5.0
 """The same for a kind that today's traffic does not contain."""
 
+MIN_TENANT_SHARE = 0.1
+"""Share of today's traffic from which on a tenant has a verdict of its own, so at most ten have one. Smaller ones are part of
+their kinds of traffic only: otherwise anyone could hold up a draft with a few requests."""
+
+_TENANT = "tenant"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """One held-out request: its tokens, and the verify steps that each of the two drafts needs for them.
 
-    `kind` is its kind of traffic, and `weight` what it counts for in today's: 0 if its kind is not part of that.
+    `kind` is its kind of traffic, and `weight` what it counts for in today's: 0 if its kind is not part of that. `tenant` is
+    the hash of its tenant, in hexadecimal, or empty.
     """
 
     tokens: int
@@ -51,6 +58,7 @@ class Paired:
     baseline_steps: int
     kind: str = ""
     weight: float = 1.0
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +74,8 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindLoss:
-    """A kind of traffic in which a candidate is surely worse: the change in acceptance length, and the requests behind it."""
+    """A kind of traffic, or a tenant (`tenant:` and its hash), for which a candidate is surely worse: the change in acceptance
+    length, and the requests behind it."""
 
     kind: str
     percent: float
@@ -78,6 +87,8 @@ class KindLoss:
             kind = "older traffic"
         elif label == "domain":
             kind = shown_name(name)
+        elif label == _TENANT:
+            kind = f"tenant {name}"
         else:
             kind = f"unnamed kind {shown_name(name)}"
         return f"surely worse for {kind} ({self.percent:+.1f} %, {self.num_samples} requests)"
@@ -146,7 +157,26 @@ def worse_kinds(samples: Sequence[Paired]) -> list[KindLoss]:
     if len({sample.kind for sample in old}) > 1:
         kinds[ALL_OLD] = old
     kinds.pop(OUTLIERS, None)
-    judged = {kind: members for kind, members in kinds.items() if len(members) >= MIN_KIND_SAMPLES}
+    return _losses(kinds)
+
+
+def worse_tenants(samples: Sequence[Paired]) -> list[KindLoss]:
+    """Tenants with `MIN_TENANT_SHARE` of today's traffic for whom the candidate is surely worse, the worst first.
+
+    They share the probability of an error, as kinds do.
+    """
+    today = weighted(samples)
+    tenants: dict[str, list[Paired]] = {}
+    for sample in today:
+        if sample.tenant:
+            tenants.setdefault(f"{_TENANT}:{sample.tenant}", []).append(sample)
+    least = MIN_TENANT_SHARE * sum(sample.weight for sample in today)
+    return _losses({name: own for name, own in tenants.items() if sum(one.weight for one in own) >= least})
+
+
+def _losses(groups: Mapping[str, Sequence[Paired]]) -> list[KindLoss]:
+    """Groups with enough requests in which the candidate is surely worse by more than is tolerated, the worst first."""
+    judged = {name: members for name, members in groups.items() if len(members) >= MIN_KIND_SAMPLES}
     losses = []
     for kind, members in judged.items():
         found = gain([replace(one, weight=1.0) for one in members], 1.0 - (1.0 - KIND_CONFIDENCE) / len(judged))

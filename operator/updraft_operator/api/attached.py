@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.alias_generators import to_camel
 
 from updraft_chassis.errors import InvalidInput
-from updraft_operator.api.schema import NAME, Model
+from updraft_operator.api.schema import NAME, Model, Untyped
 
 _NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 _LABEL = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
@@ -50,6 +50,10 @@ class Attached(Model):
     """Container of the server. Defaults to the only one, or to main, vllm, sglang or engine."""
     service_account_name: _NAME = "default"
     """ServiceAccount of its pods, which the registry then lets report."""
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """Port of the server, which agents of several SGLang ranks call. Defaults to 30000."""
+    resources: Untyped = {}
+    """Resources of each added container. Defaults to requests without limits, which some quotas refuse."""
 
 
 _REFUSED = {

@@ -38,7 +38,9 @@ def objects(owner: AdaptiveSpeculator) -> list[Manifest]:
 
 
 def roles(owner: AdaptiveSpeculator, config: OperatorConfig) -> str:
-    """Roles by account, as the registry's setting."""
+    """Roles by account, as the registry's setting. Serving pods are bound to the speculator, whose tenants only they hash."""
     namespace, name = owner.metadata.namespace, owner.metadata.name
-    parts = [f"{role}:{namespace}/{account(owner, part)}" for part, role in _ROLES.items() if role]
+    grants = {part: f"{role}@{name}" if part == names.SERVING else role for part, role in _ROLES.items() if role}
+    # Attached pods get their role here too, by the account in their own workload, in which other pods may run as well.
+    parts = [f"{grant}:{namespace}/{account(owner, part)}" for part, grant in grants.items()]
     return ",".join([*parts, f"operate:{namespace}/{name}", f"operate:{config.namespace}/{config.account}"])

@@ -288,7 +288,7 @@ def _adapting(observed: Observed, trainer: Assessment, registry: Assessment, siz
 def _learning(observed: Observed, state: pb.SpeculatorState, sized: Assessment) -> Iterator[Assessment]:
     learning, why = learning_of(state), state.trainer_message or "the trainer gives no reason"
     if state.capture_problem:
-        yield false("CaptureUnavailable", f"no traces from pod {state.capture_problem}")
+        yield false("CaptureUnavailable", f"capture has a problem on pod {state.capture_problem}")
     if sized.reason == "TooSmall":
         yield false("TooSmall", sized.message)
     if learning is None:

@@ -15,8 +15,8 @@ from updraft_operator.masking import masked
 
 _PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-_MODEL = "model"
-"""The init container that downloads the target."""
+_MODEL = ("model", "updraft-model")
+"""Names of the init container that downloads the target, in our pods and in others."""
 
 _LOGGED = re.compile(r'"message": ("(?:[^"\\]|\\.)*")')
 """The message in a line of JSON, which may be cut: a container's termination message has at most 2 kB."""
@@ -96,7 +96,7 @@ class Selection:
 
     @property
     def states(self) -> tuple[PodState, ...]:
-        """Of those with an agent of this speculator. The others are nobody's business here."""
+        """States of the pods with an agent of this speculator; the others do not count."""
         return tuple(pod.state for pod in self.pods if pod.is_ours)
 
 
@@ -159,7 +159,7 @@ def _ended(container: Mapping[str, Any], ended: Mapping[str, Any], *, is_init: b
     message = f"{name} exited with status {ended['exitCode']}{last}"
     if ended.get("reason") == "OOMKilled":
         yield PodProblem(reason="OOMKilled", message=f"{name} exceeded its memory limit{last}")
-    elif is_init and name == _MODEL:
+    elif is_init and name in _MODEL:
         yield PodProblem(reason="ModelDownloadFailed", message=message)
     elif container.get("restartCount", 0) >= _RESTARTED or "terminated" in container.get("state", {}):
         times = f", {container['restartCount']} restarts" if container.get("restartCount") else ""

@@ -255,6 +255,8 @@ class FinishedRequest:
     time_to_first_token_s: float
     duration_s: float
     hidden: HiddenStates | None = None
+    num_cached: int = 0
+    """First tokens of the prompt that came from a prefix cache."""
 
     @cached_property
     def sums(self) -> tuple[StepSums, ...]:
@@ -342,6 +344,8 @@ class HolderInfo:
     engine: str
     target_fingerprint: str
     tokenizer_fingerprint: str
+    quantization: str = ""
+    """How the target's weights are quantized; "" if they are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,4 +183,5 @@ def _origin(settings: InferenceSettings, info: HolderInfo) -> Origin:
         engine=info.engine,
         target_fingerprint=info.target_fingerprint,
         tokenizer_fingerprint=info.tokenizer_fingerprint,
+        quantization=info.quantization,
     )

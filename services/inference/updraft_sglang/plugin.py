@@ -284,6 +284,7 @@ def _facts(worker: Any) -> dict[str, Any]:
         "aux_size": int(get_draft_input_from_target_hidden_dim(worker.draft_worker.draft_runner)),
         "vocab_size": int(config.vocab_size),
         "dtype": wire.NAMES[config.dtype],
+        "quantization": str(getattr(config, "quantization", None) or ""),
     }
 
 

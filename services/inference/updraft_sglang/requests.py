@@ -134,7 +134,12 @@ class RequestHooks:
         prompt, output, payload = request.origin_input_ids, request.output_ids_through_stop, None
         if met.options is not None and self._selection.is_captured(met):
             sampling = _sampling(request.sampling_params)
-            payload = Payload(tokens=[*prompt, *output], sampling=sampling, probability=met.options.probability)
+            payload = Payload(
+                tokens=[*prompt, *output],
+                sampling=sampling,
+                probability=met.options.probability,
+                num_cached=getattr(request, "cached_tokens", 0),
+            )
         return Finished(
             rid=met.id,
             terms=met.terms,

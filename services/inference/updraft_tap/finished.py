@@ -22,6 +22,8 @@ class Payload:
     sampling: Mapping[str, Any]
     probability: float
     """That with which the policy chose the request."""
+    num_cached: int = 0
+    """First tokens of the prompt that the server had in its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Finished:
             "counters": self.counters,
             "probability": payload.probability if payload else 0.0,
             "sampling": payload.sampling if payload else None,
+            "cached_tokens": payload.num_cached if payload else 0,
         }
         return header, {"tokens": torch.tensor(payload.tokens, dtype=torch.int32)} if payload else {}
 

@@ -33,6 +33,7 @@ class Hello:
             "aux_size": 0,
             "vocab_size": 0,
             "dtype": "",
+            "quantization": "",
         }
 
     def learn(self, **facts: Any) -> None:

@@ -9,9 +9,10 @@ hello    Once per connection: protocol, id (random per connecting role of a proc
          one), tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role
          (scheduler or worker; a process that is both makes two connections), device, hooks: {function: why it is not in place,
          "" if it is}, unhooked: {hook: why it no longer runs}, steps (draft tokens per verify step), aux_size, vocab_size,
-         dtype, version and digest (of the draft loaded last; 0 and "" for the one that the server started with; digest
-         "unknown" if the served draft is not known), problem (why nothing is captured; "" if it works), unasked (why requests
-         are counted and not captured; "" if they are).
+         dtype, quantization (the server's name for that of the target's weights, or ""), version and digest (of the draft
+         loaded last; 0 and "" for the one that the server started with; digest "unknown" if the served draft is not known),
+         problem (why nothing is captured; "" if it works), unasked (why requests are counted and not captured; "" if they
+         are).
 steps    One verify step of a batch: number (of the message), dropped (messages so far), batch_size, duration_us, requests:
          [{rid, probability, version (that drafted), position, accepted, drafts, log_p, rows, counterfactual_rows}].
          `position` is that of the first row in prompt ++ output; `rows` + `counterfactual_rows` of the tensors belong to the
@@ -25,10 +26,11 @@ finished A request ended: rid, finish (one of FINISHES), prompt_tokens, output_t
          arrived), constrained (a grammar masked its tokens), counters: [{version (that drafted; null if that is not known),
          steps, proposed, proposed_by_position, accepted (by position), us (that the steps took; 0 if no step was timed)}],
          sampling (of a request with payload, else null), domain, tenant (SHA-256 of the tenant's name, in hexadecimal; "" for
-         none), permitted (its sender permits capture), train (false: for evaluation only), opted_in (its sender asked for
-         capture), asked (false: it bypassed the middleware), probability. With payload, the tensor tokens has its prompt and
+         none), retention_s and region (the policy of its key; 0 and "" for none), permitted (its sender permits capture),
+         train (false: for evaluation only), opted_in (its sender asked for capture), asked (false: it bypassed the
+         middleware), probability. With payload, the tensor tokens has its prompt and
          its output, int32. Each process says the `probability` with which its own policy chose a request; they may differ
-         while the policy changes.
+         while the policy changes. The first `cached_tokens` of its prompt came from the server's prefix cache.
 loaded   The answer to a load: version, refusal ("" if it is served), served: {version, digest} (not from a server that cannot
          swap). Of a draft that is served: held (digest of what the engine holds), target (digest of samples of the target,
          the same before and after; "" if they could not be compared), pause_us (how long the engine stood still). Of one

@@ -271,6 +271,7 @@ class WorkerPlugin:
             aux_size=int(model.model.fc_input_size),
             vocab_size=int(config.model_config.get_vocab_size()),
             dtype=wire.NAMES[config.model_config.dtype],
+            quantization=str(getattr(config.model_config, "quantization", None) or ""),
         )
         try:
             is_compiled = not config.model_config.enforce_eager

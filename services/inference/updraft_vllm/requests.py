@@ -3,16 +3,19 @@
 They are the same for both model runners, and see every request, whoever sent it.
 """
 
+import logging
 import time
 from typing import Any
 
 from updraft_tap.channel import Channel
 from updraft_tap.finished import Counters, Finished, Payload
-from updraft_tap.hooks import Guard, Hook
+from updraft_tap.hooks import Guard, Hook, logged_guard
 from updraft_tap.http.terms import has_mark, read_mark
 from updraft_tap.policy import Policy
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_vllm.rows import wanted
+
+log = logging.getLogger(__name__)
 
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"),
@@ -26,6 +29,7 @@ class RequestHooks:
     def __init__(self, *, channel: Channel) -> None:
         self.policy = Policy()
         self.guard = Guard(failed=channel.failed, unhooked=lambda _, reason: channel.end(reason))
+        self._extras = logged_guard(log, "cannot tell how much of a prompt was cached")
         self._channel = channel
         self._counters = Counters()
         self._agent = 0
@@ -34,6 +38,8 @@ class RequestHooks:
         """The agent for which the counters are."""
         self._captured: dict[str, tuple[int, float]] = {}
         """By captured request, the agent for which it was chosen, and with what probability."""
+        self._cached: dict[str, int] = {}
+        """By captured request, its tokens that vLLM did not compute when it scheduled the request first."""
 
     def forget(self) -> None:
         """Another agent is there: give it nothing that the one before chose. Called on the channel's thread."""
@@ -51,6 +57,7 @@ class RequestHooks:
     ) -> Any:
         """AROUND Scheduler.update_from_output, once per step, with the tokens that each request got."""
         if self._channel.is_open:
+            self._extras("cached", self._look_up_cached, scheduler_output)
             self.guard("counters", self._count, scheduler, scheduler_output, model_runner_output)
         return original(scheduler, scheduler_output, model_runner_output, *args, **kwargs)
 
@@ -77,6 +84,11 @@ class RequestHooks:
             self._counted_for = self._agent
             self._counters.forget()
 
+    def _look_up_cached(self, scheduler_output: Any) -> None:
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.req_id in self._captured:  # one that was preempted may be new again
+                self._cached.setdefault(new.req_id, new.num_computed_tokens)
+
     def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
         self._begin()
         invalid = scheduler_output.num_invalid_spec_tokens or {}
@@ -96,12 +108,17 @@ class RequestHooks:
         self._begin()
         rid, params = request.request_id, request.sampling_params
         agent, probability = self._captured.pop(rid, (-1, 0.0))
-        counters, payload = self._counters.end(rid), None
+        counters, num_cached, payload = self._counters.end(rid), self._cached.pop(rid, 0), None
         if not self._channel.is_open or params is None:
             return
         if agent == self._agent:
             sampling = {name: getattr(params, name) for name in _SAMPLING}
-            payload = Payload(tokens=list(request.all_token_ids), sampling=sampling, probability=probability)
+            payload = Payload(
+                tokens=list(request.all_token_ids),
+                sampling=sampling,
+                probability=probability,
+                num_cached=min(num_cached, request.num_prompt_tokens),
+            )
         ended = Finished(
             rid=rid,
             terms=read_mark(params.extra_args),

@@ -217,6 +217,9 @@ class Control:
         state.max_draft_bytes = self._archive.max_draft_bytes
         if (learning := self._trainers.learning(name)) is not None:
             state.learning.CopyFrom(learning)
+        if (demand := self._trainers.demand(name)) is not None:
+            state.demand_tokens_per_second = demand
+            state.granted_tokens_per_second = self._fleet.granted(name)
         if (speedup := self._fleet.speedup(name)) is not None:
             state.speedup.CopyFrom(speedup)
         return state

@@ -12,6 +12,7 @@ from heapq import nsmallest
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
+from updraft_chassis.access import Caller
 from updraft_chassis.errors import Forbidden, InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_registry.credits import averaged, distribute
 from updraft_registry.messages import wire
@@ -32,9 +33,9 @@ GRANT_TOLERANCE = 0.05
 class Session:
     """One stream to a pod, with its newest unsent directive. A slow reader skips outdated ones."""
 
-    def __init__(self, *, pod: str = "") -> None:
-        self.pod = pod
-        """The pod that the caller's token is bound to; empty if the caller may report for any pod."""
+    def __init__(self, caller: Caller | None = None) -> None:
+        self._caller = caller
+        """None: the registry does not check who calls."""
         self.owner: tuple[str, str] | None = None
         """Speculator and pod, set by the first report."""
         self._directive: fleet_pb2.Directive | None = None
@@ -50,6 +51,23 @@ class Session:
     def nonce(self) -> str:
         """Nonce of the current directive; empty before the first."""
         return self._directive.nonce if self._directive else ""
+
+    def admit(self, report: Report) -> None:
+        """Forbidden if the token, InvalidInput if the stream belongs to another pod."""
+        caller = self._caller
+        if caller is not None and caller.pod not in ("", report.pod.name):
+            raise Forbidden(f"the token belongs to pod {caller.pod}, but the report is from {report.pod.name}")
+        if caller is not None and not caller.may_report_for(report.speculator):
+            bound = " or ".join(sorted(caller.speculators))
+            raise Forbidden(f"the token is for pods of {bound}, but the report is for {report.speculator}")
+        if self.owner not in (None, report.owner):
+            raise InvalidInput(f"this stream belongs to pod {self.owner}, but the report is from {report.owner}")
+        self.owner = report.owner
+
+    @property
+    def may_hash_tenants(self) -> bool:
+        """Whether directives may have the salt of the speculator; known after the first report."""
+        return self._caller is None or (self.owner is not None and self._caller.may_hash_tenants_of(self.owner[0]))
 
     def offer(self, directive: fleet_pb2.Directive) -> None:
         """Send a directive, unless this stream was sent it last."""
@@ -87,7 +105,20 @@ class Session:
                 return
             if self.is_due and self._directive is not None:
                 self.is_due = False
-                yield _with_grant(self._directive, self.granted)
+                yield self._addressed(self._directive)
+
+    def _addressed(self, directive: fleet_pb2.Directive) -> fleet_pb2.Directive:
+        """The directive, which pods share, with the grant of this one, and with the salt if this one may have it."""
+        is_whole = self.may_hash_tenants or not directive.tenant_salt
+        if self.granted is None and is_whole:
+            return directive
+        message = fleet_pb2.Directive()
+        if self.granted is not None:
+            message.capture.payload_tokens_per_second = self.granted
+        message.MergeFrom(directive)
+        if not is_whole:
+            message.ClearField("tenant_salt")
+        return message
 
 
 @dataclass(slots=True)
@@ -129,17 +160,10 @@ class Fleet:
         return sum(map(len, self._pods.values()))
 
     def report(self, session: Session, report: Report, now_s: float) -> ReportEffect:
-        """Take a report; Forbidden if the token, InvalidInput if the stream belongs to another pod.
-
-        Reports on a closed stream are ignored.
-        """
+        """Take a report, see `Session.admit`. Reports on a closed stream are ignored."""
         if session.is_closed:
             return ReportEffect(is_change=False, swaps=Swaps())
-        if session.pod not in ("", report.pod.name):
-            raise Forbidden(f"the token belongs to pod {session.pod}, but the report is from {report.pod.name}")
-        if session.owner not in (None, report.owner):
-            raise InvalidInput(f"this stream belongs to pod {session.owner}, but the report is from {report.owner}")
-        session.owner = report.owner
+        session.admit(report)
         known = self._pods.get(report.speculator, {}).get(report.pod.name)
         traffic = _traffic(known, report, now_s)
         self._keep(_Entry(report=report, last_report_s=now_s, session=session, traffic=traffic), known)
@@ -208,16 +232,23 @@ class Fleet:
 
     def grant(self, speculator: str, demand: float) -> float:
         """Distribute what a trainer can use over the connected pods that are not draining; returns what they were granted."""
-        entries = {
-            name: entry
+        entries = self._capturing(speculator)
+        grants = distribute(demand, {name: entry.traffic for name, (entry, _) in entries.items()})
+        for name, (_, session) in entries.items():
+            session.grant(grants[name])
+        return sum(grants.values())
+
+    def granted(self, speculator: str) -> float:
+        """Captured tokens per second that these pods were granted last."""
+        return sum(session.granted or 0.0 for _, session in self._capturing(speculator).values())
+
+    def _capturing(self, speculator: str) -> "dict[str, tuple[_Entry, Session]]":
+        """Connected pods that are not draining."""
+        return {
+            name: (entry, entry.session)
             for name, entry in self._pods.get(speculator, {}).items()
             if entry.session is not None and not entry.report.pod.is_draining
         }
-        grants = distribute(demand, {name: entry.traffic for name, entry in entries.items()})
-        for name, entry in entries.items():
-            if entry.session is not None:
-                entry.session.grant(grants[name])
-        return sum(grants.values())
 
     def pods(self, speculator: str) -> tuple[Pod, ...]:
         """Pods as decisions see them, sorted by name."""
@@ -331,12 +362,3 @@ def _traffic(known: _Entry | None, report: Report, now_s: float) -> float:
 
 def _state(entry: _Entry, now_s: float, now_ms: int) -> registry_pb2.PodState:
     return state_to_proto(entry.report, entry.pod, reported_ms=now_ms - round(1000 * (now_s - entry.last_report_s)))
-
-
-def _with_grant(directive: fleet_pb2.Directive, granted: float | None) -> fleet_pb2.Directive:
-    """The directive, which pods share, with the grant of one pod."""
-    if granted is None:
-        return directive
-    message = fleet_pb2.Directive(capture=fleet_pb2.CapturePolicy(payload_tokens_per_second=granted))
-    message.MergeFrom(directive)
-    return message

@@ -43,6 +43,8 @@ class RegistrySettings(Settings):
     tokens_file: Path | None = None
     """Access tokens, one `role:token` per line, with role read, serve, publish or operate. Reloaded when it changes.
 
+    `serve@speculator:token` is for the pods of one speculator; only they get what requests of tenants are captured with.
+
     Without tokens and without an issuer, every client may call everything.
     """
     issuer: str = ""
@@ -52,7 +54,8 @@ class RegistrySettings(Settings):
     """Audience that tokens of ServiceAccounts must have. Use a different one for each registry: a registry could use the tokens
     that it receives at any other registry with the same audience."""
     accounts: str = ""
-    """Roles of ServiceAccounts: role:namespace/name entries, separated by commas. An account may have several roles."""
+    """Roles of ServiceAccounts: role:namespace/name entries, separated by commas. An account may have several roles. Bind
+    serving pods to their speculator: serve@speculator:namespace/name."""
     key_set: str = ""
     """JSON Web Key Set that verifies tokens of ServiceAccounts: a file or an https URL. Within the cluster, use
     https://kubernetes.default.svc/openid/v1/jwks."""

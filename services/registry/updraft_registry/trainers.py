@@ -75,6 +75,11 @@ class Trainers:
         report = self._reports.get(speculator)
         return report.learning if report else None
 
+    def demand(self, speculator: str) -> float | None:
+        """That of one trainer; None if it never said."""
+        report = self._reports.get(speculator)
+        return report.demand if report else 0.0 if speculator in self._silent else None
+
     @property
     def demands(self) -> dict[str, float]:
         """Captured tokens per second that each trainer can use: none after it went away. Without those that never said."""

@@ -230,7 +230,7 @@ async def _new_draft(
     history.origin = RANDOM if draft is None else CLOSED_FORM
     history.learn_from(sample.tenant_text for sample in samples)
     if draft is not None:
-        await asyncio.to_thread(learner.start_from, draft.state_dict())
+        await asyncio.to_thread(learner.start_from_fit, draft)
         history.count_uses(sample.trace_id for sample in samples)
     fit_s = time.monotonic() - start_s
     facts = {"draft_vocab_size": len(learner.network.token_ids), "is_closed_form": draft is not None, "seconds": fit_s}

@@ -23,8 +23,9 @@ from updraft_trainer.data.retention import Pool
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.following import fit_batch
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
+from updraft_trainer.learning.average import FITTED_DECAY, TRAINED_DECAY
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import is_surely_better
+from updraft_trainer.publishing.estimate import is_better
 from updraft_trainer.publishing.evaluator import Baseline
 from updraft_trainer.publishing.publish import Candidate
 from updraft_trainer.publishing.registry_view import RolloutState
@@ -187,6 +188,8 @@ class Trainer:
         else:
             self._components.demand.paused()
         self._step_s = end_s - start_s
+        if self.learner.step > step:
+            self._components.record.loss = report.loss
         self._components.monitor.stepped(
             self.learner, report, num_steps=self.learner.step - step, duration_s=self._step_s
         )
@@ -225,7 +228,7 @@ class Trainer:
         """A draft in closed form if one is due; return it as a candidate if it should be published now.
 
         The newest requests judge it beside held-out ones, so the first version does not wait for many of these. Training goes
-        on from it if it is surely better than the draft in training; what serves is replaced by a publication only.
+        on from it if it looks better than the draft in training; what serves is replaced by a publication only.
         """
         if not self._is_fit_due() or (state := await self._set_baseline()) is None:
             return None
@@ -250,12 +253,12 @@ class Trainer:
             await self._end_fit(own, is_used=False)
             return None
         candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
-        is_better = is_surely_better(candidate.estimate, trained.estimate, self._options.thresholds.confidence)
+        goes_on = is_better(candidate.estimate, trained.estimate)
         should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        await self._end_fit(own, is_used=is_better or should_publish)
-        if is_better or should_publish:
+        await self._end_fit(own, is_used=goes_on or should_publish)
+        if goes_on or should_publish:
             self.history.learn_from(sample.tenant_text for sample in samples)
-        if is_better:
+        if goes_on:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
         return candidate if should_publish else None
@@ -345,6 +348,7 @@ class Trainer:
             trained = await asyncio.to_thread(components.evaluator.trained_length, candidate.network, self.history.uses)
         if trained is not None:
             components.metrics.trained_length.set(trained)
+            components.record.trained_length = trained
         if trained is not None and gain is not None:
             self._report.learned(trained, gain.candidate)
 
@@ -369,7 +373,8 @@ class Trainer:
 
     async def _restart(self, draft: DraftNetwork, origin: str) -> None:
         """In a thread, because copying the weights of a large draft takes seconds."""
-        await asyncio.to_thread(self.learner.start_from, draft.state_dict())
+        least_decay = FITTED_DECAY if origin == CLOSED_FORM else TRAINED_DECAY
+        await asyncio.to_thread(self.learner.start_from, draft.state_dict(), least_decay=least_decay)
         await asyncio.to_thread(self._followers.load_learner, self.learner)
         self.history.origin = origin
 

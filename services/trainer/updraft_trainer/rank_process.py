@@ -146,6 +146,7 @@ class RankProcess:
             self.forgetting.orders = registry.forgotten
             done_ms = [heartbeat.forgotten_ms, *(one.forgotten_ms for one in others)]
             record.forgotten_ms = min(done_ms) if len(done_ms) == self.ranks.size else 0
+            record.lag_s = max((intake.lag_s for intake in self.intakes if intake.lag_s is not None), default=None)
             demands = [heartbeat.demand, *(one.demand for one in others)]
             registry.set_demand(combined_demand(demands, config.stream_shards))
 

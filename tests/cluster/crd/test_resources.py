@@ -26,6 +26,7 @@ DEFAULTS = yaml.safe_load(
     deletionPolicy: Retain
     draft: {algorithm: EAGLE3, lookahead: 3}
     serving:
+      mode: Managed
       replicas: 1
       tensorParallelSize: 1
       maxRunningRequests: 8

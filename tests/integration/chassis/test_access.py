@@ -15,7 +15,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_artifacts import transfer
 from updraft_chassis import rpc
-from updraft_chassis.access import ROLES, Access, Caller, Role, Tokens
+from updraft_chassis.access import ROLES, Access, Caller, Grant, Role, Tokens
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
 
@@ -136,7 +136,7 @@ class Counting:
 
     async def caller(self, token: str) -> Caller:
         self.num_asked += 1
-        return Caller(roles=frozenset({Role.OPERATE}), pod=token)
+        return Caller(grants=frozenset({Grant(role=Role.OPERATE)}), pod=token)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -266,6 +266,8 @@ async def test_tokens_rotate_on_both_sides_without_a_restart(
         ),
         pytest.param("secret-0123456789abcdef", "line 1 .*not `role:token`", id="no role"),
         pytest.param("read:secret-0123456789 more", "line 1 .*not `role:token`", id="two words"),
+        pytest.param("read@chat:secret-0123456789", "line 1 .*not `role:token`", id="bound, and not for pods"),
+        pytest.param("serve@:secret-0123456789", "line 1 .*not `role:token`", id="bound to nothing"),
         pytest.param("read:secret", "line 1 .*6 characters, expected 16", id="short"),
         pytest.param(f"read:{NOBODYS}\n\nserve:{NOBODYS}", "line 3 .*the token of another line", id="twice"),
         pytest.param("read:s\u00e9cret-0123456789", "ASCII", id="not ASCII"),

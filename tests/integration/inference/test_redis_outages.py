@@ -89,6 +89,7 @@ async def test_what_a_request_permits_is_in_its_trace_and_a_misspelt_wish_is_ref
     assert constrained.header.policy == trace_pb2.Policy(train=True, retain=True, region="eu")
     assert [trace.header.sampling.constrained for trace in (denied, constrained, free)] == [False, True, False]
     assert [trace.HasField("payload") for trace in (denied, constrained, free)] == [False, False, True]
+    assert {trace.header.quantization for trace in (denied, constrained, free)} == {""}
 
 
 async def test_a_pod_spreads_its_traces_over_the_shards(tmp_path: Path, redis_url: str) -> None:

@@ -55,6 +55,8 @@ async def test_what_a_trainer_can_use_is_granted_to_the_pods_and_a_floor_without
     request = pb.ReportTrainingRequest(speculator="default", message="waits", demand_tokens_per_second=5000.0)
     await stub.ReportTraining(request, timeout=CALL_S)
     assert [await granted(pod) for pod in pods] == [2500.0, 2500.0]
+    (state,) = (await stub.List(pb.ListRequest(), timeout=CALL_S)).speculators
+    assert (state.demand_tokens_per_second, state.granted_tokens_per_second) == (5000.0, 5000.0)
     await pods[1].end()
     assert await granted(pods[0]) == 5000.0
     request.demand_tokens_per_second = 0.0

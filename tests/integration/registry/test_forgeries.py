@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from tests.support.service_accounts import (
     SigningKey,
     write_key_set,
 )
+from tests.support.sim_library import Library
 from tests.support.sim_pods import Behaviour, Quality, SimPod, pods
 from tests.support.wait import until
 
@@ -29,6 +30,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Forbidden, InvalidInput, Unauthenticated, UpdraftError
+from updraft_registry.rollout.placement import lot
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -123,11 +125,50 @@ async def test_reports_for_another_speculator_change_nothing_of_the_true_one(tmp
         async with on.channel(KEY.token(SERVING, pod="pod-0")) as channel:
             forged = PodStream(channel)
             forged.identity.speculator = "default-2"
-            await forged.report(loaded=(1, "sha256:" + "0" * 64), versions=[counters(1, requests=10_000)])
-            forged.identity.speculator = "default"
-            with pytest.raises(InvalidInput, match="this stream belongs to pod"):
+            with pytest.raises(Forbidden, match="the token is for pods of default, but the report is for default-2"):
                 await reported(forged)
         assert await state(registry_stub(operator)) == before
+
+
+async def test_a_stream_stays_that_of_its_first_pod(tmp_path: Path) -> None:
+    async with running(tmp_path) as registry, rpc.channel(registry.address) as channel:
+        stream = PodStream(channel)
+        await stream.report(versions=[counters(1, requests=10)])
+        stream.identity.speculator = "default-2"
+        await stream.report()
+        with pytest.raises(InvalidInput, match="this stream belongs to pod"):
+            await drained(stream)
+
+
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="a pod's token used to learn how another speculator hashes its tenants, to try names against hashes",
+    outcome="FORBIDDEN; a token that is not bound to a speculator gets no salt at all",
+)
+async def test_a_pod_gets_the_salt_of_its_own_speculator_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("serve:a-token-for-any-pod\nserve@chat:the-token-of-a-chat-pod\noperate:the-token-of-a-person\n")
+    async with running(tmp_path, tokens_file=tokens) as registry:
+        on = Cluster(registry=registry, folder=tmp_path)
+        for token, speculator, num_bytes in (
+            ("the-token-of-a-chat-pod", "chat", 32),
+            ("a-token-for-any-pod", "chat", 0),
+            ("a-token-for-any-pod", "chat", 0),
+            ("a-token-for-any-pod", "other", 0),
+            ("the-token-of-a-person", "other", 32),
+        ):
+            async with on.channel(token) as channel:
+                pod = PodStream(channel)
+                pod.identity.speculator = speculator
+                await pod.report()
+                assert len((await pod.receive()).tenant_salt) == num_bytes, (token, speculator)
+        async with on.channel("the-token-of-a-chat-pod") as channel:
+            thief = PodStream(channel)
+            thief.identity.speculator = "other"
+            with pytest.raises(Forbidden, match="the token is for pods of chat, but the report is for other"):
+                await reported(thief)
+    warned = [vars(record).get("speculator") for record in caplog.records if "serve@SPECULATOR" in record.message]
+    assert warned == ["chat", "other"], "once each"
 
 
 @pytest.mark.attack(
@@ -237,7 +278,7 @@ async def ended(stub: "RegistryAsyncStub", fleet: list[SimPod], claims: dict[int
     await publish(stub, draft(GOOD))
     await until(lambda: all(pod.loaded.version == GOOD for pod in fleet), what="all pods serve the good one")
     await stub.SetPolicy(pb.SetPolicyRequest(speculator="default", policy=POLICY), timeout=CALL_S)
-    async with lying(address, claims):
+    async with lying(address, claims) if claims else nullcontext():
         await publish(stub, draft(CANDIDATE), source=pb.SOURCE_TRAINER, evaluation=evaluation(baseline=GOOD))
 
         async def is_over() -> bool:
@@ -275,6 +316,54 @@ async def test_a_good_draft_is_promoted_although_a_pod_outside_its_canary_defame
         pods(registry.address, 16, behaviour(3.6)) as fleet,
     ):
         version = await ended(stub, fleet, {CANDIDATE: 11}, registry.address)
+    assert version.phase == pb.PHASE_STABLE
+
+
+@asynccontextmanager
+async def pods_with_a_liar(address: str, honest: Behaviour, lies: Behaviour) -> AsyncIterator[list[SimPod]]:
+    """16 pods, of which the one that the canary takes first lies."""
+    names = sorted((f"pod-{i}" for i in range(16)), key=lambda name: lot(CANDIDATE, name))
+    made = [SimPod(address, name, honest if n else lies, Library()) for n, name in enumerate(names)]
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(pod.run()) for pod in made]
+        yield made
+        for task in running:
+            task.cancel()
+
+
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="a pod inside the canary that praises a bad candidate: ten times the traffic, and all of it accepted",
+    outcome="one pod of several decides nothing: rolled back",
+)
+async def test_a_bad_draft_is_rolled_back_although_a_pod_of_its_canary_praises_it(tmp_path: Path) -> None:
+    praise = replace(behaviour(50.0), requests_per_s=200.0)
+    async with (
+        running(tmp_path) as registry,
+        client(registry.address) as stub,
+        pods_with_a_liar(registry.address, behaviour(2.6), praise) as fleet,
+    ):
+        version = await ended(stub, fleet, {}, registry.address)
+        assert fleet[0].name in {pod.name for pod in fleet if any(one == CANDIDATE for one, _ in pod.served)}
+    assert version.phase == pb.PHASE_ROLLED_BACK
+    assert version.reason.startswith("acceptance is significantly lower")
+
+
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="a pod inside the canary that defames a good candidate: no draft accepted, slow, and every request an error",
+    outcome="one pod of several decides nothing: promoted",
+)
+async def test_a_good_draft_is_promoted_although_a_pod_of_its_canary_defames_it(tmp_path: Path) -> None:
+    bad = Quality(acceptance_length=1.0, latency_s=1.0, errors=1.0)
+    defame = replace(behaviour(3.6), requests_per_s=200.0, quality=lambda version: bad if version == 2 else Quality())
+    async with (
+        running(tmp_path) as registry,
+        client(registry.address) as stub,
+        pods_with_a_liar(registry.address, behaviour(3.6), defame) as fleet,
+    ):
+        version = await ended(stub, fleet, {}, registry.address)
+        assert fleet[0].name in {pod.name for pod in fleet if any(one == CANDIDATE for one, _ in pod.served)}
     assert version.phase == pb.PHASE_STABLE
 
 

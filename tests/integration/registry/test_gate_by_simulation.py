@@ -55,7 +55,7 @@ def test_a_candidate_ten_percent_worse_in_one_of_five_domains_is_rolled_back_how
 @pytest.mark.parametrize(("effect", "end"), [(0.0, "no verdict"), (0.05, "promoted")])
 def test_many_domains_do_not_roll_back_a_candidate_by_chance(effect: float, end: str) -> None:
     results = outcomes(Truth(pods=PODS, effect=effect, domains=5, effect_in_one=effect), 20)
-    assert count(results, end) >= 19
+    assert count(results, end) >= 18, "of equal ones 5 % may be promoted"
     assert count(results, "rolled back") == 0
 
 

@@ -62,9 +62,37 @@ async def test_a_trainers_sentence_is_part_of_the_state_and_of_the_watch_before_
             pb.Learning(phases=[pb.PhaseShare(phase="a\nb")]), "a name of a phase is one line", id="two lines"
         ),
         pytest.param(pb.Learning(phases=[pb.PhaseShare()] * 33), "33 phases of training; at most 32", id="many phases"),
-        pytest.param(pb.Learning(tokens_per_second=math.inf), "at least 0 and finite", id="infinite speed"),
-        pytest.param(pb.Learning(flops_utilization=math.nan), "at least 0 and finite", id="no number"),
-        pytest.param(pb.Learning(phases=[pb.PhaseShare(share=-0.1)]), "at least 0 and finite", id="negative share"),
+        pytest.param(pb.Learning(tokens_per_second=math.inf), "are from 0 to 1e", id="infinite speed"),
+        pytest.param(pb.Learning(flops_utilization=math.nan), "are from 0 to 1e", id="no number"),
+        pytest.param(pb.Learning(phases=[pb.PhaseShare(share=-0.1)]), "are from 0 to 1e", id="negative share"),
+        pytest.param(pb.Learning(lag_seconds=math.inf), "are from 0 to 1e", id="infinite lag"),
+        pytest.param(pb.Learning(loss=math.nan), "loss and held-out acceptance lengths are finite", id="no loss"),
+        pytest.param(
+            pb.Learning(kinds=[pb.TrafficKind(name="a\x1b[2J")]), "a name of a kind of traffic", id="escapes in a kind"
+        ),
+        pytest.param(
+            pb.Learning(shifts=[pb.TrafficShift(after="a\nb")]), "a name of a kind of traffic", id="lines in a shift"
+        ),
+        pytest.param(pb.Learning(kinds=[pb.TrafficKind()] * 41), "41 kinds of traffic; at most 40", id="many kinds"),
+        pytest.param(pb.Learning(shifts=[pb.TrafficShift()] * 9), "9 shifts of traffic; at most 8", id="many shifts"),
+        pytest.param(pb.Learning(phases=[pb.PhaseShare(phase="a" * 81)]), "81 characters", id="long phase"),
+        pytest.param(pb.Learning(kinds=[pb.TrafficKind(name="a" * 81)]), "81 characters; at most 80", id="long name"),
+        pytest.param(
+            pb.Learning(kinds=[pb.TrafficKind(samples=1, last_day=2)]),
+            "more requests of its last hour",
+            id="more than all",
+        ),
+        pytest.param(
+            pb.Learning(held_out_length=pb.Estimate(change_percent=1e300)), "lengths are finite", id="endless digits"
+        ),
+        pytest.param(
+            pb.Learning(held_out_length=pb.Estimate(low_percent=math.nan)), "lengths are finite", id="no bound"
+        ),
+        pytest.param(
+            pb.Learning(shifts=[pb.TrafficShift(unix_ms=2**62)]), "the year 9999", id="a shift without a date"
+        ),
+        pytest.param(pb.Learning(last_save_unix_ms=2**62), "the year 9999", id="a state saved without a date"),
+        pytest.param(pb.Learning(estimate_due_unix_ms=-1), "the year 9999", id="an estimate before all dates"),
     ],
 )
 async def test_progress_that_no_terminal_could_show_is_refused(

@@ -172,6 +172,40 @@ async def test_old_samples_are_deleted_from_replay(
     assert len(replay.training_ids()) == 1
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="traces that outlive the age that their tenant allows: in replay, in a stream, among dead letters, or late",
+    outcome="they are deleted or refused; those of others stay",
+)
+async def test_traces_go_at_the_age_that_their_tenant_allows(
+    redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
+) -> None:
+    now_ms, clock = int(1000 * time.time()), ManualClock()
+    clock.advance(now_ms / 1000 - clock.now())
+    acme = partial(traces.data, tenant=ACME, retention_s=3600)
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    consumer, task = intake(redis, replay, traces, metrics)
+    await consumer.open()
+    for data in (acme(1, finished_ms=now_ms), traces.data(2, finished_ms=now_ms)):
+        await producer.append(data)
+    await producer.append(acme(3, finished_ms=now_ms - 3_600_000))
+    await task.store_batch()
+    assert (refused(metrics, "expired"), len(replay.training_ids())) == (1, 2)
+    for key in (KEY, DEAD):
+        await redis.xadd(key, {"t": acme(4, finished_ms=now_ms)})
+        await redis.xadd(key, {"t": traces.data(5, finished_ms=now_ms)})
+        await redis.xadd(key, {"t": b"no trace"})
+    deleting = forgetting(redis, replay, metrics, clock=clock)
+
+    await deleting.turn()
+    assert len(replay.training_ids()) == 2, "they are not old enough"
+    clock.advance(3601)
+    await deleting.turn()
+
+    assert replay.tenants(replay.training_ids()) == set()
+    assert [await redis.xlen(key) for key in (KEY, DEAD)] == [2, 2]
+
+
 async def test_replay_is_rewritten_for_age_only_when_a_hundredth_of_it_has_passed(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:

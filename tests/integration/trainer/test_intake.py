@@ -410,6 +410,9 @@ async def test_intake_takes_as_much_as_it_stores_and_nothing_while_half_of_its_s
     await intake.store_batch()
     await intake.store_batch()
     assert await storable_together([intake], waiting) == pytest.approx(HEADROOM * speed, rel=0.2), "nothing waits"
+    assert intake.lag_s is not None
+    clock.advance(seconds=61.0)
+    assert intake.lag_s is None, "nothing came for a minute"
 
 
 async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_intake_takes(

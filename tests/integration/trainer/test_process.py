@@ -283,6 +283,26 @@ async def test_a_replay_that_is_too_small_to_judge_a_draft_is_named_until_it_is_
         await until(is_enough, what="a report without that")
 
 
+async def test_a_report_has_stored_requests_by_kind_the_lag_and_what_was_learned(
+    redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
+) -> None:
+    async def is_told() -> bool:
+        done = await learning_at(registry_port)
+        return done.HasField("loss") and done.HasField("held_out_length")
+
+    producer = streams.Producer(redis, KEY, max_bytes=64 * 1024**2)
+    for seed in range(24):
+        await producer.append(traces.data(seed, evaluation=seed % 4 == 0, num_output=100))
+    with Trainer(tmp_path, tiny_target, redis_url, registry_port):
+        await until(is_told, what="a report of a step and of an estimate")
+        done = await learning_at(registry_port)
+    assert sum(kind.samples for kind in done.kinds) == done.samples
+    assert sum(kind.held_out for kind in done.kinds) == done.held_out
+    assert sum(kind.recent_share for kind in done.kinds) == pytest.approx(1.0)
+    assert done.lag_seconds >= 0.0
+    assert any(kind.candidate_length >= 1.0 for kind in done.kinds)
+
+
 async def test_a_tenant_that_is_forgotten_is_deleted_by_the_trainer_which_says_so_and_so_it_is_after_a_restart(
     redis: Redis, redis_url: str, tmp_path: Path, tiny_target: Path, traces: TraceMaker, registry_port: int
 ) -> None:

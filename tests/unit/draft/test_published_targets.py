@@ -12,7 +12,7 @@ from tests.support import families
 from tests.support.published_targets import HIDDEN, LAYERS, TARGETS, VOCAB, PublishedTarget, make
 from transformers import AutoConfig
 
-from updraft_artifacts.model_folder import describe, target_fingerprint
+from updraft_artifacts.model_folder import describe, quantization, target_fingerprint
 from updraft_artifacts.target_description import TORCH_ARCHITECTURES, TargetDescription
 from updraft_chassis.errors import Corrupt, InvalidInput
 from updraft_draft.config import DraftConfig
@@ -156,6 +156,21 @@ def test_a_model_is_for_the_torch_engine_if_that_has_its_architecture_and_its_we
     families.make("llama", tmp_path)
     changed(tmp_path, quantization_config={"quant_method": "fp8"})
     assert describe(tmp_path).engine == "sglang"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deepseek V3, FP8", "fp8"),
+        ("gpt-oss, MXFP4", "mxfp4"),
+        ("qwen 3 MoE, NVFP4", "modelopt/NVFP4"),
+        ("kimi K2.5, INT4", "compressed-tensors/pack-quantized"),
+        ("qwen 3.5 MoE", ""),
+    ],
+)
+def test_a_description_says_how_the_weights_are_quantized(name: str, expected: str, tmp_path: Path) -> None:
+    make(name, tmp_path)
+    assert quantization(tmp_path) == expected
 
 
 def test_a_scaled_rope_is_stated_in_both_spellings(tmp_path: Path) -> None:

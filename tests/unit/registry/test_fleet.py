@@ -7,6 +7,7 @@ from tests.support.checkpoints import OTHER_TARGET, TARGET
 
 from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.access import Caller, Grant, Role
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable
 from updraft_registry.fleet import Fleet, Session
 from updraft_registry.messages import reports, wire
@@ -300,6 +301,31 @@ async def test_a_demand_is_handed_to_the_pods_by_their_traffic_with_their_direct
     assert {(d.serve_version, d.nonce) for d in directives.values()} == {(2, NONCE)}, "the same order as before"
 
 
+async def test_of_pods_that_share_an_order_only_those_that_are_bound_get_the_salt_also_with_later_grants(
+    fleet: Fleet,
+) -> None:
+    sessions = {
+        "bound": Session(Caller(grants=frozenset({Grant(role=Role.SERVE, speculator="default")}))),
+        "free": Session(Caller(grants=frozenset({Grant(role=Role.SERVE)}))),
+    }
+    for pod, session in sessions.items():
+        fleet.report(session, report(pod, nonce=NONCE), 0.0)
+    fleet.send("default", dict.fromkeys(sessions, ORDER), fleet.pods("default"), tenant_salt=b"salt")
+    first = {pod: await told(session) for pod, session in sessions.items()}
+    fleet.grant("default", 1000.0)
+    later = {pod: await told(session) for pod, session in sessions.items()}
+
+    for directives in (first, later):
+        assert {pod: directive.tenant_salt for pod, directive in directives.items()} == {"bound": b"salt", "free": b""}
+    assert {directive.capture.payload_tokens_per_second for directive in later.values()} == {500.0}
+
+
+def test_a_grant_for_one_speculator_takes_nothing_from_one_for_all() -> None:
+    caller = Caller(grants=frozenset({Grant(role=Role.SERVE), Grant(role=Role.SERVE, speculator="chat")}))
+    assert caller.may_report_for("other")
+    assert [caller.may_hash_tenants_of(name) for name in ("chat", "other")] == [True, False]
+
+
 async def test_a_small_change_of_a_grant_is_not_sent(fleet: Fleet) -> None:
     session = Session()
     fleet.report(session, report(nonce=NONCE), 0.0)
@@ -322,6 +348,7 @@ async def test_what_pods_had_that_left_or_drain_goes_to_the_others_and_they_get_
     fleet.report(sessions[1], report("pod-1", draining=True), 1.0)
     assert fleet.grant("default", 900.0) == pytest.approx(900.0)
     assert sessions[2].granted == pytest.approx(900.0)
+    assert fleet.granted("default") == pytest.approx(900.0), "as the metric"
     sessions[0] = Session()
     fleet.report(sessions[0], report("pod-0"), 2.0)
     fleet.grant("default", 900.0)

@@ -18,6 +18,7 @@ from updraft_rollouts.evidence import (
     student_t,
     weighted,
     worse_kinds,
+    worse_tenants,
 )
 
 
@@ -190,3 +191,41 @@ def _request(rng: random.Random, tokens: int) -> Paired:
 def _width(pairs: Sequence[Paired]) -> float:
     estimate = gain(pairs, 0.8)
     return estimate.high_percent - estimate.low_percent
+
+
+ACME, RIVAL = "ffffffffffffffff", "0000000000000007"
+
+
+def of_tenant(tenant: str, count: int, *, loss: int, weight: float = 1.0) -> list[Paired]:
+    return [
+        Paired(
+            tokens=300, candidate_steps=100 + loss, baseline_steps=100, kind="domain:chat", weight=weight, tenant=tenant
+        )
+    ] * count
+
+
+@pytest.mark.parametrize(
+    ("others", "samples", "is_worse"),
+    [
+        pytest.param(20, of_tenant(ACME, 6, loss=10), True, id="a large tenant"),
+        pytest.param(80, of_tenant(ACME, 6, loss=10), False, id="too small a share"),
+        pytest.param(8, of_tenant(ACME, 3, loss=10), False, id="too few requests"),
+        pytest.param(20, of_tenant(ACME, 6, loss=10, weight=0.0), False, id="none of today's traffic"),
+        pytest.param(20, of_tenant(ACME, 6, loss=1), False, id="a tolerated loss"),
+        pytest.param(20, of_tenant("", 6, loss=10), False, id="nobody's"),
+    ],
+)
+def test_a_tenant_with_a_share_of_the_traffic_has_a_verdict_of_its_own(
+    others: int, samples: list[Paired], *, is_worse: bool
+) -> None:
+    """In the same kind of traffic others gain more than it loses."""
+    every = [*of_tenant(RIVAL, others, loss=-30), *samples]
+    assert worse_kinds(every) == []
+    losses = [str(loss) for loss in worse_tenants(every)]
+    assert losses == [f"surely worse for tenant {ACME} (-9.1 %, 6 requests)"] * is_worse
+
+
+@given(shares=st.lists(st.integers(4, 40), max_size=60))
+def test_so_few_tenants_have_a_verdict_that_chance_rejects_no_draft(shares: list[int]) -> None:
+    every = [one for n, count in enumerate(shares) for one in of_tenant(f"{n:016x}", count, loss=10)]
+    assert len(worse_tenants(every)) <= 10

@@ -1,5 +1,6 @@
 """`kubectl updraft attach`: prints how to attach an AdaptiveSpeculator to a workload, and changes nothing."""
 
+import textwrap
 from typing import Any
 
 import click
@@ -48,6 +49,8 @@ def attach(backend: ClusterBackend, name: str, workload: str | None, form: str) 
     made: list[Any]
     if form == "patch":
         made = [attaching.patch(addition, theirs)]
+        for line in textwrap.wrap(attaching.warning(addition, theirs), 120):
+            click.echo(f"# {line}")
     elif form == "kustomize":
         made = [attaching.kustomization(addition, theirs)]
     elif form == "policy":

@@ -143,7 +143,7 @@ def _facts(speculator: Speculator, now: datetime, *, is_wide: bool) -> Iterator[
 
 def _learning(speculator: Speculator, now: datetime) -> Iterator[Fact]:
     if speculator.capture_problem:
-        yield "capture", Text(f"nothing is captured by {speculator.capture_problem}", "yellow")
+        yield "capture", Text(f"capture has a problem on {speculator.capture_problem}", "yellow")
     yield from _learned(speculator)
     if speculator.pace is not None and speculator.pace.shares:  # else there was no turn of training yet
         yield from _pace(speculator.pace, now)

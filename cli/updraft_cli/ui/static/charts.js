@@ -1,8 +1,9 @@
-// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names. Tables below them hold the same
-// figures as text, so a chart adds nothing that cannot be read without it.
+// Charts of a page, drawn with uPlot from the JSON that each <figure data-chart> names or holds. Tables below them hold some
+// of the figures as text, and the marks.
 const NUM_COLOURS = 10;
 const GAP_PX = 4;
 const MARGIN_PX = 30;
+const TRIANGLE_PX = 8;
 const MAX_POINTS = 4000;
 const MINUTE_S = 60;
 const DAY_S = 86_400;
@@ -36,13 +37,18 @@ function clock(seconds, step) {
   return time.toLocaleTimeString("en-GB", parts);
 }
 
+function elapsed(seconds) {
+  return `${Math.floor(seconds / MINUTE_S)}:${String(Math.floor(seconds % MINUTE_S)).padStart(2, "0")}`;
+}
+
 // A number of an axis, with as many digits as its steps have.
 function tick(value, step) {
   const digits = (String(Number(step.toPrecision(3))).split(".")[1] ?? "").length;
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-function axes() {
+function axes(data) {
+  const label = data.elapsed ? elapsed : clock;
   const common = {
     stroke: css("--muted"),
     font: font(12),
@@ -50,7 +56,7 @@ function axes() {
     ticks: { show: false },
   };
   return [
-    { ...common, space: 80, size: 30, incrs: TIME_STEPS_S, values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
+    { ...common, space: 80, size: 30, incrs: TIME_STEPS_S, values: (_, splits, __, ___, step) => splits.map((at) => label(at, step)) },
     { ...common, size: 56, values: (_, splits, __, ___, step) => splits.map((at) => tick(at, step)) },
   ];
 }
@@ -69,11 +75,29 @@ function series(data) {
       value: (_, value) => number(value),
     };
   });
-  return [{ label: "time", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleString("en-GB")) }, ...lines];
+  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toLocaleString("en-GB"));
+  return [{ label: "time", value: (_, at) => (at == null ? "–" : time(at)) }, ...lines];
 }
 
 function importance(mark) {
-  return { stable: 0, canary: 2 }[mark.kind] ?? 1;
+  return { shift: 0, stable: 1, canary: 3 }[mark.kind] ?? 2;
+}
+
+function drawLine({ ctx, bbox }, x) {
+  ctx.beginPath();
+  ctx.moveTo(x, bbox.top);
+  ctx.lineTo(x, bbox.top + bbox.height);
+  ctx.stroke();
+}
+
+// A swap: a triangle on the time axis, without a label, because it follows a change of a version that has one.
+function drawTriangle({ ctx, bbox }, x) {
+  const [size, bottom] = [TRIANGLE_PX * devicePixelRatio, bbox.top + bbox.height];
+  ctx.beginPath();
+  ctx.moveTo(x - size / 2, bottom);
+  ctx.lineTo(x, bottom - size);
+  ctx.lineTo(x + size / 2, bottom);
+  ctx.fill();
 }
 
 function drawLabel(plot, mark, x, taken) {
@@ -86,7 +110,7 @@ function drawLabel(plot, mark, x, taken) {
   taken.push([from, to]);
 }
 
-// Vertical lines where versions changed. Labels are left out where they would overlap, those of mere candidates first.
+// Vertical lines where versions changed or the traffic shifted, and triangles where pods swapped. Labels are left out where they would overlap, those of mere candidates first.
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
@@ -96,16 +120,17 @@ function drawMarks(plot, marks) {
   ctx.font = font(11 * ratio);
   ctx.textBaseline = "bottom";
   ctx.textAlign = "center";
-  ctx.setLineDash([3 * ratio, 3 * ratio]);
   for (const mark of marks.toSorted((one, other) => importance(one) - importance(other) || other.time - one.time)) {
     const x = plot.valToPos(mark.time, "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
     ctx.strokeStyle = ctx.fillStyle = css(`--mark-${mark.kind.replace(" ", "-")}`);
+    if (mark.kind === "swap") {
+      drawTriangle(plot, x);
+      continue;
+    }
     ctx.globalAlpha = mark.kind === "canary" ? 0.35 : 1;
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
-    ctx.stroke();
+    ctx.setLineDash(mark.kind === "shift" ? [] : [3 * ratio, 3 * ratio]);
+    drawLine(plot, x);
     ctx.globalAlpha = 1;
     drawLabel(plot, mark, x, taken);
   }
@@ -145,7 +170,9 @@ function columns(data) {
 
 // Without a cursor on the chart, its legend shows the last values.
 function showLast(plot) {
-  if (plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+  if (plot.cursor.left >= 0) return;
+  const idx = plot.data[0].findLastIndex((_, i) => plot.data.slice(1).some((values) => values[i] != null));
+  plot.setLegend({ idx }, false);
 }
 
 function describe(place, data) {
@@ -171,8 +198,8 @@ function draw(figure, entry) {
   const options = {
     ...size(place),
     series: series(data),
-    axes: axes(),
-    scales: { y: { range: range(data) } },
+    axes: axes(data),
+    scales: { x: { time: !data.elapsed }, y: { range: range(data) } },
     bands: (data.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: css("--band") })),
     hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])], setLegend: [showLast] },
     padding: [20, 32, 0, 0],
@@ -198,6 +225,8 @@ function joined(entry, newer) {
 }
 
 async function load(figure, since) {
+  const frozen = figure.querySelector("script[type='application/json']");
+  if (frozen) return JSON.parse(frozen.textContent); // a page without a server, such as a report
   const response = await fetch(figure.dataset.chart + (since == null ? "" : `?since=${since}`), { credentials: "same-origin" });
   return response.ok ? response.json() : null; // the notice of the page says why
 }

@@ -1,24 +1,27 @@
 """The charts: which samples each shows, with the changes of versions as marks. The JSON is described in docs/console.md."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from updraft_cli.backends.drafts import HistoryEntry
+from updraft_cli import output
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.backends.speculators import Trial
 from updraft_cli.ui.samples import Samples
-from updraft_cli.ui.views.figures import DOMAIN, DROPPED
+from updraft_cli.ui.views.figures import DOMAIN, DROPPED, MEAN
+from updraft_cli.ui.views.parts import version_name
 
 _MARKED = frozenset({"canary", "stable", "rejected", "rolled back", "failed"})
 _ROWS = 12
 """Points in the table that stands in for a chart without a script."""
+_MARKS = 30
+"""Marks listed there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: a figure by name, or all figures whose names begin with `name`."""
+    """One line: a figure by name, or all figures whose names begin with `name`, with `label` before the rest."""
 
     name: str
     label: str
@@ -51,7 +54,11 @@ CHARTS = {
             page="overview",
             title="Acceptance length",
             unit="tokens per verify step",
-            series=(_line("stable", "version that serves"), _line("candidate", "candidate")),
+            series=(
+                _line("stable", "version that serves"),
+                _line("candidate", "candidate"),
+                Series(name=MEAN, label=MEAN, is_prefix=True),
+            ),
             has_marks=True,
         ),
         Chart(
@@ -107,9 +114,9 @@ CHARTS = {
             title="Acceptance length on held-out requests",
             unit="tokens per verify step",
             series=(
-                _line("held-out candidate", "candidate"),
+                _line("held-out candidate", "draft in training"),
                 _line("held-out baseline", "draft that serves"),
-                _line("trained on", "candidate on requests that it was trained on"),
+                _line("trained on", "draft in training on requests that it learned"),
             ),
             has_marks=True,
         ),
@@ -121,7 +128,7 @@ CHARTS = {
             series=(
                 _line("trained tokens", "trained"),
                 _line("demand", "demanded"),
-                _line("granted", "granted to the pod"),
+                _line("granted", "granted"),
             ),
             has_zero=True,
         ),
@@ -155,10 +162,15 @@ class ChartTable:
     labels: tuple[str, ...]
     rows: tuple[tuple[float, tuple[float | None, ...]], ...]
     """(Unix seconds, numbers), newest first."""
+    has_marks: bool
+    marks: tuple[tuple[float, str], ...]
+    """(Unix seconds, label), newest first."""
+    frozen: Mapping[str, Any] | None = None
+    """Its content, as `content` returns it, on a page that no server follows; None: the page fetches it."""
 
 
-def charts_of(page: str, samples: Samples, trial: Trial | None) -> tuple[ChartTable, ...]:
-    return tuple(_table(chart, samples, _start_s(chart, trial)) for chart in CHARTS.values() if chart.page == page)
+def charts_of(page: str, samples: Samples, one: SpeculatorSnapshot) -> tuple[ChartTable, ...]:
+    return tuple(_table(chart, samples, one) for chart in CHARTS.values() if chart.page == page)
 
 
 def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s: float) -> dict[str, Any]:
@@ -180,7 +192,7 @@ def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s:
         "bands": [
             {"low": names.index(low), "high": names.index(high), "label": label} for low, high, label in chart.bands
         ],
-        "marks": [_mark(entry) for entry in one.history if entry.phase in _MARKED] if chart.has_marks else [],
+        "marks": list(_marks(samples, one)) if chart.has_marks else [],
     }
 
 
@@ -191,19 +203,47 @@ def _start_s(chart: Chart, trial: Trial | None) -> float:
     return trial.started.timestamp()
 
 
-def _table(chart: Chart, samples: Samples, start_s: float) -> ChartTable:
+def _table(chart: Chart, samples: Samples, one: SpeculatorSnapshot) -> ChartTable:
     lines = _lines(chart, samples)
-    times, values = samples.since(start_s, list(lines))
-    points = zip(times, zip(*values, strict=True), strict=True) if values else ()
-    rows = [point for point in points if any(value is not None for value in point[1])]
-    step = -(-len(rows) // _ROWS) or 1
+    times, values = samples.since(_start_s(chart, one.speculator.trial), list(lines))
     return ChartTable(
         name=chart.name,
         title=chart.title,
         unit=chart.unit,
         labels=tuple(lines.values()),
-        rows=tuple(rows[::-1][::step]),
+        rows=_rows(times, values),
+        has_marks=chart.has_marks,
+        marks=_listed(_marks(samples, one) if chart.has_marks else ()),
     )
+
+
+def _listed(marks: Iterable[Mapping[str, Any]]) -> tuple[tuple[float, str], ...]:
+    """Return the newest marks, newest first."""
+    return tuple(sorted(((mark["time"], mark["label"]) for mark in marks), reverse=True)[:_MARKS])
+
+
+def frozen(name: str, content: Mapping[str, Any]) -> ChartTable:
+    """Return a chart for a page that no server follows; `content` is as of `content`."""
+    return ChartTable(
+        name=name,
+        title=content["title"],
+        unit=content["unit"],
+        labels=tuple(line["label"] for line in content["series"]),
+        rows=_rows(content["times"], [line["values"] for line in content["series"]]),
+        has_marks=bool(content["marks"]),
+        marks=_listed(content["marks"]),
+        frozen=content,
+    )
+
+
+def _rows(
+    times: Sequence[float], values: Sequence[Sequence[float | None]]
+) -> tuple[tuple[float, tuple[float | None, ...]], ...]:
+    """Return some of the points with a number, newest first."""
+    points = zip(times, zip(*values, strict=True), strict=True) if values else ()
+    rows = [point for point in points if any(value is not None for value in point[1])]
+    step = -(-len(rows) // _ROWS) or 1
+    return tuple(rows[::-1][::step])
 
 
 def _lines(chart: Chart, samples: Samples) -> Mapping[str, str]:
@@ -211,14 +251,23 @@ def _lines(chart: Chart, samples: Samples) -> Mapping[str, str]:
     lines: dict[str, str] = {}
     for series in chart.series:
         if series.is_prefix:
-            lines |= {name: name.removeprefix(series.name) for name in samples.names(series.name)}
+            lines |= {name: series.label + name.removeprefix(series.name) for name in samples.names(series.name)}
         else:
             lines[series.name] = series.label
     return lines
 
 
-def _mark(entry: HistoryEntry) -> dict[str, Any]:
-    return {"time": entry.time.timestamp(), "label": f"version {entry.version} {entry.phase}", "kind": entry.phase}
+def _marks(samples: Samples, one: SpeculatorSnapshot) -> Iterator[dict[str, Any]]:
+    """Yield changes of versions, shifts of the traffic, and swaps of pods."""
+    for entry in one.history:
+        if entry.phase in _MARKED:
+            label = f"version {entry.version} {entry.phase}"
+            yield {"time": entry.time.timestamp(), "label": label, "kind": entry.phase}
+    for shift in one.speculator.learning.shifts if one.speculator.learning else ():
+        yield {"time": shift.time.timestamp(), "label": f"shift from {shift.before} to {shift.after}", "kind": "shift"}
+    for swap in samples.swaps.seen:
+        label = f"{output.count(swap.num_pods, 'pod')} to {version_name(swap.version)}"
+        yield {"time": swap.at_s, "label": label, "kind": "swap"}
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,6 +9,8 @@ from updraft_cli.backends.speculators import MetricChange, Speculator
 
 DOMAIN = "domain "
 """Prefix of the names with the acceptance length of one domain."""
+MEAN = "mean since the pods' start, "
+"""Prefix of the names with the acceptance length where no registry can be read."""
 DROPPED = "dropped "
 """Prefix of the names with the dropped traces for one reason, since the start of the pod."""
 
@@ -36,15 +38,15 @@ def figures(one: SpeculatorSnapshot, installation: Installation, recent: Mapping
 
 
 def _acceptance(speculator: Speculator, recent: Mapping[int, float]) -> Iterator[tuple[str, float]]:
-    """Yield that of the last minute; a cluster only has the mean."""
-    if speculator.resource is None:
+    """Yield that of the last minute. Without a registry, a cluster has the mean since its pods' start: another line."""
+    if speculator.resource is None or speculator.traffic:
         roles = {"stable": speculator.stable, "candidate": speculator.candidate or -1}
         yield from ((role, recent[version]) for role, version in roles.items() if version in recent)
         return
     if speculator.acceptance is not None:
-        yield "stable", speculator.acceptance.length
+        yield f"{MEAN}version that serves", speculator.acceptance.length
     if speculator.trial is not None and speculator.trial.acceptance_length is not None:
-        yield "candidate", speculator.trial.acceptance_length.candidate
+        yield f"{MEAN}candidate", speculator.trial.acceptance_length.candidate
 
 
 def _rollout(speculator: Speculator) -> Iterator[tuple[str, float]]:
@@ -69,8 +71,19 @@ def _change(name: str, change: MetricChange | None) -> Iterator[tuple[str, float
 def _learning(speculator: Speculator) -> Iterator[tuple[str, float]]:
     if speculator.pace is not None:
         yield "trained tokens", speculator.pace.tokens_per_second
-    if speculator.learning is not None:
-        yield "stored", speculator.learning.samples
+    if (done := speculator.learning) is not None:
+        yield "stored", done.samples
+        held_out = done.held_out_length
+        figures = {
+            "loss": done.loss,
+            "demand": done.demand_tokens_per_s,
+            "granted": done.granted_tokens_per_s,
+            "lag": done.lag_s,
+            "held-out candidate": held_out.candidate if held_out else None,
+            "held-out baseline": held_out.stable if held_out else None,
+            "trained on": done.trained_length,
+        }
+        yield from ((name, value) for name, value in figures.items() if value is not None)
 
 
 def _processes(installation: Installation) -> Iterator[tuple[str, float]]:

@@ -83,7 +83,7 @@ def fleet(one: SpeculatorSnapshot, by: str, now: datetime) -> Fleet:
         groups=tuple(_groups(one, chosen, now)),
         by=chosen,
         ways=ways,
-        problem=output.sentence(one.pods_problem),
+        problem=output.sentence(one.pods_problem or one.registry_problem),
         empty="" if one.pods or one.pods_problem else "No pod is known.",
     )
 
@@ -208,7 +208,7 @@ def _traffic(details: PodDetails, speculator: Speculator) -> Table:
     rows = [
         (
             Cell(
-                text=parts.version_name(served.version),
+                text=parts.served_name(served),
                 href=f"/s/{speculator.name}/versions/{served.version}" if served.version else "",
             ),
             Cell(text=parts.length(served.acceptance), css="num"),

@@ -50,7 +50,7 @@ def card(one: SpeculatorSnapshot, now: datetime) -> Card:
         message=output.sentence(speculator.message),
         figures=tuple(figures(speculator)),
         facts=tuple(_facts(one, now)),
-        notices=tuple(notices(speculator)),
+        notices=tuple(notices(one)),
     )
 
 
@@ -79,8 +79,9 @@ def figures(speculator: Speculator) -> Iterator[Figure]:
         yield Figure(title="requests learned from", value=f"{speculator.learning.samples:,}")
 
 
-def notices(speculator: Speculator) -> Iterator[Notice]:
-    """Yield what a person has set, and what blocks learning or serving."""
+def notices(one: SpeculatorSnapshot) -> Iterator[Notice]:
+    """Yield what a person has set, what blocks learning or serving, and what cannot be read."""
+    speculator = one.speculator
     if speculator.pinned is not None:
         pinned = f"pinned to {parts.version_name(speculator.pinned)}{_because(speculator.pin_reason)}"
         yield Notice(text=f"{output.sentence(pinned)} Newer versions are held.")
@@ -89,13 +90,18 @@ def notices(speculator: Speculator) -> Iterator[Notice]:
     if speculator.too_small:
         yield Notice(text=output.sentence(speculator.too_small))
     if speculator.capture_problem:
-        yield Notice(text=output.sentence(f"nothing is captured by {speculator.capture_problem}"))
+        yield Notice(text=output.sentence(f"capture has a problem on {speculator.capture_problem}"))
     if speculator.pods.failed:
         failed = output.count(speculator.pods.failed, "pod")
         they, are = ("it", "is") if speculator.pods.failed == 1 else ("they", "are")
         yield Notice(text=f"{failed} cannot load the version that {they} should serve, or {are} not ready.", kind="bad")
     if speculator.resource is not None:
         yield from _conditions(speculator.resource)
+    if one.registry_problem:
+        missing = (
+            "The registry cannot be read, so versions of pods, bounds of the evidence and live figures are missing"
+        )
+        yield Notice(text=output.sentence(f"{missing}: {one.registry_problem}"))
 
 
 def _conditions(resource: Resource) -> Iterator[Notice]:

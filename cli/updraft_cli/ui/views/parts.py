@@ -6,7 +6,7 @@ from datetime import datetime
 
 from updraft_cli import output
 from updraft_cli.backends.drafts import Acceptance, Draft
-from updraft_cli.backends.speculators import MetricChange
+from updraft_cli.backends.speculators import MetricChange, ServedVersion
 
 NONE = "-"
 
@@ -121,6 +121,16 @@ def version_name(version: int | None) -> str:
     return f"version {version}" if version else "no draft"
 
 
+def served_name(served: ServedVersion) -> str:
+    """Return the version of some traffic. A step that also has drafts of n-gram lookup counts for none."""
+    return version_name(served.version) if served.version else "mixed or no draft"
+
+
+def words(name: str) -> str:
+    """Return a label of a metric as words."""
+    return name.replace("_", " ")
+
+
 def length(acceptance: Acceptance | None) -> str:
     return f"{acceptance.length:.2f}" if acceptance else NONE
 
@@ -180,7 +190,10 @@ def interval(title: str, value: MetricChange, limit: float | None, *, is_up_good
 def shares(values: Iterable[tuple[str, float]]) -> tuple[Share, ...]:
     """Return the parts of a bar, side by side; `values` are ratios of the whole."""
     parts, start = [], 0.0
-    for index, (label, value) in enumerate(values):
+    for index, (name, value) in enumerate(values):
+        if round(100 * value) < 1:
+            continue
+        label = words(name)
         percent = round(100 * value, 2)
         parts.append(Share(label=label, percent=percent, start=round(start, 2), number=index % 10))
         start += percent

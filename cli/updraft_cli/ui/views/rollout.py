@@ -55,7 +55,7 @@ def rollout(one: SpeculatorSnapshot, now: datetime) -> Rollout:
         facts=tuple(_facts(speculator, trial, now) if trial else _rest(one, now)),
         evidence=output.sentence(trial.evidence) if trial else "",
         policy=tuple(_policy(speculator.policy)),
-        notices=tuple(overview.notices(speculator)),
+        notices=tuple(overview.notices(one)),
     )
 
 

@@ -1,9 +1,10 @@
 """The traffic: how much of what is drafted is accepted, by version, position and domain, and what capture drops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from updraft_cli import output
+from updraft_cli.backends.drafts import Acceptance
 from updraft_cli.backends.installation import Installation, Serving
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.backends.speculators import Speculator
@@ -11,6 +12,8 @@ from updraft_cli.ui.views import overview, parts
 from updraft_cli.ui.views.parts import Cell, Fact, Notice, Table
 
 _MAX_ROWS = 12
+
+_DRAFTERS = {"none": "no drafts", "ngram": "n-gram lookup", "eagle3": "draft model", "hybrid": "draft model and lookup"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class Positions:
 class Traffic:
     versions: Table
     positions: tuple[Positions, ...]
+    lookaheads: Table | None
+    """How often the engines chose how many draft tokens, since the start of the pods."""
     domains: Table
     serving: tuple[Fact, ...]
     survival: Table | None
@@ -38,11 +43,12 @@ def traffic(one: SpeculatorSnapshot, installation: Installation) -> Traffic:
     return Traffic(
         versions=_versions(speculator),
         positions=tuple(_positions(speculator)),
+        lookaheads=_lookaheads(speculator),
         domains=_domains(speculator),
         serving=tuple(serving_facts(serving)) if serving else (),
         survival=_survival(serving) if serving and serving.expected_survival else None,
         drops=_drops(serving) if serving else None,
-        notices=tuple(overview.notices(speculator)),
+        notices=tuple(overview.notices(one)),
     )
 
 
@@ -53,7 +59,8 @@ def serving_facts(serving: Serving) -> Iterator[Fact]:
     yield parts.fact("output", output.count(serving.output_tokens, "token"))
     yield parts.fact("swaps", f"{serving.swaps:,}")
     for drafter, length in serving.acceptance_length.items():
-        yield parts.fact(f"acceptance length, {drafter}", f"{length:.2f} tokens per step, mean over requests")
+        name = _DRAFTERS.get(drafter, drafter)
+        yield parts.fact(f"acceptance length, {name}", f"{length:.2f} tokens per step, mean over requests")
     if serving.lookahead is not None:
         yield parts.fact("lookahead", f"{serving.lookahead:g} draft tokens per step, chosen last")
     if serving.verify_ms:
@@ -68,10 +75,10 @@ def _versions(speculator: Speculator) -> Table:
     rows = [
         (
             Cell(
-                text=parts.version_name(served.version),
+                text=parts.served_name(served),
                 href=f"/s/{speculator.name}/versions/{served.version}" if served.version else "",
             ),
-            parts.phase(served.phase if served.version else ""),
+            parts.phase(served.phase) if served.version else Cell(text=""),
             Cell(text=parts.length(served.acceptance), css="num"),
             parts.count(served.acceptance.verify_steps),
             parts.count(served.acceptance.tokens),
@@ -91,7 +98,38 @@ def _positions(speculator: Speculator) -> Iterator[Positions]:
     for served in speculator.traffic:
         if served.acceptance.by_position:
             shares = tuple(round(100 * share, 1) for share in served.acceptance.by_position)
-            yield Positions(title=parts.version_name(served.version), shares=shares)
+            yield Positions(title=parts.served_name(served), shares=shares)
+
+
+def _lookaheads(speculator: Speculator) -> Table | None:
+    served = [one for one in speculator.traffic if one.acceptance.by_lookahead]
+    if not served:
+        return None
+    most = max(len(one.acceptance.by_lookahead) for one in served)
+    shares = {
+        f"steps of {parts.version_name(one.version)}": [None, *one.acceptance.by_lookahead[1:]]
+        for one in served
+        if one.version
+    }
+    if len(served) == len(speculator.traffic):
+        shares = {"all steps": _mean([one.acceptance for one in served], most)} | shares
+    rows = [
+        (Cell(text=name), *(_percent(share) for share in [*line, *[None] * (most - len(line))]))
+        for name, line in shares.items()
+    ]
+    columns = ("draft tokens chosen", *(f">{number}" for number in range(most)))
+    caption = "Lookahead: share of verify steps by draft tokens; those with drafts of lookup are only in the first row"
+    return parts.table(columns, rows, caption=caption)
+
+
+def _mean(of: Sequence[Acceptance], length: int) -> list[float | None]:
+    """Shares of the steps of all versions together."""
+    steps = sum(one.verify_steps or 0 for one in of)
+    sums = [
+        sum((one.verify_steps or 0) * share for one in of for share in one.by_lookahead[n : n + 1])
+        for n in range(length)
+    ]
+    return [total / steps for total in sums] if steps else []
 
 
 def _domains(speculator: Speculator) -> Table:
@@ -109,7 +147,7 @@ def _domains(speculator: Speculator) -> Table:
 def _survival(serving: Serving) -> Table:
     positions = [position for position, _ in _by_number(next(iter(serving.expected_survival.values())))]
     rows = [
-        (Cell(text=drafter), *(_percent(known.get(position)) for position in positions))
+        (Cell(text=_DRAFTERS.get(drafter, drafter)), *(_percent(known.get(position)) for position in positions))
         for drafter, known in serving.expected_survival.items()
     ]
     columns = ("drafter", *(f">{position}" for position in positions))
@@ -123,7 +161,7 @@ def _percent(share: float | None) -> Cell:
 
 
 def _drops(serving: Serving) -> Table:
-    rows = [(Cell(text=reason), parts.count(number)) for reason, number in serving.capture_dropped.items()]
+    rows = [(Cell(text=parts.words(reason)), parts.count(number)) for reason, number in serving.capture_dropped.items()]
     return parts.table(
         ("reason", ">traces"), rows, caption="Dropped traces since the pod's start", empty="No trace was dropped."
     )

@@ -7,6 +7,7 @@ no user: it runs as the pod's, which may be the server's only way to read what t
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from updraft_operator.api import names
@@ -62,8 +63,11 @@ def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig, settings: Map
     agent = server.agent(owner, config, target, stock)
     prepare = server.prepare(owner, config, target, stock, "")
     prepare["env"] = [*prepare["env"], _optional_draft_config(owner)]
+    # The pod then requests no more than with an agent alone: init containers run before it.
+    resources = (owner.spec.serving.attached.resources if owner.spec.serving.attached else None) or agent["resources"]
+    added = (*target.init_containers, prepare, {**agent, "name": "agent"})
     spec: dict[str, Any] = {
-        "initContainers": [_added(each) for each in (*target.init_containers, prepare, {**agent, "name": "agent"})],
+        "initContainers": [{**_added(each), "resources": resources} for each in added],
         "volumes": [_prefixed(each) for each in (*target.volumes, *_volumes(owner, config))],
     }
     if config.images.pull_secrets:
@@ -114,7 +118,15 @@ def _server(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMoun
     if owner.spec.engine is Engine.VLLM:
         return vllm.describe(owner, config.images, target)
     stock = sglang.describe(owner, config.images, target)
-    return stock if _has_ranks(owner) else Server(engine=stock.engine, image="", port=0, health="", command=(), args=())
+    if not _has_ranks(owner):
+        return Server(engine=stock.engine, image="", port=0, health="", command=(), args=())
+    return replace(stock, agent_args=("--attach", f"http://127.0.0.1:{port(owner)}"))
+
+
+def port(owner: AdaptiveSpeculator) -> int | None:
+    """The port at which agents call their server; None if they do not."""
+    attached = owner.spec.serving.attached
+    return (attached and attached.port) or sglang.PORT if _has_ranks(owner) else None
 
 
 def _has_ranks(owner: AdaptiveSpeculator) -> bool:

@@ -51,4 +51,4 @@ def speculation(seed: str, num_steps: int) -> list[str]:
 def has_own_config(serving: Serving) -> bool:
     """Whether the user's arguments have their own --config, because SGLang reads only one. Then the user must put an admin key
     into that file, and give it to the agent too."""
-    return "--config" in serving.args
+    return any(word.partition("=")[0] == "--config" for word in serving.args)

@@ -3,6 +3,7 @@
 Only facts that the API server or the registry has. Refused: questions to the pods, whose ports may be closed to the operator.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -13,13 +14,15 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
 from updraft_operator.manifests import gpus
 from updraft_operator.manifests.accounts import account
+from updraft_operator.manifests.pod import USER
 from updraft_operator.manifests.servers import attachment
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
 from updraft_operator.planning.objects import Ref, redis_secrets
 from updraft_operator.planning.observed import ConnectionState, Observed
 from updraft_operator.planning.pods import AttachedPod, PodProblem, PodState
 
-_ARGUMENT = {Engine.VLLM: "--speculative-config", Engine.SGLANG: "--speculative-algorithm"}
+_ARGUMENTS = {Engine.VLLM: ("--speculative-config", "-sc"), Engine.SGLANG: ("--speculative-algorithm",)}
+"""Spellings of the option for speculation. vLLM takes _ for -, and `--option.key value`."""
 
 _TENSOR = ("--tensor-parallel-size", "--tp-size", "-tp", "--tp")
 _OTHERS = ("--pipeline-parallel-size", "--pp-size", "-pp", "--pp", "--data-parallel-size", "--dp-size", "-dp", "--dp")
@@ -100,7 +103,7 @@ def _reported(observed: Observed, pods: list[AttachedPod]) -> Iterator[Assessmen
 
 
 def _told(name: str, report: pb.PodState) -> Iterator[Assessment]:
-    """What an agent says about its server. A problem without a refused version may end by itself."""
+    """An agent's words about its server. A problem without a refused version may end by itself."""
     if report.capture_problem:
         yield false("PluginProblem", f"{name}: {report.capture_problem}")
     if report.problem and report.waits_for_restart:
@@ -160,6 +163,7 @@ def _problems(spec: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[Po
         problem = f"it runs as ServiceAccount {used}, but serving.attached.serviceAccountName is {expected}"
         yield PodProblem(reason="AccountDiffers", message=problem)
     yield from _unsupported(server, owner)
+    yield from _port(server, owner)
 
 
 def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:
@@ -178,13 +182,22 @@ def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: Adaptive
         )
     if (variable := f"UPDRAFT_{engine.value.upper()}_SOCKET") not in variables:
         yield PodProblem(reason="NotInjected", message=f"container {server['name']} has no variable {variable}")
-    if not any(word.startswith(_ARGUMENT[engine]) for word in _words(server)):
-        problem = f"container {server['name']} has no argument {_ARGUMENT[engine]}"
+    if not any(re.split("[=.]", word)[0].replace("_", "-") in _ARGUMENTS[engine] for word in _words(server)):
+        problem = f"container {server['name']} has no argument {_ARGUMENTS[engine][0]}"
         yield PodProblem(reason="EngineArgumentMissing", message=problem)
+    if (theirs := _user(spec, server)) and theirs != (ours := _user(spec, agents[0]) or USER):
+        problem = f"container {server['name']} runs as user {theirs}, but its agent as {ours}"
+        yield PodProblem(reason="UserDiffers", message=f"{problem}, so that they cannot share files")
 
 
 def _agents(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [each for each in (*spec.get("initContainers", ()), *spec["containers"]) if each["name"] == attachment.AGENT]
+
+
+def _user(spec: Mapping[str, Any], container: Mapping[str, Any]) -> int:
+    """The user that its container runs as; 0 for root, who may read everything, and if only the image says it."""
+    contexts = [each.get("securityContext") or {} for each in (container, spec)]
+    return next((int(context["runAsUser"]) for context in contexts if "runAsUser" in context), 0)
 
 
 def _settings_of(agent: Mapping[str, Any]) -> str:
@@ -210,6 +223,13 @@ def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterat
         yield PodProblem(reason="GPUMismatch", message=f"its server has {tensor} ranks, but {num_gpus} GPUs")
 
 
+def _port(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:
+    called = attachment.port(owner)
+    if called is not None and (used := _size(list(_words(server)), ("--port",), otherwise=called)) != called:
+        problem = f"its server has --port {used}, but serving.attached.port is {called}"
+        yield PodProblem(reason="PortDiffers", message=problem)
+
+
 def _words(server: Mapping[str, Any]) -> Iterator[str]:
     """The words of its command line, also of a shell's script; and of variables, with which some images add arguments."""
     given = [*server.get("command", ()), *server.get("args", ())]
@@ -217,9 +237,9 @@ def _words(server: Mapping[str, Any]) -> Iterator[str]:
         yield from text.split()
 
 
-def _size(words: list[str], options: tuple[str, ...]) -> int:
-    """The number that the last of these options has; 1 without one."""
-    found = 1
+def _size(words: list[str], options: tuple[str, ...], *, otherwise: int = 1) -> int:
+    """The number that the last of these options has."""
+    found = otherwise
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, _, value = word.partition("=")
         number = value or following

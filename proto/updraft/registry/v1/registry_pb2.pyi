@@ -895,6 +895,12 @@ class Learning(_message.Message):
     ESTIMATE_DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
     STREAM_BYTES_FIELD_NUMBER: _builtins.int
     FORGOTTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LENGTH_FIELD_NUMBER: _builtins.int
+    TRAINED_LENGTH_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    SHIFTS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Stored requests to train on, and held-out ones."""
     held_out: _builtins.int
@@ -927,9 +933,29 @@ class Learning(_message.Message):
     """Size that the streams of traces may reach together; 0: unknown."""
     forgotten_unix_ms: _builtins.int
     """All orders to forget a tenant up to this time are carried out: in streams, replay and evaluation of all ranks."""
+    loss: _builtins.float
+    """Loss of the last optimizer step, in nats per token. Absent before the first."""
+    lag_seconds: _builtins.float
+    """Age of the newest stored trace when it was stored, the largest of the leading process's streams. Absent without one in the
+    last minute.
+    """
+    trained_length: _builtins.float
+    """Tokens per verify step of the draft in training on requests that it was trained on. Absent before an estimate."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseShare]:
         """Where the leading process spent the last minute, or the last step if that took longer."""
+
+    @_builtins.property
+    def held_out_length(self) -> Global___Estimate:
+        """The draft in training against the one that serves, on held-out requests and for today's traffic. Absent before an estimate."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficKind]:
+        """Stored requests by kind of traffic, at the leading process; the largest first."""
+
+    @_builtins.property
+    def shifts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficShift]:
+        """The last shifts of the traffic, the oldest first."""
 
     def __init__(
         self,
@@ -952,16 +978,110 @@ class Learning(_message.Message):
         estimate_due_unix_ms: _builtins.int = ...,
         stream_bytes: _builtins.int = ...,
         forgotten_unix_ms: _builtins.int = ...,
+        loss: _builtins.float | None = ...,
+        lag_seconds: _builtins.float | None = ...,
+        held_out_length: Global___Estimate | None = ...,
+        trained_length: _builtins.float | None = ...,
+        kinds: _abc.Iterable[Global___TrafficKind] | None = ...,
+        shifts: _abc.Iterable[Global___TrafficShift] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "flops_utilization", b"flops_utilization"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "_lag_seconds", b"_lag_seconds", "_loss", b"_loss", "_trained_length", b"_trained_length", "flops_utilization", b"flops_utilization", "held_out_length", b"held_out_length", "lag_seconds", b"lag_seconds", "loss", b"loss", "trained_length", b"trained_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "forgotten_unix_ms", b"forgotten_unix_ms", "held_out", b"held_out", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "stream_bytes", b"stream_bytes", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization", "_lag_seconds", b"_lag_seconds", "_loss", b"_loss", "_trained_length", b"_trained_length", "device", b"device", "estimate_due_unix_ms", b"estimate_due_unix_ms", "estimates", b"estimates", "flops_utilization", b"flops_utilization", "forgotten_unix_ms", b"forgotten_unix_ms", "held_out", b"held_out", "held_out_length", b"held_out_length", "kinds", b"kinds", "lag_seconds", b"lag_seconds", "last_save_unix_ms", b"last_save_unix_ms", "last_step_unix_ms", b"last_step_unix_ms", "loss", b"loss", "phases", b"phases", "samples", b"samples", "samples_to_start", b"samples_to_start", "shifts", b"shifts", "steps", b"steps", "steps_to_estimate", b"steps_to_estimate", "stream_bytes", b"stream_bytes", "tokens_per_second", b"tokens_per_second", "too_small", b"too_small", "trained_length", b"trained_length", "version_bytes", b"version_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__flops_utilization: _TypeAlias = _typing.Literal["flops_utilization"]  # noqa: Y015
     _WhichOneofArgType__flops_utilization: _TypeAlias = _typing.Literal["_flops_utilization", b"_flops_utilization"]  # noqa: Y015
+    _WhichOneofReturnType__lag_seconds: _TypeAlias = _typing.Literal["lag_seconds"]  # noqa: Y015
+    _WhichOneofArgType__lag_seconds: _TypeAlias = _typing.Literal["_lag_seconds", b"_lag_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__trained_length: _TypeAlias = _typing.Literal["trained_length"]  # noqa: Y015
+    _WhichOneofArgType__trained_length: _TypeAlias = _typing.Literal["_trained_length", b"_trained_length"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__flops_utilization) -> _WhichOneofReturnType__flops_utilization | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_seconds) -> _WhichOneofReturnType__lag_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trained_length) -> _WhichOneofReturnType__trained_length | None: ...
 
 Global___Learning: _TypeAlias = Learning  # noqa: Y015
+
+@_typing.final
+class TrafficKind(_message.Message):
+    """A kind of traffic: a domain that callers named, or requests that resemble each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    LAST_HOUR_FIELD_NUMBER: _builtins.int
+    LAST_DAY_FIELD_NUMBER: _builtins.int
+    RECENT_SHARE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_LENGTH_FIELD_NUMBER: _builtins.int
+    STABLE_LENGTH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    samples: _builtins.int
+    """Stored requests to train on, and held-out ones."""
+    held_out: _builtins.int
+    last_hour: _builtins.int
+    """Of both together, those that ended at most so long before the newest of all kinds."""
+    last_day: _builtins.int
+    recent_share: _builtins.float
+    """Share of today's traffic, as a ratio."""
+    candidate_length: _builtins.float
+    """Tokens per verify step on its held-out requests at the last estimate; 0: not known."""
+    stable_length: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        samples: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        last_hour: _builtins.int = ...,
+        last_day: _builtins.int = ...,
+        recent_share: _builtins.float = ...,
+        candidate_length: _builtins.float = ...,
+        stable_length: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_length", b"candidate_length", "held_out", b"held_out", "last_day", b"last_day", "last_hour", b"last_hour", "name", b"name", "recent_share", b"recent_share", "samples", b"samples", "stable_length", b"stable_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficKind: _TypeAlias = TrafficKind  # noqa: Y015
+
+@_typing.final
+class TrafficShift(_message.Message):
+    """Half of the newest requests became of other kinds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    unix_ms: _builtins.int
+    """When the first request ended with which the kind that grew most began to grow."""
+    before: _builtins.str
+    """The kind that lost most, and the one that grew most."""
+    after: _builtins.str
+    def __init__(
+        self,
+        *,
+        unix_ms: _builtins.int = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "unix_ms", b"unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficShift: _TypeAlias = TrafficShift  # noqa: Y015
 
 @_typing.final
 class PhaseShare(_message.Message):
@@ -1016,6 +1136,8 @@ class SpeculatorState(_message.Message):
     MAX_DRAFT_BYTES_FIELD_NUMBER: _builtins.int
     CAPTURE_TOO_SMALL_FIELD_NUMBER: _builtins.int
     FORGOTTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DEMAND_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    GRANTED_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     speculator: _builtins.str
     stable: _builtins.int
     """0 = none."""
@@ -1045,6 +1167,9 @@ class SpeculatorState(_message.Message):
     """What is too small for the traces of a connected pod, so that some are dropped; empty if nothing is."""
     forgotten_unix_ms: _builtins.int
     """Time of the last order to forget a tenant; 0: none."""
+    demand_tokens_per_second: _builtins.float
+    """Captured tokens per second that the trainer can use, and that the connected pods were granted. Absent while no trainer says."""
+    granted_tokens_per_second: _builtins.float
     @_builtins.property
     def policy(self) -> Global___RolloutPolicy: ...
     @_builtins.property
@@ -1091,13 +1216,24 @@ class SpeculatorState(_message.Message):
         max_draft_bytes: _builtins.int = ...,
         capture_too_small: _builtins.str = ...,
         forgotten_unix_ms: _builtins.int = ...,
+        demand_tokens_per_second: _builtins.float | None = ...,
+        granted_tokens_per_second: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "_granted_tokens_per_second", b"_granted_tokens_per_second", "_pinned", b"_pinned", "demand_tokens_per_second", b"demand_tokens_per_second", "granted_tokens_per_second", b"granted_tokens_per_second", "learning", b"learning", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "rollout", b"rollout", "speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "capture_too_small", b"capture_too_small", "forgotten_unix_ms", b"forgotten_unix_ms", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second", "_granted_tokens_per_second", b"_granted_tokens_per_second", "_pinned", b"_pinned", "candidate", b"candidate", "capture_problem", b"capture_problem", "capture_too_small", b"capture_too_small", "demand_tokens_per_second", b"demand_tokens_per_second", "forgotten_unix_ms", b"forgotten_unix_ms", "granted_tokens_per_second", b"granted_tokens_per_second", "latest", b"latest", "learning", b"learning", "max_draft_bytes", b"max_draft_bytes", "message", b"message", "pause_reason", b"pause_reason", "paused", b"paused", "pin_reason", b"pin_reason", "pinned", b"pinned", "pods", b"pods", "policy", b"policy", "previous", b"previous", "rollout", b"rollout", "speculator", b"speculator", "speedup", b"speedup", "stable", b"stable", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "target_fingerprint", b"target_fingerprint", "traffic", b"traffic", "trainer_message", b"trainer_message", "volume_bytes", b"volume_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__demand_tokens_per_second: _TypeAlias = _typing.Literal["demand_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__demand_tokens_per_second: _TypeAlias = _typing.Literal["_demand_tokens_per_second", b"_demand_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__granted_tokens_per_second: _TypeAlias = _typing.Literal["granted_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__granted_tokens_per_second: _TypeAlias = _typing.Literal["_granted_tokens_per_second", b"_granted_tokens_per_second"]  # noqa: Y015
     _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
     _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__demand_tokens_per_second) -> _WhichOneofReturnType__demand_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__granted_tokens_per_second) -> _WhichOneofReturnType__granted_tokens_per_second | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pinned) -> _WhichOneofReturnType__pinned | None: ...
 
 Global___SpeculatorState: _TypeAlias = SpeculatorState  # noqa: Y015

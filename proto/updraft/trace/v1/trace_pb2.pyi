@@ -98,22 +98,26 @@ class Policy(_message.Message):
     TRAIN_FIELD_NUMBER: _builtins.int
     RETAIN_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    RETENTION_SECONDS_FIELD_NUMBER: _builtins.int
     train: _builtins.bool
     """Drafts may be trained on it. Without this bit, it may only judge them, and only if it is held out."""
     retain: _builtins.bool
     """The trainer may store it, which both need."""
     region: _builtins.str
     """Where it may be stored; empty: anywhere."""
+    retention_seconds: _builtins.int
+    """Seconds after its end at which it has to be deleted; 0: when the trainer's own limits say so."""
     def __init__(
         self,
         *,
         train: _builtins.bool = ...,
         retain: _builtins.bool = ...,
         region: _builtins.str = ...,
+        retention_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "retain", b"retain", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "retain", b"retain", "retention_seconds", b"retention_seconds", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,7 +238,11 @@ class Header(_message.Message):
     engine: _builtins.str
     """"torch/0.1.0", "sglang/0.5.23"."""
     quantization: _builtins.str
+    """How the weights of the target are quantized: "fp8", "compressed-tensors/pack-quantized"; empty: they are not."""
     cached_prefix_tokens: _builtins.int
+    """The first tokens of prompt_ids that the engine did not compute for this request, because it had them in its prefix cache or
+    got them from another pod or store.
+    """
     finish_reason: Global___FinishReason.ValueType
     finished_unix_ms: _builtins.int
     """Milliseconds since the epoch, at the end of the request."""

@@ -47,6 +47,11 @@ _SMALL_STREAM = (
 )
 """Sentences for losses that a larger setting avoids."""
 
+_NO_SALT = (
+    "requests of tenants are not captured, because the registry gives this pod nothing to hash them with: bind its token to the"
+    " speculator (serve@NAME in the registry's file of tokens), or see the registry's log"
+)
+
 _LATELY_S = 300.0
 """How long `too_small` reports a loss."""
 
@@ -110,6 +115,12 @@ class Capture:
             captured_tokens=self._captured_tokens,
             too_small=self._too_small,
         )
+
+    @property
+    def problem(self) -> str:
+        """Why requests of tenants are lost, if the registry has given this pod no salt."""
+        is_lost = self._dropped[Refusal.NO_SALT] and not self._rates.tenant_salt
+        return _NO_SALT if is_lost else ""
 
     @property
     def _too_small(self) -> str:

@@ -134,6 +134,7 @@ class _Split:
             whole,
             request=replace(whole.request, prompt_ids=ids[position:first]),
             output_ids=whole.output_ids[start:end],
+            num_cached=max(0, whole.num_cached - position),
             steps=tuple(replace(whole.steps[n], start=whole.steps[n].start - start) for n in steps),
             hidden=self._hidden(start, end, position, steps),
         )

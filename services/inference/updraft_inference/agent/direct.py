@@ -36,5 +36,6 @@ def recorded(engine: Engine, finished: FinishedRequest, *, recorder: str) -> tra
         engine=engine.info.engine,
         target_fingerprint=engine.info.target_fingerprint,
         tokenizer_fingerprint=engine.info.tokenizer_fingerprint,
+        quantization=engine.info.quantization,
     )
     return trace(Ended(finished=finished, plan=plan, finished_s=0.0), origin, _encode)

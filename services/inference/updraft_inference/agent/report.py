@@ -74,7 +74,7 @@ class PodState:
         if self.capture is None:
             return None
         counters = self.capture.counters
-        counters.problem = self.engine.capture_problem
+        counters.problem = self.engine.capture_problem or self.capture.problem
         return counters
 
     def _speedup(self) -> registry_pb2.Speedup | None:
@@ -82,4 +82,6 @@ class PodState:
         return None if overall is None else registry_pb2.Speedup(**asdict(overall))
 
     def _identity(self) -> fleet_pb2.PodIdentity:
-        return fleet_pb2.PodIdentity(**asdict(self.origin), boot_id=self._boot_id)
+        origin = asdict(self.origin)
+        del origin["quantization"]
+        return fleet_pb2.PodIdentity(**origin, boot_id=self._boot_id)

@@ -17,11 +17,13 @@ from updraft_inference.engine import CaptureParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """Permitted uses of a trace: the fields of `trace_pb2.Policy`. `region` is where it may be stored; "": anywhere."""
+    """Permitted uses of a trace: the fields of `trace_pb2.Policy`. `region` is where it may be stored; "": anywhere.
+    `retention_seconds` after its end it has to be deleted; 0: when the trainer's own limits say so."""
 
     train: bool = True
     retain: bool = True
     region: str = ""
+    retention_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,10 @@ class CaptureTerms:
     domain: str = ""
     tenant: str = ""
     """The SHA-256 of the tenant's name, in hexadecimal; empty for none. It never leaves the pod."""
+    retention_s: int = 0
+    """Age at which its traces are deleted; 0: as all others."""
+    region: str = ""
+    """The only one in which its traces may be stored; empty: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,7 @@ class Refusal(StrEnum):
     NOT_OPTED_IN = "not_opted_in"
     NOT_ASKED = "not_asked"
     NO_SALT = "no_salt"
+    OTHER_REGION = "other_region"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +130,8 @@ def _light(rates: CaptureRates, trace_id: bytes, terms: CaptureTerms) -> Capture
     permissions = Permissions(
         train=rates.permissions.train and terms.may_train,
         retain=rates.permissions.retain and terms.may_retain,
-        region=rates.permissions.region,
+        region=rates.permissions.region or terms.region,
+        retention_seconds=terms.retention_s,
     )
     return CapturePlan(
         trace_id=trace_id,
@@ -144,6 +152,8 @@ def refusal_of(rates: CaptureRates, terms: CaptureTerms) -> Refusal | None:
         return Refusal.OPTED_OUT
     if rates.needs_opt_in and not terms.is_opted_in:
         return Refusal.NOT_OPTED_IN
+    if terms.region and rates.permissions.region not in ("", terms.region):
+        return Refusal.OTHER_REGION
     return Refusal.NO_SALT if terms.tenant and not rates.tenant_salt else None
 
 

@@ -26,14 +26,15 @@ _MAX_UINT32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The source of traces, for which their samples are valid. The fields are those of `trace_pb2.Header` and
-    `fleet_pb2.PodIdentity`."""
+    """The source of traces, for which their samples are valid. The fields are those of `trace_pb2.Header`, and but for the
+    last one those of `fleet_pb2.PodIdentity`."""
 
     speculator: str
     pod: str
     engine: str
     target_fingerprint: str
     tokenizer_fingerprint: str
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,7 @@ def _message(ended: Ended, origin: Origin, encode: Encode, chunk: Chunk) -> tupl
             policy=trace_pb2.Policy(**asdict(plan.permissions)),
             **asdict(origin),
             sampling=_sampling(finished),
+            cached_prefix_tokens=finished.num_cached,
             finish_reason=_reason(finished) if chunk.is_last else trace_pb2.FINISH_REASON_UNSPECIFIED,
             finished_unix_ms=int(ended.finished_s * 1000),
             time_to_first_token_us=_microseconds(finished.time_to_first_token_s),

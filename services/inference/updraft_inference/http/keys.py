@@ -31,13 +31,15 @@ class Client:
     """The client behind an admitted request. `id` is the same for all requests of one key, and empty if no key is required.
 
     `reserve` sets how many requests this one counts as. `tenant` is the SHA-256 of its name, in hexadecimal; empty for none.
-    `words` of X-Updraft-Capture hold for all requests of the key.
+    `words` of X-Updraft-Capture hold for all requests of the key, and so do its `retention_s` and its `region`.
     """
 
     id: str
     reserve: Callable[[int], None]
     tenant: str = ""
     words: frozenset[str] = frozenset()
+    retention_s: int = 0
+    region: str = ""
 
 
 class Keys:
@@ -72,7 +74,8 @@ class Keys:
 
         try:
             reserve(1)
-            yield Client("" if key is None else key.hex(), reserve, tenant, holder.words)
+            client = "" if key is None else key.hex()
+            yield Client(client, reserve, tenant, holder.words, holder.retention_s, holder.region)
         finally:
             if key is not None:
                 self._inside[key] -= num_held

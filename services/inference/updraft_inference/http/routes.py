@@ -250,6 +250,8 @@ def _capture_terms(header: str, client: Client) -> CaptureTerms:
         may_train="no-train" not in words,
         may_retain="no-retain" not in words,
         tenant=client.tenant,
+        retention_s=client.retention_s,
+        region=client.region,
     )
 
 

@@ -46,6 +46,7 @@ _NUM_ENDED = 1 << 14
 """How many of the newest ended requests are remembered, so that parts that come after the end are known as late."""
 
 _ID_CHARS = 256
+_REGION_CHARS = 63
 _DIGEST_CHARS = 64
 
 _MAX_UINT32 = 2**32 - 1
@@ -312,6 +313,8 @@ def _terms(header: Mapping[str, Any]) -> CaptureTerms:
         is_constrained=bool(header.get("constrained")),
         domain=label(str(header.get("domain") or "")),
         tenant=str(header.get("tenant") or "")[:_DIGEST_CHARS],
+        retention_s=count(header.get("retention_s", 0), limit=1 << 32),
+        region=str(header.get("region") or "")[:_REGION_CHARS],
     )
 
 
@@ -363,6 +366,7 @@ def _finished(rid: str, header: Mapping[str, Any], tokens: Tensor, ended: Ended)
         reason=counted.reason,
         time_to_first_token_s=0.0,
         duration_s=counted.duration_s,
+        num_cached=min(count(header.get("cached_tokens", 0)), counted.num_prompt),
     )
 
 

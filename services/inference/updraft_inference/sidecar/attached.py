@@ -37,6 +37,8 @@ from updraft_tap.drafting.speedup import Speedup
 Restart = Callable[[Path], Awaitable[Path]]
 """Restarts the server with the draft in a folder; returns where that draft is kept."""
 
+_QUANTIZATION_CHARS = 64
+
 LOAD_S = 300.0
 """How long a server may take to read, check, load and prove a draft."""
 
@@ -78,10 +80,11 @@ class _Loaded(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Facts about a server before it connects: the fingerprints of its target and tokenizer, and the folder of its initial
-    draft."""
+    """Facts about a server before it connects: the fingerprints of its target and tokenizer, how the target's weights are
+    quantized, and the folder of its initial draft."""
 
     fingerprints: tuple[str, str]
+    quantization: str = ""
     initial: Path | None = None
 
 
@@ -114,7 +117,10 @@ class AttachedServer:
         """Set once the process with the model has connected."""
         target, tokenizer = known.fingerprints
         self.info = HolderInfo(
-            engine=link.kind.engine.lower(), target_fingerprint=target, tokenizer_fingerprint=tokenizer
+            engine=link.kind.engine.lower(),
+            target_fingerprint=target,
+            tokenizer_fingerprint=tokenizer,
+            quantization=known.quantization,
         )
 
     @property
@@ -212,10 +218,11 @@ class AttachedServer:
         self._misfits.clear()
         self.loaded = self._held(hello)
         if not self.met.is_set():
-            self.info = HolderInfo(
+            self.info = replace(
+                self.info,
                 engine=f"{self.info.engine}/{hello.engine.version}",
-                target_fingerprint=self.info.target_fingerprint,
-                tokenizer_fingerprint=self.info.tokenizer_fingerprint,
+                # A server may quantize weights that are not quantized in the files.
+                quantization=self.info.quantization or hello.quantization[:_QUANTIZATION_CHARS],
             )
         self.met.set()
         self._returned.set()

@@ -9,10 +9,11 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerprint
+from updraft_artifacts.model_folder import quantization, target_fingerprint, tokenizer_fingerprint
 from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
@@ -53,10 +54,7 @@ async def serve(
     missed. Raises UpdraftError if the process cannot start."""
     registry = CollectorRegistry()
     tools = pod.Tools(settings=settings, metrics=Metrics(registry), clock=SystemClock())
-    fingerprints = await asyncio.to_thread(
-        lambda: (target_fingerprint(settings.model), tokenizer_fingerprint(settings.model))
-    )
-    agent = _Agent(tools, Known(fingerprints=fingerprints, initial=settings.initial_draft))
+    agent = _Agent(tools, await asyncio.to_thread(_known, settings))
     agent.server.restart = restart
     watch_holder(registry, agent.server)
     watch_speedups(registry, agent.server)
@@ -77,6 +75,24 @@ async def serve(
             await agent.flush()
             for task in running:
                 task.cancel()
+
+
+async def _until_there(authorities: Path | None) -> None:
+    """Wait for the registry's CAs: an agent that exits without them would make the pod of another workload unready."""
+    is_told = False
+    while authorities is not None and not await asyncio.to_thread(authorities.exists):
+        if not is_told:
+            logger.warning("Waiting for the registry's CAs", extra={"file": str(authorities)})
+        is_told = True
+        await asyncio.sleep(_LOOK_S)
+
+
+def _known(settings: InferenceSettings) -> Known:
+    return Known(
+        fingerprints=(target_fingerprint(settings.model), tokenizer_fingerprint(settings.model)),
+        quantization=quantization(settings.model),
+        initial=settings.initial_draft,
+    )
 
 
 class _Agent:
@@ -109,6 +125,7 @@ class _Agent:
             self._capture = capture = await pod.open_capture(self._tools, self.server.info, stack)
             async with asyncio.TaskGroup() as tasks:
                 if self._tools.settings.registry_address:
+                    await _until_there(self._tools.settings.registry_ca_file)
                     self._fleet = await pod.open_fleet(
                         self._tools,
                         self.server,

@@ -53,6 +53,8 @@ class Hello(BaseModel, frozen=True):
     """Number of ranks by kind of parallelism."""
     role: Role
     dtype: str
+    quantization: Line = ""
+    """The server's name for how the target's weights are quantized."""
     version: Uint32
     digest: Line
     problem: Line

@@ -49,6 +49,8 @@ class Sequence:
     ids: list[int]
     num_computed_tokens: int = 0
     """Positions in the target's cache."""
+    num_cached: int = 0
+    """Those of them that were copied from another request's."""
     num_computed_draft_tokens: int = 0
     """Positions in the draft's cache."""
     has_old_draft_rows: bool = False
@@ -155,6 +157,7 @@ class Sequence:
             time_to_first_token_s=(self.first_token_s or now) - self.submitted_s,
             duration_s=now - self.submitted_s,
             hidden=hidden,
+            num_cached=self.num_cached,
         )
 
     def _counterfactuals(self) -> tuple[Counterfactual, ...]:

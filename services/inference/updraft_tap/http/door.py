@@ -116,7 +116,12 @@ class Door:
 
 def _of_holder(terms: Terms, holder: Holder) -> Terms:
     """The terms of a request with that holder's key."""
-    return replace(terms.with_words(holder.words), tenant=holder.tenant_of(terms.tenant))
+    return replace(
+        terms.with_words(holder.words),
+        tenant=holder.tenant_of(terms.tenant),
+        retention_s=holder.retention_s,
+        region=holder.region,
+    )
 
 
 _PROMPTS = ("prompt", "prompt_embeds", "messages", "text", "input_ids")

@@ -6,7 +6,8 @@
 
 NAME is the tenant, and several keys may have the same one. A key without a name is a tenant of its own. WORDS are those of
 X-Updraft-Capture, separated by commas. They hold for every request with the key, which can only permit less. The word
-`gateway` is for the key of a gateway, which may name the tenant of each request in a header.
+`gateway` is for the key of a gateway, which may name the tenant of each request in a header. `retain=30d` (or `12h`) is the age
+at which traces of the key's requests are deleted, and `region=NAME` the only region in which they may be stored.
 """
 
 import hashlib
@@ -20,6 +21,10 @@ EXPECTED = "expected KEY, NAME KEY, or NAME KEY WORDS"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,126}[A-Za-z0-9])?")
 _ID_CHARS = 12
 _GATEWAY = "gateway"
+_RETAIN = re.compile(r"retain=(?P<count>[1-9][0-9]{0,4})(?P<unit>[hd])")
+_REGION = re.compile(r"region=(?P<name>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)")
+_SECONDS = {"h": 3600, "d": 86_400}
+_WORDS = "on, off, no-train, no-retain, gateway, retain=30d (or 12h) or region=NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class Holder:
     words: frozenset[str] = frozenset()
     is_gateway: bool = False
     """A header may name the tenant of its requests instead."""
+    retention_s: int = 0
+    """Age at which its traces are deleted; 0: as all others."""
+    region: str = ""
+    """The only one in which its traces may be stored; empty: any."""
 
     def tenant_of(self, named: str) -> str:
         """The tenant of a request in whose header `named` is; "" if it has none."""
@@ -42,16 +51,21 @@ def parse_line(line: str) -> tuple[str, Holder]:
     if name and not _NAME.fullmatch(name):
         raise ValueError("has no valid name of a tenant: expected up to 128 letters, digits, '.', '_', '@' and '-'")
     every = {word.strip().lower() for word in words.split(",")}
+    ages, regions = ([found for word in every if (found := form.fullmatch(word))] for form in (_RETAIN, _REGION))
+    if len(ages) > 1 or len(regions) > 1:
+        raise ValueError("has two ages or two regions after its key")
+    others = every - {_GATEWAY, *(found[0] for found in (*ages, *regions))}
     try:
-        tenant, permitted = (
-            tenant_digest((name or name_of_key(key)).encode()),
-            capture_words(",".join(every - {_GATEWAY})),
-        )
+        tenant, permitted = tenant_digest((name or name_of_key(key)).encode()), capture_words(",".join(others))
     except UnknownTermsError:  # its message repeats a word, which may be a key
-        raise ValueError(
-            "has an unknown word after its key: expected on, off, no-train, no-retain or gateway"
-        ) from None
-    return key, Holder(tenant, permitted, is_gateway=_GATEWAY in every)
+        raise ValueError(f"has an unknown word after its key: expected {_WORDS}") from None
+    return key, Holder(
+        tenant,
+        permitted,
+        is_gateway=_GATEWAY in every,
+        retention_s=sum(int(found["count"]) * _SECONDS[found["unit"]] for found in ages),
+        region="".join(found["name"] for found in regions),
+    )
 
 
 def name_of_key(key: str) -> str:

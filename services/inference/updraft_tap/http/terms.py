@@ -41,6 +41,10 @@ class Terms:
     """Drafts may be trained on it, not only judged by it."""
     opted_in: bool = False
     """Its sender said so, which agents may require."""
+    retention_s: int = 0
+    """Age at which its traces are deleted; 0: as all others."""
+    region: str = ""
+    """The only one in which its traces may be stored; "": any."""
 
     def with_words(self, words: frozenset[str]) -> "Terms":
         """The terms of a sender who also says these words, which can only permit less."""

@@ -6,6 +6,7 @@ that sends nothing, or does not read, is disconnected.
 # ruff: noqa: N802 - gRPC names the method
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from updraft_registry.control import Control
 from updraft_registry.fleet import Session
 from updraft_registry.messages import reports
 from updraft_registry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,11 @@ class StreamTimeouts:
 
 STREAM_TIMEOUTS = StreamTimeouts()
 
+_UNBOUND = (
+    "Pods of this speculator capture nothing of requests that have a tenant, because their token is not bound to it: write"
+    " serve@SPECULATOR instead of serve in the file of tokens, or in UPDRAFT_REGISTRY_ACCOUNTS"
+)
+
 
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """See fleet.proto.
@@ -43,13 +51,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         self._control = control
         self._metrics = metrics
         self._timeouts = timeouts
+        self._unbound: set[str] = set()
+        """Speculators for which the log says that their pods are not bound."""
 
     async def Connect(  # type: ignore[override] # the generated base knows generators only; grpc.aio takes coroutines too
         self, request_iterator: AsyncIterator[fleet_pb2.ConnectRequest], context: rpc.Context
     ) -> None:
         """Serve one pod until its stream ends, or another stream of the same pod takes over."""
         call = rpc.current_call()
-        session = Session(pod=call.caller.pod if call.caller else "")
+        session = Session(call.caller)
         with self._metrics.streams.track_inprogress():
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -73,13 +83,22 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             async with rpc.unavailable_after(first_report_s, f"no report for {first_report_s:g} s"):
                 request = await anext(requests, None)
             while request is not None:
-                self._control.report(session, reports.read(request.report))
+                report = reports.read(request.report)
+                self._control.report(session, report)
+                if not session.may_hash_tenants:
+                    self._warn(report.speculator)
                 await asyncio.sleep(throttle.wait_s(asyncio.get_running_loop().time()))
                 request = await anext(requests, None)
         except UpdraftError as error:
             session.close(error)
         else:
             session.close()
+
+    def _warn(self, speculator: str) -> None:
+        """Once each, because a large fleet reconnects often."""
+        if speculator not in self._unbound:
+            self._unbound.add(speculator)
+            logger.warning(_UNBOUND, extra={"speculator": speculator})
 
     async def _write(self, session: Session, context: rpc.Context, directive: fleet_pb2.Directive) -> None:
         within_s = self._timeouts.write_s

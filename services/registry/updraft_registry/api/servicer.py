@@ -33,7 +33,12 @@ _PAGE_BYTES = rpc.MAX_MESSAGE_BYTES // 2
 Part = TypeVar("Part", pb.Version, pb.PodState)
 
 _MAX_LINE = 500
-_MAX_PHASES = 32
+_MAX_NAME = 80
+"""Characters of the name of a kind of traffic or of a phase. `List` has room for many reports of at most 35 KB."""
+_MAX_PHASES, _MAX_KINDS, _MAX_SHIFTS = 32, 40, 8
+_MAX_FIGURE = 1e12
+_LAST_MS = 253_402_300_799_000
+"""The last second of the year 9999: no reader's calendar has later ones."""
 _MAX_DIGITS = 10
 """Maximum digits of a version in a page token."""
 
@@ -201,18 +206,58 @@ def _reason(text: str) -> str:
 def _check_learning(learning: pb.Learning) -> None:
     _line(learning.too_small, "sentence about what is too small")
     _line(learning.device, "name of a device")
-    if len(learning.phases) > _MAX_PHASES:
-        raise InvalidInput(f"{len(learning.phases)} phases of training; at most {_MAX_PHASES}")
+    _check_number(learning.phases, "phases of training", _MAX_PHASES)
     for one in learning.phases:
-        _line(one.phase, "name of a phase")
-    figures = (learning.tokens_per_second, learning.flops_utilization, *(one.share for one in learning.phases))
-    if not all(0.0 <= figure < math.inf for figure in figures):
-        raise InvalidInput("tokens per second, utilization and shares of phases are at least 0 and finite")
+        _line(one.phase, "name of a phase", _MAX_NAME)
+    _check_times(learning)
+    _check_traffic(learning)
+    figures = (
+        *(learning.tokens_per_second, learning.flops_utilization, learning.lag_seconds, learning.trained_length),
+        *(one.share for one in learning.phases),
+        *(one.recent_share for one in learning.kinds),
+        *(length for one in learning.kinds for length in (one.candidate_length, one.stable_length)),
+    )
+    if not all(0.0 <= figure <= _MAX_FIGURE for figure in figures):
+        raise InvalidInput(
+            f"tokens per second, utilization, shares, lengths and lag of training are from 0 to {_MAX_FIGURE:g}"
+        )
+    estimate = learning.held_out_length
+    high = 0.0 if estimate.high_percent == math.inf else estimate.high_percent  # no bounds yet
+    percents = (estimate.change_percent, estimate.low_percent, high)
+    if not all(
+        abs(figure) <= _MAX_FIGURE for figure in (learning.loss, estimate.candidate, estimate.stable, *percents)
+    ):
+        raise InvalidInput("loss and held-out acceptance lengths are finite")
 
 
-def _line(text: str, what: str) -> str:
-    if len(text) > _MAX_LINE:
-        raise InvalidInput(f"a {what} of {len(text)} characters; at most {_MAX_LINE}")
+def _check_times(learning: pb.Learning) -> None:
+    times = (
+        *(learning.last_step_unix_ms, learning.last_save_unix_ms, learning.estimate_due_unix_ms),
+        *(learning.forgotten_unix_ms, *(shift.unix_ms for shift in learning.shifts)),
+    )
+    if not all(0 <= unix_ms <= _LAST_MS for unix_ms in times):
+        raise InvalidInput("times of training are from 1970 to the year 9999")
+
+
+def _check_traffic(learning: pb.Learning) -> None:
+    _check_number(learning.kinds, "kinds of traffic", _MAX_KINDS)
+    _check_number(learning.shifts, "shifts of traffic", _MAX_SHIFTS)
+    shifted = (name for shift in learning.shifts for name in (shift.before, shift.after))
+    for name in (*(kind.name for kind in learning.kinds), *shifted):
+        _line(name, "name of a kind of traffic", _MAX_NAME)
+    for kind in learning.kinds:
+        if not kind.last_hour <= kind.last_day <= kind.samples + kind.held_out:
+            raise InvalidInput("a kind of traffic has more requests of its last hour or day than of all time")
+
+
+def _check_number(values: Sequence[object], what: str, most: int) -> None:
+    if len(values) > most:
+        raise InvalidInput(f"{len(values)} {what}; at most {most}")
+
+
+def _line(text: str, what: str, most: int = _MAX_LINE) -> str:
+    if len(text) > most:
+        raise InvalidInput(f"a {what} of {len(text)} characters; at most {most}")
     if not text.isprintable():  # terminals show it
         raise InvalidInput(f"a {what} is one line of text, without control characters")
     return text

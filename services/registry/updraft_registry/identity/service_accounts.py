@@ -13,7 +13,7 @@ from typing import Any
 
 import jwt
 
-from updraft_chassis.access import Caller, Role
+from updraft_chassis.access import Caller, Grant, Role
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, Unauthenticated
 from updraft_registry.identity.keys import KeySet
@@ -23,7 +23,9 @@ LEEWAY_S = 30
 
 _SUBJECT = "system:serviceaccount:"
 _REQUIRED = ["exp", "iat", "nbf", "iss", "aud", "sub"]
-_ENTRY = re.compile(r"(?P<role>[a-z]+):(?P<namespace>[a-z0-9-]{1,63})/(?P<name>[a-z0-9.-]{1,253})")
+_ENTRY = re.compile(
+    r"(?P<grant>[a-z]+(@[a-z0-9.-]{1,253})?):(?P<namespace>[a-z0-9-]{1,63})/(?P<name>[a-z0-9.-]{1,253})"
+)
 _MAX_SHOWN = 80
 
 
@@ -33,8 +35,8 @@ class Expected:
 
     issuer: str
     audience: str
-    accounts: Mapping[str, frozenset[Role]]
-    """Roles by subject, `system:serviceaccount:NAMESPACE:NAME`."""
+    accounts: Mapping[str, frozenset[Grant]]
+    """Grants by subject, `system:serviceaccount:NAMESPACE:NAME`."""
 
 
 class ServiceAccounts:
@@ -53,11 +55,11 @@ class ServiceAccounts:
             return None
         claims = await self._verified(token, header)
         subject = str(claims["sub"])
-        roles = self._expected.accounts.get(subject)
-        if roles is None:
+        grants = self._expected.accounts.get(subject)
+        if grants is None:
             raise Unauthenticated(f"{_shown(subject)} has no role in this registry")
         valid_s = int(claims["exp"]) + LEEWAY_S - self._clock.now()
-        return Caller(roles=roles, valid_s=valid_s, pod=_pod(claims))
+        return Caller(grants=grants, valid_s=valid_s, pod=_pod(claims))
 
     async def _verified(self, token: str, header: Mapping[str, Any]) -> Mapping[str, Any]:
         key = await self._keys.key(str(header.get("kid", "")))
@@ -87,17 +89,25 @@ class ServiceAccounts:
         return f"the call's token {reasons.get(type(error), f'is not valid: {error}')}"
 
 
-def parse_accounts(text: str) -> dict[str, frozenset[Role]]:
-    """Roles by subject, from `role:namespace/name` entries separated by commas; InvalidInput for anything else."""
-    accounts: dict[str, frozenset[Role]] = {}
+def parse_accounts(text: str) -> dict[str, frozenset[Grant]]:
+    """Grants by subject, from `role:namespace/name` or `serve@speculator:namespace/name` entries separated by commas.
+
+    InvalidInput for anything else.
+    """
+    accounts: dict[str, frozenset[Grant]] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = _ENTRY.fullmatch(entry)
-        if match is None or match["role"] not in set(Role):
+        try:
+            grant = Grant.parse(match["grant"] if match else "")
+        except ValueError:
+            match = None
+        if match is None:
             raise InvalidInput(
-                f"{entry[:_MAX_SHOWN]!r} is not role:namespace/name with one of the roles {', '.join(Role)}"
+                f"{entry[:_MAX_SHOWN]!r} is not role:namespace/name with one of the roles {', '.join(Role)}, or"
+                " serve@speculator:namespace/name"
             )
         subject = f"{_SUBJECT}{match['namespace']}:{match['name']}"
-        accounts[subject] = accounts.get(subject, frozenset()) | {Role(match["role"])}
+        accounts[subject] = accounts.get(subject, frozenset()) | {grant}
     return accounts
 
 

@@ -13,9 +13,10 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages.admission import check_name
-from updraft_registry.rollout.comparison import NOTHING, OTHER, Traffic
+from updraft_registry.rollout.comparison import OTHER
 from updraft_registry.rollout.placement import Pod
 from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.traffic import NOTHING, Traffic
 from updraft_registry.rollout.version import NO_DRAFT
 
 MAX_REPORT_BYTES = 64 * 1024
@@ -167,7 +168,10 @@ class Totals:
         message, domains = deepcopy(sums), self._domains.get(sums.version, {})
         for name, traffic in shown(domains).items():
             message.domains.add(
-                domain=name, requests=traffic.requests, verify_steps=traffic.verify_steps, tokens=traffic.tokens
+                domain=name,
+                requests=traffic.requests,
+                verify_steps=int(traffic.verify_steps),
+                tokens=int(traffic.tokens),
             )
         return message
 
@@ -175,8 +179,8 @@ class Totals:
         for number, traffic in report.pod.traffic.items():
             sums = self._sums.setdefault(number, registry_pb2.VersionTraffic(version=number))
             drafted = report.drafted[number]
-            sums.verify_steps += sign * traffic.verify_steps
-            sums.tokens += sign * traffic.tokens
+            sums.verify_steps += sign * int(traffic.verify_steps)
+            sums.tokens += sign * int(traffic.tokens)
             sums.proposed += sign * drafted.proposed
             _add(sums.proposed_by_position, drafted.proposed_by_position, sign)
             _add(sums.accepted_by_position, drafted.accepted_by_position, sign)

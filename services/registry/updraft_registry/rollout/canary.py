@@ -170,7 +170,7 @@ def _judge(rollout: Rollout, analysis: Analysis, holding: Sequence[Pod]) -> Live
     if rollout.baseline:
         return judge(rollout.evidence, analysis)
     speedups = [pod.speedup for pod in holding if pod.is_connected and pod.speedup is not None]
-    return judge_without_baseline(rollout.evidence, analysis, speedup.mean(speedups))
+    return judge_without_baseline(rollout.evidence, analysis, speedup.together(speedups))
 
 
 def decide_next(state: CanaryState) -> CanaryDecision:
@@ -255,7 +255,8 @@ def _with_reports(state: CanaryState, directed: Collection[str], view: FleetView
     rollout, evidence = state.rollout, _updated_evidence(state, directed, view, now_ms)
     passed_ms = min(max(0, now_ms - rollout.last_decision_ms), _MAX_GAP_MS) if rollout.last_decision_ms else 0
     run_ms = passed_ms if state.num_pods and not state.hold and not state.trouble else 0
-    held_ms = rollout.held_ms if evidence.crashes == rollout.evidence.crashes else 0  # a crash restarts the hold
+    is_calm = evidence.crashes == rollout.evidence.crashes  # a crash restarts the hold
+    held_ms = rollout.held_ms if is_calm else 0
     return replace(
         rollout,
         last_decision_ms=now_ms,
@@ -275,7 +276,15 @@ def _updated_evidence(state: CanaryState, directed: Collection[str], view: Fleet
     return add_reports(
         rollout.evidence,
         [_pod_traffic(pod, rollout, analysis, now_ms) for pod in pods],
-        Trial(candidate=rollout.candidate, baseline=rollout.baseline, directed=directed, canary=rollout.pods),
+        Trial(
+            candidate=rollout.candidate,
+            baseline=rollout.baseline,
+            directed=directed,
+            canary=rollout.pods,
+            trying=rollout.trying,
+            is_paired=rollout.comparison is Comparison.SWITCHBACK,
+            failure_limit=analysis.failure_limit,
+        ),
         slice_ms=slice_ms,
         now_ms=now_ms,
     )

@@ -1,6 +1,6 @@
 """Candidate against stable version on the same live traffic, as independent observations.
 
-The unit is the slice: an interval in which both versions served. Its traffic is summed over the pods and becomes one
+The unit is the slice: an interval in which both versions served. What its pods say together (`traffic`) becomes one
 observation, log(candidate / stable). Tokens of a request, requests of a conversation and pods in a burst are correlated,
 but only within a slice. Both versions serve at the same time, so effects of the traffic on both cancel. Counters never
 decrease, so a lost report costs nothing. Unknown traffic, such as that of a new pod, is left out. Pure.
@@ -8,12 +8,14 @@ decrease, so a lost report costs nothing. Unknown traffic, such as that of a new
 
 import json
 import math
-import operator
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, Self
 
 from updraft_registry.rollout.gate.sequence import Moments
+from updraft_registry.rollout.traffic import NOTHING, Both, Traffic, alone, together
 
 MIN_REQUESTS = 8
 """Minimum per version in a slice, which stays open until then: the mean of a few requests is far from normal."""
@@ -27,47 +29,6 @@ OTHER = "other"
 MAX_AWAY_MS = 600_000
 """How long a missing pod is expected back. It is longer than the longest crash back-off of Kubernetes (5 minutes) and the
 start of an engine together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Traffic of one version since a pod's process started, or a sum over pods. No field decreases."""
-
-    requests: int = 0
-    """Finished requests in which the version had a verify step."""
-    verify_steps: int = 0
-    tokens: int = 0
-    latency_s: float = 0.0
-    """Sum of the seconds between tokens, over `latency_tokens` of them."""
-    latency_tokens: int = 0
-    errors: int = 0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*map(operator.add, _counts(self), _counts(other)))
-
-    def __sub__(self, other: Self) -> Self:
-        return type(self)(*map(operator.sub, _counts(self), _counts(other)))
-
-    @property
-    def is_sum(self) -> bool:
-        """No field is negative. A difference has negative fields if the counters were reset."""
-        return all(count >= 0 for count in _counts(self))
-
-    @property
-    def acceptance_length(self) -> float | None:
-        """Tokens per verify step."""
-        return self.tokens / self.verify_steps if self.verify_steps and self.tokens else None
-
-    @property
-    def inter_token_latency_s(self) -> float | None:
-        """Mean seconds between tokens."""
-        return self.latency_s / self.latency_tokens if self.latency_tokens and self.latency_s > 0 else None
-
-
-_counts = operator.attrgetter(*Traffic.__dataclass_fields__)
-"""All fields, in order."""
-
-NOTHING = Traffic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,26 +46,34 @@ class PodTraffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Both:
-    """Traffic of candidate and baseline in the same time."""
+class Served:
+    """The traffic of one pod in a slice."""
 
-    candidate: Traffic = NOTHING
-    baseline: Traffic = NOTHING
+    both: Both = field(default_factory=Both)
+    domains: Mapping[str, Both] = field(default_factory=dict)
 
-    def __add__(self, other: Self) -> Self:
-        return type(self)(candidate=self.candidate + other.candidate, baseline=self.baseline + other.baseline)
-
-    @property
-    def fewest_requests(self) -> int:
-        return min(self.candidate.requests, self.baseline.requests)
+    def plus(self, both: Both, domains: Mapping[str, Both]) -> Self:
+        merged = {**self.domains, **{name: self.domains.get(name, Both()) + more for name, more in domains.items()}}
+        return replace(self, both=self.both + both, domains=merged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     since_ms: int
-    candidate: Traffic = NOTHING
-    baseline: Traffic = NOTHING
-    domains: Mapping[str, Both] = field(default_factory=dict)
+    pods: Mapping[str, Served] = field(default_factory=dict)
+
+    @property
+    def both(self) -> Both:
+        """The sum over the pods."""
+        return sum((pod.both for pod in self.pods.values()), Both())
+
+    @property
+    def domains(self) -> frozenset[str]:
+        return frozenset(name for pod in self.pods.values() for name in pod.domains)
+
+    def of_domain(self, name: str) -> list[Both]:
+        """The traffic of each pod in a domain."""
+        return [pod.domains[name] for pod in self.pods.values() if name in pod.domains]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +143,12 @@ class Evidence:
     """In closed slices, like `baseline_requests`."""
     baseline_requests: int = 0
     failures: int = 0
-    """Errors of the candidate, and crashes of pods that held it or were directed to load it."""
+    """Errors of the candidate, and crashes of pods that held it or were directed to load it. Of each pod, all crashes count,
+    and errors up to `Trial.most_failures`."""
     baseline_failures: int = 0
     """The same for the baseline."""
+    failures_by_pod: Mapping[str, int] = field(default_factory=dict)
+    baseline_failures_by_pod: Mapping[str, int] = field(default_factory=dict)
     crashes: Mapping[str, int] = field(default_factory=dict)
     """Crashes with the candidate, by pod."""
     open: Slice
@@ -221,6 +193,20 @@ class Trial:
     reported last."""
     canary: Collection[str] | None = None
     """Pods that are heard about the candidate; None: all. No other pod should serve it, so its counters may be forged."""
+    trying: Collection[str] | None = None
+    """Those that should serve it now; None: all of these. One that crashed gets it again only when all have crashed, so no pod
+    can claim more crashes by itself."""
+    is_paired: bool = False
+    """Each pod serves both versions in turn."""
+    failure_limit: int | None = None
+    """Failures that are tolerated; None: any."""
+
+    @property
+    def most_failures(self) -> float:
+        """Errors of one pod that count. Of several pods, none decides alone, but two do; a single pod is believed."""
+        if self.failure_limit is None or self.canary is None or len(self.canary) <= 1:
+            return math.inf
+        return self.failure_limit // 2 + 1
 
     def hears(self, pod: str) -> bool:
         return self.canary is None or pod in self.canary
@@ -234,37 +220,52 @@ def add_reports(
     A pod counts from its second report on, also after an absence. `slice_ms` is the minimum length of a slice. Adding the
     same reports twice changes nothing.
     """
-    served, by_domain = Both(), dict(evidence.open.domains)
     met = [(evidence.last_reports[pod.pod], pod) for pod in pods if pod.pod in evidence.last_reports]
+    served, failed, failed_before = dict(evidence.open.pods), Counter[str](), Counter[str]()
     for before, pod in met:
         if before.boot == pod.boot and before.traffic is not pod.traffic and pod.pod not in evidence.away:
-            served += _heard(_since(before.traffic, pod.traffic, trial), pod, trial)
-            for domain, both in _domains_since(before, pod, trial).items():
-                by_domain[domain] = by_domain.get(domain, Both()) + _heard(both, pod, trial)
+            both = _heard(_since(before.traffic, pod.traffic, trial), pod, trial)
+            domains = {name: _heard(one, pod, trial) for name, one in _domains_since(before, pod, trial).items()}
+            served[pod.pod] = served.get(pod.pod, Served()).plus(both, domains)
+            failed[pod.pod] += both.candidate.errors
+            failed_before[pod.pod] += both.baseline.errors
     crashed = [before for before, pod in met if before.boot != pod.boot and not before.is_draining]
     killed = [pod.pod for pod in crashed if _died_of_candidate(pod, trial)]
-    others = [pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed]
+    failed.update(killed)
+    failed_before.update(pod.pod for pod in crashed if pod.version == trial.baseline and pod.pod not in trial.directed)
+    crashes = _plus(evidence.crashes, Counter(killed))
+    failures = _plus(evidence.failures_by_pod, failed)
+    baseline_failures = _plus(evidence.baseline_failures_by_pod, failed_before)
     present = {pod.pod: pod for pod in pods}
     since_ms = min(evidence.open.since_ms, now_ms) if evidence.last_reports else now_ms
     away = {name: evidence.away.get(name, now_ms) for name in evidence.last_reports.keys() - present.keys()}
     away = {name: missed_ms for name, missed_ms in away.items() if now_ms - missed_ms < MAX_AWAY_MS}
     updated = replace(
         evidence,
-        failures=evidence.failures + served.candidate.errors + len(killed),
-        baseline_failures=evidence.baseline_failures + served.baseline.errors + len(others),
-        crashes={**evidence.crashes, **{name: 1 + evidence.crashes.get(name, 0) for name in killed}},
-        open=Slice(
-            since_ms=since_ms,
-            candidate=evidence.open.candidate + served.candidate,
-            baseline=evidence.open.baseline + served.baseline,
-            domains=by_domain,
-        ),
+        failures=evidence.failures
+        + _counted(failures, trial, crashes)
+        - _counted(evidence.failures_by_pod, trial, evidence.crashes),
+        baseline_failures=evidence.baseline_failures
+        + _counted(baseline_failures, trial)
+        - _counted(evidence.baseline_failures_by_pod, trial),
+        failures_by_pod=failures,
+        baseline_failures_by_pod=baseline_failures,
+        crashes=crashes,
+        open=Slice(since_ms=since_ms, pods=served),
         last_reports={name: evidence.last_reports[name] for name in away} | present,
         away=away,
     )
     if now_ms - since_ms < slice_ms:
         return updated
-    return _close(updated, now_ms) if trial.baseline else _close_without_baseline(updated, now_ms)
+    return _close(updated, trial, now_ms) if trial.baseline else _close_without_baseline(updated, now_ms)
+
+
+def _plus(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    return {**counts, **{pod: counts.get(pod, 0) + count for pod, count in more.items() if count}}
+
+
+def _counted(failures: Mapping[str, int], trial: Trial, crashes: Mapping[str, int] = MappingProxyType({})) -> int:
+    return sum(max(int(min(count, trial.most_failures)), crashes.get(pod, 0)) for pod, count in failures.items())
 
 
 def _since(before: Mapping[int, Traffic], now: Mapping[int, Traffic], trial: Trial) -> Both:
@@ -282,7 +283,8 @@ def _heard(served: Both, pod: PodTraffic, trial: Trial) -> Both:
 
 
 def _died_of_candidate(pod: PodTraffic, trial: Trial) -> bool:
-    return pod.pod in trial.directed or (pod.version == trial.candidate and trial.hears(pod.pod))
+    is_trying = trial.hears(pod.pod) if trial.trying is None else pod.pod in trial.trying
+    return pod.pod in trial.directed or (pod.version == trial.candidate and is_trying)
 
 
 def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[str, Both]:
@@ -296,19 +298,20 @@ def _domains_since(before: PodTraffic, pod: PodTraffic, trial: Trial) -> dict[st
     return {name: _since(of(name, before), of(name, pod), trial) for name in names}
 
 
-def _close(evidence: Evidence, now_ms: int) -> Evidence:
-    """End a slice. It becomes an observation unless one version had no traffic."""
-    candidate, baseline = evidence.open.candidate, evidence.open.baseline
+def _close(evidence: Evidence, trial: Trial, now_ms: int) -> Evidence:
+    """End a slice. It becomes an observation of each quantity that is known, unless one version had no traffic."""
+    served = together([pod.both for pod in evidence.open.pods.values()], is_paired=trial.is_paired)
+    candidate, baseline = served.candidate, served.baseline
     fewest = min(candidate.requests, baseline.requests)
     if 0 < fewest < MIN_REQUESTS:
         return evidence
-    if fewest == 0 or candidate.acceptance_length is None or baseline.acceptance_length is None:
+    if fewest == 0:
         return replace(evidence, open=Slice(since_ms=now_ms))
     return replace(
         evidence,
         acceptance=evidence.acceptance.plus(candidate.acceptance_length, baseline.acceptance_length),
         latency=evidence.latency.plus(candidate.inter_token_latency_s, baseline.inter_token_latency_s),
-        domains=_largest(_with_slice(evidence.domains, evidence.open.domains)),
+        domains=_largest(_with_slice(evidence.domains, evidence.open, trial)),
         slices=evidence.slices + 1,
         candidate_requests=evidence.candidate_requests + candidate.requests,
         baseline_requests=evidence.baseline_requests + baseline.requests,
@@ -321,7 +324,7 @@ def _close_without_baseline(evidence: Evidence, now_ms: int) -> Evidence:
 
     What speculation costs is measured on the pods, within a request; latencies of other pods say less.
     """
-    candidate = evidence.open.candidate
+    candidate = alone([pod.both.candidate for pod in evidence.open.pods.values()])
     if candidate.requests < MIN_REQUESTS:
         return evidence
     return replace(
@@ -329,12 +332,13 @@ def _close_without_baseline(evidence: Evidence, now_ms: int) -> Evidence:
         acceptance=evidence.acceptance.plus(candidate.acceptance_length, 1.0),
         slices=evidence.slices + 1,
         candidate_requests=evidence.candidate_requests + candidate.requests,
-        baseline_requests=evidence.baseline_requests + evidence.open.baseline.requests,
+        baseline_requests=evidence.baseline_requests + evidence.open.both.baseline.requests,
         open=Slice(since_ms=now_ms),
     )
 
 
-def _with_slice(domains: Mapping[str, DomainEvidence], served: Mapping[str, Both]) -> dict[str, DomainEvidence]:
+def _with_slice(domains: Mapping[str, DomainEvidence], closed: Slice, trial: Trial) -> dict[str, DomainEvidence]:
+    served = {name: together(closed.of_domain(name), is_paired=trial.is_paired) for name in closed.domains}
     return {**domains, **{name: domains.get(name, DomainEvidence()).plus(both) for name, both in served.items()}}
 
 

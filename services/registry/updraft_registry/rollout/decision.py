@@ -176,12 +176,18 @@ def _fail_refused(transitions: Transitions, rollout: Rollout | None, view: Fleet
     """Fail a stable or canary version once more pods refuse it than hold it or still have to answer.
 
     So one broken disk does not fail a version for the fleet, nor does the first pod that answers, unless it is the only one.
+    A pod that was directed to serve another one cannot refuse it.
     """
     if not view.is_settled:  # pods that hold it may not have reported yet
         return
     for version in filter(None, (stable(transitions.versions), in_canary(transitions.versions))):
-        refusals = [pod for pod in view.pods if pod.refused == version.number]
-        if len(refusals) > len(_asked(version, rollout, view) - {pod.name for pod in refusals}):
+        asked = _asked(version, rollout, view)
+        refusals = [
+            pod
+            for pod in view.pods
+            if pod.refused == version.number and (pod.name in asked or pod.name not in view.directed)
+        ]
+        if len(refusals) > len(asked - {pod.name for pod in refusals}):
             first = refusals[0]
             others = f" and {len(refusals) - 1} more" if len(refusals) > 1 else ""
             reason = f"pod {first.name}{others} could not load it: {first.refusal or 'no reason given'}"

@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from updraft_registry.rollout.comparison import Traffic
 from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.traffic import Traffic
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Rollout,
@@ -125,7 +125,7 @@ def choose(rollout: Rollout, pods: Sequence[Pod], count: int, *, is_open: bool) 
     chosen = [name for name in placed if name in kept]
     if is_open and len(chosen) < count:
         others = [pod.name for pod in pods if pod.is_connected and not pod.is_draining and pod.name not in kept]
-        others.sort(key=lambda name: _lot(rollout.candidate, name))
+        others.sort(key=lambda name: lot(rollout.candidate, name))
         chosen += others[: count - len(chosen)]
     return tuple(chosen)
 
@@ -140,7 +140,7 @@ def directives(speculator: Speculator, view: FleetView, on_candidate: Iterable[s
     return _paced(speculator, view, targets)
 
 
-def _lot(candidate: int, pod: str) -> bytes:
+def lot(candidate: int, pod: str) -> bytes:
     return hashlib.sha256(f"{candidate}/{pod}".encode()).digest()
 
 

@@ -18,6 +18,17 @@ class Speedup:
     high: float
 
 
+def together(speedups: Sequence[Speedup]) -> Speedup | None:
+    """The speedup that these pods report together, of which none decides alone: see `traffic`. None without any."""
+    ordered = sorted(speedups, key=lambda one: one.ratio)
+    if len(ordered) != 2:
+        return mean(ordered[1:-1] if len(ordered) > 1 else ordered)
+    low, high = ordered
+    if low.ratio > 1.0:
+        return low
+    return high if high.ratio < 1.0 else Speedup(ratio=1.0, low=min(low.low, 1.0), high=max(high.high, 1.0))
+
+
 def mean(speedups: Sequence[Speedup]) -> Speedup | None:
     """Mean over independent pods, with its interval; None without any."""
     if not speedups:

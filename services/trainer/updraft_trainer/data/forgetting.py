@@ -11,6 +11,7 @@ Who has sent an entry that is no trace is unknown, so it stays as long as any ot
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -34,6 +35,8 @@ _TURN_S = 2.0
 _MIN_EXPIRE_S = 60.0
 _EXPIRE_STEPS = 100
 """Old samples are deleted when so small a part of the allowed age has passed, because files are rewritten for it."""
+_TENANTS_EXPIRE_S = 600.0
+"""Between two looks for traces that their tenants want deleted at an age of their own, which is an hour or more."""
 
 
 class Forgetting:
@@ -58,7 +61,7 @@ class Forgetting:
         self._retention_s = retention_s
         self._metrics = metrics
         self._clock = clock
-        self._next_expiry_s = 0.0
+        self._next_expiry_s = self._next_tenants_s = 0.0
         self._is_failing = False
         self.orders: Mapping[str, int] = {}
         """When each tenant was ordered to be forgotten, in Unix milliseconds. Replaced, never changed."""
@@ -85,6 +88,11 @@ class Forgetting:
         if self._retention_s is not None and self._clock.monotonic() >= self._next_expiry_s:
             await self._expire(self._retention_s)
             self._next_expiry_s = self._clock.monotonic() + max(_MIN_EXPIRE_S, self._retention_s / _EXPIRE_STEPS)
+        if self._clock.monotonic() >= self._next_tenants_s and await asyncio.to_thread(
+            lambda: self._replay.has_expiring
+        ):
+            await self._expire_of_tenants()
+            self._next_tenants_s = self._clock.monotonic() + _TENANTS_EXPIRE_S
 
     async def _forget(self, orders: Mapping[str, int]) -> None:
         num_samples = await asyncio.to_thread(self._replay.forget, _with_skew(orders))
@@ -116,10 +124,29 @@ class Forgetting:
         return await streams.delete_entries(self._client, key, is_unwanted)
 
     async def _expire(self, retention_s: int) -> None:
-        before_ms = int(1000 * (self._clock.now() - retention_s))
-        self._metrics.deleted.labels("expired").inc(await asyncio.to_thread(self._replay.expire, before_ms))
+        now_ms = int(1000 * self._clock.now())
+        expire = partial(self._replay.expire, now_ms, before_ms=now_ms - 1000 * retention_s)
+        self._metrics.deleted.labels("expired").inc(await asyncio.to_thread(expire))
         for key in (*self._keys, *self._unread):
             await streams.expire(self._client, key, retention_s)
+
+    async def _expire_of_tenants(self) -> None:
+        """Delete what tenants want deleted at an age of their own; the shorter age holds, theirs or that of all."""
+        now_ms = int(1000 * self._clock.now())
+        num = await asyncio.to_thread(self._replay.expire, now_ms)
+        for key in (*self._keys, *self._unread):
+            num += await streams.delete_entries(self._client, key, partial(_has_expired, now_ms))
+        self._metrics.deleted.labels("expired").inc(num)
+
+
+def _has_expired(now_ms: int, entry: streams.Entry) -> bool:
+    """Whether its tenant wants an entry deleted by now."""
+    try:
+        header = trace_bytes.parse(entry.data).trace.header
+    except DecodeError:
+        return False
+    age_s = header.policy.retention_seconds
+    return age_s > 0 and min(header.finished_unix_ms, entry.received_ms) + 1000 * age_s <= now_ms
 
 
 def is_forgotten(replay: Replay, entry: streams.Entry) -> bool:

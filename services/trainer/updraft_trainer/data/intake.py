@@ -40,6 +40,9 @@ MAX_SKEW_MS = 24 * _HOUR_MS
 
 _BLOCK = timedelta(seconds=1)
 
+_LAG_S = 60.0
+"""After this, the lag of the last entry says nothing of now."""
+
 MAX_SIZE_RATIO = 4.0
 """By which a trace's hidden states may differ in size from the usual one. Over 96 recorded requests of four kinds to
 SmolLM2-135M the largest difference is 12 %."""
@@ -173,6 +176,7 @@ class Intake:
         self._busy_since_s: float | None = None
         self._speed = IntakeSpeed()
         self._is_up: bool | None = None
+        self._lag_s, self._lag_at_s = 0.0, float("-inf")
 
     async def run(self, stop: Stop) -> None:
         """Store entries until `stop`; retries after every `UpdraftError`."""
@@ -214,6 +218,8 @@ class Intake:
 
     def _check(self, entry: Entry) -> CheckedEntry:
         checked = check(entry, self._expected)
+        if isinstance(checked.result, Sample) and 0 < checked.result.expires_ms <= 1000 * self._clock.now():
+            return replace(checked, result=RefusedTrace("expired", "its tenant wants it deleted by now"))
         if isinstance(checked.result, Sample) and not self._outliers.observe(checked.result):
             refusal = RefusedTrace("outlier", "its hidden states differ in size from those of most traces")
             return replace(checked, result=refusal)
@@ -274,7 +280,13 @@ class Intake:
             for what, count in checked.traffic.items():
                 self._metrics.traffic.labels(what).inc(count)
         newest_ms = settled[-1].entry.received_ms
-        self._metrics.stream_lag.labels(self._shard).set(max(0.0, self._clock.now() - newest_ms / 1000))
+        self._lag_s, self._lag_at_s = max(0.0, self._clock.now() - newest_ms / 1000), self._clock.monotonic()
+        self._metrics.stream_lag.labels(self._shard).set(self._lag_s)
+
+    @property
+    def lag_s(self) -> float | None:
+        """Age of the last entry when it was stored; None if that is more than a minute ago."""
+        return self._lag_s if self._clock.monotonic() - self._lag_at_s < _LAG_S else None
 
     def _set_up(self, *, is_up: bool, reason: str = "") -> None:
         """Log each change once."""

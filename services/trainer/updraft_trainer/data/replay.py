@@ -71,7 +71,8 @@ CREATE TABLE IF NOT EXISTS samples (
     crc INTEGER NOT NULL,
     probability REAL NOT NULL,
     num_tokens INTEGER NOT NULL,
-    tenant TEXT NOT NULL
+    tenant TEXT NOT NULL,
+    expires_ms INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS forgotten (tenant TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS searched (stream TEXT PRIMARY KEY, order_ms INTEGER NOT NULL) STRICT;
@@ -160,7 +161,7 @@ class Replay:
                 db.execute("PRAGMA synchronous=FULL")  # acknowledged means on disk, even after a power failure
                 db.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
                 db.executescript(_SCHEMA)
-                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'tenant'").fetchone():
+                if not db.execute("SELECT 1 FROM pragma_table_info('samples') WHERE name = 'expires_ms'").fetchone():
                     raise Corrupt(f"{index} is of an earlier Updraft; move it away to start with an empty replay")
                 _claim(db, folder, expected.target_fingerprint)
                 replay = cls(
@@ -209,12 +210,21 @@ class Replay:
         self._erase_files()
         return num_samples
 
-    def expire(self, before_ms: int) -> int:
-        """Delete the samples of requests that ended before this time, from the disk too; return how many there were. Exhausted
-        as for `forget`."""
+    @property
+    def has_expiring(self) -> bool:
+        """Whether some sample's tenant wants it deleted at some age."""
+        return any(entry.expires_ms for entry in self._stored)
+
+    def expire(self, now_ms: int, *, before_ms: int = 0) -> int:
+        """Delete the samples that their tenants want deleted by now, and those of requests that ended before the other time,
+        from the disk too; return how many there were. Exhausted as for `forget`."""
         with self._changing():
-            files = self._segments.with_dropped_records(before_s=before_ms / 1000)
-            num_samples = self._drop(lambda entry: entry.finished_ms < before_ms, files=files)
+            over = {entry.tenant for entry in self._retention if 0 < entry.expires_ms <= now_ms}
+            files = self._files_with(over) if over else set()
+            files |= set(self._segments.with_dropped_records(before_s=before_ms / 1000))
+            num_samples = self._drop(
+                lambda entry: entry.finished_ms < before_ms or 0 < entry.expires_ms <= now_ms, files=files
+            )
         self._erase_files()
         return num_samples
 
@@ -299,6 +309,10 @@ class Replay:
         totals = dict(self._clusters.by_content)  # at once, because another thread may admit
         return {name: total / max(float(np.linalg.norm(total)), 1e-12) for name, total in totals.items()}
 
+    def entries(self) -> list[SampleEntry]:
+        """The stored samples, in order of admission."""
+        return list(self._entries())
+
     def num_samples(self, pool: Pool) -> int:
         return sum(entry.pool is pool for entry in self._entries())
 
@@ -377,12 +391,13 @@ class Replay:
             probability=sample.probability,
             tenant=hashes.text(sample.tenant),
             finished_ms=sample.finished_unix_ms,
+            expires_ms=sample.expires_ms,
         )
         row = (entry.trace_id, entry.order, entry.pool, entry.cluster, sample.domain, sample.finished_unix_ms)
         place = (location.segment, location.offset, location.num_bytes, location.crc)
         self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, *place, entry.probability, entry.num_tokens, entry.tenant),
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, *place, entry.probability, entry.num_tokens, entry.tenant, entry.expires_ms),
         )
         changes = self._retention.add(entry)
         self._apply(changes)
@@ -525,7 +540,7 @@ class Replay:
     def _restore(self) -> None:
         """Rebuild what is in memory from the index and enforce the limits, which may be lower than before."""
         query = (
-            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, tenant, finished_unix_ms,"
+            "SELECT trace_id, admitted, place, cluster, probability, num_tokens, tenant, finished_unix_ms, expires_ms,"
             " segment, offset, num_bytes, crc FROM samples ORDER BY admitted"
         )
         rows = self._db.execute(query).fetchall()
@@ -537,13 +552,14 @@ class Replay:
                     order=order,
                     pool=Pool(pool),
                     cluster=cluster,
-                    num_bytes=num_bytes,
+                    num_bytes=location[2],
                     num_tokens=num_tokens,
                     probability=probability,
                     tenant=tenant,
                     finished_ms=finished_ms,
+                    expires_ms=expires_ms,
                 )
-                for id_, order, pool, cluster, probability, num_tokens, tenant, finished_ms, _, _, num_bytes, _ in rows
+                for id_, order, pool, cluster, probability, num_tokens, tenant, finished_ms, expires_ms, *location in rows
             ),
         )
         totals = self._db.execute("SELECT name, total FROM clusters ORDER BY rowid").fetchall()  # the newest last
@@ -551,7 +567,7 @@ class Replay:
             named={cluster for cluster in self._retention.clusters if cluster.startswith("domain:")},
             by_content={name: np.frombuffer(total, dtype=np.float32) for name, total in totals},
         )
-        self._locations = {row[0]: Location(*row[8:]) for row in rows}
+        self._locations = {row[0]: Location(*row[9:]) for row in rows}
         lost = set(self._segments.restore(self._locations.values()))
         missing = [id_ for id_, location in self._locations.items() if location in lost]
         for trace_id in missing:

@@ -52,6 +52,8 @@ class SampleEntry:
     """The hash of its tenant, in hexadecimal; empty: none."""
     finished_ms: int = 0
     """When the request ended, in Unix milliseconds."""
+    expires_ms: int = 0
+    """When its tenant wants it deleted, in Unix milliseconds; 0: never."""
 
     @property
     def request(self) -> str:

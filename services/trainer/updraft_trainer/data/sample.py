@@ -101,7 +101,14 @@ class Sample:
     """With which the request was captured."""
     tenant: int = 0
     """The keyed hash of its tenant; 0: none."""
+    retention_s: int = 0
+    """Age at which its tenant wants it deleted; 0: none."""
     counterfactuals: tuple[Counterfactual, ...] = ()
+
+    @property
+    def expires_ms(self) -> int:
+        """When its tenant wants it deleted, in Unix milliseconds; 0: never."""
+        return self.finished_unix_ms + 1000 * self.retention_s if self.retention_s else 0
 
     @property
     def tenant_text(self) -> str:
@@ -240,6 +247,7 @@ def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool) 
         finished_unix_ms=trace.header.finished_unix_ms,
         probability=trace.header.payload_probability,
         tenant=trace.header.tenant_hash,
+        retention_s=trace.header.policy.retention_seconds,
         counterfactuals=_counterfactuals(trace, block, stretch, expected),
     )
 

@@ -26,7 +26,7 @@ from updraft_trainer.data import importance
 from updraft_trainer.data.frequency import token_counts
 from updraft_trainer.data.sample import Sample
 from updraft_trainer.learning import closed_form
-from updraft_trainer.learning.average import AveragedWeights
+from updraft_trainer.learning.average import FITTED_DECAY, TRAINED_DECAY, AveragedWeights
 from updraft_trainer.learning.batch import Batch, Packer, grouped, packed_rows, step_weights
 from updraft_trainer.learning.compiled import compiler_error, warm_up_sample
 from updraft_trainer.learning.compute import Compute
@@ -107,16 +107,20 @@ class Learner:
         # If ranks divide the optimizer's state, only rank 0 keeps an average, which is what it judges and publishes.
         self._average = AveragedWeights(self.network, is_kept=self._ranks.leads or not is_sharded)
 
-    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Start from weights that know something already, and change them gently."""
+    def start_from(self, tensors: Mapping[str, Tensor], *, least_decay: float = TRAINED_DECAY) -> None:
+        """Start from weights that know something already, and change them gently. `least_decay` is that of the average."""
         self._start_step = self.step
         self._is_adapting = True
         self._optimizer.reset()
         self._optimizer.zero_grad()  # a copy of the network would copy its gradients
         self.network.load_state_dict(tensors)
         self._use_vocabulary()
-        self._average.start()
+        self._average.start(least_decay)
         self._num_bad = 0
+
+    def start_from_fit(self, draft: DraftNetwork) -> None:
+        """Start from a draft in closed form."""
+        self.start_from(draft.state_dict(), least_decay=FITTED_DECAY)
 
     def continuing(self, draft: DraftNetwork) -> "Learner":
         """A learner that goes on from another draft of the same target, of any shape, with the same settings and step count."""
@@ -156,7 +160,7 @@ class Learner:
         self.step_rate = self.learning_rate * min(1.0, (self._num_steps + 1) / max(1, self.hyper.warmup_steps))
         with self.times.phase("optimizer"):
             self._optimizer.step(self.step_rate)
-            self._average.update(self._num_steps, is_adapting=self._is_adapting)
+            self._average.update(self._num_steps)
         self.step += 1
         self._num_bad = 0
         return report
@@ -219,11 +223,12 @@ class Learner:
             "step": self.step,
             "start_step": self._start_step,
             "is_adapting": self._is_adapting,
+            "least_decay": self._average.least_decay,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner of the same shape."""
-        self.start_from(state["network"])
+        self.start_from(state["network"], least_decay=float(state.get("least_decay", TRAINED_DECAY)))
         self._start_step = int(state["start_step"])
         self._is_adapting = bool(state["is_adapting"])
         self._average.load(state["average"])
@@ -242,7 +247,7 @@ class Learner:
         self._optimizer.forget(self.network.lm_head.weight)
         self.network.change_vocabulary(token_ids, self._target.rows(token_ids))
         self._use_vocabulary()
-        self._average.start()
+        self._average.start(self._average.least_decay)
         self._average.load(averaged)
         self._num_bad = 0
 

@@ -114,7 +114,7 @@ class OfflineTraining:
         config, tensors = saved
         draft = checkpoint.build(config, tensors, self._target.embedding)
         learner = self._learner(config, draft.token_ids)
-        learner.start_from(draft.state_dict())
+        learner.start_from_fit(draft)
         return learner, draft
 
     def _fitted(self) -> tuple[Learner, DraftNetwork | None]:

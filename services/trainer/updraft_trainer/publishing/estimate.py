@@ -11,7 +11,16 @@ from torch import Tensor
 
 from updraft_draft.network import DraftNetwork
 from updraft_draft.precision import autocast, multiplies_bfloat16, product_dtype
-from updraft_rollouts.evidence import Gain, KindLoss, Paired, gain, weighted, worse_kinds
+from updraft_rollouts.evidence import (
+    KIND_CONFIDENCE,
+    Gain,
+    KindLoss,
+    Paired,
+    gain,
+    weighted,
+    worse_kinds,
+    worse_tenants,
+)
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
 from updraft_trainer.data.sample import Sample, checked
@@ -34,14 +43,29 @@ class GainEstimate:
         return sum(pair.weight for pair in self.pairs) / max(1, len(self.pairs))
 
     def losses(self) -> list[KindLoss]:
-        """Kinds of traffic in which the candidate is surely worse: in today's than the baseline, in others than the best
-        draft so far, so that they do not get worse little by little."""
-        return worse_kinds(
-            [
-                pair if pair.weight else replace(pair, baseline_steps=self.best_steps.get(id_, pair.baseline_steps))
-                for id_, pair in zip(self.trace_ids, self.pairs, strict=True)
-            ]
-        )
+        """Kinds of traffic in which the candidate is surely worse, and tenants for whom it is: in today's than the baseline, in
+        others than the best draft so far, so that they do not get worse little by little.
+
+        Tenants are judged here and not by the registry, whose readers would otherwise learn which request is whose.
+        """
+        pairs = [
+            pair if pair.weight else replace(pair, baseline_steps=self.best_steps.get(id_, pair.baseline_steps))
+            for id_, pair in zip(self.trace_ids, self.pairs, strict=True)
+        ]
+        return [*worse_kinds(pairs), *worse_tenants(pairs)]
+
+    def lengths(self) -> dict[str, tuple[float, float]]:
+        """Acceptance lengths of candidate and baseline by kind of traffic."""
+        kinds: dict[str, list[Paired]] = {}
+        for pair in self.pairs:
+            kinds.setdefault(pair.kind, []).append(pair)
+        return {
+            kind: (tokens / candidate, tokens / baseline)
+            for kind, pairs in kinds.items()
+            if (tokens := sum(pair.tokens for pair in pairs))
+            and (candidate := sum(pair.candidate_steps for pair in pairs))
+            and (baseline := sum(pair.baseline_steps for pair in pairs))
+        }
 
     def gain(self, confidence: float) -> Gain | None:
         """For today's mix of traffic; None for fewer than two of its requests."""
@@ -57,11 +81,14 @@ def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
     return GainEstimate(trace_ids=trace_ids, domains=domains, pairs=pairs)
 
 
-def is_surely_better(candidate: GainEstimate, other: GainEstimate, confidence: float) -> bool:
-    """Whether it is surely better for today's traffic and surely worse in no kind, on requests that judged both drafts."""
+def is_better(candidate: GainEstimate, other: GainEstimate) -> bool:
+    """Whether it looks better for today's traffic and is surely worse in no kind, on requests that judged both drafts.
+
+    Nothing is published for this, so it takes no certainty: a draft in training that looks worse is no better to go on from.
+    """
     estimate = against(candidate, other)
-    gain = estimate.gain(confidence)
-    return gain is not None and gain.low_percent > 0.0 and not estimate.losses()
+    gain = estimate.gain(KIND_CONFIDENCE)
+    return gain is not None and gain.percent > 0.0 and not estimate.losses()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +183,20 @@ def compare(
     """Pair the steps of both. Without `baseline`, decoding runs without a draft: one token per step."""
     trace_ids = tuple(sample.trace_id for sample in samples)
     tokens = [num_tokens(sample) for sample in samples]
-    rows = zip(trace_ids, mix.weights(trace_ids), tokens, candidate, baseline or tokens, strict=True)
+    rows = zip(samples, mix.weights(trace_ids), tokens, candidate, baseline or tokens, strict=True)
     return GainEstimate(
         trace_ids=trace_ids,
         domains=tuple(sample.domain for sample in samples),
         pairs=tuple(
-            Paired(tokens=num, candidate_steps=steps, baseline_steps=before, kind=mix.kinds.get(id_, ""), weight=weight)
-            for id_, weight, num, steps, before in rows
+            Paired(
+                tokens=num,
+                candidate_steps=steps,
+                baseline_steps=before,
+                kind=mix.kinds.get(sample.trace_id, ""),
+                weight=weight,
+                tenant=sample.tenant_text,
+            )
+            for sample, weight, num, steps, before in rows
         ),
     )
 

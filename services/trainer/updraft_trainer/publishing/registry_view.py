@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from updraft.registry.v1 import registry_pb2
 from updraft_artifacts import transfer
 from updraft_chassis import rpc
-from updraft_chassis.errors import Conflict, UpdraftError
+from updraft_chassis.errors import Conflict, InvalidInput, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.tenants import hashes
@@ -81,6 +81,8 @@ class RegistryView:
         self._metrics = metrics
         self._learning = learning
         self._is_up: bool | None = None
+        self._is_refused = False
+        """Whether the registry refused the figures of the last report."""
         self._reported: tuple[str, float | None] = ("", None)
         self._next_report_s = float("-inf")
         self.state: RolloutState | None = None
@@ -154,11 +156,25 @@ class RegistryView:
             demand_tokens_per_second=self._demand,
         )
         try:
-            with rpc.errors():
-                await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
+            await self._send(request)
         except UpdraftError as error:
             self._next_report_s = now_s
             logger.debug("The registry does not take the trainer's report: %s", error)
+
+    async def _send(self, request: registry_pb2.ReportTrainingRequest) -> None:
+        try:
+            with rpc.errors():
+                await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
+        except InvalidInput as error:
+            if not self._is_refused:
+                extra = {"reason": str(error)}
+                logger.warning("The registry refuses figures of the trainer; it gets demand without them", extra=extra)
+            self._is_refused = True
+            request.ClearField("learning")
+            with rpc.errors():
+                await self._stub.ReportTraining(request, timeout=_TIMEOUT_S)
+        else:
+            self._is_refused = False
 
     async def fetch(self, version: int) -> Path:
         """The folder of a version, downloaded if necessary. Deletes other versions."""

@@ -93,7 +93,7 @@ class Releases:
     def _record_gain(self, candidate: Candidate) -> None:
         gain = candidate.estimate.gain(self.thresholds.confidence)
         if gain is not None:
-            self.record.estimates += 1
+            self.record.estimated(candidate.estimate, gain)
             self.monitor.estimated(gain)
 
     def _apply_phase(self, version: registry_pb2.Version) -> None:

@@ -9,7 +9,7 @@ import yaml
 from tests.support.manifests import ATTACHED, built, one, speculator
 
 from updraft_chassis.errors import InvalidInput
-from updraft_cli.attach.workload import USUAL_NAMES, Addition, inference_service_config, kustomization, patch
+from updraft_cli.attach.workload import USUAL_NAMES, Addition, inference_service_config, kustomization, patch, warning
 from updraft_operator.manifests.merge import merged
 from updraft_operator.manifests.servers import attachment
 
@@ -79,10 +79,59 @@ def test_sglang_gets_its_options_once_too() -> None:
     assert twice == once
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_attaching_again_for_other_ranks_takes_away_all_and_only_what_was_added(before: int, after: int) -> None:
+    """Somebody has added options after ours meanwhile."""
+    first, again = (addition(engine="sglang", serving={"tensorParallelSize": ranks}) for ranks in (before, after))
+    once = changed(deployment(), first)["args"]
+
+    twice = changed(deployment(args=[*once, "--mem-fraction-static", "0.8"]), again)["args"]
+
+    own = ["--model", "qwen", "--mem-fraction-static", "0.8"]
+    assert twice == [*own, *again.server["args"]]
+
+
 def test_speculation_of_the_workloads_own_is_refused() -> None:
-    for own in ({"args": ["--speculative-config", "{}"]}, {"command": ["vllm", "serve", "--speculative-config={}"]}):
-        with pytest.raises(InvalidInput, match="container vllm has its own --speculative-config; remove it"):
+    for own in (
+        {"args": ["--speculative-config", "{}"]},
+        {"command": ["vllm", "serve", "--speculative-config={}"]},
+        {"args": ["--speculative_config={}"]},
+        {"args": ["-sc", "{}"]},
+        {"args": ["--speculative-config.method", "ngram"]},
+    ):
+        with pytest.raises(InvalidInput, match=r"container vllm has its own .*; remove it"):
             changed(deployment(**own))
+
+
+@pytest.mark.parametrize("own", [["--config", "/etc/own.yaml"], ["--config=/etc/own.yaml"]])
+def test_a_second_config_file_is_refused_where_ours_is_needed(own: list[str]) -> None:
+    """SGLang reads one."""
+    with pytest.raises(InvalidInput, match="container vllm has its own --config"):
+        changed(deployment(args=own), addition(engine="sglang", serving={"tensorParallelSize": 2}))
+    assert changed(deployment(args=own), addition(engine="sglang"))["args"][: len(own)] == own
+
+
+def test_what_is_added_runs_as_the_user_of_the_servers_container() -> None:
+    context = {"runAsUser": 1000, "runAsGroup": 1000, "privileged": True}
+    inits = patch(addition(), deployment(securityContext=context))["spec"]["template"]["spec"]["initContainers"]
+
+    for each in inits:
+        assert (each["securityContext"]["runAsUser"], each["securityContext"]["runAsGroup"]) == (1000, 1000)
+        assert "privileged" not in each["securityContext"]
+
+
+def test_a_path_that_the_workload_does_not_show_is_warned_of() -> None:
+    assert "image of container vllm or its envFrom sets PYTHONPATH" in warning(addition(), deployment())
+    assert warning(addition(), deployment(env=[{"name": "PYTHONPATH", "value": "/own"}])) == ""
+
+
+def test_workers_without_a_server_are_left_alone() -> None:
+    group = deployment()
+    templates = {"size": 2, "workerTemplate": group["spec"]["template"]}
+    group = {**group, "kind": "LeaderWorkerSet", "spec": {"leaderWorkerTemplate": templates}}
+
+    with pytest.raises(InvalidInput, match="give the LeaderWorkerSet a leaderTemplate"):
+        patch(addition(), group)
 
 
 def test_a_script_is_refused_with_the_words_to_add_and_accepted_once_it_has_them() -> None:
@@ -162,6 +211,8 @@ def test_a_kserve_config_passes_arguments_by_the_variable_that_its_templates_rea
     )
     assert shlex.split(variables["VLLM_ADDITIONAL_ARGS"]) == addition().server["args"]
     assert config["spec"]["labels"] == {"updraft.dev/attach": "qwen"}
+    with pytest.raises(InvalidInput, match="is for engine vllm"):
+        inference_service_config(addition(engine="sglang"), "qwen")
 
 
 def test_the_description_of_another_release_is_refused_with_a_sentence() -> None:

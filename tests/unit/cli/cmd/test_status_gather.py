@@ -108,7 +108,28 @@ def test_acceptance_is_tokens_a_step_and_rates_by_position() -> None:
     assert found is not None
     assert found.length == 1.7
     assert found.by_position == (0.5, 0.5, 0.0), "of what was proposed there, not of all steps"
+    assert found.by_lookahead == (0.0, 0.6, 0.1, 0.3), "of all steps: none has no draft token, six have one"
     assert acceptance_of(1, traffic) is None
+
+
+@pytest.mark.parametrize("proposed", [[], [50, 80], [101, 80]])
+def test_counts_that_are_not_of_one_series_of_steps_have_no_lookaheads(proposed: list[int]) -> None:
+    counted = pb.VersionTraffic(version=2, verify_steps=100, tokens=200, proposed_by_position=proposed)
+    found = acceptance_of(2, [counted])
+    assert found is not None
+    assert found.by_lookahead == ()
+
+
+def test_times_that_no_calendar_has_are_shown_as_its_last() -> None:
+    state = pb.SpeculatorState(
+        learning=pb.Learning(last_save_unix_ms=2**62, shifts=[pb.TrafficShift(unix_ms=-(2**62))])
+    )
+    found = speculator(state)
+    assert found.pace is not None
+    assert found.pace.last_save is not None
+    assert found.pace.last_save.year == 9999
+    assert found.learning is not None
+    assert found.learning.shifts[0].time.year == 1970
 
 
 def test_a_version_without_a_verify_step_has_no_acceptance() -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from updraft_cli.ui.samples import Recent, Samples
+from updraft_cli.ui.samples import Recent, Samples, Swaps
 
 
 def test_samples_reach_back_to_the_start_however_many_there_are() -> None:
@@ -73,3 +73,12 @@ def test_a_few_steps_are_no_acceptance_length() -> None:
     recent = Recent()
     recent.add(0.0, {1: (100, 50)})
     assert recent.add(10.0, {1: (109, 53)}) == {}
+
+
+def test_pods_that_swap_one_after_the_other_are_one_swap_and_new_pods_are_none() -> None:
+    swaps = Swaps()
+    swaps.add(0.0, {"a": 1, "b": 1})
+    swaps.add(5.0, {"a": 2, "b": 1, "c": 2})
+    swaps.add(9.0, {"a": 2, "b": 2, "c": 2})
+    swaps.add(200.0, {"a": 1, "b": 2, "c": 2})
+    assert [(swap.at_s, swap.version, swap.num_pods) for swap in swaps.seen] == [(5.0, 2, 2), (200.0, 1, 1)]

@@ -23,7 +23,7 @@ def browser(backend: MemoryBackend) -> Iterator[Browser]:
 
 
 def test_every_page_says_how_old_it_is_and_goes_on_saying_so(browser: Browser) -> None:
-    assert "as of 12:" in browser.text("/s/qwen/versions/2")
+    assert "As of 12:" in browser.text("/s/qwen/versions/2")
     ages = (data for name, data in browser.events("version", "qwen", "2") if name == "live-age")
     assert text_of(next(ages)) != text_of(next(ages))
 

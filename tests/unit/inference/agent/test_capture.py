@@ -27,7 +27,12 @@ from updraft_inference.metrics import Metrics
 PLAN = CapturePlan(trace_id=b"0123456789abcdef", is_captured=True, payload_probability=0.5, domain="sql")
 ENCODE = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)
 ORIGIN = Origin(
-    speculator="s", pod="p", engine="fake/1", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
+    speculator="s",
+    pod="p",
+    engine="fake/1",
+    target_fingerprint="sha256:t",
+    tokenizer_fingerprint="sha256:k",
+    quantization="fp8",
 )
 
 
@@ -330,6 +335,17 @@ async def test_a_trace_tells_that_a_grammar_masked_tokens(capture: Capture, stre
     assert [entry.header.sampling.constrained for entry in stream.entries] == [False, True]
 
 
+async def test_a_trace_tells_how_the_target_is_quantized_and_what_of_its_prompt_was_cached(
+    capture: Capture, stream: FakeStream
+) -> None:
+    async with running(capture):
+        capture.offer(replace(ended(step(1, 2)), num_cached=2), PLAN)
+        await until(lambda: bool(stream.entries))
+
+    (entry,) = stream.entries
+    assert (entry.header.quantization, entry.header.cached_prefix_tokens) == ("fp8", 2)
+
+
 async def test_a_pod_counts_the_tokens_that_it_could_and_that_it_did_capture(
     capture: Capture, stream: FakeStream, metrics: Metrics
 ) -> None:
@@ -412,13 +428,20 @@ async def test_a_request_without_a_trace_is_learnt_from_and_an_opted_out_one_is_
     assert granted.counters.captured == 0
 
 
+async def test_a_pod_without_a_salt_has_no_problem_while_no_request_has_a_tenant(capture: Capture) -> None:
+    capture.offer(ended(step(1, 2)), capture.plan(b"0" * 16, CaptureTerms()))
+    assert capture.problem == ""
+
+
 async def test_tenants_are_hashed_with_the_registrys_salt_and_before_it_comes_not_captured(capture: Capture) -> None:
     terms = CaptureTerms(tenant=hashes.digest("acme"))
     capture.offer(ended(step(1, 2)), capture.plan(b"0" * 16, terms))
     assert dropped(capture) == {"no_salt": 1}
+    assert capture.problem.startswith("requests of tenants are not captured")
 
     capture.hash_with(b"salt")
 
+    assert capture.problem == ""
     assert capture.plan(b"0" * 16, terms).tenant == hashes.keyed(hashes.digest("acme"), b"salt")
     assert capture.plan(b"0" * 16, CaptureTerms()).tenant == 0
 

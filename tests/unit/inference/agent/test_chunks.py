@@ -79,6 +79,16 @@ def split(finished: FinishedRequest, max_bytes: int) -> list[Chunk]:
     return list(chunks(finished, row_bytes(finished, ENCODE), max_bytes=max_bytes))
 
 
+@settings(max_examples=50, deadline=None)
+@given(finished=requests(), max_bytes=st.sampled_from([700, 2000, 10**6]), share=st.floats(0, 1))
+def test_each_chunk_tells_how_many_of_its_own_first_tokens_were_cached(
+    finished: FinishedRequest, max_bytes: int, share: float
+) -> None:
+    num_cached = int(share * len(finished.request.prompt_ids))
+    for part in split(replace(finished, num_cached=num_cached), max_bytes):
+        assert part.finished.num_cached == max(0, num_cached - position(part, finished))
+
+
 @settings(max_examples=150, deadline=None)
 @given(finished=requests(), max_bytes=st.sampled_from([700, 2000, 6000, 10**6]))
 def test_chunks_have_each_token_step_and_row_once_and_where_it_was(finished: FinishedRequest, max_bytes: int) -> None:

@@ -66,6 +66,21 @@ def test_a_request_that_opts_out_is_neither_captured_nor_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("of_pod", "of_tenant", "expected"),
+    [("", "", ""), ("eu", "", "eu"), ("", "us", "us"), ("eu", "eu", "eu"), ("eu", "us", Refusal.OTHER_REGION)],
+)
+def test_a_trace_is_stored_in_the_region_that_pod_and_tenant_allow_or_not_captured(
+    of_pod: str, of_tenant: str, expected: str
+) -> None:
+    rates = CaptureRates(permissions=Permissions(region=of_pod))
+    found = plan(rates, IDS[0], CaptureTerms(region=of_tenant, retention_s=3600))
+    if isinstance(expected, Refusal):
+        assert (found.refusal, found.is_captured, found.params.payload) == (expected, False, False)
+    else:
+        assert found.permissions == Permissions(region=expected, retention_seconds=3600)
+
+
+@pytest.mark.parametrize(
     "terms",
     [
         CaptureTerms(may_train=False, may_retain=False),

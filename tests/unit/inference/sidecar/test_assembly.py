@@ -129,6 +129,16 @@ def test_domain_and_constraint_come_with_the_end(assembler: Assembler) -> None:
     assert (ended.terms.domain, ended.terms.is_constrained, ended.terms.is_opted_out) == ("sql", True, False)
 
 
+@pytest.mark.parametrize(("said", "known"), [({}, 0), ({"cached_tokens": 3}, 3), ({"cached_tokens": 9}, 4)])
+def test_the_end_says_how_much_of_the_prompt_was_cached(assembler: Assembler, said: dict[str, Any], known: int) -> None:
+    told(assembler, finished("a", 4, 3, **said))
+
+    (ended,) = assembler.due(PATIENCE_S)
+
+    assert ended.finished is not None
+    assert ended.finished.num_cached == known
+
+
 @pytest.mark.parametrize(("of_rows", "of_end"), [(0.5, 0.1), (0.1, 0.5)])
 @pytest.mark.parametrize("is_end_first", [False, True])
 def test_the_probability_is_that_with_which_both_processes_chose_the_request(
@@ -153,10 +163,20 @@ def test_a_request_that_was_not_asked_is_no_opt_out_of_its_sender(assembler: Ass
 
 def test_the_tenant_and_what_it_permits_come_with_the_end(assembler: Assembler) -> None:
     (named,) = told(
-        assembler, finished("a", 4, 3, captured=False, tenant=hashes.digest("acme"), train=False, opted_in=True)
+        assembler,
+        finished(
+            *("a", 4, 3),
+            captured=False,
+            tenant=hashes.digest("acme"),
+            train=False,
+            opted_in=True,
+            retention_s=60,
+            region="eu",
+        ),
     )
     (other,) = told(assembler, finished("b", 4, 3, captured=False))
 
+    assert [(one.terms.retention_s, one.terms.region) for one in (named, other)] == [(60, "eu"), (0, "")]
     assert (named.terms.tenant, named.terms.may_train, named.terms.is_opted_in) == (hashes.digest("acme"), False, True)
     assert (other.terms.tenant, other.terms.may_train, other.terms.is_opted_in) == ("", True, False)
 

@@ -25,12 +25,12 @@ from updraft_tap.drafting.speedup import Speedup
 class Beside:
     """An agent's view of a server whose worker is the test's."""
 
-    def __init__(self, path: Path, initial: Path | None = None) -> None:
+    def __init__(self, path: Path, initial: Path | None = None, *, quantization: str = "") -> None:
         self.changes: list[LoadedDraft] = []
         self.link = Link(path, VLLM, Assembler(max_bytes=1), self._hear)
         self.server = AttachedServer(
             self.link,
-            Known(fingerprints=("sha256:t", "sha256:k"), initial=initial),
+            Known(fingerprints=("sha256:t", "sha256:k"), quantization=quantization, initial=initial),
             on_change=lambda: self.changes.append(self.server.loaded),
         )
 
@@ -93,6 +93,17 @@ async def swapped(
 
     result, load = await asyncio.gather(beside.server.swap(draft), answer())
     return result, load
+
+
+@pytest.mark.parametrize(("of_files", "known"), [("mxfp4", "mxfp4"), ("", "fp8")])
+async def test_a_server_that_quantizes_the_target_itself_says_so(
+    short_tmp_path: Path, of_files: str, known: str
+) -> None:
+    one = Beside(short_tmp_path / "s", quantization=of_files)
+    async with one.link.listening(), process(one.link.path, "worker", quantization="fp8"):
+        await one.server.met.wait()
+
+    assert one.server.info.quantization == known
 
 
 async def test_a_hello_says_which_draft_the_server_holds(beside: Beside) -> None:

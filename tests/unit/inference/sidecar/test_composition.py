@@ -4,6 +4,7 @@ import asyncio
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from tests.support.tap_plugin import finished, hello
 from tests.support.wait import LONG_S, until
 
 from updraft.trace.v1 import trace_pb2
+from updraft_chassis.errors import InvalidInput
 from updraft_draft import tensors
 from updraft_inference import pod
 from updraft_inference.agent.capture import Capture, Sink
@@ -42,6 +44,24 @@ async def test_a_server_that_is_away_is_an_error_only_if_it_has_been_there(
 
     (record,) = caplog.records
     assert (record.getMessage(), record.levelno) == ("The draft does not learn from the server", level)
+
+
+async def test_an_agent_waits_for_the_registrys_authorities_and_does_not_exit(
+    short_tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a container of a pod that serves."""
+    authorities = short_tmp_path / "ca.crt"
+    more = {"registry_address": "registry.team.svc:50051", "registry_ca_file": authorities}
+    agent, _ = beside_a_server(short_tmp_path, **more)
+    agent.server.hear(Hello.of(hello("worker"), VLLM))
+
+    ended = pytest.RaisesExc(InvalidInput, match="holds no certificates")
+    with pytest.RaisesGroup(ended, flatten_subgroups=True):
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(agent.run())
+            await until(lambda: "Waiting for the registry's CAs" in caplog.messages, what="the news of it")
+            assert not running.done()
+            await asyncio.to_thread(authorities.write_text, "no certificate")
 
 
 async def test_the_plugin_of_a_server_that_still_starts_is_not_missed(
@@ -109,9 +129,9 @@ class Stream:
         return 0
 
 
-def beside_a_server(folder: Path) -> tuple[composition._Agent, ManualClock]:
+def beside_a_server(folder: Path, **more: Any) -> tuple[composition._Agent, ManualClock]:
     """An agent beside a server that has not connected, and its clock."""
     clock = ManualClock()
-    settings = InferenceSettings(model=folder, engine="vllm", data_dir=folder)
+    settings = InferenceSettings(model=folder, engine="vllm", data_dir=folder, **more)
     tools = pod.Tools(settings=settings, metrics=Metrics(CollectorRegistry()), clock=clock)
     return composition._Agent(tools, Known(fingerprints=("sha256:t", "sha256:k"))), clock

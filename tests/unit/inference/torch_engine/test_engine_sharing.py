@@ -124,6 +124,7 @@ async def test_conversations_that_take_turns_find_what_each_has_left(engine: Tor
             before = engine.load.cached_tokens
             finished = await run(engine, request((*text, 5), max_tokens=3))
             num_cached = engine.load.cached_tokens - before
+            assert finished.num_cached == num_cached
             assert num_cached == (0 if round_ == 0 else len(text)), f"turn {round_} of conversation {i}"
             texts[i] = (*text, 5, *finished.output_ids[:-1])
 

@@ -49,6 +49,7 @@ def request(rid: str = "a", **more: Any) -> Request:
         "finished_output": None,
         "is_retracted": False,
         "retraction_count": 1,
+        "cached_tokens": 1,
         "mm_inputs": None,
         "session_params": None,
         "input_embeds": None,
@@ -124,6 +125,7 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
         assert (header["finish"], header["prompt_tokens"], header["output_tokens"]) == ("stopped", 2, 2)
         assert (header["preemptions"], header["constrained"], header["duration_us"] > 0) == (1, False, True)
         assert (header["domain"], header["permitted"], header["asked"]) == ("sql", True, True)
+        assert header["cached_tokens"] == (1 if payload else 0)
         if payload:
             assert tensors["tokens"].tolist() == [1, 2, 7, 8]
             assert (header["probability"], header["sampling"]["temperature"], header["sampling"]["top_k"]) == (

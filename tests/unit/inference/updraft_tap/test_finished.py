@@ -100,12 +100,12 @@ def finished(payload: Payload | None) -> Finished:
 
 
 def test_only_a_captured_request_tells_its_tokens_and_how_they_were_sampled() -> None:
-    payload = Payload(tokens=[1, 2, 7], sampling={"temperature": 0.5}, probability=0.25)
+    payload = Payload(tokens=[1, 2, 7], sampling={"temperature": 0.5}, probability=0.25, num_cached=2)
     (captured, tensors), (counted, nothing) = (finished(one).message() for one in (payload, None))
 
     assert (tensors["tokens"].tolist(), nothing) == ([1, 2, 7], {})
-    assert captured == counted | {"sampling": {"temperature": 0.5}, "probability": 0.25}
-    assert (counted["sampling"], counted["probability"]) == (None, 0.0)
+    assert captured == counted | {"sampling": {"temperature": 0.5}, "probability": 0.25, "cached_tokens": 2}
+    assert (counted["sampling"], counted["probability"], counted["cached_tokens"]) == (None, 0.0, 0)
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_duration() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.support.tap_channel import Collected
 
+from updraft_tap.hooks import RAISES
 from updraft_tap.http.terms import Terms, marked
 from updraft_tap.policy import Policy
 from updraft_tap.steps import VERSION_ATTRIBUTE
@@ -42,15 +43,26 @@ class Scheduler:
         self.requests: dict[str, Any] = {"a": request()}
         self.updates = 0
 
-    def update(self, tokens: list[int], *, invalid: int = 0, version: int | None = 3) -> None:
+    def update(
+        self,
+        tokens: list[int],
+        *,
+        invalid: int = 0,
+        version: int | None = 3,
+        cached: int | None = None,
+        without: str = "",
+    ) -> None:
         output = SimpleNamespace(sampled_token_ids=[tokens], req_id_to_index={"a": 0})
         if version is not None:
             setattr(output, VERSION_ATTRIBUTE, version)
         scheduled = SimpleNamespace(
             num_scheduled_tokens={"a": 4},
+            scheduled_new_reqs=[SimpleNamespace(req_id="a", num_computed_tokens=cached)] if cached is not None else [],
             scheduled_spec_decode_tokens={"a": [4, 5, 6]},
             num_invalid_spec_tokens={"a": invalid} if invalid else None,
         )
+        if without:
+            delattr(scheduled, without)
 
         def original(*_: Any) -> None:
             self.updates += 1
@@ -88,6 +100,32 @@ def test_every_request_is_counted_and_one_with_payload_brings_its_tokens() -> No
             assert (header["sampling"]["temperature"], tokens) == (0.5, [1, 2, 7, 8])
         else:
             assert (header["sampling"], tokens) == (None, [])
+
+
+def test_a_captured_request_says_how_much_of_its_prompt_was_cached_when_it_first_ran() -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    scheduler.update([4, 9], cached=1)
+    scheduler.update([4, 9])
+    scheduler.update([4, 9], cached=3)  # it was preempted, and finds its own tokens
+
+    ((header, _),) = scheduler.end()
+
+    assert header["cached_tokens"] == 1
+
+
+def test_a_vllm_that_does_not_say_what_was_cached_is_captured_as_before() -> None:
+    scheduler = Scheduler()
+    scheduler.hooks.policy = Policy(payload=1.0)
+    scheduler.hooks.add(lambda *_: None, scheduler, scheduler.requests["a"])
+    for _ in range(RAISES + 1):
+        scheduler.update([4, 9], without="scheduled_new_reqs")
+
+    ((header, tokens),) = scheduler.end()
+
+    assert sum(one["steps"] for one in header["counters"]) == RAISES + 1
+    assert (header["cached_tokens"], tokens) == (0, [1, 2, 7, 8])
 
 
 def test_a_request_that_opted_out_is_counted_alone() -> None:

@@ -144,8 +144,22 @@ def test_only_an_agent_of_several_sglang_ranks_calls_the_server_and_has_its_admi
         _init(attachment.addition_of(owner, CONFIG, {})["spec"], "updraft-agent") for owner in (one_rank, several)
     ]
 
-    assert [("--attach" in each["args"]) for each in agents] == [False, True]
+    assert agents[0]["args"] == ["--engine", "sglang"]
+    assert agents[1]["args"][-2:] == ["--attach", "http://127.0.0.1:30000"]
+    elsewhere = _owner(engine="sglang", serving={"tensorParallelSize": 2, "attached": {"port": 8000}})
+    agent = _init(attachment.addition_of(elsewhere, CONFIG, {})["spec"], "updraft-agent")
+    assert agent["args"][-1] == "http://127.0.0.1:8000"
     assert [("--config" in attachment.arguments(owner)) for owner in (one_rank, several)] == [False, True]
+
+
+def test_a_quota_can_be_kept_because_every_added_container_has_the_same_chosen_resources() -> None:
+    chosen = {"limits": {"cpu": "1", "memory": "3Gi"}}
+    with_limits = _owner(uri="hf://org/qwen", serving={"attached": {"resources": chosen}})
+
+    for each in attachment.addition_of(with_limits, CONFIG, {})["spec"]["initContainers"]:
+        assert each["resources"] == chosen
+    for each in _addition(uri="hf://org/qwen")["spec"]["initContainers"]:
+        assert each["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
 def test_the_description_for_people_and_tools_is_complete_and_marked() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, built, container, named, one, pod_spec, speculator
 
+from updraft_chassis import access
 from updraft_chassis.settings import load
 from updraft_operator.manifests import accounts, redis, trainer
 from updraft_operator.manifests.redis_users import Role
@@ -136,11 +137,11 @@ def test_the_registry_gives_each_account_its_role() -> None:
     data = one(built(speculator()), "ConfigMap", "qwen-registry")["data"]
     prefix = "system:serviceaccount:"
     assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"]) == {
-        f"{prefix}team:qwen-serving": {"serve"},
-        f"{prefix}team:qwen-trainer": {"publish"},
-        f"{prefix}team:qwen-import": {"publish"},
-        f"{prefix}team:qwen": {"operate"},
-        f"{prefix}updraft-system:updraft-operator": {"operate"},
+        f"{prefix}team:qwen-serving": {access.Grant(role=access.Role.SERVE, speculator="qwen")},
+        f"{prefix}team:qwen-trainer": {access.Grant(role=access.Role.PUBLISH)},
+        f"{prefix}team:qwen-import": {access.Grant(role=access.Role.PUBLISH)},
+        f"{prefix}team:qwen": {access.Grant(role=access.Role.OPERATE)},
+        f"{prefix}updraft-system:updraft-operator": {access.Grant(role=access.Role.OPERATE)},
     }
 
 
@@ -148,7 +149,8 @@ def test_an_account_that_the_pod_template_names_has_the_parts_role() -> None:
     own = {"podTemplate": {"spec": {"serviceAccountName": "own"}}}
     owner = speculator({"serving": own, "trainer": own})
     data = one(built(owner), "ConfigMap", "qwen-registry")["data"]
-    assert parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"])["system:serviceaccount:team:own"] == {"serve", "publish"}
+    grants = parse_accounts(data["UPDRAFT_REGISTRY_ACCOUNTS"])["system:serviceaccount:team:own"]
+    assert grants == {access.Grant(role=access.Role.SERVE, speculator="qwen"), access.Grant(role=access.Role.PUBLISH)}
     assert pod_spec(owner, "serving")["serviceAccountName"] == pod_spec(owner, "trainer")["serviceAccountName"] == "own"
 
 

@@ -130,6 +130,12 @@ def _unscheduled(message: str) -> dict[str, Any]:
             id="no model",
         ),
         pytest.param(
+            {"initContainerStatuses": [_container(_ended(1, message="401 Unauthorized"), "updraft-model")]},
+            "ModelDownloadFailed",
+            "updraft-model exited with status 1: 401 Unauthorized",
+            id="no model in a pod of another workload",
+        ),
+        pytest.param(
             {"initContainerStatuses": [_container(_waiting("ErrImagePull", "denied"), "model")]},
             "ImagePullBackOff",
             "denied",

@@ -22,7 +22,7 @@ from tests.support.service_accounts import (
     key_set,
 )
 
-from updraft_chassis.access import Caller, Role
+from updraft_chassis.access import Caller, Grant, Role
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import InvalidInput, Unauthenticated
 from updraft_registry.identity.keys import KeySet
@@ -165,20 +165,24 @@ async def test_a_key_inside_the_token_is_not_used(registry: ServiceAccounts) -> 
 
 def test_accounts_are_listed_as_role_namespace_and_name() -> None:
     assert parse_accounts(" serve:team/qwen-serving, read:ops/dash.board ,") == {
-        "system:serviceaccount:team:qwen-serving": {Role.SERVE},
-        "system:serviceaccount:ops:dash.board": {Role.READ},
+        "system:serviceaccount:team:qwen-serving": {Grant(role=Role.SERVE)},
+        "system:serviceaccount:ops:dash.board": {Grant(role=Role.READ)},
     }
 
 
 def test_parts_that_share_an_account_share_their_roles() -> None:
-    accounts = parse_accounts("serve:team/own,publish:team/own,serve:team/own")
-    assert accounts == {"system:serviceaccount:team:own": {Role.SERVE, Role.PUBLISH}}
+    accounts = parse_accounts("serve@chat:team/own,publish:team/own,serve@chat:team/own")
+    assert accounts == {
+        "system:serviceaccount:team:own": {Grant(role=Role.SERVE, speculator="chat"), Grant(role=Role.PUBLISH)}
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("admin:team/qwen", "roles read, serve, publish, operate"),
+        ("publish@chat:team/qwen", "or serve@speculator:namespace/name"),
+        ("serve@:team/qwen", "or serve@speculator:namespace/name"),
         ("serve:qwen", "is not role:namespace/name"),
         ("serve:team/qwen:extra", "is not role:namespace/name"),
         ("serve:*/qwen", "is not role:namespace/name"),

@@ -13,7 +13,7 @@ from updraft.fleet.v1 import fleet_pb2
 from updraft.registry.v1 import registry_pb2
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages.reports import Totals, read
-from updraft_registry.rollout.comparison import Traffic
+from updraft_registry.rollout.traffic import Traffic
 
 IDENTITY = fleet_pb2.PodIdentity(speculator="default", pod="pod-0")
 COUNTERS = fleet_pb2.VersionCounters

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import (
-    MAX_DOMAINS,
-    NOTHING,
-    OTHER,
-    Evidence,
-    PodTraffic,
-    Slice,
-    Traffic,
-    Trial,
-    add_reports,
-)
+from updraft_registry.rollout.comparison import MAX_DOMAINS, OTHER, Evidence, PodTraffic, Slice, Trial, add_reports
+from updraft_registry.rollout.traffic import NOTHING, Traffic
 
 CANDIDATE, BASELINE = 8, 7
 SLICE_MS = 30_000
@@ -69,7 +60,7 @@ def test_a_slice_of_both_versions_becomes_one_observation() -> None:
 def test_what_a_pod_served_before_it_was_met_does_not_count() -> None:
     evidence = begun(pod_traffic("a", served(500), served(500)))
     evidence = report(evidence, [pod_traffic("a", served(501), served(501)), pod_traffic("new", served(300))], 1)
-    assert evidence.open.candidate.requests == 1
+    assert evidence.open.both.candidate.requests == 1
 
 
 def test_a_slice_stays_open_until_it_has_lasted_and_both_served_enough() -> None:
@@ -138,15 +129,15 @@ def test_a_pod_that_drained_and_went_does_not_come_back() -> None:
 def test_what_a_pod_served_while_it_was_away_does_not_count() -> None:
     evidence = report(begun(pod_traffic("a")), [], 10)
     evidence = report(evidence, [pod_traffic("a", served(400), served(400))], 20)
-    assert evidence.open.candidate.requests == 0
-    assert report(evidence, [pod_traffic("a", served(401), served(400))], 21).open.candidate.requests == 1
+    assert evidence.open.both.candidate.requests == 0
+    assert report(evidence, [pod_traffic("a", served(401), served(400))], 21).open.both.candidate.requests == 1
 
 
 def test_a_new_life_of_a_pod_counts_from_its_second_report_on() -> None:
     evidence = begun(pod_traffic("a", served(5), served(5)))
     evidence = report(evidence, [pod_traffic("a", served(3), served(3), boot="2")], 1)
-    assert evidence.open.candidate == NOTHING
-    assert report(evidence, [pod_traffic("a", served(4), served(3), boot="2")], 2).open.candidate == served(1)
+    assert evidence.open.both.candidate == NOTHING
+    assert report(evidence, [pod_traffic("a", served(4), served(3), boot="2")], 2).open.both.candidate == served(1)
 
 
 def test_errors_are_failures_of_the_version_they_came_from() -> None:
@@ -156,8 +147,20 @@ def test_errors_are_failures_of_the_version_they_came_from() -> None:
 
 def test_counters_that_fall_within_one_life_are_left_out() -> None:
     evidence = report(begun(pod_traffic("a", served(50))), [pod_traffic("a", served(20))], 1)
-    assert evidence.open.candidate == NOTHING
+    assert evidence.open.both.candidate == NOTHING
     assert evidence.failures == 0
+
+
+def test_of_several_pods_none_fails_a_candidate_alone_and_two_do() -> None:
+    trial = Trial(candidate=CANDIDATE, baseline=BASELINE, canary=["a", "b"], failure_limit=2)
+
+    def failures(a: int, b: int, trial: Trial) -> int:
+        sent = [pod_traffic("a", served(1, errors=a)), pod_traffic("b", served(1, errors=b))]
+        evidence = begun(pod_traffic("a"), pod_traffic("b"))
+        return add_reports(evidence, sent, trial, slice_ms=SLICE_MS, now_ms=1000).failures
+
+    assert [failures(a, b, trial) for a, b in ((1000, 0), (0, 3), (1000, 1))] == [2, 2, 3]
+    assert failures(1000, 0, replace(trial, canary=["a"])) == 1000, "a single pod is believed"
 
 
 def test_a_clock_that_steps_back_only_makes_the_slice_longer() -> None:
@@ -228,8 +231,8 @@ def test_lost_reports_cost_nothing(growth: list[tuple[int, int, float]], kept: s
         every = report(every, [latest], second)
         if second in kept or second == len(sent) - 1:
             few = report(few, [latest], second)
-    assert few.open.candidate.requests == every.open.candidate.requests
-    assert few.open.baseline.tokens == every.open.baseline.tokens
+    assert few.open.both.candidate.requests == every.open.both.candidate.requests
+    assert few.open.both.baseline.tokens == every.open.both.baseline.tokens
     assert report(few, [sent[-1]], 40).slices == report(every, [sent[-1]], 40).slices
 
 
@@ -288,9 +291,9 @@ def test_a_domain_with_few_requests_waits_for_more_over_several_slices() -> None
 def test_a_domain_whose_counters_began_again_in_the_pod_counts_from_its_next_report() -> None:
     evidence = begun(by_domain("a", {"sql": (served(100), served(100))}))
     evidence = report(evidence, [by_domain("a", {"sql": (served(9), served(9))})], 10)
-    assert evidence.open.domains["sql"].candidate == NOTHING
+    assert evidence.open.pods["a"].domains["sql"].candidate == NOTHING
     evidence = report(evidence, [by_domain("a", {"sql": (served(12), served(12))})], 20)
-    assert evidence.open.domains["sql"].candidate == served(3)
+    assert evidence.open.pods["a"].domains["sql"].candidate == served(3)
 
 
 def test_of_many_domains_the_largest_are_compared_and_the_rest_of_a_pods_traffic_is_not_one() -> None:

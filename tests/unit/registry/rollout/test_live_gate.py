@@ -6,10 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from updraft_registry.rollout.comparison import Both, DomainEvidence, Evidence, Ratio
+from updraft_registry.rollout.comparison import DomainEvidence, Evidence, Ratio, Served
 from updraft_registry.rollout.gate import Verdict
 from updraft_registry.rollout.gate.live import judge, judge_without_baseline
 from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.traffic import Both
 from updraft_rollouts.policy import Analysis
 
 ANALYSIS = Analysis()
@@ -210,7 +211,7 @@ def test_a_domain_that_is_seen_shares_before_it_can_be_compared() -> None:
     seen_only = {f"seen-{i}": DomainEvidence(requests=3) for i in range(31)}
     assert judge(loss, ANALYSIS).verdict is Verdict.FAIL
     assert judge(replace(loss, domains={**loss.domains, **seen_only}), ANALYSIS).verdict is Verdict.HOLD
-    opened = replace(loss.open, domains=dict.fromkeys(seen_only, Both()))
+    opened = replace(loss.open, pods={"a": Served(domains=dict.fromkeys(seen_only, Both()))})
     assert judge(replace(loss, open=opened), ANALYSIS).verdict is Verdict.HOLD
 
 
@@ -253,3 +254,10 @@ def test_against_no_draft_a_speedup_without_acceptance_proves_nothing(slices: in
         compared(1.0, None, slices=slices), ANALYSIS, Speedup(ratio=1.3, low=1.2, high=1.4)
     )
     assert (judgement.verdict, judgement.reason.startswith(why)) == (Verdict.HOLD, True)
+
+
+def test_errors_of_a_single_pod_that_do_not_count_are_told() -> None:
+    evidence = replace(compared(1.1, failures=(2, 0)), failures_by_pod={"a": 40})
+    judgement = judge(evidence, ANALYSIS)
+    assert judgement.verdict is Verdict.PASS
+    assert "38 more errors of single pods not counted" in judgement.reason

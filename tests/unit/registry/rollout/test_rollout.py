@@ -182,6 +182,19 @@ def test_a_version_that_a_pod_could_not_load_fails_and_the_one_before_serves() -
     assert decision.directives["pod-0"].serve == 1
 
 
+@pytest.mark.attack(
+    boundary="evidence",
+    attack="a pod that refuses a version which it was not directed to load, so that no pod gets it",
+    outcome="only pods that were asked are heard",
+)
+def test_a_pod_that_serves_another_version_as_directed_refuses_none() -> None:
+    versions = [version(1, Phase.SUPERSEDED), version(2, Phase.STABLE)]
+    liar = refusing("pod-0", 2, loaded=versions[0])
+    for directed, phase in (({"pod-0": 1}, Phase.STABLE), ({"pod-0": 2}, Phase.FAILED)):
+        decision = decide(speculator(versions), [liar], NOW_MS + 1, directed=directed)
+        assert phases(decision)[2] is phase
+
+
 def test_one_pod_of_many_that_cannot_load_a_version_fails_no_fleet() -> None:
     stable = version(2, Phase.STABLE)
     fleet = [refusing("pod-0", 2), holding("pod-1", stable), holding("pod-2", stable)]

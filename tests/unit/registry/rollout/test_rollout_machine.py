@@ -15,11 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.versions import NOW_MS, evaluation, version
 
 from updraft_chassis.errors import Conflict
-from updraft_registry.rollout.comparison import MAX_AWAY_MS, NOTHING, Traffic
+from updraft_registry.rollout.comparison import MAX_AWAY_MS
 from updraft_registry.rollout.decision import Decision, decide, explain, promote, reject
 from updraft_registry.rollout.placement import Directive, Pod
 from updraft_registry.rollout.retention import versions_to_keep
 from updraft_registry.rollout.speedup import Speedup
+from updraft_registry.rollout.traffic import NOTHING, Traffic
 from updraft_registry.rollout.version import (
     NO_DRAFT,
     Actor,
@@ -514,7 +515,9 @@ class Rollouts(RuleBasedStateMachine):
         killed = {name for name, boot in at_risk.items() if name in self.view and self.view[name].boot != boot}
         crashes, crashes_before = after.evidence.crashes, before.evidence.crashes
         assert all(crashes[name] == 1 + crashes_before.get(name, 0) for name in killed)
-        assert after.evidence.failures >= before.evidence.failures + len(killed)
+        failures, failures_before = (one.evidence.failures_by_pod for one in (after, before))
+        assert all(failures[name] > failures_before.get(name, 0) for name in killed)
+        assert after.evidence.failures >= before.evidence.failures
         assert len(directed & crashes.keys()) <= 1, "(7) of those that crashed one tries again"
         given_up = (set(before.pods) - set(after.pods) - self.view.keys()) & self.lost_ms.keys()
         may_return = any(self.now_ms - self.lost_ms[name] < MAX_AWAY_MS for name in given_up)

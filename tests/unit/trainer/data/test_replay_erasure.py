@@ -29,9 +29,17 @@ def opened(path: Path, traces: TraceMaker, max_bytes: int = 10 * 1024**2) -> Abs
 
 
 def arrival(
-    traces: TraceMaker, seed: int, tenant: str = "", *, finished_ms: int = NOW_MS, evaluation: bool = False
+    traces: TraceMaker,
+    seed: int,
+    tenant: str = "",
+    *,
+    finished_ms: int = NOW_MS,
+    evaluation: bool = False,
+    retention_s: int = 0,
 ) -> IncomingTrace:
-    data = traces.data(seed, tenant=HASHES[tenant], finished_ms=finished_ms, evaluation=evaluation)
+    data = traces.data(
+        seed, tenant=HASHES[tenant], finished_ms=finished_ms, evaluation=evaluation, retention_s=retention_s
+    )
     return IncomingTrace(sample=read_sample(data, traces.expected), data=data)
 
 
@@ -102,8 +110,8 @@ def test_samples_beyond_the_age_limit_are_gone_from_every_pool_and_from_the_disk
     with opened(path, traces) as replay:
         replay.admit([*old, new])
 
-        assert replay.expire(NOW_MS) == 0
-        assert replay.expire(LATE_MS) == 4
+        assert replay.expire(LATE_MS, before_ms=NOW_MS) == 0
+        assert replay.expire(LATE_MS, before_ms=LATE_MS) == 4
 
         assert replay.training_ids() == [new.sample.trace_id]
         assert replay.num_samples(Pool.EVALUATION) == 0
@@ -197,3 +205,20 @@ def test_it_is_remembered_for_which_orders_a_stream_was_searched(path: Path, tra
         replay.set_searched("a", 7)
     with opened(path, traces) as replay:
         assert (replay.searched_ms("a"), replay.searched_ms("b")) == (7, 0)
+
+
+def test_samples_go_at_the_age_that_their_tenant_allows_also_after_a_restart(path: Path, traces: TraceMaker) -> None:
+    short = [arrival(traces, seed, ACME, evaluation=seed % 2 == 0, retention_s=1) for seed in range(4)]
+    others = [arrival(traces, 8, RIVAL, retention_s=60), arrival(traces, 9)]
+    with opened(path, traces) as replay:
+        replay.admit([*short, *others])
+        assert replay.expire(LATE_MS - 1) == 0
+    with opened(path, traces) as replay:
+        assert replay.has_expiring
+        assert replay.expire(LATE_MS) == 4
+
+        assert set(replay.training_ids()) == {trace.sample.trace_id for trace in others}
+        assert replay.num_samples(Pool.EVALUATION) == 0
+        assert not any(trace.data in stored_bytes(path) for trace in short)
+        assert replay.expire(LATE_MS, before_ms=LATE_MS) == 2, "the shorter age holds"
+        assert not replay.has_expiring

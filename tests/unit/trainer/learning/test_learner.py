@@ -18,7 +18,7 @@ from updraft_draft.tensors import EncodedRows, decoded
 from updraft_trainer.data.sample import Sample, read_sample
 from updraft_trainer.data.teacher import LastHidden, TopK
 from updraft_trainer.learning import head_loss, losses
-from updraft_trainer.learning.average import MIN_DECAY
+from updraft_trainer.learning.average import FITTED_DECAY, TRAINED_DECAY
 from updraft_trainer.learning.compute import Compute
 from updraft_trainer.learning.learner import MAX_BAD_STEPS, Hyperparameters, Learner
 from updraft_trainer.learning.losses import Predictions, forward_kl
@@ -93,15 +93,24 @@ def test_the_average_follows_the_weights_and_needs_no_more_steps(target: Path, s
     assert averaged <= 1.05 * sum(verify_steps(learner.network, samples[8:], lookahead=3))
 
 
-def test_after_a_start_from_a_good_draft_the_average_moves_slowly(target: Path, samples: list[Sample]) -> None:
-    learner = make_learner(target)
+@pytest.mark.parametrize("is_fitted", [True, False], ids=["in closed form", "trained"])
+def test_after_a_start_from_a_good_draft_the_average_moves_slowly_also_if_training_is_resumed(
+    target: Path, samples: list[Sample], *, is_fitted: bool
+) -> None:
+    learner, resumed = make_learner(target), make_learner(target)
     for _ in range(60):
         learner.train(samples[:4])
-    learner.start_from(learner.average.state_dict())
+    if is_fitted:
+        learner.start_from_fit(learner.average)
+    else:
+        learner.start_from(learner.average.state_dict())
     first = learner.average.fc.weight.detach().clone()
-    learner.train(samples[:4])
-    moved, step = learner.average.fc.weight - first, learner.network.fc.weight - first
-    assert torch.allclose(moved, step * (1 - MIN_DECAY), rtol=1e-2, atol=1e-8)
+    resumed.load_state_dict(deepcopy(learner.state_dict()))
+    for one in (learner, resumed):
+        one.train(samples[:4])
+        moved, step = one.average.fc.weight - first, one.network.fc.weight - first
+        decay = FITTED_DECAY if is_fitted else TRAINED_DECAY
+        assert torch.allclose(moved, step * (1 - decay), rtol=1e-2, atol=1e-8)
 
 
 def test_another_vocabulary_keeps_what_the_draft_knows_of_tokens_that_stay(target: Path, samples: list[Sample]) -> None:

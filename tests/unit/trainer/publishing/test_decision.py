@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -128,3 +129,11 @@ def test_few_requests_that_stand_for_most_of_todays_traffic_are_no_evidence() ->
 
 def test_evidence_on_a_small_part_of_todays_traffic_is_not_enough() -> None:
     assert decided(requests(10, candidate=50, weight=0.3)).sentence.endswith("has them for 30 % of it")
+
+
+def test_a_draft_that_is_surely_worse_for_a_large_tenant_is_not_published_however_good_it_is_for_others() -> None:
+    acme = [replace(one, tenant="ffffffffffffffff") for one in requests(6, candidate=70)]
+    decision = decided(requests(30, candidate=40), acme)
+    assert decision == PublishDecision(should_publish=False, sentence=decision.sentence)
+    assert decision.sentence.endswith(", but surely worse for tenant ffffffffffffffff (-14.3 %, 6 requests)")
+    assert decided(requests(30, candidate=40), [replace(one, tenant="") for one in acme]).should_publish

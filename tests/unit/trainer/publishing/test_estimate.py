@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.clusters import FEATURE_SIZE, Feature
 from updraft_trainer.data.selection import TrafficMix
-from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, merged
+from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, is_better, merged
 
 
 def walked(**steps: int) -> GainEstimate:
@@ -43,6 +45,30 @@ def test_two_candidates_are_compared_on_the_requests_that_both_have_walked() -> 
     assert compared.trace_ids == ("a2", "a3", "b1")
     assert [pair.baseline_steps for pair in compared.pairs] == [9, 9, 9]
     assert against(walked(a1=1), walked(a2=1)).gain(0.9) is None
+
+
+def judged(**steps: int) -> GainEstimate:
+    """A draft's own steps by request; they are named by kind and number."""
+    made = walked(**steps)
+    return replace(made, pairs=tuple(replace(pair, candidate_steps=pair.baseline_steps) for pair in made.pairs))
+
+
+def test_training_goes_on_from_a_draft_that_looks_better_and_needs_no_certainty() -> None:
+    trained, closed = judged(a1=10, a2=12, a3=20), judged(a1=9, a2=14, a3=17)
+    gain = against(closed, trained).gain(0.9)
+    assert gain is not None
+    assert gain.low_percent < 0 < gain.percent
+    assert is_better(closed, trained)
+    assert not is_better(trained, closed)
+
+
+def test_training_does_not_go_on_from_a_draft_that_is_surely_worse_for_a_kind() -> None:
+    trained = judged(**{f"a{n}": 20 for n in range(8)}, **{f"b{n}": 20 for n in range(8)})
+    closed = judged(**{f"a{n}": 10 for n in range(8)}, **{f"b{n}": 25 + n % 2 for n in range(8)})
+    gain = against(closed, trained).gain(0.9)
+    assert gain is not None
+    assert gain.percent > 0
+    assert not is_better(closed, trained)
 
 
 def test_the_evidence_of_several_ranks_is_that_of_all_their_requests() -> None:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft_chassis.errors import InvalidInput
 from updraft_trainer.metrics import Metrics
 from updraft_trainer.publishing.registry_view import RegistryView
 
@@ -75,3 +76,22 @@ async def test_orders_to_forget_are_read_when_there_are_new_ones(tmp_path: Path)
         found.append(dict(view.forgotten))
 
     assert found == [{}, {"0" * 15 + "7": 5}, {"0" * 15 + "7": 5}, {"0" * 15 + "7": 5, "0" * 15 + "8": 9}]
+
+
+async def test_demand_arrives_without_the_figures_that_a_registry_refuses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = []
+
+    async def report(request: pb.ReportTrainingRequest, **_: object) -> None:
+        if request.HasField("learning"):
+            raise InvalidInput("a name of 99 characters")
+        taken.append(request.demand_tokens_per_second)
+
+    stub: Any = SimpleNamespace(ReportTraining=report)
+    view = RegistryView(stub, "default", tmp_path, Metrics(CollectorRegistry()), learning=lambda: pb.Learning(steps=1))
+    for demand in (100.0, 200.0):
+        view.set_demand(demand)
+        await view.report()
+    assert taken == [100.0, 200.0]
+    assert [record.reason for record in caplog.records] == ["a name of 99 characters"], "once"  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ class Admission:
         sequence.slot = self._slots.take(running, match)
         if match.length and match.slot != sequence.slot:
             self._cache.copy_prefix(match.slot, sequence.slot, match.length)
-        sequence.num_computed_tokens = match.length
+        sequence.num_computed_tokens = sequence.num_cached = match.length
         self.num_cached_tokens += match.length
         eagle = self._speculation.eagle
         if eagle is not None and sequence.is_draftable and match.length:

@@ -144,7 +144,7 @@ def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate |
 
 def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
     """The domains that were compared, the worst first. They share alpha with those that were only seen: these will follow."""
-    num_seen = len(evidence.domains.keys() | evidence.open.domains.keys())
+    num_seen = len(evidence.domains.keys() | evidence.open.domains)
     found = []
     for name, domain in evidence.domains.items():
         estimate = _estimate(domain.acceptance, alpha / min(num_seen, MAX_DOMAINS))
@@ -182,7 +182,7 @@ def _fails_more_often(evidence: Evidence) -> bool:
 def _missing(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None, latency: Estimate | None) -> str:
     """Why the candidate cannot be promoted yet; empty if it can."""
     if acceptance is None:
-        return "waiting for traffic on both versions"
+        return "the two pods contradict each other" if evidence.slices else "waiting for traffic on both versions"
     if acceptance.low_percent <= 0.0:
         return "acceptance is not significantly higher yet"
     if latency is None:
@@ -209,6 +209,9 @@ def _summary(evidence: Evidence, analysis: Analysis, acceptance: Estimate | None
     if latency is not None:
         times = f"{1000 * latency.candidate:.3g} against {1000 * latency.stable:.3g} ms per token"
         parts.append(f"{times}, {_change(latency, analysis)}")
+    uncounted = sum(evidence.failures_by_pod.values()) - evidence.failures
+    if uncounted > 0:
+        parts.append(f"{_count(uncounted, 'more error')} of single pods not counted")
     requests, slices = _count(evidence.candidate_requests, "request"), _count(evidence.slices, "slice")
     return "; ".join((*parts, f"{requests} in {slices}"))
 

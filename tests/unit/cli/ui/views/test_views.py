@@ -41,17 +41,17 @@ def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
     blocked = one(
         pinned=0, pin_reason="an incident", paused=True, capture_problem="pod-1: no Redis", too_small="raise it"
     )
-    texts = [notice.text for notice in overview.notices(blocked.speculator)]
+    texts = [notice.text for notice in overview.notices(blocked)]
     assert texts == [
         "Pinned to no draft: an incident. Newer versions are held.",
         "The rollout is paused.",
         "Raise it.",
-        "Nothing is captured by pod-1: no Redis.",
+        "Capture has a problem on pod-1: no Redis.",
     ]
 
 
-def test_a_condition_that_is_false_is_a_notice() -> None:
-    resource = Resource(
+def resource() -> Resource:
+    return Resource(
         target="",
         engine="torch",
         url="",
@@ -69,9 +69,12 @@ def test_a_condition_that_is_false_is_a_notice() -> None:
             ),
         ),
     )
-    blocked = one(resource=resource)
+
+
+def test_a_condition_that_is_false_is_a_notice() -> None:
+    blocked = one(resource=resource())
     assert overview.state(blocked.speculator).text == "not ready: NoPods"
-    assert [n.text for n in overview.notices(blocked.speculator)] == ["Adapting is false: The stream is too small."]
+    assert [n.text for n in overview.notices(blocked)] == ["Adapting is false: The stream is too small."]
 
 
 def test_the_rollout_has_the_time_left_and_the_verdict() -> None:
@@ -149,7 +152,8 @@ def test_a_chart_has_its_points_its_band_and_the_changes_of_versions() -> None:
         ("high", [13.1, None]),
     ]
     assert content["bands"] == [{"low": 1, "high": 2, "label": "confidence sequence"}]
-    assert content["marks"][-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
+    changes = [mark for mark in content["marks"] if mark["kind"] != "shift"]
+    assert changes[-1] == {"time": NOW.timestamp() + 120, "label": "version 6 canary", "kind": "canary"}
     assert charts.content(charts.CHARTS["evidence"], samples, shown, since_s=now_s)["times"] == [now_s + 1]
 
 
@@ -165,7 +169,7 @@ def test_the_evidence_begins_with_the_canary_that_runs() -> None:
     )
     assert (evidence_json["start"], evidence_json["times"]) == (start_s, [start_s + 1])
     assert (loss_json["start"], loss_json["times"]) == (None, [start_s - 60, start_s + 1])
-    (evidence, *_) = charts.charts_of("rollout", samples, shown.speculator.trial)
+    (evidence, *_) = charts.charts_of("rollout", samples, shown)
     assert [at_s for at_s, _ in evidence.rows] == [start_s + 1]
 
 
@@ -183,11 +187,28 @@ def test_the_acceptance_of_the_last_minute_is_that_of_the_versions_in_the_roles(
     assert counters(one().speculator) == {6: (310_000, 120_000), 4: (310_000, 120_000)}
 
 
+def test_a_mean_since_the_start_is_no_point_of_the_last_minutes_line() -> None:
+    cluster = one(resource=resource(), traffic=())
+    shown = figures(cluster, state().installation, {})
+    assert {"stable", "candidate"}.isdisjoint(shown)
+    samples = Samples()
+    samples.add(1.0, shown)
+    labels = [
+        line["label"] for line in charts.content(charts.CHARTS["acceptance"], samples, cluster, since_s=0.0)["series"]
+    ]
+    assert labels[2:] == ["mean since the pods' start, version that serves", "mean since the pods' start, candidate"]
+
+
+def test_the_marks_of_a_chart_are_listed_in_words() -> None:
+    (acceptance, *_) = charts.charts_of("overview", Samples(), one())
+    assert "shift from chat to code" in [label for _, label in acceptance.marks]
+
+
 def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
     samples = Samples()
     for second in range(100):
         samples.add(float(second), {"loss": float(second)})
-    (loss, *_) = charts.charts_of("learning", samples, None)
+    loss, *_ = charts.charts_of("learning", samples, one())
     assert len(loss.rows) <= 12
     assert loss.rows[0][0] == 99.0
 
@@ -225,6 +246,64 @@ def test_learning_without_a_trainer_says_so() -> None:
     assert not learning.learning(one(), state().installation, NOW).is_silent
 
 
+def test_learning_has_stored_requests_by_kind_and_age_and_the_shifts() -> None:
+    view = learning.learning(one(), state().installation, NOW)
+    assert view.kinds is not None
+    assert view.shifts is not None
+    assert [cell.text for cell in view.kinds.rows[0]] == [
+        *("code", "60 %", "2,000", "150", "700", "1,300", "150", "2.90", "2.80")
+    ]
+    assert [cell.text for cell in view.shifts.rows[0]] == ["33 min ago", "chat", "code"]
+    facts = {fact.name: fact.value.text for fact in view.facts}
+    assert facts["lag"] == "the newest request was stored 0.4 s after it was sent"
+    assert facts["demand"].startswith("900 ")
+    assert facts["credits"].startswith("800 ")
+
+
+def test_a_registry_without_metrics_of_its_trainer_has_the_same_charts_of_learning() -> None:
+    remote = replace(state().installation, training=None, serving=None, processes=None)
+    assert {"loss": 1.234, "held-out candidate": 2.7, "demand": 900.0, "granted": 800.0}.items() <= figures(
+        one(), remote, {}
+    ).items()
+
+
+def test_traffic_has_the_lookaheads_that_engines_chose() -> None:
+    view = traffic.traffic(one(), state().installation)
+    assert view.lookaheads is not None
+    assert view.lookaheads.columns == ("draft tokens chosen", ">0", ">1", ">2", ">3")
+    assert [[cell.text for cell in row] for row in view.lookaheads.rows] == [
+        ["all steps", "4 %", "8 %", "18 %", "70 %"],
+        ["steps of version 6", "-", "8 %", "18 %", "70 %"],
+        ["steps of version 4", "-", "8 %", "18 %", "70 %"],
+    ]
+
+
+def test_steps_without_a_draft_are_part_of_all_steps() -> None:
+    first = one().speculator.traffic[0]
+    bare = replace(first, version=0, acceptance=replace(first.acceptance, by_position=(), by_lookahead=(1.0,)))
+    view = traffic.traffic(one(traffic=(first, bare)), state().installation)
+    assert view.lookaheads is not None
+    assert [cell.text for cell in view.lookaheads.rows[0]] == ["all steps", "52 %", "4 %", "9 %", "35 %"]
+    unknown = replace(bare, acceptance=replace(bare.acceptance, by_lookahead=()))
+    view = traffic.traffic(one(traffic=(first, unknown)), state().installation)
+    assert view.lookaheads is not None
+    assert [row[0].text for row in view.lookaheads.rows] == ["steps of version 6"]
+
+
+def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
+    samples = Samples()
+    samples.swaps.add(1.0, {"pod-0": 3, "pod-1": 3})
+    samples.swaps.add(2.0, {"pod-0": 4, "pod-1": 4})
+    marks = charts.content(charts.CHARTS["acceptance"], samples, one(), since_s=0.0)["marks"]
+    assert {"time": 2.0, "label": "2 pods to version 4", "kind": "swap"} in marks
+    assert [mark["label"] for mark in marks if mark["kind"] == "shift"] == ["shift from chat to code"]
+
+
+def test_traffic_without_a_version_is_not_said_to_be_of_one_drafter() -> None:
+    served = one().speculator.traffic[0]
+    assert parts.served_name(replace(served, version=0)) == "mixed or no draft"
+
+
 def test_the_shares_of_a_step_lie_side_by_side() -> None:
     shares = learning.learning(one(), state().installation, NOW).shares
     assert [(share.label, share.start, share.percent) for share in shares][:3] == [
@@ -238,7 +317,7 @@ def test_traffic_has_positions_by_version_and_drops_by_reason() -> None:
     view = traffic.traffic(one(), state().installation)
     assert [(one_.title, one_.shares[0]) for one_ in view.positions] == [("version 6", 82.0), ("version 4", 82.0)]
     assert view.drops is not None
-    assert [cell.text for cell in view.drops.rows[0]] == ["queue_full", "3"]
+    assert [cell.text for cell in view.drops.rows[0]] == ["queue full", "3"]
 
 
 def test_two_versions_are_suggested_for_a_comparison() -> None:
@@ -252,7 +331,7 @@ def test_the_metrics_of_this_machine_are_not_those_of_another_speculator() -> No
     assert ours.about("qwen").training is not None
     others = ours.about("llama")
     assert (others.training, others.serving) == (None, None)
-    assert "loss" not in figures(one(), others, {})
+    assert "lookahead" not in figures(one(), others, {})
 
 
 def test_metrics_without_a_name_are_those_of_the_only_speculator() -> None:

@@ -149,7 +149,7 @@ async def test_what_the_sender_says_is_there_in_every_task_of_its_request_and_no
 
 async def test_the_tenant_is_the_keys_unless_the_header_of_a_gateway_names_it(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"acme {ONE} gateway\nrival {OTHER} no-train,on\n")
+    file.write_text(f"acme {ONE} gateway\nrival {OTHER} no-train,on,retain=12h,region=eu\n")
     bearer = [(b"authorization", f"Bearer {key}".encode()) for key in (ONE, OTHER)]
     by_key, by_header = Server(Rules(keys=Keys(file))), Server(Rules(keys=Keys(file), tenant_header=b"x-team"))
     for server in (by_key, by_header):
@@ -157,7 +157,7 @@ async def test_the_tenant_is_the_keys_unless_the_header_of_a_gateway_names_it(tm
         await server.ask([bearer[1], (b"x-team", b"acme")])
 
     acme, rival, other = (tenant_digest(name) for name in (b"acme", b"rival", b"other"))
-    of_rival = Terms(tenant=rival, train=False, opted_in=True)
+    of_rival = Terms(tenant=rival, train=False, opted_in=True, retention_s=43_200, region="eu")
     assert by_key.terms == [Terms(tenant=acme), of_rival]
     assert by_header.terms == [Terms(tenant=other), of_rival]
     assert door.current() is None

@@ -79,6 +79,31 @@ def test_both_engines_read_the_same_tenant_and_words_of_a_key(
         assert (client.tenant, client.words) == (holder.tenant, holder.words) == (hashes.digest(name), words)
 
 
+def test_both_engines_read_the_same_age_and_region_of_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    for words, age_s, region in (
+        ("retain=30d,region=eu-west", 30 * 86_400, "eu-west"),
+        ("no-train,Retain=12h,gateway", 12 * 3600, ""),
+        ("on", 0, ""),
+    ):
+        path.write_text(f"acme {ONE} {words}\n")
+        holder = Keys(path).holder(ONE)
+        with embedded.Keys(path).admitted({"authorization": f"Bearer {ONE}"}) as client:
+            assert (client.retention_s, client.region) == (holder.retention_s, holder.region) == (age_s, region)
+        assert holder.is_gateway == ("gateway" in words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["retain=0d", "retain=30", "retain=90s", "retain=1d,retain=2d", "region=", "region=EU!", "region=a,region=b"],
+)
+def test_an_age_or_a_region_that_makes_no_sense_is_refused(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"acme {ONE} {words}\n")
+    with pytest.raises(KeysError, match=r"line 1 .* after its key"):
+        Keys(path)
+
+
 def test_keys_of_one_name_are_of_one_tenant_with_places_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"acme {ONE}\nacme {OTHER}\n")

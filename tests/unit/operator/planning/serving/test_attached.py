@@ -113,6 +113,11 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
         "OtherSpeculator",
         "not qwen-serving",
     ),
+    "its server's user": (
+        {"containers": [{**SERVER, "securityContext": {"runAsUser": 1000}}]},
+        "UserDiffers",
+        "container server runs as user 1000, but its agent as 65532",
+    ),
     "one rank": (
         {"containers": [{**SERVER, "command": ["vllm", "serve", "--tensor-parallel-size=2"]}]},
         "ParallelismUnsupported",
@@ -152,9 +157,24 @@ def test_a_server_with_other_ranks_than_the_spec_has_is_named_with_sglang() -> N
     assert verdict(seen(body, spec=spec))[:2] == ("False", "ParallelismDiffers")
     same = merged(body, {"spec": {"containers": [{**own, "args": ["--tp", "2", *attachment.arguments(owner)]}]}})
     assert verdict(seen(same, spec=spec, reports=(report("sglang-0"),)))[:2] == ("True", "Attached")
+    elsewhere = [{**own, "args": ["--tp", "2", "--port=8000", *attachment.arguments(owner)]}]
+    assert verdict(seen(merged(same, {"spec": {"containers": elsewhere}}), spec=spec))[:2] == ("False", "PortDiffers")
     one = {"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
     few = merged(same, {"spec": {"containers": [one]}})
     assert verdict(seen(few, spec=spec))[:2] == ("False", "GPUMismatch")
+
+
+@pytest.mark.parametrize(
+    "words", [["-sc", "{}"], ["--speculative_config={}"], ["--speculative-config.method", "eagle3"]]
+)
+def test_every_spelling_of_the_argument_counts(words: list[str]) -> None:
+    assert verdict(seen(injected(containers=[{**SERVER, "args": words}])))[1] == "NotReporting"
+
+
+def test_the_users_of_server_and_agent_may_be_the_pods_or_root() -> None:
+    for context in ({"runAsUser": 1000}, {"runAsUser": 0}, {}):
+        found = verdict(seen(injected(securityContext=context), reports=(report(),)))
+        assert found[:2] == ("True", "Attached")
 
 
 def test_pods_with_the_same_problem_share_a_sentence() -> None:

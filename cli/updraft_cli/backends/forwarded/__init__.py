@@ -1,0 +1,1 @@
+"""A cluster whose registries are read too, through port-forwards: what the console needs and no resource holds."""
