@@ -380,7 +380,7 @@ class Redis(Model):
     mode: RedisMode = RedisMode.SHARED
     """Shared: the operator's Redis; Dedicated: one that only this resource uses, in its namespace."""
     max_memory: Quantity | None = None
-    """Memory of a dedicated Redis for traces. Defaults to 1.5 times maxSize. A change restarts it."""
+    """Memory of a dedicated Redis for traces, at least 64Mi. Defaults to 1.5 times maxSize. A change restarts it."""
     storage: RedisStorage | None = None
     url_secret_ref: SecretKey | None = None
     """Your own Redis. Secret entry with the address: redis://USER:PASSWORD@HOST:PORT/DB or

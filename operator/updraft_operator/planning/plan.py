@@ -74,6 +74,8 @@ class Plan:
     """Users on a Redis of its own."""
     is_moving: bool = False
     """Traces move to another Redis, or passwords are replaced: tell when users become right."""
+    reads: Place | None = None
+    """Where the trainer is pointed."""
     drains: Place | None = None
     """Count the traces that are left there."""
     leaves_shared: bool = False
@@ -111,6 +113,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         if observed.dedicated_url
         else (),
         is_moving=bool(decided.waits) or _is_rotating(observed),
+        reads=decided.targets.get(Role.READER),
         drains=decided.drains,
         leaves_shared=decided.wanted not in (None, Place.SHARED) and decided.is_settled,
     )

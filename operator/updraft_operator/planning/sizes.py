@@ -1,8 +1,12 @@
 """Limits that are too small for any draft to be published: the trainer's, and those that only others know."""
 
+from kubernetes.utils.quantity import parse_quantity
+
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_artifacts.sizing import quantity, redis_too_small, registry_limit, registry_needs
-from updraft_operator.manifests.redis import OURS, wanted_place
+from updraft_operator.api.speculator import Redis, RedisStorage
+from updraft_operator.manifests.dedicated import redis as dedicated
+from updraft_operator.manifests.redis import OURS, Place, wanted_place
 from updraft_operator.planning.observed import Observed, learning_of
 
 _FILE_SYSTEM = 1.1
@@ -17,6 +21,7 @@ def too_small(observed: Observed) -> str:
         or _registry_limit(observed.registry.state, learning)
         or _registry_volume(observed, learning)
         or _redis_memory(observed, learning)
+        or _redis_volume(observed)
     )
 
 
@@ -51,3 +56,15 @@ def _redis_memory(observed: Observed, learning: pb.Learning | None) -> str:
     if learning is None or wanted_place(observed.speculator, observed.config) not in OURS:
         return ""
     return redis_too_small(observed.redis_max_memory, learning.stream_bytes)
+
+
+def _redis_volume(observed: Observed) -> str:
+    """Why the log of a dedicated Redis may fill its volume, after which it refuses all writes."""
+    owner = observed.speculator
+    storage = (owner.spec.traces.redis or Redis()).storage or RedisStorage()
+    if wanted_place(owner, observed.config) is not Place.DEDICATED or storage.claim_name is not None:
+        return ""
+    needed = 2 * dedicated.max_memory(owner)
+    if parse_quantity(storage.size) >= needed:
+        return ""
+    return f"spec.traces.redis.storage.size is {storage.size}, but the log of this Redis needs {quantity(needed)}"

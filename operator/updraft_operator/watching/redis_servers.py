@@ -44,6 +44,7 @@ class WantedUsers:
     streams: str = ""
     """The namespace of its streams."""
     is_moving: bool = False
+    reads: Place | None = None
     drains: Place | None = None
     """Where its traces are to be counted."""
     leaves_shared: bool = False
@@ -57,6 +58,7 @@ class WantedUsers:
             dedicated_url=observed.dedicated_url,
             streams=stream_namespace(observed.speculator, observed.config),
             is_moving=plan.is_moving,
+            reads=plan.reads,
             drains=plan.drains,
             leaves_shared=plan.leaves_shared,
         )
@@ -73,12 +75,14 @@ class RedisServers:
         self._make = make
         self._shared = make(shared_url) if shared_url is not None else None
         self._dedicated: dict[Key, RedisUsers] = {}
+        self._reads: dict[Key, Place | None] = {}
         self._changed = asyncio.Event()
         self._is_closed = False
 
     def want(self, key: Key, wants: WantedUsers) -> None:
         """The users of a speculator from now on. Without users on a dedicated Redis, it has none."""
         is_moving = wants.is_moving
+        self._reads[key] = wants.reads
         if self._shared is not None:
             leaves = wants.streams if wants.leaves_shared else ""
             self._shared.want(key, wants.shared, drains=wants.drained(Place.SHARED), leaves=leaves, is_moving=is_moving)
@@ -92,6 +96,7 @@ class RedisServers:
 
     def forget(self, key: Key) -> None:
         """The speculator is gone."""
+        self._reads.pop(key, None)
         if self._shared is not None:
             self._shared.forget(key)
         self._drop(key)
@@ -102,13 +107,14 @@ class RedisServers:
             server.start_over()
 
     def problem(self, key: Key) -> UsersProblem | None:
-        """Why a user of the speculator is not known to be right, on any Redis; None if all are, or if nothing was tried yet."""
-        return next((problem for server in self._of(key) if (problem := server.problem(key)) is not None), None)
+        """Why a user of the speculator is not known to be right, on the Redis that its trainer reads; None if all are, or if
+        nothing was tried yet. A move waits for the other Redis, and the trainer works meanwhile."""
+        server = self._servers(key).get(self._reads.get(key) or Place.SHARED)
+        return server.problem(key) if server is not None else None
 
     def ready_places(self, key: Key) -> frozenset[Place]:
         """Redis that answer and have the users of the speculator."""
-        servers = {Place.SHARED: self._shared, Place.DEDICATED: self._dedicated.get(key)}
-        return frozenset(place for place, server in servers.items() if server is not None and server.are_right(key))
+        return frozenset(place for place, server in self._servers(key).items() if server.are_right(key))
 
     def right(self, key: Key) -> frozenset[RedisUser]:
         """The users that are right, on all Redis of the speculator."""
@@ -153,4 +159,8 @@ class RedisServers:
         yield from self._dedicated.values()
 
     def _of(self, key: Key) -> Iterator[RedisUsers]:
-        return (server for server in (self._shared, self._dedicated.get(key)) if server is not None)
+        yield from self._servers(key).values()
+
+    def _servers(self, key: Key) -> dict[Place, RedisUsers]:
+        known = {Place.SHARED: self._shared, Place.DEDICATED: self._dedicated.get(key)}
+        return {place: server for place, server in known.items() if server is not None}

@@ -88,3 +88,17 @@ def test_who_may_not_patch_gets_one_sentence(api: ApiServer) -> None:
     result = run(api, "qwen")
     assert result.exit_code == 1
     assert "forbidden" in result.output
+
+
+def test_a_request_that_somebody_removes_is_not_waited_for(api: ApiServer) -> None:
+    results = list[Result]()
+    waiting = Thread(target=lambda: results.append(run(api, "qwen")))
+    waiting.start()
+    wait_until(lambda: bool(asked(api)), what="the request")
+    content: dict[str, Any] = deepcopy(api.objects[SPECULATORS]["qwen"])
+    del content["metadata"]["annotations"][ROTATE]
+    api.put(SPECULATORS, content)
+    waiting.join()
+    (result,) = results
+    assert result.exit_code == 1
+    assert "somebody removed the request" in result.output

@@ -222,15 +222,30 @@ async def test_whatever_a_pod_of_a_tenant_answers_the_users_of_others_are_made(
     other = Key("team", "other")
     async with _tenants_server(answer, drips=drips) as (url, sent):
         servers = RedisServers(_makes([]), lambda: redis_server.url)
-        servers.want(
-            CHAT, WantedUsers(dedicated=(_user(),), dedicated_url=url, streams=NAMESPACE, drains=Place.DEDICATED)
+        wants = WantedUsers(
+            dedicated=(_user(),),
+            dedicated_url=url,
+            streams=NAMESPACE,
+            reads=Place.DEDICATED,
+            drains=Place.DEDICATED,
         )
+        servers.want(CHAT, wants)
         async with asyncio.TaskGroup() as tasks:
             working = tasks.create_task(servers.run())
             await until(lambda: servers.problem(CHAT) is not None)
             servers.want(other, WantedUsers(shared=(_user(Role.READER),)))
             await until(lambda: servers.ready_places(other) == {Place.SHARED})
+            servers.want(CHAT, replace(wants, reads=Place.SHARED))
+            assert servers.problem(CHAT) is None, "its trainer reads elsewhere"
             assert servers.ready_places(CHAT) == frozenset()
             assert not working.done()
             servers.close()
     assert sent[0] > 0
+
+
+def test_a_tiny_memory_still_lets_redis_start() -> None:
+    owner = speculator({"traces": {"redis": {"mode": "Dedicated", "maxMemory": "3"}}})
+    made = {each["kind"]: each for each in dedicated.objects(owner, CONFIG, "redis://a:b@c", when_deleted="Retain")}
+    (container,) = made["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert f"maxmemory {64 << 20}\n" in made["ConfigMap"]["data"]["redis.conf"]
+    assert container["resources"]["limits"]["memory"] == "192Mi"

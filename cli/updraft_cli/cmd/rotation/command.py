@@ -44,16 +44,16 @@ def rotate(backend: ClusterBackend, waits: bool, timeout: int | None) -> None:  
         return
     click.echo(f"Asked for new passwords of {namespace}/{name}.")
     if waits:
-        _wait(backend, request, timeout)
+        _wait(backend, timeout)
 
 
-def _wait(backend: ClusterBackend, request: str, timeout: int | None) -> None:
+def _wait(backend: ClusterBackend, timeout: int | None) -> None:
     deadline_s = None if timeout is None else time.monotonic() + timeout
     last = ""
     try:
         with closing(backend.watch_content(deadline_s=deadline_s)) as contents:
             for content in contents:
-                state = content if isinstance(content, Unavailable) else rotation_of(content, request)
+                state = content if isinstance(content, Unavailable) else rotation_of(content)
                 if (line := _line(state)) != last:
                     click.echo(line)
                     last = line

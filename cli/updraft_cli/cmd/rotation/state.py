@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from updraft_chassis.errors import Conflict
 from updraft_cli.backends.objects import GROUP, Json
 
 ROTATE = f"{GROUP}/rotate"
@@ -22,11 +23,17 @@ class Rotation:
     message: str
 
 
-def rotation_of(content: Json, request: str) -> Rotation:
-    """Read it from an AdaptiveSpeculator. A later request replaces this one, and its passwords are as new."""
+def rotation_of(content: Json) -> Rotation:
+    """Read it from an AdaptiveSpeculator. A later request replaces this one, and its passwords are as new. Conflict if the
+    request is not there any more."""
     conditions = content.get("status", {}).get("conditions", ())
     found = next((each for each in conditions if each["type"] == _CONDITION), {"status": "", "message": ""})
-    asked = content["metadata"].get("annotations", {}).get(ROTATE, request)
+    asked = content["metadata"].get("annotations", {}).get(ROTATE)
+    if asked is None:
+        raise Conflict(
+            f"somebody removed the request, the annotation {ROTATE}, perhaps before the operator completed it: "
+            "let your tools keep it, and ask again"
+        )
     prefix = f"request {asked}: "
     is_about_it = found["message"].startswith(prefix)
     return Rotation(

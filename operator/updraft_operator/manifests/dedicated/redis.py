@@ -26,6 +26,9 @@ KINDS = ("ConfigMap", "StatefulSet", "Service", "NetworkPolicy")
 
 _ADMINISTRATOR = "updraft-administrator"
 _MIB = 1024 * 1024
+_BASE = 64 * _MIB
+"""For the process itself."""
+_LEAST = 64 * _MIB
 _USER = 999
 """User `redis` of the official image."""
 
@@ -70,12 +73,12 @@ def url(key: bytes, address: str, namespace: str, speculator: str) -> str:
 
 
 def max_memory(owner: AdaptiveSpeculator) -> int:
-    """Bytes that it may use for traces."""
+    """Bytes that it may use for traces, at least 64 MiB."""
     redis = owner.spec.traces.redis
     if redis is not None and redis.max_memory is not None:
-        return int(parse_quantity(redis.max_memory))
+        return max(_LEAST, int(parse_quantity(redis.max_memory)))
     size = owner.spec.traces.max_size
-    return redis_memory(int(parse_quantity(size)) if size is not None else usual().stream.amount)
+    return max(_LEAST, redis_memory(int(parse_quantity(size)) if size is not None else usual().stream.amount))
 
 
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig, address: str, *, when_deleted: str) -> list[Manifest]:
@@ -141,7 +144,7 @@ def _stateful_set(
 
 
 def _container(owner: AdaptiveSpeculator, images: Images) -> dict[str, Any]:
-    memory = redis_process_memory(max_memory(owner))
+    memory = redis_process_memory(max_memory(owner)) + _BASE
     resources = {
         "requests": {"cpu": "100m", "memory": f"{memory // 2 // _MIB}Mi"},
         "limits": {"memory": f"{memory // _MIB}Mi"},

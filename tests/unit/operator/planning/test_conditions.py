@@ -166,6 +166,15 @@ TRAINER: list[Case] = [
 LEARNED = pb.Learning(samples=1_200, held_out=130, steps=500, estimates=20, version_bytes=800_000_000)
 
 
+def _dedicated_redis(max_memory: str, size: str) -> dict[str, Any]:
+    redis = {"mode": "Dedicated", "maxMemory": max_memory, "storage": {"size": size}}
+    return {
+        "spec": {"traces": {"redis": redis}},
+        "config": replace(CONFIG, has_dedicated_redis=True),
+        "dedicated_url": "redis://admin:secret@own",
+    }
+
+
 def _learning(
     *versions: pb.Version, volume_bytes: int = 0, max_draft_bytes: int = 2**30, **changed: Any
 ) -> dict[str, Any]:
@@ -190,6 +199,8 @@ SIZED: list[Case] = [
     ("Sized", "False", "TooSmall", _learning(max_draft_bytes=799_999_999)),
     ("Sized", "True", "LargeEnough", _learning(max_draft_bytes=0)),
     ("Sized", "False", "TooSmall", {**_learning(stream_bytes=2 * 10**9), "redis_max_memory": 10**9}),
+    ("Sized", "False", "TooSmall", {**_learning(), **_dedicated_redis("6Gi", "10Gi")}),
+    ("Sized", "True", "LargeEnough", {**_learning(), **_dedicated_redis("5Gi", "10Gi")}),
     ("Sized", "True", "LargeEnough", {**_learning(stream_bytes=10**9), "redis_max_memory": 10**9}),
     (
         "Sized",
