@@ -29,7 +29,7 @@ from updraft_operator.planning.observed import (
 from updraft_operator.planning.serving.attached import attachment_of
 from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_operator.planning.traces.access import rotation_waits
-from updraft_operator.planning.traces.places import places
+from updraft_operator.planning.traces.places import places, server_problem
 from updraft_rollouts.policy import USELESS_ACCEPTANCE_LENGTH
 from updraft_rollouts.terms import Strategy
 
@@ -221,7 +221,7 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         later = f"; traces move to another Redis once it runs again: {waits}" if waits else ""
         yield false("Suspended", f"the trainer is suspended; serving continues with the current draft{later}")
     if problem := observed.users_problem:
-        yield false(problem.reason, problem.message)
+        yield false(problem.reason, f"{problem.message}{server_problem(observed)}")
     if reason := lineage.waits(observed):
         yield false("WaitingForDraft", reason)
     yield from _training(observed)

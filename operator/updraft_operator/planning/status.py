@@ -7,6 +7,7 @@ from updraft_operator.api import names
 from updraft_operator.api.status import (
     MAX_DOMAINS,
     AcceptanceStatus,
+    Condition,
     DomainStatus,
     LastFailure,
     PhaseStatus,
@@ -63,11 +64,15 @@ def without_measurements(current: Status) -> Status:
         device_only = ProgressStatus(device=progress.device, ranks=progress.ranks)
         trainer = trainer.model_copy(update={"progress": device_only})
     conditions = [
-        condition.model_copy(update={"message": ""}) if condition.type in ("Adapting", "Sized") else condition
+        condition.model_copy(update={"message": ""}) if _is_measured(condition) else condition
         for condition in current.conditions
     ]
     measured = {"acceptance": None, "rollout": rollout, "trainer": trainer, "conditions": conditions}
     return current.model_copy(update=measured)
+
+
+def _is_measured(condition: Condition) -> bool:
+    return condition.type in ("Adapting", "Sized") or condition.reason == "MovingTraces"
 
 
 def _versions(state: pb.SpeculatorState) -> VersionsStatus:

@@ -10,7 +10,7 @@ from redis.asyncio.connection import AbstractConnection
 from updraft_chassis import streams
 
 MAX_BYTES = 1 << 20
-"""Of all answers on a connection."""
+"""All answers on a connection together."""
 
 
 class _Bounded(_AsyncRESP2Parser):

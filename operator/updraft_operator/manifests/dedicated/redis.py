@@ -22,7 +22,7 @@ from updraft_operator.manifests.redis_users import hashed, password_of
 
 PORT = 6379
 KINDS = ("ConfigMap", "StatefulSet", "Service", "NetworkPolicy")
-"""Of its objects."""
+"""Kinds of its objects."""
 
 _ADMINISTRATOR = "updraft-administrator"
 _MIB = 1024 * 1024

@@ -72,7 +72,7 @@ def places(observed: Observed) -> Places:
             wanted=wanted,
             targets={Role.WRITER: writer, Role.READER: goal},
             is_settled=is_settled,
-            waits="" if writer is goal else _NOT_READY,
+            waits="" if writer is goal else _not_ready(observed),
         )
     assert reader_now is not None
     has_left = _nobody_writes_elsewhere(observed, writer_now, goal)
@@ -82,7 +82,7 @@ def places(observed: Observed) -> Places:
         targets={Role.WRITER: writer, Role.READER: goal if is_drained else reader_now},
         is_settled=False,
         drains=reader_now if has_left else None,
-        waits=_for_reader(observed, has_left=has_left) if writer is goal else _NOT_READY,
+        waits=_for_reader(observed, has_left=has_left) if writer is goal else _not_ready(observed),
     )
 
 
@@ -205,10 +205,20 @@ def _has_own_claim(observed: Observed) -> bool:
     return claim is None or any(owner.get("kind") == "StatefulSet" for owner in owners)
 
 
+def server_problem(observed: Observed) -> str:
+    """Why the pod of a dedicated Redis does not run, in a clause; empty if nothing says so."""
+    found = next((pod.problem for pod in observed.pods_of(names.REDIS) if pod.problem is not None), None)
+    return "" if found is None else f"; its pod: {found.message}"
+
+
+def _not_ready(observed: Observed) -> str:
+    return f"{_NOT_READY}{server_problem(observed)}"
+
+
 def _for_reader(observed: Observed, *, has_left: bool) -> str:
     if not has_left:
         who = "attached pods" if observed.speculator.spec.serving.is_attached else "pods"
         return f"{who} that write to the former Redis have to be replaced"
     if observed.unread is None:
-        return "the former Redis has to say what is left there"
+        return "the former Redis has to say what is left there, for which the operator's user may have to run XLEN"
     return f"the trainer has to read {observed.unread:,} traces in the former Redis first" if observed.unread else ""

@@ -10,8 +10,9 @@ from tests.support.observed import FRESH, PASSWORDS, as_child, observed, pod, re
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.observed import Observed, UsersProblem
 from updraft_operator.planning.plan import Plan, make_plan, objects
 from updraft_operator.planning.traces.places import places
 
@@ -143,6 +144,15 @@ def test_a_dedicated_redis_goes_last_and_takes_its_volume_along(target: dict[str
     assert gone <= set(plan.delete)
     left = {ref: child for ref, child in seen.children.items() if ref not in gone}
     assert _plan(replace(seen, children=left)).dedicated_users == ()
+
+
+def test_a_new_redis_that_does_not_start_says_why() -> None:
+    ill = pod("qwen-redis-0", "redis", problem=("ImagePullBackOff", "cannot pull redis:9"))
+    _, seen = _moving(DEDICATED, _applied(_observed()), pods=(ill,))
+    assert places(seen).waits.endswith("its pod: cannot pull redis:9")
+    problem = UsersProblem(reason="RedisUnreachable", message="no answer")
+    first = _observed(DEDICATED, pods=(ill,), users_problem=problem)
+    assert conditions(first)["TrainerReady"].message == "no answer; its pod: cannot pull redis:9"
 
 
 def test_a_redis_that_the_spec_named_is_left_at_once() -> None:
