@@ -50,7 +50,7 @@ def test_the_registry_takes_reports_of_the_workloads_account_and_lets_its_pods_i
     objects = built(owner)
 
     roles = one(objects, "ConfigMap", "qwen-registry")["data"]["UPDRAFT_REGISTRY_ACCOUNTS"].split(",")
-    assert "serve:team/vllm" in roles
+    assert "serve@qwen:team/vllm" in roles
     (rule, _) = one(objects, "NetworkPolicy", "qwen-registry")["spec"]["ingress"]
     assert {"podSelector": {"matchLabels": {names.ATTACH: "qwen"}}} in rule["from"]
     (managed, _) = one(built(speculator()), "NetworkPolicy", "qwen-registry")["spec"]["ingress"]
