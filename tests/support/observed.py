@@ -166,5 +166,12 @@ def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> di
 
 def is_empty(plan: Plan) -> bool:
     """Whether the observed state matches the desired state."""
-    of_redis: Any = {"users": None, "dedicated_users": (), "is_moving": False, "drains": None, "leaves_shared": False}
+    of_redis: Any = {
+        "users": None,
+        "dedicated_users": (),
+        "is_moving": False,
+        "drains": None,
+        "leaves_shared": False,
+        "reads": None,
+    }
     return replace(plan, again_s=None, **of_redis) == Plan()
