@@ -261,7 +261,7 @@ async def read_key(dedicated: DedicatedRedis | None, cluster: Cluster, settings:
         return
     name, is_dry_run = settings.redis_key_secret, settings.dry_run
     try:
-        dedicated.key = await redis_key(cluster, settings.namespace, name, may_create=not is_dry_run)
+        dedicated.key = await redis_key(cluster, settings.namespace, name, may_write=not is_dry_run)
     except UpdraftError as error:
         if is_dry_run and isinstance(error, NotFound):  # so there is no such Redis yet
             dedicated.key = secrets.token_bytes(32)

@@ -35,7 +35,7 @@ WORK = {
 TOKEN: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts/token"): ("create",),
     ("", "namespaces"): ("get",),
-    ("", "secrets"): ("get", "create"),
+    ("", "secrets"): ("get", "patch"),
 }
 CERTIFICATES: Mapping[tuple[str, str], tuple[str, ...]] = {("", "secrets"): ("get", "patch")}
 LEASE: Mapping[tuple[str, str], tuple[str, ...]] = {("coordination.k8s.io", "leases"): ("get", "create", "update")}
@@ -166,12 +166,13 @@ def test_with_cert_manager_the_operator_requests_certificates_and_signs_none() -
     assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
 
 
-def test_the_operator_reads_the_key_of_dedicated_redis_by_name_only() -> None:
-    *_, read, create = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
+def test_the_operator_fills_the_empty_secret_for_the_key_of_dedicated_redis() -> None:
+    *_, rule = one(rendered("default"), "Role", "updraft-operator-token")["rules"]
     operator = one(rendered("default"), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
     env = {each["name"]: each.get("value") for each in operator["containers"][0]["env"]}
-    assert (read["verbs"], read["resourceNames"]) == (["get"], [env["UPDRAFT_OPERATOR_REDIS_KEY_SECRET"]])
-    assert (create["verbs"], create["resources"]) == (["create"], ["secrets"])
+    name = env["UPDRAFT_OPERATOR_REDIS_KEY_SECRET"]
+    assert (rule["resources"], rule["verbs"], rule["resourceNames"]) == (["secrets"], ["get", "patch"], [name])
+    assert "data" not in one(rendered("default"), "Secret", name)
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

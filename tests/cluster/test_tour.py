@@ -106,7 +106,9 @@ def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:
             what="both pods say that they hold version 1",
         )
         chromium.open(f"{origin}/s/tour/fleet")
-        assert "version 1: 2 pods" in chromium.text("main").lower()
+        wait_until(
+            lambda: "version 1: 2 pods" in chromium.text("main").lower(), timeout_s=60, what="the page follows the pods"
+        )
         chromium.open(f"{origin}/s/tour/history")
         chromium.click("End the pin")
         chromium.click("End the pin")

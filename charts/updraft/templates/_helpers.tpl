@@ -170,7 +170,7 @@ true
 {{- if hasKey $data "password" }}{{ get $data "password" | b64dec }}{{ else }}{{ randAlphaNum 32 }}{{ end -}}
 {{- end -}}
 
-{{/* The Secret that the operator creates for dedicated Redis. */}}
+{{/* The Secret with the key of dedicated Redis, which the operator fills. */}}
 {{- define "updraft.redis.keySecret" -}}
 {{ include "updraft.operator" . }}-redis-key
 {{- end -}}

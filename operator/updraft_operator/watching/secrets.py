@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound
-from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisMode
+from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_name, url_secret
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
@@ -139,28 +139,35 @@ class Secrets:
         }
 
 
-async def redis_key(cluster: Cluster, namespace: str, name: str, *, may_create: bool) -> bytes:
-    """The key in the operator's own Secret, which is created if it does not exist. NotFound if it may not be."""
-    content = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "namespace": namespace, "labels": {names.MANAGED_BY: names.MANAGER}},
-        "type": "Opaque",
-        "data": {_KEY: base64.b64encode(secrets.token_bytes(_PASSWORD_BYTES)).decode()},
-    }
+async def redis_key(cluster: Cluster, namespace: str, name: str, *, may_write: bool) -> bytes:
+    """The key in the operator's own Secret, which the chart makes empty, and the operator fills. NotFound if it may not."""
     try:
         held = await cluster.get("Secret", namespace, name)
     except NotFound:
-        if not may_create:
-            raise
+        held = {}
+    if not held.get("data"):
+        if not may_write:
+            raise NotFound(f"Secret {namespace}/{name} has no key yet")
         try:
-            held = await cluster.create(content)
+            held = await _filled(cluster, namespace, name, held)
         except Conflict:  # another replica was faster
             held = await cluster.get("Secret", namespace, name)
     key = base64.b64decode((held.get("data") or {}).get(_KEY, ""))
     if len(key) < _PASSWORD_BYTES:
         raise InvalidInput(f"Secret {namespace}/{name} needs an entry {_KEY} of at least {_PASSWORD_BYTES} bytes")
     return key
+
+
+async def _filled(cluster: Cluster, namespace: str, name: str, empty: Manifest) -> Manifest:
+    """Conflict if somebody else wrote it since it was read."""
+    version = {"resourceVersion": empty["metadata"]["resourceVersion"]} if empty else {}
+    content: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, **version},
+        "data": {_KEY: base64.b64encode(secrets.token_bytes(_PASSWORD_BYTES)).decode()},
+    }
+    return await (cluster.apply(content) if empty else cluster.create(content))
 
 
 def _wanted(owner: AdaptiveSpeculator) -> frozenset[Place]:

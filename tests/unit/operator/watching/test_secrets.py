@@ -149,8 +149,11 @@ def _settings(*, dry_run: bool = False) -> OperatorSettings:
     return OperatorSettings(namespace="team", redis_key_secret="key-of-redis", dry_run=dry_run)  # noqa: S106 - a name
 
 
-async def test_the_key_of_dedicated_redis_is_made_once() -> None:
+@pytest.mark.parametrize("is_there", [True, False], ids=["the chart made the Secret", "it did not"])
+async def test_the_key_of_dedicated_redis_is_made_once(*, is_there: bool) -> None:
     cluster, first, second = MemoryCluster(), DedicatedRedis(address="redis"), DedicatedRedis(address="redis")
+    if is_there:
+        _secret(cluster, "key-of-redis", {})
     await read_key(first, cluster, _settings())
     await read_key(second, cluster, _settings())
     assert len(first.key) == 32
@@ -158,7 +161,7 @@ async def test_the_key_of_dedicated_redis_is_made_once() -> None:
     assert first.url(QWEN) != ""
 
 
-@pytest.mark.parametrize("entries", [None, {}, {"key": "short"}])
+@pytest.mark.parametrize("entries", [None, {"key": "short"}])
 async def test_a_key_that_cannot_be_read_is_asked_for_again(entries: Mapping[str, str] | None) -> None:
     cluster, dedicated = Guarded("key-of-redis"), DedicatedRedis(address="redis")
     if entries is not None:
