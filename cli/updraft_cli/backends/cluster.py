@@ -328,7 +328,9 @@ def _history(versions: tuple[Json, ...]) -> tuple[HistoryEntry, ...]:
 
 
 def _pods(client: ClusterClient) -> tuple[Json, ...]:
-    return tuple(content for selector in pods.SELECTORS for content in client.pods(selector))
+    """Each once, even with the labels of both selectors."""
+    found = (content for selector in pods.SELECTORS for content in client.pods(selector))
+    return tuple({objects.key(content): content for content in found}.values())
 
 
 def _metrics(client: ClusterClient, pod: str, port: int | None) -> tuple[Serving | None, str]:

@@ -69,7 +69,7 @@ def test_an_order_is_kept_and_shown_as_done_when_the_trainer_reports_it(run: Run
     assert "will be forgotten: the order is kept" in result.output
     assert "2 versions may have learned from it: 2-3." in result.output
     assert "knew nothing" not in result.output
-    asyncio.run(_report(address, 2**53))
+    asyncio.run(_report(address, 2**47))
     (tenant,) = json.loads(run("tenant", "list", "--hash", "f" * 16, "-o", "json", "--registry", address).output)[
         "tenants"
     ]
