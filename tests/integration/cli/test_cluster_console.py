@@ -43,6 +43,7 @@ def pod(name: str, *, is_ready: bool) -> dict[str, Any]:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     return {
         "metadata": {
+            "namespace": "team",
             "name": name,
             "labels": {"updraft.dev/speculator": "qwen", "app.kubernetes.io/component": "serving"},
         },
