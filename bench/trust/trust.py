@@ -198,7 +198,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
         )
     return Measurements(
         seed=SEED,
-        lines=[_line(arm, size, samples) for size in TRACE_BYTES for arm in arms if arm.has_user and not arm.has_tls],
+        lines=[_line(arm, size, samples) for size in TRACE_BYTES for arm in arms if arm.has_user],
         samples=[asdict(sample) for sample in samples],
         figures=[*notes, _table(arms, samples)],
     )

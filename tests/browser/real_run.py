@@ -15,7 +15,7 @@ from tests.support.wait import LONG_S, wait_until
 from updraft_cli.local.plan import SPECULATOR
 
 _SHARE = 0.85
-"""Of the run, after which its pages are shown: the traffic has shifted and come back, and time is left."""
+"""Share of the run after which its pages are shown: the traffic has shifted and come back, and time is left."""
 
 Show = Callable[[str, str], None]
 """Takes pictures of a page in all looks: its name, and its address."""

@@ -130,7 +130,7 @@ def console(tour: Tour) -> Iterator[str]:
 
 
 def _registry(cluster: ForwardedBackend) -> Speculator:
-    """What the registry itself says, through a port-forward."""
+    """The registry's own answer, through a port-forward."""
     found: list[RegistryBackend] = []
 
     def is_open() -> bool:

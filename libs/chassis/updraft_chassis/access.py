@@ -61,11 +61,11 @@ class Grant:
     speculator: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Grant":
-        """Read `role`, or `serve@speculator`. ValueError for anything else."""
+    def parse(cls, text: str) -> "Grant | None":
+        """Read `role`, or `serve@speculator`. None for anything else."""
         role, mark, speculator = text.partition("@")
-        if mark and (role != Role.SERVE or not speculator):
-            raise ValueError(f"{text!r} binds another role than serve, or to nothing")
+        if role not in set(Role) or (mark and (role != Role.SERVE or not speculator)):
+            return None
         return cls(role=Role(role), speculator=speculator)
 
 
@@ -197,11 +197,8 @@ def _read(file: Path) -> Mapping[bytes, Grant]:
 
 def _parse(line: str, where: str) -> tuple[Grant, str]:
     match = _LINE.fullmatch(line)
-    try:
-        grant = Grant.parse(match["grant"] if match else "")
-    except ValueError:
-        match = None
-    if match is None:
+    grant = Grant.parse(match["grant"]) if match else None
+    if match is None or grant is None:
         raise InvalidInput(
             f"{where} is not `role:token` with one of the roles {', '.join(Role)}, or `serve@speculator:token`"
         )

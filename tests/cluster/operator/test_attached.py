@@ -84,7 +84,7 @@ def pods(subject: Subject, *, is_injected: bool) -> list[Json]:
 
 
 def run(subject: Subject) -> list[str]:
-    """What a kubelet would do, until both pods of the patched template are ready. Returns their names."""
+    """Act as a kubelet would, until both pods of the patched template are ready. Returns their names."""
 
     def both() -> bool:
         for pod in (*pods(subject, is_injected=True), *pods(subject, is_injected=False)):

@@ -21,7 +21,7 @@ from updraft_operator.manifests.tls.terms import Lives, Tls, TlsMode
 from updraft_rollouts.policy import Analysis, RolloutPolicy
 
 LIVES = Lives(ca_s=24 * 3600.0, certificate_s=4 * 3600.0)
-"""What the test makes is valid now, although the operator makes it in the past, hours apart."""
+"""Certificates of the test are valid now, although the operator makes them in the past, hours apart."""
 
 HOST = "qwen-registry.team.svc"
 

@@ -17,7 +17,7 @@ _RUNNING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True
 
 
 def _restart(world: World, name: str) -> None:
-    """What a person does with `kubectl updraft attach`: the pod is replaced by one with the present additions."""
+    """Act as a person with `kubectl updraft attach`: the pod is replaced by one with the present additions."""
     described = world.cluster.objects["ConfigMap", KEY.namespace, f"{KEY.name}-attach"]["data"]
     metadata = {"name": name, "namespace": KEY.namespace, "labels": {"app": "vllm"}}
     body = {

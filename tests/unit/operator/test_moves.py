@@ -29,7 +29,7 @@ def _replace_pods(workload: Manifest) -> None:
 
 
 def controllers(world: World) -> None:
-    """What Kubernetes' own controllers do: they replace pods, and make, hand over and delete volumes."""
+    """Act as Kubernetes' own controllers: they replace pods, and make, hand over and delete volumes."""
     for kind, namespace, name in list(world.cluster.objects):
         if kind == "Deployment":
             world.cluster.edit((kind, namespace, name), _replace_pods)
@@ -102,7 +102,7 @@ def _after_a_move(start: str, end: str, until_write: int | None = None) -> World
 
 
 def _normal(world: World) -> dict[Where, Any]:
-    """What is there, without identities and times; passwords are random."""
+    """All objects, without identities and times; passwords are random."""
     return {
         where: each.get("spec", each.get("data", "")) if where[0] in ("StatefulSet", "NetworkPolicy") else ""
         for where, each in world.cluster.objects.items()

@@ -97,11 +97,8 @@ def parse_accounts(text: str) -> dict[str, frozenset[Grant]]:
     accounts: dict[str, frozenset[Grant]] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         match = _ENTRY.fullmatch(entry)
-        try:
-            grant = Grant.parse(match["grant"] if match else "")
-        except ValueError:
-            match = None
-        if match is None:
+        grant = Grant.parse(match["grant"]) if match else None
+        if match is None or grant is None:
             raise InvalidInput(
                 f"{entry[:_MAX_SHOWN]!r} is not role:namespace/name with one of the roles {', '.join(Role)}, or"
                 " serve@speculator:namespace/name"

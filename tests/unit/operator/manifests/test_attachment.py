@@ -1,4 +1,4 @@
-"""What is added to pods of another workload, and that nothing of ours runs or guards them."""
+"""Additions to pods of another workload; nothing of ours runs or guards these pods."""
 
 import json
 from dataclasses import replace

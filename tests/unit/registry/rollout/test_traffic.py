@@ -1,4 +1,4 @@
-"""What pods say together: one of them that lies changes little."""
+"""Several pods together: one of them that lies changes little."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""What a registry reports completes what Kubernetes knows, and never overrules the resource."""
+"""Reports of a registry complete what Kubernetes knows, and never overrule the resource."""
 
 from dataclasses import replace
 

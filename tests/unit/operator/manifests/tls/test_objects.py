@@ -1,4 +1,4 @@
-"""What pods mount does not depend on who signs, and nothing restarts when a CA changes."""
+"""Mounts of pods do not depend on who signs, and nothing restarts when a CA changes."""
 
 from dataclasses import replace
 
