@@ -1,6 +1,9 @@
 """Our two kinds on a control plane, for every test that needs them."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from tests.cluster.access import Api, succeeds
 from tests.cluster.control_plane import ControlPlane
 from tests.support.wait import wait_until
@@ -17,6 +20,13 @@ def install(api: Api) -> None:
     for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
         path = f"/apis/{names.API_VERSION}/namespaces/default/{plural}"
         wait_until(lambda path=path: succeeds(lambda: api.get(path)), what=f"an answer about {plural}")  # type: ignore[misc] # a default
+
+
+def install_with(api: Api, definition: Path, collection_path: str) -> None:
+    """Both, and the kind of another project by its published definition."""
+    install(api)
+    api.create(_CRDS, yaml.safe_load(definition.read_text()))
+    wait_until(lambda: succeeds(lambda: api.get(collection_path)), what=f"an answer about {collection_path}")
 
 
 def collection(namespace: str, plural: str) -> str:

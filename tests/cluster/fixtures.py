@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.cluster import programs
@@ -9,11 +10,13 @@ from tests.cluster.access import Api
 from tests.cluster.cluster import Cluster, cluster, obstacle
 from tests.cluster.control_plane import ControlPlane, control_plane
 
+_CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl")
+
 
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[ControlPlane]:
     """A control plane without a node: the real API server, its controllers, no pod ever runs."""
-    _skip_unless_built("etcd", "kube-apiserver", "kubectl")
+    _skip_unless_built(*_CONTROL_PLANE)
     with control_plane() as running:
         yield running
 
@@ -42,6 +45,14 @@ def namespace(api: Api) -> Iterator[str]:
     api.create("/api/v1/namespaces", {"metadata": {"name": name}})
     yield name
     api.delete(f"/api/v1/namespaces/{name}")
+
+
+@contextmanager
+def own_control_plane(*programs_too: str) -> Iterator[ControlPlane]:
+    """A new one, for a module that changes what is everyone's. Skips if it, or one of these other programs, was not built."""
+    _skip_unless_built(*_CONTROL_PLANE, *programs_too)
+    with control_plane() as running:
+        yield running
 
 
 def _skip_unless_built(*names: str) -> None:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 from tests.chart.chart import CHART, helm
-from tests.cluster import programs
 from tests.cluster.access import Api, ApiError, Json, succeeds
-from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import own_control_plane
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
@@ -77,10 +77,7 @@ class Site(NamedTuple):
 @pytest.fixture
 def cluster() -> Iterator[ControlPlane]:
     """A new one: CRDs are everyone's, and an API server may take minutes to end one that has just been applied."""
-    wanted = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm")
-    if missing := [name for name in wanted if programs.find(name) is None]:
-        pytest.skip(f"{', '.join(missing)}: not built; run `make cluster-build`")
-    with control_plane() as running:
+    with own_control_plane("kube-controller-manager", "helm") as running:
         yield running
 
 

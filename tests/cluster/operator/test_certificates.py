@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from tests.cluster import programs
-from tests.cluster.access import succeeds
-from tests.cluster.control_plane import ControlPlane, control_plane
-from tests.cluster.crds import install
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.crds import install_with
+from tests.cluster.fixtures import own_control_plane
 from tests.cluster.operator import requests
 from tests.cluster.operator.conftest import Running
 from tests.cluster.operator.subject import Subject
@@ -24,20 +22,14 @@ _DEFINITION = Path(__file__).with_name("certificates.yaml")
 @pytest.fixture(scope="module")
 def kubernetes() -> Iterator[ControlPlane]:
     """A cluster of its own, because an operator looks at its start which kinds are served."""
-    if missing := [name for name in ("etcd", "kube-apiserver", "kubectl") if programs.find(name) is None]:
-        pytest.skip(f"{', '.join(missing)}: not built; run `make cluster-build`")
-    with control_plane() as running:
+    with own_control_plane() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def crds(kubernetes: ControlPlane) -> None:
-    definition = yaml.safe_load(_DEFINITION.read_text())
     with kubernetes.api() as api:
-        install(api)
-        api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        path = f"/apis/{names.CERT_MANAGER_API_VERSION}/namespaces/default/certificates"
-        wait_until(lambda: succeeds(lambda: api.get(path)), what="an answer about Certificates")
+        install_with(api, _DEFINITION, f"/apis/{names.CERT_MANAGER_API_VERSION}/namespaces/default/certificates")
 
 
 @pytest.fixture(scope="module")
