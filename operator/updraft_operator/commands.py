@@ -223,7 +223,7 @@ async def _installation(cluster: KubernetesCluster, config: OperatorConfig) -> s
 def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:
     changes = [change for owner, plan in planned for change in _changes(owner, plan)]
     for owner, _ in planned:
-        for problem in problems(owner.spec.serving).values():
+        for problem in problems(owner.spec).values():
             print(f"updraft-operator: {owner.metadata.namespace}/{owner.metadata.name}: {problem}", file=sys.stderr)
     if form == "json":
         print(json.dumps([content for _, _, content in changes], indent=2))

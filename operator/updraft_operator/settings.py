@@ -45,7 +45,7 @@ class OperatorSettings(Settings):
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
     inference_image: str = "updraft-inference:dev"
-    """Image of inference pods with engine torch, and of the agent beside an SGLang or vLLM server."""
+    """Image of inference pods with engine Torch, and of the agent beside an SGLang or vLLM server."""
     trainer_image: str = "updraft-trainer:dev"
     """Image of trainers."""
     registry_image: str = "updraft-registry:dev"

@@ -245,16 +245,19 @@ def test_actions_that_would_do_nothing_cannot_be_chosen() -> None:
     assert {name for name, can in pinned.items() if can} == {"resume", "pin", "unpin"}
 
 
-@pytest.mark.parametrize(("parameters", "version"), [(None, 4), ({}, 4), ({"version": ""}, 4), ({"version": "2"}, 2)])
+@pytest.mark.parametrize(
+    ("parameters", "version"),
+    [(None, 4), ({}, 4), ({"version": ""}, 4), ({"version": "2"}, 2), ({"version": "NoDraft"}, "NoDraft")],
+)
 def test_any_version_can_be_pinned_where_argo_cd_has_parameters(
-    parameters: dict[str, str] | None, version: int
+    parameters: dict[str, str] | None, version: int | str
 ) -> None:
     content = _speculator({}, stable=4, latest=5)
     assert _acted(content, "pin", parameters)["rollout"]["pinnedVersion"] == version
 
 
 def test_a_version_that_is_no_number_is_refused_in_a_sentence() -> None:
-    with pytest.raises(AssertionError, match="version must be a number: newest"):
+    with pytest.raises(AssertionError, match="version must be a number or NoDraft: newest"):
         _acted(_speculator({}, stable=4, latest=5), "pin", {"version": "newest"})
 
 

@@ -21,6 +21,7 @@ from updraft_operator.api.speculator import (
     Accelerator,
     AdaptiveSpeculator,
     Engine,
+    EngineType,
     Metadata,
     Spec,
     TargetModel,
@@ -342,7 +343,7 @@ def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: 
 
 def _template(part: str) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
-    engine = Engine.VLLM if part == "vllm" else Engine.TORCH
+    engine = Engine(type=EngineType.VLLM if part == "vllm" else EngineType.TORCH)
     spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks, engine=engine)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
     images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1", vllm="v:1")

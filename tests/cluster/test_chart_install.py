@@ -244,7 +244,7 @@ def test_who_may_edit_a_namespace_may_pin_a_version_there_and_who_may_view_it_ma
 
     with site.cluster.api(user="ann") as ann, site.cluster.api(user="bob") as bob:
         wait_until(lambda: succeeds(lambda: ann.get(chat)) and succeeds(lambda: bob.get(chat)), what="the roles")
-        pin = {"spec": {"rollout": {"pinnedVersion": 0}}}
+        pin = {"spec": {"rollout": {"pinnedVersion": "NoDraft"}}}
         wait_until(lambda: succeeds(lambda: ann.patch(chat, pin)), what="the right to edit")
         with pytest.raises(ApiError, match="forbidden"):
             bob.patch(chat, pin)

@@ -103,7 +103,7 @@ def test_a_pin_and_its_end_are_fields_of_the_resource_that_we_own(admin: Kubectl
     assert admin("updraft", "unpin").code == 0
     assert "pinnedVersion" not in rollout(qwen())
     assert admin("updraft", "pin", "0").out.startswith("Pinned to no draft for qwen: ")
-    assert rollout(qwen())["pinnedVersion"] == 0
+    assert rollout(qwen())["pinnedVersion"] == "NoDraft"
 
 
 def test_pause_resume_and_promote_are_fields_too(admin: Kubectl, qwen: Callable[[], Json]) -> None:

@@ -20,7 +20,7 @@ CONFIG_WITHOUT_REDIS = OperatorConfig(images=IMAGES, namespace="updraft-system",
 """The operator has no Redis."""
 
 ATTACHED: dict[str, Any] = {
-    "engine": "vllm",
+    "engine": {"type": "VLLM"},
     "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": {"app": "vllm"}}}},
 }
 """The fields of a speculator for pods of another workload."""

@@ -16,7 +16,7 @@ def speculator(name: str = "qwen", *, rollout: Json | None = None, status: Json 
         "metadata": {"name": name, "namespace": "team", "generation": 3},
         "spec": {
             "targetModel": {"uri": "hf://org/qwen"},
-            "engine": "torch",
+            "engine": {"type": "Torch"},
             "serving": {"replicas": 2},
             "rollout": {"strategy": "Canary", "paused": False, **(rollout or {})},
             **spec,

@@ -1,4 +1,4 @@
-"""The containers that the operator makes for engine vllm, run as processes with a real vLLM: their commands, variables and
+"""The containers that the operator makes for engine VLLM, run as processes with a real vLLM: their commands, variables and
 probes.
 
 Only paths, ports and addresses are of this machine. Kubernetes itself is not here: the order of the containers, and who gets
@@ -75,11 +75,10 @@ class Pod:
 @pytest.fixture(scope="module")
 def pod(redis_server: RedisServer) -> Iterator[Pod]:
     spec = {
-        "engine": "vllm",
+        "engine": {"type": "VLLM", "args": ["--enforce-eager", "--dtype", "float32"]},
         "targetModel": {"servedName": "qwen"},
         "draft": {"vocabSize": 2048},
         "serving": {
-            "args": ["--enforce-eager", "--dtype", "float32"],
             "maxContextTokens": 1024,
             "maxRunningRequests": 4,
             "terminationGracePeriodSeconds": GRACE_S,

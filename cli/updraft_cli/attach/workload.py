@@ -103,7 +103,7 @@ def inference_service_config(addition: Addition, name: str) -> Json:
 
     Raises InvalidInput for SGLang, whose arguments KServe's templates do not append."""
     if _option(addition.server["args"][0]) not in _ALIASES:
-        raise InvalidInput("-o llmisvcconfig is for engine vllm: KServe's templates append no arguments to SGLang")
+        raise InvalidInput("-o llmisvcconfig is for engine VLLM: KServe's templates append no arguments to SGLang")
     options = " ".join(_quoted(word) for word in addition.server["args"])
     variables = [*addition.server["env"], {"name": _KSERVE_ARGUMENTS, "value": options}]
     server = {"name": addition.container or "main", "env": variables, "volumeMounts": addition.server["volumeMounts"]}

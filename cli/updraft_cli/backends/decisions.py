@@ -6,6 +6,7 @@ from typing import Any
 
 from updraft_chassis.errors import Conflict, NotFound
 from updraft_cli.backends.drafts import Draft
+from updraft_cli.backends.objects import NO_DRAFT
 from updraft_cli.backends.protocol import Verb, decided
 from updraft_cli.backends.speculators import LOST, Speculator
 
@@ -52,7 +53,7 @@ def _pin(speculator: Speculator, drafts: Iterable[Draft], number: int) -> PatchF
     else:
         follows = "all pods continue without a draft: the same answers, more slowly."
     follows = f"{follows} Newer versions are held until {undo}."
-    return _change(Verb.PIN, speculator, "pinnedVersion", follows, value=number, number=number)
+    return _change(Verb.PIN, speculator, "pinnedVersion", follows, value=number or NO_DRAFT, number=number)
 
 
 def _unpin(speculator: Speculator) -> PatchFields:

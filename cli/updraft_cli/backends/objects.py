@@ -25,6 +25,9 @@ Json = Mapping[str, Any]
 _PENDING = "Pending"
 """Reason of the only condition that an object has before an operator has written its status."""
 
+NO_DRAFT = "NoDraft"
+"""Value of spec.rollout.pinnedVersion: serve without a draft."""
+
 GROUP = "updraft.dev"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
@@ -42,7 +45,7 @@ def speculator(content: Json) -> Speculator:
         namespace=metadata.get("namespace", ""),
         message=_part(status, "rollout").get("message", ""),
         **roles,
-        pinned=rollout.get("pinnedVersion"),
+        pinned=_pinned(rollout),
         paused=rollout.get("paused", False),
         pods=Pods(
             ready=serving.get("readyReplicas", 0),
@@ -162,6 +165,12 @@ def _part(content: Json, name: str) -> Json:
     return content.get(name) or {}
 
 
+def _pinned(rollout: Json) -> int | None:
+    """Return the pinned version, where 0 is no draft; None without a pin."""
+    pinned = rollout.get("pinnedVersion")
+    return 0 if pinned == NO_DRAFT else pinned
+
+
 def _is_version(event: KubernetesEvent, speculator: str) -> bool:
     """By name, because the Events of a version outlive it."""
     number = event.name.removeprefix(f"{speculator}-v")
@@ -213,7 +222,7 @@ def _resource(content: Json) -> Resource:
         conditions.clear()
     return Resource(
         target=_part(spec, "targetModel").get("uri", ""),
-        engine=spec.get("engine", ""),
+        engine=_part(spec, "engine").get("type", ""),
         url=_part(status, "serving").get("url", ""),
         is_suspended=spec.get("suspend", False),
         is_current=status.get("observedGeneration") == metadata.get("generation"),

@@ -28,6 +28,9 @@ from updraft_rollouts.terms import Comparison, OnInconclusive, Strategy, Term
 
 _Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+_UNLIMITED = ("maxPodsSwapping", "revisionHistoryMegabytes")
+"""Fields whose 0 is no limit in a registry, as their absence is in Kubernetes."""
+
 _PROTO, _KUBERNETES = "proto", "kubernetes"
 """Where a policy is read from or written to; without one, a file or JSON."""
 
@@ -135,6 +138,7 @@ class Policy(_Part):
     def kubernetes_fields(self, *, is_whole: bool = False) -> dict[str, Any]:
         """Return it as a merge patch of spec.rollout; a whole one removes the fields that it leaves out."""
         fields = self._dump(_KUBERNETES, by_alias=True)
+        fields |= {name: None for name in _UNLIMITED if fields.get(name) == 0}
         if is_whole:
             analysis = _absent(Analysis) | fields.get("analysis", {})
             fields = _absent(Policy) | fields | {"analysis": analysis}

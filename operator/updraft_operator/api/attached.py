@@ -57,11 +57,9 @@ class Attached(Model):
 
 
 _REFUSED = {
-    "image": "",
     "resources": "",
     "env": "",
     "pod_template": "",
-    "args": "",
     "replicas": "self.replicas == 1",
     "max_running_requests": "self.maxRunningRequests == 8",
     "max_context_tokens": "",

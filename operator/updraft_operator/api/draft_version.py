@@ -5,14 +5,14 @@ user applies imports a draft: the operator pulls it into the registry, which ass
 """
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field
 
 from updraft_operator.api.schema import Model, Text, rules, same
 from updraft_operator.api.speculator import Metadata, Name, SecretName
 from updraft_operator.api.status import Conditions
-from updraft_rollouts.terms import Phase, Source
+from updraft_rollouts.terms import Source
 
 
 class SpeculatorName(Model):
@@ -24,7 +24,7 @@ class SpeculatorName(Model):
 class Training(Model):
     """The samples that the weights were trained on."""
 
-    samples: int | None = None
+    samples: Annotated[int, Field(ge=0)] | None = None
     first_trace_id: Text | None = None
     last_trace_id: Text | None = None
 
@@ -70,23 +70,12 @@ class DraftVersionSpec(Model):
 IMPORTING: Final = "Importing"
 """Phase of an import that has no number in the registry yet."""
 
-DraftPhase = Annotated[
-    Phase | Literal["Importing"],
-    WithJsonSchema(
-        {
-            "description": "Phase of a version.",
-            "enum": [IMPORTING, *(phase.value for phase in Phase)],
-            "type": "string",
-        }
-    ),
-]
-
 
 class PhaseChange(Model):
     """A change of phase."""
 
     time: datetime
-    phase: DraftPhase
+    phase: Text
     actor: Text
     reason: Text
 
@@ -111,7 +100,8 @@ class DraftVersionStatus(Model):
     observed_generation: int | None = None
     version: int | None = None
     """Number of the version in the registry, for imports too."""
-    phase: DraftPhase | None = None
+    phase: Text | None = None
+    """Importing, or a phase of the registry: Pending, Held, Canary, Stable, Superseded, Rejected, RolledBack, Failed."""
     reason: Text | None = None
     pods: PodsStatus | None = None
     acceptance: DraftAcceptance | None = None

@@ -1,6 +1,6 @@
 """How new drafts roll out: the part of a spec that the registry follows, and that never restarts a pod."""
 
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -44,6 +44,16 @@ class Analysis(Model):
     """How long the pods serve one version before they switch to the other."""
 
 
+NO_DRAFT: Final = "NoDraft"
+
+PinnedVersion = Annotated[
+    Positive
+    | Annotated[Literal["NoDraft"], Field(json_schema_extra={"pattern": f"^{NO_DRAFT}$", "maxLength": len(NO_DRAFT)})],
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+"""One field for both, so that a patch of it never leaves the other one behind."""
+
+
 class Rollout(Model):
     """How new drafts roll out."""
 
@@ -65,9 +75,9 @@ class Rollout(Model):
     """Canary: step by step; Immediate: on all pods once the offline gate passes; Manual: wait for promotedVersion."""
     paused: bool = False
     """Freeze the rollout at its current step. A candidate that fails is still rolled back."""
-    pinned_version: Count | None = None
-    """Serve exactly this version now, without analysis, to roll back or forward. 0 serves without a draft. Newer versions are
-    held until the field is removed."""
+    pinned_version: PinnedVersion | None = None
+    """Serve exactly this version now, without analysis, to roll back or forward, or NoDraft. Newer versions are held until the
+    field is removed."""
     promoted_version: Positive | None = None
     """Promote this version now if it is waiting or in canary, for example with strategy Manual. Later versions roll out as
     usual."""
@@ -75,8 +85,8 @@ class Rollout(Model):
         Step(pods_percent=step.pods_percent, hold_seconds=step.hold_seconds) for step in DEFAULT.steps
     ]
     """Steps of a canary. After the last one, the rollout waits for the verdict."""
-    max_pods_swapping: Count = DEFAULT.max_pods_swapping
-    """Maximum number of pods that swap versions at the same time; 0 means no limit."""
+    max_pods_swapping: Positive | None = None
+    """Maximum number of pods that swap versions at the same time. Defaults to no limit."""
     analysis: Analysis = Analysis()
     auto_rollback: bool = DEFAULT.auto_rollback
     """Roll back a failed candidate. If false, a failed canary stays at its step until someone decides."""
@@ -84,6 +94,11 @@ class Rollout(Model):
     """Deadline of a canary, excluding pauses."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = DEFAULT.revision_history_limit
     """Number of old versions whose weights are kept, besides versions in use, pinned or retained."""
-    revision_history_megabytes: Count = DEFAULT.revision_history_megabytes
-    """Maximum size of all kept weights in 10^6 bytes; versions in use, pinned or retained stay beyond it too. 0 means no limit:
-    old versions are deleted early only if the volume is full."""
+    revision_history_megabytes: Positive | None = None
+    """Maximum size of all kept weights in 10^6 bytes; versions in use, pinned or retained stay beyond it too. Defaults to no
+    limit: old versions are deleted early only if the volume is full."""
+
+    @property
+    def pinned(self) -> int | None:
+        """Number of the pinned version as the registry has it, where 0 is no draft. None: no pin."""
+        return 0 if self.pinned_version == NO_DRAFT else self.pinned_version

@@ -41,12 +41,50 @@ _SIZES = usual()
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=NAME)]
 
 
-class Engine(StrEnum):
-    """The inference engine."""
+class EngineType(StrEnum):
+    """The inference engines."""
 
-    TORCH = "torch"
-    SGLANG = "sglang"
-    VLLM = "vllm"
+    TORCH = "Torch"
+    SGLANG = "SGLang"
+    VLLM = "VLLM"
+
+    @property
+    def word(self) -> str:
+        """Its name in commands and settings."""
+        return self.value.lower()
+
+
+class Engine(Model):
+    """The software that serves the target model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.type == 'SGLang' || self.tensorParallelSize == 1",
+                "tensorParallelSize above 1 requires type SGLang; Torch and VLLM use one GPU",
+            ),
+            (
+                "self.type != 'Torch' || !has(self.args) || size(self.args) == 0",
+                "args require type SGLang or VLLM; Torch has environment variables (serving.env)",
+            ),
+        )
+    )
+
+    type: EngineType = EngineType.TORCH
+    """Torch: Updraft's own engine, on CPUs or one GPU; SGLang, VLLM: a stock server on GPUs."""
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image with the engine, to run instead of the operator's default."""
+    args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
+    """Additional arguments of the SGLang or vLLM server. They override Updraft's."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of GPUs that share one model; above 1 with SGLang only, and as many GPUs in serving.resources.limits."""
+
+
+class Speculation(StrEnum):
+    """Whether drafts are proposed."""
+
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
 
 
 class DeletionPolicy(StrEnum):
@@ -136,8 +174,10 @@ class Draft(Model):
 
     algorithm: Literal["EAGLE3"] = "EAGLE3"
     """Architecture of the draft. The trainer supports EAGLE-3."""
-    lookahead: Annotated[int, Field(ge=0, le=16)] = 3
-    """Maximum number of tokens drafted per verify step; the engine chooses up to it. 0 serves without speculation."""
+    speculation: Speculation = Speculation.ENABLED
+    """Disabled serves without speculation, with engine Torch only. A change restarts the pods."""
+    lookahead: Annotated[int, Field(ge=1, le=16)] = 3
+    """Maximum number of tokens drafted per verify step; the engine chooses up to it."""
     initial: InitialDraft | None = None
     """Draft to start from: the trainer waits until it is imported, and continues it. Another one becomes a later version."""
     num_attention_heads: Size | None = None
@@ -149,6 +189,10 @@ class Draft(Model):
     vocab_size: Annotated[int, Field(ge=MIN_VOCAB, le=2**24)] | None = None
     """Number of the target's tokens that the draft can propose, chosen by traffic. Defaults to as many as make the draft's head
     as large as its layer, within 8192 and 32000."""
+
+    @property
+    def is_speculating(self) -> bool:
+        return self.speculation is Speculation.ENABLED
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -172,7 +216,7 @@ class RollingUpdate(Model):
     )
 
     max_surge: IntOrPercent | None = None
-    """Pods above spec.serving.replicas. Defaults to 1 with engine torch on CPUs, otherwise to 0: a spare GPU is rare."""
+    """Pods above spec.serving.replicas. Defaults to 1 with engine Torch on CPUs, otherwise to 0: a spare GPU is rare."""
     max_unavailable: IntOrPercent | None = None
     """Pods below spec.serving.replicas. Defaults to 1 if maxSurge is 0, otherwise to 0."""
 
@@ -208,16 +252,21 @@ class ModelCache(Model):
 
 
 class Workload(Model):
-    """Settings of the pods of every part."""
+    """Settings of the pods of a part."""
 
-    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image to run instead of the operator's default."""
     resources: Untyped = {}
     """Resource requests and limits, as in a container."""
     env: UntypedList = []
     """Environment variables, as in a container; they override the operator's."""
     pod_template: Untyped = {}
     """More of a pod template, such as nodeSelector or sidecars, merged over the operator's."""
+
+
+class OwnWorkload(Workload):
+    """Settings of the pods of a part that runs Updraft's own software."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image to run instead of the operator's default."""
 
 
 class Serving(Workload):
@@ -239,14 +288,10 @@ class Serving(Workload):
 
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model; more than one requires engine sglang, and as many GPUs in resources.limits."""
-    args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
-    """Additional arguments of the SGLang or vLLM server."""
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive | None = None
-    """Maximum number of tokens of a request, prompt and output together. Defaults to 2048 with engine torch, which reserves
+    """Maximum number of tokens of a request, prompt and output together. Defaults to 2048 with engine Torch, which reserves
     memory for it, otherwise to the model's maximum."""
     api_keys_secret_ref: KeysSecret | None = None
     """Secret entry with the API keys of clients, one per line after the name of its tenant. Without it, no key is required."""
@@ -308,7 +353,7 @@ class TrainerWorkload(StrEnum):
     LEADER_WORKER_SET = "LeaderWorkerSet"
 
 
-class Trainer(Workload):
+class Trainer(OwnWorkload):
     """Configures draft training."""
 
     model_config = ConfigDict(
@@ -427,7 +472,7 @@ class Bucket(Model):
     """Secret whose entries become environment variables: AWS_ACCESS_KEY_ID, AWS_ENDPOINT, GOOGLE_..., AZURE_..."""
 
 
-class Registry(Workload):
+class Registry(OwnWorkload):
     """The registry stores draft versions and decides which pods serve which version."""
 
     storage: Storage = Storage()
@@ -445,32 +490,32 @@ class Spec(Model):
                 immutable("targetModel.uri", "drafts are trained for one target; create another AdaptiveSpeculator"),
                 immutable("serving.mode", "create another AdaptiveSpeculator"),
                 {
-                    "rule": "self.serving.mode == 'Managed' || self.engine != 'torch'",
-                    "message": "mode Attached requires engine sglang or vllm",
+                    "rule": "self.serving.mode == 'Managed' || self.engine.type != 'Torch'",
+                    "message": "mode Attached requires engine.type SGLang or VLLM",
                 },
                 {
                     "rule": "self.serving.mode == 'Managed' || !self.suspend",
                     "message": "suspend: with mode Attached, scale your workload, and set trainer.suspend",
                 },
                 {
-                    "rule": "self.engine == 'sglang' || self.serving.tensorParallelSize == 1",
-                    "message": "tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
+                    "rule": "self.serving.mode == 'Managed' || !has(self.engine.image)",
+                    "message": "engine.image: with mode Attached, set it in your workload",
                 },
                 {
-                    "rule": "self.engine != 'torch' || !has(self.serving.args) || size(self.serving.args) == 0",
-                    "message": "args require engine sglang or vllm; engine torch has environment variables (serving.env)",
+                    "rule": "self.serving.mode == 'Managed' || !has(self.engine.args)",
+                    "message": "engine.args: with mode Attached, set it in your workload",
                 },
                 {
-                    "rule": "self.engine == 'torch' || self.draft.lookahead > 0",
-                    "message": "draft.lookahead must be at least 1 with sglang and vllm: they capture only verified drafts",
+                    "rule": "self.engine.type == 'Torch' || self.draft.speculation == 'Enabled'",
+                    "message": "draft.speculation Disabled requires engine.type Torch: the others capture only verified drafts",
                 },
             ]
         }
     )
 
     target_model: TargetModel
-    engine: Engine = Engine.TORCH
-    """torch: Updraft's own engine, on CPUs or one GPU; sglang, vllm: a stock server on GPUs. A change restarts the pods."""
+    engine: Engine = Engine()
+    """The software that serves the target model. A change restarts the pods."""
     suspend: bool = False
     """Scale serving and the trainer to zero. Versions, traces and status are kept."""
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN

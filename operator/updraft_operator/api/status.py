@@ -66,6 +66,8 @@ class ServingStatus(Model):
     """The inference pods."""
 
     replicas: int | None = None
+    desired_replicas: int | None = None
+    """Pods that should run now: 0 while suspended; with mode Attached, as many as have our agent."""
     ready_replicas: int | None = None
     updated_replicas: int | None = None
     """Pods whose engines report the stable version."""

@@ -7,7 +7,7 @@ as started only when it has refused a request without a key. Until then, no Serv
 import re
 from typing import Any
 
-from updraft_operator.api.speculator import Serving
+from updraft_operator.api.speculator import Engine, Serving
 
 _VOLUME, _FILE = "api-keys", "keys"
 _FOLDER = "/etc/updraft/api-keys"
@@ -30,12 +30,12 @@ if status != 401:
 """Exits with status 0 if the server at a port refuses a request without a key."""
 
 
-def in_arguments(serving: Serving) -> str:
-    """Why `serving.args` are refused because they have a key; empty if they have none."""
-    found = next(filter(_is_key, (re.split(r"[=\s]", word)[0] for word in serving.args)), "")
+def in_arguments(engine: Engine) -> str:
+    """Why `engine.args` are refused because they have a key; empty if they have none."""
+    found = next(filter(_is_key, (re.split(r"[=\s]", word)[0] for word in engine.args)), "")
     if not found:
         return ""
-    problem = f"spec.serving.args have {found}, and everyone who may read the spec or the pods can read its key"
+    problem = f"spec.engine.args have {found}, and everyone who may read the spec or the pods can read its key"
     if found.startswith("--ad"):
         remedy = "leave it out, because each pod has an admin key of its own"
         return f"{problem}: {remedy}; spec.serving.apiKeysSecretRef has those of clients"

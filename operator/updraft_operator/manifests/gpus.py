@@ -5,7 +5,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from updraft_operator.api.speculator import Serving
+from updraft_operator.api.speculator import Serving, Spec
 
 _GPU = re.compile(r"/(gpu|gpu\.[^/]+|mig-[^/]+)$")
 """nvidia.com/gpu, nvidia.com/gpu.shared, nvidia.com/mig-1g.10gb, amd.com/gpu."""
@@ -19,17 +19,17 @@ def num_gpus(resources: dict[str, Any]) -> int:
     return sum(_number(amount) for name, amount in _limits(resources).items() if _GPU.search(name))
 
 
-def mismatch(serving: Serving) -> str:
-    """Why the pods would have another number of GPUs than their engine uses; empty if they would not, or if `serving.args`
+def mismatch(spec: Spec) -> str:
+    """Why the pods would have another number of GPUs than their engine uses; empty if they would not, or if `engine.args`
     choose how many it uses."""
-    requested, used = num_gpus(serving.resources), serving.tensor_parallel_size
-    if requested == used or any(_PARALLELISM.match(argument) for argument in serving.args):
+    requested, used = num_gpus(spec.serving.resources), spec.engine.tensor_parallel_size
+    if requested == used or any(_PARALLELISM.match(argument) for argument in spec.engine.args):
         return ""
-    size, limits = f"spec.serving.tensorParallelSize is {used}", "spec.serving.resources.limits request"
+    size, limits = f"spec.engine.tensorParallelSize is {used}", "spec.serving.resources.limits request"
     if requested:
-        remedy = "set both to the same number (above 1 only with engine sglang)"
+        remedy = "set both to the same number (above 1 only with engine SGLang)"
         return f"{size}, but {limits} {requested} GPUs: {remedy}"
-    if used > 1 and not _has_other_devices(serving):
+    if used > 1 and not _has_other_devices(spec.serving):
         return f"{size}, but {limits} no GPU: add {used} of them, for example nvidia.com/gpu: {used}"
     return ""
 

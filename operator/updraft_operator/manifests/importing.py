@@ -41,7 +41,7 @@ def job(
         args=[
             *("--registry", tls.registry_address(owner), *tls.client_arguments(config)),
             *("--speculator", owner.metadata.name, "--token-file", f"{pod.ACCESS}/publish"),
-            *("--engine", owner.spec.engine.value),
+            *("--engine", owner.spec.engine.type.word),
             *(("--digest", draft.spec.digest) if draft.spec.digest else ()),
             *(("--target", target.path) if target.path else ()),
         ],

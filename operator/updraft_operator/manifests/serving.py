@@ -3,7 +3,7 @@
 from typing import Any, assert_never
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Capture, Engine, Serving
+from updraft_operator.api.speculator import AdaptiveSpeculator, Capture, EngineType, Spec
 from updraft_operator.manifests import api_keys, network, pod
 from updraft_operator.manifests.gpus import num_gpus
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
@@ -57,7 +57,7 @@ def objects(
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
         # Beyond the time that a pod may take to load its model, or each rollout of a large one would count as failed.
         "progressDeadlineSeconds": server.LOAD_S + _SLACK_S,
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec.engine, spec.serving)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec)},
         "template": pod.template(owner, names.SERVING, parts, spec.serving, config.images),
     }
     if spec.suspend:
@@ -75,13 +75,13 @@ def objects(
 
 
 def _server(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> Server | None:
-    """The stock server of the pods; None for engine torch, which serves clients itself."""
-    engine = owner.spec.engine
-    if engine is Engine.TORCH:
+    """The stock server of the pods; None for engine Torch, which serves clients itself."""
+    engine = owner.spec.engine.type
+    if engine is EngineType.TORCH:
         return None
-    if engine is Engine.SGLANG:
+    if engine is EngineType.SGLANG:
         return sglang.describe(owner, images, target)
-    if engine is Engine.VLLM:
+    if engine is EngineType.VLLM:
         return vllm.describe(owner, images, target)
     assert_never(engine)
 
@@ -99,7 +99,7 @@ def _beside(
 
 
 def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server | None) -> dict[str, str]:
-    """The settings of the torch engine's process, or of a server's agent."""
+    """The settings of the Torch engine's process, or of a server's agent."""
     spec, name = owner.spec, owner.metadata.name
     return {
         "UPDRAFT_INFERENCE_HOST": "0.0.0.0",  # noqa: S104 - of a pod, behind a NetworkPolicy
@@ -127,12 +127,12 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_SERVED_MODEL_NAME": served_name(spec.target_model),
         "UPDRAFT_INFERENCE_NUM_SLOTS": str(serving.max_running_requests),
         "UPDRAFT_INFERENCE_DRAIN_SECONDS": str(max(1, grace_s - server.PULL_S - 5)),
-        "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead),
+        "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead if spec.draft.is_speculating else 0),
         **api_keys.variables(serving, "UPDRAFT_INFERENCE"),
     }
     if serving.max_context_tokens is not None:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(serving.max_context_tokens)
-    if spec.draft.lookahead == 0:
+    if not spec.draft.is_speculating:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
     if num_gpus(serving.resources):
         values["UPDRAFT_INFERENCE_DEVICE"] = "cuda"  # without a GPU that works, the engine then refuses to start
@@ -140,11 +140,11 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
 
 
 def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> dict[str, Any]:
-    """The one container of engine torch."""
-    serving = owner.spec.serving
+    """The one container of engine Torch."""
+    spec, serving = owner.spec, owner.spec.serving
     return pod.container(
         "inference",
-        serving.image or config.images.inference,
+        spec.engine.image or config.images.inference,
         config.images,
         serving,
         ports=[{"name": server.PORT_NAME, "containerPort": PORT}],
@@ -161,11 +161,12 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
     )
 
 
-def _rolling_update(engine: Engine, serving: Serving) -> dict[str, Any]:
+def _rolling_update(spec: Spec) -> dict[str, Any]:
     """A spare GPU is rare, so a pod on GPUs is deleted before its successor is created."""
+    serving = spec.serving
     surge, unavailable = serving.rolling_update.max_surge, serving.rolling_update.max_unavailable
     if surge is None:
-        is_on_cpus = engine is Engine.TORCH and not num_gpus(serving.resources)
+        is_on_cpus = spec.engine.type is EngineType.TORCH and not num_gpus(serving.resources)
         surge = 1 if is_on_cpus or unavailable in _NONE else 0
     if unavailable is None:
         unavailable = 1 if surge in _NONE else 0

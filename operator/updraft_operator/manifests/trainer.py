@@ -160,7 +160,7 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, st
             "UPDRAFT_TRAINER_SPECULATOR": name,
             "UPDRAFT_TRAINER_NAMESPACE": stream_namespace(owner, config),
             "UPDRAFT_TRAINER_STREAM_SHARDS": str(owner.spec.num_shards),
-            "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, max(1, owner.spec.draft.lookahead))),
+            "UPDRAFT_TRAINER_LOOKAHEAD": str(min(8, owner.spec.draft.lookahead)),
             # "cuda" refuses to start without a GPU: a trainer that was given one never falls back to the CPU unseen.
             "UPDRAFT_TRAINER_DEVICE": "cpu" if owner.spec.trainer.accelerator is None else "cuda",
             "UPDRAFT_TRAINER_NICENESS": "0",  # Kubernetes already gives the container its share of the CPU

@@ -147,11 +147,11 @@ def _accepted(observed: Observed) -> Iterator[Assessment]:
         problem = f"spec.rollout.{field} is {number}, but the registry has no such version"
         yield false("VersionNotFound", f"{problem}: {_known_versions(observed)}")
     before, rollout = _before(observed, "Accepted"), observed.speculator.spec.rollout
-    is_named = rollout.pinned_version or rollout.promoted_version
+    is_named = rollout.pinned or rollout.promoted_version
     if observed.registry.state is None and is_named and before is not None and before.reason in _OF_THE_REGISTRY:
         yield before
     for version in observed.registry.versions:
-        if version.version == rollout.pinned_version and phase_name(version.phase).is_condemned:
+        if version.version == rollout.pinned and phase_name(version.phase).is_condemned:
             problem = f"spec.rollout.pinnedVersion is {version.version}, which can never serve again"
             yield false("VersionUnusable", f"{problem}: {version.reason}")
     yield true("SpecAccepted", "the spec is valid")
@@ -162,8 +162,8 @@ def _unknown_versions(observed: Observed) -> Iterator[tuple[str, int]]:
     if observed.registry.state is None:
         return
     rollout, known = observed.speculator.spec.rollout, {version.version for version in observed.registry.versions}
-    if rollout.pinned_version and rollout.pinned_version not in known:
-        yield "pinnedVersion", rollout.pinned_version
+    if rollout.pinned and rollout.pinned not in known:
+        yield "pinnedVersion", rollout.pinned
     # An older version that no longer exists was promoted long ago: the field has no effect any more.
     if rollout.promoted_version and rollout.promoted_version > observed.registry.state.latest:
         yield "promotedVersion", rollout.promoted_version
@@ -321,8 +321,8 @@ def _speculation(observed: Observed) -> Iterator[Assessment]:
     state, spec = observed.registry.state, observed.speculator.spec
     if spec.suspend:
         yield unknown("Suspended", "spec.suspend is true")
-    if spec.draft.lookahead == 0:
-        yield false("SpeculationDisabled", "spec.draft.lookahead is 0")
+    if not spec.draft.is_speculating:
+        yield false("SpeculationDisabled", "spec.draft.speculation is Disabled")
     before = _before(observed, "SpeculationEffective")
     if state is None and before is not None and before.reason not in _OF_THE_SPEC:
         yield before
@@ -361,8 +361,9 @@ def _progressing(observed: Observed) -> Iterator[Assessment]:
     if state is None or not state.latest:
         yield unknown("NoVersion", "no draft has been published yet")
         return
-    if rollout.pinned_version is not None and state.HasField("pinned") and state.pinned == rollout.pinned_version:
-        yield false("Pinned", f"version {rollout.pinned_version} is pinned; newer versions are held")
+    if rollout.pinned is not None and state.HasField("pinned") and state.pinned == rollout.pinned:
+        which = f"version {rollout.pinned}" if rollout.pinned else "no draft"
+        yield false("Pinned", f"{which} is pinned; newer versions are held")
     if rollout.paused:
         yield false("Paused", "spec.rollout.paused is true")
     if state.candidate:

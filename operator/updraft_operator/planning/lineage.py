@@ -9,7 +9,7 @@ from typing import Any
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.api.speculator import Engine
+from updraft_operator.api.speculator import EngineType
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
 from updraft_operator.manifests.servers import attachment, server
 from updraft_operator.planning import trainers, versions
@@ -63,7 +63,7 @@ def draft_config(observed: Observed) -> str:
 
     It is that of the version for which pods report that their server has to restart. Otherwise the pods keep what they have.
     """
-    if observed.speculator.spec.engine is Engine.TORCH:
+    if observed.speculator.spec.engine.type is EngineType.TORCH:
         return ""
     current, awaited = _current(observed), _awaited(observed)
     if awaited is None or _content(awaited.config_json).get("norm_before_residual"):  # pods refuse that

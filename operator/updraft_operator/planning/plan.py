@@ -10,7 +10,7 @@ from typing import Any, Literal
 from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
-from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Serving
+from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Spec
 from updraft_operator.api.status import PENDING, Status
 from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
@@ -28,6 +28,8 @@ from updraft_operator.planning.traces import access
 from updraft_operator.planning.traces.places import Places, left_server, places, server
 from updraft_operator.planning.traces.shards import with_streams
 from updraft_rollouts.terms import Phase
+
+_CONDEMNED = frozenset(phase.value for phase in Phase if phase.is_condemned)
 
 _POLL_S = 1.0
 
@@ -223,18 +225,18 @@ def _standing(observed: Observed) -> tuple[Refusal, ...]:
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
 
-def problems(serving: Serving) -> dict[str, str]:
+def problems(spec: Spec) -> dict[str, str]:
     """Why the operator itself refuses serving pods, by reason. Attached pods are judged as they are."""
-    if serving.is_attached:
+    if spec.serving.is_attached:
         return {}
-    found = {"GPUMismatch": gpus.mismatch(serving), "KeyInArguments": api_keys.in_arguments(serving)}
+    found = {"GPUMismatch": gpus.mismatch(spec), "KeyInArguments": api_keys.in_arguments(spec.engine)}
     return {reason: problem for reason, problem in found.items() if problem}
 
 
 def _own_refusals(observed: Observed) -> Iterator[Refusal]:
     """The operator's own refusal of serving pods that would crash, leave GPUs idle or show keys. Those that exist stay as they
     are, with their settings and ports."""
-    for reason, problem in problems(observed.speculator.spec.serving).items():
+    for reason, problem in problems(observed.speculator.spec).items():
         for content in objects(observed):
             if content["metadata"]["name"] == names.child(observed.name, names.SERVING):
                 yield Refusal(ref=ref(content), digest=hash_of(content), reason=reason, message=problem)
@@ -342,8 +344,8 @@ def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, Dr
             continue
         event = None
         if new.phase != before.phase and new.phase is not None:
-            is_bad = isinstance(new.phase, Phase) and new.phase.is_condemned
-            event = _event(draft, str(new.phase), new.reason or "", is_warning=is_bad)
+            is_bad = new.phase in _CONDEMNED
+            event = _event(draft, new.phase, new.reason or "", is_warning=is_bad)
         yield draft.metadata.name, new, event
 
 

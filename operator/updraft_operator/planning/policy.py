@@ -10,6 +10,9 @@ def policy(rollout: Rollout) -> pb.RolloutPolicy:
     fields["strategy"] = rollout.strategy.to_proto()
     fields["analysis"]["on_inconclusive"] = rollout.analysis.on_inconclusive.to_proto()
     fields["analysis"]["comparison"] = rollout.analysis.comparison.to_proto()
+    # Of the registry, 0 is no limit.
+    fields["max_pods_swapping"] = rollout.max_pods_swapping or 0
+    fields["revision_history_megabytes"] = rollout.revision_history_megabytes or 0
     return pb.RolloutPolicy(**fields)
 
 

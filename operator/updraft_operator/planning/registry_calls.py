@@ -48,7 +48,7 @@ def registry_calls(observed: Observed) -> Iterator[RegistryCall]:
         yield RegistryCall(verb=RegistryVerb.SET_POLICY, digest=hashlib.sha256(serialized).hexdigest())
     known = {version.version: phase_name(version.phase) for version in view.versions}
     pinned = state.pinned if state.HasField("pinned") else None
-    to_pin = rollout.pinned_version
+    to_pin = rollout.pinned
     if to_pin is None and pinned is not None:
         yield RegistryCall(verb=RegistryVerb.UNPIN)
     elif to_pin is not None and to_pin != pinned and _can_pin(to_pin, known):

@@ -29,7 +29,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
-from updraft_operator.planning.serving.availability import reached_pods
+from updraft_operator.planning.serving.availability import desired_pods, reached_pods
 
 _OTHER = "other"
 """The domain of all traffic outside the largest ones."""
@@ -111,6 +111,7 @@ def _serving(observed: Observed, serves: Assessment) -> ServingStatus:
     url = f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1" if attached is None else None
     return ServingStatus(
         replicas=sum(not pod.is_finished for pod in pods),
+        desired_replicas=desired_pods(observed),
         ready_replicas=sum(pod.is_ready for pod in pods),
         updated_replicas=state.pods.serving_stable if state is not None else updated,
         failed_replicas=sum(pod.problem is not None for pod in pods),

@@ -127,7 +127,7 @@ def _import(observed: Observed, draft: DraftVersion) -> DraftImport:
             if condition["type"] == "Failed" and condition["status"] == "True":
                 message = next((pod.problem.message for pod in pods if pod.problem), condition.get("message", ""))
                 failure = message or "the import failed"
-    if number is None and not failure and draft.status.phase is Phase.FAILED:
+    if number is None and not failure and draft.status.phase == Phase.FAILED:
         failure = draft.status.reason or "the import failed"  # its Job has been deleted
     return DraftImport(draft=draft, number=number, failure=failure)
 
@@ -193,7 +193,7 @@ def _status(observed: Observed, draft: DraftVersion, version: pb.Version, now: d
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
         version=number,
-        phase=phase,
+        phase=phase.value,
         reason=version.reason[:1024],
         pods=_pods(state, number),
         acceptance=DraftAcceptance(length=f"{length:.2f}") if length is not None else before.acceptance,
@@ -222,7 +222,7 @@ def _history(transitions: list[pb.Transition]) -> list[PhaseChange]:
     return [
         PhaseChange(
             time=moment(change.unix_ms / 1000),
-            phase=phase_name(change.to_phase),
+            phase=phase_name(change.to_phase).value,
             actor=change.actor,
             reason=change.reason[:1024],
         )
@@ -265,7 +265,7 @@ def _import_status(draft_import: DraftImport, now: datetime) -> DraftVersionStat
         stalled = {"Stalled": ready._replace(status="True")}
     return DraftVersionStatus(
         observed_generation=draft.metadata.generation,
-        phase=Phase.FAILED if failure else IMPORTING,
+        phase=Phase.FAILED.value if failure else IMPORTING,
         reason=verified.message,
         conditions=dated(
             {"Ready": ready, "Verified": verified, **stalled},

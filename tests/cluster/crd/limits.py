@@ -27,7 +27,7 @@ _SHORT, _LONG, _MATCH = "should be at least 1 chars long", "may not be more than
 _MILLION = 1_000_000
 _MONTH = 2_592_000
 _HELD_BRIEFLY: Json = {"rollout": {"steps": [{"podsPercent": 10, "holdSeconds": 0}]}}
-_GPU: Json = {"engine": "sglang"}
+_GPU: Json = {"engine": {"type": "SGLang"}}
 _LABELS = "serving.attached.selector.matchLabels"
 
 
@@ -68,7 +68,6 @@ def _workload(part: str) -> tuple[Limit, ...]:
     variables = [{"name": f"V{number}"} for number in range(129)]
     path = f"{part}.env"
     return (
-        *_filled(f"{part}.image", 512),
         Limit(path=path, good=(variables[:128],), bad=variables, message="must have at most 128 items"),
         Limit(path=path, good=([{"name": "A", "value": "1"}],), bad=[{"value": "1"}], message="name: Required value"),
         Limit(path=path, good=([{"name": "A"}],), bad=[{"name": ""}], message=_SHORT),
@@ -138,10 +137,12 @@ LIMITS = (
     *_filled("targetModel.revision", 128, around=SPECULATOR),
     *_name("targetModel.secretRef.name", around=SPECULATOR),
     *_filled("targetModel.servedName", 253, around=SPECULATOR),
-    _choice("engine", "torch", "sglang", "vllm"),
+    _choice("engine.type", "Torch", "SGLang", "VLLM"),
+    *(limit for part in ("engine", "trainer", "registry") for limit in _filled(f"{part}.image", 512)),
     _choice("deletionPolicy", "Retain", "Delete"),
     _choice("draft.algorithm", "EAGLE3"),
-    *_span("draft.lookahead", 0, 16),
+    _choice("draft.speculation", "Enabled", "Disabled"),
+    *_span("draft.lookahead", 1, 16),
     Limit(
         path="draft.initial.uri",
         good=("hf://a/b", "s3://a/b", "gs://a", "az://a", "pvc://claim/folder"),
@@ -171,15 +172,15 @@ LIMITS = (
     *_span("draft.vocabSize", 16, 2**24),
     *_workload("serving"),
     *_span("serving.replicas", 0, _MILLION),
-    *_span("serving.tensorParallelSize", 1, 64, around=_GPU),
+    *_span("engine.tensorParallelSize", 1, 64, around=_GPU),
     Limit(
-        path="serving.args",
+        path="engine.args",
         good=(["a"] * 128,),
         bad=["a"] * 129,
         message="must have at most 128 items",
         around=_GPU,
     ),
-    Limit(path="serving.args", good=(["a" * 1024],), bad=["a" * 1025], message=_LONG.format(1024), around=_GPU),
+    Limit(path="engine.args", good=(["a" * 1024],), bad=["a" * 1025], message=_LONG.format(1024), around=_GPU),
     *_span("serving.maxRunningRequests", 1, _MILLION),
     *_span("serving.maxContextTokens", 1, _MILLION),
     *_span("serving.maxRequestsPerKey", 1, _MILLION, around=at("serving.apiKeysSecretRef.name", "clients")),
@@ -234,13 +235,15 @@ LIMITS = (
     _text("registry.bucket.url", 512, start="s3://"),
     *_name("registry.bucket.secretRef.name", around=at("registry.bucket.url", "s3://a")),
     _choice("rollout.strategy", "Canary", "Immediate", "Manual"),
-    *_span("rollout.pinnedVersion", 0, _MILLION),
+    *_span("rollout.pinnedVersion", 1, _MILLION),
+    Limit(path="rollout.pinnedVersion", good=("NoDraft",), bad="NoDrafts", message=_LONG.format(7)),
+    Limit(path="rollout.pinnedVersion", good=("NoDraft",), bad="3", message=_MATCH),
     *_span("rollout.promotedVersion", 1, _MILLION),
     Limit(path="rollout.steps", good=(_STEPS[:10],), bad=_STEPS, message="must have at most 10 items"),
     Limit(path="rollout.steps", good=(_STEPS[:1],), bad=[{}], message="podsPercent: Required value"),
     *_step("podsPercent", 1, 100),
     *_step("holdSeconds", 0, _MONTH),
-    *_span("rollout.maxPodsSwapping", 0, _MILLION),
+    *_span("rollout.maxPodsSwapping", 1, _MILLION),
     *_span("rollout.analysis.intervalSeconds", 1, 86_400),
     *_span("rollout.analysis.minSamples", 1, _MILLION),
     *_span("rollout.analysis.failureLimit", 0, _MILLION),
@@ -252,7 +255,7 @@ LIMITS = (
     *_span("rollout.analysis.switchbackSeconds", 2, 3600),
     *_span("rollout.progressDeadlineSeconds", 30, _MONTH, around=_HELD_BRIEFLY),
     *_span("rollout.revisionHistoryLimit", 1, 50),
-    *_span("rollout.revisionHistoryMegabytes", 0, _MILLION),
+    *_span("rollout.revisionHistoryMegabytes", 1, _MILLION),
     *_name("speculatorRef.name", 40, kind="dver"),
     _choice("source", "Initial", "Trainer", "Imported", kind="dver", around={"version": 1}),
     Limit(path="version", good=(1, 2**40), bad=0, message=_LEAST.format(1), kind="dver"),
@@ -269,6 +272,7 @@ LIMITS = (
     Limit(path="digest", good=(DIGEST,), bad=DIGEST.upper(), message=_MATCH, kind="dver"),
     Limit(path="digest", good=(DIGEST,), bad=f"{DIGEST}0", message=_LONG.format(71), kind="dver"),
     Limit(path="parentVersion", good=(1,), bad=0, message=_LEAST.format(1), kind="dver"),
+    Limit(path="training.samples", good=(0, 2**40), bad=-1, message=_LEAST.format(0), kind="dver"),
     _text("training.firstTraceId", 1024, kind="dver"),
     _text("training.lastTraceId", 1024, kind="dver"),
 )

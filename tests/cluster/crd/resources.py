@@ -12,7 +12,7 @@ Json = dict[str, Any]
 DIGEST = f"sha256:{'0' * 64}"
 SPECULATOR: Json = {"targetModel": {"uri": "hf://org/model"}}
 ATTACHED: Json = {
-    "engine": "vllm",
+    "engine": {"type": "VLLM"},
     "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": {"app": "vllm"}}}},
 }
 """The fields of a resource for pods of another workload."""

@@ -26,11 +26,9 @@ class Rule:
 
 
 _ATTACHED_REFUSES: dict[str, object] = {
-    "image": "vllm/vllm-openai",
     "resources": {"limits": {"cpu": "1"}},
     "env": [{"name": "A", "value": "1"}],
     "podTemplate": {"spec": {}},
-    "args": ["--enforce-eager"],
     "replicas": 2,
     "maxRunningRequests": 16,
     "maxContextTokens": 4096,
@@ -46,7 +44,7 @@ def _attached(field: str, value: object) -> Rule:
     return Rule(
         id=f"attached-{field}",
         message=f"{field}: with mode Attached, ",
-        good={"engine": "vllm", "serving": {field: value}},
+        good={"engine": {"type": "VLLM"}, "serving": {field: value}},
         bad=over(ATTACHED, {"serving": {field: value}}),
     )
 
@@ -56,7 +54,7 @@ RULES = (
         id="attached-says-to-what",
         message="attached describes the pods of mode Attached: set both, or neither",
         good=ATTACHED,
-        bad={"engine": "vllm", "serving": {"mode": "Attached"}},
+        bad={"engine": {"type": "VLLM"}, "serving": {"mode": "Attached"}},
     ),
     Rule(
         id="attached-needs-its-mode",
@@ -69,13 +67,13 @@ RULES = (
         message="serving.mode is immutable: create another AdaptiveSpeculator",
         before=ATTACHED,
         good=over(ATTACHED, {"serving": {"disruptionBudget": {"maxUnavailable": "20%"}}}),
-        bad={"engine": "vllm"},
+        bad={"engine": {"type": "VLLM"}},
     ),
     Rule(
         id="attached-to-a-server",
-        message="mode Attached requires engine sglang or vllm",
-        good=over(ATTACHED, {"engine": "sglang"}),
-        bad=over(ATTACHED, {"engine": "torch"}),
+        message="mode Attached requires engine.type SGLang or VLLM",
+        good=over(ATTACHED, {"engine": {"type": "SGLang"}}),
+        bad=over(ATTACHED, {"engine": {"type": "Torch"}}),
     ),
     Rule(
         id="attached-is-not-suspended",
@@ -84,6 +82,15 @@ RULES = (
         bad=over(ATTACHED, {"suspend": True}),
     ),
     *(_attached(field, value) for field, value in _ATTACHED_REFUSES.items()),
+    *(
+        Rule(
+            id=f"attached-engine-{field}",
+            message=f"engine.{field}: with mode Attached, set it in your workload",
+            good={"engine": {"type": "VLLM", field: value}},
+            bad=over(ATTACHED, {"engine": {field: value}}),
+        )
+        for field, value in (("image", "mine:1"), ("args", ["--enforce-eager"]))
+    ),
     Rule(id="name-length", message="name: at most 40 characters", good={}, bad={}, name="a" * 40, bad_name="a" * 41),
     Rule(
         id="name-without-dots",
@@ -110,15 +117,15 @@ RULES = (
     ),
     Rule(
         id="tensor-parallel",
-        message="tensorParallelSize above 1 requires engine sglang; torch and vllm use one GPU",
-        good={"engine": "sglang", "serving": {"tensorParallelSize": 2}},
-        bad={"engine": "vllm", "serving": {"tensorParallelSize": 2}},
+        message="tensorParallelSize above 1 requires type SGLang; Torch and VLLM use one GPU",
+        good={"engine": {"type": "SGLang", "tensorParallelSize": 2}},
+        bad={"engine": {"type": "VLLM", "tensorParallelSize": 2}},
     ),
     Rule(
-        id="lookahead-of-a-server",
-        message="draft.lookahead must be at least 1 with sglang and vllm",
-        good={"engine": "vllm", "draft": {"lookahead": 1}},
-        bad={"engine": "vllm", "draft": {"lookahead": 0}},
+        id="speculation-of-a-server",
+        message="draft.speculation Disabled requires engine.type Torch",
+        good={"draft": {"speculation": "Disabled"}},
+        bad={"engine": {"type": "VLLM"}, "draft": {"speculation": "Disabled"}},
     ),
     Rule(
         id="draft-heads-together",
@@ -141,9 +148,9 @@ RULES = (
     ),
     Rule(
         id="arguments",
-        message="args require engine sglang or vllm",
-        good={"engine": "vllm", "serving": {"args": ["--enforce-eager"]}},
-        bad={"serving": {"args": ["--enable-metrics"]}},
+        message="args require type SGLang or VLLM",
+        good={"engine": {"type": "VLLM", "args": ["--enforce-eager"]}},
+        bad={"engine": {"args": ["--enable-metrics"]}},
     ),
     Rule(
         id="limit-per-key",

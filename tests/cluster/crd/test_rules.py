@@ -42,7 +42,7 @@ def test_storage_may_not_be_changed_through_a_patch_either(api: Api, namespace: 
 def test_an_attachment_to_all_pods_of_a_namespace_is_refused(api: Api, namespace: str) -> None:
     everything: Json = {"mode": "Attached", "attached": {"selector": {"matchLabels": {}}}}
     with pytest.raises(ApiError, match=r"matchLabels.*should have at least 1 properties"):
-        apply(api, namespace, "asp", resource("asp", engine="vllm", serving=everything))
+        apply(api, namespace, "asp", resource("asp", engine={"type": "VLLM"}, serving=everything))
 
 
 def _begin(api: Api, namespace: str, rule: Rule, name: str) -> None:

@@ -284,11 +284,10 @@ def wish(rng: random.Random) -> dict[str, Any]:
     return {
         "suspend": rng.random() < 0.15,
         "deletionPolicy": rng.choice(("Retain", "Delete")),
-        "engine": rng.choice(("torch", "torch", "sglang")),
+        "engine": {"type": rng.choice(("Torch", "Torch", "SGLang")), "image": rng.choice((None, "mine:1", "mine:2"))},
         "draft": {"lookahead": rng.randrange(1, 6)},
         "serving": {
             "replicas": rng.randrange(4),
-            "image": rng.choice((None, "mine:1", "mine:2")),
             "env": rng.choice(([], [{"name": "HF_HUB_OFFLINE", "value": "1"}])),
             "podTemplate": rng.choice((None, {"spec": {"hostname": "x"}}, {"spec": {"nodeSelector": {"disk": "ssd"}}})),
         },

@@ -26,7 +26,10 @@ from updraft_operator.api import names
 __all__ = ["admin", "as_user", "path"]  # fixtures
 
 LABELS = {"app": "vllm"}
-ATTACHED = {"engine": "vllm", "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": LABELS}}}}
+ATTACHED = {
+    "engine": {"type": "VLLM"},
+    "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": LABELS}}},
+}
 _LOOK_S = 60.0
 """Some looks of the operator at pods that are not its own."""
 _REPORT_S = 5.0

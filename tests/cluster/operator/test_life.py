@@ -210,7 +210,7 @@ def test_scaling_the_resource_scales_the_pods(operator: Running, built: Subject)
 def test_an_autoscaler_of_the_deployment_keeps_its_number(operator: Running, built: Subject) -> None:
     scale = built.path("Deployment", f"{built.name}-serving", "scale")
     built.api.patch(f"{scale}?fieldManager=kube-controller-manager", {"spec": {"replicas": 6}})
-    built.change(serving={"image": "mine:2"})
+    built.change(engine={"image": "mine:2"})
 
     def image() -> str:
         spec = built.get("Deployment", f"{built.name}-serving")["spec"]

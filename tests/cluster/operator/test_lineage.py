@@ -139,7 +139,7 @@ def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
 def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape(
     operator: Running, subject: Subject, shelf: Shelf, registry: RegistryProcess, target: Path, tmp_path: Path
 ) -> None:
-    start(subject, engine="sglang", serving={"replicas": 3})
+    start(subject, engine={"type": "SGLang"}, serving={"replicas": 3})
     with sglang_pods(subject, shelf, target_fingerprint(target)) as pods:
         wait_until(lambda: pods.num_ready[-1:] == [3], what="three pods")
         assert pods.now == ["", "", ""], "the sizes of the spec"

@@ -112,8 +112,8 @@ def test_a_table_of_both_kinds_reads_well(operator: Running, connected: Subject,
 
 # Without the last column, which is a time; an empty cell is no word.
 TABLE = """
-NAME                                READY  REASON        STABLE  CANDIDATE  ROLLOUT  ACCEPT-LEN  PODS
-adaptivespeculator.updraft.dev/chat False  ModelLoading  2                  Stable               0
+NAME                                READY  REASON        STABLE  CANDIDATE  ACCEPT-LEN  DESIRED  PODS
+adaptivespeculator.updraft.dev/chat False  ModelLoading  2                              1        0
 NAME                                SPECULATOR  VERSION  PHASE       LOADED  TARGET  ACCEPT-LEN
 draftversion.updraft.dev/chat-v1    chat        1        Superseded  0       0
 draftversion.updraft.dev/chat-v2    chat        2        Stable      0       0
@@ -131,7 +131,7 @@ def test_a_pin_and_its_end_reach_the_registry(connected: Subject, shelf: Shelf) 
     publish(connected, shelf, 3)
     assert phases(connected)["v3"] == "Held"
 
-    connected.change(rollout={"pinnedVersion": 0})
+    connected.change(rollout={"pinnedVersion": "NoDraft"})
     wait_until(lambda: shelf.state().HasField("pinned") and shelf.state().pinned == 0, what="no draft")
     connected.change(rollout={"pinnedVersion": None})
     wait_until(lambda: not shelf.state().HasField("pinned"), what="the end of the pin")

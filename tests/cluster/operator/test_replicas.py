@@ -68,7 +68,7 @@ def test_another_replica_goes_on(pair: Replicas, subject: Subject, how: signal.S
 
     since = requests.now()
     leader.process.send(how)
-    subject.change(serving={"image": "next:1"})
+    subject.change(engine={"image": "next:1"})
 
     assert seconds(since, first_write(pair, other.account.user, since)) < within_s
     wait_until(lambda: image(subject) == "next:1", what="the change")
@@ -89,7 +89,7 @@ def test_a_leader_that_was_frozen_writes_nothing_when_it_wakes(hasty: Replicas, 
     subject.create()
     wait_until(lambda: image(subject) != "", what="the Deployment")
     leader.process.pause()
-    subject.change(serving={"image": "frozen:1"})
+    subject.change(engine={"image": "frozen:1"})
     hasty.leader(other_than=leader)
     wait_until(lambda: image(subject) == "frozen:1", what="the change by the other one")
 

@@ -66,13 +66,13 @@ def create(api: Api, namespace: str, pod: dict[str, Any]) -> None:
     attack="OpenShift's restricted-v2, a quota, limits, a required label and read-only roots",
     outcome="the pods of resources are admitted; only SGLang and vLLM need a writable root",
 )
-@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
 def test_everything_of_a_resource_is_admitted(operator: Running, api: Api, strict: str, engine: str) -> None:
     subject = Subject(api, strict, f"asp-{secrets.token_hex(3)}")
-    subject.create(engine=engine, serving=LABELLED, trainer=LABELLED, registry=LABELLED)
+    subject.create(engine={"type": engine}, serving=LABELLED, trainer=LABELLED, registry=LABELLED)
     subject.wait_until_built()
     if (
-        engine != "torch"
+        engine != "Torch"
     ):  # its server writes into its own folders, which an exception of the platform team has to allow
         message = subject.wait_for("Available", "False", "QuotaExceeded")
         assert "the root of every container is read-only" in message

@@ -12,12 +12,14 @@ from updraft_operator.api import names
 KEYS = {"apiKeysSecretRef": {"name": "clients", "key": "keys"}, "maxRequestsPerKey": 4}
 
 
-@pytest.fixture(params=["sglang", "vllm"])
+@pytest.fixture(params=["SGLang", "VLLM"])
 def server(operator: Running, subject: Subject, request: pytest.FixtureRequest) -> Subject:
     """A speculator with this engine whose clients have keys."""
     secret = {"metadata": {"name": "clients"}, "stringData": {"keys": "a-key-of-a-client\n"}}
     subject.api.create(f"/api/v1/namespaces/{subject.namespace}/secrets", secret)
-    subject.create(engine=request.param, serving={**KEYS, "replicas": 2, "terminationGracePeriodSeconds": 300})
+    subject.create(
+        engine={"type": request.param}, serving={**KEYS, "replicas": 2, "terminationGracePeriodSeconds": 300}
+    )
     subject.wait_until_built()
     wait_until(lambda: len(subject.pods(names.SERVING)) == 2, what="both pods")
     return subject

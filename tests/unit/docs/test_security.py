@@ -12,8 +12,8 @@ TEXT = (ROOT / "SECURITY.md").read_text()
 
 SPECS = {
     "built-in engine": {},
-    "SGLang": {"engine": "sglang"},
-    "vLLM": {"engine": "vllm"},
+    "SGLang": {"engine": {"type": "SGLang"}},
+    "vLLM": {"engine": {"type": "VLLM"}},
     "ranks": {"trainer": {"nodes": 2}},
 }
 

@@ -26,13 +26,13 @@ def test_a_plan_covers_every_document_of_every_file(tmp_path: Path, capsys: pyte
 
 
 def test_a_plan_without_serving_pods_explains_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    serving = "engine: sglang, serving: {tensorParallelSize: 4}, targetModel"
+    serving = "engine: {type: SGLang, tensorParallelSize: 4}, targetModel"
     (tmp_path / "four.yaml").write_text((SPECULATOR % "four").replace("targetModel", serving))
     with pytest.raises(SystemExit):
         commands.main(["plan", "-f", str(tmp_path / "four.yaml"), "--offline"])
     shown = capsys.readouterr()
     assert "four-serving" not in shown.out
-    assert shown.err.startswith("updraft-operator: default/four: spec.serving.tensorParallelSize is 4, but ")
+    assert shown.err.startswith("updraft-operator: default/four: spec.engine.tensorParallelSize is 4, but ")
 
 
 def test_a_plan_of_no_speculator_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,6 @@ pod_statuses = st.sampled_from(
 numbers = st.integers(1, 3)
 workload = st.sampled_from(
     [
-        {"image": "mine:1"},
-        {"image": None},
         {"env": [{"name": "X", "value": "1"}]},
         {"env": []},
         {"resources": {"requests": {"cpu": "1000m"}}},
@@ -63,6 +61,11 @@ workload = st.sampled_from(
 )
 specs = st.one_of(
     st.builds(lambda part, spec: {part: spec}, st.sampled_from(["serving", "trainer", "registry"]), workload),
+    st.builds(
+        lambda part, image: {part: {"image": image}},
+        st.sampled_from(["engine", "trainer", "registry"]),
+        st.sampled_from(["mine:1", None]),
+    ),
     st.builds(lambda n: {"serving": {"replicas": n}}, st.integers(0, 3)),
     st.builds(lambda n: {"rollout": {"promotedVersion": n}}, st.none() | numbers),
     st.builds(lambda is_on: {"rollout": {"paused": is_on}}, st.booleans()),
@@ -71,7 +74,7 @@ specs = st.one_of(
     st.builds(lambda is_on: {"suspend": is_on}, st.booleans()),
     st.builds(lambda is_on: {"traces": {"enabled": is_on}}, st.booleans()),
     st.builds(lambda name: {"traces": {"redis": name}}, st.sampled_from([None, {"urlSecretRef": {"name": "mine"}}])),
-    st.builds(lambda how: {"engine": how}, st.sampled_from(["torch", "sglang", "vllm"])),
+    st.builds(lambda how: {"engine": {"type": how}}, st.sampled_from(["Torch", "SGLang", "VLLM"])),
     st.builds(lambda how: {"deletionPolicy": how}, st.sampled_from(["Retain", "Delete"])),
 )
 edits = st.sampled_from(
@@ -126,7 +129,7 @@ class Speculators(RuleBasedStateMachine):
 
     @rule(number=st.none() | st.integers(0, 4))
     def pin(self, number: int | None) -> None:
-        self.world.spec(rollout={"pinnedVersion": number})
+        self.world.spec(rollout={"pinnedVersion": "NoDraft" if number == 0 else number})
         self._did()
 
     @rule(data=st.data(), edit=edits)
@@ -321,10 +324,10 @@ class Speculators(RuleBasedStateMachine):
         rollout = owner.spec.rollout
         assert is_followed(self.world.desired(), registry.policy)
         assert registry.is_paused == rollout.paused or not registry.versions
-        if rollout.pinned_version is None:
+        if rollout.pinned is None:
             assert registry.pinned is None
-        elif self._can_be_served(rollout.pinned_version):
-            assert registry.pinned == rollout.pinned_version
+        elif self._can_be_served(rollout.pinned):
+            assert registry.pinned == rollout.pinned
 
     @invariant()
     def the_finalizer_is_there_exactly_where_it_is_needed(self) -> None:

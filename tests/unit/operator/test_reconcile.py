@@ -430,7 +430,7 @@ def _told(world: World, where: Where) -> dict[str, tuple[str, str]]:
 
 def test_a_resource_of_a_newer_version_says_that_it_cannot_be_read_and_keeps_the_rest(world: World) -> None:
     before = world.cluster.objects[OWNER]["status"]
-    world.spec(engine="quantum")
+    world.spec(engine={"type": "Quantum"})
 
     for _ in range(2):
         with pytest.raises(InvalidInput, match=r"cannot be read: spec\.engine"):
@@ -443,7 +443,7 @@ def test_a_resource_of_a_newer_version_says_that_it_cannot_be_read_and_keeps_the
     assert after["observedGeneration"] == world.cluster.objects[OWNER]["metadata"]["generation"]
     assert [kind for _, kind, _ in world.cluster.writes].count("AdaptiveSpeculator") == 3, "it is written once"
 
-    world.spec(engine="torch")
+    world.spec(engine={"type": "Torch"})
     world.settle()
     assert "Stalled" not in _told(world, OWNER)
 

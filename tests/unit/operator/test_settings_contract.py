@@ -50,9 +50,9 @@ def _filled(source: dict[str, Any]) -> str:
 specs = st.fixed_dictionaries(
     {},
     optional={
-        "engine": st.sampled_from(["torch", "sglang", "vllm"]),
+        "engine": st.fixed_dictionaries({"type": st.sampled_from(["Torch", "SGLang", "VLLM"])}),
         "draft": st.fixed_dictionaries(
-            {"lookahead": st.integers(0, 16)},
+            {"lookahead": st.integers(1, 16), "speculation": st.sampled_from(["Enabled", "Disabled"])},
             optional={
                 "numAttentionHeads": st.integers(1, 1024),
                 "numKeyValueHeads": st.integers(1, 1024),
@@ -143,13 +143,13 @@ def test_every_file_that_is_named_is_mounted(mode: TlsMode) -> None:
                 assert any(value == path or value.startswith(f"{path}/") for path in mounts), variable
 
 
-SERVERS = ("sglang", "vllm")
+SERVERS = ("SGLang", "VLLM")
 each_server = pytest.mark.parametrize("engine", SERVERS)
 
 
 def test_the_agent_of_a_server_listens_where_its_probe_and_the_monitor_look() -> None:
     for engine in SERVERS:
-        owner = speculator({"engine": engine})
+        owner = speculator({"engine": {"type": engine}})
         (port,) = container(pod_spec(owner, "serving"), "inference")["ports"]
         settings = load(InferenceSettings, environment(owner, "serving"))
         assert (port["name"], port["containerPort"], settings.host) == ("metrics", settings.metrics_port, "0.0.0.0")  # noqa: S104
@@ -157,12 +157,12 @@ def test_the_agent_of_a_server_listens_where_its_probe_and_the_monitor_look() ->
 
 @each_server
 def test_the_agent_of_a_server_takes_its_arguments(engine: str) -> None:
-    arguments = container(pod_spec(speculator({"engine": engine}), "serving", CONFIG), "inference")["args"]
+    arguments = container(pod_spec(speculator({"engine": {"type": engine}}), "serving", CONFIG), "inference")["args"]
     fields = {f"--{field.replace('_', '-')}" for field in InferenceSettings.model_fields}
     assert {each for each in arguments if each.startswith("--")} <= fields
     values = dict(zip(arguments[::2], arguments[1::2], strict=True))
     variables = {f"UPDRAFT_INFERENCE_{name.strip('-').upper()}": value for name, value in values.items()}
-    load(InferenceSettings, environment(speculator({"engine": engine}), "serving") | variables)
+    load(InferenceSettings, environment(speculator({"engine": {"type": engine}}), "serving") | variables)
 
 
 @given(num_steps=st.integers(1, 16))
@@ -172,15 +172,15 @@ def test_the_operator_starts_sglang_with_what_the_agent_asks_of_it(num_steps: in
 
 @each_server
 def test_a_server_and_its_agent_meet_in_one_folder_that_is_prepared_before_either_starts(engine: str) -> None:
-    pod = pod_spec(speculator({"engine": engine}), "serving")
+    pod = pod_spec(speculator({"engine": {"type": engine}}), "serving")
     engine_, (prepare, agent) = container(pod, "engine"), pod["initContainers"]
-    ours = environment(speculator({"engine": engine}), "serving")
+    ours = environment(speculator({"engine": {"type": engine}}), "serving")
     settings = load(InferenceSettings, ours)
     variables = {each["name"]: each.get("value") for each in engine_["env"]}
 
     assert variables[f"UPDRAFT_{engine.upper()}_SOCKET"] == ours[f"UPDRAFT_INFERENCE_{engine.upper()}_SOCKET"]
     assert prepare["args"][:5] == [
-        *(f"prepare-{engine}", "--plugin-dir", variables["PYTHONPATH"], "--seed", str(settings.initial_draft)),
+        *(f"prepare-{engine.lower()}", "--plugin-dir", variables["PYTHONPATH"], "--seed", str(settings.initial_draft)),
     ]
     assert any(str(settings.initial_draft) in argument for argument in engine_["args"])
     assert str(variables["PYTHONPATH"]).startswith(f"{settings.data_dir}/")
@@ -188,7 +188,7 @@ def test_a_server_and_its_agent_meet_in_one_folder_that_is_prepared_before_eithe
 
 
 def test_sglang_and_its_agent_share_an_admin_key_that_is_prepared() -> None:
-    owner = speculator({"engine": "sglang"})
+    owner = speculator({"engine": {"type": "SGLang"}})
     engine, (prepare, _) = container(pod_spec(owner, "serving"), "engine"), pod_spec(owner, "serving")["initContainers"]
     file = str(load(InferenceSettings, environment(owner, "serving")).sglang_admin_key_file)
     assert _after(engine["args"], "--config") == _after(prepare["args"], "--admin-key-file") == file
@@ -196,7 +196,7 @@ def test_sglang_and_its_agent_share_an_admin_key_that_is_prepared() -> None:
 
 def test_the_variables_of_plugins_are_those_that_they_read() -> None:
     limits = {"apiKeysSecretRef": {"name": "clients"}, "maxRequestsPerKey": 3, "tenantHeader": "X-Team"}
-    made = container(pod_spec(speculator({"engine": "vllm", "serving": limits}), "serving"), "engine")
+    made = container(pod_spec(speculator({"engine": {"type": "VLLM"}, "serving": limits}), "serving"), "engine")
     variables = {each["name"]: str(each.get("value")) for each in made["env"]}
     doors = DoorSettings.from_environment(variables, PREFIX)
     assert PluginSettings.from_environment(variables, PREFIX) is not None
@@ -208,7 +208,7 @@ def test_the_variables_of_plugins_are_those_that_they_read() -> None:
 @each_server
 def test_with_a_server_the_trainers_drafts_have_the_sizes_of_the_first(engine: str) -> None:
     sizes = {"numAttentionHeads": 16, "numKeyValueHeads": 4, "intermediateSize": 4096, "vocabSize": 65536}
-    owner = speculator({"engine": engine, "draft": sizes})
+    owner = speculator({"engine": {"type": engine}, "draft": sizes})
     trainer = load(TrainerSettings, environment(owner, "trainer"))
     prepare = container(pod_spec(owner, "serving"), "prepare")
     inference = load(
@@ -220,7 +220,7 @@ def test_with_a_server_the_trainers_drafts_have_the_sizes_of_the_first(engine: s
 
 
 def test_a_config_of_the_users_own_is_the_servers_only_one() -> None:
-    owner = speculator({"engine": "sglang", "serving": {"args": ["--config", "/etc/mine.yaml"]}})
+    owner = speculator({"engine": {"type": "SGLang", "args": ["--config", "/etc/mine.yaml"]}})
 
     assert container(pod_spec(owner, "serving"), "engine")["args"].count("--config") == 1
     assert load(InferenceSettings, environment(owner, "serving")).sglang_admin_key_file is None

@@ -42,7 +42,7 @@ def _at(spec: Schema, path: str) -> Schema:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda spec: _at(spec, "spec.serving")["properties"].pop("args"), "v1alpha1.spec.serving.args: removed"),
+        (lambda spec: _at(spec, "spec.engine")["properties"].pop("args"), "v1alpha1.spec.engine.args: removed"),
         (lambda spec: _at(spec, "status")["properties"].pop("versions"), "v1alpha1.status.versions: removed"),
         (lambda spec: _at(spec, "spec")["required"].append("engine"), "v1alpha1.spec.engine: now required"),
         (
@@ -65,7 +65,10 @@ def _at(spec: Schema, path: str) -> Schema:
             lambda spec: _at(spec, "spec.targetModel.uri").update(pattern="^x$"),
             "v1alpha1.spec.targetModel.uri: pattern changed from",
         ),
-        (lambda spec: _at(spec, "spec.engine")["enum"].remove("vllm"), "v1alpha1.spec.engine: values removed: vllm"),
+        (
+            lambda spec: _at(spec, "spec.engine.type")["enum"].remove("VLLM"),
+            "v1alpha1.spec.engine.type: values removed: VLLM",
+        ),
         (
             lambda spec: _at(spec, "spec.targetModel.servedName").update(enum=["a"]),
             "v1alpha1.spec.targetModel.servedName: now an enum",
@@ -96,7 +99,7 @@ def test_a_change_that_breaks_objects_or_clients_is_found(change: Callable[[Sche
     "change",
     [
         lambda spec: _at(spec, "spec.serving")["properties"].update(more={"type": "string"}),
-        lambda spec: _at(spec, "spec.engine")["enum"].append("trt"),
+        lambda spec: _at(spec, "spec.engine.type")["enum"].append("TRT"),
         lambda spec: _at(spec, "spec.serving.replicas").update(maximum=2_000_000, description="More of them."),
         lambda spec: _at(spec, "spec.draft")["x-kubernetes-validations"].pop(),
         lambda spec: _at(spec, "spec.draft")["x-kubernetes-validations"][0].update(message="in other words"),

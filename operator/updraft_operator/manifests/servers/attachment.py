@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
+from updraft_operator.api.speculator import AdaptiveSpeculator, EngineType
 from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, digest, manifest
 from updraft_operator.manifests.model import ModelMount, model
@@ -84,7 +84,7 @@ def addition_of(owner: AdaptiveSpeculator, config: OperatorConfig, settings: Map
 
 def server_addition(owner: AdaptiveSpeculator) -> dict[str, Any]:
     """Variables, mounts and arguments of the server. PYTHONPATH goes before a path that it has already."""
-    socket = f"UPDRAFT_{owner.spec.engine.value.upper()}_SOCKET"
+    socket = f"UPDRAFT_{owner.spec.engine.type.word.upper()}_SOCKET"
     return {
         "env": pod.variables({"PYTHONPATH": server.PLUGIN, socket: server.SOCKET}),
         "volumeMounts": [_prefixed(pod.DATA)],
@@ -95,7 +95,7 @@ def server_addition(owner: AdaptiveSpeculator) -> dict[str, Any]:
 def arguments(owner: AdaptiveSpeculator) -> list[str]:
     """The server's arguments, each option with its value in one word."""
     lookahead = owner.spec.draft.lookahead
-    if owner.spec.engine is Engine.VLLM:
+    if owner.spec.engine.type is EngineType.VLLM:
         return [f"--speculative-config={json.dumps(vllm.speculation(lookahead))}"]
     words = sglang.speculation(server.INITIAL_DRAFT, lookahead)
     return [*words, *(("--config", sglang.ADMIN_KEY) if _has_ranks(owner) else ())]
@@ -115,7 +115,7 @@ def settings_mark(data: Mapping[str, str]) -> str:
 
 
 def _server(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount) -> Server:
-    if owner.spec.engine is Engine.VLLM:
+    if owner.spec.engine.type is EngineType.VLLM:
         return vllm.describe(owner, config.images, target)
     stock = sglang.describe(owner, config.images, target)
     if not _has_ranks(owner):
@@ -131,7 +131,7 @@ def port(owner: AdaptiveSpeculator) -> int | None:
 
 def _has_ranks(owner: AdaptiveSpeculator) -> bool:
     """Whether the agent calls the server, with its admin key: it swaps the drafts of several ranks so."""
-    return owner.spec.engine is Engine.SGLANG and owner.spec.serving.tensor_parallel_size > 1
+    return owner.spec.engine.type is EngineType.SGLANG and owner.spec.engine.tensor_parallel_size > 1
 
 
 def _volumes(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from updraft_artifacts.sizing import CapturedTraffic, usual
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving, Workload
+from updraft_operator.api.speculator import AdaptiveSpeculator, EngineType, Serving, Workload
 from updraft_operator.manifests import api_keys, pod
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
@@ -49,7 +49,7 @@ _PROCESS_BYTES = 768 * _MIB
 class Server:
     """A kind of stock server."""
 
-    engine: Engine
+    engine: EngineType
     image: str
     port: int
     health: str
@@ -65,7 +65,7 @@ class Server:
     @property
     def prefix(self) -> str:
         """Prefix of the plugin's settings."""
-        return f"UPDRAFT_{self.engine.value.upper()}"
+        return f"UPDRAFT_{self.engine.word.upper()}"
 
 
 def draft_config_of(pod_spec: Mapping[str, Any]) -> str:
@@ -94,7 +94,7 @@ def prepare(
         config.images,
         Workload(),
         args=[
-            *(f"prepare-{server.engine.value}", "--plugin-dir", PLUGIN, "--seed", INITIAL_DRAFT),
+            *(f"prepare-{server.engine.word}", "--plugin-dir", PLUGIN, "--seed", INITIAL_DRAFT),
             *server.prepare_args,
         ],
         env=pod.variables({"UPDRAFT_INFERENCE_MODEL": target.path, **sizes}),
@@ -109,7 +109,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
     would not start until the probe succeeds.
     """
     own = {
-        f"UPDRAFT_INFERENCE_{server.engine.value.upper()}_SOCKET": SOCKET,
+        f"UPDRAFT_INFERENCE_{server.engine.word.upper()}_SOCKET": SOCKET,
         "UPDRAFT_INFERENCE_INITIAL_DRAFT": INITIAL_DRAFT,
         **server.agent_variables,
     }
@@ -119,7 +119,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
         config.images,
         Workload(resources={"requests": {"cpu": "500m", "memory": _agent_memory()}}),
         restartPolicy="Always",
-        args=["--engine", server.engine.value, *server.agent_args],
+        args=["--engine", server.engine.word, *server.agent_args],
         ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=[*process_variables(owner, config, target), *pod.variables(own)],
@@ -133,7 +133,7 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
 
 def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount, server: Server) -> dict[str, Any]:
     """The server, with the resources, variables and arguments of the spec."""
-    serving = owner.spec.serving
+    engine, serving = owner.spec.engine, owner.spec.serving
     given, python_path = _python_path(serving)
     own = {
         "PYTHONPATH": python_path,
@@ -145,11 +145,11 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
     health = pod.http_probe(server.health, PORT_NAME, period_s=5, failures=2)
     made = pod.container(
         "engine",
-        serving.image or server.image,
+        engine.image or server.image,
         config.images,
         given,
         command=list(server.command),
-        args=[*server.args, *serving.args],
+        args=[*server.args, *engine.args],
         ports=[{"name": PORT_NAME, "containerPort": server.port}],
         env=pod.variables(own),
         volumeMounts=[pod.DATA, pod.SHM_MOUNT, *target.mounts, *api_keys.mounts(serving)],

@@ -1,6 +1,6 @@
 """The stock SGLang server of a pod: its arguments, and the settings of its agent."""
 
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, Serving
+from updraft_operator.api.speculator import AdaptiveSpeculator, Engine, EngineType
 from updraft_operator.manifests import pod
 from updraft_operator.manifests.manifest import Images
 from updraft_operator.manifests.model import ModelMount, served_name
@@ -16,9 +16,9 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
     """The server. On SIGTERM, it finishes all running requests, without a time limit."""
     spec, serving = owner.spec, owner.spec.serving
     context = [] if serving.max_context_tokens is None else ["--context-length", str(serving.max_context_tokens)]
-    is_ours = not has_own_config(serving)
+    is_ours = not has_own_config(spec.engine)
     return Server(
-        engine=Engine.SGLANG,
+        engine=EngineType.SGLANG,
         image=images.sglang,
         port=PORT,
         # /health generates a token and /ready is 503 while paused: probes on them would fail during a swap.
@@ -27,7 +27,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
         args=(
             *("--model-path", target.path, "--served-model-name", served_name(spec.target_model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
-            *("--tp-size", str(serving.tensor_parallel_size), *context),
+            *("--tp-size", str(spec.engine.tensor_parallel_size), *context),
             *("--max-running-requests", str(serving.max_running_requests)),
             *speculation(server.INITIAL_DRAFT, spec.draft.lookahead),
             *(("--config", ADMIN_KEY) if is_ours else ()),
@@ -48,7 +48,7 @@ def speculation(seed: str, num_steps: int) -> list[str]:
     ]
 
 
-def has_own_config(serving: Serving) -> bool:
+def has_own_config(engine: Engine) -> bool:
     """Whether the user's arguments have their own --config, because SGLang reads only one. Then the user must put an admin key
     into that file, and give it to the agent too."""
-    return any(word.partition("=")[0] == "--config" for word in serving.args)
+    return any(word.partition("=")[0] == "--config" for word in engine.args)

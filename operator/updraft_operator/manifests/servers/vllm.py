@@ -2,7 +2,7 @@
 
 import json
 
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
+from updraft_operator.api.speculator import AdaptiveSpeculator, EngineType
 from updraft_operator.manifests.manifest import Images
 from updraft_operator.manifests.model import ModelMount, served_name
 from updraft_operator.manifests.servers import server
@@ -16,7 +16,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
     spec, serving = owner.spec, owner.spec.serving
     context = [] if serving.max_context_tokens is None else ["--max-model-len", str(serving.max_context_tokens)]
     return Server(
-        engine=Engine.VLLM,
+        engine=EngineType.VLLM,
         image=images.vllm,
         port=PORT,
         health="/health",  # the HTTP process answers it alone, so swaps do not delay it

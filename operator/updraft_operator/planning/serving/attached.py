@@ -11,7 +11,7 @@ from typing import Any
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
-from updraft_operator.api.speculator import AdaptiveSpeculator, Engine
+from updraft_operator.api.speculator import AdaptiveSpeculator, EngineType
 from updraft_operator.manifests import gpus
 from updraft_operator.manifests.accounts import account
 from updraft_operator.manifests.pod import USER
@@ -21,7 +21,7 @@ from updraft_operator.planning.objects import Ref, redis_secrets
 from updraft_operator.planning.observed import ConnectionState, Observed
 from updraft_operator.planning.pods import AttachedPod, PodProblem, PodState
 
-_ARGUMENTS = {Engine.VLLM: ("--speculative-config", "-sc"), Engine.SGLANG: ("--speculative-algorithm",)}
+_ARGUMENTS = {EngineType.VLLM: ("--speculative-config", "-sc"), EngineType.SGLANG: ("--speculative-algorithm",)}
 """Spellings of the option for speculation. vLLM takes _ for -, and `--option.key value`."""
 
 _TENSOR = ("--tensor-parallel-size", "--tp-size", "-tp", "--tp")
@@ -168,7 +168,7 @@ def _problems(spec: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[Po
 
 def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:
     agents = _agents(spec)
-    variables, engine = {each["name"] for each in server.get("env", ())}, owner.spec.engine
+    variables, engine = {each["name"] for each in server.get("env", ())}, owner.spec.engine.type
     if not agents:
         yield PodProblem(reason="NotInjected", message=f"it has no container {attachment.AGENT}")
         return
@@ -176,11 +176,9 @@ def _missing(spec: Mapping[str, Any], server: Mapping[str, Any], owner: Adaptive
         yield PodProblem(
             reason="OtherSpeculator", message=f"its agent has the settings {settings or 'of nobody'}, not {own}"
         )
-    if engine.value not in agents[0].get("args", ()):
-        yield PodProblem(
-            reason="EngineDiffers", message=f"its agent is not for {engine.value}: {agents[0].get('args')}"
-        )
-    if (variable := f"UPDRAFT_{engine.value.upper()}_SOCKET") not in variables:
+    if engine.word not in agents[0].get("args", ()):
+        yield PodProblem(reason="EngineDiffers", message=f"its agent is not for {engine.word}: {agents[0].get('args')}")
+    if (variable := f"UPDRAFT_{engine.word.upper()}_SOCKET") not in variables:
         yield PodProblem(reason="NotInjected", message=f"container {server['name']} has no variable {variable}")
     if not any(re.split("[=.]", word)[0].replace("_", "-") in _ARGUMENTS[engine] for word in _words(server)):
         problem = f"container {server['name']} has no argument {_ARGUMENTS[engine][0]}"
@@ -207,16 +205,16 @@ def _settings_of(agent: Mapping[str, Any]) -> str:
 
 
 def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterator[PodProblem]:
-    words, expected = list(_words(server)), owner.spec.serving.tensor_parallel_size
+    words, expected = list(_words(server)), owner.spec.engine.tensor_parallel_size
     tensor = _size(words, _TENSOR)
     if any(_size(words, (option,)) > 1 for option in _OTHERS):
         problem = "its server has pipeline or data parallelism, which the plugin does not support"
         yield PodProblem(reason="ParallelismUnsupported", message=problem)
-    if tensor > 1 and owner.spec.engine is Engine.VLLM:
-        problem = f"its server has {tensor} tensor-parallel ranks; with vllm, the plugin supports one"
+    if tensor > 1 and owner.spec.engine.type is EngineType.VLLM:
+        problem = f"its server has {tensor} tensor-parallel ranks; with VLLM, the plugin supports one"
         yield PodProblem(reason="ParallelismUnsupported", message=problem)
     elif tensor != expected:
-        problem = f"its server has {tensor} tensor-parallel ranks, but serving.tensorParallelSize is {expected}"
+        problem = f"its server has {tensor} tensor-parallel ranks, but engine.tensorParallelSize is {expected}"
         yield PodProblem(reason="ParallelismDiffers", message=problem)
     num_gpus = gpus.num_gpus(server.get("resources", {}))
     if num_gpus and num_gpus < tensor:

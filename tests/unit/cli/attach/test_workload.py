@@ -70,7 +70,7 @@ def test_attaching_twice_changes_nothing_more() -> None:
 
 
 def test_sglang_gets_its_options_once_too() -> None:
-    made, workload = addition(engine="sglang"), deployment()
+    made, workload = addition(engine={"type": "SGLang"}), deployment()
     once = merged(workload, patch(made, workload))
     twice = merged(once, patch(made, once))
 
@@ -82,7 +82,7 @@ def test_sglang_gets_its_options_once_too() -> None:
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_attaching_again_for_other_ranks_takes_away_all_and_only_what_was_added(before: int, after: int) -> None:
     """Somebody has added options after ours meanwhile."""
-    first, again = (addition(engine="sglang", serving={"tensorParallelSize": ranks}) for ranks in (before, after))
+    first, again = (addition(engine={"type": "SGLang", "tensorParallelSize": ranks}) for ranks in (before, after))
     once = changed(deployment(), first)["args"]
 
     twice = changed(deployment(args=[*once, "--mem-fraction-static", "0.8"]), again)["args"]
@@ -107,8 +107,8 @@ def test_speculation_of_the_workloads_own_is_refused() -> None:
 def test_a_second_config_file_is_refused_where_ours_is_needed(own: list[str]) -> None:
     """SGLang reads one."""
     with pytest.raises(InvalidInput, match="container vllm has its own --config"):
-        changed(deployment(args=own), addition(engine="sglang", serving={"tensorParallelSize": 2}))
-    assert changed(deployment(args=own), addition(engine="sglang"))["args"][: len(own)] == own
+        changed(deployment(args=own), addition(engine={"type": "SGLang", "tensorParallelSize": 2}))
+    assert changed(deployment(args=own), addition(engine={"type": "SGLang"}))["args"][: len(own)] == own
 
 
 def test_what_is_added_runs_as_the_user_of_the_servers_container() -> None:
@@ -211,8 +211,8 @@ def test_a_kserve_config_passes_arguments_by_the_variable_that_its_templates_rea
     )
     assert shlex.split(variables["VLLM_ADDITIONAL_ARGS"]) == addition().server["args"]
     assert config["spec"]["labels"] == {"updraft.dev/attach": "qwen"}
-    with pytest.raises(InvalidInput, match="is for engine vllm"):
-        inference_service_config(addition(engine="sglang"), "qwen")
+    with pytest.raises(InvalidInput, match="is for engine VLLM"):
+        inference_service_config(addition(engine={"type": "SGLang"}), "qwen")
 
 
 def test_the_description_of_another_release_is_refused_with_a_sentence() -> None:

@@ -54,9 +54,9 @@ def test_a_pin_to_the_served_version_moves_nothing() -> None:
 
 def test_a_pin_to_no_draft_needs_no_version() -> None:
     decision = pin(owner(), 0)
-    assert decision.value == 0
+    assert decision.value == "NoDraft"
     assert decision.message.startswith("Pinned to no draft for qwen: ")
-    assert not pin(owner(rollout={"pinnedVersion": 0}), 0).is_change
+    assert not pin(owner(rollout={"pinnedVersion": "NoDraft"}), 0).is_change
 
 
 def test_a_pin_to_an_unknown_version_is_refused_with_the_existing_ones() -> None:
@@ -73,7 +73,7 @@ def test_a_version_that_lost_never_serves_again(decide: Any) -> None:
 
 
 def test_unpinning_and_resuming_take_the_field_out_of_the_spec() -> None:
-    assert patch(Verb.UNPIN, owner(rollout={"pinnedVersion": 0})).value is None
+    assert patch(Verb.UNPIN, owner(rollout={"pinnedVersion": "NoDraft"})).value is None
     assert patch(Verb.RESUME, owner(rollout={"paused": True})).value is None
 
 

@@ -234,7 +234,7 @@ def test_what_is_tried_and_what_holds_it_is_told() -> None:
         "acceptance": {"stable": "2.59", "candidate": "2.71"},
         "lastFailure": {"version": 1, "reason": "Rejected", "message": "too slow", "time": objects.SINCE},
     }
-    lines = status(objects.speculator(rollout={"paused": True, "pinnedVersion": 0}, status=tried)).splitlines()
+    lines = status(objects.speculator(rollout={"paused": True, "pinnedVersion": "NoDraft"}, status=tried)).splitlines()
     assert "candidate     version 3, step 1 of 2, 2.71 tokens per step: step 2 in 48 s" in lines
     assert "pinned        no draft" in lines
     assert "paused        yes" in lines

@@ -27,10 +27,11 @@ OF_EVERY_PART = {"image", "resources", "env", "podTemplate"}
 
 # Another value of each field.
 OTHERS: dict[str, Any] = {
-    "engine": "sglang",
+    "engine": {"type": "SGLang"},
     "targetModel.revision": "main",
     "targetModel.servedName": "other",
     "targetModel.secretRef": {"name": "token"},
+    "draft.speculation": "Disabled",
     "draft.lookahead": 5,
     "traces.payloadPercent": 50,
     "traces.evaluationPercent": 20,
@@ -41,8 +42,6 @@ OTHERS: dict[str, Any] = {
     "traces.redis": {"urlSecretRef": {"name": "mine"}},
     "traces.enabled": False,
     "registry.bucket": {"url": "s3://bucket"},
-    "serving.args": ["--x"],
-    "serving.tensorParallelSize": 2,
     "serving.maxRunningRequests": 16,
     "serving.maxContextTokens": 4096,
     "serving.apiKeysSecretRef": {"name": "clients"},
@@ -68,9 +67,8 @@ HARMLESS: dict[str, Any] = {
 
 
 def _spec(field: str, *value: Any) -> AdaptiveSpeculator:
-    """A small spec, with the field set if there is a value; with SGLang where the field is for SGLang."""
-    engine = "sglang" if field in {"serving.args", "serving.tensorParallelSize"} else "torch"
-    spec: dict[str, Any] = {"targetModel": {"uri": "hf://org/qwen"}, "engine": engine}
+    """A small spec, with the field set if there is a value."""
+    spec: dict[str, Any] = {"targetModel": {"uri": "hf://org/qwen"}}
     if field == "serving.maxRequestsPerKey":
         spec["serving"] = {"apiKeysSecretRef": {"name": "clients"}}
     if value:

@@ -158,7 +158,7 @@ def test_the_reference_has_every_field_once_in_its_place() -> None:
 
 def test_the_reference_tells_defaults_limits_and_rules() -> None:
     page = api_reference.page()
-    assert "| `lookahead` | integer, 0 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
+    assert "| `lookahead` | integer, 1 to 16 | `3` | Maximum number of tokens drafted per verify step" in page
     assert "| `size` | " not in page
     assert (
         "| `storage.size` | text, a quantity such as `10Gi` | `80Gi` | Size of the new claim. The default fits" in page

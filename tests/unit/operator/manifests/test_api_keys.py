@@ -6,11 +6,11 @@ from tests.support.manifests import speculator
 from updraft_operator.manifests.api_keys import in_arguments
 
 
-def _problem(*args: str, engine: str = "sglang") -> str:
-    return in_arguments(speculator({"engine": engine, "serving": {"args": list(args)}}).spec.serving)
+def _problem(*args: str, engine: str = "SGLang") -> str:
+    return in_arguments(speculator({"engine": {"type": engine, "args": list(args)}}).spec.engine)
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["SGLang", "VLLM"])
 @pytest.mark.parametrize(
     "args",
     [
@@ -21,7 +21,7 @@ def _problem(*args: str, engine: str = "sglang") -> str:
 def test_a_key_of_clients_is_refused_with_the_field_that_takes_it(args: list[str], engine: str) -> None:
     problem = _problem("--mem-fraction-static", "0.8", *args, engine=engine)
 
-    assert problem.startswith(f"spec.serving.args have {args[0].partition('=')[0]}, ")
+    assert problem.startswith(f"spec.engine.args have {args[0].partition('=')[0]}, ")
     assert problem.endswith("name a Secret with the keys of clients in spec.serving.apiKeysSecretRef instead")
     assert "sk-1" not in problem
 

@@ -128,25 +128,25 @@ def test_only_what_the_agent_reads_of_a_model_is_downloaded() -> None:
     assert download["command"][-1] == "--head-only"
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["VLLM", "SGLang"])
 def test_the_arguments_are_those_of_a_managed_server(engine: str) -> None:
-    managed = speculator({"engine": engine}, uri="pvc://models/qwen")
+    managed = speculator({"engine": {"type": engine}}, uri="pvc://models/qwen")
     (server,) = one(built(managed), "Deployment", "qwen-serving")["spec"]["template"]["spec"]["containers"]
-    given = attachment.arguments(_owner(engine=engine))
+    given = attachment.arguments(_owner(engine={"type": engine}))
 
     words = [part for word in given for part in word.split("=", maxsplit=1)]
     assert " ".join(words) in " ".join(server["args"])
 
 
 def test_only_an_agent_of_several_sglang_ranks_calls_the_server_and_has_its_admin_key() -> None:
-    one_rank, several = _owner(engine="sglang"), _owner(engine="sglang", serving={"tensorParallelSize": 2})
+    one_rank, several = _owner(engine={"type": "SGLang"}), _owner(engine={"type": "SGLang", "tensorParallelSize": 2})
     agents = [
         _init(attachment.addition_of(owner, CONFIG, {})["spec"], "updraft-agent") for owner in (one_rank, several)
     ]
 
     assert agents[0]["args"] == ["--engine", "sglang"]
     assert agents[1]["args"][-2:] == ["--attach", "http://127.0.0.1:30000"]
-    elsewhere = _owner(engine="sglang", serving={"tensorParallelSize": 2, "attached": {"port": 8000}})
+    elsewhere = _owner(engine={"type": "SGLang", "tensorParallelSize": 2}, serving={"attached": {"port": 8000}})
     agent = _init(attachment.addition_of(elsewhere, CONFIG, {})["spec"], "updraft-agent")
     assert agent["args"][-1] == "http://127.0.0.1:8000"
     assert [("--config" in attachment.arguments(owner)) for owner in (one_rank, several)] == [False, True]

@@ -10,43 +10,38 @@ from updraft_operator.manifests.gpus import mismatch
 GPU = "nvidia.com/gpu"
 
 
-def _problem(serving: dict[str, Any], engine: str = "sglang") -> str:
-    return mismatch(speculator({"engine": engine, "serving": serving}).spec.serving)
+def _problem(serving: dict[str, Any], kind: str = "SGLang", **engine: Any) -> str:
+    return mismatch(speculator({"engine": {"type": kind, **engine}, "serving": serving}).spec)
 
 
 @pytest.mark.parametrize(
-    "serving",
+    ("limits", "size"),
     [
-        pytest.param({}, id="one device, which may be a CPU"),
-        pytest.param({"resources": {"limits": {GPU: 1}}}, id="one GPU"),
-        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: "4"}}}, id="four GPUs"),
-        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: 4, "rdma/hca": 8}}}, id="with others"),
-        pytest.param(
-            {"resources": {"limits": {GPU: 1, "nvidia.com/gpumem": 3000}}},
-            id="an amount of memory is no number of GPUs",
-        ),
+        pytest.param({}, 1, id="one device, which may be a CPU"),
+        pytest.param({GPU: 1}, 1, id="one GPU"),
+        pytest.param({GPU: "4"}, 4, id="four GPUs"),
+        pytest.param({GPU: 4, "rdma/hca": 8}, 4, id="with others"),
+        pytest.param({GPU: 1, "nvidia.com/gpumem": 3000}, 1, id="an amount of memory is no number of GPUs"),
     ],
 )
-def test_as_many_gpus_as_the_engine_uses_are_accepted(serving: dict[str, Any]) -> None:
-    assert _problem(serving) == ""
+def test_as_many_gpus_as_the_engine_uses_are_accepted(limits: dict[str, Any], size: int) -> None:
+    assert _problem({"resources": {"limits": limits}}, tensorParallelSize=size) == ""
 
 
 @pytest.mark.parametrize(
-    ("serving", "engine", "numbers"),
+    ("limits", "kind", "used"),
     [
-        pytest.param({"tensorParallelSize": 4, "resources": {"limits": {GPU: 2}}}, "sglang", (2, 4), id="too few"),
-        pytest.param({"resources": {"limits": {GPU: 4}}}, "sglang", (4, 1), id="too many"),
-        pytest.param({"resources": {"limits": {"amd.com/gpu": "2"}}}, "vllm", (2, 1), id="too many for vllm"),
-        pytest.param({"resources": {"limits": {GPU: 2}}}, "torch", (2, 1), id="too many for torch"),
+        pytest.param({GPU: 2}, "SGLang", 4, id="too few"),
+        pytest.param({GPU: 4}, "SGLang", 1, id="too many"),
+        pytest.param({"amd.com/gpu": "2"}, "VLLM", 1, id="too many for vLLM"),
+        pytest.param({GPU: 2}, "Torch", 1, id="too many for Torch"),
     ],
 )
-def test_another_number_of_gpus_is_refused_with_both_fields(
-    serving: dict[str, Any], engine: str, numbers: tuple[int, int]
-) -> None:
-    requested, used = numbers
-    assert _problem(serving, engine) == (
-        f"spec.serving.tensorParallelSize is {used}, but spec.serving.resources.limits request {requested} GPUs: set both to"
-        " the same number (above 1 only with engine sglang)"
+def test_another_number_of_gpus_is_refused_with_both_fields(limits: dict[str, Any], kind: str, used: int) -> None:
+    (requested,) = limits.values()
+    assert _problem({"resources": {"limits": limits}}, kind, tensorParallelSize=used) == (
+        f"spec.engine.tensorParallelSize is {used}, but spec.serving.resources.limits request {requested} GPUs: set both to"
+        " the same number (above 1 only with engine SGLang)"
     )
 
 
@@ -59,8 +54,8 @@ def test_another_number_of_gpus_is_refused_with_both_fields(
     ],
 )
 def test_several_gpus_that_nothing_requests_are_refused_with_an_example(resources: dict[str, Any]) -> None:
-    assert _problem({"tensorParallelSize": 4, "resources": resources}) == (
-        "spec.serving.tensorParallelSize is 4, but spec.serving.resources.limits request no GPU: add 4 of them, for example"
+    assert _problem({"resources": resources}, tensorParallelSize=4) == (
+        "spec.engine.tensorParallelSize is 4, but spec.serving.resources.limits request no GPU: add 4 of them, for example"
         " nvidia.com/gpu: 4"
     )
 
@@ -74,7 +69,7 @@ def test_several_gpus_that_nothing_requests_are_refused_with_an_example(resource
     ],
 )
 def test_gpus_that_come_in_another_way_are_not_counted(serving: dict[str, Any]) -> None:
-    assert _problem({"tensorParallelSize": 4, **serving}) == ""
+    assert _problem(serving, tensorParallelSize=4) == ""
 
 
 @pytest.mark.parametrize(
@@ -83,10 +78,10 @@ def test_gpus_that_come_in_another_way_are_not_counted(serving: dict[str, Any]) 
 )
 def test_arguments_of_the_server_may_use_another_number_of_gpus(args: list[str]) -> None:
     serving = {"resources": {"limits": {GPU: 4}}}
-    assert _problem({**serving, "args": args}) == ""
-    assert _problem({**serving, "args": ["--mem-fraction-static", "0.8"]}) != ""
+    assert _problem(serving, args=args) == ""
+    assert _problem(serving, args=["--mem-fraction-static", "0.8"]) != ""
 
 
 @pytest.mark.parametrize("template", [{"spec": ["containers"]}, {"spec": None}])
 def test_a_pod_template_that_the_api_server_will_refuse_requests_no_gpu(template: dict[str, Any]) -> None:
-    assert "request no GPU" in _problem({"tensorParallelSize": 2, "podTemplate": template})
+    assert "request no GPU" in _problem({"podTemplate": template}, tensorParallelSize=2)

@@ -31,8 +31,11 @@ from updraft_operator.planning.plan import make_plan, objects
 
 SHAPES: dict[str, dict[str, Any]] = {
     "minimal": {},
-    "sglang": {"engine": "sglang", "serving": {"tensorParallelSize": 2, "args": ["--mem-fraction-static", "0.8"]}},
-    "vllm": {"engine": "vllm", "serving": {"apiKeysSecretRef": {"name": "clients"}, "maxContextTokens": 4096}},
+    "sglang": {"engine": {"type": "SGLang", "tensorParallelSize": 2, "args": ["--mem-fraction-static", "0.8"]}},
+    "vllm": {
+        "engine": {"type": "VLLM"},
+        "serving": {"apiKeysSecretRef": {"name": "clients"}, "maxContextTokens": 4096},
+    },
     "downloaded": {"targetModel": {"uri": "hf://org/qwen", "revision": "main", "secretRef": {"name": "hub"}}},
     "claim": {"targetModel": {"uri": "pvc://models/qwen"}},
     "image": {"targetModel": {"uri": "oci://registry.example/qwen:1"}},
@@ -210,13 +213,13 @@ def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: boo
     assert folder in pod["initContainers"][0]["command"]
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
 def test_an_import_is_checked_against_the_engine_of_the_pods(engine: str) -> None:
     from tests.support.observed import draft
 
-    job = importing.job(speculator({"engine": engine}), draft(None), "mine-import", CONFIG, is_first=True)
+    job = importing.job(speculator({"engine": {"type": engine}}), draft(None), "mine-import", CONFIG, is_first=True)
     args = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert args[args.index("--engine") + 1] == engine
+    assert args[args.index("--engine") + 1] == engine.lower()
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -9,6 +9,7 @@ from tests.support.manifests import CONFIG, CONFIG_WITHOUT_REDIS, built, contain
 from updraft_chassis import access
 from updraft_chassis.settings import load
 from updraft_operator.manifests import accounts, redis, trainer
+from updraft_operator.manifests.merge import merged
 from updraft_operator.manifests.redis_users import Role
 from updraft_registry.identity.service_accounts import parse_accounts
 from updraft_registry.settings import RegistrySettings
@@ -181,12 +182,10 @@ def test_only_the_speculators_own_pods_and_the_operator_call_its_registry() -> N
 
 @pytest.mark.parametrize(("part", "name"), [("serving", "inference"), ("trainer", "trainer"), ("registry", "registry")])
 def test_image_resources_and_variables_of_a_part_are_the_users(part: str, name: str) -> None:
-    spec = {
-        "image": "mine:3",
-        "resources": {"limits": {"memory": "3Gi"}},
-        "env": [{"name": "EXTRA", "value": "1"}],
-    }
-    made = container(pod_spec(speculator({part: spec}), part), name)
+    spec = {"resources": {"limits": {"memory": "3Gi"}}, "env": [{"name": "EXTRA", "value": "1"}]}
+    where_image_is = "engine" if part == "serving" else part
+    image = {where_image_is: {"image": "mine:3"}}
+    made = container(pod_spec(speculator(merged({part: spec}, image)), part), name)
     assert made["image"] == "mine:3"
     assert made["resources"] == spec["resources"]
     assert named(made["env"])["EXTRA"] == {"name": "EXTRA", "value": "1"}

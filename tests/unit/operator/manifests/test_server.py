@@ -19,11 +19,11 @@ from tests.support.ports import free_port
 from updraft_operator.api.speculator import AdaptiveSpeculator
 
 KEYS = {"apiKeysSecretRef": {"name": "clients", "key": "list"}, "maxRequestsPerKey": 4}
-each_server = pytest.mark.parametrize("engine", ["sglang", "vllm"])
+each_server = pytest.mark.parametrize("engine", ["SGLang", "VLLM"])
 
 
 def _pod(engine: str, **serving: Any) -> dict[str, Any]:
-    return pod_spec(speculator({"engine": engine, "serving": serving}, uri="hf://org/qwen"), "serving")
+    return pod_spec(speculator({"engine": {"type": engine}, "serving": serving}, uri="hf://org/qwen"), "serving")
 
 
 def _argument(made: dict[str, Any], name: str) -> str:
@@ -36,10 +36,11 @@ def _variables(made: dict[str, Any]) -> dict[str, Any]:
 
 @each_server
 def test_the_server_is_stock_and_the_only_container_beside_its_agent(engine: str) -> None:
-    pod = _pod(engine, args=["--enable-x"], image="mine:2")
+    spec = {"engine": {"type": engine, "args": ["--enable-x"], "image": "mine:2"}}
+    pod = pod_spec(speculator(spec, uri="hf://org/qwen"), "serving")
     (server,) = pod["containers"]
     assert (server["image"], container(pod, "inference")["image"]) == ("mine:2", "inference:1")
-    assert container(_pod(engine), "engine")["image"] == f"{engine}:1"
+    assert container(_pod(engine), "engine")["image"] == f"{engine.lower()}:1"
     assert _argument(server, "--served-model-name") == "qwen"
     assert server["args"][-1] == "--enable-x"
     assert [each["name"] for each in pod["initContainers"]] == ["model", "prepare", "inference"]
@@ -87,7 +88,7 @@ def test_a_python_path_of_the_users_own_keeps_the_plugin(engine: str) -> None:
     assert (variables["PYTHONPATH"], variables["A"]) == (f"{plain}:/mine", "1")
 
 
-@pytest.mark.parametrize(("engine", "option"), [("sglang", "--context-length"), ("vllm", "--max-model-len")])
+@pytest.mark.parametrize(("engine", "option"), [("SGLang", "--context-length"), ("VLLM", "--max-model-len")])
 def test_the_server_itself_limits_the_context_if_the_spec_does(engine: str, option: str) -> None:
     assert _argument(container(_pod(engine, maxContextTokens=8192), "engine"), option) == "8192"
     assert option not in container(_pod(engine), "engine")["args"]
@@ -97,7 +98,7 @@ def test_the_server_itself_limits_the_context_if_the_spec_does(engine: str, opti
 def test_no_probe_of_a_server_waits_for_a_step(engine: str) -> None:
     """A step does not begin while a draft is swapped, so such a probe would fail then."""
     server = container(_pod(engine), "engine")
-    path = {"sglang": "/ping", "vllm": "/health"}[engine]
+    path = {"SGLang": "/ping", "VLLM": "/health"}[engine]
     assert {name: server[name]["httpGet"]["path"] for name in server if name.endswith("Probe")} == dict.fromkeys(
         ("startupProbe", "readinessProbe", "livenessProbe"), path
     )
@@ -105,14 +106,14 @@ def test_no_probe_of_a_server_waits_for_a_step(engine: str) -> None:
 
 @pytest.mark.parametrize("grace_s", [10, 15, 60, 3600])
 def test_requests_of_vllm_end_and_traces_are_flushed_before_the_pod_is_killed(grace_s: int) -> None:
-    server = container(_pod("vllm", terminationGracePeriodSeconds=grace_s), "engine")
+    server = container(_pod("VLLM", terminationGracePeriodSeconds=grace_s), "engine")
     pull_s, drain_s = server["lifecycle"]["preStop"]["sleep"]["seconds"], int(_argument(server, "--shutdown-timeout"))
     assert pull_s + drain_s < grace_s
     assert drain_s == 1 or grace_s - pull_s - drain_s >= 8
 
 
 def test_vllm_drafts_with_the_draft_that_was_prepared() -> None:
-    owner = speculator({"engine": "vllm", "draft": {"lookahead": 5}, "serving": {"maxRunningRequests": 7}})
+    owner = speculator({"engine": {"type": "VLLM"}, "draft": {"lookahead": 5}, "serving": {"maxRunningRequests": 7}})
     server = container(pod_spec(owner, "serving"), "engine")
     speculation = json.loads(_argument(server, "--speculative-config"))
     assert (speculation["method"], speculation["num_speculative_tokens"]) == ("eagle3", 5)
@@ -121,7 +122,8 @@ def test_vllm_drafts_with_the_draft_that_was_prepared() -> None:
 
 
 def test_sglang_has_the_gpus_of_the_spec() -> None:
-    assert _argument(container(_pod("sglang", tensorParallelSize=4), "engine"), "--tp-size") == "4"
+    pod = pod_spec(speculator({"engine": {"type": "SGLang", "tensorParallelSize": 4}}), "serving")
+    assert _argument(container(pod, "engine"), "--tp-size") == "4"
 
 
 @each_server
@@ -190,21 +192,21 @@ def test_a_server_that_requires_keys_has_started(engine: str) -> None:
 @pytest.mark.parametrize("status", [200, 403, 404, 503])
 def test_a_server_that_does_not_ask_for_a_key_never_starts_and_says_why(status: int) -> None:
     with _answering(status) as port:
-        probed = _probed("vllm", port)
+        probed = _probed("VLLM", port)
     assert probed.returncode == 1
     assert f"a request without an API key got status {status}, expected 401" in probed.stderr
 
 
 def test_a_server_that_still_loads_has_not_started() -> None:
-    probed = _probed("vllm", free_port())
+    probed = _probed("VLLM", free_port())
     assert probed.returncode == 1
     assert "the server does not answer yet" in probed.stderr
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
 def test_the_page_about_api_keys_shows_what_the_operator_takes(engine: str) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", Path("docs/openai.md").read_text(), re.DOTALL)
-    owner = speculator({"engine": engine, **yaml.safe_load(example)["spec"]})
+    owner = speculator({"engine": {"type": engine}, **yaml.safe_load(example)["spec"]})
     assert owner.spec.serving.api_keys_secret_ref is not None
     assert "api-keys" in named(pod_spec(owner, "serving")["volumes"])
 

@@ -1,4 +1,4 @@
-"""The inference pods: engine torch, how pods of all engines are replaced, and how many there are."""
+"""The inference pods: engine Torch, how pods of all engines are replaced, and how many there are."""
 
 from typing import Any
 
@@ -68,9 +68,9 @@ def test_a_device_in_the_spec_overrides_that_of_the_resources() -> None:
     assert chosen in container(pod_spec(owner, "serving"), "inference")["env"], "variables override a ConfigMap's"
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["SGLang", "VLLM"])
 def test_the_agent_of_a_server_gets_no_device(engine: str) -> None:
-    owner = speculator({"engine": engine, "serving": {"resources": GPU}})
+    owner = speculator({"engine": {"type": engine}, "serving": {"resources": GPU}})
     data = one(built(owner), "ConfigMap", "qwen-serving")["data"]
     assert "UPDRAFT_INFERENCE_DEVICE" not in data
 
@@ -82,11 +82,11 @@ def test_pods_and_trainer_delete_traces_at_the_same_age(retention: str, seconds:
     assert one(made, "ConfigMap", "qwen-trainer")["data"]["UPDRAFT_TRAINER_RETENTION_SECONDS"] == seconds
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang", "vllm"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
 def test_an_opt_in_is_required_by_what_decides_about_capture(engine: str) -> None:
-    made = built(speculator({"engine": engine, "traces": {"capture": "OptIn"}}))
+    made = built(speculator({"engine": {"type": engine}, "traces": {"capture": "OptIn"}}))
     assert one(made, "ConfigMap", "qwen-serving")["data"]["UPDRAFT_INFERENCE_CAPTURE"] == "opt-in"
-    made = built(speculator({"engine": engine}))
+    made = built(speculator({"engine": {"type": engine}}))
     assert "UPDRAFT_INFERENCE_CAPTURE" not in one(made, "ConfigMap", "qwen-serving")["data"]
 
 
@@ -111,12 +111,18 @@ def test_api_keys_of_engine_torch_are_a_file_that_its_process_reads() -> None:
     ("spec", "expected"),
     [
         pytest.param({}, (1, 0), id="torch adds one first"),
-        pytest.param({"engine": "sglang"}, (0, 1), id="GPUs are scarce: one goes first"),
-        pytest.param({"engine": "vllm"}, (0, 1), id="also with vllm"),
-        pytest.param({"engine": "sglang", "serving": {"rollingUpdate": {"maxSurge": 1}}}, (1, 0), id="a spare GPU"),
-        pytest.param({"engine": "sglang", "serving": {"rollingUpdate": {"maxUnavailable": 0}}}, (1, 0), id="none less"),
+        pytest.param({"engine": {"type": "SGLang"}}, (0, 1), id="GPUs are scarce: one goes first"),
+        pytest.param({"engine": {"type": "VLLM"}}, (0, 1), id="also with vllm"),
         pytest.param(
-            {"engine": "sglang", "serving": {"rollingUpdate": {"maxUnavailable": "0%"}}}, (1, "0%"), id="0% less"
+            {"engine": {"type": "SGLang"}, "serving": {"rollingUpdate": {"maxSurge": 1}}}, (1, 0), id="a spare GPU"
+        ),
+        pytest.param(
+            {"engine": {"type": "SGLang"}, "serving": {"rollingUpdate": {"maxUnavailable": 0}}}, (1, 0), id="none less"
+        ),
+        pytest.param(
+            {"engine": {"type": "SGLang"}, "serving": {"rollingUpdate": {"maxUnavailable": "0%"}}},
+            (1, "0%"),
+            id="0% less",
         ),
         pytest.param({"serving": {"resources": GPU}}, (0, 1), id="also with torch on a GPU"),
         pytest.param({"serving": {"rollingUpdate": {"maxSurge": 0}}}, (0, 1), id="torch without surge"),
@@ -133,11 +139,11 @@ def test_pods_are_replaced_as_there_is_room(spec: dict[str, Any], expected: tupl
 amounts = st.none() | st.integers(0, 3) | st.sampled_from(["0%", "25%", "100%"])
 
 
-@given(engine=st.sampled_from(["torch", "sglang", "vllm"]), surge=amounts, unavailable=amounts)
+@given(engine=st.sampled_from(["Torch", "SGLang", "VLLM"]), surge=amounts, unavailable=amounts)
 def test_one_of_surge_and_unavailable_is_always_more_than_none(engine: str, surge: Any, unavailable: Any) -> None:
     limits = {"maxSurge": surge, "maxUnavailable": unavailable}
     given_ = {name: value for name, value in limits.items() if value is not None}
-    chosen = _strategy({"engine": engine, "serving": {"rollingUpdate": given_}})
+    chosen = _strategy({"engine": {"type": engine}, "serving": {"rollingUpdate": given_}})
     is_refused = surge in (0, "0%") and unavailable in (0, "0%")  # by a rule of the CRD
     assert is_refused or not set(chosen) <= {0, "0%"}
 
@@ -161,9 +167,9 @@ def test_suspension_keeps_the_registry_and_stops_serving_and_trainer() -> None:
     assert one(made, "StatefulSet", "qwen-registry")["spec"]["replicas"] == 1
 
 
-@pytest.mark.parametrize(("engine", "name"), [("torch", "inference"), ("sglang", "engine"), ("vllm", "engine")])
+@pytest.mark.parametrize(("engine", "name"), [("Torch", "inference"), ("SGLang", "engine"), ("VLLM", "engine")])
 def test_clients_find_what_generates_at_port_80(engine: str, name: str) -> None:
-    owner = speculator({"engine": engine})
+    owner = speculator({"engine": {"type": engine}})
     (port,) = one(built(owner), "Service", "qwen")["spec"]["ports"]
     (http,) = container(pod_spec(owner, "serving"), name)["ports"]
     assert (port["port"], port["targetPort"]) == (80, http["name"])
@@ -200,7 +206,7 @@ def test_requests_end_before_the_pod_is_killed(grace_s: int) -> None:
     assert 0 < drain_s + pull_s < grace_s
 
 
-def test_no_lookahead_means_no_drafter() -> None:
-    data = one(built(speculator({"draft": {"lookahead": 0}})), "ConfigMap", "qwen-serving")["data"]
+def test_no_speculation_means_no_drafter() -> None:
+    data = one(built(speculator({"draft": {"speculation": "Disabled"}})), "ConfigMap", "qwen-serving")["data"]
     assert data["UPDRAFT_INFERENCE_DRAFTER"] == "none"
     assert "UPDRAFT_INFERENCE_DRAFTER" not in one(built(speculator()), "ConfigMap", "qwen-serving")["data"]

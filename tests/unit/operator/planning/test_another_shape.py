@@ -59,7 +59,7 @@ class Cluster:
             mirrored = version(number, PHASES[phase], source=pb.SOURCE_IMPORTED)
             mirrored.manifest.config_json = CONFIG
             versions.append(mirrored)
-        spec = {"engine": "sglang"}
+        spec = {"engine": {"type": "SGLang"}}
         seen = observed(spec, registry=connected(versions, pods=self.counts()), children=self.children)
         self.template = lineage.draft_config(seen)
         self.children = {child.ref: child for child in map(as_child, objects(seen))}

@@ -74,7 +74,12 @@ ACCEPTED: list[Case] = [
         {"spec": {"rollout": {"promotedVersion": 9}}, "registry": connected([STABLE])},
     ),
     ("Accepted", "True", "SpecAccepted", {"spec": {"rollout": {"pinnedVersion": 9}}}),
-    ("Accepted", "True", "SpecAccepted", {"spec": {"rollout": {"pinnedVersion": 0}}, "registry": connected([STABLE])}),
+    (
+        "Accepted",
+        "True",
+        "SpecAccepted",
+        {"spec": {"rollout": {"pinnedVersion": "NoDraft"}}, "registry": connected([STABLE])},
+    ),
 ]
 SERVING: list[Case] = [
     ("Available", "True", "PodsReady", {"pods": (pod(is_ready=True),)}),
@@ -256,7 +261,7 @@ SPECULATION: list[Case] = [
         "DraftNotLoaded",
         {"registry": _serves(2.5, pods=pb.Pods(connected=3, serving_stable=2))},
     ),
-    ("SpeculationEffective", "False", "SpeculationDisabled", {"spec": {"draft": {"lookahead": 0}}}),
+    ("SpeculationEffective", "False", "SpeculationDisabled", {"spec": {"draft": {"speculation": "Disabled"}}}),
     ("SpeculationEffective", "Unknown", "Suspended", {"spec": {"suspend": True}, "registry": _serves(2.5)}),
 ]
 PROGRESSING: list[Case] = [

@@ -48,7 +48,7 @@ IN_TROUBLE = pb.Pods(connected=1)
 
 
 def sglang(registry: RegistryView, **more: Any) -> Observed:
-    return settled({"engine": "sglang"}, registry=registry, **more)
+    return settled({"engine": {"type": "SGLang"}}, registry=registry, **more)
 
 
 def test_the_draft_that_the_spec_names_is_imported_once() -> None:
@@ -118,12 +118,14 @@ def test_an_import_that_pods_wait_for_gives_them_its_sizes_and_its_successors_ke
 
 
 def test_pods_of_vllm_restart_into_other_sizes_too() -> None:
-    waiting = settled({"engine": "vllm"}, registry=connected([stable(1, config(), is_imported=True)], pods=WAITING))
+    waiting = settled(
+        {"engine": {"type": "VLLM"}}, registry=connected([stable(1, config(), is_imported=True)], pods=WAITING)
+    )
     assert lineage.draft_config(waiting) == config()
 
 
 def test_a_resource_that_is_created_again_with_other_sizes_serves_the_version_that_it_finds() -> None:
-    spec = {"engine": "sglang", "draft": {"vocabSize": 16_000}}
+    spec = {"engine": {"type": "SGLang"}, "draft": {"vocabSize": 16_000}}
     found = [stable(4, config())]
     one_waits = settled(spec, registry=connected(found, pods=WAITING))
     assert lineage.draft_config(one_waits) == config()
@@ -167,7 +169,10 @@ def test_an_imported_draft_that_does_not_serve_yet_restarts_nothing() -> None:
 @pytest.mark.parametrize("registry", [RegistryView(), connected()], ids=["no answer", "no versions"])
 def test_without_news_the_pods_keep_their_sizes(registry: RegistryView) -> None:
     first = sglang(connected([stable(1, config(), is_imported=True)], pods=WAITING))
-    assert lineage.draft_config(observed({"engine": "sglang"}, registry=registry, children=first.children)) == config()
+    assert (
+        lineage.draft_config(observed({"engine": {"type": "SGLang"}}, registry=registry, children=first.children))
+        == config()
+    )
 
 
 def test_what_sglang_cannot_serve_restarts_nothing_and_other_engines_have_no_sizes() -> None:

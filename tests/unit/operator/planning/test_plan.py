@@ -55,8 +55,8 @@ def _applied(observation: Observed) -> set[Ref]:
     "spec",
     [
         pytest.param({}, id="minimal"),
-        pytest.param({"engine": "sglang"}, id="sglang"),
-        pytest.param({"engine": "vllm"}, id="vllm"),
+        pytest.param({"engine": {"type": "SGLang"}}, id="sglang"),
+        pytest.param({"engine": {"type": "VLLM"}}, id="vllm"),
         pytest.param({"suspend": True}, id="suspended"),
         pytest.param({"traces": {"enabled": False}}, id="no traces"),
     ],
@@ -219,24 +219,27 @@ def test_a_refused_pin_does_not_hinder_another() -> None:
 )
 def test_a_refusal_is_over_once_something_else_is_wished(image: str, reason: str) -> None:
     where, children = Ref("Deployment", "qwen-serving"), settled().children
-    bad = next(each for each in objects(observed({"serving": {"image": "bad"}})) if ref(each) == where)
+    bad = next(each for each in objects(observed({"engine": {"image": "bad"}})) if ref(each) == where)
     refusals = (_refusal(where, hash_of(bad), "InvalidPodTemplate"),)
-    new_status = _plan(observed({"serving": {"image": image}}, children=children, refusals=refusals)).status
+    new_status = _plan(observed({"engine": {"image": image}}, children=children, refusals=refusals)).status
     assert new_status is not None
     (accepted,) = (each for each in new_status["conditions"] if each["type"] == "Accepted")
     assert accepted["reason"] == reason
 
 
-MISMATCH = {"engine": "sglang", "serving": {"tensorParallelSize": 4, "resources": {"limits": {"nvidia.com/gpu": 2}}}}
+MISMATCH = {
+    "engine": {"type": "SGLang", "tensorParallelSize": 4},
+    "serving": {"resources": {"limits": {"nvidia.com/gpu": 2}}},
+}
 
 
-KEY = {"engine": "vllm", "serving": {"args": ["--api-key=secret"]}}
+KEY = {"engine": {"type": "VLLM", "args": ["--api-key=secret"]}}
 
 
 @pytest.mark.parametrize(
     ("spec", "reason", "field"),
     [
-        pytest.param(MISMATCH, "GPUMismatch", "spec.serving.tensorParallelSize is 4", id="another number of GPUs"),
+        pytest.param(MISMATCH, "GPUMismatch", "spec.engine.tensorParallelSize is 4", id="another number of GPUs"),
         pytest.param(KEY, "KeyInArguments", "spec.serving.apiKeysSecretRef", id="a key in the arguments"),
     ],
 )
@@ -251,12 +254,15 @@ def test_serving_pods_that_could_not_serve_well_are_not_made(spec: dict[str, Any
     assert field in accepted["message"]
 
 
-@pytest.mark.parametrize("engine", ["torch", "sglang"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang"])
 def test_serving_pods_keep_their_settings_until_the_number_of_gpus_is_right(engine: str) -> None:
-    children = settled({"engine": engine}).children
+    children = settled({"engine": {"type": engine}}).children
     plan = _plan(observed(MISMATCH, children=children))
     assert (plan.delete, {name for _, name in map(ref, plan.apply)} & {"qwen-serving"}) == ((), set())
-    right = {"engine": "sglang", "serving": {"tensorParallelSize": 2, "resources": {"limits": {"nvidia.com/gpu": 2}}}}
+    right = {
+        "engine": {"type": "SGLang", "tensorParallelSize": 2},
+        "serving": {"resources": {"limits": {"nvidia.com/gpu": 2}}},
+    }
     assert Ref("Deployment", "qwen-serving") in _applied(observed(right, children=children))
 
 
@@ -387,10 +393,15 @@ def test_a_password_that_is_on_its_way_into_the_secret_is_the_one_that_templates
             id="other",
         ),
         pytest.param(
-            {"pinnedVersion": 0}, connected([version(3)]), [RegistryCall(verb=RegistryVerb.PIN)], id="pin to no draft"
+            {"pinnedVersion": "NoDraft"},
+            connected([version(3)]),
+            [RegistryCall(verb=RegistryVerb.PIN)],
+            id="pin to no draft",
         ),
-        pytest.param({"pinnedVersion": 0}, connected([version(3)], pinned=0), [], id="pinned to no draft already"),
-        pytest.param({"pinnedVersion": 0}, connected(), [], id="nothing to pin away from"),
+        pytest.param(
+            {"pinnedVersion": "NoDraft"}, connected([version(3)], pinned=0), [], id="pinned to no draft already"
+        ),
+        pytest.param({"pinnedVersion": "NoDraft"}, connected(), [], id="nothing to pin away from"),
         pytest.param({"pinnedVersion": 9}, connected([version(3)]), [], id="no such version"),
         pytest.param({"pinnedVersion": 3}, connected([version(3, pb.PHASE_REJECTED)]), [], id="a rejected version"),
         pytest.param({}, connected([version(3)], pinned=3), [RegistryCall(verb=RegistryVerb.UNPIN)], id="unpin"),

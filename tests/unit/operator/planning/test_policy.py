@@ -41,9 +41,9 @@ def rollouts(draw: st.DrawFn) -> Rollout:
         "analysis": draw(analyses),
         "autoRollback": draw(st.booleans()),
         "progressDeadlineSeconds": draw(st.integers(max(30, least_s), 2_592_000)),
-        "maxPodsSwapping": draw(st.integers(0, 1_000_000)),
+        "maxPodsSwapping": draw(st.none() | st.integers(1, 1_000_000)),
         "revisionHistoryLimit": draw(st.integers(1, 50)),
-        "revisionHistoryMegabytes": draw(st.integers(0, 1_000_000)),
+        "revisionHistoryMegabytes": draw(st.none() | st.integers(1, 1_000_000)),
     }
     return Rollout.model_validate(fields)
 

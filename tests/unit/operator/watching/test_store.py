@@ -93,7 +93,7 @@ def test_what_is_known_around_a_key_is_all_together() -> None:
 def test_what_only_a_newer_operator_can_read_is_one_resources_trouble(kind: str) -> None:
     store = Store()
     body = _body(kind, "qwen", 1)
-    body["spec"] |= {"engine": "another", "source": "Another"}
+    body["spec"] |= {"engine": {"type": "Another"}, "source": "Another"}
     store.put(kind, body)
     with pytest.raises(InvalidInput, match=f"{kind} qwen cannot be read: spec"):
         store.cached(QWEN)

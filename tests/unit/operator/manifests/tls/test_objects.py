@@ -45,7 +45,7 @@ def test_every_client_of_the_registry_trusts_the_mounted_cas() -> None:
         data = one(objects, "ConfigMap", f"qwen-{part}")["data"]
         assert data[f"{prefix}_REGISTRY_CA_FILE"] == tls.CA_FILE
         assert data[f"{prefix}_REGISTRY_ADDRESS"] == "qwen-registry.team.svc:50051", "the name in the certificate"
-    sidecar = container(pod_spec(speculator({"engine": "vllm"}), "serving", SELF_SIGNED), "inference")
+    sidecar = container(pod_spec(speculator({"engine": {"type": "VLLM"}}), "serving", SELF_SIGNED), "inference")
     assert tls.CA_FOLDER in [mount["mountPath"] for mount in sidecar["volumeMounts"]]
 
 

@@ -121,7 +121,7 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
     "one rank": (
         {"containers": [{**SERVER, "command": ["vllm", "serve", "--tensor-parallel-size=2"]}]},
         "ParallelismUnsupported",
-        "its server has 2 tensor-parallel ranks; with vllm, the plugin supports one",
+        "its server has 2 tensor-parallel ranks; with VLLM, the plugin supports one",
     ),
     "one replica": (
         {"containers": [{**SERVER, "command": ["sh", "-c", "exec vllm serve -dp 2"]}]},
@@ -143,7 +143,7 @@ def test_what_a_pod_lacks_is_named_with_the_pod(lacks: str) -> None:
 
 
 def test_a_server_with_other_ranks_than_the_spec_has_is_named_with_sglang() -> None:
-    spec = merged(ATTACHED, {"engine": "sglang", "serving": {"tensorParallelSize": 2}})
+    spec = merged(ATTACHED, {"engine": {"type": "SGLang", "tensorParallelSize": 2}})
     owner = speculator(spec)
     addition = json.loads(_described(spec, CONFIG).live()["data"]["pod"])
     own = {
