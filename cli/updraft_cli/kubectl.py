@@ -16,6 +16,7 @@ from updraft_cli.cmd.rollout.commands import rollout
 from updraft_cli.cmd.rotation.command import rotate
 from updraft_cli.cmd.status.command import status
 from updraft_cli.cmd.ui import ui
+from updraft_cli.cmd.upgrade.commands import upgrade
 
 _NO_FILES = 4
 """Cobra's ShellCompDirectiveNoFileComp: the shell must not offer file names when we offer nothing."""
@@ -46,6 +47,7 @@ def plugin() -> None:
     kubectl updraft draft pin NAME 3  serve version 3 now; `draft unpin` ends it
     kubectl updraft rollout watch     follow a rollout until it is over
     kubectl updraft rotate NAME       new passwords for its Redis users, without a failure
+    kubectl updraft upgrade plan      pods that still restart for a newer operator, and when
 
     Everything is read from the API server, `ui` also reads registries if your role permits it, and a decision is
     a field of the resource: your role permits what `kubectl patch` would. The verbs are those of `updraft`, which
@@ -55,7 +57,7 @@ def plugin() -> None:
     """
 
 
-for _command in (status, explain, attach, ui, draft.group(is_registry=False), rollout, rotate):
+for _command in (status, explain, attach, ui, draft.group(is_registry=False), rollout, rotate, upgrade):
     plugin.add_command(_command)
 for _name, _command in _SHORT.items():
     _alias = copy.copy(_command)

@@ -222,6 +222,7 @@ async def _installation(cluster: KubernetesCluster, config: OperatorConfig) -> s
 
 def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:
     changes = [change for owner, plan in planned for change in _changes(owner, plan)]
+    updates = [update for owner, plan in planned for update in _updates(owner, plan)]
     for owner, _ in planned:
         for problem in problems(owner.spec).values():
             print(f"updraft-operator: {owner.metadata.namespace}/{owner.metadata.name}: {problem}", file=sys.stderr)
@@ -232,8 +233,10 @@ def _show(planned: list[tuple[AdaptiveSpeculator, Plan]], form: str) -> int:
     else:
         for verb, name, content in changes:
             print(f"{verb:<7} {content['kind']}/{content['metadata']['name']}  for {name}")
-        print(f"{len(changes)} objects would be applied or deleted." if changes else "Nothing would change.")
-    return _CHANGED if changes else _UNCHANGED
+        for update in updates:
+            print(update)
+        print(f"{len(changes)} objects would be applied or deleted." if changes or updates else "Nothing would change.")
+    return _CHANGED if changes or updates else _UNCHANGED
 
 
 def _changes(owner: AdaptiveSpeculator, plan: Plan) -> Iterator[tuple[str, str, Manifest]]:
@@ -245,6 +248,12 @@ def _changes(owner: AdaptiveSpeculator, plan: Plan) -> Iterator[tuple[str, str, 
     for ref in plan.delete:
         content = {"apiVersion": KINDS[ref.kind].prefix, "kind": ref.kind, "metadata": {"name": ref.name}}
         yield "delete", name, content
+
+
+def _updates(owner: AdaptiveSpeculator, plan: Plan) -> Iterator[str]:
+    """Restarts that wait for their turn, and when that is."""
+    if plan.upgrade is not None and plan.upgrade.held:
+        yield f"update  {owner.metadata.namespace}/{owner.metadata.name}: {plan.upgrade.says.message}"
 
 
 def _without_secrets(content: Manifest) -> Manifest:

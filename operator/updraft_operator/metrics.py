@@ -52,6 +52,11 @@ class Metrics:
         self.connections = new.gauge("registry_connections", "Registries that the operator is connected to.")
         self.drift = new.counter("drift", "Objects that someone else changed and the operator reverted.", "kind")
         self.stale = new.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
+        self.upgrades = new.gauge(
+            "upgrades",
+            "AdaptiveSpeculators by how far they are with this operator's runtime: current, waiting, ready, updating, failed.",
+            "stage",
+        )
         self.redis_users = new.counter(
             "redis_users", "Users that the operator set on a node of its Redis, or deleted there.", "change"
         )

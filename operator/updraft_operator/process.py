@@ -22,6 +22,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryConnections
 from updraft_operator.settings import OperatorSettings
+from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET, Cluster
@@ -124,7 +125,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             measures.overdue.set_function(
                 lambda: measures.num_overdue(clock.now()) + (certificates.redis_overdue_s <= clock.now())
             )
-            forget += [users.start_over, certificates.start_over]
+            turns = UpgradeTurns(settings.upgrades_max_concurrent, store.speculators, work.add, measures)
+            forget += [users.start_over, certificates.start_over, turns.start_over]
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
@@ -133,6 +135,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 registries=registries,
                 users=users,
                 certificates=certificates,
+                turns=turns,
                 metrics=measures,
                 clock=clock,
                 config=config,

@@ -25,8 +25,10 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
+from updraft_operator.planning.runtime.upgrade import Stage
 from updraft_operator.planning.traces.places import pointed
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import CERTIFICATE, Cluster
@@ -34,7 +36,7 @@ from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
-from updraft_operator.writes import event_content, foreign, refused, status_content
+from updraft_operator.writes import event_content, foreign, refused, status_content, steps
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Wiring:
     registries: RegistryConnections
     users: RedisServers
     certificates: Certificates
+    turns: UpgradeTurns
     metrics: Metrics
     clock: Clock
     config: OperatorConfig
@@ -100,6 +103,7 @@ class Reconciler:
         try:
             cached = self._wiring.store.cached(key)
         except Unreadable as error:
+            self._wiring.turns.report(key, Stage.WAITING)  # whatever its pods have, they keep it
             await self._report_unreadable(key, error)
             raise
         if cached.speculator is None:
@@ -144,8 +148,8 @@ class Reconciler:
         cached = self._wiring.store.cached(key)  # it may have changed meanwhile
         if cached.speculator is None:
             return None
-        observed = self._observed(key, cached, self._wiring.secrets.last(key), attached)
-        plan = make_refresh(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
+        observed, clock = self._observed(key, cached, self._wiring.secrets.last(key), attached), self._wiring.clock
+        plan = make_refresh(observed, now_unix_s=clock.now(), now_s=clock.monotonic())
         await self._publish(key, observed, plan)
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         return _again(plan)
@@ -199,6 +203,8 @@ class Reconciler:
             fresh_passwords=dict(state.fresh_passwords),
             users_problem=wiring.users.problem(key),
             redis_max_memory=wiring.users.max_memory(key),
+            has_turn=wiring.turns.has_turn(key),
+            upgrades_stopped_by=str(wiring.turns.stopped_by or ""),
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),
@@ -223,18 +229,19 @@ class Reconciler:
         self._wiring.registries.set_address(key, found)
 
     def _plan(self, observed: Observed) -> Plan:
-        self._wiring.metrics.plans.inc()
-        return make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
+        wiring, metadata = self._wiring, observed.speculator.metadata
+        wiring.metrics.plans.inc()
+        plan = make_plan(observed, now_unix_s=wiring.clock.now(), now_s=wiring.clock.monotonic())
+        wiring.turns.report(
+            Key(metadata.namespace, metadata.name), plan.upgrade.stage if plan.upgrade else Stage.WAITING
+        )
+        return plan
 
     def _log_plan(self, key: Key, plan: Plan) -> None:
-        steps = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
-        steps |= {f"sign a certificate for Secret/{order.secret}" for order in plan.certificates}
-        steps |= {f"delete {'/'.join(target)}" for target in plan.delete}
-        steps |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}
-        state = self._state(key)
-        for step in sorted(steps - state.logged_steps):
+        state, found = self._state(key), steps(plan)
+        for step in sorted(found - state.logged_steps):
             logger.info("Would %s", step, extra={"speculator": str(key)})
-        state.logged_steps = frozenset(steps)
+        state.logged_steps = found
 
     async def _prepare(self, key: Key, observed: Observed, plan: Plan) -> bool:
         """Sign certificates and apply the CAs, for which other changes wait. Returns whether anything was done."""
@@ -385,6 +392,7 @@ class Reconciler:
         self._wiring.attached.forget(key)
         self._wiring.users.forget(key)
         self._wiring.metrics.forget(key)
+        self._wiring.turns.forget(key)
         self._states.pop(key, None)
 
     def _state(self, key: Key) -> _ReconcileState:

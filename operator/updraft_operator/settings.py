@@ -1,6 +1,8 @@
 """Settings of the operator: `UPDRAFT_OPERATOR_...`."""
 
 import socket
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -8,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from updraft_chassis.settings import Settings
-from updraft_operator.manifests.manifest import Images, OperatorConfig
+from updraft_operator.manifests.manifest import Images, OperatorConfig, digest
 from updraft_operator.manifests.redis_users import address_problem
 from updraft_operator.manifests.tls.terms import (
     CERTIFICATES_PER_CA,
@@ -104,6 +106,10 @@ class OperatorSettings(Settings):
     cleanup_seconds: float = Field(default=60.0, ge=0.0, le=86_400.0)
     """How long a deletion with policy Delete waits for an unavailable Redis, in addition to the pods' grace period. After that
     the traces are left there, and an Event reports it."""
+    upgrades_max_concurrent: int = Field(default=1, ge=0, le=1000)
+    """Number of resources whose pods may restart at the same time only because the operator is another one; 0: none."""
+    upgrades_deadline_seconds: float = Field(default=2400.0, ge=10.0)
+    """How long the pods of a resource may take to come back from that. Then no other resource follows."""
     dry_run: bool = False
     """Watch, and log what would be written, without writing anything. `updraft-operator --dry-run` logs it once and exits."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -139,19 +145,23 @@ class OperatorSettings(Settings):
     @property
     def config(self) -> OperatorConfig:
         """The part of the settings that manifests depend on."""
+        images = Images(
+            inference=self.inference_image,
+            trainer=self.trainer_image,
+            registry=self.registry_image,
+            operator=self.operator_image,
+            sglang=self.sglang_image,
+            vllm=self.vllm_image,
+            redis=self.redis_image,
+            pull_policy=self.image_pull_policy,
+            pull_secrets=_words(self.image_pull_secrets),
+            has_fixed_user=self.fixed_user,
+        )
         return OperatorConfig(
-            images=Images(
-                inference=self.inference_image,
-                trainer=self.trainer_image,
-                registry=self.registry_image,
-                operator=self.operator_image,
-                sglang=self.sglang_image,
-                vllm=self.vllm_image,
-                redis=self.redis_image,
-                pull_policy=self.image_pull_policy,
-                pull_secrets=_words(self.image_pull_secrets),
-                has_fixed_user=self.fixed_user,
-            ),
+            images=images,
+            runtime=f"{version('updraft')}-{digest(asdict(images))[:8]}",
+            max_upgrades=self.upgrades_max_concurrent,
+            upgrade_deadline_s=self.upgrades_deadline_seconds,
             namespace=self.namespace,
             account=self.service_account,
             tls=Tls(

@@ -1,4 +1,4 @@
-"""The content of statuses and Events, and why a write is refused: by the API server, or because the object is another's."""
+"""The content of statuses, Events and logs, and why a write is refused: by the API server, or because of another owner."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -9,7 +9,8 @@ from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, digest
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal
-from updraft_operator.planning.plan import Event
+from updraft_operator.planning.plan import Event, Plan, ref
+from updraft_operator.planning.runtime.upgrade import Stage
 from updraft_operator.watching.cluster import KINDS
 
 _FORBIDDEN = {"exceeded quota": "QuotaExceeded", "because it is being terminated": "NamespaceTerminating"}
@@ -67,3 +68,14 @@ def status_content(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> 
         "metadata": {"name": target.name, "namespace": key.namespace, "resourceVersion": seen},
         "status": status,
     }
+
+
+def steps(plan: Plan) -> frozenset[str]:
+    """What a plan does, and what it will do in its turn, a clause each."""
+    found = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
+    found |= {f"sign a certificate for Secret/{order.secret}" for order in plan.certificates}
+    found |= {f"delete {'/'.join(target)}" for target in plan.delete}
+    found |= {f"call {call.verb} {call.version or ''}".strip() + " on the registry" for call in plan.calls}
+    if plan.upgrade is not None and plan.upgrade.stage is not Stage.CURRENT:
+        found.add(f"update the pods: {plan.upgrade.says.message}")
+    return frozenset(found)

@@ -53,6 +53,14 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
             tour.run("Roll back")
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
+            upgraded_at = time.time()
+            tour.run("Upgrade")
+            assert not _pod_uids(api) & pods, "all pods were replaced"
+            wait_until(
+                lambda: answers.num_since(upgraded_at) > 10 and answers.last_versions(6) == {1},
+                timeout_s=180,
+                what="answers of the new pods, drafted by version 1",
+            )
             assert answers.failures() == []
             killed_at = time.time()
             tour.run("Break it")

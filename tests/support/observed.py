@@ -166,7 +166,8 @@ def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> di
 
 def is_empty(plan: Plan) -> bool:
     """Whether the observed state matches the desired state."""
-    of_redis: Any = {
+    of_others: Any = {
+        "upgrade": None,
         "users": None,
         "dedicated_users": (),
         "is_moving": False,
@@ -174,4 +175,4 @@ def is_empty(plan: Plan) -> bool:
         "leaves_shared": False,
         "reads": None,
     }
-    return replace(plan, again_s=None, **of_redis) == Plan()
+    return replace(plan, again_s=None, **of_others) == Plan()

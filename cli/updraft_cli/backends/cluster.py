@@ -178,6 +178,16 @@ class ClusterBackend:
             warning=_warning(content, patch.field) if patch.is_change else "",
         )
 
+    def contents(self) -> tuple[Json, ...]:
+        """The AdaptiveSpeculators in question."""
+        with self._connected() as client:
+            return self._owners(client)
+
+    def content(self) -> Json:
+        """The AdaptiveSpeculator in question."""
+        with self._connected() as client:
+            return self._chosen(client)
+
     def annotate(self, annotations: Mapping[str, str]) -> Json:
         """Add annotations, and return the AdaptiveSpeculator as it was."""
         with self._connected() as client:

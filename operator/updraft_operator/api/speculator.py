@@ -34,6 +34,7 @@ from updraft_operator.api.schema import (
     same,
 )
 from updraft_operator.api.status import Status
+from updraft_operator.api.upgrades import UpdatePolicy
 
 _ROTATION = r"[A-Za-z0-9:.+_-]{1,64}"
 _SIZES = usual()
@@ -527,6 +528,7 @@ class Spec(Model):
     traces: Traces = Traces()
     registry: Registry = Registry()
     rollout: Rollout = Rollout()
+    update_policy: UpdatePolicy = UpdatePolicy()
 
     @property
     def num_shards(self) -> int:
@@ -552,6 +554,16 @@ class Metadata(Model):
         """The request for new passwords; empty without one that is as it should be."""
         asked = self.annotations.get(names.ROTATE, "")
         return asked if re.fullmatch(_ROTATION, asked) else ""
+
+    @property
+    def upgrade(self) -> str:
+        """The runtime that its pods are to get now, whatever the policy says; empty for none."""
+        return self.annotations.get(names.UPGRADE, "")
+
+    @property
+    def skipped_upgrade(self) -> str:
+        """The runtime whose failure here does not stop the updates of others; empty for none."""
+        return self.annotations.get(names.SKIP_UPGRADE, "")
 
 
 class AdaptiveSpeculator(Model):

@@ -153,6 +153,14 @@ class LastFailure(Model):
     time: datetime
 
 
+class RuntimeStatus(Model):
+    """What made the pods."""
+
+    current: Text | None = None
+    available: Text | None = None
+    last_update_time: datetime | None = None
+
+
 class Status(Model):
     """Observed state."""
 
@@ -163,4 +171,5 @@ class Status(Model):
     acceptance: AcceptanceStatus | None = None
     trainer: TrainerStatus | None = None
     last_failure: LastFailure | None = None
+    runtime: RuntimeStatus | None = None
     conditions: Conditions = []

@@ -52,6 +52,12 @@ class OperatorConfig:
     """Issuer of the cluster's ServiceAccount tokens. The default is that of most clusters, for plans without a cluster."""
     installation: str = "00000000-0000-0000-0000-000000000000"
     """UID of the operator's namespace, which no other cluster has. The default is for plans without a cluster."""
+    runtime: str = "dev"
+    """Names what this operator makes of a spec, for people: two operators may have the same name and differ."""
+    max_upgrades: int = 1
+    """Resources whose pods may restart for this operator at the same time."""
+    upgrade_deadline_s: float = 2400.0
+    """How long the pods of one may take to come back."""
     tls: Tls = field(default_factory=Tls)
     redis_marks: Mapping[Role, str] = field(default_factory=dict)
     """Hashes of the addresses of a Redis of the operator, by role. A change restarts the pods of the role."""

@@ -21,8 +21,8 @@ _TRUE_BY_DEFAULT = ("automountServiceAccountToken", "allowPrivilegeEscalation")
 
 def is_current(desired: Manifest, child: Child) -> bool:
     """Whether applying the manifest, which carries its hash, would change nothing."""
-    metadata = desired["metadata"]
-    if child.applied != metadata["annotations"][names.APPLIED]:
+    annotations = desired["metadata"]["annotations"]
+    if child.applied != annotations[names.APPLIED] or child.rendered != annotations.get(names.RENDERED, ""):
         return False
     return difference(desired, child.live()) == ""
 

@@ -66,13 +66,14 @@ _NO_KEY = (
 _WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD)
 
 
-def conditions(observed: Observed) -> dict[str, Assessment]:
-    """All conditions by type, the most important first."""
+def conditions(observed: Observed, runtime: Assessment | None = None) -> dict[str, Assessment]:
+    """All conditions by type, the most important first. Without `runtime`, RuntimeUpToDate stays as it is."""
     accepted, serves = next(_accepted(observed)), next(available(observed))
     registry, trainer = next(_registry_ready(observed)), next(_trainer_ready(observed))
     sized, scaled = next(_sized(observed)), next(fully_scaled(observed))
     ready = _ready(accepted, serves)
     attached = next(attachment_of(observed), None)
+    runtime = runtime or _before(observed, "RuntimeUpToDate")
     others = {
         "Reconciling": chain(reconciling(observed, ready, scaled), _moving(observed, ready)),
         "Stalled": _stalled(accepted),
@@ -90,6 +91,7 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
         "Adapting": next(_adapting(observed, trainer, registry, sized)),
         "SpeculationEffective": next(_speculation(observed)),
         "Progressing": next(_progressing(observed)),
+        **({} if runtime is None else {"RuntimeUpToDate": runtime}),
         **{kind: found for kind, given in others.items() if (found := next(given, None)) is not None},
     }
 

@@ -36,6 +36,12 @@ class Child:
     """Grows with every change of the spec; 0 of kinds without one."""
     applied: str
     """Hash of the manifest that was last applied."""
+    runtime: str
+    """The runtime that made its pod template; empty of kinds without one."""
+    rendered: str = field(repr=False)
+    """See `planning.runtime.records`."""
+    turn: str
+    """The same."""
     is_ending: bool
     status: Mapping[str, Any]
     """Only the fields that are read."""
@@ -48,8 +54,11 @@ class Child:
     @classmethod
     def of(cls, kind: str, body: Mapping[str, Any]) -> "Child":
         metadata = body["metadata"]
+        annotations = dict(metadata.get("annotations") or {})
+        rendered = annotations.pop(names.RENDERED, "")
+        identity = {name: metadata.get(name) for name in ("labels", "ownerReferences")}
         kept = {
-            "metadata": {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")},
+            "metadata": {**identity, "annotations": annotations},
             **{name: value for name, value in body.items() if name not in _NOT_KEPT},
         }
         return cls(
@@ -60,7 +69,10 @@ class Child:
                 (owner["uid"] for owner in metadata.get("ownerReferences", ()) if owner.get("controller")), ""
             ),
             generation=metadata.get("generation", 0),
-            applied=(metadata.get("annotations") or {}).get(names.APPLIED, ""),
+            applied=annotations.get(names.APPLIED, ""),
+            runtime=annotations.get(names.RUNTIME, ""),
+            rendered=rendered,
+            turn=annotations.get(names.TURN, ""),
             is_ending="deletionTimestamp" in metadata,
             status={name: body.get("status", {})[name] for name in _STATUS if name in body.get("status", {})},
             is_scaled_by_others=_is_scaled_by_others(metadata.get("managedFields", ())),

@@ -113,6 +113,10 @@ class Observed:
     users_problem: UsersProblem | None = None
     redis_max_memory: int = 0
     """Bytes that the Redis of the operator that the trainer reads from may use; 0 without a limit, or if it did not say so."""
+    has_turn: bool = False
+    """Whether its pods may restart for another runtime now."""
+    upgrades_stopped_by: str = ""
+    """Another resource that does not come back from its update; empty if there is none."""
     missing_secrets: tuple[str, ...] = ()
     """Secrets that the spec names and that do not exist."""
     refusals: tuple[Refusal, ...] = ()

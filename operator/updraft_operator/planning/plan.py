@@ -12,8 +12,8 @@ from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Spec
 from updraft_operator.api.status import PENDING, Status
-from updraft_operator.manifests import accounts, api_keys, gpus, importing, ranks, registry, serving, trainer
-from updraft_operator.manifests.manifest import Manifest, OperatorConfig, marked
+from updraft_operator.manifests import api_keys, gpus, importing, trainer
+from updraft_operator.manifests.manifest import Manifest, marked
 from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls import objects as tls
@@ -23,10 +23,11 @@ from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.registry_calls import RegistryCall, registry_calls
+from updraft_operator.planning.runtime.records import Settled, settle
+from updraft_operator.planning.runtime.upgrade import Upgrade, assess, new_turn
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.traces import access
-from updraft_operator.planning.traces.places import Places, left_server, places, server
-from updraft_operator.planning.traces.shards import with_streams
+from updraft_operator.planning.traces.places import left_server, places
 from updraft_rollouts.terms import Phase
 
 _CONDEMNED = frozenset(phase.value for phase in Phase if phase.is_condemned)
@@ -88,6 +89,8 @@ class Plan:
     """Reconcile again after this time."""
     needs_plan: bool = False
     """Whether another plan is due then, and not only statuses."""
+    upgrade: Upgrade | None = None
+    """None if nothing was decided about it."""
 
 
 def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
@@ -97,14 +100,15 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
     if metadata.deletion_timestamp is not None:
         return _ending(observed, now_s)
     if observed.lacks_redis_key:
-        return _statuses(observed, now, now_s)
-    observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
+        return _statuses(observed, now, now_s, None)
+    made, upgrade = _made(observed, now)
+    observed = replace(observed, refusals=_refusals(observed, made.objects))
     orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
-    applied, deleted, held = _objects(observed, orders)
+    applied, deleted, held = _objects(observed, made.objects, orders)
     decided = places(observed)
     pending = {*map(ref, applied), *held, *(refusal.ref for refusal in observed.refusals)}
     return replace(
-        _statuses(observed, now, now_s),
+        _statuses(observed, now, now_s, upgrade),
         certificates=tuple(order for order in orders if (Ref("Secret", order.secret), "") not in _refused(observed)),
         apply=applied,
         delete=deleted,
@@ -118,6 +122,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         reads=decided.targets.get(Role.READER),
         drains=decided.drains,
         leaves_shared=decided.wanted not in (None, Place.SHARED) and decided.is_settled,
+        upgrade=upgrade,
     )
 
 
@@ -125,25 +130,44 @@ def make_refresh(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan
     """The statuses alone, after a change from which nothing else follows, such as a measurement."""
     if observed.speculator.metadata.deletion_timestamp is not None:
         return Plan()
-    if not observed.lacks_redis_key:
-        observed = replace(observed, refusals=(*_standing(observed), *_own_refusals(observed)))
-    return _statuses(observed, moment(now_unix_s), now_s)
+    needs_objects = observed.refusals or problems(observed.speculator.spec)
+    if needs_objects and not observed.lacks_redis_key:
+        observed = replace(observed, refusals=_refusals(observed, objects(observed)))
+    return _statuses(observed, moment(now_unix_s), now_s, None)
 
 
-def _statuses(observed: Observed, now: datetime, now_s: float) -> Plan:
-    new_status, events, again_s = _status(observed, now, now_s)
+def _made(observed: Observed, now: datetime) -> tuple[Settled, Upgrade]:
+    """The desired objects, and where they are with the runtime of this operator."""
+    decided = places(observed)
+    made = settle(observed, decided, None)
+    upgrade = assess(observed, made.held, now)
+    if observed.has_turn and upgrade.may_apply:
+        made = settle(observed, decided, new_turn(observed, now))
+    return replace(made, objects=tuple(map(marked, made.objects))), upgrade
+
+
+def _statuses(observed: Observed, now: datetime, now_s: float, upgrade: Upgrade | None) -> Plan:
+    """Without `upgrade`, the statuses say about it what they said."""
+    new_status, events, again_s = _status(observed, now, now_s, upgrade)
     if observed.speculator.spec.serving.is_attached:  # nothing says when such pods change
         again_s = min(again_s or ATTACHED_S, ATTACHED_S)
-    renewal_s = _renewal_s(observed, now)
-    is_renewal = renewal_s is not None and (again_s is None or renewal_s < again_s)
+    next_s = _next_plan_s(observed, now, upgrade)
+    is_plan = next_s is not None and (again_s is None or next_s < again_s)
     drafts = list(_draft_statuses(observed, now))
     return Plan(
         status=new_status,
         draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
-        again_s=renewal_s if is_renewal else again_s,
-        needs_plan=is_renewal,
+        again_s=next_s if is_plan else again_s,
+        needs_plan=is_plan,
     )
+
+
+def _next_plan_s(observed: Observed, now: datetime, upgrade: Upgrade | None) -> float | None:
+    """Seconds until something follows from the time alone; None if nothing does."""
+    renewal_s = _renewal_s(observed, now)
+    due_s = None if upgrade is None or upgrade.due_s is None else max(1.0, upgrade.due_s - now.timestamp())
+    return min((each for each in (renewal_s, due_s) if each is not None), default=None)
 
 
 def _renewal_s(observed: Observed, now: datetime) -> float | None:
@@ -161,19 +185,7 @@ def written(part: Model) -> dict[str, Any]:
 
 def objects(observed: Observed) -> tuple[Manifest, ...]:
     """All desired objects, marked, in the order of their creation."""
-    decided, owner = places(observed), with_streams(observed)
-    config = replace(observed.config, redis_marks=access.marks(observed, decided), redis_places=_targets(decided))
-    deployment = observed.child("Deployment", names.SERVING)
-    is_scaled = deployment is not None and deployment.is_scaled_by_others
-    built = [
-        *accounts.objects(owner),
-        *server(observed, decided),
-        *tls.objects(owner, config),
-        *registry.objects(owner, config),
-        *_trainer(observed, owner, config),
-        *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=lineage.draft_config(observed)),
-    ]
-    return tuple(marked(content) for content in built)
+    return tuple(marked(content) for content in settle(observed, places(observed), None).objects)
 
 
 def _is_rotating(observed: Observed) -> bool:
@@ -181,23 +193,11 @@ def _is_rotating(observed: Observed) -> bool:
     return bool(asked) and bool(access.rotation_waits(observed, places(observed)))
 
 
-def _targets(decided: Places) -> dict[Role, str]:
-    return {role: place for role, place in decided.targets.items() if place is not decided.wanted}
-
-
-def _trainer(observed: Observed, owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
-    """Nothing if none runs, and the spec names a kind of object that the cluster does not serve."""
-    waits, kind = bool(lineage.waits(observed) or trainers.former_pods(observed)), trainers.kind(observed)
-    if kind is ranks.Kind.LEADER_WORKER_SET and not config.has_leader_worker_sets:
-        return []
-    return trainer.objects(owner, config, kind=kind, waits=waits)
-
-
 def _objects(
-    observed: Observed, orders: Collection[CertificateOrder]
+    observed: Observed, made: tuple[Manifest, ...], orders: Collection[CertificateOrder]
 ) -> tuple[tuple[Manifest, ...], tuple[Ref, ...], set[Ref]]:
-    """Objects to apply, those to delete, and those that are held."""
-    desired, refused = _desired(observed), _refused(observed)
+    """Objects to apply, those to delete, and those that wait for a certificate."""
+    desired, refused = [*made, *map(marked, _jobs(observed))], _refused(observed)
     changed = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
     held = {ref(new) for new in changed if _is_held(new, observed, orders)}
     apply = [new for new in changed if ref(new) not in held]
@@ -212,15 +212,16 @@ def _objects(
     return (*secrets, *apply, *mirrors), tuple(sorted(delete)), held
 
 
-def _desired(observed: Observed) -> list[Manifest]:
-    return [*objects(observed), *(marked(job) for job in _jobs(observed))]
+def _refusals(observed: Observed, made: tuple[Manifest, ...]) -> tuple[Refusal, ...]:
+    return (*_standing(observed, made), *_own_refusals(observed, made))
 
 
-def _standing(observed: Observed) -> tuple[Refusal, ...]:
+def _standing(observed: Observed, made: tuple[Manifest, ...]) -> tuple[Refusal, ...]:
     """Refusals of writes that are still needed; a changed spec makes the others irrelevant."""
     if not observed.refusals:
         return ()
-    needed = {(ref(content), hash_of(content)) for content in _desired(observed) if not _is_done(content, observed)}
+    desired = (*made, *map(marked, _jobs(observed)))
+    needed = {(ref(content), hash_of(content)) for content in desired if not _is_done(content, observed)}
     needed |= {(call.ref, call.digest) for call in registry_calls(observed)}
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
 
@@ -233,11 +234,11 @@ def problems(spec: Spec) -> dict[str, str]:
     return {reason: problem for reason, problem in found.items() if problem}
 
 
-def _own_refusals(observed: Observed) -> Iterator[Refusal]:
+def _own_refusals(observed: Observed, made: tuple[Manifest, ...]) -> Iterator[Refusal]:
     """The operator's own refusal of serving pods that would crash, leave GPUs idle or show keys. Those that exist stay as they
     are, with their settings and ports."""
     for reason, problem in problems(observed.speculator.spec).items():
-        for content in objects(observed):
+        for content in made:
             if content["metadata"]["name"] == names.child(observed.name, names.SERVING):
                 yield Refusal(ref=ref(content), digest=hash_of(content), reason=reason, message=problem)
 
@@ -301,8 +302,10 @@ def _jobs(observed: Observed) -> Iterator[Manifest]:
             yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
 
 
-def _status(observed: Observed, now: datetime, now_s: float) -> tuple[dict[str, Any] | None, list[Event], float | None]:
-    before, new = observed.speculator.status, status(observed, now)
+def _status(
+    observed: Observed, now: datetime, now_s: float, upgrade: Upgrade | None
+) -> tuple[dict[str, Any] | None, list[Event], float | None]:
+    before, new = observed.speculator.status, status(observed, now, upgrade)
     if new == before:
         return None, [], None
     if without_measurements(new) == without_measurements(before):
@@ -321,7 +324,7 @@ def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Ev
         if condition.type == "FullyScaled" and condition.reason == available.reason:
             continue  # Available tells it
         if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
-            is_bad = condition.status == "False" and condition.type in _REQUIRED
+            is_bad = condition.status == "False" and (condition.type in _REQUIRED or condition.reason == "UpdateFailed")
             message = f"{condition.type} is {condition.status}: {condition.message}"
             yield _event(observed.speculator, condition.reason, message, is_warning=is_bad)
 

@@ -13,6 +13,7 @@ from updraft_operator.api.status import (
     PhaseStatus,
     ProgressStatus,
     RolloutStatus,
+    RuntimeStatus,
     ServingStatus,
     Status,
     TrainerStatus,
@@ -29,6 +30,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.runtime.upgrade import Upgrade
 from updraft_operator.planning.serving.availability import desired_pods, reached_pods
 
 _OTHER = "other"
@@ -40,9 +42,10 @@ _TRAINER_STATES = {name: name for name in ("Training", "Starting", "Suspended", 
 }
 
 
-def status(observed: Observed, now: datetime) -> Status:
+def status(observed: Observed, now: datetime, upgrade: Upgrade | None = None) -> Status:
+    """Without `upgrade`, it says about the runtime what it said."""
     before, generation = observed.speculator.status, observed.speculator.metadata.generation
-    assessments = conditions(observed)
+    assessments = conditions(observed, None if upgrade is None else upgrade.says)
     state = observed.registry.state
     return Status(
         observed_generation=generation,
@@ -52,8 +55,15 @@ def status(observed: Observed, now: datetime) -> Status:
         acceptance=_acceptance(state) or before.acceptance,
         trainer=_trainer(observed, assessments["TrainerReady"]),
         last_failure=_last_failure(observed) or before.last_failure,
+        runtime=before.runtime if upgrade is None else _runtime(observed, upgrade, now),
         conditions=dated(assessments, before.conditions, generation, now),
     )
+
+
+def _runtime(observed: Observed, upgrade: Upgrade, now: datetime) -> RuntimeStatus:
+    before = observed.speculator.status.runtime
+    ended = now if upgrade.is_back else before.last_update_time if before is not None else None
+    return RuntimeStatus(current=upgrade.current, available=observed.config.runtime, last_update_time=ended)
 
 
 def without_measurements(current: Status) -> Status:

@@ -201,6 +201,7 @@ def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
 
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "annotations")}
-    if rotation := (body["metadata"].get("annotations") or {}).get(names.ROTATE):
-        metadata["annotations"] = {names.ROTATE: rotation[:65]}  # more than a request may have
+    given = body["metadata"].get("annotations") or {}
+    if requests := {name: given[name][:65] for name in names.REQUESTS if given.get(name)}:  # more than one may have
+        metadata["annotations"] = requests
     return {"metadata": metadata, "spec": body.get("spec", {}), "status": body.get("status", {})}

@@ -257,6 +257,26 @@ LIMITS = (
     *_span("rollout.revisionHistoryLimit", 1, 50),
     *_span("rollout.revisionHistoryMegabytes", 1, _MILLION),
     *_name("speculatorRef.name", 40, kind="dver"),
+    _choice("updatePolicy.mode", "Automatic", "OnSpecChange"),
+    Limit(
+        path="updatePolicy.windows",
+        good=(["22:30-04:00"], ["Sat,Sun 00:00-23:59 Europe/Berlin"], ["Mon 01:00-02:00"], ["01:00-02:00 UTC"] * 8),
+        bad=["24:00-01:00"],
+        message=_MATCH,
+    ),
+    Limit(path="updatePolicy.windows", good=([],), bad=["saturday 01:00-02:00"], message=_MATCH),
+    Limit(
+        path="updatePolicy.windows",
+        good=([f"01:00-02:00 {'a' * 84}"],),
+        bad=[f"01:00-02:00 {'a' * 85}"],
+        message=_LONG.format(96),
+    ),
+    Limit(
+        path="updatePolicy.windows",
+        good=(["01:00-02:00"] * 8,),
+        bad=["01:00-02:00"] * 9,
+        message="must have at most 8 items",
+    ),
     _choice("source", "Initial", "Trainer", "Imported", kind="dver", around={"version": 1}),
     Limit(path="version", good=(1, 2**40), bad=0, message=_LEAST.format(1), kind="dver"),
     Limit(

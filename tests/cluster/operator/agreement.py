@@ -24,7 +24,7 @@ from updraft_operator.watching.cluster import CHILDREN, KINDS, RESOURCES
 
 _MADE = (*CHILDREN, "Secret", "DraftVersion")
 _ANEW = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
-_MARKS = (names.APPLIED, names.SETTINGS, "deployment.kubernetes.io/revision")
+_MARKS = (names.APPLIED, names.SETTINGS, names.RENDERED, "deployment.kubernetes.io/revision")
 """Annotations that hold hashes of a namespace or an identity, or count."""
 
 _ADDRESSES = ("clusterIP", "clusterIPs")

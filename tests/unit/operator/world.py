@@ -29,6 +29,7 @@ from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.reconcile import Reconciler, Wiring
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
+from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
@@ -239,6 +240,7 @@ class World:
             may_write=lambda: True,
             on_change=lambda: None,
         )
+        self.turns = UpgradeTurns(self.config.max_upgrades, self.store.speculators, lambda _: None, self.metrics)
         self.users = RedisServers(make_users, lambda: "redis://:secret@own")
         self.reconciler = Reconciler(
             Wiring(
@@ -248,6 +250,7 @@ class World:
                 attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
+                turns=self.turns,
                 certificates=self.certificates,
                 metrics=self.metrics,
                 clock=self.clock,

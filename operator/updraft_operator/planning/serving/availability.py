@@ -165,13 +165,13 @@ def _missing(observed: Observed, *, is_first: bool) -> Iterator[Assessment]:
 def _rolling(observed: Observed) -> Iterator[Assessment]:
     """Enough pods serve, but some have an older template: the new ones may be failing."""
     deployment = observed.child("Deployment", names.SERVING)
-    if deployment is not None and _is_rolling(deployment):
+    if deployment is not None and is_rolling(deployment):
         found = worst(observed.pods_of(names.SERVING))
         why = f"; {found[0].name}: {found[1].reason}: {found[1].message}" if found is not None else ""
         yield false("RollingOut", f"{_summary(observed)}; rolling out the changed template{why}")
 
 
-def _is_rolling(deployment: Child) -> bool:
+def is_rolling(deployment: Child) -> bool:
     status = deployment.status
     is_noticed = status.get("observedGeneration", deployment.generation) >= deployment.generation
     return not is_noticed or status.get("updatedReplicas", 0) < status.get("replicas", 0)

@@ -179,6 +179,7 @@ def test_the_examples_are_the_least_resources() -> None:
 
 _VALIDATIONS = "x-kubernetes-validations"
 _PLAIN = {
+    "windows[]",
     "name",
     "key",
     "path",

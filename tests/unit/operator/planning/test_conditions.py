@@ -10,7 +10,7 @@ from tests.support.observed import NOW, connected, observed, pod, ready_pods, tr
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_cli.cmd.explain.condition_help import CONDITION_HELP
 from updraft_operator.manifests.tls.terms import Issuer, Tls, TlsMode
-from updraft_operator.planning.assessment import Assessment
+from updraft_operator.planning.assessment import Assessment, true
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView, UsersProblem
@@ -322,8 +322,9 @@ _SOMETIMES = ("Reconciling", "PasswordsRotated")
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:
     own = [kind for kind in CONDITION_HELP if kind not in _SOMETIMES]
-    assert list(conditions(observed())) == [kind for kind in own if kind != "Attached"]
-    assert list(conditions(observed(ATTACHED))) == own
+    runtime = true("UpToDate", "")
+    assert list(conditions(observed(), runtime)) == [kind for kind in own if kind != "Attached"]
+    assert list(conditions(observed(ATTACHED), runtime)) == own
 
 
 @pytest.mark.parametrize(

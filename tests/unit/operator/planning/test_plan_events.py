@@ -38,7 +38,8 @@ def _plan(observation: Observed, *, now_s: float = UNTOLD) -> Plan:
 
 def _told(observation: Observed) -> Observed:
     """The same world, once its status was written."""
-    owner = observation.speculator.model_copy(update={"status": status(observation, NOW)})
+    new = status(observation, NOW, _plan(observation).upgrade)
+    owner = observation.speculator.model_copy(update={"status": new})
     return replace(observation, speculator=owner)
 
 

@@ -1,0 +1,1 @@
+"""Upgrades of the operator, and the pods that follow."""

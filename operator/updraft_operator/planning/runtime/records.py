@@ -1,0 +1,186 @@
+"""What a workload's pods were made with is remembered in its annotations, as `kubectl apply` does, so that a newer operator can
+leave them as they are until it is their turn.
+
+A template and its settings change for one of two reasons. Either their inputs changed: then pods restart at once, with what
+this operator makes of them. Or this operator makes something else of the same inputs, which it finds out by rendering the
+remembered ones: then the remembered template stays, and is still defended against others, while other fields follow the spec.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from updraft_operator.api import names
+from updraft_operator.manifests.manifest import Manifest, digest
+from updraft_operator.planning.compare import difference
+from updraft_operator.planning.objects import Child, Ref, pack, unpack
+from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.runtime.rendering import Inputs, render
+from updraft_operator.planning.traces.places import Places
+
+_TEMPLATES = {"Deployment": "template", "StatefulSet": "template", "LeaderWorkerSet": "leaderWorkerTemplate"}
+"""The field of the spec with the pod template, by kind of workload."""
+
+_CLAIMS = "volumeClaimTemplates"
+_TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """When a resource got another runtime in its turn, and how it was then."""
+
+    since_s: float
+    """Unix time."""
+    num_ready: int
+    """Inference pods that were ready."""
+    trains: bool
+    """Whether no pod of the trainer had a problem."""
+
+    def text(self) -> str:
+        return json.dumps([self.since_s, self.num_ready, self.trains])
+
+    @classmethod
+    def read(cls, text: str) -> "Turn | None":
+        """None for an annotation that somebody else wrote."""
+        try:
+            since_s, num_ready, trains = json.loads(text)
+            return cls(since_s=float(since_s), num_ready=int(num_ready), trains=bool(trains))
+        except (ValueError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A workload whose pods wait for another runtime."""
+
+    ref: Ref
+    runtime: str
+    """The one that they have."""
+    change: str
+    """The first field that would change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The desired objects, with the remembered templates of those that wait."""
+
+    objects: tuple[Manifest, ...]
+    held: tuple[Held, ...] = ()
+
+
+def settle(observed: Observed, decided: Places, turn: Turn | None) -> Settled:
+    """The objects to apply. With a `turn`, no workload keeps a remembered template."""
+    inputs = Inputs.of(observed, decided)
+    desired = render(observed, decided, inputs)
+    held: list[Held] = []
+    by_ref = {_ref(each): each for each in desired}
+    for workload in [each for each in desired if each["kind"] in _TEMPLATES]:
+        child, content = observed.children.get(_ref(workload)), _content(workload, desired)
+        former = "" if child is None else child.turn
+        if child is None or not child.rendered or _digest(child.rendered) == digest(content):
+            found = _remembering(workload, observed, inputs, content, former)
+        elif turn is not None or (kept := _kept(observed, decided, child, content, workload)) is None:
+            found = _remembering(workload, observed, inputs, content, turn.text() if turn is not None else former)
+        else:
+            found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, child.turn)
+            change = _difference(content, kept)
+            held.append(Held(ref=child.ref, runtime=child.runtime, change=change))
+            by_ref |= {_ref(each): each for each in _former_settings(workload, desired, kept[_SETTINGS])}
+        by_ref[_ref(workload)] = found if child is None else _with_claims(found, child)
+    return Settled(objects=tuple(by_ref.values()), held=tuple(held))
+
+
+def workloads(observed: Observed) -> Iterator[Child]:
+    """Those that run pods of the operator."""
+    yield from (child for child in observed.children.values() if child.ref.kind in _TEMPLATES and not child.is_ending)
+
+
+def last_turn(observed: Observed) -> Turn | None:
+    """The last one that any workload had."""
+    turns = (Turn.read(child.turn) for child in workloads(observed) if child.turn)
+    return max((turn for turn in turns if turn is not None), key=lambda turn: turn.since_s, default=None)
+
+
+def _kept(
+    observed: Observed, decided: Places, child: Child, content: Mapping[str, Any], workload: Manifest
+) -> dict[str, Any] | None:
+    """The remembered template and settings; None if they have to go, because their inputs changed."""
+    try:
+        record = unpack(base64.b64decode(child.rendered.rpartition(":")[2]))
+        before = render(observed, decided, Inputs.from_json(record[_INPUTS]))
+    except (ValueError, KeyError, TypeError, zlib.error):
+        return None
+    same = next((each for each in before if _ref(each) == _ref(workload)), None)
+    is_asked = same is None or digest(_content(same, before)) != digest(content)
+    return None if is_asked else record
+
+
+def _content(workload: Manifest, objects: Iterable[Manifest]) -> dict[str, Any]:
+    """The part of a workload and its settings that pods see."""
+    return {
+        _TEMPLATE: workload["spec"][_TEMPLATES[workload["kind"]]],
+        _SETTINGS: {each["metadata"]["name"]: each["data"] for each in _settings(workload, objects)},
+    }
+
+
+def _settings(workload: Manifest, objects: Iterable[Manifest]) -> Iterator[Manifest]:
+    """The ConfigMap that its pods read when they start."""
+    labels = workload["metadata"]["labels"]
+    name = names.child(labels[names.SPECULATOR], labels[names.COMPONENT])
+    yield from (each for each in objects if _ref(each) == Ref("ConfigMap", name))
+
+
+def _former_settings(
+    workload: Manifest, objects: Iterable[Manifest], former: Mapping[str, Mapping[str, str]]
+) -> Iterator[Manifest]:
+    for each in _settings(workload, objects):
+        yield {**each, "data": former.get(each["metadata"]["name"], each["data"])}
+
+
+def _remembering(
+    workload: Manifest, observed: Observed, inputs: Inputs, content: Mapping[str, Any], turn: str
+) -> Manifest:
+    """With the annotations of this operator, and the record that is there if it says the same."""
+    child, record = observed.children.get(_ref(workload)), {_INPUTS: inputs.to_json(), **content}
+    mark = f"{digest(content)}:{digest(record)}:"
+    if child is not None and child.rendered.startswith(mark):
+        rendered = child.rendered
+    else:
+        rendered = mark + base64.b64encode(pack(record)).decode()
+    return _annotated(workload, observed.config.runtime, rendered, turn)
+
+
+def _annotated(workload: Manifest, runtime: str, rendered: str, turn: str) -> Manifest:
+    metadata = workload["metadata"]
+    ours = {names.RUNTIME: runtime, names.RENDERED: rendered, **({names.TURN: turn} if turn else {})}
+    return {**workload, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **ours}}}
+
+
+def _with_template(workload: Manifest, template: Mapping[str, Any]) -> Manifest:
+    return {**workload, "spec": {**workload["spec"], _TEMPLATES[workload["kind"]]: template}}
+
+
+def _with_claims(workload: Manifest, child: Child) -> Manifest:
+    """With the claims that a StatefulSet has, because they cannot be changed."""
+    claims = workload["spec"].get(_CLAIMS)
+    if not claims or not difference({_CLAIMS: claims, "metadata": {}}, live := child.live()["spec"]):
+        return workload
+    return {**workload, "spec": {**workload["spec"], _CLAIMS: live.get(_CLAIMS, claims)}}
+
+
+def _difference(content: Mapping[str, Any], former: Mapping[str, Any]) -> str:
+    """The first field that differs; a removed one is found from the other side."""
+    both: Sequence[Mapping[str, Any]] = (content, former)
+    paths = (difference({"spec": dict(one), "metadata": {}}, {"spec": other}) for one, other in (both, both[::-1]))
+    return next((path.removeprefix("spec.") for path in paths if path), "")
+
+
+def _digest(rendered: str) -> str:
+    return rendered.partition(":")[0]
+
+
+def _ref(content: Manifest) -> Ref:
+    return Ref(content["kind"], content["metadata"]["name"])

@@ -1,0 +1,222 @@
+"""Where a resource is with the runtime of this operator, and why it waits: decided from one observation.
+
+A resource whose turn began is updating until all its pods are replaced and as many serve as before. That is found out from the
+workloads and their annotations, so another operator goes on where one was killed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from updraft_chassis.errors import InvalidInput
+from updraft_operator.api import names
+from updraft_operator.api.upgrades import UpdateMode
+from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.planning.assessment import Assessment, false, true
+from updraft_operator.planning.objects import Child
+from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.pods import PodProblem, worst
+from updraft_operator.planning.runtime.records import Held, Turn, last_turn, workloads
+from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
+from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
+
+_UNSCHEDULED = ("Unschedulable", "InsufficientGPU")
+"""Problems that end when the pod before has gone."""
+
+
+class Stage(StrEnum):
+    """How far a resource is, for the decision whose turn it is."""
+
+    CURRENT = "current"
+    WAITING = "waiting"
+    """For something other than its turn."""
+    READY = "ready"
+    """For its turn."""
+    UPDATING = "updating"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgrade:
+    stage: Stage
+    says: Assessment
+    """The condition RuntimeUpToDate."""
+    current: str
+    """The runtime of the pods, the oldest if they have several."""
+    held: tuple[Held, ...] = ()
+    is_back: bool = False
+    """Whether an update has just ended well."""
+    due_s: float | None = None
+    """Unix time at which this changes without an event."""
+
+    @property
+    def may_apply(self) -> bool:
+        """Whether templates that wait may be applied, given the turn. A resource that does not come back gets them too: it has
+        the turn, and perhaps they help."""
+        return bool(self.held) and self.stage in (Stage.READY, Stage.UPDATING, Stage.FAILED)
+
+
+def assess(observed: Observed, held: tuple[Held, ...], now: datetime) -> Upgrade:
+    """The state, if the workloads in `held` wait."""
+    available_now = observed.config.runtime
+    current = held[0].runtime if held else available_now
+    turn = _turn(observed)
+    if turn is not None and (why := hindrance(observed, turn)):
+        return _under_way(observed, turn, why, held, current, now)
+    is_back = turn is not None
+    if not held:
+        says = true("UpToDate", f"all pods have runtime {available_now}")
+        return Upgrade(stage=Stage.CURRENT, says=says, current=current, is_back=is_back)
+    is_asked = observed.speculator.metadata.upgrade == available_now
+    says = next(_waits(observed, held, now, is_asked=is_asked))
+    text = f"{says.message}; then {_changes(held)} for runtime {available_now}"
+    stage = Stage.READY if says.reason == "WaitingForTurn" else Stage.WAITING
+    return Upgrade(
+        stage=stage,
+        says=says._replace(message=text),
+        current=current,
+        held=held,
+        is_back=is_back,
+        due_s=_due_s(observed, now),
+    )
+
+
+def new_turn(observed: Observed, now: datetime) -> Turn:
+    """It is later than the end of the last one. One that continues another is over when the pods are as before the first."""
+    ended, former = _ended(observed), _turn(observed)
+    since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
+    if former is not None:
+        return replace(former, since_s=since_s)
+    return Turn(since_s=since_s, num_ready=_num_ready(observed), trains=_trainer_problem(observed) is None)
+
+
+def hindrance(observed: Observed, turn: Turn | None) -> str:
+    """Why the pods are not as they should be, or not as they were when the turn began; empty if they are."""
+    for child in sorted(workloads(observed), key=lambda child: child.ref):
+        if is_rolling(child):
+            count = f"{child.status.get('updatedReplicas', 0)} of {child.status.get('replicas', 0)}"
+            return f"{count} pods of {'/'.join(child.ref)} are replaced"
+        if _is_down(observed, child):
+            return f"no pod of {'/'.join(child.ref)} is ready"
+    serves, num_ready = next(available(observed)), _num_ready(observed)
+    if serves.status == "False":
+        return serves.message
+    if turn is None:
+        return ""
+    if num_ready < (needed := min(desired_pods(observed), turn.num_ready)):
+        return f"{num_ready} inference pods are ready, and {needed} were before"
+    problem = _trainer_problem(observed)
+    return problem.message if problem is not None and turn.trains else ""
+
+
+def _turn(observed: Observed) -> Turn | None:
+    """The turn that is not over."""
+    turn, ended = last_turn(observed), _ended(observed)
+    return turn if turn is not None and (ended is None or turn.since_s > ended.timestamp()) else None
+
+
+def _ended(observed: Observed) -> datetime | None:
+    """When the last turn ended."""
+    status = observed.speculator.status.runtime
+    return status.last_update_time if status is not None else None
+
+
+def _under_way(
+    observed: Observed, turn: Turn, why: str, held: tuple[Held, ...], current: str, now: datetime
+) -> Upgrade:
+    deadline_s = turn.since_s + observed.config.upgrade_deadline_s
+    is_late = now.timestamp() >= deadline_s
+    problem = next(_problems(observed, turn), "")
+    if not (is_late or problem):
+        says = false("Updating", f"pods get runtime {observed.config.runtime}: {why}")
+        return Upgrade(stage=Stage.UPDATING, says=says, current=current, held=held, due_s=deadline_s)
+    is_skipped = observed.speculator.metadata.skipped_upgrade == observed.config.runtime
+    rest = "the others go on" if is_skipped else "no other resource is updated until it does, or is skipped"
+    says = false(
+        "UpdateFailed", f"the pods do not come back with runtime {observed.config.runtime}: {problem or why}; {rest}"
+    )
+    stage = Stage.WAITING if is_skipped else Stage.FAILED
+    return Upgrade(stage=stage, says=says, current=current, held=held, due_s=None if is_late else deadline_s)
+
+
+def _problems(observed: Observed, turn: Turn) -> Iterator[str]:
+    """Pods that do not start, more than before the turn."""
+    missing = max(0, desired_pods(observed) - turn.num_ready)
+    yield from _troubles(observed, names.SERVING)[missing:]
+    for part in (names.REGISTRY, names.REDIS, *([names.TRAINER] if turn.trains else [])):
+        yield from _troubles(observed, part)
+
+
+def _troubles(observed: Observed, part: str) -> list[str]:
+    """By name. A pod that finds no place waits perhaps for one that ends."""
+    pods = sorted((pod for pod in observed.pods_of(part) if not pod.is_ending), key=lambda pod: pod.name)
+    found = [(pod.name, pod.problem) for pod in pods if pod.problem is not None]
+    return [
+        f"{name}: {problem.reason}: {problem.message}" for name, problem in found if problem.reason not in _UNSCHEDULED
+    ]
+
+
+def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_asked: bool) -> Iterator[Assessment]:
+    """Why nothing happens yet. Somebody who asks by name needs neither window nor pods that serve."""
+    refs = [one.ref for one in held]
+    if refused := next((refusal for refusal in observed.refusals if refusal.ref in refs), None):
+        yield false("UpdateRefused", f"{'/'.join(refused.ref)} was refused: {refused.message}")
+    owner, config = observed.speculator, observed.config
+    if config.tls.is_on and not tls.is_ready(owner, config, observed.certificate):
+        yield false("WaitingForServing", "waits until the registry has a certificate")
+    if not is_asked:
+        yield from _policy_waits(observed, now)
+    if stopped := observed.upgrades_stopped_by:
+        yield false("WaitingForTurn", f"waits, because {stopped} does not come back from its update")
+    if observed.config.max_upgrades == 0:
+        yield false("WaitingForTurn", "waits, because upgrades.maxConcurrent of the chart is 0")
+    yield false("WaitingForTurn", "waits for its turn")
+
+
+def _policy_waits(observed: Observed, now: datetime) -> Iterator[Assessment]:
+    if observed.speculator.spec.update_policy.mode is UpdateMode.ON_SPEC_CHANGE:
+        yield false("WaitingForSpecChange", "waits for a change of the spec, or for `kubectl updraft upgrade start`")
+    try:
+        opening = _opening(observed, now)
+    except InvalidInput as error:
+        yield false("InvalidWindow", str(error))
+        return
+    if opening is not None:
+        yield false("WaitingForWindow", f"waits for the window that opens at {opening:%Y-%m-%dT%H:%M:%SZ}")
+    if why := hindrance(observed, None):
+        yield false("WaitingForServing", f"waits until its pods serve: {why}")
+
+
+def _opening(observed: Observed, now: datetime) -> datetime | None:
+    """When the next window opens; None while one is open. Raises InvalidInput."""
+    windows = [Window.read(text) for text in observed.speculator.spec.update_policy.windows]
+    return None if is_open(windows, now) else next_opening(windows, now)
+
+
+def _due_s(observed: Observed, now: datetime) -> float | None:
+    """The Unix time at which the next window opens; None while one is open, or if none is right."""
+    try:
+        opening = _opening(observed, now)
+    except InvalidInput:
+        return None
+    return None if opening is None else opening.timestamp()
+
+
+def _changes(held: tuple[Held, ...]) -> str:
+    return "pods restart of " + ", ".join(f"{'/'.join(one.ref)} ({one.change})" for one in held)
+
+
+def _num_ready(observed: Observed) -> int:
+    return sum(pod.is_ready and not pod.is_ending for pod in observed.pods_of(names.SERVING))
+
+
+def _trainer_problem(observed: Observed) -> PodProblem | None:
+    found = worst(observed.pods_of(names.TRAINER))
+    return None if found is None else found[1]
+
+
+def _is_down(observed: Observed, child: Child) -> bool:
+    """Whether the registry or a Redis of its own has no pod that is ready."""
+    is_single = child.ref.name in (names.child(observed.name, part) for part in (names.REGISTRY, names.REDIS))
+    return is_single and child.status.get("replicas", 0) > 0 and child.status.get("readyReplicas", 0) == 0

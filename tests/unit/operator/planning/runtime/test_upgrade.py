@@ -1,0 +1,192 @@
+"""When a resource may be updated, when it has come back, and when it has failed to."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.support.manifests import speculator
+from tests.support.observed import NOW, NOW_S, as_child, pod, ready_pods, settled
+from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
+
+from updraft_operator.planning.objects import Child, Ref
+from updraft_operator.planning.observed import Observed, Refusal
+from updraft_operator.planning.plan import Plan, make_plan, objects, ref
+from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
+
+STALE = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0}
+
+
+def _plan(observation: Observed, *, after_s: float = 0.0) -> Plan:
+    return make_plan(observation, now_unix_s=NOW_S + after_s, now_s=0.0)
+
+
+def _upgrade(observation: Observed, *, after_s: float = 0.0) -> Upgrade:
+    upgrade = _plan(observation, after_s=after_s).upgrade
+    assert upgrade is not None
+    return upgrade
+
+
+def _waiting(spec: dict[str, Any] | None = None, *, metadata: dict[str, Any] | None = None, **more: Any) -> Observed:
+    """A resource of a former operator."""
+    before = settled(spec, **{"pods": ready_pods(), **more})
+    return replace(before, config=NEWER, speculator=speculator(spec, **(metadata or {})))
+
+
+def _begun(**more: Any) -> Observed:
+    """The same, right after its turn began: nothing has been replaced yet."""
+    before = replace(_waiting(), has_turn=True)
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(before).apply}
+    return replace(before, children={**before.children, **made}, **more)
+
+
+def _replaced(observation: Observed) -> Observed:
+    """All pods have the new template."""
+    status = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}
+    children: dict[Ref, Child] = {
+        at: replace(child, status=status) if child.rendered else child for at, child in observation.children.items()
+    }
+    return replace(observation, children=children)
+
+
+def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
+    """Once its status was written."""
+    status = _plan(observation, after_s=after_s).status
+    return replace(observation, speculator=speculator(status=status))
+
+
+@pytest.mark.parametrize(
+    ("observation", "reason", "says"),
+    [
+        pytest.param(_waiting(), "WaitingForTurn", "waits for its turn; then pods restart of", id="turn"),
+        pytest.param(
+            _waiting({"updatePolicy": {"mode": "OnSpecChange"}}), "WaitingForSpecChange", "upgrade start", id="policy"
+        ),
+        pytest.param(
+            _waiting({"updatePolicy": {"windows": ["22:00-23:00"]}}),
+            "WaitingForWindow",
+            "opens at 2026-11-25T22:00:00Z",
+            id="window",
+        ),
+        pytest.param(
+            _waiting({"updatePolicy": {"windows": ["22:00-23:00 Mars/Olympus"]}}), "InvalidWindow", "Mars", id="zone"
+        ),
+        pytest.param(_waiting(pods=()), "WaitingForServing", "0 of 1 pods", id="no pod is ready"),
+        pytest.param(
+            replace(_waiting(), refusals=(Refusal(ref=SERVING, digest="x", reason="QuotaExceeded", message="full"),)),
+            "UpdateRefused",
+            "full",
+            id="refused",
+        ),
+        pytest.param(
+            replace(_waiting(), upgrades_stopped_by="a/b"), "WaitingForTurn", "a/b does not come", id="stopped"
+        ),
+        pytest.param(
+            replace(_waiting(), config=replace(NEWER, max_upgrades=0)), "WaitingForTurn", "maxConcurrent", id="off"
+        ),
+    ],
+)
+def test_what_it_waits_for_is_said(observation: Observed, reason: str, says: str) -> None:
+    upgrade = _upgrade(observation)
+    assert (upgrade.says.status, upgrade.says.reason) == ("False", reason)
+    assert says in upgrade.says.message
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"updatePolicy": {"mode": "OnSpecChange"}}, {"updatePolicy": {"windows": ["22:00-23:00"]}}, {"suspend": True}],
+)
+def test_somebody_who_asks_for_a_runtime_needs_no_window(spec: dict[str, Any]) -> None:
+    asked = {"annotations": {"updraft.dev/upgrade": "2"}}
+    assert _upgrade(_waiting(spec, metadata=asked)).stage is Stage.READY
+    of_another = {"annotations": {"updraft.dev/upgrade": "1"}}
+    if "updatePolicy" in spec:
+        assert _upgrade(_waiting(spec, metadata=of_another)).stage is Stage.WAITING
+
+
+def test_a_turn_that_comes_when_the_window_has_closed_changes_nothing() -> None:
+    late = replace(_waiting({"updatePolicy": {"windows": ["22:00-23:00"]}}), has_turn=True)
+    assert _plan(late).apply == ()
+
+
+def test_it_looks_again_when_the_window_opens() -> None:
+    plan = _plan(_waiting({"updatePolicy": {"windows": ["22:00-23:00"]}}))
+    assert (plan.again_s, plan.needs_plan) == (timedelta(hours=10).total_seconds(), True)
+
+
+def test_it_is_updating_until_all_pods_are_replaced_and_as_many_serve_as_before() -> None:
+    begun = _begun()
+    assert _upgrade(begun).stage is Stage.UPDATING
+    without_pods = replace(_replaced(begun), pods=())
+    assert _upgrade(without_pods).stage is Stage.UPDATING
+    back = _replaced(begun)
+    assert (_upgrade(back).stage, _upgrade(back).is_back) == (Stage.CURRENT, True)
+
+
+def test_an_update_that_ended_is_no_update_when_pods_fail_later() -> None:
+    ended = _written(_replaced(_begun()))
+    failing = replace(ended, pods=(pod(problem=("OOMKilled", "too much")),))
+    assert _upgrade(failing, after_s=60.0).stage is Stage.CURRENT
+
+
+def test_another_update_may_begin_in_the_second_in_which_one_ended() -> None:
+    ended = _written(_replaced(_begun()))
+    another = replace(ended, config=replace(NEWER, images=replace(NEWER.images, inference="inference:3"), runtime="3"))
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(another).apply}
+    assert _upgrade(replace(another, children={**another.children, **made})).stage is Stage.UPDATING
+
+
+def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> None:
+    failing = _begun(pods=(pod(problem=("ImagePullBackOff", "no such image")),))
+    upgrade = _upgrade(failing)
+    assert (upgrade.stage, upgrade.says.reason) == (Stage.FAILED, "UpdateFailed")
+    assert "no such image" in upgrade.says.message
+    assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s - 1).stage is Stage.UPDATING
+    assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+def test_pods_that_failed_before_do_not_fail_an_update() -> None:
+    pods = tuple(pod(f"qwen-serving-{number}", is_ready=number > 1) for number in range(20))
+    broken = (*(replace(each, problem=pod(problem=("OOMKilled", "x")).problem) for each in pods[:2]), *pods[2:])
+    begun = replace(_begun(), speculator=speculator({"serving": {"replicas": 20}}))
+    turn = begun.children[SERVING].turn.replace(" 1,", " 18,")
+    children = {**begun.children, SERVING: replace(begun.children[SERVING], turn=turn)}
+    assert _upgrade(replace(begun, pods=broken, children=children)).stage is Stage.UPDATING
+
+
+def test_a_failure_is_told_as_a_warning_and_may_be_skipped() -> None:
+    failing = _begun(pods=(pod(problem=("ImagePullBackOff", "no such image")),))
+    told = _written(_begun())
+    plan = _plan(replace(failing, speculator=told.speculator))
+    assert [event.is_warning for event in plan.events if event.reason == "UpdateFailed"] == [True]
+    skipped = speculator(annotations={"updraft.dev/skip-upgrade": "2"})
+    assert _upgrade(replace(failing, speculator=skipped)).stage is Stage.WAITING
+
+
+def test_a_rollback_of_the_operator_brings_a_failed_resource_back_at_once() -> None:
+    failing = _begun(pods=(pod(problem=("ImagePullBackOff", "no such image")),))
+    older = replace(failing, config=replace(NEWER, images=settled().config.images, runtime="dev"))
+    assert SERVING in {ref(content) for content in _plan(older).apply}
+
+
+def test_an_operator_that_was_killed_within_an_update_is_followed_by_one_that_completes_it() -> None:
+    before = replace(_waiting(), has_turn=True)
+    first = next(content for content in _plan(before).apply if "template" in content.get("spec", {}))
+    partly = replace(before, children={**before.children, ref(first): as_child(first, status=STALE)})
+    rest = {ref(content) for content in _plan(partly).apply if "template" in content.get("spec", {})}
+    assert len(rest) == 2
+    assert ref(first) not in rest
+
+
+def test_the_status_names_both_runtimes() -> None:
+    status = _plan(_waiting()).status
+    assert status is not None
+    assert status["runtime"] == {"current": "dev", "available": "2"}
+    ended = _plan(_replaced(_begun())).status
+    assert ended is not None
+    assert ended["runtime"] == {"current": "2", "available": "2", "lastUpdateTime": f"{NOW:%Y-%m-%dT%H:%M:%SZ}"}
+
+
+def test_a_world_without_turns_is_up_to_date() -> None:
+    assert _upgrade(settled()).stage is Stage.CURRENT
+    assert objects(settled())

@@ -1,0 +1,90 @@
+"""One resource at a time, over all of them, and none while one does not come back."""
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from updraft_operator.metrics import Metrics
+from updraft_operator.planning.objects import Key
+from updraft_operator.planning.runtime.upgrade import Stage
+from updraft_operator.upgrade_turns import UpgradeTurns
+
+A, B, C = (Key("team", name) for name in "abc")
+
+
+@dataclass
+class _Fleet:
+    most: int = 1
+    keys: list[Key] = field(default_factory=lambda: [A, B, C])
+    begun: list[Key] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.collectors = CollectorRegistry()
+        self.turns = UpgradeTurns(self.most, lambda: self.keys, self.begun.append, Metrics(self.collectors))
+
+    def report(self, stage: Stage, *keys: Key) -> None:
+        for key in keys or self.keys:
+            self.turns.report(key, stage)
+
+
+def test_nothing_begins_before_every_resource_has_been_looked_at() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY, A, B)
+    assert fleet.begun == []
+    fleet.report(Stage.UPDATING, C)
+    assert fleet.begun == []
+    fleet.report(Stage.CURRENT, C)
+    assert fleet.begun == [A]
+
+
+def test_the_next_one_begins_when_the_last_one_has_come_back() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.report(Stage.READY)
+    assert fleet.begun == [A]
+    fleet.report(Stage.UPDATING, A)
+    assert [fleet.turns.has_turn(key) for key in fleet.keys] == [True, False, False]
+    fleet.report(Stage.CURRENT, A)
+    assert fleet.begun == [A, B]
+
+
+def test_one_that_does_not_come_back_stops_the_others_until_it_does_or_is_skipped() -> None:
+    fleet = _Fleet(most=2)
+    fleet.report(Stage.READY)
+    fleet.report(Stage.UPDATING, A)
+    fleet.report(Stage.FAILED, A)
+    fleet.report(Stage.CURRENT, B)
+    assert (fleet.begun, fleet.turns.stopped_by) == ([A, B], A)
+    assert fleet.collectors.get_sample_value("updraft_operator_upgrades", {"stage": "failed"}) == 1
+    fleet.report(Stage.WAITING, A)
+    assert (fleet.begun, fleet.turns.stopped_by) == ([A, B, C], None)
+
+
+def test_a_turn_that_cannot_be_used_goes_to_the_next_one() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.report(Stage.WAITING, A)
+    assert fleet.begun == [A, B]
+
+
+def test_a_resource_that_is_deleted_frees_its_turn() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.keys.remove(A)
+    fleet.turns.forget(A)
+    assert fleet.begun == [A, B]
+
+
+def test_with_none_allowed_nothing_begins() -> None:
+    fleet = _Fleet(most=0)
+    fleet.report(Stage.READY)
+    assert fleet.begun == []
+
+
+def test_another_leader_asks_everybody_again() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.turns.start_over()
+    assert not fleet.turns.has_turn(A)
+    fleet.report(Stage.READY, B)
+    assert fleet.begun == [A]
