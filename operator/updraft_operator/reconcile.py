@@ -25,7 +25,6 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.planning.runtime.upgrade import Stage
 from updraft_operator.planning.traces.places import pointed
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.upgrade_turns import UpgradeTurns
@@ -103,7 +102,7 @@ class Reconciler:
         try:
             cached = self._wiring.store.cached(key)
         except Unreadable as error:
-            self._wiring.turns.report(key, Stage.WAITING)  # whatever its pods have, they keep it
+            self._wiring.turns.report(key, None)  # whatever its pods have, they keep it
             await self._report_unreadable(key, error)
             raise
         if cached.speculator is None:
@@ -111,20 +110,20 @@ class Reconciler:
             await self._report_orphans(key, cached.drafts)
             return None
         observed = await self.observe(key, cached)
-        plan = self._plan(observed)
+        plan = self._plan(key, observed)
         if self._wiring.is_dry_run:
             self._log_plan(key, plan)
             return None
         if await self._prepare(key, observed, plan):
             observed = await self.observe(key, self._wiring.store.cached(key))
-            plan = self._plan(observed)
+            plan = self._plan(key, observed)
         if await self._apply_plan(key, observed, plan):
             cached = self._wiring.store.cached(key)
             if cached.speculator is None:  # deleted in the meantime
                 self._forget(key)
                 return None
             observed = await self.observe(key, cached)
-            plan = self._plan(observed)
+            plan = self._plan(key, observed)
         if plan.users is not None:
             self._wiring.users.want(key, WantedUsers.of(observed, plan))
         await self._publish(key, observed, plan)
@@ -228,13 +227,10 @@ class Reconciler:
             found = replace(found, host=tls.registry_host(owner), authorities=trusted.authorities)
         self._wiring.registries.set_address(key, found)
 
-    def _plan(self, observed: Observed) -> Plan:
-        wiring, metadata = self._wiring, observed.speculator.metadata
-        wiring.metrics.plans.inc()
-        plan = make_plan(observed, now_unix_s=wiring.clock.now(), now_s=wiring.clock.monotonic())
-        wiring.turns.report(
-            Key(metadata.namespace, metadata.name), plan.upgrade.stage if plan.upgrade else Stage.WAITING
-        )
+    def _plan(self, key: Key, observed: Observed) -> Plan:
+        self._wiring.metrics.plans.inc()
+        plan = make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
+        self._wiring.turns.report(key, plan.upgrade)
         return plan
 
     def _log_plan(self, key: Key, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.runtime.upgrade import Stage
+from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
 
 class UpgradeTurns:
@@ -35,8 +35,9 @@ class UpgradeTurns:
     def stopped_by(self) -> Key | None:
         return min((key for key, stage in self._stages.items() if stage is Stage.FAILED), default=None)
 
-    def report(self, key: Key, stage: Stage) -> None:
-        self._stages[key] = stage
+    def report(self, key: Key, upgrade: Upgrade | None) -> None:
+        """How far a resource is; None if that cannot be said, and its pods keep what they have."""
+        stage = self._stages[key] = Stage.WAITING if upgrade is None else upgrade.stage
         if stage is not Stage.READY:
             self._turns.discard(key)
         self._begin()

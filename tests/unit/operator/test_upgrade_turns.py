@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from updraft_operator.metrics import Metrics
+from updraft_operator.planning.assessment import unknown
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.runtime.upgrade import Stage
+from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 from updraft_operator.upgrade_turns import UpgradeTurns
 
 A, B, C = (Key("team", name) for name in "abc")
@@ -24,7 +25,7 @@ class _Fleet:
 
     def report(self, stage: Stage, *keys: Key) -> None:
         for key in keys or self.keys:
-            self.turns.report(key, stage)
+            self.turns.report(key, Upgrade(stage=stage, says=unknown("", ""), current=""))
 
 
 def test_nothing_begins_before_every_resource_has_been_looked_at() -> None:
