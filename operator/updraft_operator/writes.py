@@ -71,7 +71,7 @@ def status_content(key: Key, target: Ref, seen: str, status: dict[str, Any]) -> 
 
 
 def steps(plan: Plan) -> frozenset[str]:
-    """What a plan does, and what it will do in its turn, a clause each."""
+    """The steps of a plan, and those that wait for their turn, a clause each."""
     found = {f"apply {'/'.join(ref(content))}" for content in plan.apply}
     found |= {f"sign a certificate for Secret/{order.secret}" for order in plan.certificates}
     found |= {f"delete {'/'.join(target)}" for target in plan.delete}

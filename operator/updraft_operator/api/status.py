@@ -154,7 +154,7 @@ class LastFailure(Model):
 
 
 class RuntimeStatus(Model):
-    """What made the pods."""
+    """The runtime of pods."""
 
     current: Text | None = None
     available: Text | None = None

@@ -32,6 +32,9 @@ from updraft_rollouts.terms import Phase
 
 _CONDEMNED = frozenset(phase.value for phase in Phase if phase.is_condemned)
 
+_SWAPPING = "DraftNotLoaded"
+"""Reason of SpeculationEffective while pods fetch a version."""
+
 _POLL_S = 1.0
 
 ATTACHED_S = 15.0
@@ -323,6 +326,8 @@ def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Ev
         last = old.get(condition.type)
         if condition.type == "FullyScaled" and condition.reason == available.reason:
             continue  # Available tells it
+        if last is not None and _SWAPPING in (condition.reason, last.reason):
+            continue  # as at each swap; the condition lasts if it is none
         if last is not None and (last.status, last.reason) != (condition.status, condition.reason):
             is_bad = condition.status == "False" and (condition.type in _REQUIRED or condition.reason == "UpdateFailed")
             message = f"{condition.type} is {condition.status}: {condition.message}"

@@ -71,6 +71,8 @@ class Resync:
         """Consecutive resyncs that found changes which a watch had missed."""
         self._agreed_s: float | None = None
         self._began_s: float | None = None
+        self._away_s: float | None = None
+        """When the API server last did not answer."""
 
     def begin(self, kinds: Iterable[str]) -> None:
         """Start the clock of the ages; before this, it was not known which kinds are served."""
@@ -79,8 +81,10 @@ class Resync:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the last completed resync, or since `begin`."""
-        return self._seconds_since(self.synced_s)
+        """Seconds since the last completed resync, since `begin`, or since the API server last did not answer: an outage says
+        nothing about this process, which would lose its cache by a restart."""
+        age_s = self._seconds_since(self.synced_s)
+        return age_s if self._away_s is None else min(age_s, self._seconds_since(self._away_s))
 
     @property
     def agreed_age_s(self) -> float:
@@ -94,7 +98,11 @@ class Resync:
     async def run_once(self, add: Callable[[Key], None]) -> None:
         """List, compare and repair; calls `add` for every speculator with a missed change."""
         started_s = self._clock.monotonic()
-        missed = await self._missed()
+        try:
+            missed = await self._missed()
+        except Unavailable:
+            self._away_s = self._clock.monotonic()
+            raise
         for difference in missed:
             await self._repair(difference, add)
         if missed:

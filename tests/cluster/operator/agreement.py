@@ -6,7 +6,7 @@ cannot be the same twice is left out: identities, times, random tokens, and hash
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tests.cluster.access import Api, Json
@@ -77,9 +77,12 @@ def uncollected(live: World, owners: dict[str, Json]) -> list[tuple[str, str]]:
     return [where for where, each in live.items() if owned(each) - alive]
 
 
-def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -> Iterator[str]:
-    """What differs from what the plan says of these resources; nothing else may be there."""
-    desired = set()
+def against_plan(
+    owners: dict[str, Json], live: World, config: OperatorConfig, drafts: Collection[str]
+) -> Iterator[str]:
+    """What differs from what the plan says of these resources; nothing else may be there. `drafts` are the names of all
+    DraftVersions of what registries keep."""
+    desired = {("DraftVersion", name) for name in drafts if name.rpartition("-v")[0] in owners}
     for owner in owners.values():
         name = owner["metadata"]["name"]
         secrets = {role: live.get(("Secret", secret_name(name, role)), {}) for role in Role}
@@ -105,7 +108,11 @@ def against_plan(owners: dict[str, Json], live: World, config: OperatorConfig) -
             elif path := difference(content, child.live()):
                 yield f"{'/'.join(where)} differs from the plan in {path}"
     yield from (f"{'/'.join(where)} is there" for where in sorted(live.keys() - desired))
-    yield from (f"{'/'.join(where)} is missing" for where in sorted(desired - live.keys()) if where[0] == "Secret")
+    yield from (
+        f"{'/'.join(where)} is missing"
+        for where in sorted(desired - live.keys())
+        if where[0] in ("Secret", "DraftVersion")
+    )
 
 
 def against_reference(live: World, reference: World) -> Iterator[str]:

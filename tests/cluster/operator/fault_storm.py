@@ -1,4 +1,5 @@
-"""An operator through an API server that misbehaves, killed at random moments, while everything around it changes.
+"""An operator through an API server that misbehaves, killed at random moments, while everything around it changes: resources
+with trainers of one and several pods, their objects and pods, and drafts in their registries, which are one real process.
 
 Then the faults end, and what is there has to become what it is without any: what the plan says, and what an operator
 beside it makes of the same resources in a namespace of its own. Nothing may be left of what was deleted.
@@ -20,9 +21,11 @@ from tests.cluster.access import Api, ApiError, Json
 from tests.cluster.control_plane import ISSUER, ControlPlane
 from tests.cluster.operator import agreement, requests
 from tests.cluster.operator.accounts import Account, account
+from tests.cluster.operator.registries import Shelf
 from tests.cluster.operator.subject import Subject, running
 from tests.support.fault_proxy import FaultProxy, Faults
 from tests.support.operator import OperatorProcess
+from tests.support.registry import Registry, RegistryProcess
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
@@ -52,14 +55,13 @@ _LEASE_S = 3
 _LOOKS = 2
 """Of both operators, between which nothing may be written."""
 
-_NOBODY = "127.0.0.1:9"
-"""Where registries are said to be: none runs here."""
-
 EDITS: tuple[tuple[str, str, Json], ...] = (
     ("Deployment", "-serving", {"spec": {"replicas": 7}}),
     ("Deployment", "-serving", {"spec": {"template": {"spec": {"enableServiceLinks": True}}}}),
     ("Deployment", "-trainer", {"spec": {"replicas": 5}}),
     ("StatefulSet", "-registry", {"spec": {"replicas": 0}}),
+    ("StatefulSet", "-trainer", {"spec": {"replicas": 5}}),
+    ("StatefulSet", "-trainer", {"spec": {"template": {"spec": {"enableServiceLinks": True}}}}),
     ("Service", "", {"spec": {"selector": {names.COMPONENT: "elsewhere"}}}),
     ("Service", "-registry", {"metadata": {"labels": {names.SPECULATOR: None}}}),
     ("ConfigMap", "-serving", {"data": {"UPDRAFT_INFERENCE_PORT": "1"}}),
@@ -109,8 +111,11 @@ class StormOutcome:
 class FaultStorm:
     """The operator under test, and what happens around it."""
 
-    def __init__(self, api: Api, namespace: str, reference: str, process: OperatorProcess, seed: int) -> None:
+    def __init__(
+        self, api: Api, namespace: str, reference: str, process: OperatorProcess, registry: Registry, seed: int
+    ) -> None:
         self._api = api
+        self._shelves = {name: Shelf(registry, name) for name in SUBJECTS}
         self._namespace = namespace
         self._reference = reference
         self._process = process
@@ -124,6 +129,7 @@ class FaultStorm:
             self._delete_child: 3.0,
             self._delete_pod: 2.0,
             self._tell_pod: 6.0,
+            self._publish: 1.5,
         }
         self.outcome = StormOutcome()
 
@@ -214,6 +220,11 @@ class FaultStorm:
             status = self._rng.choice((running(pod), {**broken, "containerStatuses": containers}))
             subject.set_pod(pod["metadata"]["name"], status)
 
+    def _publish(self, subject: Subject) -> None:
+        """Its trainer has another draft, whether the operator sees the registry now or not."""
+        shelf = self._shelves[subject.name]
+        shelf.publish(max(shelf.versions(), default=0) + 1)
+
     def _some_pod(self, subject: Subject) -> list[Json]:
         pods = subject.pods(self._rng.choice((names.SERVING, names.TRAINER, names.REGISTRY)))
         return [self._rng.choice(pods)] if pods else []
@@ -239,10 +250,15 @@ class FaultStorm:
             *(f"{name} is still there" for name in owners.keys() - copies.keys()),
             *(f"the pod {name} is left" for name in pods if name.partition("-")[0] not in owners),
             *(f"{'/'.join(where)} is still to be collected" for where in agreement.uncollected(live, owners)),
-            *agreement.against_plan(owners, live, around),
+            *agreement.against_plan(owners, live, around, self._drafts()),
             *agreement.against_reference(live, reference),
             *agreement.of_status(owners, copies),
         ]
+
+    def _drafts(self) -> set[str]:
+        """Names of the DraftVersions of what the registry keeps."""
+        kept = {name: shelf.versions() for name, shelf in self._shelves.items()}
+        return {names.draft_version(name, number) for name, versions in kept.items() for number in versions}
 
     def _copy(self) -> None:
         """The same resources in the reference's namespace."""
@@ -292,10 +308,12 @@ def wish(rng: random.Random) -> dict[str, Any]:
             "podTemplate": rng.choice((None, {"spec": {"hostname": "x"}}, {"spec": {"nodeSelector": {"disk": "ssd"}}})),
         },
         "trainer": {
+            "nodes": rng.choice((1, 1, 2, 3)),
             "suspend": rng.random() < 0.2,
             "podTemplate": rng.choice((None, {"metadata": {"annotations": {"team": "ours"}}})),
         },
-        "traces": {"enabled": rng.random() < 0.8, "payloadPercent": rng.randrange(101)},
+        # As many streams as there may be ranks: without a number, it follows from the past.
+        "traces": {"enabled": rng.random() < 0.8, "payloadPercent": rng.randrange(101), "shards": 3},
         "registry": {"image": rng.choice((None, "mine:1"))},
         "rollout": {"paused": rng.random() < 0.3, "strategy": rng.choice(("Canary", "Immediate", "Manual"))},
     }
@@ -312,12 +330,16 @@ def storm(
     converged_s: float = CONVERGED_S,
 ) -> StormOutcome:
     """Let it rage for so long, then wait until all is well, for `converged_s` at most; return what was seen."""
-    with cluster.api() as api, _namespaces(api) as (home, namespace, reference):
+    with (
+        cluster.api() as api,
+        _namespaces(api) as (home, namespace, reference),
+        RegistryProcess(folder / "registries", settle_seconds=0) as registry,
+    ):
         who = account(cluster, api, folder, home, "operator", watched=(namespace, reference))
         chosen: dict[str, object] = {
             "namespace": home,
             "redis_url": redis_url,
-            "registry_address": _NOBODY,
+            "registry_address": registry.address,
             "resync_seconds": _RESYNC_S,
         }
         settings = OperatorSettings(namespace=home, redis_url=SecretStr(redis_url))
@@ -329,7 +351,7 @@ def storm(
             calm = {**chosen, "watch_namespaces": reference, "leader_election": "false"}
             theirs = OperatorProcess(who.kubeconfig, folder / "reference.log", **calm)
             with process:
-                raging = FaultStorm(api, namespace, reference, process, seed)
+                raging = FaultStorm(api, namespace, reference, process, registry, seed)
                 raging.rage(seconds, lives_s)
                 with theirs:
                     theirs.wait_until_ready()

@@ -54,7 +54,7 @@ def rendered(plan: UpgradePlan, *, is_wide: bool) -> RenderableType:
 def _resource(content: Json) -> ResourceUpgrade:
     status = content.get("status", {})
     runtime = status.get("runtime", {})
-    found = next((each for each in status.get("conditions", ()) if each["type"] == _CONDITION), {})
+    found: Json = next((each for each in status.get("conditions", ()) if each["type"] == _CONDITION), {})
     return ResourceUpgrade(
         speculator=content["metadata"]["name"],
         namespace=content["metadata"]["namespace"],

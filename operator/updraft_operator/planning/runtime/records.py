@@ -1,5 +1,5 @@
-"""What a workload's pods were made with is remembered in its annotations, as `kubectl apply` does, so that a newer operator can
-leave them as they are until it is their turn.
+"""A workload remembers in an annotation how its pods were made, as `kubectl apply` does, so that a newer operator can leave
+them as they are until it is their turn.
 
 A template and its settings change for one of two reasons. Either their inputs changed: then pods restart at once, with what
 this operator makes of them. Or this operator makes something else of the same inputs, which it finds out by rendering the

@@ -30,7 +30,7 @@ _NO_INPUTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What pod templates follow from, besides the operator."""
+    """The part of a world that pod templates follow from, besides the operator."""
 
     spec: Spec
     marks: Mapping[Role, str]
@@ -54,8 +54,9 @@ class Inputs:
     def to_json(self) -> dict[str, Any]:
         """With the fields that differ from their defaults, because a newer operator may have more of them, and without those
         of which no template depends, because autoscalers and people change them often."""
+        spec = self.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_NO_INPUTS)
         return {
-            "spec": self.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_NO_INPUTS),
+            "spec": {name: value for name, value in spec.items() if value != {}},
             "marks": dict(self.marks),
             "places": dict(self.places),
             "draft": self.draft_config,

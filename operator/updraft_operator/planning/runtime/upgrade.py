@@ -62,7 +62,7 @@ def assess(observed: Observed, held: tuple[Held, ...], now: datetime) -> Upgrade
     available_now = observed.config.runtime
     current = held[0].runtime if held else available_now
     turn = _turn(observed)
-    if turn is not None and (why := hindrance(observed, turn)):
+    if turn is not None and (why := why_not_serving(observed, turn)):
         return _under_way(observed, turn, why, held, current, now)
     is_back = turn is not None
     if not held:
@@ -91,7 +91,7 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
     return Turn(since_s=since_s, num_ready=_num_ready(observed), trains=_trainer_problem(observed) is None)
 
 
-def hindrance(observed: Observed, turn: Turn | None) -> str:
+def why_not_serving(observed: Observed, turn: Turn | None) -> str:
     """Why the pods are not as they should be, or not as they were when the turn began; empty if they are."""
     for child in sorted(workloads(observed), key=lambda child: child.ref):
         if is_rolling(child):
@@ -184,7 +184,7 @@ def _policy_waits(observed: Observed, now: datetime) -> Iterator[Assessment]:
         return
     if opening is not None:
         yield false("WaitingForWindow", f"waits for the window that opens at {opening:%Y-%m-%dT%H:%M:%SZ}")
-    if why := hindrance(observed, None):
+    if why := why_not_serving(observed, None):
         yield false("WaitingForServing", f"waits until its pods serve: {why}")
 
 

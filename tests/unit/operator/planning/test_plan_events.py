@@ -93,6 +93,21 @@ def test_another_message_alone_is_no_event() -> None:
     assert made.events == ()
 
 
+def test_pods_that_fetch_a_version_at_a_swap_are_no_event() -> None:
+    serving = _told(settled(registry=_measured(2.0), pods=ready_pods()))
+    fetching = replace(
+        serving,
+        registry=connected([version(4)], traffic=[traffic(4, 2.0)], pods=pb.Pods(connected=1, serving_stable=0)),
+    )
+    swapping = _plan(fetching)
+    assert swapping.status is not None
+    reasons = {each["type"]: each["reason"] for each in swapping.status["conditions"]}
+    assert reasons["SpeculationEffective"] == "DraftNotLoaded"
+    assert not [event for event in swapping.events if "SpeculationEffective" in event.message]
+    swapped = replace(_told(fetching), registry=connected([version(4)], traffic=[traffic(4, 2.0)]))
+    assert not [event for event in _plan(swapped).events if "SpeculationEffective" in event.message]
+
+
 def test_suspension_is_no_warning() -> None:
     observation = _told(settled(registry=connected(), pods=ready_pods()))
     suspended = replace(

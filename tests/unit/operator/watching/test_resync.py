@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from tests.unit.operator.memory_cluster import MemoryCluster
 from tests.unit.operator.virtual_time import LoopClock, run
 
-from updraft_chassis.errors import Unavailable
+from updraft_chassis.errors import Forbidden, Unavailable, UpdraftError
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
@@ -291,5 +291,28 @@ def test_a_listing_that_fails_is_none() -> None:
         with pytest.raises(Unavailable):
             await resync.run_once(lambda _: None)
         assert resync.synced_s is None
+
+    run(main())
+
+
+def test_an_outage_of_the_api_server_is_no_reason_to_restart_and_other_refusals_are() -> None:
+    async def refuse(error: UpdraftError) -> float:
+        """The age after an hour in which each listing ends so."""
+
+        async def fail(kind: str, namespace: str) -> list[Manifest]:
+            raise error
+
+        world = World()
+        world.resync.begin(KINDS)
+        world.cluster.metadata = fail  # type: ignore[method-assign]
+        for _ in range(60):
+            with pytest.raises(type(error)):
+                await world.once()
+            await asyncio.sleep(60.0)
+        return world.resync.age_s
+
+    async def main() -> None:
+        assert await refuse(Unavailable("no answer from the API server")) == 60.0
+        assert await refuse(Forbidden("no right to list")) == 3600.0
 
     run(main())
