@@ -33,8 +33,6 @@ from updraft_rollouts.terms import Phase
 _CONDEMNED = frozenset(phase.value for phase in Phase if phase.is_condemned)
 
 _SWAPPING = "DraftNotLoaded"
-"""Reason of SpeculationEffective while pods fetch a version."""
-
 _POLL_S = 1.0
 
 ATTACHED_S = 15.0
@@ -143,7 +141,8 @@ def _made(observed: Observed, now: datetime) -> tuple[Settled, Upgrade]:
     """The desired objects, and where they are with the runtime of this operator."""
     decided = places(observed)
     made = settle(observed, decided, None)
-    upgrade = assess(observed, made.held, now)
+    own = _own_refusals(observed, tuple(map(marked, made.objects)))
+    upgrade = assess(replace(observed, refusals=(*observed.refusals, *own)), made.held, now)
     if observed.has_turn and upgrade.may_apply:
         made = settle(observed, decided, new_turn(observed, now))
     return replace(made, objects=tuple(map(marked, made.objects))), upgrade

@@ -79,6 +79,12 @@ def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
             id="refused",
         ),
         pytest.param(
+            _waiting({"engine": {"type": "VLLM"}, "serving": {"resources": {"limits": {"nvidia.com/gpu": "3"}}}}),
+            "UpdateRefused",
+            "GPU",
+            id="refused by the operator itself",
+        ),
+        pytest.param(
             replace(_waiting(), upgrades_stopped_by="a/b"), "WaitingForTurn", "a/b does not come", id="stopped"
         ),
         pytest.param(
