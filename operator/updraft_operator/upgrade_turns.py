@@ -52,11 +52,10 @@ class UpgradeTurns:
         """Another process may work meanwhile."""
         self._stages.clear()
         self._turns.clear()
+        self._show()
 
     def _begin(self) -> None:
-        counts = Counter(self._stages.values())
-        for stage in Stage:
-            self._metrics.upgrades.labels(stage).set(counts[stage])
+        counts = self._show()
         if not counts[Stage.READY] or counts[Stage.FAILED] or not self._stages.keys() >= set(self._keys()):
             return
         free = self._most - counts[Stage.UPDATING] - len(self._turns)
@@ -64,3 +63,9 @@ class UpgradeTurns:
         for key in ready[: max(0, free)]:
             self._turns.add(key)
             self._notify(key)
+
+    def _show(self) -> Counter[Stage]:
+        counts = Counter(self._stages.values())
+        for stage in Stage:
+            self._metrics.upgrades.labels(stage).set(counts[stage])
+        return counts

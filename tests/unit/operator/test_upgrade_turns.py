@@ -86,6 +86,7 @@ def test_another_leader_asks_everybody_again() -> None:
     fleet = _Fleet()
     fleet.report(Stage.READY)
     fleet.turns.start_over()
+    assert fleet.collectors.get_sample_value("updraft_operator_upgrades", {"stage": "ready"}) == 0
     assert not fleet.turns.has_turn(A)
     fleet.report(Stage.READY, B)
     assert fleet.begun == [A]
