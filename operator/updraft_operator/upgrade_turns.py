@@ -37,7 +37,10 @@ class UpgradeTurns:
 
     def report(self, key: Key, upgrade: Upgrade | None) -> None:
         """How far a resource is; None if that cannot be said, and its pods keep what they have."""
+        had_turn = self.has_turn(key)
         stage = self._stages[key] = Stage.WAITING if upgrade is None else upgrade.stage
+        if upgrade is not None and upgrade.may_apply and self.has_turn(key) and not had_turn:
+            self._notify(key)  # one that another process began
         if stage is not Stage.READY:
             self._turns.discard(key)
         self._begin()

@@ -6,7 +6,8 @@ from prometheus_client import CollectorRegistry
 
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.assessment import unknown
-from updraft_operator.planning.objects import Key
+from updraft_operator.planning.objects import Key, Ref
+from updraft_operator.planning.runtime.records import Held
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 from updraft_operator.upgrade_turns import UpgradeTurns
 
@@ -74,6 +75,15 @@ def test_a_resource_that_is_deleted_frees_its_turn() -> None:
     fleet.keys.remove(A)
     fleet.turns.forget(A)
     assert fleet.begun == [A, B]
+
+
+def test_one_that_another_process_began_is_continued_at_once() -> None:
+    fleet = _Fleet()
+    held = (Held(ref=Ref("Deployment", "a-serving"), runtime="1", change="template"),)
+    begun = Upgrade(stage=Stage.UPDATING, says=unknown("", ""), current="1", held=held)
+    for _ in range(2):
+        fleet.turns.report(B, begun)
+    assert fleet.begun == [B]
 
 
 def test_with_none_allowed_nothing_begins() -> None:
