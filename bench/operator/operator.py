@@ -96,18 +96,22 @@ def run_operator(speculators: int) -> OperatorRun:
         with OperatorProcess(cluster.kubeconfig, Path(folder) / "first.log", **settings) as first:
             making_s = _until_done(first, speculators)
             peak_bytes = _memory(first)
-        _progress("It starts again ...")
+        _progress(f"That took {making_s:.0f} s and {peak_bytes / MB:.0f} MB. It starts again ...")
         with OperatorProcess(cluster.kubeconfig, Path(folder) / "second.log", **settings) as second:
             listing_s = _until_done(second, speculators)
-            _progress(f"Nothing changes for {IDLE_S:.0f} s ...")
+            _progress(f"That took {listing_s:.0f} s. Nothing changes for {IDLE_S:.0f} s ...")
             process = psutil.Process(second.pid)
             process.cpu_percent()
             before = _writes(cluster)
             time.sleep(IDLE_S)
             idle_writes, idle_percent = _writes(cluster) - before, process.cpu_percent()
+            _progress(f"{idle_writes} writes, {idle_percent:.1f} % of a core.")
             _progress(f"Numbers of {speculators} registries move every {NUMBERS_S:.0f} s, for {IDLE_S:.0f} s ...")
             _at_once(cluster, keys, _start_registry)
             moving = _moving(cluster, second, speculators)
+            _progress(
+                f"{moving[0]:.1f} % of a core, {moving[1]} plans, {moving[2]} writes, {_memory(second) / MB:.0f} MB."
+            )
             _progress(f"{CHANGES_PER_S:.0f} changes per second for {CHANGES_S:.0f} s ...")
             delays = _change(cluster, keys)
             return OperatorRun(
