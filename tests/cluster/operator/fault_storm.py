@@ -333,7 +333,7 @@ def storm(
     with (
         cluster.api() as api,
         _namespaces(api) as (home, namespace, reference),
-        RegistryProcess(folder / "registries", settle_seconds=0) as registry,
+        RegistryProcess(folder, settle_seconds=0) as registry,
     ):
         who = account(cluster, api, folder, home, "operator", watched=(namespace, reference))
         chosen: dict[str, object] = {
