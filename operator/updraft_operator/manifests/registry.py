@@ -68,6 +68,7 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
     content: dict[str, Any] = {
         "replicas": 1,
         "serviceName": names.child(name, names.REGISTRY),
+        "podManagementPolicy": "Parallel",  # otherwise a pod that never gets ready is not replaced by a template that works
         "selector": {"matchLabels": names.selector(name, names.REGISTRY)},
         "template": pod.template(owner, names.REGISTRY, parts, spec, config.images),
         # Kubernetes deletes or retains the data with the resource, even if the operator is not running.

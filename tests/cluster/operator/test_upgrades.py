@@ -94,10 +94,17 @@ class Operators:
 
     @contextmanager
     def release(self, image: str, **more: object) -> Iterator[OperatorProcess]:
-        """One that makes inference pods with this image."""
-        settings = {"namespace": self.namespace, "watch_namespaces": self.namespace, "lease_seconds": 3, **more}
+        """One that makes the pods of all parts with images of this tag."""
+        images = {f"{part}_image": f"{part}:{image}" for part in ("inference", "trainer", "registry")}
+        settings = {
+            "namespace": self.namespace,
+            "watch_namespaces": self.namespace,
+            "lease_seconds": 3,
+            **images,
+            **more,
+        }
         log = self.folder / f"{image}-{len(list(self.folder.iterdir()))}.log"
-        with OperatorProcess(self.who.kubeconfig, log, inference_image=f"inference:{image}", **settings) as process:
+        with OperatorProcess(self.who.kubeconfig, log, **settings) as process:
             process.wait_until_ready()
             yield process
 
@@ -182,6 +189,7 @@ def test_it_stops_at_the_first_that_does_not_come_back_and_a_rollback_heals_it(
         for subject in fleet:
             subject.wait_for("RuntimeUpToDate", "True", "UpToDate")
             assert _image(subject) == "inference:1"
+            wait_until(lambda subject=subject: _registry_runs(subject), what="registries")  # type: ignore[misc] # a default
 
 
 def test_operators_that_are_killed_within_an_upgrade_complete_it_one_by_one(

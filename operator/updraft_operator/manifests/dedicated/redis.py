@@ -127,6 +127,7 @@ def _stateful_set(
     content: dict[str, Any] = {
         "replicas": 1,
         "serviceName": name,
+        "podManagementPolicy": "Parallel",  # as of the registry
         "selector": {"matchLabels": names.selector(owner.metadata.name, names.REDIS)},
         "template": template,
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": when_deleted, "whenScaled": "Retain"},

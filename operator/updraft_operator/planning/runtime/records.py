@@ -24,7 +24,9 @@ from updraft_operator.planning.traces.places import Places
 _TEMPLATES = {"Deployment": "template", "StatefulSet": "template", "LeaderWorkerSet": "leaderWorkerTemplate"}
 """The field of the spec with the pod template, by kind of workload."""
 
-_CLAIMS = "volumeClaimTemplates"
+_IMMUTABLE = ("volumeClaimTemplates", "podManagementPolicy")
+"""Fields of a StatefulSet that the API server never changes, and that releases may choose differently."""
+
 _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
 
 
@@ -89,7 +91,7 @@ def settle(observed: Observed, decided: Places, turn: Turn | None) -> Settled:
             change = _difference(content, kept)
             held.append(Held(ref=child.ref, runtime=child.runtime, change=change))
             by_ref |= {_ref(each): each for each in _former_settings(workload, desired, kept[_SETTINGS])}
-        by_ref[_ref(workload)] = found if child is None else _with_claims(found, child)
+        by_ref[_ref(workload)] = found if child is None else _as_created(found, child)
     return Settled(objects=tuple(by_ref.values()), held=tuple(held))
 
 
@@ -163,12 +165,15 @@ def _with_template(workload: Manifest, template: Mapping[str, Any]) -> Manifest:
     return {**workload, "spec": {**workload["spec"], _TEMPLATES[workload["kind"]]: template}}
 
 
-def _with_claims(workload: Manifest, child: Child) -> Manifest:
-    """With the claims that a StatefulSet has, because they cannot be changed."""
-    claims = workload["spec"].get(_CLAIMS)
-    if not claims or not difference({_CLAIMS: claims, "metadata": {}}, live := child.live()["spec"]):
+def _as_created(workload: Manifest, child: Child) -> Manifest:
+    """With the fields of the StatefulSet that cannot be changed any more."""
+    if workload["kind"] != "StatefulSet":
         return workload
-    return {**workload, "spec": {**workload["spec"], _CLAIMS: live.get(_CLAIMS, claims)}}
+    spec, live = workload["spec"], child.live()["spec"]
+    own = {name: spec[name] for name in _IMMUTABLE if name in spec}
+    if not difference({"spec": own, "metadata": {}}, {"spec": live}):
+        return workload
+    return {**workload, "spec": {**spec, **{name: live.get(name, own[name]) for name in own}}}
 
 
 def _difference(content: Mapping[str, Any], former: Mapping[str, Any]) -> str:

@@ -119,14 +119,16 @@ def test_settings_that_waiting_pods_read_at_a_restart_stay_as_they_were() -> Non
     assert _applied(newer) == {emptied.ref}
 
 
-def test_claims_of_a_stateful_set_stay_as_they_are_because_they_cannot_change() -> None:
+def test_fields_of_a_stateful_set_that_cannot_change_stay_as_they_are() -> None:
     before = settled(pods=ready_pods())
     registry = one(objects(before), "StatefulSet", "qwen-registry")
     claims = deepcopy(registry["spec"]["volumeClaimTemplates"])
     claims[0]["metadata"]["labels"] = {"of": "a former release"}
-    former = as_child({**registry, "spec": {**registry["spec"], "volumeClaimTemplates": claims}})
+    kept = {"volumeClaimTemplates": claims, "podManagementPolicy": "OrderedReady"}
+    former = as_child({**registry, "spec": {**registry["spec"], **kept}})
     now = replace(before, children={**before.children, former.ref: former})
-    assert one(objects(now), "StatefulSet", "qwen-registry")["spec"]["volumeClaimTemplates"] == claims
+    spec = one(objects(now), "StatefulSet", "qwen-registry")["spec"]
+    assert {name: spec[name] for name in kept} == kept
 
 
 def test_an_object_that_is_gone_is_made_by_the_newer_operator() -> None:
