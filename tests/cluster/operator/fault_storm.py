@@ -60,7 +60,7 @@ EDITS: tuple[tuple[str, str, Json], ...] = (
     ("Deployment", "-serving", {"spec": {"template": {"spec": {"enableServiceLinks": True}}}}),
     ("Deployment", "-trainer", {"spec": {"replicas": 5}}),
     ("StatefulSet", "-registry", {"spec": {"replicas": 0}}),
-    ("StatefulSet", "-trainer", {"spec": {"replicas": 5}}),
+    ("StatefulSet", "-trainer", {"spec": {"replicas": 0}}),
     ("StatefulSet", "-trainer", {"spec": {"template": {"spec": {"enableServiceLinks": True}}}}),
     ("Service", "", {"spec": {"selector": {names.COMPONENT: "elsewhere"}}}),
     ("Service", "-registry", {"metadata": {"labels": {names.SPECULATOR: None}}}),
