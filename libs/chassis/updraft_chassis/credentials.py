@@ -87,6 +87,26 @@ class ServerTls:
             require_client_authentication=self.client_ca_file is not None,
         )
 
+    def context(self) -> ssl.SSLContext:
+        """For a server of HTTP, without client certificates. Each handshake uses the newest valid files.
+
+        InvalidInput if a file is missing or has the wrong content.
+        """
+        current = ReloadingFile([self.cert_file, self.key_file], self._context, what="certificate")
+        first = current.get()
+
+        def use_newest(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            connection.context = current.get()
+
+        first.sni_callback = use_newest  # type: ignore[assignment] # OpenSSL calls it also if a client names no server
+        return first
+
+    def _context(self) -> ssl.SSLContext:
+        _pair(self.cert_file, self.key_file)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert_file, self.key_file, password="")
+        return context
+
     def _read(self) -> grpc.ServerCertificateConfiguration:
         authority = None if self.client_ca_file is None else _authority(self.client_ca_file)
         return grpc.ssl_server_certificate_configuration([_pair(self.cert_file, self.key_file)], authority)

@@ -13,6 +13,7 @@ from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment, server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
 from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.manifests.tls import port
 
 PORT = 8000
 """Port of the torch engine's process."""
@@ -46,6 +47,7 @@ def objects(
             *tls.client_volumes(owner, config),
             *([] if stock is None else [pod.SHM]),
             *api_keys.volumes(spec.serving),
+            *port.volumes(spec.serving),
         ],
         settings={**values, **redis_marks(owner, Role.WRITER, config)},
         more={
@@ -129,6 +131,7 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DRAIN_SECONDS": str(max(1, grace_s - server.PULL_S - 5)),
         "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead if spec.draft.is_speculating else 0),
         **api_keys.variables(serving, "UPDRAFT_INFERENCE"),
+        **port.settings(serving),
     }
     if serving.max_context_tokens is not None:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(serving.max_context_tokens)
@@ -147,16 +150,17 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
         spec.engine.image or config.images.inference,
         config.images,
         serving,
-        ports=[{"name": server.PORT_NAME, "containerPort": PORT}],
+        ports=[{"name": port.scheme(serving), "containerPort": PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=server.process_variables(owner, config, target),
         volumeMounts=[
             *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
             *target.mounts,
             *api_keys.mounts(serving),
+            *port.mounts(serving),
         ],
         # The server answers probes concurrently with decoding, so a swap between two steps fails none.
-        **pod.probes(server.PORT_NAME, start_s=server.LOAD_S),
+        **pod.probes(port.scheme(serving), start_s=server.LOAD_S, has_tls=port.has_tls(serving)),
         lifecycle={"preStop": {"sleep": {"seconds": server.PULL_S}}},
     )
 
@@ -183,10 +187,12 @@ def _spread(name: str) -> dict[str, Any]:
 
 
 def _service(owner: AdaptiveSpeculator) -> Manifest:
-    name = owner.metadata.name
+    name, target = owner.metadata.name, port.scheme(owner.spec.serving)
     content = {
         "selector": names.selector(name, names.SERVING),
-        "ports": [{"name": "http", "port": 80, "targetPort": server.PORT_NAME, "protocol": "TCP"}],
+        "ports": [
+            {"name": target, "port": port.service_port(owner.spec.serving), "targetPort": target, "protocol": "TCP"}
+        ],
     }
     return manifest(owner, "v1", "Service", name, names.SERVING, spec=content)
 

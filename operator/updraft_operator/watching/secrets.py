@@ -185,6 +185,8 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
         yield spec.target_model.secret_ref.name, ""
     if spec.serving.api_keys_secret_ref is not None:
         yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
+    if spec.serving.tls_secret_ref is not None:
+        yield spec.serving.tls_secret_ref.name, CERT
     redis = dict.fromkeys(url_secret(owner, role) for role in Role)
     yield from ((secret.name, secret.key) for secret in redis if secret is not None)
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:

@@ -71,6 +71,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
     server = Server(
         app(base.readiness, base.tools.metrics, registry, bodies, keys),
         ClientLimits(max_connections=settings.max_connections, stall_s=settings.stall_seconds),
+        settings.tls.context() if settings.tls is not None else None,
     )
     socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))
     logger.info("Listening", extra={"host": settings.host, "port": socket.getsockname()[1]})
