@@ -175,7 +175,9 @@ async def _planned(
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificate, last)
+        config = (await _certificates(cluster, settings)).trusted(
+            config, secrets.certificates.get(names.REGISTRY), last
+        )
     observed = Observed(
         speculator=owner,
         config=config,
@@ -185,8 +187,10 @@ async def _planned(
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
-        certificate=secrets.certificate,
-        dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
+        certificates=secrets.certificates,
+        dedicated_url=dedicated.url(b"", settings.redis_address, *key, has_tls=config.tls.is_on)
+        if config.has_dedicated_redis
+        else "",
         dedicated_urls=secrets.dedicated_urls,
         rotations=secrets.rotations,
         is_preview=True,

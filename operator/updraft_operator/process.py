@@ -87,7 +87,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             return
         config, kinds = served
         resync.begin(kinds)
-        dedicated = DedicatedRedis(address=settings.redis_address) if settings.redis_key_secret else None
+        dedicated = _dedicated(settings)
         find_key = partial(read_key, dedicated, cluster, settings)
         await find_key()
 
@@ -253,6 +253,11 @@ async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> _
         has_leader_worker_sets=LEADER_WORKER_SET in kinds,
     )
     return _Known(config, kinds)
+
+
+def _dedicated(settings: OperatorSettings) -> DedicatedRedis | None:
+    has_tls = settings.tls_mode is not TlsMode.DISABLED
+    return DedicatedRedis(address=settings.redis_address, has_tls=has_tls) if settings.redis_key_secret else None
 
 
 async def read_key(dedicated: DedicatedRedis | None, cluster: Cluster, settings: OperatorSettings) -> None:

@@ -25,7 +25,7 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.planning.traces.places import pointed
+from updraft_operator.planning.traces.places import pointed, tls_servers
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -131,7 +131,8 @@ class Reconciler:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
         if observed.config.tls.is_on:
-            self._wiring.metrics.show_certificate(key, overdue_s(observed.certificate))
+            held = (observed.certificates.get(part) for part in tls_servers(observed))
+            self._wiring.metrics.show_certificate(key, min(map(overdue_s, held)))
 
     async def refresh(self, key: Key) -> Again | None:
         """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
@@ -158,8 +159,8 @@ class Reconciler:
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        request = cached.children.get(Ref(CERTIFICATE, tls.secret_name(key.name)))
-        version = request.resource_version if request is not None else ""
+        requests = (child for target, child in cached.children.items() if target.kind == CERTIFICATE)
+        version = ",".join(sorted(child.resource_version for child in requests))
         is_on = cached.speculator.spec.traces.enabled
         in_use = pointed(key.name, cached.children, attached.pods) if is_on else frozenset()
         secrets = await self._wiring.secrets.read(key, cached.speculator, version, in_use)
@@ -176,7 +177,7 @@ class Reconciler:
             if password_of(held[place].get(role, "")) == state.fresh_passwords[place, role]:
                 state.fresh_passwords[place, role] = new
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
+        config = wiring.certificates.trusted(wiring.config, secrets.certificates.get(names.REGISTRY), last)
         self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,
@@ -188,7 +189,7 @@ class Reconciler:
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
-            certificate=secrets.certificate,
+            certificates=secrets.certificates,
             dedicated_url=wiring.dedicated.url(key) if wiring.dedicated is not None else "",
             dedicated_urls=secrets.dedicated_urls,
             rotations=secrets.rotations,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound
+from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisMode
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_name, url_secret
@@ -35,8 +36,8 @@ class SecretsSnapshot:
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
     dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
     """The same for a dedicated Redis."""
-    certificate: Certificate | None
-    """The one of the registry; None without a valid one."""
+    certificates: Mapping[str, Certificate]
+    """By part of the resource, of its registry and of a dedicated Redis; none without a valid one."""
     missing: tuple[str, ...]
     rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
     """By Redis and role, the request that the password was made for; empty for none."""
@@ -47,7 +48,7 @@ class SecretsSnapshot:
     request: str = ""
 
 
-NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
+NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.0, generation=0)
 
 
 class Secrets:
@@ -72,14 +73,15 @@ class Secrets:
         """The speculator's own Secrets for the Redis that its spec wants and for those `in_use`, and the names of Secrets that
         its spec names and that do not exist.
 
-        `request` is the version of its Certificate, after whose changes cert-manager may have written another Secret.
+        `request` is the version of its Certificates, after whose changes cert-manager may have written another Secret.
         """
         in_use |= _wanted(owner)
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
         same = (owner.metadata.generation, in_use, request)
         is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
-        if self._has_certificates and snapshot is not None and snapshot.certificate is None:
+        parts = servers(in_use) if self._has_certificates else ()
+        if snapshot is not None and not snapshot.certificates.keys() >= set(parts):
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
@@ -92,7 +94,7 @@ class Secrets:
                 place: {role: content.get(ROTATION, "") for role, content in of_place.items()}
                 for place, of_place in held.items()
             },
-            certificate=await self._certificate(key),
+            certificates={part: found for part in parts if (found := await self._certificate(key, part)) is not None},
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
@@ -111,10 +113,8 @@ class Secrets:
         held = {role: await self._get(key.namespace, secret_name(key.name, role, place)) for role in Role}
         return {role: content for role, content in held.items() if content is not None}
 
-    async def _certificate(self, key: Key) -> Certificate | None:
-        if not self._has_certificates:
-            return None
-        held = await self._get(key.namespace, certificate_name(key.name)) or {}
+    async def _certificate(self, key: Key, part: str) -> Certificate | None:
+        held = await self._get(key.namespace, certificate_name(key.name, part)) or {}
         found = read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
         return found if found is not None and self._clock.now() < found.not_after_s else None
 
@@ -176,6 +176,11 @@ def _wanted(owner: AdaptiveSpeculator) -> frozenset[Place]:
     if not owner.spec.traces.enabled or redis.url_secret_ref is not None:
         return frozenset()
     return frozenset({Place.DEDICATED if redis.mode is RedisMode.DEDICATED else Place.SHARED})
+
+
+def servers(in_use: frozenset[Place]) -> tuple[str, ...]:
+    """The parts of a resource that have certificates, if these Redis are in use."""
+    return (names.REGISTRY, *((names.REDIS,) if Place.DEDICATED in in_use else ()))
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:

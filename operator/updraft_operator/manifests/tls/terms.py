@@ -93,6 +93,8 @@ class CertificateOrder:
     secret: str
     name: str
     """Its DNS name."""
+    part: str = ""
+    """Of the resource, whose server it is for; empty for the operator's own Secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,14 @@ def left_server(observed: Observed, decided: Places) -> set[Ref]:
     return {Ref(kind, names.child(observed.name, names.REDIS)) for kind in dedicated.KINDS}
 
 
+def tls_servers(observed: Observed) -> tuple[str, ...]:
+    """The parts of the resource that have certificates."""
+    has_redis = observed.dedicated_url and (
+        is_dedicated(observed) or observed.child("StatefulSet", names.REDIS) is not None
+    )
+    return (names.REGISTRY, *((names.REDIS,) if has_redis else ()))
+
+
 def is_dedicated(observed: Observed) -> bool:
     redis = observed.speculator.spec.traces.redis
     return redis is not None and redis.mode is RedisMode.DEDICATED
