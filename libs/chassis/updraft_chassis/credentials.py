@@ -98,7 +98,7 @@ class ServerTls:
         def use_newest(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
             connection.context = current.get()
 
-        first.sni_callback = use_newest  # type: ignore[assignment] # OpenSSL calls it also if a client names no server
+        first.sni_callback = use_newest  # OpenSSL calls it also if a client names no server
         return first
 
     def _context(self) -> ssl.SSLContext:

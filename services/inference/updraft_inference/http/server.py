@@ -25,8 +25,9 @@ class Server(uvicorn.Server):
         self._config = Config(app, clients)
         super().__init__(self._config)
         self.servers = []  # uvicorn sets it only at startup
-        limits = {"max_running": clients.max_open, "timeout_s": clients.stall_s}
-        self._handshakes = None if tls is None else Handshakes(tls, **limits)
+        self._handshakes = (
+            None if tls is None else Handshakes(tls, max_running=clients.max_open, timeout_s=clients.stall_s)
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ class Newest:
         self._files = files
         self._stamp = self._look()
         self.context = make()
-        self.context.sni_callback = self._use  # type: ignore[assignment] # also called if a client names no server
+        self.context.sni_callback = self._use  # also called if a client names no server
 
     def _use(self, connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
         stamp = self._look()
