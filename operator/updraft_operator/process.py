@@ -34,6 +34,7 @@ from updraft_operator.watching.resync import FIRST_S, Resync
 from updraft_operator.watching.secrets import Secrets, redis_key
 from updraft_operator.watching.store import Store
 from updraft_operator.watching.work_queue import WorkQueue
+from updraft_operator.watching.x509 import own_context
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 ready=lambda: resync.synced_s is not None,
                 alive=_alive(resync, settings.resync_seconds),
                 setting="UPDRAFT_OPERATOR_METRICS_PORT",
+                tls=own_context(PROCESS, clock.now()) if settings.config.tls.is_on_for_metrics else None,
             )
         )
         measures.watch_age.set_function(lambda: resync.agreed_age_s)
@@ -128,7 +130,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2, has_certificates=config.tls.is_on),
+                secrets=Secrets(cluster, clock, settings.resync_seconds / 2, tls=config.tls),
                 attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,

@@ -79,7 +79,7 @@ class OperatorSettings(Settings):
     redis_address: str = "{name}-redis.{namespace}.svc:6379"
     """Template of the address of a dedicated Redis."""
     tls_mode: TlsMode = TlsMode.DISABLED
-    """Who signs the certificates of registries and of the chart's Redis: the operator itself (SelfSigned), cert-manager with
+    """Who signs certificates of registries and of the operator's Redis: the operator itself (SelfSigned), cert-manager with
     tls_issuer_name (CertManager), or nobody (Disabled): then they speak no TLS."""
     tls_ca_secret: str = "updraft-ca"  # noqa: S105 - a name
     """Secret in the operator's own namespace with its CA. Remove its data, and the operator makes another CA."""
@@ -87,6 +87,9 @@ class OperatorSettings(Settings):
     """How long a CA is valid. After two thirds of it there is another one; both are trusted until the former one expires."""
     tls_certificate_seconds: int = Field(default=7_776_000, ge=10)
     """How long a certificate is valid, at most a fourth of tls_ca_seconds. It is renewed after two thirds of it."""
+    tls_metrics: bool = False
+    """Whether pods and the operator serve their metrics with TLS, unless tls_mode is Disabled. Prometheus has to take any
+    certificate, because none names a pod's address."""
     tls_issuer_name: str = ""
     """Issuer of cert-manager that signs the certificates; its Secrets must have an entry ca.crt."""
     tls_issuer_kind: str = Field(default="ClusterIssuer", min_length=1)
@@ -157,6 +160,7 @@ class OperatorSettings(Settings):
             tls=Tls(
                 mode=self.tls_mode,
                 issuer=Issuer(name=self.tls_issuer_name, kind=self.tls_issuer_kind, group=self.tls_issuer_group),
+                has_metrics=self.tls_metrics,
                 lives=Lives(ca_s=self.tls_ca_seconds, certificate_s=self.tls_certificate_seconds),
             ),
             has_redis=bool(self.redis_url.get_secret_value()),

@@ -29,6 +29,7 @@ from updraft_operator.api.speculator import (
 )
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
@@ -341,13 +342,43 @@ def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: 
     assert endpoint["relabelings"][-1]["sourceLabels"] == ["__meta_kubernetes_pod_label_updraft_dev_speculator"]
 
 
-def _template(part: str) -> Any:
+@pytest.mark.parametrize("part", ["inference", "vllm", "trainer", "registry"])
+def test_pod_monitors_find_ports_with_tls_and_scrape_them_so(part: str) -> None:
+    tls = Tls(mode=TlsMode.SELF_SIGNED, authorities="a CA", has_metrics=True)
+    template = _template(part, tls=tls)
+    monitor = f"updraft-{'inference' if part == 'vllm' else part}"
+    (endpoint,) = one(rendered("monitoring"), "PodMonitor", monitor)["spec"]["podMetricsEndpoints"]
+    kept = next(one for one in endpoint["relabelings"] if one.get("action") == "keep")
+    scheme = next(one for one in endpoint["relabelings"] if one.get("targetLabel") == "__scheme__")
+    containers = [*template["spec"]["containers"], *template["spec"].get("initContainers", ())]
+    ports = [port["name"] for container in containers for port in container.get("ports", ())]
+    scraped = [port for port in ports if re.fullmatch(kept["regex"], port)]
+    assert scraped
+    for name in scraped:
+        is_plain = name == "http"  # the clients' port, without a certificate of the user's
+        assert bool(re.fullmatch(scheme["regex"], name)) is not is_plain
+    assert scheme["replacement"] == "https"
+    assert endpoint["tlsConfig"] == {"insecureSkipVerify": True}
+
+
+def test_the_operators_probes_and_monitor_follow_its_tls() -> None:
+    monitored = rendered("cert-manager", "--api-versions", "monitoring.coreos.com/v1")
+    (container,) = one(monitored, "Deployment", "updraft-operator")["spec"]["template"]["spec"]["containers"]
+    probes = [container[f"{kind}Probe"]["httpGet"]["scheme"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == ["HTTPS"] * 3
+    (endpoint,) = one(monitored, "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert (endpoint["scheme"], endpoint["tlsConfig"]) == ("https", {"insecureSkipVerify": True})
+    (plain,) = one(rendered("monitoring"), "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert "scheme" not in plain
+
+
+def _template(part: str, tls: Tls | None = None) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
     engine = Engine(type=EngineType.VLLM if part == "vllm" else EngineType.TORCH)
     spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks, engine=engine)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
     images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1", vllm="v:1")
-    config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)
+    config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True, tls=tls or Tls())
     built = {"inference": serving, "vllm": serving, "trainer": trainer, "registry": registry}[part].objects(
         owner, config
     )

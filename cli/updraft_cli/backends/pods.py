@@ -14,8 +14,10 @@ _SERVING = "serving"
 SELECTORS = (f"{_SPECULATOR},{_COMPONENT}={_SERVING}", _ATTACH)
 """Label selectors of the serving pods of all speculators: the operator's own, and attached ones."""
 
-_METRICS = ("metrics", "updraft-metrics", "http", "https")
+_METRICS = ("metrics", "tls-metrics", "updraft-metrics", "http", "https")
 """Names of the container port that serves /metrics, the surest first."""
+
+_WITH_TLS = ("tls-metrics", "https")
 
 _ENDED = ("Succeeded", "Failed")
 
@@ -60,7 +62,7 @@ def metrics_port(content: Json) -> MetricsPort | None:
     name = next((name for name in _METRICS if name in by_name), None)
     if name is None:
         return None
-    return MetricsPort(by_name[name], "https" if name == "https" else "http")
+    return MetricsPort(by_name[name], "https" if name in _WITH_TLS else "http")
 
 
 def conditions(content: Json) -> tuple[Condition, ...]:

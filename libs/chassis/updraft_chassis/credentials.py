@@ -112,6 +112,15 @@ class ServerTls:
         return grpc.ssl_server_certificate_configuration([_pair(self.cert_file, self.key_file)], authority)
 
 
+def server_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
+    """`ServerTls.context` of files in settings; None if there are none. InvalidInput for one without the other."""
+    if cert_file is None and key_file is None:
+        return None
+    if cert_file is None or key_file is None:
+        raise InvalidInput("a certificate file and its key file require each other")
+    return ServerTls(cert_file=cert_file, key_file=key_file).context()
+
+
 class ReloadingFile(Generic[T]):
     """The value read from files; `get` reads it again when one of them has changed."""
 

@@ -5,6 +5,7 @@ The server runs in a daemon thread of its own, so a scrape is answered while the
 
 import logging
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +59,7 @@ class MetricFactory:
 
 
 @contextmanager
-def serve(
+def serve(  # noqa: PLR0913 - all that a port is
     registry: CollectorRegistry,
     *,
     host: str,
@@ -66,14 +67,16 @@ def serve(
     ready: Callable[[], bool],
     setting: str,
     alive: Callable[[], bool] = lambda: True,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[int]:
-    """Serve until the block ends; yield the port (port 0 selects a free one).
+    """Serve until the block ends; yield the port (port 0 selects a free one). With `tls` it speaks HTTPS only.
 
     `ready` and `alive` (/healthz) are called from other threads and may only read a flag. Raises Conflict, with the name of
     `setting`, if the port is not available.
     """
     try:
         httpd = make_server(host, port, _app(registry, ready, alive), server_class=_Server, handler_class=_Quiet)
+        httpd.tls = tls
     except OSError as error:
         raise Conflict(f"cannot listen on {host}:{port} ({error.strerror}); set {setting}") from error
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
@@ -121,10 +124,19 @@ class _Server(ThreadingMixIn, WSGIServer):
         128  # of connections that wait to be accepted; by default 5, and the others try again after a second
     )
 
+    tls: ssl.SSLContext | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The handshake is the thread's, whose time is limited."""
+        request, address = super().get_request()
+        if self.tls is not None:
+            request = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

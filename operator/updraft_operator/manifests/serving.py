@@ -12,8 +12,8 @@ from updraft_operator.manifests.redis import redis_marks, retention, stream_name
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment, server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import metrics, port
 from updraft_operator.manifests.tls import objects as tls
-from updraft_operator.manifests.tls import port
 
 PORT = 8000
 """Port of the torch engine's process."""
@@ -45,7 +45,7 @@ def objects(
             {"name": "data", "emptyDir": {}},
             pod.token_volume(owner, "serve"),
             *tls.client_volumes(owner, config),
-            *([] if stock is None else [pod.SHM]),
+            *([] if stock is None else [pod.SHM, *metrics.volumes(owner, config)]),
             *api_keys.volumes(spec.serving),
             *port.volumes(spec.serving),
         ],
@@ -117,8 +117,14 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server |
         **({"UPDRAFT_INFERENCE_CAPTURE": "opt-in"} if spec.traces.capture is Capture.OPT_IN else {}),
         **stream_size(owner, "UPDRAFT_INFERENCE"),
         **retention(owner, "UPDRAFT_INFERENCE_CAPTURE_RETENTION_SECONDS"),
-        **(_torch_settings(owner) if stock is None else {"UPDRAFT_INFERENCE_METRICS_PORT": str(server.METRICS_PORT)}),
+        **(_torch_settings(owner) if stock is None else _agent_settings(owner, config)),
     }
+
+
+def _agent_settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
+    """Agents of attached pods serve their metrics without TLS, because those pods have to start without our objects."""
+    encrypted = {} if owner.spec.serving.is_attached else metrics.settings(config, "UPDRAFT_INFERENCE")
+    return {"UPDRAFT_INFERENCE_METRICS_PORT": str(server.METRICS_PORT), **encrypted}
 
 
 def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:

@@ -281,7 +281,8 @@ def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOr
         return bool(orders)
     if target.name == names.child(observed.name, names.REDIS):
         return not _has_certificate(observed, names.REDIS)
-    if cas in observed.children and _has_certificate(observed, names.REGISTRY):
+    needed = [part for part in tls_servers(observed) if part != names.REDIS]
+    if cas in observed.children and all(_has_certificate(observed, part) for part in needed):
         return False
     is_registry = target.name == names.child(observed.name, names.REGISTRY)
     return is_registry or cas not in observed.children or not tls.is_used(child.live())

@@ -18,7 +18,7 @@ from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.objects import secret_name as certificate_name
-from updraft_operator.manifests.tls.terms import Certificate
+from updraft_operator.manifests.tls.terms import Certificate, Tls
 from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import Cluster
 from updraft_operator.watching.x509 import read_certificate
@@ -54,13 +54,12 @@ NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.
 class Secrets:
     """Reads Secrets and caches them for `fresh_s` seconds."""
 
-    def __init__(
-        self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S, *, has_certificates: bool = False
-    ) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S, *, tls: Tls | None = None) -> None:
         self._cluster = cluster
         self._clock = clock
         self._fresh_s = fresh_s
-        self._has_certificates = has_certificates
+        self._has_certificates = tls is not None and tls.is_on
+        self._has_metrics = tls is not None and tls.is_on_for_metrics
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     def last(self, key: Key) -> SecretsSnapshot:
@@ -80,7 +79,7 @@ class Secrets:
         same = (owner.metadata.generation, in_use, request)
         is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
-        parts = servers(in_use) if self._has_certificates else ()
+        parts = servers(in_use, has_metrics=self._has_metrics) if self._has_certificates else ()
         if snapshot is not None and not snapshot.certificates.keys() >= set(parts):
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
@@ -178,9 +177,10 @@ def _wanted(owner: AdaptiveSpeculator) -> frozenset[Place]:
     return frozenset({Place.DEDICATED if redis.mode is RedisMode.DEDICATED else Place.SHARED})
 
 
-def servers(in_use: frozenset[Place]) -> tuple[str, ...]:
+def servers(in_use: frozenset[Place], *, has_metrics: bool) -> tuple[str, ...]:
     """The parts of a resource that have certificates, if these Redis are in use."""
-    return (names.REGISTRY, *((names.REDIS,) if Place.DEDICATED in in_use else ()))
+    has_redis = Place.DEDICATED in in_use
+    return (names.REGISTRY, *((names.REDIS,) if has_redis else ()), *((names.METRICS,) if has_metrics else ()))
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:

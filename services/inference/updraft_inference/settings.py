@@ -48,6 +48,12 @@ class InferenceSettings(settings.Settings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9093
     """Port of the agent's /healthz, /readyz and /metrics, with engines sglang and vllm; 0 picks a free port."""
 
+    metrics_tls_cert_file: Path | None = None
+    """Certificate chain of metrics_port in PEM format; with metrics_tls_key_file, it speaks HTTPS. Reloaded when it changes."""
+
+    metrics_tls_key_file: Path | None = None
+    """Private key of metrics_tls_cert_file."""
+
     engine: Literal["torch", "sglang", "vllm"] = "torch"
     """Engine that runs the model: torch (built in), or a stock SGLang or vLLM server. With a server, clients use its own port,
     and this process is the agent beside it."""

@@ -17,8 +17,8 @@ from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import metrics, port
 from updraft_operator.manifests.tls import objects as tls
-from updraft_operator.manifests.tls import port
 
 METRICS_PORT = 9093
 
@@ -106,6 +106,8 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
     It has no readiness probe, because the pod would be ready only if the agent is. It has no startup probe, because the server
     would not start until the probe succeeds.
     """
+    has_tls = config.tls.is_on_for_metrics and not owner.spec.serving.is_attached
+    name = metrics.port_name(config) if has_tls else "metrics"
     own = {
         f"UPDRAFT_INFERENCE_{server.engine.word.upper()}_SOCKET": SOCKET,
         "UPDRAFT_INFERENCE_INITIAL_DRAFT": INITIAL_DRAFT,
@@ -118,12 +120,16 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
         Workload(resources={"requests": {"cpu": "500m", "memory": _agent_memory()}}),
         restartPolicy="Always",
         args=["--engine", server.engine.word, *server.agent_args],
-        ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
+        ports=[{"name": name, "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=[*process_variables(owner, config, target), *pod.variables(own)],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config), *target.mounts],
+        volumeMounts=[
+            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
+            *(metrics.mounts(config) if has_tls else ()),
+            *target.mounts,
+        ],
         livenessProbe={
-            **pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
+            **pod.http_probe("/healthz", name, period_s=10, failures=6, has_tls=has_tls),
             "initialDelaySeconds": 60,  # it imports torch and reads the target's fingerprint before it listens
         },
     )

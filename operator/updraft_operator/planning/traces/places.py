@@ -132,7 +132,8 @@ def tls_servers(observed: Observed) -> tuple[str, ...]:
     has_redis = observed.dedicated_url and (
         is_dedicated(observed) or observed.child("StatefulSet", names.REDIS) is not None
     )
-    return (names.REGISTRY, *((names.REDIS,) if has_redis else ()))
+    has_metrics = observed.config.tls.is_on_for_metrics
+    return (names.REGISTRY, *((names.REDIS,) if has_redis else ()), *((names.METRICS,) if has_metrics else ()))
 
 
 def is_dedicated(observed: Observed) -> bool:

@@ -68,6 +68,9 @@ def test_the_port_of_the_metrics_is_found_by_its_name() -> None:
     assert metrics_port({"spec": {"containers": [{"ports": ports}]}}) == (9090, "http")
     assert metrics_port({"spec": {"containers": [{"ports": ports[:1]}, {}]}}) == (8000, "http")
     assert metrics_port(content()) is None
+    for name in ("tls-metrics", "https"):
+        encrypted = [{"name": name, "containerPort": 1}]
+        assert metrics_port({"spec": {"containers": [{"ports": encrypted}]}}) == (1, "https")
     sidecar = {"initContainers": [{"ports": [{"name": "updraft-metrics", "containerPort": 9093}]}]}
     assert metrics_port({"spec": {**sidecar, "containers": [{"ports": ports[:1]}]}}) == (9093, "http"), (
         "an attached pod's agent"
