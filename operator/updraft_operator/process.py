@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.credentials import token_in
 from updraft_chassis.errors import NotFound, UpdraftError
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.tls.terms import TlsMode
@@ -77,6 +78,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 ready=lambda: resync.synced_s is not None,
                 alive=_alive(resync, settings.resync_seconds),
                 setting="UPDRAFT_OPERATOR_METRICS_PORT",
+                token=token_in(settings.metrics_token_file).get if settings.metrics_token_file is not None else None,
                 tls=own_context(PROCESS, clock.now()) if settings.config.tls.is_on_for_metrics else None,
             )
         )

@@ -1,6 +1,7 @@
 """Settings of the operator: `UPDRAFT_OPERATOR_...`."""
 
 import socket
+from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -44,6 +45,9 @@ class OperatorSettings(Settings):
     """Bind address of /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
+    metrics_token_file: Path | None = None
+    """File with the bearer token that /metrics needs; read again when it changes. Without it, everyone who reaches the port can
+    read the names of all speculators and of their namespaces."""
     inference_image: str = "updraft-inference:dev"
     """Image of inference pods with engine Torch, and of the agent beside an SGLang or vLLM server."""
     trainer_image: str = "updraft-trainer:dev"

@@ -372,6 +372,18 @@ def test_the_operators_probes_and_monitor_follow_its_tls() -> None:
     assert "scheme" not in plain
 
 
+def test_the_token_of_the_operators_metrics_is_mounted_and_sent() -> None:
+    monitored = rendered("cert-manager", "--api-versions", "monitoring.coreos.com/v1")
+    pod = one(monitored, "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "metrics-token")
+    assert volume["secret"] == {"secretName": "metrics-token", "items": [{"key": "token", "path": "token"}]}
+    env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+    (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "metrics-token")
+    assert env["UPDRAFT_OPERATOR_METRICS_TOKEN_FILE"] == f"{mount['mountPath']}/token"
+    (endpoint,) = one(monitored, "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": "metrics-token", "key": "token"}}
+
+
 def _template(part: str, tls: Tls | None = None) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
     engine = Engine(type=EngineType.VLLM if part == "vllm" else EngineType.TORCH)

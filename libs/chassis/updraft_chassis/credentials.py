@@ -65,8 +65,7 @@ class Credentials:
 
     def token(self) -> "ReloadingFile[str] | None":
         """The bearer token, or None to send none. InvalidInput if the file holds no token."""
-        file = self.token_file
-        return None if file is None else ReloadingFile([file], lambda: _token(file), what="token")
+        return None if self.token_file is None else token_in(self.token_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +118,11 @@ def server_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLCont
     if cert_file is None or key_file is None:
         raise InvalidInput("a certificate file and its key file require each other")
     return ServerTls(cert_file=cert_file, key_file=key_file).context()
+
+
+def token_in(file: Path) -> "ReloadingFile[str]":
+    """InvalidInput if the file holds no token."""
+    return ReloadingFile([file], lambda: _token(file), what="token")
 
 
 class ReloadingFile(Generic[T]):

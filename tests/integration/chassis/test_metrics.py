@@ -63,6 +63,33 @@ def test_with_tls_others_are_answered_while_a_client_is_silent(tmp_path: Path) -
             get(port, "/healthz")
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="reading the names of other namespaces from the operator's metrics, where a token is set",
+    outcome="401 without the token, or with another; probes are answered",
+)
+def test_with_a_token_only_those_who_have_it_read_the_metrics() -> None:
+    registry, token = CollectorRegistry(), "a-token-of-prometheus"
+    Counter("updraft_test_secrets_total", "Secrets.", registry=registry).inc()
+
+    def scraped(port: int, given: str | None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        connection.request("GET", "/metrics", headers={} if given is None else {"Authorization": given})
+        answer = connection.getresponse()
+        found = answer.status, answer.read().decode()
+        connection.close()
+        return found
+
+    with metrics.serve(
+        registry, host="127.0.0.1", port=0, ready=lambda: True, setting="X", token=lambda: token
+    ) as port:
+        for given in (None, "", "Bearer ", "Bearer another", token, f"Basic {token}", "Bearer \xff"):
+            status, text = scraped(port, given)
+            assert (status, "updraft" in text) == (401, False), given
+        assert scraped(port, f"Bearer {token}")[0] == 200
+        assert get(port, "/healthz")[0] == 200
+
+
 def test_a_renewed_certificate_is_shown_at_the_next_scrape(tmp_path: Path) -> None:
     served = Authority(tmp_path / "first").server()
     tls = served.context()
