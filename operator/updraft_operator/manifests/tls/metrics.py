@@ -19,7 +19,7 @@ def port_name(config: OperatorConfig, rank: int = 0) -> str:
 
 
 def settings(config: OperatorConfig, prefix: str) -> dict[str, str]:
-    """Of a trainer or an agent."""
+    """For a trainer or an agent."""
     if not config.tls.is_on_for_metrics:
         return {}
     files = {"CERT": CERT, "KEY": KEY}

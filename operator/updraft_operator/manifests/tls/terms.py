@@ -100,7 +100,7 @@ class CertificateOrder:
     name: str
     """Its DNS name."""
     part: str = ""
-    """Of the resource, whose server it is for; empty for the operator's own Secrets."""
+    """The part of the resource that it is for; empty for the operator's own Secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
