@@ -69,7 +69,7 @@ async def running_pod(
 ) -> AsyncIterator[RunningPod]:
     """Serve `folder`/tiny until the block ends; `values` are settings (also `engine`). `open_engine` replaces the fake.
 
-    The pod's own clients believe `believes`, if its settings have a certificate.
+    Its client `http` believes `believes`, if its settings have a certificate.
     """
     fake = engine or FakeEngine()
     port = free_port()
@@ -89,10 +89,7 @@ async def running_pod(
     async with (
         asyncio.TaskGroup() as tasks,
         httpx.AsyncClient(base_url=url, timeout=LONG_S, verify=tls) as http,
-        httpx.AsyncClient(timeout=LONG_S, verify=tls) as for_openai,
-        AsyncOpenAI(
-            base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=LONG_S, http_client=for_openai
-        ) as openai,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=LONG_S) as openai,
     ):
         serving = tasks.create_task(composition.serve(settings, stop, open_engine or open_fake))
         await until(lambda: serving.done() or _is_ready(http), what="the pod's readiness")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 from redis import Redis
@@ -221,7 +222,7 @@ async def _running(
             renewing.cancel()
 
 
-def _variables(issuer: Issuer, registry: RegistryProcess) -> dict[str, str]:
+def _variables(issuer: Issuer, registry: RegistryProcess) -> dict[str, Any]:
     own = {
         "REGISTRY_ADDRESS": f"{_NAME}:{registry.port}",
         "REGISTRY_CA_FILE": str(issuer.ca_file),

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,9 @@ class Certificate:
         self._num = 0
         self.believes = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         """Trusts what was issued so far."""
-        self.settings = {f"tls_{name}_file": folder / "mount" / f"tls.{end}" for name, end in _ENDS.items()}
+        self.settings: dict[str, Any] = {
+            f"tls_{name}_file": folder / "mount" / f"tls.{end}" for name, end in _ENDS.items()
+        }
         self.renew()
 
     def renew(self) -> Authority:
@@ -83,8 +86,8 @@ async def test_plaintext_is_not_answered(tmp_path: Path, certificate: Certificat
     outcome="they are closed after the stall time, the oldest earlier; others are answered",
 )
 async def test_handshakes_are_limited_in_time_and_number(tmp_path: Path, certificate: Certificate) -> None:
-    limits = {"stall_seconds": 600, "max_connections": 1}
-    settings = {"believes": certificate.believes, **certificate.settings}
+    limits: dict[str, Any] = {"stall_seconds": 600, "max_connections": 1}
+    settings: dict[str, Any] = {"believes": certificate.believes, **certificate.settings}
     async with running_pod(tmp_path, **limits, **settings) as pod, AsyncExitStack() as stack:
         first, _ = await stack.enter_async_context(plain(pod))
         for _ in range(80):
@@ -103,7 +106,7 @@ async def test_handshakes_are_limited_in_time_and_number(tmp_path: Path, certifi
 async def test_a_stream_that_nobody_reads_is_cancelled(tmp_path: Path, certificate: Certificate) -> None:
     name = "m" * 50_000
     engine = FakeEngine(max_context=10_000)
-    settings = {"stall_seconds": 0.2, "served_model_name": name, **certificate.settings}
+    settings: dict[str, Any] = {"stall_seconds": 0.2, "served_model_name": name, **certificate.settings}
     async with running_pod(tmp_path, engine, believes=certificate.believes, **settings) as pod:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
