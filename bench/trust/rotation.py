@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,8 +25,9 @@ MOST_DOWN_S = 2.0
 
 def measured(folder: Path, seconds: float, program: Path | None) -> Seen:
     target = make_tiny_target(write_tokenizer(folder / "tiny"))
-    with RedisServer(folder) as plain:
-        return asyncio.run(storm(folder, target, Pace(), seconds=seconds, redis_program=program, redis_url=plain.url))
+    with nullcontext() if program is not None else RedisServer(folder) as plain:
+        url = plain.url if plain is not None else ""
+        return asyncio.run(storm(folder, target, Pace(), seconds=seconds, redis_program=program, redis_url=url))
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:

@@ -134,7 +134,7 @@ class TlsRedis(ServerProcess):
     def __init__(self, program: Path, issuer: Issuer) -> None:
         super().__init__()
         self._program, self._issuer, self.port = program, issuer, free_port()
-        self._socket = issuer.folder / "redis.sock"
+        self._socket = issuer.folder / "tls.sock"
         self.url = f"rediss://:{_PASSWORD}@{_NAME}:{self.port}/0?ssl_ca_certs={issuer.ca_file}"
 
     def start(self) -> None:
