@@ -2,11 +2,11 @@
 
 import socket
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import Field, Json, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from updraft_chassis.settings import Settings
 from updraft_operator.manifests.manifest import Images, OperatorConfig
@@ -45,6 +45,9 @@ class OperatorSettings(Settings):
     """Bind address of /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
+    metrics_from: Annotated[Json[tuple[dict[str, Any], ...]], NoDecode] = ()
+    """Peers that may scrape the pods of resources, as a JSON list of those of a NetworkPolicy. If empty, everyone may. Metrics
+    of the torch engine are on the port of clients."""
     metrics_token_file: Path | None = None
     """File with the bearer token that /metrics needs; read again when it changes. Without it, everyone who reaches the port can
     read the names of all speculators and of their namespaces."""
@@ -161,6 +164,7 @@ class OperatorSettings(Settings):
             ),
             namespace=self.namespace,
             account=self.service_account,
+            metrics_from=self.metrics_from,
             tls=Tls(
                 mode=self.tls_mode,
                 issuer=Issuer(name=self.tls_issuer_name, kind=self.tls_issuer_kind, group=self.tls_issuer_group),

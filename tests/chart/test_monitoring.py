@@ -16,6 +16,7 @@ from tests.chart.go_program import PROMTOOL
 from tests.support.manifests import speculator
 from tests.support.observed import NOW, observed, pod
 
+from updraft_chassis import settings
 from updraft_inference.agent.selection import Refusal
 from updraft_operator.api.speculator import (
     Accelerator,
@@ -34,6 +35,7 @@ from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.status import status
+from updraft_operator.settings import OperatorSettings
 from updraft_registry.metrics import OUTCOMES
 from updraft_rollouts.terms import Phase
 
@@ -420,3 +422,14 @@ def test_monitoring_comes_where_the_prometheus_operator_is() -> None:
 def test_what_a_prometheus_selects_by_is_on_every_monitor() -> None:
     for document in of_kind(rendered("everything"), "ServiceMonitor", "PodMonitor", "PrometheusRule"):
         assert document["metadata"]["labels"]["release"] == "prometheus", title(document)
+
+
+def test_the_operator_knows_who_may_scrape_the_pods_of_resources() -> None:
+    def env(case: str) -> dict[str, str]:
+        pod = one(rendered(case), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+        return {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+
+    policy = one(rendered("everything"), "NetworkPolicy", "updraft-operator")["spec"]
+    given = settings.load(OperatorSettings, env("everything"))
+    assert given.config.metrics_from[0] in policy["ingress"][0]["from"]
+    assert "UPDRAFT_OPERATOR_METRICS_FROM" not in env("default")

@@ -53,6 +53,8 @@ class OperatorConfig:
     installation: str = "00000000-0000-0000-0000-000000000000"
     """UID of the operator's namespace, which no other cluster has. The default is for plans without a cluster."""
     tls: Tls = field(default_factory=Tls)
+    metrics_from: tuple[Mapping[str, Any], ...] = ()
+    """Peers of a NetworkPolicy that may scrape pods; none: everyone may."""
     redis_marks: Mapping[Role, str] = field(default_factory=dict)
     """Hashes of the addresses of a Redis of the operator, by role. A change restarts the pods of the role."""
     redis_places: Mapping[Role, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ _KEY_SET = "https://kubernetes.default.svc/openid/v1/jwks"
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
     """All objects of the part."""
     values = _settings(owner, config)
-    ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.from_anyone(METRICS_PORT)]
+    ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.for_metrics(config, METRICS_PORT)]
     return [
         pod.settings(owner, names.REGISTRY, values),
         _stateful_set(owner, config, values),

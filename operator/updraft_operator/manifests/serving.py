@@ -66,13 +66,15 @@ def objects(
         content["replicas"] = 0
     elif sets_replicas:
         content["replicas"] = spec.serving.replicas
-    ports = [PORT] if stock is None else [stock.port, server.METRICS_PORT]
+    ingress = [network.from_anyone(PORT if stock is None else stock.port)]
+    if stock is not None:
+        ingress.append(network.for_metrics(config, server.METRICS_PORT))
     return [
         pod.settings(owner, names.SERVING, values),
         manifest(owner, "apps/v1", "Deployment", names.child(name, names.SERVING), names.SERVING, spec=content),
         _service(owner),
         _budget(owner),
-        network.policy(owner, names.SERVING, [network.from_anyone(*ports)]),
+        network.policy(owner, names.SERVING, ingress),
     ]
 
 

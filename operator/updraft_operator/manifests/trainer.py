@@ -44,7 +44,7 @@ def objects(
     kind, values = kind or default_kind(owner), _settings(owner, config)
     template = _template(owner, config, values, kind)
     runs = not (owner.spec.suspend or owner.spec.trainer.suspend or waits)
-    ingress = [network.from_anyone(*_metrics_ports(owner.spec.trainer, config).values())]
+    ingress = [network.for_metrics(config, *_metrics_ports(owner.spec.trainer, config).values())]
     if owner.spec.trainer.nodes > 1:
         ingress.append(network.from_part(owner, names.TRAINER))
     return [
