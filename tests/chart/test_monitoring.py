@@ -425,11 +425,16 @@ def test_what_a_prometheus_selects_by_is_on_every_monitor() -> None:
 
 
 def test_the_operator_knows_who_may_scrape_the_pods_of_resources() -> None:
-    def env(case: str) -> dict[str, str]:
-        pod = one(rendered(case), "Deployment", "updraft-operator")["spec"]["template"]["spec"]
-        return {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+    def peers(case: str) -> str | None:
+        (deployment,) = of_kind(rendered(case), "Deployment")
+        env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        return next((each["value"] for each in env if each["name"] == "UPDRAFT_OPERATOR_METRICS_FROM"), None)
 
-    policy = one(rendered("everything"), "NetworkPolicy", "updraft-operator")["spec"]
-    given = settings.load(OperatorSettings, env("everything"))
-    assert given.config.metrics_from[0] in policy["ingress"][0]["from"]
-    assert "UPDRAFT_OPERATOR_METRICS_FROM" not in env("default")
+    given = settings.load(OperatorSettings, {"UPDRAFT_OPERATOR_METRICS_FROM": peers("everything") or ""})
+    (peer,) = given.config.metrics_from
+    assert peer in [each for policy in of_kind(rendered("everything"), "NetworkPolicy") for each in _peers(policy)]
+    assert peers("default") is None
+
+
+def _peers(policy: Any) -> list[Any]:
+    return [peer for rule in policy["spec"]["ingress"] for peer in rule.get("from", ())]
