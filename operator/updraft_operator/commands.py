@@ -31,6 +31,7 @@ from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.planning.pods import Selection
+from updraft_operator.planning.traces.places import servers_of
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -170,7 +171,8 @@ async def _planned(
     cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
     attached = Selection()
     if cluster is not None:
-        secrets = await Secrets(cluster, clock, tls=config.tls).read(key, owner)
+        parts = servers_of(owner, config.tls, cached.children, has_dedicated=config.has_dedicated_redis)
+        secrets = await Secrets(cluster, clock).read(key, owner, parts=parts)
         attached = await AttachedPods(cluster, clock).read(key, owner)
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())

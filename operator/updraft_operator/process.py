@@ -132,7 +132,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2, tls=config.tls),
+                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
                 attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,

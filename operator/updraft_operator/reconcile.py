@@ -25,7 +25,7 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.planning.traces.places import pointed, tls_servers
+from updraft_operator.planning.traces.places import pointed, servers_of, tls_servers
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -160,10 +160,11 @@ class Reconciler:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
         requests = (child for target, child in cached.children.items() if target.kind == CERTIFICATE)
-        version = ",".join(sorted(child.resource_version for child in requests))
-        is_on = cached.speculator.spec.traces.enabled
-        in_use = pointed(key.name, cached.children, attached.pods) if is_on else frozenset()
-        secrets = await self._wiring.secrets.read(key, cached.speculator, version, in_use)
+        version, traces = ",".join(sorted(child.resource_version for child in requests)), cached.speculator.spec.traces
+        in_use = pointed(key.name, cached.children, attached.pods) if traces.enabled else frozenset()
+        is_known, own = bool(self._dedicated_url(key)), self._wiring.config.tls
+        parts = servers_of(cached.speculator, own, cached.children, has_dedicated=is_known)
+        secrets = await self._wiring.secrets.read(key, cached.speculator, version, in_use, parts)
         return self._observed(key, cached, secrets, attached)
 
     def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: Selection) -> Observed:
@@ -190,7 +191,7 @@ class Reconciler:
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
             certificates=secrets.certificates,
-            dedicated_url=wiring.dedicated.url(key) if wiring.dedicated is not None else "",
+            dedicated_url=self._dedicated_url(key),
             dedicated_urls=secrets.dedicated_urls,
             rotations=secrets.rotations,
             right_users=wiring.users.right(key),
@@ -207,6 +208,9 @@ class Reconciler:
             ending_s=state.ending_s,
             cleanup_s=wiring.cleanup_s,
         )
+
+    def _dedicated_url(self, key: Key) -> str:
+        return "" if self._wiring.dedicated is None else self._wiring.dedicated.url(key)
 
     def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, trusted: Tls) -> None:
         """Connect to the registry while its pod is ready, and never without TLS where there should be TLS."""

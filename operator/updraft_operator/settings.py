@@ -1,11 +1,12 @@
 """Settings of the operator: `UPDRAFT_OPERATOR_...`."""
 
+import json
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, Json, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from updraft_chassis.settings import Settings
@@ -20,6 +21,16 @@ from updraft_operator.manifests.tls.terms import (
     Tls,
     TlsMode,
 )
+
+
+def _parsed(value: object) -> object:
+    """JSON from a variable."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "[]")
+    except ValueError as error:
+        raise ValueError(f"expected JSON: {error}") from None
 
 
 class OperatorSettings(Settings):
@@ -45,7 +56,7 @@ class OperatorSettings(Settings):
     """Bind address of /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
-    metrics_from: Annotated[Json[tuple[dict[str, Any], ...]], NoDecode] = ()
+    metrics_from: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_parsed)] = ()
     """Peers that may scrape the pods of resources, as a JSON list of those of a NetworkPolicy. If empty, everyone may. Metrics
     of the torch engine are on the port of clients."""
     metrics_token_file: Path | None = None

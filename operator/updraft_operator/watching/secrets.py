@@ -6,19 +6,18 @@ Secrets, because that permission would expose every Secret.
 
 import base64
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound
-from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisMode
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS, ROTATION, URL, Place, secret_name, url_secret
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.objects import secret_name as certificate_name
-from updraft_operator.manifests.tls.terms import Certificate, Tls
+from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Key
 from updraft_operator.watching.cluster import Cluster
 from updraft_operator.watching.x509 import read_certificate
@@ -54,12 +53,10 @@ NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.
 class Secrets:
     """Reads Secrets and caches them for `fresh_s` seconds."""
 
-    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S, *, tls: Tls | None = None) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
         self._cluster = cluster
         self._clock = clock
         self._fresh_s = fresh_s
-        self._has_certificates = tls is not None and tls.is_on
-        self._has_metrics = tls is not None and tls.is_on_for_metrics
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     def last(self, key: Key) -> SecretsSnapshot:
@@ -67,10 +64,15 @@ class Secrets:
         return self._snapshots.get(key, NO_SECRETS)
 
     async def read(
-        self, key: Key, owner: AdaptiveSpeculator, request: str = "", in_use: frozenset[Place] = frozenset()
+        self,
+        key: Key,
+        owner: AdaptiveSpeculator,
+        request: str = "",
+        in_use: frozenset[Place] = frozenset(),
+        parts: Collection[str] = (),
     ) -> SecretsSnapshot:
         """The speculator's own Secrets for the Redis that its spec wants and for those `in_use`, and the names of Secrets that
-        its spec names and that do not exist.
+        its spec names and that do not exist. `parts` have certificates.
 
         `request` is the version of its Certificates, after whose changes cert-manager may have written another Secret.
         """
@@ -79,7 +81,6 @@ class Secrets:
         same = (owner.metadata.generation, in_use, request)
         is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
-        parts = servers(in_use, has_metrics=self._has_metrics) if self._has_certificates else ()
         if snapshot is not None and not snapshot.certificates.keys() >= set(parts):
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
@@ -175,12 +176,6 @@ def _wanted(owner: AdaptiveSpeculator) -> frozenset[Place]:
     if not owner.spec.traces.enabled or redis.url_secret_ref is not None:
         return frozenset()
     return frozenset({Place.DEDICATED if redis.mode is RedisMode.DEDICATED else Place.SHARED})
-
-
-def servers(in_use: frozenset[Place], *, has_metrics: bool) -> tuple[str, ...]:
-    """The parts of a resource that have certificates, if these Redis are in use."""
-    has_redis = Place.DEDICATED in in_use
-    return (names.REGISTRY, *((names.REDIS,) if has_redis else ()), *((names.METRICS,) if has_metrics else ()))
 
 
 def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The clients' port with TLS: certificates that are renewed under a stream, and clients that are slow before they can ask."""
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -85,7 +86,9 @@ async def test_plaintext_is_not_answered(tmp_path: Path, certificate: Certificat
     attack="connections that never finish their TLS handshake, however many",
     outcome="they are closed after the stall time, the oldest earlier; others are answered",
 )
-async def test_handshakes_are_limited_in_time_and_number(tmp_path: Path, certificate: Certificate) -> None:
+async def test_handshakes_are_limited_in_time_and_number(
+    tmp_path: Path, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
     limits: dict[str, Any] = {"stall_seconds": 600, "max_connections": 1}
     settings: dict[str, Any] = {"believes": certificate.believes, **certificate.settings}
     async with running_pod(tmp_path, **limits, **settings) as pod, AsyncExitStack() as stack:
@@ -94,6 +97,8 @@ async def test_handshakes_are_limited_in_time_and_number(tmp_path: Path, certifi
             await stack.enter_async_context(plain(pod))
         assert await first.read() == b""
         assert (await pod.complete()).status_code == 200
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
     async with running_pod(tmp_path, stall_seconds=0.2, **settings) as pod, plain(pod) as (reader, _):
         assert await reader.read() == b""
 

@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import replace
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -10,6 +9,7 @@ from tests.support.manifests import CONFIG
 from tests.unit.operator.test_moves import MODES, SERVER, controllers, lives
 from tests.unit.operator.world import KEY, World, run_now
 
+from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.tls.terms import Issuer, Lives, Tls, TlsMode
 from updraft_operator.watching.x509 import read_certificate
 
@@ -25,12 +25,21 @@ def entries(world: World, name: str) -> dict[str, str]:
     return {entry: base64.b64decode(value).decode() for entry, value in data.items()}
 
 
-def dedicated(config: Any = SELF_SIGNED) -> World:
+def dedicated(config: OperatorConfig = SELF_SIGNED) -> World:
     world = World(config)
     world.spec(traces=MODES["Dedicated"])
     if config is SELF_SIGNED:
         run_now(world.certificates.refresh())
     return world
+
+
+def issue(world: World) -> None:
+    """As cert-manager does."""
+    signer = dedicated()
+    lives(signer)
+    for part in ("registry", "redis"):
+        secret = signer.cluster.objects["Secret", KEY.namespace, f"qwen-{part}-tls"]
+        world.cluster.set({**secret, "metadata": {"name": f"qwen-{part}-tls", "namespace": KEY.namespace}})
 
 
 @pytest.fixture
@@ -102,11 +111,7 @@ def test_one_that_runs_in_plaintext_changes_once_there_is_a_certificate() -> Non
     assert world.cluster.objects["Certificate", KEY.namespace, "qwen-redis-tls"]["spec"]["dnsNames"] == [HOST]
     assert world.cluster.objects[SERVER]["spec"]["template"] == plain, "its pod could not start without one"
 
-    signer = dedicated()
-    lives(signer)
-    for part in ("registry", "redis"):
-        secret = signer.cluster.objects["Secret", KEY.namespace, f"qwen-{part}-tls"]
-        world.cluster.set({**secret, "metadata": {"name": f"qwen-{part}-tls", "namespace": KEY.namespace}})
+    issue(world)
     world.clock.advance(61.0)
     lives(world)
     controllers(world)
@@ -119,3 +124,29 @@ def test_a_resource_without_one_gets_no_certificate_for_it() -> None:
     lives(world)
     assert SECRET not in world.cluster.objects
     assert ("Secret", KEY.namespace, "qwen-registry-tls") in world.cluster.objects
+
+
+@pytest.mark.parametrize("end", ["Shared", "Named"])
+@pytest.mark.parametrize("config", [SELF_SIGNED, CERT_MANAGER], ids=["SelfSigned", "CertManager"])
+def test_one_that_is_left_keeps_its_certificate_until_it_is_gone(end: str, config: OperatorConfig) -> None:
+    world = dedicated(config)
+    if config is CERT_MANAGER:
+        issue(world)
+    lives(world)
+    world.spec(traces=MODES[end])
+    world.clock.advance(61.0)
+    lives(world)
+    assert SERVER not in world.cluster.objects
+    assert ("Certificate", KEY.namespace, "qwen-redis-tls") not in world.cluster.objects
+
+
+def test_a_certificate_is_signed_once_while_nobody_is_pointed_to_its_redis(world: World) -> None:
+    world.streams.away.add("qwen-redis.team.svc:6379/0")
+    world.spec(traces=MODES["Named"])
+    lives(world)
+    signed = entries(world, "qwen-redis-tls")["tls.crt"]
+    for _ in range(3):
+        world.clock.advance(61.0)
+        world.settle()
+    assert SERVER in world.cluster.objects, "nobody knows what is left in it"
+    assert entries(world, "qwen-redis-tls")["tls.crt"] == signed

@@ -256,7 +256,7 @@ class World:
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock, tls=self.config.tls),
+                secrets=Secrets(self.cluster, self.clock),
                 attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,

@@ -28,13 +28,19 @@ class Handshakes:
         if len(self._running) > self._max_running:
             next(iter(self._running)).abort()
 
+    def close(self) -> None:
+        """Cut off those that run."""
+        for transport in list(self._running):
+            transport.abort()
+
     async def _shake(self, transport: asyncio.Transport, waiting: "_Handshake") -> None:
         try:
             with suppress(OSError):  # of TLS, of time, or because the client went away
                 encrypted = await asyncio.get_running_loop().start_tls(
                     transport, waiting, self._context, server_side=True, ssl_handshake_timeout=self._timeout_s
                 )
-                waiting.pass_on(cast("asyncio.Transport", encrypted))
+                if encrypted is not None:  # it was cut off meanwhile
+                    waiting.pass_on(cast("asyncio.Transport", encrypted))
         finally:
             del self._running[transport]
 

@@ -56,6 +56,8 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Close the listener and idle connections, then return from `serve`."""
         self.should_exit = True
+        if self._handshakes is not None:
+            self._handshakes.close()
 
 
 def listen(host: str, port: int, *, setting: str) -> socket.socket:
