@@ -40,7 +40,7 @@ class Handshakes:
                     transport, waiting, self._context, server_side=True, ssl_handshake_timeout=self._timeout_s
                 )
                 if encrypted is not None:  # it was cut off meanwhile
-                    waiting.pass_on(cast("asyncio.Transport", encrypted))
+                    waiting.pass_on(encrypted)
         finally:
             del self._running[transport]
 
