@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from bench import harness
@@ -20,6 +20,9 @@ SEED = 13
 PODS = (10, 100, 1000)
 BAR_PODS = 1000
 PROJECTED_PODS = 10_000
+MOST_FOR_TLS = 1.1
+"""With TLS over without."""
+
 DELTAS = 3
 STEADY_S = 60.0
 SHORT_STEADY_S = 20.0
@@ -108,27 +111,46 @@ def bars(fleet: FleetRun | None) -> tuple[results.Bar, ...]:
     )
 
 
+def tls_bars(plain: FleetRun, encrypted: FleetRun) -> Iterator[results.Bar]:
+    """The figures of the bars with TLS, over those without."""
+    figures: dict[str, Figure] = {
+        "publish until all pods have reported it, median": median_s,
+        "registry's CPU time for it": rollout_cpu_s,
+        "registry's CPU time, steady": lambda fleet: fleet.steady.cpu_percent,
+        "registry's memory, steady": lambda fleet: fleet.steady.peak_bytes,
+    }
+    for name, figure in figures.items():
+        ratio = figure(encrypted) / figure(plain)
+        yield results.at_most(f"{plain.pods:,} pods with TLS over without: {name}", ratio, MOST_FOR_TLS)
+
+
 def fleets_table(fleets: Sequence[FleetRun]) -> Table:
     """A column per fleet, and one for the projection."""
-    table = output.table("pods", *(f">{fleet.pods:,}" for fleet in fleets), f">{PROJECTED_PODS:,}, projected")
+    names = (f">{fleet.pods:,}{', TLS' if fleet.has_tls else ''}" for fleet in fleets)
+    table = output.table("pods", *names, f">{PROJECTED_PODS:,}, projected")
+    plain = [fleet for fleet in fleets if not fleet.has_tls]
     for row in ROWS:
-        figures = [*(row.figure(fleet) for fleet in fleets), row.projected(fleets)]
+        figures = [*(row.figure(fleet) for fleet in fleets), row.projected(plain)]
         table.add_row(row.name, *(results.number(figure, row.unit) for figure in figures))
     return table
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:
+    arms = [(size, False) for size in arguments.pods] + ([(arguments.pods[-1], True)] if arguments.tls else [])
     fleets = []
     try:
         allow_files(max(arguments.pods))
-        for size in arguments.pods:
-            steady_s = STEADY_S if size >= BAR_PODS else SHORT_STEADY_S
-            fleets.append(asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s)))
+        for size, has_tls in arms:
+            steady_s = SHORT_STEADY_S if size < BAR_PODS or arguments.tls else STEADY_S
+            fleet = asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s, has_tls=has_tls))
+            fleets.append(fleet)
     except Exhausted as error:
         sys.exit(f"fleet: {error}")
+    of_bars = bars(next((fleet for fleet in fleets if fleet.pods == BAR_PODS), None))
+    compared = tls_bars(fleets[-2], fleets[-1]) if arguments.tls else ()
     return Measurements(
         seed=SEED,
-        lines=[Line(bar) for bar in bars(next((fleet for fleet in fleets if fleet.pods == BAR_PODS), None))],
+        lines=[Line(bar) for bar in (*of_bars, *compared)],
         samples=[asdict(fleet) for fleet in fleets],
         figures=[fleets_table(fleets)],
     )
@@ -140,6 +162,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tls", action="store_true", help="measure the largest fleet with TLS too")
     parser.add_argument("--pods", type=_sizes, default=PODS, help="sizes of the fleets (default 10,100,1000)")
     harness.run("fleet", parser, measure)
 

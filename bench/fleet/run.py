@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ import grpc.aio
 import psutil
 from bench.fleet.usage import Usage, measured
 from bench.fleet.weights import versions
+from tests.support.certificates import Authority
 from tests.support.checkpoints import TARGET, Checkpoint, evaluation
 from tests.support.registry import RegistryProcess, found_again, parts, registry_stub, send
 from tests.support.sim_library import Library
@@ -24,6 +25,7 @@ from tests.support.sim_pods import Behaviour, SimPod, pods
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
+from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Unavailable
 
 REPORT_S = 10.0
@@ -74,6 +76,7 @@ class FleetRun:
     """All measurements of a fleet of one size."""
 
     pods: int
+    has_tls: bool
     load: float
     """Load average before the run; above 0, other processes took CPU time."""
     empty_bytes: int
@@ -193,21 +196,32 @@ class RunningFleet:
 
 
 @asynccontextmanager
-async def running(num_pods: int) -> AsyncIterator[RunningFleet]:
+async def running(num_pods: int, *, has_tls: bool) -> AsyncIterator[RunningFleet]:
     """A new registry, and a fleet that begins to connect."""
     library = Library()
-    with tempfile.TemporaryDirectory() as folder, RegistryProcess(Path(folder)) as process:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        settings, credentials = _tls(Path(folder)) if has_tls else ({}, Credentials())
+        process = stack.enter_context(RegistryProcess(Path(folder), **settings))
+        trusted = credentials.tls()
+        tls = None if trusted is None else trusted.get()
         async with (
-            rpc.channel(process.address) as channel,
-            pods(process.address, num_pods, BEHAVIOUR, library=library) as fleet_pods,
+            rpc.channel(process.address, credentials) as channel,
+            pods(process.address, num_pods, BEHAVIOUR, library=library, tls=tls) as fleet_pods,
         ):
             yield RunningFleet(process, fleet_pods, library, channel)
 
 
-async def run(num_pods: int, *, seed: int, num_deltas: int, steady_s: float) -> FleetRun:
+def _tls(folder: Path) -> tuple[dict[str, Path], Credentials]:
+    """A certificate as the operator makes them, for the address of the benchmark."""
+    authority = Authority(folder / "ca")
+    made = authority.server()
+    return {"tls_cert_file": made.cert_file, "tls_key_file": made.key_file}, Credentials(ca_file=authority.file)
+
+
+async def run(num_pods: int, *, seed: int, num_deltas: int, steady_s: float, has_tls: bool = False) -> FleetRun:
     """Measure a fleet of this size; TimeoutError if it does not get through."""
     load, (first, *others) = os.getloadavg()[0], islice(versions(seed), 1 + num_deltas)
-    async with running(num_pods) as fleet:
+    async with running(num_pods, has_tls=has_tls) as fleet:
         empty_bytes = fleet.registry.memory_info().rss
         connecting, whole, deltas = await fleet.connect(), await fleet.roll_out(first), []
         for weights in others:
@@ -217,6 +231,7 @@ async def run(num_pods: int, *, seed: int, num_deltas: int, steady_s: float) -> 
         steady, reports_per_s = await fleet.stay(steady_s)
         return FleetRun(
             pods=num_pods,
+            has_tls=has_tls,
             load=load,
             empty_bytes=empty_bytes,
             connecting=connecting,

@@ -7,6 +7,7 @@
 import argparse
 import asyncio
 import json
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -30,6 +31,7 @@ from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.plan import Plan, make_plan, problems
 from updraft_operator.planning.pods import Selection
+from updraft_operator.planning.traces.places import servers_of
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
@@ -169,13 +171,16 @@ async def _planned(
     cached, config, secrets = store.cached(key), settings.config, NO_SECRETS
     attached = Selection()
     if cluster is not None:
-        secrets = await Secrets(cluster, clock, has_certificates=config.tls.is_on).read(key, owner)
+        parts = servers_of(owner, config.tls, cached.children, has_dedicated=config.has_dedicated_redis)
+        secrets = await Secrets(cluster, clock).read(key, owner, parts=parts)
         attached = await AttachedPods(cluster, clock).read(key, owner)
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificate, last)
+        config = (await _certificates(cluster, settings)).trusted(
+            config, secrets.certificates.get(names.REGISTRY), last
+        )
     observed = Observed(
         speculator=owner,
         config=config,
@@ -185,8 +190,10 @@ async def _planned(
         drafts=cached.drafts,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
-        certificate=secrets.certificate,
-        dedicated_url=dedicated.url(b"", settings.redis_address, *key) if config.has_dedicated_redis else "",
+        certificates=secrets.certificates,
+        dedicated_url=dedicated.url(b"", settings.redis_address, *key, has_tls=config.tls.is_on)
+        if config.has_dedicated_redis
+        else "",
         dedicated_urls=secrets.dedicated_urls,
         rotations=secrets.rotations,
         is_preview=True,
@@ -276,7 +283,8 @@ async def _check(url: str) -> int:
 
 def _ask(url: str) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - given by the chart
+        context = ssl._create_unverified_context()  # noqa: S323, SLF001 - the operator's own certificate is of no CA
+        with urllib.request.urlopen(url, timeout=10, context=context) as answer:  # noqa: S310 - given by the chart
             answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise Unavailable(f"the operator is not ready at {url}: {error}") from error

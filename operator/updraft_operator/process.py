@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from updraft_chassis import lifecycle, logs, metrics
 from updraft_chassis.clock import Clock, SystemClock
+from updraft_chassis.credentials import token_in
 from updraft_chassis.errors import NotFound, UpdraftError
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.tls.terms import TlsMode
@@ -35,6 +36,7 @@ from updraft_operator.watching.resync import FIRST_S, Resync
 from updraft_operator.watching.secrets import Secrets, redis_key
 from updraft_operator.watching.store import Store
 from updraft_operator.watching.work_queue import WorkQueue
+from updraft_operator.watching.x509 import own_context
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 ready=lambda: resync.synced_s is not None,
                 alive=_alive(resync, settings.resync_seconds),
                 setting="UPDRAFT_OPERATOR_METRICS_PORT",
+                token=token_in(settings.metrics_token_file).get if settings.metrics_token_file is not None else None,
+                tls=own_context(PROCESS, clock.now()) if settings.config.tls.is_on_for_metrics else None,
             )
         )
         measures.watch_age.set_function(lambda: resync.agreed_age_s)
@@ -88,7 +92,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             return
         config, kinds = served
         resync.begin(kinds)
-        dedicated = DedicatedRedis(address=settings.redis_address) if settings.redis_key_secret else None
+        dedicated = _dedicated(settings)
         find_key = partial(read_key, dedicated, cluster, settings)
         await find_key()
 
@@ -130,7 +134,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2, has_certificates=config.tls.is_on),
+                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
                 attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,
@@ -256,6 +260,11 @@ async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> _
         has_leader_worker_sets=LEADER_WORKER_SET in kinds,
     )
     return _Known(config, kinds)
+
+
+def _dedicated(settings: OperatorSettings) -> DedicatedRedis | None:
+    has_tls = settings.tls_mode is not TlsMode.DISABLED
+    return DedicatedRedis(address=settings.redis_address, has_tls=has_tls) if settings.redis_key_secret else None
 
 
 async def read_key(dedicated: DedicatedRedis | None, cluster: Cluster, settings: OperatorSettings) -> None:

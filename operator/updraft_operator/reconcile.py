@@ -25,7 +25,7 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.planning.traces.places import pointed
+from updraft_operator.planning.traces.places import pointed, servers_of, tls_servers
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
@@ -134,7 +134,8 @@ class Reconciler:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         self._wiring.metrics.show_pods(key, observed.pods_of(names.SERVING))
         if observed.config.tls.is_on:
-            self._wiring.metrics.show_certificate(key, overdue_s(observed.certificate))
+            held = (observed.certificates.get(part) for part in tls_servers(observed))
+            self._wiring.metrics.show_certificate(key, min(map(overdue_s, held)))
 
     async def refresh(self, key: Key) -> Again | None:
         """Write what changed in the statuses, without a plan. A resource that was never reconciled here gets one."""
@@ -161,11 +162,12 @@ class Reconciler:
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        request = cached.children.get(Ref(CERTIFICATE, tls.secret_name(key.name)))
-        version = request.resource_version if request is not None else ""
-        is_on = cached.speculator.spec.traces.enabled
-        in_use = pointed(key.name, cached.children, attached.pods) if is_on else frozenset()
-        secrets = await self._wiring.secrets.read(key, cached.speculator, version, in_use)
+        requests = (child for target, child in cached.children.items() if target.kind == CERTIFICATE)
+        version, traces = ",".join(sorted(child.resource_version for child in requests)), cached.speculator.spec.traces
+        in_use = pointed(key.name, cached.children, attached.pods) if traces.enabled else frozenset()
+        is_known, own = bool(self._dedicated_url(key)), self._wiring.config.tls
+        parts = servers_of(cached.speculator, own, cached.children, has_dedicated=is_known)
+        secrets = await self._wiring.secrets.read(key, cached.speculator, version, in_use, parts)
         return self._observed(key, cached, secrets, attached)
 
     def _observed(self, key: Key, cached: CachedObjects, secrets: SecretsSnapshot, attached: Selection) -> Observed:
@@ -179,7 +181,7 @@ class Reconciler:
             if password_of(held[place].get(role, "")) == state.fresh_passwords[place, role]:
                 state.fresh_passwords[place, role] = new
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = wiring.certificates.trusted(wiring.config, secrets.certificate, last)
+        config = wiring.certificates.trusted(wiring.config, secrets.certificates.get(names.REGISTRY), last)
         self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,
@@ -191,8 +193,8 @@ class Reconciler:
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
-            certificate=secrets.certificate,
-            dedicated_url=wiring.dedicated.url(key) if wiring.dedicated is not None else "",
+            certificates=secrets.certificates,
+            dedicated_url=self._dedicated_url(key),
             dedicated_urls=secrets.dedicated_urls,
             rotations=secrets.rotations,
             right_users=wiring.users.right(key),
@@ -211,6 +213,9 @@ class Reconciler:
             ending_s=state.ending_s,
             cleanup_s=wiring.cleanup_s,
         )
+
+    def _dedicated_url(self, key: Key) -> str:
+        return "" if self._wiring.dedicated is None else self._wiring.dedicated.url(key)
 
     def _connect(self, key: Key, cached: CachedObjects, owner: AdaptiveSpeculator, trusted: Tls) -> None:
         """Connect to the registry while its pod is ready, and never without TLS where there should be TLS."""

@@ -1,13 +1,16 @@
 """Settings of the operator: `UPDRAFT_OPERATOR_...`."""
 
+import json
 import socket
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from updraft_chassis.settings import Settings
 from updraft_operator.manifests.manifest import Images, OperatorConfig, digest
@@ -21,6 +24,16 @@ from updraft_operator.manifests.tls.terms import (
     Tls,
     TlsMode,
 )
+
+
+def _parsed(value: object) -> object:
+    """JSON from a variable."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "[]")
+    except ValueError as error:
+        raise ValueError(f"expected JSON: {error}") from None
 
 
 class OperatorSettings(Settings):
@@ -46,6 +59,12 @@ class OperatorSettings(Settings):
     """Bind address of /metrics, /healthz and /readyz."""
     metrics_port: int = Field(default=9093, ge=0, le=65535)
     """Port of /metrics, /healthz and /readyz; 0 takes a free port and logs it."""
+    metrics_from: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_parsed)] = ()
+    """Peers that may scrape the pods of resources, as a JSON list of those of a NetworkPolicy. If empty, everyone may. Metrics
+    of the torch engine are on the port of clients."""
+    metrics_token_file: Path | None = None
+    """File with the bearer token that /metrics needs; read again when it changes. Without it, everyone who reaches the port can
+    read the names of all speculators and of their namespaces."""
     inference_image: str = "updraft-inference:dev"
     """Image of inference pods with engine Torch, and of the agent beside an SGLang or vLLM server."""
     trainer_image: str = "updraft-trainer:dev"
@@ -81,7 +100,7 @@ class OperatorSettings(Settings):
     redis_address: str = "{name}-redis.{namespace}.svc:6379"
     """Template of the address of a dedicated Redis."""
     tls_mode: TlsMode = TlsMode.DISABLED
-    """Who signs the certificates of registries and of the chart's Redis: the operator itself (SelfSigned), cert-manager with
+    """Who signs certificates of registries and of the operator's Redis: the operator itself (SelfSigned), cert-manager with
     tls_issuer_name (CertManager), or nobody (Disabled): then they speak no TLS."""
     tls_ca_secret: str = "updraft-ca"  # noqa: S105 - a name
     """Secret in the operator's own namespace with its CA. Remove its data, and the operator makes another CA."""
@@ -89,6 +108,9 @@ class OperatorSettings(Settings):
     """How long a CA is valid. After two thirds of it there is another one; both are trusted until the former one expires."""
     tls_certificate_seconds: int = Field(default=7_776_000, ge=10)
     """How long a certificate is valid, at most a fourth of tls_ca_seconds. It is renewed after two thirds of it."""
+    tls_metrics: bool = False
+    """Whether pods and the operator serve their metrics with TLS, unless tls_mode is Disabled. Prometheus has to take any
+    certificate, because none names a pod's address."""
     tls_issuer_name: str = ""
     """Issuer of cert-manager that signs the certificates; its Secrets must have an entry ca.crt."""
     tls_issuer_kind: str = Field(default="ClusterIssuer", min_length=1)
@@ -164,9 +186,11 @@ class OperatorSettings(Settings):
             upgrade_deadline_s=self.upgrades_deadline_seconds,
             namespace=self.namespace,
             account=self.service_account,
+            metrics_from=self.metrics_from,
             tls=Tls(
                 mode=self.tls_mode,
                 issuer=Issuer(name=self.tls_issuer_name, kind=self.tls_issuer_kind, group=self.tls_issuer_group),
+                has_metrics=self.tls_metrics,
                 lives=Lives(ca_s=self.tls_ca_seconds, certificate_s=self.tls_certificate_seconds),
             ),
             has_redis=bool(self.redis_url.get_secret_value()),

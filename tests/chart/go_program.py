@@ -71,7 +71,12 @@ PROMETHEUS, PROMTOOL = (
 GITOPS = GoProgram(name="gitops", folder=_HERE / "gitops", package=".", lasts="1 minute")
 """Answers what Flux, Helm and Argo CD make of an object."""
 
+CERT_MANAGER = GoProgram(
+    name="certmanager", folder=_HERE.parent / "cluster" / "certmanager", package=".", lasts="2 minutes"
+)
+"""The controllers of cert-manager that issue certificates."""
+
 
 if __name__ == "__main__":
-    for program in (PROMTOOL, PROMETHEUS, GITOPS):
+    for program in (PROMTOOL, PROMETHEUS, GITOPS, CERT_MANAGER):
         program.build()

@@ -16,6 +16,7 @@ from tests.chart.go_program import PROMTOOL
 from tests.support.manifests import speculator
 from tests.support.observed import NOW, observed, pod
 
+from updraft_chassis import settings
 from updraft_inference.agent.selection import Refusal
 from updraft_operator.api.speculator import (
     Accelerator,
@@ -29,10 +30,12 @@ from updraft_operator.api.speculator import (
 )
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
 from updraft_operator.planning.status import status
+from updraft_operator.settings import OperatorSettings
 from updraft_registry.metrics import OUTCOMES
 from updraft_rollouts.terms import Phase
 
@@ -341,13 +344,55 @@ def test_pod_monitors_find_the_pods_that_the_operator_makes(part: str, scraped: 
     assert endpoint["relabelings"][-1]["sourceLabels"] == ["__meta_kubernetes_pod_label_updraft_dev_speculator"]
 
 
-def _template(part: str) -> Any:
+@pytest.mark.parametrize("part", ["inference", "vllm", "trainer", "registry"])
+def test_pod_monitors_find_ports_with_tls_and_scrape_them_so(part: str) -> None:
+    tls = Tls(mode=TlsMode.SELF_SIGNED, authorities="a CA", has_metrics=True)
+    template = _template(part, tls=tls)
+    monitor = f"updraft-{'inference' if part == 'vllm' else part}"
+    (endpoint,) = one(rendered("monitoring"), "PodMonitor", monitor)["spec"]["podMetricsEndpoints"]
+    kept = next(one for one in endpoint["relabelings"] if one.get("action") == "keep")
+    scheme = next(one for one in endpoint["relabelings"] if one.get("targetLabel") == "__scheme__")
+    containers = [*template["spec"]["containers"], *template["spec"].get("initContainers", ())]
+    ports = [port["name"] for container in containers for port in container.get("ports", ())]
+    scraped = [port for port in ports if re.fullmatch(kept["regex"], port)]
+    assert scraped
+    for name in scraped:
+        is_plain = name == "http"  # the clients' port, without a certificate of the user's
+        assert bool(re.fullmatch(scheme["regex"], name)) is not is_plain
+    assert scheme["replacement"] == "https"
+    assert endpoint["tlsConfig"] == {"insecureSkipVerify": True}
+
+
+def test_the_operators_probes_and_monitor_follow_its_tls() -> None:
+    monitored = rendered("cert-manager", "--api-versions", "monitoring.coreos.com/v1")
+    (container,) = one(monitored, "Deployment", "updraft-operator")["spec"]["template"]["spec"]["containers"]
+    probes = [container[f"{kind}Probe"]["httpGet"]["scheme"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == ["HTTPS"] * 3
+    (endpoint,) = one(monitored, "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert (endpoint["scheme"], endpoint["tlsConfig"]) == ("https", {"insecureSkipVerify": True})
+    (plain,) = one(rendered("monitoring"), "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert "scheme" not in plain
+
+
+def test_the_token_of_the_operators_metrics_is_mounted_and_sent() -> None:
+    monitored = rendered("cert-manager", "--api-versions", "monitoring.coreos.com/v1")
+    pod = one(monitored, "Deployment", "updraft-operator")["spec"]["template"]["spec"]
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "metrics-token")
+    assert volume["secret"] == {"secretName": "metrics-token", "items": [{"key": "token", "path": "token"}]}
+    env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+    (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "metrics-token")
+    assert env["UPDRAFT_OPERATOR_METRICS_TOKEN_FILE"] == f"{mount['mountPath']}/token"
+    (endpoint,) = one(monitored, "ServiceMonitor", "updraft-operator")["spec"]["endpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": "metrics-token", "key": "token"}}
+
+
+def _template(part: str, tls: Tls | None = None) -> Any:
     ranks = Trainer(accelerator=Accelerator(per_pod=3))
     engine = Engine(type=EngineType.VLLM if part == "vllm" else EngineType.TORCH)
     spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks, engine=engine)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)
     images = Images(inference="i:1", trainer="t:1", registry="r:1", operator="o:1", sglang="s:1", vllm="v:1")
-    config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True)
+    config = OperatorConfig(images=images, namespace="updraft-system", has_redis=True, tls=tls or Tls())
     built = {"inference": serving, "vllm": serving, "trainer": trainer, "registry": registry}[part].objects(
         owner, config
     )
@@ -377,3 +422,19 @@ def test_monitoring_comes_where_the_prometheus_operator_is() -> None:
 def test_what_a_prometheus_selects_by_is_on_every_monitor() -> None:
     for document in of_kind(rendered("everything"), "ServiceMonitor", "PodMonitor", "PrometheusRule"):
         assert document["metadata"]["labels"]["release"] == "prometheus", title(document)
+
+
+def test_the_operator_knows_who_may_scrape_the_pods_of_resources() -> None:
+    def peers(case: str) -> str | None:
+        (deployment,) = of_kind(rendered(case), "Deployment")
+        env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        return next((each["value"] for each in env if each["name"] == "UPDRAFT_OPERATOR_METRICS_FROM"), None)
+
+    given = settings.load(OperatorSettings, {"UPDRAFT_OPERATOR_METRICS_FROM": peers("everything") or ""})
+    (peer,) = given.config.metrics_from
+    assert peer in [each for policy in of_kind(rendered("everything"), "NetworkPolicy") for each in _peers(policy)]
+    assert peers("default") is None
+
+
+def _peers(policy: Any) -> list[Any]:
+    return [peer for rule in policy["spec"]["ingress"] for peer in rule.get("from", ())]

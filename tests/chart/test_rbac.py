@@ -160,7 +160,7 @@ def test_with_cert_manager_it_reads_the_certificate_of_redis() -> None:
 
 
 def test_with_cert_manager_the_operator_requests_certificates_and_signs_none() -> None:
-    certificates = {("cert-manager.io", "certificates"): _KEEP}
+    certificates = {("cert-manager.io", "certificates"): _OWN}
     assert _granted("default", "updraft-operator", *_WITH_CERT_MANAGER)[""] == _listed({**WORK, **certificates})
     granted = _granted("no-redis", "updraft-operator", *_WITH_CERT_MANAGER)[""]
     assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}

@@ -10,13 +10,13 @@ from tests.support.wait import wait_until
 
 from updraft_operator.api import crd, names
 
-_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def install(api: Api) -> None:
     """Store both definitions, and return when both kinds answer; twice is as good as once."""
     for definition in crd.definitions():
-        api.apply(f"{_CRDS}/{definition['metadata']['name']}", definition, manager="tests")
+        api.apply(f"{DEFINITIONS}/{definition['metadata']['name']}", definition, manager="tests")
     for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
         path = f"/apis/{names.API_VERSION}/namespaces/default/{plural}"
         wait_until(lambda path=path: succeeds(lambda: api.get(path)), what=f"an answer about {plural}")  # type: ignore[misc] # a default
@@ -25,7 +25,7 @@ def install(api: Api) -> None:
 def install_with(api: Api, definition: Path, collection_path: str) -> None:
     """Both, and the kind of another project by its published definition."""
     install(api)
-    api.create(_CRDS, yaml.safe_load(definition.read_text()))
+    api.create(DEFINITIONS, yaml.safe_load(definition.read_text()))
     wait_until(lambda: succeeds(lambda: api.get(collection_path)), what=f"an answer about {collection_path}")
 
 

@@ -1,6 +1,7 @@
 """A whole pod in the test's own loop: the real composition on a free port, around an engine of the test's choice."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -63,9 +64,13 @@ async def running_pod(
     *,
     open_engine: OpenEngine | None = None,
     template: str | None = TEMPLATE,
+    believes: ssl.SSLContext | None = None,
     **values: object,
 ) -> AsyncIterator[RunningPod]:
-    """Serve `folder`/tiny until the block ends; `values` are settings (also `engine`). `open_engine` replaces the fake."""
+    """Serve `folder`/tiny until the block ends; `values` are settings (also `engine`). `open_engine` replaces the fake.
+
+    Its client `http` believes `believes`, if its settings have a certificate.
+    """
     fake = engine or FakeEngine()
     port = free_port()
     defaults = {"port": port, "data_dir": folder / "data", "drain_seconds": 2.0, "report_seconds": 0.05}
@@ -79,10 +84,11 @@ async def running_pod(
         fake.on_finished = sink
         yield fake
 
-    url, stop = f"http://127.0.0.1:{port}", Stop()
+    url, stop = f"{'http' if believes is None else 'https'}://127.0.0.1:{port}", Stop()
+    tls = believes if believes is not None else False
     async with (
         asyncio.TaskGroup() as tasks,
-        httpx.AsyncClient(base_url=url, timeout=LONG_S) as http,
+        httpx.AsyncClient(base_url=url, timeout=LONG_S, verify=tls) as http,
         AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=LONG_S) as openai,
     ):
         serving = tasks.create_task(composition.serve(settings, stop, open_engine or open_fake))

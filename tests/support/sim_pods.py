@@ -139,8 +139,16 @@ NONE = Draft(version=0, digest="", tensors_digest="")
 class SimPod:
     """One pod; `run` it in a task. It survives whatever happens to the registry."""
 
-    def __init__(self, address: str, name: str, behaviour: Behaviour, library: Library) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        behaviour: Behaviour,
+        library: Library,
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.name = name
+        self._tls = tls
         self.loaded = NONE
         self.held: dict[int, Draft] = {}
         self.directive = fleet_pb2.Directive()
@@ -168,7 +176,12 @@ class SimPod:
 
     async def run(self) -> None:
         """Stay connected and follow directives, until cancelled."""
-        async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel, asyncio.TaskGroup() as tasks:
+        opened = (
+            grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+            if self._tls is None
+            else grpc.aio.secure_channel(self._address, self._tls, options=_OPTIONS)
+        )
+        async with opened as channel, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_all(registry_pb2_grpc.RegistryStub(channel)))
             tasks.create_task(self._stay_connected(fleet_pb2_grpc.FleetStub(channel)))
 
@@ -372,11 +385,16 @@ class _HungUpError(Exception):
 
 @asynccontextmanager
 async def pods(
-    address: str, num_pods: int, behaviour: Behaviour | None = None, *, library: Library | None = None
+    address: str,
+    num_pods: int,
+    behaviour: Behaviour | None = None,
+    *,
+    library: Library | None = None,
+    tls: grpc.ChannelCredentials | None = None,
 ) -> AsyncIterator[list[SimPod]]:
-    """So many pods that run until the block ends."""
+    """So many pods that run until the block ends; with `tls`, they believe these CAs."""
     behaviour, library = behaviour or Behaviour(), library or Library()
-    made = [SimPod(address, f"pod-{i:04}", behaviour, library) for i in range(num_pods)]
+    made = [SimPod(address, f"pod-{i:04}", behaviour, library, tls) for i in range(num_pods)]
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(pod.run()) for pod in made]
         try:

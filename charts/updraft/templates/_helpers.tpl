@@ -190,3 +190,10 @@ key: {{ ternary $own.key "password" (not (empty $own.name)) }}
 {{- printf "%s-%s" .Release.Namespace (include "updraft.fullname" .) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The scheme of a probe of the operator's port; empty for http, which is the default. */}}
+{{- define "updraft.metricsScheme" -}}
+{{- if and .Values.tls.metrics (ne .Values.tls.mode "Disabled") -}}
+scheme: HTTPS
+{{- end }}
+{{- end }}

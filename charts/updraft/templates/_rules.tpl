@@ -75,10 +75,10 @@
   verbs: [create, patch]
 {{- end }}
 {{- if eq .Values.tls.mode "CertManager" }}
-# One per registry: cert-manager signs it.
+# One per server of a resource: cert-manager signs it. That of a dedicated Redis is deleted with it.
 - apiGroups: [cert-manager.io]
   resources: [certificates]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 # Events of resources (`kubectl describe`).
 - apiGroups: [""]

@@ -343,12 +343,12 @@ def _pods(client: ClusterClient) -> tuple[Json, ...]:
     return tuple({objects.key(content): content for content in found}.values())
 
 
-def _metrics(client: ClusterClient, pod: str, port: int | None) -> tuple[Serving | None, str]:
+def _metrics(client: ClusterClient, pod: str, port: pods.MetricsPort | None) -> tuple[Serving | None, str]:
     """Return what a pod tells about itself, or the reason why it cannot be read."""
     if port is None:
         return None, "it has no port for metrics"
     try:
-        metrics = parse(client.pod_metrics(pod, port))
+        metrics = parse(client.pod_metrics(pod, port.number, scheme=port.scheme))
         return (serving(metrics), "") if metrics.has("updraft_inference_") else (None, "it has no metrics of Updraft")
     except (UpdraftError, ValueError) as error:
         return None, str(error)

@@ -125,11 +125,11 @@ class ClusterClient:
             )
             return tuple(json.loads(response.data)["items"])
 
-    def pod_metrics(self, pod: str, port: int) -> str:
-        """Return the metrics of a pod, which the API server fetches from its port."""
+    def pod_metrics(self, pod: str, port: int, *, scheme: str = "http") -> str:
+        """Return the metrics of a pod, which the API server fetches from its port. It takes any certificate."""
         with _sentences(self._host):
             response: Any = self._core.connect_get_namespaced_pod_proxy_with_path(
-                f"{pod}:{port}", self.namespace, "metrics", _preload_content=False, _request_timeout=_TIMEOUT_S
+                f"{scheme}:{pod}:{port}", self.namespace, "metrics", _preload_content=False, _request_timeout=_TIMEOUT_S
             )
             return str(response.data.decode())
 

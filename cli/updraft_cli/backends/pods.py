@@ -1,7 +1,7 @@
 """The serving pods of a speculator as Kubernetes knows them: whether they are ready, where they run, and on which device."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from updraft_cli.backends.objects import Json, time
 from updraft_cli.backends.snapshot import PodState
@@ -14,8 +14,10 @@ _SERVING = "serving"
 SELECTORS = (f"{_SPECULATOR},{_COMPONENT}={_SERVING}", _ATTACH)
 """Label selectors of the serving pods of all speculators: the operator's own, and attached ones."""
 
-_METRICS = ("metrics", "updraft-metrics", "http")
+_METRICS = ("metrics", "tls-metrics", "updraft-metrics", "http", "https")
 """Names of the container port that serves /metrics, the surest first."""
+
+_WITH_TLS = ("tls-metrics", "https")
 
 _ENDED = ("Succeeded", "Failed")
 
@@ -44,13 +46,23 @@ def pod(content: Json) -> PodState:
     )
 
 
-def metrics_port(content: Json) -> int | None:
+class MetricsPort(NamedTuple):
+    """Where a pod serves its metrics."""
+
+    number: int
+    scheme: str = "http"
+
+
+def metrics_port(content: Json) -> MetricsPort | None:
     """Return the port that serves the pod's metrics; None if it has none of the known names."""
     spec = content.get("spec", {})
     containers = (*spec.get("initContainers", ()), *spec.get("containers", ()))  # an agent is a native sidecar
     ports = [port for one in containers for port in one.get("ports", ())]
     by_name = {port.get("name", ""): port["containerPort"] for port in ports}
-    return next((by_name[name] for name in _METRICS if name in by_name), None)
+    name = next((name for name in _METRICS if name in by_name), None)
+    if name is None:
+        return None
+    return MetricsPort(by_name[name], "https" if name in _WITH_TLS else "http")
 
 
 def conditions(content: Json) -> tuple[Condition, ...]:

@@ -65,8 +65,7 @@ class Credentials:
 
     def token(self) -> "ReloadingFile[str] | None":
         """The bearer token, or None to send none. InvalidInput if the file holds no token."""
-        file = self.token_file
-        return None if file is None else ReloadingFile([file], lambda: _token(file), what="token")
+        return None if self.token_file is None else token_in(self.token_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +86,43 @@ class ServerTls:
             require_client_authentication=self.client_ca_file is not None,
         )
 
+    def context(self) -> ssl.SSLContext:
+        """For a server of HTTP, without client certificates. Each handshake uses the newest valid files.
+
+        InvalidInput if a file is missing or has the wrong content.
+        """
+        current = ReloadingFile([self.cert_file, self.key_file], self._context, what="certificate")
+        first = current.get()
+
+        def use_newest(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            connection.context = current.get()
+
+        first.sni_callback = use_newest  # OpenSSL calls it also if a client names no server
+        return first
+
+    def _context(self) -> ssl.SSLContext:
+        _pair(self.cert_file, self.key_file)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert_file, self.key_file, password="")
+        return context
+
     def _read(self) -> grpc.ServerCertificateConfiguration:
         authority = None if self.client_ca_file is None else _authority(self.client_ca_file)
         return grpc.ssl_server_certificate_configuration([_pair(self.cert_file, self.key_file)], authority)
+
+
+def server_context(cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
+    """`ServerTls.context` of files in settings; None if there are none. InvalidInput for one without the other."""
+    if cert_file is None and key_file is None:
+        return None
+    if cert_file is None or key_file is None:
+        raise InvalidInput("a certificate file and its key file require each other")
+    return ServerTls(cert_file=cert_file, key_file=key_file).context()
+
+
+def token_in(file: Path) -> "ReloadingFile[str]":
+    """InvalidInput if the file holds no token."""
+    return ReloadingFile([file], lambda: _token(file), what="token")
 
 
 class ReloadingFile(Generic[T]):

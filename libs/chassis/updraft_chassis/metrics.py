@@ -3,8 +3,10 @@
 The server runs in a daemon thread of its own, so a scrape is answered while the event loop is busy and never delays a request.
 """
 
+import hmac
 import logging
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +60,7 @@ class MetricFactory:
 
 
 @contextmanager
-def serve(
+def serve(  # noqa: PLR0913 - all that a port is
     registry: CollectorRegistry,
     *,
     host: str,
@@ -66,14 +68,18 @@ def serve(
     ready: Callable[[], bool],
     setting: str,
     alive: Callable[[], bool] = lambda: True,
+    tls: ssl.SSLContext | None = None,
+    token: Callable[[], str] | None = None,
 ) -> Iterator[int]:
-    """Serve until the block ends; yield the port (port 0 selects a free one).
+    """Serve until the block ends; yield the port (port 0 selects a free one). With `tls` it speaks HTTPS only. With `token`,
+    /metrics needs that bearer token; probes never do.
 
     `ready` and `alive` (/healthz) are called from other threads and may only read a flag. Raises Conflict, with the name of
     `setting`, if the port is not available.
     """
     try:
-        httpd = make_server(host, port, _app(registry, ready, alive), server_class=_Server, handler_class=_Quiet)
+        httpd = make_server(host, port, _app(registry, ready, alive, token), server_class=_Server, handler_class=_Quiet)
+        httpd.tls = tls
     except OSError as error:
         raise Conflict(f"cannot listen on {host}:{port} ({error.strerror}); set {setting}") from error
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
@@ -86,11 +92,18 @@ def serve(
         thread.join()
 
 
-def _app(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable[[], bool]) -> "WSGIApplication":
+def _app(
+    registry: CollectorRegistry,
+    ready: Callable[[], bool],
+    alive: Callable[[], bool],
+    token: Callable[[], str] | None,
+) -> "WSGIApplication":
     scrape: WSGIApplication = make_wsgi_app(registry)
 
     def app(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
         match environ["PATH_INFO"]:
+            case "/metrics" if token is not None and not _has(token(), environ):
+                return _plain(start, "401 Unauthorized", "a bearer token is needed")
             case "/metrics":
                 return scrape(environ, start)
             case "/healthz":
@@ -101,6 +114,11 @@ def _app(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable
                 return _plain(start, "404 Not Found", "available: /metrics, /healthz, /readyz")
 
     return app
+
+
+def _has(token: str, environ: "WSGIEnvironment") -> bool:
+    given = str(environ.get("HTTP_AUTHORIZATION", ""))
+    return hmac.compare_digest(given.encode(errors="replace"), f"Bearer {token}".encode())
 
 
 def _status(start: "StartResponse", is_ok: bool, yes: str, no: str) -> list[bytes]:  # noqa: FBT001 - the result to report
@@ -121,10 +139,19 @@ class _Server(ThreadingMixIn, WSGIServer):
         128  # of connections that wait to be accepted; by default 5, and the others try again after a second
     )
 
+    tls: ssl.SSLContext | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The handshake is the thread's, whose time is limited."""
+        request, address = super().get_request()
+        if self.tls is not None:
+            request = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

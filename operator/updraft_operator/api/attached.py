@@ -88,4 +88,8 @@ def rules() -> tuple[tuple[str, str], ...]:
             "!has(self.attached) || !has(self.apiKeysSecretRef)",
             "apiKeysSecretRef: with mode Attached, require keys in your workload, as a pod without the plugin would be open",
         ),
+        (
+            "!has(self.attached) || !has(self.tlsSecretRef)",
+            "tlsSecretRef: with mode Attached, give the certificate to the server in your workload",
+        ),
     )

@@ -43,6 +43,9 @@ CERT_MANAGER_API_VERSION = "cert-manager.io/v1"
 SERVING, TRAINER, REGISTRY, IMPORT, REDIS = "serving", "trainer", "registry", "import", "redis"
 """Parts of a speculator: values of the component label, and ends of names."""
 
+METRICS = "metrics"
+"""The certificate for metrics of trainers and agents."""
+
 
 def child(speculator: str, part: str) -> str:
     return f"{speculator}-{part}"

@@ -296,6 +296,9 @@ class Serving(Workload):
     memory for it, otherwise to the model's maximum."""
     api_keys_secret_ref: KeysSecret | None = None
     """Secret entry with the API keys of clients, one per line after the name of its tenant. Without it, no key is required."""
+    tls_secret_ref: SecretName | None = None
+    """Secret of type kubernetes.io/tls with the certificate of the port of clients, which then speaks HTTPS only. A renewed one
+    is used without a restart."""
     tenant_header: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """Header by which a gateway names the tenant. Its API key has the word gateway."""
     max_requests_per_key: Positive | None = None

@@ -17,9 +17,15 @@ _OPTIONS = ("--api-key", "--admin-api-key")
 _SHORTEST = len("--ap")
 
 _ASK = """
-import http.client, sys
+import http.client, ssl, sys
+scheme, port = sys.argv[1:]
 try:
-    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=4)
+    if scheme == "https":
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", int(port), timeout=4, context=ssl._create_unverified_context()
+        )
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=4)
     connection.request("GET", "/v1/models")
     status = connection.getresponse().status
 except OSError as error:
@@ -27,7 +33,7 @@ except OSError as error:
 if status != 401:
     sys.exit(f"a request without an API key got status {status}, expected 401: is Updraft's plugin loaded?")
 """
-"""Exits with status 0 if the server at a port refuses a request without a key."""
+"""Exits with status 0 if the server at a port, which speaks http or https, refuses a request without a key."""
 
 
 def in_arguments(engine: Engine) -> str:
@@ -75,10 +81,10 @@ def variables(serving: Serving, prefix: str) -> dict[str, str]:
     }
 
 
-def probe(port: int, *, period_s: int, failures: int) -> dict[str, Any]:
+def probe(port: int, scheme: str, *, period_s: int, failures: int) -> dict[str, Any]:
     """A probe that succeeds if the server requires a key. `-I` ignores PYTHONPATH, so the probe loads no plugins."""
     return {
-        "exec": {"command": ["python3", "-I", "-c", _ASK, str(port)]},
+        "exec": {"command": ["python3", "-I", "-c", _ASK, scheme, str(port)]},
         "periodSeconds": period_s,
         "timeoutSeconds": 10,
         "failureThreshold": failures,

@@ -59,6 +59,8 @@ class OperatorConfig:
     upgrade_deadline_s: float = 2400.0
     """How long the pods of one may take to come back."""
     tls: Tls = field(default_factory=Tls)
+    metrics_from: tuple[Mapping[str, Any], ...] = ()
+    """Peers of a NetworkPolicy that may scrape pods; none: everyone may."""
     redis_marks: Mapping[Role, str] = field(default_factory=dict)
     """Hashes of the addresses of a Redis of the operator, by role. A change restarts the pods of the role."""
     redis_places: Mapping[Role, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import Manifest, manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 
 GRPC_PORT = 50051
 
@@ -28,6 +28,12 @@ def policy(owner: AdaptiveSpeculator, part: str, ingress: list[dict[str, Any]], 
 
 def from_anyone(*ports: int) -> dict[str, Any]:
     return {"ports": [_port(port) for port in ports]}
+
+
+def for_metrics(config: OperatorConfig, *ports: int) -> dict[str, Any]:
+    """Kubelets always may."""
+    peers = {"from": [dict(peer) for peer in config.metrics_from]} if config.metrics_from else {}
+    return {**peers, **from_anyone(*ports)}
 
 
 def from_own(owner: AdaptiveSpeculator, operator_namespace: str, port: int) -> dict[str, Any]:

@@ -137,19 +137,23 @@ def secret_variable(name: str, secret: str, key: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
-def probes(port: str, *, start_s: int, start_period_s: int = 5, live_period_s: int = 10) -> dict[str, Any]:
+def probes(
+    port: str, *, start_s: int, start_period_s: int = 5, live_period_s: int = 10, has_tls: bool = False
+) -> dict[str, Any]:
     """Probes of a container that serves /healthz and /readyz, and may take `start_s` seconds to start."""
+    failures = start_s // start_period_s
     return {
-        "startupProbe": http_probe("/healthz", port, period_s=start_period_s, failures=start_s // start_period_s),
-        "readinessProbe": http_probe("/readyz", port, period_s=5, failures=2),
-        "livenessProbe": http_probe("/healthz", port, period_s=live_period_s, failures=6),
+        "startupProbe": http_probe("/healthz", port, period_s=start_period_s, failures=failures, has_tls=has_tls),
+        "readinessProbe": http_probe("/readyz", port, period_s=5, failures=2, has_tls=has_tls),
+        "livenessProbe": http_probe("/healthz", port, period_s=live_period_s, failures=6, has_tls=has_tls),
     }
 
 
-def http_probe(path: str, port: str, *, period_s: int, failures: int) -> dict[str, Any]:
-    """An HTTP probe. The timeout of 5 s is long for a trivial answer, but short for a node that swaps."""
+def http_probe(path: str, port: str, *, period_s: int, failures: int, has_tls: bool = False) -> dict[str, Any]:
+    """An HTTP probe. The timeout of 5 s is long for a trivial answer, but short for a node that swaps. A kubelet takes any
+    certificate, as none names a pod's address."""
     return {
-        "httpGet": {"path": path, "port": port},
+        "httpGet": {"path": path, "port": port, **({"scheme": "HTTPS"} if has_tls else {})},
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
         "failureThreshold": failures,

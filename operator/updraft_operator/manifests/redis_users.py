@@ -103,6 +103,13 @@ def user_url(url: str, user: str, password: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}:{password}@{host}", query=query, fragment=""))
 
 
+def with_authorities(url: str, authorities: str) -> str:
+    """The address for the operator itself, which has the CAs (in PEM format) in memory where pods have a file."""
+    parts = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name != "ssl_ca_certs"]
+    return urlunsplit(parts._replace(query=urlencode([*query, ("ssl_ca_data", authorities)])))
+
+
 def address_problem(url: str) -> str:
     """Why `user_url` could copy a part of the password in `url`, in words that do not quote it; empty if it could not."""
     try:

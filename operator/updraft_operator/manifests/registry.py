@@ -6,6 +6,7 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import accounts, network, pod
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
+from updraft_operator.manifests.tls import metrics
 from updraft_operator.manifests.tls import objects as tls
 
 METRICS_PORT = 9091
@@ -16,7 +17,7 @@ _KEY_SET = "https://kubernetes.default.svc/openid/v1/jwks"
 def objects(owner: AdaptiveSpeculator, config: OperatorConfig) -> list[Manifest]:
     """All objects of the part."""
     values = _settings(owner, config)
-    ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.from_anyone(METRICS_PORT)]
+    ingress = [network.from_own(owner, config.namespace, network.GRPC_PORT), network.for_metrics(config, METRICS_PORT)]
     return [
         pod.settings(owner, names.REGISTRY, values),
         _stateful_set(owner, config, values),
@@ -38,6 +39,7 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, st
         "UPDRAFT_REGISTRY_KEY_SET_TOKEN_FILE": f"{pod.KUBERNETES}/token",
         "UPDRAFT_REGISTRY_KEY_SET_CA_FILE": f"{pod.KUBERNETES}/ca.crt",
         **tls.server_settings(config),
+        **({"UPDRAFT_REGISTRY_METRICS_TLS": "true"} if config.tls.is_on_for_metrics else {}),
     }
     if owner.spec.registry.bucket is not None:
         values["UPDRAFT_REGISTRY_STORE_URL"] = owner.spec.registry.bucket.url
@@ -55,11 +57,11 @@ def _stateful_set(owner: AdaptiveSpeculator, config: OperatorConfig, values: dic
         spec,
         ports=[
             {"name": "grpc", "containerPort": network.GRPC_PORT},
-            {"name": "metrics", "containerPort": METRICS_PORT},
+            {"name": metrics.port_name(config), "containerPort": METRICS_PORT},
         ],
         envFrom=[*variables, *([{"secretRef": {"name": bucket.name}}] if bucket else [])],
         volumeMounts=[pod.DATA, pod.KUBERNETES_MOUNT, *tls.server_mounts(config)],
-        **pod.probes("metrics", start_s=300, start_period_s=2),
+        **pod.probes(metrics.port_name(config), start_s=300, start_period_s=2, has_tls=config.tls.is_on_for_metrics),
     )
     volumes = [pod.kubernetes_volume(), *tls.server_volumes(owner, config)]
     if spec.storage.claim_name is not None:

@@ -12,6 +12,7 @@ from updraft_operator.manifests.redis import redis_marks, retention, stream_name
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.servers import attachment, server, sglang, vllm
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import metrics, port
 from updraft_operator.manifests.tls import objects as tls
 
 PORT = 8000
@@ -44,8 +45,9 @@ def objects(
             {"name": "data", "emptyDir": {}},
             pod.token_volume(owner, "serve"),
             *tls.client_volumes(owner, config),
-            *([] if stock is None else [pod.SHM]),
+            *([] if stock is None else [pod.SHM, *metrics.volumes(owner, config)]),
             *api_keys.volumes(spec.serving),
+            *port.volumes(spec.serving),
         ],
         settings={**values, **redis_marks(owner, Role.WRITER, config)},
         more={
@@ -64,13 +66,15 @@ def objects(
         content["replicas"] = 0
     elif sets_replicas:
         content["replicas"] = spec.serving.replicas
-    ports = [PORT] if stock is None else [stock.port, server.METRICS_PORT]
+    ingress = [network.from_anyone(PORT if stock is None else stock.port)]
+    if stock is not None:
+        ingress.append(network.for_metrics(config, server.METRICS_PORT))
     return [
         pod.settings(owner, names.SERVING, values),
         manifest(owner, "apps/v1", "Deployment", names.child(name, names.SERVING), names.SERVING, spec=content),
         _service(owner),
         _budget(owner),
-        network.policy(owner, names.SERVING, [network.from_anyone(*ports)]),
+        network.policy(owner, names.SERVING, ingress),
     ]
 
 
@@ -115,8 +119,14 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig, stock: Server |
         **({"UPDRAFT_INFERENCE_CAPTURE": "opt-in"} if spec.traces.capture is Capture.OPT_IN else {}),
         **stream_size(owner, "UPDRAFT_INFERENCE"),
         **retention(owner, "UPDRAFT_INFERENCE_CAPTURE_RETENTION_SECONDS"),
-        **(_torch_settings(owner) if stock is None else {"UPDRAFT_INFERENCE_METRICS_PORT": str(server.METRICS_PORT)}),
+        **(_torch_settings(owner) if stock is None else _agent_settings(owner, config)),
     }
+
+
+def _agent_settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:
+    """Agents of attached pods serve their metrics without TLS, because those pods have to start without our objects."""
+    encrypted = {} if owner.spec.serving.is_attached else metrics.settings(config, "UPDRAFT_INFERENCE")
+    return {"UPDRAFT_INFERENCE_METRICS_PORT": str(server.METRICS_PORT), **encrypted}
 
 
 def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
@@ -129,6 +139,7 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         "UPDRAFT_INFERENCE_DRAIN_SECONDS": str(max(1, grace_s - server.PULL_S - 5)),
         "UPDRAFT_INFERENCE_LOOKAHEAD": str(spec.draft.lookahead if spec.draft.is_speculating else 0),
         **api_keys.variables(serving, "UPDRAFT_INFERENCE"),
+        **port.settings(serving),
     }
     if serving.max_context_tokens is not None:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(serving.max_context_tokens)
@@ -147,16 +158,17 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
         spec.engine.image or config.images.inference,
         config.images,
         serving,
-        ports=[{"name": server.PORT_NAME, "containerPort": PORT}],
+        ports=[{"name": port.scheme(serving), "containerPort": PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=server.process_variables(owner, config, target),
         volumeMounts=[
             *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
             *target.mounts,
             *api_keys.mounts(serving),
+            *port.mounts(serving),
         ],
         # The server answers probes concurrently with decoding, so a swap between two steps fails none.
-        **pod.probes(server.PORT_NAME, start_s=server.LOAD_S),
+        **pod.probes(port.scheme(serving), start_s=server.LOAD_S, has_tls=port.has_tls(serving)),
         lifecycle={"preStop": {"sleep": {"seconds": server.PULL_S}}},
     )
 
@@ -183,10 +195,12 @@ def _spread(name: str) -> dict[str, Any]:
 
 
 def _service(owner: AdaptiveSpeculator) -> Manifest:
-    name = owner.metadata.name
+    name, target = owner.metadata.name, port.scheme(owner.spec.serving)
     content = {
         "selector": names.selector(name, names.SERVING),
-        "ports": [{"name": "http", "port": 80, "targetPort": server.PORT_NAME, "protocol": "TCP"}],
+        "ports": [
+            {"name": target, "port": port.service_port(owner.spec.serving), "targetPort": target, "protocol": "TCP"}
+        ],
     }
     return manifest(owner, "v1", "Service", name, names.SERVING, spec=content)
 

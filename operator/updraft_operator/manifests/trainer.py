@@ -20,6 +20,7 @@ from updraft_operator.manifests.redis import (
     stream_size,
 )
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import metrics
 from updraft_operator.manifests.tls import objects as tls
 
 METRICS_PORT = 9092
@@ -43,7 +44,7 @@ def objects(
     kind, values = kind or default_kind(owner), _settings(owner, config)
     template = _template(owner, config, values, kind)
     runs = not (owner.spec.suspend or owner.spec.trainer.suspend or waits)
-    ingress = [network.from_anyone(*_metrics_ports(owner.spec.trainer).values())]
+    ingress = [network.for_metrics(config, *_metrics_ports(owner.spec.trainer, config).values())]
     if owner.spec.trainer.nodes > 1:
         ingress.append(network.from_part(owner, names.TRAINER))
     return [
@@ -75,7 +76,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
         spec.image or config.images.trainer,
         config.images,
         spec.model_copy(update={"resources": _resources(spec)}),
-        ports=[{"name": name, "containerPort": port} for name, port in _metrics_ports(spec).items()],
+        ports=[{"name": name, "containerPort": port} for name, port in _metrics_ports(spec, config).items()],
         envFrom=pod.from_settings(owner, names.TRAINER),
         env=[
             {"name": "UPDRAFT_TRAINER_MODEL", "value": target.path},
@@ -83,11 +84,11 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             *redis_variables(owner, Role.READER, "UPDRAFT_TRAINER_REDIS_URL", config),
         ],
         volumeMounts=[
-            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
+            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config), *metrics.mounts(config)),
             *([pod.SHM_MOUNT] if shares_memory else []),
             *target.mounts,
         ],
-        **_process(owner, kind),
+        **_process(owner, config, kind),
     )
     parts = pod.PodParts(
         containers=[trainer],
@@ -97,6 +98,7 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
             *_data_volume(owner, kind),
             pod.token_volume(owner, "publish"),
             *tls.client_volumes(owner, config),
+            *metrics.volumes(owner, config),
             *([pod.SHM] if shares_memory else []),
         ],
         settings={**values, **redis_marks(owner, Role.READER, config)},
@@ -105,10 +107,9 @@ def _template(owner: AdaptiveSpeculator, config: OperatorConfig, values: dict[st
     return pod.template(owner, names.TRAINER, parts, spec, config.images)
 
 
-def _metrics_ports(trainer: Trainer) -> dict[str, int]:
+def _metrics_ports(trainer: Trainer, config: OperatorConfig) -> dict[str, int]:
     """By name, which the chart's PodMonitor knows."""
-    further = {f"metrics-{rank}": METRICS_PORT + rank for rank in range(1, trainer.ranks_per_pod)}
-    return {"metrics": METRICS_PORT, **further}
+    return {metrics.port_name(config, rank): METRICS_PORT + rank for rank in range(trainer.ranks_per_pod)}
 
 
 def _consumer(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:
@@ -118,9 +119,10 @@ def _consumer(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:
     return {"name": ranks.POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
 
 
-def _process(owner: AdaptiveSpeculator, kind: Kind) -> dict[str, Any]:
+def _process(owner: AdaptiveSpeculator, config: OperatorConfig, kind: Kind) -> dict[str, Any]:
     """Arguments and probes. Ranks that wait for another pod answer no probe, and a restart would not help them."""
-    probes = pod.probes("metrics", start_s=600, live_period_s=20)
+    name, has_tls = metrics.port_name(config), config.tls.is_on_for_metrics
+    probes = pod.probes(name, start_s=600, live_period_s=20, has_tls=has_tls)
     if kind is Kind.DEPLOYMENT:
         return probes
     return {"args": ranks.arguments(owner, kind), "readinessProbe": probes["readinessProbe"]}
@@ -157,6 +159,7 @@ def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, st
             "UPDRAFT_TRAINER_REGISTRY_ADDRESS": tls.registry_address(owner),
             "UPDRAFT_TRAINER_REGISTRY_TOKEN_FILE": f"{pod.ACCESS}/publish",
             **tls.client_settings(config, "UPDRAFT_TRAINER"),
+            **metrics.settings(config, "UPDRAFT_TRAINER"),
             "UPDRAFT_TRAINER_SPECULATOR": name,
             "UPDRAFT_TRAINER_NAMESPACE": stream_namespace(owner, config),
             "UPDRAFT_TRAINER_STREAM_SHARDS": str(owner.spec.num_shards),

@@ -194,7 +194,7 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
 
 
 def _has_certificate(observed: Observed) -> bool:
-    return tls.is_ready(observed.speculator, observed.config, observed.certificate)
+    return tls.is_ready(observed.speculator, observed.config, observed.certificates)
 
 
 def _no_certificate(observed: Observed) -> str:
@@ -203,7 +203,8 @@ def _no_certificate(observed: Observed) -> str:
         refused = [each.message for each in observed.refusals if each.ref == Ref("Secret", name)]
         problem = " ".join(refused) or observed.config.tls.problem or "it does not know its CA yet"
         return f"the operator has not signed one: {problem}"
-    if observed.certificate is not None and not observed.certificate.authorities:
+    certificate = observed.certificates.get(names.REGISTRY)
+    if certificate is not None and not certificate.authorities:
         return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
     request = observed.children.get(Ref("Certificate", name))
     messages = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []

@@ -106,8 +106,8 @@ class Observed:
     """Traces in the Redis that is being left, counted after nobody wrote there any more; None: not counted yet."""
     fresh_passwords: Mapping[tuple[Place, Role], str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
-    certificate: Certificate | None = None
-    """The one in the registry's Secret; None without a valid one."""
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    """Those in the Secrets of the registry and of a dedicated Redis, by part; none of a Secret without a valid one."""
     is_preview: bool = False
     """Plan also what waits for a certificate, because nothing is signed in a dry run."""
     users_problem: UsersProblem | None = None

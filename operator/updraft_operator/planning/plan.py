@@ -27,7 +27,7 @@ from updraft_operator.planning.runtime.records import Settled, settle
 from updraft_operator.planning.runtime.upgrade import Upgrade, assess, new_turn
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.traces import access
-from updraft_operator.planning.traces.places import left_server, places
+from updraft_operator.planning.traces.places import left_server, places, tls_servers
 from updraft_rollouts.terms import Phase
 
 _CONDEMNED = frozenset(phase.value for phase in Phase if phase.is_condemned)
@@ -104,7 +104,7 @@ def make_plan(observed: Observed, *, now_unix_s: float, now_s: float) -> Plan:
         return _statuses(observed, now, now_s, None)
     made, upgrade = _made(observed, now)
     observed = replace(observed, refusals=_refusals(observed, made.objects))
-    orders = tls.orders(observed.speculator, observed.config, observed.certificate, now_unix_s)
+    orders = tls.orders(observed.speculator, observed.config, observed.certificates, tls_servers(observed), now_unix_s)
     applied, deleted, held = _objects(observed, made.objects, orders)
     decided = places(observed)
     pending = {*map(ref, applied), *held, *(refusal.ref for refusal in observed.refusals)}
@@ -173,11 +173,11 @@ def _next_plan_s(observed: Observed, now: datetime, upgrade: Upgrade | None) -> 
 
 
 def _renewal_s(observed: Observed, now: datetime) -> float | None:
-    """Seconds until the certificate is to be renewed; None if that is over, or not this operator's task."""
-    if observed.certificate is None or not observed.config.tls.can_sign:
+    """Seconds until a certificate is to be renewed; None if that is over, or not this operator's task."""
+    if not observed.config.tls.can_sign:
         return None
-    left_s = observed.certificate.renewed_s - now.timestamp()
-    return left_s if left_s > 0 else None
+    left_s = (certificate.renewed_s - now.timestamp() for certificate in observed.certificates.values())
+    return min((left for left in left_s if left > 0), default=None)
 
 
 def written(part: Model) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
 
 
 def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOrder]) -> bool:
-    """Whether a change waits for a certificate of the registry: pods of the new template could not start, and those that run
+    """Whether a change waits for a certificate of a server: pods of the new template could not start, and those that run
     can. New objects do not wait: their pods wait for what they mount.
 
     The CAs change once that certificate has been signed again, or else clients might distrust it.
@@ -282,10 +282,17 @@ def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOr
         return False
     if target == cas:
         return bool(orders)
-    if cas in observed.children and tls.is_ready(observed.speculator, observed.config, observed.certificate):
+    if target.name == names.child(observed.name, names.REDIS):
+        return not _has_certificate(observed, names.REDIS)
+    needed = [part for part in tls_servers(observed) if part != names.REDIS]
+    if cas in observed.children and all(_has_certificate(observed, part) for part in needed):
         return False
     is_registry = target.name == names.child(observed.name, names.REGISTRY)
     return is_registry or cas not in observed.children or not tls.is_used(child.live())
+
+
+def _has_certificate(observed: Observed, part: str) -> bool:
+    return tls.is_ready(observed.speculator, observed.config, observed.certificates, part)
 
 
 def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:

@@ -19,6 +19,7 @@ from updraft_operator.api.status import (
     TrainerStatus,
     VersionsStatus,
 )
+from updraft_operator.manifests.tls import port
 from updraft_operator.planning.assessment import Assessment, dated
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import (
@@ -118,7 +119,7 @@ def _serving(observed: Observed, serves: Assessment) -> ServingStatus:
     updated = before.updated_replicas if before is not None else None
     attached = observed.speculator.spec.serving.attached
     selector = names.selector(observed.name, names.SERVING) if attached is None else attached.selector.match_labels
-    url = f"http://{observed.name}.{observed.speculator.metadata.namespace}.svc/v1" if attached is None else None
+    url = port.url(observed.speculator) if attached is None else None
     return ServingStatus(
         replicas=sum(not pod.is_finished for pod in pods),
         desired_replicas=desired_pods(observed),

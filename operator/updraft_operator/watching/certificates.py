@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
+from updraft_operator.manifests.redis_users import with_authorities
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.terms import (
     Certificate,
@@ -89,9 +89,7 @@ class Certificates:
             return url
         if not self.redis_authorities:
             raise Unavailable("the CA of the operator's Redis is not known yet")
-        parts = urlsplit(url)
-        query = [(name, value) for name, value in parse_qsl(parts.query) if name != "ssl_ca_certs"]
-        return urlunsplit(parts._replace(query=urlencode([*query, ("ssl_ca_data", self.redis_authorities)])))
+        return with_authorities(url, self.redis_authorities)
 
     def trusted(self, config: OperatorConfig, certificate: Certificate | None, last: Child | None) -> OperatorConfig:
         """The settings with the CAs that the clients of a registry trust, which has this certificate.

@@ -6,11 +6,13 @@ Each is compared on its own, so that one that hangs delays no other.
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self, TypeAlias
 
+from updraft_chassis.errors import Unavailable
 from updraft_operator.manifests.dedicated import redis as dedicated
 from updraft_operator.manifests.redis import Place, stream_namespace
-from updraft_operator.manifests.redis_users import RedisUser
+from updraft_operator.manifests.redis_users import RedisUser, with_authorities
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import Observed, UsersProblem
 from updraft_operator.planning.plan import Plan
@@ -27,10 +29,11 @@ class DedicatedRedis:
     """The passwords of administrators follow from it; empty until it was read."""
     address: str
     """Template, with {name} and {namespace}."""
+    has_tls: bool = False
 
     def url(self, key: Key) -> str:
         """Empty without a key."""
-        return dedicated.url(self.key, self.address, *key) if self.key else ""
+        return dedicated.url(self.key, self.address, *key, has_tls=self.has_tls) if self.key else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class WantedUsers:
     shared: tuple[RedisUser, ...] = ()
     dedicated: tuple[RedisUser, ...] = ()
     dedicated_url: str = field(default="", repr=False)
-    """With the administrator."""
+    """With the administrator, and the CAs if it speaks TLS; empty until they are known."""
     streams: str = ""
     """The namespace of its streams."""
     is_moving: bool = False
@@ -55,7 +58,7 @@ class WantedUsers:
         return cls(
             shared=plan.users or (),
             dedicated=plan.dedicated_users,
-            dedicated_url=observed.dedicated_url,
+            dedicated_url=_for_operator(observed),
             streams=stream_namespace(observed.speculator, observed.config),
             is_moving=plan.is_moving,
             reads=plan.reads,
@@ -67,6 +70,13 @@ class WantedUsers:
         return self.streams if self.drains is place else ""
 
 
+def _for_operator(observed: Observed) -> str:
+    if not observed.config.tls.is_on:
+        return observed.dedicated_url
+    trusted = observed.config.tls.authorities
+    return with_authorities(observed.dedicated_url, trusted) if trusted and observed.dedicated_url else ""
+
+
 class RedisServers:
     """`make` makes the users of the Redis with this administrator's address, which may change, and of this `tenant`;
     `shared_url` is that of the operator's Redis, None without one."""
@@ -75,6 +85,7 @@ class RedisServers:
         self._make = make
         self._shared = make(shared_url) if shared_url is not None else None
         self._dedicated: dict[Key, RedisUsers] = {}
+        self._urls: dict[Key, str] = {}
         self._reads: dict[Key, Place | None] = {}
         self._changed = asyncio.Event()
         self._is_closed = False
@@ -89,8 +100,9 @@ class RedisServers:
         if not wants.dedicated:
             self._drop(key)
             return
+        self._urls[key] = wants.dedicated_url
         if key not in self._dedicated:
-            self._dedicated[key] = self._make(lambda: wants.dedicated_url, tenant=key)
+            self._dedicated[key] = self._make(partial(self._url, key), tenant=key)
             self._changed.set()
         self._dedicated[key].want(key, wants.dedicated, drains=wants.drained(Place.DEDICATED), is_moving=is_moving)
 
@@ -148,7 +160,14 @@ class RedisServers:
                         running[server] = tasks.create_task(server.run())
                 await self._changed.wait()
 
+    def _url(self, key: Key) -> str:
+        """The newest address, because its CAs change. Unavailable until they are known."""
+        if not self._urls.get(key):
+            raise Unavailable("the CA of this Redis is not known yet")
+        return self._urls[key]
+
     def _drop(self, key: Key) -> None:
+        self._urls.pop(key, None)
         server = self._dedicated.pop(key, None)
         if server is not None:
             server.close()

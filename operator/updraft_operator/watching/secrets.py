@@ -6,7 +6,7 @@ Secrets, because that permission would expose every Secret.
 
 import base64
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from updraft_chassis.clock import Clock
@@ -35,8 +35,8 @@ class SecretsSnapshot:
     """The addresses in the Secrets of the roles; none of a Secret that does not exist."""
     dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
     """The same for a dedicated Redis."""
-    certificate: Certificate | None
-    """The one of the registry; None without a valid one."""
+    certificates: Mapping[str, Certificate]
+    """By part of the resource, of its registry and of a dedicated Redis; none without a valid one."""
     missing: tuple[str, ...]
     rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
     """By Redis and role, the request that the password was made for; empty for none."""
@@ -47,19 +47,16 @@ class SecretsSnapshot:
     request: str = ""
 
 
-NO_SECRETS = SecretsSnapshot(redis_urls={}, certificate=None, missing=(), at_s=0.0, generation=0)
+NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.0, generation=0)
 
 
 class Secrets:
     """Reads Secrets and caches them for `fresh_s` seconds."""
 
-    def __init__(
-        self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S, *, has_certificates: bool = False
-    ) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
         self._cluster = cluster
         self._clock = clock
         self._fresh_s = fresh_s
-        self._has_certificates = has_certificates
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     def last(self, key: Key) -> SecretsSnapshot:
@@ -67,19 +64,24 @@ class Secrets:
         return self._snapshots.get(key, NO_SECRETS)
 
     async def read(
-        self, key: Key, owner: AdaptiveSpeculator, request: str = "", in_use: frozenset[Place] = frozenset()
+        self,
+        key: Key,
+        owner: AdaptiveSpeculator,
+        request: str = "",
+        in_use: frozenset[Place] = frozenset(),
+        parts: Collection[str] = (),
     ) -> SecretsSnapshot:
         """The speculator's own Secrets for the Redis that its spec wants and for those `in_use`, and the names of Secrets that
-        its spec names and that do not exist.
+        its spec names and that do not exist. `parts` have certificates.
 
-        `request` is the version of its Certificate, after whose changes cert-manager may have written another Secret.
+        `request` is the version of its Certificates, after whose changes cert-manager may have written another Secret.
         """
         in_use |= _wanted(owner)
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
         same = (owner.metadata.generation, in_use, request)
         is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
         fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
-        if self._has_certificates and snapshot is not None and snapshot.certificate is None:
+        if snapshot is not None and not snapshot.certificates.keys() >= set(parts):
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
@@ -92,7 +94,7 @@ class Secrets:
                 place: {role: content.get(ROTATION, "") for role, content in of_place.items()}
                 for place, of_place in held.items()
             },
-            certificate=await self._certificate(key),
+            certificates={part: found for part in parts if (found := await self._certificate(key, part)) is not None},
             missing=tuple(dict.fromkeys(missing)),
             at_s=now_s,
             generation=owner.metadata.generation,
@@ -111,10 +113,8 @@ class Secrets:
         held = {role: await self._get(key.namespace, secret_name(key.name, role, place)) for role in Role}
         return {role: content for role, content in held.items() if content is not None}
 
-    async def _certificate(self, key: Key) -> Certificate | None:
-        if not self._has_certificates:
-            return None
-        held = await self._get(key.namespace, certificate_name(key.name)) or {}
+    async def _certificate(self, key: Key, part: str) -> Certificate | None:
+        held = await self._get(key.namespace, certificate_name(key.name, part)) or {}
         found = read_certificate(held.get(CERT, ""), held.get(KEY, ""), held.get(CA, ""))
         return found if found is not None and self._clock.now() < found.not_after_s else None
 
@@ -185,6 +185,8 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
         yield spec.target_model.secret_ref.name, ""
     if spec.serving.api_keys_secret_ref is not None:
         yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
+    if spec.serving.tls_secret_ref is not None:
+        yield spec.serving.tls_secret_ref.name, CERT
     redis = dict.fromkeys(url_secret(owner, role) for role in Role)
     yield from ((secret.name, secret.key) for secret in redis if secret is not None)
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:

@@ -3,6 +3,8 @@
 Keys are of curve P-256, which every client knows and which takes a millisecond. A CA may sign servers only, no other CA.
 """
 
+import ssl
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from updraft_operator.manifests.tls.terms import Certificate
 
 E = TypeVar("E", bound=x509.ExtensionType)
+
+_OWN_S = 315_360_000
+"""Ten years: longer than a process runs."""
 
 _MAX_SKEW_S = 300
 _SKEW_PER_LIFE = 100
@@ -59,6 +64,18 @@ def sign(authority: Authority, name: str, life_s: float, now_s: float) -> tuple[
         )
     )
     return _pem(builder.sign(signing, hashes.SHA256())), _key_pem(key)
+
+
+def own_context(name: str, now_s: float) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody can check, for a port whose callers take any; it has no file."""
+    authority = new_authority(_OWN_S, now_s)
+    certificate, key = sign(authority, name, _OWN_S, now_s)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile("w") as pair:  # OpenSSL reads files only
+        pair.write(certificate + key)
+        pair.flush()
+        context.load_cert_chain(pair.name)
+    return context
 
 
 def read_certificate(certificate: str, key: str, authorities: str) -> Certificate | None:

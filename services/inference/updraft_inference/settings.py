@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from updraft_artifacts.draft_shape import MIN_VOCAB, ShapeChoice
 from updraft_chassis import settings, streams
-from updraft_chassis.credentials import Credentials
+from updraft_chassis.credentials import Credentials, ServerTls
 
 PodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]
 """A valid host name."""
@@ -38,8 +38,21 @@ class InferenceSettings(settings.Settings):
     """Port of the OpenAI API, /healthz, /readyz and /metrics; of an SGLang or vLLM server, if Updraft starts one. 0 picks a
     free port, but not for such a server."""
 
+    tls_cert_file: Path | None = None
+    """Certificate chain of `port` in PEM format; with tls_key_file, clients have to speak TLS. Both are read again when they
+    change. A server that Updraft starts gets the same files."""
+
+    tls_key_file: Path | None = None
+    """Private key of tls_cert_file."""
+
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9093
     """Port of the agent's /healthz, /readyz and /metrics, with engines sglang and vllm; 0 picks a free port."""
+
+    metrics_tls_cert_file: Path | None = None
+    """Certificate chain of metrics_port in PEM format; with metrics_tls_key_file, it speaks HTTPS. Reloaded when it changes."""
+
+    metrics_tls_key_file: Path | None = None
+    """Private key of metrics_tls_cert_file."""
 
     engine: Literal["torch", "sglang", "vllm"] = "torch"
     """Engine that runs the model: torch (built in), or a stock SGLang or vLLM server. With a server, clients use its own port,
@@ -267,6 +280,13 @@ class InferenceSettings(settings.Settings):
         return Credentials.of(self)
 
     @property
+    def tls(self) -> ServerTls | None:
+        """The certificate of `port`; None for plain HTTP."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return ServerTls(cert_file=self.tls_cert_file, key_file=self.tls_key_file)
+
+    @property
     def model_name(self) -> str:
         return self.served_model_name or self.model.resolve().name
 
@@ -309,6 +329,16 @@ class InferenceSettings(settings.Settings):
             raise ValueError(
                 "DRAFT_PATH, API_KEYS_FILE and TENANT_HEADER require ENGINE torch:"
                 f" with {self.engine}, clients use the server's own port"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE require each other")
+        if self.tls is not None and self.engine != "torch" and self.server_python is None:
+            raise ValueError(
+                "TLS_CERT_FILE requires ENGINE torch or a server that Updraft starts: yours has its own port"
             )
         return self
 

@@ -31,6 +31,7 @@ from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
+from updraft_tap.http import certificates
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError
@@ -74,6 +75,7 @@ def _register() -> None:
     http = http_process()
     _name_application()
     http.found = found = hooks.install(http.bindings)
+    certificates.follow()
     if http.needs_keys:
         refuse(misfit(found))
     if settings is not None:

@@ -20,6 +20,7 @@ from updraft_tap.channel import Channel
 from updraft_tap.drafting.switch import Drafting
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
+from updraft_tap.http import certificates
 from updraft_tap.http.keys import KeysError
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
@@ -65,6 +66,7 @@ def _register() -> None:
     os.environ.setdefault(_SERVER, uuid.uuid4().hex)  # processes that this one starts inherit it
     http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX), settings.socket if settings else "")
     http.found = found = hooks.install(http.bindings)
+    certificates.follow()
     if needs_keys:
         client = hooks.install((Binding(target=names.CLIENT, hook=_start_client, parameters=("self", "vllm_config")),))
         _refuse(_bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE], **client}))

@@ -76,6 +76,7 @@ async def serve(config: RegistrySettings, stop: lifecycle.Stop) -> None:
                 port=config.metrics_port,
                 ready=lambda: control.is_ready,
                 setting="UPDRAFT_REGISTRY_METRICS_PORT",
+                tls=config.tls.context() if config.metrics_tls and config.tls is not None else None,
             )
         )
         keys = _key_set(config, clock, measures)

@@ -34,6 +34,8 @@ class RegistrySettings(Settings):
     """gRPC port; 0 takes a free one and logs it."""
     metrics_port: int = Field(default=9091, ge=0, le=65535)
     """HTTP port of /metrics, /healthz and /readyz; 0 takes a free one and logs it."""
+    metrics_tls: bool = False
+    """Whether metrics_port speaks HTTPS, with the certificate of the gRPC port."""
     tls_cert_file: Path | None = None
     """Certificate chain of the gRPC port in PEM format. It enables TLS and is reloaded when it changes."""
     tls_key_file: Path | None = None

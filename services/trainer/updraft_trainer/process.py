@@ -21,6 +21,7 @@ from updraft_artifacts.model_folder import target_fingerprint, tokenizer_fingerp
 from updraft_artifacts.sizing import CapturedTraffic, Sizing, sizing
 from updraft_chassis import lifecycle, logs, metrics, settings, streams
 from updraft_chassis.clock import SystemClock
+from updraft_chassis.credentials import server_context
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, local_size
@@ -88,6 +89,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
                 port=config.metrics_port and config.metrics_port + ranks.local_rank,
                 ready=ready.is_set,
                 setting="UPDRAFT_TRAINER_METRICS_PORT",
+                tls=server_context(config.metrics_tls_cert_file, config.metrics_tls_key_file),
             )
         )
         client = streams.connect(config.redis_url.get_secret_value())

@@ -61,6 +61,10 @@ class TrainerSettings(Settings):
     """Duration of a step, an estimate or another phase of training from which on the log says which rank waits for which."""
     metrics_host: str = "127.0.0.1"
     """Address for /metrics, /healthz and /readyz."""
+    metrics_tls_cert_file: Path | None = None
+    """Certificate chain of metrics_port in PEM format; with metrics_tls_key_file, it speaks HTTPS. Reloaded when it changes."""
+    metrics_tls_key_file: Path | None = None
+    """Private key of metrics_tls_cert_file."""
     tensorboard_dir: Path | None = None
     """Folder for learning curves that TensorBoard shows, at most 64 MiB a speculator in a folder of its name. None by
     default. A full disk costs points of the curves, and nothing else."""

@@ -193,6 +193,7 @@ LIMITS = (
     *_name("serving.attached.serviceAccountName", around=ATTACHED),
     *_span("serving.attached.port", 1, 65_535, around=ATTACHED),
     *_name("serving.apiKeysSecretRef.name"),
+    *_name("serving.tlsSecretRef.name"),
     *_filled("serving.apiKeysSecretRef.key", 253, around=at("serving.apiKeysSecretRef.name", "clients")),
     Limit(path="serving.tenantHeader", good=("X-Team",), bad="X Team", message=_MATCH),
     _text("serving.tenantHeader", 64),

@@ -35,6 +35,7 @@ _ATTACHED_REFUSES: dict[str, object] = {
     "terminationGracePeriodSeconds": 90,
     "rollingUpdate": {"maxSurge": 1},
     "apiKeysSecretRef": {"name": "clients"},
+    "tlsSecretRef": {"name": "certificate"},
 }
 """Fields that are in the workload, with another value than their default."""
 

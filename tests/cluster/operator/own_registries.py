@@ -25,8 +25,10 @@ _PREFIX = "UPDRAFT_REGISTRY_"
 
 
 @contextmanager
-def own_registry(cluster: ControlPlane, subject: Subject, port: int, folder: Path) -> Iterator[RegistryProcess]:
-    """It has its own pod's token for the API server; only addresses and paths are of here."""
+def own_registry(
+    cluster: ControlPlane, subject: Subject, port: int, folder: Path, **files: Path
+) -> Iterator[RegistryProcess]:
+    """It has its own pod's token for the API server; only addresses and paths are of here, such as those of `files`."""
     content = subject.get("ConfigMap", f"{subject.name}-registry")["data"]
     given = {name.removeprefix(_PREFIX).lower(): value for name, value in content.items()}
     server = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
@@ -40,6 +42,7 @@ def own_registry(cluster: ControlPlane, subject: Subject, port: int, folder: Pat
         "key_set": given["key_set"].replace("https://kubernetes.default.svc", server["server"]),
         "key_set_token_file": folder / "token",
         "key_set_ca_file": folder / "ca.crt",
+        **files,
     }
     process = RegistryProcess(folder, settle_seconds=0, **given)
     process.port, process.metrics_port = port, given["metrics_port"]

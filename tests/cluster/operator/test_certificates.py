@@ -1,4 +1,4 @@
-"""Certificates of cert-manager, on an API server that serves the published definition; its controller is not here."""
+"""Requests for certificates, on an API server that serves the published definition of cert-manager, without its controllers."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
@@ -33,6 +34,7 @@ from updraft_operator.api import names
 
 NAME = "chat"
 WORDS = b"a person's words"
+METRICS_TOKEN = "of-prometheus"  # noqa: S105 - of this test
 NOBODY = "test-nobody"
 """A namespace that does not exist."""
 
@@ -92,8 +94,10 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def settings(port: int) -> dict[str, object]:
-    return {"registry_address": f"127.0.0.1:{port}"}
+def settings(port: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    token_file = tmp_path_factory.mktemp("metrics") / "token"
+    token_file.write_text(METRICS_TOKEN)
+    return {"registry_address": f"127.0.0.1:{port}", "metrics_token_file": token_file}
 
 
 @pytest.fixture
@@ -316,3 +320,25 @@ def test_a_status_tells_nothing_of_the_other(tenants: tuple[Tenant, Tenant]) -> 
     assert other.subject.namespace not in said
     objects = str(attacker.subject.objects())
     assert other.subject.namespace not in objects
+
+
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="looking for another namespace in the operator's metrics, which need a token",
+    outcome="401; Prometheus, which has the token, sees all",
+)
+def test_the_operators_metrics_tell_nothing_without_their_token(
+    tenants: tuple[Tenant, Tenant], operator: Running
+) -> None:
+    attacker, other = tenants
+    url = f"http://127.0.0.1:{operator.process.port}/metrics"
+    theirs = token(attacker.subject, names.SERVING)
+    for headers in ({}, {"Authorization": f"Bearer {theirs}"}):
+        refused = httpx.get(url, headers=headers)
+        assert refused.status_code == 401
+        assert other.subject.namespace not in refused.text
+
+    def is_shown() -> bool:
+        return other.subject.namespace in httpx.get(url, headers={"Authorization": f"Bearer {METRICS_TOKEN}"}).text
+
+    wait_until(is_shown, what="the other in Prometheus' metrics")

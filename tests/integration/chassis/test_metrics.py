@@ -1,11 +1,14 @@
 import http.client
 import socket
+import ssl
 import struct
 import threading
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from tests.support.certificates import Authority
 from tests.support.wait import LONG_S
 
 from updraft_chassis import metrics
@@ -38,6 +41,68 @@ def test_health_is_independent_of_readiness() -> None:
         assert get(port, "/readyz") == (503, "not ready\n")
         is_ready = True
         assert get(port, "/readyz") == (200, "ready\n")
+
+
+@pytest.mark.attack(
+    boundary="ports",
+    attack="plaintext, or a handshake that never comes, to a metrics port with TLS",
+    outcome="nothing is answered to the former; others are answered",
+)
+def test_with_tls_others_are_answered_while_a_client_is_silent(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls, trusted = authority.server().context(), ssl.create_default_context(cafile=authority.file)
+    with (
+        metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X", tls=tls) as port,
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=LONG_S, context=trusted)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
+        with pytest.raises((http.client.HTTPException, OSError)):
+            get(port, "/healthz")
+
+
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="reading the names of other namespaces from the operator's metrics, where a token is set",
+    outcome="401 without the token, or with another; probes are answered",
+)
+def test_with_a_token_only_those_who_have_it_read_the_metrics() -> None:
+    registry, token = CollectorRegistry(), "a-token-of-prometheus"
+    Counter("updraft_test_secrets_total", "Secrets.", registry=registry).inc()
+
+    def scraped(port: int, given: str | None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        connection.request("GET", "/metrics", headers={} if given is None else {"Authorization": given})
+        answer = connection.getresponse()
+        found = answer.status, answer.read().decode()
+        connection.close()
+        return found
+
+    with metrics.serve(
+        registry, host="127.0.0.1", port=0, ready=lambda: True, setting="X", token=lambda: token
+    ) as port:
+        for given in (None, "", "Bearer ", "Bearer another", token, f"Basic {token}", "Bearer \xff"):
+            status, text = scraped(port, given)
+            assert (status, "updraft" in text) == (401, False), given
+        assert scraped(port, f"Bearer {token}")[0] == 200
+        assert get(port, "/healthz")[0] == 200
+
+
+def test_a_renewed_certificate_is_shown_at_the_next_scrape(tmp_path: Path) -> None:
+    served = Authority(tmp_path / "first").server()
+    tls = served.context()
+    with metrics.serve(CollectorRegistry(), host="127.0.0.1", port=0, ready=lambda: True, setting="X", tls=tls) as port:
+        another = Authority(tmp_path / "second")
+        made = another.server()
+        served.key_file.write_bytes(made.key_file.read_bytes())
+        served.cert_file.write_bytes(made.cert_file.read_bytes())
+        trusted = ssl.create_default_context(cafile=another.file)
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=LONG_S, context=trusted)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 @pytest.mark.attack(boundary="ports", attack="any other path on a metrics port", outcome="404")

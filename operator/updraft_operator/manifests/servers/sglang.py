@@ -6,6 +6,7 @@ from updraft_operator.manifests.manifest import Images
 from updraft_operator.manifests.model import ModelMount, served_name
 from updraft_operator.manifests.servers import server
 from updraft_operator.manifests.servers.server import Server
+from updraft_operator.manifests.tls import port
 
 PORT = 30000
 
@@ -33,7 +34,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
             *(("--config", ADMIN_KEY) if is_ours else ()),
         ),
         prepare_args=("--admin-key-file", ADMIN_KEY),
-        agent_args=("--attach", f"http://127.0.0.1:{PORT}"),
+        agent_args=("--attach", f"{port.scheme(serving)}://127.0.0.1:{PORT}"),
         agent_variables={"UPDRAFT_INFERENCE_SGLANG_ADMIN_KEY_FILE": ADMIN_KEY} if is_ours else {},
     )
 

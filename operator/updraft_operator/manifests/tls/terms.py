@@ -54,6 +54,8 @@ class Tls:
     mode: TlsMode = TlsMode.DISABLED
     issuer: Issuer | None = None
     lives: Lives = Lives()
+    has_metrics: bool = False
+    """Whether pods serve their metrics with TLS."""
     authorities: str = ""
     """The CAs that clients trust, in PEM format; empty until they are known."""
     can_sign: bool = False
@@ -64,6 +66,10 @@ class Tls:
     @property
     def is_on(self) -> bool:
         return self.mode is not TlsMode.DISABLED
+
+    @property
+    def is_on_for_metrics(self) -> bool:
+        return self.is_on and self.has_metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,8 @@ class CertificateOrder:
     secret: str
     name: str
     """Its DNS name."""
+    part: str = ""
+    """The part of the resource that it is for; empty for the operator's own Secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, trainers
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.traces import access
-from updraft_operator.planning.traces.places import Places, server
+from updraft_operator.planning.traces.places import Places, server, tls_servers
 from updraft_operator.planning.traces.shards import with_streams
 
 _NO_INPUTS: dict[str, Any] = {
@@ -84,7 +84,7 @@ def render(observed: Observed, decided: Places, inputs: Inputs) -> list[Manifest
     return [
         *accounts.objects(owner),
         *server(observed, decided),
-        *tls.objects(owner, config),
+        *tls.objects(owner, config, tls_servers(observed)),
         *registry.objects(owner, config),
         *_trainer(observed),
         *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=inputs.draft_config),

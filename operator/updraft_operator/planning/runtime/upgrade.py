@@ -20,6 +20,7 @@ from updraft_operator.planning.pods import PodProblem, worst
 from updraft_operator.planning.runtime.records import Held, Turn, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
 from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
+from updraft_operator.planning.traces.places import tls_servers
 
 _UNSCHEDULED = ("Unschedulable", "InsufficientGPU")
 """Problems that end when the pod before has gone."""
@@ -163,8 +164,9 @@ def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_aske
     if refused := next((refusal for refusal in observed.refusals if refusal.ref in refs), None):
         yield false("UpdateRefused", f"{'/'.join(refused.ref)} was refused: {refused.message}")
     owner, config = observed.speculator, observed.config
-    if config.tls.is_on and not tls.is_ready(owner, config, observed.certificate):
-        yield false("WaitingForServing", "waits until the registry has a certificate")
+    servers = tls_servers(observed) if config.tls.is_on else ()
+    if unready := [part for part in servers if not tls.is_ready(owner, config, observed.certificates, part)]:
+        yield false("WaitingForServing", f"waits until {names.child(observed.name, unready[0])} has a certificate")
     if not is_asked:
         yield from _policy_waits(observed, now)
     if stopped := observed.upgrades_stopped_by:

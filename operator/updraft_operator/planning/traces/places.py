@@ -8,16 +8,17 @@ former one was.
 A Redis that the spec names is left at once, because nobody but the spec knows its address.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from updraft_operator.api import names
-from updraft_operator.api.speculator import RedisMode
+from updraft_operator.api.speculator import AdaptiveSpeculator, RedisMode
 from updraft_operator.manifests import ranks
 from updraft_operator.manifests.dedicated import redis as dedicated
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS, Place, secret_name, wanted_place
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.terms import Tls
 from updraft_operator.planning import trainers
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
@@ -127,8 +128,33 @@ def left_server(observed: Observed, decided: Places) -> set[Ref]:
     return {Ref(kind, names.child(observed.name, names.REDIS)) for kind in dedicated.KINDS}
 
 
+def tls_servers(observed: Observed) -> tuple[str, ...]:
+    """The parts of the resource that have certificates."""
+    has_redis = bool(observed.dedicated_url)
+    return servers_of(observed.speculator, observed.config.tls, observed.children, has_dedicated=has_redis)
+
+
+def servers_of(
+    owner: AdaptiveSpeculator, tls: Tls, children: Collection[Ref], *, has_dedicated: bool
+) -> tuple[str, ...]:
+    """The same before everything is observed: a dedicated Redis has one from when it is wanted until it is gone."""
+    if not tls.is_on:
+        return ()
+    is_there = Ref("StatefulSet", names.child(owner.metadata.name, names.REDIS)) in children
+    has_redis = has_dedicated and (_wants_dedicated(owner) or is_there)
+    return (
+        names.REGISTRY,
+        *((names.REDIS,) if has_redis else ()),
+        *((names.METRICS,) if tls.is_on_for_metrics else ()),
+    )
+
+
 def is_dedicated(observed: Observed) -> bool:
-    redis = observed.speculator.spec.traces.redis
+    return _wants_dedicated(observed.speculator)
+
+
+def _wants_dedicated(owner: AdaptiveSpeculator) -> bool:
+    redis = owner.spec.traces.redis
     return redis is not None and redis.mode is RedisMode.DEDICATED
 
 

@@ -39,6 +39,11 @@ class ClientLimits:
     stall_s: float
     """Limit on the time to receive the head of a request, and on the time for which written data stays unread."""
 
+    @property
+    def max_open(self) -> int:
+        """Number of connections from which on idle ones are closed."""
+        return self.max_connections + _SPARE
+
 
 class Config(uvicorn.Config):
     """uvicorn's configuration, plus the limits on clients."""
@@ -89,7 +94,7 @@ class Connection(H11Protocol):
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], **options: Any) -> None:
         super().__init__(config, server_state, app_state, **options)
-        self._max_connections = config.clients.max_connections
+        self._max_open = config.clients.max_open
         self._request = _Deadline(config.clients.stall_s, self.cut_off)
         self._reading = _Deadline(config.clients.stall_s, self.cut_off)
 
@@ -104,7 +109,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # writers wait until the kernel has taken everything
+        # Writers wait until the kernel has taken everything. Not 0, at which asyncio's TLS pauses a writer of nothing.
+        transport.set_write_buffer_limits(high=1)
         self._make_room()
         self._request.start()
 
@@ -139,7 +145,7 @@ class Connection(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _make_room(self) -> None:
-        if len(self.connections) > self._max_connections + _SPARE:
+        if len(self.connections) > self._max_open:
             idle = [c for c in self.connections if isinstance(c, Connection) and c.idle_until_s is not None]
             if idle:
                 min(idle, key=lambda connection: connection.idle_until_s or 0.0).cut_off()

@@ -1,26 +1,33 @@
 """The HTTP server: uvicorn on a socket that we bind, without its signal handlers.
 
 Binding ourselves gives a clear error if the port is taken. The process stops the server, because draining needs more
-than uvicorn knows.
+than uvicorn knows. Not used: uvicorn's own TLS, which reads a certificate once, and waits a minute for a handshake.
 """
 
+import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from updraft_chassis.errors import Conflict
-from updraft_inference.http.connection import BACKLOG, ClientLimits, Config
+from updraft_inference.http.connection import BACKLOG, ClientLimits, Config, Connection
+from updraft_inference.http.handshakes import Handshakes
 
 
 class Server(uvicorn.Server):
-    """Runs until `stop`; the process handles signals."""
+    """Runs until `stop`; the process handles signals. With `tls`, clients have to speak TLS."""
 
-    def __init__(self, app: ASGIApp, clients: ClientLimits) -> None:
-        super().__init__(Config(app, clients))
+    def __init__(self, app: ASGIApp, clients: ClientLimits, tls: ssl.SSLContext | None = None) -> None:
+        self._config = Config(app, clients)
+        super().__init__(self._config)
         self.servers = []  # uvicorn sets it only at startup
+        self._handshakes = (
+            None if tls is None else Handshakes(tls, max_running=clients.max_open, timeout_s=clients.stall_s)
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,9 +41,23 @@ class Server(uvicorn.Server):
             for server in self.servers:
                 server.close()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on these sockets."""
+        await super().startup(sockets=[])
+
+        def connection() -> asyncio.Protocol:
+            return Connection(self._config, self.server_state, self.lifespan.state)
+
+        protocol = connection if self._handshakes is None else self._handshakes.before(connection)
+        for each in sockets or ():
+            listening = await asyncio.get_running_loop().create_server(protocol, sock=each, backlog=BACKLOG)
+            self.servers.append(listening)
+
     def stop(self) -> None:
         """Close the listener and idle connections, then return from `serve`."""
         self.should_exit = True
+        if self._handshakes is not None:
+            self._handshakes.close()
 
 
 def listen(host: str, port: int, *, setting: str) -> socket.socket:

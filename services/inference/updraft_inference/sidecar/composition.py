@@ -17,6 +17,7 @@ from updraft_artifacts.model_folder import quantization, target_fingerprint, tok
 from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis import metrics as probes
 from updraft_chassis.clock import SystemClock
+from updraft_chassis.credentials import server_context
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
@@ -64,6 +65,7 @@ async def serve(
         port=settings.metrics_port,
         ready=lambda: agent.is_listening,
         setting=variable(InferenceSettings, "metrics_port"),
+        tls=server_context(settings.metrics_tls_cert_file, settings.metrics_tls_key_file),
     ) as port:
         async with agent.server.running(), asyncio.TaskGroup() as tasks:
             async with agent.listening():

@@ -103,7 +103,7 @@ def sglang_options(settings: InferenceSettings) -> SglangOptions:
         num_slots=settings.num_slots if "num_slots" in chosen else None,
         max_context=settings.max_context if "max_context" in chosen else None,
         config=admin_key_file(settings),
-        extra=_extra(settings.sglang_args, SGLANG),
+        extra=[*_tls(settings), *_extra(settings.sglang_args, SGLANG)],
     )
 
 
@@ -159,8 +159,16 @@ def vllm_options(settings: InferenceSettings, *, is_for_cpu: bool) -> VllmOption
         max_context=settings.max_context if "max_context" in chosen else None,
         is_eager=is_for_cpu,
         drain_s=settings.drain_seconds,
-        extra=_extra(settings.vllm_args, VLLM),
+        extra=[*_tls(settings), *_extra(settings.vllm_args, VLLM)],
     )
+
+
+def _tls(settings: InferenceSettings) -> list[str]:
+    """Both servers have the same options. Updraft's plugin in them reads the files again when they change."""
+    if settings.tls is None:
+        return []
+    files = {"--ssl-certfile": settings.tls.cert_file, "--ssl-keyfile": settings.tls.key_file}
+    return [word for option, file in files.items() for word in (option, str(file.resolve()))]
 
 
 def _extra(text: str, kind: ServerKind) -> list[str]:
@@ -172,7 +180,7 @@ def _extra(text: str, kind: ServerKind) -> list[str]:
 
 def _url(settings: InferenceSettings) -> str:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
-    return f"http://{host}:{settings.port}"
+    return f"{'http' if settings.tls is None else 'https'}://{host}:{settings.port}"
 
 
 def health(url: str) -> Callable[[], Awaitable[bool]]:
@@ -180,7 +188,8 @@ def health(url: str) -> Callable[[], Awaitable[bool]]:
 
     async def is_up() -> bool:
         try:
-            async with httpx.AsyncClient(timeout=_HEALTH_S, trust_env=False) as client:
+            # It is on this machine, and no certificate names it so.
+            async with httpx.AsyncClient(timeout=_HEALTH_S, trust_env=False, verify=False) as client:  # noqa: S501
                 return (await client.get(url)).is_success
         except httpx.HTTPError:
             return False

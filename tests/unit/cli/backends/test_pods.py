@@ -65,11 +65,16 @@ def test_the_device_is_what_the_pod_asks_for(limits: dict[str, str], device: str
 
 def test_the_port_of_the_metrics_is_found_by_its_name() -> None:
     ports = [{"name": "http", "containerPort": 8000}, {"name": "metrics", "containerPort": 9090}]
-    assert metrics_port({"spec": {"containers": [{"ports": ports}]}}) == 9090
-    assert metrics_port({"spec": {"containers": [{"ports": ports[:1]}, {}]}}) == 8000
+    assert metrics_port({"spec": {"containers": [{"ports": ports}]}}) == (9090, "http")
+    assert metrics_port({"spec": {"containers": [{"ports": ports[:1]}, {}]}}) == (8000, "http")
     assert metrics_port(content()) is None
+    for name in ("tls-metrics", "https"):
+        encrypted = [{"name": name, "containerPort": 1}]
+        assert metrics_port({"spec": {"containers": [{"ports": encrypted}]}}) == (1, "https")
     sidecar = {"initContainers": [{"ports": [{"name": "updraft-metrics", "containerPort": 9093}]}]}
-    assert metrics_port({"spec": {**sidecar, "containers": [{"ports": ports[:1]}]}}) == 9093, "an attached pod's agent"
+    assert metrics_port({"spec": {**sidecar, "containers": [{"ports": ports[:1]}]}}) == (9093, "http"), (
+        "an attached pod's agent"
+    )
 
 
 def test_a_pod_belongs_to_the_speculator_of_its_label() -> None:

@@ -39,6 +39,23 @@ def test_a_peer_of_another_namespace_is_selected_by_what_its_tenants_cannot_set(
         assert peer["podSelector"]["matchLabels"]
 
 
+@pytest.mark.attack(
+    boundary="tenants",
+    attack="scraping the pods of another namespace, where `networkPolicy.metricsFrom` names who may",
+    outcome="network policies admit those only to ports of metrics, and clients to the port of clients",
+)
+@pytest.mark.parametrize(("engine", "clients", "scraped"), [("Torch", 8000, None), ("SGLang", 30000, 9093)])
+def test_only_the_named_peers_reach_ports_of_metrics(engine: str, clients: int, scraped: int | None) -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {_BY_KUBERNETES: "monitoring"}}}
+    config = replace(CONFIG, metrics_from=(prometheus,))
+    made = objects(observed({"engine": {"type": engine}}, config=config))
+    rules = [rule for each in made if each["kind"] == "NetworkPolicy" for rule in each["spec"]["ingress"]]
+    from_prometheus = [port["port"] for rule in rules if rule.get("from") == [prometheus] for port in rule["ports"]]
+    from_anyone = [port["port"] for rule in rules if "from" not in rule for port in rule["ports"]]
+    assert sorted(from_prometheus) == [9091, 9092, *([scraped] if scraped else [])]
+    assert from_anyone == [clients]
+
+
 def test_a_dedicated_redis_makes_no_calls_and_is_open_to_its_pods_and_the_operator() -> None:
     policy = _policies()["qwen-redis"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]

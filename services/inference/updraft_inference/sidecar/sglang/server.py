@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, Unavailable
 
+_HERE = ("127.0.0.1", "::1", "localhost")
 _CONNECT_S = 5.0
 _KEEP_S = 2.0
 """How long an idle connection is reused. The server closes it after 5 s, and a request sent at that moment is lost."""
@@ -83,7 +85,11 @@ class SglangServer:
         self.url = url.rstrip("/")
         headers = {"X-Updraft-Capture": "off", **({"Authorization": f"Bearer {admin_key}"} if admin_key else {})}
         limits = httpx.Limits(keepalive_expiry=_KEEP_S)
-        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
+        # No certificate names this machine, and the agent is beside its server.
+        is_here = urlsplit(self.url).hostname in _HERE
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers, limits=limits, trust_env=False, verify=not is_here
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -52,7 +52,7 @@ def test_every_client_of_the_registry_trusts_the_mounted_cas() -> None:
 def test_disabled_leaves_no_trace_of_tls() -> None:
     assert "tls" not in str(_pods(CONFIG)).lower()
     assert list(tls.objects(speculator(), CONFIG)) == []
-    assert tls.orders(speculator(), CONFIG, None, 0.0) == ()
+    assert tls.orders(speculator(), CONFIG, {}, ("registry",), 0.0) == ()
 
 
 def test_the_cas_are_in_a_config_map_as_soon_as_they_are_known() -> None:
@@ -60,13 +60,13 @@ def test_the_cas_are_in_a_config_map_as_soon_as_they_are_known() -> None:
     assert (config_map["metadata"]["name"], config_map["data"]) == ("qwen-ca", {"ca.crt": "a CA\n"})
     unknown = replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED))
     assert list(tls.objects(speculator(), unknown)) == []
-    assert tls.orders(speculator(), unknown, None, 0.0) == ()
+    assert tls.orders(speculator(), unknown, {}, ("registry",), 0.0) == ()
 
 
 def test_a_certificate_is_ordered_only_from_an_operator_with_a_ca() -> None:
-    assert tls.orders(speculator(), SELF_SIGNED, None, 0.0) == (), "it knows only what clients trust"
+    assert tls.orders(speculator(), SELF_SIGNED, {}, ("registry",), 0.0) == (), "it knows only what clients trust"
     signing = replace(SELF_SIGNED, tls=replace(SELF_SIGNED.tls, can_sign=True))
-    (order,) = tls.orders(speculator(), signing, None, 0.0)
+    (order,) = tls.orders(speculator(), signing, {}, ("registry",), 0.0)
     assert (order.secret, order.name) == ("qwen-registry-tls", "qwen-registry.team.svc")
 
 
@@ -76,7 +76,7 @@ def test_cert_manager_is_asked_for_the_same_secret() -> None:
     assert request["spec"]["secretName"] == "qwen-registry-tls"
     assert request["spec"]["dnsNames"] == ["qwen-registry.team.svc"]
     assert request["spec"]["issuerRef"] == {"name": "corporate", "kind": "ClusterIssuer", "group": "cert-manager.io"}
-    assert tls.orders(speculator(), CERT_MANAGER, None, 0.0) == (), "the operator signs nothing"
+    assert tls.orders(speculator(), CERT_MANAGER, {}, ("registry",), 0.0) == (), "the operator signs nothing"
 
 
 def test_a_secret_of_cert_manager_is_labelled_as_ours() -> None:
