@@ -1,8 +1,8 @@
 """The pictures of the console in docs/images/console: `python -m tests.browser.screenshots`, which is `make screenshots`.
 
 Every page in the light theme, in the dark one, and on a phone, of the same made-up fleet at the same time of day (story.py), so
-that a picture changes only if a page does. With `--run`, they are of a real run on this machine (real_run.py), with its report,
-in the folder `run`. A picture has few colours, so that the whole set stays small.
+that a picture changes only if a page does. With `--run`, they are of a real run on this machine (real_run.py), with its report
+and the dashboard of its metrics, in the folder `run`. A picture has few colours, so that the whole set stays small.
 """
 
 import argparse
@@ -26,6 +26,9 @@ MAX_BYTES = 1_800_000
 """All pictures of a folder together."""
 _README = (1180, 690)
 """Its picture: the first chart of a report."""
+
+_SAME = frozenset({"confirm", "diff"})
+"""Pages that look the same in a real run."""
 
 _COLOURS = 128
 _MAX_HEIGHT = 1660
@@ -62,10 +65,13 @@ def take_run(folder: Path, names: list[str], minutes: float) -> int:
     with tempfile.TemporaryDirectory() as place, running(Path(place) / "profile") as browser:
 
         def take_all(name: str, address: str) -> None:
-            for look, theme, size in _LOOKS:
+            is_tall = name == "dashboard"
+            for look, theme, size in _LOOKS[:1] if is_tall else _LOOKS:
                 browser.show(theme, size)
                 browser.driver.get(address)
-                (folder / f"{name}-{look}.png").write_bytes(small(drawn(browser)))
+                (folder / f"{name}-{look}.png").write_bytes(
+                    small(drawn(browser, 4 * _MAX_HEIGHT if is_tall else _MAX_HEIGHT))
+                )
 
         real_run.show(Path(place), browser, names, minutes, take_all)
         browser.show("light", _README)
@@ -99,14 +105,15 @@ def small(png: bytes) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pages", nargs="*", choices=NAMES, default=list(NAMES), help="only these pages")
+    parser.add_argument("--pages", nargs="*", choices=NAMES, help="only these pages")
     parser.add_argument(
         "--run", type=float, metavar="MINUTES", help="of a real run of so many minutes, with its report"
     )
     parser.add_argument("--out", type=Path, help="the folder")
     arguments = parser.parse_args()
     out = arguments.out or (FOLDER / "run" if arguments.run else FOLDER)
-    num_bytes = take_run(out, arguments.pages, arguments.run) if arguments.run else take(out, arguments.pages)
+    names = arguments.pages or [name for name in NAMES if not (arguments.run and name in _SAME)]
+    num_bytes = take_run(out, names, arguments.run) if arguments.run else take(out, names)
     sys.stdout.write(f"{out}: {num_bytes / 1000:,.0f} kB\n")
     if num_bytes > MAX_BYTES:
         sys.exit(f"The pictures take more than {MAX_BYTES / 1000:,.0f} kB; show less or use fewer colours.")
