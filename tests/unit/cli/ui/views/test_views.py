@@ -9,6 +9,7 @@ import pytest
 from tests.support.console import NOW, state
 
 from updraft_cli.backends.drafts import Acceptance, DomainAcceptance
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Condition, MetricChange, Pods, Resource, Speedup
 from updraft_cli.ui.samples import Samples
@@ -300,6 +301,15 @@ def test_steps_without_a_draft_are_part_of_all_steps() -> None:
     view = traffic.traffic(one(traffic=(first, unknown)), state().installation)
     assert view.lookaheads is not None
     assert [row[0].text for row in view.lookaheads.rows] == ["steps of version 6"]
+
+
+def test_figures_of_one_pod_are_on_its_page_in_a_cluster() -> None:
+    cluster = one(namespace="team")
+    assert traffic.traffic(cluster, Installation(speculators=())).is_by_pod
+    assert not traffic.traffic(one(), state().installation).is_by_pod
+    here = [chart.name for chart in charts.charts_of("traffic", Samples(), one())]
+    there = [chart.name for chart in charts.charts_of("traffic", Samples(), cluster, is_on_this_machine=False)]
+    assert (here, there) == (["domains", "lookahead", "drops"], ["domains"])
 
 
 def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:
