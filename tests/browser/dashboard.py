@@ -5,17 +5,14 @@ Grafana cannot be had here (ADR 0086). So this shows the panels and their number
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
 from tests.chart.chart import CHART
 from tests.chart.dashboards import chosen
-from tests.chart.prometheus.server import PrometheusServer, Target
+from tests.chart.prometheus.server import PrometheusServer
 
-from updraft_cli.local.data_folder import DataFolder
 from updraft_cli.ui.site import FOLDER, environment
 from updraft_cli.ui.views.charts import ChartTable, frozen
 from updraft_cli.ui.views.parts import Figure
@@ -40,13 +37,18 @@ _PAGE = """{% import "macros.html" as parts %}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Updraft / Fleet</title>
-<style>{% for style in styles %}{{ style|safe }}{% endfor %}</style>
+<style>
+{% for style in styles %}{{ style|safe }}{% endfor %}
+body > * { width: auto; margin-inline: var(--margin); }
+.charts { grid-template-columns: repeat(4, 1fr); }
+</style>
 </head>
 <body>
 <header class="top"><span class="brand">Updraft</span><span class="where">A dashboard, drawn without Grafana</span></header>
 <main>
 <h1>Updraft / Fleet</h1>
-<p class="headline">The panels of the dashboard with what Prometheus answers to their queries about a run of updraft demo.</p>
+<p class="headline">The panels of the dashboard, with the answers of a Prometheus to their queries: a tiny model serves, learns
+and tries drafts in canaries for some minutes.</p>
 {{ parts.figures(now) }}
 {% for title, charts in rows %}
 <h2>{{ title }}</h2>
@@ -64,21 +66,6 @@ for (const table of document.querySelectorAll("figure details")) table.remove();
 drawAll();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 """
-
-
-@contextmanager
-def scraped(folder: Path, data: Path) -> Iterator[PrometheusServer]:
-    """A Prometheus that scrapes the stack on a data folder, as a monitor of the chart would."""
-    state = DataFolder(data).read_state()
-    assert state is not None
-    labels = {"namespace": "default", "speculator": "default"}
-    targets = [
-        Target(url=url, job=f"updraft-{part}", labels={**labels, "pod": f"default-{part}-0"})
-        for part, url in state.metrics_urls.items()
-    ]
-    folder.mkdir()
-    with PrometheusServer(folder, targets) as server:
-        yield server
 
 
 def page(prometheus: PrometheusServer, since_s: float) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a real run: `updraft demo` with its real model, traffic and drafts, its dashboard, and its report."""
+"""Pictures of a real run: `updraft demo` with its real model, traffic and drafts, and at its end its report."""
 
 import subprocess
 import sys
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.browser import dashboard
 from tests.browser.browser import Browser
 from tests.browser.local import console
 from tests.browser.pages import DRAWN, Pages
@@ -52,7 +51,7 @@ def demo(folder: Path, minutes: float) -> Iterator[tuple[Path, Path]]:
 
 
 def show(folder: Path, browser: Browser, names: list[str], minutes: float, picture: Show) -> None:
-    """Take pictures of these pages in a run, and then of the dashboard about it and of its report."""
+    """Take pictures of these pages in a run, and then of its report."""
     with demo(folder, minutes) as (data, report):
         begun_s = time.monotonic()
 
@@ -61,8 +60,7 @@ def show(folder: Path, browser: Browser, names: list[str], minutes: float, pictu
                 lambda: time.monotonic() - begun_s > 60 * share * minutes, timeout_s=3600, what="this part of the run"
             )
 
-        with console(data) as address, dashboard.scraped(folder / "prometheus", data) as prometheus:
-            since_s = time.time()
+        with console(data) as address:
             browser.open(address)  # while somebody looks, charts have a point for each second
             wait(_CANARY_SHARE)
             if "rollout" in names:
@@ -76,11 +74,9 @@ def show(folder: Path, browser: Browser, names: list[str], minutes: float, pictu
             for name in filter(lambda name: name != "rollout", names):
                 picture(name, pages[name])
             browser.leave()
-            (folder / "dashboard.html").write_text(dashboard.page(prometheus, since_s))
-    for name, file in (("dashboard", folder / "dashboard.html"), ("report", report)):
-        browser.driver.get(file.as_uri())
-        browser.wait_for(DRAWN, what="all charts", timeout_s=LONG_S)
-        picture(name, file.as_uri())
+    browser.driver.get(report.as_uri())
+    browser.wait_for(DRAWN, what="all charts", timeout_s=LONG_S)
+    picture("report", report.as_uri())
 
 
 @contextmanager

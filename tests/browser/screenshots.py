@@ -1,21 +1,24 @@
 """The pictures of the console in docs/images/console: `python -m tests.browser.screenshots`, which is `make screenshots`.
 
 Every page in the light theme, in the dark one, and on a phone, of the same made-up fleet at the same time of day (story.py), so
-that a picture changes only if a page does. With `--run`, they are of a real run on this machine (real_run.py), with its report
-and the dashboard of its metrics, in the folder `run`. A picture has few colours, so that the whole set stays small.
+that a picture changes only if a page does. With `--run`, they are of a real run on this machine (real_run.py), with its report,
+in the folder `run`. With `--dashboard`, there is one picture, of the panels of the chart's dashboard (dashboard.py). A picture
+has few colours, so that the whole set stays small.
 """
 
 import argparse
 import io
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import cast
 
 from PIL import Image
-from tests.browser import build, real_run, story
+from tests.browser import build, dashboard, real_run, story
 from tests.browser.browser import DESKTOP, PHONE, Browser, Theme, running
 from tests.browser.pages import DRAWN, NAMES, Pages, pages_of
+from tests.chart.fleet_run import fleet_run
 from tests.support.wait import wait_until
 
 from updraft_cli.ui.observer import Pace
@@ -26,6 +29,12 @@ MAX_BYTES = 1_800_000
 """All pictures of a folder together."""
 _README = (1180, 690)
 """Its picture: the first chart of a report."""
+
+_DASHBOARD = FOLDER.parent / "dashboard-fleet.png"
+_DASHBOARD_S, _PAUSE_S = 150, 0.2
+"""Length of the run, and the pause between two of its requests."""
+_DASHBOARD_SIZE = (1800, 8000)
+"""Width, and the most of its height."""
 
 _SAME = frozenset({"confirm", "diff"})
 """Pages that look the same in a real run."""
@@ -65,19 +74,31 @@ def take_run(folder: Path, names: list[str], minutes: float) -> int:
     with tempfile.TemporaryDirectory() as place, running(Path(place) / "profile") as browser:
 
         def take_all(name: str, address: str) -> None:
-            is_tall = name == "dashboard"
-            for look, theme, size in _LOOKS[:1] if is_tall else _LOOKS:
+            for look, theme, size in _LOOKS:
                 browser.show(theme, size)
                 browser.driver.get(address)
-                (folder / f"{name}-{look}.png").write_bytes(
-                    small(drawn(browser, 4 * _MAX_HEIGHT if is_tall else _MAX_HEIGHT))
-                )
+                (folder / f"{name}-{look}.png").write_bytes(small(drawn(browser)))
 
         real_run.show(Path(place), browser, names, minutes, take_all)
         browser.show("light", _README)
         browser.driver.refresh()
         (FOLDER.parent / "report.png").write_bytes(small(drawn(browser, _README[1])))
     return sum(path.stat().st_size for path in folder.glob("*.png"))
+
+
+def take_dashboard(file: Path) -> int:
+    """Write the picture of the dashboard; return its size in bytes."""
+    with tempfile.TemporaryDirectory() as place, running(Path(place) / "profile") as browser:
+        with fleet_run(Path(place)) as run:
+            while time.time() - run.since_s < _DASHBOARD_S:
+                run.send()
+                time.sleep(_PAUSE_S)
+            page = Path(place) / "page.html"
+            page.write_text(dashboard.page(run.prometheus, run.since_s))
+        browser.show("light", (_DASHBOARD_SIZE[0], DESKTOP[1]))
+        browser.driver.get(page.as_uri())
+        file.write_bytes(small(drawn(browser, _DASHBOARD_SIZE[1])))
+    return file.stat().st_size
 
 
 def picture(browser: Browser, pages: Pages, name: str) -> bytes:
@@ -109,8 +130,13 @@ def main() -> None:
     parser.add_argument(
         "--run", type=float, metavar="MINUTES", help="of a real run of so many minutes, with its report"
     )
+    parser.add_argument("--dashboard", action="store_true", help="only the panels of the fleet's dashboard (3 minutes)")
     parser.add_argument("--out", type=Path, help="the folder")
     arguments = parser.parse_args()
+    if arguments.dashboard:
+        num_bytes = take_dashboard(_DASHBOARD)
+        sys.stdout.write(f"{_DASHBOARD}: {num_bytes / 1000:,.0f} kB\n")
+        return
     out = arguments.out or (FOLDER / "run" if arguments.run else FOLDER)
     names = arguments.pages or [name for name in NAMES if not (arguments.run and name in _SAME)]
     num_bytes = take_run(out, names, arguments.run) if arguments.run else take(out, names)

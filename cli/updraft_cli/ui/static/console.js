@@ -4,7 +4,7 @@ import { drawAll, refreshAll } from "./charts.js";
 const YEAR_S = 31_536_000;
 const FORBIDDEN = 403;
 const STARTED_AGAIN = "The console was started again, with another token. This page shows the last state; open the address that it printed.";
-const AWAY = "The console does not answer. This page shows the last state and reconnects by itself; is `updraft ui` still running?";
+const AWAY = "The console does not answer. This page shows the last state and reconnects by itself. If the console was started again, open the address that it printed.";
 
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
