@@ -121,7 +121,7 @@ def test_a_page_of_a_console_that_was_started_again_says_where_to_go(
     console.close()
     with serving(backend, port=int(pages.origin.rpartition(":")[2])):
         browser.wait_for(
-            "document.querySelector('#connection')?.textContent.includes('open the address')", what="the notice"
+            "document.querySelector('#connection')?.textContent.includes('another token')", what="the notice"
         )
         browser.leave()
         browser.console()  # Chromium logs the connections that were refused
