@@ -1,28 +1,29 @@
 """A cluster's registries are read at the same time: one that hangs delays neither the others nor the resources."""
 
-import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.support import speculator_objects as objects
 from tests.support.api_server import ApiServer, api_server
 from tests.support.checkpoints import draft
-from tests.support.registry import CALL_S, Registry, client, publish, running
-from tests.support.wait import until
+from tests.support.registry import CALL_S, RegistryProcess, parts
+from tests.support.wait import wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
+from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis.errors import Unavailable
 from updraft_cli.backends.cluster import ClusterBackend
 from updraft_cli.backends.cluster_client import KubeContext
 from updraft_cli.backends.forwarded import reports, tunnels
 from updraft_cli.backends.forwarded.backend import ForwardedBackend, forwarded
-from updraft_cli.backends.snapshot import Snapshot, SpeculatorSnapshot
+from updraft_cli.backends.snapshot import SpeculatorSnapshot
 
 _KUBECTL = """#!/bin/sh
 case "$*" in
@@ -34,13 +35,15 @@ exec sleep 600
 """
 
 
-@pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """That of qwen, with one version."""
-    async with running(tmp_path) as one:
-        async with client(one.address) as stub:
-            await publish(stub, draft(), speculator="qwen")
-        yield one
+    with RegistryProcess(tmp_path_factory.mktemp("registry")) as process:
+        weights = draft()
+        with grpc.insecure_channel(process.address) as channel:
+            upload = parts(weights.manifest("qwen"), weights.data)
+            RegistryStub(channel).Publish(upload, timeout=CALL_S)
+        yield process
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def silent() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def api(
-    tmp_path: Path, registry: Registry, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry: RegistryProcess, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ApiServer]:
     """Two speculators; the registry of gemma hangs, which sorts before qwen."""
     kubectl = tmp_path / "bin" / "kubectl"
@@ -68,23 +71,20 @@ def api(
 
 
 class Console:
-    """The backend of a console, read as the console reads it: on another thread, again and again."""
+    """The backend of a console, and what it has read last."""
 
     def __init__(self, backend: ForwardedBackend) -> None:
         self.backend = backend
         self.states = backend.snapshots()
 
-    async def read(self) -> Snapshot:
-        return await asyncio.to_thread(next, self.states)
-
-    async def one(self, name: str) -> SpeculatorSnapshot:
-        one = (await self.read()).speculator(name)
+    def one(self, name: str) -> SpeculatorSnapshot:
+        one = next(self.states).speculator(name)
         assert one is not None
         return one
 
-    async def is_paused(self, reason: str) -> bool:
+    def is_paused(self, reason: str) -> bool:
         """Whether the history of qwen, which only its registry has, ends with a pause for this reason."""
-        return [entry.reason for entry in (await self.one("qwen")).history][-1:] == [f"paused: {reason}"]
+        return [entry.reason for entry in self.one("qwen").history][-1:] == [f"paused: {reason}"]
 
 
 @contextmanager
@@ -93,43 +93,50 @@ def console(api: ApiServer) -> Iterator[Console]:
         yield Console(backend)
 
 
-async def pause(registry: Registry, reason: str) -> None:
-    async with client(registry.address) as stub:
-        await stub.Pause(pb.PauseRequest(speculator="qwen", reason=reason), timeout=CALL_S)
+def pause(registry: RegistryProcess, reason: str) -> None:
+    with grpc.insecure_channel(registry.address) as channel:
+        RegistryStub(channel).Pause(pb.PauseRequest(speculator="qwen", reason=reason), timeout=CALL_S)
 
 
-async def test_a_registry_that_hangs_delays_no_other(api: ApiServer, registry: Registry) -> None:
+def test_a_registry_that_hangs_delays_no_other(api: ApiServer, registry: RegistryProcess) -> None:
     with console(api) as shown:
         for reason in ("lunch", "dinner"):
-            await pause(registry, reason)
-            await until(partial(shown.is_paused, reason), what=f"the pause for {reason}")
-        gemma = await shown.one("gemma")
+            pause(registry, reason)
+            wait_until(partial(shown.is_paused, reason), what=f"the pause for {reason}")
+        gemma = shown.one("gemma")
         assert (gemma.history, gemma.registry_problem) == ((), "")
 
 
-async def test_a_registry_that_hangs_is_said_and_the_resource_stays(
-    api: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_registry_that_hangs_is_said_and_the_resource_stays(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnels, "_ANSWER_S", 0.2)
     with console(api) as shown:
-
-        async def is_said() -> bool:
-            return "it does not answer within 0.2 s" in (await shown.one("gemma")).registry_problem
-
-        await until(is_said, what="why the registry cannot be read")
-        assert (await shown.one("gemma")).speculator.namespace == "team"
+        wait_until(
+            lambda: "it does not answer within 0.2 s" in shown.one("gemma").registry_problem,
+            what="why the registry cannot be read",
+        )
+        assert shown.one("gemma").speculator.namespace == "team"
         assert shown.backend.reports.registry("gemma") is None
 
 
-async def test_details_that_do_not_come_soon_are_not_waited_for(
-    api: ApiServer, registry: Registry, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+def test_details_that_do_not_come_soon_are_not_waited_for(
+    api: ApiServer, registry: RegistryProcess, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reports, "_DETAILS_S", 0.2)
-    await pause(registry, "lunch")
+    pause(registry, "lunch")
     with console(api) as shown:
-        await until(lambda: shown.is_paused("lunch"), what="an answer of the registry")
+        wait_until(partial(shown.is_paused, "lunch"), what="an answer of the registry")
         answering = shown.backend.reports.registry("qwen")
         assert answering is not None
         hanging = replace(answering, address=f"127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(Unavailable, match=r"does not answer within 0\.2 s"):
-            await asyncio.to_thread(shown.backend.reports.details, hanging.policy)
+            shown.backend.reports.details(hanging.policy)
+
+
+def test_a_console_that_ended_asks_no_registry_any_more(api: ApiServer, registry: RegistryProcess) -> None:
+    pause(registry, "lunch")
+    with console(api) as shown:
+        wait_until(partial(shown.is_paused, "lunch"), what="an answer of the registry")
+        answering = shown.backend.reports.registry("qwen")
+    assert answering is not None
+    with pytest.raises(Unavailable, match="the console has ended"):
+        answering.policy()

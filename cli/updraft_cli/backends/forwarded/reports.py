@@ -5,10 +5,11 @@ Whoever asks gets what has come within a moment, and of a registry that takes lo
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from updraft_chassis.errors import Unauthenticated, Unavailable, UpdraftError
+from updraft_cli.backends.forwarded.event_loop import EventLoop
 from updraft_cli.backends.forwarded.tunnels import Tunnel, Tunnels
 from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.snapshot import Snapshot, SpeculatorSnapshot
@@ -36,11 +37,12 @@ class Report:
 class Reader:
     """Reads one registry, again and again. At most one thread does so at a time."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel, loop: EventLoop) -> None:
         self.report = Report()
         self.registry: RegistryBackend | None = None
         """The registry, if it answered last time."""
         self._tunnel = tunnel
+        self._loop = loop
         self._states: Generator[Snapshot] | None = None
         self._address = ""
         self._reading: Future[None] | None = None
@@ -57,6 +59,8 @@ class Reader:
 
     def _read(self) -> None:
         registry = self._tunnel.registry()
+        if registry is not None:
+            registry = replace(registry, run=self._loop.run)
         self.report = Report(problem=self._tunnel.problem) if registry is None else self._ask(registry)
         self.registry = None if self.report.snapshot is None else registry
 
@@ -87,6 +91,7 @@ class Reports:
     def __init__(self, tunnels: Tunnels) -> None:
         self._tunnels = tunnels
         self._worker = Worker("console-registry", _AT_ONCE)
+        self._loop = EventLoop("console-registry-loop")
         self._readers: dict[str, Reader] = {}
 
     def read(self, speculators: Iterable[SpeculatorSnapshot]) -> list[Report]:
@@ -110,8 +115,9 @@ class Reports:
 
     def close(self) -> None:
         self._worker.close()
+        self._loop.close()
 
     def _reader(self, one: SpeculatorSnapshot) -> Reader:
         if one.name not in self._readers:
-            self._readers[one.name] = Reader(self._tunnels.to(one.speculator.namespace, one.name))
+            self._readers[one.name] = Reader(self._tunnels.to(one.speculator.namespace, one.name), self._loop)
         return self._readers[one.name]
