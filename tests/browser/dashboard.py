@@ -39,7 +39,7 @@ _PAGE = """{% import "macros.html" as parts %}
 <title>Updraft / Fleet</title>
 <style>
 {% for style in styles %}{{ style|safe }}{% endfor %}
-body > * { width: auto; margin-inline: var(--margin); }
+body > .top, body > main { width: auto; margin-inline: var(--margin); }
 .charts { grid-template-columns: repeat(4, 1fr); }
 </style>
 </head>

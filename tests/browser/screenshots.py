@@ -33,7 +33,7 @@ _README = (1180, 690)
 _DASHBOARD = FOLDER.parent / "dashboard-fleet.png"
 _DASHBOARD_S, _PAUSE_S = 150, 0.2
 """Length of the run, and the pause between two of its requests."""
-_DASHBOARD_SIZE = (1800, 8000)
+_DASHBOARD_SIZE = (1800, 3480)
 """Width, and the most of its height."""
 
 _SAME = frozenset({"confirm", "diff"})
