@@ -26,8 +26,8 @@ _CANARY = (
     "--min-samples=30",
     "--deadline=5m",
 )
-_HAS_EVIDENCE = "/([4-9]|[1-9][0-9]+) slices/.test(document.getElementById('live-rollout').textContent)"
-"""JavaScript: whether the page Rollout shows a canary with some evidence."""
+_HAS_EVIDENCE = "document.querySelector('#live-rollout .interval-figure')"
+"""JavaScript: whether the page Rollout shows a canary with a confidence interval."""
 
 Show = Callable[[str, str], None]
 """Takes pictures of a page in all looks: its name, and its address."""
