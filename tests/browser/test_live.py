@@ -111,6 +111,33 @@ def test_an_end_of_the_console_is_said(browser: Browser, ending: tuple[Pages, Ex
     browser.console()  # Chromium logs the connections that were refused
 
 
+def test_a_page_of_a_console_that_was_started_again_says_where_to_go(
+    browser: Browser, backend: MemoryBackend, ending: tuple[Pages, ExitStack]
+) -> None:
+    pages, console = ending
+    browser.open(pages.address)
+    browser.run(_COUNT)
+    browser.wait_for("window.events > 0", what="the stream is open")
+    console.close()
+    with serving(backend, port=int(pages.origin.rpartition(":")[2])):
+        browser.wait_for(
+            "document.querySelector('#connection')?.textContent.includes('another token')", what="the notice"
+        )
+        browser.leave()
+        browser.console()  # Chromium logs the connections that were refused
+
+
+def test_chart_times_are_utc_wherever_the_browser_is(browser: Browser, pages: Pages) -> None:
+    browser.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Tokyo"})
+    browser.open(pages.address)
+    shown = browser.wait_for(
+        "document.querySelector('canvas') && document.querySelector('.u-legend .u-value').textContent"
+    )
+    rows = browser.run("return [...document.querySelectorAll('figure.chart td.mono')].map(cell => cell.textContent)")
+    browser.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "UTC"})
+    assert shown.split(", ")[1][:5] in {row[:5] for row in rows}
+
+
 def test_a_thousand_pods_and_two_hundred_versions_are_shown_and_followed(browser: Browser) -> None:
     backend = memory_backend(state(num_pods=1000, num_versions=200))
     with serving(backend) as console:

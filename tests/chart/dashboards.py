@@ -17,7 +17,7 @@ def queries(dashboard: str) -> list[tuple[str, str]]:
     """Title and query of each panel of `fleet` or `operator`."""
     content = json.loads((CHART / "files" / "dashboards" / f"{dashboard}.json").read_text())
     found = [(panel["title"], target["expr"]) for panel in content["panels"] for target in panel.get("targets", ())]
-    return [(title, _chosen(expression)) for title, expression in found]
+    return [(title, chosen(expression)) for title, expression in found]
 
 
 def metrics(dashboard: str) -> set[str]:
@@ -50,7 +50,8 @@ def empty_queries(
     return empty
 
 
-def _chosen(expression: str) -> str:
+def chosen(expression: str) -> str:
+    """Return a query of a panel with values for the dashboard's variables."""
     for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)
     return expression

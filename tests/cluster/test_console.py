@@ -1,37 +1,15 @@
 """`kubectl updraft ui` through the real kubectl on the real API server: decisions with the rights of the person."""
 
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tests.browser.browser import Browser as Chromium
 from tests.cluster.access import Json
 from tests.cluster.chromium import chromium
+from tests.cluster.consoles import console
 from tests.cluster.crds import crds
 from tests.cluster.kubectl import Kubectl, admin, as_user, path, qwen, rollout, viewer
-from tests.support.console import Browser
-from tests.support.wait import LONG_S
 
 __all__ = ["admin", "as_user", "chromium", "crds", "path", "qwen", "viewer"]  # fixtures
-
-
-@contextmanager
-def console(kubectl: Kubectl) -> Iterator[Browser]:
-    """The console as a person starts it, and its browser."""
-    command = kubectl.command("updraft", "ui", "--no-browser")
-    process = subprocess.Popen(
-        command, env=kubectl.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        address = process.stdout.readline().strip()
-        assert address.startswith("http://127.0.0.1:"), process.stderr.read()
-        with Browser(address) as browser:
-            yield browser
-    finally:
-        process.terminate()
-        process.communicate(timeout=LONG_S)
 
 
 def test_a_pin_and_a_roll_back_by_form_are_fields_of_the_resource(admin: Kubectl, qwen: Callable[[], Json]) -> None:

@@ -100,7 +100,6 @@ def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:
         forwarded(ClusterBackend(context=KubeContext(kubeconfig=tour.node.kubeconfig), speculator="tour")) as cluster,
     ):
         states = cluster.snapshots()
-        next(states)  # opens the way to the registry
         origin = address.partition("/?")[0]
         chromium.open(address)
         chromium.open(f"{origin}/s/tour/versions/1")
@@ -140,12 +139,14 @@ def console(tour: Tour) -> Iterator[str]:
 def _registry(cluster: ForwardedBackend) -> Speculator:
     """The registry's own answer, through a port-forward."""
     found: list[RegistryBackend] = []
+    states = cluster.snapshots()
 
-    def is_open() -> bool:
-        found.extend(filter(None, [cluster.tunnels.of("tour")]))
+    def has_answered() -> bool:
+        next(states)
+        found.extend(filter(None, [cluster.reports.registry("tour")]))
         return bool(found)
 
-    wait_until(is_open, timeout_s=60, what="the way to the registry")
+    wait_until(has_answered, timeout_s=60, what="an answer of the registry")
     return found[-1].rollout(None)
 
 

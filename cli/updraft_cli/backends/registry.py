@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis import rpc
@@ -42,6 +42,12 @@ _REFRESH_S = 2.0
 Answer = TypeVar("Answer")
 
 
+class Run(Protocol):
+    """Runs a coroutine to its end."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, Answer], /) -> Answer: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryBackend:
     """The registry at `address`, and one speculator in it."""
@@ -57,6 +63,8 @@ class RegistryBackend:
     """Reason that the history shows for decisions made here."""
     local: Callable[[], Installation]
     """Look at the processes on this machine."""
+    run: Run = asyncio.run
+    """Runs each call; several threads of one process need a loop that they share."""
 
     def call(self, ask: "Callable[[RegistryAsyncStub], Awaitable[Answer]]") -> Answer:
         """Return what `ask` returns for a connected registry."""
@@ -68,7 +76,7 @@ class RegistryBackend:
                 async with rpc.unavailable_after(self.within_s, f"it does not answer within {self.within_s:g} s"):
                     return await ask(stub)
 
-        return asyncio.run(connected())
+        return self.run(connected())
 
     def installation(self) -> Installation:
         installation = replace(self.local(), speculators=self._speculators())

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -126,4 +127,5 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _missing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     site: Site = request.app.state.site
-    return site.answer("failed.html", {"error": error.detail}, page="", status=error.status_code)
+    why = "there is no such page" if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    return site.answer("failed.html", {"error": why}, page="", status=error.status_code)

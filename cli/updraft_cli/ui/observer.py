@@ -20,7 +20,7 @@ from updraft_cli.backends.protocol import ConsoleBackend
 from updraft_cli.backends.snapshot import Snapshot
 from updraft_cli.ui.samples import Recent, Samples
 from updraft_cli.ui.views.figures import counters, figures
-from updraft_cli.ui.worker import Worker
+from updraft_cli.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -122,8 +122,10 @@ PAGES: Mapping[str, Page] = {
 
 def charts(site: Site, page: str, place: Place) -> dict[str, tuple[ChartTable, ...]]:
     """Return the charts of a page by speculator; the overview has those of all."""
-    shown = [one for one in site.observer.snapshot.speculators if place.name in ("", one.name)]
-    tables = {one.name: charts_of(page, site.observer.samples(one.name), one) for one in shown}
+    snapshot, samples = site.observer.snapshot, site.observer.samples
+    is_here = bool(snapshot.installation.processes)
+    shown = [one for one in snapshot.speculators if place.name in ("", one.name)]
+    tables = {one.name: charts_of(page, samples(one.name), one, is_on_this_machine=is_here) for one in shown}
     return {name: found for name, found in tables.items() if found}
 
 

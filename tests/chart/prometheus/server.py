@@ -56,11 +56,22 @@ class PrometheusServer(ServerProcess):
             raise
 
     def values(self, expression: str, *, since_s: float) -> list[float]:
-        """The numbers of all series of an expression from then (seconds since 1970) until now; NaN is no number."""
-        query = {"query": expression, "start": str(since_s), "end": str(time.time()), "step": str(SCRAPE_S)}
+        """The numbers of all series of an expression from then (seconds since 1970) until now."""
+        found = self.series(expression, since_s=since_s, step_s=SCRAPE_S)
+        return [value for _, points in found for value in points.values()]
+
+    def series(
+        self, expression: str, *, since_s: float, step_s: float
+    ) -> list[tuple[dict[str, str], dict[float, float]]]:
+        """The labels of each series of an expression, and its numbers by time in seconds since 1970; NaN is no number."""
+        query = {"query": expression, "start": str(since_s), "end": str(time.time()), "step": str(step_s)}
         answer = self._get("/api/v1/query_range", query).raise_for_status().json()
-        numbers = [float(value) for series in answer["data"]["result"] for _, value in series["values"]]
-        return [number for number in numbers if number == number]  # noqa: PLR0124 - NaN
+        found = []
+        for series in answer["data"]["result"]:
+            points = {at: float(value) for at, value in series["values"] if value != "NaN"}
+            if points:
+                found.append((series["metric"], points))
+        return found
 
     def num_up(self) -> int:
         """Targets whose last scrape succeeded."""

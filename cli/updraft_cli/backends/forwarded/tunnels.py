@@ -32,14 +32,14 @@ _RENEW = 0.7
 _RETRY_S, _REFUSED_S = 10.0, 300.0
 """After what failed; after what this person may not do, because each attempt is in the API server's audit log."""
 _ANSWER_S = 5.0
-"""For all that a page needs: the registries are asked one after the other."""
+"""For all that a page needs."""
 _STOP_S = 5.0
 
 _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ")
 
 
 class Tunnel:
-    """The way to one registry. It opens in the background, and again after it broke. For one thread."""
+    """The way to one registry. It opens in the background, and again after it broke. For one thread, but for `close`."""
 
     def __init__(self, context: KubeContext, namespace: str, speculator: str, token_file: Path) -> None:
         self.problem = ""
@@ -53,6 +53,9 @@ class Tunnel:
         self._renew_s = 0.0
         """Unix time, because other clocks stand still while a laptop sleeps."""
         self._retry_s = float("-inf")
+        self._lock = threading.Lock()
+        """For what outlives a closed tunnel if it is made too late: a process, and files with a token."""
+        self._is_closed = False
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
         """0: not open yet."""
@@ -83,12 +86,19 @@ class Tunnel:
 
     def failed(self, error: Exception) -> None:
         """Try again later, after a call of the registry too: the way may be dead, or the token or the CA be old."""
-        self.close()
+        with self._lock:
+            self._stop()
         self.problem, self._renew_s = str(error), 0.0
         is_refused = isinstance(error, Forbidden) or "forbidden" in self.problem.lower()
         self._retry_s = time.monotonic() + (_REFUSED_S if is_refused else _RETRY_S)
 
     def close(self) -> None:
+        """Close it for good."""
+        with self._lock:
+            self._is_closed = True
+            self._stop()
+
+    def _stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
@@ -115,8 +125,9 @@ class Tunnel:
         with connected(replace(self._context, namespace=self._namespace)) as client:
             token, expires = client.registry_token(self._speculator, _TOKEN_S)
             authorities = client.registry_ca(self._speculator)
-        _write(self._token_file, token)
-        _write(self._ca_file, authorities)
+        with self._opening():
+            _write(self._token_file, token)
+            _write(self._ca_file, authorities)
         self._has_tls = bool(authorities)
         self._renew_s = now_s + _RENEW * (expires.timestamp() - now_s)
 
@@ -138,19 +149,28 @@ class Tunnel:
             pod,
             f":{_PORT}",
         ]
-        process = subprocess.Popen(  # noqa: S603 - the person's own kubectl
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C ends the console, which ends this
-            text=True,
-        )
+        with self._opening():
+            process = self._process = subprocess.Popen(  # noqa: S603 - the person's own kubectl
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C ends the console, which ends this
+                text=True,
+            )
         assert process.stdout is not None
         assert process.stderr is not None
-        self._process, self._port, self._error = process, 0, ""
+        self._port, self._error = 0, ""
         for follow, stream in ((self._note_port, process.stdout), (self._note_error, process.stderr)):
             threading.Thread(target=_followed, args=(stream, follow), name="port-forward", daemon=True).start()
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Raise Unavailable once it is closed for good."""
+        with self._lock:
+            if self._is_closed:
+                raise Unavailable("the console has ended")
+            yield
 
     def _note_port(self, line: str) -> None:
         if (found := _FORWARDED.match(line)) is not None:
@@ -192,11 +212,6 @@ class Tunnels:
         if speculator not in self._open:
             self._open[speculator] = Tunnel(self.context, namespace, speculator, self.folder / speculator)
         return self._open[speculator]
-
-    def of(self, speculator: str) -> RegistryBackend | None:
-        """Return the registry of a speculator that was seen before, if it can be asked now."""
-        tunnel = self._open.get(speculator)
-        return tunnel.registry() if tunnel is not None else None
 
     def close(self) -> None:
         for tunnel in self._open.values():

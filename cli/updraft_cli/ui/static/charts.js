@@ -31,8 +31,8 @@ function number(value) {
 
 function clock(seconds, step) {
   const time = new Date(seconds * 1000);
-  if (step >= DAY_S) return time.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
-  const parts = { hour: "2-digit", minute: "2-digit" };
+  if (step >= DAY_S) return time.toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+  const parts = { hour: "2-digit", minute: "2-digit", timeZone: "UTC" };
   if (step < MINUTE_S) parts.second = "2-digit";
   return time.toLocaleTimeString("en-GB", parts);
 }
@@ -75,8 +75,8 @@ function series(data) {
       value: (_, value) => number(value),
     };
   });
-  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toLocaleString("en-GB"));
-  return [{ label: "time", value: (_, at) => (at == null ? "–" : time(at)) }, ...lines];
+  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toLocaleString("en-GB", { timeZone: "UTC" }));
+  return [{ label: data.elapsed ? "time" : "time (UTC)", value: (_, at) => (at == null ? "–" : time(at)) }, ...lines];
 }
 
 function importance(mark) {
@@ -199,6 +199,7 @@ function draw(figure, entry) {
     ...size(place),
     series: series(data),
     axes: axes(data),
+    tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), // as all other times of the pages
     scales: { x: { time: !data.elapsed }, y: { range: range(data) } },
     bands: (data.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: css("--band") })),
     hooks: { draw: [(plot) => drawMarks(plot, entry.data.marks ?? []), ...(data.zero ? [drawZero] : [])], setLegend: [showLast] },

@@ -2,6 +2,9 @@
 import { drawAll, refreshAll } from "./charts.js";
 
 const YEAR_S = 31_536_000;
+const FORBIDDEN = 403;
+const STARTED_AGAIN = "The console was started again, with another token. This page shows the last state; open the address that it printed.";
+const AWAY = "The console does not answer. This page shows the last state and reconnects by itself. If the console was started again, open the address that it printed.";
 
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
@@ -41,9 +44,10 @@ function startConnection() {
     notice.hidden = !text;
   };
   document.body.addEventListener("htmx:sseOpen", () => tell(""));
-  document.body.addEventListener("htmx:sseError", () =>
-    tell("The console does not answer. This page shows the last state and reconnects by itself; is `updraft ui` still running?"),
-  );
+  document.body.addEventListener("htmx:sseError", async () => {
+    const status = await fetch("/static/icon.svg", { cache: "no-store" }).then((answer) => answer.status, () => 0);
+    tell(status === FORBIDDEN ? STARTED_AGAIN : AWAY);
+  });
 }
 
 // A browser opens six connections to one address at most, and each page that follows holds one: a hidden one gives its back.

@@ -40,6 +40,8 @@ class Chart:
     has_marks: bool = False
     has_zero: bool = False
     """The value axis includes 0."""
+    is_of_this_machine: bool = False
+    """Its figures are known only of a pod on this machine."""
 
 
 def _line(name: str, label: str) -> Series:
@@ -139,6 +141,7 @@ CHARTS = {
             unit="tokens",
             series=(_line("lookahead", "lookahead"),),
             has_zero=True,
+            is_of_this_machine=True,
         ),
         Chart(
             name="drops",
@@ -147,6 +150,7 @@ CHARTS = {
             unit="traces",
             series=(Series(name=DROPPED, label="", is_prefix=True),),
             has_zero=True,
+            is_of_this_machine=True,
         ),
     )
 }
@@ -169,8 +173,12 @@ class ChartTable:
     """Its content, as `content` returns it, on a page that no server follows; None: the page fetches it."""
 
 
-def charts_of(page: str, samples: Samples, one: SpeculatorSnapshot) -> tuple[ChartTable, ...]:
-    return tuple(_table(chart, samples, one) for chart in CHARTS.values() if chart.page == page)
+def charts_of(
+    page: str, samples: Samples, one: SpeculatorSnapshot, *, is_on_this_machine: bool = True
+) -> tuple[ChartTable, ...]:
+    """Return the charts of a page; one that can get no figures here is left out."""
+    shown = (chart for chart in CHARTS.values() if is_on_this_machine or not chart.is_of_this_machine)
+    return tuple(_table(chart, samples, one) for chart in shown if chart.page == page)
 
 
 def content(chart: Chart, samples: Samples, one: SpeculatorSnapshot, *, since_s: float) -> dict[str, Any]:

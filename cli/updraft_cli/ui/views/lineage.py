@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from updraft_cli.backends.drafts import Draft
 from updraft_cli.backends.speculators import LOST
+from updraft_cli.ui.views import parts
 
 STEP_X, STEP_Y, WIDTH, HEIGHT, MARGIN = 92, 56, 68, 34, 12
 MAX_NODES = 60
@@ -103,7 +104,7 @@ def _node(draft: Draft, column: int, row: int) -> Node:
     return Node(
         version=draft.version or 0,
         phase=(draft.phase or "none").replace(" ", "-"),
-        label=f"{draft.acceptance.length:.2f}" if draft.acceptance else draft.phase,
+        label=f"{acceptance.length:.2f}" if (acceptance := parts.known(draft.acceptance)) else draft.phase,
         title=f"Version {draft.version}, {draft.phase}: {draft.reason}",
         x=MARGIN + column * STEP_X,
         y=MARGIN + row * STEP_Y,

@@ -71,8 +71,8 @@ def figures(speculator: Speculator) -> Iterator[Figure]:
         kind = "good" if speedup.low > 1 else "bad" if speedup.high < 1 else ""
         bounds = f"{speedup.low:.2f} to {speedup.high:.2f}"
         yield Figure(title="speed over no drafts", value=f"{speedup.ratio:.2f}", unit="times", bounds=bounds, kind=kind)
-    if speculator.acceptance is not None:
-        length = f"{speculator.acceptance.length:.2f}"
+    if (acceptance := parts.known(speculator.acceptance)) is not None:
+        length = f"{acceptance.length:.2f}"
         since = "since the start of the pods"
         yield Figure(title="acceptance length", value=length, unit="tokens per step", bounds=since)
     if speculator.learning is not None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from updraft_cli import output
 from updraft_cli.backends.drafts import Acceptance, Draft
 from updraft_cli.backends.speculators import MetricChange, ServedVersion
+from updraft_cli.ui.samples import MIN_STEPS
 
 NONE = "-"
 
@@ -133,6 +134,12 @@ def words(name: str) -> str:
 
 def length(acceptance: Acceptance | None) -> str:
     return f"{acceptance.length:.2f}" if acceptance else NONE
+
+
+def known(acceptance: Acceptance | None) -> Acceptance | None:
+    """Return an acceptance length, unless it is that of a few steps, which is noise; for places that do not show how many."""
+    steps = None if acceptance is None else acceptance.verify_steps
+    return None if steps is not None and steps < MIN_STEPS else acceptance
 
 
 def training(draft: Draft) -> str:

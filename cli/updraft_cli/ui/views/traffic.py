@@ -35,6 +35,8 @@ class Traffic:
     survival: Table | None
     """Expected by the engine: the lookahead follows it."""
     drops: Table | None
+    is_by_pod: bool
+    """Dropped traces and the last lookahead are on the pages of pods."""
     notices: tuple[Notice, ...]
 
 
@@ -48,6 +50,7 @@ def traffic(one: SpeculatorSnapshot, installation: Installation) -> Traffic:
         serving=tuple(serving_facts(serving)) if serving else (),
         survival=_survival(serving) if serving and serving.expected_survival else None,
         drops=_drops(serving) if serving else None,
+        is_by_pod=serving is None and bool(speculator.namespace),
         notices=tuple(overview.notices(one)),
     )
 

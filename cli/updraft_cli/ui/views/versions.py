@@ -143,7 +143,7 @@ def _row(name: str, draft: Draft, *, has_pods: bool) -> Iterator[Cell]:
     yield Cell(text=str(number or draft.object), href=f"/s/{name}/versions/{number}" if number else "")
     marks = ", ".join(filter(None, (draft.phase, "pinned" if draft.pinned else "", "kept" if draft.retained else "")))
     yield Cell(text=marks or parts.NONE, tag=(draft.phase or "none").replace(" ", "-"))
-    yield Cell(text=parts.length(draft.acceptance), css="num")
+    yield Cell(text=parts.length(parts.known(draft.acceptance)), css="num")
     yield parts.count(draft.parent or None)
     yield parts.count(draft.samples or None)
     if has_pods:

@@ -168,7 +168,8 @@ def test_a_person_without_rights_sees_the_buttons_disabled_with_the_reason(
     backend.memory.refusal = "your role does not let you patch adaptivespeculators.updraft.dev qwen in team"
     shown = browser.page("/s/qwen/history")
     assert 'class="button" href=' not in shown
-    assert shown.count(backend.memory.refusal) == shown.count('aria-disabled="true"') == 4
+    assert shown.count('aria-disabled="true"') == shown.count('aria-describedby="why-0"') == 4
+    assert f'id="why-0">{backend.memory.refusal}<' in shown
     confirmation = browser.page("/s/qwen/confirm/pause")
     assert '<button type="submit" disabled>' in confirmation
     assert backend.memory.refusal in confirmation
@@ -181,7 +182,7 @@ def test_a_form_of_a_person_without_rights_is_refused(browser: Browser, backend:
         fields = {"csrf": Form.of(another.page("/s/qwen/confirm/pause")).fields["csrf"]}
         refused = another.http.post(form.action, data=fields, headers={"Origin": another.origin})
     assert refused.status_code == 403
-    assert "you may not" in refused.text
+    assert "You may not." in refused.text
     assert backend.memory.decisions == []
 
 
@@ -189,7 +190,7 @@ def test_what_the_backend_refuses_in_the_end_is_shown(browser: Browser, backend:
     form = Form.of(browser.page("/s/qwen/confirm/pause"))
     backend.memory.problem = Forbidden("the token has the role read")
     refused = browser.http.post(form.action, data=form.fields, headers={"Origin": browser.origin})
-    assert (refused.status_code, "the token has the role read" in refused.text) == (409, True)
+    assert (refused.status_code, "The token has the role read." in refused.text) == (409, True)
 
 
 def test_a_decision_carries_its_version_and_its_reason(browser: Browser, backend: MemoryBackend) -> None:

@@ -52,7 +52,7 @@ def test_an_open_page_that_does_not_follow_its_version_asks_for_it_once(
 def test_an_address_of_a_pod_without_a_name_is_not_found(browser: Browser) -> None:
     missing = browser.http.get("/s/qwen/fleet/")
     assert missing.status_code == 404
-    assert "an address of a pod ends with its name" in missing.text
+    assert "An address of a pod ends with its name." in missing.text
     notice = next(data for name, data in browser.events("pod", "qwen") if name == "live-notice")
     assert "An address of a pod ends with its name." in notice
 

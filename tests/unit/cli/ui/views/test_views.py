@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.support.console import NOW, state
 
-from updraft_cli.backends.drafts import DomainAcceptance
+from updraft_cli.backends.drafts import Acceptance, DomainAcceptance
+from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Condition, MetricChange, Pods, Resource, Speedup
 from updraft_cli.ui.samples import Samples
@@ -35,6 +36,18 @@ def test_what_is_not_known_is_left_out() -> None:
     assert (
         figures(bare, state().installation, {}).keys().isdisjoint({"stable", "candidate", "speedup", "trained tokens"})
     )
+
+
+def test_an_acceptance_length_of_a_few_steps_is_shown_only_beside_their_number() -> None:
+    few = Acceptance(length=4.0, verify_steps=1, tokens=4)
+    new = one(num_versions=1, acceptance=few, traffic=())
+    new = replace(new, drafts=tuple(replace(draft, acceptance=few) for draft in new.drafts))
+    assert "acceptance length" not in [figure.title for figure in overview.card(new, NOW).figures]
+    shown = versions.versions(new)
+    assert "4.00" not in [cell.text for row in shown.table.rows for cell in row]
+    assert [node.label for node in shown.lineage.nodes] == ["stable"]
+    served = rollout.rollout(new, NOW).serving.rows[0]
+    assert (served[3].text, served[4].text) == ("4.00", "1")
 
 
 def test_a_pin_a_pause_and_what_blocks_learning_are_notices() -> None:
@@ -288,6 +301,15 @@ def test_steps_without_a_draft_are_part_of_all_steps() -> None:
     view = traffic.traffic(one(traffic=(first, unknown)), state().installation)
     assert view.lookaheads is not None
     assert [row[0].text for row in view.lookaheads.rows] == ["steps of version 6"]
+
+
+def test_figures_of_one_pod_are_on_its_page_in_a_cluster() -> None:
+    cluster = one(namespace="team")
+    assert traffic.traffic(cluster, Installation(speculators=())).is_by_pod
+    assert not traffic.traffic(one(), state().installation).is_by_pod
+    here = [chart.name for chart in charts.charts_of("traffic", Samples(), one())]
+    there = [chart.name for chart in charts.charts_of("traffic", Samples(), cluster, is_on_this_machine=False)]
+    assert (here, there) == (["domains", "lookahead", "drops"], ["domains"])
 
 
 def test_shifts_and_swaps_are_marks_of_the_acceptance_chart() -> None:

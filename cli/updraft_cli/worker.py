@@ -1,4 +1,4 @@
-"""A thread that runs calls one after the other, and that never holds up the end of the program."""
+"""Threads that run calls in the order in which they come, and that never hold up the end of the program."""
 
 import threading
 from collections.abc import Callable
@@ -14,10 +14,12 @@ R = TypeVar("R")
 class Worker:
     """Not a ThreadPoolExecutor: Python waits for its threads at the end, and a call of a backend may take minutes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, num_threads: int = 1) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._is_closed = False
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._num_threads = num_threads
+        for _ in range(num_threads):
+            threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, function: Callable[[], R]) -> Future[R]:
         """Queue a call; the future has its result. After `close` it fails with Unavailable."""
@@ -43,9 +45,10 @@ class Worker:
         return future
 
     def close(self) -> None:
-        """Run no further call; one that runs goes on, and nobody has to wait for it."""
+        """Run no further call; those that run go on, and nobody has to wait for them."""
         self._is_closed = True
-        self._calls.put(None)
+        for _ in range(self._num_threads):
+            self._calls.put(None)
 
     def _work(self) -> None:
         while (run := self._calls.get()) is not None:
