@@ -117,8 +117,7 @@ def measure_versions(hidden: int, fleets: Sequence[int]) -> list[VersionRun]:
     runs: list[VersionRun] = []
     with tempfile.TemporaryDirectory() as folder:
         drafts = [
-            weights.write(Path(folder) / f"{number}.safetensors", hidden, seed=SEED, number=number)
-            for number in (1, 2)
+            weights.write(Path(folder) / f"{number}.safetensors", hidden, seed=SEED, number=number) for number in (1, 2)
         ]
         for num_pods in fleets:
             with tempfile.TemporaryDirectory() as data:

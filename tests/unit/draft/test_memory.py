@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from updraft_draft.memory import HUGE_PAGES, KERNEL_CACHES, limit, return_large_blocks, use_huge_pages
+from updraft_draft.memory import HUGE_PAGES, KERNEL_CACHES, limit, use_huge_pages
 
 GROWTH = """
 import os

@@ -143,7 +143,7 @@ def _add_step(message: trace_pb2.Trace, step: VerifyStep) -> None:
 
 def _add_payload(message: trace_pb2.Payload, hidden: HiddenStates, encode: Encode) -> bytes:
     """Fill it in place but for the data that it returns: a message that is assigned to another one is copied."""
-    encoded = encode(hidden.aux)
+    encoded = encode(hidden.aux[:])
     aux = encoded.data
     encoded.ClearField("data")
     message.first_position = hidden.first_position
