@@ -55,7 +55,7 @@ def main() -> None:
     name, lines = sys.argv[1], Path(sys.argv[2])
     logs.configure(process=name, level="INFO", format="text")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    serve = {"registry": _registry, "trainer": _trainer, "pod": _pod}[name]()
+    serve = {"registry": _registry, "trainer": _trainer, "pod": _pod, "control": _control}[name]()
 
     async def watched(stop: lifecycle.Stop) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -94,6 +94,12 @@ def _pod() -> Serve:
     from bench.width import pod  # noqa: PLC0415
 
     return pod.serve_until
+
+
+def _control() -> Serve:
+    from bench.width import control  # noqa: PLC0415
+
+    return control.serve
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from bench import harness
 from bench.harness import Line, Measurements
 from bench.width import data_path, head, learning, versions, weights
-from bench.width.data_path import PathRun
+from bench.width.data_path import CONTROL, PathRun
 from bench.width.head import HeadRun
 from bench.width.learning import LearningRun
 from bench.width.traffic import Width
@@ -91,7 +91,7 @@ PATH_ROWS: Sequence[Row[PathRun]] = (
     ("largest pod, peak resident", "MB", lambda run: run.pod_bytes / MB),
     ("cores used by the trainer", "", lambda run: run.cpu_s["trainer"]),
     ("cores used by the pods", "", lambda run: run.cpu_s["pods"]),
-    *_loops("trainer", "registry", "pods"),
+    *_loops("trainer", "registry", "pods", CONTROL),
 )
 
 LONG_ROWS = [row for row in PATH_ROWS if row is not CAPTURED_ROW]
@@ -254,10 +254,11 @@ def path_bars(run: PathRun) -> list[Line]:
         Line(
             bar(
                 "longest standstill of a loop",
-                max(one.held_ms for one in run.longest.values()),
+                max(one.held_ms for name, one in run.longest.items() if name != CONTROL),
                 20,
                 "ms",
-            )
+            ),
+            note=f"an idle loop beside them {run.longest[CONTROL].held_ms:.1f} ms",
         ),
     ]
 
