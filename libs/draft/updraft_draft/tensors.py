@@ -28,7 +28,7 @@ _HALF_SCALE = 2.0**8
 
 _ROWS_IN_CACHE = 32
 SCALE_BYTES = 4
-"""Of a packed row, at its end."""
+"""The scale of a packed row is its end."""
 
 
 def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_pb2.Tensor:
