@@ -13,7 +13,8 @@ from torch import Tensor
 
 from updraft_inference.engine import Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
 
-_BLOCK_BYTES = 1 << 20
+_FIRST_BLOCK_BYTES, _BLOCK_BYTES = 1 << 16, 1 << 20
+"""The size of a request's first block, and that up to which each is twice as large as the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class RowBlocks:
 
     def __init__(self) -> None:
         self._free: Tensor | None = None
+        self._next_bytes = _FIRST_BLOCK_BYTES
 
     def keep(self, part: Rows | StepPart) -> Rows | StepPart:
         """The same part with its states copied here. All parts must have the same form."""
@@ -73,8 +75,11 @@ class RowBlocks:
 
     def _keep(self, rows: Rows) -> Rows:
         num, aux = len(rows.aux), rows.aux
+        if not num:
+            return rows
         if self._free is None or len(self._free) < num:
-            self._free = aux.new_empty(max(num, _BLOCK_BYTES // max(1, aux[:1].nbytes)), *aux.shape[1:])
+            self._free = aux.new_empty(max(num, self._next_bytes * num // max(1, aux.nbytes)), *aux.shape[1:])
+            self._next_bytes = min(2 * self._next_bytes, _BLOCK_BYTES)
         kept, self._free = self._free[:num].copy_(aux), self._free[num:]
         return replace(rows, aux=kept)
 
