@@ -13,7 +13,7 @@ from torch import Tensor
 
 from updraft_inference.engine import Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
 
-_FIRST_BLOCK_BYTES, _BLOCK_BYTES = 1 << 16, 1 << 20
+_FIRST_BLOCK_BYTES, _BLOCK_BYTES = 1 << 14, 1 << 20
 """The size of a request's first block, and that up to which each is twice as large as the one before."""
 
 
@@ -58,30 +58,45 @@ class StepPart:
         return replace(self, rows=None, rejected=None)
 
 
-class RowBlocks:
-    """Memory for the rows of one request. Thousands of small tensors between larger ones that come and go would leave gaps of
-    several times their size."""
+class _Blocks:
+    """Memory for tensors [rows, ...] of one form."""
 
     def __init__(self) -> None:
         self._free: Tensor | None = None
         self._next_bytes = _FIRST_BLOCK_BYTES
 
+    def keep(self, rows: Tensor) -> Tensor:
+        """A copy of these rows here."""
+        if not (num := len(rows)):
+            return rows
+        if self._free is None or len(self._free) < num:
+            self._free = rows.new_empty(max(num, self._next_bytes * num // max(1, rows.nbytes)), *rows.shape[1:])
+            self._next_bytes = min(2 * self._next_bytes, _BLOCK_BYTES)
+        kept, self._free = self._free[:num].copy_(rows), self._free[num:]
+        return kept
+
+
+class RowBlocks:
+    """Memory for the rows of one request, all of one form. Thousands of small tensors between larger ones that come and go
+    would leave gaps of several times their size."""
+
+    def __init__(self) -> None:
+        self._aux, self._ids, self._log_probs, self._log_sum_exp = (_Blocks() for _ in range(4))
+
     def keep(self, part: Rows | StepPart) -> Rows | StepPart:
-        """The same part with its states copied here. All parts must have the same form."""
+        """The same part with its rows copied here."""
         if isinstance(part, Rows):
             return self._keep(part)
         rows, rejected = (None if rows is None else self._keep(rows) for rows in (part.rows, part.rejected))
         return replace(part, rows=rows, rejected=rejected)
 
     def _keep(self, rows: Rows) -> Rows:
-        num, aux = len(rows.aux), rows.aux
-        if not num:
-            return rows
-        if self._free is None or len(self._free) < num:
-            self._free = aux.new_empty(max(num, self._next_bytes * num // max(1, aux.nbytes)), *aux.shape[1:])
-            self._next_bytes = min(2 * self._next_bytes, _BLOCK_BYTES)
-        kept, self._free = self._free[:num].copy_(aux), self._free[num:]
-        return replace(rows, aux=kept)
+        teacher = TopK(
+            ids=self._ids.keep(rows.teacher.ids),
+            log_probs=self._log_probs.keep(rows.teacher.log_probs),
+            log_sum_exp=self._log_sum_exp.keep(rows.teacher.log_sum_exp),
+        )
+        return Rows(position=rows.position, aux=self._aux.keep(rows.aux), teacher=teacher)
 
 
 class TraceBuilder:

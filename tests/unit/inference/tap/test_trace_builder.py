@@ -294,7 +294,7 @@ def test_rows_of_many_small_parts_lie_together_and_are_the_same(lengths: list[in
     assert all(isinstance(rows, Rows) and rows.aux.equal(aux) for rows, aux in zip(kept, parts, strict=True))
     storages = [rows.aux.untyped_storage() for rows in kept if isinstance(rows, Rows) and len(rows.aux)]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    assert len(sizes) <= 8 + 2 * lengths.count(3000)
+    assert len(sizes) <= 10 + 2 * lengths.count(3000)
     assert sum(sizes.values()) <= 2 * sum(aux.nbytes for aux in parts) + (1 << 16) + (lengths.count(3000) << 20)
 
 
