@@ -80,9 +80,6 @@ _SCANNED = 4
 # Of a command, sent at a time.
 _PIECE_BYTES = 128 * 1024
 
-# Of new entries, read at a time, or one larger entry: the client makes objects of a whole reply in one go, on the event loop.
-_REPLY_BYTES = 4 * 1024 * 1024
-
 
 class _InPieces(AbstractConnection):
     """Sends an entry in pieces, because asyncio may copy what a socket does not take at once, and the event loop stands still
@@ -603,22 +600,6 @@ class Consumer:
                 self.lost_total += 1
 
     async def _new(self, count: int, block_ms: int) -> list[Entry]:
-        """New entries, as many in one reply as it may have by the mean size of recent ones. If a later reply fails, none is in
-        hand, and the next read finds them all."""
-        entries: list[Entry] = []
-        try:
-            while len(entries) < count:
-                num_wanted = min(count - len(entries), self._sizes.fitting(_REPLY_BYTES))
-                found = await self._reply(num_wanted, 0 if entries else block_ms)
-                entries += found
-                if len(found) < num_wanted:
-                    break
-        except BaseException:
-            self.in_hand.difference_update(entry.id for entry in entries)
-            raise
-        return entries
-
-    async def _reply(self, count: int, block_ms: int) -> list[Entry]:
         with self._interrupted_owns_more():
             reply: Any = await self._client.xreadgroup(
                 self._group,
@@ -662,10 +643,6 @@ class _MeanSize:
         self._num_entries += 1
         self.mean_bytes += (size_bytes + _OVERHEAD_BYTES - self.mean_bytes) / min(self._num_entries, self._WINDOW)
 
-    def fitting(self, num_bytes: int) -> int:
-        """How many entries of that size have so many bytes together: at least one, and one while the size is unknown."""
-        return max(1, int(num_bytes / self.mean_bytes)) if self.mean_bytes else 1
-
 
 class _Bound:
     """Converts a limit in bytes into a number of entries, by the mean size of recent ones."""
@@ -677,7 +654,7 @@ class _Bound:
     def entries(self, size_bytes: int) -> int:
         """Count the next entry's size; return how many entries may stay, at least one."""
         self._sizes.add(size_bytes)
-        return self._sizes.fitting(self._max_bytes)
+        return max(1, int(self._max_bytes / self._sizes.mean_bytes))
 
 
 @contextmanager

@@ -460,19 +460,6 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
     await settle_all(life)
 
 
-@pytest.mark.parametrize(("size", "num_replies"), [(3_000_000, 4), (2_000_000, 2), (1000, 1)])
-async def test_a_reply_has_one_large_entry_or_many_small_ones(redis: Redis, size: int, num_replies: int) -> None:
-    sender, life = producer(redis, max_bytes=64 << 20), await consumer(redis)
-    await sender.append(bytes(size))
-    assert len(await read(life)) == 1
-    for _ in range(4):
-        await sender.append(bytes(size))
-    await redis.config_resetstat()
-    assert len(await read(life, count=4)) == 4
-    assert (await redis.info("commandstats"))["cmdstat_xreadgroup"]["calls"] == num_replies
-    await settle_all(life)
-
-
 @pytest.mark.attack(
     boundary="redis",
     attack="a prompt with Redis commands, on a connection that breaks in the middle",

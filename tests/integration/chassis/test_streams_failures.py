@@ -274,28 +274,6 @@ async def test_entries_whose_delivery_was_lost_come_with_the_next_read(
         await consumer.ack([entry.id])
 
 
-async def test_a_read_that_fails_after_its_first_reply_leaves_nothing_in_hand(
-    volatile: RedisServer, short_tmp_path: Path
-) -> None:
-    path = short_tmp_path / "link.sock"
-    async with (
-        ends(volatile) as (_, producer, _),
-        lossy_link(volatile, path) as is_lossy,
-        streams.connect(f"unix://{path}") as client,
-    ):
-        consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
-        assert await consumer.read(count=1, block=NOW) == []
-        await send_all(producer, [b"one", b"entry"])
-        is_lossy.set()
-        with pytest.raises(Unavailable):
-            await consumer.read(count=2, block=NOW)
-        assert consumer.in_hand == frozenset()
-        is_lossy.clear()
-        entries = await consumer.read(count=2, block=NOW)
-        assert [(entry.data, entry.deliveries) for entry in entries] == [(b"one", 2), (b"entry", 2)]
-        await consumer.ack(entry.id for entry in entries)
-
-
 class Reader:
     """Reads and acknowledges through every outage; remembers each entry's effect once, like the trainer's dedupe."""
 
