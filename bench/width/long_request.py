@@ -151,7 +151,7 @@ async def measure(width: int, num_tokens: int, tokens_per_second: float) -> Long
 
 def rss_mb() -> float:
     """The most that this process had resident so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
