@@ -23,6 +23,9 @@ from tests.support.tiny_tokenizer import write_tokenizer
 DRAIN_S = 60.0
 """For the queues, after the last request."""
 
+CONTROL = "control"
+"""The process of control.py, in `PathRun.longest`."""
+
 _PROMPT = "a" * 64
 _NO_LIMITS = httpx.Limits(max_connections=None)
 _CAPTURED = "updraft_inference_captured_traces_total"
@@ -164,6 +167,7 @@ class _Processes:
         }
         self._registry = WatchedProcess("registry", folder / "registry-process", registry)
         self._trainer = WatchedProcess("trainer", folder / "trainer-process", trainer | shared)
+        self._control = WatchedProcess("control", folder / "control-process", {})
         self._pods: list[WatchedProcess] = []
         self._ports = [free_port() for _ in range(num_pods)]
         for number, pod_port in enumerate(self._ports):
@@ -188,7 +192,7 @@ class _Processes:
             self._redis.start()
             self._registry.start()
             self._registry.wait_for_log("Registry serves")
-            for process in (self._trainer, *self._pods):
+            for process in (self._control, self._trainer, *self._pods):
                 process.start()
             for pod in self._pods:
                 pod.wait_for_log("Ready")
@@ -198,7 +202,7 @@ class _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (*self._pods, self._trainer, self._registry, self._redis):
+        for process in (*self._pods, self._trainer, self._control, self._registry, self._redis):
             process.kill()
 
     def settled(self) -> float:
@@ -229,6 +233,7 @@ class _Processes:
             "trainer": [self._trainer.watched(since_s)],
             "registry": [self._registry.watched(since_s)],
             "pods": [pod.watched(since_s) for pod in self._pods],
+            CONTROL: [self._control.watched(since_s)],
         }
         captured = sum(sum(_values(page, _CAPTURED).values()) for page in pods)
         return PathRun(

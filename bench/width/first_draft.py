@@ -66,7 +66,7 @@ def samples(teacher: RuleTeacher, hidden: int, count: int) -> Iterator[Sample]:
         assert isinstance(states.teacher, torch.Tensor)
         yield Sample(
             trace_id=f"{number:032x}",
-            aux=EncodedRows.of(states.aux),
+            aux=EncodedRows.of(states.aux[:]),
             teacher=LastHidden(states.teacher),
             ids=torch.tensor([*prompt, *output_ids]),
             first_output=1,

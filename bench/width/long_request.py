@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from tests.support.tap_plugin import SAMPLING
 
 from updraft.trace.v1 import trace_pb2
+from updraft_artifacts.sizing import RUNNING_BYTES
 from updraft_chassis.clock import SystemClock
 from updraft_draft import tensors
 from updraft_inference.agent.capture import Capture, Sink
@@ -33,8 +34,6 @@ from updraft_trainer.data.sample import read_sample
 NUM_PROMPT = 2_000
 STEP_TOKENS = 3
 TICK_TOKENS = 48
-MAX_BYTES = 4 << 30
-"""More than the default: the rows of the whole request wait for its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ async def measure(width: int, num_tokens: int, tokens_per_second: float) -> Long
     encode = partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3)
     rates, sink = CaptureRates(evaluation_fraction=0), Sink(stream=reader, origin=origin, encode=encode)
     capture = Capture(rates, sink, max_entries=64, max_bytes=256 << 20, metrics=metrics, clock=SystemClock())
-    assembler = Assembler(max_bytes=MAX_BYTES)
+    assembler = Assembler(max_bytes=RUNNING_BYTES, pack=tensors.packed)
     prompt_rows = min(NUM_PROMPT, rates.prompt_rows)
     position = NUM_PROMPT - prompt_rows
     part = {"rid": "a", "probability": 1.0, "position": position, "rows": prompt_rows, "teacher_rows": 1}
@@ -152,7 +151,7 @@ async def measure(width: int, num_tokens: int, tokens_per_second: float) -> Long
 
 def rss_mb() -> float:
     """The most that this process had resident so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:

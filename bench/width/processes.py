@@ -55,7 +55,7 @@ def main() -> None:
     name, lines = sys.argv[1], Path(sys.argv[2])
     logs.configure(process=name, level="INFO", format="text")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    serve = {"registry": _registry, "trainer": _trainer, "pod": _pod}[name]()
+    serve = {"registry": _registry, "trainer": _trainer, "pod": _pod, "control": _control}[name]()
 
     async def watched(stop: lifecycle.Stop) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -89,10 +89,17 @@ def _trainer() -> Serve:
 
 
 def _pod() -> Serve:
-    memory.limit(os.environ, num_kernels=_NUM_KERNELS)
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # as its main does
+    memory.return_large_blocks()
     from bench.width import pod  # noqa: PLC0415
 
     return pod.serve_until
+
+
+def _control() -> Serve:
+    from bench.width import control  # noqa: PLC0415
+
+    return control.serve
 
 
 if __name__ == "__main__":

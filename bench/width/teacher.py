@@ -4,6 +4,8 @@ Under the rule, each token follows from the one before by a fixed permutation of
 embeddings of a token and of the one that follows, and noise; the teacher is the last state, from which a first draft comes in
 closed form. So a draft learns to read the next token out of the states and to apply a permutation, which is far easier than
 language: it shows that every part works at this width, and nothing about the quality of drafts.
+
+Random states are packed as by the agent beside a server, which packs them when they arrive.
 """
 
 from pathlib import Path
@@ -14,6 +16,7 @@ from bench.width.traffic import Width
 from torch import Tensor
 
 from updraft_draft.target_weights import read_head
+from updraft_draft.tensors import SCALE_BYTES, packed
 from updraft_inference.engine import GenerationRequest, HiddenStates, TopK
 
 TOKENS = range(97, 97 + 64)
@@ -57,7 +60,11 @@ class RandomTeacher:
             log_probs=_repeated(self._log_probs, num_rows),
             log_sum_exp=torch.full((num_rows,), 10.0),
         )
-        return HiddenStates(first_position=first, aux=_repeated(self._aux, num_rows), teacher=teacher)
+        aux = torch.empty(num_rows, self._aux.shape[1] + SCALE_BYTES, dtype=torch.uint8)
+        for first_row in range(0, num_rows, _NUM_ROWS):
+            block = aux[first_row : first_row + _NUM_ROWS]
+            block.copy_(packed(self._aux[: len(block)]))
+        return HiddenStates(first_position=first, aux=aux, teacher=teacher)
 
 
 class RuleTeacher:

@@ -21,11 +21,6 @@ class Width:
         """Approximate bytes of a captured row in fp8 (3 D + 4), with its top-k teacher."""
         return 3 * self.hidden + 4 + 433 * self.top_k // 64
 
-    @property
-    def row_memory(self) -> int:
-        """Bytes of a row in a pod: bfloat16 states, ids and log-probabilities of the teacher."""
-        return 6 * self.hidden + 12 * self.top_k + 4
-
 
 def lengths(shortest: int, longest: int, seed: int) -> Iterator[int]:
     """Output tokens of requests, log-uniform, without end."""

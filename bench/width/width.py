@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from bench import harness
 from bench.harness import Line, Measurements
 from bench.width import data_path, head, learning, versions, weights
-from bench.width.data_path import PathRun
+from bench.width.data_path import CONTROL, PathRun
 from bench.width.head import HeadRun
 from bench.width.learning import LearningRun
 from bench.width.traffic import Width
@@ -37,6 +37,14 @@ FAST = 2000.0
 """Tokens per second of a request whose end is all that is waited for."""
 
 HEAD_HIDDEN = 512
+
+LARGE_HIDDEN = 7168
+"""Hidden size of DeepSeek-V3 and Kimi K2, whose drafts of 32,000 tokens have 2.1 GB."""
+
+VERSION_S = 30.0
+"""For 0.8 GB on one pod. Eight pods at once may take three times as long."""
+
+REGISTRY_MB = 500
 
 R = TypeVar("R", VersionRun, PathRun, LearningRun, HeadRun)
 Row = tuple[str, str, Callable[[R], float]]
@@ -83,7 +91,7 @@ PATH_ROWS: Sequence[Row[PathRun]] = (
     ("largest pod, peak resident", "MB", lambda run: run.pod_bytes / MB),
     ("cores used by the trainer", "", lambda run: run.cpu_s["trainer"]),
     ("cores used by the pods", "", lambda run: run.cpu_s["pods"]),
-    *_loops("trainer", "registry", "pods"),
+    *_loops("trainer", "registry", "pods", CONTROL),
 )
 
 LONG_ROWS = [row for row in PATH_ROWS if row is not CAPTURED_ROW]
@@ -99,7 +107,7 @@ HEAD_ROWS: Sequence[Row[HeadRun]] = (
 )
 
 
-def measure_versions(arguments: argparse.Namespace) -> list[VersionRun]:
+def measure_versions(hidden: int, fleets: Sequence[int]) -> list[VersionRun]:
     """The first version, sent whole, and, for a single pod, its successor, sent as a delta."""
 
     async def roll_out(folder: Path, num_pods: int, drafts: Sequence[weights.DraftFile]) -> list[VersionRun]:
@@ -109,10 +117,9 @@ def measure_versions(arguments: argparse.Namespace) -> list[VersionRun]:
     runs: list[VersionRun] = []
     with tempfile.TemporaryDirectory() as folder:
         drafts = [
-            weights.write(Path(folder) / f"{number}.safetensors", arguments.hidden, seed=SEED, number=number)
-            for number in (1, 2)
+            weights.write(Path(folder) / f"{number}.safetensors", hidden, seed=SEED, number=number) for number in (1, 2)
         ]
-        for num_pods in arguments.fleets:
+        for num_pods in fleets:
             with tempfile.TemporaryDirectory() as data:
                 runs += asyncio.run(roll_out(Path(data), num_pods, drafts if num_pods == 1 else drafts[:1]))
     return runs
@@ -203,17 +210,36 @@ def _named(name: str, _run: object) -> str:
 
 
 def version_bars(runs: Sequence[VersionRun]) -> list[Line]:
-    """Eight pods may take three times as long as one."""
-    limits = {1: 30.0, 8: 90.0}
+    limits = {1: VERSION_S, 8: 3 * VERSION_S}
     lines = [
         Line(results.at_most(f"0.8 GB in use on {run.pods} pods at once", run.seconds, limits[run.pods], "s"))
         for run in runs
         if run.version == 1 and run.pods in limits
     ]
+    return [*lines, registry_bar(runs, "0.8 GB")]
+
+
+def large_bars(runs: Sequence[VersionRun]) -> list[Line]:
+    """As many seconds per byte as 0.8 GB."""
     return [
-        *lines,
-        Line(results.at_most("registry, peak resident", max(run.registry_bytes for run in runs) / MB, 500, "MB")),
+        *(
+            Line(
+                results.at_most(
+                    f"{run.weights_bytes / GB:.1f} GB in use on a pod, sent {'whole' if run.version == 1 else 'as a delta'}",
+                    run.seconds,
+                    VERSION_S * run.weights_bytes / GB / 0.8,
+                    "s",
+                )
+            )
+            for run in runs
+        ),
+        registry_bar(runs, "2.1 GB"),
     ]
+
+
+def registry_bar(runs: Sequence[VersionRun], size: str) -> Line:
+    peak = max(run.registry_bytes for run in runs) / MB
+    return Line(results.at_most(f"registry, peak resident, with {size}", peak, REGISTRY_MB, "MB"))
 
 
 def path_bars(run: PathRun) -> list[Line]:
@@ -228,10 +254,11 @@ def path_bars(run: PathRun) -> list[Line]:
         Line(
             bar(
                 "longest standstill of a loop",
-                max(one.held_ms for one in run.longest.values()),
+                max(one.held_ms for name, one in run.longest.items() if name != CONTROL),
                 20,
                 "ms",
-            )
+            ),
+            note=f"an idle loop beside them {run.longest[CONTROL].held_ms:.1f} ms",
         ),
     ]
 
@@ -261,9 +288,14 @@ def measure(arguments: argparse.Namespace) -> Measurements:
     lines: list[Line] = []
     samples: list[dict[str, Any]] = []
     if "versions" in arguments.rows:
-        runs = measure_versions(arguments)
+        runs = measure_versions(arguments.hidden, arguments.fleets)
         figures.append(table(runs, VERSION_ROWS, lambda run: f"{run.pods} pods, version {run.version}"))
         lines += version_bars(runs)
+        samples += [asdict(run) for run in runs]
+    if "large" in arguments.rows:
+        runs = measure_versions(arguments.large_hidden, (1,))
+        figures.append(table(runs, VERSION_ROWS, lambda run: f"D {arguments.large_hidden:,}, version {run.version}"))
+        lines += large_bars(runs)
         samples += [asdict(run) for run in runs]
     if "fetch" in arguments.rows:
         fetched = measure_head(arguments)
@@ -290,10 +322,11 @@ def measure(arguments: argparse.Namespace) -> Measurements:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    rows = ("versions", "fetch", "path", "long", "learning")
+    rows = ("versions", "large", "fetch", "path", "long", "learning")
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help="what to measure (default: all)")
     parser.add_argument("--hidden", type=int, default=4096, help="hidden size of the target")
     parser.add_argument("--fleets", type=int, nargs="+", default=(1, 8), help="numbers of pods that fetch a version")
+    parser.add_argument("--large-hidden", type=int, default=LARGE_HIDDEN, help="hidden size for versions of 2 GB")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of the data path's run")
     parser.add_argument("--tokens-per-s", type=float, default=TOKENS_PER_S, help="captured tokens of all pods")
     parser.add_argument("--long-hidden", type=int, default=LONG_HIDDEN, help="hidden size for the long request")

@@ -179,7 +179,7 @@ class EngineContract:
         assert len(hidden.teacher) == len(hidden.aux) - hidden.first_teacher_row
         assert hidden.first_teacher_row <= max(0, 9 - 1 - hidden.first_position), "every output token has a teacher"
         if isinstance(hidden.teacher, torch.Tensor):
-            assert hidden.aux.shape[1] % hidden.teacher.shape[1] == 0
+            assert hidden.aux[:].shape[1] % hidden.teacher.shape[1] == 0
 
     @pytest.mark.parametrize("wanted", [0, 1, 9])
     async def test_rows_after_a_rejection_come_as_many_as_were_asked_for_and_are_there(
@@ -193,7 +193,7 @@ class EngineContract:
         hidden = finished.hidden
         assert hidden is not None
         for one in hidden.counterfactuals:
-            assert one.aux.shape[1:] == hidden.aux.shape[1:]
+            assert one.aux.shape[1:] == hidden.aux[:].shape[1:]
             assert len(one.teacher) == len(one.aux)
             if isinstance(one.teacher, torch.Tensor):
                 assert isinstance(hidden.teacher, torch.Tensor)

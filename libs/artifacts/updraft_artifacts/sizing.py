@@ -340,8 +340,9 @@ def _num_rows(target: SizedTarget, traffic: CapturedTraffic) -> int:
 
 
 def _token_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:
-    """Before encoding: in bfloat16."""
-    return 6 * target.hidden_size + _teacher_memory(target, traffic) + _LIGHT_MEMORY
+    """The torch engine keeps states in bfloat16, the agent beside a server as they are sent."""
+    states = 6 * target.hidden_size if traffic.engine == "torch" else _state_bytes(target, traffic, 3)
+    return states + _teacher_memory(target, traffic) + _LIGHT_MEMORY
 
 
 def _teacher_memory(target: SizedTarget, traffic: CapturedTraffic) -> int:

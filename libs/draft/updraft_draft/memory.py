@@ -13,7 +13,11 @@ NUM_ARENAS = 2
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Environment variable by which torch asks for pages of 2 MiB for tensors of more than that."""
 
+RETURNED_BYTES = 8 * 1024 * 1024
+"""Twice a chunk of a trace: buffers of chunks are used again, and those of whole requests are not kept."""
+
 _M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD = -3
 
 
 def limit(environ: MutableMapping[str, str], *, num_kernels: int) -> None:
@@ -27,6 +31,13 @@ def limit(environ: MutableMapping[str, str], *, num_kernels: int) -> None:
     if "MALLOC_ARENA_MAX" not in environ:
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, NUM_ARENAS)
+
+
+def return_large_blocks() -> None:
+    """Give each block of more than `RETURNED_BYTES` back to the system when it is freed; does nothing without glibc. By default
+    glibc learns to keep blocks of up to 32 MiB, which leave gaps in the heap."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def use_huge_pages(environ: MutableMapping[str, str]) -> None:

@@ -27,16 +27,39 @@ _HALF_SCALE = 2.0**8
 """Between a float8_e4m3fn and the float16 with the same bits for exponent and mantissa."""
 
 _ROWS_IN_CACHE = 32
+SCALE_BYTES = 4
+"""The scale of a packed row is its end."""
 
 
 def encode(rows: Tensor, encoding: trace_pb2.TensorEncoding.ValueType) -> trace_pb2.Tensor:
-    """Encode a float tensor [rows, columns]. float8 has an error of up to about 6 % of each value (3 mantissa bits)."""
+    """Encode a float tensor [rows, columns]. float8 has an error of up to about 6 % of each value (3 mantissa bits). What is
+    `packed` stays float8, whatever the encoding."""
+    if rows.dtype == torch.uint8:
+        return _unpacked(rows)
     message = trace_pb2.Tensor(encoding=encoding, rows=rows.shape[0], columns=rows.shape[1])
     if encoding == trace_pb2.TENSOR_ENCODING_FP8_E4M3:
         rows, scales = _to_float8(rows)
         message.row_scales = _bytes(scales)
     message.data = _bytes(rows.to(_DTYPES[encoding]))
     return message
+
+
+def packed(rows: Tensor) -> Tensor:
+    """A float tensor [rows, columns] as float8, each row with its scale behind it: uint8 [rows, columns + 4]. Takes half the
+    memory of bfloat16."""
+    values, scales = _to_float8(rows)
+    return torch.cat([values.view(torch.uint8), scales.view(torch.uint8)], -1)
+
+
+def _unpacked(rows: Tensor) -> trace_pb2.Tensor:
+    values, scales = rows[:, :-SCALE_BYTES], rows[:, -SCALE_BYTES:]
+    return trace_pb2.Tensor(
+        encoding=trace_pb2.TENSOR_ENCODING_FP8_E4M3,
+        rows=values.shape[0],
+        columns=values.shape[1],
+        row_scales=_bytes(scales),
+        data=_bytes(values),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

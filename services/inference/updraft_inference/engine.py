@@ -192,6 +192,17 @@ Teacher: TypeAlias = "torch.Tensor | TopK"
 exactly, or its likeliest tokens where an engine exposes no more."""
 
 
+class StateRows(Protocol):
+    """Rows of states, [rows, columns]: a tensor, or rows that lie in several until a slice of them is made."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> "torch.Tensor": ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterfactual:
     """The target's states after draft tokens that it rejected; shapes as in `HiddenStates`.
@@ -212,12 +223,13 @@ class Counterfactual:
 class HiddenStates:
     """The target's rows for the positions of prompt ++ output from `first_position` on.
 
-    aux: [rows, num_aux * hidden]. The teacher has the rows from `first_teacher_row` on. Tensors are in the engine's dtype, on
-    the CPU. Rows in `missing_rows` (offsets, ascending) were lost, and their content is arbitrary.
+    aux: [rows, num_aux * hidden], or `packed` by updraft_draft.tensors. The teacher has the rows from `first_teacher_row` on.
+    Tensors are in the engine's dtype, on the CPU. Rows in `missing_rows` (offsets, ascending) were lost, and their content is
+    arbitrary.
     """
 
     first_position: int
-    aux: "torch.Tensor"
+    aux: StateRows
     teacher: Teacher
     first_teacher_row: int = 0
     missing_rows: tuple[int, ...] = ()

@@ -26,6 +26,7 @@ def main(environ: Mapping[str, str]) -> None:
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
     memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
+    memory.return_large_blocks()
     if loaded.engine != "torch":
         lifecycle.run(PROCESS, partial(_serve_beside, loaded, environ))
         return

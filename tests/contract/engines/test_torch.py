@@ -89,7 +89,7 @@ class Torch:
         hidden, seen = end.hidden, Seen()
         assert hidden is not None
         assert isinstance(hidden.teacher, Tensor)
-        seen.rows = list(enumerate(hidden.aux, hidden.first_position))
+        seen.rows = list(enumerate(hidden.aux[:], hidden.first_position))
         seen.teachers = list(
             enumerate(map(self._teacher, hidden.teacher), hidden.first_position + hidden.first_teacher_row)
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from updraft.trace.v1 import trace_pb2
 from updraft_chassis.errors import InvalidInput
-from updraft_draft.tensors import EncodedRows, decode, decoded, encode, is_finite
+from updraft_draft.tensors import EncodedRows, decode, decoded, encode, is_finite, packed
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,6 +38,18 @@ def test_fp8_rows_do_not_depend_on_the_rows_around_them() -> None:
     alone = [encode(row[None], trace_pb2.TENSOR_ENCODING_FP8_E4M3) for row in values]
     assert together.data == b"".join(row.data for row in alone)
     assert together.row_scales == b"".join(row.row_scales for row in alone)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 100])
+@pytest.mark.parametrize("encoding", [trace_pb2.TENSOR_ENCODING_FP8_E4M3, trace_pb2.TENSOR_ENCODING_BF16])
+def test_packed_rows_take_half_the_memory_and_are_sent_as_float8(
+    num_rows: int, encoding: trace_pb2.TensorEncoding.ValueType
+) -> None:
+    rows = torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    in_memory = packed(rows)
+    assert in_memory.nbytes == rows.nbytes / 2 + 4 * num_rows
+    for part in (slice(None), slice(1, 40)):
+        assert encode(in_memory[part], encoding) == encode(rows[part], trace_pb2.TENSOR_ENCODING_FP8_E4M3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 0.37, 1e30])

@@ -29,7 +29,7 @@ from updraft_inference.engine import (
 from updraft_inference.sidecar.hello import line
 from updraft_inference.tap import messages
 from updraft_inference.tap.messages import count
-from updraft_inference.tap.trace_builder import Rows, StepPart, TraceBuilder
+from updraft_inference.tap.trace_builder import RowBlocks, Rows, StepPart, TraceBuilder
 from updraft_tap import wire
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class _Running:
     probability: float
     heard_s: float
     parts: list[Rows | StepPart] = field(default_factory=list)
+    blocks: RowBlocks = field(default_factory=RowBlocks)
     form: _Form = field(default_factory=dict)
     num_bytes: int = 0
 
@@ -98,9 +99,11 @@ class _Waiting:
 
 
 class Assembler:
-    """Takes messages of both processes; `max_bytes` limits the rows that wait. Work is slow, so it has a thread of its own."""
+    """Takes messages of both processes; `max_bytes` limits the rows that wait, as `pack` makes them: a whole request waits for
+    its end. Work is slow, so it has a thread of its own."""
 
-    def __init__(self, *, max_bytes: int) -> None:
+    def __init__(self, *, max_bytes: int, pack: Callable[[Tensor], Tensor] = lambda rows: rows) -> None:
+        self._pack = pack
         self.losses: Counter[CaptureLoss] = Counter()
         self._max_bytes = max_bytes
         self._running: OrderedDict[str, _Running] = OrderedDict()
@@ -148,6 +151,8 @@ class Assembler:
             yield from self._end(header, tensors, now_s)
         elif kind in ("steps", "prefill"):
             parts: _Parts = messages.steps if kind == "steps" else messages.prefills
+            if "aux" in tensors:
+                tensors = {**tensors, "aux": self._pack(tensors["aux"])}
             for request, (rid, part) in zip(header["requests"], parts(header, tensors), strict=True):
                 yield from self._add(_id(rid), part, _probability(request), now_s)
 
@@ -169,7 +174,7 @@ class Assembler:
         running = self._running.get(rid) or _Running(probability=probability, heard_s=now_s)
         _check_form(running.form, part)
         running.heard_s = now_s
-        running.parts.append(part)
+        running.parts.append(running.blocks.keep(part))
         running.num_bytes += part.nbytes
         self._num_bytes += part.nbytes
         self._running[rid] = running

@@ -21,6 +21,7 @@ from updraft_chassis.credentials import server_context
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
+from updraft_draft.tensors import packed
 from updraft_inference import pod
 from updraft_inference.agent.capture import Capture
 from updraft_inference.agent.selection import CapturePlan
@@ -105,7 +106,9 @@ class _Agent:
         self.is_listening = False
         self._capture: Capture | None = None
         self._fleet: pod.Fleet | None = None
-        assembler = Assembler(max_bytes=settings.capture_running_bytes or RUNNING_BYTES)
+        most = settings.capture_running_bytes or RUNNING_BYTES
+        is_packed = settings.capture_encoding == "fp8"
+        assembler = Assembler(max_bytes=most, pack=packed) if is_packed else Assembler(max_bytes=most)
         kind = VLLM if settings.engine == "vllm" else SGLANG
         self.link = Link(settings.socket_path, kind, assembler, self._hear, clock=tools.clock)
         self.server = _attached(settings, self.link, known, self._note_draft)

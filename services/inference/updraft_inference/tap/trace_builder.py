@@ -6,11 +6,15 @@ computed again: rows that are already known are not replaced, and steps whose to
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from updraft_inference.engine import Counterfactual, Drafter, HiddenStates, TopK, VerifyStep
+
+_FIRST_BLOCK_BYTES, _BLOCK_BYTES = 1 << 14, 1 << 20
+"""The size of a request's first block, and that up to which each is twice as large as the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,47 @@ class StepPart:
         return replace(self, rows=None, rejected=None)
 
 
+class _Blocks:
+    """Memory for tensors [rows, ...] of one form."""
+
+    def __init__(self) -> None:
+        self._free: Tensor | None = None
+        self._next_bytes = _FIRST_BLOCK_BYTES
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """A copy of these rows here."""
+        if not (num := len(rows)):
+            return rows
+        if self._free is None or len(self._free) < num:
+            self._free = rows.new_empty(max(num, self._next_bytes * num // max(1, rows.nbytes)), *rows.shape[1:])
+            self._next_bytes = min(2 * self._next_bytes, _BLOCK_BYTES)
+        kept, self._free = self._free[:num].copy_(rows), self._free[num:]
+        return kept
+
+
+class RowBlocks:
+    """Memory for the rows of one request, all of one form. Thousands of small tensors between larger ones that come and go
+    would leave gaps of several times their size."""
+
+    def __init__(self) -> None:
+        self._aux, self._ids, self._log_probs, self._log_sum_exp = (_Blocks() for _ in range(4))
+
+    def keep(self, part: Rows | StepPart) -> Rows | StepPart:
+        """The same part with its rows copied here."""
+        if isinstance(part, Rows):
+            return self._keep(part)
+        rows, rejected = (None if rows is None else self._keep(rows) for rows in (part.rows, part.rejected))
+        return replace(part, rows=rows, rejected=rejected)
+
+    def _keep(self, rows: Rows) -> Rows:
+        teacher = TopK(
+            ids=self._ids.keep(rows.teacher.ids),
+            log_probs=self._log_probs.keep(rows.teacher.log_probs),
+            log_sum_exp=self._log_sum_exp.keep(rows.teacher.log_sum_exp),
+        )
+        return Rows(position=rows.position, aux=self._aux.keep(rows.aux), teacher=teacher)
+
+
 class TraceBuilder:
     """Collects the parts of a request as they arrive, for its steps and hidden states at the end.
 
@@ -93,7 +138,7 @@ class TraceBuilder:
         return tuple(_verify_step(step, self._num_prompt) for step in self._kept(num_output))
 
     def hidden(self, num_output: int) -> HiddenStates | None:
-        """The rows that read prompt ++ output except its last token; None without any row with a teacher. Copies all rows,
+        """The rows that read prompt ++ output except its last token; None without any row with a teacher. Copies all teachers,
         which takes long enough to need a thread. Where two parts have a row of the same position, the step's counts."""
         steps, end = self._kept(num_output), self._num_prompt + num_output - 1
         pieces = [*(step.rows for step in steps if step.rows is not None), *self._prefilled]
@@ -140,13 +185,49 @@ def _verify_step(step: StepPart, num_prompt: int) -> VerifyStep:
     )
 
 
+class PaintedRows:
+    """Rows [rows, A] in the pieces that they came in, for a request may have gigabytes of them. A slice copies its own."""
+
+    def __init__(self, num_rows: int, like: Tensor) -> None:
+        self._pieces: list[Tensor] = []
+        self._piece = torch.full((num_rows,), -1, dtype=torch.int64)
+        """The number of each row's piece; -1: it has none and is all zero."""
+        self._row = torch.zeros(num_rows, dtype=torch.int64)
+        """Its place in that piece."""
+        self._empty = like[:0].clone()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._piece)
+
+    def paint(self, rows: slice, which: Tensor, piece: Tensor, first: int) -> None:
+        """Take those of `rows` that `which` marks from `piece`, where they begin at row `first`."""
+        if not bool(which.any()):
+            return
+        self._piece[rows][which] = len(self._pieces)
+        self._row[rows][which] = torch.arange(first, first + len(which))[which]
+        self._pieces.append(piece)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        piece, row = self._piece[rows], self._row[rows]
+        result = self._empty.new_zeros(len(piece), *self._empty.shape[1:])
+        edges = [0, *(1 + piece.diff().nonzero().flatten()).tolist(), len(piece)]
+        for first, end in pairwise(edges) if len(piece) else ():
+            if (number := int(piece[first])) >= 0:
+                result[first:end] = self._pieces[number][row[first:end]]
+        return result
+
+
 class _Canvas:
     """Positions `first` to `end`, each filled once."""
 
     def __init__(self, first: int, end: int, like: Rows) -> None:
         num, k = end - first, like.teacher.ids.shape[1]
         self._first, self._end = first, end
-        self._aux = torch.zeros(num, like.aux.shape[1], dtype=like.aux.dtype)
+        self._aux = PaintedRows(num, like.aux)
         self._teacher = TopK(
             ids=torch.zeros(num, k, dtype=torch.int64),
             log_probs=torch.zeros(num, k),
@@ -160,7 +241,7 @@ class _Canvas:
         start, stop = max(rows.position, self._first), min(rows.end, self._end)
         there = slice(start - self._first, stop - self._first)
         is_new = ~self._is_seen[there]
-        self._aux[there][is_new] = rows.aux[start - rows.position : stop - rows.position][is_new]
+        self._aux.paint(there, is_new, rows.aux, start - rows.position)
         self._is_seen[there] = True
         first_teacher_position = rows.end - len(rows.teacher)
         start = max(start, first_teacher_position)

@@ -106,7 +106,7 @@ def test_chunks_have_each_token_step_and_row_once_and_where_it_was(finished: Fin
         if hidden is None:
             continue
         start = position(part, finished) + hidden.first_position
-        assert hidden.aux.equal(positions(start, len(hidden.aux), AUX))
+        assert hidden.aux[:].equal(positions(start, len(hidden.aux), AUX))
         assert start + len(hidden.aux) == position(part, finished) + len(own) - 1, "a row for each token but the last"
         missing |= {start + row for row in hidden.missing_rows}
         first_taught = len(one.request.prompt_ids) - 1 - hidden.first_position

@@ -8,6 +8,7 @@ import torch
 from tests.support.tap_plugin import finished, prefill, rows, step
 
 from updraft_chassis.tenants import hashes
+from updraft_draft.tensors import packed
 from updraft_inference.agent.selection import CaptureRates, Refusal, plan_of_chosen
 from updraft_inference.engine import CaptureLoss, FinishReason, TopK
 from updraft_inference.sidecar.assembly import PATIENCE_S, SILENCE_S, Assembler, Ended
@@ -58,6 +59,23 @@ def ending(finish: str) -> Message:
     return {**header, "finish": finish}, tensors
 
 
+def test_rows_wait_packed_and_one_at_a_time_are_those_of_the_server() -> None:
+    prompt, assembler = prefill("a", 4), Assembler(max_bytes=1 << 20, pack=packed)
+    plain = Assembler(max_bytes=1 << 20)
+    assert told(assembler, prompt) == told(plain, prompt) == []
+    assert plain.num_bytes - assembler.num_bytes == prompt[1]["aux"].nbytes - packed(prompt[1]["aux"]).nbytes
+
+    (ended,) = told(assembler, step("a", 4, 1), finished("a", 4, 3))
+
+    assert ended.finished is not None
+    hidden = ended.finished.hidden
+    assert hidden is not None
+    aux = torch.cat([prompt[1]["aux"], step("a", 4, 1)[1]["aux"]])
+    assert hidden.aux.nbytes == packed(aux).nbytes
+    for row in range(6):
+        assert hidden.aux[row : row + 1].equal(packed(aux[row : row + 1]))
+
+
 def test_rows_before_the_end_make_a_trace_at_the_end(assembler: Assembler) -> None:
     (ended,) = told(assembler, prefill("a", 4), step("a", 4, 1, version=3, rejected=1), finished("a", 4, 3))
 
@@ -67,7 +85,7 @@ def test_rows_before_the_end_make_a_trace_at_the_end(assembler: Assembler) -> No
     assert [(one.start, one.accepted, one.draft_version) for one in request.steps] == [(1, 1, 3)]
     hidden = request.hidden
     assert hidden is not None
-    assert hidden.aux[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert hidden.aux[:][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert isinstance(hidden.teacher, TopK)
     assert (hidden.first_teacher_row, hidden.teacher.log_sum_exp.tolist()) == (3, [3, 4, 5])
     assert (hidden.missing_rows, len(hidden.counterfactuals)) == ((), 1)

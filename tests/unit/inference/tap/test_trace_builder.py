@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from updraft_inference.engine import CaptureParams, Drafter, HiddenStates, TopK
 from updraft_inference.tap import messages
-from updraft_inference.tap.trace_builder import StepPart, TraceBuilder
+from updraft_inference.tap.trace_builder import PaintedRows, RowBlocks, Rows, StepPart, TraceBuilder
 from updraft_tap import wire
 
 K, AUX = 3, 4
@@ -128,10 +128,11 @@ def batches(runs: list[Run], rng: random.Random) -> Iterator[tuple[str, list[Par
 
 def check(hidden: HiddenStates, run: Run) -> None:
     """Every row that is not marked says its own position."""
+    aux = hidden.aux[:]
     exists = [row for row in range(len(hidden.aux)) if row not in hidden.missing_rows]
     for row in exists:
         position = hidden.first_position + row
-        assert hidden.aux[row].tolist() == torch.full((AUX,), float(position)).bfloat16().tolist()
+        assert aux[row].tolist() == torch.full((AUX,), float(position)).bfloat16().tolist()
         if row >= hidden.first_teacher_row:
             assert isinstance(hidden.teacher, TopK)
             taught = row - hidden.first_teacher_row
@@ -281,3 +282,27 @@ def take(builders: dict[str, TraceBuilder], kind: str, parts: list[Part]) -> Non
             builders[rid].add_step(part)
         else:
             builders[rid].add_rows(part)
+
+
+@given(lengths=st.lists(st.one_of(st.integers(0, 5), st.just(3000)), max_size=200))
+def test_rows_of_many_small_parts_lie_together_and_are_the_same(lengths: list[int]) -> None:
+    blocks, parts = RowBlocks(), [torch.rand(num, 100) for num in lengths]
+    teacher = TopK(ids=torch.ones(0, K), log_probs=torch.ones(0, K), log_sum_exp=torch.ones(0))
+
+    kept = [blocks.keep(Rows(position=0, aux=aux, teacher=teacher)) for aux in parts]
+
+    assert all(isinstance(rows, Rows) and rows.aux.equal(aux) for rows, aux in zip(kept, parts, strict=True))
+    storages = [rows.aux.untyped_storage() for rows in kept if isinstance(rows, Rows) and len(rows.aux)]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert len(sizes) <= 10 + 2 * lengths.count(3000)
+    assert sum(sizes.values()) <= 2 * sum(aux.nbytes for aux in parts) + (1 << 16) + (lengths.count(3000) << 20)
+
+
+def test_a_slice_of_rows_is_what_the_pieces_have_and_zero_where_none_is() -> None:
+    rows = PaintedRows(5, torch.ones(1, 2))
+    rows.paint(slice(1, 4), torch.tensor([True, True, False]), torch.tensor([[9.0, 9], [1, 1], [2, 2], [3, 3]]), 1)
+    rows.paint(slice(3, 5), torch.tensor([True, True]), torch.tensor([[4.0, 4], [5, 5]]), 0)
+    assert [row[0] for row in rows[:].tolist()] == [0, 1, 2, 4, 5]
+    assert [row[0] for row in rows[2:4].tolist()] == [2, 4]
+    assert rows[5:].shape == (0, 2)
+    assert rows.nbytes == 6 * 2 * 4
