@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from bench.tap import endings, swaps, tap
+from bench.tap import arms, endings, swaps
+from bench.tap.arms import Arm, Turn
 from bench.tap.swaps import Swaps, Window
-from bench.tap.tap import Arm, Turn
 
 from updraft_cli import results
 
@@ -23,23 +23,23 @@ TURNS = [
 
 
 def test_an_arm_is_compared_with_the_server_without_the_plugin_of_the_same_round_and_pair() -> None:
-    slower, busier = tap.costs(TURNS, Arm.PAYLOAD)
+    slower, busier = arms.costs(TURNS, Arm.PAYLOAD)
 
     assert slower == pytest.approx([4, 4, 4, 0])
     assert busier == pytest.approx([3, 4, 0, 0])
 
 
 def test_each_arm_has_its_bar_and_the_bar_says_which_is_missed() -> None:
-    lines = {line.bar.name.rpartition(", ")[2]: line.bar for line in tap.lines_of_arms(TURNS)}
+    lines = {line.bar.name.rpartition(", ")[2]: line.bar for line in arms.lines(TURNS)}
 
     assert {name: bar.target for name, bar in lines.items()} == {Arm.OFF: 0.5, Arm.COUNTERS: 1.0, Arm.PAYLOAD: 3.0}
     assert [bar.met for bar in lines.values()] == [True, True, False]
 
 
 def test_the_noise_is_how_much_two_servers_without_the_plugin_differ() -> None:
-    assert tap.between_stock(TURNS) == pytest.approx([2, -2])
-    assert "differ by +0.0 %" in tap.noise(TURNS)
-    assert "not known" in tap.noise([one for one in TURNS if one.pair == 0])
+    assert arms.between_stock(TURNS) == pytest.approx([2, -2])
+    assert "differ by +0.0 %" in arms.noise(TURNS)
+    assert "not known" in arms.noise([one for one in TURNS if one.pair == 0])
 
 
 LONG = (1.0, 1.25)
