@@ -23,6 +23,7 @@ from updraft_inference.engine import DraftCheckpoint
 
 TOKENS = 128
 BETWEEN_SWAPS_S = 0.5
+STRIDE_S = 2.0
 PATIENCE_S = 300.0
 
 Gap = tuple[float, float]
@@ -48,16 +49,29 @@ class Swaps:
     requests: int = 0
     failed: int = 0
     changed: int = 0
+    quiet_from_s: float = 0.0
+    """The end of the last swap."""
 
     @property
     def added_ms(self) -> list[float]:
         """By swap: the longest gap while it was carried out, less that in a time as long just before it."""
         return [added_ms(self.gaps, one.start_s, one.end_s) for one in self.windows]
 
+    @property
+    def added_by_nothing_ms(self) -> list[float]:
+        """The same for times as long as swaps last, after the last swap: what `added_ms` cannot tell from a swap."""
+        lasts_s = self.lasts_s
+        ends_s = [self.quiet_from_s + 2 * lasts_s + STRIDE_S * number for number in range(len(self.windows))]
+        return [added_ms(self.gaps, end_s - lasts_s, end_s) for end_s in ends_s]
+
+    @property
+    def lasts_s(self) -> float:
+        """How long a swap lasts (median)."""
+        return statistics.median(one.end_s - one.start_s for one in self.windows)
+
     def lines(self) -> list[Line]:
         """The bars."""
         added, total = self.added_ms, len(self.windows)
-        p95 = statistics.quantiles(added, n=20)[-1] if len(added) > 1 else added[0]
         refused = sum(bool(one.refusal) for one in self.windows)
         return [
             Line(results.at_most(f"refused swaps of {total}", refused, 0)),
@@ -67,22 +81,37 @@ class Swaps:
                 results.at_most("added to the longest gap by a swap, median", statistics.median(added), 30, "ms"),
                 spread(added),
             ),
-            Line(results.at_most("added to the longest gap by a swap, 95th percentile", p95, 100, "ms")),
+            Line(results.at_most("added to the longest gap by a swap, 95th percentile", p95(added), 100, "ms")),
         ]
 
     def figures(self) -> Iterator[str]:
         """The figures behind the bars."""
         pauses = [one.pause_ms for one in self.windows]
-        lasted = [1e3 * (one.end_s - one.start_s) for one in self.windows]
         yield (
             f"The engine stood still for at most {statistics.median(pauses):.1f} ms at a time within a swap (median; longest"
-            f" {max(pauses):.1f} ms), by its own clock. A swap was answered after {statistics.median(lasted):.0f} ms."
+            f" {max(pauses):.1f} ms), by its own clock. A swap was answered after {1e3 * self.lasts_s:.0f} ms."
+        )
+        nothing = self.added_by_nothing_ms
+        yield (
+            f"Times as long without a swap, after the last one, added {statistics.median(nothing):.0f} ms (median; quartiles"
+            f" {spread(nothing)}; 95th percentile {p95(nothing):.0f} ms). The median gap was {1e3 * step_s(self.gaps):.0f} ms."
         )
 
     def row(self) -> dict[str, Any]:
         """For the result file; gaps are too many."""
         counts = {"requests": self.requests, "failed": self.failed, "changed": self.changed}
-        return {"swaps": [asdict(one) for one in self.windows], "added_ms": self.added_ms, **counts}
+        added = {"added_ms": self.added_ms, "added_by_nothing_ms": self.added_by_nothing_ms}
+        return {"swaps": [asdict(one) for one in self.windows], **added, **counts}
+
+
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+
+
+def step_s(gaps: Sequence[Gap]) -> float:
+    """The median gap, which is that of an ordinary step; 0 without gaps."""
+    return statistics.median(end - begin for begin, end in gaps) if gaps else 0.0
 
 
 def added_ms(gaps: Sequence[Gap], start_s: float, end_s: float) -> float:
@@ -91,8 +120,7 @@ def added_ms(gaps: Sequence[Gap], start_s: float, end_s: float) -> float:
     Both contain gaps of ordinary steps and of prompts that were read meanwhile, so what is left is the swap's. The gaps that
     touch a time end in it or one step later, so the time before is longer by a step too.
     """
-    step_s = statistics.median(end - begin for begin, end in gaps) if gaps else 0.0
-    since_s = start_s - (end_s - start_s) - step_s
+    since_s = start_s - (end_s - start_s) - step_s(gaps)
     during = [end - begin for begin, end in gaps if begin < end_s and end > start_s]
     before = [end - begin for begin, end in gaps if since_s < end <= start_s]
     return 1e3 * (max(during, default=0.0) - max(before, default=0.0))
@@ -142,10 +170,11 @@ async def _swapped(
         await all_run.wait()
         found.gaps.clear()
         for number in range(num_swaps):
-            await asyncio.sleep(
-                BETWEEN_SWAPS_S + (found.windows[-1].end_s - found.windows[-1].start_s if number else 0)
-            )
+            last_s = found.windows[-1].end_s - found.windows[-1].start_s if number else 0.0
+            await asyncio.sleep(BETWEEN_SWAPS_S + last_s)
             found.windows.append(await _swap(agent, drafts[(number + 1) % len(drafts)]))
+        found.quiet_from_s = found.windows[-1].end_s
+        await asyncio.sleep(2 * found.lasts_s + STRIDE_S * num_swaps)
         is_over.set()
     return found
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from bench.tap import arms, endings, swaps
 from bench.tap.arms import Arm, Turn
+from bench.tap.loop import Batch, Loop
 from bench.tap.swaps import Swaps, Window
 
 from updraft_cli import results
@@ -60,6 +61,13 @@ def test_a_swap_adds_what_a_time_as_long_before_it_had_not(start_s: float, end_s
     assert swaps.added_ms(GAPS, start_s, end_s) == pytest.approx(added)
 
 
+def test_times_without_a_swap_are_compared_with_the_ones_before_them_as_swaps_are() -> None:
+    window = Window(start_s=0.0, end_s=0.28, pause_ms=3.0, refusal="")
+    swapped = Swaps(windows=[window], gaps=GAPS, quiet_from_s=1.18 - 2 * 0.28)
+
+    assert swapped.added_by_nothing_ms == pytest.approx([150.0])
+
+
 def test_a_refused_swap_and_a_changed_request_miss_their_bars() -> None:
     window = Window(start_s=1.0, end_s=1.5, pause_ms=3.0, refusal="")
     good = Swaps(windows=[window, window], gaps=[(0.9, 1.0), (1.0, 1.11), (1.11, 1.21)], requests=5)
@@ -75,3 +83,16 @@ def test_the_stand_in_of_width_4096_sends_what_a_server_would(short_tmp_path: Pa
 
     assert (len(holds.ends_ms), len(holds.steps_ms)) == (2, 2 * endings.STEPS)
     assert holds.line().bar.measured == max(holds.ends_ms)
+
+
+def test_the_loop_has_reached_its_bar_with_the_first_batch_that_drafts_so_well() -> None:
+    lengths = [(0.0, 1.0), (30.0, 1.2), (30.0, 1.6), (30.0, 1.5)]
+    batches = [
+        Batch(ended_s=60.0 * number, version=number, steps=steps, acceptance_length=length)
+        for number, (steps, length) in enumerate(lengths, 1)
+    ]
+    reached, missed = Loop(without=1.0, batches=batches), Loop(without=1.0, batches=batches[:2])
+
+    assert (reached.line().bar.met, reached.line().bar.measured, reached.line().note) == (True, 1.6, "after 180 s")
+    assert (missed.line().bar.met, missed.line().bar.measured, missed.line().note) == (False, 1.2, "")
+    assert "nothing is drafted" in list(reached.figures())[1]
