@@ -61,10 +61,10 @@ def test_a_swap_adds_what_a_time_as_long_before_it_had_not(start_s: float, end_s
     assert swaps.added_ms(GAPS, start_s, end_s) == pytest.approx(added)
 
 
-def test_times_without_a_swap_are_compared_with_the_ones_before_them_as_swaps_are() -> None:
-    window = Window(start_s=0.0, end_s=0.28, pause_ms=3.0, refusal="")
-    swapped = Swaps(windows=[window], gaps=GAPS, quiet_from_s=1.18 - 2 * 0.28)
+def test_the_time_before_a_swap_is_compared_with_the_one_before_it_as_a_swap_is() -> None:
+    swapped = Swaps(windows=[Window(start_s=1.47, end_s=1.75, pause_ms=3.0, refusal="")], gaps=GAPS)
 
+    assert swapped.added_ms == pytest.approx([-150.0])
     assert swapped.added_by_nothing_ms == pytest.approx([150.0])
 
 
