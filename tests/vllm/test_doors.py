@@ -162,6 +162,7 @@ def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setti
     assert answers["log-probabilities"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     assert len(answers["two choices"]["choices"]) == len(answers["several prompts"]["choices"]) == 2
     assert answers["JSON schema"]["choices"][0]["message"]["content"].startswith("{")
+    assert answers["reasoning"]["choices"][0]["message"]["reasoning"].strip().endswith("has one.")
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": ONE}])
