@@ -49,7 +49,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What a part contributes to the result."""
+    """The contribution of a part to the result."""
 
     lines: Sequence[Line]
     samples: Sequence[dict[str, Any]]
@@ -120,14 +120,14 @@ async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draf
 
 
 def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
-    """What each arm costs."""
+    """Compare the arms."""
     model = harness.model()
     taken = asyncio.run(cost_of_arms(plan, folder, model, _seed(model, folder)))
     return Part(lines=arms.lines(taken), samples=list(map(asdict, taken)), figures=[arms.noise(taken)])
 
 
 def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
-    """What swaps under load cost."""
+    """Swap drafts under load."""
     _progress.print(f"{plan.swaps} swaps under {plan.streams} streams")
     model = harness.model()
     drafts, prompts = _drafts(model, _seed(model, folder), folder), code_prompts(model, plan.streams, seed=SEED)
@@ -136,14 +136,14 @@ def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
 
 
 def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
-    """For how long the ends of wide requests hold the engine."""
+    """End wide requests."""
     _progress.print("ends of requests with rows of a target of width 4096")
     holds = endings.measured(folder / "e", plan.endings)
     return Part(lines=[holds.line()], samples=[asdict(holds)], figures=[holds.figure()])
 
 
 def measured_loop(plan: argparse.Namespace, folder: Path) -> Part:
-    """What drafts that are learnt from the traffic give."""
+    """Run the loop from an untrained draft."""
     model = harness.model()
     found = loop.measured(model, _seed(model, folder), folder)
     return Part(lines=[found.line()], samples=[found.row()], figures=list(found.figures()))

@@ -77,7 +77,7 @@ Answers = Mapping[str, tuple[int, Any]]
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[tuple[Answers, Answers]]:
-    """What SGLang answers to each body without the plugin, and with it."""
+    """The answers of SGLang to all bodies, without the plugin and with it."""
     folder, target = tmp_path_factory.mktemp("answers"), smollm2()
     draft = initial_draft.write(target, folder / "draft", ShapeChoice(draft_vocab_size=2048))
     arguments = [*eagle3(draft), *ARGUMENTS]

@@ -104,7 +104,7 @@ class WorkerRole:
         """All hooks to register."""
 
     def watch(self) -> None:
-        """Of several ranks: notice updates by others, although the plugin makes none."""
+        """With several ranks: notice updates by others, although the plugin makes none."""
         self._reloads.watch(UnprovedDraft(served), self.channel.restate)
 
     def check(self, worker: Any) -> None:

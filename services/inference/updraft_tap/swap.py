@@ -300,7 +300,7 @@ class Swap:
 
 
 def giving_way(work: Callable[[], T]) -> T:
-    """What it returns or raises. It runs on a thread of lower priority, because it may share its cores with the engine's.
+    """Run `work` on a thread of lower priority, because it may share its cores with the engine's. Returns or raises as it does.
 
     Only for work without locks: whoever waits for one would wait for the low priority too.
     """
