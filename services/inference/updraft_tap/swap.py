@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -304,8 +304,18 @@ def giving_way(work: Callable[[], T]) -> T:
 
     Only for work without locks: whoever waits for one would wait for the low priority too.
     """
-    with ThreadPoolExecutor(1, "updraft-swap", initializer=_lower_priority) as threads:
-        return threads.submit(work).result()
+    done: Future[T] = Future()
+
+    def run() -> None:
+        _lower_priority()
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001  (the caller's)
+            done.set_exception(error)
+
+    # A daemon, unlike a thread of an executor: a server that ends does not wait for it.
+    threading.Thread(target=run, name="updraft-prepare", daemon=True).start()
+    return done.result()
 
 
 def _lower_priority() -> None:
