@@ -172,13 +172,13 @@ test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a r
 .PHONY: sglang-build test-sglang
 sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
 	@$(PY) -m tests.sglang.build
-test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (11 minutes)
+test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (13 minutes)
 	$(PYTEST) tests/sglang $(ARGS)
 
 .PHONY: vllm-build test-vllm
 vllm-build: install ## Install stock vLLM for a CPU into the cache (once; 3 to 7 minutes, 6 GB)
 	@$(PY) -m tests.vllm.build
-test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (6 minutes)
+test-vllm: vllm-build ## The plugin and published drafts in a real vLLM server on this CPU (10 minutes)
 	$(PYTEST) tests/vllm $(ARGS)
 
 .PHONY: browser test-browser screenshots
@@ -223,9 +223,9 @@ bench-learning-mixture: install ## Measure what draft and n-gram lookup are wort
 	$(PY) -m bench.learning.mixture $(ARGS)
 bench-trainer: install ## Measure memory, speed and exactness of a training step (30 minutes; ARGS=--only=speed: 3)
 	$(PY) -W ignore -m bench.trainer.trainer $(ARGS)
-bench-sglang: sglang-build ## Measure what capture and swaps cost a stock SGLang server on this CPU (10 minutes)
+bench-sglang: sglang-build ## Measure what the plugin and swaps cost a stock SGLang server on this CPU (15 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
-bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU (30 minutes)
+bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU, and the loop (45 minutes)
 	$(PY) -m bench.tap.tap $(ARGS)
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import os
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 from bench import harness
 from bench.engine_inputs import code_prompts, untrained_drafts
 from bench.harness import Line, Measurements, spread
+from bench.tap import arms
+from bench.tap.arms import POLICIES, Arm, Turn
 from rich.console import Console
 from tests.sglang.agent import ROLES, load
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
@@ -37,24 +41,18 @@ BETWEEN_SWAPS_S = 0.5
 STEPS = 3
 SEED = 7
 DRAFT_VOCAB = 8192
-POLICY = {"payload": 1.0, "prompt_rows": 512, "counterfactual_rows": 2}
 OPTED_OUT = {"custom_params": {"updraft_capture": "off"}}
 
 _progress = Console(stderr=True, style="dim")
 
-ARMS = {"stock": 0, "counters": 0, "payload": 1}
-"""Requests of a round that are captured with hidden states; one of eight is a little more than 10 %."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A server without the plugin and one with it, on whose socket an agent may listen."""
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Eight requests at once by one arm."""
-
-    number: int
-    arm: str
-    tokens_per_s: float
-    cpu_ms: float
-    """CPU time per token of the process that runs the models."""
+    stock: Server
+    plugged: Server
+    socket: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +92,46 @@ def cpu_s(running: Server) -> float:
     return times.user + times.system
 
 
-async def round_of(on: Server, number: int, arm: str, prompts: list[tuple[int, ...]]) -> Round:
-    """Send all prompts at once."""
-    _progress.print(f"round {number}: {arm}")
+@contextmanager
+def turn(on: Server) -> Iterator[None]:
+    """Let the server run for the length of the block: an idle one polls, and has only two cores to do it on."""
+    os.killpg(on.pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.killpg(on.pid, signal.SIGSTOP)
+
+
+async def timed(on: Server, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """Send all prompts at once, all but the first of which opt out of capture. Tokens per second, CPU ms per token."""
     before_s, started_s = cpu_s(on), time.perf_counter()
-    await asyncio.gather(*(answered(on, prompt, is_captured=n < ARMS[arm]) for n, prompt in enumerate(prompts)))
+    await asyncio.gather(*(answered(on, prompt, is_captured=n == 0) for n, prompt in enumerate(prompts)))
     wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
-    return Round(number, arm, tokens / wall_s, 1e3 * (cpu_s(on) - before_s) / tokens)
+    return tokens / wall_s, 1e3 * (cpu_s(on) - before_s) / tokens
 
 
-async def captures(stock: Server, plugged: Server, prompts: list[tuple[int, ...]], rounds: int) -> list[Round]:
-    """Rounds of the same prompts by each arm."""
-    rows = [
-        await round_of(stock if arm == "stock" else plugged, number, arm, prompts)
-        for number in range(-1, rounds)
-        for arm in harness.in_turn(tuple(ARMS), number)
-    ]
-    return [row for row in rows if row.number >= 0]  # the first round warms up
+async def taken(pair: Pair, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """One turn of an arm."""
+    on = pair.stock if arm is Arm.STOCK else pair.plugged
+    with turn(on):
+        if arm not in POLICIES:
+            return await timed(on, prompts)
+        async with listening(pair.socket, POLICIES[arm], roles=ROLES) as agent:
+            found = await timed(on, prompts)
+            await agent.settle()
+    arms.check(agent, arm, len(prompts))
+    return found
+
+
+async def turns(pair: Pair, prompts: Sequence[tuple[int, ...]], rounds: int) -> list[Turn]:
+    """Rounds of the same prompts by each arm, the arms in turn."""
+    found = []
+    for number in range(-1, rounds):  # the first round warms up
+        for arm in harness.in_turn(tuple(Arm), number):
+            _progress.print(f"round {number} of {rounds}: {arm}")
+            tokens_per_s, cpu_ms = await taken(pair, arm, prompts)
+            found.append(Turn(round=number, pair=0, arm=arm, tokens_per_s=tokens_per_s, cpu_ms=cpu_ms))
+    return [one for one in found if one.round >= 0]
 
 
 async def swaps(on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts: list[DraftCheckpoint]) -> Swaps:
@@ -144,28 +165,21 @@ async def swaps(on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts
     return Swaps(stands_ms=stands_ms, requests=len(are_equal), changed=are_equal.count(False))
 
 
-async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Round], Swaps]:
+async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Turn], Swaps]:
     """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
-    model = harness.model()
+    model, socket = harness.model(), folder / "s"
     prompts = code_prompts(model, STREAMS, seed=SEED)
     draft = initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
-    async with AsyncExitStack() as stack:
+    _, tensors = checkpoint.load(draft)
+    drafts = untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
+    with ExitStack() as stack:
         stock = stack.enter_context(server(folder, model, draft, device, socket=None))
-        plugged = stack.enter_context(server(folder, model, draft, device, socket=folder / "s"))
-        agent = await stack.enter_async_context(listening(folder / "s", POLICY, roles=ROLES))
-        rows = await captures(stock, plugged, prompts, rounds)
-        _, tensors = checkpoint.load(draft)
-        drafts = untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
-        swapped = await swaps(plugged, agent, prompts, drafts)
-    return rows, swapped
-
-
-def costs(rounds: list[Round], arm: str) -> tuple[list[float], list[float]]:
-    """The cost of an arm against the stock server of each round in percent: of tokens per second, and of CPU time."""
-    stock = {one.number: one for one in rounds if one.arm == "stock"}
-    pairs = [(one, stock[one.number]) for one in rounds if one.arm == arm]
-    slower = [100 * (1 - ours.tokens_per_s / theirs.tokens_per_s) for ours, theirs in pairs]
-    return slower, [100 * (ours.cpu_ms / theirs.cpu_ms - 1) for ours, theirs in pairs]
+        os.killpg(stock.pid, signal.SIGSTOP)
+        plugged = stack.enter_context(server(folder, model, draft, device, socket=socket))
+        found = await turns(Pair(stock=stock, plugged=plugged, socket=socket), prompts, rounds)
+        with turn(plugged):
+            async with listening(socket, roles=ROLES) as agent:
+                return found, await swaps(plugged, agent, prompts, drafts)
 
 
 def describe(times_ms: list[float]) -> str:
@@ -178,23 +192,14 @@ def p95(times_ms: list[float]) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:
-    device, most = (GPU, 1) if arguments.gpu else (CPU, 5)
+    device = GPU if arguments.gpu else CPU
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
         rounds, swapped = asyncio.run(serve(arguments.rounds, device, Path(folder)))
-    figures = []
-    for arm in ("counters", "payload"):
-        slower, busier = costs(rounds, arm)
-        figures.append(
-            f"{arm:8} costs {statistics.median(slower):.1f} % of the tokens per second (rounds from {min(slower):.1f} to"
-            f" {max(slower):.1f}), {statistics.median(busier):.1f} % more CPU time of SGLang's scheduler"
-        )
-    figures.append(f"the server stood still in a swap: {describe(swapped.stands_ms)}, {swapped.requests} requests")
-    slower, _ = costs(rounds, "payload")
-    name = "cost of capture, payload of one request in eight"
+    stood = f"the server stood still in a swap: {describe(swapped.stands_ms)}, {swapped.requests} requests"
     return Measurements(
         seed=SEED,
         lines=(
-            Line(results.at_most(name, statistics.median(slower), most, "%"), spread(slower)),
+            *arms.lines(rounds),
             Line(results.at_most(f"changed or failed requests over {SWAPS} swaps", swapped.changed, 0)),
             Line(
                 results.at_most("standstill of a swap, median", statistics.median(swapped.stands_ms), 20, "ms"),
@@ -202,7 +207,7 @@ def measure(arguments: argparse.Namespace) -> Measurements:
             ),
         ),
         samples=[*(asdict(one) for one in rounds), asdict(swapped)],
-        figures=figures,
+        figures=[stood],
     )
 
 

@@ -152,7 +152,10 @@ class Engine:
             num_invalid_spec_tokens=None,
             finished_req_ids=finished,
             scheduled_new_reqs=[
-                SimpleNamespace(req_id=one.request_id, sampling_params=one.sampling_params, **_TEXT) for one in new
+                SimpleNamespace(
+                    req_id=one.request_id, sampling_params=one.sampling_params, num_computed_tokens=0, **_TEXT
+                )
+                for one in new
             ],
             scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
         )

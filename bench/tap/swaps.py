@@ -5,9 +5,8 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from tests.support.wait import until
 from updraft_cli import results
 from updraft_inference.engine import DraftCheckpoint
 
-TOKENS = 128
+TOKENS = 330
+SWAPS_OF_REQUESTS = 5
+"""As many, and the times without swaps before them, fit into requests of so many tokens: each takes a number of steps."""
 BETWEEN_SWAPS_S = 0.5
 PATIENCE_S = 300.0
 
@@ -54,10 +55,19 @@ class Swaps:
         """By swap: the longest gap while it was carried out, less that in a time as long just before it."""
         return [added_ms(self.gaps, one.start_s, one.end_s) for one in self.windows]
 
+    @property
+    def added_by_nothing_ms(self) -> list[float]:
+        """The same for the time as long just before each swap, in which there was none: what `added_ms` cannot tell."""
+        return [added_ms(self.gaps, 2 * one.start_s - one.end_s, one.start_s) for one in self.windows]
+
+    @property
+    def lasts_s(self) -> float:
+        """How long a swap lasts (median)."""
+        return statistics.median(one.end_s - one.start_s for one in self.windows)
+
     def lines(self) -> list[Line]:
         """The bars."""
         added, total = self.added_ms, len(self.windows)
-        p95 = statistics.quantiles(added, n=20)[-1] if len(added) > 1 else added[0]
         refused = sum(bool(one.refusal) for one in self.windows)
         return [
             Line(results.at_most(f"refused swaps of {total}", refused, 0)),
@@ -67,32 +77,46 @@ class Swaps:
                 results.at_most("added to the longest gap by a swap, median", statistics.median(added), 30, "ms"),
                 spread(added),
             ),
-            Line(results.at_most("added to the longest gap by a swap, 95th percentile", p95, 100, "ms")),
+            Line(results.at_most("added to the longest gap by a swap, 95th percentile", p95(added), 100, "ms")),
         ]
 
     def figures(self) -> Iterator[str]:
         """The figures behind the bars."""
         pauses = [one.pause_ms for one in self.windows]
-        lasted = [1e3 * (one.end_s - one.start_s) for one in self.windows]
         yield (
             f"The engine stood still for at most {statistics.median(pauses):.1f} ms at a time within a swap (median; longest"
-            f" {max(pauses):.1f} ms), by its own clock. A swap was answered after {statistics.median(lasted):.0f} ms."
+            f" {max(pauses):.1f} ms), by its own clock. A swap was answered after {1e3 * self.lasts_s:.0f} ms."
+        )
+        nothing = self.added_by_nothing_ms
+        yield (
+            f"Times as long without a swap, just before each, added {statistics.median(nothing):.0f} ms (median; quartiles"
+            f" {spread(nothing)}; 95th percentile {p95(nothing):.0f} ms). The median gap was {1e3 * step_s(self.gaps):.0f} ms."
         )
 
     def row(self) -> dict[str, Any]:
         """For the result file; gaps are too many."""
         counts = {"requests": self.requests, "failed": self.failed, "changed": self.changed}
-        return {"swaps": [asdict(one) for one in self.windows], "added_ms": self.added_ms, **counts}
+        added = {"added_ms": self.added_ms, "added_by_nothing_ms": self.added_by_nothing_ms}
+        return {"swaps": [asdict(one) for one in self.windows], **added, **counts}
+
+
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+
+
+def step_s(gaps: Sequence[Gap]) -> float:
+    """The median gap, which is that of an ordinary step; 0 without gaps."""
+    return statistics.median(end - begin for begin, end in gaps) if gaps else 0.0
 
 
 def added_ms(gaps: Sequence[Gap], start_s: float, end_s: float) -> float:
     """The longest gap that touches the time between the two moments, less the longest that ended in a time as long before.
 
-    Both contain gaps of ordinary steps and of prompts that were read meanwhile, so what is left is the swap's. The gaps that
-    touch a time end in it or one step later, so the time before is longer by a step too.
+    Both contain ordinary steps, so what is left is the swap's. The gaps that touch a time end in it or one step later, so the
+    time before is longer by a step too.
     """
-    step_s = statistics.median(end - begin for begin, end in gaps) if gaps else 0.0
-    since_s = start_s - (end_s - start_s) - step_s
+    since_s = start_s - (end_s - start_s) - step_s(gaps)
     during = [end - begin for begin, end in gaps if begin < end_s and end > start_s]
     before = [end - begin for begin, end in gaps if since_s < end <= start_s]
     return 1e3 * (max(during, default=0.0) - max(before, default=0.0))
@@ -112,8 +136,16 @@ async def measured(
         with server.turn():
             async with listening(at / "s", roles=ROLES) as agent:
                 http = server.http
-                without = await asyncio.gather(*(_tokens(http, prompt, TOKENS, []) for prompt in prompts))
-                return await _swapped(http, agent, drafts, list(zip(prompts, without, strict=True)), plan.swaps)
+                without = await asyncio.gather(*(_tokens(http, prompt, TOKENS, _ignored) for prompt in prompts))
+                expected, found = list(zip(prompts, without, strict=True)), Swaps()
+                for first in range(0, plan.swaps, SWAPS_OF_REQUESTS):
+                    order = [drafts[number % 2] for number in range(first, min(first + SWAPS_OF_REQUESTS, plan.swaps))]
+                    await _swapped(http, agent, order, expected, found)
+                return found
+
+
+def _ignored(_: Gap) -> None:
+    """Gaps of requests without swaps are of no interest."""
 
 
 async def _swapped(
@@ -121,39 +153,43 @@ async def _swapped(
     agent: Agent,
     drafts: Sequence[DraftCheckpoint],
     expected: Sequence[tuple[tuple[int, ...], list[int]]],
-    num_swaps: int,
-) -> Swaps:
-    found, is_over, all_run = Swaps(), asyncio.Event(), asyncio.Barrier(len(expected) + 1)
+    found: Swaps,
+) -> None:
+    """All requests at once. When all prompts are read, swap one draft after the other."""
+    are_read = asyncio.Barrier(len(expected) + 1)
 
-    async def stream(place: int) -> None:
-        prompt, whole = expected[place]
-        for turn in count():
-            # The first request of each stream is cut at another place, so that they do not all end at once ever after.
-            wanted = whole if turn else whole[: 1 + len(whole) * (place + 1) // (len(expected) + 1)]
-            await _ask(http, prompt, wanted, found)
-            if not turn:
-                await all_run.wait()
-            if is_over.is_set():
-                return
+    async def stream(prompt: tuple[int, ...], wanted: list[int]) -> None:
+        num_gaps = 0
+        reading: asyncio.Task[int] | None = None
+
+        def note(gap: Gap) -> None:
+            nonlocal num_gaps, reading
+            num_gaps += 1
+            found.gaps.append(gap)
+            if num_gaps == 1:
+                reading = tasks.create_task(are_read.wait())
+
+        await _ask(http, prompt, wanted, found, note)
+        assert reading is None or reading.done(), "a request ended before all prompts were read"
 
     async with asyncio.TaskGroup() as tasks:
-        for place in range(len(expected)):
-            tasks.create_task(stream(place))
-        await all_run.wait()
-        found.gaps.clear()
-        for number in range(num_swaps):
-            await asyncio.sleep(
-                BETWEEN_SWAPS_S + (found.windows[-1].end_s - found.windows[-1].start_s if number else 0)
-            )
-            found.windows.append(await _swap(agent, drafts[(number + 1) % len(drafts)]))
-        is_over.set()
-    return found
+        requests = [tasks.create_task(stream(prompt, wanted)) for prompt, wanted in expected]
+        await are_read.wait()
+        # The first one says how long swaps take, and is not counted.
+        last = found.windows[-1] if found.windows else await _swap(agent, drafts[-1])
+        for draft in drafts:
+            await asyncio.sleep(BETWEEN_SWAPS_S + 2 * (last.end_s - last.start_s))
+            last = await _swap(agent, draft)
+            found.windows.append(last)
+        assert not any(one.done() for one in requests), "requests ended before the swaps"
 
 
-async def _ask(http: httpx.AsyncClient, prompt: tuple[int, ...], wanted: list[int], found: Swaps) -> None:
+async def _ask(
+    http: httpx.AsyncClient, prompt: tuple[int, ...], wanted: list[int], found: Swaps, note: Callable[[Gap], None]
+) -> None:
     found.requests += 1
     try:
-        tokens = await _tokens(http, prompt, len(wanted), found.gaps)
+        tokens = await _tokens(http, prompt, len(wanted), note)
     except (httpx.HTTPError, KeyError, ValueError):
         found.failed += 1
         return
@@ -170,8 +206,10 @@ async def _swap(agent: Agent, draft: DraftCheckpoint) -> Window:
     return Window(start_s=start_s, end_s=end_s, pause_ms=answer["pause_us"] / 1e3, refusal=answer["refusal"])
 
 
-async def _tokens(http: httpx.AsyncClient, prompt: tuple[int, ...], tokens: int, gaps: list[Gap]) -> list[int]:
-    """Greedy tokens; the gaps between those that came apart are added to `gaps`."""
+async def _tokens(
+    http: httpx.AsyncClient, prompt: tuple[int, ...], tokens: int, note: Callable[[Gap], None]
+) -> list[int]:
+    """Greedy tokens; `note` gets the gaps between those that came apart."""
     body = {
         "model": MODEL,
         "prompt": list(prompt),
@@ -190,7 +228,7 @@ async def _tokens(http: httpx.AsyncClient, prompt: tuple[int, ...], tokens: int,
                 continue
             now_s = time.perf_counter()
             if last_s is not None:
-                gaps.append((last_s, now_s))
+                note((last_s, now_s))
             last_s = now_s
             found += json.loads(line.removeprefix("data: "))["choices"][0].get("token_ids") or []
     return found

@@ -2,30 +2,29 @@
 
 import argparse
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from bench import harness
 from bench.engine_inputs import code_prompts, untrained_drafts
-from bench.harness import Line, Measurements, spread
+from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
-from bench.tap import endings, swaps
-from bench.tap.plugged import NO_ROWS, ROLES, ROWS, plugged, speculation
+from bench.tap import arms, endings, loop, swaps
+from bench.tap.arms import POLICIES, Arm, Turn
+from bench.tap.plugged import ROLES, plugged, speculation
 from rich.console import Console
-from tests.support.tap_agent import Agent, listening
+from tests.support.tap_agent import listening
 from tests.vllm import build
 
 from updraft_artifacts.draft_shape import ShapeChoice
-from updraft_cli import results
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.tap import initial_draft
@@ -39,22 +38,6 @@ OPT_OUT = {"vllm_xargs": {"updraft_capture": "off"}}
 _progress = Console(stderr=True, style="dim")
 
 
-class Arm(StrEnum):
-    """How a server runs."""
-
-    STOCK = "no plugin"
-    OFF = "traces off"
-    COUNTERS = "counters only"
-    PAYLOAD = "payload of one request in eight"
-
-
-POLICIES = {Arm.COUNTERS: NO_ROWS, Arm.PAYLOAD: ROWS}
-"""The arms for which an agent listens, and the policy that it sends."""
-
-MOST = {Arm.OFF: 0.5, Arm.COUNTERS: 1.0, Arm.PAYLOAD: 3.0}
-"""The bars: tokens per second that an arm may cost, in percent."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A server without the plugin and one with it, on whose socket an agent may listen."""
@@ -65,15 +48,12 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Eight requests at once in one arm."""
+class Part:
+    """The contribution of a part to the result."""
 
-    round: int
-    pair: int
-    arm: Arm
-    tokens_per_s: float
-    cpu_ms: float
-    """CPU time per token of all the server's processes."""
+    lines: Sequence[Line]
+    samples: Sequence[dict[str, Any]]
+    figures: Sequence[str]
 
 
 @asynccontextmanager
@@ -96,7 +76,7 @@ async def turn(on: Pair, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[
         async with listening(on.socket, POLICIES[arm], roles=ROLES) as agent:
             timed = await _timed(server, prompts)
             await agent.settle()
-    _check(agent, arm, len(prompts))
+    arms.check(agent, arm, len(prompts))
     return timed
 
 
@@ -107,14 +87,6 @@ async def _timed(server: Server, prompts: Sequence[tuple[int, ...]]) -> tuple[fl
             tasks.create_task(server.stream(prompt, TOKENS, OPT_OUT if number else {}))
     wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
     return tokens / wall_s, 1e3 * (cpu_s(server) - before_s) / tokens
-
-
-def _check(agent: Agent, arm: Arm, num_requests: int) -> None:
-    """Else the arm would not be what its name says."""
-    captured = [rid for rid, (_, tensors) in agent.finished.items() if tensors]
-    assert len(agent.finished) == num_requests, f"{len(agent.finished)} of {num_requests} requests were counted"
-    assert (len(captured), len(agent.seen)) == ((1, 1) if arm is Arm.PAYLOAD else (0, 0))
-    assert agent.dropped == 0, f"{agent.dropped} messages were dropped"
 
 
 def cpu_s(server: Server) -> float:
@@ -147,14 +119,42 @@ async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draf
         return await turns(pairs, code_prompts(model, STREAMS, seed=SEED), plan.rounds)
 
 
-async def run(plan: argparse.Namespace, folder: Path) -> tuple[list[Turn], swaps.Swaps]:
-    """Both parts that have servers, one after the other."""
+def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
+    """Compare the arms."""
     model = harness.model()
-    draft = initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
-    taken = await cost_of_arms(plan, folder, model, draft)
+    taken = asyncio.run(cost_of_arms(plan, folder, model, _seed(model, folder)))
+    return Part(lines=arms.lines(taken), samples=list(map(asdict, taken)), figures=[arms.noise(taken)])
+
+
+def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
+    """Swap drafts under load."""
     _progress.print(f"{plan.swaps} swaps under {plan.streams} streams")
-    prompts = code_prompts(model, plan.streams, seed=SEED)
-    return taken, await swaps.measured(model, _drafts(model, draft, folder), prompts, plan, folder / "swaps")
+    model = harness.model()
+    drafts, prompts = _drafts(model, _seed(model, folder), folder), code_prompts(model, plan.streams, seed=SEED)
+    swapped = asyncio.run(swaps.measured(model, drafts, prompts, plan, folder / "swaps"))
+    return Part(lines=swapped.lines(), samples=[swapped.row()], figures=list(swapped.figures()))
+
+
+def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
+    """End wide requests."""
+    _progress.print("ends of requests with rows of a target of width 4096")
+    holds = endings.measured(folder / "e", plan.endings)
+    return Part(lines=[holds.line()], samples=[asdict(holds)], figures=[holds.figure()])
+
+
+def measured_loop(plan: argparse.Namespace, folder: Path) -> Part:
+    """Run the loop from an untrained draft."""
+    model = harness.model()
+    found = loop.measured(model, _seed(model, folder), folder)
+    return Part(lines=[found.line()], samples=[found.row()], figures=list(found.figures()))
+
+
+PARTS = {"arms": measured_arms, "swaps": measured_swaps, "endings": measured_endings, "loop": measured_loop}
+
+
+def _seed(model: Path, folder: Path) -> Path:
+    draft = folder / "seed"
+    return draft if draft.exists() else initial_draft.write(model, draft, ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
 
 
 def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
@@ -163,55 +163,22 @@ def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
     return untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
 
 
-def costs(taken: Sequence[Turn], arm: Arm) -> tuple[list[float], list[float]]:
-    """The cost of an arm in each round on each pair, in percent: of tokens per second, and of CPU time."""
-    stock = {(one.round, one.pair): one for one in taken if one.arm is Arm.STOCK}
-    both = [(one, stock[one.round, one.pair]) for one in taken if one.arm is arm]
-    slower = [100 * (1 - ours.tokens_per_s / theirs.tokens_per_s) for ours, theirs in both]
-    return slower, [100 * (ours.cpu_ms / theirs.cpu_ms - 1) for ours, theirs in both]
-
-
-def between_stock(taken: Sequence[Turn]) -> list[float]:
-    """By how much two servers without the plugin differ in each round, in percent of tokens per second: the noise."""
-    stock = {(one.round, one.pair): one.tokens_per_s for one in taken if one.arm is Arm.STOCK}
-    return [100 * (1 - stock[number, 1] / stock[number, 0]) for number, place in stock if place == 1]
-
-
-def lines_of_arms(taken: Sequence[Turn]) -> list[Line]:
-    """A bar for each arm, with the CPU time beside it."""
-    lines = []
-    for arm, most in MOST.items():
-        slower, busier = costs(taken, arm)
-        bar = results.at_most(f"cost in tokens per second, {arm}", statistics.median(slower), most, "%")
-        lines.append(Line(bar, spread(slower), f"{statistics.median(busier):+.1f} % CPU time"))
-    return lines
-
-
-def noise(taken: Sequence[Turn]) -> str:
-    """A sentence about what the bars can tell apart."""
-    found = spread(between_stock(taken))
-    if found is None:
-        return "One pair of servers ran, so it is not known by how much two equal servers differ."
-    return f"Two servers without the plugin differ by {found.median:+.1f} % (quartiles {found})."
-
-
 def measure(plan: argparse.Namespace) -> Measurements:
-    """All three parts."""
+    """The chosen parts, one after the other."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        taken, swapped = asyncio.run(run(plan, Path(folder)))
-        _progress.print("ends of requests with rows of a target of width 4096")
-        holds = endings.measured(Path(folder) / "e", plan.endings)
+        parts = [part(plan, Path(folder)) for name, part in PARTS.items() if name in plan.only]
     return Measurements(
         seed=SEED,
-        lines=[*lines_of_arms(taken), *swapped.lines(), holds.line()],
-        samples=[*map(asdict, taken), swapped.row(), asdict(holds)],
-        figures=[noise(taken), *swapped.figures(), holds.figure()],
+        lines=[line for part in parts for line in part.lines],
+        samples=[sample for part in parts for sample in part.samples],
+        figures=[figure for part in parts for figure in part.figures],
     )
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments: how much of each part."""
     arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="these parts (default all)")
     arguments.add_argument("--rounds", type=int, default=20, help="counted rounds of all arms (default 20)")
     arguments.add_argument(
         "--pairs", type=int, default=2, help="servers with and without the plugin (default 2 of each)"

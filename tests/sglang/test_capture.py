@@ -317,12 +317,12 @@ async def test_one_process_has_both_roles_of_one_server(setting: Setting) -> Non
 
 BINDING = """
 import json
-from updraft_sglang import plugin
+from updraft_sglang import plugin, roles
 from updraft_tap import hooks
 from updraft_tap.settings import Settings
 
 ours = plugin.Plugin(Settings(socket="/nowhere"), {})
-before = plugin._misfit(hooks.states(ours.bindings))
+before = roles._misfit(hooks.states(ours.bindings))
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 for binding in ours.bindings:

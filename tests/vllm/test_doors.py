@@ -30,7 +30,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 ROLES = {"scheduler", "worker"}
-OPTIONS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+OPTIONS = (
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "granite"),
+    *("--structured-outputs-config", '{"enable_in_reasoning": true}'),
+)
 
 _ASK = {"model": "target", "temperature": 0, "max_tokens": 12}
 ENDLESS = {**_ASK, "prompt": "One, two,", "max_tokens": 480, "ignore_eos": True, "stream": True}
@@ -68,6 +71,16 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_tokens": 40,
             "tools": [_WEATHER],
             "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        },
+    ),
+    "reasoning": (
+        "/v1/chat/completions",
+        {
+            **_CHAT,
+            "max_tokens": 40,
+            "structured_outputs": {
+                "regex": "Here is my thought process: (France|Italy) has one. Here is my response: (Paris|Rome)"
+            },
         },
     ),
     "extra arguments": ("/v1/chat/completions", {**_CHAT, "vllm_xargs": {"session_id": "7"}}),
@@ -149,6 +162,7 @@ def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setti
     assert answers["log-probabilities"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     assert len(answers["two choices"]["choices"]) == len(answers["several prompts"]["choices"]) == 2
     assert answers["JSON schema"]["choices"][0]["message"]["content"].startswith("{")
+    assert answers["reasoning"]["choices"][0]["message"]["reasoning"].strip().endswith("has one.")
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": ONE}])

@@ -6,8 +6,6 @@ the draft that the agent swapped in is accepted. Then the agent is killed and co
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.ports import free_port
-from tests.support.processes import Process, scrape
+from tests.support.processes import scrape
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.trainer import FAST, Trainer
 from tests.support.wait import wait_until
 from tests.vllm import build, drafts
+from tests.vllm.agent import Agent, prepare
 from tests.vllm.server import Server, serving
 
 from updraft_cli.local.folders import cache_folder
@@ -33,38 +31,12 @@ if not build.is_built():
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 
-DRAFT_VOCAB = "2048"
+DRAFT_VOCAB = 2048
 NUM_TOKENS = 48
 LEARNS_S = 2400.0
 """Minutes on two cores of one's own; many times that beside other tests."""
 TRAINS_S = 10.0
 """A pause in the traffic. While vLLM answers, and for a second after, its engine and its worker each keep a core busy."""
-
-
-class Agent(Process):
-    """`updraft-inference --engine vllm`."""
-
-    def __init__(self, folder: Path, model: Path, socket: Path, redis: RedisServer, registry: RegistryProcess) -> None:
-        self.port = free_port()
-        variables = {
-            "MODEL": str(model),
-            "VLLM_SOCKET": str(socket),
-            "DATA_DIR": str(folder / "agent"),
-            "METRICS_PORT": str(self.port),
-            "REDIS_URL": redis.url,
-            "REGISTRY_ADDRESS": registry.address,
-            "POD_NAME": "pod-0",
-            "INITIAL_DRAFT": str(folder / "seed"),
-            "CAPTURE_EVALUATION_FRACTION": "0.3",
-            "LOG_FORMAT": "text",
-        }
-        prefixed = {f"UPDRAFT_INFERENCE_{name}": value for name, value in variables.items()}
-        super().__init__("updraft_inference", prefixed, folder / "agent.log", ["--engine", "vllm"])
-
-    def metric(self, name: str) -> float:
-        return sum(
-            value for line, value in scrape(self.port).items() if line.partition("{")[0] == f"updraft_inference_{name}"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +57,7 @@ class Setting:
 def setting(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Setting]:
     folder, model = tmp_path_factory.mktemp("learning"), model_folder(cache_folder(os.environ))
     socket = Path(redis_server.url.removeprefix("unix://")).with_name("tap.sock")  # Unix sockets have short names
-    prepare(folder, model)
+    prepare(model, plugin=folder / "plugin", seed=folder / "seed", draft_vocab=DRAFT_VOCAB)
     variables = {
         "PYTHONPATH": str(folder / "plugin"),
         "UPDRAFT_VLLM_SOCKET": str(socket),
@@ -93,21 +65,14 @@ def setting(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer)
     }
     with ExitStack() as stack:
         registry = stack.enter_context(RegistryProcess(folder))
-        agent = stack.enter_context(Agent(folder, model, socket, redis_server, registry))
+        agent = stack.enter_context(Agent(folder, model, socket, redis_server, registry, seed=folder / "seed"))
         wait_until(lambda: bool(scrape(agent.port)), what="the agent's metrics")
         server = stack.enter_context(serving(model, folder / "seed", folder / "server", variables=variables))
         fast: dict[str, Any] = {name.removeprefix("UPDRAFT_TRAINER_"): value for name, value in FAST.items()}
-        fast |= {"DRAFT_VOCAB_SIZE": DRAFT_VOCAB, "CHECKPOINT_SECONDS": "30"}
+        fast |= {"DRAFT_VOCAB_SIZE": str(DRAFT_VOCAB), "CHECKPOINT_SECONDS": "30"}
         stack.enter_context(Trainer(folder, model, redis_server.url, registry.port, **fast))
         wait_until(lambda: agent.metric("registry_connected") == 1, what="the agent is in the fleet")
         yield Setting(server=server, agent=agent, registry=registry, prompts=drafts.prompts(model))
-
-
-def prepare(folder: Path, model: Path) -> None:
-    """Write the plugin's folder and a first draft, as an operator does."""
-    variables = {"UPDRAFT_INFERENCE_MODEL": str(model), "UPDRAFT_INFERENCE_DRAFT_VOCAB_SIZE": DRAFT_VOCAB}
-    command = ["-m", "updraft_inference", "prepare-vllm", "--plugin-dir", folder / "plugin", "--seed", folder / "seed"]
-    subprocess.run([sys.executable, *map(str, command)], env={**os.environ, **variables}, check=True)
 
 
 def test_a_draft_learnt_from_the_servers_own_traffic_is_swapped_in_and_accepted(setting: Setting) -> None:

@@ -6,6 +6,7 @@ tokens, so requests are read in chunks, share prefixes and are preempted.
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from tests.support.tap_agent import Agent, Seen, listening
 from tests.support.text_reference import Reference, check_step, read_target
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.wait import until
-from tests.vllm import build
+from tests.vllm import build, swapping
 from tests.vllm.models import write_draft, write_target
 from tests.vllm.server import LOOKAHEAD, Server, serving
 
@@ -410,7 +411,8 @@ def register():
 
 @pytest.fixture(scope="module")
 def broken(setting: Setting) -> Iterator[Setting]:
-    """Another server, in which the hook of rows raises, which may be put to sleep, and which measures its drafts."""
+    """Another server, in which the hook of rows raises, which others may put to sleep or update, and which measures its
+    drafts."""
     folder = setting.folder
     plugin = plugin_folder.write(folder / "broken-plugin", VLLM)
     (plugin / "breaks.py").write_text(BREAKS)
@@ -419,14 +421,15 @@ def broken(setting: Setting) -> Iterator[Setting]:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breaks\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaks = breaks:register\n")
     socket = Path(f"{setting.socket}-2")
+    backend = swapping.install_plugin(folder / "backend")
     variables = {
-        "PYTHONPATH": str(plugin),
+        **backend,
+        "PYTHONPATH": f"{plugin}{os.pathsep}{backend['PYTHONPATH']}",
         "UPDRAFT_VLLM_SOCKET": str(socket),
         "UPDRAFT_VLLM_DRAFTING": "auto",
-        "VLLM_SERVER_DEV_MODE": "1",
     }
-    model, draft = folder / "target", folder / "draft-0"
-    with serving(model, draft, folder / "broken", options=OPTIONS, variables=variables) as server:
+    model, draft, options = folder / "target", folder / "draft-0", (*OPTIONS, *swapping.OPTIONS)
+    with serving(model, draft, folder / "broken", options=options, variables=variables) as server:
         yield Setting(server=server, folder=folder, socket=socket, target=setting.target)
     socket.unlink(missing_ok=True)
 
@@ -488,6 +491,21 @@ async def test_a_server_that_sleeps_takes_no_draft_and_says_what_it_has_when_it_
         ("worker", 7, "sha256:7")
     ]
     assert awake["served"] == {"version": 0, "digest": "sha256:0"}
+
+
+async def test_a_draft_that_somebody_else_replaces_is_told_as_lost_and_loaded_again(broken: Setting) -> None:
+    ours, theirs = (broken.folder / name for name in ("draft-7", "draft-0"))
+    async with listening(broken.socket, roles={"scheduler", "worker"}) as agent:
+        assert (await swap(agent, ours, 7))["refusal"] == ""
+        hellos = len(agent.hellos)
+        await asyncio.to_thread(swapping.swap, broken.server, theirs, version="of somebody else")
+        await until(lambda: len(agent.hellos) > hellos, what="what is served")
+        again = await swap(agent, ours, 7)
+
+    assert [(hello["role"], hello["version"], hello["digest"]) for hello in agent.hellos[hellos:]] == [
+        ("worker", 0, UNKNOWN)
+    ]
+    assert (again["refusal"], again["held"]) == ("", digest(ours))
 
 
 BINDING = """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang import names, plugin
+from updraft_sglang import configuration, names, plugin, roles
 from updraft_sglang.reloads import UnprovedDraft
 from updraft_tap.channel import Channel
 from updraft_tap.settings import Settings
@@ -29,12 +29,12 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
     def fail() -> dict[str, int]:
         raise RuntimeError("no such field")
 
-    monkeypatch.setattr(plugin, "_is_sender", lambda: is_sender)
-    monkeypatch.setattr(plugin, "_of_several_ranks", lambda: "")
-    monkeypatch.setattr(plugin, "_ranks", fail)
+    monkeypatch.setattr(configuration, "is_sender", lambda: is_sender)
+    monkeypatch.setattr(configuration, "several_ranks", lambda: "")
+    monkeypatch.setattr(configuration, "ranks", fail)
     monkeypatch.setattr(plugin, "share_vocabulary", lambda _: None)
     made, started = plugin.Plugin(Settings(socket=str(tmp_path / "socket")), {}), list[str]()
-    for channel in (made.scheduler, made.worker):
+    for channel in (made.scheduler.channel, made.worker.channel):
         monkeypatch.setattr(channel, "start", lambda channel=channel: started.append(channel.problem))
 
     made.start(lambda _: None, SimpleNamespace(draft_worker=None))
@@ -47,16 +47,17 @@ def test_a_server_that_the_plugin_cannot_read_is_told_by_its_first_rank_alone(
 def test_of_several_ranks_the_one_that_tells_the_agent_watches_for_other_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, is_sender: bool
 ) -> None:
-    monkeypatch.setattr(plugin, "_is_sender", lambda: is_sender)
-    monkeypatch.setattr(plugin, "_of_several_ranks", lambda: "it has 2 ranks")
+    monkeypatch.setattr(configuration, "is_sender", lambda: is_sender)
+    monkeypatch.setattr(configuration, "several_ranks", lambda: "it has 2 ranks")
     monkeypatch.setattr(plugin, "share_vocabulary", lambda _: None)
     monkeypatch.setattr(Channel, "start", lambda _: None)
-    monkeypatch.setattr(plugin.Plugin, "_start", lambda *_: None)
+    for role in (roles.SchedulerRole, roles.WorkerRole):
+        monkeypatch.setattr(role, "check", lambda *_: None)
     made = plugin.Plugin(Settings(socket=str(tmp_path / "socket")), {})
 
     made.start(lambda _: None, SimpleNamespace(draft_worker=None))
 
-    assert isinstance(made._reloads._swap, UnprovedDraft) is is_sender
+    assert isinstance(made.worker._reloads._swap, UnprovedDraft) is is_sender
 
 
 class App:

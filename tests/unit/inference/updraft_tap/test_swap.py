@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +39,13 @@ class Engine:
         """How many writes of the map fail."""
         self.pieces = 0
         self.on_write: Callable[[], None] = lambda: None
+        self.on_prepare: Callable[[], None] = lambda: None
         self.targets = {"shared embed_tokens.weight": torch.randn(24, 8), "model.norm.weight": torch.ones(8)}
         self.on_read: Callable[[], None] = lambda: None
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Callable[[], None]]:
         assert self.may_prepare.wait(30)
+        self.on_prepare()
         tensors = {**prepared, "d2t": d2t}
 
         def write(name: str) -> None:
@@ -120,6 +124,24 @@ def test_a_draft_is_served_and_proved_by_what_the_engine_holds(served: Served, f
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert (served.version.version, served.version.digest) == (7, "sha256:7")
     assert served.engine.held.keys() == joined.keys() | {"d2t"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority per thread")
+def test_what_is_prepared_gives_way_to_the_engine_and_what_is_written_or_read_back_does_not(
+    served: Served, folder: Path
+) -> None:
+    found: dict[str, set[int]] = {"prepared": set(), "written": set(), "read": set()}
+
+    def note(name: str) -> Callable[[], None]:
+        return lambda: found[name].add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    served.engine.on_prepare, served.engine.on_write = note("prepared"), note("written")
+    served.engine.on_read = note("read")
+
+    assert served.load(folder)["refusal"] == ""
+
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found == {"prepared": {min(19, ours + 10)}, "written": {ours}, "read": {ours}}
 
 
 @pytest.mark.parametrize("problem", ["missing", "not finite", "another size", "token that is none", "int weights"])

@@ -1,0 +1,79 @@
+"""A server's configuration: the facts that Updraft reads, and what it does not support."""
+
+from importlib import metadata
+from typing import Any
+
+from updraft_sglang import names
+from updraft_tap import hooks, wire
+
+
+def version() -> str:
+    """The release of SGLang."""
+    try:
+        return metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def unsupported(worker: Any) -> str:
+    """Why no rows can be captured; "" if they can."""
+    if worker is None:
+        return "capture requires --speculative-algorithm EAGLE3"
+    own = getattr(type(worker), "forward_batch_generation", None)
+    if own is not hooks.resolved(names.FORWARD):
+        return f"capture requires EAGLE3, but this server speculates with {type(worker).__name__}"
+    if not worker.speculative_algorithm.is_eagle3():
+        return "capture requires --speculative-algorithm EAGLE3, for its auxiliary hidden states"
+    if worker.topk != 1:
+        return f"capture requires --speculative-eagle-topk 1, but it is {worker.topk}"
+    return ""
+
+
+def facts(worker: Any) -> dict[str, Any]:
+    """Facts of the models for the hello of the worker's role."""
+    from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim  # noqa: PLC0415  (SGLang's)
+
+    config = worker.target_worker.model_runner.model_config
+    return {
+        "device": str(worker.target_worker.model_runner.device),
+        "steps": int(worker.speculative_num_steps),
+        "aux_size": int(get_draft_input_from_target_hidden_dim(worker.draft_worker.draft_runner)),
+        "vocab_size": int(config.vocab_size),
+        "dtype": wire.NAMES[config.dtype],
+        "quantization": str(getattr(config, "quantization", None) or ""),
+    }
+
+
+def is_sender() -> bool:
+    """Whether this rank talks to the agent: the first one, in the last stage of a pipeline, which has the states."""
+    parallel = _parallel()
+    is_first = parallel.tp_rank == 0 and (parallel.dp_rank or 0) == 0
+    return bool(is_first and parallel.pp_rank == parallel.pp_size - 1)
+
+
+def replicas() -> str:
+    """Why the replicas of this server are not captured; "" if they are, or there is one."""
+    parallel = _parallel()
+    if parallel.attn_dp_size > 1:
+        return "capture does not support data-parallel attention (--enable-dp-attention)"
+    if parallel.dp_size > 1:
+        return f"capture does not support {parallel.dp_size} replicas in one server (--dp-size): start one server per replica"
+    return ""
+
+
+def several_ranks() -> str:
+    """Why the plugin swaps no drafts here; "" if it does."""
+    size = _parallel().tp_size
+    return f"the plugin swaps drafts of one rank of SGLang, but this server has {size} ranks" if size > 1 else ""
+
+
+def ranks() -> dict[str, int]:
+    """Number of ranks by kind of parallelism."""
+    parallel = _parallel()
+    return {"tensor": int(parallel.tp_size), "pipeline": int(parallel.pp_size), "data": int(parallel.dp_size)}
+
+
+def _parallel() -> Any:
+    from sglang.srt.runtime_context import get_parallel  # noqa: PLC0415  (SGLang's)
+
+    return get_parallel()
