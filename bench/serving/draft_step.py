@@ -2,22 +2,22 @@
 
 Each round runs a step of the target and then a chain of each arm, as `EagleProposer` does: one read of the confirmed token, and
 then per drafted token the head, the choice and the layer. The target evicts the draft from the caches in between, as in
-serving. A process beside trains a draft on one thread, with a trainer's niceness. Ratios are taken within a round. Weights are
-random, which changes no time. Set GOMP_SPINCOUNT=4000, as a pod does.
+serving. A trainer learns beside, as `updraft up` runs it. Ratios are taken within a round. Weights are random, which changes
+no time. Set GOMP_SPINCOUNT=4000, as a pod does.
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from bench import harness
+from bench.serving import beside
+from bench.serving.plan import FULL
 from torch import Tensor
 
 from updraft_cli import output
@@ -32,7 +32,6 @@ BAR = 0.08
 DRAFT_VOCAB = 8192
 CHAIN = 3
 WARM_UP_ROUNDS = 5
-TRAINER_NICENESS = 10
 INT8, BFLOAT16 = "int8", "bfloat16"
 SPANS = TARGET, READ, HEAD, CHOICE, LAYER, TOKEN = "target", "read", "head", "choice", "layer", "token"
 """Spans of a round; a token is a head, a choice and a layer."""
@@ -135,38 +134,6 @@ def network_of(folder: Path, target: Target, *, draft_vocab: int) -> DraftNetwor
     return network
 
 
-def train(folder: Path) -> None:
-    """Train a draft of this target until the process is ended, on one thread, as the trainer does."""
-    os.nice(TRAINER_NICENESS)
-    torch.set_num_threads(1)
-    head = read_head(folder)
-    config = head.draft(draft_vocab_size=DRAFT_VOCAB)
-    token_ids = torch.arange(DRAFT_VOCAB)
-    network = initial_network(config, head.embedding.float(), head.rows(token_ids), head.final_norm, token_ids)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    aux, ids = torch.randn(4, 128, config.aux_size), torch.zeros(4, 130, dtype=torch.long)
-    while True:
-        states = network.unroll(aux, ids, num_steps=3)
-        torch.stack([network.logits(state).logsumexp(-1).mean() for state in states]).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-@contextmanager
-def trainer_beside(folder: Path, *, runs: bool) -> Iterator[None]:
-    """With a process that trains, if it `runs`."""
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(folder,), daemon=True)
-    if runs:
-        process.start()
-        time.sleep(8)  # until it trains
-    try:
-        yield
-    finally:
-        if runs:
-            process.kill()
-            process.join()
-
-
 def show(batch: int, times: dict[str, Times]) -> None:
     """A table of medians in milliseconds, with the share of a target step and its quartiles."""
     columns = (f">{span} ms" for span in SPANS)
@@ -234,7 +201,7 @@ def main() -> None:
     model = Model(target, SlotCache(shape, like=target.embedding))
     network = network_of(folder, target, draft_vocab=arguments.draft_vocab)
     arms = arms_of(network, library, num_slots=max(arguments.batch), num_positions=num_positions)
-    with trainer_beside(folder, runs=not arguments.no_trainer), torch.inference_mode():
+    with nullcontext() if arguments.no_trainer else beside.trainer(folder, FULL.narrow), torch.inference_mode():
         for batch in arguments.batch:
             show(batch, measure(model, arms, clock, batch=batch, position=arguments.position, rounds=arguments.rounds))
 

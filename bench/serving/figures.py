@@ -24,6 +24,7 @@ SLACK = 0.98
 """No cell may be slower than this share of plain, nor `auto` than this share of its best part."""
 NARROW = "math"
 """Domain that the draft of `auto` has learnt."""
+TRAINER_GB = 2.0
 PAYS, NEVER_SLOWER = 1.3, 0.99
 """`auto`, of plain: where the draft knows the traffic, and anywhere."""
 
@@ -44,7 +45,9 @@ LOSSLESS = Part("lossless", "float32 outputs and plain ones")
 HTTP = Part("http", "our server and vLLM, over HTTP")
 PARTS = (PEERS, CELLS, AUTOS, GAP, OVERHEAD, LOSSLESS, HTTP)
 TAUGHT = Part("auto with a draft", "with a draft of one kind")
-UNTAUGHT = Part("auto without a draft", "without a draft")
+UNTAUGHT = Part("auto without a draft", "before anything is learnt")
+TRAINER = "trainer"
+"""Under this name are the samples of the trainer beside."""
 AUTO_PARTS = (TAUGHT, UNTAUGHT)
 """The two halves of `AUTOS`, under whose names its samples are."""
 AUTO_ARMS = {TAUGHT: (PLAIN, NGRAM, EAGLE3, AUTO), UNTAUGHT: (PLAIN, AUTO)}
@@ -109,6 +112,15 @@ class Equality:
     is_equal: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """A trainer beside `auto`: its optimizer steps, its peak of resident bytes, and the share of one core that it got."""
+
+    optimizer_steps: float | None
+    peak_bytes: int
+    core_share: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Measured:
     """All samples so far. It grows while the bench runs and is consistent at any time."""
@@ -117,6 +129,7 @@ class Measured:
     stalls: list[Stall] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
     equalities: list[Equality] = field(default_factory=list)
+    learnt: list[Learnt] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
         rates = [asdict(one) | one.cell._asdict() for one in self.rates]
@@ -125,7 +138,29 @@ class Measured:
             *({"part": GAP.name, **asdict(one)} for one in self.stalls),
             *({"part": OVERHEAD.name, **asdict(one)} for one in self.shares),
             *({"part": LOSSLESS.name, **asdict(one)} for one in self.equalities),
+            *({"part": TRAINER, **asdict(one)} for one in self.learnt),
         ]
+
+    def num_rounds(self) -> dict[Cell, int]:
+        """Rounds of `auto` by cell."""
+        rounds: dict[Cell, int] = {}
+        for one in self.rates:
+            if one.part in {part.name for part in AUTO_PARTS}:
+                rounds[one.cell] = max(rounds.get(one.cell, 0), one.round + 1)
+        return rounds
+
+
+def of_auto(rows: Iterable[dict[str, Any]]) -> Measured:
+    """The samples of `auto` among those of an earlier run."""
+    measured, names = Measured(), {part.name for part in AUTO_PARTS}
+    for row in rows:
+        if row["part"] in names:
+            cell = Cell(row["domain"], row["batch"], row["temperature"])
+            own = {name: row[name] for name in ("part", "arm", "round", "tokens_per_s")}
+            measured.rates.append(Rate(cell=cell, **own))
+        elif row["part"] == TRAINER:
+            measured.learnt.append(Learnt(**{name: value for name, value in row.items() if name != "part"}))
+    return measured
 
 
 def tokens_per_s(streams: Sequence[Stream], batch: int) -> float:
@@ -258,11 +293,24 @@ def _auto(measured: Measured, _: Sequence[Cell]) -> Iterator[Line]:
             yield _compared(f"auto, of plain: every kind, {where}", of_load, AUTO, PLAIN, NEVER_SLOWER)
         for kind in kinds:
             of_kind = [one for one in rates if one.cell.domain == kind]
-            yield _compared(f"auto, of plain: {kind}, {part.what}", of_kind, AUTO, PLAIN, NEVER_SLOWER)
+            when = "right after a shift" if part is TAUGHT and kind != NARROW else part.what
+            yield _compared(f"auto, of plain: {kind}, {when}", of_kind, AUTO, PLAIN, NEVER_SLOWER)
             if part is TAUGHT:
-                yield _to_best(f"auto, of its best part: {kind}, {part.what}", of_kind)
+                yield _to_best(f"auto, of its best part: {kind}, {when}", of_kind)
+    yield from _trainer(measured.learnt)
     if not _of(measured, TAUGHT):  # a bar that was not measured is missed
         yield _to_best("auto, of its best part", ())
+
+
+def _trainer(learnt: Sequence[Learnt]) -> Iterator[Line]:
+    """That it learnt beside every slice of a run, and what it needed; nothing without a trainer."""
+    if learnt:
+        steps = min(one.optimizer_steps or 0 for one in learnt)
+        share = statistics.median(one.core_share for one in learnt)
+        note = f"{100 * share:.0f} % of a core"
+        yield Line(bar=results.at_least("optimizer steps of the trainer beside", steps, 1), note=note)
+        peak = max(one.peak_bytes for one in learnt) / 1e9
+        yield Line(bar=results.at_most("resident memory of the trainer, peak", peak, TRAINER_GB, "GB"))
 
 
 def _to_best(name: str, rates: Sequence[Rate]) -> Line:

@@ -6,29 +6,35 @@ to read.
 
 import asyncio
 import copy
+import hashlib
 import itertools
+import json
+import os
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from bench.harness import in_turn
-from bench.serving import figures, servers, workloads
+from bench.serving import beside, figures, servers, workloads
 from bench.serving.arms import RunSpec, Transformers, request, run
 from bench.serving.figures import AUTO, EAGLE3, NGRAM, OWN_TEXT, PLAIN, TRANSFORMERS, VLLM, Cell
 from bench.serving.inline import Inline
 from bench.serving.plan import LOOKAHEAD, NUM_REMEMBERED, SEED, Plan, Recipe, take
 
+from updraft_cli.local.folders import cache_folder
 from updraft_inference.engine import DraftCheckpoint, Drafter
 from updraft_inference.torch_engine.drafting.ngram import NgramProposer
 from updraft_inference.torch_engine.engine import EngineOptions, TorchEngine
 from updraft_inference.torch_engine.model.limits import Limits
 from updraft_inference.torch_engine.scheduler.scheduler import Experience
+from updraft_inference.torch_engine.sequence import Sequence
 
 MAX_CONTEXT = 768
 LONG_PROMPT_TOKENS = 2000
@@ -56,7 +62,9 @@ class Bench:
     measured: figures.Measured
     has_vllm: bool
     auto_s: float
-    """Seconds after which `auto` begins no further cell once each was measured."""
+    """Seconds after which `auto` begins no further cell."""
+    has_trainer: bool = False
+    """A trainer learns beside `auto`."""
     drafts: Mapping[Recipe, DraftCheckpoint] = field(default_factory=dict)
     """For the parts that use a trained draft."""
     _pools: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
@@ -64,6 +72,12 @@ class Bench:
     """The proposers of servers that have answered other requests; each is filled once."""
     _experience: dict[tuple[str, str, str], Experience] = field(default_factory=dict)
     """Experience of a server that only serves one arm of a part, and one domain."""
+
+    @contextmanager
+    def beside(self) -> Iterator[beside.Trainer | None]:
+        """With a trainer beside, if this run has one. It has learnt from the requests of the narrow draft."""
+        with beside.trainer(self.model, self.plan.narrow, self.tell) if self.has_trainer else nullcontext() as trainer:
+            yield trainer
 
     def prompts(self, domain: str) -> list[tuple[int, ...]]:
         """The domain's held-out prompts."""
@@ -84,13 +98,19 @@ class Bench:
 
     async def turn(self, engine: TorchEngine, part: figures.Part, cell: Cell, arm: str, ngram: NgramProposer) -> None:
         """Let the engine go on as the server of an arm, with these remembered answers. The part's draft serves."""
-        key = (part.name, arm, cell.domain)
-        if key not in self._experience:
-            before = await engine.exchange_experience()
-            self._experience[key] = await engine.exchange_experience(before)
-        await engine.exchange_experience(replace(self._experience[key], ngram=ngram))
+        await engine.exchange_experience(replace(await self._known(engine, part, cell, arm), ngram=ngram))
 
-    def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: Sequence[figures.Stream]) -> None:
+    async def _known(self, engine: TorchEngine, part: figures.Part, cell: Cell, arm: str) -> Experience:
+        """In `auto`, a server without a draft has served nothing, and one with a draft only the kind that this knows."""
+        if part is figures.UNTAUGHT:
+            return await _fresh(engine)
+        domain = figures.NARROW if part is figures.TAUGHT else cell.domain
+        key = (part.name, arm, domain)
+        if key not in self._experience:
+            self._experience[key] = await _fresh(engine)
+        return self._experience[key] if cell.domain == domain else _copied(self._experience[key])
+
+    def note(self, part: figures.Part, cell: Cell, arm: str, round_: int, streams: SequenceOf[figures.Stream]) -> None:
         """Record the rate of an arm in a round."""
         rate = figures.tokens_per_s(streams, cell.batch)
         self.measured.rates.append(figures.Rate(part=part.name, cell=cell, arm=arm, round=round_, tokens_per_s=rate))
@@ -101,19 +121,49 @@ def drafter_of(arm: str) -> Drafter | None:
     return None if arm == AUTO else {PLAIN: Drafter.NONE, OWN_TEXT: Drafter.NGRAM}.get(arm) or Drafter(arm)
 
 
+async def _fresh(engine: TorchEngine) -> Experience:
+    """The experience of a server that has served nothing."""
+    before = await engine.exchange_experience()
+    return await engine.exchange_experience(before)
+
+
+def _copied(experience: Experience) -> Experience:
+    """An independent copy, except for costs, which belong to the machine."""
+    cost = experience.planner.cost
+    return copy.deepcopy(replace(experience, ngram=NgramProposer(0)), {id(cost): cost})
+
+
 async def remembered(bench: Bench, engine: TorchEngine, recipe: Recipe) -> NgramProposer:
-    """Answer requests that no part measures; what the engine has learnt stays as it was."""
+    """A proposer that remembers answers to requests that no part measures. They are answered once, and the answers kept."""
     requests = workloads.mixed(
         {d: workloads.prompts(bench.words, d, recipe.requests, seed=SEED, is_held_out=False) for d in recipe.domains}
     )
-    before = await engine.exchange_experience()
+    key = hashlib.sha256(repr((bench.model.name, recipe, requests)).encode()).hexdigest()
+    path = cache_folder(os.environ) / "bench" / f"answers-{key[:16]}.json"
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(await _answers(bench, engine, requests, tokens=recipe.tokens)))
+        partial.rename(path)
+    past, spec = NgramProposer(NUM_REMEMBERED), RunSpec(batch=1, tokens=recipe.tokens, drafter=None)
+    for prompt, answer in zip(requests, json.loads(path.read_text()), strict=True):
+        past.finish(Sequence(request=request(prompt, spec), emit=lambda _: None, ids=[*prompt, *answer]))
+        past.index_all()
+    return past
+
+
+async def _answers(
+    bench: Bench, engine: TorchEngine, requests: list[tuple[int, ...]], *, tokens: int
+) -> list[tuple[int, ...]]:
+    """Answer requests; the engine's experience stays as it was."""
+    before, answers = await engine.exchange_experience(), []
     for done in range(0, len(requests), _PAST_AT_ONCE):
         bench.tell("answering other requests first", done, len(requests))
         batch = requests[done : done + _PAST_AT_ONCE]
-        await run(engine, batch, RunSpec(batch=len(batch), tokens=recipe.tokens, drafter=Drafter.NGRAM))
-    past = (await engine.exchange_experience(before)).ngram
-    past.index_all()
-    return past
+        _, outputs = await run(engine, batch, RunSpec(batch=len(batch), tokens=tokens, drafter=Drafter.NGRAM))
+        answers += outputs
+    await engine.exchange_experience(before)
+    return answers
 
 
 @asynccontextmanager
@@ -168,18 +218,25 @@ async def cells(bench: Bench, engine: TorchEngine) -> None:
 
 
 async def auto(bench: Bench, engine: TorchEngine) -> None:
-    """A server's own choice, its parts and plain decoding, with a draft of a narrow kind and without a draft: rounds
-    over all cells, for a while."""
-    plan, until_s = bench.plan, time.monotonic() + bench.auto_s
-    for round_ in itertools.count():
-        for done, cell in enumerate(plan.auto_cells):
-            if round_ and time.monotonic() > until_s:
-                return
-            bench.tell(f"round {round_ + 1}: {cell}", done, len(plan.auto_cells))
-            for part in figures.AUTO_PARTS:
-                await engine.exchange_experience()  # a swap resets the current one, which later rounds need
-                await engine.swap(bench.drafts[plan.narrow] if part is figures.TAUGHT else None)
-                await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
+    """A server's own choice, its parts and plain decoding, for a while: with a draft of a narrow kind on this kind and right
+    after a shift to another one, and without a draft from the first request on."""
+    plan, measured = bench.plan, bench.measured
+    await bench.past(engine, plan.narrow)
+    schedule = itertools.islice(plan.auto_schedule(measured.num_rounds()), plan.auto_rounds)
+    with bench.beside() as trainer:
+        until_s = time.monotonic() + bench.auto_s
+        try:
+            for done, (round_, cell) in enumerate(schedule):
+                if time.monotonic() > until_s:
+                    return
+                bench.tell(f"round {round_ + 1}: {cell}", done, len(plan.auto_cells))
+                for part in figures.AUTO_PARTS:
+                    await engine.exchange_experience()  # a swap resets the current one, which later rounds need
+                    await engine.swap(bench.drafts[plan.narrow] if part is figures.TAUGHT else None)
+                    await _round(bench, engine, part, cell, figures.AUTO_ARMS[part], round_)
+        finally:
+            if trainer is not None:
+                measured.learnt.append(trainer.learnt())
 
 
 async def gap(bench: Bench) -> None:
@@ -265,7 +322,7 @@ async def http(bench: Bench) -> None:
 
 
 async def _round(
-    bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: Sequence[str], round_: int
+    bench: Bench, engine: TorchEngine, part: figures.Part, cell: Cell, arms: SequenceOf[str], round_: int
 ) -> None:
     chosen = take(bench.prompts(cell.domain), round_, bench.plan.num_requests(cell.batch))
     for arm in in_turn(arms, round_):
@@ -285,7 +342,7 @@ def _spec(bench: Bench, cell: Cell, arm: str) -> RunSpec:
 
 
 async def _read(
-    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], drafter: Drafter | None = Drafter.NONE
+    engine: TorchEngine, prompts: SequenceOf[tuple[int, ...]], drafter: Drafter | None = Drafter.NONE
 ) -> None:
     await run(engine, prompts, RunSpec(batch=len(prompts), tokens=1, drafter=drafter))
 

@@ -1,6 +1,7 @@
 """Sizes of a run, and the prompts of a round. Pure."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
@@ -47,6 +48,8 @@ class Plan:
     cell_rounds: int
     peer_cell_rounds: int
     """Rounds of the cells that have a bar of their own."""
+    auto_rounds: int | None
+    """Cells that `auto` measures at most, each time it is measured counting; None: as many as the time allows."""
     worst_s: float
     """Seconds in which the cell that is worst so far is measured again."""
     gap_rounds: int
@@ -71,8 +74,20 @@ class Plan:
 
     @property
     def auto_cells(self) -> list[Cell]:
-        """Greedy and sampled, at the batch sizes of the comparisons."""
-        return [Cell(*one) for one in product(self.domains, self.peer_batches, (0.0, 1.0))]
+        """Greedy and sampled, at the batch sizes of the comparisons. The kind that the draft knows comes first, because traffic
+        shifts from it to the others."""
+        domains = sorted(self.domains, key=lambda domain: domain != NARROW)
+        return [Cell(*one) for one in product(domains, self.peer_batches, (0.0, 1.0))]
+
+    def auto_schedule(self, num_measured: Mapping[Cell, int]) -> Iterator[tuple[int, Cell]]:
+        """Cells with the numbers of their rounds, without end: each load of the kind that the draft knows, and then always the
+        cell with the fewest rounds."""
+        rounds = Counter(num_measured)
+        first = [cell for cell in self.auto_cells if cell.domain == NARROW]
+        while True:
+            cell = first.pop(0) if first else min(self.auto_cells, key=rounds.__getitem__)
+            yield rounds[cell], cell
+            rounds[cell] += 1
 
     @property
     def cell_schedule(self) -> list[tuple[int, Cell]]:
@@ -97,6 +112,7 @@ FULL = Plan(
     peer_rounds=6,
     cell_rounds=2,
     peer_cell_rounds=6,
+    auto_rounds=None,
     worst_s=240,
     gap_rounds=7,
     http_rounds=4,
@@ -118,6 +134,7 @@ QUICK = Plan(
     peer_rounds=1,
     cell_rounds=1,
     peer_cell_rounds=1,
+    auto_rounds=8,
     worst_s=1,
     gap_rounds=1,
     http_rounds=1,

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from bench import harness
@@ -22,7 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from tests.vllm import build
 
-from updraft_cli import output
+from updraft_chassis.errors import InvalidInput
+from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.torch_engine.worker import on_passing_thread
@@ -125,16 +128,28 @@ def main() -> None:
     )
     parser.add_argument("--with-vllm", action="store_true", help="fail if vLLM is not built; with --quick: use it")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run only these parts")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default 2)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of each engine (default 2; 1 with --trainer, as updraft up on two cores)"
+    )
     parser.add_argument("--minutes", type=float, default=12, help="minutes of the rounds of `auto` (default 12)")
+    parser.add_argument("--trainer", action="store_true", help="`auto` with a trainer beside, as `updraft up` runs it")
+    parser.add_argument(
+        "--add-to", type=Path, metavar="FILE", help="a result file of this commit, whose rounds of `auto` count as well"
+    )
     arguments = parser.parse_args()
     if arguments.with_vllm and not build.is_built():
         parser.error("vLLM is not built: run `make vllm-build` first")
     has_vllm = build.is_built() and (arguments.with_vllm or not arguments.quick)
-    torch.set_num_threads(arguments.threads)
+    threads = arguments.threads or (1 if arguments.trainer else 2)
+    torch.set_num_threads(threads)
     started, console = datetime.now(UTC), output.console()
     chosen = [part for part in PARTS if not arguments.only or part.name in arguments.only]
     model, plan, measured = harness.model(), QUICK if arguments.quick else FULL, figures.Measured()
+    if arguments.add_to:
+        try:
+            measured = earlier(arguments.add_to, commit=results.commit(), has_trainer=arguments.trainer)
+        except InvalidInput as error:
+            parser.error(str(error))
     if figures.HTTP in chosen and not has_vllm:
         console.print(
             "Not compared with vLLM: " + ("--quick leaves it out." if build.is_built() else "run `make vllm-build`.")
@@ -145,11 +160,12 @@ def main() -> None:
                 model=model,
                 words=Words.open(model),
                 plan=plan,
-                threads=arguments.threads,
+                threads=threads,
                 tell=show.tell,
                 measured=measured,
                 has_vllm=has_vllm,
-                auto_s=0 if arguments.quick else 60 * arguments.minutes,
+                auto_s=math.inf if arguments.quick else 60 * arguments.minutes,
+                has_trainer=arguments.trainer,
             )
             measure(bench, chosen, show)
     except KeyboardInterrupt:
@@ -160,6 +176,20 @@ def main() -> None:
         console.print("These figures mean nothing: --quick only checks that everything runs.")
         return
     sys.exit(missed)
+
+
+def earlier(path: Path, *, commit: str, has_trainer: bool) -> figures.Measured:
+    """The samples of `auto` of an earlier run. InvalidInput if they are not of the same code and load."""
+    try:
+        result = results.Result.model_validate_json(path.read_bytes())
+        measured = figures.of_auto(result.samples)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{path} is no result file of make bench-serving: {error}") from error
+    if not commit or commit.endswith("+") or result.commit != commit:
+        raise InvalidInput(f"{path} measured commit {result.commit or 'unknown'}, and this is {commit or 'unknown'}")
+    if bool(measured.learnt) is not has_trainer:
+        raise InvalidInput(f"{path} measured {'with' if measured.learnt else 'without'} --trainer: do the same")
+    return measured
 
 
 def measurements(

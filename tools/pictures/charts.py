@@ -111,7 +111,7 @@ def default_drafter(page: str) -> str:
     """Speed of `auto` over no speculation, with quartiles over domains."""
     rows = table(page, "The default drafter")
     drawing = Drawing("Speed of the default drafter over no speculation", 340)
-    axis = Axis(0.75, 2.25, 70, 280, (0.75, 1, 1.25, 1.5, 1.75, 2, 2.25))
+    axis = Axis(0.75, 2.5, 70, 280, (0.75, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5))
     axis.draw(drawing, 70, WIDTH - 20, "x")
     drawing.line([(70, axis.y(1)), (WIDTH - 20, axis.y(1))], color="ink", width=1.5)
     drawing.text((60, 26), "speed over no speculation: median and quartiles over domains", style="bold", size=13)

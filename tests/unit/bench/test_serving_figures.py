@@ -1,5 +1,7 @@
 """From samples to the lines of `make bench-serving`'s table."""
 
+import json
+
 import pytest
 from bench.harness import Line
 from bench.serving import figures
@@ -22,6 +24,7 @@ from bench.serving.figures import (
     VLLM,
     Cell,
     Equality,
+    Learnt,
     Measured,
     Part,
     Rate,
@@ -126,15 +129,15 @@ def test_auto_has_to_pay_on_the_kind_that_the_draft_knows_and_to_cost_nothing_on
     found += rates(UNTAUGHT, SAMPLED_8, {PLAIN: [100.0], AUTO: [98.0]})
     lines = lines_of(Measured(rates=found), AUTOS)
     bars = {name.removeprefix("auto, of "): line.bar for name, line in lines.items()}
-    with_draft, without = "with a draft of one kind", "without a draft"
+    with_draft, without, shifted = "with a draft of one kind", "before anything is learnt", "right after a shift"
     known = bars[f"plain: math, {with_draft}, batch 1, temperature 0"]
     assert known.measured == pytest.approx(1.45)
     assert (known.target, known.met) == (1.3, True)
-    other = bars[f"plain: code, {with_draft}"]
+    other = bars[f"plain: code, {shifted}"]
     assert (other.measured, other.target) == (1.0, 0.99)
     assert bars[f"plain: every kind, {with_draft}, batch 1, temperature 0"].measured == pytest.approx(1.2)
     assert bars[f"its best part: math, {with_draft}"].measured == pytest.approx(1.16)
-    assert bars[f"its best part: code, {with_draft}"].measured == 1.0, "doing nothing is a part too"
+    assert bars[f"its best part: code, {shifted}"].measured == 1.0, "doing nothing is a part too"
     assert not bars[f"plain: math, {without}"].met
     assert not bars[f"plain: every kind, {without}, batch 8, temperature 1"].met
 
@@ -219,3 +222,25 @@ def test_every_sample_is_a_row_that_names_its_part() -> None:
     assert [row["part"] for row in rows] == ["cells", "gap", "overhead", "lossless"]
     cell = {"domain": "code", "batch": 8, "temperature": 0.0}
     assert rows[0] == {"part": "cells", **cell, "arm": PLAIN, "round": 0, "tokens_per_s": 1.0}
+
+
+def test_the_samples_of_auto_come_back_from_a_result_and_no_others() -> None:
+    learnt = Learnt(optimizer_steps=40.0, peak_bytes=700_000_000, core_share=0.3)
+    own = rates(TAUGHT, CODE_1, {PLAIN: [10.0, 20.0], AUTO: [15.0]}) + rates(UNTAUGHT, CHAT_1, {AUTO: [9.0]})
+    measured = Measured(rates=[*own, *rates(CELLS, CODE_8, {PLAIN: [80.0]})], learnt=[learnt])
+    found = figures.of_auto(json.loads(json.dumps(measured.rows())))
+    assert found.rates == own
+    assert found.learnt == [learnt]
+    assert found.num_rounds() == {CODE_1: 2, CHAT_1: 1}
+
+
+def test_a_trainer_beside_has_to_learn_in_every_slice_and_to_stay_below_two_gigabytes() -> None:
+    def lines(*steps: float | None) -> dict[str, Line]:
+        learnt = [Learnt(optimizer_steps=one, peak_bytes=1_500_000_000, core_share=0.3) for one in steps]
+        return lines_of(Measured(learnt=learnt), AUTOS)
+
+    steps, memory = "optimizer steps of the trainer beside", "resident memory of the trainer, peak"
+    assert lines(30.0, 20.0)[steps].bar.measured == 20
+    assert not lines(30.0, None)[steps].bar.met
+    assert lines(30.0)[memory].bar.measured == pytest.approx(1.5)
+    assert not {steps, memory} & set(lines())

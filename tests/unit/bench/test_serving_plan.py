@@ -1,10 +1,11 @@
 """What `make bench-serving` measures, in which order, and on which prompts."""
 
 from collections import Counter
+from itertools import islice
 
 import pytest
 from bench.serving import plan, workloads
-from bench.serving.figures import Cell
+from bench.serving.figures import NARROW, Cell
 from bench.serving.plan import FULL, QUICK
 from bench.serving.profile import operations
 
@@ -24,6 +25,23 @@ def test_cells_with_a_bar_of_their_own_are_measured_in_more_rounds_and_each_roun
     assert set(which.peer_cells) <= set(which.cells)
     assert {rounds[cell] for cell in which.peer_cells} == {which.peer_cell_rounds}
     assert set(rounds.values()) == {which.cell_rounds, which.peer_cell_rounds}
+
+
+def test_auto_begins_with_the_kind_that_its_draft_knows_and_goes_on_with_the_cells_of_the_fewest_rounds() -> None:
+    cells = FULL.auto_cells
+    known = [cell for cell in cells if cell.domain == NARROW]
+    schedule = [cell for _, cell in islice(FULL.auto_schedule({}), 2 * len(cells))]
+    assert schedule[: len(known)] == known
+    assert Counter(schedule) == dict.fromkeys(cells, 2)
+
+
+def test_auto_goes_on_where_an_earlier_run_ended() -> None:
+    cells = FULL.auto_cells
+    known, others = cells[: len(cells) // 5], cells[len(cells) // 5 :]
+    earlier = dict.fromkeys([*known, *others[:3]], 1)
+    schedule = list(islice(FULL.auto_schedule(earlier), len(cells)))
+    assert schedule[: len(known)] == [(1, cell) for cell in known]
+    assert schedule[len(known) : len(cells) - 3] == [(0, cell) for cell in others[3:]]
 
 
 def test_a_round_takes_the_next_prompts_and_begins_again_after_the_last() -> None:

@@ -60,6 +60,9 @@ class Sequence:
     is_draftable: bool = True
     generator: torch.Generator | None = None
     """None: greedy."""
+    drafted_noise: dict[int, Tensor] = field(default_factory=dict)
+    """Noise of seeded sampling by position, from drafting a token there until one is decided. Both need the same, and it takes
+    as long as the rest of a draft token."""
     grammar: OutputConstraint | None = None
     failure: UpdraftError | None = None
     """Why the engine ended the request early."""

@@ -17,8 +17,11 @@ LOADS = (1, 2, 4, 8, 16, 32)
 
 SLICE = 8
 """Steps. That is long enough to contain what a slice leaves to later steps, such as states that the draft has not read yet."""
-FIRST_BLOCK, BLOCK, OFF_BLOCK = 32, 256, 128
-"""Steps of a block: before anything is known, while speculation is in use, and while it is off."""
+BLOCK, OFF_BLOCK = 256, 128
+"""Steps of a block while speculation is in use, and while it is off."""
+FIRST_SLICE, FIRST_BLOCK, FIRST_OFF_BLOCK = 4, 64, 32
+"""The same before anything is known. Steps without drafts yield one token each and take nearly the same time, so a few of them
+say as much as many with drafts. A slice with drafts has the usual length."""
 MIN_BLOCKS = 6
 """Blocks before anything is concluded."""
 MEMORY = 24
@@ -62,6 +65,7 @@ class _Load:
     _sums: dict[bool, _Sum] = field(default_factory=dict)
     _num_blocks: int = 0
     _length: int = 0
+    _slice: int = 0
     _start: int = 0
     _num_steps: int = 0
 
@@ -74,7 +78,7 @@ class _Load:
         return self.pairs if len(self.pairs) >= MIN_BLOCKS else self._before or self.pairs
 
     def allows_drafts(self) -> bool:
-        is_other = self._start <= self._num_steps < self._start + SLICE
+        is_other = self._start <= self._num_steps < self._start + self._slice
         return self.is_on is not is_other
 
     def observe(self, tokens: int, seconds: float, *, is_drafted: bool) -> bool:
@@ -115,8 +119,12 @@ class _Load:
             self._before, self.pairs = self.pairs, []
 
     def _begin(self) -> None:
-        self._length = FIRST_BLOCK if len(self.pairs) < MIN_BLOCKS else BLOCK if self.is_on else OFF_BLOCK
-        self._start = self.rng.randrange(self._length - SLICE + 1)
+        is_first = len(self.pairs) < MIN_BLOCKS
+        if self.is_on:
+            self._length, self._slice = (FIRST_BLOCK, FIRST_SLICE) if is_first else (BLOCK, SLICE)
+        else:
+            self._length, self._slice = (FIRST_OFF_BLOCK if is_first else OFF_BLOCK), SLICE
+        self._start = self.rng.randrange(self._length - self._slice + 1)
         self._num_steps = 0
         self._sums = {True: _Sum(), False: _Sum()}
 

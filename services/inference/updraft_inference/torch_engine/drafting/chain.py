@@ -138,6 +138,7 @@ class Chain:
 
     def _winner(self, q_V: Tensor, seed: int) -> int:
         """The token that wins by the noise that the target will use: both agree as often as their distributions allow."""
-        position = self.sequence.num_output + len(self.ids)
-        noise_V = noise.exponential_noise(seed, position, self.vocabulary.target_size)
-        return noise.first(q_V, noise_V[self.vocabulary.token_ids])
+        position, known = self.sequence.num_output + len(self.ids), self.sequence.drafted_noise
+        if position not in known:
+            known[position] = noise.exponential_noise(seed, position, self.vocabulary.target_size)
+        return noise.first(q_V, known[position][self.vocabulary.token_ids])

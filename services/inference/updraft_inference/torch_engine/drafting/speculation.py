@@ -232,4 +232,4 @@ class Speculation:
         return self._drafter(sequence) is Drafter.HYBRID and sequence.request.lookahead is None
 
     def _stats_of(self, sequence: Sequence) -> SequenceStats:
-        return self._stats.setdefault(sequence, SequenceStats())
+        return self._stats.setdefault(sequence, SequenceStats(is_sampled=sequence.generator is not None))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 
-def draw(p_V: Tensor, seed: int, position: int) -> int:
-    """The output's token number `position`, distributed as p (float32, on the CPU)."""
-    return first(p_V, exponential_noise(seed, position, len(p_V)))
+def draw(p_V: Tensor, seed: int, position: int, known: dict[int, Tensor] | None = None) -> int:
+    """The output's token number `position`, distributed as p (float32, on the CPU). Uses up the noise that is `known` there."""
+    noise_V = known.pop(position, None) if known else None
+    return first(p_V, exponential_noise(seed, position, len(p_V)) if noise_V is None else noise_V)
 
 
 def first(p: Tensor, noise_V: Tensor) -> int:

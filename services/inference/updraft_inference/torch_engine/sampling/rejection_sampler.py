@@ -74,7 +74,7 @@ def _choose(sequence: Sequence, proposal: Proposal, rows_TV: Tensor, likeliest: 
     sampling, position = sequence.request.sampling, sequence.num_output
     p, seed = _Filtered(rows_TV, sampling), sampling.seed
     if seed is not None:
-        return _matching(lambda row: noise.draw(p[row], seed, position + row), proposal.ids)
+        return _matching(lambda row: noise.draw(p[row], seed, position + row, sequence.drafted_noise), proposal.ids)
     outcome = accept_sampled(p, proposal.ids, proposal.q, sequence.generator)
     return outcome.count, outcome.bonus_id
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 from tests.support.tiny_target import HIDDEN, VOCAB, make_draft, make_tiny_target
 
-from updraft_inference.engine import GenerationRequest, SamplingParams
+from updraft_inference.engine import Drafter, GenerationRequest, SamplingParams
 from updraft_inference.torch_engine.drafting.eagle import EagleProposer
+from updraft_inference.torch_engine.model.ops import TorchOps
+from updraft_inference.torch_engine.proposal import Proposal
 from updraft_inference.torch_engine.sampling.noise import draw, exponential_noise
+from updraft_inference.torch_engine.sampling.rejection_sampler import VerifyResult, verify
 from updraft_inference.torch_engine.sequence import Sequence
 
 
@@ -71,3 +74,26 @@ def test_eagle_draws_by_the_noise_of_the_positions_it_drafts_for(tmp_path: Path)
     assert proposal.q is not None
     assert proposal.q.shape == (3, VOCAB)
     assert proposal.ids == [draw(q, 8, 2 + i) for i, q in enumerate(proposal.q)]
+    assert set(sequence.drafted_noise) == {2, 3, 4}
+
+
+def test_the_noise_of_drafting_is_kept_until_a_token_is_decided_there_and_changes_none() -> None:
+    sampling = SamplingParams(temperature=1.0, seed=8)
+    request = GenerationRequest(request_id="a", prompt_ids=(1, 2), max_tokens=20, sampling=sampling)
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
+    first = [draw(row.softmax(-1), 8, position) for position, row in enumerate(logits)]
+    proposal = Proposal(drafter=Drafter.EAGLE3, ids=[first[0], (first[1] + 1) % 50, first[2]])
+
+    def verified(noise: dict[int, torch.Tensor]) -> VerifyResult:
+        sequence = Sequence(
+            request=request, emit=lambda _: None, ids=[1, 2], generator=torch.Generator(), drafted_noise=noise
+        )
+        (result,) = verify([sequence], [proposal], logits, TorchOps())
+        return result
+
+    drafted = {position: exponential_noise(8, position, 50) for position in range(3)}
+    result = verified(drafted)
+
+    assert (result.accepted, result.bonus_id) == (1, first[1])
+    assert result == verified({})
+    assert set(drafted) == {2}, "the next chain begins there"

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from updraft_tap.drafting.speedup import BLOCK, FIRST_BLOCK, LOADS, MIN_BLOCKS, SLICE, SpeedupMeter
+from updraft_tap.drafting.speedup import (
+    BLOCK,
+    FIRST_BLOCK,
+    FIRST_OFF_BLOCK,
+    FIRST_SLICE,
+    LOADS,
+    MIN_BLOCKS,
+    SLICE,
+    SpeedupMeter,
+)
 
 PLAIN_S = 0.03
 
@@ -55,6 +64,13 @@ def test_where_speculation_pays_few_steps_go_without() -> None:
     assert allowed[20 * BLOCK :].count(False) / (20 * BLOCK) == pytest.approx(SLICE / BLOCK, rel=0.1)
 
 
+def test_a_new_draft_that_pays_gives_up_few_steps_until_its_worth_is_known() -> None:
+    meter = SpeedupMeter(random.Random(1))
+    first = run(meter, MIN_BLOCKS * FIRST_BLOCK, 1.4)
+    assert first.count(False) == MIN_BLOCKS * FIRST_SLICE < 0.07 * len(first)
+    assert meter.speedups[1].low > 1.0
+
+
 def test_where_speculation_is_slower_it_is_tried_now_and_then_until_it_pays() -> None:
     meter = SpeedupMeter(random.Random(1))
     allowed = run(meter, 40 * BLOCK, lambda n: 0.8 if n < 20 * BLOCK else 1.5)
@@ -98,7 +114,7 @@ def test_nothing_is_said_of_a_draft_before_enough_blocks_or_after_a_swap() -> No
 def test_a_draft_that_begins_off_is_used_once_slices_show_that_it_pays(gain: float, is_used: bool) -> None:  # noqa: FBT001
     meter = SpeedupMeter(random.Random(1))
     meter.serve(1, is_on=False)
-    first = run(meter, MIN_BLOCKS * FIRST_BLOCK, gain)
+    first = run(meter, MIN_BLOCKS * FIRST_OFF_BLOCK, gain)
     later = run(meter, 20 * BLOCK, gain)
     assert first.count(True) == MIN_BLOCKS * SLICE
     assert (later.count(True) > 0.8 * len(later)) is is_used
@@ -108,11 +124,11 @@ def test_a_draft_that_begins_off_is_used_once_slices_show_that_it_pays(gain: flo
 def test_the_speedup_stays_known_while_a_turn_is_measured(gain: float, *, is_on: bool) -> None:
     meter = SpeedupMeter(random.Random(1))
     meter.serve(1, is_on=is_on)
-    run(meter, MIN_BLOCKS * FIRST_BLOCK, gain)
+    run(meter, MIN_BLOCKS * (FIRST_BLOCK if is_on else FIRST_OFF_BLOCK), gain)
     for _ in range(MIN_BLOCKS):
         assert meter.speedups[1].ratio == pytest.approx(gain, rel=0.2)
         assert meter.speedups[0] == meter.speedups[1]
-        run(meter, FIRST_BLOCK, gain)
+        run(meter, FIRST_OFF_BLOCK if is_on else FIRST_BLOCK, gain)
 
 
 def test_a_draft_may_begin_at_each_load_as_the_one_before() -> None:
@@ -121,26 +137,24 @@ def test_a_draft_may_begin_at_each_load_as_the_one_before() -> None:
         run(meter, BLOCK, 1.5, batch=1)
         run(meter, BLOCK, 0.7, batch=9)
     meter.serve(2, is_on=None)
-    assert run(meter, FIRST_BLOCK, 1.5, batch=1).count(True) == FIRST_BLOCK - SLICE
-    assert run(meter, FIRST_BLOCK, 0.7, batch=9).count(True) == SLICE
+    assert run(meter, FIRST_BLOCK, 1.5, batch=1).count(True) == FIRST_BLOCK - FIRST_SLICE
+    assert run(meter, FIRST_OFF_BLOCK, 0.7, batch=9).count(True) == SLICE
 
 
 def test_a_slice_ends_even_if_none_of_its_steps_says_anything() -> None:
     meter = SpeedupMeter(random.Random(1))
     allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(10 * FIRST_BLOCK)]
-    assert allowed.count(False) == 10 * SLICE
+    assert allowed.count(False) == 10 * FIRST_SLICE
     assert not meter.speedups
 
 
 def test_a_draft_that_begins_off_is_used_where_no_block_can_be_measured() -> None:
     meter = SpeedupMeter(random.Random(1))
     meter.serve(1, is_on=False)
-    allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(2 * MIN_BLOCKS * FIRST_BLOCK)]
-    at = MIN_BLOCKS * FIRST_BLOCK
-    assert [half.count(True) for half in (allowed[:at], allowed[at:])] == [
-        MIN_BLOCKS * SLICE,
-        MIN_BLOCKS * (FIRST_BLOCK - SLICE),
-    ]
+    off, on = MIN_BLOCKS * FIRST_OFF_BLOCK, MIN_BLOCKS * FIRST_BLOCK
+    allowed = [(meter.allows_drafts(1), meter.skip(1))[0] for _ in range(off + on)]
+    assert allowed[:off].count(True) == MIN_BLOCKS * SLICE
+    assert allowed[off:].count(False) == MIN_BLOCKS * FIRST_SLICE
 
 
 @given(batches=st.lists(st.integers(0, 100), min_size=1, max_size=400), seed=st.integers(0, 9))

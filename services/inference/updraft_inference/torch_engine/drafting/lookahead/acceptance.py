@@ -72,6 +72,13 @@ class Score(NamedTuple):
     is_rejected: bool
 
 
+class _Kind(NamedTuple):
+    """Proposals that are estimated together."""
+
+    source: ProposalSource
+    is_sampled: bool
+
+
 @dataclass(slots=True)
 class PendingMatch:
     """An n-gram proposal that waits for the tokens it predicts, whether it is verified or not.
@@ -104,6 +111,8 @@ class PendingMatch:
 class SequenceStats:
     """The record of one sequence's proposals."""
 
+    is_sampled: bool = False
+    """The target's tokens are sampled, which makes them harder to predict."""
     chain: ProposalSource = CHAIN_ALONE
     """Source of the last step's chain, if it had one."""
     pending: PendingMatch = field(default_factory=PendingMatch)
@@ -113,35 +122,35 @@ class SequenceStats:
 
 
 class AcceptanceTable:
-    """Acceptance of every source, shared by all sequences."""
+    """Acceptance of every source, shared by all sequences whose tokens are sampled, or by all others."""
 
     def __init__(self) -> None:
-        self._shared = defaultdict[ProposalSource, AcceptanceEstimator](lambda: AcceptanceEstimator(_SHARED_MEMORY))
-        self._recent = {drafter: deque[ProposalSource](maxlen=_NUM_RECENT) for drafter in Drafter}
+        self._shared = defaultdict[_Kind, AcceptanceEstimator](lambda: AcceptanceEstimator(_SHARED_MEMORY))
+        self._recent = {drafter: deque[_Kind](maxlen=_NUM_RECENT) for drafter in Drafter}
 
     def reset_chains(self) -> None:
         """Another draft model is served."""
-        for source in [source for source in self._shared if source.is_chain]:
-            del self._shared[source]
+        for kind in [kind for kind in self._shared if kind.source.is_chain]:
+            del self._shared[kind]
         for drafter in (Drafter.EAGLE3, Drafter.HYBRID):
             self._recent[drafter].clear()
 
     def observe(self, stats: SequenceStats, source: ProposalSource, accepted: int, *, is_rejected: bool) -> None:
-        for estimator in (self._shared[source], stats.estimators[source]):
+        for estimator in (self._shared[_Kind(source, stats.is_sampled)], stats.estimators[source]):
             estimator.observe(accepted, is_rejected=is_rejected)
 
     def survival(self, stats: SequenceStats, source: ProposalSource, length: int) -> list[float]:
         """Probability that all of the first i + 1 draft tokens are accepted, for i below `length`; it never rises."""
-        return _survival(stats.estimators[source], self._shared[source], source, length)
+        return _survival(stats.estimators[source], self._shared[_Kind(source, stats.is_sampled)], source, length)
 
     @property
     def num_chains(self) -> float:
         """Chains of the draft model that are remembered."""
-        return sum(estimator.num_observed(0) for source, estimator in self._shared.items() if source.is_chain)
+        return sum(estimator.num_observed(0) for kind, estimator in self._shared.items() if kind.source.is_chain)
 
-    def count(self, drafter: Drafter, source: ProposalSource) -> None:
+    def count(self, drafter: Drafter, stats: SequenceStats, source: ProposalSource) -> None:
         """A proposal was chosen."""
-        self._recent[drafter].append(source)
+        self._recent[drafter].append(_Kind(source, stats.is_sampled))
 
     def recent(self, drafter: Drafter, length: int) -> float:
         """Mean survival of the recent proposals' first `length` drafts; NaN if there were none. Any thread may call it."""
@@ -150,8 +159,8 @@ class AcceptanceTable:
             return math.nan
         nothing = AcceptanceEstimator(1.0)
         total = sum(
-            num * _survival(nothing, self._shared.get(source, nothing), source, length)[-1]
-            for source, num in counts.items()
+            num * _survival(nothing, self._shared.get(kind, nothing), kind.source, length)[-1]
+            for kind, num in counts.items()
         )
         return total / counts.total()
 

@@ -153,7 +153,8 @@ class LookaheadPlanner:
             request.stats.chain = chain_source(request.match)
             if choice.length:
                 source = request.stats.chain if is_chain else request.match or NO_MATCH
-                self.acceptance.count(Drafter.HYBRID if is_chain and request.is_hybrid else choice.drafter, source)
+                drafter = Drafter.HYBRID if is_chain and request.is_hybrid else choice.drafter
+                self.acceptance.count(drafter, request.stats, source)
             if choice.length and is_free and (is_chain or not can_chain):
                 self._probe.defer()
             num_possible += request.is_hybrid and is_free

@@ -9,6 +9,7 @@ so taking the likeliest first is optimal.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 from updraft_inference.engine import Drafter
@@ -57,6 +58,8 @@ def choose(options: Sequence[DraftOptions], costs: StepCosts) -> StepPlan:
     """Choose for every sequence of a step, at least one."""
     num = len(options)
     plain = _plan([DraftOptions(o.ngram, o.chain, o.forced or DraftChoice()) for o in options], costs, _Prices())
+    if not _can_reach(MARGIN * plain.speed, options, costs):
+        return plain
     row_tokens = MARGIN * plain.speed * (costs.verify[2 * num] - costs.verify[num]) / num
     best = plain
     lookup = _plan(options, costs, _Prices(row_tokens))
@@ -69,6 +72,20 @@ def choose(options: Sequence[DraftOptions], costs: StepCosts) -> StepPlan:
     ]
     fastest = max(chained, key=lambda plan: plan.speed, default=best)
     return fastest if fastest.speed > MARGIN * best.speed else best
+
+
+def _can_reach(speed: float, options: Sequence[DraftOptions], costs: StepCosts) -> bool:
+    """Whether more than this speed is possible at all: with the likelier of both proposers at each place, and chains that cost
+    nothing. Where drafts are seldom accepted this is nearly always false, and then saves most of the time of a choice."""
+    if any(option.forced is not None for option in options):
+        return True
+    likelier = (max(pair) for o in options for pair in zip_longest(o.ngram, o.chain, fillvalue=0.0))
+    tokens: float = len(options)
+    for rows, alive in enumerate(sorted(likelier, reverse=True), start=len(options) + 1):
+        tokens += alive
+        if tokens > speed * costs.verify[rows]:
+            return True
+    return False
 
 
 class _Prices(NamedTuple):

@@ -49,6 +49,14 @@ def test_a_sequence_without_observations_uses_the_others() -> None:
     assert alive[3] < 0.05
 
 
+def test_what_greedy_requests_accepted_promises_nothing_to_sampled_ones() -> None:
+    known, _ = table([(5, False)] * 200, [])
+    greedy, sampled = (known.survival(SequenceStats(is_sampled=one), CHAIN_ALONE, 3) for one in (False, True))
+    unknown, _ = table([], [])
+    assert min(greedy) > 0.9
+    assert sampled == unknown.survival(SequenceStats(), CHAIN_ALONE, 3)
+
+
 def test_a_sequence_comes_to_use_its_own_observations() -> None:
     known, stats = table([(3, False)] * 200, [(0, True)] * 40)
     assert known.survival(stats, CHAIN_ALONE, 1)[0] < 0.15
@@ -73,7 +81,7 @@ def test_late_positions_share_one_rate() -> None:
 
 def test_another_draft_model_inherits_no_observations() -> None:
     known, stats = table([(0, True)] * 200, [])
-    known.count(Drafter.EAGLE3, CHAIN_ALONE)
+    known.count(Drafter.EAGLE3, stats, CHAIN_ALONE)
     known.reset_chains()
     assert known.num_chains == 0
     assert math.isnan(known.recent(Drafter.EAGLE3, 1))
