@@ -54,6 +54,23 @@ def relative(steps: Steps, baseline: Steps) -> Estimate:
     return Estimate(float(other.sum() / mine.sum()), float(low), float(high))
 
 
+def surplus(tokens: Sequence[int], steps: Steps, converged: Steps) -> Estimate:
+    """Acceptance length above 1, over that of a converged draft, paired by request."""
+    lengths, mine, other = (
+        np.asarray(tokens, float),
+        np.asarray(steps, float).mean(0),
+        np.asarray(converged, float).mean(0),
+    )
+
+    def ratio(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        tokens, mine_of, other_of = lengths[chosen].sum(-1), mine[chosen].sum(-1), other[chosen].sum(-1)
+        found: npt.NDArray[np.float64] = (tokens / mine_of - 1) / (tokens / other_of - 1)
+        return found
+
+    low, high = np.quantile(ratio(_resamples(len(mine))), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(ratio(np.arange(len(mine)))), float(low), float(high))
+
+
 def lowest_of_first(checkpoints: Sequence[Steps]) -> Estimate:
     """The lowest acceptance length at any checkpoint over that at the first one: below 1 it fell under where it began."""
     return min((relative(steps, checkpoints[0]) for steps in checkpoints), key=lambda one: one.mean)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,17 +21,18 @@ from bench.learning import figures, streams
 from bench.learning.arms import ARMS
 from bench.learning.kinds import KEPT_OUT, KINDS, TUNED
 from bench.learning.recorder import NUM_HELD_OUT, NUM_TRAINING, Recorder
-from bench.learning.replay import Checkpoint, Replay, Run, traffic
+from bench.learning.replay import LOOKAHEAD, Checkpoint, Replay, Run, traffic
 from bench.learning.static import Split, converged, recipe
 from bench.learning.streams import Stream
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from updraft_cli import output, results
 from updraft_cli.local.folders import cache_folder
 from updraft_draft import checkpoint
+from updraft_draft.network import DraftNetwork
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data.sample import Sample
-from updraft_trainer.publishing.estimate import num_tokens
+from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
 SEED = 7
 
@@ -76,6 +78,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measurements:
     kinds = sorted({kind for job in jobs for kind in job.stream.kinds})
     recorder.record(kinds, arguments.training, arguments.held_out)
     prepare_static_drafts(recorder, jobs)
+    ceilings = {kind: ceiling(recorder, kind, arguments) for kind in kinds} if arguments.converged else {}
     runs = run_all(recorder, jobs, arguments.processes)
     tokens = {
         kind: [num_tokens(one) for one in recorder.samples(kind, arguments.held_out, held_out=True)] for kind in kinds
@@ -88,7 +91,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measurements:
             for job, outcome in runs.items()
         ],
         figures=[
-            table(stream, {job: runs[job] for job in jobs if job.stream == stream}, tokens)
+            table(stream, {job: runs[job] for job in jobs if job.stream == stream}, tokens, ceilings)
             for stream in dict.fromkeys(job.stream for job in jobs)
         ],
     )
@@ -113,6 +116,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--held-out", type=int, default=NUM_HELD_OUT, help="recorded requests of each kind to measure on"
+    )
+    parser.add_argument(
+        "--converged",
+        action="store_true",
+        help="also compare with a draft that is trained on each kind until it has converged",
     )
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     harness.run("learning", parser, measure)
@@ -155,21 +163,32 @@ def static_samples(recorder: Recorder, without: str, num_training: int) -> list[
     return [sample for kind in others for sample in recorder.samples(kind, num_training, held_out=False)]
 
 
+def ceiling(recorder: Recorder, kind: str, arguments: argparse.Namespace) -> list[int]:
+    """Verify steps of held-out requests by a draft that has converged on all training requests of their kind."""
+    folder = recordings() / f"static-of-{kind}-{arguments.training}-{recipe()}"
+    draft = static_draft(recorder.samples(kind, arguments.training, held_out=False), folder, f"converged on {kind}")
+    return verify_steps(draft, recorder.samples(kind, arguments.held_out, held_out=True), lookahead=LOOKAHEAD)
+
+
+def static_draft(samples: Sequence[Sample], folder: Path, name: str) -> DraftNetwork:
+    """Train it if it is missing, with progress."""
+    with Progress() as progress:
+        bar = progress.add_task(f"static draft {name}")
+        report = functools.partial(_report, progress, bar)
+        return converged(samples, read_head(harness.model()), folder, report)
+
+
+def _report(progress: Progress, bar: TaskID, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
+
+
 def prepare_static_drafts(recorder: Recorder, jobs: Sequence[Job]) -> None:
     """Train those that are missing."""
-    target = read_head(harness.model())
     for without in sorted({job.stream.static_without for job in jobs} - {""}):
         num_training = jobs[0].num_training
         recorder.record([kind for kind in TUNED if kind != without], num_training, jobs[0].num_held_out)
         samples = static_samples(recorder, without, num_training)
-        with Progress() as progress:
-            bar = progress.add_task(f"static draft without {without}")
-            converged(
-                samples,
-                target,
-                static_folder(without, num_training),
-                lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
-            )
+        static_draft(samples, static_folder(without, num_training), f"without {without}")
 
 
 def run_all(recorder: Recorder, jobs: Sequence[Job], processes: int) -> dict[Job, Run]:
@@ -246,16 +265,30 @@ def read(path: Path) -> Run:
     )
 
 
-def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence[int]]) -> Any:
-    """Acceptance length of each arm and kind at each checkpoint, over all seeds."""
+def table(
+    stream: Stream,
+    runs: Mapping[Job, Run],
+    tokens: Mapping[str, Sequence[int]],
+    ceilings: Mapping[str, Sequence[int]],
+) -> Any:
+    """Acceptance length of each arm and kind at each checkpoint, over all seeds. `ceilings`: see `ceiling`."""
     by_arm: dict[str, list[Run]] = {}
     for job, outcome in runs.items():
         by_arm.setdefault(job.arm, []).append(outcome)
     first = next(iter(runs.values()))
     counts, is_shift = [f">{one.requests}" for one in first.checkpoints], bool(stream.static_without)
     against_first = (">last / first", ">lowest / first") if is_shift else ()
+    of_converged = (">surplus of converged",) if ceilings else ()
     rows = output.table(
-        "arm", "kind", *counts, *against_first, ">least kept", ">first gain", ">accepted at t=1", ">seconds"
+        "arm",
+        "kind",
+        *counts,
+        *against_first,
+        *of_converged,
+        ">least kept",
+        ">first gain",
+        ">accepted at t=1",
+        ">seconds",
     )
     rows.title = (
         f"{stream.name}: tokens per verify step after so many requests ({len(by_arm[next(iter(by_arm))])} seeds)"
@@ -273,6 +306,7 @@ def table(stream: Stream, runs: Mapping[Job, Run], tokens: Mapping[str, Sequence
                     if is_shift
                     else ()
                 ),
+                *((str(figures.surplus(tokens[kind], steps[-1], [ceilings[kind]])),) if ceilings else ()),
                 str(figures.least_kept(steps)),
                 str(max(gain[0] for gain in gains)) if len(gains) == len(outcomes) else "-",
                 str(figures.mean([one.sampled[kind] for one in outcomes]))

@@ -115,6 +115,12 @@ def test_a_paired_comparison_does_not_see_how_hard_the_requests_are() -> None:
     assert (gain.mean, gain.low, gain.high) == (2.0, 2.0, 2.0)
 
 
+def test_a_surplus_is_what_is_accepted_beyond_the_token_that_a_step_yields_anyway() -> None:
+    share = figures.surplus([100] * 10, [[90] * 10, [70] * 10], [[50] * 10])
+    assert share.mean == pytest.approx(0.25)
+    assert share.low == pytest.approx(share.high)
+
+
 def test_a_dip_counts_against_the_first_checkpoint_and_what_was_forgotten_against_the_best_one() -> None:
     checkpoints = [[[100, 100]], [[125, 125]], [[50, 50]], [[80, 80]]]
     assert figures.lowest_of_first(checkpoints).mean == pytest.approx(0.8)
