@@ -4,7 +4,6 @@ import json
 import socket
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Literal, Self
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
