@@ -194,7 +194,7 @@ def _only_kept(node: Schema) -> Schema:
 
 
 _SHORT = 240
-"""Maximum length in characters of a part written on one line: it keeps both CRDs together under 56,000 bytes."""
+"""Maximum length in characters of a part written on one line: it keeps both CRDs together under 64,000 bytes."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -17,7 +17,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.api.status import PENDING, Status
 
 KINDS: dict[str, type[AdaptiveSpeculator | DraftVersion]] = {"asp": AdaptiveSpeculator, "dver": DraftVersion}
-LARGEST_BYTES = 56_000
+LARGEST_BYTES = 64_000
 
 _SAID = {
     "minimum": "greater than or equal",
