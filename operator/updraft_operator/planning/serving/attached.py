@@ -57,7 +57,7 @@ def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator, now_unix_s:
 
 def is_worker(body: Mapping[str, Any]) -> bool:
     """Whether it is a further pod of a server over several nodes. Only the leader has the API, and an agent beside it."""
-    return (body["metadata"].get("labels") or {}).get(_WORKER_INDEX, "0") != "0"
+    return str((body["metadata"].get("labels") or {}).get(_WORKER_INDEX, "0")) != "0"
 
 
 def with_former_settings(observed: Observed) -> list[AttachedPod]:

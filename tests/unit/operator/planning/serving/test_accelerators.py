@@ -11,9 +11,9 @@ from updraft_operator.planning.assessment import Assessment
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import ConnectionState, RegistryView
 
-GPU = {"engine": {"type": "VLLM"}, "serving": {"accelerator": {}}}
+GPU: dict[str, Any] = {"engine": {"type": "VLLM"}, "serving": {"accelerator": {}}}
 BY_RESOURCES = {"engine": {"type": "SGLang"}, "serving": {"resources": {"limits": {"amd.com/gpu": 1}}}}
-TRAINER = {"trainer": {"accelerator": {}}}
+TRAINER: dict[str, Any] = {"trainer": {"accelerator": {}}}
 
 
 def _seen(*devices: str, trainer: str = "") -> RegistryView:
