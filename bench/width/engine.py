@@ -55,6 +55,7 @@ class SyntheticEngine:
     """Holds tensors, and answers requests at a set pace. A file says how many output tokens it handed over with states."""
 
     is_alive = True
+    device = "cpu"
     capture_problem = ""
     lookahead_estimates = NoEstimates()
 

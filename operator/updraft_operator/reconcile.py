@@ -11,6 +11,7 @@ from updraft_operator.api import names
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
+from updraft_operator.manifests.gpus import num_devices
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import Role, password_of
@@ -217,7 +218,8 @@ class Reconciler:
         if trusted.is_on and not trusted.authorities:  # a connection with those that were known goes on
             return
         address = self._wiring.registry_address.format(name=key.name, namespace=key.namespace)
-        found = RegistryAddress(address=address, audience=audience(*key), lists_pods=owner.spec.serving.is_attached)
+        lists_pods = owner.spec.serving.is_attached or num_devices(owner.spec) > 0
+        found = RegistryAddress(address=address, audience=audience(*key), lists_pods=lists_pods)
         if trusted.is_on:
             found = replace(found, host=tls.registry_host(owner), authorities=trusted.authorities)
         self._wiring.registries.set_address(key, found)

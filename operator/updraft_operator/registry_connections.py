@@ -293,6 +293,7 @@ def _report(pod: pb.PodState) -> pb.PodState:
     return pb.PodState(
         pod=pod.pod,
         engine=pod.engine,
+        device=pod.device,
         problem=pod.problem,
         capture_problem=pod.capture_problem,
         waits_for_restart=pod.waits_for_restart,

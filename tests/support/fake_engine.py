@@ -79,6 +79,7 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.go.set()
         self.is_alive = True
+        self.device = "cpu"
         self.capture_problem = ""
         self.capture_losses: Counter[CaptureLoss] = Counter()
         self.lookahead_estimates = NoEstimates()

@@ -57,6 +57,7 @@ class Attached(Model):
 
 
 _REFUSED = {
+    "accelerator": "",
     "resources": "",
     "env": "",
     "pod_template": "",

@@ -77,7 +77,7 @@ class Engine(Model):
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
     """Additional arguments of the SGLang or vLLM server. They override Updraft's."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model; above 1 with SGLang only, and as many GPUs in serving.resources.limits."""
+    """Number of GPUs that share one model; above 1 with SGLang only."""
 
 
 class Speculation(StrEnum):
@@ -269,6 +269,22 @@ class OwnWorkload(Workload):
     """Image to run instead of the operator's default."""
 
 
+class Accelerator(Model):
+    """Devices of a pod."""
+
+    resource_name: Annotated[
+        str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9._-]+$")
+    ] = "nvidia.com/gpu"
+    """Extended resource of a device plugin, such as nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-1g.10gb."""
+
+
+class ServingAccelerator(Accelerator):
+    """Devices that every inference pod gets."""
+
+    per_pod: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Devices per pod. Defaults to engine.tensorParallelSize."""
+
+
 class Serving(Workload):
     """The inference pods."""
 
@@ -288,6 +304,8 @@ class Serving(Workload):
 
     replicas: Count = 1
     """Number of pods. Autoscalers set it through the scale subresource."""
+    accelerator: ServingAccelerator | None = None
+    """Devices of every pod. Without it, the pods have those in resources and podTemplate."""
     max_running_requests: Positive = 8
     """Number of requests that a pod decodes concurrently; further requests wait."""
     max_context_tokens: Positive | None = None
@@ -334,13 +352,9 @@ class TrainerStorage(Storage):
     """Size of the new claim. The default fits an 8B target; see `updraft size`."""
 
 
-class Accelerator(Model):
+class TrainerAccelerator(Accelerator):
     """Devices that every pod of the trainer gets. Without them it trains on the CPU."""
 
-    resource_name: Annotated[
-        str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9._-]+$")
-    ] = "nvidia.com/gpu"
-    """Extended resource that the device plugin offers, such as nvidia.com/gpu or amd.com/gpu."""
     per_pod: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Devices per pod. Each is used by a process of its own, a rank."""
 
@@ -371,7 +385,7 @@ class Trainer(OwnWorkload):
 
     suspend: bool = False
     """Stop training. Serving continues with the current draft."""
-    accelerator: Accelerator | None = None
+    accelerator: TrainerAccelerator | None = None
     """GPUs of every pod. Without it the trainer uses CPUs."""
     nodes: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
     """Number of pods that train one draft together. A change restarts all of them."""

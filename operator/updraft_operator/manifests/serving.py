@@ -5,7 +5,7 @@ from typing import Any, assert_never
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Capture, EngineType, Spec
 from updraft_operator.manifests import api_keys, network, pod
-from updraft_operator.manifests.gpus import num_gpus
+from updraft_operator.manifests.gpus import num_devices, resources
 from updraft_operator.manifests.manifest import Images, Manifest, OperatorConfig, manifest
 from updraft_operator.manifests.model import ModelMount, model, served_name
 from updraft_operator.manifests.redis import redis_marks, retention, stream_namespace, stream_size
@@ -134,7 +134,7 @@ def _torch_settings(owner: AdaptiveSpeculator) -> dict[str, str]:
         values["UPDRAFT_INFERENCE_MAX_CONTEXT"] = str(serving.max_context_tokens)
     if not spec.draft.is_speculating:
         values["UPDRAFT_INFERENCE_DRAFTER"] = "none"
-    if num_gpus(serving.resources):
+    if num_devices(spec):
         values["UPDRAFT_INFERENCE_DEVICE"] = "cuda"  # without a GPU that works, the engine then refuses to start
     return values
 
@@ -146,7 +146,7 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
         "inference",
         spec.engine.image or config.images.inference,
         config.images,
-        serving,
+        serving.model_copy(update={"resources": resources(spec)}),
         ports=[{"name": server.PORT_NAME, "containerPort": PORT}],
         envFrom=pod.from_settings(owner, names.SERVING),
         env=server.process_variables(owner, config, target),
@@ -166,7 +166,7 @@ def _rolling_update(spec: Spec) -> dict[str, Any]:
     serving = spec.serving
     surge, unavailable = serving.rolling_update.max_surge, serving.rolling_update.max_unavailable
     if surge is None:
-        is_on_cpus = spec.engine.type is EngineType.TORCH and not num_gpus(serving.resources)
+        is_on_cpus = spec.engine.type is EngineType.TORCH and not num_devices(spec)
         surge = 1 if is_on_cpus or unavailable in _NONE else 0
     if unavailable is None:
         unavailable = 1 if surge in _NONE else 0

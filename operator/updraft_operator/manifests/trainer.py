@@ -7,8 +7,8 @@ from kubernetes.utils.quantity import parse_quantity
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, Trainer
 from updraft_operator.manifests import network, pod, ranks
+from updraft_operator.manifests.gpus import with_devices
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig, manifest
-from updraft_operator.manifests.merge import merged
 from updraft_operator.manifests.model import model
 from updraft_operator.manifests.ranks import Kind
 from updraft_operator.manifests.redis import (
@@ -139,8 +139,7 @@ def _resources(spec: Trainer) -> dict[str, Any]:
     """The spec's, with the accelerators of a pod."""
     if spec.accelerator is None:
         return spec.resources
-    devices = {spec.accelerator.resource_name: str(spec.accelerator.per_pod)}
-    return merged(spec.resources, {"requests": devices, "limits": devices})
+    return with_devices(spec.resources, spec.accelerator.resource_name, spec.accelerator.per_pod)
 
 
 def _settings(owner: AdaptiveSpeculator, config: OperatorConfig) -> dict[str, str]:

@@ -26,6 +26,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.serving.accelerators import accelerators
 from updraft_operator.planning.serving.attached import attachment_of
 from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
 from updraft_operator.planning.traces.access import rotation_waits
@@ -76,6 +77,7 @@ def conditions(observed: Observed) -> dict[str, Assessment]:
     others = {
         "Reconciling": chain(reconciling(observed, ready, scaled), _moving(observed, ready)),
         "Stalled": _stalled(accepted),
+        "AcceleratorInUse": accelerators(observed),
         "PasswordsRotated": _rotated(observed),
     }
     return {
@@ -240,10 +242,6 @@ def _training(observed: Observed) -> Iterator[Assessment]:
         problem = "spec.trainer.workload is LeaderWorkerSet, which the cluster did not serve; what runs stays"
         yield false("WorkloadNotServed", f"{problem}: install it and restart the operator, or choose StatefulSet")
     waiting = trainers.waiting_pods(observed)
-    if not waiting and trainers.is_on_cpu(observed):
-        yield true(
-            "AcceleratorUnused", f"{trainers.devices(observed)}, although spec.trainer.accelerator gives it more"
-        )
     if not waiting:
         yield true("Training", trainers.devices(observed))
     if former := trainers.former_pods(observed):

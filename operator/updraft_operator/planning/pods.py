@@ -21,6 +21,15 @@ _MODEL = ("model", "updraft-model")
 _LOGGED = re.compile(r'"message": ("(?:[^"\\]|\\.)*")')
 """The message in a line of JSON, which may be cut: a container's termination message has at most 2 kB."""
 
+_SCHEDULER: Mapping[str, re.Pattern[str]] = {
+    "InsufficientGPU": re.compile(r"Insufficient \S*(gpu|/mig-)", re.IGNORECASE),
+    "ClaimNotAllocated": re.compile(r"allocate all claims|resource ?claim", re.IGNORECASE),
+}
+"""Reasons by the scheduler's words: of device plugins, MIG slices among them, and of dynamic resource allocation (DRA)."""
+
+_KUEUE = "kueue.x-k8s.io/"
+"""Start of its labels and scheduling gates: admission by quota, and the place in a topology."""
+
 _RESTARTED = 1
 """Number of restarts from which a failed container is reported as CrashLoopBackOff."""
 
@@ -61,7 +70,7 @@ class PodState:
             is_ready=conditions.get("Ready", {}).get("status") == "True",
             is_ending="deletionTimestamp" in metadata,
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
-            problem=next(map(_shown, _troubles(status, conditions)), None),
+            problem=next(map(_shown, _troubles(body, status, conditions)), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
             startup_s=_startup_s(metadata, status, conditions),
             uid=metadata.get("uid", ""),
@@ -122,9 +131,12 @@ def _shown(problem: PodProblem) -> PodProblem:
     return replace(problem, message=masked(problem.message))
 
 
-def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterator[PodProblem]:
+def _troubles(
+    body: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> Iterator[PodProblem]:
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
+        yield from _gated(body)
         yield _unscheduled(scheduled.get("message", ""))
     for container in status.get("initContainerStatuses", ()):
         yield from _of_container(container, is_init=True)
@@ -135,9 +147,18 @@ def _troubles(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Itera
         yield PodProblem(reason="CrashLoopBackOff", message=message)
 
 
+def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
+    """Why the scheduler does not even look for a node: a controller has to remove the pod's gates first."""
+    gates = [gate["name"] for gate in body.get("spec", {}).get("schedulingGates", ())]
+    if any(gate.startswith(_KUEUE) for gate in gates):
+        queue = body["metadata"].get("labels", {}).get(f"{_KUEUE}queue-name", "no queue")
+        yield PodProblem(reason="Queued", message=f"Kueue has not admitted it yet ({queue}; gates {', '.join(gates)})")
+    if gates:
+        yield PodProblem(reason="SchedulingGated", message=f"it waits for the removal of gates {', '.join(gates)}")
+
+
 def _unscheduled(message: str) -> PodProblem:
-    is_gpu = "Insufficient" in message and "gpu" in message.lower()
-    reason = "InsufficientGPU" if is_gpu else "Unschedulable"
+    reason = next((reason for reason, words in _SCHEDULER.items() if words.search(message)), "Unschedulable")
     return PodProblem(reason=reason, message=message or "no node fits the pod yet")
 
 

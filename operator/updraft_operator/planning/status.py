@@ -36,7 +36,6 @@ _OTHER = "other"
 
 _TRAINER_STATES = {name: name for name in ("Training", "Starting", "Suspended", "Disabled")} | {
     "WaitingForRanks": "Starting",
-    "AcceleratorUnused": "Training",
 }
 
 

@@ -14,7 +14,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.plan import ATTACHED_S
 from updraft_operator.planning.pods import Selection
-from updraft_operator.planning.serving.attached import attached_pod
+from updraft_operator.planning.serving.attached import attached_pod, is_worker
 from updraft_operator.watching.cluster import Cluster
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class AttachedPods:
             found = replace(found, problem=str(error))
         else:
             theirs = [body for body in listed if names.SPECULATOR not in body["metadata"].get("labels", {})]
-            found = Selection(pods=tuple(attached_pod(body, owner, self._clock.now()) for body in theirs))
+            servers = [body for body in theirs if not is_worker(body)]
+            found = Selection(pods=tuple(attached_pod(body, owner, self._clock.now()) for body in servers))
         self._listed[key] = (now_s, owner.metadata.generation, found)
         return found
 

@@ -481,6 +481,11 @@ class DraftHolder(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """Device that it runs on, such as "cpu" or "cuda:0"; empty while it is not known."""
+        ...
+
+    @property
     def capture_problem(self) -> str:
         """Why nothing can be captured, in one sentence; empty if capture works."""
         ...

@@ -75,6 +75,16 @@ def _workload(part: str) -> tuple[Limit, ...]:
     )
 
 
+def _accelerator(part: str) -> tuple[Limit, ...]:
+    path = f"{part}.accelerator"
+    names = ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu")
+    return (
+        *_span(f"{path}.perPod", 1, 64),
+        Limit(path=f"{path}.resourceName", good=names, bad="gpu", message=_MATCH),
+        _text(f"{path}.resourceName", 253, start="a/"),
+    )
+
+
 def _quantity(path: str) -> tuple[Limit, ...]:
     good = ("1", "512Mi", "1.5Ti", "20G")
     return (
@@ -171,6 +181,7 @@ LIMITS = (
     *_span("draft.intermediateSize", 1, 2**24),
     *_span("draft.vocabSize", 16, 2**24),
     *_workload("serving"),
+    *_accelerator("serving"),
     *_span("serving.replicas", 0, _MILLION),
     *_span("engine.tensorParallelSize", 1, 64, around=_GPU),
     Limit(
@@ -206,14 +217,7 @@ LIMITS = (
     *_workload("trainer"),
     *_storage("trainer"),
     *_span("trainer.nodes", 1, 64),
-    *_span("trainer.accelerator.perPod", 1, 64),
-    Limit(
-        path="trainer.accelerator.resourceName",
-        good=("nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu"),
-        bad="gpu",
-        message=_MATCH,
-    ),
-    _text("trainer.accelerator.resourceName", 253, start="a/"),
+    *_accelerator("trainer"),
     _choice("trainer.workload", "Auto", "StatefulSet", "LeaderWorkerSet"),
     *_name("traces.redis.urlSecretRef.name"),
     *_filled("traces.redis.urlSecretRef.key", 253, around=at("traces.redis.urlSecretRef.name", "redis")),

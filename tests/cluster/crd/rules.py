@@ -26,6 +26,7 @@ class Rule:
 
 
 _ATTACHED_REFUSES: dict[str, object] = {
+    "accelerator": {},
     "resources": {"limits": {"cpu": "1"}},
     "env": [{"name": "A", "value": "1"}],
     "podTemplate": {"spec": {}},

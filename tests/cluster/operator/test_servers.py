@@ -64,3 +64,38 @@ def test_a_servers_pods_are_counted_and_their_service_names_the_servers_port(ser
     (pod, _) = server.pods(names.SERVING)
     (engine,) = containers(pod, "containers").values()
     assert port["targetPort"] in [each["name"] for each in engine["ports"]]
+
+
+CLAIMS: Json = {
+    "accelerator": {"resourceName": "nvidia.com/mig-1g.10gb"},
+    "resources": {"claims": [{"name": "fabric"}]},
+    "podTemplate": {
+        "metadata": {
+            "labels": {"kueue.x-k8s.io/queue-name": "team-a"},
+            "annotations": {"kueue.x-k8s.io/podset-preferred-topology": "cloud.provider.com/rack"},
+        },
+        "spec": {
+            "resourceClaims": [{"name": "fabric", "resourceClaimTemplateName": "rdma"}],
+            "schedulingGates": [{"name": "kueue.x-k8s.io/admission"}],
+            "nodeSelector": {"topology.kubernetes.io/zone": "a"},
+        },
+    },
+}
+
+
+def test_slices_claims_queues_and_topology_reach_pods_and_are_named_while_they_wait(
+    operator: Running, subject: Subject
+) -> None:
+    subject.create(engine={"type": "VLLM"}, serving=CLAIMS)
+    subject.wait_until_built()
+    wait_until(lambda: subject.pods(names.SERVING), what="the pod")
+
+    (pod,) = subject.pods(names.SERVING)
+    resources = containers(pod, "containers")["engine"]["resources"]
+    assert resources["claims"] == [{"name": "fabric"}]
+    assert resources["limits"] == resources["requests"] == {"nvidia.com/mig-1g.10gb": "1"}
+    assert pod["spec"]["resourceClaims"] == [{"name": "fabric", "resourceClaimTemplateName": "rdma"}]
+    assert pod["spec"]["nodeSelector"] == {"topology.kubernetes.io/zone": "a"}
+    assert pod["metadata"]["annotations"]["kueue.x-k8s.io/podset-preferred-topology"] == "cloud.provider.com/rack"
+    message = subject.wait_for("Available", "False", "Queued")
+    assert "Kueue has not admitted it yet (team-a; gates kueue.x-k8s.io/admission)" in message

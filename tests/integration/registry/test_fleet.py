@@ -225,7 +225,7 @@ async def test_pods_are_listed_as_they_reported_last_and_one_with_its_traffic(
     pods = [PodStream(channel, f"pod-{i}") for i in range(2)]
     served = fleet_pb2.VersionCounters(version=1, verify_steps=10, tokens=25)
     for number, pod in enumerate(pods):
-        await pod.report(loaded=held(1, draft(1)), versions=[served], running_requests=number)
+        await pod.report(loaded=held(1, draft(1)), versions=[served], running_requests=number, device=f"cuda:{number}")
         await pod.receive()
     await pods[0].answer(NACK, loaded=held(1, draft(1)), reason="not finite")
     request = pb.ListPodsRequest(speculator="default")
@@ -241,6 +241,7 @@ async def test_pods_are_listed_as_they_reported_last_and_one_with_its_traffic(
         ("pod-1", 1, 1, True),
     ]
     assert (refusing[0].refused, refusing[0].problem, refusing[0].engine) == (1, "not finite", "test/1")
+    assert [pod.device for pod in refusing] == ["", "cuda:1"], "the last report of pod-0 names none"
     assert not refusing[1].traffic
     one = (await stub.ListPods(pb.ListPodsRequest(speculator="default", pod="pod-1"), timeout=CALL_S)).pods[0]
     assert [(counted.version, counted.tokens) for counted in one.traffic] == [(1, 25)]

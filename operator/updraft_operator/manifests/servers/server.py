@@ -12,7 +12,7 @@ from typing import Any
 from updraft_artifacts.sizing import CapturedTraffic, usual
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, EngineType, Serving, Workload
-from updraft_operator.manifests import api_keys, pod
+from updraft_operator.manifests import api_keys, gpus, pod
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.model import ModelMount
 from updraft_operator.manifests.redis import redis_variables
@@ -147,7 +147,7 @@ def container(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMo
         "engine",
         engine.image or server.image,
         config.images,
-        given,
+        given.model_copy(update={"resources": gpus.resources(owner.spec)}),
         command=list(server.command),
         args=[*server.args, *engine.args],
         ports=[{"name": PORT_NAME, "containerPort": server.port}],

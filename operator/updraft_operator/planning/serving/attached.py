@@ -27,6 +27,9 @@ _ARGUMENTS = {EngineType.VLLM: ("--speculative-config", "-sc"), EngineType.SGLAN
 _TENSOR = ("--tensor-parallel-size", "--tp-size", "-tp", "--tp")
 _OTHERS = ("--pipeline-parallel-size", "--pp-size", "-pp", "--pp", "--data-parallel-size", "--dp-size", "-dp", "--dp")
 
+_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
+"""Label of the pods of a LeaderWorkerSet; leaders have 0."""
+
 _GUESSED = ("EngineArgumentMissing", "ParallelismUnsupported", "ParallelismDiffers", "GPUMismatch")
 """Reasons by a pod's spec that its agent knows better: the server may have arguments that the spec does not show."""
 
@@ -50,6 +53,11 @@ def attached_pod(body: Mapping[str, Any], owner: AdaptiveSpeculator, now_unix_s:
         has_settled=ready_s >= REPORTED_S,
         redis_secrets=tuple(redis_secrets(_agents(body["spec"]))),
     )
+
+
+def is_worker(body: Mapping[str, Any]) -> bool:
+    """Whether it is a further pod of a server over several nodes. Only the leader has the API, and an agent beside it."""
+    return str((body["metadata"].get("labels") or {}).get(_WORKER_INDEX, "0")) != "0"
 
 
 def with_former_settings(observed: Observed) -> list[AttachedPod]:
@@ -210,6 +218,11 @@ def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterat
     if any(_size(words, (option,)) > 1 for option in _OTHERS):
         problem = "its server has pipeline or data parallelism, which the plugin does not support"
         yield PodProblem(reason="ParallelismUnsupported", message=problem)
+    if (nodes := _size(words, ("--nnodes",))) > 1:
+        problem = (
+            f"its server spans {nodes} nodes: requests are counted, but rows are not captured and drafts not swapped"
+        )
+        yield PodProblem(reason="NodesUnsupported", message=problem)
     if tensor > 1 and owner.spec.engine.type is EngineType.VLLM:
         problem = f"its server has {tensor} tensor-parallel ranks; with VLLM, the plugin supports one"
         yield PodProblem(reason="ParallelismUnsupported", message=problem)

@@ -375,10 +375,13 @@ class PodReport(_message.Message):
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     SENT_UNIX_MS_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """The pod refuses new requests and will stop."""
     running_requests: _builtins.int
     sent_unix_ms: _builtins.int
+    device: _builtins.str
+    """Device that the engine runs on, such as "cpu" or "cuda:0"; empty while it is not known."""
     @_builtins.property
     def identity(self) -> Global___PodIdentity: ...
     @_builtins.property
@@ -411,10 +414,11 @@ class PodReport(_message.Message):
         running_requests: _builtins.int = ...,
         sent_unix_ms: _builtins.int = ...,
         speedup: _registry_pb2.Speedup | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "identity", b"identity", "loaded", b"loaded", "speedup", b"speedup", "status", b"status", "swaps", b"swaps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "draining", b"draining", "identity", b"identity", "loaded", b"loaded", "prefetched_versions", b"prefetched_versions", "running_requests", b"running_requests", "sent_unix_ms", b"sent_unix_ms", "speedup", b"speedup", "status", b"status", "swaps", b"swaps", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "device", b"device", "draining", b"draining", "identity", b"identity", "loaded", b"loaded", "prefetched_versions", b"prefetched_versions", "running_requests", b"running_requests", "sent_unix_ms", b"sent_unix_ms", "speedup", b"speedup", "status", b"status", "swaps", b"swaps", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

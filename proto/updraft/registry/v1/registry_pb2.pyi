@@ -2028,6 +2028,7 @@ class PodState(_message.Message):
     CAPTURE_PROBLEM_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     pod: _builtins.str
     engine: _builtins.str
     """"torch/0.1.0" """
@@ -2052,6 +2053,8 @@ class PodState(_message.Message):
     """Time that all its swaps paused decoding."""
     capture_problem: _builtins.str
     """Why it cannot capture; empty if it can."""
+    device: _builtins.str
+    """Device that its engine runs on, such as "cpu" or "cuda:0"; empty while it is not known."""
     @_builtins.property
     def prefetched_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -2083,10 +2086,11 @@ class PodState(_message.Message):
         capture_problem: _builtins.str = ...,
         speedup: Global___Speedup | None = ...,
         traffic: _abc.Iterable[Global___VersionTraffic] | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["speedup", b"speedup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_problem", b"capture_problem", "connected", b"connected", "draining", b"draining", "engine", b"engine", "last_report_unix_ms", b"last_report_unix_ms", "loaded", b"loaded", "pod", b"pod", "prefetched_versions", b"prefetched_versions", "problem", b"problem", "refused", b"refused", "refused_swaps", b"refused_swaps", "running_requests", b"running_requests", "speedup", b"speedup", "swap_pause_seconds", b"swap_pause_seconds", "swaps", b"swaps", "tensors_digest", b"tensors_digest", "traffic", b"traffic", "waits_for_restart", b"waits_for_restart"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_problem", b"capture_problem", "connected", b"connected", "device", b"device", "draining", b"draining", "engine", b"engine", "last_report_unix_ms", b"last_report_unix_ms", "loaded", b"loaded", "pod", b"pod", "prefetched_versions", b"prefetched_versions", "problem", b"problem", "refused", b"refused", "refused_swaps", b"refused_swaps", "running_requests", b"running_requests", "speedup", b"speedup", "swap_pause_seconds", b"swap_pause_seconds", "swaps", b"swaps", "tensors_digest", b"tensors_digest", "traffic", b"traffic", "waits_for_restart", b"waits_for_restart"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

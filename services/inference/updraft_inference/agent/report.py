@@ -49,6 +49,7 @@ class PodState:
             status=self.swapper.status,
             capture=self._capture_counters(),
             draining=self.is_draining(),
+            device=self.engine.device,
             running_requests=self.engine.load.running,
             speedup=self._speedup(),
             sent_unix_ms=int(self.clock.now() * 1000),

@@ -124,6 +124,10 @@ class AttachedServer:
         )
 
     @property
+    def device(self) -> str:
+        return self._worker.device if self._worker is not None else ""
+
+    @property
     def capture_problem(self) -> str:
         return self._link.problem
 

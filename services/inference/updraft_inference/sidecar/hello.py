@@ -53,6 +53,7 @@ class Hello(BaseModel, frozen=True):
     """Number of ranks by kind of parallelism."""
     role: Role
     dtype: str
+    device: Line = ""
     quantization: Line = ""
     """The server's name for how the target's weights are quantized."""
     version: Uint32

@@ -96,6 +96,7 @@ class TorchEngine:
             target, options.limits, default=options.drafter, is_lookahead_fixed=options.is_lookahead_fixed
         )
         self.info = info
+        self.device = options.device
         self.loaded = LoadedDraft()
         self._on_finished = on_finished
         self._grammars = grammars

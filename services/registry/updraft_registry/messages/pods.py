@@ -12,6 +12,7 @@ def state_to_proto(report: Report, pod: Pod, *, reported_ms: int) -> registry_pb
     return registry_pb2.PodState(
         pod=pod.name,
         engine=report.engine,
+        device=report.device,
         loaded=pod.loaded,
         tensors_digest=pod.tensors_digest,
         prefetched_versions=sorted(pod.prefetched),

@@ -84,6 +84,8 @@ class Report:
     offered_tokens: int = 0
     """Tokens that the pod might have captured; monotonic per boot."""
     engine: str = ""
+    device: str = ""
+    """Device that the engine runs on; empty while it is not known."""
     running_requests: int = 0
 
     @property
@@ -136,6 +138,7 @@ def read(report: fleet_pb2.PodReport) -> Report:
         capture_too_small=_line(report.capture.too_small),
         offered_tokens=report.capture.offered_tokens,
         engine=_line(identity.engine),
+        device=_line(report.device),
         running_requests=report.running_requests,
     )
 

@@ -42,6 +42,7 @@ OTHERS: dict[str, Any] = {
     "traces.redis": {"urlSecretRef": {"name": "mine"}},
     "traces.enabled": False,
     "registry.bucket": {"url": "s3://bucket"},
+    "serving.accelerator": {},
     "serving.maxRunningRequests": 16,
     "serving.maxContextTokens": 4096,
     "serving.apiKeysSecretRef": {"name": "clients"},
@@ -134,13 +135,14 @@ REASONS = {
     " CreateContainerConfigError",
     "TrainerReady": "Training Suspended Disabled Starting NoRedis Unschedulable ImagePullBackOff OOMKilled"
     " CrashLoopBackOff CreateContainerConfigError ModelDownloadFailed WaitingForRanks RendezvousFailed"
-    " CommunicationFailed WorkloadNotServed AcceleratorUnused RedisUsersRefused RedisUnreachable",
+    " CommunicationFailed WorkloadNotServed RedisUsersRefused RedisUnreachable",
     "Sized": "LargeEnough TooSmall TracesDropped NotReported",
     "Adapting": "Adapting Learning NoSamples FewSamples NoSteps TooSmall NotReported TrainerNotReady RegistryNotReady"
     " CaptureUnavailable Suspended",
     "SpeculationEffective": "Effective NoDraft TooFewSamples SlowerThanNone AcceptanceCollapsed DraftNotLoaded"
     " SpeculationDisabled Suspended",
     "Reconciling": "MovingTraces",
+    "AcceleratorInUse": "CPUFallback NotReported RegistryNotReady Suspended InUse",
     "PasswordsRotated": "Rotated Rotating NothingToRotate",
     "Progressing": "Complete Canary Waiting Paused Pinned Inconclusive CanaryFailed ProgressDeadlineExceeded NoVersion",
 }

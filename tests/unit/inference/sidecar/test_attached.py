@@ -114,6 +114,13 @@ async def test_a_hello_says_which_draft_the_server_holds(beside: Beside) -> None
     assert beside.server.info.engine == "vllm/0.32.0"
 
 
+async def test_the_device_is_the_servers_and_unknown_before_it_says_so(beside: Beside) -> None:
+    assert beside.server.device == ""
+    async with AsyncExitStack() as stack:
+        await worker(stack, beside, device="cuda:0")
+        assert beside.server.device == "cuda:0"
+
+
 async def test_a_server_that_restarted_holds_nothing_and_that_is_news(beside: Beside) -> None:
     async with AsyncExitStack() as stack:
         first = await worker(stack, beside, version=3, digest="sha256:3")

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from tests.support.manifests import speculator
+from tests.support.manifests import built, container, one, pod_spec, speculator
 
-from updraft_operator.manifests.gpus import mismatch
+from updraft_operator.manifests.gpus import mismatch, num_devices, resources
 
 GPU = "nvidia.com/gpu"
 
@@ -55,8 +55,7 @@ def test_another_number_of_gpus_is_refused_with_both_fields(limits: dict[str, An
 )
 def test_several_gpus_that_nothing_requests_are_refused_with_an_example(resources: dict[str, Any]) -> None:
     assert _problem({"resources": resources}, tensorParallelSize=4) == (
-        "spec.engine.tensorParallelSize is 4, but spec.serving.resources.limits request no GPU: add 4 of them, for example"
-        " nvidia.com/gpu: 4"
+        "spec.engine.tensorParallelSize is 4, but spec.serving.resources.limits request no GPU: set spec.serving.accelerator"
     )
 
 
@@ -85,3 +84,48 @@ def test_arguments_of_the_server_may_use_another_number_of_gpus(args: list[str])
 @pytest.mark.parametrize("template", [{"spec": ["containers"]}, {"spec": None}])
 def test_a_pod_template_that_the_api_server_will_refuse_requests_no_gpu(template: dict[str, Any]) -> None:
     assert "request no GPU" in _problem({"podTemplate": template}, tensorParallelSize=2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "accelerator", "expected"),
+    [
+        pytest.param({"type": "SGLang", "tensorParallelSize": 4}, {}, {GPU: "4"}, id="as many as the engine uses"),
+        pytest.param({"type": "VLLM"}, {"resourceName": "amd.com/gpu"}, {"amd.com/gpu": "1"}, id="one"),
+        pytest.param({"type": "Torch"}, {}, {GPU: "1"}, id="one for Torch"),
+        pytest.param(
+            {"type": "SGLang", "args": ["--dp-size=2"]}, {"perPod": 2}, {GPU: "2"}, id="as many as arguments use"
+        ),
+        pytest.param(
+            {"type": "VLLM"}, {"resourceName": "nvidia.com/mig-1g.10gb"}, {"nvidia.com/mig-1g.10gb": "1"}, id="a slice"
+        ),
+    ],
+)
+def test_a_pod_gets_the_accelerators_of_the_spec(
+    engine: dict[str, Any], accelerator: dict[str, Any], expected: dict[str, str]
+) -> None:
+    own = {"limits": {"memory": "64Gi"}, "requests": {"cpu": "8"}}
+    owner = speculator({"engine": engine, "serving": {"accelerator": accelerator, "resources": own}})
+    made = container(pod_spec(owner, "serving"), "inference" if engine["type"] == "Torch" else "engine")
+    assert made["resources"] == {"limits": {"memory": "64Gi", **expected}, "requests": {"cpu": "8", **expected}}
+    assert made["resources"] == resources(owner.spec)
+    assert mismatch(owner.spec) == ""
+
+
+def test_torch_runs_on_the_accelerator_and_on_cpus_without_one() -> None:
+    given = (speculator({"serving": {"accelerator": {}}}), speculator())
+    data = [one(built(each), "ConfigMap", "qwen-serving")["data"] for each in given]
+    assert [each.get("UPDRAFT_INFERENCE_DEVICE") for each in data] == ["cuda", None]
+    assert [num_devices(each.spec) for each in given] == [1, 0]
+
+
+def test_another_number_of_accelerators_than_the_engine_uses_is_refused() -> None:
+    assert _problem({"accelerator": {"perPod": 8}}, tensorParallelSize=4) == (
+        "spec.engine.tensorParallelSize is 4, but spec.serving.accelerator.perPod is 8: leave perPod out to get as many as"
+        " are used"
+    )
+
+
+def test_gpus_are_requested_in_one_place() -> None:
+    assert _problem({"accelerator": {}, "resources": {"limits": {GPU: 1}}}) == (
+        "spec.serving.resources.limits and spec.serving.accelerator both request GPUs: remove them from resources"
+    )

@@ -221,6 +221,6 @@ def test_the_example_is_the_one_of_the_page_and_gives_the_server_a_gpu(engine: s
     AdaptiveSpeculator.model_validate(shown)
     owner = speculator(shown["spec"], uri=shown["spec"]["targetModel"]["uri"])
     server = container(pod_spec(owner, "serving"), "engine")
-    assert server["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert server["resources"] == {kind: {"nvidia.com/gpu": "1"} for kind in ("requests", "limits")}
     assert _argument(server, option) == context
     assert container(pod_spec(owner, "trainer"), "trainer")["resources"]["requests"]["memory"] == "20Gi"

@@ -316,8 +316,8 @@ def test_every_reason_that_is_given_is_explained_to_people() -> None:
     assert {pair for pair in given if pair[0] not in copies} - explained == set()
 
 
-_SOMETIMES = ("Reconciling", "PasswordsRotated")
-"""Conditions that exist only while traces move, or after a request."""
+_SOMETIMES = ("Reconciling", "AcceleratorInUse", "PasswordsRotated")
+"""Conditions that exist only while traces move, for a spec with accelerators, or after a request."""
 
 
 def test_conditions_come_in_the_order_in_which_a_person_asks() -> None:

@@ -52,6 +52,24 @@ def _unscheduled(message: str) -> dict[str, Any]:
             "taint",
             id="a taint that is named after GPUs",
         ),
+        pytest.param(
+            _unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/mig-1g.10gb."),
+            "InsufficientGPU",
+            "mig-1g.10gb",
+            id="no slice of a GPU",
+        ),
+        pytest.param(
+            _unscheduled("0/3 nodes are available: 3 cannot allocate all claims. still not schedulable."),
+            "ClaimNotAllocated",
+            "cannot allocate all claims",
+            id="no device for a claim",
+        ),
+        pytest.param(
+            _unscheduled('waiting for dynamic resource controller to create the resourceclaim "qwen-gpus"'),
+            "ClaimNotAllocated",
+            "qwen-gpus",
+            id="no claim",
+        ),
         pytest.param(_unscheduled(""), "Unschedulable", "no node fits the pod yet", id="without a word"),
         *(
             pytest.param(
@@ -251,3 +269,40 @@ statuses = st.fixed_dictionaries(
 def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
     problem = PodState.of(_body(status)).problem
     assert problem is None or problem.message
+
+
+@pytest.mark.parametrize(
+    ("gates", "labels", "reason", "said"),
+    [
+        pytest.param(
+            ["kueue.x-k8s.io/admission"],
+            {"kueue.x-k8s.io/queue-name": "team-a"},
+            "Queued",
+            "Kueue has not admitted it yet (team-a; gates kueue.x-k8s.io/admission)",
+            id="no quota",
+        ),
+        pytest.param(
+            ["kueue.x-k8s.io/topology"],
+            {},
+            "Queued",
+            "Kueue has not admitted it yet (no queue; gates kueue.x-k8s.io/topology)",
+            id="no place in the topology",
+        ),
+        pytest.param(
+            ["example.com/quota"],
+            {},
+            "SchedulingGated",
+            "it waits for the removal of gates example.com/quota",
+            id="a gate of somebody else",
+        ),
+    ],
+)
+def test_a_pod_that_the_scheduler_does_not_see_names_its_gates(
+    gates: list[str], labels: dict[str, str], reason: str, said: str
+) -> None:
+    body = _body(_unscheduled("Scheduling is blocked due to non-empty scheduling gates"))
+    body["metadata"]["labels"] |= labels
+    body["spec"] = {"schedulingGates": [{"name": gate} for gate in gates]}
+    problem = PodState.of(body).problem
+    assert problem is not None
+    assert (problem.reason, problem.message) == (reason, said)

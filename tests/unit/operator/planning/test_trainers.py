@@ -267,16 +267,6 @@ def test_the_rank_that_failed_first_is_told_before_those_that_lost_it() -> None:
             ("Training", "the trainer is running with 8 ranks on NVIDIA H100"),
             id="eight",
         ),
-        pytest.param(
-            {"accelerator": {}},
-            "cpu (1 thread)",
-            1,
-            (
-                "AcceleratorUnused",
-                "the trainer is running on cpu (1 thread), although spec.trainer.accelerator gives it more",
-            ),
-            id="a GPU that is not used",
-        ),
     ],
 )
 def test_the_device_is_the_one_that_the_trainer_reports(

@@ -57,6 +57,25 @@ def test_pods_of_updraft_itself_are_never_attached_to() -> None:
     assert [each["metadata"]["labels"]["app"] for each in world.cluster.of("Pod")] == ["vllm", "vllm"]
 
 
+def test_of_a_leader_worker_set_only_the_leaders_are_servers() -> None:
+    """The labels are those that its controller puts on the pods of two groups of two nodes."""
+    cluster, name = MemoryCluster(), "leaderworkerset.sigs.k8s.io/name"
+    for group in (0, 1):
+        for index, pod_name in ((0, f"vllm-{group}"), (1, f"vllm-{group}-1")):
+            labels = {
+                name: "vllm",
+                "leaderworkerset.sigs.k8s.io/group-index": str(group),
+                "leaderworkerset.sigs.k8s.io/worker-index": str(index),
+            }
+            cluster.set(merged(_pod(pod_name), {"metadata": {"labels": labels}}))
+    selecting = {"serving": {"attached": {"selector": {"matchLabels": {"app": None, name: "vllm"}}}}}
+    owner = speculator(merged(ATTACHED, selecting))
+
+    found = run_now(AttachedPods(cluster, ManualClock()).read(KEY, owner))
+
+    assert [pod.state.name for pod in found.pods] == ["vllm-0", "vllm-1"], "a canary takes whole groups"
+
+
 def test_pods_that_cannot_be_listed_hold_up_neither_the_other_parts_nor_a_deletion() -> None:
     world = World()
     world.spec(**ATTACHED)

@@ -123,6 +123,11 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
         "ParallelismUnsupported",
         "its server has 2 tensor-parallel ranks; with VLLM, the plugin supports one",
     ),
+    "one node": (
+        {"containers": [{**SERVER, "command": ["vllm", "serve", "--nnodes", "2"]}]},
+        "NodesUnsupported",
+        "its server spans 2 nodes: requests are counted, but rows are not captured",
+    ),
     "one replica": (
         {"containers": [{**SERVER, "command": ["sh", "-c", "exec vllm serve -dp 2"]}]},
         "ParallelismUnsupported",
