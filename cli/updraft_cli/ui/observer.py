@@ -77,12 +77,14 @@ class Observer:
     async def run(self) -> None:
         """Read until it is closed."""
         self._loop = asyncio.get_running_loop()
-        while not self.is_closed:
+        while True:
             began_s = time.monotonic()
             await self._read()
             took_s = time.monotonic() - began_s
             pause_s = max(self._pace.watched_s if self._num_watchers else self._pace.idle_s, took_s * (_SHARE - 1))
             self._wake.clear()
+            if self.is_closed:  # perhaps during the read, and then its call to wake up has just been cleared
+                return
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()

@@ -76,6 +76,26 @@ async def test_a_backend_that_does_not_answer_at_the_start_is_an_error() -> None
         Observer(backend, QUICK).begin()
 
 
+async def test_one_that_is_closed_during_a_read_ends_with_it() -> None:
+    observer, begun, hold = Observer(memory_backend(), QUICK), threading.Event(), threading.Event()
+    observer.begin()
+
+    def slow() -> None:
+        begun.set()
+        hold.wait()
+
+    held = asyncio.ensure_future(observer.call(slow))  # noqa: TID251 - awaited below
+    await asyncio.to_thread(begun.wait)
+    running = asyncio.ensure_future(observer.run())  # noqa: TID251 - awaited below
+    await asyncio.sleep(0)  # the observer waits for a read, which comes after the slow call
+    observer.close()
+    await asyncio.sleep(0)  # it has been told, while it reads
+    hold.set()
+    async with asyncio.timeout(LONG_S):
+        await running
+    await held
+
+
 async def test_a_page_waits_only_a_moment_for_a_slow_backend() -> None:
     patient = Pace(watched_s=0.01, idle_s=3600.0, fresh_s=0.0, patience_s=0.05)
     async with observing(memory_backend(), patient) as observer:
