@@ -6,14 +6,11 @@ engine holds afterwards, which must equal that of the file, and one of samples o
 
 import logging
 import math
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,10 +31,6 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S = 60.0
 """How long a step of the engine may take before a swap gives up."""
-_LOWER_BY = 10
-"""Beside a busy thread of the engine on the same core, a tenth of its time is left."""
-
-T = TypeVar("T")
 
 Write = Callable[[], None]
 Pieces = Sequence[Callable[[], Tensor]]
@@ -130,7 +123,7 @@ class Swap:
         with self._examining:
             held = ""
             if self._proof:
-                with suppress(Exception):  # then it stays unknown
+                with suppress(BaseException):  # then it stays unknown, and `changed` is called all the same
                     held, _ = self._held()
             with self._touching:
                 if not self._closed:
@@ -142,7 +135,7 @@ class Swap:
         try:
             with self._examining:
                 result = self._load(*_read(message))
-        except Exception as error:  # noqa: BLE001  (the agent is told, and the engine serves on)
+        except BaseException as error:  # noqa: BLE001  (also SystemExit, and a panic of Rust: the next draft may be loaded)
             log.error("Updraft refused a draft: %s", error)
             result = {
                 "refusal": str(error) or type(error).__name__,
@@ -154,7 +147,10 @@ class Swap:
 
     def _load(self, folder: Path, version: int, digest: str) -> dict[str, Any]:
         """The proof: digests of the loaded weights and of the target, and how long the engine stood still at most."""
-        writes, expected = giving_way(lambda: self._prepared(folder))
+        tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
+        prepared = weights.joined(tensors, self._draft.dtype)
+        writes = self._draft.prepare(prepared, tensors["d2t"])
+        expected = weights.digest({**prepared, "d2t": tensors["d2t"]})
         with self._access():
             before, kept = (self._served.version, self._served.digest), self._draft.kept()
         target = self._target_before()
@@ -173,13 +169,6 @@ class Swap:
                 raise TargetChangedError(f"{refusal}; {AS_BEFORE if is_changed is False else NOT_AS_BEFORE}") from error
             raise RefusedError(refusal) from error
         return {"held": expected, "target": proof, "pause_us": round(1e6 * max(pause_s, longest_s))}
-
-    def _prepared(self, folder: Path) -> tuple[Sequence[Write], str]:
-        """The writes that load the draft in `folder`, and the digest that is expected of the engine afterwards."""
-        tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
-        prepared = weights.joined(tensors, self._draft.dtype)
-        writes = self._draft.prepare(prepared, tensors["d2t"])
-        return writes, weights.digest({**prepared, "d2t": tensors["d2t"]})
 
     def _target(self) -> tuple[str, int]:
         """A digest of samples of the target, which is comparable while the number is the same."""
@@ -263,7 +252,7 @@ class Swap:
                 parts.append(part)
                 longest_s = max(longest_s, took_s)
             found[name] = torch.cat(parts, -1)
-        return giving_way(lambda: weights.digest(found)), longest_s
+        return weights.digest(found), longest_s
 
     def _piece(self, piece: Callable[[], Tensor]) -> tuple[Tensor, float]:
         found: list[Tensor] = []
@@ -297,33 +286,6 @@ class Swap:
                 "served": {"version": self._served.version, "digest": self._served.digest},
             }
         )
-
-
-def giving_way(work: Callable[[], T]) -> T:
-    """Run `work` on a thread of lower priority, because it may share its cores with the engine's. Returns or raises as it does.
-
-    Only for work without locks: whoever waits for one would wait for the low priority too.
-    """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        _lower_priority()
-        try:
-            done.set_result(work())
-        except Exception as error:  # noqa: BLE001  (the caller's)
-            done.set_exception(error)
-
-    # A daemon, unlike a thread of an executor: a server that ends does not wait for it.
-    threading.Thread(target=run, name="updraft-prepare", daemon=True).start()
-    return done.result()
-
-
-def _lower_priority() -> None:
-    """Linux has a priority per thread; elsewhere, and where it is not allowed, nothing changes."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            this = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, this, os.getpriority(os.PRIO_PROCESS, this) + _LOWER_BY)
 
 
 def _all(writes: Sequence[Write]) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,24 +122,6 @@ def test_a_draft_is_served_and_proved_by_what_the_engine_holds(served: Served, f
     assert answer["served"] == {"version": 7, "digest": "sha256:7"}
     assert (served.version.version, served.version.digest) == (7, "sha256:7")
     assert served.engine.held.keys() == joined.keys() | {"d2t"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority per thread")
-def test_what_is_prepared_gives_way_to_the_engine_and_what_is_written_or_read_back_does_not(
-    served: Served, folder: Path
-) -> None:
-    found: dict[str, set[int]] = {"prepared": set(), "written": set(), "read": set()}
-
-    def note(name: str) -> Callable[[], None]:
-        return lambda: found[name].add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    served.engine.on_prepare, served.engine.on_write = note("prepared"), note("written")
-    served.engine.on_read = note("read")
-
-    assert served.load(folder)["refusal"] == ""
-
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    assert found == {"prepared": {min(19, ours + 10)}, "written": {ours}, "read": {ours}}
 
 
 @pytest.mark.parametrize("problem", ["missing", "not finite", "another size", "token that is none", "int weights"])
@@ -347,6 +327,30 @@ def test_the_pause_is_that_of_the_longest_piece(served: Served, folder: Path, mo
     monkeypatch.setattr(served.between, "run", timed)
 
     assert served.load(folder)["pause_us"] == (500_000 if served.engine.is_read_at_rest else 250_000)
+
+
+def leave() -> None:
+    raise SystemExit("no weights for this CPU")
+
+
+def test_after_an_exit_within_a_load_the_agent_hears_of_it_and_the_next_draft_is_loaded(
+    served: Served, folder: Path
+) -> None:
+    served.engine.on_prepare = leave
+    assert served.load(folder)["refusal"] == "no weights for this CPU"
+
+    served.engine.on_prepare = lambda: None
+    assert served.load(folder)["refusal"] == ""
+
+
+def test_an_exit_while_it_is_looked_what_is_served_leaves_it_unknown_and_it_is_told(
+    served: Served, folder: Path
+) -> None:
+    served.load(folder)
+    served.swap.close("vLLM sleeps")
+    served.engine.on_read = leave
+
+    assert looked(served) == (0, UNKNOWN)
 
 
 def test_a_second_draft_is_refused_while_one_is_being_loaded(served: Served, folder: Path) -> None:
