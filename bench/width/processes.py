@@ -89,8 +89,8 @@ def _trainer() -> Serve:
 
 
 def _pod() -> Serve:
-    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # as its main does
-    memory.return_large_blocks()
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # as the main of an agent beside a server does
+    memory.return_large_blocks(os.environ)
     from bench.width import pod  # noqa: PLC0415
 
     return pod.serve_until

@@ -1,7 +1,7 @@
 """Limits on memory that torch and the C library keep for reuse, set at the start of a process before torch is imported."""
 
 import ctypes
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -18,6 +18,7 @@ RETURNED_BYTES = 8 * 1024 * 1024
 
 _M_ARENA_MAX = -8
 _M_MMAP_THRESHOLD = -3
+_MMAP_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 
 
 def limit(environ: MutableMapping[str, str], *, num_kernels: int) -> None:
@@ -33,11 +34,13 @@ def limit(environ: MutableMapping[str, str], *, num_kernels: int) -> None:
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, NUM_ARENAS)
 
 
-def return_large_blocks() -> None:
-    """Give each block of more than `RETURNED_BYTES` back to the system when it is freed; does nothing without glibc. By default
-    glibc learns to keep blocks of up to 32 MiB, which leave gaps in the heap."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, RETURNED_BYTES)
+def return_large_blocks(environ: Mapping[str, str]) -> None:
+    """Give each block of more than `RETURNED_BYTES` back to the system when it is freed, except where the user has set a
+    threshold in the environment; does nothing without glibc. By default glibc learns to keep blocks of up to 32 MiB, which
+    leave gaps in the heap. Costs a fault for each page of each new block, so it is nothing for a process that computes."""
+    if _MMAP_VARIABLE not in environ:
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def use_huge_pages(environ: MutableMapping[str, str]) -> None:

@@ -25,8 +25,7 @@ _NUM_KERNELS = 128
 def main(environ: Mapping[str, str]) -> None:
     loaded = settings.load(InferenceSettings, environ)
     logs.configure(process="inference", level=loaded.log_level, format=loaded.log_format)
-    memory.limit(os.environ, num_kernels=_NUM_KERNELS)  # capture encodes in many threads, whatever the engine
-    memory.return_large_blocks()
+    limit_memory(loaded.engine)
     if loaded.engine != "torch":
         lifecycle.run(PROCESS, partial(_serve_beside, loaded, environ))
         return
@@ -34,6 +33,14 @@ def main(environ: Mapping[str, str]) -> None:
     from updraft_inference import composition  # noqa: PLC0415 - torch: bad settings first
 
     lifecycle.run(PROCESS, lambda stop: composition.serve(loaded, stop, open_engine))
+
+
+def limit_memory(engine: str) -> None:
+    """Before torch is imported. Capture encodes in many threads, whatever the engine. Only an agent beside a server returns
+    large blocks: an engine's temporary tensors may be as large, and would be mapped anew in each step."""
+    memory.limit(os.environ, num_kernels=_NUM_KERNELS)
+    if engine != "torch":
+        memory.return_large_blocks(os.environ)
 
 
 async def _serve_beside(loaded: InferenceSettings, environ: Mapping[str, str], stop: lifecycle.Stop) -> None:
