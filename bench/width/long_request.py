@@ -28,6 +28,7 @@ from updraft_inference.agent.capture import Capture, Sink
 from updraft_inference.agent.selection import CaptureRates
 from updraft_inference.agent.trace import Origin
 from updraft_inference.metrics import Metrics
+from updraft_inference.process import limit_memory
 from updraft_inference.sidecar.assembly import Assembler
 from updraft_trainer.data.sample import read_sample
 
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--tokens-per-second", type=float, default=2000)
     args = parser.parse_args()
+    limit_memory("sglang")
     torch.set_num_threads(1)
     found = asyncio.run(measure(args.width, args.tokens, args.tokens_per_second))
     print(json.dumps({name: round(value, 2) for name, value in asdict(found).items()}, indent=1))

@@ -93,6 +93,7 @@ class _Waiting:
 
     ended: Ended
     builder: TraceBuilder
+    blocks: RowBlocks
     form: _Form
     due_s: float
     num_bytes: int
@@ -165,7 +166,7 @@ class Assembler:
         if waiting is not None:
             _check_form(waiting.form, part)
             waiting.ended = replace(waiting.ended, probability=min(waiting.ended.probability, probability))
-            _build(waiting.builder, part)
+            _build(waiting.builder, waiting.blocks.keep(part))
             waiting.num_bytes += part.nbytes
             self._num_bytes += part.nbytes
             if waiting.builder.covers(waiting.ended.counted.num_output):
@@ -187,7 +188,7 @@ class Assembler:
         self.losses[CaptureLoss.MEMORY] += 1
         if isinstance(part, StepPart):
             return part.without_rows
-        return Rows(position=part.end, aux=part.aux[:0].clone(), teacher=part.teacher[:0])
+        return Rows(position=part.end, aux=part.aux[:0], teacher=part.teacher[:0])
 
     def _end(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor], now_s: float) -> Iterator[Ended]:
         rid = _id(str(header["rid"]))
@@ -214,6 +215,7 @@ class Assembler:
         self._waiting[rid] = _Waiting(
             ended=replace(ended, finished=finished, probability=probability),
             builder=builder,
+            blocks=RowBlocks() if running is None else running.blocks,
             form={} if running is None else running.form,
             due_s=now_s + PATIENCE_S,
             num_bytes=0 if running is None else running.num_bytes,

@@ -1,4 +1,4 @@
-"""The content of the plugin's messages `steps`, `prefill` and `speedup`. Pure.
+"""The content of the plugin's messages `steps`, `prefill` and `speedup`. Pure. Rows are views of the message's tensors.
 
 Raises KeyError, TypeError, ValueError, IndexError or OverflowError for a message that is none.
 """
@@ -77,14 +77,11 @@ def _whole(value: Any) -> int:
 
 
 def _rows(tensors: Mapping[str, Tensor], position: int, at: int, teacher_at: int, num: int, num_teacher: int) -> Rows:
-    """Copy rows, so that a request does not keep the whole batch's message in memory. Raises ValueError if there are
-    too few."""
-    aux = tensors["aux"][at : at + num].clone()
+    """Raises ValueError if there are too few."""
+    aux = tensors["aux"][at : at + num]
     taught = slice(teacher_at, teacher_at + num_teacher)
     teacher = TopK(
-        ids=tensors["ids"][taught].clone(),
-        log_probs=tensors["log_probs"][taught].clone(),
-        log_sum_exp=tensors["log_sum_exp"][taught].clone(),
+        ids=tensors["ids"][taught], log_probs=tensors["log_probs"][taught], log_sum_exp=tensors["log_sum_exp"][taught]
     )
     if len(aux) != num or len(teacher) != num_teacher or len(teacher.log_sum_exp) != num_teacher:
         raise ValueError("fewer rows than announced")

@@ -66,9 +66,9 @@ class _Blocks:
         self._next_bytes = _FIRST_BLOCK_BYTES
 
     def keep(self, rows: Tensor) -> Tensor:
-        """A copy of these rows here."""
-        if not (num := len(rows)):
-            return rows
+        """A copy of these rows: here, or on its own if it is large, so that no block is left with much room."""
+        if not (num := len(rows)) or rows.nbytes > _BLOCK_BYTES // 4:
+            return rows.clone()
         if self._free is None or len(self._free) < num:
             self._free = rows.new_empty(max(num, self._next_bytes * num // max(1, rows.nbytes)), *rows.shape[1:])
             self._next_bytes = min(2 * self._next_bytes, _BLOCK_BYTES)
@@ -78,19 +78,27 @@ class _Blocks:
 
 class RowBlocks:
     """Memory for the rows of one request, all of one form. Thousands of small tensors between larger ones that come and go
-    would leave gaps of several times their size."""
+    would leave gaps of several times their size. Rejected rows may be dropped at the end, so they lie apart."""
 
     def __init__(self) -> None:
-        self._aux, self._ids, self._log_probs, self._log_sum_exp = (_Blocks() for _ in range(4))
+        self._rows, self._rejected = _RowBlocks(), _RowBlocks()
 
     def keep(self, part: Rows | StepPart) -> Rows | StepPart:
         """The same part with its rows copied here."""
         if isinstance(part, Rows):
-            return self._keep(part)
-        rows, rejected = (None if rows is None else self._keep(rows) for rows in (part.rows, part.rejected))
+            return self._rows.keep(part)
+        rows = None if part.rows is None else self._rows.keep(part.rows)
+        rejected = None if part.rejected is None else self._rejected.keep(part.rejected)
         return replace(part, rows=rows, rejected=rejected)
 
-    def _keep(self, rows: Rows) -> Rows:
+
+class _RowBlocks:
+    """Memory for each tensor of rows."""
+
+    def __init__(self) -> None:
+        self._aux, self._ids, self._log_probs, self._log_sum_exp = (_Blocks() for _ in range(4))
+
+    def keep(self, rows: Rows) -> Rows:
         teacher = TopK(
             ids=self._ids.keep(rows.teacher.ids),
             log_probs=self._log_probs.keep(rows.teacher.log_probs),

@@ -1,5 +1,6 @@
 """What becomes of the messages of a server's processes: counts, traces, and what is missing in them."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -295,6 +296,19 @@ def test_rows_that_make_no_trace_cost_the_trace_and_not_the_counts(
     assert sound.finished is not None
     assert assembler.losses == {CaptureLoss.MALFORMED: 1}
     assert len(assembler) == assembler.num_bytes == 0
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["running", "ended"])
+@pytest.mark.parametrize("max_bytes", [1 << 20, 1], ids=["room", "no room"])
+def test_rows_that_wait_keep_no_message_in_memory(max_bytes: int, *, is_over: bool) -> None:
+    assembler, message = Assembler(max_bytes=max_bytes), prefill("a", 4)
+    kept = [weakref.ref(tensor.untyped_storage()) for tensor in message[1].values()]
+    told(assembler, *([finished("a", 4, 3)] if is_over else []), message)
+
+    del message
+
+    assert len(assembler) == 1
+    assert not any(storage() for storage in kept)
 
 
 @pytest.mark.parametrize("is_captured", [True, False])

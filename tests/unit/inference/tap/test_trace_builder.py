@@ -284,18 +284,60 @@ def take(builders: dict[str, TraceBuilder], kind: str, parts: list[Part]) -> Non
             builders[rid].add_rows(part)
 
 
+NOT_TAUGHT = TopK(ids=torch.ones(0, K), log_probs=torch.ones(0, K), log_sum_exp=torch.ones(0))
+
+
 @given(lengths=st.lists(st.one_of(st.integers(0, 5), st.just(3000)), max_size=200))
 def test_rows_of_many_small_parts_lie_together_and_are_the_same(lengths: list[int]) -> None:
     blocks, parts = RowBlocks(), [torch.rand(num, 100) for num in lengths]
-    teacher = TopK(ids=torch.ones(0, K), log_probs=torch.ones(0, K), log_sum_exp=torch.ones(0))
 
-    kept = [blocks.keep(Rows(position=0, aux=aux, teacher=teacher)) for aux in parts]
+    kept = [blocks.keep(Rows(position=0, aux=aux, teacher=NOT_TAUGHT)) for aux in parts]
 
     assert all(isinstance(rows, Rows) and rows.aux.equal(aux) for rows, aux in zip(kept, parts, strict=True))
     storages = [rows.aux.untyped_storage() for rows in kept if isinstance(rows, Rows) and len(rows.aux)]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     assert len(sizes) <= 10 + 2 * lengths.count(3000)
     assert sum(sizes.values()) <= 2 * sum(aux.nbytes for aux in parts) + (1 << 16) + (lengths.count(3000) << 20)
+
+
+def test_rows_of_longer_parts_take_at_most_a_third_more_memory() -> None:
+    """A message of 25 to 30 rows at D 7168 would fill a block of 1 MiB by half."""
+    blocks, parts = RowBlocks(), [torch.zeros(num, 21_508, dtype=torch.uint8) for num in 20 * (30, 25, 8)]
+
+    kept = [blocks.keep(Rows(position=0, aux=aux, teacher=NOT_TAUGHT)) for aux in parts]
+
+    storages = [rows.aux.untyped_storage() for rows in kept if isinstance(rows, Rows)]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    assert held <= sum(aux.nbytes for aux in parts) * 4 / 3 + (2 << 20)
+
+
+def test_rejected_rows_lie_apart_so_that_their_memory_can_be_given_back() -> None:
+    rows, blocks = Rows(position=0, aux=torch.ones(2, 3), teacher=NOT_TAUGHT), RowBlocks()
+    part = StepPart(
+        position=0,
+        accepted=1,
+        draft_ids=(1, 2),
+        target_log_probs=(),
+        batch_size=1,
+        duration_s=0.0,
+        version=1,
+        rows=rows,
+        rejected=rows,
+    )
+
+    kept = [blocks.keep(part) for _ in range(2)]
+
+    places = [{each.aux.untyped_storage().data_ptr() for each in every} for every in zip(*map(both, kept), strict=True)]
+    assert len(places[0]) == len(places[1]) == 1
+    assert places[0] != places[1]
+
+
+def both(part: Rows | StepPart) -> tuple[Rows, Rows]:
+    """The rows of a step, and its rejected ones."""
+    assert isinstance(part, StepPart)
+    assert part.rows is not None
+    assert part.rejected is not None
+    return part.rows, part.rejected
 
 
 def test_a_slice_of_rows_is_what_the_pieces_have_and_zero_where_none_is() -> None:
