@@ -102,7 +102,7 @@ def rows(position: int, num: int, *, taught: int | None = None) -> dict[str, tor
     teacher = places[num - (num if taught is None else taught) :]
     return {
         "aux": places[:, None].expand(num, AUX),
-        "ids": torch.ones(len(teacher), K, dtype=torch.int32),
+        "ids": torch.arange(1, K + 1, dtype=torch.int32).expand(len(teacher), K),
         "log_probs": -torch.ones(len(teacher), K),
         "log_sum_exp": teacher,
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from updraft_artifacts.sizing import (
     HELD_OUT_REQUESTS,
     MAX_VERSION_BYTES,
     NUM_VERSIONS,
+    QUEUED_REQUESTS,
     TRAINING_REQUESTS,
     CapturedTraffic,
     DraftSizes,
@@ -25,6 +27,8 @@ from updraft_artifacts.sizing import (
     sizing,
     usual,
 )
+from updraft_draft.tensors import packed
+from updraft_inference.agent.chunks import LIGHT_BYTES_PER_TOKEN
 from updraft_rollouts.policy import DEFAULT
 
 GB = 1e9
@@ -137,6 +141,16 @@ def test_every_size_has_a_reason_and_nothing_is_below_its_old_default() -> None:
     assert all(size.reason and size.amount > 0 for _, size in sizes)
     assert sizes.stream.amount == sizes.cache.amount == 256 * 2**20
     assert sizes.queue.amount == 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("encoding", "row"),
+    [("fp8", packed(torch.zeros(1, 3 * 4096))), ("bf16", torch.zeros(1, 3 * 4096, dtype=torch.bfloat16))],
+)
+def test_the_queue_of_an_agent_beside_a_server_counts_rows_as_they_wait(encoding: str, row: torch.Tensor) -> None:
+    queue = sized(target(4096), answer_tokens=2_000, prompt_rows=0, encoding=encoding).queue
+    teacher = torch.zeros(64, dtype=torch.int64).nbytes + torch.zeros(64 + 1).nbytes
+    assert queue.amount == QUEUED_REQUESTS * 2_000 * (row.nbytes + teacher + LIGHT_BYTES_PER_TOKEN)
 
 
 def test_the_registry_keeps_its_history_and_the_versions_in_use() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 from tests.support.clock import ManualClock
-from tests.support.tap_plugin import finished, hello
+from tests.support.tap_plugin import AUX, finished, hello, prefill, step
 from tests.support.wait import LONG_S, until
 
 from updraft.trace.v1 import trace_pb2
@@ -17,6 +18,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_draft import tensors
 from updraft_inference import pod
 from updraft_inference.agent.capture import Capture, Sink
+from updraft_inference.agent.chunks import MAX_CHUNK_BYTES
 from updraft_inference.agent.selection import CaptureRates
 from updraft_inference.agent.trace import Origin
 from updraft_inference.metrics import Metrics
@@ -26,6 +28,11 @@ from updraft_inference.sidecar.assembly import PATIENCE_S, Assembler
 from updraft_inference.sidecar.attached import Known
 from updraft_inference.sidecar.hello import Hello
 from updraft_inference.tap.server_kind import VLLM
+from updraft_trainer.data.sample import ExpectedTarget, read_sample
+
+EXPECTED = ExpectedTarget(
+    target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k", aux_size=AUX, hidden_size=AUX // 3, vocab_size=100
+)
 
 
 @pytest.mark.parametrize(("has_been_there", "level"), [(False, logging.WARNING), (True, logging.ERROR)])
@@ -90,29 +97,46 @@ async def test_a_request_that_may_not_be_trained_on_leaves_no_text_unless_it_is_
     short_tmp_path: Path, fraction: float, num_traces: int
 ) -> None:
     agent, clock = beside_a_server(short_tmp_path)
-    stream, metrics = Stream(), Metrics(CollectorRegistry())
-    origin = Origin(
-        speculator="s", pod="p", engine="vllm", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
-    )
-    agent._capture = capture = Capture(
-        CaptureRates(evaluation_fraction=fraction),
-        Sink(stream=stream, origin=origin, encode=partial(tensors.encode, encoding=trace_pb2.TENSOR_ENCODING_FP32)),
-        max_entries=9,
-        max_bytes=1 << 20,
-        metrics=metrics,
-        clock=clock,
-    )
+    stream = Stream()
+    agent._capture = capture = capturing(stream, clock, evaluation_fraction=fraction)
     assembler = Assembler(max_bytes=1 << 20)
     told = [*assembler.take(*finished("a", 4, 3, train=False), 0.0), *assembler.due(PATIENCE_S)]
     assert len(told) == 1
     for ended in told:
         agent._take(ended)
-    async with asyncio.TaskGroup() as tasks:
-        sending = tasks.create_task(capture.run())
-        await capture.flush(LONG_S)
-        sending.cancel()
+    await sent_all(capture)
 
     assert len(stream.entries) == num_traces, capture.counters
+
+
+@pytest.mark.parametrize(
+    ("encoding", "waiting", "sent"),
+    [
+        ("fp8", torch.uint8, trace_pb2.TENSOR_ENCODING_FP8_E4M3),
+        ("bf16", torch.float32, trace_pb2.TENSOR_ENCODING_BF16),
+    ],
+)
+async def test_rows_wait_in_float8_if_they_are_sent_in_it_and_reach_the_trainer_in_chunks(
+    short_tmp_path: Path, encoding: str, waiting: torch.dtype, sent: trace_pb2.TensorEncoding.ValueType
+) -> None:
+    agent, clock = beside_a_server(short_tmp_path, capture_encoding=encoding)
+    stream = Stream()
+    agent._capture = capture = capturing(stream, clock, encoding=sent, max_chunk_bytes=4_000)
+    steps = [step("a", position, 2) for position in range(4, 94, 3)]
+    for header, rows in (prefill("a", 4), *steps, finished("a", 4, 91)):
+        for ended in agent.link._assembler.take(header, rows, 0.0):
+            assert ended.finished is not None
+            assert ended.finished.hidden is not None
+            assert ended.finished.hidden.aux[:1].dtype == waiting
+            agent._take(ended)
+    await sent_all(capture)
+
+    samples = [read_sample(entry, EXPECTED) for entry in stream.entries]
+    assert len(samples) > 2
+    assert {trace_pb2.Trace.FromString(entry).payload.aux_hidden.encoding for entry in stream.entries} == {sent}
+    assert sum(sample.num_taught for sample in samples) == 91
+    for sample in samples:  # each row says its position, which is its token
+        assert sample.aux.decoded().long().equal(sample.ids[:-1, None].expand(-1, AUX))
 
 
 class Stream:
@@ -127,6 +151,35 @@ class Stream:
         del trace_id
         self.entries.append(entry)
         return 0
+
+
+def capturing(
+    stream: Stream,
+    clock: ManualClock,
+    *,
+    evaluation_fraction: float = 0.0,
+    encoding: trace_pb2.TensorEncoding.ValueType = trace_pb2.TENSOR_ENCODING_FP32,
+    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+) -> Capture:
+    origin = Origin(
+        speculator="s", pod="p", engine="vllm", target_fingerprint="sha256:t", tokenizer_fingerprint="sha256:k"
+    )
+    encode = partial(tensors.encode, encoding=encoding)
+    return Capture(
+        CaptureRates(evaluation_fraction=evaluation_fraction),
+        Sink(stream=stream, origin=origin, encode=encode, max_chunk_bytes=max_chunk_bytes),
+        max_entries=9,
+        max_bytes=1 << 20,
+        metrics=Metrics(CollectorRegistry()),
+        clock=clock,
+    )
+
+
+async def sent_all(capture: Capture) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(capture.run())
+        await capture.flush(LONG_S)
+        sending.cancel()
 
 
 def beside_a_server(folder: Path, **more: Any) -> tuple[composition._Agent, ManualClock]:
