@@ -8,6 +8,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Process, scrape
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
+from tests.vllm.server import cpu_environment
 
 _PREFIX = "UPDRAFT_INFERENCE_"
 
@@ -53,4 +54,4 @@ def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab: int) -> None:
     """Write the plugin's folder and a first draft, as an operator does."""
     variables = {f"{_PREFIX}MODEL": str(model), f"{_PREFIX}DRAFT_VOCAB_SIZE": str(draft_vocab)}
     command = ["-m", "updraft_inference", "prepare-vllm", "--plugin-dir", str(plugin), "--seed", str(seed)]
-    subprocess.run([sys.executable, *command], env=variables, check=True)
+    subprocess.run([sys.executable, *command], env=cpu_environment() | variables, check=True)

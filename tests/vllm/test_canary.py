@@ -5,7 +5,7 @@ Both drafts claim to be better, so only the live comparison tells them apart. No
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -93,8 +93,9 @@ class Fleet:
         return answers, sum(each.acceptance_length for each in drafted) / len(drafted)
 
     @contextmanager
-    def under_load(self, expected: list[list[list[int]]]) -> Iterator[None]:
-        """A client of each server that asks all prompts again and again; no answer may differ."""
+    def under_load(self, expected: list[list[list[int]]]) -> Iterator[Callable[[], bool]]:
+        """A client of each server that asks all prompts again and again; no answer may differ. Yields a check that raises
+        what a client raised, and is true otherwise."""
         is_over = threading.Event()
 
         def ask(place: int) -> None:
@@ -103,12 +104,15 @@ class Fleet:
 
         with ThreadPoolExecutor(len(self.servers)) as threads:
             clients = [threads.submit(ask, place) for place in range(len(self.servers))]
+
+            def goes_on() -> bool:
+                return all(each.result() is None for each in clients if each.done())
+
             try:
-                yield
+                yield goes_on
             finally:
                 is_over.set()
-        for each in clients:
-            each.result()
+        assert goes_on()
 
 
 def _answers(server: Server) -> list[list[int]]:
@@ -148,18 +152,23 @@ def test_a_better_draft_is_promoted_and_a_worse_one_rolled_back_by_what_two_serv
     again, before = fleet.asked()
     assert again == said
 
-    with fleet.under_load(said):
+    with fleet.under_load(said) as goes_on:
         better = fleet.publish(BETTER, evaluation(baseline=plain))
-        wait_until(lambda: fleet.is_over(better), timeout_s=600, what="the end of the better draft's canary")
+        wait_until(
+            lambda: goes_on() and fleet.is_over(better), timeout_s=600, what="the end of the better draft's canary"
+        )
         assert fleet.version(better).phase == pb.PHASE_STABLE, fleet.version(better).reason
         wait_until(lambda: fleet.serves(better), what="the better draft on both servers")
     _, promoted = fleet.asked()
     assert promoted > before + 0.5
 
-    with fleet.under_load(said):
+    with fleet.under_load(said) as goes_on:
         worse = fleet.publish(WORSE, evaluation(baseline=better))
-        wait_until(lambda: fleet.is_over(worse), timeout_s=600, what="the end of the worse draft's canary")
+        wait_until(
+            lambda: goes_on() and fleet.is_over(worse), timeout_s=600, what="the end of the worse draft's canary"
+        )
         assert fleet.version(worse).phase == pb.PHASE_ROLLED_BACK, fleet.version(worse).reason
+        assert "acceptance is significantly lower" in fleet.version(worse).reason
         wait_until(lambda: fleet.serves(better), what="the draft before on both servers")
     again, kept = fleet.asked()
     assert again == said

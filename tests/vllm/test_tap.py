@@ -493,7 +493,7 @@ async def test_a_server_that_sleeps_takes_no_draft_and_says_what_it_has_when_it_
     assert awake["served"] == {"version": 0, "digest": "sha256:0"}
 
 
-async def test_a_draft_that_somebody_else_replaces_is_told_as_lost_and_loaded_again(broken: Setting) -> None:
+async def test_a_draft_that_somebody_else_replaces_is_told_as_lost_and_can_be_loaded_again(broken: Setting) -> None:
     ours, theirs = (broken.folder / name for name in ("draft-7", "draft-0"))
     async with listening(broken.socket, roles={"scheduler", "worker"}) as agent:
         assert (await swap(agent, ours, 7))["refusal"] == ""
