@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -22,7 +23,7 @@ from updraft_inference.engine import DraftCheckpoint
 
 TOKENS = 330
 SWAPS_OF_REQUESTS = 5
-"""As many, and the times without swaps before them, fit into requests of so many tokens: each takes a number of steps."""
+"""So many fit into requests of so many tokens, with the times without swaps before them, if steps are not much shorter."""
 BETWEEN_SWAPS_S = 0.5
 PATIENCE_S = 300.0
 
@@ -138,9 +139,9 @@ async def measured(
                 http = server.http
                 without = await asyncio.gather(*(_tokens(http, prompt, TOKENS, _ignored) for prompt in prompts))
                 expected, found = list(zip(prompts, without, strict=True)), Swaps()
-                for first in range(0, plan.swaps, SWAPS_OF_REQUESTS):
-                    order = [drafts[number % 2] for number in range(first, min(first + SWAPS_OF_REQUESTS, plan.swaps))]
-                    await _swapped(http, agent, order, expected, found)
+                following = itertools.cycle(drafts)  # the first, which is served already, is not counted
+                while (left := plan.swaps - len(found.windows)) > 0:
+                    await _swapped(http, agent, following, expected, found, min(left, SWAPS_OF_REQUESTS))
                 return found
 
 
@@ -151,11 +152,12 @@ def _ignored(_: Gap) -> None:
 async def _swapped(
     http: httpx.AsyncClient,
     agent: Agent,
-    drafts: Sequence[DraftCheckpoint],
+    following: Iterator[DraftCheckpoint],
     expected: Sequence[tuple[tuple[int, ...], list[int]]],
     found: Swaps,
+    most: int,
 ) -> None:
-    """All requests at once. When all prompts are read, swap one draft after the other."""
+    """All requests at once. When all prompts are read, swap one draft after the other, as long as all requests go on."""
     are_read = asyncio.Barrier(len(expected) + 1)
 
     async def stream(prompt: tuple[int, ...], wanted: list[int]) -> None:
@@ -176,12 +178,17 @@ async def _swapped(
         requests = [tasks.create_task(stream(prompt, wanted)) for prompt, wanted in expected]
         await are_read.wait()
         # The first one says how long swaps take, and is not counted.
-        last = found.windows[-1] if found.windows else await _swap(agent, drafts[-1])
-        for draft in drafts:
+        last = found.windows[-1] if found.windows else await _swap(agent, next(following))
+        assert found.windows or not last.refusal, last.refusal
+        counted = 0
+        while counted < most:
             await asyncio.sleep(BETWEEN_SWAPS_S + 2 * (last.end_s - last.start_s))
-            last = await _swap(agent, draft)
+            last = await _swap(agent, next(following))
+            if any(one.done() for one in requests):
+                break
             found.windows.append(last)
-        assert not any(one.done() for one in requests), "requests ended before the swaps"
+            counted += 1
+        assert counted, "requests ended before a single swap"
 
 
 async def _ask(

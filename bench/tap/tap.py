@@ -166,13 +166,20 @@ def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
 def measure(plan: argparse.Namespace) -> Measurements:
     """The chosen parts, one after the other."""
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        parts = [part(plan, Path(folder)) for name, part in PARTS.items() if name in plan.only]
+        parts = [_told(part(plan, Path(folder))) for name, part in PARTS.items() if name in plan.only]
     return Measurements(
         seed=SEED,
         lines=[line for part in parts for line in part.lines],
         samples=[sample for part in parts for sample in part.samples],
         figures=[figure for part in parts for figure in part.figures],
     )
+
+
+def _told(part: Part) -> Part:
+    """The same part, whose figures are on the screen whatever becomes of later parts."""
+    for figure in (*part.figures, *(f"{line.bar.name}: {line.bar.measured} {line.bar.unit}" for line in part.lines)):
+        _progress.print(figure, markup=False)
+    return part
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,12 @@
 """From samples to the bars of `make bench-tap`, and the stand-in by which it measures the ends of wide requests."""
 
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from bench.tap import arms, endings, swaps
 from bench.tap.arms import Arm, Turn
@@ -9,6 +14,7 @@ from bench.tap.loop import Batch, Loop
 from bench.tap.swaps import Swaps, Window
 
 from updraft_cli import results
+from updraft_inference.engine import DraftCheckpoint
 
 
 def turn(number: int, arm: Arm, tokens_per_s: float, cpu_ms: float = 10.0, *, pair: int = 0) -> Turn:
@@ -68,6 +74,41 @@ def test_the_time_before_a_swap_is_compared_with_the_one_before_it_as_a_swap_is(
     assert swapped.added_by_nothing_ms == pytest.approx([150.0])
 
 
+async def test_the_first_counted_swap_changes_the_draft_and_requests_that_end_early_end_only_their_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swaps, "BETWEEN_SWAPS_S", 0.01)
+    plugin, found = Plugin(), Swaps()
+    drafts = [DraftCheckpoint(folder=tmp_path, version=version, tensors_digest="sha256:d") for version in (7, 8)]
+
+    async def tokens() -> AsyncIterator[bytes]:
+        while len(plugin.versions) < 4:
+            yield b'data: {"choices": [{"token_ids": [1]}]}\n\n'
+            await asyncio.sleep(0.001)
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=tokens()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        agent: Any = plugin
+        await swaps._swapped(http, agent, itertools.cycle(drafts), [((1,), [1])] * 2, found, 100)
+
+    assert plugin.versions[:4] == [7, 8, 7, 8], "the first one is served, and is not counted"
+    assert 2 <= len(found.windows) < 100
+    assert (found.requests, found.failed) == (2, 0)
+
+
+class Plugin:
+    """The agent's connection to a plugin that answers each load at once."""
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+        self.loaded: list[dict[str, Any]] = []
+
+    def send(self, role: str, header: dict[str, Any]) -> None:
+        assert role == "worker"
+        self.versions.append(header["version"])
+        self.loaded.append({"pause_us": 1000, "refusal": ""})
+
+
 def test_a_refused_swap_and_a_changed_request_miss_their_bars() -> None:
     window = Window(start_s=1.0, end_s=1.5, pause_ms=3.0, refusal="")
     good = Swaps(windows=[window, window], gaps=[(0.9, 1.0), (1.0, 1.11), (1.11, 1.21)], requests=5)
@@ -95,4 +136,6 @@ def test_the_loop_has_reached_its_bar_with_the_first_batch_that_drafts_so_well()
 
     assert (reached.line().bar.met, reached.line().bar.measured, reached.line().note) == (True, 1.6, "after 180 s")
     assert (missed.line().bar.met, missed.line().bar.measured, missed.line().note) == (False, 1.2, "")
+    late = Loop(without=1.0, batches=[Batch(ended_s=601.0, version=1, steps=30.0, acceptance_length=1.6)])
+    assert (late.line().bar.met, late.line().note) == (False, "")
     assert "nothing is drafted" in list(reached.figures())[1]
