@@ -1,5 +1,6 @@
 """Pods of a former operator keep their templates until it is their turn, or until somebody asks for something else."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from tests.support.manifests import CONFIG, IMAGES, one, speculator
 from tests.support.observed import NOW_S, as_child, observed, ready_pods, settled
 
 from updraft_operator.api import names
+from updraft_operator.api.speculator import AdaptiveSpeculator, Draft, Spec
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.planning.objects import Ref
@@ -185,6 +187,39 @@ def test_a_turn_that_somebody_else_wrote_is_none(text: str) -> None:
     assert Turn.read(text) is None
 
 
-def test_a_record_has_only_what_differs_from_defaults() -> None:
+@pytest.fixture
+def another_default() -> Iterator[None]:
+    """As in a release that chooses another number of draft tokens."""
+    field = Draft.model_fields["lookahead"]
+    former = field.default
+
+    def choose(lookahead: int) -> None:
+        field.default = lookahead
+        for model in (Draft, Spec, AdaptiveSpeculator):
+            model.model_rebuild(force=True)
+
+    choose(former + 1)
+    yield
+    choose(former)
+
+
+@pytest.fixture(params=[{}, {"lookahead": 3}], ids=["left out", "spelled out"])
+def with_former_default(request: pytest.FixtureRequest) -> Observed:
+    """The API server writes a default into an object when it is made."""
+    return settled({"draft": {"intermediateSize": 1024, **request.param}}, pods=ready_pods())
+
+
+def test_a_release_with_another_default_restarts_nothing_at_once(
+    with_former_default: Observed, another_default: None
+) -> None:
+    spec = with_former_default.speculator.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    newer = _asked(_seen_by(NEWER, with_former_default), spec)
+    plan = _plan(newer)
+    assert {ref(content) for content in plan.apply} == set()
+    assert plan.upgrade is not None
+    assert len(plan.upgrade.held) == 3
+
+
+def test_a_record_is_small() -> None:
     small = one(objects(observed()), "Deployment", "qwen-serving")["metadata"]["annotations"][names.RENDERED]
     assert len(small) < 6_000
