@@ -16,14 +16,11 @@ from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.planning.assessment import Assessment, false, true
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.pods import PodProblem, worst
+from updraft_operator.planning.pods import WAITS_FOR_A_PLACE, PodProblem, worst
 from updraft_operator.planning.runtime.records import Held, Turn, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
 from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
 from updraft_operator.planning.traces.places import tls_servers
-
-_UNSCHEDULED = ("Unschedulable", "InsufficientGPU")
-"""Problems that end when the pod before has gone."""
 
 
 class Stage(StrEnum):
@@ -153,9 +150,8 @@ def _troubles(observed: Observed, part: str) -> list[str]:
     """By name. A pod that finds no place waits perhaps for one that ends."""
     pods = sorted((pod for pod in observed.pods_of(part) if not pod.is_ending), key=lambda pod: pod.name)
     found = [(pod.name, pod.problem) for pod in pods if pod.problem is not None]
-    return [
-        f"{name}: {problem.reason}: {problem.message}" for name, problem in found if problem.reason not in _UNSCHEDULED
-    ]
+    real = [(name, problem) for name, problem in found if problem.reason not in WAITS_FOR_A_PLACE]
+    return [f"{name}: {problem.reason}: {problem.message}" for name, problem in real]
 
 
 def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_asked: bool) -> Iterator[Assessment]:

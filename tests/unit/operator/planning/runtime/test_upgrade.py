@@ -12,6 +12,7 @@ from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.plan import Plan, make_plan, objects, ref
+from updraft_operator.planning.pods import PodState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
 STALE = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0}
@@ -149,6 +150,27 @@ def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> Non
     assert "no such image" in upgrade.says.message
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s - 1).stage is Stage.UPDATING
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+@pytest.mark.parametrize(
+    ("gates", "says"),
+    [
+        pytest.param(["kueue.x-k8s.io/admission"], "", id="Kueue"),
+        pytest.param(["example.com/gate"], "", id="another gate"),
+        pytest.param([], "0/3 nodes are available: 3 cannot allocate all claims", id="DRA"),
+        pytest.param([], "0/3 nodes are available: 3 Insufficient nvidia.com/gpu", id="GPU"),
+        pytest.param([], "0/3 nodes are available: 3 Insufficient cpu", id="node"),
+    ],
+)
+def test_a_new_pod_that_waits_for_a_place_has_not_failed_yet(gates: list[str], says: str) -> None:
+    body = {
+        "metadata": {"name": "qwen-serving-2", "labels": {"app.kubernetes.io/component": "serving"}},
+        "spec": {"schedulingGates": [{"name": gate} for gate in gates]},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": says}]},
+    }
+    waiting = PodState.of(body)
+    assert (waiting.part, waiting.problem is None) == ("serving", False)
+    assert _upgrade(_begun(pods=(waiting,))).stage is Stage.UPDATING
 
 
 def test_pods_that_failed_before_do_not_fail_an_update() -> None:
