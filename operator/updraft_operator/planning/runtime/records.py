@@ -11,12 +11,14 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from updraft_chassis.errors import UpdraftError
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, digest
 from updraft_operator.planning.compare import difference
-from updraft_operator.planning.objects import Child, Ref, pack, unpack
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.runtime.rendering import Inputs, render
 from updraft_operator.planning.traces.places import Places
@@ -28,6 +30,23 @@ _IMMUTABLE = ("volumeClaimTemplates", "podManagementPolicy")
 """Fields of a StatefulSet that the API server never changes, and that releases may choose differently."""
 
 _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
+
+_MOST_BYTES = 1_000_000
+"""Of a record when it is unpacked. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
+
+_NOT_OURS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    OSError,
+    UpdraftError,
+    zlib.error,
+)
+"""Errors from an annotation that somebody else wrote. They must not end a plan: all upgrades wait for each resource's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +68,9 @@ class Turn:
         """None for an annotation that somebody else wrote."""
         try:
             since_s, num_ready, trains = json.loads(text)
+            datetime.fromtimestamp(since_s, UTC)
             return cls(since_s=float(since_s), num_ready=int(num_ready), trains=bool(trains))
-        except (ValueError, TypeError):
+        except _NOT_OURS:
             return None
 
 
@@ -111,13 +131,29 @@ def _kept(
 ) -> dict[str, Any] | None:
     """The remembered template and settings; None if they have to go, because their inputs changed."""
     try:
-        record = unpack(base64.b64decode(child.rendered.rpartition(":")[2]))
+        record = _record(child.rendered)
         before = render(observed, decided, Inputs.from_json(record[_INPUTS]))
-    except (ValueError, KeyError, TypeError, zlib.error):
+        same = next((each for each in before if _ref(each) == _ref(workload)), None)
+        is_asked = same is None or digest(_content(same, before)) != digest(content)
+    except _NOT_OURS:
         return None
-    same = next((each for each in before if _ref(each) == _ref(workload)), None)
-    is_asked = same is None or digest(_content(same, before)) != digest(content)
     return None if is_asked else record
+
+
+def _record(rendered: str) -> dict[str, Any]:
+    """Raises one of `_NOT_OURS` for one that is not as an operator wrote it."""
+    _, mark, body = rendered.split(":")
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(base64.b64decode(body), _MOST_BYTES)
+    record: dict[str, Any] = json.loads(text)
+    settings = [value for data in record[_SETTINGS].values() for value in data.values()]
+    if (
+        digest(record) != mark
+        or not isinstance(record[_TEMPLATE], dict)
+        or not all(isinstance(x, str) for x in settings)
+    ):
+        raise ValueError("somebody else wrote it")
+    return record
 
 
 def _content(workload: Manifest, objects: Iterable[Manifest]) -> dict[str, Any]:
@@ -145,13 +181,10 @@ def _former_settings(
 def _remembering(
     workload: Manifest, observed: Observed, inputs: Inputs, content: Mapping[str, Any], turn: str
 ) -> Manifest:
-    """With the annotations of this operator, and the record that is there if it says the same."""
-    child, record = observed.children.get(_ref(workload)), {_INPUTS: inputs.to_json(), **content}
-    mark = f"{digest(content)}:{digest(record)}:"
-    if child is not None and child.rendered.startswith(mark):
-        rendered = child.rendered
-    else:
-        rendered = mark + base64.b64encode(pack(record)).decode()
+    """With the annotations of this operator."""
+    record = {_INPUTS: inputs.to_json(), **content}
+    packed = zlib.compress(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
+    rendered = f"{digest(content)}:{digest(record)}:{base64.b64encode(packed).decode()}"
     return _annotated(workload, observed.config.runtime, rendered, turn)
 
 

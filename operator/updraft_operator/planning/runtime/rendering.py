@@ -65,12 +65,12 @@ class Inputs:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Inputs":
-        """Raises ValueError or KeyError for inputs that this operator does not understand."""
+        """Raises ValueError, KeyError, TypeError or AttributeError for inputs that this operator does not understand."""
         return cls(
             spec=Spec.model_validate(content["spec"]),
-            marks={Role(role): mark for role, mark in content["marks"].items()},
-            places={Role(role): place for role, place in content["places"].items()},
-            draft_config=content["draft"],
+            marks={Role(role): str(mark) for role, mark in content["marks"].items()},
+            places={Role(role): str(place) for role, place in content["places"].items()},
+            draft_config=str(content["draft"]),
             tls_mode=TlsMode(content["tls"]),
         )
 
