@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
+from updraft_operator.planning.runtime.upgrade import APPLYING, Stage, Upgrade
 
 
 class UpgradeTurns:
@@ -29,7 +29,7 @@ class UpgradeTurns:
 
     def has_turn(self, key: Key) -> bool:
         """Whether its pods may get another runtime now: it is its turn, or its update is under way."""
-        return key in self._turns or self._stages.get(key) in (Stage.UPDATING, Stage.FAILED)
+        return key in self._turns or self._stages.get(key) in APPLYING
 
     def stops(self, key: Key) -> str:
         """What does not come back, so that `key` waits; empty if nothing. Tenants learn no names of others."""

@@ -8,6 +8,7 @@ remembered ones: then the remembered template stays, and is still defended again
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,20 +95,20 @@ class Settled:
 
 
 def settle(observed: Observed, decided: Places, turn: Turn | None) -> Settled:
-    """The objects to apply. With a `turn`, no workload keeps a remembered template."""
-    inputs = Inputs.of(observed, decided)
+    """The objects to apply. With a `turn`, no workload keeps a remembered template. Each workload has the turn, also a new one,
+    so that it is known when one is deleted."""
+    inputs, last = Inputs.of(observed, decided), last_turn(observed)
     desired = render(observed, decided, inputs)
     held: list[Held] = []
     by_ref = {_ref(each): each for each in desired}
     for workload in [each for each in desired if each["kind"] in _TEMPLATES]:
         child, content = observed.children.get(_ref(workload)), _content(workload, desired)
-        former = "" if child is None else child.turn
-        if child is None or not child.rendered or _digest(child.rendered) == digest(content):
-            found = _remembering(workload, observed, inputs, content, former)
-        elif turn is not None or (kept := _kept(observed, decided, child, content, workload)) is None:
-            found = _remembering(workload, observed, inputs, content, turn.text() if turn is not None else former)
+        since = _since(child, turn, last)
+        kept = _kept(observed, decided, child, content, workload) if turn is None else None
+        if child is None or kept is None:
+            found = _remembering(workload, observed, inputs, content, since)
         else:
-            found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, child.turn)
+            found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, since)
             change = _difference(content, kept)
             held.append(Held(ref=child.ref, runtime=child.runtime, change=change))
             by_ref |= {_ref(each): each for each in _former_settings(workload, desired, kept[_SETTINGS])}
@@ -120,16 +121,33 @@ def workloads(observed: Observed) -> Iterator[Child]:
     yield from (child for child in observed.children.values() if child.ref.kind in _TEMPLATES and not child.is_ending)
 
 
-def last_turn(observed: Observed) -> Turn | None:
-    """The last one that any workload had."""
-    turns = (Turn.read(child.turn) for child in workloads(observed) if child.turn)
-    return max((turn for turn in turns if turn is not None), key=lambda turn: turn.since_s, default=None)
+def ending(observed: Observed) -> Iterator[Child]:
+    """Those of them that are being deleted."""
+    of_pods = (child for child in observed.children.values() if child.ref.kind in _TEMPLATES and child.is_ending)
+    yield from (child for child in of_pods if child.owner_uid in ("", observed.speculator.metadata.uid))
+
+
+def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
+    """The last one that any workload had, until a Unix time."""
+    turns = (Turn.read(child.turn) for child in (*workloads(observed), *ending(observed)) if child.turn)
+    known = (turn for turn in turns if turn is not None and turn.since_s <= until_s)
+    return max(known, key=lambda turn: turn.since_s, default=None)
+
+
+def _since(child: Child | None, turn: Turn | None, last: Turn | None) -> str:
+    """The turn that a workload is to have: a new one, its own, or that of the others."""
+    if turn is None and child is not None and child.turn:
+        return child.turn
+    known = turn or last
+    return "" if known is None else known.text()
 
 
 def _kept(
-    observed: Observed, decided: Places, child: Child, content: Mapping[str, Any], workload: Manifest
+    observed: Observed, decided: Places, child: Child | None, content: Mapping[str, Any], workload: Manifest
 ) -> dict[str, Any] | None:
-    """The remembered template and settings; None if they have to go, because their inputs changed."""
+    """The remembered template and settings; None if they have to go, because their inputs changed, or are the same."""
+    if child is None or not child.rendered or _digest(child.rendered) == digest(content):
+        return None
     try:
         record = _record(child.rendered)
         before = render(observed, decided, Inputs.from_json(record[_INPUTS]))
