@@ -32,7 +32,7 @@ class UpgradeTurns:
         return key in self._turns or self._stages.get(key) in APPLYING
 
     def stops(self, key: Key) -> str:
-        """What does not come back, so that `key` waits; empty if nothing. Tenants learn no names of others."""
+        """The resource that does not come back, so that `key` waits; empty if none. Tenants learn no names of others."""
         failed = self._failed()
         if own := sorted(each.name for each in failed if each.namespace == key.namespace):
             return own[0]

@@ -33,7 +33,7 @@ _IMMUTABLE = ("volumeClaimTemplates", "podManagementPolicy")
 _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
 
 _MOST_BYTES = 1_000_000
-"""Of a record when it is unpacked. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
+"""Limit for an unpacked record. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
 
 _NOT_OURS = (
     ValueError,
