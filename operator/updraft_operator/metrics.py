@@ -54,7 +54,7 @@ class Metrics:
         self.stale = new.counter("stale_objects", "Objects whose change a watch missed and a listing found.", "kind")
         self.upgrades = new.gauge(
             "upgrades",
-            "AdaptiveSpeculators by how far they are with this operator's runtime: current, waiting, ready, updating, failed.",
+            "AdaptiveSpeculators by how far they are with the runtime: current, waiting, ready, updating, failed, skipped.",
             "stage",
         )
         self.redis_users = new.counter(

@@ -101,11 +101,15 @@ class Reconciler:
     async def reconcile(self, key: Key) -> Again | None:
         """Reconcile once. Returns when to look again, or None to wait for an event."""
         try:
-            cached = self._wiring.store.cached(key)
-        except Unreadable as error:
-            self._wiring.turns.report(key, None)  # whatever its pods have, they keep it
-            await self._report_unreadable(key, error)
+            return await self._reconcile(key)
+        except Exception as error:
+            self._wiring.turns.cannot_say(key)
+            if isinstance(error, Unreadable):
+                await self._report_unreadable(key, error)
             raise
+
+    async def _reconcile(self, key: Key) -> Again | None:
+        cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             self._forget(key)
             await self._report_orphans(key, cached.drafts)
@@ -206,7 +210,7 @@ class Reconciler:
             users_problem=wiring.users.problem(key),
             redis_max_memory=wiring.users.max_memory(key),
             has_turn=wiring.turns.has_turn(key),
-            upgrades_stopped_by=str(wiring.turns.stopped_by or ""),
+            upgrades_stopped_by=wiring.turns.stops(key),
             missing_secrets=secrets.missing,
             refusals=tuple(state.refusals.values()),
             settled=dict(state.settled),
@@ -237,7 +241,12 @@ class Reconciler:
     def _plan(self, key: Key, observed: Observed) -> Plan:
         self._wiring.metrics.plans.inc()
         plan = make_plan(observed, now_unix_s=self._wiring.clock.now(), now_s=self._wiring.clock.monotonic())
-        self._wiring.turns.report(key, plan.upgrade)
+        if observed.speculator.metadata.deletion_timestamp is not None:
+            self._wiring.turns.leave(key)
+        elif plan.upgrade is None:
+            self._wiring.turns.cannot_say(key)
+        else:
+            self._wiring.turns.report(key, plan.upgrade)
         return plan
 
     def _log_plan(self, key: Key, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -178,11 +178,8 @@ class OperatorSettings(Settings):
             pull_secrets=_words(self.image_pull_secrets),
             has_fixed_user=self.fixed_user,
         )
-        return OperatorConfig(
+        config = OperatorConfig(
             images=images,
-            runtime=f"{version('updraft')}-{digest(asdict(images))[:8]}",
-            max_upgrades=self.upgrades_max_concurrent,
-            upgrade_deadline_s=self.upgrades_deadline_seconds,
             namespace=self.namespace,
             account=self.service_account,
             metrics_from=self.metrics_from,
@@ -194,6 +191,12 @@ class OperatorSettings(Settings):
             ),
             has_redis=bool(self.redis_url.get_secret_value()),
             has_dedicated_redis=bool(self.redis_key_secret),
+        )
+        return replace(
+            config,
+            runtime=f"{version('updraft')}-{digest(asdict(config))[:8]}",
+            max_upgrades=self.upgrades_max_concurrent,
+            upgrade_deadline_s=self.upgrades_deadline_seconds,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
+from updraft_operator.planning.runtime.upgrade import APPLYING, Stage, Upgrade
 
 
 class UpgradeTurns:
@@ -18,7 +18,7 @@ class UpgradeTurns:
     def __init__(
         self, most: int, keys: Callable[[], Collection[Key]], notify: Callable[[Key], None], metrics: Metrics
     ) -> None:
-        """`most` resources are updated at the same time, of all `keys`; `notify` is told whose turn begins."""
+        """`most` resources are updated at the same time, of all `keys`; `notify` is told who has to look again."""
         self._most = most
         self._keys = keys
         self._notify = notify
@@ -29,27 +29,37 @@ class UpgradeTurns:
 
     def has_turn(self, key: Key) -> bool:
         """Whether its pods may get another runtime now: it is its turn, or its update is under way."""
-        return key in self._turns or self._stages.get(key) in (Stage.UPDATING, Stage.FAILED)
+        return key in self._turns or self._stages.get(key) in APPLYING
 
-    @property
-    def stopped_by(self) -> Key | None:
-        return min((key for key, stage in self._stages.items() if stage is Stage.FAILED), default=None)
+    def stops(self, key: Key) -> str:
+        """The resource that does not come back, so that `key` waits; empty if none. Tenants learn no names of others."""
+        failed = self._failed()
+        if own := sorted(each.name for each in failed if each.namespace == key.namespace):
+            return own[0]
+        return "a resource of another namespace" if failed else ""
 
-    def report(self, key: Key, upgrade: Upgrade | None) -> None:
-        """How far a resource is; None if that cannot be said, and its pods keep what they have."""
+    def report(self, key: Key, upgrade: Upgrade) -> None:
+        """How far a resource is."""
         had_turn = self.has_turn(key)
-        stage = self._stages[key] = Stage.WAITING if upgrade is None else upgrade.stage
-        if upgrade is not None and upgrade.may_apply and self.has_turn(key) and not had_turn:
+        self._enter(key, upgrade.stage)
+        if upgrade.may_apply and self.has_turn(key) and not had_turn:
             self._notify(key)  # one that another process began
-        if stage is not Stage.READY:
-            self._turns.discard(key)
-        self._begin()
+
+    def cannot_say(self, key: Key) -> None:
+        """An error, or nothing was decided: its pods keep what they have. It does not use its turn, and others need not wait
+        for it, but an update that is under way stays so, and a failed one stays failed."""
+        stage = self._stages.get(key, Stage.READY)
+        if key in self._stages or key in self._keys():
+            self._enter(key, Stage.WAITING if stage is Stage.READY else stage)
+
+    def leave(self, key: Key) -> None:
+        """The resource is being deleted."""
+        self._enter(key, Stage.CURRENT)
 
     def forget(self, key: Key) -> None:
         """The resource is gone."""
-        self._turns.discard(key)
-        if self._stages.pop(key, None) is not None:
-            self._begin()
+        if key in self._stages:
+            self._enter(key, None)
 
     def start_over(self) -> None:
         """Another process may work meanwhile."""
@@ -57,13 +67,33 @@ class UpgradeTurns:
         self._turns.clear()
         self._show()
 
+    def _failed(self) -> set[Key]:
+        return {key for key, stage in self._stages.items() if stage is Stage.FAILED}
+
+    def _enter(self, key: Key, stage: Stage | None) -> None:
+        failed = self._failed()
+        if stage is None:
+            del self._stages[key]
+        else:
+            self._stages[key] = stage
+        if stage is Stage.FAILED:
+            self._turns.clear()
+        elif stage is not Stage.READY:
+            self._turns.discard(key)
+        if failed != self._failed():
+            for other in self._ready():
+                self._notify(other)  # its status says what it waits for
+        self._begin()
+
+    def _ready(self) -> list[Key]:
+        return sorted(key for key, stage in self._stages.items() if stage is Stage.READY and key not in self._turns)
+
     def _begin(self) -> None:
         counts = self._show()
         if not counts[Stage.READY] or counts[Stage.FAILED] or not self._stages.keys() >= set(self._keys()):
             return
         free = self._most - counts[Stage.UPDATING] - len(self._turns)
-        ready = sorted(key for key, stage in self._stages.items() if stage is Stage.READY and key not in self._turns)
-        for key in ready[: max(0, free)]:
+        for key in self._ready()[: max(0, free)]:
             self._turns.add(key)
             self._notify(key)
 

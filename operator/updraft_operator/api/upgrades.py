@@ -8,7 +8,8 @@ from pydantic import Field
 from updraft_operator.api.schema import Model
 
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
-_WINDOW = rf"^([A-Z][a-z]{{2}}(,[A-Z][a-z]{{2}})* )?{_TIME}-{_TIME}( [A-Za-z0-9_+/-]+)?$"
+_DAY = "(Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_WINDOW = rf"^({_DAY}(,{_DAY})* )?{_TIME}-{_TIME}( [A-Za-z0-9_+/-]+)?$"
 
 
 class UpdateMode(StrEnum):

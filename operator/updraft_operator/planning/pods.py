@@ -27,6 +27,10 @@ _SCHEDULER: Mapping[str, re.Pattern[str]] = {
 }
 """Reasons by the scheduler's words: of device plugins, MIG slices among them, and of dynamic resource allocation (DRA)."""
 
+_NO_NODE = "Unschedulable"
+WAITS_FOR_A_PLACE = ("Queued", "SchedulingGated", *_SCHEDULER, _NO_NODE)
+"""Reasons of pods that no node has yet: they may wait for one that ends."""
+
 _KUEUE = "kueue.x-k8s.io/"
 """Start of its labels and scheduling gates: admission by quota, and the place in a topology."""
 
@@ -158,7 +162,7 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
 
 
 def _unscheduled(message: str) -> PodProblem:
-    reason = next((reason for reason, words in _SCHEDULER.items() if words.search(message)), "Unschedulable")
+    reason = next((reason for reason, words in _SCHEDULER.items() if words.search(message)), _NO_NODE)
     return PodProblem(reason=reason, message=message or "no node fits the pod yet")
 
 

@@ -55,14 +55,14 @@ def status(observed: Observed, now: datetime, upgrade: Upgrade | None = None) ->
         acceptance=_acceptance(state) or before.acceptance,
         trainer=_trainer(observed, assessments["TrainerReady"]),
         last_failure=_last_failure(observed) or before.last_failure,
-        runtime=before.runtime if upgrade is None else _runtime(observed, upgrade, now),
+        runtime=before.runtime if upgrade is None else _runtime(observed, upgrade),
         conditions=dated(assessments, before.conditions, generation, now),
     )
 
 
-def _runtime(observed: Observed, upgrade: Upgrade, now: datetime) -> RuntimeStatus:
+def _runtime(observed: Observed, upgrade: Upgrade) -> RuntimeStatus:
     before = observed.speculator.status.runtime
-    ended = now if upgrade.is_back else before.last_update_time if before is not None else None
+    ended = upgrade.ended or (before.last_update_time if before is not None else None)
     return RuntimeStatus(current=upgrade.current, available=observed.config.runtime, last_update_time=ended)
 
 

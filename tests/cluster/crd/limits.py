@@ -269,7 +269,7 @@ LIMITS = (
         bad=["24:00-01:00"],
         message=_MATCH,
     ),
-    Limit(path="updatePolicy.windows", good=([],), bad=["saturday 01:00-02:00"], message=_MATCH),
+    Limit(path="updatePolicy.windows", good=([],), bad=["Sat,Son 01:00-02:00"], message=_MATCH),
     Limit(
         path="updatePolicy.windows",
         good=([f"01:00-02:00 {'a' * 84}"],),

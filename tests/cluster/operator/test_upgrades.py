@@ -13,7 +13,6 @@ import pytest
 from tests.cluster.access import Api, ApiError, Json, audited
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.operator.accounts import Account, account
-from tests.cluster.operator.conftest import Running
 from tests.cluster.operator.subject import Subject, running
 from tests.support.operator import OperatorProcess
 from tests.support.wait import wait_until
@@ -221,27 +220,27 @@ def test_a_change_of_the_spec_does_not_wait_and_a_policy_does(fleet: list[Subjec
         assert _image(second) == "inference:1"
 
 
-def test_the_drain_of_a_node_respects_the_budget(
-    operator: Running, subject: Subject, kubelet: Kubelet, kubernetes: ControlPlane
-) -> None:
+def test_the_drain_of_a_node_respects_the_budget(operators: Operators, subject: Subject, kubelet: Kubelet) -> None:
     """Each pod is evicted as `kubectl drain` does it. The budget is that of 20 pods: 10 %."""
-    subject.create(serving={"replicas": 20})
-    subject.wait_for("FullyScaled", "True", "PodsReady")
-    budget = f"{subject.name}-serving"
-    wait_until(
-        lambda: subject.get("PodDisruptionBudget", budget)["status"].get("disruptionsAllowed") == 2, what="the budget"
-    )
-    kubelet.stop()
-    codes = [_evict(subject, pod["metadata"]["name"]) for pod in subject.pods(names.SERVING)]
-    assert sorted(codes) == [201, 201, *[429] * 18]
-    ready = [pod for pod in subject.pods(names.SERVING) if pod.get("status", {}).get("phase") == "Running"]
-    assert len(ready) == 18
-    assert subject.condition("Available") == ("True", "PodsReady")
-    subject.run(names.SERVING, 20)
-    wait_until(
-        lambda: subject.get("PodDisruptionBudget", budget)["status"]["disruptionsAllowed"] == 2,
-        what="the budget once the evicted pods are back",
-    )
+    with operators.release("1"):
+        subject.create(serving={"replicas": 20})
+        subject.wait_for("FullyScaled", "True", "PodsReady")
+        budget = f"{subject.name}-serving"
+        wait_until(
+            lambda: subject.get("PodDisruptionBudget", budget)["status"].get("disruptionsAllowed") == 2,
+            what="the budget",
+        )
+        kubelet.stop()
+        codes = [_evict(subject, pod["metadata"]["name"]) for pod in subject.pods(names.SERVING)]
+        assert sorted(codes) == [201, 201, *[429] * 18]
+        ready = [pod for pod in subject.pods(names.SERVING) if pod.get("status", {}).get("phase") == "Running"]
+        assert len(ready) == 18
+        assert subject.condition("Available") == ("True", "PodsReady")
+        subject.run(names.SERVING, 20)
+        wait_until(
+            lambda: subject.get("PodDisruptionBudget", budget)["status"]["disruptionsAllowed"] == 2,
+            what="the budget once the evicted pods are back",
+        )
 
 
 def _evict(subject: Subject, pod: str) -> int:

@@ -64,6 +64,19 @@ def test_a_request_names_the_runtime_so_that_it_ends_with_it(api: ApiServer, ver
     assert "team/qwen" in result.stdout
 
 
+def test_a_request_to_start_says_what_the_resource_waits_for(api: ApiServer) -> None:
+    put(api, "qwen", "WaitingForTurn", message="waits, because other does not come back from its update")
+    assert "other does not come back" in run(api, "start", "qwen").stdout
+
+
+def test_one_that_is_not_being_updated_cannot_be_skipped(api: ApiServer) -> None:
+    put(api, "qwen", "WaitingForTurn")
+    result = run(api, "skip", "qwen")
+    assert result.exit_code == 1
+    assert "stops no other" in result.stderr
+    assert api.patches == []
+
+
 def test_what_is_up_to_date_needs_no_request(api: ApiServer) -> None:
     put(api, "qwen", "UpToDate", current="0.2.0-b")
     result = run(api, "start", "qwen")

@@ -13,7 +13,9 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.planning.assessment import unknown
 from updraft_operator.planning.observed import ConnectionState
+from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -426,6 +428,33 @@ def test_the_status_of_another_object_of_the_same_name_is_left_alone(world: Worl
 def _told(world: World, where: Where) -> dict[str, tuple[str, str]]:
     conditions = world.cluster.objects[where]["status"]["conditions"]
     return {each["type"]: (each["status"], each["reason"]) for each in conditions}
+
+
+def test_a_resource_that_cannot_be_observed_keeps_no_other_one_from_its_update(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(kind: str, _namespace: str, name: str) -> Manifest:
+        raise Unavailable(f"{kind} {name} is not answered")
+
+    world.restart()
+    monkeypatch.setattr(world.cluster, "get", fails)
+    with pytest.raises(Unavailable, match="is not answered"):
+        run_now(world.reconciler.reconcile(KEY))
+    assert _num_upgrades(world, "waiting") == 1
+
+
+def test_a_resource_that_is_being_deleted_stops_no_updates() -> None:
+    world = World()
+    world.spec(deletionPolicy="Delete")
+    world.settle()
+    world.cluster.edit(OWNER, lambda body: body["metadata"].update(deletionTimestamp="2026-11-25T12:00:00Z"))
+    world.turns.report(KEY, Upgrade(stage=Stage.FAILED, says=unknown("", ""), current=""))
+    run_now(world.reconciler.reconcile(KEY))
+    assert _num_upgrades(world, "failed") == 0
+
+
+def _num_upgrades(world: World, stage: str) -> float:
+    return float(world.metrics.upgrades.labels(stage)._value.get())
 
 
 def test_a_resource_of_a_newer_version_says_that_it_cannot_be_read_and_keeps_the_rest(world: World) -> None:

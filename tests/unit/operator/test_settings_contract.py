@@ -244,3 +244,11 @@ def test_an_address_of_redis_that_nobody_can_read_ends_the_operator_without_its_
     shown = capsys.readouterr().err
     assert "UPDRAFT_OPERATOR_REDIS_URL" in shown
     assert "secret@" not in shown
+
+
+def test_the_name_of_a_runtime_follows_every_setting_that_pods_depend_on_and_no_other() -> None:
+    own: dict[str, Any] = {"namespace": "updraft-system"}
+    runtime = OperatorSettings(**own).config.runtime
+    pods: list[dict[str, Any]] = [{"trainer_image": "x:1"}, {"fixed_user": False}, {"metrics_from": "[{}]"}]
+    assert len({runtime, *(OperatorSettings(**own, **more).config.runtime for more in pods)}) == 1 + len(pods)
+    assert OperatorSettings(**own, upgrades_max_concurrent=3, upgrades_deadline_seconds=60.0).config.runtime == runtime

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from updraft_operator.metrics import Metrics
@@ -56,10 +57,12 @@ def test_one_that_does_not_come_back_stops_the_others_until_it_does_or_is_skippe
     fleet.report(Stage.UPDATING, A)
     fleet.report(Stage.FAILED, A)
     fleet.report(Stage.CURRENT, B)
-    assert (fleet.begun, fleet.turns.stopped_by) == ([A, B], A)
+    assert fleet.turns.stops(C) == "a"
+    assert not fleet.turns.has_turn(C)
     assert fleet.collectors.get_sample_value("updraft_operator_upgrades", {"stage": "failed"}) == 1
     fleet.report(Stage.WAITING, A)
-    assert (fleet.begun, fleet.turns.stopped_by) == ([A, B, C], None)
+    assert fleet.turns.stops(C) == ""
+    assert fleet.turns.has_turn(C)
 
 
 def test_a_turn_that_cannot_be_used_goes_to_the_next_one() -> None:
@@ -100,3 +103,52 @@ def test_another_leader_asks_everybody_again() -> None:
     assert not fleet.turns.has_turn(A)
     fleet.report(Stage.READY, B)
     assert fleet.begun == [A]
+
+
+def test_a_turn_that_has_not_begun_ends_when_another_one_fails() -> None:
+    fleet = _Fleet(most=2)
+    fleet.report(Stage.READY)
+    fleet.report(Stage.FAILED, A)
+    assert not fleet.turns.has_turn(B)
+
+
+def test_an_error_gives_the_turn_to_the_next_one() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.turns.cannot_say(A)
+    assert fleet.begun == [A, B]
+    assert not fleet.turns.has_turn(A)
+
+
+def test_one_that_cannot_be_looked_at_lets_the_others_go_on() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY, A, B)
+    fleet.turns.cannot_say(C)
+    assert fleet.begun == [A]
+
+
+@pytest.mark.parametrize("stage", [Stage.UPDATING, Stage.FAILED])
+def test_one_that_cannot_be_looked_at_any_more_is_where_it_was(stage: Stage) -> None:
+    fleet = _Fleet()
+    fleet.report(stage, A)
+    fleet.report(Stage.READY, B, C)
+    fleet.turns.cannot_say(A)
+    assert fleet.turns.has_turn(A)
+    assert not fleet.turns.has_turn(B)
+    fleet.turns.leave(A)
+    assert fleet.turns.has_turn(B)
+
+
+def test_the_others_are_told_when_one_fails_and_when_it_is_back() -> None:
+    fleet = _Fleet(most=0)
+    fleet.report(Stage.READY)
+    for stage in (Stage.FAILED, Stage.FAILED, Stage.CURRENT):
+        fleet.report(stage, A)
+    assert fleet.begun == [B, C, B, C]
+
+
+def test_a_tenant_does_not_learn_the_names_of_others() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.FAILED, A)
+    assert fleet.turns.stops(Key("team", "x")) == "a"
+    assert fleet.turns.stops(Key("another", "x")) == "a resource of another namespace"

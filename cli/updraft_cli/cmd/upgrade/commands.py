@@ -14,7 +14,7 @@ from updraft_cli.cmd.upgrade.plan import ResourceUpgrade, plan_of, rendered
 from updraft_cli.output import Format
 
 START, SKIP = f"{GROUP}/upgrade", f"{GROUP}/skip-upgrade"
-"""Annotations with the runtime that is meant, so that a request ends with it."""
+"""Annotations with the runtime that is meant, so that a request is none for another one."""
 
 
 @click.group(cls=Group)
@@ -41,23 +41,26 @@ def plan(backend: ClusterBackend, form: Format) -> None:
 def start(backend: ClusterBackend) -> None:
     """Update the pods of a resource now, whatever its spec.updatePolicy says, when no other one is being updated."""
     one = _ask(backend, START)
-    click.echo(f"{_prefix(backend)}{one.namespace}/{one.speculator} gets runtime {one.available} in the next turn.")
+    name = f"{one.namespace}/{one.speculator}"
+    click.echo(f"{_prefix(backend)}{name} gets runtime {one.available} when it is its turn. Until now: {one.message}")
 
 
 @upgrade.command(needs=("decision", "connection"))
 @arguments.speculator
 def skip(backend: ClusterBackend) -> None:
     """Let the other resources go on although this one does not come back from its update."""
-    one = _ask(backend, SKIP)
+    one = _ask(backend, SKIP, only_for=("Updating", "UpdateFailed"))
     click.echo(f"{_prefix(backend)}{one.namespace}/{one.speculator} does not stop updates to {one.available} any more.")
 
 
-def _ask(backend: ClusterBackend, annotation: str) -> ResourceUpgrade:
+def _ask(backend: ClusterBackend, annotation: str, only_for: tuple[str, ...] = ()) -> ResourceUpgrade:
     (one,) = plan_of([backend.content()]).resources
     if one.is_current:
         raise Conflict(f"{one.namespace}/{one.speculator} is up to date with runtime {one.current}")
     if not one.available:
         raise Conflict(f"the operator has not said yet which runtime it has for {one.namespace}/{one.speculator}")
+    if only_for and one.reason not in only_for:
+        raise Conflict(f"{one.namespace}/{one.speculator} is not being updated, so it stops no other: {one.message}")
     backend.annotate({annotation: one.available})
     return one
 

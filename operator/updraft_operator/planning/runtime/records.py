@@ -8,15 +8,18 @@ remembered ones: then the remembered template stays, and is still defended again
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from updraft_chassis.errors import UpdraftError
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, digest
 from updraft_operator.planning.compare import difference
-from updraft_operator.planning.objects import Child, Ref, pack, unpack
+from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.runtime.rendering import Inputs, render
 from updraft_operator.planning.traces.places import Places
@@ -28,6 +31,23 @@ _IMMUTABLE = ("volumeClaimTemplates", "podManagementPolicy")
 """Fields of a StatefulSet that the API server never changes, and that releases may choose differently."""
 
 _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
+
+_MOST_BYTES = 1_000_000
+"""Limit for an unpacked record. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
+
+_NOT_OURS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    OSError,
+    UpdraftError,
+    zlib.error,
+)
+"""Errors from an annotation that somebody else wrote. They must not end a plan: all upgrades wait for each resource's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +69,9 @@ class Turn:
         """None for an annotation that somebody else wrote."""
         try:
             since_s, num_ready, trains = json.loads(text)
+            datetime.fromtimestamp(since_s, UTC)
             return cls(since_s=float(since_s), num_ready=int(num_ready), trains=bool(trains))
-        except (ValueError, TypeError):
+        except _NOT_OURS:
             return None
 
 
@@ -74,20 +95,20 @@ class Settled:
 
 
 def settle(observed: Observed, decided: Places, turn: Turn | None) -> Settled:
-    """The objects to apply. With a `turn`, no workload keeps a remembered template."""
-    inputs = Inputs.of(observed, decided)
+    """The objects to apply. With a `turn`, no workload keeps a remembered template. Each workload has the turn, also a new one,
+    so that it is known when one is deleted."""
+    inputs, last = Inputs.of(observed, decided), last_turn(observed)
     desired = render(observed, decided, inputs)
     held: list[Held] = []
     by_ref = {_ref(each): each for each in desired}
     for workload in [each for each in desired if each["kind"] in _TEMPLATES]:
         child, content = observed.children.get(_ref(workload)), _content(workload, desired)
-        former = "" if child is None else child.turn
-        if child is None or not child.rendered or _digest(child.rendered) == digest(content):
-            found = _remembering(workload, observed, inputs, content, former)
-        elif turn is not None or (kept := _kept(observed, decided, child, content, workload)) is None:
-            found = _remembering(workload, observed, inputs, content, turn.text() if turn is not None else former)
+        since = _since(child, turn, last)
+        kept = _kept(observed, decided, child, content, workload) if turn is None else None
+        if child is None or kept is None:
+            found = _remembering(workload, observed, inputs, content, since)
         else:
-            found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, child.turn)
+            found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, since)
             change = _difference(content, kept)
             held.append(Held(ref=child.ref, runtime=child.runtime, change=change))
             by_ref |= {_ref(each): each for each in _former_settings(workload, desired, kept[_SETTINGS])}
@@ -100,24 +121,57 @@ def workloads(observed: Observed) -> Iterator[Child]:
     yield from (child for child in observed.children.values() if child.ref.kind in _TEMPLATES and not child.is_ending)
 
 
-def last_turn(observed: Observed) -> Turn | None:
-    """The last one that any workload had."""
-    turns = (Turn.read(child.turn) for child in workloads(observed) if child.turn)
-    return max((turn for turn in turns if turn is not None), key=lambda turn: turn.since_s, default=None)
+def ending(observed: Observed) -> Iterator[Child]:
+    """Those of them that are being deleted."""
+    of_pods = (child for child in observed.children.values() if child.ref.kind in _TEMPLATES and child.is_ending)
+    yield from (child for child in of_pods if child.owner_uid in ("", observed.speculator.metadata.uid))
+
+
+def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
+    """The last one that any workload had, until a Unix time."""
+    turns = (Turn.read(child.turn) for child in (*workloads(observed), *ending(observed)) if child.turn)
+    known = (turn for turn in turns if turn is not None and turn.since_s <= until_s)
+    return max(known, key=lambda turn: turn.since_s, default=None)
+
+
+def _since(child: Child | None, turn: Turn | None, last: Turn | None) -> str:
+    """The turn that a workload is to have: a new one, its own, or that of the others."""
+    if turn is None and child is not None and child.turn:
+        return child.turn
+    known = turn or last
+    return "" if known is None else known.text()
 
 
 def _kept(
-    observed: Observed, decided: Places, child: Child, content: Mapping[str, Any], workload: Manifest
+    observed: Observed, decided: Places, child: Child | None, content: Mapping[str, Any], workload: Manifest
 ) -> dict[str, Any] | None:
-    """The remembered template and settings; None if they have to go, because their inputs changed."""
-    try:
-        record = unpack(base64.b64decode(child.rendered.rpartition(":")[2]))
-        before = render(observed, decided, Inputs.from_json(record[_INPUTS]))
-    except (ValueError, KeyError, TypeError, zlib.error):
+    """The remembered template and settings; None if they have to go, because their inputs changed, or are the same."""
+    if child is None or not child.rendered or _digest(child.rendered) == digest(content):
         return None
-    same = next((each for each in before if _ref(each) == _ref(workload)), None)
-    is_asked = same is None or digest(_content(same, before)) != digest(content)
+    try:
+        record = _record(child.rendered)
+        before = render(observed, decided, Inputs.from_json(record[_INPUTS]))
+        same = next((each for each in before if _ref(each) == _ref(workload)), None)
+        is_asked = same is None or digest(_content(same, before)) != digest(content)
+    except _NOT_OURS:
+        return None
     return None if is_asked else record
+
+
+def _record(rendered: str) -> dict[str, Any]:
+    """Raises one of `_NOT_OURS` for one that is not as an operator wrote it."""
+    _, mark, body = rendered.split(":")
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(base64.b64decode(body), _MOST_BYTES)
+    record: dict[str, Any] = json.loads(text)
+    settings = [value for data in record[_SETTINGS].values() for value in data.values()]
+    if (
+        digest(record) != mark
+        or not isinstance(record[_TEMPLATE], dict)
+        or not all(isinstance(x, str) for x in settings)
+    ):
+        raise ValueError("somebody else wrote it")
+    return record
 
 
 def _content(workload: Manifest, objects: Iterable[Manifest]) -> dict[str, Any]:
@@ -145,13 +199,10 @@ def _former_settings(
 def _remembering(
     workload: Manifest, observed: Observed, inputs: Inputs, content: Mapping[str, Any], turn: str
 ) -> Manifest:
-    """With the annotations of this operator, and the record that is there if it says the same."""
-    child, record = observed.children.get(_ref(workload)), {_INPUTS: inputs.to_json(), **content}
-    mark = f"{digest(content)}:{digest(record)}:"
-    if child is not None and child.rendered.startswith(mark):
-        rendered = child.rendered
-    else:
-        rendered = mark + base64.b64encode(pack(record)).decode()
+    """With the annotations of this operator."""
+    record = {_INPUTS: inputs.to_json(), **content}
+    packed = zlib.compress(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
+    rendered = f"{digest(content)}:{digest(record)}:{base64.b64encode(packed).decode()}"
     return _annotated(workload, observed.config.runtime, rendered, turn)
 
 

@@ -52,9 +52,9 @@ class Inputs:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """With the fields that differ from their defaults, because a newer operator may have more of them, and without those
-        of which no template depends, because autoscalers and people change them often."""
-        spec = self.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_NO_INPUTS)
+        """With the fields that the object has, so that a newer operator takes its own defaults for neither more nor less than
+        in the object itself, and without those of which no template depends, because autoscalers and people change them."""
+        spec = self.spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=_NO_INPUTS)
         return {
             "spec": {name: value for name, value in spec.items() if value != {}},
             "marks": dict(self.marks),
@@ -65,12 +65,12 @@ class Inputs:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Inputs":
-        """Raises ValueError or KeyError for inputs that this operator does not understand."""
+        """Raises ValueError, KeyError, TypeError or AttributeError for inputs that this operator does not understand."""
         return cls(
             spec=Spec.model_validate(content["spec"]),
-            marks={Role(role): mark for role, mark in content["marks"].items()},
-            places={Role(role): place for role, place in content["places"].items()},
-            draft_config=content["draft"],
+            marks={Role(role): str(mark) for role, mark in content["marks"].items()},
+            places={Role(role): str(place) for role, place in content["places"].items()},
+            draft_config=str(content["draft"]),
             tls_mode=TlsMode(content["tls"]),
         )
 

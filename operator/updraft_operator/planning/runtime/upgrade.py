@@ -4,6 +4,7 @@ A resource whose turn began is updating until all its pods are replaced and as m
 workloads and their annotations, so another operator goes on where one was killed.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,19 +12,21 @@ from enum import StrEnum
 
 from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
+from updraft_operator.api.status import Condition
 from updraft_operator.api.upgrades import UpdateMode
 from updraft_operator.manifests.tls import objects as tls
+from updraft_operator.planning import trainers
 from updraft_operator.planning.assessment import Assessment, false, true
 from updraft_operator.planning.objects import Child
-from updraft_operator.planning.observed import Observed
-from updraft_operator.planning.pods import PodProblem, worst
-from updraft_operator.planning.runtime.records import Held, Turn, last_turn, workloads
+from updraft_operator.planning.observed import Observed, moment
+from updraft_operator.planning.pods import WAITS_FOR_A_PLACE, PodProblem, worst
+from updraft_operator.planning.runtime.records import Held, Turn, ending, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
 from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
 from updraft_operator.planning.traces.places import tls_servers
 
-_UNSCHEDULED = ("Unschedulable", "InsufficientGPU")
-"""Problems that end when the pod before has gone."""
+_AHEAD_S = 3600.0
+"""How far the clock of an operator before may have been ahead."""
 
 
 class Stage(StrEnum):
@@ -36,6 +39,12 @@ class Stage(StrEnum):
     """For its turn."""
     UPDATING = "updating"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    """Failed, and somebody said that the others go on."""
+
+
+APPLYING = (Stage.UPDATING, Stage.FAILED, Stage.SKIPPED)
+"""Stages of a resource that has the turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +55,8 @@ class Upgrade:
     current: str
     """The runtime of the pods, the oldest if they have several."""
     held: tuple[Held, ...] = ()
-    is_back: bool = False
-    """Whether an update has just ended well."""
+    ended: datetime | None = None
+    """When an update ended well, if it just did."""
     due_s: float | None = None
     """Unix time at which this changes without an event."""
 
@@ -55,37 +64,33 @@ class Upgrade:
     def may_apply(self) -> bool:
         """Whether templates that wait may be applied, given the turn. A resource that does not come back gets them too: it has
         the turn, and perhaps they help."""
-        return bool(self.held) and self.stage in (Stage.READY, Stage.UPDATING, Stage.FAILED)
+        return bool(self.held) and self.stage in (Stage.READY, *APPLYING)
 
 
 def assess(observed: Observed, held: tuple[Held, ...], now: datetime) -> Upgrade:
     """The state, if the workloads in `held` wait."""
     available_now = observed.config.runtime
     current = held[0].runtime if held else available_now
-    turn = _turn(observed)
+    turn = _turn(observed, now)
     if turn is not None and (why := why_not_serving(observed, turn)):
         return _under_way(observed, turn, why, held, current, now)
-    is_back = turn is not None
+    ended = None if turn is None else moment(max(now.timestamp(), math.ceil(turn.since_s)))
     if not held:
-        says = true("UpToDate", f"all pods have runtime {available_now}")
-        return Upgrade(stage=Stage.CURRENT, says=says, current=current, is_back=is_back)
+        says = next(_wrong_windows(observed), true("UpToDate", f"all pods have runtime {available_now}"))
+        return Upgrade(stage=Stage.CURRENT, says=says, current=current, ended=ended)
     is_asked = observed.speculator.metadata.upgrade == available_now
     says = next(_waits(observed, held, now, is_asked=is_asked))
     text = f"{says.message}; then {_changes(held)} for runtime {available_now}"
     stage = Stage.READY if says.reason == "WaitingForTurn" else Stage.WAITING
-    return Upgrade(
-        stage=stage,
-        says=says._replace(message=text),
-        current=current,
-        held=held,
-        is_back=is_back,
-        due_s=_due_s(observed, now),
-    )
+    says, refused = says._replace(message=text), _before(observed, "UpdateRefused")
+    if stage is Stage.READY and refused is not None:  # it is tried again, in its turn
+        says = says._replace(reason=refused.reason, message=refused.message)
+    return Upgrade(stage=stage, says=says, current=current, held=held, ended=ended, due_s=_due_s(observed, now))
 
 
 def new_turn(observed: Observed, now: datetime) -> Turn:
     """It is later than the end of the last one. One that continues another is over when the pods are as before the first."""
-    ended, former = _ended(observed), _turn(observed)
+    ended, former = _ended(observed), _turn(observed, now)
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:
         return replace(former, since_s=since_s)
@@ -94,26 +99,54 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
 
 def why_not_serving(observed: Observed, turn: Turn | None) -> str:
     """Why the pods are not as they should be, or not as they were when the turn began; empty if they are."""
+    return next(_whys(observed, turn), "")
+
+
+def _whys(observed: Observed, turn: Turn | None) -> Iterator[str]:
     for child in sorted(workloads(observed), key=lambda child: child.ref):
         if is_rolling(child):
             count = f"{child.status.get('updatedReplicas', 0)} of {child.status.get('replicas', 0)}"
-            return f"{count} pods of {'/'.join(child.ref)} are replaced"
+            yield f"{count} pods of {'/'.join(child.ref)} are replaced"
         if _is_down(observed, child):
-            return f"no pod of {'/'.join(child.ref)} is ready"
-    serves, num_ready = next(available(observed)), _num_ready(observed)
+            yield f"no pod of {'/'.join(child.ref)} is ready"
+    serves = next(available(observed))
     if serves.status == "False":
-        return serves.message
-    if turn is None:
-        return ""
-    if num_ready < (needed := min(desired_pods(observed), turn.num_ready)):
-        return f"{num_ready} inference pods are ready, and {needed} were before"
-    problem = _trainer_problem(observed)
-    return problem.message if problem is not None and turn.trains else ""
+        yield serves.message
+    if turn is not None:
+        yield from _less_than_before(observed, turn)
 
 
-def _turn(observed: Observed) -> Turn | None:
-    """The turn that is not over."""
-    turn, ended = last_turn(observed), _ended(observed)
+def _less_than_before(observed: Observed, turn: Turn) -> Iterator[str]:
+    for child in ending(observed):
+        yield f"{'/'.join(child.ref)} is being deleted"
+    if observed.child("StatefulSet", names.REGISTRY) is None:
+        yield f"there is no StatefulSet/{names.child(observed.name, names.REGISTRY)}"
+    num_ready, num_desired = _num_ready(observed), desired_pods(observed)
+    if num_ready < (needed := min(num_desired, turn.num_ready)):
+        yield f"{num_ready} inference pods are ready, and {needed} were before"
+    if turn.num_ready and not num_desired and _has_failed(observed):
+        yield "no inference pod is wanted now, so nothing shows that they can start"
+    if turn.trains:
+        yield from (f"{'/'.join(child.ref)} has no pod" for child in trainers.workloads(observed) if _has_no_pod(child))
+        if (problem := _trainer_problem(observed)) is not None:
+            yield problem.message
+
+
+def _has_failed(observed: Observed) -> bool:
+    """Whether the last plan said so, of this runtime."""
+    runtime, before = observed.speculator.status.runtime, _before(observed, "UpdateFailed")
+    return before is not None and runtime is not None and runtime.available == observed.config.runtime
+
+
+def _before(observed: Observed, reason: str) -> Condition | None:
+    """The last condition, if it had this reason."""
+    found = (each for each in observed.speculator.status.conditions if each.type == "RuntimeUpToDate")
+    return next((each for each in found if each.reason == reason), None)
+
+
+def _turn(observed: Observed, now: datetime) -> Turn | None:
+    """The turn that is not over. A clock may be ahead a little; what is far ahead, somebody else wrote."""
+    turn, ended = last_turn(observed, now.timestamp() + _AHEAD_S), _ended(observed)
     return turn if turn is not None and (ended is None or turn.since_s > ended.timestamp()) else None
 
 
@@ -129,7 +162,7 @@ def _under_way(
     deadline_s = turn.since_s + observed.config.upgrade_deadline_s
     is_late = now.timestamp() >= deadline_s
     problem = next(_problems(observed, turn), "")
-    if not (is_late or problem):
+    if not (is_late or problem or (_has_failed(observed) and not desired_pods(observed))):
         says = false("Updating", f"pods get runtime {observed.config.runtime}: {why}")
         return Upgrade(stage=Stage.UPDATING, says=says, current=current, held=held, due_s=deadline_s)
     is_skipped = observed.speculator.metadata.skipped_upgrade == observed.config.runtime
@@ -137,7 +170,7 @@ def _under_way(
     says = false(
         "UpdateFailed", f"the pods do not come back with runtime {observed.config.runtime}: {problem or why}; {rest}"
     )
-    stage = Stage.WAITING if is_skipped else Stage.FAILED
+    stage = Stage.SKIPPED if is_skipped else Stage.FAILED
     return Upgrade(stage=stage, says=says, current=current, held=held, due_s=None if is_late else deadline_s)
 
 
@@ -153,9 +186,8 @@ def _troubles(observed: Observed, part: str) -> list[str]:
     """By name. A pod that finds no place waits perhaps for one that ends."""
     pods = sorted((pod for pod in observed.pods_of(part) if not pod.is_ending), key=lambda pod: pod.name)
     found = [(pod.name, pod.problem) for pod in pods if pod.problem is not None]
-    return [
-        f"{name}: {problem.reason}: {problem.message}" for name, problem in found if problem.reason not in _UNSCHEDULED
-    ]
+    real = [(name, problem) for name, problem in found if problem.reason not in WAITS_FOR_A_PLACE]
+    return [f"{name}: {problem.reason}: {problem.message}" for name, problem in real]
 
 
 def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_asked: bool) -> Iterator[Assessment]:
@@ -179,20 +211,30 @@ def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_aske
 def _policy_waits(observed: Observed, now: datetime) -> Iterator[Assessment]:
     if observed.speculator.spec.update_policy.mode is UpdateMode.ON_SPEC_CHANGE:
         yield false("WaitingForSpecChange", "waits for a change of the spec, or for `kubectl updraft upgrade start`")
-    try:
-        opening = _opening(observed, now)
-    except InvalidInput as error:
-        yield false("InvalidWindow", str(error))
-        return
+    yield from _wrong_windows(observed)
+    opening = _opening(observed, now)
     if opening is not None:
         yield false("WaitingForWindow", f"waits for the window that opens at {opening:%Y-%m-%dT%H:%M:%SZ}")
     if why := why_not_serving(observed, None):
         yield false("WaitingForServing", f"waits until its pods serve: {why}")
 
 
+def _wrong_windows(observed: Observed) -> Iterator[Assessment]:
+    """Told before anything waits for them."""
+    try:
+        _windows(observed)
+    except InvalidInput as error:
+        yield false("InvalidWindow", str(error))
+
+
+def _windows(observed: Observed) -> list[Window]:
+    """Raises InvalidInput."""
+    return [Window.read(text) for text in observed.speculator.spec.update_policy.windows]
+
+
 def _opening(observed: Observed, now: datetime) -> datetime | None:
     """When the next window opens; None while one is open. Raises InvalidInput."""
-    windows = [Window.read(text) for text in observed.speculator.spec.update_policy.windows]
+    windows = _windows(observed)
     return None if is_open(windows, now) else next_opening(windows, now)
 
 
@@ -219,6 +261,14 @@ def _trainer_problem(observed: Observed) -> PodProblem | None:
 
 
 def _is_down(observed: Observed, child: Child) -> bool:
-    """Whether the registry or a Redis of its own has no pod that is ready."""
+    """Whether the registry or a Redis of its own lacks a pod that is ready, perhaps because none can be created."""
     is_single = child.ref.name in (names.child(observed.name, part) for part in (names.REGISTRY, names.REDIS))
-    return is_single and child.status.get("replicas", 0) > 0 and child.status.get("readyReplicas", 0) == 0
+    return is_single and "replicas" in child.status and child.status.get("readyReplicas", 0) < _num_wanted(child)
+
+
+def _has_no_pod(child: Child) -> bool:
+    return child.status.get("replicas") == 0 and _num_wanted(child) > 0
+
+
+def _num_wanted(child: Child) -> int:
+    return int(child.live()["spec"].get("replicas", 1))

@@ -43,7 +43,8 @@ class Window:
                 last = day if self.end > self.start else day + timedelta(days=1)
                 length = datetime.combine(last, self.end) - datetime.combine(day, self.start)
                 start = datetime.combine(day, self.start, self.zone).astimezone(UTC)
-                yield start, start + length
+                end = datetime.combine(last, self.end, self.zone).astimezone(UTC)
+                yield start, end if end > start else start + length  # the clock skips it or goes back over it
 
 
 def is_open(windows: Sequence[Window], now: datetime) -> bool:

@@ -20,8 +20,13 @@ def accelerators(observed: Observed) -> Iterator[Assessment]:
     serves = not spec.serving.is_attached and num_devices(spec) > 0
     if not serves and spec.trainer.accelerator is None:
         return
-    if spec.suspend:
-        yield unknown("Suspended", "spec.suspend is true")
+    if spec.suspend or not (serves or _trains(observed)):
+        where = (
+            "spec.suspend is true"
+            if spec.suspend
+            else "no trainer runs, by spec.trainer.suspend or spec.traces.enabled"
+        )
+        yield unknown("Suspended", where)
     if observed.registry.connection is not ConnectionState.CONNECTED:
         yield from _before(observed)
         yield unknown("RegistryNotReady", "the devices in use are not known without the registry")
@@ -29,7 +34,7 @@ def accelerators(observed: Observed) -> Iterator[Assessment]:
     fallen = sorted(name for name, device in devices.items() if _is_cpu(device))
     if fallen:
         yield false("CPUFallback", f"{_listed(fallen)}: the engine runs on CPUs, although the pod has accelerators")
-    if trainers.is_on_cpu(observed):
+    if _trains(observed) and trainers.is_on_cpu(observed):
         yield false("CPUFallback", f"{trainers.devices(observed)}, although spec.trainer.accelerator gives it more")
     if serves and not devices:
         yield unknown("NotReported", "no inference pod has reported its device yet")
@@ -48,14 +53,19 @@ def _listed(pods: list[str]) -> str:
 
 
 def _trainer_is_silent(observed: Observed) -> bool:
-    spec, learning = observed.speculator.spec, learning_of(observed.registry.state)
-    wanted = spec.trainer.accelerator is not None and spec.traces.enabled and not spec.trainer.suspend
-    return wanted and (learning is None or not learning.device)
+    learning = learning_of(observed.registry.state)
+    return _trains(observed) and (learning is None or not learning.device)
+
+
+def _trains(observed: Observed) -> bool:
+    """Whether a trainer is wanted, with accelerators."""
+    spec = observed.speculator.spec
+    return spec.trainer.accelerator is not None and spec.traces.enabled and not spec.trainer.suspend
 
 
 def _summary(observed: Observed, devices: list[str]) -> str:
     engines = [f"inference pods run on {', '.join(devices)}"] if devices else []
-    trainer = [trainers.devices(observed)] if observed.speculator.spec.trainer.accelerator is not None else []
+    trainer = [trainers.devices(observed)] if _trains(observed) else []
     return "; ".join((*engines, *trainer))
 
 

@@ -1,15 +1,22 @@
 """Pods of a former operator keep their templates until it is their turn, or until somebody asks for something else."""
 
+import base64
+import json
+import zlib
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.manifests import CONFIG, IMAGES, one, speculator
 from tests.support.observed import NOW_S, as_child, observed, ready_pods, settled
 
 from updraft_operator.api import names
-from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.api.speculator import AdaptiveSpeculator, Draft, Spec
+from updraft_operator.manifests.manifest import OperatorConfig, digest
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed
@@ -180,11 +187,111 @@ def test_a_workload_whose_past_is_unknown_gets_the_template_at_once(rendered: st
     assert _image(newer) == "inference:2"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '["a", 1, true]', "no"])
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def _record(rendered: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(rendered.rpartition(":")[2])))
+    return record
+
+
+def _rendered(record: Any, *, mark: str = "") -> str:
+    """As an operator writes it, of whatever template it is."""
+    body = base64.b64encode(zlib.compress(json.dumps(record).encode())).decode()
+    return f"0123:{mark or digest(record)}:{body}"
+
+
+def _with_rendered(observation: Observed, rendered: str) -> Observed:
+    child = replace(observation.children[SERVING], rendered=rendered)
+    return replace(observation, children={**observation.children, SERVING: child})
+
+
+@given(
+    part=st.sampled_from(["template", "settings", "inputs", "spec", "marks", "places", "draft", "tls", ""]), value=JSON
+)
+def test_no_annotation_ends_a_plan(part: str, value: Any) -> None:
+    before = settled(pods=ready_pods())
+    record = _record(before.children[SERVING].rendered)
+    changed = value if not part else {**record, part: value}
+    if part in record["inputs"]:
+        changed = {**record, "inputs": {**record["inputs"], part: value}}
+    for config in (CONFIG, NEWER):
+        assert _plan(_with_rendered(_seen_by(config, before), _rendered(changed))).upgrade is not None
+
+
+@pytest.mark.parametrize("part", ["template", "settings", "inputs"])
+def test_a_record_without_a_part_is_none(part: str) -> None:
+    before = settled(pods=ready_pods())
+    record = _record(before.children[SERVING].rendered)
+    del record[part]
+    assert _image(_with_rendered(_seen_by(NEWER, before), _rendered(record))) == "inference:2"
+
+
+def test_a_record_that_somebody_edited_is_not_taken_for_the_operators() -> None:
+    before = settled(pods=ready_pods())
+    rendered = before.children[SERVING].rendered
+    first, mark, _ = rendered.split(":")
+    edited = {**_record(rendered), "template": {"spec": {"containers": []}}}
+    body = _rendered(edited, mark=mark).rpartition(":")[2]
+    tampered = _with_rendered(before, f"{first}:{mark}:{body}")
+    written = one(objects(tampered), "Deployment", "qwen-serving")
+    assert written["metadata"]["annotations"][names.RENDERED] == rendered
+    assert _image(_seen_by(NEWER, tampered)) == "inference:2"
+
+
+def test_a_record_is_not_inflated_beyond_what_one_has() -> None:
+    before = settled(pods=ready_pods())
+    record = _record(before.children[SERVING].rendered)
+    record["settings"] = {"of": {"another": 2_000_000 * "x"}}
+    assert len(_rendered(record)) < 100_000
+    assert _image(_with_rendered(_seen_by(NEWER, before), _rendered(record))) == "inference:2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "[1]", '["a", 1, true]', "no", "[1, 1e999, true]", "[1e999, 1, true]", "[NaN, 1, true]", "null"],
+)
 def test_a_turn_that_somebody_else_wrote_is_none(text: str) -> None:
     assert Turn.read(text) is None
 
 
-def test_a_record_has_only_what_differs_from_defaults() -> None:
+@pytest.fixture
+def another_default() -> Iterator[None]:
+    """As in a release that chooses another number of draft tokens."""
+    field = Draft.model_fields["lookahead"]
+    former = field.default
+
+    def choose(lookahead: int) -> None:
+        field.default = lookahead
+        for model in (Draft, Spec, AdaptiveSpeculator):
+            model.model_rebuild(force=True)
+
+    choose(former + 1)
+    yield
+    choose(former)
+
+
+@pytest.fixture(params=[{}, {"lookahead": 3}], ids=["left out", "spelled out"])
+def with_former_default(request: pytest.FixtureRequest) -> Observed:
+    """The API server writes a default into an object when it is made."""
+    return settled({"draft": {"intermediateSize": 1024, **request.param}}, pods=ready_pods())
+
+
+def test_a_release_with_another_default_restarts_nothing_at_once(
+    with_former_default: Observed, another_default: None
+) -> None:
+    spec = with_former_default.speculator.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    newer = _asked(_seen_by(NEWER, with_former_default), spec)
+    plan = _plan(newer)
+    assert {ref(content) for content in plan.apply} == set()
+    assert plan.upgrade is not None
+    assert len(plan.upgrade.held) == 3
+
+
+def test_a_record_is_small() -> None:
     small = one(objects(observed()), "Deployment", "qwen-serving")["metadata"]["annotations"][names.RENDERED]
     assert len(small) < 6_000

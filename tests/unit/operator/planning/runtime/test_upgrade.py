@@ -12,6 +12,7 @@ from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.plan import Plan, make_plan, objects, ref
+from updraft_operator.planning.pods import PodState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
 STALE = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0}
@@ -126,7 +127,7 @@ def test_it_is_updating_until_all_pods_are_replaced_and_as_many_serve_as_before(
     without_pods = replace(_replaced(begun), pods=())
     assert _upgrade(without_pods).stage is Stage.UPDATING
     back = _replaced(begun)
-    assert (_upgrade(back).stage, _upgrade(back).is_back) == (Stage.CURRENT, True)
+    assert (_upgrade(back).stage, _upgrade(back).ended) == (Stage.CURRENT, NOW)
 
 
 def test_an_update_that_ended_is_no_update_when_pods_fail_later() -> None:
@@ -151,6 +152,27 @@ def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> Non
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
 
 
+@pytest.mark.parametrize(
+    ("gates", "says"),
+    [
+        pytest.param(["kueue.x-k8s.io/admission"], "", id="Kueue"),
+        pytest.param(["example.com/gate"], "", id="another gate"),
+        pytest.param([], "0/3 nodes are available: 3 cannot allocate all claims", id="DRA"),
+        pytest.param([], "0/3 nodes are available: 3 Insufficient nvidia.com/gpu", id="GPU"),
+        pytest.param([], "0/3 nodes are available: 3 Insufficient cpu", id="node"),
+    ],
+)
+def test_a_new_pod_that_waits_for_a_place_has_not_failed_yet(gates: list[str], says: str) -> None:
+    body = {
+        "metadata": {"name": "qwen-serving-2", "labels": {"app.kubernetes.io/component": "serving"}},
+        "spec": {"schedulingGates": [{"name": gate} for gate in gates]},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": says}]},
+    }
+    waiting = PodState.of(body)
+    assert (waiting.part, waiting.problem is None) == ("serving", False)
+    assert _upgrade(_begun(pods=(waiting,))).stage is Stage.UPDATING
+
+
 def test_pods_that_failed_before_do_not_fail_an_update() -> None:
     pods = tuple(pod(f"qwen-serving-{number}", is_ready=number > 1) for number in range(20))
     broken = (*(replace(each, problem=pod(problem=("OOMKilled", "x")).problem) for each in pods[:2]), *pods[2:])
@@ -166,7 +188,84 @@ def test_a_failure_is_told_as_a_warning_and_may_be_skipped() -> None:
     plan = _plan(replace(failing, speculator=told.speculator))
     assert [event.is_warning for event in plan.events if event.reason == "UpdateFailed"] == [True]
     skipped = speculator(annotations={"updraft.dev/skip-upgrade": "2"})
-    assert _upgrade(replace(failing, speculator=skipped)).stage is Stage.WAITING
+    assert _upgrade(replace(failing, speculator=skipped)).stage is Stage.SKIPPED
+
+
+def test_a_skipped_resource_still_gets_a_template_that_is_mended_in_the_operator() -> None:
+    failing = _begun(pods=(pod(problem=("ImagePullBackOff", "no such image")),))
+    mended = replace(
+        failing,
+        config=replace(NEWER, images=replace(NEWER.images, inference="inference:3")),
+        speculator=speculator(annotations={"updraft.dev/skip-upgrade": "2"}),
+        has_turn=True,
+    )
+    assert _upgrade(mended).stage is Stage.SKIPPED
+    assert SERVING in {ref(content) for content in _plan(mended).apply}
+
+
+def test_a_workload_of_a_failed_update_that_is_deleted_ends_no_failure() -> None:
+    failing, late_s = _replaced(_begun(pods=())), NEWER.upgrade_deadline_s
+    ending = {**failing.children, SERVING: replace(failing.children[SERVING], is_ending=True)}
+    without = {at: child for at, child in failing.children.items() if at != SERVING}
+    made = {ref(content): as_child(content) for content in _plan(replace(failing, children=without)).apply}
+    assert set(made) == {SERVING}
+    for children in (ending, without, {**without, **made}):
+        assert _upgrade(replace(failing, children=children), after_s=late_s).stage is Stage.FAILED
+    only_new = {**{at: replace(child, turn="") for at, child in without.items()}, **made}
+    assert _upgrade(replace(failing, children=only_new), after_s=late_s).stage is Stage.FAILED
+
+
+def test_a_workload_that_is_being_deleted_is_not_back() -> None:
+    back = _replaced(_begun())
+    ending = {**back.children, SERVING: replace(back.children[SERVING], is_ending=True)}
+    assert _upgrade(replace(back, children=ending)).stage is Stage.UPDATING
+
+
+@pytest.mark.parametrize("at", [Ref("StatefulSet", "qwen-registry"), Ref("Deployment", "qwen-trainer")])
+def test_a_part_without_a_pod_is_not_back(at: Ref) -> None:
+    back = _replaced(_begun())
+    status = {"observedGeneration": 1, "replicas": 0, "updatedReplicas": 0}
+    refused = {**back.children, at: replace(back.children[at], status=status)}
+    assert _upgrade(replace(back, children=refused)).stage is Stage.UPDATING
+    assert _upgrade(replace(back, children=refused), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+def test_a_failed_update_is_none_that_ended_well_when_nothing_is_to_run() -> None:
+    failing = _begun(pods=(pod(problem=("ImagePullBackOff", "no such image")),))
+    status = _plan(failing).status
+    suspended = replace(_replaced(failing), pods=(), speculator=speculator({"suspend": True}, status=status))
+    assert (_upgrade(suspended).stage, _upgrade(suspended).ended) == (Stage.FAILED, None)
+    assert _upgrade(replace(suspended, config=replace(NEWER, runtime="3"))).stage is Stage.CURRENT
+
+
+def test_an_update_that_a_clock_ahead_began_ends_once() -> None:
+    ahead = f"[{NOW_S + 600}, 1, true]"
+    begun = _begun()
+    back = _replaced(replace(begun, children={at: replace(one, turn=ahead) for at, one in begun.children.items()}))
+    assert _plan(_written(back), after_s=1.0).status is None
+    failing = replace(_written(back), pods=(pod(problem=("OOMKilled", "too much")),))
+    assert _upgrade(failing, after_s=3600.0).stage is Stage.CURRENT
+
+
+def test_a_turn_far_ahead_is_none() -> None:
+    settled_now = _replaced(_begun())
+    forged = replace(settled_now.children[SERVING], turn="[9999999999, 1, true]")
+    upgrade = _upgrade(_written(replace(settled_now, children={**settled_now.children, SERVING: forged})))
+    assert (upgrade.stage, upgrade.ended) == (Stage.CURRENT, None)
+
+
+def test_a_wrong_window_is_told_before_anything_waits_for_it() -> None:
+    upgrade = _upgrade(settled({"updatePolicy": {"windows": ["22:00-23:00 Europe/Berln"]}}, pods=ready_pods()))
+    assert (upgrade.stage, upgrade.says.reason) == (Stage.CURRENT, "InvalidWindow")
+
+
+def test_a_refused_update_that_is_tried_again_does_not_tell_it_again() -> None:
+    refused = replace(_waiting(), refusals=(Refusal(ref=SERVING, digest="x", reason="QuotaExceeded", message="full"),))
+    status = _plan(refused).status
+    again = replace(refused, refusals=(), speculator=speculator(status=status))
+    assert _upgrade(again).stage is Stage.READY
+    assert _plan(again).events == ()
+    assert "full" in _upgrade(again).says.message
 
 
 def test_a_rollback_of_the_operator_brings_a_failed_resource_back_at_once() -> None:

@@ -54,6 +54,19 @@ def test_a_start_that_the_clock_skips_is_an_hour_later_by_the_clock() -> None:
 
 
 @pytest.mark.parametrize(
+    ("now", "opens"),
+    [
+        pytest.param("2026-03-29T01:59", True, id="3:59 in spring, after a short night"),
+        pytest.param("2026-03-29T02:00", False, id="4:00 in spring"),
+        pytest.param("2026-10-25T02:59", True, id="3:59 in autumn, after a long night"),
+        pytest.param("2026-10-25T03:00", False, id="4:00 in autumn"),
+    ],
+)
+def test_a_window_ends_by_the_clock_also_when_that_changes(now: str, opens: bool) -> None:  # noqa: FBT001 - a case
+    assert is_open([Window.read("22:30-04:00 Europe/Berlin")], _at(now)) is opens
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [("Son 22:00-23:00", "Son"), ("22:00-23:00 Europe/Atlantis", "Europe/Atlantis"), ("22:00-23:00 ../etc", "../etc")],
 )

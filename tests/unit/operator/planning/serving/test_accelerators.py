@@ -76,9 +76,15 @@ def _verdict(spec: dict[str, Any], registry: RegistryView, **more: Any) -> Asses
         ),
         pytest.param(
             {"trainer": {"accelerator": {}, "suspend": True}, **GPU},
-            _seen("cuda:0"),
-            ("True", "InUse", "inference pods run on cuda:0; the trainer is running"),
-            id="a suspended trainer needs no report",
+            _seen("cuda:0", trainer="cpu (1 thread)"),
+            ("True", "InUse", "inference pods run on cuda:0"),
+            id="the last report of a suspended trainer does not count",
+        ),
+        pytest.param(
+            {"trainer": {"accelerator": {}, "suspend": True}},
+            _seen("cpu", trainer="NVIDIA H100"),
+            ("Unknown", "Suspended", "no trainer runs, by spec.trainer.suspend or spec.traces.enabled"),
+            id="nothing but a suspended trainer",
         ),
         pytest.param(
             {**GPU, "suspend": True}, _seen(), ("Unknown", "Suspended", "spec.suspend is true"), id="suspended"
