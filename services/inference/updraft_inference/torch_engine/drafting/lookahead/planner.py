@@ -167,7 +167,7 @@ class LookaheadPlanner:
 
 
 def _probe_schedules() -> dict[bool, ProbeSchedule]:
-    """Of greedy and of sampled requests: the acceptance of one kind says nothing of the other."""
+    """One for greedy and one for sampled requests: the acceptance of one kind says nothing of the other."""
     return {is_sampled: ProbeSchedule(PROBE_STEPS) for is_sampled in (False, True)}
 
 
