@@ -157,9 +157,10 @@ def test_beside_requests_that_draft_those_of_the_other_kind_are_tried_again(*, i
     policy, drafting = planner(), SequenceStats(is_sampled=not is_sampled)
 
     def drafted(right: int, steps: int) -> list[bool]:
-        tries = []
+        tries, other = [], SequenceStats(is_sampled=is_sampled)
         for step in range(steps):
-            other = SequenceStats(is_sampled=is_sampled) if step % 100 == 0 else other
+            if step % 100 == 0:
+                other = SequenceStats(is_sampled=is_sampled)
             choices = policy.plan([DraftRequest(stats=stats, chain=3) for stats in (drafting, other)])
             for stats, choice, able in zip((drafting, other), choices, (3, right), strict=True):
                 if choice.length:
