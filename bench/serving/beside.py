@@ -52,13 +52,16 @@ class Trainer:
         self._steps = _optimizer_steps(self._url)
 
     def learnt(self) -> Learnt:
-        """Until now. psutil.NoSuchProcess if it has ended."""
+        """Until now. If it has ended, no step counts."""
         steps = _optimizer_steps(self._url)
-        return Learnt(
-            optimizer_steps=None if steps is None else steps - (self._steps or 0),
-            peak_bytes=_peak_bytes(self._process.pid),
-            core_share=(self._processor() - self._processor_s) / (time.monotonic() - self._started_s),
-        )
+        try:
+            return Learnt(
+                optimizer_steps=None if steps is None else steps - (self._steps or 0),
+                peak_bytes=_peak_bytes(self._process.pid),
+                core_share=(self._processor() - self._processor_s) / (time.monotonic() - self._started_s),
+            )
+        except (psutil.NoSuchProcess, FileNotFoundError, StopIteration):  # a zombie has no size
+            return Learnt(optimizer_steps=None, peak_bytes=0, core_share=0.0)
 
     def _processor(self) -> float:
         times = self._process.cpu_times()

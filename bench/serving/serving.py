@@ -128,9 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--with-vllm", action="store_true", help="fail if vLLM is not built; with --quick: use it")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="run only these parts")
-    parser.add_argument(
-        "--threads", type=int, help="threads of each engine (default 2; 1 with --trainer, as updraft up on two cores)"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each engine (default 2)")
     parser.add_argument("--minutes", type=float, default=12, help="minutes of the rounds of `auto` (default 12)")
     parser.add_argument("--trainer", action="store_true", help="`auto` with a trainer beside, as `updraft up` runs it")
     parser.add_argument(
@@ -140,8 +138,7 @@ def main() -> None:
     if arguments.with_vllm and not build.is_built():
         parser.error("vLLM is not built: run `make vllm-build` first")
     has_vllm = build.is_built() and (arguments.with_vllm or not arguments.quick)
-    threads = arguments.threads or (1 if arguments.trainer else 2)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(arguments.threads)
     started, console = datetime.now(UTC), output.console()
     chosen = [part for part in PARTS if not arguments.only or part.name in arguments.only]
     model, plan, measured = harness.model(), QUICK if arguments.quick else FULL, figures.Measured()
@@ -160,7 +157,7 @@ def main() -> None:
                 model=model,
                 words=Words.open(model),
                 plan=plan,
-                threads=threads,
+                threads=arguments.threads,
                 tell=show.tell,
                 measured=measured,
                 has_vllm=has_vllm,

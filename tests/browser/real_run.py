@@ -84,8 +84,10 @@ def _canary(data: Path) -> Iterator[None]:
     """Try new versions in a canary instead of serving them at once."""
     command = [sys.executable, "-m", "updraft_cli", "rollout", "policy", "set", f"--data={data}"]
     subprocess.run([*command, *_CANARY], check=True, stdout=subprocess.DEVNULL)
-    yield
-    subprocess.run([*command, "--strategy=immediate"], check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "--strategy=immediate"], check=True, stdout=subprocess.DEVNULL)
 
 
 def _pages(browser: Browser, address: str) -> Pages:

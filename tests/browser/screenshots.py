@@ -137,11 +137,14 @@ def main() -> None:
     parser.add_argument(
         "--run", type=float, metavar="MINUTES", help="of a real run of so many minutes, with its report"
     )
-    parser.add_argument("--report", type=Path, metavar="HTML", help="only README's picture, of the report of a demo")
-    parser.add_argument("--dashboard", action="store_true", help="only the panels of the fleet's dashboard (3 minutes)")
     parser.add_argument("--out", type=Path, help="the folder")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--report", type=Path, metavar="HTML", help="only README's picture, of the report of a demo")
+    one.add_argument("--dashboard", action="store_true", help="only the panels of the fleet's dashboard (3 minutes)")
     arguments = parser.parse_args()
     if arguments.dashboard or arguments.report:
+        if arguments.pages or arguments.run or arguments.out:
+            parser.error("--dashboard and --report take one picture each: leave --pages, --run and --out out")
         file = _DASHBOARD if arguments.dashboard else _REPORT
         num_bytes = take_dashboard(file) if arguments.dashboard else take_report(arguments.report, file)
         sys.stdout.write(f"{file}: {num_bytes / 1000:,.0f} kB\n")

@@ -5,6 +5,7 @@ Only this module imports the `kubernetes` package, and only when a command needs
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -308,12 +309,13 @@ def _config() -> Any:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect log messages of the block: the client only logs the failure of a credential plugin."""
-    collected: list[str] = []
+    """Collect log messages of the block, in this thread: the client only logs the failure of a credential plugin."""
+    collected, thread = list[str](), threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            collected.append(record.getMessage())
+            if record.thread == thread:
+                collected.append(record.getMessage())
 
     collector, root = Collector(level=logging.ERROR), logging.getLogger()
     root.addHandler(collector)

@@ -68,6 +68,8 @@ class SpeculatorSnapshot:
     """Why the pods could not be read; empty if they could."""
     registry_problem: str = ""
     """Why the registry of a cluster cannot be asked; empty if it can, is about to be, or is the only source."""
+    reported: datetime | None = None
+    """When the registry of a cluster was read, if that was long before the rest."""
 
     @property
     def name(self) -> str:

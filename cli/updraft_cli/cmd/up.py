@@ -55,9 +55,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--registry-port", type=PORT, default=50051, show_default=True, help="gRPC port; 0 takes a free one.")
 @click.option("--redis-url", help="Your own Redis, redis://host:port/db.  [default: a private one, on a unix socket]")
 @click.option("--slots", type=click.IntRange(1), help="Requests served at the same time.  [default: 8]")
-@click.option(
-    "--threads", type=click.IntRange(0), help="Threads of inference.  [default: one per core, less the trainer's]"
-)
+@click.option("--threads", type=click.IntRange(0), help="Threads of inference.  [default: chosen by torch]")
 @click.option("--trainer-threads", type=click.IntRange(1), help="Threads of the trainer.  [default: 1]")
 @click.option("--trainer/--no-trainer", default=True, help="Learn from the traffic, or only serve.  [default: learn]")
 @click.option(

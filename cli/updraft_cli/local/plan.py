@@ -5,7 +5,6 @@ caller's environment or `settings`.
 """
 
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -157,7 +156,6 @@ def stages(
     # With one pod and one person's traffic, a canary would wait long for its evidence. The offline gate decides.
     defaults |= {"UPDRAFT_REGISTRY_STRATEGY": "Immediate"}
     defaults |= _draft_sizes({**environ, **config.settings})
-    defaults |= _serving_threads(config, {**environ, **config.settings})
     soft = {name: value for name, value in defaults.items() if name not in environ}
 
     def service(
@@ -233,18 +231,6 @@ def stages(
     )
     learning = (trainer,) if config.trainer else ()
     return tuple(stage for stage in (redis_server, (registry,), (*learning, inference)) if stage)
-
-
-def _serving_threads(config: StackConfig, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return the threads of the built-in engine beside a trainer: one for each core that the trainer leaves.
-
-    An operation waits for the slowest of its threads, so one that shares its core with the trainer holds up all others.
-    """
-    if not config.trainer or config.engine not in {None, "torch"} or "OMP_NUM_THREADS" in chosen:
-        return {}
-    named = chosen.get("UPDRAFT_TRAINER_NUM_THREADS", "")
-    of_trainer = config.trainer_threads or (int(named) if named.isdecimal() else 1)
-    return {"UPDRAFT_INFERENCE_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - of_trainer))}
 
 
 def _draft_sizes(chosen: Mapping[str, str]) -> dict[str, str]:

@@ -134,7 +134,8 @@ class InferenceSettings(settings.Settings):
     """Threads that torch uses; 0: torch's default."""
 
     num_slots: Count = 8
-    """Requests that run at the same time; each one reserves a KV cache of max_context tokens."""
+    """Requests that run at the same time; each one reserves a KV cache of max_context tokens. A sampled one with a seed keeps
+    four bytes more per entry of the vocabulary for each draft token of a step."""
 
     max_context: Count = 2048
     """Maximum tokens per request, prompt and output together; by default also limited by the model's own maximum."""

@@ -21,9 +21,11 @@ from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_chassis.errors import Unavailable
 from updraft_cli.backends.cluster import ClusterBackend
 from updraft_cli.backends.cluster_client import KubeContext
+from updraft_cli.backends.forwarded import backend as backend_module
 from updraft_cli.backends.forwarded import reports, tunnels
 from updraft_cli.backends.forwarded.backend import ForwardedBackend, forwarded
 from updraft_cli.backends.snapshot import SpeculatorSnapshot
+from updraft_cli.ui.views.overview import notices
 
 _KUBECTL = """#!/bin/sh
 case "$*" in
@@ -118,6 +120,20 @@ def test_a_registry_that_hangs_is_said_and_the_resource_stays(api: ApiServer, mo
         assert shown.backend.reports.registry("gemma") is None
 
 
+def test_an_old_report_is_shown_with_its_time(
+    api: ApiServer, registry: RegistryProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause(registry, "lunch")
+    with console(api) as shown:
+        wait_until(partial(shown.is_paused, "lunch"), what="an answer of the registry")
+        monkeypatch.setattr(backend_module, "_OLD_S", -1.0)
+        one = shown.one("qwen")
+    assert one.reported is not None
+    (notice,) = [notice.text for notice in notices(one) if "registry" in notice.text]
+    assert notice.startswith("The registry is slow: ")
+    assert f" as of {one.reported:%H:%M:%S}." in notice
+
+
 def test_details_that_do_not_come_soon_are_not_waited_for(
     api: ApiServer, registry: RegistryProcess, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +145,10 @@ def test_details_that_do_not_come_soon_are_not_waited_for(
         assert answering is not None
         hanging = replace(answering, address=f"127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(Unavailable, match=r"does not answer within 0\.2 s"):
-            shown.backend.reports.details(hanging.policy)
+            shown.backend.reports.details("qwen", hanging.policy)
+        with pytest.raises(Unavailable, match="it has not answered the last question yet"):
+            shown.backend.reports.details("qwen", answering.policy)
+        shown.backend.reports.details("gemma", answering.policy)
 
 
 def test_a_console_that_ended_asks_no_registry_any_more(api: ApiServer, registry: RegistryProcess) -> None:

@@ -1,8 +1,10 @@
 """The plugin's command line without a cluster."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import click
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 from tests.support.ports import free_port
 
 from updraft_cli.__main__ import cli
+from updraft_cli.backends.cluster_client import KubeContext, connected
 from updraft_cli.cmd.subprograms import operator
 from updraft_cli.kubectl import candidates, plugin
 
@@ -118,6 +121,28 @@ def test_a_credential_plugin_that_fails_is_told_in_one_sentence(tmp_path: Path) 
     assert code == 1
     assert err.startswith("Error: the kubeconfig's credential plugin failed: ")
     assert err.count("\n") == 1
+
+
+def test_an_error_that_another_thread_logs_is_not_the_credential_plugins(tmp_path: Path) -> None:
+    script = tmp_path / "plugin"
+    answer = """{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "t"}}"""
+    script.write_text(f"#!/bin/sh\nsleep 0.2\necho '{answer}'\n")
+    script.chmod(0o755)
+    works = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script), "interactiveMode": "Never"}
+    context, is_done = KubeContext(kubeconfig=kubeconfig(tmp_path, "https://127.0.0.1:1", exec=works)), Event()
+
+    def complain() -> None:
+        while not is_done.wait(0.01):
+            logging.getLogger("another").error("not the plugin's")
+
+    thread = Thread(target=complain)
+    thread.start()
+    try:
+        with connected(context) as client:
+            assert client.namespace == "default"
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def test_a_user_that_acts_as_another_is_refused_rather_than_acted_for(tmp_path: Path) -> None:

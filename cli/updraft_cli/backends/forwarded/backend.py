@@ -6,6 +6,7 @@ Decisions are patches of the resource, as those of the commands; the registry is
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 
@@ -17,6 +18,9 @@ from updraft_cli.backends.forwarded.reports import Report, Reports
 from updraft_cli.backends.forwarded.tunnels import tunnels
 from updraft_cli.backends.protocol import Decision, Verb, Version
 from updraft_cli.backends.snapshot import PodDetails, Snapshot, SpeculatorSnapshot
+
+_OLD_S = 5.0
+"""A report that is older is shown with its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class ForwardedBackend:
         if registry is None or number is None:
             return ours
         try:
-            return joined.details(ours, self.reports.details(partial(registry.draft, number)))
+            return joined.details(ours, self.reports.details(self.cluster.speculator, partial(registry.draft, number)))
         except UpdraftError:
             return ours
 
@@ -61,7 +65,7 @@ class ForwardedBackend:
         if registry is None:
             return ours
         try:
-            return joined.pod_details(ours, self.reports.details(partial(registry.pod, name)))
+            return joined.pod_details(ours, self.reports.details(self.cluster.speculator, partial(registry.pod, name)))
         except NotFound:
             return ours  # it has not reported yet
         except UpdraftError as error:
@@ -71,7 +75,8 @@ class ForwardedBackend:
 def _joined(one: SpeculatorSnapshot, report: Report) -> SpeculatorSnapshot:
     if report.snapshot is None:
         return replace(one, registry_problem=report.problem)
-    return joined.joined(one, report.snapshot)
+    is_old = report.time is not None and (datetime.now(UTC) - report.time).total_seconds() > _OLD_S
+    return replace(joined.joined(one, report.snapshot), reported=report.time if is_old else None)
 
 
 @contextmanager

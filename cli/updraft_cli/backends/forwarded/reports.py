@@ -1,12 +1,16 @@
 """Reads the registries of a cluster, several at the same time, so that one that hangs delays no other.
 
-Whoever asks gets what has come within a moment, and of a registry that takes longer its last report.
+Whoever asks gets what has come within a moment, and of a registry that takes longer its last report. Nothing that a registry
+answers ends the reading of the others.
 """
 
+import logging
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from updraft_chassis.errors import Unauthenticated, Unavailable, UpdraftError
 from updraft_cli.backends.forwarded.event_loop import EventLoop
@@ -15,23 +19,29 @@ from updraft_cli.backends.registry import RegistryBackend
 from updraft_cli.backends.snapshot import Snapshot, SpeculatorSnapshot
 from updraft_cli.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 _AT_ONCE = 8
 """Registries that are read at the same time; more than these have to hang before another one waits."""
 _PATIENCE_S = 0.5
 """For all reports of one look, because a page waits for them."""
 _DETAILS_S = 2.0
 """For the details of one version or pod."""
+_PAUSE = 4
+"""Reads of a registry are at least so many times as far apart as the last one took."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The last words of a registry about its speculator; neither field is set while the way to it opens."""
+    """The last words of a registry about its speculator; neither `snapshot` nor `problem` is set while the way to it opens."""
 
     snapshot: SpeculatorSnapshot | None = None
     problem: str = ""
     """Why it cannot be read."""
+    time: datetime | None = None
+    """When `snapshot` was read."""
 
 
 class Reader:
@@ -46,36 +56,51 @@ class Reader:
         self._states: Generator[Snapshot] | None = None
         self._address = ""
         self._reading: Future[None] | None = None
+        self._again_s = float("-inf")
+        """When it may be read again, so that a slow one is not kept busy."""
 
     def begin(self, worker: Worker) -> Future[None] | None:
-        """Read it once more; None: an earlier read has not ended yet, and nobody waits for it any longer."""
-        if self._reading is not None:
-            if not self._reading.done():
-                return None
-            ended, self._reading = self._reading, None
-            ended.result()  # raises what is no answer of a registry
+        """Read it once more; None: nobody waits for the last read any longer, or it took so long that the next one waits."""
+        if self._reading is not None and not self._reading.done():
+            return None
+        if time.monotonic() < self._again_s:
+            return None
         self._reading = worker.submit(self._read)
         return self._reading
 
     def _read(self) -> None:
-        registry = self._tunnel.registry()
-        if registry is not None:
-            registry = replace(registry, run=self._loop.run)
-        self.report = Report(problem=self._tunnel.problem) if registry is None else self._ask(registry)
-        self.registry = None if self.report.snapshot is None else registry
+        began_s = time.monotonic()
+        try:
+            registry = self._tunnel.registry()
+            if registry is not None:
+                registry = replace(registry, run=self._loop.run)
+            report = Report(problem=self._tunnel.problem) if registry is None else self._ask(registry)
+        except Exception as error:
+            # An answer that is none, for example. The next one may be better.
+            registry, report = None, Report(problem=f"its answer cannot be read ({type(error).__name__}: {error})")
+            self._states = None  # a generator that has raised has ended
+            if not self.report.problem:
+                logger.exception("The console could not read a registry")
+        self.registry = None if report.snapshot is None else registry
+        self.report = report
+        if (
+            registry is not None and not self._tunnel.problem
+        ):  # else it is opening, or its tunnel knows when to try again
+            now_s = time.monotonic()
+            self._again_s = now_s + _PAUSE * (now_s - began_s)
 
     def _ask(self, registry: RegistryBackend) -> Report:
         if self._states is None or registry.address != self._address:
             self._states, self._address = registry.snapshots(), registry.address
         try:
-            (reported,) = next(self._states).speculators
+            speculators = next(self._states).speculators
         except UpdraftError as error:
             self._states = None
             self._tunnel.failed(_sentence(error))
             return Report(problem=self._tunnel.problem)
-        except ValueError:
+        if len(speculators) != 1:
             return Report(problem="it has no such speculator")
-        return Report(snapshot=reported)
+        return Report(snapshot=speculators[0], time=datetime.now(UTC))
 
 
 def _sentence(error: UpdraftError) -> UpdraftError:
@@ -93,6 +118,8 @@ class Reports:
         self._worker = Worker("console-registry", _AT_ONCE)
         self._loop = EventLoop("console-registry-loop")
         self._readers: dict[str, Reader] = {}
+        self._questions: dict[str, Future[Any]] = {}
+        """The last one about each speculator."""
 
     def read(self, speculators: Iterable[SpeculatorSnapshot]) -> list[Report]:
         """Return the newest report about each of them."""
@@ -105,12 +132,17 @@ class Reports:
         reader = self._readers.get(speculator)
         return reader.registry if reader is not None else None
 
-    def details(self, question: Callable[[], R]) -> R:
-        """Return the answer of a registry to a question; Unavailable if it does not come soon."""
+    def details(self, speculator: str, question: Callable[[], R]) -> R:
+        """Return the answer of a registry to a question; Unavailable if it, or the one before, does not come soon."""
+        before = self._questions.get(speculator)
+        if before is not None and not before.done():
+            raise Unavailable("it has not answered the last question yet")
         answer = self._worker.submit(question)
+        self._questions[speculator] = answer
         try:
             return answer.result(_DETAILS_S)
         except TimeoutError:
+            answer.cancel()  # if no thread was free for it, none begins it later
             raise Unavailable(f"it does not answer within {_DETAILS_S:g} s") from None
 
     def close(self) -> None:

@@ -92,17 +92,24 @@ class Tunnel:
         is_refused = isinstance(error, Forbidden) or "forbidden" in self.problem.lower()
         self._retry_s = time.monotonic() + (_REFUSED_S if is_refused else _RETRY_S)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Begin to close it for good."""
+        with self._lock:
+            self._is_closed = True
+            if self._process is not None:
+                self._process.terminate()
+
+    def close(self, within_s: float = _STOP_S) -> None:
         """Close it for good."""
         with self._lock:
             self._is_closed = True
-            self._stop()
+            self._stop(within_s)
 
-    def _stop(self) -> None:
+    def _stop(self, within_s: float = _STOP_S) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(_STOP_S)
+                self._process.wait(within_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -207,15 +214,28 @@ class Tunnels:
     folder: Path
     """For tokens; only this user can read it."""
     _open: dict[str, Tunnel] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_closed: bool = False
 
     def to(self, namespace: str, speculator: str) -> Tunnel:
-        if speculator not in self._open:
-            self._open[speculator] = Tunnel(self.context, namespace, speculator, self.folder / speculator)
-        return self._open[speculator]
+        with self._lock:
+            if speculator not in self._open:
+                tunnel = Tunnel(self.context, namespace, speculator, self.folder / speculator)
+                if self._is_closed:
+                    tunnel.close()
+                self._open[speculator] = tunnel
+            return self._open[speculator]
 
     def close(self) -> None:
-        for tunnel in self._open.values():
-            tunnel.close()
+        """From any thread. All of them end at the same time."""
+        with self._lock:
+            self._is_closed = True
+            opened = tuple(self._open.values())
+        for tunnel in opened:
+            tunnel.end()
+        until_s = time.monotonic() + _STOP_S
+        for tunnel in opened:
+            tunnel.close(max(0.0, until_s - time.monotonic()))
 
 
 @contextmanager

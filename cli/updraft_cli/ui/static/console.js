@@ -3,6 +3,7 @@ import { drawAll, refreshAll } from "./charts.js";
 
 const YEAR_S = 31_536_000;
 const FORBIDDEN = 403;
+const PATIENCE_MS = 2000;
 const STARTED_AGAIN = "The console was started again, with another token. This page shows the last state; open the address that it printed.";
 const AWAY = "The console does not answer. This page shows the last state and reconnects by itself. If the console was started again, open the address that it printed.";
 
@@ -43,10 +44,16 @@ function startConnection() {
     if (notice.textContent !== text) notice.textContent = text;
     notice.hidden = !text;
   };
-  document.body.addEventListener("htmx:sseOpen", () => tell(""));
+  let numOpened = 0;
+  document.body.addEventListener("htmx:sseOpen", () => {
+    numOpened += 1;
+    tell("");
+  });
   document.body.addEventListener("htmx:sseError", async () => {
-    const status = await fetch("/static/icon.svg", { cache: "no-store" }).then((answer) => answer.status, () => 0);
-    tell(status === FORBIDDEN ? STARTED_AGAIN : AWAY);
+    const before = numOpened;
+    const options = { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) };
+    const status = await fetch("/static/icon.svg", options).then((answer) => answer.status, () => 0);
+    if (numOpened === before) tell(status === FORBIDDEN ? STARTED_AGAIN : AWAY); // else it has come back meanwhile
   });
 }
 

@@ -97,11 +97,18 @@ def notices(one: SpeculatorSnapshot) -> Iterator[Notice]:
         yield Notice(text=f"{failed} cannot load the version that {they} should serve, or {are} not ready.", kind="bad")
     if speculator.resource is not None:
         yield from _conditions(speculator.resource)
+    yield from _registry(one)
+
+
+def _registry(one: SpeculatorSnapshot) -> Iterator[Notice]:
     if one.registry_problem:
         missing = (
             "The registry cannot be read, so versions of pods, bounds of the evidence and live figures are missing"
         )
         yield Notice(text=output.sentence(f"{missing}: {one.registry_problem}"))
+    if one.reported is not None:
+        old = "versions of pods, bounds of the evidence, live figures and the history's newest changes"
+        yield Notice(text=f"The registry is slow: {old} are as of {one.reported:%H:%M:%S}.")
 
 
 def _conditions(resource: Resource) -> Iterator[Notice]:

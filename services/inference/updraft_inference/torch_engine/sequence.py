@@ -62,7 +62,7 @@ class Sequence:
     """None: greedy."""
     drafted_noise: dict[int, Tensor] = field(default_factory=dict)
     """Noise of seeded sampling by position, from drafting a token there until one is decided. Both need the same, and it takes
-    as long as the rest of a draft token."""
+    as long as the rest of a draft token. For each drafted token four bytes per word of the target's vocabulary."""
     grammar: OutputConstraint | None = None
     failure: UpdraftError | None = None
     """Why the engine ended the request early."""

@@ -19,9 +19,9 @@ SLICE = 8
 """Steps. That is long enough to contain what a slice leaves to later steps, such as states that the draft has not read yet."""
 BLOCK, OFF_BLOCK = 256, 128
 """Steps of a block while speculation is in use, and while it is off."""
-FIRST_SLICE, FIRST_BLOCK, FIRST_OFF_BLOCK = 4, 64, 32
-"""The same before anything is known. Steps without drafts yield one token each and take nearly the same time, so a few of them
-say as much as many with drafts. A slice with drafts has the usual length."""
+FIRST_BLOCK, FIRST_SLICE = 32, 4
+"""The same before anything is known; a slice with drafts has the usual length. Steps without drafts yield one token each and
+take nearly the same time, so a few of them say as much as many with drafts."""
 MIN_BLOCKS = 6
 """Blocks before anything is concluded."""
 MEMORY = 24
@@ -120,10 +120,8 @@ class _Load:
 
     def _begin(self) -> None:
         is_first = len(self.pairs) < MIN_BLOCKS
-        if self.is_on:
-            self._length, self._slice = (FIRST_BLOCK, FIRST_SLICE) if is_first else (BLOCK, SLICE)
-        else:
-            self._length, self._slice = (FIRST_OFF_BLOCK if is_first else OFF_BLOCK), SLICE
+        self._length = FIRST_BLOCK if is_first else BLOCK if self.is_on else OFF_BLOCK
+        self._slice = FIRST_SLICE if is_first and self.is_on else SLICE
         self._start = self.rng.randrange(self._length - self._slice + 1)
         self._num_steps = 0
         self._sums = {True: _Sum(), False: _Sum()}

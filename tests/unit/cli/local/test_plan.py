@@ -1,4 +1,3 @@
-import os
 import sys
 import threading
 from dataclasses import replace
@@ -74,24 +73,6 @@ def test_what_was_chosen_reaches_the_service(folder: DataFolder) -> None:
     assert inference["UPDRAFT_INFERENCE_DRAFTER"] == "ngram"
     assert inference["UPDRAFT_INFERENCE_SERVED_MODEL_NAME"] == "tiny"
     assert processes["trainer"].environment["UPDRAFT_TRAINER_NUM_THREADS"] == "3"
-
-
-def test_the_engine_leaves_a_core_to_each_thread_of_the_trainer(folder: DataFolder) -> None:
-    def threads(environ: dict[str, str] | None = None, **choices: Any) -> str | None:
-        stages = plan.stages(config(folder, **choices), _WHERE, folder, environ or {})
-        (inference,) = (process for stage in stages for process in stage if process.name == "inference")
-        return inference.environment.get("UPDRAFT_INFERENCE_NUM_THREADS")
-
-    cores = len(os.sched_getaffinity(0))
-    assert threads() == str(max(1, cores - 1))
-    assert threads(trainer_threads=cores + 1) == "1"
-    assert threads({"UPDRAFT_TRAINER_NUM_THREADS": str(cores)}) == "1"
-    assert threads({"UPDRAFT_TRAINER_NUM_THREADS": "many"}) == threads(), (
-        "the trainer itself says what is wrong with it"
-    )
-    assert threads(threads=cores + 3) == str(cores + 3)
-    unset = [threads(trainer=False), threads({"OMP_NUM_THREADS": "5"}), threads({"UPDRAFT_INFERENCE_NUM_THREADS": "5"})]
-    assert unset == [None, None, None], "what the user has chosen is inherited"
 
 
 def test_settings_win_over_what_the_stack_would_say(folder: DataFolder) -> None:

@@ -12,7 +12,7 @@ import pytest
 from updraft_sglang import drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_tap import hooks
-from updraft_tap.drafting.speedup import FIRST_BLOCK, SLICE
+from updraft_tap.drafting.speedup import FIRST_BLOCK, FIRST_SLICE
 from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
 from updraft_tap.weights import ServedVersion
 
@@ -186,7 +186,7 @@ def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.M
     found.forget()
     step(found, [0, 0], width=1)
 
-    assert 2 * SLICE <= lengths[: 3 * FIRST_BLOCK].count(0) <= 4 * SLICE
+    assert 2 * FIRST_SLICE <= lengths[: 3 * FIRST_BLOCK].count(0) <= 4 * FIRST_SLICE
     assert len(told) == num_told + 1, "another agent is told, too"
     assert {(message["kind"], message["version"]) for message in told} == {("speedup", 0)}
     ((_, ratio, *_), *_) = told[-1]["loads"]

@@ -25,6 +25,12 @@ echo started >> "$0.log"
 echo 'error: pods "qwen-registry-0" not found' >&2
 exit 1
 """
+LEAVES_WITH_ANOTHER = """#!/bin/sh
+trap 'echo asked $$ >> "$0.log"' TERM
+echo "Forwarding from 127.0.0.1:4242 -> 50051"
+until [ "$(sort -u "$0.log" | grep -c asked)" -ge 2 ]; do sleep 0.05; done
+echo left >> "$0.log"
+"""
 
 
 @pytest.fixture
@@ -132,6 +138,24 @@ def test_a_token_that_is_not_accepted_or_expires_soon_is_renewed(tunnel: Tunnel,
     assert num_before > 1
     opened(tunnel)
     assert len(api.tokens) > num_before, "the last one was expired when it came"
+
+
+def test_a_closed_console_opens_no_way_any_more(api: ApiServer, kubectl: Path) -> None:
+    with tunnels(KubeContext(kubeconfig=api.kubeconfig)) as ways:
+        opened(ways.to("team", "qwen"))
+    late = ways.to("team", "gemma")
+    assert late.registry() is None
+    assert late.problem == "the console has ended"
+    assert num_starts(kubectl) == 1
+
+
+def test_all_ways_are_closed_at_the_same_time(api: ApiServer, kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STOP_S", 20.0)
+    install(kubectl, LEAVES_WITH_ANOTHER)
+    with tunnels(KubeContext(kubeconfig=api.kubeconfig)) as ways:
+        for name in ("qwen", "gemma"):
+            opened(ways.to("team", name))
+    assert Path(f"{kubectl}.log").read_text().splitlines().count("left") == 2
 
 
 def test_a_laptop_that_slept_renews_its_token(tunnel: Tunnel, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

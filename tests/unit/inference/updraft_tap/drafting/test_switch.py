@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from updraft_tap.drafting.speedup import BLOCK, FIRST_BLOCK, FIRST_OFF_BLOCK, MIN_BLOCKS
+from updraft_tap.drafting.speedup import BLOCK, FIRST_BLOCK, MIN_BLOCKS
 from updraft_tap.drafting.switch import Drafting
 
 PLAIN_S = 0.03
@@ -59,7 +59,7 @@ def test_the_first_version_is_used_once_slices_show_that_it_pays(gain: float, is
     engine = Engine(is_untrained=True)
     engine.run(50)
     engine.drafting.serve(1)
-    assert engine.run(FIRST_OFF_BLOCK * MIN_BLOCKS, gain).count(True) < FIRST_OFF_BLOCK * MIN_BLOCKS / 3
+    assert engine.run(FIRST_BLOCK * MIN_BLOCKS, gain).count(True) < FIRST_BLOCK * MIN_BLOCKS / 3
     later = engine.run(20 * BLOCK, gain)
 
     assert (later.count(True) > 0.8 * len(later)) is is_used
@@ -77,7 +77,7 @@ def test_a_draft_that_no_longer_pays_is_turned_off_and_the_next_one_has_to_show_
     later = engine.run(60 * BLOCK, 0.7)[-10 * BLOCK :]
     assert later.count(True) < 0.1 * len(later)
     engine.drafting.serve(2)
-    assert engine.run(FIRST_OFF_BLOCK * MIN_BLOCKS, 1.5).count(True) < FIRST_OFF_BLOCK * MIN_BLOCKS / 3
+    assert engine.run(FIRST_BLOCK * MIN_BLOCKS, 1.5).count(True) < FIRST_BLOCK * MIN_BLOCKS / 3
     assert engine.run(BLOCK, 1.5).count(True) > BLOCK / 2
 
 

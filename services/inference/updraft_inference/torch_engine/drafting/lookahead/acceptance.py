@@ -143,10 +143,13 @@ class AcceptanceTable:
         """Probability that all of the first i + 1 draft tokens are accepted, for i below `length`; it never rises."""
         return _survival(stats.estimators[source], self._shared[_Kind(source, stats.is_sampled)], source, length)
 
-    @property
-    def num_chains(self) -> float:
-        """Chains of the draft model that are remembered."""
-        return sum(estimator.num_observed(0) for kind, estimator in self._shared.items() if kind.source.is_chain)
+    def num_chains(self, *, is_sampled: bool) -> float:
+        """Chains of the draft model that are remembered of this kind of requests."""
+        return sum(
+            estimator.num_observed(0)
+            for kind, estimator in self._shared.items()
+            if kind.source.is_chain and kind.is_sampled is is_sampled
+        )
 
     def count(self, drafter: Drafter, stats: SequenceStats, source: ProposalSource) -> None:
         """A proposal was chosen."""

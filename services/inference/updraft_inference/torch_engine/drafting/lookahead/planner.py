@@ -1,5 +1,7 @@
 """The state behind the choice: a running engine asks for a plan before each step and reports results after it."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,16 +53,17 @@ class LookaheadPlanner:
         """The longest drafts of the last step."""
         self.is_fixed = is_fixed
         self._chains = ChainCost(cost)
-        self._probe = ProbeSchedule(PROBE_STEPS)
-        self._num_probed = 0
-        self._probed: SequenceStats | None = None
-        self._probe_expected = 0.0
+        self._probes = _probe_schedules()
+        self._num_probed = Counter[bool]()
+        """By kind."""
+        self._probed: dict[SequenceStats, float] = {}
+        """Those that drafted in the last step only to be tried, and how many accepted drafts were expected."""
 
     def reset_model(self) -> None:
         """Another draft model is served: it begins with full chains."""
         self.acceptance.reset_chains()
         self.gate.reset()
-        self._probe = ProbeSchedule(PROBE_STEPS)
+        self._probes = _probe_schedules()
 
     def plan(self, requests: Sequence[DraftRequest]) -> list[DraftChoice]:
         """Choose as if no prompt were read in the same step: next to one, drafts would look cheap."""
@@ -76,8 +79,8 @@ class LookaheadPlanner:
 
     def observe_chain(self, stats: SequenceStats, accepted: int, *, is_rejected: bool) -> None:
         """The result of the draft model's chain in the last step."""
-        if stats is self._probed and accepted > self._probe_expected:
-            self._probe.reset()
+        if accepted > self._probed.get(stats, math.inf):
+            self._probes[stats.is_sampled].reset()
         self.acceptance.observe(stats, stats.chain, accepted, is_rejected=is_rejected)
 
     def observe_tokens(self, stats: SequenceStats, token_ids: list[int]) -> None:
@@ -111,7 +114,7 @@ class LookaheadPlanner:
         return self.cost.curve.at(rows)
 
     def _forced(self, request: DraftRequest) -> DraftChoice | None:
-        is_unknown = request.chain > 0 and self.acceptance.num_chains < UNKNOWN
+        is_unknown = request.chain > 0 and self.acceptance.num_chains(is_sampled=request.stats.is_sampled) < UNKNOWN
         length = request.forced
         if length is None and (self.is_fixed or is_unknown):
             length = max(request.ngram, request.chain)
@@ -120,17 +123,17 @@ class LookaheadPlanner:
         return _longest(request, at_most=length)
 
     def _force_probe(self, requests: Sequence[DraftRequest], forced: list[DraftChoice | None]) -> None:
-        """Now and then one sequence drafts although nothing promises that it pays, so that acceptance and costs stay known."""
-        able = [i for i, r in enumerate(requests) if forced[i] is None and (r.chain or r.ngram)]
-        able = [i for i in able if requests[i].chain] or able
-        self._probed = None
-        if not able or not self._probe.next():
-            return
-        i = able[self._num_probed // PROBE_STEPS % len(able)]
-        self._num_probed += 1
-        request = requests[i]
-        forced[i] = _longest(request)
-        self._probed, self._probe_expected = request.stats, sum(self._options(request).chain)
+        """Now and then one sequence of a kind drafts although nothing promises that it pays, so that acceptance and costs stay
+        known."""
+        self._probed = {}
+        for is_sampled, probe in self._probes.items():
+            able = [i for i, r in enumerate(requests) if r.stats.is_sampled is is_sampled and forced[i] is None]
+            able = [i for i in able if requests[i].chain] or [i for i in able if requests[i].ngram]
+            if able and probe.next():
+                i = able[self._num_probed[is_sampled] // PROBE_STEPS % len(able)]
+                self._num_probed[is_sampled] += 1
+                forced[i] = _longest(requests[i])
+                self._probed[requests[i].stats] = sum(self._options(requests[i]).chain)
 
     def _options(self, request: DraftRequest, forced: DraftChoice | None = None) -> DraftOptions:
         survival = self.acceptance.survival
@@ -147,7 +150,7 @@ class LookaheadPlanner:
 
     def _record(self, requests: Sequence[DraftRequest], options: Sequence[DraftOptions], plan: StepPlan) -> None:
         num_possible = num_chosen = 0
-        can_chain = any(request.chain for request in requests)
+        can_chain = {request.stats.is_sampled for request in requests if request.chain}
         for request, option, choice in zip(requests, options, plan.choices, strict=True):
             is_chain, is_free = choice.drafter is Drafter.EAGLE3, option.forced is None
             request.stats.chain = chain_source(request.match)
@@ -155,12 +158,17 @@ class LookaheadPlanner:
                 source = request.stats.chain if is_chain else request.match or NO_MATCH
                 drafter = Drafter.HYBRID if is_chain and request.is_hybrid else choice.drafter
                 self.acceptance.count(drafter, request.stats, source)
-            if choice.length and is_free and (is_chain or not can_chain):
-                self._probe.defer()
+            if choice.length and is_free and (is_chain or request.stats.is_sampled not in can_chain):
+                self._probes[request.stats.is_sampled].defer()
             num_possible += request.is_hybrid and is_free
             num_chosen += request.is_hybrid and is_free and is_chain
         if any(request.match is not None for request in requests) and self.gate.observe(num_possible, num_chosen):
             self.acceptance.reset_chains()
+
+
+def _probe_schedules() -> dict[bool, ProbeSchedule]:
+    """One for greedy and one for sampled requests: the acceptance of one kind says nothing of the other."""
+    return {is_sampled: ProbeSchedule(PROBE_STEPS) for is_sampled in (False, True)}
 
 
 def _longest(request: DraftRequest, at_most: int | None = None) -> DraftChoice:

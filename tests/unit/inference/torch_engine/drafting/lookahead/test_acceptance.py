@@ -83,7 +83,7 @@ def test_another_draft_model_inherits_no_observations() -> None:
     known, stats = table([(0, True)] * 200, [])
     known.count(Drafter.EAGLE3, stats, CHAIN_ALONE)
     known.reset_chains()
-    assert known.num_chains == 0
+    assert known.num_chains(is_sampled=False) == 0
     assert math.isnan(known.recent(Drafter.EAGLE3, 1))
     assert known.survival(stats, CHAIN_ALONE, 1)[0] == pytest.approx(0.5)
 

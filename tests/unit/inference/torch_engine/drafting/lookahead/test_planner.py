@@ -152,6 +152,30 @@ def test_a_draft_model_that_became_better_is_noticed_soon_after_the_first_probe_
     assert run(policy, right, steps=LONGEST + 40 * FIRST)[-1] == DraftChoice(Drafter.EAGLE3, right)
 
 
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_beside_requests_that_draft_those_of_the_other_kind_are_tried_again(*, is_sampled: bool) -> None:
+    policy, drafting = planner(), SequenceStats(is_sampled=not is_sampled)
+
+    def drafted(right: int, steps: int) -> list[bool]:
+        tries, other = [], SequenceStats(is_sampled=is_sampled)
+        for step in range(steps):
+            if step % 100 == 0:
+                other = SequenceStats(is_sampled=is_sampled)
+            choices = policy.plan([DraftRequest(stats=stats, chain=3) for stats in (drafting, other)])
+            for stats, choice, able in zip((drafting, other), choices, (3, right), strict=True):
+                if choice.length:
+                    accepted = min(able, choice.length)
+                    policy.observe_chain(stats, accepted, is_rejected=accepted < choice.length)
+            assert choices[0].length
+            tries.append(choices[1].length > 0)
+        return tries
+
+    first = drafted(0, 1000)
+    assert all(first[: int(UNKNOWN)]), "what is known of one kind says nothing of the other"
+    assert 0 < first[500:].count(True) < 50
+    assert all(drafted(3, 2 * LONGEST + 40 * FIRST)[-100:])
+
+
 def test_a_new_draft_model_starts_from_full_chains() -> None:
     policy = planner()
     run(policy, 0, steps=100)
