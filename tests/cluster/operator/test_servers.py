@@ -88,7 +88,7 @@ def test_slices_claims_queues_and_topology_reach_pods_and_are_named_while_they_w
 ) -> None:
     subject.create(engine={"type": "VLLM"}, serving=CLAIMS)
     subject.wait_until_built()
-    wait_until(lambda: subject.pods(names.SERVING), what="the pod")
+    wait_until(lambda: bool(subject.pods(names.SERVING)), what="the pod")
 
     (pod,) = subject.pods(names.SERVING)
     resources = containers(pod, "containers")["engine"]["resources"]
