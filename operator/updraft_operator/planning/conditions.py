@@ -146,7 +146,9 @@ def _accepted(observed: Observed) -> Iterator[Assessment]:
             yield false(refusal.reason, refusal.message)
     if observed.missing_secrets:
         listed = ", ".join(observed.missing_secrets)
-        yield false("SecretNotFound", f"the spec names Secrets that do not exist or lack the entry: {listed}")
+        yield false(
+            "SecretNotFound", f"the spec names Secrets that do not exist, lack an entry or are not valid: {listed}"
+        )
     for field, number in _unknown_versions(observed):
         problem = f"spec.rollout.{field} is {number}, but the registry has no such version"
         yield false("VersionNotFound", f"{problem}: {_known_versions(observed)}")
