@@ -208,6 +208,8 @@ async def test_a_certificate_that_is_none_is_refused_at_the_start(tmp_path: Path
     ("values", "words"),
     [
         ({"tls_cert_file": "c"}, "require each other"),
+        ({"metrics_tls_cert_file": "c", "engine": "vllm"}, "require each other"),
+        ({"metrics_tls_cert_file": "c", "metrics_tls_key_file": "k"}, "requires ENGINE"),
         ({"tls_cert_file": "c", "tls_key_file": "k", "engine": "vllm"}, "yours has its own port"),
     ],
 )

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from tests.support.manifests import CONFIG
 from tests.unit.operator.test_moves import MODES, SERVER, controllers, lives
-from tests.unit.operator.world import KEY, World, run_now
+from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.tls.objects import is_ready
@@ -198,6 +198,17 @@ def test_a_plain_redis_without_a_certificate_keeps_its_address_and_its_clients()
     lives(world)
     assert urlsplit(entries(world, "qwen-dedicated-writer")["url"]).scheme == "rediss"
     assert trusted(world.users._dedicated[KEY]._url())
+
+
+def test_a_certificate_that_does_not_come_is_what_the_trainer_waits_for() -> None:
+    world = dedicated(CERT_MANAGER)
+    issue(world, "registry")
+    world.clock.advance(61.0)
+    world.settle()
+    conditions = world.cluster.objects[OWNER]["status"]["conditions"]
+    found = next(each for each in conditions if each["type"] == "TrainerReady")
+    assert found["reason"] == "NoCertificate"
+    assert "Certificate qwen-redis-tls" in found["message"]
 
 
 def templates(world: World) -> dict[str, str]:
