@@ -178,9 +178,7 @@ async def _planned(
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())
         config = replace(config, installation=await _installation(cluster, config))
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = (await _certificates(cluster, settings)).trusted(
-            config, secrets.certificates.get(names.REGISTRY), last
-        )
+        config = (await _certificates(cluster, settings)).trusted(config, secrets.certificates, last)
     observed = Observed(
         speculator=owner,
         config=config,

@@ -26,7 +26,7 @@ from updraft_operator.planning.plan import Event, Plan, hash_of, make_plan, make
 from updraft_operator.planning.pods import Selection
 from updraft_operator.planning.policy import policy
 from updraft_operator.planning.registry_calls import RegistryCall
-from updraft_operator.planning.traces.places import pointed, servers_of, tls_servers
+from updraft_operator.planning.traces.places import pointed, reachable, servers_of, tls_servers
 from updraft_operator.registry_connections import RegistryAddress, RegistryConnections
 from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
@@ -186,7 +186,7 @@ class Reconciler:
             if password_of(held[place].get(role, "")) == state.fresh_passwords[place, role]:
                 state.fresh_passwords[place, role] = new
         last = cached.children.get(Ref("ConfigMap", tls.ca_name(key.name)))
-        config = wiring.certificates.trusted(wiring.config, secrets.certificates.get(names.REGISTRY), last)
+        config = wiring.certificates.trusted(wiring.config, secrets.certificates, last)
         self._connect(key, cached, cached.speculator, config.tls)
         return Observed(
             speculator=cached.speculator,
@@ -199,7 +199,7 @@ class Reconciler:
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
             certificates=secrets.certificates,
-            dedicated_url=self._dedicated_url(key),
+            dedicated_url=reachable(self._dedicated_url(key), key.name, cached.children),
             dedicated_urls=secrets.dedicated_urls,
             rotations=secrets.rotations,
             right_users=wiring.users.right(key),

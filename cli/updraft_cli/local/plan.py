@@ -111,8 +111,21 @@ class Addresses:
         }
 
 
-def check(config: StackConfig) -> None:
+_TLS = (
+    "UPDRAFT_INFERENCE_TLS_CERT_FILE",
+    "UPDRAFT_INFERENCE_METRICS_TLS_CERT_FILE",
+    "UPDRAFT_TRAINER_METRICS_TLS_CERT_FILE",
+    "UPDRAFT_REGISTRY_METRICS_TLS",
+)
+"""Settings with which `up` would not find its own processes."""
+
+
+def check(config: StackConfig, environ: Mapping[str, str]) -> None:
     """Raise InvalidInput for mistakes that no process could explain better."""
+    if name := next((name for name in {**environ, **config.settings} if name in _TLS), None):
+        raise InvalidInput(
+            f"`updraft up` serves this machine without TLS: unset {name}, or start the processes by themselves"
+        )
     if not (config.model / "config.json").is_file():
         raise InvalidInput(f"{config.model} is no model folder in Hugging Face layout: it has no config.json")
     for engine, python in (("sglang", config.sglang_python), ("vllm", config.vllm_python)):

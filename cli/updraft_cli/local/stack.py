@@ -39,7 +39,7 @@ class Stack:
         """Known once the stack starts."""
 
     def __enter__(self) -> Self:
-        plan.check(self.config)
+        plan.check(self.config, os.environ)
         with ExitStack() as starting:
             starting.enter_context(self.folder.hold())
             self.addresses = plan.addresses(self.config, self.folder)

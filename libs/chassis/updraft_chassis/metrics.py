@@ -161,7 +161,8 @@ class _Server(ThreadingMixIn, WSGIServer):
                 del self._connections[oldest]
         if oldest is not None:
             with suppress(OSError):  # it has just ended by itself
-                oldest.shutdown(socket.SHUT_RDWR)
+                # Not SSLSocket's own, which forgets its keys first: its thread would go on in plaintext.
+                socket.socket.shutdown(oldest, socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

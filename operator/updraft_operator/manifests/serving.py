@@ -25,9 +25,15 @@ _SLACK_S = 600
 
 
 def objects(
-    owner: AdaptiveSpeculator, config: OperatorConfig, *, sets_replicas: bool = True, draft_config: str = ""
+    owner: AdaptiveSpeculator,
+    config: OperatorConfig,
+    *,
+    sets_replicas: bool = True,
+    draft_config: str = "",
+    keeps_port: bool = False,
 ) -> list[Manifest]:
-    """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods.
+    """All objects of the part. Without `sets_replicas`, an autoscaler of the Deployment owns the number of pods. With
+    `keeps_port`, the Service has also the port of pods that have to be replaced by ones with TLS, or without.
 
     `draft_config` applies to stock servers; see `server.prepare`.
     """
@@ -72,7 +78,7 @@ def objects(
     return [
         pod.settings(owner, names.SERVING, values),
         manifest(owner, "apps/v1", "Deployment", names.child(name, names.SERVING), names.SERVING, spec=content),
-        _service(owner),
+        service(owner, has_both=keeps_port),
         _budget(owner),
         network.policy(owner, names.SERVING, ingress),
     ]
@@ -194,12 +200,13 @@ def _spread(name: str) -> dict[str, Any]:
     }
 
 
-def _service(owner: AdaptiveSpeculator) -> Manifest:
-    name, target = owner.metadata.name, port.scheme(owner.spec.serving)
+def service(owner: AdaptiveSpeculator, *, has_both: bool = False) -> Manifest:
+    """With `has_both`, one port for pods with TLS and one for those without: Kubernetes finds pods by the name of theirs."""
+    name, speaks_tls = owner.metadata.name, port.has_tls(owner.spec.serving)
     content = {
         "selector": names.selector(name, names.SERVING),
         "ports": [
-            {"name": target, "port": port.service_port(owner.spec.serving), "targetPort": target, "protocol": "TCP"}
+            port.of_service(has_tls=kind) for kind in ([speaks_tls, not speaks_tls] if has_both else [speaks_tls])
         ],
     }
     return manifest(owner, "v1", "Service", name, names.SERVING, spec=content)

@@ -12,11 +12,8 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.api.speculator import Redis, RedisMode
 from updraft_operator.manifests.redis import has_redis
-from updraft_operator.manifests.tls import objects as tls
-from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, sizes, trainers
 from updraft_operator.planning.assessment import Assessment, false, true, unknown
-from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import (
     ConnectionState,
     Observed,
@@ -26,6 +23,7 @@ from updraft_operator.planning.observed import (
     moment_ms,
     phase_name,
 )
+from updraft_operator.planning.runtime.certificates import has_certificate, no_certificate, uncertified
 from updraft_operator.planning.serving.accelerators import accelerators
 from updraft_operator.planning.serving.attached import attachment_of
 from updraft_operator.planning.serving.availability import available, failing, fully_scaled, over_quota, reconciling
@@ -146,7 +144,9 @@ def _accepted(observed: Observed) -> Iterator[Assessment]:
             yield false(refusal.reason, refusal.message)
     if observed.missing_secrets:
         listed = ", ".join(observed.missing_secrets)
-        yield false("SecretNotFound", f"the spec names Secrets that do not exist or lack the entry: {listed}")
+        yield false(
+            "SecretNotFound", f"the spec names Secrets that do not exist, lack an entry or are not valid: {listed}"
+        )
     for field, number in _unknown_versions(observed):
         problem = f"spec.rollout.{field} is {number}, but the registry has no such version"
         yield false("VersionNotFound", f"{problem}: {_known_versions(observed)}")
@@ -190,27 +190,9 @@ def _registry_ready(observed: Observed) -> Iterator[Assessment]:
     if not any(pod.is_ready for pod in pods):
         yield from failing(pods)
     yield from over_quota(observed, names.REGISTRY)
-    if connection is not ConnectionState.DENIED and observed.config.tls.is_on and not _has_certificate(observed):
-        yield false("NoCertificate", _no_certificate(observed))
+    if connection is not ConnectionState.DENIED and observed.config.tls.is_on and not has_certificate(observed):
+        yield false("NoCertificate", no_certificate(observed))
     yield false(connection.value, view.problem or "the registry's pod is not ready yet")
-
-
-def _has_certificate(observed: Observed) -> bool:
-    return tls.is_ready(observed.speculator, observed.config, observed.certificates)
-
-
-def _no_certificate(observed: Observed) -> str:
-    name = tls.secret_name(observed.name)
-    if observed.config.tls.mode is TlsMode.SELF_SIGNED:
-        refused = [each.message for each in observed.refusals if each.ref == Ref("Secret", name)]
-        problem = " ".join(refused) or observed.config.tls.problem or "it does not know its CA yet"
-        return f"the operator has not signed one: {problem}"
-    certificate = observed.certificates.get(names.REGISTRY)
-    if certificate is not None and not certificate.authorities:
-        return f"Secret {name} has no entry ca.crt; choose an issuer that has a CA of its own"
-    request = observed.children.get(Ref("Certificate", name))
-    messages = [one.get("message", "") for one in request.status.get("conditions", ())] if request is not None else []
-    return f"cert-manager has not signed Certificate {name}: {' '.join(messages) or 'it says no reason'}"
 
 
 def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
@@ -226,6 +208,7 @@ def _trainer_ready(observed: Observed) -> Iterator[Assessment]:
         later = f"; traces move to another Redis once it runs again: {waits}" if waits else ""
         yield false("Suspended", f"the trainer is suspended; serving continues with the current draft{later}")
     if problem := observed.users_problem:
+        yield from uncertified(observed)
         yield false(problem.reason, f"{problem.message}{server_problem(observed)}")
     if reason := lineage.waits(observed):
         yield false("WaitingForDraft", reason)
@@ -249,6 +232,7 @@ def _training(observed: Observed) -> Iterator[Assessment]:
         yield true("Training", trainers.devices(observed))
     if former := trainers.former_pods(observed):
         yield false("Starting", f"the trainer starts once {', '.join(former)} has ended, because they share a volume")
+    yield from uncertified(observed)
     yield from failing(trainers.causes(pods))
     yield from over_quota(observed, names.TRAINER)
     if spec.nodes > 1:

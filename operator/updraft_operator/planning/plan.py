@@ -23,8 +23,10 @@ from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.registry_calls import RegistryCall, registry_calls
+from updraft_operator.planning.runtime.certificates import is_held
 from updraft_operator.planning.runtime.records import Settled, settle
 from updraft_operator.planning.runtime.upgrade import Upgrade, assess, new_turn
+from updraft_operator.planning.serving.tls_port import secret_problem
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.traces import access
 from updraft_operator.planning.traces.places import left_server, places, tls_servers
@@ -40,9 +42,6 @@ ATTACHED_S = 15.0
 
 _REQUIRED = ("Accepted", "Ready", "Available", "Attached", "RegistryReady")
 """Conditions whose failure is a warning."""
-
-_OF_PODS = ("Deployment", "StatefulSet", "LeaderWorkerSet", "ConfigMap")
-"""Kinds with templates of pods, and with what pods read when they start."""
 
 _ONCE = ("Job", "PersistentVolumeClaim")
 """Created once: their specs are immutable, and a claim that someone expanded stays expanded."""
@@ -201,7 +200,7 @@ def _objects(
     """Objects to apply, those to delete, and those that wait for a certificate."""
     desired, refused = [*made, *map(marked, _jobs(observed))], _refused(observed)
     changed = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
-    held = {ref(new) for new in changed if _is_held(new, observed, orders)}
+    held = {ref(new) for new in changed if is_held(new, observed, orders)}
     apply = [new for new in changed if ref(new) not in held]
     secrets = [new for new in access.secrets(observed, places(observed)) if (ref(new), "") not in refused]
     first = lineage.initial_import(observed)
@@ -239,7 +238,10 @@ def problems(spec: Spec) -> dict[str, str]:
 def _own_refusals(observed: Observed, made: tuple[Manifest, ...]) -> Iterator[Refusal]:
     """The operator's own refusal of serving pods that would crash, leave GPUs idle or show keys. Those that exist stay as they
     are, with their settings and ports."""
-    for reason, problem in problems(observed.speculator.spec).items():
+    found = problems(observed.speculator.spec)
+    if problem := secret_problem(observed):
+        found["SecretNotFound"] = problem
+    for reason, problem in found.items():
         for content in made:
             if content["metadata"]["name"] == names.child(observed.name, names.SERVING):
                 yield Refusal(ref=ref(content), digest=hash_of(content), reason=reason, message=problem)
@@ -268,31 +270,6 @@ def _is_done(desired: Manifest, observed: Observed) -> bool:
     if observed.settled.get(child.ref) == (hash_of(desired), child.resource_version):
         return True
     return is_current(desired, child)
-
-
-def _is_held(new: Manifest, observed: Observed, orders: Collection[CertificateOrder]) -> bool:
-    """Whether a change waits for a certificate of a server: pods of the new template could not start, and those that run
-    can. New objects do not wait: their pods wait for what they mount.
-
-    The CAs change once that certificate has been signed again, or else clients might distrust it.
-    """
-    target, config = ref(new), observed.config.tls
-    child, cas = observed.children.get(target), Ref("ConfigMap", tls.ca_name(observed.name))
-    if child is None or not config.is_on or observed.is_preview or target.kind not in _OF_PODS:
-        return False
-    if target == cas:
-        return bool(orders)
-    if target.name == names.child(observed.name, names.REDIS):
-        return not _has_certificate(observed, names.REDIS)
-    needed = [part for part in tls_servers(observed) if part != names.REDIS]
-    if cas in observed.children and all(_has_certificate(observed, part) for part in needed):
-        return False
-    is_registry = target.name == names.child(observed.name, names.REGISTRY)
-    return is_registry or cas not in observed.children or not tls.is_used(child.live())
-
-
-def _has_certificate(observed: Observed, part: str) -> bool:
-    return tls.is_ready(observed.speculator, observed.config, observed.certificates, part)
 
 
 def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:

@@ -8,12 +8,13 @@ only what is known. The Secrets of resources follow in their next reconciliation
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import InvalidInput, NotFound, Unavailable, UpdraftError
+from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.redis_users import with_authorities
 from updraft_operator.manifests.tls.objects import CA, CERT, KEY
@@ -91,14 +92,14 @@ class Certificates:
             raise Unavailable("the CA of the operator's Redis is not known yet")
         return with_authorities(url, self.redis_authorities)
 
-    def trusted(self, config: OperatorConfig, certificate: Certificate | None, last: Child | None) -> OperatorConfig:
-        """The settings with the CAs that the clients of a registry trust, which has this certificate.
+    def trusted(self, config: OperatorConfig, held: Mapping[str, Certificate], last: Child | None) -> OperatorConfig:
+        """The settings with the CAs that the clients of a resource's servers trust, which have these certificates, by part.
 
-        Until they are known, those in `last`, the ConfigMap: it must not vanish because an operator starts.
+        Until the registry's are known, those in `last`, the ConfigMap: it must not vanish because an operator starts.
         """
         known = self.authorities
         if config.tls.mode is TlsMode.CERT_MANAGER:
-            known = certificate.authorities if certificate is not None else ""
+            known = _of_all(held) if names.REGISTRY in held else ""
         if not known and last is not None and config.tls.is_on:
             known = str((last.live().get("data") or {}).get(CA, ""))
         return replace(
@@ -228,3 +229,9 @@ class Certificates:
         metadata = {"name": name, "namespace": self._own.namespace, **({"resourceVersion": version} if version else {})}
         content: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
         await (self._cluster.apply(content) if version else self._cluster.create(content))
+
+
+def _of_all(held: Mapping[str, Certificate]) -> str:
+    """The CAs of all of them, each once: cert-manager renews certificates one by one, perhaps from another CA than before."""
+    each = (certificate.authorities.strip() for certificate in held.values())
+    return "".join(f"{authorities}\n" for authorities in dict.fromkeys(each) if authorities)

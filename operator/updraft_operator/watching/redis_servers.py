@@ -71,10 +71,10 @@ class WantedUsers:
 
 
 def _for_operator(observed: Observed) -> str:
-    if not observed.config.tls.is_on:
+    if not observed.dedicated_url.startswith("rediss:"):
         return observed.dedicated_url
     trusted = observed.config.tls.authorities
-    return with_authorities(observed.dedicated_url, trusted) if trusted and observed.dedicated_url else ""
+    return with_authorities(observed.dedicated_url, trusted) if trusted else ""
 
 
 class RedisServers:

@@ -86,6 +86,7 @@ class Secrets:
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
         missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
+        missing += [text for text in [await self._pair_problem(key.namespace, owner)] if text]
         held = {place: await self._of_roles(key, place, in_use) for place in OURS}
         snapshot = SecretsSnapshot(
             redis_urls={role: content.get(URL, "") for role, content in held[Place.SHARED].items()},
@@ -127,6 +128,21 @@ class Secrets:
         except Forbidden:  # it may exist; otherwise the pods report it
             return True
         return snapshot is not None and (not entry or entry in snapshot)
+
+    async def _pair_problem(self, namespace: str, owner: AdaptiveSpeculator) -> str:
+        """The Secret of the clients' port and why servers could not use it; empty if they can, or if an entry is missing."""
+        reference = owner.spec.serving.tls_secret_ref
+        try:
+            held = await self._get(namespace, reference.name) if reference is not None else None
+        except Forbidden:
+            return ""
+        if reference is None or held is None or not {CERT, KEY} <= held.keys():
+            return ""
+        certificate = read_certificate(held[CERT], held[KEY], "")
+        if certificate is None:
+            return f"{reference.name} ({CERT} and {KEY} are not a PEM certificate and its own key)"
+        is_over = self._clock.now() >= certificate.not_after_s
+        return f"{reference.name} (its certificate has expired)" if is_over else ""
 
     async def _get(self, namespace: str, name: str) -> Mapping[str, str] | None:
         try:
@@ -186,7 +202,7 @@ def named(owner: AdaptiveSpeculator) -> Iterator[tuple[str, str]]:
     if spec.serving.api_keys_secret_ref is not None:
         yield spec.serving.api_keys_secret_ref.name, spec.serving.api_keys_secret_ref.key
     if spec.serving.tls_secret_ref is not None:
-        yield spec.serving.tls_secret_ref.name, CERT
+        yield from ((spec.serving.tls_secret_ref.name, entry) for entry in (CERT, KEY))
     redis = dict.fromkeys(url_secret(owner, role) for role in Role)
     yield from ((secret.name, secret.key) for secret in redis if secret is not None)
     if spec.registry.bucket is not None and spec.registry.bucket.secret_ref is not None:

@@ -337,6 +337,12 @@ class InferenceSettings(settings.Settings):
     def _check_tls(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE require each other")
+        if (self.metrics_tls_cert_file is None) != (self.metrics_tls_key_file is None):
+            raise ValueError("METRICS_TLS_CERT_FILE and METRICS_TLS_KEY_FILE require each other")
+        if self.metrics_tls_cert_file is not None and self.engine == "torch":
+            raise ValueError(
+                "METRICS_TLS_CERT_FILE requires ENGINE sglang or vllm: torch has metrics on the port of clients"
+            )
         if self.tls is not None and self.engine != "torch" and self.server_python is None:
             raise ValueError(
                 "TLS_CERT_FILE requires ENGINE torch or a server that Updraft starts: yours has its own port"

@@ -140,6 +140,12 @@ class RegistrySettings(Settings):
         )
 
     @model_validator(mode="after")
+    def _check_metrics_tls(self) -> Self:
+        if self.metrics_tls and (self.tls_cert_file is None or self.tls_key_file is None):
+            raise ValueError("METRICS_TLS requires TLS_CERT_FILE and TLS_KEY_FILE")
+        return self
+
+    @model_validator(mode="after")
     def _check_identity(self) -> Self:
         if bool(self.issuer) != bool(self.key_set) or (self.accounts and not self.issuer):
             raise ValueError("tokens of ServiceAccounts require an issuer, a key set and accounts")

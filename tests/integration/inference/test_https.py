@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.support.mounts import Mount
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput
+from updraft_inference.http.handshakes import Handshakes
 from updraft_inference.settings import InferenceSettings
 
 
@@ -81,6 +83,15 @@ async def test_plaintext_is_not_answered(tmp_path: Path, certificate: Certificat
         assert (await pod.http.get("/healthz")).status_code == 200
 
 
+def closed(clients: list[socket.socket]) -> list[socket.socket]:
+    """Those that the server closed."""
+    poll = select.poll()
+    for each in clients:
+        poll.register(each, select.POLLIN)
+    ended = {number for number, _ in poll.poll(0)}
+    return [each for each in clients if each.fileno() in ended]
+
+
 @pytest.mark.attack(
     boundary="client",
     attack="connections that never finish their TLS handshake, however many",
@@ -91,12 +102,14 @@ async def test_handshakes_are_limited_in_time_and_number(
 ) -> None:
     limits: dict[str, Any] = {"stall_seconds": 600, "max_connections": 1}
     settings: dict[str, Any] = {"believes": certificate.believes, **certificate.settings}
-    async with running_pod(tmp_path, **limits, **settings) as pod, AsyncExitStack() as stack:
-        first, _ = await stack.enter_async_context(plain(pod))
-        for _ in range(80):
-            await stack.enter_async_context(plain(pod))
-        assert await first.read() == b""
+    async with running_pod(tmp_path, **limits, **settings) as pod:
+        address = ("127.0.0.1", int(pod.url.rpartition(":")[2]))
+        burst = [socket.create_connection(address) for _ in range(300)]  # all at once: the server runs in this thread
         assert (await pod.complete()).status_code == 200
+        await until(lambda: len(burst) - len(closed(burst)) <= 1 + 64, what="the end of the oldest")
+        assert burst[-1] not in closed(burst), "the newest may go on"
+        for each in burst:
+            each.close()
     gc.collect()
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
     async with running_pod(tmp_path, stall_seconds=0.2, **settings) as pod, plain(pod) as (reader, _):
@@ -126,6 +139,37 @@ async def test_a_stream_that_nobody_reads_is_cancelled(tmp_path: Path, certifica
         await until(lambda: pod.engine.load.running == 1)
         await until(lambda: pod.engine.load.running == 0, what="the slot's freedom")
         writer.transport.abort()
+
+
+async def test_the_end_is_quiet_though_an_idle_client_does_not_answer(
+    tmp_path: Path, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_pod(tmp_path, believes=certificate.believes, **certificate.settings) as pod:
+        client = await asyncio.to_thread(asked_once, pod, certificate)
+    client.close()
+    assert [record.message for record in caplog.records if record.name == "uvicorn.error"] == []
+
+
+def asked_once(pod: RunningPod, certificate: Certificate) -> socket.socket:
+    """A connection that was kept after an answer."""
+    sock = socket.create_connection(("127.0.0.1", int(pod.url.rpartition(":")[2])))
+    client = certificate.believes.wrap_socket(sock, server_hostname="127.0.0.1")
+    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    return client
+
+
+async def test_a_handshake_that_comes_after_the_end_is_cut_off(certificate: Certificate) -> None:
+    cert, key = (certificate.settings[f"tls_{name}_file"] for name in _ENDS)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    handshakes = Handshakes(context, max_running=1, timeout_s=600)
+    server = await asyncio.get_running_loop().create_server(handshakes.before(asyncio.Protocol), "127.0.0.1", 0)
+    async with server:
+        handshakes.close()
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_a_renewed_certificate_is_shown_to_the_next_connection_and_breaks_no_stream(
@@ -164,6 +208,8 @@ async def test_a_certificate_that_is_none_is_refused_at_the_start(tmp_path: Path
     ("values", "words"),
     [
         ({"tls_cert_file": "c"}, "require each other"),
+        ({"metrics_tls_cert_file": "c", "engine": "vllm"}, "require each other"),
+        ({"metrics_tls_cert_file": "c", "metrics_tls_key_file": "k"}, "requires ENGINE"),
         ({"tls_cert_file": "c", "tls_key_file": "k", "engine": "vllm"}, "yours has its own port"),
     ],
 )

@@ -141,7 +141,7 @@ def test_with_tls_it_uses_a_renewed_certificate_and_connections_stay_open(encryp
 @pytest.mark.attack(
     boundary="redis",
     attack="plaintext to a dedicated Redis with TLS, or the password of its probes",
-    outcome="nothing is answered; the latter reads and lists nothing",
+    outcome="nothing is answered; the latter reads and lists nothing, but can change settings",
 )
 def test_with_tls_plaintext_is_not_answered_and_the_probes_user_reads_nothing(encrypted: tuple[Pod, Mount]) -> None:
     pod, _ = encrypted
@@ -155,6 +155,9 @@ def test_with_tls_plaintext_is_not_answered_and_the_probes_user_reads_nothing(en
         for command in ("ACL LIST", "DBSIZE", "XADD updraft:{x} * t 1", "CONFIG GET maxmemory", "XRANGE x - +"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 probe.execute_command(*command.split())
+        assert probe.execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction"), (
+            "as its probes set the certificate"
+        )
 
 
 def _answers(address: str) -> bool:
@@ -167,7 +170,7 @@ def _answers(address: str) -> bool:
 
 @pytest.mark.attack(
     boundary="redis",
-    attack="a client of a dedicated Redis without a password, or with that of its probes",
+    attack="a client of a dedicated Redis that speaks plaintext, without a password, or with that of its probes",
     outcome="refused; the latter may only ask whether it is alive",
 )
 def test_only_its_administrator_may_do_anything(server: tuple[str, int, Path]) -> None:

@@ -7,9 +7,10 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from tests.support.manifests import CONFIG
 from tests.unit.operator.test_moves import MODES, SERVER, controllers, lives
-from tests.unit.operator.world import KEY, World, run_now
+from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.tls.objects import is_ready
 from updraft_operator.manifests.tls.terms import Issuer, Lives, Tls, TlsMode
 from updraft_operator.watching.x509 import read_certificate
 
@@ -18,6 +19,7 @@ SELF_SIGNED = replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED, lives=LIVES))
 CERT_MANAGER = replace(CONFIG, tls=Tls(mode=TlsMode.CERT_MANAGER, issuer=Issuer(name="corporate"), lives=LIVES))
 SECRET = ("Secret", KEY.namespace, "qwen-redis-tls")
 HOST = "qwen-redis.team.svc"
+PARTS = ("registry", "redis")
 
 
 def entries(world: World, name: str) -> dict[str, str]:
@@ -33,11 +35,11 @@ def dedicated(config: OperatorConfig = SELF_SIGNED) -> World:
     return world
 
 
-def issue(world: World) -> None:
-    """As cert-manager does."""
+def issue(world: World, *parts: str) -> None:
+    """As cert-manager does, each time from another CA."""
     signer = dedicated()
     lives(signer)
-    for part in ("registry", "redis"):
+    for part in parts or ("registry", "redis"):
         secret = signer.cluster.objects["Secret", KEY.namespace, f"qwen-{part}-tls"]
         world.cluster.set({**secret, "metadata": {"name": f"qwen-{part}-tls", "namespace": KEY.namespace}})
 
@@ -150,3 +152,66 @@ def test_a_certificate_is_signed_once_while_nobody_is_pointed_to_its_redis(world
         world.settle()
     assert SERVER in world.cluster.objects, "nobody knows what is left in it"
     assert entries(world, "qwen-redis-tls")["tls.crt"] == signed
+
+
+def test_renewed_by_another_ca_each_server_is_trusted_whichever_is_first() -> None:
+    world = dedicated(CERT_MANAGER)
+    issue(world)
+    lives(world)
+    issue(world, "registry")
+    world.clock.advance(61.0)
+    lives(world)
+    trusted_now = world.cluster.objects["ConfigMap", KEY.namespace, "qwen-ca"]["data"]["ca.crt"]
+    for part in ("registry", "redis"):
+        assert entries(world, f"qwen-{part}-tls")["ca.crt"].strip() in trusted_now
+    observed = world.observe()
+    assert observed is not None
+    assert all(is_ready(observed.speculator, observed.config, observed.certificates, part) for part in PARTS)
+
+
+def test_pods_that_use_tls_wait_for_the_certificate_of_metrics_and_the_registry_does_not() -> None:
+    world = dedicated(CERT_MANAGER)
+    world.spec(engine={"type": "SGLang"}, serving={"resources": {"limits": {"nvidia.com/gpu": "1"}}})
+    issue(world)
+    lives(world)
+    before = templates(world)
+    world.config = replace(CERT_MANAGER, tls=replace(CERT_MANAGER.tls, has_metrics=True))
+    world.restart()
+    lives(world)
+    after = templates(world)
+    assert ("Certificate", KEY.namespace, "qwen-metrics-tls") in world.cluster.objects
+    assert {name for name in after if after[name] != before[name]} <= {"qwen-registry"}
+
+
+def test_a_plain_redis_without_a_certificate_keeps_its_address_and_its_clients() -> None:
+    world = dedicated(CERT_MANAGER)
+    world.config = CONFIG
+    world.restart()
+    lives(world)
+    world.config = CERT_MANAGER
+    world.restart()
+    issue(world, "registry")
+    lives(world)
+    assert urlsplit(entries(world, "qwen-dedicated-writer")["url"]).scheme == "redis"
+    assert urlsplit(world.users._dedicated[KEY]._url()).scheme == "redis"
+    issue(world)
+    lives(world)
+    assert urlsplit(entries(world, "qwen-dedicated-writer")["url"]).scheme == "rediss"
+    assert trusted(world.users._dedicated[KEY]._url())
+
+
+def test_a_certificate_that_does_not_come_is_what_the_trainer_waits_for() -> None:
+    world = dedicated(CERT_MANAGER)
+    issue(world, "registry")
+    world.clock.advance(61.0)
+    world.settle()
+    conditions = world.cluster.objects[OWNER]["status"]["conditions"]
+    found = next(each for each in conditions if each["type"] == "TrainerReady")
+    assert found["reason"] == "NoCertificate"
+    assert "Certificate qwen-redis-tls" in found["message"]
+
+
+def templates(world: World) -> dict[str, str]:
+    kinds = ("Deployment", "StatefulSet")
+    found = {name: each for (kind, _, name), each in world.cluster.objects.items() if kind in kinds}
+    return {name: str(each["spec"]["template"]) for name, each in found.items()}

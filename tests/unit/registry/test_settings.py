@@ -100,3 +100,8 @@ def test_half_an_identity_is_refused(values: dict[str, str], problem: str, capsy
     with pytest.raises(SystemExit):
         load(RegistrySettings, DATA | {f"UPDRAFT_REGISTRY_{name.upper()}": value for name, value in values.items()})
     assert problem in capsys.readouterr().err
+
+
+def test_metrics_with_tls_need_a_certificate() -> None:
+    with pytest.raises(ValueError, match="METRICS_TLS requires TLS_CERT_FILE and TLS_KEY_FILE"):
+        RegistrySettings(data_dir=Path(), metrics_tls=True)

@@ -74,9 +74,10 @@ _CLIENT = "REDISCLI_AUTH=$(cat /run/redis/probe) redis-cli SOCKET --user probe"
 _PING = f"{_CLIENT} ping | grep -q PONG"
 _RELOAD = f"""\
 new={tls.SERVER_FOLDER}/{tls.CERT}; cmp -s $new /run/redis/{tls.CERT} ||
-  {{ {_CLIENT} config set tls-cert-file $new | grep -q OK && cp $new /run/redis/{tls.CERT}; }}
+  {{ cp $new /run/redis/next && {_CLIENT} config set tls-cert-file $new | grep -q OK &&
+    mv /run/redis/next /run/redis/{tls.CERT}; }}
 """
-"""Connections stay open."""
+"""Connections stay open. The copy is made first: it may be older than what Redis reads, never newer."""
 
 
 def password(key: bytes, namespace: str, speculator: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.manifests.manifest import OperatorConfig
+from updraft_operator.manifests.manifest import Manifest, OperatorConfig
 from updraft_operator.manifests.tls.objects import CERT, KEY, secret_name
 
 _VOLUME = "updraft-metrics-tls"
@@ -38,3 +38,8 @@ def mounts(config: OperatorConfig) -> list[dict[str, Any]]:
     if not config.tls.is_on_for_metrics:
         return []
     return [{"name": _VOLUME, "mountPath": _FOLDER, "readOnly": True}]
+
+
+def is_used(content: Manifest) -> bool:
+    """Whether an object mounts that certificate, or has settings that name it."""
+    return _FOLDER in str(content)

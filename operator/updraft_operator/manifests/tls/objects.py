@@ -73,8 +73,12 @@ def is_ready(owner: AdaptiveSpeculator, config: OperatorConfig, held: Certificat
     certificate = held.get(part)
     if certificate is None or not config.tls.authorities:
         return False
-    is_signed = certificate.is_signed or config.tls.mode is TlsMode.CERT_MANAGER  # there may be CAs between
-    return is_signed and certificate.authorities == config.tls.authorities and host(owner, part) in certificate.names
+    if config.tls.mode is TlsMode.CERT_MANAGER:  # there may be CAs between, and other servers may have other CAs
+        own = certificate.authorities.strip()
+        is_trusted = bool(own) and own in config.tls.authorities
+    else:
+        is_trusted = certificate.is_signed and certificate.authorities == config.tls.authorities
+    return is_trusted and host(owner, part) in certificate.names
 
 
 def is_used(live: Mapping[str, Any]) -> bool:

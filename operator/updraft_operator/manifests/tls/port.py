@@ -20,8 +20,9 @@ def scheme(serving: Serving) -> str:
     return "https" if has_tls(serving) else "http"
 
 
-def service_port(serving: Serving) -> int:
-    return 443 if has_tls(serving) else 80
+def of_service(*, has_tls: bool) -> dict[str, Any]:
+    name, number = ("https", 443) if has_tls else ("http", 80)
+    return {"name": name, "port": number, "targetPort": name, "protocol": "TCP"}
 
 
 def url(owner: AdaptiveSpeculator) -> str:

@@ -17,6 +17,7 @@ from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import TlsMode
 from updraft_operator.planning import lineage, trainers
 from updraft_operator.planning.observed import Observed
+from updraft_operator.planning.serving.tls_port import is_changing_port
 from updraft_operator.planning.traces import access
 from updraft_operator.planning.traces.places import Places, server, tls_servers
 from updraft_operator.planning.traces.shards import with_streams
@@ -87,7 +88,13 @@ def render(observed: Observed, decided: Places, inputs: Inputs) -> list[Manifest
         *tls.objects(owner, config, tls_servers(observed)),
         *registry.objects(owner, config),
         *_trainer(observed),
-        *serving.objects(owner, config, sets_replicas=not is_scaled, draft_config=inputs.draft_config),
+        *serving.objects(
+            owner,
+            config,
+            sets_replicas=not is_scaled,
+            draft_config=inputs.draft_config,
+            keeps_port=is_changing_port(observed),
+        ),
     ]
 
 

@@ -10,6 +10,7 @@ A Redis that the spec names is left at once, because nobody but the spec knows i
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
 
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator, RedisMode
@@ -18,6 +19,7 @@ from updraft_operator.manifests.dedicated import redis as dedicated
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS, Place, secret_name, wanted_place
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import Tls
 from updraft_operator.planning import trainers
 from updraft_operator.planning.objects import Child, Ref
@@ -120,6 +122,14 @@ def server(observed: Observed, decided: Places) -> list[Manifest]:
     return [dedicated.with_volume(observed.speculator, live.live())]
 
 
+def reachable(url: str, speculator: str, children: Mapping[Ref, Child]) -> str:
+    """The address of a dedicated Redis as it is set up now: one that runs without TLS waits for its certificate."""
+    live = children.get(Ref("StatefulSet", names.child(speculator, names.REDIS)))
+    if live is None or tls.is_used(live.live()) or not url.startswith("rediss:"):
+        return url
+    return urlunsplit(urlsplit(url)._replace(scheme="redis", query=""))
+
+
 def left_server(observed: Observed, decided: Places) -> set[Ref]:
     """Objects of a dedicated Redis that is being left and is still needed."""
     is_needed = bool(observed.dedicated_url) and not (decided.is_settled and _has_own_claim(observed))
@@ -135,17 +145,17 @@ def tls_servers(observed: Observed) -> tuple[str, ...]:
 
 
 def servers_of(
-    owner: AdaptiveSpeculator, tls: Tls, children: Collection[Ref], *, has_dedicated: bool
+    owner: AdaptiveSpeculator, own: Tls, children: Collection[Ref], *, has_dedicated: bool
 ) -> tuple[str, ...]:
     """The same before everything is observed: a dedicated Redis has one from when it is wanted until it is gone."""
-    if not tls.is_on:
+    if not own.is_on:
         return ()
     is_there = Ref("StatefulSet", names.child(owner.metadata.name, names.REDIS)) in children
     has_redis = has_dedicated and (_wants_dedicated(owner) or is_there)
     return (
         names.REGISTRY,
         *((names.REDIS,) if has_redis else ()),
-        *((names.METRICS,) if tls.is_on_for_metrics else ()),
+        *((names.METRICS,) if own.is_on_for_metrics else ()),
     )
 
 

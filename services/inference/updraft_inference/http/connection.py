@@ -32,6 +32,9 @@ request is arriving."""
 _GRACE_S = 2
 """Running requests have been drained before; this is for the last bytes of answers."""
 
+_CLOSE_S = 1
+"""For the answer to the end of TLS, which an idle client gives only when it reads again. Shorter than `_GRACE_S`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLimits:
@@ -130,6 +133,12 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if not self._has_request() and not self.transport.is_closing():
             self._request.start()
+
+    def shutdown(self) -> None:
+        """The server ends: close an idle connection, whether or not its client answers."""
+        super().shutdown()
+        if not self._has_request():
+            asyncio.get_running_loop().call_later(_CLOSE_S, self.cut_off)
 
     def pause_writing(self) -> None:
         """The kernel's buffer is full because the client does not read."""

@@ -17,32 +17,56 @@ class Handshakes:
         self._context = context
         self._max_running = max_running
         self._timeout_s = timeout_s
-        self._running: dict[asyncio.Transport, asyncio.Task[None]] = {}
+        self._running: dict[asyncio.Transport, None] = {}
+        """The oldest first, without those that were cut off."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def before(self, protocol: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
         """A factory of connections that become those of `protocol` after their handshake."""
         return lambda: _Handshake(self, protocol)
 
     def start(self, transport: asyncio.Transport, waiting: "_Handshake") -> None:
-        self._running[transport] = asyncio.get_running_loop().create_task(self._shake(transport, waiting))
+        if self._is_closed:
+            transport.abort()
+            return
+        self._running[transport] = None
+        task = asyncio.get_running_loop().create_task(self._shake(transport, waiting))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         if len(self._running) > self._max_running:
-            next(iter(self._running)).abort()
+            self._cut_off(next(iter(self._running)))
 
     def close(self) -> None:
-        """Cut off those that run."""
+        """Cut off those that run and those that come."""
+        self._is_closed = True
         for transport in list(self._running):
-            transport.abort()
+            self._cut_off(transport)
+
+    def _cut_off(self, transport: asyncio.Transport) -> None:
+        """Its task ends some turns later. It counts no more, or a burst of connections would cut off this one alone."""
+        del self._running[transport]
+        transport.abort()
 
     async def _shake(self, transport: asyncio.Transport, waiting: "_Handshake") -> None:
         try:
+            if transport.is_closing():  # cut off before this task began
+                return
             with suppress(OSError):  # of TLS, of time, or because the client went away
                 encrypted = await asyncio.get_running_loop().start_tls(
                     transport, waiting, self._context, server_side=True, ssl_handshake_timeout=self._timeout_s
                 )
                 if encrypted is not None:  # it was cut off meanwhile
-                    waiting.pass_on(encrypted)
+                    self._pass_on(encrypted, waiting)
         finally:
-            del self._running[transport]
+            self._running.pop(transport, None)
+
+    def _pass_on(self, encrypted: asyncio.Transport, waiting: "_Handshake") -> None:
+        """After `close`, nobody would tell the connection that it has to end."""
+        if self._is_closed:
+            encrypted.abort()
+        else:
+            waiting.pass_on(encrypted)
 
 
 class _Handshake(asyncio.Protocol):

@@ -153,7 +153,16 @@ def test_a_setting_without_our_prefix_is_refused(folder: DataFolder) -> None:
     model.mkdir()
     (model / "config.json").write_text("{}")
     with pytest.raises(InvalidInput, match=r"OMP_NUM_THREADS is not a setting: settings begin with UPDRAFT_INFERENCE_"):
-        plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}))
+        plan.check(StackConfig(data=folder.path, model=model, settings={"OMP_NUM_THREADS": "1"}), {})
+
+
+@pytest.mark.parametrize("name", ["UPDRAFT_INFERENCE_TLS_CERT_FILE", "UPDRAFT_REGISTRY_METRICS_TLS"])
+def test_settings_of_tls_are_refused_because_nothing_would_find_the_processes(folder: DataFolder, name: str) -> None:
+    (model := folder.path / "model").mkdir()
+    (model / "config.json").touch()
+    for settings, environ in (({name: "x"}, {}), ({}, {name: "x"})):
+        with pytest.raises(InvalidInput, match=f"unset {name}"):
+            plan.check(StackConfig(data=folder.path, model=model, settings=settings), environ)
 
 
 def test_with_vllm_clients_use_its_port_and_the_agent_has_another(folder: DataFolder) -> None:
@@ -211,7 +220,7 @@ def test_what_runs_a_server_is_named_with_its_engine_and_only_with_it(
     (model := folder.path / "model").mkdir()
     (model / "config.json").touch()
     with pytest.raises(InvalidInput, match="require each other"):
-        plan.check(replace(config(folder, **wrong), model=model))
+        plan.check(replace(config(folder, **wrong), model=model), {})
 
 
 def test_with_sglang_both_sides_take_the_vocabulary_that_needs_no_traffic_and_the_start_may_take_long(
