@@ -19,7 +19,6 @@ from tests.support.observed import NOW, observed, pod
 from updraft_chassis import settings
 from updraft_inference.agent.selection import Refusal
 from updraft_operator.api.speculator import (
-    Accelerator,
     AdaptiveSpeculator,
     Engine,
     EngineType,
@@ -27,6 +26,7 @@ from updraft_operator.api.speculator import (
     Spec,
     TargetModel,
     Trainer,
+    TrainerAccelerator,
 )
 from updraft_operator.manifests import registry, serving, trainer
 from updraft_operator.manifests.manifest import Images, OperatorConfig
@@ -387,7 +387,7 @@ def test_the_token_of_the_operators_metrics_is_mounted_and_sent() -> None:
 
 
 def _template(part: str, tls: Tls | None = None) -> Any:
-    ranks = Trainer(accelerator=Accelerator(per_pod=3))
+    ranks = Trainer(accelerator=TrainerAccelerator(per_pod=3))
     engine = Engine(type=EngineType.VLLM if part == "vllm" else EngineType.TORCH)
     spec = Spec(target_model=TargetModel(uri="/models/any"), trainer=ranks, engine=engine)
     owner = AdaptiveSpeculator(metadata=Metadata(name="chat", namespace="team"), spec=spec)

@@ -35,6 +35,7 @@ DEFAULTS = yaml.safe_load(
     trainer: {suspend: false, nodes: 1, workload: Auto, storage: {size: 80Gi}}
     traces: {enabled: true, capture: All, payloadPercent: 100, evaluationPercent: 10}
     registry: {storage: {size: 20Gi}}
+    updatePolicy: {mode: Automatic}
     rollout:
       strategy: Canary
       paused: false
