@@ -134,7 +134,7 @@ def of_status(owners: dict[str, Json], reference: dict[str, Json]) -> Iterator[s
 
 
 def _normal(content: Json) -> Any:
-    """Without what is another one each time, and without its namespace."""
+    """Without what is another one each time, and without its namespace and the UID of its owner."""
     metadata = {name: value for name, value in content["metadata"].items() if name not in _ANEW}
     owners = [{**each, "uid": ""} for each in metadata.get("ownerReferences", ())]
     rest = {name: value for name, value in content.items() if name not in ("metadata", "status")}
@@ -149,7 +149,10 @@ def _normal(content: Json) -> Any:
     if template and template["metadata"].get("annotations"):
         kept = {**template["metadata"], "annotations": _unmarked(template["metadata"]["annotations"])}
         normal["spec"]["template"] = {**template, "metadata": kept}
-    return json.loads(json.dumps(normal).replace(content["metadata"]["namespace"], "NAMESPACE"))
+    text = json.dumps(normal).replace(content["metadata"]["namespace"], "NAMESPACE")
+    for each in metadata.get("ownerReferences", ()):
+        text = text.replace(each["uid"], "OWNER")  # the ranks of a trainer meet under it
+    return json.loads(text)
 
 
 def _unmarked(annotations: dict[str, str]) -> dict[str, str]:

@@ -166,7 +166,9 @@ def _values(fields: Json, value: Any) -> Any:
 
 def test_a_changed_spec_changes_what_it_says(operator: Running, built: Subject) -> None:
     serving = {"replicas": 3, "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}]}
-    built.change(engine={"image": "mine:1"}, serving=serving, trainer={"podTemplate": {"spec": {"priorityClassName": "low"}}})
+    built.change(
+        engine={"image": "mine:1"}, serving=serving, trainer={"podTemplate": {"spec": {"priorityClassName": "low"}}}
+    )
 
     def is_followed() -> bool:
         deployment = built.get("Deployment", f"{built.name}-serving")["spec"]

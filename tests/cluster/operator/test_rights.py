@@ -27,7 +27,8 @@ UNUSED: dict[Right, str] = {
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     },
     **{
-        ("cert-manager.io", "certificates", verb): _SIGNS_ITSELF for verb in ("get", "list", "watch", "create", "patch", "delete")
+        ("cert-manager.io", "certificates", verb): _SIGNS_ITSELF
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
     },
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
     ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
