@@ -123,7 +123,7 @@ def test_pods_are_grouped_by_what_kubernetes_knows(browser: Browser) -> None:
 def test_one_pods_page_reads_its_metrics_through_the_api_server(browser: Browser, api: ApiServer) -> None:
     registry = CollectorRegistry()
     Metrics(registry).draft_version.set(2)
-    api.metrics["qwen-serving-1:8000"] = generate_latest(registry).decode()
+    api.metrics["http:qwen-serving-1:8000"] = generate_latest(registry).decode()
     shown = browser.text("/s/qwen/fleet/qwen-serving-1")
     assert "node node-7" in shown
     assert "restarts 2" in shown
