@@ -14,12 +14,12 @@ from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.status import Condition
 from updraft_operator.api.upgrades import UpdateMode
-from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.planning import trainers
 from updraft_operator.planning.assessment import Assessment, false, true
 from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed, moment
 from updraft_operator.planning.pods import WAITS_FOR_A_PLACE, PodProblem, worst
+from updraft_operator.planning.runtime.certificates import has_certificate
 from updraft_operator.planning.runtime.records import Held, Turn, ending, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
 from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
@@ -195,9 +195,8 @@ def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_aske
     refs = [one.ref for one in held]
     if refused := next((refusal for refusal in observed.refusals if refusal.ref in refs), None):
         yield false("UpdateRefused", f"{'/'.join(refused.ref)} was refused: {refused.message}")
-    owner, config = observed.speculator, observed.config
-    servers = tls_servers(observed) if config.tls.is_on else ()
-    if unready := [part for part in servers if not tls.is_ready(owner, config, observed.certificates, part)]:
+    servers = tls_servers(observed) if observed.config.tls.is_on else ()
+    if unready := [part for part in servers if not has_certificate(observed, part)]:
         yield false("WaitingForServing", f"waits until {names.child(observed.name, unready[0])} has a certificate")
     if not is_asked:
         yield from _policy_waits(observed, now)
