@@ -3,6 +3,7 @@
 Every object with four or more fields has its own table; smaller ones appear in the table of their parent, by path.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 _LEAST_TABLE = 4
 """Number of fields, including those of small objects inside it, from which an object gets its own table."""
+
+_WORD = re.compile(r"\^(\w+)\$")
+"""The pattern of the only word in place of a number."""
 
 _PATTERNS = {NAME: "a Kubernetes name", QUANTITY: "a quantity such as `10Gi`"}
 
@@ -124,7 +128,8 @@ def _type(node: Schema) -> str:
 
 def _type_name(node: Schema) -> str:
     if "x-kubernetes-int-or-string" in node:
-        return "integer or percentage"
+        word = _WORD.fullmatch(node.get("pattern", ""))
+        return f"integer, {_span(node, 'minimum', 'maximum')}, or `{word[1]}`" if word else "integer or percentage"
     if node["type"] == "array":
         return f"list ({_type(node['items'])})"
     if node["type"] == "object":

@@ -327,7 +327,7 @@ def _conditions_sections() -> Iterator[str]:
         helps = [(reason, help_.about(**words)) for reason, help_ in reasons.items()]
         rows = [(reason, help_.meaning, help_.action) for reason, help_ in helps]
         yield markdown.table(("reason", "what it means", "what to do"), rows)
-    yield "## What restarts pods\n"
+    yield "## Changes that restart pods\n"
     yield "A new draft never restarts pods. These fields are part of a pod template, so a change replaces the pods:\n"
     restarts = (f"- {part}: {', '.join(f'`{field}`' for field in fields)}\n" for part, fields in RESTARTS.items())
     yield "".join(restarts)

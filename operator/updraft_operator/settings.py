@@ -108,8 +108,8 @@ class OperatorSettings(Settings):
     tls_certificate_seconds: int = Field(default=7_776_000, ge=10)
     """How long a certificate is valid, at most a fourth of tls_ca_seconds. It is renewed after two thirds of it."""
     tls_metrics: bool = False
-    """Whether pods and the operator serve their metrics with TLS, unless tls_mode is Disabled. Prometheus has to take any
-    certificate, because none names a pod's address."""
+    """Whether the operator, registries, trainers and agents serve their metrics with TLS, unless tls_mode is Disabled.
+    Prometheus has to accept any certificate, because none names the address of a pod."""
     tls_issuer_name: str = ""
     """Issuer of cert-manager that signs the certificates; its Secrets must have an entry ca.crt."""
     tls_issuer_kind: str = Field(default="ClusterIssuer", min_length=1)
@@ -128,9 +128,9 @@ class OperatorSettings(Settings):
     """How long a deletion with policy Delete waits for an unavailable Redis, in addition to the pods' grace period. After that
     the traces are left there, and an Event reports it."""
     upgrades_max_concurrent: int = Field(default=1, ge=0, le=1000)
-    """Number of resources whose pods may restart at the same time only because the operator is another one; 0: none."""
+    """Maximum number of resources whose pods are updated at the same time after an upgrade of the operator; 0 pauses these."""
     upgrades_deadline_seconds: float = Field(default=2400.0, ge=10.0)
-    """How long the pods of a resource may take to come back from that. Then no other resource follows."""
+    """Time within which the pods of an updated resource must be ready again; otherwise no other resource is updated."""
     dry_run: bool = False
     """Watch, and log what would be written, without writing anything. `updraft-operator --dry-run` logs it once and exits."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

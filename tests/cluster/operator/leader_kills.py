@@ -15,7 +15,7 @@ def kill_leaders(running: Replicas, subject: Subject, kills: int) -> None:
     subject.create()
     for number in range(kills):
         leader = running.leader()
-        subject.change(engine={"image": f"image:{number}", "replicas": number})
+        subject.change(engine={"image": f"image:{number}"}, serving={"replicas": number})
         leader.process.kill()
         if number % 2:
             running.leader()  # the other one; else the same one may be back before the Lease has run out

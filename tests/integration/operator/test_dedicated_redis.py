@@ -170,7 +170,7 @@ def _answers(address: str) -> bool:
 
 @pytest.mark.attack(
     boundary="redis",
-    attack="a client of a dedicated Redis that speaks plaintext, without a password, or with that of its probes",
+    attack="tls.mode Disabled: a client of a dedicated Redis without a password, or with that of its probes",
     outcome="refused; the latter may only ask whether it is alive",
 )
 def test_only_its_administrator_may_do_anything(server: tuple[str, int, Path]) -> None:

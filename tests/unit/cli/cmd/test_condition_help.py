@@ -46,6 +46,8 @@ OTHERS: dict[str, Any] = {
     "serving.maxRunningRequests": 16,
     "serving.maxContextTokens": 4096,
     "serving.apiKeysSecretRef": {"name": "clients"},
+    "serving.tlsSecretRef": {"name": "certificate"},
+    "serving.tenantHeader": "X-Tenant",
     "serving.maxRequestsPerKey": 4,
     "serving.terminationGracePeriodSeconds": 90,
     "serving.modelCache": {"pvc": {"claimName": "models"}},
@@ -70,7 +72,7 @@ HARMLESS: dict[str, Any] = {
 def _spec(field: str, *value: Any) -> AdaptiveSpeculator:
     """A small spec, with the field set if there is a value."""
     spec: dict[str, Any] = {"targetModel": {"uri": "hf://org/qwen"}}
-    if field == "serving.maxRequestsPerKey":
+    if field in ("serving.maxRequestsPerKey", "serving.tenantHeader"):
         spec["serving"] = {"apiKeysSecretRef": {"name": "clients"}}
     if value:
         *parents, last = field.split(".")
