@@ -18,7 +18,7 @@ class _Work:
     def __init__(self, body: Callable[[], None]) -> None:
         self._body = body
         self.done = threading.Event()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.took_s = 0.0
 
     def run(self, synchronize: Callable[[], None]) -> None:
@@ -28,10 +28,11 @@ class _Work:
             synchronize()
             self._body()
             synchronize()
-        except Exception as error:  # noqa: BLE001  (the caller's, and the thread may be the engine's)
+        except BaseException as error:  # noqa: BLE001  (the caller's, and the thread may be the engine's)
             self.error = error
-        self.took_s = time.perf_counter() - started
-        self.done.set()
+        finally:
+            self.took_s = time.perf_counter() - started
+            self.done.set()
 
 
 class BetweenSteps:

@@ -159,7 +159,7 @@ class Swap:
             pause_s = self._between.run(lambda: self._write(writes, kept, version), _PATIENCE_S)
             proof = self._unchanged(target)
             longest_s = self._prove(expected, digest)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, and a panic of Rust: a refused draft may not stay
             if not self._is_touched:
                 raise
             left = self._put_back(kept, *before)
@@ -196,7 +196,7 @@ class Swap:
 
     def _is_changed(self, before: tuple[str, int]) -> bool | None:
         """Whether the target differs after the draft was put back; None if that is not known."""
-        with suppress(Exception):
+        with suppress(BaseException):  # then it is not known
             digest, num_closed = self._target()
             if before[0] and num_closed == before[1]:
                 return digest != before[0]
@@ -218,7 +218,7 @@ class Swap:
             self._served.digest = UNKNOWN  # until the proof, nothing is known of what is served
             try:
                 _all(writes)
-            except Exception:
+            except BaseException:
                 _all(kept)  # at once, because no step may draft with a mixture
                 raise
             self._served.version = version
@@ -233,9 +233,9 @@ class Swap:
 
         try:
             self._between.run(write, math.inf)
-        except Exception as error:  # noqa: BLE001  (it is told)
+        except BaseException as error:  # noqa: BLE001  (it is told)
             return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
-        with suppress(Exception):  # then it stays unknown
+        with suppress(BaseException):  # then it stays unknown
             held, _ = self._held()
             with self._access():
                 self._served.digest = digest if held == self._proof else UNKNOWN

@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,20 @@ def test_an_error_is_the_callers_and_the_engine_goes_on() -> None:
     between.begin()
     between.end()
     between.end()
+
+    assert between.run(lambda: None, 5) >= 0
+
+
+def test_an_exit_on_the_engines_thread_is_the_callers_and_the_engine_goes_on() -> None:
+    between = BetweenSteps()
+    between.begin()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(between.run, lambda: sys.exit("no kernel"), 30)
+        wait_until(lambda: between._waiting is not None)
+        between.begin()
+        between.end()
+        with pytest.raises(SystemExit, match="no kernel"):
+            done.result(30)
 
     assert between.run(lambda: None, 5) >= 0
 

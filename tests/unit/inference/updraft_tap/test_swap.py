@@ -185,7 +185,13 @@ def test_what_the_engine_holds_otherwise_is_no_success(served: Served, folder: P
     assert served.version.digest == UNKNOWN
 
 
-@pytest.mark.parametrize("problem", ["a write fails", "it holds another one", "it cannot be read"])
+def leave() -> None:
+    raise SystemExit("no weights for this CPU")
+
+
+@pytest.mark.parametrize(
+    "problem", ["a write fails", "a write exits", "it holds another one", "it cannot be read", "reading it exits"]
+)
 def test_a_draft_that_is_refused_after_the_first_write_is_replaced_by_the_one_before(
     served: Served, folder: Path, problem: str
 ) -> None:
@@ -193,13 +199,15 @@ def test_a_draft_that_is_refused_after_the_first_write_is_replaced_by_the_one_be
     before = dict(served.engine.held)
     if problem == "a write fails":
         served.engine.fails = 1
+    elif problem == "a write exits":
+        served.engine.on_write = leave
     elif problem == "it holds another one":
         served.engine.spoil = 1.0
     else:
 
         def fail() -> None:
             served.engine.on_read = lambda: None
-            raise RuntimeError("illegal memory access")
+            raise SystemExit("no kernel") if problem == "reading it exits" else RuntimeError("illegal memory access")
 
         served.engine.on_read = fail
 
@@ -210,7 +218,10 @@ def test_a_draft_that_is_refused_after_the_first_write_is_replaced_by_the_one_be
     assert all(served.engine.held[name] is tensor for name, tensor in before.items())
 
 
-def test_no_step_drafts_with_a_mixture_after_a_write_that_failed(served: Served, folder: Path) -> None:
+@pytest.mark.parametrize("is_exit", [False, True], ids=["an error", "an exit"])
+def test_no_step_drafts_with_a_mixture_after_a_write_that_failed(
+    served: Served, folder: Path, *, is_exit: bool
+) -> None:
     served.load(folder)
     before = dict(served.engine.held)
     seen: list[dict[str, Tensor]] = []
@@ -223,7 +234,10 @@ def test_no_step_drafts_with_a_mixture_after_a_write_that_failed(served: Served,
             seen.append(dict(served.engine.held))
 
     served.between.run = stepping  # type: ignore[method-assign]  # a step after each gap
-    served.engine.fails = 1
+    if is_exit:
+        served.engine.on_write = leave
+    else:
+        served.engine.fails = 1
     served.load(folder, 8)
 
     assert seen
@@ -279,6 +293,22 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(served:
     assert (served.version.version, served.version.digest) == (7, UNKNOWN)
 
 
+def test_an_exit_while_the_one_before_is_put_back_is_told(served: Served, folder: Path) -> None:
+    served.load(folder)
+    put_back = served.engine.kept
+
+    def leaving() -> Sequence[Callable[[], None]]:
+        return [*put_back(), leave]
+
+    served.engine.kept = leaving  # type: ignore[method-assign]  # an engine that cannot go back
+    served.engine.spoil = 1.0
+
+    answer = served.load(folder, 8)
+
+    assert "so one may be loaded only in part; load another one: no weights for this CPU" in answer["refusal"]
+    assert answer["served"]["digest"] == UNKNOWN
+
+
 def test_a_load_is_refused_while_the_engine_has_closed_its_weights(served: Served, folder: Path) -> None:
     served.load(folder)
     before = dict(served.engine.held)
@@ -327,10 +357,6 @@ def test_the_pause_is_that_of_the_longest_piece(served: Served, folder: Path, mo
     monkeypatch.setattr(served.between, "run", timed)
 
     assert served.load(folder)["pause_us"] == (500_000 if served.engine.is_read_at_rest else 250_000)
-
-
-def leave() -> None:
-    raise SystemExit("no weights for this CPU")
 
 
 def test_after_an_exit_within_a_load_the_agent_hears_of_it_and_the_next_draft_is_loaded(
