@@ -16,6 +16,8 @@ class Worker:
 
     def __init__(self, name: str, num_threads: int = 1) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        """So that no call is queued behind the end, where nobody would run it."""
         self._is_closed = False
         self._num_threads = num_threads
         for _ in range(num_threads):
@@ -38,17 +40,19 @@ class Worker:
             except BaseException as error:  # noqa: BLE001 - whoever waits for the call gets it
                 future.set_exception(error)
 
-        if self._is_closed:
-            run()
-        else:
-            self._calls.put(run)
+        with self._lock:
+            if not self._is_closed:
+                self._calls.put(run)
+                return future
+        run()
         return future
 
     def close(self) -> None:
         """Run no further call; those that run go on, and nobody has to wait for them."""
-        self._is_closed = True
-        for _ in range(self._num_threads):
-            self._calls.put(None)
+        with self._lock:
+            self._is_closed = True
+            for _ in range(self._num_threads):
+                self._calls.put(None)
 
     def _work(self) -> None:
         while (run := self._calls.get()) is not None:

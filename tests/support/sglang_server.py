@@ -19,6 +19,7 @@ from tests.support.ports import free_port
 from tests.support.tiny_target import make_draft, save_draft
 from tests.support.wait import until
 
+from updraft_chassis.credentials import ServerTls
 from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sidecar.sglang import checksums
@@ -165,13 +166,17 @@ def saved_draft(models: Path, version: int, **how: Any) -> DraftCheckpoint:
 
 
 @asynccontextmanager
-async def running(fake: FakeSglang) -> AsyncIterator[FakeSglang]:
+async def running(
+    fake: FakeSglang, *, host: str = "127.0.0.1", tls: ServerTls | None = None
+) -> AsyncIterator[FakeSglang]:
     """It listens for the length of the block."""
     port = free_port()
     app = Starlette(routes=[Route("/{path:path}", fake.answer, methods=["GET", "POST"])])
-    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, host=host, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    if tls is not None:
+        config.ssl_certfile, config.ssl_keyfile = tls.cert_file, str(tls.key_file)
     server = uvicorn.Server(config)
-    fake.url = f"http://127.0.0.1:{port}"
+    fake.url = f"{'http' if tls is None else 'https'}://{host}:{port}"
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve())
         await until(lambda: server.started, what="the server's start")

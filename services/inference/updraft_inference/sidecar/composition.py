@@ -196,7 +196,7 @@ def _attached(settings: InferenceSettings, link: Link, known: Known, on_change: 
         return AttachedServer(link, known, on_change=on_change)
     folders = Folders(model=settings.model, drafts=settings.draft_folder, note=settings.data_dir / "sglang-swap")
     key = admin_key.of(settings.sglang_admin_key.get_secret_value(), settings.sglang_admin_key_file)
-    server = SglangServer(settings.attach, admin_key=key)
+    server = SglangServer(settings.attach, admin_key=key, is_own=settings.server_python is not None)
     return AttachedSglang(link, known, server, folders, on_change=on_change)
 
 

@@ -79,14 +79,14 @@ class RankChecksums:
 
 
 class SglangServer:
-    """Use as an async context manager."""
+    """Use as an async context manager. `is_own` is a server that Updraft itself started, under whatever address."""
 
-    def __init__(self, url: str, *, admin_key: str = "") -> None:
+    def __init__(self, url: str, *, admin_key: str = "", is_own: bool = False) -> None:
         self.url = url.rstrip("/")
         headers = {"X-Updraft-Capture": "off", **({"Authorization": f"Bearer {admin_key}"} if admin_key else {})}
         limits = httpx.Limits(keepalive_expiry=_KEEP_S)
-        # No certificate names this machine, and the agent is beside its server.
-        is_here = urlsplit(self.url).hostname in _HERE
+        # The certificate is for clients: it may name other hosts, and come from a CA that is not known here.
+        is_here = is_own or urlsplit(self.url).hostname in _HERE
         self._http = httpx.AsyncClient(
             base_url=self.url, headers=headers, limits=limits, trust_env=False, verify=not is_here
         )
