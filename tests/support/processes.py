@@ -146,6 +146,11 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in values}
 
 
+def total(metrics: Mapping[str, float], name: str) -> float:
+    """The sum of a metric over its labels."""
+    return sum(value for line, value in metrics.items() if line.partition("{")[0] == name)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process still runs. A zombie does not; in a container it may never be reaped."""
     try:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.support.ports import free_port
-from tests.support.processes import Process, scrape
+from tests.support.processes import Process, scrape, total
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.vllm.server import cpu_environment
@@ -45,9 +45,7 @@ class Agent(Process):
 
     def metric(self, name: str) -> float:
         """A sum over the labels of a metric."""
-        return sum(
-            value for line, value in scrape(self.port).items() if line.partition("{")[0] == f"updraft_inference_{name}"
-        )
+        return total(scrape(self.port), f"updraft_inference_{name}")
 
 
 def prepare(model: Path, *, plugin: Path, seed: Path, draft_vocab: int) -> None:

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from tests.support.manifests import CONFIG, container, one, speculator, templates
 from tests.support.ports import free_port
-from tests.support.processes import Process, process_group, scrape
+from tests.support.processes import Process, process_group, scrape, total
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
@@ -68,8 +68,7 @@ class Pod:
         return self.http.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
 
     def metric(self, name: str) -> float:
-        lines = scrape(self.metrics_port).items()
-        return sum(value for line, value in lines if line.partition("{")[0] == f"updraft_inference_{name}")
+        return total(scrape(self.metrics_port), f"updraft_inference_{name}")
 
 
 @pytest.fixture(scope="module")

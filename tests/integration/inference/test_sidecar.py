@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from tests.support.ports import free_port
-from tests.support.processes import scrape
+from tests.support.processes import scrape, total
 from tests.support.redis_server import RedisServer
 from tests.support.registry import Registry, running
 from tests.support.tap_plugin import Process, finished, prefill, process, step
@@ -38,8 +38,7 @@ class Sidecar:
 
     async def metric(self, name: str) -> float:
         """Summed over labels."""
-        found = await asyncio.to_thread(scrape, self.settings.metrics_port)
-        return sum(value for line, value in found.items() if line.partition("{")[0] == f"updraft_inference_{name}")
+        return total(await asyncio.to_thread(scrape, self.settings.metrics_port), f"updraft_inference_{name}")
 
     async def status(self, path: str) -> int:
         async with httpx.AsyncClient(timeout=60) as http:

@@ -1,7 +1,6 @@
 """A dedicated Redis: its container's command and configuration, run by a real redis-server, and the moves to and from it."""
 
 import asyncio
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -99,12 +98,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 @pytest.fixture
-def encrypted(short_tmp_path: Path) -> Iterator[tuple[Pod, Mount]]:
+def encrypted(short_tmp_path: Path, tls_redis_server: Path) -> Iterator[tuple[Pod, Mount]]:
     """One with TLS, and the files of its certificate."""
-    found = shutil.which("redis-server")
-    if found is None:
-        pytest.skip("no redis-server with TLS is installed (Debian: redis-server)")
-    pod, files = Pod(short_tmp_path, Path(found).parent, _WITH_TLS), Mount(short_tmp_path / "etc/updraft/tls")
+    pod, files = Pod(short_tmp_path, tls_redis_server.parent, _WITH_TLS), Mount(short_tmp_path / "etc/updraft/tls")
     _issue(files, short_tmp_path / "first")
     with pod.running():
         yield pod, files
