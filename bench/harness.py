@@ -124,6 +124,11 @@ def spread(values: Iterable[float]) -> Spread | None:
     return Spread(low=low, median=median, high=high, count=len(ordered))
 
 
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+
+
 def in_turn(arms: Sequence[T], round_: int) -> Iterator[T]:
     """The arms of a round. Each round starts with another one, so that disturbances fall on all of them."""
     return (arms[(round_ + n) % len(arms)] for n in range(len(arms)))

@@ -41,7 +41,7 @@ def measured(registry: psutil.Process) -> Iterator[Usage]:
     yield usage
     usage.seconds = time.perf_counter() - began_s
     usage.registry_cpu_s, usage.pods_cpu_s = _cpu_s(registry) - registry_s, _cpu_s(mine) - pods_s
-    usage.peak_bytes = _peak_bytes(registry)
+    usage.peak_bytes = peak_bytes(registry.pid)
 
 
 def allow_files(num_pods: int) -> None:
@@ -61,7 +61,8 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _peak_bytes(process: psutil.Process) -> int:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+def peak_bytes(pid: int) -> int:
+    """The largest resident size of a process since it started, or since its peak was reset."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kibibytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return 1024 * int(kibibytes)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 from bench.chat import chat_client
+from bench.fleet.usage import peak_bytes
 from bench.harness import concurrently
 from bench.serving import workloads
 from bench.serving.figures import Learnt
@@ -57,7 +58,7 @@ class Trainer:
         try:
             return Learnt(
                 optimizer_steps=None if steps is None else steps - (self._steps or 0),
-                peak_bytes=_peak_bytes(self._process.pid),
+                peak_bytes=peak_bytes(self._process.pid),
                 core_share=(self._processor() - self._processor_s) / (time.monotonic() - self._started_s),
             )
         except (psutil.NoSuchProcess, FileNotFoundError, StopIteration):  # a zombie has no size
@@ -136,9 +137,3 @@ def _wait_until_it_learns(stack: Stack) -> None:
 def _optimizer_steps(url: str) -> float | None:
     metrics = scrape(url)
     return None if metrics is None else metrics.total("updraft_trainer_optimizer_steps_total")
-
-
-def _peak_bytes(pid: int) -> int:
-    """The largest resident size of a process since it started."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from bench import harness
 from bench.engine_inputs import code_prompts, untrained_drafts
-from bench.harness import Line, Measurements, spread
+from bench.harness import Line, Measurements, p95, spread
 from bench.tap import arms
 from bench.tap.arms import POLICIES, Arm, Turn
 from rich.console import Console
@@ -185,10 +185,6 @@ async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Turn], 
 def describe(times_ms: list[float]) -> str:
     median, longest = statistics.median(times_ms), max(times_ms)
     return f"median {median:.0f} ms, 95th percentile {p95(times_ms):.0f} ms, longest {longest:.0f} ms"
-
-
-def p95(times_ms: list[float]) -> float:
-    return statistics.quantiles(times_ms, n=20)[-1]
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:

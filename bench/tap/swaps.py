@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from bench.harness import Line, spread
+from bench.harness import Line, p95, spread
 from bench.serving.servers import MODEL
 from bench.tap.plugged import ROLES, plugged
 from tests.support.tap_agent import Agent, listening
@@ -99,11 +99,6 @@ class Swaps:
         counts = {"requests": self.requests, "failed": self.failed, "changed": self.changed}
         added = {"added_ms": self.added_ms, "added_by_nothing_ms": self.added_by_nothing_ms}
         return {"swaps": [asdict(one) for one in self.windows], **added, **counts}
-
-
-def p95(values: Sequence[float]) -> float:
-    """The 95th percentile."""
-    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
 
 
 def step_s(gaps: Sequence[Gap]) -> float:

@@ -15,6 +15,7 @@ import pytest
 from tests.sglang.agent import beside
 from tests.sglang.models import smollm2
 from tests.sglang.server import Server, eagle3
+from tests.support.answers import CHAT, COMMON, IN_SCHEMA, MUST_CALL, WEATHER, Bodies, stable
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.tap import initial_draft, plugin_folder
@@ -25,52 +26,20 @@ ARGUMENTS = (
     *("--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
     *("--served-model-name", "target", "--context-length", "512"),
 )
-_ASK = {"model": "target", "temperature": 0, "max_tokens": 12}
-_CHAT = {**_ASK, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-_WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
-    },
-}
 _AT_ONCE = {"chat_template_kwargs": {"enable_thinking": False}}
 """A grammar applies from the first token, not after a thought."""
-_SCHEMA = {"type": "object", "properties": {"capital": {"enum": ["Paris", "Rome"]}}, "required": ["capital"]}
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "text": ("/v1/completions", {**_ASK, "prompt": "One, two, three,"}),
-    "several prompts": ("/v1/completions", {**_ASK, "prompt": ["One, two,", "Red, green,"]}),
-    "chat": ("/v1/chat/completions", _CHAT),
-    "log-probabilities": ("/v1/chat/completions", {**_CHAT, "logprobs": True, "top_logprobs": 3}),
-    "two choices": ("/v1/chat/completions", {**_CHAT, "n": 2}),
-    "min_p": ("/v1/chat/completions", {**_CHAT, "min_p": 0.1}),
-    "JSON schema": (
-        "/v1/chat/completions",
-        {
-            **_CHAT,
-            **_AT_ONCE,
-            "max_tokens": 40,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}},
-        },
-    ),
-    "tools": ("/v1/chat/completions", {**_CHAT, "tools": [_WEATHER]}),
-    "a stream with tools": ("/v1/chat/completions", {**_CHAT, "tools": [_WEATHER], "stream": True}),
-    "a tool that must be called": (
-        "/v1/chat/completions",
-        {
-            **_CHAT,
-            **_AT_ONCE,
-            "max_tokens": 40,
-            "tools": [_WEATHER],
-            "tool_choice": {"type": "function", "function": {"name": "weather"}},
-        },
-    ),
+BODIES: Bodies = {
+    **COMMON,
+    "two choices": ("/v1/chat/completions", {**CHAT, "n": 2}),
+    "min_p": ("/v1/chat/completions", {**CHAT, "min_p": 0.1}),
+    "JSON schema": ("/v1/chat/completions", {**IN_SCHEMA, **_AT_ONCE}),
+    "tools": ("/v1/chat/completions", {**CHAT, "tools": [WEATHER]}),
+    "a stream with tools": ("/v1/chat/completions", {**CHAT, "tools": [WEATHER], "stream": True}),
+    "a tool that must be called": ("/v1/chat/completions", {**MUST_CALL, **_AT_ONCE}),
     "reasoning": (
         "/v1/chat/completions",
-        {**_CHAT, **_AT_ONCE, "max_tokens": 40, "regex": "<think>(France|Italy)</think>(Paris|Rome)"},
+        {**CHAT, **_AT_ONCE, "max_tokens": 40, "regex": "<think>(France|Italy)</think>(Paris|Rome)"},
     ),
-    "nonsense": ("/v1/chat/completions", {**_CHAT, "n": "many"}),
-    "an unknown path": ("/v1/nothing", {}),
 }
 
 Answers = Mapping[str, tuple[int, Any]]
@@ -106,7 +75,7 @@ def _answer(server: Server, path: str, body: Mapping[str, Any]) -> tuple[int, An
     answer = httpx.post(f"{server.url}{path}", json=body, timeout=300)
     if body.get("stream") and answer.is_success:
         return answer.status_code, _joined(answer.text)
-    return answer.status_code, _stable(answer.json())
+    return answer.status_code, stable(answer.json())
 
 
 def _joined(stream: str) -> dict[str, str]:
@@ -120,14 +89,6 @@ def _joined(stream: str) -> dict[str, str]:
         "calls": "".join((call.get("name") or "") + (call.get("arguments") or "") for call in calls),
         "reason": "".join(choice.get("finish_reason") or "" for choice in choices),
     }
-
-
-def _stable(answer: Any) -> Any:
-    if isinstance(answer, list):
-        return [_stable(one) for one in answer]
-    if isinstance(answer, dict):
-        return {name: _stable(value) for name, value in answer.items() if name not in ("id", "created")}
-    return answer
 
 
 @pytest.mark.parametrize("name", BODIES)

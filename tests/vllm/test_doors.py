@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.support.answers import ASK, CHAT, COMMON, IN_SCHEMA, MUST_CALL, Bodies, stable
 from tests.support.tap_agent import Agent, listening
 from tests.support.wait import until
 from tests.vllm import build, drafts
@@ -35,57 +36,27 @@ OPTIONS = (
     *("--structured-outputs-config", '{"enable_in_reasoning": true}'),
 )
 
-_ASK = {"model": "target", "temperature": 0, "max_tokens": 12}
-ENDLESS = {**_ASK, "prompt": "One, two,", "max_tokens": 480, "ignore_eos": True, "stream": True}
+ENDLESS = {**ASK, "prompt": "One, two,", "max_tokens": 480, "ignore_eos": True, "stream": True}
 """It ends at the limit of the context, long after the test has hung up."""
 
-_CHAT = {**_ASK, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-_WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
-    },
-}
-_SCHEMA = {"type": "object", "properties": {"capital": {"enum": ["Paris", "Rome"]}}, "required": ["capital"]}
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "text": ("/v1/completions", {**_ASK, "prompt": "One, two, three,"}),
-    "several prompts": ("/v1/completions", {**_ASK, "prompt": ["One, two,", "Red, green,"]}),
-    "chat": ("/v1/chat/completions", _CHAT),
-    "log-probabilities": ("/v1/chat/completions", {**_CHAT, "logprobs": True, "top_logprobs": 3}),
+BODIES: Bodies = {
+    **COMMON,
     # One token, because those after it may depend on a draft, and a seed was not seen to fix them.
-    "two choices": ("/v1/chat/completions", {**_CHAT, "n": 2, "temperature": 0.8, "seed": 7, "max_tokens": 1}),
-    "min_p": ("/v1/chat/completions", {**_CHAT, "min_p": 0.1, "temperature": 0.8, "seed": 7}),
-    "JSON schema": (
-        "/v1/chat/completions",
-        {
-            **_CHAT,
-            "max_tokens": 40,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}},
-        },
-    ),
-    "a tool": (
-        "/v1/chat/completions",
-        {
-            **_CHAT,
-            "max_tokens": 40,
-            "tools": [_WEATHER],
-            "tool_choice": {"type": "function", "function": {"name": "weather"}},
-        },
-    ),
+    "two choices": ("/v1/chat/completions", {**CHAT, "n": 2, "temperature": 0.8, "seed": 7, "max_tokens": 1}),
+    "min_p": ("/v1/chat/completions", {**CHAT, "min_p": 0.1, "temperature": 0.8, "seed": 7}),
+    "JSON schema": ("/v1/chat/completions", IN_SCHEMA),
+    "a tool": ("/v1/chat/completions", MUST_CALL),
     "reasoning": (
         "/v1/chat/completions",
         {
-            **_CHAT,
+            **CHAT,
             "max_tokens": 40,
             "structured_outputs": {
                 "regex": "Here is my thought process: (France|Italy) has one. Here is my response: (Paris|Rome)"
             },
         },
     ),
-    "extra arguments": ("/v1/chat/completions", {**_CHAT, "vllm_xargs": {"session_id": "7"}}),
-    "nonsense": ("/v1/chat/completions", {**_CHAT, "n": "many"}),
-    "an unknown path": ("/v1/nothing", {}),
+    "extra arguments": ("/v1/chat/completions", {**CHAT, "vllm_xargs": {"session_id": "7"}}),
 }
 
 
@@ -118,7 +89,7 @@ def _asked(server: Server, name: str) -> tuple[int, Any]:
     """Status and answer, without the names and times that differ each time."""
     path, body = BODIES[name]
     answer = httpx.post(f"{server.url}{path}", json=body, headers=_headers(), timeout=300)
-    return answer.status_code, _stable(answer.json())
+    return answer.status_code, stable(answer.json())
 
 
 def _status(setting: Setting, body: Mapping[str, Any]) -> int:
@@ -127,14 +98,6 @@ def _status(setting: Setting, body: Mapping[str, Any]) -> int:
 
 def _headers(key: str = ONE, **more: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}", **{f"X-Updraft-{name}": value for name, value in more.items()}}
-
-
-def _stable(answer: Any) -> Any:
-    if isinstance(answer, list):
-        return [_stable(one) for one in answer]
-    if isinstance(answer, dict):
-        return {name: _stable(value) for name, value in answer.items() if name not in ("id", "created")}
-    return answer
 
 
 def client(setting: Setting) -> httpx.AsyncClient:
@@ -168,7 +131,7 @@ def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setti
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"Authorization": ONE}])
 def test_without_a_known_key_nothing_but_probes_is_answered(setting: Setting, headers: dict[str, str]) -> None:
     with httpx.Client(base_url=setting.server.url, headers=headers, timeout=300) as http:
-        for path, body in (("/v1/completions", _ASK), ("/tokenize", {}), ("/invocations", _ASK), ("/pause", {})):
+        for path, body in (("/v1/completions", ASK), ("/tokenize", {}), ("/invocations", ASK), ("/pause", {})):
             refused = http.post(path, json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert http.get("/v1/models").status_code == 401
@@ -183,19 +146,19 @@ async def test_the_third_concurrent_request_of_a_key_is_refused_and_another_keys
     ):
         assert (first.status_code, second.status_code) == (200, 200)
         await until(lambda: setting.server.num_running() == 2, what="two running requests")
-        third = await http.post("/v1/completions", json={**_ASK, "prompt": "One"}, headers=_headers())
-        other = await http.post("/v1/completions", json={**_ASK, "prompt": "One"}, headers=_headers(OTHER))
+        third = await http.post("/v1/completions", json={**ASK, "prompt": "One"}, headers=_headers())
+        other = await http.post("/v1/completions", json={**ASK, "prompt": "One"}, headers=_headers(OTHER))
     assert (third.status_code, third.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert third.headers["retry-after"] == "1"
     assert other.status_code == 200
 
     await until(lambda: setting.server.num_running() == 0, what="the end of those that hung up")
     async with client(setting) as http:
-        both = {**_ASK, "prompt": "One", "n": 2, "temperature": 0.8}
+        both = {**ASK, "prompt": "One", "n": 2, "temperature": 0.8}
         await until(
             lambda: _status(setting, both) == 200, what="both places"
         )  # the door hears of the end a little later
-        answer = await http.post("/v1/completions", json={**_ASK, "prompt": "One", "n": 3}, headers=_headers())
+        answer = await http.post("/v1/completions", json={**ASK, "prompt": "One", "n": 3}, headers=_headers())
         assert answer.status_code == 400
         assert "n is 3, but an API key may have at most 2" in answer.json()["error"]["message"]
 
@@ -210,7 +173,7 @@ async def test_the_domain_arrives_with_every_choice_streamed_or_not_and_also_if_
             ("stream", {"stream": True, "n": 2, "temperature": 0.8}),
             ("prompts", {"prompt": ["One,", "Two,"]}),
         ):
-            body = {**_ASK, "prompt": "One, two,", **more}
+            body = {**ASK, "prompt": "One, two,", **more}
             answer = await http.post("/v1/completions", json=body, headers=_headers(Domain=kind))
             assert answer.status_code == 200
         headers = _headers(OTHER, Domain="gone")
@@ -228,7 +191,7 @@ async def test_the_domain_arrives_with_every_choice_streamed_or_not_and_also_if_
 
 @pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 0.8}, {"stream": True}])
 async def test_of_who_opts_out_counters_are_left_and_nothing_else(setting: Setting, more: dict[str, Any]) -> None:
-    body = {**_ASK, "prompt": "One, two, three,", **more}
+    body = {**ASK, "prompt": "One, two, three,", **more}
     async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
         for headers, extra in (
             (_headers(Capture="off"), {}),
@@ -248,7 +211,7 @@ async def test_of_who_opts_out_counters_are_left_and_nothing_else(setting: Setti
 
 
 async def test_a_header_that_cannot_be_meant_is_refused_and_a_strange_domain_is_cut(setting: Setting) -> None:
-    body = {**_ASK, "prompt": "One, two,"}
+    body = {**ASK, "prompt": "One, two,"}
     strange = b"\xff\tsql" + b"x" * 1000  # a server of HTTP lets no other control character in
     async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
         misspelt = await http.post("/v1/completions", json=body, headers=_headers(Capture="of"))

@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 from updraft_artifacts import transfer
 from updraft_artifacts.digests import tensors_digest
 from updraft_chassis.clock import SystemClock
-from updraft_chassis.credentials import server_context
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.settings import variable
@@ -72,7 +71,7 @@ async def serve(settings: InferenceSettings, stop: Stop, open_engine: OpenEngine
     server = Server(
         app(base.readiness, base.tools.metrics, registry, bodies, keys),
         ClientLimits(max_connections=settings.max_connections, stall_s=settings.stall_seconds),
-        server_context(settings.tls_cert_file, settings.tls_key_file),
+        None if settings.tls is None else settings.tls.context(),
     )
     socket = listen(settings.host, settings.port, setting=variable(InferenceSettings, "port"))
     logger.info("Listening", extra={"host": settings.host, "port": socket.getsockname()[1]})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.freed import kept_bytes
 
 from updraft_draft.memory import HUGE_PAGES, KERNEL_CACHES, limit, use_huge_pages
 
@@ -28,23 +29,7 @@ for rows in range(1, 401):
 print(sizes[-1] - sizes[63])
 """
 
-FREED = """
-import os
-from updraft_draft.memory import return_large_blocks
-return_large_blocks(os.environ)
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-before, large, small = resident(), [b"x" * 24_000_000], []
-large.clear()  # from now on, glibc would keep such blocks
-for _ in range(8):
-    large.append(b"x" * 24_000_000)
-    small.append(b"x" * 100_000)  # lies behind it
-large.clear()
-print(resident() - before)
-"""
+RETURNED = "from updraft_draft.memory import return_large_blocks; return_large_blocks(os.environ)"
 
 
 def test_the_kernel_caches_have_a_limit() -> None:
@@ -78,15 +63,9 @@ def test_memory_stops_growing_with_the_number_of_shapes() -> None:
 
 
 def test_freed_blocks_of_whole_requests_leave_no_gaps() -> None:
-    """In a process of its own, because the setting stays. Without it, nearly 200 MB are kept."""
-    assert kept_bytes() < 20_000_000
+    """Otherwise, nearly 200 MB are kept."""
+    assert kept_bytes(RETURNED) < 20_000_000
 
 
 def test_a_threshold_of_the_user_stands() -> None:
-    assert kept_bytes(MALLOC_MMAP_THRESHOLD_=str(1 << 25)) > 100_000_000
-
-
-def kept_bytes(**variables: str) -> int:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, check=True, text=True, env=environ)
-    return int(done.stdout)
+    assert kept_bytes(RETURNED, MALLOC_MMAP_THRESHOLD_=str(1 << 25)) > 100_000_000
