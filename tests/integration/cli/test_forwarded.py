@@ -14,7 +14,7 @@ from tests.support import speculator_objects as objects
 from tests.support.api_server import ApiServer, api_server
 from tests.support.checkpoints import draft
 from tests.support.registry import CALL_S, RegistryProcess, parts
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
@@ -148,6 +148,7 @@ def test_details_that_do_not_come_soon_are_not_waited_for(
             shown.backend.reports.details("qwen", hanging.policy)
         with pytest.raises(Unavailable, match="it has not answered the last question yet"):
             shown.backend.reports.details("qwen", answering.policy)
+        monkeypatch.setattr(reports, "_DETAILS_S", LONG_S)
         shown.backend.reports.details("gemma", answering.policy)
 
 

@@ -60,7 +60,7 @@ class Reader:
         """When it may be read again, so that a slow one is not kept busy."""
 
     def begin(self, worker: Worker) -> Future[None] | None:
-        """Read it once more; None: nobody waits for the last read any longer, or it took so long that the next one waits."""
+        """Read it once more. None if a read is still running or a slow one was just done."""
         if self._reading is not None and not self._reading.done():
             return None
         if time.monotonic() < self._again_s:
@@ -83,9 +83,8 @@ class Reader:
                 logger.exception("The console could not read a registry")
         self.registry = None if report.snapshot is None else registry
         self.report = report
-        if (
-            registry is not None and not self._tunnel.problem
-        ):  # else it is opening, or its tunnel knows when to try again
+        # Otherwise it is opening, or its tunnel knows when to try again.
+        if registry is not None and not self._tunnel.problem:
             now_s = time.monotonic()
             self._again_s = now_s + _PAUSE * (now_s - began_s)
 

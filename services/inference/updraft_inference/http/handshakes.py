@@ -44,7 +44,7 @@ class Handshakes:
             self._cut_off(transport)
 
     def _cut_off(self, transport: asyncio.Transport) -> None:
-        """Its task ends some turns later. It counts no more, or a burst of connections would cut off this one alone."""
+        """Removed from the count at once: its task ends later, and a burst would otherwise select it again."""
         del self._running[transport]
         transport.abort()
 
@@ -62,7 +62,7 @@ class Handshakes:
             self._running.pop(transport, None)
 
     def _pass_on(self, encrypted: asyncio.Transport, waiting: "_Handshake") -> None:
-        """After `close`, nobody would tell the connection that it has to end."""
+        """Hand the connection over, or abort it after `close`, when nobody would end it."""
         if self._is_closed:
             encrypted.abort()
         else:

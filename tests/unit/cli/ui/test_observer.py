@@ -76,7 +76,7 @@ async def test_a_backend_that_does_not_answer_at_the_start_is_an_error() -> None
         Observer(backend, QUICK).begin()
 
 
-async def test_one_that_is_closed_during_a_read_ends_with_it() -> None:
+async def test_an_observer_closed_during_a_read_ends_after_it() -> None:
     observer, begun, hold = Observer(memory_backend(), QUICK), threading.Event(), threading.Event()
     observer.begin()
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from tests.support.console import NOW, state
-from tests.support.wait import wait_until
+from tests.support.wait import LONG_S, wait_until
 
 from updraft_chassis.credentials import Credentials
 from updraft_chassis.errors import Unavailable
@@ -75,6 +75,7 @@ def test_an_answer_that_cannot_be_read_is_said_and_the_next_look_asks_again(
     reports: Reports, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE", 0.0)
+    monkeypatch.setattr(module, "_PATIENCE_S", LONG_S)  # so that every look has all answers, also on a slow machine
     once = iter([KeyError("odd")])
 
     def odd_once() -> SpeculatorSnapshot:

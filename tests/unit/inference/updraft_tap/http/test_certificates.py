@@ -72,7 +72,7 @@ async def test_each_renewal_is_shown_at_the_next_handshake(tmp_path: Path) -> No
             former = newest
 
 
-async def test_what_is_no_certificate_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_file_that_holds_no_certificate_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     certificates.follow()
     files = Files(tmp_path)
     authority = files.renew()

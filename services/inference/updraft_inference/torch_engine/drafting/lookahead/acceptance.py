@@ -122,7 +122,7 @@ class SequenceStats:
 
 
 class AcceptanceTable:
-    """Acceptance of every source, shared by all sequences whose tokens are sampled, or by all others."""
+    """Acceptance of every source, separately for sampled and for greedy sequences."""
 
     def __init__(self) -> None:
         self._shared = defaultdict[_Kind, AcceptanceEstimator](lambda: AcceptanceEstimator(_SHARED_MEMORY))

@@ -49,7 +49,7 @@ def test_a_sequence_without_observations_uses_the_others() -> None:
     assert alive[3] < 0.05
 
 
-def test_what_greedy_requests_accepted_promises_nothing_to_sampled_ones() -> None:
+def test_acceptance_of_greedy_requests_promises_nothing_to_sampled_ones() -> None:
     known, _ = table([(5, False)] * 200, [])
     greedy, sampled = (known.survival(SequenceStats(is_sampled=one), CHAIN_ALONE, 3) for one in (False, True))
     unknown, _ = table([], [])
