@@ -20,7 +20,7 @@ from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed, moment
 from updraft_operator.planning.pods import WAITS_FOR_A_PLACE, PodProblem, worst
 from updraft_operator.planning.runtime.certificates import has_certificate
-from updraft_operator.planning.runtime.records import Held, Turn, ending, last_turn, workloads
+from updraft_operator.planning.runtime.records import Held, Turn, ending, having, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
 from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
 from updraft_operator.planning.traces.places import tls_servers
@@ -89,12 +89,21 @@ def assess(observed: Observed, held: tuple[Held, ...], now: datetime) -> Upgrade
 
 
 def new_turn(observed: Observed, now: datetime) -> Turn:
-    """It is later than the end of the last one. One that continues another is over when the pods are as before the first."""
+    """While pods are replaced, the one that workloads have with this runtime: none is written again, and the deadline stays.
+    Any other is later than the end of the last one; if it continues one, it is over when the pods are as before the first.
+    """
     ended, former = _ended(observed), _turn(observed, now)
+    if former is not None and _is_under_way(observed, former):
+        return former
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:
         return replace(former, since_s=since_s)
     return Turn(since_s=since_s, num_ready=_num_ready(observed), trains=_trainer_problem(observed) is None)
+
+
+def _is_under_way(observed: Observed, turn: Turn) -> bool:
+    has_it = any(child.runtime == observed.config.runtime for child in having(observed, turn))
+    return has_it and bool(why_not_serving(observed, turn))
 
 
 def why_not_serving(observed: Observed, turn: Turn | None) -> str:
