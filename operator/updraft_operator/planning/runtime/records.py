@@ -35,6 +35,9 @@ _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
 _MOST_BYTES = 1_000_000
 """Limit for an unpacked record. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
 
+_MOST_WRITTEN_BYTES = 200_000
+"""Limit for the annotation. All annotations of an object may have 262,144 bytes, and it would be refused for more."""
+
 _NOT_OURS = (
     ValueError,
     TypeError,
@@ -206,16 +209,18 @@ def _former_settings(
 def _remembering(
     workload: Manifest, observed: Observed, inputs: Inputs, content: Mapping[str, Any], turn: str
 ) -> Manifest:
-    """With the annotations of this operator."""
+    """With the annotations of this operator; without a record that is too large, so that another operator's template comes at
+    once."""
     record = {_INPUTS: inputs.to_json(), **content}
     packed = zlib.compress(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
     rendered = f"{digest(content)}:{digest(record)}:{base64.b64encode(packed).decode()}"
-    return _annotated(workload, observed.config.runtime, rendered, turn)
+    return _annotated(workload, observed.config.runtime, rendered if len(rendered) <= _MOST_WRITTEN_BYTES else "", turn)
 
 
 def _annotated(workload: Manifest, runtime: str, rendered: str, turn: str) -> Manifest:
     metadata = workload["metadata"]
-    ours = {names.RUNTIME: runtime, names.RENDERED: rendered, **({names.TURN: turn} if turn else {})}
+    found = {names.RUNTIME: runtime, names.RENDERED: rendered, names.TURN: turn}
+    ours = {name: text for name, text in found.items() if text}
     return {**workload, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **ours}}}
 
 

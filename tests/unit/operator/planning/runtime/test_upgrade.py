@@ -61,7 +61,9 @@ def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
 @pytest.mark.parametrize(
     ("observation", "reason", "says"),
     [
-        pytest.param(_waiting(), "WaitingForTurn", "waits for its turn; then pods restart of", id="turn"),
+        pytest.param(
+            _waiting(), "WaitingForTurn", "waits for its turn; then the pods of StatefulSet/qwen-registry (", id="turn"
+        ),
         pytest.param(
             _waiting({"updatePolicy": {"mode": "OnSpecChange"}}), "WaitingForSpecChange", "upgrade start", id="policy"
         ),
@@ -95,7 +97,7 @@ def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
         ),
     ],
 )
-def test_what_it_waits_for_is_said(observation: Observed, reason: str, says: str) -> None:
+def test_the_condition_says_why_a_resource_waits(observation: Observed, reason: str, says: str) -> None:
     upgrade = _upgrade(observation)
     assert (upgrade.says.status, upgrade.says.reason) == ("False", reason)
     assert says in upgrade.says.message
