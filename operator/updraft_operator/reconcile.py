@@ -119,16 +119,14 @@ class Reconciler:
         if self._wiring.is_dry_run:
             self._log_plan(key, plan)
             return None
-        if await self._prepare(key, observed, plan):
-            observed = await self.observe(key, self._wiring.store.cached(key))
-            plan = self._plan(key, observed)
-        if await self._apply_plan(key, observed, plan):
-            cached = self._wiring.store.cached(key)
-            if cached.speculator is None:  # deleted in the meantime
-                self._forget(key)
-                return None
-            observed = await self.observe(key, cached)
-            plan = self._plan(key, observed)
+        for step in (self._prepare, self._apply_plan):
+            if await step(key, observed, plan):
+                cached = self._wiring.store.cached(key)
+                if cached.speculator is None:  # deleted in the meantime
+                    self._forget(key)
+                    return None
+                observed = await self.observe(key, cached)
+                plan = self._plan(key, observed)
         if plan.users is not None:
             self._wiring.users.want(key, WantedUsers.of(observed, plan))
         await self._publish(key, observed, plan)
@@ -302,6 +300,9 @@ class Reconciler:
             wiring.secrets.forget(key)
             return
         wiring.store.put(target.kind, answer)
+        turn = content["metadata"].get("annotations", {}).get(names.TURN)
+        if turn is not None and (cached is None or turn != cached.turn):
+            wiring.turns.began(key)
         if mark:
             state.settled[target] = (mark, version)
         if cached is not None and cached.applied == mark and cached.resource_version != version:

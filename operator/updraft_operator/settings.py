@@ -192,9 +192,12 @@ class OperatorSettings(Settings):
             has_redis=bool(self.redis_url.get_secret_value()),
             has_dedicated_redis=bool(self.redis_key_secret),
         )
+        pods = replace(
+            config, metrics_from=(), tls=replace(config.tls, issuer=None, lives=Lives())
+        )  # no template has these
         return replace(
             config,
-            runtime=f"{version('updraft')}-{digest(asdict(config))[:8]}",
+            runtime=f"{version('updraft')}-{digest(asdict(pods))[:8]}",
             max_upgrades=self.upgrades_max_concurrent,
             upgrade_deadline_s=self.upgrades_deadline_seconds,
         )

@@ -45,6 +45,11 @@ class UpgradeTurns:
         if upgrade.may_apply and self.has_turn(key) and not had_turn:
             self._notify(key)  # one that another process began
 
+    def began(self, key: Key) -> None:
+        """A workload got the turn: whatever happens now, the update is under way."""
+        if key in self._turns:
+            self._enter(key, Stage.UPDATING)
+
     def cannot_say(self, key: Key) -> None:
         """An error, or nothing was decided: its pods keep what they have. It does not use its turn, and others need not wait
         for it, but an update that is under way stays so, and a failed one stays failed."""

@@ -21,7 +21,7 @@ from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.planning import versions
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import ConnectionState, Observed, Refusal, RegistryView
+from updraft_operator.planning.observed import ConnectionState, MissingSecret, Observed, Refusal, RegistryView
 from updraft_operator.planning.plan import written
 from updraft_operator.planning.status import status
 
@@ -110,7 +110,11 @@ WORLDS = {
         "Failed",
         "Degraded",
     ),
-    "a Secret that another tool brings": (_observed(missing_secrets=("hub",)), "InProgress", "Progressing"),
+    "a Secret that another tool brings": (
+        _observed(missing_secrets=(MissingSecret("hub"),)),
+        "InProgress",
+        "Progressing",
+    ),
     "suspended": (_observed({"suspend": True}), "Current", "Suspended"),
     "no replicas": (_observed({"serving": {"replicas": 0}}), "Current", "Suspended"),
     "no registry": (_observed(reached=1, pods=_pods(1), registry=AWAY), "Current", "Healthy"),

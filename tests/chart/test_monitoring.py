@@ -33,7 +33,7 @@ from updraft_operator.manifests.manifest import Images, OperatorConfig
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView
+from updraft_operator.planning.observed import ConnectionState, MissingSecret, Observed, RegistryView
 from updraft_operator.planning.status import status
 from updraft_operator.settings import OperatorSettings
 from updraft_registry.metrics import OUTCOMES
@@ -230,7 +230,7 @@ def _fleet(num_ready: int, *, reached: int | None = 100, spec: Document | None =
         pytest.param(_fleet(2, reached=2), [], id="a scale-up"),
         pytest.param(_fleet(0, spec={"suspend": True}), [], id="suspended"),
         pytest.param(_fleet(100, registry=RegistryView(connection=ConnectionState.UNREACHABLE)), [], id="no registry"),
-        pytest.param(_fleet(100, missing_secrets=("hub",)), [], id="a Secret that is missing"),
+        pytest.param(_fleet(100, missing_secrets=(MissingSecret("hub"),)), [], id="a Secret that is missing"),
     ],
 )
 def test_only_an_outage_of_clients_pages(promtool: Path, tmp_path: Path, seen: Observed, pages: list[str]) -> None:

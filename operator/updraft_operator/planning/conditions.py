@@ -143,7 +143,7 @@ def _accepted(observed: Observed) -> Iterator[Assessment]:
         if refusal.reason in _NOT_ACCEPTED:
             yield false(refusal.reason, refusal.message)
     if observed.missing_secrets:
-        listed = ", ".join(observed.missing_secrets)
+        listed = ", ".join(missing.text for missing in observed.missing_secrets)
         yield false(
             "SecretNotFound", f"the spec names Secrets that do not exist, lack an entry or are not valid: {listed}"
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
@@ -67,6 +68,18 @@ class Refusal:
         return self.ref, self.digest
 
 
+class MissingSecret(NamedTuple):
+    """A Secret that the spec names and that pods could not use."""
+
+    name: str
+    problem: str = ""
+    """Why it is not valid; empty if it does not exist or lacks an entry."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} ({self.problem})" if self.problem else self.name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersProblem:
     """Why the users of a speculator are not on the operator's Redis."""
@@ -107,7 +120,8 @@ class Observed:
     fresh_passwords: Mapping[tuple[Place, Role], str] = field(default_factory=dict)
     """New random passwords, for Secrets without one."""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
-    """Those in the Secrets of the registry and of a dedicated Redis, by part; none of a Secret without a valid one."""
+    """Those in the Secrets of the registry, of a dedicated Redis and of the ports of metrics, by part; none of a Secret without
+    a valid one."""
     is_preview: bool = False
     """Plan also what waits for a certificate, because nothing is signed in a dry run."""
     users_problem: UsersProblem | None = None
@@ -117,8 +131,8 @@ class Observed:
     """Whether its pods may restart for another runtime now."""
     upgrades_stopped_by: str = ""
     """Another resource that does not come back from its update; empty if there is none."""
-    missing_secrets: tuple[str, ...] = ()
-    """Secrets that the spec names and that do not exist."""
+    missing_secrets: tuple[MissingSecret, ...] = ()
+    """Secrets that the spec names and that do not exist, lack an entry or are not valid."""
     refusals: tuple[Refusal, ...] = ()
     settled: Mapping[Ref, tuple[str, str]] = field(default_factory=dict)
     """By object, the hash of the applied manifest and the resulting resource version: while both are unchanged, the object

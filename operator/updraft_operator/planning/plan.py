@@ -25,7 +25,7 @@ from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.registry_calls import RegistryCall, registry_calls
 from updraft_operator.planning.runtime.certificates import is_held
 from updraft_operator.planning.runtime.records import Settled, settle
-from updraft_operator.planning.runtime.upgrade import Upgrade, assess, new_turn
+from updraft_operator.planning.runtime.upgrade import APPLYING, Upgrade, assess, new_turn
 from updraft_operator.planning.serving.tls_port import secret_problem
 from updraft_operator.planning.status import status, without_measurements
 from updraft_operator.planning.traces import access
@@ -142,7 +142,7 @@ def _made(observed: Observed, now: datetime) -> tuple[Settled, Upgrade]:
     made = settle(observed, decided, None)
     own = _own_refusals(observed, tuple(map(marked, made.objects)))
     upgrade = assess(replace(observed, refusals=(*observed.refusals, *own)), made.held, now)
-    if observed.has_turn and upgrade.may_apply:
+    if observed.has_turn and (upgrade.may_apply or upgrade.stage in APPLYING):
         made = settle(observed, decided, new_turn(observed, now))
     return replace(made, objects=tuple(map(marked, made.objects))), upgrade
 

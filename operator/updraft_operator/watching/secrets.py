@@ -19,6 +19,7 @@ from updraft_operator.manifests.tls.objects import CA, CERT, KEY
 from updraft_operator.manifests.tls.objects import secret_name as certificate_name
 from updraft_operator.manifests.tls.terms import Certificate
 from updraft_operator.planning.objects import Key
+from updraft_operator.planning.observed import MissingSecret
 from updraft_operator.watching.cluster import Cluster
 from updraft_operator.watching.x509 import read_certificate
 
@@ -36,8 +37,8 @@ class SecretsSnapshot:
     dedicated_urls: Mapping[Role, str] = field(default_factory=dict)
     """The same for a dedicated Redis."""
     certificates: Mapping[str, Certificate]
-    """By part of the resource, of its registry and of a dedicated Redis; none without a valid one."""
-    missing: tuple[str, ...]
+    """Those of the registry, of a dedicated Redis and of the ports of metrics, by part; none without a valid one."""
+    missing: tuple[MissingSecret, ...]
     rotations: Mapping[Place, Mapping[Role, str]] = field(default_factory=dict)
     """By Redis and role, the request that the password was made for; empty for none."""
     at_s: float
@@ -85,8 +86,10 @@ class Secrets:
             fresh_s = 0.0  # something is about to make it
         if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
             return snapshot
-        missing = [name for name, entry in named(owner) if not await self._has(key.namespace, name, entry)]
-        missing += [text for text in [await self._pair_problem(key.namespace, owner)] if text]
+        missing = [
+            MissingSecret(name) for name, entry in named(owner) if not await self._has(key.namespace, name, entry)
+        ]
+        missing += await self._wrong_pairs(key.namespace, owner)
         held = {place: await self._of_roles(key, place, in_use) for place in OURS}
         snapshot = SecretsSnapshot(
             redis_urls={role: content.get(URL, "") for role, content in held[Place.SHARED].items()},
@@ -129,20 +132,20 @@ class Secrets:
             return True
         return snapshot is not None and (not entry or entry in snapshot)
 
-    async def _pair_problem(self, namespace: str, owner: AdaptiveSpeculator) -> str:
-        """The Secret of the clients' port and why servers could not use it; empty if they can, or if an entry is missing."""
+    async def _wrong_pairs(self, namespace: str, owner: AdaptiveSpeculator) -> list[MissingSecret]:
+        """The Secret of the clients' port, if it has all entries and servers could not use it."""
         reference = owner.spec.serving.tls_secret_ref
         try:
             held = await self._get(namespace, reference.name) if reference is not None else None
         except Forbidden:
-            return ""
+            return []
         if reference is None or held is None or not {CERT, KEY} <= held.keys():
-            return ""
+            return []
         certificate = read_certificate(held[CERT], held[KEY], "")
         if certificate is None:
-            return f"{reference.name} ({CERT} and {KEY} are not a PEM certificate and its own key)"
+            return [MissingSecret(reference.name, f"{CERT} and {KEY} are not a PEM certificate and its own key")]
         is_over = self._clock.now() >= certificate.not_after_s
-        return f"{reference.name} (its certificate has expired)" if is_over else ""
+        return [MissingSecret(reference.name, "its certificate has expired")] if is_over else []
 
     async def _get(self, namespace: str, name: str) -> Mapping[str, str] | None:
         try:

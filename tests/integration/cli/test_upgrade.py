@@ -13,7 +13,7 @@ from tests.support.api_server import ApiServer, api_server
 from updraft_cli.kubectl import plugin
 
 SPECULATORS = "adaptivespeculators"
-WAITING = "waits for its turn; then pods restart of Deployment/qwen-serving"
+WAITING = "waits for its turn; then the pods of Deployment/qwen-serving"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.operator.test_moves import controllers, lives
 from tests.unit.operator.world import KEY, OWNER, World
 
+from updraft_operator.planning.serving.tls_port import secret_problem
 from updraft_operator.watching.x509 import new_authority, sign
 
 SERVING = ("Deployment", KEY.namespace, "qwen-serving")
@@ -80,3 +81,20 @@ def test_pods_that_serve_stay_as_they_are_until_there_is_a_valid_pair(world: Wor
     assert "chat-tls" in template(world)
     assert ports(world) == {"https"}
     assert accepted(world)["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("life_s", "says"),
+    [
+        pytest.param(30.0, "Secret chat-tls: its certificate has expired", id="expired"),
+        pytest.param(None, "Secret chat-tls: it does not exist, or lacks an entry", id="missing"),
+    ],
+)
+def test_the_refusal_of_a_secret_says_its_own_problem(world: World, life_s: float | None, says: str) -> None:
+    if life_s is not None:
+        give(world, pair(world, life_s=life_s))
+        world.clock.advance(61.0)
+    world.spec(serving={"tlsSecretRef": {"name": "chat-tls"}})
+    seen = world.observe()
+    assert seen is not None
+    assert secret_problem(seen) == says

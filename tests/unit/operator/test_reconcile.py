@@ -1,9 +1,11 @@
 """Observe, plan, carry out, in a small world: after a few looks nothing is left to do, and nothing foreign was touched."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.manifests import CONFIG
 from tests.support.observed import is_empty, traffic
 from tests.unit.operator.memory_cluster import Where
 from tests.unit.operator.world import KEY, OWNER, World, run_now
@@ -13,6 +15,7 @@ from updraft_chassis.errors import InvalidInput, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.planning.assessment import unknown
 from updraft_operator.planning.observed import ConnectionState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
@@ -451,6 +454,50 @@ def test_a_resource_that_is_being_deleted_stops_no_updates() -> None:
     world.turns.report(KEY, Upgrade(stage=Stage.FAILED, says=unknown("", ""), current=""))
     run_now(world.reconciler.reconcile(KEY))
     assert _num_upgrades(world, "failed") == 0
+
+
+def test_an_update_of_which_one_workload_was_written_is_under_way_when_the_next_write_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.settle()
+    world.starts_registry()
+    world.pod(names.SERVING, 1, READY)
+    world.settle()
+    world.config = replace(
+        world.config, images=replace(CONFIG.images, inference="inference:2", trainer="trainer:2"), runtime="2"
+    )
+    world.restart()
+    apply = world.cluster.apply
+    applied: list[str] = []
+
+    async def fails(content: Manifest, **more: Any) -> Manifest:
+        if content["kind"] in ("Deployment", "StatefulSet") and content["metadata"]["annotations"].get(names.TURN):
+            if applied:
+                raise Unavailable("no answer")
+            applied.append(content["metadata"]["name"])
+        return await apply(content, **more)
+
+    monkeypatch.setattr(world.cluster, "apply", fails)
+    with pytest.raises(Unavailable):
+        world.settle()
+    assert len(applied) == 1
+    assert _num_upgrades(world, "updating") == 1
+
+
+def test_a_resource_that_is_deleted_while_its_ca_is_written_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(replace(CONFIG, tls=Tls(mode=TlsMode.SELF_SIGNED)))
+    run_now(world.certificates.refresh())
+    apply = world.cluster.apply
+
+    async def is_deleted(content: Manifest, **more: Any) -> Manifest:
+        answer = await apply(content, **more)
+        if OWNER in world.cluster.objects:
+            world.cluster.remove(OWNER)
+        return answer
+
+    monkeypatch.setattr(world.cluster, "apply", is_deleted)
+    assert run_now(world.reconciler.reconcile(KEY)) is None
 
 
 def _num_upgrades(world: World, stage: str) -> float:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.manifests import CONFIG, built, container, one, pod_spec, speculator
+from tests.support.observed import observed
 
 from updraft_chassis.settings import Settings, load
 from updraft_inference.launch import sglang_arguments
@@ -16,6 +17,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
 from updraft_operator.manifests.servers import sglang
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
+from updraft_operator.planning.plan import objects
 from updraft_operator.settings import OperatorSettings
 from updraft_registry.settings import RegistrySettings
 from updraft_tap.settings import DoorSettings
@@ -249,6 +251,32 @@ def test_an_address_of_redis_that_nobody_can_read_ends_the_operator_without_its_
 def test_the_name_of_a_runtime_follows_every_setting_that_pods_depend_on_and_no_other() -> None:
     own: dict[str, Any] = {"namespace": "updraft-system"}
     runtime = OperatorSettings(**own).config.runtime
-    pods: list[dict[str, Any]] = [{"trainer_image": "x:1"}, {"fixed_user": False}, {"metrics_from": "[{}]"}]
+    pods: list[dict[str, Any]] = [{"trainer_image": "x:1"}, {"fixed_user": False}, {"tls_mode": "SelfSigned"}]
     assert len({runtime, *(OperatorSettings(**own, **more).config.runtime for more in pods)}) == 1 + len(pods)
-    assert OperatorSettings(**own, upgrades_max_concurrent=3, upgrades_deadline_seconds=60.0).config.runtime == runtime
+    others: list[dict[str, Any]] = [
+        {"upgrades_max_concurrent": 3, "upgrades_deadline_seconds": 60.0},
+        {"metrics_from": "[{}]"},
+        {"tls_ca_seconds": 4000, "tls_certificate_seconds": 1000},
+        {"tls_issuer_name": "another", "tls_issuer_kind": "Issuer", "tls_issuer_group": "example.com"},
+    ]
+    assert {OperatorSettings(**own, **more).config.runtime for more in others} == {runtime}
+
+
+@pytest.mark.parametrize("mode", [TlsMode.CERT_MANAGER, TlsMode.SELF_SIGNED])
+def test_a_setting_that_the_name_of_a_runtime_leaves_out_is_in_no_template(mode: TlsMode) -> None:
+    own: dict[str, Any] = {"namespace": "updraft-system", "redis_url": "redis://h:6379", "tls_mode": mode}
+    own |= {"tls_issuer_name": "ca", "tls_metrics": True}
+    more = {
+        "tls_ca_seconds": 4000,
+        "tls_certificate_seconds": 1000,
+        "tls_issuer_name": "another",
+        "metrics_from": "[{}]",
+    }
+    former, now = (_templates(OperatorSettings(**each).config) for each in (own, {**own, **more}))
+    assert len(former) == 3
+    assert now == former
+
+
+def _templates(config: OperatorConfig) -> list[dict[str, Any]]:
+    made = objects(observed(config=config))
+    return [content["spec"]["template"] for content in made if "template" in content.get("spec", {})]

@@ -120,6 +120,22 @@ def test_an_error_gives_the_turn_to_the_next_one() -> None:
     assert not fleet.turns.has_turn(A)
 
 
+def test_an_error_after_the_first_workload_got_the_turn_leaves_the_turn_where_it_is() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.turns.began(A)
+    fleet.turns.cannot_say(A)
+    assert fleet.begun == [A]
+    assert fleet.turns.has_turn(A)
+
+
+def test_a_workload_that_is_written_without_a_turn_begins_no_update() -> None:
+    fleet = _Fleet()
+    fleet.report(Stage.READY)
+    fleet.turns.began(B)
+    assert [fleet.turns.has_turn(key) for key in fleet.keys] == [True, False, False]
+
+
 def test_one_that_cannot_be_looked_at_lets_the_others_go_on() -> None:
     fleet = _Fleet()
     fleet.report(Stage.READY, A, B)

@@ -45,7 +45,7 @@ def has_certificate(observed: Observed, part: str = names.REGISTRY) -> bool:
 
 
 def uncertified(observed: Observed) -> Iterator[Assessment]:
-    """A dedicated Redis or ports of metrics for which pods wait. RegistryReady tells of the registry's certificate."""
+    """A dedicated Redis or ports of metrics for which pods wait. RegistryReady reports the registry's certificate."""
     for part in tls_servers(observed):
         if part != names.REGISTRY and not has_certificate(observed, part):
             yield false("NoCertificate", no_certificate(observed, part))

@@ -35,6 +35,9 @@ _TEMPLATE, _SETTINGS, _INPUTS = "template", "settings", "inputs"
 _MOST_BYTES = 1_000_000
 """Limit for an unpacked record. One has some ten thousand, and an annotation could inflate to hundreds of millions."""
 
+_MOST_WRITTEN_BYTES = 200_000
+"""Limit for the annotation. All annotations of an object may have 262,144 bytes, and it would be refused for more."""
+
 _NOT_OURS = (
     ValueError,
     TypeError,
@@ -95,17 +98,19 @@ class Settled:
 
 
 def settle(observed: Observed, decided: Places, turn: Turn | None) -> Settled:
-    """The objects to apply. With a `turn`, no workload keeps a remembered template. Each workload has the turn, also a new one,
-    so that it is known when one is deleted."""
+    """The objects to apply. With a `turn`, no workload keeps a remembered template. Those that had to wait get the turn, and so
+    do new ones. Once one has it, all get it, so that it is known when one is deleted: none of them shows a turn in which
+    everything was refused."""
     inputs, last = Inputs.of(observed, decided), last_turn(observed)
     desired = render(observed, decided, inputs)
     held: list[Held] = []
+    is_taken = turn is not None and any(having(observed, turn))
     by_ref = {_ref(each): each for each in desired}
     for workload in [each for each in desired if each["kind"] in _TEMPLATES]:
         child, content = observed.children.get(_ref(workload)), _content(workload, desired)
-        since = _since(child, turn, last)
-        kept = _kept(observed, decided, child, content, workload) if turn is None else None
-        if child is None or kept is None:
+        kept = _kept(observed, decided, child, content, workload)
+        since = _since(child, turn if child is None or kept is not None or is_taken else None, last)
+        if child is None or kept is None or turn is not None:
             found = _remembering(workload, observed, inputs, content, since)
         else:
             found = _annotated(_with_template(workload, kept[_TEMPLATE]), child.runtime, child.rendered, since)
@@ -132,6 +137,11 @@ def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
     turns = (Turn.read(child.turn) for child in (*workloads(observed), *ending(observed)) if child.turn)
     known = (turn for turn in turns if turn is not None and turn.since_s <= until_s)
     return max(known, key=lambda turn: turn.since_s, default=None)
+
+
+def having(observed: Observed, turn: Turn) -> Iterator[Child]:
+    """The workloads that have this turn."""
+    yield from (child for child in workloads(observed) if child.turn and Turn.read(child.turn) == turn)
 
 
 def _since(child: Child | None, turn: Turn | None, last: Turn | None) -> str:
@@ -199,16 +209,18 @@ def _former_settings(
 def _remembering(
     workload: Manifest, observed: Observed, inputs: Inputs, content: Mapping[str, Any], turn: str
 ) -> Manifest:
-    """With the annotations of this operator."""
+    """With the annotations of this operator; without a record that is too large, so that another operator's template comes at
+    once."""
     record = {_INPUTS: inputs.to_json(), **content}
     packed = zlib.compress(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
     rendered = f"{digest(content)}:{digest(record)}:{base64.b64encode(packed).decode()}"
-    return _annotated(workload, observed.config.runtime, rendered, turn)
+    return _annotated(workload, observed.config.runtime, rendered if len(rendered) <= _MOST_WRITTEN_BYTES else "", turn)
 
 
 def _annotated(workload: Manifest, runtime: str, rendered: str, turn: str) -> Manifest:
     metadata = workload["metadata"]
-    ours = {names.RUNTIME: runtime, names.RENDERED: rendered, **({names.TURN: turn} if turn else {})}
+    found = {names.RUNTIME: runtime, names.RENDERED: rendered, names.TURN: turn}
+    ours = {name: text for name, text in found.items() if text}
     return {**workload, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **ours}}}
 
 

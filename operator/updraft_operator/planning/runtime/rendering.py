@@ -53,8 +53,10 @@ class Inputs:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """With the fields that the object has, so that a newer operator takes its own defaults for neither more nor less than
-        in the object itself, and without those of which no template depends, because autoscalers and people change them."""
+        """Only fields set in the object are kept, so that a newer operator applies its own defaults to the same fields.
+
+        Fields on which no template depends are left out, because autoscalers and people change them.
+        """
         spec = self.spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=_NO_INPUTS)
         return {
             "spec": {name: value for name, value in spec.items() if value != {}},

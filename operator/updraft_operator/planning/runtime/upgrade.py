@@ -20,9 +20,9 @@ from updraft_operator.planning.objects import Child
 from updraft_operator.planning.observed import Observed, moment
 from updraft_operator.planning.pods import WAITS_FOR_A_PLACE, PodProblem, worst
 from updraft_operator.planning.runtime.certificates import has_certificate
-from updraft_operator.planning.runtime.records import Held, Turn, ending, last_turn, workloads
+from updraft_operator.planning.runtime.records import Held, Turn, ending, having, last_turn, workloads
 from updraft_operator.planning.runtime.windows import Window, is_open, next_opening
-from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling
+from updraft_operator.planning.serving.availability import available, desired_pods, is_rolling, num_ready
 from updraft_operator.planning.traces.places import tls_servers
 
 _AHEAD_S = 3600.0
@@ -89,12 +89,21 @@ def assess(observed: Observed, held: tuple[Held, ...], now: datetime) -> Upgrade
 
 
 def new_turn(observed: Observed, now: datetime) -> Turn:
-    """It is later than the end of the last one. One that continues another is over when the pods are as before the first."""
+    """While pods are replaced, the one that workloads have with this runtime: none is written again, and the deadline stays.
+    Any other is later than the end of the last one; if it continues one, it is over when the pods are as before the first.
+    """
     ended, former = _ended(observed), _turn(observed, now)
+    if former is not None and _is_under_way(observed, former):
+        return former
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:
         return replace(former, since_s=since_s)
-    return Turn(since_s=since_s, num_ready=_num_ready(observed), trains=_trainer_problem(observed) is None)
+    return Turn(since_s=since_s, num_ready=num_ready(observed), trains=_trainer_problem(observed) is None)
+
+
+def _is_under_way(observed: Observed, turn: Turn) -> bool:
+    has_it = any(child.runtime == observed.config.runtime for child in having(observed, turn))
+    return has_it and bool(why_not_serving(observed, turn))
 
 
 def why_not_serving(observed: Observed, turn: Turn | None) -> str:
@@ -121,9 +130,9 @@ def _less_than_before(observed: Observed, turn: Turn) -> Iterator[str]:
         yield f"{'/'.join(child.ref)} is being deleted"
     if observed.child("StatefulSet", names.REGISTRY) is None:
         yield f"there is no StatefulSet/{names.child(observed.name, names.REGISTRY)}"
-    num_ready, num_desired = _num_ready(observed), desired_pods(observed)
-    if num_ready < (needed := min(num_desired, turn.num_ready)):
-        yield f"{num_ready} inference pods are ready, and {needed} were before"
+    num_now, num_desired = num_ready(observed), desired_pods(observed)
+    if num_now < (needed := min(num_desired, turn.num_ready)):
+        yield f"{num_now} inference pods are ready, and {needed} were before"
     if turn.num_ready and not num_desired and _has_failed(observed):
         yield "no inference pod is wanted now, so nothing shows that they can start"
     if turn.trains:
@@ -195,8 +204,7 @@ def _waits(observed: Observed, held: tuple[Held, ...], now: datetime, *, is_aske
     refs = [one.ref for one in held]
     if refused := next((refusal for refusal in observed.refusals if refusal.ref in refs), None):
         yield false("UpdateRefused", f"{'/'.join(refused.ref)} was refused: {refused.message}")
-    servers = tls_servers(observed) if observed.config.tls.is_on else ()
-    if unready := [part for part in servers if not has_certificate(observed, part)]:
+    if unready := [part for part in tls_servers(observed) if not has_certificate(observed, part)]:
         yield false("WaitingForServing", f"waits until {names.child(observed.name, unready[0])} has a certificate")
     if not is_asked:
         yield from _policy_waits(observed, now)
@@ -219,7 +227,7 @@ def _policy_waits(observed: Observed, now: datetime) -> Iterator[Assessment]:
 
 
 def _wrong_windows(observed: Observed) -> Iterator[Assessment]:
-    """Told before anything waits for them."""
+    """Windows that cannot be read, also while nothing waits for one."""
     try:
         _windows(observed)
     except InvalidInput as error:
@@ -247,11 +255,8 @@ def _due_s(observed: Observed, now: datetime) -> float | None:
 
 
 def _changes(held: tuple[Held, ...]) -> str:
-    return "pods restart of " + ", ".join(f"{'/'.join(one.ref)} ({one.change})" for one in held)
-
-
-def _num_ready(observed: Observed) -> int:
-    return sum(pod.is_ready and not pod.is_ending for pod in observed.pods_of(names.SERVING))
+    listed = ", ".join(f"{'/'.join(one.ref)} ({one.change})" for one in held)
+    return f"the pods of {listed} restart"
 
 
 def _trainer_problem(observed: Observed) -> PodProblem | None:

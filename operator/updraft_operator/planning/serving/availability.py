@@ -51,7 +51,7 @@ def needed_pods(observed: Observed) -> int:
 def available(observed: Observed) -> Iterator[Assessment]:
     if suspended := _suspended(observed):
         yield suspended
-    if _num_ready(observed) >= needed_pods(observed):
+    if num_ready(observed) >= needed_pods(observed):
         yield true("PodsReady", _summary(observed))
     yield from _missing(observed, is_first=_reached(observed) is None)
 
@@ -60,7 +60,7 @@ def fully_scaled(observed: Observed) -> Iterator[Assessment]:
     if suspended := _suspended(observed):
         yield suspended
     yield from _rolling(observed)
-    if _num_ready(observed) < desired_pods(observed):
+    if num_ready(observed) < desired_pods(observed):
         yield from _missing(observed, is_first=_is_growing(observed))
     yield true("PodsReady", _summary(observed))
 
@@ -77,12 +77,12 @@ def reconciling(observed: Observed, ready: Assessment, scaled: Assessment) -> It
 
 def reached_pods(observed: Observed, serves: Assessment) -> int | None:
     """See ServingStatus.reached_replicas. It begins when enough pods serve for the first time, and again after none."""
-    before, num_ready = _reached(observed), _num_ready(observed)
+    before, num_now = _reached(observed), num_ready(observed)
     if serves.reason in ("Suspended", *_NOBODY) or (before is None and serves.status != "True"):
         return None
     if serves.status == "Unknown":
         return before
-    return min(desired_pods(observed), max(before or 0, num_ready))
+    return min(desired_pods(observed), max(before or 0, num_now))
 
 
 def failing(pods: tuple[PodState, ...], summary: str = "") -> Iterator[Assessment]:
@@ -140,12 +140,13 @@ def _is_growing(observed: Observed) -> bool:
     return reached is None or reached < desired_pods(observed)
 
 
-def _num_ready(observed: Observed) -> int:
+def num_ready(observed: Observed) -> int:
+    """Inference pods that are ready and do not end."""
     return sum(pod.is_ready and not pod.is_ending for pod in observed.pods_of(names.SERVING))
 
 
 def _summary(observed: Observed) -> str:
-    return f"{_num_ready(observed)} of {desired_pods(observed)} pods are ready"
+    return f"{num_ready(observed)} of {desired_pods(observed)} pods are ready"
 
 
 def _missing(observed: Observed, *, is_first: bool) -> Iterator[Assessment]:

@@ -29,5 +29,7 @@ def secret_problem(observed: Observed) -> str:
     volumes = deployment.live()["spec"]["template"]["spec"].get("volumes") or ()
     if any((volume.get("secret") or {}).get("secretName") == reference.name for volume in volumes):
         return ""
-    wrong = (missing for missing in observed.missing_secrets if missing.partition(" ")[0] == reference.name)
-    return next((f"Secret {missing} does not exist or is not valid" for missing in wrong), "")
+    wrong = (missing.problem for missing in observed.missing_secrets if missing.name == reference.name)
+    return next(
+        (f"Secret {reference.name}: {problem or 'it does not exist, or lacks an entry'}" for problem in wrong), ""
+    )

@@ -13,7 +13,7 @@ from updraft_operator.manifests.tls.terms import Issuer, Tls, TlsMode
 from updraft_operator.planning.assessment import Assessment, true
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.objects import Ref
-from updraft_operator.planning.observed import ConnectionState, Refusal, RegistryView, UsersProblem
+from updraft_operator.planning.observed import ConnectionState, MissingSecret, Refusal, RegistryView, UsersProblem
 from updraft_operator.planning.status import status
 
 STABLE = version(3)
@@ -60,7 +60,7 @@ ACCEPTED: list[Case] = [
         "VersionUnusable",
         {"spec": {"rollout": {"pinnedVersion": 2}}, "registry": connected([version(2, pb.PHASE_ROLLED_BACK), STABLE])},
     ),
-    ("Accepted", "False", "SecretNotFound", {"missing_secrets": ("hub",)}),
+    ("Accepted", "False", "SecretNotFound", {"missing_secrets": (MissingSecret("hub"),)}),
     (
         "Accepted",
         "False",
@@ -418,7 +418,7 @@ def test_what_only_a_person_can_change_stalls_a_resource(reason: str) -> None:
 
 
 def test_what_may_come_by_itself_does_not_stall_a_resource() -> None:
-    for world in ({"missing_secrets": ("hub",)}, _refused("QuotaExceeded"), {"pods": (pod(),)}):
+    for world in ({"missing_secrets": (MissingSecret("hub"),)}, _refused("QuotaExceeded"), {"pods": (pod(),)}):
         assert "Stalled" not in _verdicts(**world)
 
 

@@ -57,7 +57,7 @@ def test_pods_of_updraft_itself_are_never_attached_to() -> None:
     assert [each["metadata"]["labels"]["app"] for each in world.cluster.of("Pod")] == ["vllm", "vllm"]
 
 
-def test_of_a_leader_worker_set_only_the_leaders_are_servers() -> None:
+def test_only_the_leaders_of_a_leader_worker_set_are_servers() -> None:
     """The labels are those that its controller puts on the pods of two groups of two nodes."""
     cluster, name = MemoryCluster(), "leaderworkerset.sigs.k8s.io/name"
     for group in (0, 1):

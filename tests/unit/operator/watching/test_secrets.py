@@ -14,6 +14,7 @@ from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.planning.objects import Key
+from updraft_operator.planning.observed import MissingSecret
 from updraft_operator.process import read_key
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.redis_servers import DedicatedRedis
@@ -83,12 +84,14 @@ def test_secrets_that_a_spec_names(spec: dict[str, Any], expected: list[tuple[st
 @pytest.mark.parametrize(
     ("content", "missing"),
     [
-        pytest.param(None, ("mine",), id="no Secret"),
-        pytest.param({"other": "x"}, ("mine",), id="without the entry"),
+        pytest.param(None, (MissingSecret("mine"),), id="no Secret"),
+        pytest.param({"other": "x"}, (MissingSecret("mine"),), id="without the entry"),
         pytest.param({"address": "redis://"}, (), id="with the entry"),
     ],
 )
-async def test_what_a_spec_names_is_missed_by_name(content: dict[str, str] | None, missing: tuple[str, ...]) -> None:
+async def test_what_a_spec_names_is_missed_by_name(
+    content: dict[str, str] | None, missing: tuple[MissingSecret, ...]
+) -> None:
     cluster = MemoryCluster()
     if content is not None:
         _secret(cluster, "mine", content)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import zlib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -96,7 +97,7 @@ def test_a_change_for_the_trainer_leaves_inference_pods_alone() -> None:
         pytest.param({"suspend": True}, id="suspended"),
     ],
 )
-def test_what_restarts_no_pod_is_changed_without_another_template(spec: dict[str, Any]) -> None:
+def test_a_change_that_restarts_no_pod_is_made_without_another_template(spec: dict[str, Any]) -> None:
     before = settled(pods=ready_pods())
     newer = _asked(_seen_by(NEWER, before), spec)
     former = one(objects(before), "Deployment", "qwen-serving")["spec"]
@@ -249,6 +250,16 @@ def test_a_record_is_not_inflated_beyond_what_one_has() -> None:
     record["settings"] = {"of": {"another": 2_000_000 * "x"}}
     assert len(_rendered(record)) < 100_000
     assert _image(_with_rendered(_seen_by(NEWER, before), _rendered(record))) == "inference:2"
+
+
+def test_a_record_that_would_not_fit_into_an_annotation_is_not_written() -> None:
+    text = base64.b64encode(random.Random(0).randbytes(300_000)).decode()
+    before = settled({"trainer": {"env": [{"name": "A", "value": text}]}}, pods=ready_pods())
+    annotations = one(objects(before), "Deployment", "qwen-trainer")["metadata"]["annotations"]
+    assert names.RENDERED not in annotations
+    assert annotations[names.RUNTIME] == "dev"
+    assert names.RENDERED in one(objects(settled()), "Deployment", "qwen-trainer")["metadata"]["annotations"]
+    assert Ref("Deployment", "qwen-trainer") in _applied(_seen_by(NEWER, before))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from tests.support.manifests import speculator
 from tests.support.observed import NOW, NOW_S, as_child, pod, ready_pods, settled
 from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
 
+from updraft_operator.api import names
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.plan import Plan, make_plan, objects, ref
 from updraft_operator.planning.pods import PodState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
+TRAINER = Ref("Deployment", "qwen-trainer")
 STALE = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0}
 
 
@@ -59,7 +61,9 @@ def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
 @pytest.mark.parametrize(
     ("observation", "reason", "says"),
     [
-        pytest.param(_waiting(), "WaitingForTurn", "waits for its turn; then pods restart of", id="turn"),
+        pytest.param(
+            _waiting(), "WaitingForTurn", "waits for its turn; then the pods of StatefulSet/qwen-registry (", id="turn"
+        ),
         pytest.param(
             _waiting({"updatePolicy": {"mode": "OnSpecChange"}}), "WaitingForSpecChange", "upgrade start", id="policy"
         ),
@@ -93,7 +97,7 @@ def _written(observation: Observed, *, after_s: float = 0.0) -> Observed:
         ),
     ],
 )
-def test_what_it_waits_for_is_said(observation: Observed, reason: str, says: str) -> None:
+def test_the_condition_says_why_a_resource_waits(observation: Observed, reason: str, says: str) -> None:
     upgrade = _upgrade(observation)
     assert (upgrade.says.status, upgrade.says.reason) == ("False", reason)
     assert says in upgrade.says.message
@@ -150,6 +154,62 @@ def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> Non
     assert "no such image" in upgrade.says.message
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s - 1).stage is Stage.UPDATING
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+def _after_a_refusal(**more: Any) -> tuple[Observed, Refusal]:
+    """The turn's first plan was applied, except for the trainer, which was refused."""
+    before = replace(_waiting(), has_turn=True, **more)
+    wanted = {ref(content): content for content in _plan(before).apply}
+    digest = wanted[TRAINER]["metadata"]["annotations"][names.APPLIED]
+    refusal = Refusal(ref=TRAINER, digest=digest, reason="QuotaExceeded", message="full")
+    made = {at: as_child(content, status=STALE) for at, content in wanted.items() if at != TRAINER}
+    return replace(before, children={**before.children, **made}, refusals=(refusal,)), refusal
+
+
+def test_an_update_under_way_writes_nothing_again_and_keeps_its_deadline() -> None:
+    partly, _ = _after_a_refusal()
+    for after_s in (1.0, 60.0, NEWER.upgrade_deadline_s - 1):
+        plan = _plan(partly, after_s=after_s)
+        assert plan.apply == ()
+        assert plan.upgrade is not None
+        assert (plan.upgrade.stage, len(plan.upgrade.held)) == (Stage.UPDATING, 1)
+    late = _plan(partly, after_s=NEWER.upgrade_deadline_s)
+    assert late.apply == ()
+    assert late.upgrade is not None
+    assert late.upgrade.stage is Stage.FAILED
+
+
+def test_a_workload_that_was_refused_gets_the_same_turn_when_it_is_tried_again() -> None:
+    partly, _ = _after_a_refusal()
+    again = {ref(content): content for content in _plan(replace(partly, refusals=()), after_s=300.0).apply}
+    assert set(again) == {TRAINER}
+    assert as_child(again[TRAINER]).turn == partly.children[SERVING].turn
+
+
+def test_an_update_that_is_refused_again_is_not_recorded_as_one_that_ended() -> None:
+    partly, refusal = _after_a_refusal()
+    back = _replaced(partly)
+    ended = _plan(back).status
+    again = replace(back, speculator=speculator(status=ended), refusals=())
+    wanted = {ref(content): content for content in _plan(again, after_s=300.0).apply}
+    assert set(wanted) == {TRAINER}
+    digest = wanted[TRAINER]["metadata"]["annotations"][names.APPLIED]
+    refused = replace(again, refusals=(replace(refusal, digest=digest),))
+    assert _upgrade(refused, after_s=301.0).ended is None
+
+
+def test_a_workload_that_did_not_wait_gets_the_turn_once_another_has_it() -> None:
+    ended = _written(_replaced(_begun()))
+    images = replace(NEWER.images, inference="inference:3")
+    begun = replace(ended, config=replace(NEWER, images=images, runtime="3"), has_turn=True)
+    turns = []
+    for _ in range(2):
+        made = {ref(content): as_child(content, status=STALE) for content in _plan(begun, after_s=60.0).apply}
+        begun = replace(begun, children={**begun.children, **made})
+        turns.append([begun.children[at].turn for at in (SERVING, TRAINER)])
+    new = f"[{NOW_S + 60.0}, 1, true]"
+    assert turns == [[new, ended.children[TRAINER].turn], [new, new]]
+    assert _plan(begun, after_s=61.0).apply == ()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ TRAINER: dict[str, Any] = {"trainer": {"accelerator": {}}}
 
 
 def _seen(*devices: str, trainer: str = "") -> RegistryView:
-    """What a registry knows of pods with these devices."""
+    """A registry that knows of pods with these devices."""
     learning: dict[str, Any] = {"learning": pb.Learning(device=trainer, world_size=1)} if trainer else {}
     reports = tuple(pb.PodState(pod=f"qwen-{n}", device=device) for n, device in enumerate(devices))
     return replace(connected(**learning), pods=reports)
