@@ -126,7 +126,7 @@ def test_a_secret_that_is_missing_is_named_until_it_is_there(operator: Running, 
     path = f"/api/v1/namespaces/{subject.namespace}/secrets"
 
     message = subject.wait_for("Accepted", "False", "SecretNotFound")
-    assert message == "the spec names Secrets that do not exist or lack the entry: hub, redis"
+    assert message == "the spec names Secrets that do not exist, lack an entry or are not valid: hub, redis"
 
     subject.api.create(path, {"metadata": {"name": "hub"}, "stringData": {"HF_TOKEN": "x"}})
     subject.api.create(path, {"metadata": {"name": "redis"}, "stringData": {"another-key": "x"}})
