@@ -12,14 +12,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import psutil
-from tests.cluster import cgroups, control_plane, identities, images, programs
+from tests.cluster import cgroups, control_plane, folders, identities, images, programs
 from tests.cluster.access import Api
 from tests.cluster.control_plane import LOOPBACK, ControlPlane
 from tests.cluster.daemon import Daemon
@@ -29,6 +29,9 @@ from tests.support.wait import wait_until
 GPU = "nvidia.com/gpu"
 """An extended resource that stands in for GPUs: it is counted and scheduled as real ones are."""
 GPUS = 4
+
+NODE_GB = 2.0
+"""Free disk without which no node starts: its databases and logs, and what its pods write; images come on top."""
 
 _FIRST_PROCESS = "first-process.json"
 _START_S = 180.0
@@ -110,18 +113,32 @@ class Cluster(ControlPlane):
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster of one's own in a temporary folder, ended with this process; nothing of it is left afterwards."""
+def cluster(fill: Callable[[Path], None] | None = None) -> Iterator[Cluster]:
+    """A cluster of one's own in a temporary folder, ended with this process; nothing of it is left afterwards.
+
+    `fill` gets the folder before the start.
+    """
+    make_room()
     with ExitStack() as ending:
-        folder = Path(tempfile.mkdtemp(prefix="updraft-"))
+        folder = ending.enter_context(folders.owned())
         ending.callback(down, folder)
+        if fill is not None:
+            fill(folder)
         running, init = up(folder)
         ending.callback(init.kill)
         yield running
 
 
+def make_room() -> None:
+    """Remove nodes whose process was killed; raise ClusterError when the disk has no room for another even so."""
+    for folder in folders.abandoned():
+        down(folder)
+    if why := folders.shortage(Path(tempfile.gettempdir()), NODE_GB):
+        raise ClusterError(f"for a node, {why}")
+
+
 def up(folder: Path, *, is_detached: bool = False) -> tuple[Cluster, Daemon]:
-    """Start a cluster in an empty folder; return it once its node is Ready, with the process that holds all others.
+    """Start a cluster in a folder with at most images in it; return it once its node is Ready, with what holds it all.
 
     A detached one outlives this process. Raises ClusterError when none can run here, StartError when it does not start.
     """

@@ -14,6 +14,7 @@ from tests.cluster.private import FOLDER
 
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 
+KEPT = programs.CACHE / "cluster-images"
 _CONFIG = Path(__file__).parent / "config"
 _PACKAGES = ("python3", "python3-pip", "python3-venv", "ca-certificates")
 
@@ -31,7 +32,7 @@ tar --create --file=../context/rootfs.tar --numeric-owner .
 
 def builder() -> Builder:
     """The builder whose images are kept from one run to the next, with PYTHON in it; about two minutes the first time."""
-    kept = Builder(programs.CACHE / "cluster-images")
+    kept = Builder(KEPT)
     kept.folder.mkdir(parents=True, exist_ok=True)
     with (kept.folder / "base.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would make it in one place

@@ -7,12 +7,11 @@ process, which ends all others of its process namespace, is the end of everythin
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
-from tests.cluster import control_plane, identities, private, programs, relay
+from tests.cluster import containerd, control_plane, identities, private, programs, relay
 from tests.cluster.access import Api
 from tests.cluster.control_plane import LOOPBACK, Addresses
 from tests.cluster.daemon import Daemon
@@ -111,15 +110,9 @@ def _containerd() -> Daemon:
     folder = Path("/etc/cni/net.d")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(_CONFIG / "cni.conflist", folder / "00-updraft.conflist")
-    command: list[str | Path] = [programs.path("containerd"), "--config", _CONFIG / "containerd.toml"]
-    daemon = Daemon("containerd", command, FOLDER / "logs")
-    daemon.wait_until(lambda: _answers("ctr", "version"), what="containerd's first answer")
-    private.run("ctr", "-n", "k8s.io", "images", "import", "--local", FOLDER / "pause.tar")
+    daemon = containerd.start(FOLDER / "logs")
+    containerd.load(FOLDER / "pause.tar")
     return daemon
-
-
-def _answers(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _kubelet(cgroup: str) -> Daemon:

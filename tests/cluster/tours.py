@@ -95,9 +95,9 @@ def obstacle() -> str:
 @contextmanager
 def tour(folder: Path, *, num_volumes: int, **spec: Mapping[str, Any]) -> Iterator[Tour]:
     """A node that is ready for the page's commands; `spec` changes parts of its resource."""
+    clusters.make_room()
     ours = updraft_images.built()
-    with cluster() as node:
-        ours.load(node)
+    with cluster(ours.give) as node:
         _load_redis(node, folder)
         with node.api() as api:
             _make_volumes(api, node.folder / "volumes", num_volumes)

@@ -6,7 +6,6 @@ stand-in of `debian`.
 
 import fcntl
 import json
-import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import debian
-from tests.cluster.cluster import Cluster
+from tests.cluster import debian, folders, programs
+from tests.cluster.cluster import ClusterError
 from tests.cluster.dockerfiles import Builder, ImageError
 from tests.cluster.layout import Layout
 from tests.cluster.programs import CHECKOUT
+from tests.cluster.unpacked import Unpacked
 
 EXTRAS = ("operator", "registry", "trainer", "inference")
 VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 REVISION = "tests"
 _TRIES = 6
+_FIRST_GB = 20.0
+"""Of disk for all images where there are none: those of the builder, of the layout, and unpacked."""
 
 
 def reference(extra: str) -> str:
@@ -54,17 +56,24 @@ class Images:
             self.builder.buildah("rm", name)
 
     def layout(self) -> Path:
-        """A folder with all images, as `load` takes it: two minutes the first time, most of them for torch."""
-        layout = Layout(self.builder)
+        """A folder with all images, as a node takes them: two minutes the first time, most of them for torch."""
         with _alone(self.builder):
-            for extra, image_id in self.ids.items():
-                layout.put(reference(extra), image_id)
-        return layout.folder
+            return self._layout()
 
-    def load(self, node: Cluster) -> None:
-        """Give all images to a node; pods then use them with `imagePullPolicy: IfNotPresent`. Takes most of a minute."""
-        with subprocess.Popen(["tar", "-C", self.layout(), "-cf", "-", "."], stdout=subprocess.PIPE) as archive:
-            node.enter("ctr", "-n", "k8s.io", "images", "import", "--local", "-", stdin=archive.stdout)
+    def give(self, node: Path) -> None:
+        """Give all images to a node before its start; pods then use them with `imagePullPolicy: IfNotPresent`.
+
+        Takes seconds; after a change of the images, most of a minute once more.
+        """
+        with _alone(self.builder):
+            self._layout()
+            _unpacked(self.builder).give(node)
+
+    def _layout(self) -> Path:
+        layout = Layout(self.builder)
+        for extra, image_id in self.ids.items():
+            layout.put(reference(extra), image_id)
+        return layout.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,11 @@ class Container:
 
 
 def built(*extras: str) -> Images:
-    """The named images, or all four; the first time takes four minutes, unchanged ones some seconds."""
+    """The named images, or all four; the first time takes four minutes, unchanged ones some seconds.
+
+    Raises ClusterError when the disk has no room for them.
+    """
+    _check_room()
     builder = debian.builder()
     ids = {}
     with _alone(builder):
@@ -98,6 +111,18 @@ def built(*extras: str) -> Images:
             builder.build(CHECKOUT, reference(extra), arguments=arguments)
             ids[extra] = builder.buildah("images", "--quiet", "--no-trunc", reference(extra)).strip()
     return Images(ids, builder)
+
+
+def _check_room() -> None:
+    """Before minutes of work, not after them."""
+    kept = Builder(debian.KEPT)
+    num_gb = _unpacked(kept).num_gb() if Layout(kept).folder.exists() else _FIRST_GB
+    if why := folders.shortage(programs.CACHE, num_gb):
+        raise ClusterError(f"for the images, {why}")
+
+
+def _unpacked(builder: Builder) -> Unpacked:
+    return Unpacked(Layout(builder).folder, builder.folder / "unpacked")
 
 
 @contextmanager
