@@ -133,8 +133,8 @@ def make_room() -> None:
     """Remove nodes whose process was killed; raise ClusterError when the disk has no room for another even so."""
     for folder in folders.abandoned():
         down(folder)
-    if why := folders.shortage(Path(tempfile.gettempdir()), NODE_GB):
-        raise ClusterError(f"for a node, {why}")
+    if why := folders.shortage(Path(tempfile.gettempdir()), NODE_GB, "a node"):
+        raise ClusterError(why)
 
 
 def up(folder: Path, *, is_detached: bool = False) -> tuple[Cluster, Daemon]:
@@ -142,7 +142,7 @@ def up(folder: Path, *, is_detached: bool = False) -> tuple[Cluster, Daemon]:
 
     A detached one outlives this process. Raises ClusterError when none can run here, StartError when it does not start.
     """
-    if why := obstacle():
+    if why := obstacle() or folders.shortage(folder, NODE_GB, "a node"):
         raise ClusterError(why)
     with socket.create_server((LOOPBACK, 0)) as listener:
         _prepare(folder, port=listener.getsockname()[1])

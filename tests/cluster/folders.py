@@ -32,7 +32,8 @@ def abandoned() -> Iterator[Path]:
             yield owner.parent
 
 
-def shortage(folder: Path, num_gb: float) -> str:
+def shortage(folder: Path, num_gb: float, purpose: str) -> str:
     """One sentence when so much is not free where this folder is; empty when it is."""
     free = shutil.disk_usage(folder).free / 1e9
-    return f"{num_gb:.1f} GB of disk are needed in {folder}, and {free:.1f} GB are free" if free < num_gb else ""
+    said = f"{num_gb:.1f} GB of disk are needed in {folder}, and {free:.1f} GB are free"
+    return f"for {purpose}, {said}" if free < num_gb else ""

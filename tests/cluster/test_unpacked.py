@@ -120,7 +120,7 @@ def test_on_another_file_system_a_node_gets_a_copy(unpacked: Unpacked, other: Pa
 def test_a_disk_without_room_for_the_images_is_said_before_they_are_unpacked(layout: Layout, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         with pytest.raises(
-            ClusterError, match=r"^to unpack the images, [\d.]+ GB of disk are needed in .*, and [\d.]+ GB"
+            ClusterError, match=r"^for images that are unpacked, [\d.]+ GB of disk are needed in .*, and [\d.]+ GB"
         ):
             Unpacked(layout.folder, disk / "unpacked").give(tmp_path)
         assert list((disk / "unpacked").iterdir()) == []

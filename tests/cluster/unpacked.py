@@ -56,8 +56,8 @@ class Unpacked:
     def _unpack(self) -> None:
         for older in (path for path in self.folder.iterdir() if path.is_dir()):  # nodes have links of their own
             shutil.rmtree(older, ignore_errors=True)
-        if why := folders.shortage(self.folder, self.num_gb()):
-            raise ClusterError(f"to unpack the images, {why}")
+        if why := folders.shortage(self.folder, self.num_gb(), "images that are unpacked"):
+            raise ClusterError(why)
         part = self.folder / f"part-{secrets.token_hex(4)}"  # the process of one that was killed may still write
         Builder(part).run(sys.executable, "-m", __name__, self.layout)
         for blob in (self.layout / "blobs" / "sha256").iterdir():  # the same bytes, which need to be there once
@@ -77,8 +77,8 @@ def share(root: Path, target: Path) -> None:
 
     shutil.copytree(root, target, ignore=ignored)
     can_link = _can_link(root, target)
-    if not can_link and (why := folders.shortage(target, _num_gb(root))):
-        raise ClusterError(f"for a copy of the images, {why}")
+    if not can_link and (why := folders.shortage(target, _num_gb(root), "a copy of the images")):
+        raise ClusterError(why)
     for part in _SHARED:
         subprocess.run(["cp", "-a", *(["-l"] if can_link else []), root / part, target / part], check=True)
 

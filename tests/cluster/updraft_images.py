@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import debian, folders, programs
+from tests.cluster import debian, folders
 from tests.cluster.cluster import ClusterError
 from tests.cluster.dockerfiles import Builder, ImageError
 from tests.cluster.layout import Layout
@@ -116,9 +116,10 @@ def built(*extras: str) -> Images:
 def _check_room() -> None:
     """Before minutes of work, not after them."""
     kept = Builder(debian.KEPT)
+    kept.folder.mkdir(parents=True, exist_ok=True)
     num_gb = _unpacked(kept).num_gb() if Layout(kept).folder.exists() else _FIRST_GB
-    if why := folders.shortage(programs.CACHE, num_gb):
-        raise ClusterError(f"for the images, {why}")
+    if why := folders.shortage(kept.folder, num_gb, "the images"):
+        raise ClusterError(why)
 
 
 def _unpacked(builder: Builder) -> Unpacked:
