@@ -23,7 +23,7 @@ from updraft_cli.backends.speculators import Speculator
 
 __all__ = ["chromium"]  # a fixture
 
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(240)]
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(330)]
 
 _TOUR = "/apis/updraft.dev/v1alpha1/namespaces/default/adaptivespeculators/tour"
 
@@ -35,7 +35,7 @@ _KILL_S = 30.0
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
     if why := tours.obstacle():
         pytest.skip(why)
-    with tours.tour(tmp_path_factory.mktemp("tour"), num_volumes=3) as running:
+    with tours.tour(tmp_path_factory.mktemp("tour"), num_volumes=5) as running:
         yield running
 
 
@@ -53,6 +53,7 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
             tour.run("Roll back")
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
+            _check_two_tenants(tour, api)
             upgraded_at = time.time()
             tour.run("Upgrade")
             assert not _pod_uids(api) & pods, "all pods were replaced"
@@ -90,6 +91,26 @@ def _apply(tour: Tour) -> None:
     answer = json.loads(tour.shell(f"{forward.removesuffix('&')} >/dev/null &\n{ask}\n{end}"))
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["completion_tokens"] > 0
+
+
+def _check_two_tenants(tour: Tour, api: Api) -> None:
+    """Nothing that the other tried has come about, and nothing of ours is theirs."""
+    ours = _versions(api, "default")
+    tour.type("Two tenants")
+    assert _versions(api, "default") >= ours
+    assert _versions(api, "team-b") == set()
+    assert api.get(_TOUR)["spec"]["rollout"]["pinnedVersion"] == 1
+    with forwarded(ClusterBackend(context=KubeContext(kubeconfig=tour.node.kubeconfig), speculator="tour")) as cluster:
+        assert _registry(cluster).pinned == 1
+    key = f"updraft:{{{api.get('/api/v1/namespaces/updraft-system')['metadata']['uid']}:default:tour:0}}:samples:v1"
+    redis = "kubectl exec updraft-redis-0 --namespace updraft-system -- redis-cli -s /run/redis/redis.sock"
+    assert "forged" not in tour.shell(f"{redis} xrevrange '{key}' + - count 1000")
+    assert tour.shell(f"{redis} exists '{key}'").strip() == "1", "it is where traces are"
+
+
+def _versions(api: Api, namespace: str) -> set[str]:
+    found = api.get(f"/apis/updraft.dev/v1alpha1/namespaces/{namespace}/draftversions")["items"]
+    return {each["metadata"]["name"] for each in found}
 
 
 def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:

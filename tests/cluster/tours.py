@@ -24,6 +24,9 @@ from tests.support.trainer import FAST
 
 _REDIS = "docker.io/library/redis:8.2-bookworm"
 
+_TEAM_B_MODELS = "models-team-b"
+_ENDED = "-- ended with"
+
 _SERVING = {
     "UPDRAFT_INFERENCE_DTYPE": "float32",
     "UPDRAFT_INFERENCE_MAX_CONTEXT": "256",
@@ -59,6 +62,26 @@ class Tour:
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}\n{self.state()}"
         return done.stdout
 
+    def type(self, title: str) -> None:
+        """Type the commands of a section into one shell: those with a line below them are refused with it, others work."""
+        commands = shown(title)
+        script = "\n".join(f"{_when_it_listens(command)}\nprintf '\\n{_ENDED} %s\\n' $?" for command, _ in commands)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            timeout=900,
+        )
+        *told, _ = re.split(rf"^{_ENDED} (\d+)\n", done.stdout, flags=re.MULTILINE)
+        for (command, lines), output, status in zip(commands, told[::2], told[1::2], strict=True):
+            assert (status == "0") is (lines == []), f"$ {command}\n{output}\n{self.state()}"
+            for line in lines:
+                assert line.removesuffix("...") in output, f"$ {command}\n{output}"
+
     def state(self) -> str:
         """What a person would look at when something went wrong."""
         looks = (
@@ -78,12 +101,31 @@ class Tour:
 
 def section(title: str, page: str = "tour") -> list[str]:
     """The commands below a heading of a page."""
+    return [command for command, _ in shown(title, page)]
+
+
+def shown(title: str, page: str = "tour") -> list[tuple[str, list[str]]]:
+    """The commands below a heading of a page, and the lines below each."""
     text = (CHECKOUT / "docs" / f"{page}.md").read_text()
     body = re.split(r"^## ", text, flags=re.MULTILINE)
     found = next(part for part in body if part.startswith(f"{title}\n"))
     blocks = re.findall(r"```console\n(.*?)```", found, flags=re.DOTALL)
-    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    commands: list[tuple[str, list[str]]] = []
+    for line in (line for block in blocks for line in block.replace("\\\n", " ").splitlines()):
+        if line.startswith("$ "):
+            commands.append((line.removeprefix("$ "), []))
+        else:
+            commands[-1][1].append(line)
+    return commands
+
+
+def _when_it_listens(command: str) -> str:
+    """A port-forward in the background, and the time that a person takes for the next line."""
+    forward = re.search(r"port-forward \S+ (\d+).*&$", command)
+    if forward is None:
+        return command
+    is_open = f"(exec 3<>/dev/tcp/127.0.0.1/{forward[1]}) 2>/dev/null"
+    return f"{command}\nuntil {is_open} || ! kill -0 $!; do sleep 0.2; done"
 
 
 def obstacle() -> str:
@@ -153,7 +195,7 @@ def _load_redis(node: Cluster, folder: Path) -> None:
 
 
 def _make_volumes(api: Api, folder: Path, num_volumes: int) -> None:
-    """One for each claim of the tour, since nobody provisions any here, and one with the target in it."""
+    """One for each claim of the tour, since nobody provisions any here, and for each namespace one with the target in it."""
     for name in map(str, range(num_volumes)):
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(0o777)  # a hostPath takes no fsGroup
@@ -161,15 +203,20 @@ def _make_volumes(api: Api, folder: Path, num_volumes: int) -> None:
     write_tokenizer(make_tiny_target(folder / "models" / "tour", seed=1))
     for file in (folder / "models" / "tour").iterdir():
         file.chmod(0o644)  # as a download has it
-    _make_volume(api, "models", folder / "models", claim="models")
+    for name in ("models", _TEAM_B_MODELS):
+        _make_volume(api, name, folder / "models", claim=name)
+    api.create("/api/v1/namespaces/default/persistentvolumeclaims", _models("models"))
+
+
+def _models(volume: str) -> dict[str, Any]:
+    """A namespace's claim to the target."""
     spec = {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "1Gi"}},
-        "volumeName": "models",
-        "storageClassName": "models",
+        "volumeName": volume,
+        "storageClassName": volume,
     }
-    claim = {"metadata": {"name": "models"}, "spec": spec}
-    api.create("/api/v1/namespaces/default/persistentvolumeclaims", claim)
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": spec}
 
 
 def _make_volume(api: Api, name: str, path: Path, *, claim: str = "") -> None:
@@ -188,18 +235,26 @@ def _write_files(folder: Path, spec: Mapping[str, Mapping[str, Any]]) -> None:
     """What the page's commands read, as they name it."""
     (folder / "charts").symlink_to(CHECKOUT / "charts")
     (folder / "examples").mkdir()
-    example = yaml.safe_load((CHECKOUT / "examples" / "tour.yaml").read_text())
-    example["spec"]["targetModel"]["uri"] = "pvc://models/tour"
-    example["spec"]["serving"]["env"] = _variables(_SERVING)
-    example["spec"]["trainer"] = {"env": _variables(FAST)}
+    example = _example("tour")
     # For a tiny target drafting costs as much as verifying, so its first version would rightly be rolled back.
     example["spec"]["rollout"]["analysis"]["dryRun"] = True
     for part, fields in spec.items():
         example["spec"][part] |= fields
     (folder / "examples" / "tour.yaml").write_text(yaml.safe_dump(example))
+    team_b = [_models(_TEAM_B_MODELS), _example("tour-team-b")]
+    (folder / "examples" / "tour-team-b.yaml").write_text(yaml.safe_dump_all(team_b))
     images = {extra: {"repository": f"updraft/{extra}", "tag": "test"} for extra in updraft_images.EXTRAS}
     values = {"image": {"registry": "docker.io"}, "images": images}
     (folder / "values.yaml").write_text(yaml.safe_dump(values))
+
+
+def _example(name: str) -> dict[str, Any]:
+    """One of the page's own, for a tiny target on a volume."""
+    example: dict[str, Any] = yaml.safe_load((CHECKOUT / "examples" / f"{name}.yaml").read_text())
+    example["spec"]["targetModel"]["uri"] = "pvc://models/tour"
+    example["spec"]["serving"]["env"] = _variables(_SERVING)
+    example["spec"]["trainer"] = {"env": _variables(FAST)}
+    return example
 
 
 def _variables(values: dict[str, str]) -> list[dict[str, str]]:
