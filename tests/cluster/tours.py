@@ -78,7 +78,8 @@ class Tour:
         )
         *told, _ = re.split(rf"^{_ENDED} (\d+)\n", done.stdout, flags=re.MULTILINE)
         for (command, lines), output, status in zip(commands, told[::2], told[1::2], strict=True):
-            assert (status == "0") is (lines == []), f"$ {command}\n{output}\n{self.state()}"
+            expected = "a refusal, as a line is shown below it" if lines else "0"
+            assert (status != "0") is bool(lines), f"$ {command}\nended with {status}, not {expected}:\n{output}"
             for line in lines:
                 assert line.removesuffix("...") in output, f"$ {command}\n{output}"
 
