@@ -51,6 +51,7 @@ def _up() -> None:
     if cluster.is_up(TRIAL):
         _tell("The cluster is up already; `make cluster-down` ends it.")
     else:
+        cluster.make_room()
         cluster.down(TRIAL)  # what is left of one that was cut off
         TRIAL.mkdir(parents=True)
         started = time.monotonic()

@@ -7,7 +7,6 @@ machine's loopback interface that leads to the API server; its own network reach
 import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +30,7 @@ GPU = "nvidia.com/gpu"
 GPUS = 4
 
 NODE_GB = 2.0
-"""Free disk without which no node starts: its databases and logs, and what its pods write; images come on top."""
+"""Disk for a node's databases and logs, and for all that its pods write; without room for it, no node starts."""
 
 _FIRST_PROCESS = "first-process.json"
 _START_S = 180.0
@@ -130,15 +129,19 @@ def cluster(fill: Callable[[Path], None] | None = None) -> Iterator[Cluster]:
 
 
 def make_room() -> None:
-    """Remove nodes whose process was killed; raise ClusterError when the disk has no room for another even so."""
+    """Remove nodes whose process was killed; raise ClusterError if there is still too little disk for another."""
+    left = ""
     for folder in folders.abandoned():
-        down(folder)
+        try:
+            down(folder)
+        except (TimeoutError, OSError) as error:  # no reason against a node of our own, if there is room
+            left = f"; {folder}, whose process was killed, could not be removed: {error}"
     if why := folders.shortage(Path(tempfile.gettempdir()), NODE_GB, "a node"):
-        raise ClusterError(why)
+        raise ClusterError(why + left)
 
 
 def up(folder: Path, *, is_detached: bool = False) -> tuple[Cluster, Daemon]:
-    """Start a cluster in a folder with at most images in it; return it once its node is Ready, with what holds it all.
+    """Start a cluster in a folder that is empty, or has images; return it once its node is Ready, with its first process.
 
     A detached one outlives this process. Raises ClusterError when none can run here, StartError when it does not start.
     """
@@ -173,7 +176,7 @@ def down(folder: Path) -> None:
             process.kill()
     wait_until(lambda: not any(is_alive(process.pid) for process in dying), what="the end of the cluster's processes")
     cgroups.remove(cgroup(folder))
-    shutil.rmtree(folder, ignore_errors=True)
+    folders.remove(folder)
 
 
 def is_up(folder: Path) -> bool:

@@ -6,14 +6,14 @@ from pathlib import Path
 from tests.cluster import private, programs
 from tests.cluster.daemon import Daemon
 
+CONFIG = Path(__file__).parent / "config" / "containerd.toml"
 ROOT = "containerd"
-"""Its folder in a node's, as `config/containerd.toml` says."""
+"""Its folder in a node's, as CONFIG says."""
 
 
 def start(logs: Path) -> Daemon:
     """Start it in a view of `private`, with the cluster's programs on the PATH; return when it answers."""
-    config = Path(__file__).parent / "config" / "containerd.toml"
-    daemon = Daemon("containerd", [programs.path("containerd"), "--config", config], logs)
+    daemon = Daemon("containerd", [programs.path("containerd"), "--config", CONFIG], logs)
     daemon.wait_until(_answers, what="containerd's first answer")
     return daemon
 
@@ -26,6 +26,7 @@ def load(archive: Path) -> None:
         return
     with subprocess.Popen(["tar", "-C", archive, "-cf", "-", "."], stdout=subprocess.PIPE) as layout:
         subprocess.run([*words, "-"], stdin=layout.stdout, stdout=subprocess.DEVNULL, check=True)
+    assert layout.returncode == 0, f"tar ended with {layout.returncode}"
 
 
 def _answers() -> bool:

@@ -34,6 +34,10 @@ class Layout:
         """Where it is."""
         return self.builder.folder / self.name
 
+    def has(self, reference: str) -> bool:
+        """Whether an image of this name is finished."""
+        return reference in self._entries()
+
     def put(self, reference: str, image_id: str) -> None:
         """Write an image that the builder has; nothing if this one is there under its name."""
         here = self._entries()
@@ -41,9 +45,9 @@ class Layout:
             return
         known = {digest: layer for entry in here.values() for digest, layer in self._layers(entry)}
         with self._shown(known):
-            # zstd: a node unpacks it in less time than gzip.
+            # By its id: another checkout may have given the name to an image of its own. zstd: a node unpacks it in less time.
             target = f"oci:{FOLDER / self.name}:{reference}"
-            self.builder.buildah("push", "--quiet", "--compression-format=zstd", reference, target)
+            self.builder.buildah("push", "--quiet", "--compression-format=zstd", image_id, target)
         written = next(
             entry for entry in self._index()["manifests"] if entry.get("annotations", {}).get(_NAME) == reference
         )
@@ -55,7 +59,8 @@ class Layout:
 
     def _keep(self, entries: dict[str, Json]) -> None:
         """Let the layout have these entries, and delete what belongs to no one."""
-        (self.folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": list(entries.values())}))
+        index = json.dumps({"schemaVersion": 2, "manifests": list(entries.values())})
+        _replace(self.folder / "index.json", index.encode())
         used = set()
         for entry in entries.values():
             manifest = self._read(entry["digest"])
@@ -100,8 +105,15 @@ class Layout:
     def _write(self, content: Json) -> tuple[str, int]:
         data = json.dumps(content).encode()
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        self._blob(digest).write_bytes(data)
+        _replace(self._blob(digest), data)
         return digest, len(data)
 
     def _blob(self, digest: str) -> Path:
         return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file anew; nodes may have links to the former one, and a process that is killed leaves that."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)

@@ -7,6 +7,7 @@ nodes can share these files, and one that removes an image removes its own links
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -42,43 +43,54 @@ class Unpacked:
 
     def give(self, node: Path) -> None:
         """Fill the folder of a node that has not started; raise ClusterError when the disk has no room for that."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self._root().exists():
             self._unpack()
         share(self._root(), node / containerd.ROOT)
 
+    def discard_others(self) -> None:
+        """Remove images that have changed since, and what was left by a process that was killed; nodes keep their links."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path != self._root():
+                shutil.rmtree(path, ignore_errors=True)
+
     def _root(self) -> Path:
-        """Of these images for this containerd."""
+        """Of these images, as this containerd unpacks them."""
         index = self.layout / "index.json"
-        known = index.read_bytes() if index.exists() else b""
-        return self.folder / hashlib.sha256(known + str(programs.binaries()).encode()).hexdigest()[:16]
+        entries = json.loads(index.read_bytes())["manifests"] if index.exists() else []
+        known = [sorted(json.dumps(entry, sort_keys=True) for entry in entries), str(programs.binaries())]
+        how = containerd.CONFIG.read_bytes() + Path(__file__).read_bytes()
+        return self.folder / hashlib.sha256(json.dumps(known).encode() + how).hexdigest()[:16]
 
     def _unpack(self) -> None:
-        for older in (path for path in self.folder.iterdir() if path.is_dir()):  # nodes have links of their own
-            shutil.rmtree(older, ignore_errors=True)
-        if why := folders.shortage(self.folder, self.num_gb(), "images that are unpacked"):
+        self.discard_others()
+        if why := folders.shortage(self.folder, self.num_gb(), "unpacking the images"):
             raise ClusterError(why)
         part = self.folder / f"part-{secrets.token_hex(4)}"  # the process of one that was killed may still write
-        Builder(part).run(sys.executable, "-m", __name__, self.layout)
-        for blob in (self.layout / "blobs" / "sha256").iterdir():  # the same bytes, which need to be there once
-            copy = part / containerd.ROOT / _BLOBS / "sha256" / blob.name
-            copy.unlink()
-            os.link(blob, copy)
-        (part / containerd.ROOT).rename(self._root())
-        shutil.rmtree(part)
+        try:
+            Builder(part).run(sys.executable, "-m", __name__, self.layout)
+            for blob in (self.layout / "blobs" / "sha256").iterdir():  # the same bytes, which need to be there once
+                copy = part / containerd.ROOT / _BLOBS / "sha256" / blob.name
+                if copy.exists():
+                    copy.unlink()
+                    os.link(blob, copy)
+            (part / containerd.ROOT).rename(self._root())
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def share(root: Path, target: Path) -> None:
     """Give a containerd that has not started what another had at its end: links, or copies on another file system."""
+    target.mkdir()
+    can_link = _can_link(root, target)
+    if not can_link and (why := folders.shortage(target, _num_gb(root), "copying the images")):
+        raise ClusterError(why)
     shared = {root / part for part in _SHARED}
 
     def ignored(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if Path(folder, name) in shared]
 
-    shutil.copytree(root, target, ignore=ignored)
-    can_link = _can_link(root, target)
-    if not can_link and (why := folders.shortage(target, _num_gb(root), "a copy of the images")):
-        raise ClusterError(why)
+    shutil.copytree(root, target, ignore=ignored, dirs_exist_ok=True)
     for part in _SHARED:
         subprocess.run(["cp", "-a", *(["-l"] if can_link else []), root / part, target / part], check=True)
 
@@ -103,7 +115,7 @@ def main() -> None:
     daemon = containerd.start(FOLDER)
     containerd.load(Path(sys.argv[1]))
     daemon.process.terminate()
-    daemon.process.wait()
+    assert daemon.process.wait() == 0, daemon.tail()
 
 
 if __name__ == "__main__":

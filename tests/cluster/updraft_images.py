@@ -24,8 +24,10 @@ EXTRAS = ("operator", "registry", "trainer", "inference")
 VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 REVISION = "tests"
 _TRIES = 6
-_FIRST_GB = 20.0
-"""Of disk for all images where there are none: those of the builder, of the layout, and unpacked."""
+_BUILD_GB = 8.0
+"""Disk for all images as the builder keeps them."""
+_LAYOUT_GB = 12.0
+"""Disk for the layout, and for unpacking it."""
 
 
 def reference(extra: str) -> str:
@@ -42,14 +44,14 @@ class Images:
 
     def inspect(self, extra: str) -> dict[str, Any]:
         """What the image says of itself: config, history, layers."""
-        told: dict[str, Any] = json.loads(self.builder.buildah("inspect", "--type=image", reference(extra)))
+        told: dict[str, Any] = json.loads(self.builder.buildah("inspect", "--type=image", self.ids[extra]))
         image: dict[str, Any] = told["OCIv1"]
         return image
 
     @contextmanager
     def container(self, extra: str) -> Iterator["Container"]:
         """A container of the image, as buildah makes one without any engine."""
-        name = self.builder.buildah("from", "--pull=never", reference(extra)).strip()
+        name = self.builder.buildah("from", "--pull=never", self.ids[extra]).strip()
         try:
             yield Container(self.builder, name)
         finally:
@@ -101,7 +103,7 @@ def built(*extras: str) -> Images:
 
     Raises ClusterError when the disk has no room for them.
     """
-    _check_room()
+    _check_room(Builder(debian.KEPT))
     builder = debian.builder()
     ids = {}
     with _alone(builder):
@@ -113,13 +115,18 @@ def built(*extras: str) -> Images:
     return Images(ids, builder)
 
 
-def _check_room() -> None:
+def _check_room(builder: Builder) -> None:
     """Before minutes of work, not after them."""
-    kept = Builder(debian.KEPT)
-    kept.folder.mkdir(parents=True, exist_ok=True)
-    num_gb = _unpacked(kept).num_gb() if Layout(kept).folder.exists() else _FIRST_GB
-    if why := folders.shortage(kept.folder, num_gb, "the images"):
-        raise ClusterError(why)
+    builder.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(builder):
+        unpacked, layout = _unpacked(builder), Layout(builder)
+        unpacked.discard_others()
+        if all(layout.has(reference(extra)) for extra in EXTRAS):
+            num_gb = unpacked.num_gb()
+        else:
+            num_gb = _LAYOUT_GB if builder.has(reference(EXTRAS[-1])) else _LAYOUT_GB + _BUILD_GB
+        if why := folders.shortage(builder.folder, num_gb, "building the images"):
+            raise ClusterError(why)
 
 
 def _unpacked(builder: Builder) -> Unpacked:
