@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from tests.browser.browser import Browser
 from tests.cluster import tours
-from tests.cluster.access import Api
+from tests.cluster.access import Api, Json
 from tests.cluster.chromium import chromium
-from tests.cluster.tours import Tour, section, traffic
+from tests.cluster.tours import Tour, Traffic, section, traffic
 from tests.support.wait import wait_until
 
 from updraft_cli.backends.cluster import ClusterBackend
@@ -25,7 +25,8 @@ __all__ = ["chromium"]  # a fixture
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(330)]
 
-_TOUR = "/apis/updraft.dev/v1alpha1/namespaces/default/adaptivespeculators/tour"
+_OBJECTS = "/apis/updraft.dev/v1alpha1/namespaces/default"
+_TOUR, _VERSIONS = f"{_OBJECTS}/adaptivespeculators/tour", f"{_OBJECTS}/draftversions"
 
 _KILL_S = 30.0
 """After a pod was killed, until no Service leads to it any more."""
@@ -45,11 +46,13 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
         _apply(tour)
         with traffic(tour, api) as answers:
             tour.run("Train a draft")
-            assert _phases(api, "tour-v2")[0] in ("Canary", "Held", "Pending"), "it was not simply served"
-            wait_until(lambda: "Canary" in _phases(api, _newest(api)), timeout_s=300, what="a canary")
+            assert _phases(api.get(f"{_VERSIONS}/tour-v2"))[0] in ("Canary", "Held", "Pending"), (
+                "it was not simply served"
+            )
+            wait_until(lambda: _tried(api) > 1, timeout_s=300, what="a canary of a second version")
             pods = _pod_uids(api)
             with subtests.test("decisions by click"):  # skipped without a browser
-                _click(tour, api, request)
+                _click(tour, api, answers, request)
             tour.run("Roll back")
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
@@ -108,29 +111,31 @@ def _check_two_tenants(tour: Tour, api: Api) -> None:
     assert tour.shell(f"{redis} exists '{key}'").strip() == "1", "it is the key of the first team's traces"
 
 
-def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:
-    """Pin a version and end the pin in the console, as a person does in a browser; resource and registry follow."""
+def _click(tour: Tour, api: Api, answers: Traffic, request: pytest.FixtureRequest) -> None:
+    """Pin the version in canary, roll back and end the pin in the console, as a person does in a browser."""
     chromium: Browser = request.getfixturevalue("chromium")
+    tried = _tried(api)
     with (
         console(tour) as address,
         forwarded(ClusterBackend(context=KubeContext(kubeconfig=tour.node.kubeconfig), speculator="tour")) as cluster,
     ):
-        states = cluster.snapshots()
         origin = address.partition("/?")[0]
         chromium.open(address)
-        chromium.open(f"{origin}/s/tour/versions/1")
+        chromium.open(f"{origin}/s/tour/versions/{tried}")
         chromium.click("Pin this version")
         chromium.click("Pin it")
-        assert api.get(_TOUR)["spec"]["rollout"]["pinnedVersion"] == 1
-        wait_until(lambda: _registry(cluster).pinned == 1, timeout_s=60, what="the registry is pinned to version 1")
-        wait_until(
-            lambda: [pod.version for pod in next(states).speculators[0].pods] == [1, 1],
-            timeout_s=60,
-            what="both pods say that they hold version 1",
-        )
+        _check_serves(tried, api, cluster, answers)
+        chromium.open(f"{origin}/s/tour/history")
+        previous = _registry(cluster).previous
+        chromium.click(f"Roll back to version {previous}")
+        assert f"All pods load version {previous} now" in chromium.text("main")
+        chromium.click("Pin it")
+        _check_serves(previous, api, cluster, answers)
         chromium.open(f"{origin}/s/tour/fleet")
         wait_until(
-            lambda: "version 1: 2 pods" in chromium.text("main").lower(), timeout_s=60, what="the page follows the pods"
+            lambda: f"version {previous}: 2 pods" in chromium.text("main").lower(),
+            timeout_s=60,
+            what="the page follows the pods",
         )
         chromium.open(f"{origin}/s/tour/history")
         chromium.click("End the pin")
@@ -138,6 +143,21 @@ def _click(tour: Tour, api: Api, request: pytest.FixtureRequest) -> None:
         assert "pinnedVersion" not in api.get(_TOUR)["spec"]["rollout"]
         wait_until(lambda: _registry(cluster).pinned is None, timeout_s=60, what="the registry's pin has ended")
         chromium.leave()
+
+
+def _check_serves(version: int, api: Api, cluster: ForwardedBackend, answers: Traffic) -> None:
+    """Check that resource, registry, both pods and the clients' answers follow a click that pinned a version."""
+    assert api.get(_TOUR)["spec"]["rollout"]["pinnedVersion"] == version
+    wait_until(lambda: _registry(cluster).pinned == version, timeout_s=60, what=f"version {version} in the registry")
+    states = cluster.snapshots()
+    wait_until(
+        lambda: [pod.version for pod in next(states).speculators[0].pods] == [version, version],
+        timeout_s=60,
+        what=f"both pods say that they hold version {version}",
+    )
+    wait_until(
+        lambda: answers.last_versions(6) == {version}, timeout_s=60, what=f"answers drafted by version {version}"
+    )
 
 
 @contextmanager
@@ -166,21 +186,24 @@ def _registry(cluster: ForwardedBackend) -> Speculator:
     return found[-1].rollout(None)
 
 
-def _newest(api: Api) -> str:
-    found = api.get("/apis/updraft.dev/v1alpha1/namespaces/default/draftversions")["items"]
-    return f"tour-v{max(each['spec']['version'] for each in found)}"
+def _tried(api: Api) -> int:
+    """The newest version that is or was in canary; 0 if none was."""
+    return max(
+        (each["spec"]["version"] for each in api.get(_VERSIONS)["items"] if "Canary" in _phases(each)), default=0
+    )
 
 
-def _phases(api: Api, name: str) -> list[str]:
-    """What it has been, oldest first."""
-    status = api.get(f"/apis/updraft.dev/v1alpha1/namespaces/default/draftversions/{name}").get("status", {})
+def _phases(version: Json) -> list[str]:
+    """What a DraftVersion has been, oldest first."""
+    status = version.get("status", {})
     return [each["phase"] for each in status.get("history", [])] or [status.get("phase", "")]
 
 
 def _pod_uids(api: Api) -> set[str]:
+    """The serving pods, but for those that finish their last requests."""
     selector = "updraft.dev/speculator=tour,app.kubernetes.io/component=serving"
     pods = api.get("/api/v1/namespaces/default/pods", labelSelector=selector)["items"]
-    return {pod["metadata"]["uid"] for pod in pods}
+    return {pod["metadata"]["uid"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
 
 
 def _check_nothing_is_left(tour: Tour) -> None:
