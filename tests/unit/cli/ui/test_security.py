@@ -186,6 +186,19 @@ def test_a_form_of_a_person_without_rights_is_refused(browser: Browser, backend:
     assert backend.memory.decisions == []
 
 
+def test_beside_a_console_with_more_rights_one_decides_with_its_own(browser: Browser, backend: MemoryBackend) -> None:
+    backend.memory.refusal = "you may only look"
+    able = memory_backend(state())
+    with serving(able) as console, Browser(console.address) as another:
+        browser.http.cookies.update(another.http.cookies)  # a browser sends both to both
+        form = Form.of(another.page("/s/qwen/confirm/pause"))
+        borrowed = browser.http.post(form.action, data=form.fields, headers={"Origin": browser.origin})
+        own = browser.decide("/s/qwen/confirm/pause")
+    assert (borrowed.status_code, own.status_code) == (403, 403)
+    assert "You may only look." in own.text
+    assert backend.memory.decisions == able.memory.decisions == []
+
+
 def test_what_the_backend_refuses_in_the_end_is_shown(browser: Browser, backend: MemoryBackend) -> None:
     form = Form.of(browser.page("/s/qwen/confirm/pause"))
     backend.memory.problem = Forbidden("the token has the role read")
