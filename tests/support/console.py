@@ -324,6 +324,7 @@ def pod(number: int, num_pods: int, stable: int, candidate: int) -> PodState:
         digest=f"sha256:{version:064x}",
         prefetched=(version,),
         engine="torch/0.1.0",
+        device="cpu",
         last_report=NOW - timedelta(seconds=number % 10),
         running_requests=number % 8,
         swaps=3,

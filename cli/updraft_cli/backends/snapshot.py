@@ -25,7 +25,7 @@ class PodState:
     engine: str = ""
     """Engine and version, or the image in a cluster."""
     device: str = ""
-    """Device that it asks Kubernetes for; empty for a registry."""
+    """Device that its engine reports, what it requests from Kubernetes, or both: `cpu (requests 1 nvidia.com/gpu)`."""
     node: str = ""
     restarts: int | None = None
     started: datetime | None = None

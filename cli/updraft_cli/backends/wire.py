@@ -366,6 +366,7 @@ def pod(state: pb.PodState) -> PodState:
         digest=state.tensors_digest,
         prefetched=tuple(state.prefetched_versions),
         engine=state.engine,
+        device=state.device,
         last_report=time(state.last_report_unix_ms),
         running_requests=state.running_requests,
         swaps=state.swaps,

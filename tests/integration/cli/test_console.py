@@ -167,7 +167,7 @@ async def test_pods_are_shown_as_they_report(registry: RegistryProcess, name: st
     async with rpc.channel(registry.address) as channel:
         pod = PodStream(channel, "serving-<b>1")
         pod.identity.speculator = name
-        await pod.report(running_requests=3)
+        await pod.report(running_requests=3, device="cuda:0")
         directive = await pod.receive_version(2)
         assert directive.serve_version == 2
 
@@ -180,6 +180,7 @@ async def test_pods_are_shown_as_they_report(registry: RegistryProcess, name: st
         pod.cancel()
     assert "no draft: 1 pod" in fleet
     assert "engine test/1" in shown
+    assert "device cuda:0" in shown
     assert "running requests 3" in shown
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.support.console import state
 
 from updraft_cli.backends.forwarded.joined import joined
@@ -26,7 +27,25 @@ def ours() -> SpeculatorSnapshot:
 def test_pods_have_their_version_and_their_node() -> None:
     (first, second) = joined(ours(), reported()).pods
     assert (first.version, second.version) == (6, 4)
-    assert (first.node, first.device, first.state) == ("node-1", "1 nvidia.com/gpu", "ready")
+    assert (first.node, first.state) == ("node-1", "ready")
+
+
+@pytest.mark.parametrize(
+    ("requested", "running", "shown"),
+    [
+        ("1 nvidia.com/gpu", "cpu", "cpu (requests 1 nvidia.com/gpu)"),
+        ("1 nvidia.com/gpu", "", "1 nvidia.com/gpu"),
+        ("", "cpu", "cpu"),
+    ],
+)
+def test_pods_have_the_device_that_they_report_and_the_one_that_they_request(
+    requested: str, running: str, shown: str
+) -> None:
+    one, other = (
+        replace(source, pods=(replace(source.pods[0], device=device),))
+        for source, device in ((ours(), requested), (reported(), running))
+    )
+    assert [pod.device for pod in joined(one, other).pods] == [shown]
 
 
 def test_evidence_has_bounds_and_learning_its_figures() -> None:

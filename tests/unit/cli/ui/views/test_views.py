@@ -231,7 +231,7 @@ def test_pods_are_grouped_by_what_tells_them_apart() -> None:
     assert [group.title for group in shown.groups] == ["version 4: 18 pods", "version 6: 2 pods"]
     assert {square.state for square in shown.groups[0].squares} == {"stable"}
     assert {square.state for square in shown.groups[1].squares} == {"candidate"}
-    assert shown.ways == ("version", "state", "engine", "digest", "report")
+    assert shown.ways == ("version", "state", "engine", "device", "digest", "report")
     assert shown.groups[0].squares[0].short == "00002"
     assert fleet.fleet(one(), "<script>", NOW).by == "version"
 
