@@ -31,6 +31,17 @@ def test_a_page_fits_a_phone_and_axe_finds_nothing_serious_there(browser: Browse
     assert browser.findings() == []
 
 
+@pytest.mark.parametrize("page", ["history", "diff"])
+def test_a_phone_shows_what_a_version_became_and_both_sides_of_a_difference(
+    browser: Browser, pages: Pages, page: str
+) -> None:
+    browser.show("light", PHONE)
+    browser.open(pages.address)
+    browser.open(pages[page])
+    right = browser.run("return document.querySelector('th:nth-child(4)').getBoundingClientRect().right")
+    assert 0 < right <= PHONE[0]
+
+
 @each_page
 def test_a_page_can_be_read_without_scripts(browser: Browser, pages: Pages, page: str) -> None:
     with browser.without_scripts():

@@ -75,7 +75,7 @@ function series(data) {
       value: (_, value) => number(value),
     };
   });
-  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toLocaleString("en-GB", { timeZone: "UTC" }));
+  const time = (at) => (data.elapsed ? elapsed(at) : new Date(at * 1000).toISOString().slice(0, 19).replace("T", " "));
   return [{ label: data.elapsed ? "time" : "time (UTC)", value: (_, at) => (at == null ? "–" : time(at)) }, ...lines];
 }
 
