@@ -35,6 +35,8 @@ def test_ctrl_c_stops_everything_and_reports_what_was_measured(demo: subprocess.
     # Live requests are counted, so the first report point has been measured.
     has_traffic = re.compile(r"\w+ \(\w+\): [1-9]\d* requests")
     wait_until(lambda: bool(has_traffic.search(said.read_text())), timeout_s=240, what="live traffic")
+    pointer = "Watch it live with `updraft ui --data "  # the address itself is only for a terminal
+    wait_until(lambda: pointer in said.read_text(), timeout_s=60, what="the way to the live page")
     children = psutil.Process(demo.pid).children(recursive=True)
     assert len(children) >= 4
 
