@@ -13,7 +13,7 @@ from tests.support.console import NOW, Memory, MemoryBackend, state
 
 from updraft_cli.backends.drafts import Acceptance, Draft, HistoryEntry
 from updraft_cli.backends.snapshot import PodState, Snapshot, SpeculatorSnapshot
-from updraft_cli.backends.speculators import MetricChange, ServedVersion, Speculator, Speedup, Trial
+from updraft_cli.backends.speculators import DomainChange, MetricChange, ServedVersion, Speculator, Speedup, Trial
 
 PODS, VERSIONS = 48, 14
 END = NOW + timedelta(minutes=7)
@@ -205,6 +205,13 @@ def _trial(trial: Trial, time: datetime, age: timedelta, noise: random.Random) -
         slices=slices,
         acceptance_length=_change(_length(trial.baseline, time), gain, width),
         inter_token_latency_s=_change(0.0214, slower, 0.8 * width),
+        domains=tuple(
+            DomainChange(
+                domain=name,
+                acceptance_length=_change(factor * _length(trial.baseline, time), gain + more, 1.6 * width),
+            )
+            for name, factor, more in (("code", 1.09, -0.5), ("math", 0.88, 0.4))
+        ),
         evidence=f"acceptance length {gain:+.1f} % ({gain - width:+.1f} to {gain + width:+.1f} %), {slices} slices",
     )
 

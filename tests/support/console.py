@@ -28,6 +28,7 @@ from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, Verb, Version
 from updraft_cli.backends.snapshot import PodDetails, PodState, Snapshot, SpeculatorSnapshot
 from updraft_cli.backends.speculators import (
+    DomainChange,
     Learning,
     MetricChange,
     Pace,
@@ -203,6 +204,15 @@ def speculator(*, stable: int, candidate: int, num_pods: int) -> Speculator:
             slices=41,
             failures=0,
             evidence="acceptance length +6.2 % (-0.4 to +13.1 %)",
+            domains=(
+                DomainChange(
+                    domain="math",
+                    acceptance_length=MetricChange(
+                        candidate=2.3, stable=2.2, change_percent=4.5, low_percent=-4.1, high_percent=13.6
+                    ),
+                ),
+                DomainChange(domain="code", acceptance_length=None),
+            ),
         ),
         policy=Policy.model_validate(
             {

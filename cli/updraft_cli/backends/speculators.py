@@ -57,6 +57,15 @@ class Speedup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainChange:
+    """Candidate against stable in the traffic of one domain."""
+
+    domain: str
+    acceptance_length: MetricChange | None
+    """Tokens per verify step; None before there are bounds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     candidate: int
     baseline: int
@@ -79,6 +88,8 @@ class Trial:
     slices: int | None = None
     failures: int | None = None
     evidence: str = ""
+    domains: tuple[DomainChange, ...] = ()
+    """Those that both versions served, the worst change first; empty in a cluster, whose resource does not have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.snapshot import PodDetails, PodState
 from updraft_cli.backends.speculators import (
     ROLES,
+    DomainChange,
     Learning,
     MetricChange,
     Pace,
@@ -342,7 +343,13 @@ def _trial(rollout: pb.Rollout) -> Trial:
         slices=rollout.slices,
         failures=rollout.failures,
         evidence=rollout.evidence,
+        domains=tuple(map(_domain, rollout.domains)),
     )
+
+
+def _domain(one: pb.DomainEstimate) -> DomainChange:
+    change = _change(one.acceptance_length) if one.HasField("acceptance_length") else None
+    return DomainChange(domain=one.domain, acceptance_length=change)
 
 
 def _change(estimate: pb.Estimate) -> MetricChange:

@@ -51,7 +51,7 @@ def rollout(one: SpeculatorSnapshot, now: datetime) -> Rollout:
         serving=_serving(one),
         comparison=_comparison(speculator, trial) if trial else None,
         intervals=tuple(_intervals(speculator.policy.analysis, trial)) if trial else (),
-        domains=_domains(speculator),
+        domains=_compared_domains(trial) if trial and trial.domains else _domains(speculator),
         facts=tuple(_facts(speculator, trial, now) if trial else _rest(one, now)),
         evidence=output.sentence(trial.evidence) if trial else "",
         policy=tuple(_policy(speculator.policy)),
@@ -126,7 +126,14 @@ def _intervals(analysis: Analysis | None, trial: Trial) -> Iterator[Interval]:
             yield shown
 
 
+def _compared_domains(trial: Trial) -> Table:
+    rows = [_measured(one.domain, one.acceptance_length, 1.0, is_up_good=True) for one in trial.domains]
+    columns = ("domain", f">version {trial.candidate}", f">{parts.version_name(trial.baseline)}", "change")
+    return parts.table(columns, rows, caption="Candidate against stable by domain, tokens per step")
+
+
 def _domains(speculator: Speculator) -> Table | None:
+    """Return what both versions had since the start of the pods, where no canary compares them."""
     if not speculator.domains:
         return None
     columns = ("domain", ">stable", ">candidate", ">change") if speculator.candidate else ("domain", ">stable")

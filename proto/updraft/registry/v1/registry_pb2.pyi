@@ -770,6 +770,33 @@ class Estimate(_message.Message):
 Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
 
 @_typing.final
+class DomainEstimate(_message.Message):
+    """The part of the traffic whose callers named this domain. Its bounds allow for the number of domains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_LENGTH_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    @_builtins.property
+    def acceptance_length(self) -> Global___Estimate:
+        """Tokens per verify step; absent before two slices."""
+
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        acceptance_length: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "domain", b"domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DomainEstimate: _TypeAlias = DomainEstimate  # noqa: Y015
+
+@_typing.final
 class Rollout(_message.Message):
     """The rollout that runs."""
 
@@ -791,6 +818,7 @@ class Rollout(_message.Message):
     SLICES_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
     baseline: _builtins.int
     comparison: Global___Comparison.ValueType
@@ -816,6 +844,10 @@ class Rollout(_message.Message):
     def inter_token_latency(self) -> Global___Estimate:
         """Seconds between tokens; absent before two slices."""
 
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainEstimate]:
+        """The domains that both versions served, the worst change first."""
+
     def __init__(
         self,
         *,
@@ -835,10 +867,11 @@ class Rollout(_message.Message):
         slices: _builtins.int = ...,
         failures: _builtins.int = ...,
         evidence: _builtins.str = ...,
+        domains: _abc.Iterable[Global___DomainEstimate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "inter_token_latency", b"inter_token_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "baseline", b"baseline", "candidate", b"candidate", "candidate_requests", b"candidate_requests", "comparison", b"comparison", "evidence", b"evidence", "failures", b"failures", "inter_token_latency", b"inter_token_latency", "paused_ms", b"paused_ms", "pods_percent", b"pods_percent", "slices", b"slices", "started_unix_ms", b"started_unix_ms", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_length", b"acceptance_length", "baseline", b"baseline", "candidate", b"candidate", "candidate_requests", b"candidate_requests", "comparison", b"comparison", "domains", b"domains", "evidence", b"evidence", "failures", b"failures", "inter_token_latency", b"inter_token_latency", "paused_ms", b"paused_ms", "pods_percent", b"pods_percent", "slices", b"slices", "started_unix_ms", b"started_unix_ms", "step", b"step", "step_since_unix_ms", b"step_since_unix_ms", "steps", b"steps", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,6 +125,10 @@ def _rollout(canary_state: CanaryState) -> registry_pb2.Rollout:
         slices=rollout.evidence.slices,
         failures=rollout.evidence.failures,
         evidence=judgement.reason,
+        domains=[
+            registry_pb2.DomainEstimate(domain=domain.name, acceptance_length=_estimate(domain.estimate))
+            for domain in judgement.domains
+        ],
     )
 
 

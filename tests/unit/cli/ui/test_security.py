@@ -11,6 +11,7 @@ from tests.support.console import Browser, Form, MemoryBackend, memory_backend, 
 from updraft_chassis.errors import Forbidden
 from updraft_cli.backends.drafts import DomainAcceptance
 from updraft_cli.backends.protocol import Verb
+from updraft_cli.backends.speculators import DomainChange
 from updraft_cli.ui.security import Access
 from updraft_cli.ui.server import serving
 
@@ -139,12 +140,20 @@ def test_no_page_needs_what_the_policy_forbids(browser: Browser) -> None:
 def test_names_and_reasons_of_others_are_shown_as_text(backend: MemoryBackend) -> None:
     one = backend.memory.snapshot.speculators[0]
     domains = (DomainAcceptance(domain=SCRIPT, stable=2.0, candidate=2.1),)
+    assert one.speculator.trial is not None
+    trial = replace(one.speculator.trial, domains=(DomainChange(domain=SCRIPT, acceptance_length=None),))
     hostile = replace(
         one,
         speculator=replace(
-            one.speculator, message=SCRIPT, domains=domains, trainer_message=SCRIPT, paused=True, pause_reason=SCRIPT
+            one.speculator,
+            message=SCRIPT,
+            domains=domains,
+            trial=trial,
+            trainer_message=SCRIPT,
+            paused=True,
+            pause_reason=SCRIPT,
         ),
-        pods=(replace(one.pods[0], name=SCRIPT, problem=SCRIPT, engine=SCRIPT), *one.pods[1:]),
+        pods=(replace(one.pods[0], name=SCRIPT, problem=SCRIPT, engine=SCRIPT, device=SCRIPT), *one.pods[1:]),
         drafts=tuple(replace(draft, reason=SCRIPT) for draft in one.drafts),
         history=tuple(replace(entry, reason=SCRIPT, actor=SCRIPT) for entry in one.history),
     )

@@ -12,6 +12,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft_chassis.errors import InvalidInput
 from updraft_registry.messages import wire
 from updraft_registry.rollout.decision import explain
+from updraft_registry.rollout.gate.live import DomainEstimate
 from updraft_registry.rollout.placement import Directive, Switchback
 from updraft_rollouts.policy import Analysis, OfflineGate, RolloutPolicy, RolloutStep
 from updraft_rollouts.terms import Comparison, OnInconclusive, Phase, Source, Strategy
@@ -197,6 +198,25 @@ def test_the_state_tells_how_far_a_canary_is() -> None:
     assert rollout.acceptance_length.change_percent == pytest.approx(5.0)
     assert rollout.acceptance_length.low_percent < 5.0 < rollout.acceptance_length.high_percent
     assert rollout.evidence.startswith("acceptance is significantly higher")
+
+
+def test_the_state_has_the_evidence_of_each_domain_and_no_estimate_of_one_without_bounds() -> None:
+    world = World(16)
+    world.canary(gain_percent=5)
+    world.run(90)
+    _, canary_state = explain(world.speculator, list(world.pods.values()))
+    assert canary_state is not None
+    sure = canary_state.judgement.acceptance
+    assert sure is not None
+    domains = tuple(
+        DomainEstimate(name=name, estimate=replace(sure, high_percent=high), num_slices=12)
+        for name, high in (("sql", sure.high_percent), ("chat", float("inf")))
+    )
+    shown = replace(canary_state, judgement=replace(canary_state.judgement, domains=domains))
+    rollout = wire.state_to_proto(world.speculator, shown, "", pods=pb.Pods(), traffic=[]).rollout
+    sql, chat = rollout.domains
+    assert (sql.domain, sql.acceptance_length) == ("sql", rollout.acceptance_length)
+    assert (chat.domain, chat.HasField("acceptance_length")) == ("chat", False)
 
 
 def test_the_state_has_no_estimate_without_bounds_and_no_rollout_without_a_canary() -> None:

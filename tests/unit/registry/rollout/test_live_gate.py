@@ -181,6 +181,13 @@ def test_a_candidate_that_is_surely_worse_in_one_domain_fails_however_good_its_m
     )
 
 
+def test_every_compared_domain_has_its_bounds_and_the_worst_is_first() -> None:
+    found = judge(in_domains(compared(1.1), {"chat": 1.12, "sql": 0.9}), ANALYSIS).domains
+    assert [domain.name for domain in found] == ["sql", "chat"]
+    for domain in found:
+        assert domain.estimate.low_percent < domain.estimate.change_percent < domain.estimate.high_percent
+
+
 def test_while_it_looks_worse_in_a_domain_it_is_not_promoted() -> None:
     judgement = judge(in_domains(compared(1.1), {"chat": 1.12, "sql": 0.94}), ANALYSIS)
     assert judgement.verdict is Verdict.HOLD

@@ -42,6 +42,18 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainEstimate:
+    """The change of acceptance in one domain."""
+
+    name: str
+    estimate: Estimate
+    num_slices: int
+
+    def __str__(self) -> str:
+        return f"for {shown_name(self.name)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJudgement:
     """A verdict, the sentence that a person reads, and the estimates; None before the first observation."""
 
@@ -51,20 +63,10 @@ class LiveJudgement:
     """Tokens per verify step."""
     latency: Estimate | None = None
     """Seconds between tokens."""
+    domains: tuple[DomainEstimate, ...] = ()
+    """Tokens per verify step in the domains that were compared, the worst change first."""
     is_tolerable: bool = True
     """No estimate is beyond its limit, with or without confidence, so the candidate may go to more pods."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Domain:
-    """The change of acceptance in one domain."""
-
-    name: str
-    estimate: Estimate
-    num_slices: int
-
-    def __str__(self) -> str:
-        return f"for {shown_name(self.name)}"
 
 
 def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
@@ -82,6 +84,7 @@ def judge(evidence: Evidence, analysis: Analysis) -> LiveJudgement:
         reason=f"{failed or missing or ACCEPTANCE_IS_HIGHER}: {summary}",
         acceptance=acceptance,
         latency=latency,
+        domains=tuple(domains),
         is_tolerable=_is_tolerable(analysis, acceptance, latency),
     )
 
@@ -142,18 +145,18 @@ def _failed(analysis: Analysis, acceptance: Estimate | None, latency: Estimate |
     return ""
 
 
-def _domains(evidence: Evidence, alpha: float) -> list[_Domain]:
+def _domains(evidence: Evidence, alpha: float) -> list[DomainEstimate]:
     """The domains that were compared, the worst first. They share alpha with those that were only seen: these will follow."""
     num_seen = len(evidence.domains.keys() | evidence.open.domains)
     found = []
     for name, domain in evidence.domains.items():
         estimate = _estimate(domain.acceptance, alpha / min(num_seen, MAX_DOMAINS))
         if estimate is not None:
-            found.append(_Domain(name=name, estimate=estimate, num_slices=domain.acceptance.change.count))
+            found.append(DomainEstimate(name=name, estimate=estimate, num_slices=domain.acceptance.change.count))
     return sorted(found, key=lambda domain: domain.estimate.change_percent)
 
 
-def _failed_domain(analysis: Analysis, domains: Sequence[_Domain]) -> str:
+def _failed_domain(analysis: Analysis, domains: Sequence[DomainEstimate]) -> str:
     """The domain in which the candidate is surely worse; empty if there is none."""
     allowed = analysis.max_domain_regression_percent
     for domain in domains:
@@ -162,7 +165,7 @@ def _failed_domain(analysis: Analysis, domains: Sequence[_Domain]) -> str:
     return ""
 
 
-def _doubtful_domain(analysis: Analysis, domains: Sequence[_Domain]) -> str:
+def _doubtful_domain(analysis: Analysis, domains: Sequence[DomainEstimate]) -> str:
     """The domain in which the candidate looks worse, surely or not; empty if there is none."""
     allowed = analysis.max_domain_regression_percent
     for domain in domains:

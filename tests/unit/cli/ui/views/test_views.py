@@ -115,6 +115,17 @@ def test_the_time_left_is_told_only_while_it_passes(changes: dict[str, Any], lef
     assert facts["time left"] == left
 
 
+def test_a_canary_has_the_evidence_of_each_domain_and_later_the_traffic_has_the_lengths() -> None:
+    compared, later = (rollout.rollout(shown, NOW).domains for shown in (one(), one(trial=None)))
+    assert compared is not None
+    assert [[cell.text for cell in row] for row in compared.rows] == [
+        ["math", "2.30", "2.20", "+4.5 % (-4.1 to +13.6 %)"],
+        ["code", "-", "-", "not enough data yet"],
+    ]
+    assert later is not None
+    assert [row[0].text for row in later.rows] == ["code", "math"]
+
+
 def test_the_steps_of_a_rollout_are_done_current_or_next() -> None:
     view = rollout.rollout(one(), NOW)
     assert [(step.text, step.state) for step in view.steps] == [
