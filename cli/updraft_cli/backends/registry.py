@@ -18,7 +18,7 @@ from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.protocol import Decision, PolicyChange, Verb, Version, decided, with_outages
 from updraft_cli.backends.registry_client import TIMEOUT_S
-from updraft_cli.backends.snapshot import MAX_CHANGES, PodDetails, Snapshot, SpeculatorSnapshot
+from updraft_cli.backends.snapshot import PodDetails, Snapshot, SpeculatorSnapshot
 from updraft_cli.backends.speculators import RolloutStatus, Speculator, has_served
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _COMPLETION_S = 0.7
 
 _HISTORY_LIMIT = 50
 """Default number of changes in a history."""
+
+_CONSOLE_HISTORY = 200
+"""Changes that a console shows."""
 
 _RELIST_S = 20.0
 """A console lists all versions this often, and whenever one has changed."""
@@ -284,7 +287,7 @@ class _Known:
 async def _one(stub: "RegistryAsyncStub", state: pb.SpeculatorState, known: dict[str, _Known]) -> SpeculatorSnapshot:
     """Return one speculator; all versions are listed only when one has changed, and sometimes for marks such as `retain`."""
     name = state.speculator
-    history = client.history(stub, name, limit=MAX_CHANGES)
+    history = client.history(stub, name, limit=_CONSOLE_HISTORY)
     transitions, (pods, problem) = await asyncio.gather(history, _pods(stub, name))
     last = transitions[-1].SerializeToString() if transitions else b""
     key, now_s = (state.latest, last), time.monotonic()

@@ -7,9 +7,6 @@ from updraft_cli.backends.drafts import Draft, HistoryEntry
 from updraft_cli.backends.installation import Installation, Serving
 from updraft_cli.backends.speculators import Condition, ServedVersion, Speculator, Speedup
 
-MAX_CHANGES = 200
-"""Changes that a snapshot has of a speculator whose registry is read."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodState:

@@ -4,20 +4,15 @@ from collections.abc import Iterable, Iterator
 
 from updraft_cli import output
 from updraft_cli.backends.drafts import HistoryEntry
-from updraft_cli.backends.snapshot import MAX_CHANGES
 from updraft_cli.ui.views import parts
 from updraft_cli.ui.views.parts import Cell, Table
-
-_CAPTION = "History, newest first"
 
 
 def history_table(name: str, entries: Iterable[HistoryEntry], *, has_version: bool = True) -> Table:
     """Newest first; without a version, of one version alone."""
     columns = ("time (UTC)", *((">version",) if has_version else ()), "was", "became", "by", "why")
     rows = [tuple(_row(name, entry, has_version=has_version)) for entry in reversed(tuple(entries))]
-    is_cut = has_version and len(rows) >= MAX_CHANGES
-    caption = f"The last {len(rows)} changes, newest first; the page of a version has its own" if is_cut else _CAPTION
-    return parts.table(columns, rows, caption=caption, empty=f"{name} has no history yet.")
+    return parts.table(columns, rows, caption="History, newest first", empty=f"{name} has no history yet.")
 
 
 def _row(name: str, entry: HistoryEntry, *, has_version: bool) -> Iterator[Cell]:

@@ -13,7 +13,7 @@ from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
 from updraft_cli.backends.speculators import Condition, MetricChange, Pods, Resource, Speedup
 from updraft_cli.ui.samples import Samples
-from updraft_cli.ui.views import charts, fleet, history, learning, overview, parts, rollout, traffic, versions
+from updraft_cli.ui.views import charts, fleet, learning, overview, parts, rollout, traffic, versions
 from updraft_cli.ui.views.figures import counters, figures
 
 
@@ -235,12 +235,6 @@ def test_the_table_of_a_chart_has_a_dozen_points_at_most_newest_first() -> None:
     loss, *_ = charts.charts_of("learning", samples, one())
     assert len(loss.rows) <= 12
     assert loss.rows[0][0] == 99.0
-
-
-def test_a_history_says_that_it_is_only_the_end_of_a_longer_one() -> None:
-    entries = one().history[:1] * 200
-    assert "The last 200 changes" in history.history_table("qwen", entries).caption
-    assert history.history_table("qwen", entries[1:]).caption == "History, newest first"
 
 
 def test_pods_are_grouped_by_what_tells_them_apart() -> None:
