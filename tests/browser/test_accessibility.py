@@ -31,14 +31,18 @@ def test_a_page_fits_a_phone_and_axe_finds_nothing_serious_there(browser: Browse
     assert browser.findings() == []
 
 
-@pytest.mark.parametrize("page", ["history", "diff"])
+@pytest.mark.parametrize(("page", "column"), [("history", "became"), ("version", "became"), ("diff", "version {}")])
 def test_a_phone_shows_what_a_version_became_and_both_sides_of_a_difference(
-    browser: Browser, pages: Pages, page: str
+    browser: Browser, pages: Pages, page: str, column: str
 ) -> None:
     browser.show("light", PHONE)
     browser.open(pages.address)
     browser.open(pages[page])
-    right = browser.run("return document.querySelector('th:nth-child(4)').getBoundingClientRect().right")
+    right = browser.run(
+        "return [...document.querySelectorAll('th')].find(one => one.textContent.trim() === arguments[0])"
+        ".getBoundingClientRect().right",
+        column.format(pages.version),
+    )
     assert 0 < right <= PHONE[0]
 
 

@@ -1,5 +1,6 @@
 """An open page follows the backend, and neither the focus nor anything that a person opened is lost."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -154,6 +155,7 @@ def test_chart_times_are_utc_wherever_the_browser_is(browser: Browser, pages: Pa
         rows = browser.run(f"return [...{one}.querySelectorAll('td.mono')].map(cell => cell.textContent)")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "UTC"})
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", shown), "as in the tables of the pages"
     assert shown.split(" ")[1][:5] in {row[:5] for row in rows[:5]}, "the newest ones"
 
 

@@ -39,7 +39,7 @@ def pod(content: Json) -> PodState:
         state=_state(metadata, status, is_ready=is_ready),
         problem="" if is_ready else _problem(status, ready),
         engine=containers[0].get("image", "") if containers else "",
-        device=_device(containers),
+        requested_device=_device(containers),
         node=spec.get("nodeName", ""),
         restarts=sum(one.get("restartCount", 0) for one in statuses),
         started=time(status.get("startTime")),

@@ -25,7 +25,9 @@ class PodState:
     engine: str = ""
     """Engine and version, or the image in a cluster."""
     device: str = ""
-    """Device that its engine reports, what it requests from Kubernetes, or both: `cpu (requests 1 nvidia.com/gpu)`."""
+    """The device that its engine reports; empty where no registry is read."""
+    requested_device: str = ""
+    """The device that it requests from Kubernetes; empty for a registry."""
     node: str = ""
     restarts: int | None = None
     started: datetime | None = None

@@ -74,7 +74,7 @@ def test_the_pages_show_the_resource(browser: Browser) -> None:
     assert "superseded" in browser.text("/s/qwen/versions")
     history = browser.text("/s/qwen/history")
     assert "Stable" not in history
-    assert "1 stable superseded gate version 2 took over" in history
+    assert "1 superseded stable gate version 2 took over" in history
 
 
 def test_a_pin_is_a_patch_of_the_resource_and_asks_for_no_reason(browser: Browser, api: ApiServer) -> None:
@@ -113,7 +113,7 @@ def test_rights_that_end_while_a_form_is_open_end_in_the_api_servers_sentence(br
 
 def test_pods_are_grouped_by_what_kubernetes_knows(browser: Browser) -> None:
     by_device = browser.text("/s/qwen/fleet?by=device")
-    assert "1 nvidia.com/gpu: 2 pods" in by_device
+    assert "requests 1 nvidia.com/gpu: 2 pods" in by_device
     assert "by version" not in by_device
     failed = browser.text("/s/qwen/fleet/qwen-serving-2")
     assert "failed ImagePullBackOff: no such image." in failed

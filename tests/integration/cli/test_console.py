@@ -88,7 +88,7 @@ def test_every_page_shows_what_the_registry_holds(browser: Browser, name: str) -
     assert "No pod is known." in browser.text(f"/s/{name}/fleet")
     assert "No verify step counts yet." in browser.text(f"/s/{name}/traffic")
     history = browser.text(f"/s/{name}/history")
-    assert "stable superseded gate version 2 took over" in history, history
+    assert "superseded stable gate version 2 took over" in history, history
 
 
 def test_a_pin_by_form_is_the_registrys_pin_with_its_reason(

@@ -73,16 +73,11 @@ def _pod(ours: PodState, reported: PodState) -> PodState:
         reported,
         state=reported.state if is_known_better else ours.state,
         problem=ours.problem or reported.problem,
-        device=_device(ours.device, reported.device),
+        requested_device=ours.requested_device,
         node=ours.node,
         restarts=ours.restarts,
         started=ours.started,
     )
-
-
-def _device(requested: str, reported: str) -> str:
-    """Name both: a pod that requests a GPU may run on its CPU."""
-    return f"{reported} (requests {requested})" if reported and requested else reported or requested
 
 
 def pod_details(ours: PodDetails, reported: PodDetails) -> PodDetails:

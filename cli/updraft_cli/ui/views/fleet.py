@@ -63,11 +63,16 @@ def _age_of(pod: PodState, now: datetime) -> str:
     return f"reported within {STALE_S:g} s" if age_s <= STALE_S else f"silent for more than {STALE_S:g} s"
 
 
+def _device(pod: PodState) -> str:
+    requested = f"requests {pod.requested_device}" if pod.requested_device else _UNKNOWN
+    return pod.device or requested
+
+
 _BY: dict[str, Callable[[PodState, datetime], str]] = {
     "version": lambda pod, _: _UNKNOWN if pod.version is None else parts.version_name(pod.version),
     "state": lambda pod, _: pod.state,
     "engine": lambda pod, _: pod.engine or _UNKNOWN,
-    "device": lambda pod, _: pod.device or _UNKNOWN,
+    "device": lambda pod, _: _device(pod),
     "digest": lambda pod, _: output.short(pod.digest) or _UNKNOWN,
     "node": lambda pod, _: pod.node or _UNKNOWN,
     "report": _age_of,
@@ -174,6 +179,7 @@ def _facts(details: PodDetails, now: datetime) -> Iterator[Fact]:
         "keeps ready": ", ".join(map(str, pod.prefetched)),
         "engine": pod.engine,
         "device": pod.device,
+        "requested device": pod.requested_device,
         "node": pod.node,
         "restarts": "" if pod.restarts is None else f"{pod.restarts:,}",
         "running requests": "" if pod.running_requests is None else f"{pod.running_requests:,}",

@@ -81,15 +81,14 @@ def version(details: DraftDetails) -> Version:
 def diff(difference: Difference) -> Diff:
     fields = [
         (
-            Cell(text=field.part, css="quiet"),
-            Cell(text=field.name),
+            Cell(text=field.name if field.part == "manifest" else f"{field.name} ({field.part})"),
             _value(field.old),
             _value(field.new),
         )
         for field in difference.fields
         if not field.is_equal
     ]
-    columns = ("", "fact", f"version {difference.old}", f"version {difference.new}")
+    columns = ("fact", f"version {difference.old}", f"version {difference.new}")
     differing = [pair for pair in difference.tensors if not pair.is_equal]
     tensors = [
         (
@@ -109,7 +108,7 @@ def diff(difference: Difference) -> Diff:
         old=difference.old,
         new=difference.new,
         fields=parts.table(columns, fields, caption="What differs", empty="No difference is known."),
-        tensors=parts.table(("tensor", columns[2], columns[3]), tensors, caption="Weights") if tensors else None,
+        tensors=parts.table(("tensor", *columns[1:]), tensors, caption="Weights") if tensors else None,
         summary=equal or some,
     )
 

@@ -60,7 +60,7 @@ def test_a_pod_that_is_deleted_drains() -> None:
 )
 def test_the_device_is_what_the_pod_asks_for(limits: dict[str, str], device: str) -> None:
     shown = pod({**content(), "spec": {"containers": [{"resources": {"limits": limits}}]}})
-    assert shown.device == device
+    assert shown.requested_device == device
 
 
 def test_the_port_of_the_metrics_is_found_by_its_name() -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 from tests.support.console import state
 
 from updraft_cli.backends.forwarded.joined import joined
@@ -20,7 +19,9 @@ def ours() -> SpeculatorSnapshot:
     change = MetricChange(candidate=2.75, stable=2.59, change_percent=6.2)
     trial = Trial(candidate=6, baseline=4, step=1, steps=2, acceptance_length=change)
     speculator = replace(one.speculator, trial=trial, traffic=(), learning=None, pinned=3)
-    pods = tuple(PodState(name=pod.name, state="ready", node="node-1", device="1 nvidia.com/gpu") for pod in one.pods)
+    pods = tuple(
+        PodState(name=pod.name, state="ready", node="node-1", requested_device="1 nvidia.com/gpu") for pod in one.pods
+    )
     return replace(one, speculator=speculator, pods=pods, history=())
 
 
@@ -28,24 +29,7 @@ def test_pods_have_their_version_and_their_node() -> None:
     (first, second) = joined(ours(), reported()).pods
     assert (first.version, second.version) == (6, 4)
     assert (first.node, first.state) == ("node-1", "ready")
-
-
-@pytest.mark.parametrize(
-    ("requested", "running", "shown"),
-    [
-        ("1 nvidia.com/gpu", "cpu", "cpu (requests 1 nvidia.com/gpu)"),
-        ("1 nvidia.com/gpu", "", "1 nvidia.com/gpu"),
-        ("", "cpu", "cpu"),
-    ],
-)
-def test_pods_have_the_device_that_they_report_and_the_one_that_they_request(
-    requested: str, running: str, shown: str
-) -> None:
-    one, other = (
-        replace(source, pods=(replace(source.pods[0], device=device),))
-        for source, device in ((ours(), requested), (reported(), running))
-    )
-    assert [pod.device for pod in joined(one, other).pods] == [shown]
+    assert (first.device, first.requested_device) == ("cpu", "1 nvidia.com/gpu")
 
 
 def test_evidence_has_bounds_and_learning_its_figures() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.support.console import NOW, state
 
+from updraft_cli.backends.differences import Difference, Field
 from updraft_cli.backends.drafts import Acceptance, DomainAcceptance
 from updraft_cli.backends.installation import Installation
 from updraft_cli.backends.snapshot import PodState, SpeculatorSnapshot
@@ -247,6 +248,17 @@ def test_pods_are_grouped_by_what_tells_them_apart() -> None:
     assert fleet.fleet(one(), "<script>", NOW).by == "version"
 
 
+def test_pods_are_grouped_by_the_device_that_they_report_or_else_request() -> None:
+    gpu = "1 nvidia.com/gpu"
+    pods = (
+        PodState(name="a", state="ready", device="cuda:0", requested_device=gpu),
+        PodState(name="b", state="ready", device="cuda:0"),
+        PodState(name="c", state="ready", requested_device=gpu),
+    )
+    shown = fleet.fleet(replace(one(), pods=pods), "device", NOW)
+    assert [group.title for group in shown.groups] == ["cuda:0: 2 pods", "requests 1 nvidia.com/gpu: 1 pod"]
+
+
 def test_pods_that_are_silent_or_cannot_load_are_told_apart() -> None:
     pods = (
         PodState(name="a", state="connected", version=4, last_report=NOW - timedelta(seconds=5)),
@@ -351,6 +363,18 @@ def test_traffic_has_positions_by_version_and_drops_by_reason() -> None:
     assert [(one_.title, one_.shares[0]) for one_ in view.positions] == [("version 6", 82.0), ("version 4", 82.0)]
     assert view.drops is not None
     assert [cell.text for cell in view.drops.rows[0]] == ["queue full", "3"]
+
+
+def test_the_facts_of_a_comparison_have_names_of_their_own() -> None:
+    fields = (
+        Field(part="evaluation", name="tokens per step", old="1.2", new="1.3"),
+        Field(part="traffic", name="tokens per step", old="1.1", new="1.4"),
+        Field(part="manifest", name="parent", old="1", new="2"),
+    )
+    shown = versions.diff(Difference(speculator="qwen", old=1, new=2, fields=fields, tensors=())).fields
+    assert shown is not None
+    names = [row[0].text for row in shown.rows]
+    assert names == ["tokens per step (evaluation)", "tokens per step (traffic)", "parent"]
 
 
 def test_two_versions_are_suggested_for_a_comparison() -> None:
