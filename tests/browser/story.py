@@ -23,6 +23,8 @@ _MINUTES = 84
 _SHIFT = 40
 """Minutes before the end."""
 _STEP_S = 10
+_STEPS = 21_600
+"""Of the optimizer at the end: the newest version was trained for 21,000."""
 
 _REASONS = {
     "stable": "better on live traffic: acceptance length +4.1 % (+1.2 to +7.0 %)",
@@ -72,6 +74,10 @@ def story() -> Iterator[Snapshot]:
                 trained_length=length + 0.35,
                 demand_tokens_per_s=900.0 + 60 * noise.random(),
             )
+            if (learning := speculator.learning) is not None:
+                learning = replace(learning, loss=training.loss, steps=_STEPS)
+                speculator = replace(speculator, learning=learning)
+                installation = replace(installation, speculators=(speculator,))
             serving = replace(serving, lookahead=round(1.2 * length), draft_version=speculator.stable)
             installation = replace(installation, training=training, serving=serving)
         yield Snapshot(time=time, installation=installation, speculators=(replace(one, speculator=speculator),))
@@ -92,8 +98,16 @@ def _pod(pod: PodState) -> PodState:
     number = int(pod.name[-5:])
     states = {17: ("failed", "it refused version 12: no space left on the device"), 31: ("draining", "")}
     now, problem = states.get(number, (pod.state, ""))
-    digest = _digest(pod.version or 0)
-    return replace(pod, state=now, problem=problem, digest=digest, last_report=END - timedelta(seconds=number % 10))
+    version = pod.version if now != "failed" else VERSIONS - 3
+    digest = _digest(version or 0)
+    return replace(
+        pod,
+        state=now,
+        problem=problem,
+        version=version,
+        digest=digest,
+        last_report=END - timedelta(seconds=number % 10),
+    )
 
 
 def _digest(version: int) -> str:
@@ -147,6 +161,7 @@ def _speculator(
         speculator,
         stable=stable,
         candidate=candidate,
+        pods=replace(speculator.pods, serving_stable=PODS - 5, failed=1),
         acceptance=totals[stable],
         speedup=Speedup(ratio=speed, low=speed - 0.06, high=speed + 0.06),
         domains=tuple(
