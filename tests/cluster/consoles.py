@@ -26,3 +26,4 @@ def console(kubectl: Kubectl) -> Iterator[Browser]:
     finally:
         process.terminate()
         process.communicate(timeout=LONG_S)
+    assert process.returncode == 0, "it ended in order, so no token stays in a file"

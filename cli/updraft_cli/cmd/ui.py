@@ -1,7 +1,9 @@
 """`ui`: the console in the browser, until Ctrl-C."""
 
+import signal
 import threading
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import click
 
@@ -28,6 +30,7 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
     from updraft_cli.ui.server import has_scripts, serving  # noqa: PLC0415
 
     with (
+        _ended_as_by_ctrl_c(),
         _whole(backend) as whole,
         serving(whole, port=port) as console,
         suppress(KeyboardInterrupt),
@@ -40,6 +43,20 @@ def ui(backend: ConsoleBackend, port: int, no_browser: bool) -> None:  # noqa: F
             )
         with nullcontext() if no_browser else opened(console.address):
             threading.Event().wait()
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """End by SIGTERM, and with the terminal, as by Ctrl-C: else tokens for registries would stay in their files."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # nohup ignores the end of the terminal
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _whole(backend: ConsoleBackend) -> AbstractContextManager[ConsoleBackend]:

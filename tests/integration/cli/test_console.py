@@ -203,7 +203,10 @@ def test_without_a_registry_the_command_ends_with_one_sentence(run: Run) -> None
     assert ended.output.startswith("Error: no registry answers at 127.0.0.1:")
 
 
-def test_the_command_serves_on_its_port_until_ctrl_c(registry: RegistryProcess, name: str) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_command_serves_on_its_port_until_it_is_ended(
+    registry: RegistryProcess, name: str, end: signal.Signals
+) -> None:
     port = free_port()
     options = ["--no-browser", "--port", str(port), "--registry", registry.address]
     command = [sys.executable, "-m", "updraft_cli", "ui", name, *options]
@@ -213,7 +216,7 @@ def test_the_command_serves_on_its_port_until_ctrl_c(registry: RegistryProcess, 
         assert address.startswith(f"http://127.0.0.1:{port}/?token=")
         with Browser(address) as browser:
             assert name in browser.text("/")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         _, err = process.communicate(timeout=LONG_S)
     assert (process.returncode, err.splitlines()[0]) == (0, "The console runs until Ctrl-C.")
 
