@@ -21,7 +21,7 @@ from updraft_sglang.selection import Selection
 from updraft_sglang.weights import share_vocabulary
 from updraft_tap import hooks
 from updraft_tap.hooks import Binding, Hook
-from updraft_tap.http import certificates
+from updraft_tap.ports import certificates
 from updraft_tap.settings import DoorSettings, Settings
 
 log = logging.getLogger(__name__)

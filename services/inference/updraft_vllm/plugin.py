@@ -20,8 +20,8 @@ from updraft_tap.channel import Channel
 from updraft_tap.drafting.switch import Drafting
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
-from updraft_tap.http import certificates
 from updraft_tap.http.keys import KeysError
+from updraft_tap.ports import certificates
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
