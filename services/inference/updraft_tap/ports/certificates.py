@@ -7,6 +7,7 @@ no later one, because the watched file is then another one; and SGLang does not 
 import inspect
 import logging
 import ssl
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,28 @@ from updraft_tap.http.reloading import ReloadingFiles
 
 log = logging.getLogger(__name__)
 
-_FILES = ("certfile", "keyfile", "ca_certs")
+_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
+_FACTORY = "ssl_context_factory"
 
 
 def follow() -> str:
-    """Hook uvicorn, the HTTP server of both, where it makes the context. Returns why that cannot be; "" if it is done."""
-    (problem,) = hooks.install((_BINDING,)).values()
+    """Hook uvicorn, the HTTP server of both, where it is configured. Returns why that cannot be; "" if it is done."""
+    (problem,) = hooks.install((_CONFIG,)).values()
+    if problem or _FACTORY not in inspect.signature(hooks.resolved(_CONFIG.target)).parameters:
+        (problem,) = hooks.install((_CONTEXT,)).values()  # of another uvicorn: of one HTTP process only
     if problem:
         log.error("Updraft cannot follow renewed certificates: %s", problem)
     return problem
 
 
-def _create(original: Hook, *args: Any, **kwargs: Any) -> ssl.SSLContext:
-    """AROUND create_ssl_context."""
-    given = inspect.signature(original).bind(*args, **kwargs).arguments
-    files = [Path(given[name]) for name in _FILES if given.get(name)]
-    contexts: ReloadingFiles[ssl.SSLContext] = ReloadingFiles(
-        files, lambda: original(*args, **kwargs), what="certificate"
-    )
+def newest(config: Any, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """uvicorn's factory. Of several HTTP processes each calls it, before it imports the application and with it the plugin."""
+    return _followed([getattr(config, name) for name in _FILES], make)
+
+
+def _followed(files: Iterable[str | Path | None], make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    paths = [Path(file) for file in files if file]
+    contexts: ReloadingFiles[ssl.SSLContext] = ReloadingFiles(paths, make, what="certificate")
 
     def use_newest(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
         connection.context = contexts.get()
@@ -43,4 +48,22 @@ def _create(original: Hook, *args: Any, **kwargs: Any) -> ssl.SSLContext:
     return first
 
 
-_BINDING = Binding(target="uvicorn.config.create_ssl_context", hook=_create, parameters=("certfile", "keyfile"))
+def _configure(original: Hook, config: Any, *args: Any, **kwargs: Any) -> None:
+    """AROUND Config.__init__. A configuration is pickled for further processes, and the factory with it, by its name."""
+    original(config, *args, **kwargs)
+    if not config.ssl_certfile or not hasattr(config, _FACTORY):
+        return
+    if config.ssl_context_factory is None:
+        config.ssl_context_factory = newest
+    elif config.ssl_context_factory is not newest:
+        log.error("Updraft cannot follow renewed certificates: the server has a factory of its own")
+
+
+def _create(original: Hook, *args: Any, **kwargs: Any) -> ssl.SSLContext:
+    """AROUND create_ssl_context."""
+    given = inspect.signature(original).bind(*args, **kwargs).arguments
+    return _followed(map(given.get, ("certfile", "keyfile", "ca_certs")), lambda: original(*args, **kwargs))
+
+
+_CONFIG = Binding(target="uvicorn.config.Config.__init__", hook=_configure, parameters=("self", "app"))
+_CONTEXT = Binding(target="uvicorn.config.create_ssl_context", hook=_create, parameters=("certfile", "keyfile"))
