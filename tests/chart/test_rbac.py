@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 
 import pytest
-from tests.chart.chart import CHART, NAMESPACE, Document, of_kind, one, rendered, title
+from tests.chart.chart import CHART, NAMESPACE, Document, of_kind, one, refusal, rendered, title
+
+from updraft_operator.api import names
+from updraft_operator.manifests.redis import OURS, secret_name
+from updraft_operator.manifests.redis_users import Role
+from updraft_operator.manifests.tls.objects import secret_name as certificate_name
 
 Rights = set[tuple[str, str, str]]
 _READ = ("get", "list", "watch")
@@ -173,6 +178,49 @@ def test_the_operator_fills_the_empty_secret_for_the_key_of_dedicated_redis() ->
     name = env["UPDRAFT_OPERATOR_REDIS_KEY_SECRET"]
     assert (rule["resources"], rule["verbs"], rule["resourceNames"]) == (["secrets"], ["get", "patch"], [name])
     assert "data" not in one(rendered("default"), "Secret", name)
+
+
+_NAMES_ALONE = "rbac.secrets.byName=true"
+_BY_NAME = ("--set", f"{_NAMES_ALONE},rbac.secrets.ofSpeculators={{chat,code}},rbac.secrets.named={{clients,chat-tls}}")
+
+
+def _own_secrets(speculator: str) -> set[str]:
+    """What the operator makes for a resource, by its code."""
+    of_roles = {secret_name(speculator, role, place) for place in OURS for role in Role}
+    return of_roles | {certificate_name(speculator, part) for part in (names.REGISTRY, names.REDIS, names.METRICS)}
+
+
+def test_the_right_on_secrets_can_be_restricted_to_what_users_name_and_the_operator_makes_for_it() -> None:
+    for case, kind in (("default", "ClusterRole"), ("namespaced", "Role")):
+        roles = [
+            role
+            for role in of_kind(rendered(case, *_BY_NAME), kind)
+            if any(rule["resources"] == ["adaptivespeculators/status"] for rule in role["rules"])
+            and "aggregate" not in str(role["metadata"]["labels"])
+        ]
+        assert roles
+        own = _own_secrets("chat") | _own_secrets("code")
+        for role in roles:
+            rules = [rule for rule in role["rules"] if rule["resources"] == ["secrets"]]
+            named = {tuple(rule["verbs"]): set(rule.get("resourceNames", ())) for rule in rules}
+            assert named == {("get",): own | {"clients", "chat-tls"}, ("create", "patch"): own}
+
+
+def test_an_operator_with_names_still_has_its_own_secrets() -> None:
+    role = one(rendered("default", *_BY_NAME), "Role", "updraft-operator-certificates")
+    assert [rule["resourceNames"] for rule in role["rules"]] == [["updraft-ca"], ["updraft-redis-tls"]]
+    nothing = ("--set", f"{_NAMES_ALONE},rbac.secrets.ofSpeculators={{chat}}", *_WITH_CERT_MANAGER)
+    granted = _granted("no-redis", "updraft-operator", *nothing)[""]
+    assert {right for right in granted if right[1] == "secrets"} == {("", "secrets", "get")}
+
+
+def test_empty_lists_of_names_allow_no_secret_and_names_that_restrict_nothing_are_refused() -> None:
+    granted = _granted("default", "updraft-operator", "--set", _NAMES_ALONE)[""]
+    assert not {right for right in granted if right[1] == "secrets"}
+    for names_only in ("named={clients}", "ofSpeculators={chat}"):
+        assert "set rbac.secrets.byName" in refusal("--set", f"rbac.secrets.{names_only}")
+    null = _granted("default", "updraft-operator", "--set", "rbac.secrets=null")
+    assert null == _granted("default", "updraft-operator"), "as with the values of an earlier chart"
 
 
 def test_the_operator_may_change_its_own_lease_only() -> None:

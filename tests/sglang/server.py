@@ -6,6 +6,7 @@ What only a CPU needs is here; what Updraft needs of a server comes from the cal
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Server:
     """`sglang.launch_server` on `target`; killed with all its processes when the block ends.
 
     `arguments` come after those that the device needs, and so win over them; `plugins` are folders for PYTHONPATH. Every step
-    drafts, unless `variables` say otherwise.
+    drafts, unless `variables` say otherwise. `trusting` is for a server whose arguments have a certificate.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class Server:
         plugins: Sequence[Path] = (),
         variables: Mapping[str, str] | None = None,
         device: Device = CPU,
+        trusting: ssl.SSLContext | None = None,
     ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=LONG_S)
+        self.url = f"{'http' if trusting is None else 'https'}://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=LONG_S, verify=trusting or True)
         self._command = [
             *(str(device.python()), "-m", "sglang.launch_server", "--model-path", str(target)),
             *("--host", "127.0.0.1", "--port", str(self.port), *device.arguments, *arguments),

@@ -1,4 +1,4 @@
-"""What a sender says on SGLang's own port, and its API keys. The test is the agent."""
+"""What a sender says on SGLang's own port, its API keys, and its certificate. The test is the agent."""
 
 import json
 import os
@@ -13,10 +13,13 @@ import pytest
 from tests.sglang import build
 from tests.sglang.conftest import CycleModels
 from tests.sglang.server import CPU_VARIABLES, Server, eagle3
+from tests.support.certificates import MountedCertificate
+from tests.support.processes import reachable_ports
 from tests.support.tap_agent import Agent, listening
 from tests.support.wait import until
 
 from updraft_inference.launch import admin_key
+from updraft_inference.sidecar.sglang.server import SglangServer
 from updraft_inference.tap import plugin_folder
 from updraft_tap.http.terms import Terms
 
@@ -38,32 +41,40 @@ FORGED = {"updraft": asdict(Terms(domain="of another")), "updraft_seal": "guesse
 class Setting:
     server: Server
     socket: Path
+    certificate: MountedCertificate
+    admin_key: str
 
 
-def plugged(cycle: CycleModels, folder: Path, socket: Path, *more: str) -> Server:
-    """A server that requires keys, and lets each have two requests at once."""
+def plugged(cycle: CycleModels, folder: Path, socket: Path, certificate: MountedCertificate, *more: str) -> Server:
+    """A server that speaks TLS, requires keys, and lets each have two requests at once."""
     (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
+    files = ("--ssl-certfile", str(certificate.cert_file), "--ssl-keyfile", str(certificate.key_file))
     return Server(
         cycle.target,
         folder / "server.log",
-        arguments=[*eagle3(cycle.half), *more],
+        arguments=[*eagle3(cycle.half), *files, *more],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={
             "UPDRAFT_SGLANG_SOCKET": str(socket),
             "UPDRAFT_SGLANG_API_KEYS_FILE": str(folder / "keys"),
             "UPDRAFT_SGLANG_MAX_REQUESTS_PER_KEY": "2",
         },
+        trusting=certificate.trusting,
     )
 
 
 @pytest.fixture(scope="module")
 def setting(cycle: CycleModels, tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
-    with plugged(cycle, tmp_path_factory.mktemp("doors"), tap_socket) as server:
-        yield Setting(server=server, socket=tap_socket)
+    folder = tmp_path_factory.mktemp("doors")
+    certificate = MountedCertificate(folder / "tls")
+    admin_key.write(key_file := folder / "admin.yaml")
+    more = ("--config", str(key_file), "--host", "0.0.0.0")  # noqa: S104 - as in a pod
+    with plugged(cycle, folder, tap_socket, certificate, *more) as server:
+        yield Setting(server=server, socket=tap_socket, certificate=certificate, admin_key=admin_key.read(key_file))
 
 
 def client(setting: Setting) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=setting.server.url, timeout=300)
+    return httpx.AsyncClient(base_url=setting.server.url, timeout=300, verify=setting.certificate.trusting)
 
 
 def headers(key: str = ONE, **more: str) -> dict[str, str]:
@@ -84,10 +95,12 @@ async def ended(agent: Agent, count: int, *, has_domains: bool = False) -> list[
 
 @pytest.mark.parametrize("shown", [{}, {"Authorization": "Bearer sk-wrong-0123456789"}, {"X-Updraft-Own": "guessed"}])
 def test_without_a_known_key_nothing_but_probes_is_answered(setting: Setting, shown: dict[str, str]) -> None:
-    with httpx.Client(base_url=setting.server.url, headers=shown, timeout=300) as http:
-        for path, body in (("/v1/completions", _ASK), ("/generate", GENERATE), ("/pause_generation", {})):
+    trusting = setting.certificate.trusting
+    with httpx.Client(base_url=setting.server.url, headers=shown, timeout=300, verify=trusting) as http:
+        for path, body in (("/v1/completions", _ASK), ("/generate", GENERATE)):
             refused = http.post(path, json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert http.post("/pause_generation", json={}).status_code == 401, "SGLang asks for its own admin key"
         assert http.get("/model_info").status_code == 401
         assert [http.get(path).status_code for path in ("/ready", "/ping")] == [200] * 2
 
@@ -186,14 +199,58 @@ async def test_a_header_that_cannot_be_meant_is_refused_and_so_is_a_body_that_ca
     assert "the body cannot be compressed" in compressed.json()["error"]["message"]
 
 
-async def test_each_of_several_http_processes_asks_for_keys_and_for_terms(
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="plaintext to the clients' port of a real SGLang with TLS",
+    outcome="nothing is answered",
+)
+async def test_the_port_speaks_tls_only_and_a_renewed_certificate_ends_no_stream(setting: Setting) -> None:
+    port, certificate = setting.server.port, setting.certificate
+    async with httpx.AsyncClient() as plain:
+        with pytest.raises(httpx.TransportError):
+            await plain.get(f"http://127.0.0.1:{port}/ready")
+    async with (
+        client(setting) as http,
+        http.stream("POST", "/v1/completions", json=ENDLESS, headers=headers()) as running,
+    ):
+        lines = running.aiter_lines()
+        await anext(lines)
+        for _ in range(2):
+            certificate.renew()
+            assert certificate.is_shown_at(port)
+        async with client(setting) as another:  # a connection of after the renewals
+            shorter = await another.post("/v1/completions", json=_ASK, headers=headers(OTHER))
+        assert shorter.status_code == 200
+        *_, end = [line async for line in lines if line]
+    assert end == "data: [DONE]"
+
+
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="reaching anything of an SGLang server of one rank but its port of clients",
+    outcome="nothing else listens beyond the pod",
+)
+def test_nothing_of_the_server_listens_for_other_machines(setting: Setting) -> None:
+    assert reachable_ports(setting.server.pid) == {setting.server.port}
+
+
+async def test_the_agents_own_calls_need_no_name_in_the_certificate(setting: Setting) -> None:
+    server = SglangServer(setting.server.url.replace("127.0.0.1", "localhost"), admin_key=setting.admin_key)
+    async with server:
+        await server.pause()
+        await server.resume()
+
+
+async def test_each_of_several_http_processes_asks_for_keys_and_for_terms_and_follows_its_certificate(
     cycle: CycleModels, tmp_path: Path, short_tmp_path: Path
 ) -> None:
-    socket = short_tmp_path / "tap.sock"  # its own, because the module's server may run too
-    with plugged(cycle, tmp_path, socket, "--tokenizer-worker-num", "2") as server:
+    socket, certificate = short_tmp_path / "tap.sock", MountedCertificate(tmp_path / "tls")
+    with plugged(cycle, tmp_path, socket, certificate, "--tokenizer-worker-num", "2") as server:
         async with listening(socket, EVERYTHING, roles=ROLES) as agent:
             for i in range(8):  # a connection each, so that both processes get some
-                async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
+                certificate.renew()
+                assert certificate.is_shown_at(server.port)
+                async with httpx.AsyncClient(base_url=server.url, timeout=300, verify=certificate.trusting) as http:
                     assert (await http.post("/generate", json=GENERATE)).status_code == 401
                     answer = await http.post("/generate", json=GENERATE, headers=headers(Domain=str(i)))
                     assert answer.status_code == 200

@@ -1,8 +1,10 @@
 """Certificates of a test's own authority, as files."""
 
+import ssl
 from pathlib import Path
 
 import trustme
+from tests.support.mounts import Mount
 
 from updraft_chassis.credentials import Credentials, ServerTls
 
@@ -33,3 +35,31 @@ class Authority:
         cert_file.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(str(key_file))
         return cert_file, key_file
+
+
+class MountedCertificate:
+    """A certificate of 127.0.0.1 in `folder` as a kubelet mounts it and renews it: always of the same CA."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = Authority(folder / "authority")
+        self._mount = Mount(folder / "mount")
+        self.folder = self._mount.folder
+        self.cert_file, self.key_file = self.folder / "tls.crt", self.folder / "tls.key"
+        self.trusting = ssl.create_default_context(cafile=self._authority.file)
+        """For clients."""
+        self.renew()
+
+    def renew(self) -> None:
+        made = self._authority.server()
+        cert = made.cert_file.read_text()
+        self._newest = ssl.PEM_cert_to_DER_cert(cert)
+        self._mount.sync({"tls.crt": cert, "tls.key": made.key_file.read_text()})
+
+    def spoil(self) -> None:
+        """Replace the files, but not the newest certificate."""
+        self._mount.sync({"tls.crt": "none", "tls.key": "none"})
+
+    def is_shown_at(self, port: int) -> bool:
+        """Whether a new connection to 127.0.0.1 gets the newest one. SSLError if its certificate is not of the CA."""
+        shown = ssl.get_server_certificate(("127.0.0.1", port), ca_certs=str(self._authority.file), timeout=60)
+        return ssl.PEM_cert_to_DER_cert(shown) == self._newest

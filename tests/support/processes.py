@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,3 +158,16 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def reachable_ports(pid: int) -> set[int]:
+    """TCP ports on which a process or one of its children listens for other machines."""
+    process, ports = psutil.Process(pid), set[int]()
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            ports |= {
+                each.laddr.port
+                for each in one.net_connections(kind="tcp")
+                if each.status == psutil.CONN_LISTEN and not ip_address(each.laddr.ip).is_loopback
+            }
+    return ports

@@ -1,4 +1,4 @@
-"""A real Redis Cluster of three nodes."""
+"""A real Redis Cluster of three nodes, with TLS between them and to clients if one likes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from tests.support.certificates import Authority
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.wait import wait_until
@@ -16,17 +17,38 @@ BUS = 10_000
 _ATTEMPTS = 5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encryption:
+    """A redis-server with TLS, and who signs the certificates of its nodes."""
+
+    program: Path
+    authority: Authority
+
+    def settings(self) -> dict[str, str]:
+        made = self.authority.server()
+        return {
+            "tls-cluster": "yes",
+            "tls-auth-clients": "no",
+            "tls-ca-cert-file": str(self.authority.file),
+            "tls-cert-file": str(made.cert_file),
+            "tls-key-file": str(made.key_file),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     server: RedisServer
     port: int
+    tls: Encryption | None = None
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://127.0.0.1:{self.port}"
+        if self.tls is None:
+            return f"redis+cluster://127.0.0.1:{self.port}"
+        return f"rediss+cluster://127.0.0.1:{self.port}?ssl_ca_certs={self.tls.authority.file}"
 
     def call(self, *words: str | int) -> object:
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis.from_url(self.server.url) as client:
             return client.execute_command(*words)
 
 
@@ -36,22 +58,30 @@ def bus_port() -> int:
     return port
 
 
-def started(folder: Path, stack: ExitStack) -> Node:
+def started(folder: Path, stack: ExitStack, tls: Encryption | None = None) -> Node:
     """Another program may take a port before the node does."""
+    encrypted, program = ({}, None) if tls is None else (tls.settings(), tls.program)
     for attempt in range(_ATTEMPTS):
         inside, port = folder / str(attempt), bus_port()
         inside.mkdir(parents=True)
-        settings = {"port": str(port), "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+        settings = {
+            "port" if tls is None else "tls-port": str(port),
+            "bind": "127.0.0.1",
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": "2000",
+            **encrypted,
+        }
         with suppress(ChildProcessError):
-            return Node(stack.enter_context(RedisServer(inside, durable=True, settings=settings)), port)
+            server = RedisServer(inside, durable=True, settings=settings, program=program)
+            return Node(stack.enter_context(server), port, tls)
     raise AssertionError(f"no node of a cluster started with {_ATTEMPTS} ports")
 
 
 @contextmanager
-def redis_cluster(folder: Path) -> Iterator[list[Node]]:
+def redis_cluster(folder: Path, tls: Encryption | None = None) -> Iterator[list[Node]]:
     """Three primaries that share the slots."""
     with ExitStack() as stack:
-        made = [started(folder / str(number), stack) for number in range(3)]
+        made = [started(folder / str(number), stack, tls) for number in range(3)]
         bounds = [SLOTS * number // 3 for number in range(4)]
         for number, node in enumerate(made):
             node.call("CLUSTER", "ADDSLOTS", *range(bounds[number], bounds[number + 1]))
@@ -61,6 +91,6 @@ def redis_cluster(folder: Path) -> Iterator[list[Node]]:
 
 
 def _is_whole(node: Node) -> bool:
-    with redis.Redis(port=node.port) as client:
+    with redis.Redis.from_url(node.server.url) as client:
         info = client.cluster("INFO")
     return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"  # type: ignore[no-any-return] # a dict

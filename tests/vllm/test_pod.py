@@ -1,10 +1,11 @@
 """The containers that the operator makes for engine VLLM, run as processes with a real vLLM: their commands, variables and
-probes.
+probes. The port of clients speaks TLS with a certificate from a Secret, which is renewed under a running answer.
 
 Only paths, ports and addresses are of this machine. Kubernetes itself is not here: the order of the containers, and who gets
 which signal when, are the test's.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.support.certificates import MountedCertificate
 from tests.support.manifests import CONFIG, container, one, speculator, templates
 from tests.support.ports import free_port
-from tests.support.processes import Process, process_group, scrape, total
+from tests.support.processes import Process, process_group, reachable_ports, scrape, total
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
@@ -48,6 +50,8 @@ class Pod:
     """The pod's containers as processes: the server's port, its startup probe, and the agent."""
 
     http: httpx.Client
+    port: int
+    certificate: MountedCertificate
     startup_probe: list[str]
     server: "subprocess.Popen[bytes]"
     log: Path
@@ -64,8 +68,13 @@ class Pod:
         return subprocess.run(self.startup_probe, check=False, capture_output=True).returncode == 0
 
     def ask(self, num_tokens: int, key: str = KEY) -> httpx.Response:
-        body = {"model": "qwen", "prompt": "Once upon a time", "max_tokens": num_tokens, "ignore_eos": True}
-        return self.http.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+        return self.http.post("/v1/completions", json=_body(num_tokens), headers=_headers(key))
+
+    def streamed(self, num_tokens: int) -> list[str]:
+        """The events of an answer."""
+        body = _body(num_tokens) | {"stream": True, "stream_options": {"include_usage": True}}
+        with self.http.stream("POST", "/v1/completions", json=body, headers=_headers(KEY)) as answer:
+            return [line.removeprefix("data: ") for line in answer.iter_lines() if line]
 
     def metric(self, name: str) -> float:
         return total(scrape(self.metrics_port), f"updraft_inference_{name}")
@@ -82,6 +91,7 @@ def pod(redis_server: RedisServer) -> Iterator[Pod]:
             "maxRunningRequests": 4,
             "terminationGracePeriodSeconds": GRACE_S,
             "apiKeysSecretRef": {"name": "clients"},
+            "tlsSecretRef": {"name": "clients-tls"},
         },
     }
     objects = serving.objects(speculator(spec, uri=str(model_folder(cache_folder(os.environ)))), CONFIG)
@@ -91,6 +101,7 @@ def pod(redis_server: RedisServer) -> Iterator[Pod]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pod-")))  # Unix sockets have short names
         here = _Here(folder=folder, port=free_port(), metrics_port=free_port())
         (folder / "keys").write_text(f"{KEY}\n")
+        certificate = MountedCertificate(folder / "serving-tls")
         registry = stack.enter_context(RegistryProcess(folder))
         data = one(objects, "ConfigMap", "qwen-serving")["data"]
         ours = {name: value for name, value in here.of(data).items() if name not in _NOT_HERE} | {
@@ -114,8 +125,18 @@ def pod(redis_server: RedisServer) -> Iterator[Pod]:
             process_group(started, log, environment={**cpu_environment(), **here.variables(engine)})
         )
         probe = [str(build.python()), *engine["startupProbe"]["exec"]["command"][1:-1], str(here.port)]
-        http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{here.port}", timeout=GRACE_S))
-        made = Pod(http=http, startup_probe=probe, server=server, log=log, agent=agent, metrics_port=here.metrics_port)
+        url = f"https://127.0.0.1:{here.port}"
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=GRACE_S, verify=certificate.trusting))
+        made = Pod(
+            http=http,
+            port=here.port,
+            certificate=certificate,
+            startup_probe=probe,
+            server=server,
+            log=log,
+            agent=agent,
+            metrics_port=here.metrics_port,
+        )
         assert not made.has_started()
         wait_until(
             lambda: server.poll() is not None or made.is_healthy(), timeout_s=START_S, what="the server is healthy"
@@ -148,12 +169,34 @@ class _Here:
         if text == "/tmp":  # the server's home
             return str(self.folder)
         moved = text.replace("/var/lib/updraft", str(self.folder / "data"))
+        moved = moved.replace("/etc/updraft/serving-tls", str(self.folder / "serving-tls" / "mount"))
         return moved.replace("/etc/updraft/api-keys", str(self.folder))
 
 
-def test_a_pod_of_vllm_serves_who_has_a_key_learns_from_it_and_ends_in_order(pod: Pod) -> None:
+def _body(num_tokens: int) -> dict[str, Any]:
+    return {"model": "qwen", "prompt": "Once upon a time", "max_tokens": num_tokens, "ignore_eos": True}
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="reaching anything of a vLLM server of one rank but its port of clients",
+    outcome="nothing else listens beyond the pod",
+)
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="plaintext to the clients' port of a real vLLM with TLS",
+    outcome="nothing is answered",
+)
+def test_a_pod_of_vllm_serves_who_has_a_key_over_tls_learns_from_it_and_ends_in_order(pod: Pod) -> None:
+    assert reachable_ports(pod.server.pid) == {pod.port}
     assert pod.is_healthy(), "the readiness probe"
     assert pod.http.get(f"http://127.0.0.1:{pod.metrics_port}/healthz").status_code == 200, "the agent's probe"
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{pod.port}/health")
     assert pod.ask(8, key="").status_code == 401
     assert pod.ask(8, key="another-key-of-sixteen-characters").status_code == 401
     answer = pod.ask(32)
@@ -161,15 +204,20 @@ def test_a_pod_of_vllm_serves_who_has_a_key_learns_from_it_and_ends_in_order(pod
     wait_until(lambda: pod.metric("captured_traces_total") >= 1, what="a trace of the request")
     assert pod.metric("verify_steps_total") == 0, "no step drafts with the initial draft"
 
-    answers = list[httpx.Response]()
+    answers = list[list[str]]()
     before = pod.metric("output_tokens_total")
-    client = threading.Thread(target=lambda: answers.append(pod.ask(400)))
+    client = threading.Thread(target=lambda: answers.append(pod.streamed(400)))
     client.start()
     wait_until(lambda: _running(pod) >= 1, what="the request runs")
+    for _ in range(2):  # a server that watches the mounted file follows the first renewal only
+        pod.certificate.renew()
+        assert pod.certificate.is_shown_at(pod.port)
+    assert _running(pod) >= 1, "the request still runs"
     pod.server.send_signal(signal.SIGTERM)
     client.join()
-    assert answers[0].status_code == 200, "a request that runs at the end of the pod is answered"
-    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    *_, last, end = answers[0]
+    assert end == "[DONE]", "a stream goes on over renewals, and a request that runs at the end of the pod is answered"
+    assert json.loads(last)["usage"]["completion_tokens"] == 400
     pod.server.wait(GRACE_S)
     wait_until(lambda: pod.metric("output_tokens_total") >= before + 400, what="the agent counts the last request")
     assert pod.agent.terminate() == 0

@@ -63,16 +63,20 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]
+{{- if include "updraft.rules.byName" . }}
+{{- include "updraft.rules.secrets" . | nindent 0 }}
+{{- else }}
 # Whether the Secrets that specs name exist, by name. The operator can neither list nor watch Secrets.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
-{{- if or .Values.redis.dedicated (ne (include "updraft.redis.kind" .) "none") (eq .Values.tls.mode "SelfSigned") }}
+{{- if include "updraft.rules.writes" . }}
 # One Secret per role, with the address and the role's own user, for the pods of resources that name no Redis; and one per
 # registry, with its certificate.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, patch]
+{{- end }}
 {{- end }}
 {{- if eq .Values.tls.mode "CertManager" }}
 # One per server of a resource: cert-manager signs it. That of a dedicated Redis is deleted with it.
@@ -84,6 +88,48 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- end -}}
+
+{{/* Not empty if the operator's permissions on Secrets are restricted to names. */}}
+{{- define "updraft.rules.byName" -}}
+{{- $secrets := .Values.rbac.secrets | default dict }}
+{{- if and (not $secrets.byName) (or $secrets.ofSpeculators $secrets.named) }}
+{{- fail "rbac.secrets lists names, which restrict nothing: set rbac.secrets.byName" }}
+{{- end }}
+{{- if $secrets.byName }}yes{{ end -}}
+{{- end -}}
+
+{{/* Not empty if the operator makes Secrets in the namespaces that it watches. */}}
+{{- define "updraft.rules.writes" -}}
+{{- if or .Values.redis.dedicated (ne (include "updraft.redis.kind" .) "none") (eq .Values.tls.mode "SelfSigned") }}yes{{ end -}}
+{{- end -}}
+
+{{/* Secrets by name: those that the operator makes for the resources of `rbac.secrets.ofSpeculators`, and those of
+`rbac.secrets.named`. tests/chart/test_rbac.py compares the endings with the operator's code. */}}
+{{- define "updraft.rules.secrets" -}}
+{{- $own := list }}
+{{- range $name := .Values.rbac.secrets.ofSpeculators }}
+{{- range list "redis-writer" "redis-reader" "dedicated-writer" "dedicated-reader" "registry-tls" "redis-tls" "metrics-tls" }}
+{{- $own = append $own (printf "%s-%s" $name .) }}
+{{- end }}
+{{- end }}
+{{- $known := concat $own .Values.rbac.secrets.named | uniq }}
+{{- /* A rule with no names would allow all. */}}
+{{- if $known }}
+# The Secrets of these resources, and whether those exist that their specs name.
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: {{ $known | toJson }}
+  verbs: [get]
+{{- end }}
+{{- if and $own (include "updraft.rules.writes" .) }}
+# The Secrets of these resources: addresses of Redis, and certificates. What is applied and not there yet is created with its
+# name in the request, so that it can be restricted, too.
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: {{ $own | toJson }}
+  verbs: [create, patch]
+{{- end }}
 {{- end -}}
 
 {{/* Permissions of the pre-uninstall hook in those namespaces. */}}

@@ -18,14 +18,20 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 import grpc.aio
 
+from updraft_chassis.clock import Clock, SystemClock
 from updraft_chassis.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Stamp = tuple[int, int, int]
+Stamps = tuple[Stamp | None, ...]
 
 AUTHORIZATION = "authorization"
 SCHEME = "Bearer"
+
+RETRY_S = 1.0
+"""How long a file that could not be read is left alone, unless it changes."""
 
 _MAX_FILE_BYTES = 1024 * 1024
 
@@ -102,9 +108,7 @@ class ServerTls:
 
     def _context(self) -> ssl.SSLContext:
         _pair(self.cert_file, self.key_file)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.cert_file, self.key_file, password="")
-        return context
+        return _context(self.cert_file, self.key_file)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         authority = None if self.client_ca_file is None else _authority(self.client_ca_file)
@@ -126,35 +130,50 @@ def token_in(file: Path) -> "ReloadingFile[str]":
 
 
 class ReloadingFile(Generic[T]):
-    """The value read from files; `get` reads it again when one of them has changed."""
+    """The value read from files; `get` reads it again when one of them has changed.
 
-    def __init__(self, files: Sequence[Path], read: Callable[[], T], *, what: str) -> None:
+    What could not be read is tried again, because the reason may pass without another change: no file descriptor was free.
+    """
+
+    def __init__(self, files: Sequence[Path], read: Callable[[], T], *, what: str, clock: Clock | None = None) -> None:
         self._files = files
         self._read = read
         self._what = what
+        self._clock = clock or SystemClock()
         self._stamp = self._stamps()
         self._value = read()
+        self._refused: tuple[Stamps, str] | None = None
+        """The files that were not valid, and why."""
+        self._retry_at = 0.0
 
     def get(self) -> T:
         """The newest valid value. It only checks the files' modification times, so it is cheap enough for every call."""
-        stamp = self._stamps()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._value = self._read()
-            except InvalidInput as error:
+        stamp, refused = self._stamps(), self._refused  # gRPC's threads call this too
+        if stamp == self._stamp:
+            self._refused = None
+        elif refused is None or stamp != refused[0] or self._clock.monotonic() >= self._retry_at:
+            self._reload(stamp)
+        return self._value
+
+    def _reload(self, stamp: Stamps) -> None:
+        try:
+            self._value = self._read()
+        except InvalidInput as error:
+            refused = stamp, str(error)
+            if refused != self._refused:
                 extra = {"reason": str(error)}
                 logger.error("The new %s is not valid; the previous one stays in force", self._what, extra=extra)
-            else:
-                logger.info("Reloaded the %s", self._what)
-        return self._value
+            self._refused, self._retry_at = refused, self._clock.monotonic() + RETRY_S
+        else:
+            self._stamp, self._refused = stamp, None
+            logger.info("Reloaded the %s", self._what)
 
     def if_changed(self) -> T | None:
         """The result of `get` if it has changed since the last call, else None."""
         before = self._value
         return None if self.get() is before else self._value
 
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def _stamps(self) -> Stamps:
         return tuple(_stamp(file) for file in self._files)
 
 
@@ -327,12 +346,18 @@ def _authority(file: Path) -> bytes:
 def _pair(cert_file: Path, key_file: Path) -> tuple[bytes, bytes]:
     """The key and the certificate chain, checked to match: gRPC would only report a mismatch to the peer, at a handshake."""
     chain, key = _read(cert_file, "certificate"), _read(key_file, "key")
+    _context(cert_file, key_file)
+    return key, chain
+
+
+def _context(cert_file: Path, key_file: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a passphrase argument OpenSSL would prompt on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+        context.load_cert_chain(cert_file, key_file, password="")
     except OSError as error:  # SSLError is one
         raise InvalidInput(f"{cert_file} and {key_file} are not a PEM certificate and its key: {error}") from error
-    return key, chain
+    return context
 
 
 def _read(file: Path, what: str) -> bytes:
@@ -343,7 +368,7 @@ def _read(file: Path, what: str) -> bytes:
         raise InvalidInput(f"the {what} file {file} cannot be read: {error.strerror}") from error
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _stamp(file: Path) -> Stamp | None:
     try:
         status = file.stat()
     except OSError:

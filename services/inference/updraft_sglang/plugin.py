@@ -21,7 +21,7 @@ from updraft_sglang.selection import Selection
 from updraft_sglang.weights import share_vocabulary
 from updraft_tap import hooks
 from updraft_tap.hooks import Binding, Hook
-from updraft_tap.http import certificates
+from updraft_tap.ports import certificates, rendezvous
 from updraft_tap.settings import DoorSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def _register() -> None:
     _name_application()
     http.found = found = hooks.install(http.bindings)
     certificates.follow()
+    rendezvous.keep_local()
     if http.needs_keys:
         refuse(misfit(found))
     if settings is not None:

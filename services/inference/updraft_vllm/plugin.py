@@ -20,8 +20,8 @@ from updraft_tap.channel import Channel
 from updraft_tap.drafting.switch import Drafting
 from updraft_tap.hello import Hello, answered_policy
 from updraft_tap.hooks import Binding, Hook
-from updraft_tap.http import certificates
 from updraft_tap.http.keys import KeysError
+from updraft_tap.ports import certificates, rendezvous
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
@@ -67,6 +67,7 @@ def _register() -> None:
     http = HttpProcess(DoorSettings.from_environment(os.environ, PREFIX), settings.socket if settings else "")
     http.found = found = hooks.install(http.bindings)
     certificates.follow()
+    rendezvous.keep_local()
     if needs_keys:
         client = hooks.install((Binding(target=names.CLIENT, hook=_start_client, parameters=("self", "vllm_config")),))
         _refuse(_bypass() or _misfit({names.MIDDLEWARE: found[names.MIDDLEWARE], **client}))

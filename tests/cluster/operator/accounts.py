@@ -66,18 +66,27 @@ def granted() -> set[tuple[str, str, str]]:
 
 
 def account(
-    cluster: ControlPlane, api: Api, folder: Path, namespace: str, name: str, *, watched: Sequence[str] = ()
+    cluster: ControlPlane,
+    api: Api,
+    folder: Path,
+    namespace: str,
+    name: str,
+    *,
+    watched: Sequence[str] = (),
+    allowed: Sequence[Json] = (),
+    at_home: Sequence[Json] = (),
 ) -> Account:
-    """Make one in `namespace`, with rights in the `watched` namespaces only; none: in all."""
+    """Make one in `namespace`, with rights in the `watched` namespaces only; none: in all. These are `allowed` instead of
+    `rules`, and `at_home` those that it has besides in its own."""
     core = f"/api/v1/namespaces/{namespace}/serviceaccounts"
     held = {each["metadata"]["name"] for each in api.get(core)["items"]}
     for each in sorted({name, _OPERATOR} - held):
         api.create(core, {"metadata": {"name": each}})
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
     own = {**_NAMESPACE, "resourceNames": [namespace]}
-    _bind(api, subject, f"{name}-lease", [*_LEASES, _TOKEN, own], namespace)
+    _bind(api, subject, f"{name}-lease", [*_LEASES, _TOKEN, own, *at_home], namespace)
     for where in watched or ("",):
-        _bind(api, subject, f"{namespace}-{name}", rules(), where)
+        _bind(api, subject, f"{namespace}-{name}", [*(allowed or rules())], where)
     token = api.create(f"{core}/{name}/token", {"spec": {"expirationSeconds": _DAY_S}})["status"]["token"]
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     config["users"] = [{"name": "user", "user": {"token": token}}]

@@ -12,7 +12,7 @@ import pytest
 from redis.crc import key_slot
 from tests.support.certificates import Authority
 from tests.support.ports import free_port
-from tests.support.redis_cluster import BUS, SLOTS, Node, bus_port, redis_cluster, started
+from tests.support.redis_cluster import BUS, SLOTS, Encryption, Node, bus_port, redis_cluster, started
 from tests.support.redis_server import RedisServer
 from tests.support.wait import LONG_S, until
 
@@ -29,6 +29,13 @@ IDS = [number.to_bytes(16) for number in range(60)]
 @pytest.fixture
 def nodes(short_tmp_path: Path) -> Iterator[list[Node]]:
     with redis_cluster(short_tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def encrypted(short_tmp_path: Path, tls_redis_server: Path) -> Iterator[list[Node]]:
+    tls = Encryption(program=tls_redis_server, authority=Authority(short_tmp_path / "tls"))
+    with redis_cluster(short_tmp_path, tls) as made:
         yield made
 
 
@@ -59,7 +66,11 @@ async def read_all(readers: list[Consumer]) -> list[list[bytes]]:
     return found
 
 
-async def test_traces_are_in_the_stream_of_their_shard_wherever_in_the_cluster_that_is(nodes: list[Node]) -> None:
+@pytest.mark.parametrize("kind", ["nodes", "encrypted"])
+async def test_traces_are_in_the_stream_of_their_shard_wherever_in_the_cluster_that_is(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    nodes: list[Node] = request.getfixturevalue(kind)
     async with streams.connect(nodes[1].url) as client:
         producer = ShardedProducer(client, KEYS, max_bytes=1 << 20)
         for trace_id in IDS:
@@ -70,6 +81,28 @@ async def test_traces_are_in_the_stream_of_their_shard_wherever_in_the_cluster_t
         assert await read_all(consumers(client)) == [[]] * NUM_SHARDS
         await streams.delete(client, "test", "chat")
         assert [node.call("DBSIZE") for node in nodes] == [0, 0, 0]
+
+
+@pytest.mark.attack(
+    boundary="redis",
+    attack="plaintext to a Redis Cluster with TLS, or a node with a certificate of another CA",
+    outcome="nothing is answered, and clients do not believe it",
+)
+async def test_nothing_of_an_encrypted_cluster_answers_plaintext_or_who_knows_another_authority(
+    encrypted: list[Node], tmp_path: Path
+) -> None:
+    other = Authority(tmp_path / "other")
+    async with streams.connect(encrypted[0].url) as client:
+        await ShardedProducer(client, KEYS, max_bytes=1 << 20).append(IDS[0], b"entry")
+    for node in encrypted:
+        for url in (
+            f"redis+cluster://127.0.0.1:{node.port}",
+            f"{node.url.partition('?')[0]}?ssl_ca_certs={other.file}",
+        ):
+            client = streams.connect(url)
+            with pytest.raises(Unavailable):
+                await ShardedProducer(client, KEYS, max_bytes=1 << 20).append(IDS[0], b"entry")
+            await client.aclose()
 
 
 async def test_a_cluster_has_the_memory_of_its_primaries_unless_one_has_no_limit(nodes: list[Node]) -> None:

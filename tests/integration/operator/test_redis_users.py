@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
-from tests.support.redis_cluster import Node, redis_cluster
+from tests.support.certificates import Authority
+from tests.support.redis_cluster import Encryption, Node, redis_cluster
 from tests.support.redis_server import RedisServer, run
 from tests.support.wait import LONG_S, until
 
@@ -228,10 +229,14 @@ async def test_a_redis_that_forgot_its_users_gets_them_again(short_tmp_path: Pat
         assert await can_append(server.url, CHAT)
 
 
-async def test_every_node_of_a_cluster_has_the_users_and_gets_them_again(short_tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "TLS"])
+async def test_every_node_of_a_cluster_has_the_users_and_gets_them_again(
+    short_tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    tls = _encryption(short_tmp_path, request) if kind == "TLS" else None
     keys = streams.keys("6f1c:team", "chat", 6)
     reader = user(CHAT, Role.READER)
-    with redis_cluster(short_tmp_path) as nodes:
+    with redis_cluster(short_tmp_path, tls) as nodes:
         operator = Operator(nodes[0].url)
         operator.users.want(CHAT, (user(CHAT), reader))
         await operator.users.repair()
@@ -255,6 +260,12 @@ async def test_every_node_of_a_cluster_has_the_users_and_gets_them_again(short_t
             return operator.num_set == 8
 
         await until(is_repaired, what="the users of the third node", timeout_s=LONG_S)
+
+
+def _encryption(folder: Path, request: pytest.FixtureRequest) -> Encryption:
+    """Skips the test without a redis-server that has TLS."""
+    program: Path = request.getfixturevalue("tls_redis_server")
+    return Encryption(program=program, authority=Authority(folder / "tls"))
 
 
 async def test_users_are_made_as_soon_as_they_are_wanted(redis: Redis, redis_server: RedisServer) -> None:

@@ -7,15 +7,13 @@ compared in constant time.
 
 import hashlib
 import hmac
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from updraft_tap.http.holders import Holder, parse_line
-
-log = logging.getLogger(__name__)
+from updraft_tap.http.reloading import ReloadingFiles
 
 MIN_KEY_CHARACTERS = 16
 """Shorter keys can be guessed; `openssl rand -hex 32` makes 64 characters."""
@@ -23,7 +21,7 @@ MIN_KEY_CHARACTERS = 16
 _MAX_FILE_BYTES = 1 << 20
 
 
-class KeysError(Exception):
+class KeysError(ValueError):
     """The keys file is invalid. The message names the line, never its content."""
 
 
@@ -45,9 +43,8 @@ class Keys:
 
     def __init__(self, file: Path, *, max_at_once: int = 0) -> None:
         self.max_at_once = max_at_once
-        self._file = file
-        self._stamp = _stamp(file)
-        self._digests = _read(file)
+        self._newest = ReloadingFiles([file], lambda: _read(file), what="API keys file")
+        self._digests = self._newest.get()
         self._inside: Counter[bytes] = Counter()
 
     @contextmanager
@@ -90,36 +87,15 @@ class Keys:
         if not key:
             message = "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`"
             raise RefusedRequestError(401, message, "invalid_api_key")
-        self._renew()
-        digest = _digest(key)
+        self._digests, digest = self._newest.get(), _digest(key)
         # No early exit, so that the time does not depend on which key it is.
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419 - a list: see above
             raise RefusedRequestError(401, "Incorrect API key provided", "invalid_api_key")
         return digest
 
-    def _renew(self) -> None:
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._digests = _read(self._file)
-        except KeysError as error:
-            log.error("Updraft: the new API keys are not valid, so those before stay in force: %s", error)
-        else:
-            log.info("Updraft reloaded the API keys")
-
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(file: Path) -> Mapping[bytes, Holder]:

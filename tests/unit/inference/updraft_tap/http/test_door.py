@@ -306,7 +306,9 @@ async def test_each_choice_takes_a_place_and_the_body_arrives_whole(keys: Keys) 
 
 @pytest.mark.attack(boundary="plugin", attack="a background answer, to get around the limit of a key", outcome="400")
 @pytest.mark.parametrize("more", [b"", b', "n": "x"', b', "prompt": 7, "messages": "a"', b', "n": 1e999'])
-async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(keys: Keys, more: bytes) -> None:
+async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(
+    keys: Keys, more: bytes, tmp_path: Path
+) -> None:
     server = Server(Rules(keys=keys))
     sent = b'{"background": true, "input": "a"%s}' % more
     start, body = await server.ask(BEARER, path="/v1/responses", body=[sent])
@@ -314,7 +316,7 @@ async def test_an_answer_in_the_background_which_nobody_could_count_is_refused(k
     assert (start["status"], server.terms) == (400, [])
     assert "background cannot be true" in json.loads(body)["error"]["message"]
     assert len(keys._inside) == 0
-    unlimited = Server(Rules(keys=Keys(keys._file)))
+    unlimited = Server(Rules(keys=Keys(tmp_path / "keys")))
     assert (await unlimited.ask(BEARER, body=[b'{"background": true}']))[0]["status"] == 200
 
 
