@@ -10,15 +10,19 @@
   verbs: [patch]
 # OwnerReferencesPermissionEnforcement (OpenShift) requires this permission to set owner references.
 - apiGroups: [updraft.dev]
-  resources: [adaptivespeculators/finalizers, draftversions/finalizers]
+  resources: [adaptivespeculators/finalizers, draftimports/finalizers]
   verbs: [update]
 # One object per version that the registry keeps.
 - apiGroups: [updraft.dev]
   resources: [draftversions]
   verbs: [get, list, watch, create, patch, delete]
-# Phase, pods and acceptance of a version.
+# Drafts to import: those of users, and one for `spec.draft.initial`. The operator deletes none.
 - apiGroups: [updraft.dev]
-  resources: [draftversions/status]
+  resources: [draftimports]
+  verbs: [get, list, watch, create, patch]
+# Phase, pods and acceptance of a version; the result of an import.
+- apiGroups: [updraft.dev]
+  resources: [draftversions/status, draftimports/status]
   verbs: [patch]
 # Inference and trainer. The trainer is deleted if tracing is disabled.
 - apiGroups: [apps]
