@@ -178,14 +178,15 @@ def test_a_failure_names_its_cause() -> None:
 FAILED_JOB = {
     "apiVersion": "batch/v1",
     "kind": "Job",
-    "metadata": {"name": imports.job_name(draft_import()), "namespace": "team"},
+    "metadata": {"name": imports.job_name(speculator(), draft_import()), "namespace": "team"},
     "spec": {},
 }
 FAILED = {"conditions": [{"type": "Failed", "status": "True", "message": "no such repository"}]}
 JOB = as_child(FAILED_JOB, status=FAILED)
 
 DRAFTS = {
-    "an import that runs": (_observed(imports=(draft_import(),)), "InProgress", "Progressing"),
+    "an import that waits": (_observed(imports=(draft_import(),)), "InProgress", "Progressing"),
+    "an import that runs": (_observed(imports=(draft_import(),), registry=connected()), "InProgress", "Progressing"),
     "an import that failed": (_observed(imports=(draft_import(),), children={JOB.ref: JOB}), "Failed", "Degraded"),
     "an import that is done": (_observed(imports=(draft_import(status=imported(3)),)), "Current", "Healthy"),
     "a version that serves": (_observed(drafts=(draft(3),), registry=connected([version(3)])), "Current", "Healthy"),

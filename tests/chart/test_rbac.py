@@ -29,7 +29,7 @@ WORK = {
     ("", "configmaps"): _OWN,
     ("", "serviceaccounts"): _KEEP,
     ("", "persistentvolumeclaims"): _KEEP,
-    ("batch", "jobs"): _KEEP,
+    ("batch", "jobs"): _OWN,
     ("", "pods"): (*_READ, "delete"),
     ("", "secrets"): ("get", "create", "patch"),
     ("", "events"): ("create",),

@@ -59,10 +59,10 @@
 - apiGroups: [""]
   resources: [serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch]
-# Imports of drafts.
+# Imports of drafts. A Job is deleted when its import changes, or to repeat one whose result is lost.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 # Why pods are not ready, for the reasons of conditions. Trainer pods of an older template are deleted, all at once.
 - apiGroups: [""]
   resources: [pods]

@@ -249,7 +249,10 @@ class ClusterBackend:
         """Return the speculator, its versions and the imports that are none yet, in no order."""
         with self._connected() as client:
             owner, versions = self._one(client)
-            imports = tuple(objects.waiting_imports(client.imports(owner.name)))
+            try:
+                imports = tuple(objects.waiting_imports(client.imports(owner.name)))
+            except (Forbidden, NotFound):  # an older role or CRD; the rest does not depend on them
+                imports = ()
         return owner, tuple(objects.draft(version, owner) for version in versions), imports
 
     def names(self) -> tuple[str, ...]:

@@ -36,7 +36,9 @@ class DraftImportStatus(Model):
     version: int | None = None
     """Number of the version in the registry, once it is imported."""
     digest: Annotated[str, Field(max_length=71)] | None = None
-    """Digest of that version's weights, which tells a registry that began anew."""
+    """Digest of that version's weights, to detect a new registry."""
+    job_name: Annotated[str, Field(max_length=63)] | None = None
+    """The Job of the latest attempt."""
     conditions: Conditions = []
 
 

@@ -24,9 +24,12 @@ _SHAPE = (
 
 
 def initial_import(observed: Observed) -> Manifest | None:
-    """The DraftImport of the draft that the spec names; None if it exists, or none is named."""
+    """The DraftImport of the draft that the spec names; None if it exists with its Secret, or none is named."""
     initial = observed.speculator.spec.draft.initial
-    if initial is None or initial_name(observed) in {one.metadata.name for one in observed.imports}:
+    if initial is None:
+        return None
+    known = next((one for one in observed.imports if one.metadata.name == initial_name(observed)), None)
+    if known is not None and initial.secret_ref in (None, known.spec.secret_ref):
         return None
     fields = initial.model_dump(mode="json", by_alias=True, exclude_none=True)
     spec = {"speculatorRef": {"name": observed.name}, **fields}

@@ -211,7 +211,7 @@ def _objects(
     keep = {ref(content) for content in desired} | left_server(observed, places(observed))
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
-    delete += trainers.outdated(observed)
+    delete += [*trainers.outdated(observed), *imports.outdated(observed)]
     return (*secrets, *apply, *mirrors), tuple(sorted(delete)), held
 
 

@@ -44,11 +44,13 @@ def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, 
     if not observed.registry.is_connected:
         return
     by_number = {version.version: version for version in observed.registry.versions}
-    origins = {
-        state.registered.version: state.draft_import.metadata.name
+    done = [
+        (state.registered.version, state.draft_import.metadata)
         for state in imports.states(observed)
-        if state.registered is not None
-    }
+        if state.registered
+    ]
+    oldest_last = sorted(done, key=lambda one: (str(one[1].creation_timestamp), one[1].name), reverse=True)
+    origins = {number: metadata.name for number, metadata in oldest_last}
     for draft in observed.drafts:
         version = by_number.get(draft.spec.version)
         if version is not None:

@@ -54,6 +54,11 @@ def wait_for_reason(subject: Subject, name: str, reason: str) -> Json:
     return conditions(subject, name)["Ready"]
 
 
+def are_complete(subject: Subject) -> bool:
+    found = ({each["type"] for each in job["status"].get("conditions", ())} for job in subject.all_of("Job"))
+    return all("Complete" in types for types in found)
+
+
 def folder_of(tmp_path: Path, speculator: str) -> Path:
     """A draft as `updraft draft pull` leaves it."""
     weights = draft(seed=9)
@@ -115,6 +120,9 @@ def test_a_refused_draft_is_tried_again_only_when_the_spec_changes(
 
     connected.api.patch(connected.path("DraftImport", "mine"), {"spec": {"secretRef": {"name": "lab"}}})
     pod = job_pod(connected)
+    (owner,) = pod["metadata"]["ownerReferences"]
+    wait_until(lambda: len(connected.all_of("Job")) == 1, what="the end of the Job of before")
+    assert connected.all_of("Job")[0]["metadata"]["name"] == owner["name"]
     connected.set_pod(
         pod["metadata"]["name"],
         ended(pod, as_the_job(command(pod), registry, folder_of(tmp_path, connected.name))),
@@ -135,11 +143,9 @@ def test_an_operator_that_is_killed_before_it_writes_the_number_imports_nothing_
         try:
             result = as_the_job(command(pod), registry, folder)
             connected.set_pod(pod["metadata"]["name"], ended(pod, result))
-            if is_lost:  # as a day after the Job has ended
-                (owner,) = pod["metadata"]["ownerReferences"]
-                connected.api.delete(connected.path("Job", owner["name"]))
+            if is_lost:  # its node, for instance
+                wait_until(lambda: are_complete(connected), what="a Job that is complete")
                 connected.api.delete(connected.path("Pod", pod["metadata"]["name"]))
-                wait_until(lambda: len(connected.all_of("Job")) == 1, what="the end of the Job")
                 wait_until(lambda: len(connected.pods(names.IMPORT)) == 1, what="the end of its pod")
         finally:
             operator.process.start()

@@ -84,6 +84,9 @@ def live(subject: Subject, shelf: Shelf) -> None:
     wait_until(lambda: not subject.exists("DraftVersion", "stray"), what="the end of what the registry does not know")
     subject.change(draft={"initial": {"uri": "hf://org/draft"}})
     wait_until(lambda: bool(subject.all_of("Job")), what="the import")
+    (job,) = subject.all_of("Job")
+    subject.change(draft={"initial": {"secretRef": {"name": "token"}}})
+    wait_until(lambda: not subject.exists("Job", job["metadata"]["name"]), what="the end of the Job without the Secret")
     subject.change(trainer={"nodes": 2})
     wait_until(lambda: len(subject.pods(names.TRAINER)) == 2, what="two ranks instead of one")
     first = {pod["metadata"]["uid"] for pod in subject.pods(names.TRAINER)}

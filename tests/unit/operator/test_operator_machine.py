@@ -196,7 +196,9 @@ class Speculators(RuleBasedStateMachine):
         body = self.world.cluster.objects.get(("DraftImport", KEY.namespace, name))
         if body is None:
             return
-        job = imports.job_name(DraftImport.model_validate(body))
+        owner = self.world.store.cached(KEY).speculator
+        assert owner is not None
+        job = imports.job_name(owner, DraftImport.model_validate(body))
         where = ("Job", KEY.namespace, job)
         if where not in self.world.cluster.objects:
             return

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from tests.support.manifests import speculator
 from tests.support.observed import as_child, connected, draft_import, observed, settled, version
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api.draft_import import DraftImport
-from updraft_operator.planning import lineage
+from updraft_operator.planning import imports, lineage
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import Observed, RegistryView
 from updraft_operator.planning.plan import objects
@@ -64,6 +65,15 @@ def test_another_draft_in_the_spec_is_another_import() -> None:
     assert lineage.initial_import(observed(other, imports=(draft_import(NAME),))) is not None
 
 
+def test_the_secret_of_the_draft_can_be_corrected() -> None:
+    secret = {"draft": {"initial": {"uri": "hf://org/draft", "secretRef": {"name": "token"}}}}
+    corrected = lineage.initial_import(observed(secret, imports=(draft_import(NAME),)))
+    assert corrected is not None
+    assert corrected["spec"]["secretRef"] == {"name": "token"}
+    same = draft_import(NAME, secretRef={"name": "token"})
+    assert lineage.initial_import(observed(secret, imports=(same,))) is None
+
+
 def test_the_trainer_waits_for_the_draft_that_it_has_to_continue() -> None:
     waiting = observed(INITIAL, registry=connected(), imports=(draft_import(NAME),))
     done = observed(INITIAL, registry=connected([version(1)]), imports=(draft_import(NAME),))
@@ -76,7 +86,10 @@ def test_the_trainer_waits_for_the_draft_that_it_has_to_continue() -> None:
 
 def test_a_failed_import_is_said_where_the_trainer_waits() -> None:
     ready = {"type": "Ready", "status": "False", "reason": "ImportFailed", "message": "its vocabulary is 600"}
-    status = {"conditions": [{**ready, "observedGeneration": 1, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
+    status = {
+        "conditions": [{**ready, "lastTransitionTime": "2026-11-25T11:00:00Z"}],
+        "jobName": imports.job_name(speculator(INITIAL), draft_import(NAME)),
+    }
     waiting = observed(INITIAL, registry=connected(), imports=(draft_import(NAME, status=status),))
     message = conditions(waiting)["TrainerReady"].message
     assert "the import of hf://org/draft failed" in message

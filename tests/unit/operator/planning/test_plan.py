@@ -137,7 +137,7 @@ def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_anoth
 
 def test_an_import_is_done_once() -> None:
     observation = settled(registry=connected([version(4)]), imports=(draft_import(),), drafts=(draft(4),))
-    assert _applied(observation) == {Ref("Job", imports.job_name(draft_import()))}
+    assert _applied(observation) == {Ref("Job", imports.job_name(speculator(), draft_import()))}
     done = replace(observation, imports=(draft_import(status=imported(4)),))
     assert _applied(done) == set()
 

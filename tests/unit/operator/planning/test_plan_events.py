@@ -139,7 +139,12 @@ def test_a_version_that_changes_its_phase_is_one_event() -> None:
 
 def test_an_import_that_fails_is_a_warning_and_one_event() -> None:
     mine = draft_import()
-    content = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": imports.job_name(mine)}, "spec": {}}
+    content = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": imports.job_name(speculator(), mine)},
+        "spec": {},
+    }
     failed = {"conditions": [{"type": "Failed", "status": "True", "message": "404 Not Found"}]}
     job = as_child(content, status=failed)
     observation = settled(registry=connected(), imports=(mine,), children={job.ref: job})
