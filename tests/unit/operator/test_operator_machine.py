@@ -211,12 +211,15 @@ class Speculators(RuleBasedStateMachine):
             ended = {"terminated": {"exitCode": 0, "message": json.dumps(told)}}
             metadata = {
                 "name": f"{job}-x",
+                "uid": f"{job}-x",
                 "namespace": KEY.namespace,
                 "labels": names.labels(KEY.name, names.IMPORT),
                 "ownerReferences": [{"uid": self.world.cluster.objects[where]["metadata"]["uid"]}],
             }
-            status = {"containerStatuses": [{"name": "import", "state": ended}]}
+            status = {"phase": "Succeeded", "containerStatuses": [{"name": "import", "state": ended}]}
             self.world.cluster.set({"kind": "Pod", "metadata": metadata, "status": status})
+            complete = {"conditions": [{"type": "Complete", "status": "True"}]}
+            self.world.cluster.edit(where, lambda body: body.update(status=complete))
         self._did()
 
     # Kubernetes

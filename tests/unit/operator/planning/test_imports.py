@@ -223,7 +223,7 @@ def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
 
 def test_a_new_registry_gets_the_draft_again_on_the_day_of_the_import() -> None:
     lost, view = draft_import(status=imported(4)), connected([version(2)])
-    done = {"pods": (_ended(lost, json.dumps(imported(4))),), "children": _job(lost, **COMPLETE)}
+    done: dict[str, Any] = {"pods": (_ended(lost, json.dumps(imported(4))),), "children": _job(lost, **COMPLETE)}
     assert list(imports.outdated(observed(registry=view, imports=(lost,), **done))) == [*done["children"]]
     again = (_ended(lost, json.dumps(imported(3))),)
     seen = observed(registry=connected([version(2), version(3)]), imports=(lost,), pods=again)
