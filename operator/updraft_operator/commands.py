@@ -35,7 +35,7 @@ from updraft_operator.planning.traces.places import servers_of
 from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
-from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET
+from updraft_operator.watching.cluster import KINDS, LEADER_WORKER_SET, OURS
 from updraft_operator.watching.kubernetes_cluster import KubernetesCluster, connected
 from updraft_operator.watching.secrets import NO_SECRETS, Secrets, fresh_passwords
 from updraft_operator.watching.store import Store, key_of
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("-f", "--file", action="append", required=True, help=text)
     plan.add_argument("--output", choices=("text", "yaml", "json"), default="text")
     plan.add_argument("--offline", action="store_true", help="do not contact a cluster; show everything as new")
-    check = commands.add_parser("check", help="check that both kinds are served and that an operator is ready")
+    check = commands.add_parser("check", help="check that all kinds are served and that an operator is ready")
     check.add_argument("--url", default="", help="URL of the operator's /readyz")
     text = "remove the operator's finalizer from all resources, before an uninstall"
     release = commands.add_parser("release", help=text)
@@ -157,8 +157,7 @@ async def _listed(cluster: KubernetesCluster, namespace: str, only: Key | None, 
     store = Store()
     for kind in await cluster.kinds(has_certificates=has_certificates):
         for listed in await cluster.metadata(kind, namespace):
-            key = key_of(kind, listed) if kind != "DraftVersion" else None
-            if only is None or kind == "DraftVersion" or key == only:
+            if only is None or key_of(kind, listed) in (None, only):  # None: the spec says it, which is not listed
                 metadata = listed["metadata"]
                 store.put(kind, await cluster.get(kind, metadata["namespace"], metadata["name"]))
     return store
@@ -186,6 +185,7 @@ async def _planned(
         pods=(*cached.pods, *attached.states),
         attached=attached,
         drafts=cached.drafts,
+        imports=cached.imports,
         redis_url=settings.redis_url.get_secret_value(),
         redis_urls=secrets.redis_urls,
         certificates=secrets.certificates,
@@ -270,12 +270,12 @@ def _without_secrets(content: Manifest) -> Manifest:
 async def _check(url: str) -> int:
     """For `helm test`."""
     async with connected(_no_writes) as cluster:
-        missing = {"AdaptiveSpeculator", "DraftVersion"} - await cluster.served(KINDS["DraftVersion"].prefix)
+        missing = set(OURS) - await cluster.served(KINDS["DraftVersion"].prefix)
         if missing:
             raise NotFound(f"the API server does not serve {', '.join(sorted(missing))}; install the CRDs")
     if url:
         await asyncio.to_thread(_ask, url)
-    print("Both kinds are served" + (" and the operator is ready." if url else "."))
+    print("All kinds are served" + (" and the operator is ready." if url else "."))
     return 0
 
 

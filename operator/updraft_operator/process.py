@@ -26,7 +26,7 @@ from updraft_operator.settings import OperatorSettings
 from updraft_operator.upgrade_turns import UpgradeTurns
 from updraft_operator.watching.attached_pods import AttachedPods
 from updraft_operator.watching.certificates import Certificates
-from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET, Cluster
+from updraft_operator.watching.cluster import CERTIFICATE, LEADER_WORKER_SET, OURS, Cluster
 from updraft_operator.watching.handlers import Watches
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster, connected
 from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
@@ -247,7 +247,7 @@ async def _until_served(cluster: KubernetesCluster, settings: OperatorSettings, 
 
 
 async def _known_of(cluster: KubernetesCluster, settings: OperatorSettings) -> _Known:
-    for kind in ("AdaptiveSpeculator", "DraftVersion"):
+    for kind in OURS:
         await _served(cluster, kind, (settings.namespaces or ("",))[0])
     requests_certificates = settings.tls_mode is TlsMode.CERT_MANAGER
     kinds = await cluster.kinds(has_certificates=requests_certificates)

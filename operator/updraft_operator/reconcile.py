@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
@@ -18,7 +19,7 @@ from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import Tls, overdue_s
 from updraft_operator.metrics import Metrics
-from updraft_operator.planning import versions
+from updraft_operator.planning import imports
 from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
@@ -112,7 +113,7 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             self._forget(key)
-            await self._report_orphans(key, cached.drafts)
+            await self._report_orphans(key, cached.imports)
             return None
         observed = await self.observe(key, cached)
         plan = self._plan(key, observed)
@@ -193,6 +194,7 @@ class Reconciler:
             pods=(*cached.pods, *attached.states),
             attached=attached,
             drafts=cached.drafts,
+            imports=cached.imports,
             registry=wiring.registries.view(key),
             redis_url=wiring.redis_url,
             redis_urls=secrets.redis_urls,
@@ -284,7 +286,7 @@ class Reconciler:
 
     async def _apply(self, key: Key, observed: Observed, content: Manifest) -> None:
         wiring, state, target = self._wiring, self._state(key), ref(content)
-        mark = "" if target.kind in ("Secret", "DraftVersion") else hash_of(content)
+        mark = "" if target.kind in ("Secret", "DraftVersion", "DraftImport") else hash_of(content)
         try:
             await self._check_owner(observed, target)
             cached = observed.children.get(target)
@@ -352,8 +354,9 @@ class Reconciler:
 
     async def _publish(self, key: Key, observed: Observed, plan: Plan) -> None:
         """Write statuses and Events; objects that are gone are skipped."""
-        seen = {draft.metadata.name: draft.metadata.resource_version for draft in observed.drafts}
-        statuses = [(Ref("DraftVersion", name), seen[name], status) for name, status in plan.draft_statuses]
+        drafts: tuple[DraftVersion | DraftImport, ...] = (*observed.drafts, *observed.imports)
+        seen = {Ref(type(each).__name__, each.metadata.name): each.metadata.resource_version for each in drafts}
+        statuses = [(target, seen[target], status) for target, status in plan.draft_statuses]
         if plan.status is not None:
             own = Ref("AdaptiveSpeculator", key.name)
             statuses.insert(0, (own, observed.speculator.metadata.resource_version, plan.status))
@@ -381,14 +384,13 @@ class Reconciler:
         if new != content.get("status"):
             await self._write_status(key, error.ref, content["metadata"]["resourceVersion"], new)
 
-    async def _report_orphans(self, key: Key, drafts: Iterable[DraftVersion]) -> None:
+    async def _report_orphans(self, key: Key, orphans: Iterable[DraftImport]) -> None:
         """Say in the status of imports that their AdaptiveSpeculator does not exist."""
-        for draft in drafts:
-            new = versions.orphaned(draft, moment(self._wiring.clock.now()))
-            if new is not None and new != draft.status:
-                await self._write_status(
-                    key, Ref("DraftVersion", draft.metadata.name), draft.metadata.resource_version, written(new)
-                )
+        for orphan in orphans:
+            new = imports.orphaned(orphan, moment(self._wiring.clock.now()))
+            if new is not None and new != orphan.status:
+                target = Ref("DraftImport", orphan.metadata.name)
+                await self._write_status(key, target, orphan.metadata.resource_version, written(new))
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""

@@ -29,7 +29,7 @@ def foreign(metadata: dict[str, Any], observed: Observed) -> str:
     """Why an object belongs to someone else; empty if it is ours, or unowned and labelled for us."""
     owners: Iterable[dict[str, Any]] = metadata.get("ownerReferences") or ()
     for owner in owners:
-        is_same = owner.get("kind") in ("AdaptiveSpeculator", "DraftVersion") and owner.get("name") == observed.name
+        is_same = owner.get("kind") == "AdaptiveSpeculator" and owner.get("name") == observed.name
         if owner.get("controller") and owner.get("uid") != observed.speculator.metadata.uid and not is_same:
             return f"belongs to {owner.get('kind')} {owner.get('name')}"
     if any(owner.get("uid") == observed.speculator.metadata.uid for owner in owners):

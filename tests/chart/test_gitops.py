@@ -13,13 +13,26 @@ import yaml
 from tests.chart.chart import CHECKOUT
 from tests.chart.go_program import GITOPS
 from tests.support.manifests import speculator
-from tests.support.observed import NOW, as_child, connected, draft, observed, pod, ready_pods, version, workload
+from tests.support.observed import (
+    NOW,
+    as_child,
+    connected,
+    draft,
+    draft_import,
+    imported,
+    observed,
+    pod,
+    ready_pods,
+    version,
+    workload,
+)
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import crd, names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
-from updraft_operator.planning import versions
+from updraft_operator.planning import imports, versions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, MissingSecret, Observed, Refusal, RegistryView
 from updraft_operator.planning.plan import written
@@ -60,7 +73,7 @@ def _told(content: Json) -> tuple[str, str]:
     return kstatus["status"], argo["value"]["status"]
 
 
-def _object(owner: AdaptiveSpeculator | DraftVersion, new_status: Json | None = None) -> Json:
+def _object(owner: AdaptiveSpeculator | DraftVersion | DraftImport, new_status: Json | None = None) -> Json:
     """As the API server returns it; without a status, with the default of the CRD."""
     kind = type(owner)
     return {
@@ -135,8 +148,10 @@ def test_tools_see_what_clients_see(name: str) -> None:
     assert _told(_after(seen)) == (kstatus, argo)
 
 
-@pytest.mark.parametrize("owner", [speculator(), draft(None)], ids=["AdaptiveSpeculator", "DraftVersion"])
-def test_an_object_that_no_operator_has_seen_is_in_progress(owner: AdaptiveSpeculator | DraftVersion) -> None:
+@pytest.mark.parametrize("owner", [speculator(), draft(3), draft_import()], ids=lambda owner: type(owner).__name__)
+def test_an_object_that_no_operator_has_seen_is_in_progress(
+    owner: AdaptiveSpeculator | DraftVersion | DraftImport,
+) -> None:
     assert _told(_object(owner)) == ("InProgress", "Progressing")
 
 
@@ -163,15 +178,17 @@ def test_a_failure_names_its_cause() -> None:
 FAILED_JOB = {
     "apiVersion": "batch/v1",
     "kind": "Job",
-    "metadata": {"name": versions.job_name(draft(None)), "namespace": "team"},
+    "metadata": {"name": imports.job_name(speculator(), draft_import()), "namespace": "team"},
     "spec": {},
 }
 FAILED = {"conditions": [{"type": "Failed", "status": "True", "message": "no such repository"}]}
 JOB = as_child(FAILED_JOB, status=FAILED)
 
 DRAFTS = {
-    "an import that runs": (_observed(drafts=(draft(None),)), "InProgress", "Progressing"),
-    "an import that failed": (_observed(drafts=(draft(None),), children={JOB.ref: JOB}), "Failed", "Degraded"),
+    "an import that waits": (_observed(imports=(draft_import(),)), "InProgress", "Progressing"),
+    "an import that runs": (_observed(imports=(draft_import(),), registry=connected()), "InProgress", "Progressing"),
+    "an import that failed": (_observed(imports=(draft_import(),), children={JOB.ref: JOB}), "Failed", "Degraded"),
+    "an import that is done": (_observed(imports=(draft_import(status=imported(3)),)), "Current", "Healthy"),
     "a version that serves": (_observed(drafts=(draft(3),), registry=connected([version(3)])), "Current", "Healthy"),
     "a version that lost": (
         _observed(drafts=(draft(3),), registry=connected([version(3, pb.PHASE_REJECTED)])),
@@ -184,8 +201,11 @@ DRAFTS = {
 @pytest.mark.parametrize("name", DRAFTS)
 def test_tools_see_what_became_of_a_draft(name: str) -> None:
     seen, kstatus, argo = DRAFTS[name]
-    ((owner, new_status),) = versions.statuses(seen, NOW)
-    assert _told(_object(owner, written(new_status))) == (kstatus, argo)
+    contents = [
+        *(_object(draft, written(new)) for draft, new in versions.statuses(seen, NOW)),
+        *(_object(one, written(new)) for one, new in imports.statuses(seen, NOW)),
+    ]
+    assert [_told(content) for content in contents] == [(kstatus, argo)]
 
 
 def _actions(content: Json) -> dict[str, bool]:

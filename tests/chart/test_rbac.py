@@ -20,9 +20,11 @@ WORK = {
     ("updraft.dev", "adaptivespeculators"): (*_READ, "patch"),
     ("updraft.dev", "adaptivespeculators/status"): ("patch",),
     ("updraft.dev", "adaptivespeculators/finalizers"): ("update",),
-    ("updraft.dev", "draftversions/finalizers"): ("update",),
     ("updraft.dev", "draftversions"): _OWN,
     ("updraft.dev", "draftversions/status"): ("patch",),
+    ("updraft.dev", "draftimports"): _KEEP,
+    ("updraft.dev", "draftimports/status"): ("patch",),
+    ("updraft.dev", "draftimports/finalizers"): ("update",),
     ("apps", "deployments"): _OWN,
     ("apps", "statefulsets"): _OWN,
     LWS: _OWN,
@@ -32,7 +34,7 @@ WORK = {
     ("", "configmaps"): _OWN,
     ("", "serviceaccounts"): _KEEP,
     ("", "persistentvolumeclaims"): _KEEP,
-    ("batch", "jobs"): _KEEP,
+    ("batch", "jobs"): _OWN,
     ("", "pods"): (*_READ, "delete"),
     ("", "secrets"): ("get", "create", "patch"),
     ("", "events"): ("create",),
@@ -259,7 +261,7 @@ def test_nothing_uses_wildcards() -> None:
         assert not any("*" in each for right in _rights(role) for each in right), title(role)
 
 
-def test_the_roles_of_kubernetes_reach_both_kinds() -> None:
+def test_the_roles_of_kubernetes_reach_all_kinds() -> None:
     documents = rendered("default")
     roles = {
         name: one(documents, "ClusterRole", f"updraft-system-updraft-{name}") for name in ("view", "edit", "admin")
@@ -268,9 +270,12 @@ def test_the_roles_of_kubernetes_reach_both_kinds() -> None:
     for name, role in roles.items():
         assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{name}"] == "true"
     seen, changed = _rights(roles["view"]), _rights(roles["edit"])
-    for kind in ("adaptivespeculators", "draftversions"):
+    writes = ("create", "update", "patch", "delete", "deletecollection")
+    for kind, verbs in (("adaptivespeculators", writes), ("draftimports", writes), ("draftversions", writes[1:3])):
         assert {("updraft.dev", kind, verb) for verb in _READ} <= seen
-        assert {("updraft.dev", kind, verb) for verb in ("create", "update", "patch", "delete")} <= changed
+        assert {(resource, verb) for _, resource, verb in changed if resource == kind} == {
+            (kind, verb) for verb in verbs
+        }
     assert {verb for _, _, verb in seen} == set(_READ), "who may view changes nothing"
     assert ("updraft.dev", "adaptivespeculators/scale", "patch") in changed
     assert not any(resource.endswith("/status") for _, resource, _ in changed)

@@ -244,9 +244,10 @@ def test_crds_are_kept_unless_one_asks_otherwise() -> None:
             for crd in crds
         }
 
-    both = {f"{plural}.{names.GROUP}" for plural in (names.SPECULATORS, names.DRAFT_VERSIONS)}
-    assert kept("default") == dict.fromkeys(both, True)
-    assert kept("small") == dict.fromkeys(both, False)
+    plurals = (names.SPECULATORS, names.DRAFT_VERSIONS, names.DRAFT_IMPORTS)
+    ours = {f"{plural}.{names.GROUP}" for plural in plurals}
+    assert kept("default") == dict.fromkeys(ours, True)
+    assert kept("small") == dict.fromkeys(ours, False)
     assert kept("namespaced") == {}
 
 

@@ -1,4 +1,4 @@
-"""Our two kinds on a control plane, for every test that needs them."""
+"""Our kinds on a control plane, for every test that needs them."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def install(api: Api) -> None:
-    """Store both definitions, and return when both kinds answer; twice is as good as once."""
+    """Store the definitions, and return when all kinds answer; twice is as good as once."""
     for definition in crd.definitions():
         api.apply(f"{DEFINITIONS}/{definition['metadata']['name']}", definition, manager="tests")
-    for plural in (names.SPECULATORS, names.DRAFT_VERSIONS):
+    for plural in (names.SPECULATORS, names.DRAFT_VERSIONS, names.DRAFT_IMPORTS):
         path = f"/apis/{names.API_VERSION}/namespaces/default/{plural}"
         wait_until(lambda path=path: succeeds(lambda: api.get(path)), what=f"an answer about {plural}")  # type: ignore[misc] # a default
 
 
 def install_with(api: Api, definition: Path, collection_path: str) -> None:
-    """Both, and the kind of another project by its published definition."""
+    """Ours, and the kind of another project by its published definition."""
     install(api)
     api.create(DEFINITIONS, yaml.safe_load(definition.read_text()))
     wait_until(lambda: succeeds(lambda: api.get(collection_path)), what=f"an answer about {collection_path}")
@@ -36,6 +36,6 @@ def collection(namespace: str, plural: str) -> str:
 
 @pytest.fixture(scope="session")
 def crds(kubernetes: ControlPlane) -> None:
-    """Both kinds on the session's control plane."""
+    """Our kinds on the session's control plane."""
     with kubernetes.api() as api:
         install(api)

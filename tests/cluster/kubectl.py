@@ -82,7 +82,13 @@ def viewer(
     """A service account that may look at our kinds, and at nothing else."""
     core, rbac = f"/api/v1/namespaces/{namespace}", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
     api.create(f"{core}/serviceaccounts", {"metadata": {"name": "ann"}})
-    rules = [{"apiGroups": ["updraft.dev"], "resources": [SPECULATORS, VERSIONS], "verbs": ["get", "list", "watch"]}]
+    rules = [
+        {
+            "apiGroups": ["updraft.dev"],
+            "resources": [SPECULATORS, VERSIONS, "draftimports"],
+            "verbs": ["get", "list", "watch"],
+        }
+    ]
     api.create(f"{rbac}/roles", {"metadata": {"name": "view"}, "rules": rules})
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "view"}
     subject = {"kind": "ServiceAccount", "name": "ann", "namespace": namespace}

@@ -172,7 +172,7 @@ def test_upgrade_rollback_and_uninstall_lose_no_resource_and_leave_only_the_crds
 
     kept = {
         Thing("customresourcedefinitions", "", f"{plural}.{names.GROUP}")
-        for plural in (names.SPECULATORS, names.DRAFT_VERSIONS)
+        for plural in (names.SPECULATORS, names.DRAFT_VERSIONS, names.DRAFT_IMPORTS)
     }
     expected = before | kept | {Thing(names.SPECULATORS, site.namespace, "chat")}
     wait_until(lambda: _everything(site.api) == expected, what="nothing left but the CRDs and the resource")

@@ -10,6 +10,7 @@ from tests.support.manifests import CONFIG, UID, speculator
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import OURS
@@ -127,25 +128,38 @@ def transition(number: int, to: "pb.Phase.ValueType", *, at_s: int = 100, **more
     return pb.Transition(version=number, to_phase=to, unix_ms=at_s * 1000, actor="registry", reason="because", **more)
 
 
-def draft(number: int | None, *, name: str = "", status: Mapping[str, Any] | None = None, **spec: Any) -> DraftVersion:
-    """A DraftVersion: the mirror of a version, or (without a number) a user's import."""
-    fields = (
-        {"source": "Trainer", "version": number, "digest": f"sha256:{number:064x}"} if number else {"uri": "hf://a/b"}
-    )
-    metadata = {
-        "name": name or (names.draft_version("qwen", number) if number else "mine"),
-        "namespace": "team",
-        "uid": f"uid-of-draft-{number or name or 'mine'}",
-        "generation": 1,
-        "resourceVersion": "5",
-    }
+def draft(number: int, *, name: str = "", status: Mapping[str, Any] | None = None, **spec: Any) -> DraftVersion:
+    """The DraftVersion of a version."""
+    fields = {"source": "Trainer", "version": number, "digest": f"sha256:{number:064x}"}
     return DraftVersion.model_validate(
         {
-            "metadata": metadata,
+            "metadata": _metadata(name or names.draft_version("qwen", number)),
             "spec": {"speculatorRef": {"name": "qwen"}, **fields, **spec},
             "status": dict(status or {}),
         }
     )
+
+
+def draft_import(
+    name: str = "mine", *, generation: int = 1, status: Mapping[str, Any] | None = None, **spec: Any
+) -> DraftImport:
+    """A user's import of a draft."""
+    return DraftImport.model_validate(
+        {
+            "metadata": {**_metadata(name), "generation": generation},
+            "spec": {"speculatorRef": {"name": "qwen"}, "uri": "hf://a/b", **spec},
+            "status": dict(status or {}),
+        }
+    )
+
+
+def imported(number: int, digest: str = "") -> dict[str, Any]:
+    """The status of an import that became a version, and the result of its Job."""
+    return {"version": number, "digest": digest or f"sha256:{number:064x}"}
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": "team", "uid": f"uid-{name}", "generation": 1, "resourceVersion": "5"}
 
 
 def workload(kind: str, part: str, status: Mapping[str, Any], **spec: Any) -> dict[Ref, Child]:

@@ -1,4 +1,4 @@
-"""Small but complete AdaptiveSpeculators and DraftVersions as the API server stores them."""
+"""Small but complete AdaptiveSpeculators, DraftVersions and DraftImports as the API server stores them."""
 
 from typing import Any
 
@@ -50,22 +50,31 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> Json:
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": SINCE}
 
 
-def version(number: int | None, phase: str, *, owner: str = "qwen", reason: str = "", **more: Any) -> Json:
-    """A DraftVersion; without a number an import that the registry has not numbered yet."""
-    spec: Json = {"speculatorRef": {"name": owner}, "source": "Trainer" if number else "Imported", "retain": False}
-    spec |= {"version": number, "digest": f"sha256:{number:064x}"} if number else {"uri": "hf://org/draft"}
-    status: Json = {"phase": phase, "reason": reason, "history": [], **more}
-    if number:
-        status["version"] = number
+def version(number: int, phase: str, *, owner: str = "qwen", reason: str = "", **more: Any) -> Json:
+    """A DraftVersion."""
+    spec: Json = {"speculatorRef": {"name": owner}, "source": "Trainer", "retain": False}
+    spec |= {"version": number, "digest": f"sha256:{number:064x}"}
     return {
         "apiVersion": API_VERSION,
         "kind": "DraftVersion",
         "metadata": {
-            "name": f"{owner}-v{number}" if number else f"{owner}-mine",
+            "name": f"{owner}-v{number}",
             "namespace": "team",
             "creationTimestamp": "2026-11-24T10:00:00Z",
         },
         "spec": spec,
+        "status": {"phase": phase, "reason": reason, "history": [], **more},
+    }
+
+
+def draft_import(*conditions: Json, version: int | None = None) -> Json:
+    """A DraftImport; without a version one that the registry has not numbered yet."""
+    status: Json = {"conditions": [*conditions], **({"version": version} if version else {})}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "DraftImport",
+        "metadata": {"name": "qwen-mine", "namespace": "team"},
+        "spec": {"speculatorRef": {"name": "qwen"}, "uri": "hf://org/draft"},
         "status": status,
     }
 

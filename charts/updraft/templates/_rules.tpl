@@ -10,15 +10,19 @@
   verbs: [patch]
 # OwnerReferencesPermissionEnforcement (OpenShift) requires this permission to set owner references.
 - apiGroups: [updraft.dev]
-  resources: [adaptivespeculators/finalizers, draftversions/finalizers]
+  resources: [adaptivespeculators/finalizers, draftimports/finalizers]
   verbs: [update]
 # One object per version that the registry keeps.
 - apiGroups: [updraft.dev]
   resources: [draftversions]
   verbs: [get, list, watch, create, patch, delete]
-# Phase, pods and acceptance of a version.
+# Drafts to import: those of users, and one for `spec.draft.initial`. The operator deletes none.
 - apiGroups: [updraft.dev]
-  resources: [draftversions/status]
+  resources: [draftimports]
+  verbs: [get, list, watch, create, patch]
+# Phase, pods and acceptance of a version; the result of an import.
+- apiGroups: [updraft.dev]
+  resources: [draftversions/status, draftimports/status]
   verbs: [patch]
 # Inference and trainer. The trainer is deleted if tracing is disabled.
 - apiGroups: [apps]
@@ -55,10 +59,10 @@
 - apiGroups: [""]
   resources: [serviceaccounts, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch]
-# Imports of drafts.
+# Imports of drafts. A Job is deleted when its import changes, or to repeat one whose result is lost.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 # Why pods are not ready, for the reasons of conditions. Trainer pods of an older template are deleted, all at once.
 - apiGroups: [""]
   resources: [pods]

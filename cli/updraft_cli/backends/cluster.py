@@ -15,7 +15,7 @@ from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, 
 from updraft_cli.backends import objects, pods
 from updraft_cli.backends.cluster_client import MANAGER, ClusterClient, KubeContext, connected
 from updraft_cli.backends.decisions import patch_fields
-from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History, HistoryEntry
+from updraft_cli.backends.drafts import Draft, DraftDetails, DraftList, History, HistoryEntry, WaitingImport
 from updraft_cli.backends.installation import Installation, Serving
 from updraft_cli.backends.objects import GROUP, SPECULATORS, Json
 from updraft_cli.backends.policy import Policy
@@ -245,11 +245,15 @@ class ClusterBackend:
         kind = f"{SPECULATORS}.{GROUP}"
         return "" if may else f"your role does not let you patch {kind} {self.speculator} in {client.namespace}"
 
-    def speculator_with_drafts(self) -> tuple[Speculator, tuple[Draft, ...]]:
-        """Return the speculator, and its versions in no order."""
+    def speculator_with_drafts(self) -> tuple[Speculator, tuple[Draft, ...], tuple[WaitingImport, ...]]:
+        """Return the speculator, its versions and the imports that are none yet, in no order."""
         with self._connected() as client:
             owner, versions = self._one(client)
-        return owner, tuple(objects.draft(version, owner) for version in versions)
+            try:
+                imports = tuple(objects.waiting_imports(client.imports(owner.name)))
+            except (Forbidden, NotFound):  # an older role or CRD; the rest does not depend on them
+                imports = ()
+        return owner, tuple(objects.draft(version, owner) for version in versions), imports
 
     def names(self) -> tuple[str, ...]:
         with self._connected() as client:
@@ -258,7 +262,7 @@ class ClusterBackend:
     def numbers(self) -> tuple[tuple[int, str], ...]:
         with self._connected() as client:
             drafts = objects.newest_first(objects.draft(item, None) for item in client.versions(self.speculator))
-        return tuple((draft.version, draft.phase) for draft in drafts if draft.version is not None)
+        return tuple((draft.version, draft.phase) for draft in drafts)
 
     def _connected(self) -> AbstractContextManager[ClusterClient]:
         return connected(self.context)

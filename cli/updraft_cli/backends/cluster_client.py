@@ -24,7 +24,7 @@ from updraft_chassis.errors import (
     Unavailable,
     UpdraftError,
 )
-from updraft_cli.backends.objects import DRAFT_VERSIONS, GROUP, SPECULATORS, Json
+from updraft_cli.backends.objects import DRAFT_IMPORTS, DRAFT_VERSIONS, GROUP, SPECULATORS, Json
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, ApiException, Configuration
@@ -103,6 +103,10 @@ class ClusterClient:
     def versions(self, speculator: str = "") -> tuple[Json, ...]:
         """List DraftVersions; with a name, those of that speculator."""
         return self._list(DRAFT_VERSIONS, _selector("spec.speculatorRef.name", speculator)).items
+
+    def imports(self, speculator: str) -> tuple[Json, ...]:
+        """List the DraftImports of a speculator."""
+        return self._list(DRAFT_IMPORTS, _selector("spec.speculatorRef.name", speculator)).items
 
     def config_map(self, name: str) -> dict[str, str]:
         """Return the data of a ConfigMap."""

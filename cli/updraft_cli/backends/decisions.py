@@ -102,7 +102,7 @@ def _promote(speculator: Speculator, drafts: Iterable[Draft], number: int) -> Pa
 
 
 def _check_servable(speculator: Speculator, drafts: Iterable[Draft], number: int) -> Draft:
-    by_number = {draft.version: draft for draft in drafts if draft.version is not None}
+    by_number = {draft.version: draft for draft in drafts}
     if number not in by_number:
         existing = f"versions {_ranges(sorted(by_number))}" if by_number else "no version yet"
         raise NotFound(f"{speculator.name} has no DraftVersion with the number {number}; it has {existing}")

@@ -42,8 +42,7 @@ class Draft:
     namespace: str = ""
     object: str = ""
     """Name of the DraftVersion."""
-    version: int | None
-    """None: an import that has no number yet."""
+    version: int
     phase: str
     """In words: `stable`, `rolled back`."""
     since: datetime | None = None
@@ -66,6 +65,15 @@ class Draft:
     pods_loaded: int | None = None
     pods_wanted: int | None = None
     """Pods that have it, and pods that should have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingImport:
+    """A DraftImport that is no version yet."""
+
+    name: str
+    has_failed: bool
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from updraft_cli.backends.drafts import Acceptance, DomainAcceptance, Draft, HistoryEntry, KubernetesEvent
+from updraft_cli.backends.drafts import (
+    Acceptance,
+    DomainAcceptance,
+    Draft,
+    HistoryEntry,
+    KubernetesEvent,
+    WaitingImport,
+)
 from updraft_cli.backends.policy import Policy
 from updraft_cli.backends.speculators import (
     ROLES,
@@ -31,6 +38,7 @@ NO_DRAFT = "NoDraft"
 GROUP = "updraft.dev"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
+DRAFT_IMPORTS = "draftimports"
 
 
 def speculator(content: Json) -> Speculator:
@@ -68,7 +76,7 @@ def speculator(content: Json) -> Speculator:
 def draft(content: Json, owner: Speculator | None) -> Draft:
     """Read a DraftVersion of `owner`."""
     metadata, spec, status = content["metadata"], _part(content, "spec"), _part(content, "status")
-    pods, number = _part(status, "pods"), status.get("version", spec.get("version"))
+    pods, number = _part(status, "pods"), spec["version"]
     phase = words(status.get("phase", ""))
     changes = status.get("history", ())
     return Draft(
@@ -84,7 +92,7 @@ def draft(content: Json, owner: Speculator | None) -> Draft:
         samples=_part(spec, "training").get("samples"),
         digest=spec.get("digest", ""),
         published=time(metadata.get("creationTimestamp")),
-        pinned=number is not None and owner is not None and owner.pinned == number,
+        pinned=owner is not None and owner.pinned == number,
         retained=spec.get("retain", False),
         acceptance=_acceptance(_part(status, "acceptance").get("length")),
         pods_loaded=pods.get("loaded"),
@@ -95,13 +103,12 @@ def draft(content: Json, owner: Speculator | None) -> Draft:
 def history(content: Json) -> Iterator[HistoryEntry]:
     """Read the changes of phase that a DraftVersion keeps, oldest first."""
     before = ""
-    number = _part(content, "status").get("version", _part(content, "spec").get("version")) or 0
     for change in _part(content, "status").get("history", ()):
         phase = words(change["phase"])
         if (moment := time(change.get("time"))) is not None:
             yield HistoryEntry(
                 time=moment,
-                version=number,
+                version=content["spec"]["version"],
                 object=content["metadata"]["name"],
                 before=before,
                 phase=phase,
@@ -137,11 +144,21 @@ def events_of(contents: Iterable[Json], speculator: str, version: str = "") -> t
 
 
 def newest_first(drafts: Iterable[Draft]) -> tuple[Draft, ...]:
-    """Sort versions by speculator, newest first; a version without a number is newer than any with one."""
-    last = float("inf")
-    return tuple(
-        sorted(drafts, key=lambda d: (d.namespace, d.speculator, -(last if d.version is None else d.version), d.object))
-    )
+    """Sort versions by speculator, newest first."""
+    return tuple(sorted(drafts, key=lambda draft: (draft.namespace, draft.speculator, -draft.version)))
+
+
+def waiting_imports(contents: Iterable[Json]) -> Iterator[WaitingImport]:
+    """Read the DraftImports that the registry has given no number."""
+    for content in contents:
+        status = _part(content, "status")
+        conditions = {each["type"]: each for each in status.get("conditions", ())}
+        if "version" not in status:
+            yield WaitingImport(
+                name=content["metadata"]["name"],
+                has_failed="Stalled" in conditions,
+                message=conditions.get("Ready", {}).get("message", ""),
+            )
 
 
 def words(constant: str) -> str:

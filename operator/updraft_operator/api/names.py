@@ -5,6 +5,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 SPECULATORS = "adaptivespeculators"
 DRAFT_VERSIONS = "draftversions"
+DRAFT_IMPORTS = "draftimports"
 
 MANAGER = "updraft-operator"
 """Field manager of every apply, and the value of the managed-by label."""

@@ -143,7 +143,7 @@ class TargetModel(Model):
 
 
 class InitialDraft(Model):
-    """A published EAGLE-3 draft to start from. It becomes the next version, as with a DraftVersion."""
+    """A published EAGLE-3 draft to start from. It becomes the next version, as with a DraftImport."""
 
     uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(hf|s3|gs|az|pvc)://[^\s]+$")]
     """Folder of the draft in Hugging Face layout: config.json with model.safetensors or pytorch_model.bin."""

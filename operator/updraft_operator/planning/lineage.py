@@ -12,10 +12,9 @@ from updraft_operator.api import names
 from updraft_operator.api.speculator import EngineType
 from updraft_operator.manifests.manifest import Manifest, digest, manifest
 from updraft_operator.manifests.servers import attachment, server
-from updraft_operator.planning import trainers, versions
+from updraft_operator.planning import imports, trainers
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed
-from updraft_rollouts.terms import Source
 
 _SHAPE = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "draft_vocab_size",
@@ -25,17 +24,20 @@ _SHAPE = (
 
 
 def initial_import(observed: Observed) -> Manifest | None:
-    """The DraftVersion that imports the draft which the spec names; None if it exists, or none is named."""
+    """The DraftImport of the draft that the spec names; None if it exists with its Secret, or none is named."""
     initial = observed.speculator.spec.draft.initial
-    if initial is None or initial_name(observed) in {draft.metadata.name for draft in observed.drafts}:
+    if initial is None:
+        return None
+    known = next((one for one in observed.imports if one.metadata.name == initial_name(observed)), None)
+    if known is not None and initial.secret_ref in (None, known.spec.secret_ref):
         return None
     fields = initial.model_dump(mode="json", by_alias=True, exclude_none=True)
-    spec = {"speculatorRef": {"name": observed.name}, "source": Source.IMPORTED.value, **fields}
-    return manifest(observed.speculator, names.API_VERSION, "DraftVersion", initial_name(observed), "draft", spec=spec)
+    spec = {"speculatorRef": {"name": observed.name}, **fields}
+    return manifest(observed.speculator, names.API_VERSION, "DraftImport", initial_name(observed), "draft", spec=spec)
 
 
 def initial_name(observed: Observed) -> str:
-    """The name of its DraftVersion. Another draft has another name, because a DraftVersion is immutable."""
+    """The name of its DraftImport. Another draft has another name, because a DraftImport is immutable."""
     initial = observed.speculator.spec.draft.initial
     assert initial is not None
     identity = digest({"uri": initial.uri, "digest": initial.digest})
@@ -49,12 +51,12 @@ def waits(observed: Observed) -> str:
         return ""
     if not observed.registry.is_connected and _trains(observed):
         return ""
-    imports = (entry for entry in versions.imports(observed) if entry.draft.metadata.name == initial_name(observed))
-    entry = next(imports, None)
-    if entry is not None and entry.number is not None:
+    name = initial_name(observed)
+    state = next((state for state in imports.states(observed) if state.draft_import.metadata.name == name), None)
+    if state is not None and state.registered is not None:
         return ""
-    if entry is not None and entry.failure:
-        return f"the import of {initial.uri} failed, so there is no draft to start from: {entry.failure}"
+    if state is not None and state.failure:
+        return f"the import of {initial.uri} failed, so there is no draft to start from: {state.failure}"
     return f"the trainer waits for the import of {initial.uri}"
 
 

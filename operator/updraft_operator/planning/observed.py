@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.manifest import OperatorConfig
@@ -100,6 +101,7 @@ class Observed:
     attached: Selection = field(default_factory=Selection)
     """Selected pods of somebody else; the states of ours are in `pods`, too."""
     drafts: tuple[DraftVersion, ...] = ()
+    imports: tuple[DraftImport, ...] = ()
     registry: RegistryView = field(default_factory=RegistryView)
     redis_url: str = ""
     """The operator's Redis with its administrator, who appears in no object; empty if there is none."""

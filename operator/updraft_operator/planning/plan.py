@@ -2,23 +2,24 @@
 and an observation made after the plan was applied gives an empty one.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.schema import Model
 from updraft_operator.api.speculator import AdaptiveSpeculator, DeletionPolicy, Spec
-from updraft_operator.api.status import PENDING, Status
-from updraft_operator.manifests import api_keys, gpus, importing, trainer
+from updraft_operator.api.status import PENDING, Condition, Status
+from updraft_operator.manifests import api_keys, gpus, trainer
 from updraft_operator.manifests.manifest import Manifest, marked
 from updraft_operator.manifests.redis import Place
 from updraft_operator.manifests.redis_users import RedisUser, Role
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import CertificateOrder
-from updraft_operator.planning import lineage, trainers, versions
+from updraft_operator.planning import imports, lineage, trainers, versions
 from updraft_operator.planning.compare import is_current
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
@@ -68,7 +69,8 @@ class Plan:
     delete: tuple[Ref, ...] = ()
     calls: tuple[RegistryCall, ...] = ()
     status: dict[str, Any] | None = None
-    draft_statuses: tuple[tuple[str, dict[str, Any]], ...] = ()
+    draft_statuses: tuple[tuple[Ref, dict[str, Any]], ...] = ()
+    """Those of DraftVersions and DraftImports."""
     events: tuple[Event, ...] = ()
     finalizer: Literal["add", "remove", ""] = ""
     users: tuple[RedisUser, ...] | None = None
@@ -154,10 +156,10 @@ def _statuses(observed: Observed, now: datetime, now_s: float, upgrade: Upgrade 
         again_s = min(again_s or ATTACHED_S, ATTACHED_S)
     next_s = _next_plan_s(observed, now, upgrade)
     is_plan = next_s is not None and (again_s is None or next_s < again_s)
-    drafts = list(_draft_statuses(observed, now))
+    drafts = [*_draft_statuses(observed, now), *_import_statuses(observed, now)]
     return Plan(
         status=new_status,
-        draft_statuses=tuple((name, written(new)) for name, new, _ in drafts),
+        draft_statuses=tuple((target, written(new)) for target, new, _ in drafts),
         events=(*events, *(event for _, _, event in drafts if event is not None)),
         again_s=next_s if is_plan else again_s,
         needs_plan=is_plan,
@@ -198,7 +200,7 @@ def _objects(
     observed: Observed, made: tuple[Manifest, ...], orders: Collection[CertificateOrder]
 ) -> tuple[tuple[Manifest, ...], tuple[Ref, ...], set[Ref]]:
     """Objects to apply, those to delete, and those that wait for a certificate."""
-    desired, refused = [*made, *map(marked, _jobs(observed))], _refused(observed)
+    desired, refused = [*made, *map(marked, imports.jobs(observed))], _refused(observed)
     changed = [new for new in desired if not _is_done(new, observed) and (ref(new), hash_of(new)) not in refused]
     held = {ref(new) for new in changed if is_held(new, observed, orders)}
     apply = [new for new in changed if ref(new) not in held]
@@ -209,7 +211,7 @@ def _objects(
     keep = {ref(content) for content in desired} | left_server(observed, places(observed))
     delete = [Ref("DraftVersion", name) for name in versions.outdated(observed)]
     delete += [child.ref for child in observed.children.values() if _is_obsolete(child, keep, observed)]
-    delete += trainers.outdated(observed)
+    delete += [*trainers.outdated(observed), *imports.outdated(observed)]
     return (*secrets, *apply, *mirrors), tuple(sorted(delete)), held
 
 
@@ -221,7 +223,7 @@ def _standing(observed: Observed, made: tuple[Manifest, ...]) -> tuple[Refusal, 
     """Refusals of writes that are still needed; a changed spec makes the others irrelevant."""
     if not observed.refusals:
         return ()
-    desired = (*made, *map(marked, _jobs(observed)))
+    desired = (*made, *map(marked, imports.jobs(observed)))
     needed = {(ref(content), hash_of(content)) for content in desired if not _is_done(content, observed)}
     needed |= {(call.ref, call.digest) for call in registry_calls(observed)}
     return tuple(refusal for refusal in observed.refusals if not refusal.digest or refusal.write in needed)
@@ -278,16 +280,6 @@ def _is_obsolete(child: Child, keep: set[Ref], observed: Observed) -> bool:
     return is_ours and child.ref.kind not in _ONCE and child.ref not in keep and not child.is_ending
 
 
-def _jobs(observed: Observed) -> Iterator[Manifest]:
-    if not observed.registry.is_connected:
-        return
-    is_first = not observed.registry.versions
-    for entry in versions.imports(observed):
-        if entry.is_running and entry.draft.metadata.deletion_timestamp is None:
-            name = versions.job_name(entry.draft)
-            yield importing.job(observed.speculator, entry.draft, name, observed.config, is_first=is_first)
-
-
 def _status(
     observed: Observed, now: datetime, now_s: float, upgrade: Upgrade | None
 ) -> tuple[dict[str, Any] | None, list[Event], float | None]:
@@ -317,7 +309,9 @@ def _transitions(observed: Observed, before: Status, new: Status) -> Iterator[Ev
             yield _event(observed.speculator, condition.reason, message, is_warning=is_bad)
 
 
-def _event(about: AdaptiveSpeculator | DraftVersion, reason: str, message: str, *, is_warning: bool) -> Event:
+def _event(
+    about: AdaptiveSpeculator | DraftVersion | DraftImport, reason: str, message: str, *, is_warning: bool
+) -> Event:
     return Event(
         kind=type(about).__name__,
         name=about.metadata.name,
@@ -328,7 +322,7 @@ def _event(about: AdaptiveSpeculator | DraftVersion, reason: str, message: str, 
     )
 
 
-def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, DraftVersionStatus, Event | None]]:
+def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[Ref, Model, Event | None]]:
     for draft, new in versions.statuses(observed, now):
         before = draft.status
         if new == before or _is_measurement(before, new, observed):
@@ -337,7 +331,22 @@ def _draft_statuses(observed: Observed, now: datetime) -> Iterator[tuple[str, Dr
         if new.phase != before.phase and new.phase is not None:
             is_bad = new.phase in _CONDEMNED
             event = _event(draft, new.phase, new.reason or "", is_warning=is_bad)
-        yield draft.metadata.name, new, event
+        yield Ref("DraftVersion", draft.metadata.name), new, event
+
+
+def _import_statuses(observed: Observed, now: datetime) -> Iterator[tuple[Ref, Model, Event | None]]:
+    for draft_import, new in imports.statuses(observed, now):
+        if new == draft_import.status:
+            continue
+        before, ready = _ready(draft_import.status.conditions), _ready(new.conditions)
+        event = None
+        if ready is not None and (before is None or ready.reason != before.reason):
+            event = _event(draft_import, ready.reason, ready.message, is_warning=ready.reason == imports.FAILED)
+        yield Ref("DraftImport", draft_import.metadata.name), new, event
+
+
+def _ready(conditions: Iterable[Condition]) -> Condition | None:
+    return next((condition for condition in conditions if condition.type == "Ready"), None)
 
 
 def _is_measurement(before: DraftVersionStatus, new: DraftVersionStatus, observed: Observed) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from updraft_operator.planning import versions
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed, phase_name
 from updraft_operator.planning.policy import is_followed, policy
@@ -66,12 +65,7 @@ def _can_pin(version: int, known: Mapping[int, Phase]) -> bool:
 
 
 def _retentions(observed: Observed) -> Iterator[RegistryCall]:
-    """A version is retained if any of its objects says so: an import and a mirror may have the same version."""
-    desired: dict[int, bool] = {}
-    for draft in observed.drafts:
-        number = versions.number_of(observed, draft)
-        if number is not None:
-            desired[number] = desired.get(number, False) or draft.spec.retain
+    desired = {draft.spec.version: draft.spec.retain for draft in observed.drafts}
     for version in observed.registry.versions:
         retain = desired.get(version.version, version.retain)
         if retain != version.retain:

@@ -33,6 +33,7 @@ LEADER_WORKER_SET, CERTIFICATE = "LeaderWorkerSet", "Certificate"
 KINDS: Mapping[str, Resource] = {
     "AdaptiveSpeculator": Resource(_UPDRAFT, names.SPECULATORS),
     "DraftVersion": Resource(_UPDRAFT, names.DRAFT_VERSIONS),
+    "DraftImport": Resource(_UPDRAFT, names.DRAFT_IMPORTS),
     "Deployment": Resource("/apis/apps/v1", "deployments"),
     "StatefulSet": Resource("/apis/apps/v1", "statefulsets"),
     "Service": Resource("/api/v1", "services"),
@@ -56,10 +57,13 @@ RESOURCES: Mapping[str, Resource] = {
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 
+OURS = ("AdaptiveSpeculator", "DraftVersion", "DraftImport")
+"""Kinds of our own API, watched whoever made the object."""
+
 OPTIONAL = (LEADER_WORKER_SET, CERTIFICATE)
 """Kinds that are watched only if the cluster serves them when the operator starts, Certificates only if it requests some."""
 
-CHILDREN = tuple(kind for kind in KINDS if kind not in ("AdaptiveSpeculator", "DraftVersion", "Pod", *OPTIONAL))
+CHILDREN = tuple(kind for kind in KINDS if kind not in (*OURS, "Pod", *OPTIONAL))
 
 
 class Cluster(Protocol):

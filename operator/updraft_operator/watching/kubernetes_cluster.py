@@ -23,7 +23,7 @@ from updraft_chassis.errors import (
 )
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.cluster import CERTIFICATE, KINDS, OPTIONAL, RESOURCES
+from updraft_operator.watching.cluster import CERTIFICATE, KINDS, OPTIONAL, OURS, RESOURCES
 
 TIMEOUT_S = 20.0
 _PAGE = 500
@@ -162,7 +162,7 @@ class KubernetesCluster:
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         query = {"limit": str(_PAGE), "resourceVersion": ""}
-        if kind not in ("AdaptiveSpeculator", "DraftVersion"):
+        if kind not in OURS:
             query["labelSelector"] = f"{names.MANAGED_BY}={names.MANAGER}"
         objects: list[Manifest] = []
         while True:

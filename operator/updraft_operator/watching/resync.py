@@ -15,7 +15,7 @@ from updraft_chassis.errors import NotFound, Unavailable, UpdraftError
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.metrics import Metrics
 from updraft_operator.planning.objects import Key
-from updraft_operator.watching.cluster import KINDS, Cluster
+from updraft_operator.watching.cluster import KINDS, OURS, Cluster
 from updraft_operator.watching.store import Store, is_older, key_of
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Resync:
 
 
 def _is_news(kind: str, listed: Manifest, known: str | None) -> bool:
-    if kind not in ("AdaptiveSpeculator", "DraftVersion") and key_of(kind, listed) is None:
+    if kind not in OURS and key_of(kind, listed) is None:
         return False
     return _is_newer(listed["metadata"]["resourceVersion"], known)
 

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.planning.objects import Child, Key, Ref, pack, unpack
 from updraft_operator.planning.pods import PodState
+from updraft_operator.watching.cluster import OURS
 
 M = TypeVar("M", bound=BaseModel)
-
-_OURS = ("AdaptiveSpeculator", "DraftVersion")
 
 _MAX_GONE = 4096
 """Deletions that are remembered: far more than can happen while an answer is in transit."""
@@ -45,6 +45,7 @@ class CachedObjects:
     children: Mapping[Ref, Child]
     pods: tuple[PodState, ...]
     drafts: tuple[DraftVersion, ...]
+    imports: tuple[DraftImport, ...]
 
 
 class Store:
@@ -81,7 +82,7 @@ class Store:
 
     def tells_only_status(self, kind: str, body: Mapping[str, Any]) -> bool:
         """Whether an object of ours differs from the cached one in its status alone, from which no plan follows."""
-        key = key_of(kind, body) if kind in _OURS else None
+        key = key_of(kind, body) if kind in OURS else None
         known = self._objects.get(key, {}).get(Ref(kind, body["metadata"]["name"])) if key is not None else None
         if known is None or not isinstance(known.content, bytes):
             return False
@@ -111,16 +112,20 @@ class Store:
         """The objects of a key. Raises Unreadable."""
         contents = {ref: cached.content for ref, cached in self._objects.get(key, {}).items()}
         packed = contents.get(_speculator(key))
-        drafts = [content for ref, content in contents.items() if ref.kind == "DraftVersion"]
+        by_kind = {
+            kind: [content for ref, content in contents.items() if ref.kind == kind and isinstance(content, bytes)]
+            for kind in ("DraftVersion", "DraftImport")
+        }
         return CachedObjects(
             speculator=_read(AdaptiveSpeculator, packed) if isinstance(packed, bytes) else None,
             children={ref: content for ref, content in contents.items() if isinstance(content, Child)},
             pods=tuple(content for content in contents.values() if isinstance(content, PodState)),
-            drafts=tuple(_read(DraftVersion, draft) for draft in drafts if isinstance(draft, bytes)),
+            drafts=tuple(_read(DraftVersion, content) for content in by_kind["DraftVersion"]),
+            imports=tuple(_read(DraftImport, content) for content in by_kind["DraftImport"]),
         )
 
     def content(self, key: Key, ref: Ref) -> dict[str, Any]:
-        """Metadata, spec and status of a cached AdaptiveSpeculator or DraftVersion, unread."""
+        """Metadata, spec and status of a cached object of our own API, unread."""
         packed = self._objects[key][ref].content
         assert isinstance(packed, bytes)
         return unpack(packed)
@@ -152,16 +157,14 @@ class Store:
 
 
 def _content(kind: str, body: Mapping[str, Any]) -> Child | PodState | bytes:
-    if kind in _OURS:
+    if kind in OURS:
         return pack(_lean(body))
     return PodState.of(body) if kind == "Pod" else Child.of(kind, body)
 
 
 def _without_status(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that plans follow from. Of the status of a DraftVersion, only what is measured is left out."""
-    status = {} if kind == "AdaptiveSpeculator" else {**content["status"]}
-    for measured in ("acceptance", "conditions", "observedGeneration"):
-        status.pop(measured, None)
+    """The part that plans follow from. The status of a DraftImport is: it tells that the import is done."""
+    status = content["status"] if kind == "DraftImport" else {}
     metadata = {name: value for name, value in content["metadata"].items() if name != "resourceVersion"}
     return {"metadata": metadata, "spec": content["spec"], "status": status}
 
@@ -192,7 +195,7 @@ def key_of(kind: str, body: Mapping[str, Any]) -> Key | None:
     metadata = body["metadata"]
     if kind == "AdaptiveSpeculator":
         name = metadata["name"]
-    elif kind == "DraftVersion":
+    elif kind in OURS:
         name = body.get("spec", {}).get("speculatorRef", {}).get("name", "")
     else:
         name = (metadata.get("labels") or {}).get(names.SPECULATOR, "")

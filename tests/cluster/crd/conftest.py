@@ -1,4 +1,4 @@
-"""Every test of this folder finds both kinds on the control plane."""
+"""Every test of this folder finds our kinds on the control plane."""
 
 import pytest
 from tests.cluster.crds import crds

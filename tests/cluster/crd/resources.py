@@ -16,10 +16,12 @@ ATTACHED: Json = {
     "serving": {"mode": "Attached", "attached": {"selector": {"matchLabels": {"app": "vllm"}}}},
 }
 """The fields of a resource for pods of another workload."""
-DRAFT_VERSION: Json = {"speculatorRef": {"name": "chat"}, "uri": "hf://org/draft"}
+DRAFT_VERSION: Json = {"speculatorRef": {"name": "chat"}, "source": "Trainer", "version": 1}
+DRAFT_IMPORT: Json = {"speculatorRef": {"name": "chat"}, "uri": "hf://org/draft"}
 KINDS = {
     "asp": ("AdaptiveSpeculator", names.SPECULATORS, SPECULATOR),
     "dver": ("DraftVersion", names.DRAFT_VERSIONS, DRAFT_VERSION),
+    "dimp": ("DraftImport", names.DRAFT_IMPORTS, DRAFT_IMPORT),
 }
 
 

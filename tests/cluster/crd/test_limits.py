@@ -8,7 +8,8 @@ from tests.cluster.crd.limits import LIMITS, Limit
 from tests.cluster.crd.resources import Json, at, create, over, resource
 
 each_limit = pytest.mark.parametrize(
-    "limit", [pytest.param(limit, id=f"{limit.path} {limit.message} not {limit.bad!r:.20}") for limit in LIMITS]
+    "limit",
+    [pytest.param(limit, id=f"{limit.kind} {limit.path} {limit.message} not {limit.bad!r:.20}") for limit in LIMITS],
 )
 
 

@@ -13,6 +13,7 @@ from tests.support.wait import wait_until
 from tools.api_reference import EXAMPLES
 
 from updraft_operator.api import names
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 
@@ -79,15 +80,19 @@ def test_the_least_resource_comes_back_with_all_defaults(api: Api, namespace: st
     assert stored["status"] == PENDING
 
 
-def test_the_least_import_comes_back_with_all_defaults(api: Api, namespace: str) -> None:
-    stored = create(api, namespace, "dver", resource("dver"))
+def test_the_least_import_waits_for_the_operator(api: Api, namespace: str) -> None:
+    stored = create(api, namespace, "dimp", resource("dimp"))
 
-    assert stored["spec"] == {
-        "speculatorRef": {"name": "chat"},
-        "uri": "hf://org/draft",
-        "source": "Imported",
-        "retain": False,
-    }
+    assert stored["spec"] == {"speculatorRef": {"name": "chat"}, "uri": "hf://org/draft"}
+    assert stored["status"] == PENDING
+
+
+@pytest.mark.parametrize(("kind", "field"), [("dver", "source"), ("dver", "version"), ("dimp", "uri")])
+def test_an_object_without_its_draft_is_refused(kind: str, field: str, api: Api, namespace: str) -> None:
+    content = resource(kind)
+    del content["spec"][field]
+    with pytest.raises(ApiError, match=rf"spec\.{field}: Required value"):
+        create(api, namespace, kind, content)
 
 
 def test_a_default_inside_is_filled_in_beside_what_was_written(api: Api, namespace: str) -> None:
@@ -110,10 +115,11 @@ def test_a_default_inside_is_filled_in_beside_what_was_written(api: Api, namespa
 def test_the_models_read_what_the_api_server_stores_as_what_was_written(api: Api, namespace: str) -> None:
     written = resource("asp", trainer={"storage": {"storageClassName": "fast"}}, rollout={"pinnedVersion": "NoDraft"})
     stored = create(api, namespace, "asp", written)
-    version = create(api, namespace, "dver", resource("dver"))
+    version, imported = (create(api, namespace, kind, resource(kind)) for kind in ("dver", "dimp"))
 
     assert AdaptiveSpeculator.model_validate(stored).spec == AdaptiveSpeculator.model_validate(written).spec
     assert DraftVersion.model_validate(version).spec == DraftVersion.model_validate(resource("dver")).spec
+    assert DraftImport.model_validate(imported).spec == DraftImport.model_validate(resource("dimp")).spec
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -225,42 +231,47 @@ def test_a_fresh_resource_has_a_line_without_holes_in_it(kubernetes: ControlPlan
 
 def test_the_columns_say_how_it_stands(kubernetes: ControlPlane, api: Api, namespace: str) -> None:
     _speculator_with_a_canary(api, namespace)
-    digest = {"version": 43, "source": "Trainer", "parentVersion": 41, "digest": DIGEST}
+    parent = {"parentVersion": 41, "digest": DIGEST}
     status: Json = {
-        "version": 43,
         "phase": "Canary",
         "reason": "better so far",
         "pods": {"loaded": 1, "target": 2},
         "acceptance": {"length": "3.58"},
     }
-    _version(api, namespace, "chat", 43, status, **digest)
+    _version(api, namespace, "chat", 43, status, **parent)
+    create(api, namespace, "dimp", resource("dimp", "mine"))
 
     line = "adaptivespeculator.updraft.dev/chat False InsufficientGPU 41 43 3.41 8 7 AGE"
-    assert _table(kubernetes, namespace, "asp,dver") == [
+    assert _table(kubernetes, namespace, "asp,dver,dimp") == [
         "NAME READY REASON STABLE CANDIDATE ACCEPT-LEN DESIRED PODS AGE",
         line,
         "NAME SPECULATOR VERSION PHASE LOADED TARGET ACCEPT-LEN AGE",
         "draftversion.updraft.dev/chat-v43 chat 43 Canary 1 2 3.58 AGE",
+        "NAME SPECULATOR READY REASON VERSION AGE",
+        "draftimport.updraft.dev/mine chat Unknown Pending AGE",
     ]
     assert _table(kubernetes, namespace, "asp,dver", "-o", "wide") == [
         "NAME READY REASON STABLE CANDIDATE ACCEPT-LEN DESIRED PODS AGE ROLLOUT UPDATED PINNED ADAPTING TARGET-MODEL MESSAGE",
         f"{line} Canary 6 41 TracesStalled hf://org/model 1 of 8 pods waits for a GPU",
-        "NAME SPECULATOR VERSION PHASE LOADED TARGET ACCEPT-LEN AGE REASON PARENT DIGEST SOURCE",
+        "NAME SPECULATOR VERSION PHASE LOADED TARGET ACCEPT-LEN AGE REASON PARENT DIGEST SOURCE IMPORT",
         f"draftversion.updraft.dev/chat-v43 chat 43 Canary 1 2 3.58 AGE better so far 41 {DIGEST} Trainer",
     ]
 
 
 def test_short_names_and_the_category_find_them(kubernetes: ControlPlane, api: Api, namespace: str) -> None:
     create(api, namespace, "asp", resource("asp"))
-    create(api, namespace, "dver", resource("dver", "mine"))
+    create(api, namespace, "dver", resource("dver", "chat-v1"))
+    create(api, namespace, "dimp", resource("dimp", "mine"))
 
     def listed(word: str) -> list[str]:
         return kubernetes.kubectl("get", word, f"--namespace={namespace}", "-o", "name").split()
 
-    speculators, versions = ["adaptivespeculator.updraft.dev/chat"], ["draftversion.updraft.dev/mine"]
+    speculators, versions = ["adaptivespeculator.updraft.dev/chat"], ["draftversion.updraft.dev/chat-v1"]
+    imports = ["draftimport.updraft.dev/mine"]
     assert listed("asp") == listed("adaptivespeculators") == listed("adaptivespeculator") == speculators
     assert listed("dver") == listed("draftversions") == listed("draftversion") == versions
-    assert listed("speculation") == speculators + versions
+    assert listed("dimp") == listed("draftimports") == listed("draftimport") == imports
+    assert listed("speculation") == speculators + imports + versions
 
 
 def test_kubectl_wait_sees_a_condition(kubernetes: ControlPlane, api: Api, namespace: str) -> None:
@@ -287,8 +298,9 @@ def test_kubectl_wait_sees_a_condition(kubernetes: ControlPlane, api: Api, names
             "such as nodeSelector or sidecars, merged over the operator's.",
         ),
         ("asp.status.serving.updatedReplicas", "Pods whose engines report the stable version."),
+        ("dimp.status.version", "Number of the version in the registry, once it is imported."),
         ("dver.spec.retain", "Keep the weights regardless of revisionHistoryLimit."),
-        ("dver.status.phase", "Importing, or a phase of the registry: Pending, Held, Canary"),
+        ("dver.status.phase", "Phase in the registry: Pending, Held, Canary"),
     ],
 )
 def test_kubectl_explains_a_field(field: str, words: str, kubernetes: ControlPlane) -> None:
@@ -329,7 +341,8 @@ def _speculator_with_a_canary(api: Api, namespace: str) -> None:
 
 def _version(api: Api, namespace: str, speculator: str, number: int, status: Json, **spec: object) -> None:
     name = names.draft_version(speculator, number)
-    create(api, namespace, "dver", resource("dver", name, speculatorRef={"name": speculator}, **spec))
+    spec |= {"speculatorRef": {"name": speculator}, "version": number}
+    create(api, namespace, "dver", resource("dver", name, **spec))
     api.patch(f"{collection(namespace, names.DRAFT_VERSIONS)}/{name}/status", {"status": status})
 
 

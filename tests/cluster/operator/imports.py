@@ -12,6 +12,7 @@ from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
+from updraft_operator.watching.cluster import KINDS
 
 
 def job_pod(subject: Subject) -> Json:
@@ -36,8 +37,24 @@ def as_the_job(said: list[str], registry: RegistryProcess, folder: Path, *, targ
 
     Without `target` the draft's folder has to say for which target it is.
     """
-    words, result = list(said[1:]), folder / "result"
-    here = {"--registry": registry.address, "--result": str(result)}
+    done = _run(said, registry, folder, target)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    return (folder / "result").read_text()
+
+
+def refused_as_the_job(said: list[str], registry: RegistryProcess, folder: Path, *, target: Path | None = None) -> str:
+    """Run the Job's own command with a draft that it refuses; return its last words."""
+    done = _run(said, registry, folder, target)
+    assert done.returncode != 0, done.stdout
+    return done.stderr.strip().splitlines()[-1].removeprefix("Error: ")
+
+
+def _run(
+    said: list[str], registry: RegistryProcess, folder: Path, target: Path | None
+) -> subprocess.CompletedProcess[str]:
+    words = list(said[1:])
+    here = {"--registry": registry.address, "--result": str(folder / "result")}
     if target is not None:
         here["--target"] = str(target)
     for name, value in here.items():
@@ -46,10 +63,25 @@ def as_the_job(said: list[str], registry: RegistryProcess, folder: Path, *, targ
         if name in words:
             del words[words.index(name) : words.index(name) + 2]
     words[words.index("import") + 1] = str(folder)
-    done = subprocess.run([sys.executable, "-m", "updraft_cli", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
-    return result.read_text()
+    return subprocess.run([sys.executable, "-m", "updraft_cli", *words], capture_output=True, text=True, check=False)
+
+
+def fail(subject: Subject, pod: Json, words: str) -> None:
+    """Let the pod of a Job end badly with these last words, and the Job make no other."""
+    (owner,) = pod["metadata"]["ownerReferences"]
+    subject.api.patch(subject.path("Job", owner["name"]), {"spec": {"backoffLimit": 0}})
+    subject.set_pod(pod["metadata"]["name"], ended(pod, words, code=1))
+
+
+def apply_import(subject: Subject, name: str, **spec: object) -> Json:
+    """Import a draft, as a person does."""
+    body: Json = {
+        "apiVersion": names.API_VERSION,
+        "kind": "DraftImport",
+        "metadata": {"name": name},
+        "spec": {"speculatorRef": {"name": subject.name}, "uri": f"hf://org/{name}", **spec},
+    }
+    return subject.api.create(KINDS["DraftImport"].path(subject.namespace), body)
 
 
 def ended(pod: Json, message: str, *, code: int = 0) -> Json:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.cluster.operator.conftest import Running
-from tests.cluster.operator.imports import as_the_job, command, ended, job_pod
+from tests.cluster.operator.imports import apply_import, as_the_job, command, ended, fail, job_pod, refused_as_the_job
 from tests.cluster.operator.registries import Shelf
 from tests.cluster.operator.sglang_pods import sglang_pods, sizes
 from tests.cluster.operator.subject import Subject
@@ -70,17 +70,6 @@ def bring(subject: Subject, registry: RegistryProcess, folder: Path, target: Pat
     return uri
 
 
-def apply_import(subject: Subject, name: str) -> None:
-    """A draft that a person brings."""
-    body = {
-        "apiVersion": names.API_VERSION,
-        "kind": "DraftVersion",
-        "metadata": {"name": f"{subject.name}-{name}"},
-        "spec": {"speculatorRef": {"name": subject.name}, "uri": f"hf://org/{name}"},
-    }
-    subject.api.create(subject.path("DraftVersion").rpartition("/")[0], body)
-
-
 def num_trainers(subject: Subject) -> int:
     return int(subject.get("Deployment", f"{subject.name}-trainer")["spec"]["replicas"])
 
@@ -102,13 +91,16 @@ def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
     assert (imported.version, imported.manifest.source) == (1, pb.SOURCE_IMPORTED)
     assert imported.manifest.target_fingerprint == target_fingerprint(target)
     assert json.loads(imported.manifest.config_json)["draft_vocab_size"] == DRAFT_VOCAB
-    (object_,) = subject.all_of("DraftVersion")
-    assert object_["metadata"]["name"].startswith(f"{subject.name}-initial-")
+    (draft_import,) = subject.all_of("DraftImport")
+    assert draft_import["metadata"]["name"].startswith(f"{subject.name}-initial-")
     wait_until(
-        lambda: subject.all_of("DraftVersion")[0]["status"].get("phase") == "Stable", what="version 1 that serves"
+        lambda: subject.get("DraftVersion", f"{subject.name}-v1")["status"].get("phase") == "Stable",
+        what="version 1 that serves",
     )
-    assert subject.all_of("DraftVersion")[0]["status"]["version"] == 1
-    assert [each["metadata"]["name"] for each in subject.all_of("DraftVersion")] == [object_["metadata"]["name"]]
+    (object_,) = subject.all_of("DraftVersion")
+    assert (object_["spec"]["source"], object_["status"]["draftImportName"]) == (
+        *("Imported", draft_import["metadata"]["name"]),
+    )
     wait_until(lambda: subject.condition("TrainerReady")[1] != "WaitingForDraft", what="the end of the wait")
 
 
@@ -118,15 +110,10 @@ def test_a_draft_for_another_target_fails_as_an_import_and_nothing_else_does(
     start(subject)
     subject.run(names.SERVING)
     pod = job_pod(subject)
-    (job,) = subject.all_of("Job")
-    subject.api.patch(subject.path("Job", job["metadata"]["name"]), {"spec": {"backoffLimit": 0}})
     folder = published(tmp_path / "theirs")
     (folder / "config.json").write_text(json.dumps(SPECFORGE | {"vocab_size": 600}))
-    with pytest.raises(AssertionError) as failed:
-        as_the_job(command(pod), registry, folder, target=target)
-    words = str(failed.value).strip().splitlines()[0].removeprefix("Error: ")
 
-    subject.set_pod(pod["metadata"]["name"], ended(pod, words, code=1))
+    fail(subject, pod, refused_as_the_job(command(pod), registry, folder, target=target))
 
     wait_until(lambda: "failed" in subject.conditions()["TrainerReady"]["message"], what="the reason")
     message = subject.conditions()["TrainerReady"]["message"]
@@ -151,13 +138,13 @@ def test_sglang_pods_restart_one_after_the_other_into_a_lineage_of_another_shape
         assert len(pods.built_for) == 6, "each pod was replaced once"
 
         before = dict(pods.built_for)
-        apply_import(subject, "same-shape")
+        apply_import(subject, f"{subject.name}-same-shape")
         bring(subject, registry, published(tmp_path / "second", scale=0.5), target)
         subject.change(rollout={"promotedVersion": 2})  # nobody has evaluated it against the version before
         wait_until_serving(shelf, version=2)
         assert pods.built_for == before, "a draft of the same shape restarts nothing"
 
-        apply_import(subject, "fewer-tokens")
+        apply_import(subject, f"{subject.name}-fewer-tokens")
         bring(subject, registry, published(tmp_path / "third", vocab_size=50), target)
         subject.change(rollout={"promotedVersion": 3})
         wait_until_serving(shelf, version=3)

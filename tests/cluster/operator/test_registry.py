@@ -1,17 +1,13 @@
 """With a real registry: the rollout's fields reach it, and its versions are objects that one can look at and wait for."""
 
 import re
-from pathlib import Path
 
 import pytest
-from google.protobuf import json_format
-from tests.cluster.access import Json
 from tests.cluster.operator import requests
 from tests.cluster.operator.conftest import Running
-from tests.cluster.operator.imports import as_the_job, command, ended, job_pod
 from tests.cluster.operator.registries import Shelf
 from tests.cluster.operator.subject import Subject
-from tests.support.checkpoints import CONFIG, draft
+from tests.support.checkpoints import draft
 from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
 
@@ -227,49 +223,6 @@ def test_a_registry_that_is_away_costs_no_version(
     ]
 
 
-@pytest.fixture
-def brought(connected: Subject) -> Json:
-    """A draft of a person's own."""
-    body: Json = {
-        "apiVersion": names.API_VERSION,
-        "kind": "DraftVersion",
-        "metadata": {"name": "mine"},
-        "spec": {"speculatorRef": {"name": connected.name}, "uri": "hf://org/draft", "digest": draft(seed=9).digest},
-    }
-    return connected.api.create(connected.path("DraftVersion").rpartition("/")[0], body)
-
-
-def test_a_draft_that_a_person_applies_is_imported_by_a_job(
-    connected: Subject, shelf: Shelf, registry: RegistryProcess, brought: Json, tmp_path: Path
-) -> None:
-    pod = job_pod(connected)
-    (job,) = connected.all_of("Job")
-    (owner,) = job["metadata"]["ownerReferences"]
-    assert owner["uid"] == brought["metadata"]["uid"]
-    said = command(pod)
-    assert said[:3] == ["updraft", "draft", "import"]
-    wait_for_phases(connected, mine="Importing")
-
-    result = as_the_job(said, registry, _folder(tmp_path, connected.name))
-    connected.set_pod(pod["metadata"]["name"], ended(pod, result))
-
-    wait_for_phases(connected, mine="Stable")
-    status = connected.get("DraftVersion", "mine")["status"]
-    assert status["version"] == 1
-    assert shelf.versions()[1].manifest.digest == brought["spec"]["digest"]
-
-
-def test_an_import_that_failed_says_why(connected: Subject, brought: Json) -> None:
-    (job,) = _until_there(connected, "Job")
-    connected.api.patch(connected.path("Job", job["metadata"]["name"]), {"spec": {"backoffLimit": 0}})
-    fail_a_pod(connected, "updraft: hf://org/draft is not there")
-
-    wait_for_phases(connected, mine="Failed")
-    status = connected.get("DraftVersion", "mine")["status"]
-    assert "hf://org/draft is not there" in status["reason"]
-    assert [each["reason"] for each in status["conditions"] if each["type"] == "Verified"] == ["ImportFailed"]
-
-
 def test_the_object_of_a_version_goes_when_the_registry_no_longer_keeps_it(connected: Subject, shelf: Shelf) -> None:
     publish(connected, shelf, 1)
     connected.api.patch(connected.path("DraftVersion", f"{connected.name}-v1"), {"spec": {"retain": True}})
@@ -281,23 +234,3 @@ def test_the_object_of_a_version_goes_when_the_registry_no_longer_keeps_it(conne
     # A registry deletes nothing in its first minute, and the operator lists its versions every half minute.
     wait_until(lambda: phases(connected).keys() == {"v1", "v3", "v4"}, timeout_s=120, what="the end of v2's object")
     assert {number for number, version in shelf.versions().items() if not version.pruned} == {1, 3, 4}
-
-
-def _until_there(subject: Subject, kind: str) -> list[Json]:
-    wait_until(lambda: bool(subject.all_of(kind)), what=f"a {kind}")
-    return subject.all_of(kind)
-
-
-def fail_a_pod(subject: Subject, words: str) -> None:
-    """Let the next pod of the Job end badly."""
-    pod = job_pod(subject)
-    subject.set_pod(pod["metadata"]["name"], ended(pod, words, code=1))
-
-
-def _folder(tmp_path: Path, speculator: str) -> Path:
-    """A draft as `updraft draft pull` leaves it."""
-    weights = draft(seed=9)
-    (tmp_path / "model.safetensors").write_bytes(weights.data)
-    (tmp_path / "config.json").write_text(CONFIG)
-    (tmp_path / "manifest.json").write_text(json_format.MessageToJson(weights.manifest(speculator)))
-    return tmp_path

@@ -31,7 +31,7 @@ UNUSED: dict[Right, str] = {
         for verb in ("get", "list", "watch", "create", "patch", "delete")
     },
     ("updraft.dev", "adaptivespeculators/finalizers", "update"): _OPENSHIFT,
-    ("updraft.dev", "draftversions/finalizers", "update"): _OPENSHIFT,
+    ("updraft.dev", "draftimports/finalizers", "update"): _OPENSHIFT,
 }
 
 
@@ -82,9 +82,11 @@ def live(subject: Subject, shelf: Shelf) -> None:
     kind = {"apiVersion": names.API_VERSION, "kind": "DraftVersion"}
     subject.api.create(collection, {**kind, "metadata": {"name": "stray"}, "spec": stray})
     wait_until(lambda: not subject.exists("DraftVersion", "stray"), what="the end of what the registry does not know")
-    imported = {"speculatorRef": {"name": subject.name}, "uri": "hf://org/draft"}
-    subject.api.create(collection, {**kind, "metadata": {"name": "mine"}, "spec": imported})
+    subject.change(draft={"initial": {"uri": "hf://org/draft"}})
     wait_until(lambda: bool(subject.all_of("Job")), what="the import")
+    (job,) = subject.all_of("Job")
+    subject.change(draft={"initial": {"secretRef": {"name": "token"}}})
+    wait_until(lambda: not subject.exists("Job", job["metadata"]["name"]), what="the end of the Job without the Secret")
     subject.change(trainer={"nodes": 2})
     wait_until(lambda: len(subject.pods(names.TRAINER)) == 2, what="two ranks instead of one")
     first = {pod["metadata"]["uid"] for pod in subject.pods(names.TRAINER)}

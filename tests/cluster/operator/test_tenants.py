@@ -241,7 +241,7 @@ async def reported(stream: PodStream) -> None:
 SERVED = (
     *("secrets", "configmaps", "pods", "services", "serviceaccounts", "persistentvolumeclaims", "events"),
     *("apps/deployments", "apps/statefulsets", "networking.k8s.io/networkpolicies", "policy/poddisruptionbudgets"),
-    *(f"{names.GROUP}/{names.SPECULATORS}", f"{names.GROUP}/{names.DRAFT_VERSIONS}"),
+    *(f"{names.GROUP}/{plural}" for plural in (names.SPECULATORS, names.DRAFT_VERSIONS, names.DRAFT_IMPORTS)),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from updraft_chassis.errors import Conflict, InvalidInput, NotFound, Unavailable
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
+from updraft_operator.watching.cluster import OURS
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class MemoryCluster:
 
     async def metadata(self, kind: str, namespace: str) -> list[Manifest]:
         self.num_listings += 1
-        is_ours = kind in ("AdaptiveSpeculator", "DraftVersion")
+        is_ours = kind in OURS
         return [
             {"metadata": _copied(each["metadata"])}
             for each in self.of(kind, namespace)

@@ -533,17 +533,17 @@ def test_a_draft_that_cannot_be_read_says_so_itself(world: World) -> None:
 
 
 def test_an_import_without_a_speculator_says_so_until_there_is_one() -> None:
-    world, mine = World(), _where("DraftVersion", "mine")
+    world, mine = World(), _where("DraftImport", "mine")
     world.cluster.remove(OWNER)
-    spec = {"speculatorRef": {"name": KEY.name}, "source": "Imported", "uri": "hf://org/draft"}
+    spec = {"speculatorRef": {"name": KEY.name}, "uri": "hf://org/draft"}
     metadata = {"name": "mine", "namespace": KEY.namespace}
-    world.cluster.set({"kind": "DraftVersion", "metadata": metadata, "spec": spec, "status": {}})
+    world.cluster.set({"kind": "DraftImport", "metadata": metadata, "spec": spec, "status": {}})
 
     for _ in range(2):
         run_now(world.reconciler.reconcile(KEY))
 
     assert _told(world, mine) == {"Ready": ("False", "SpeculatorNotFound")}
-    assert world.cluster.writes == [("apply", "DraftVersion", "mine")]
+    assert world.cluster.writes == [("apply", "DraftImport", "mine")]
     owner = {"targetModel": {"uri": "/models/tiny"}}
     world.cluster.set({"kind": OWNER[0], "metadata": {"name": KEY.name, "namespace": KEY.namespace}, "spec": owner})
     world.settle()

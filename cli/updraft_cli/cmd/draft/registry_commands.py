@@ -82,7 +82,7 @@ def pull(backend: RegistryBackend, version: Version, folder: Path) -> None:
     "--result",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Also write {"version": N} to FILE, where the operator reads it.',
+    help='Also write {"version": N, "digest": "..."} to FILE, where the operator reads it.',
 )
 @options.output()
 def import_(
@@ -109,7 +109,8 @@ def import_(
         with output.waiting(f"Reading and publishing {folder} ..."):
             imported = backend.call(publish)
     if result is not None:
-        result.write_text(json.dumps({"version": imported.draft.version}), encoding="utf-8")
+        registered = {"version": imported.draft.version, "digest": imported.draft.digest}
+        result.write_text(json.dumps(registered), encoding="utf-8")
     output.show(imported, form, names=[imported.draft.version], rendered=partial(view.rendered_import, imported))
 
 

@@ -126,7 +126,7 @@ def _columns(drafts: DraftList, now: datetime, *, is_wide: bool) -> dict[str, Ca
     cells: dict[str, Callable[[Draft], str | Text]] = {
         "namespace": lambda draft: draft.namespace,
         "speculator": lambda draft: draft.speculator,
-        ">version": lambda draft: _number(draft.version),
+        ">version": lambda draft: str(draft.version),
         "phase": _phase,
         ">accepted": lambda draft: length(draft.acceptance),
         "by position": lambda draft: output.percents(draft.acceptance.by_position if draft.acceptance else ()),
@@ -155,7 +155,7 @@ def _phase(draft: Draft) -> Text:
 
 def _facts(details: DraftDetails, now: datetime, *, is_wide: bool) -> Iterator[tuple[str, str | Text]]:
     draft, digest = details.draft, str if is_wide else output.short
-    yield "version", f"{_number(draft.version)} of {details.speculator}"
+    yield "version", f"{draft.version} of {details.speculator}"
     since = f" since {output.timestamp(draft.since)} UTC" if draft.since else ""
     retained = "; kept regardless of the retention policy" if draft.retained else ""
     yield "phase", phase(draft.phase) + f"{since}{retained}"

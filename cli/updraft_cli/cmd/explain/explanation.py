@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from updraft_cli.backends.drafts import Draft
+from updraft_cli.backends.drafts import Draft, WaitingImport
 from updraft_cli.backends.speculators import Condition, Resource, Speculator
 from updraft_cli.cmd.explain.condition_help import READY, RESTARTS, condition_help
 from updraft_cli.output import ago, count, sentence
@@ -36,7 +36,9 @@ class Explanation:
     """Fields of the spec, by the part whose pods a change of them replaces."""
 
 
-def explain(speculator: Speculator, drafts: Iterable[Draft], now: datetime) -> Explanation:
+def explain(
+    speculator: Speculator, drafts: Iterable[Draft], imports: Iterable[WaitingImport], now: datetime
+) -> Explanation:
     resource = speculator.resource
     assert resource is not None, "only a cluster has conditions"
     return Explanation(
@@ -44,7 +46,7 @@ def explain(speculator: Speculator, drafts: Iterable[Draft], now: datetime) -> E
         name=speculator.name,
         does=tuple(_does(speculator, resource, now)),
         problems=tuple(_problem(speculator, condition) for condition in _troubled(resource.conditions)),
-        rollout=tuple(_rollout(speculator, resource, tuple(drafts), now)),
+        rollout=(*_rollout(speculator, resource, tuple(drafts), now), *map(_import, imports)),
         restarts={part: tuple(f"spec.{field}" for field in fields) for part, fields in RESTARTS.items()},
     )
 
@@ -123,9 +125,6 @@ def _rollout(speculator: Speculator, resource: Resource, drafts: tuple[Draft, ..
     waiting = [draft for draft in drafts if draft.phase in {"pending", "held"}]
     if waiting and speculator.policy.strategy is Strategy.MANUAL:
         yield f"With strategy Manual it waits for a person: {_numbers(waiting)} can be promoted."
-    importing = [draft.object for draft in drafts if draft.phase == "importing" or draft.version is None]
-    if importing:
-        yield f"Being imported: {', '.join(importing)}."
     if (failure := resource.last_failure) is not None:
         when = f" {ago(failure.time, now)}" if failure.time else ""
         yield f"Version {failure.version} failed{when}: {sentence(failure.message or failure.reason)}"
@@ -133,6 +132,11 @@ def _rollout(speculator: Speculator, resource: Resource, drafts: tuple[Draft, ..
         yield "There is no version yet."
 
 
+def _import(one: WaitingImport) -> str:
+    state = "failed" if one.has_failed else "is not done"
+    return f"The DraftImport {one.name} {state}: {sentence(one.message)}"
+
+
 def _numbers(drafts: list[Draft]) -> str:
-    numbers = sorted(draft.version for draft in drafts if draft.version is not None)
+    numbers = sorted(draft.version for draft in drafts)
     return f"version{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"

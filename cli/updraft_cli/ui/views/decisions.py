@@ -43,7 +43,7 @@ def actions(one: SpeculatorSnapshot, refusal: str) -> tuple[Action, ...]:
 
 def version_actions(one: SpeculatorSnapshot, draft: Draft, refusal: str) -> tuple[Action, ...]:
     """Return the buttons of one version."""
-    number = draft.version or 0
+    number = draft.version
     pinned = f"version {number} is pinned already" if one.speculator.pinned == number else ""
     return (
         _action(one, "Pin this version", Verb.PIN, number, refusal or pinned or _unfit(one, Verb.PIN, number)),
@@ -159,7 +159,7 @@ def _choices(one: SpeculatorSnapshot, verb: Verb) -> Iterator[tuple[int, str]]:
         yield 0, "no draft: the same answers, more slowly"
     for draft in one.drafts:
         is_offered = draft.phase in WAITING if verb is Verb.PROMOTE else draft.phase not in LOST
-        if draft.version is not None and is_offered and not draft.pruned:
+        if is_offered and not draft.pruned:
             length = f", {draft.acceptance.length:.2f} tokens per step" if draft.acceptance else ""
             yield draft.version, f"{draft.phase}{length}"
 

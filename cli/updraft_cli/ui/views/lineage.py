@@ -46,10 +46,10 @@ class Lineage:
 
 
 def lineage(drafts: Iterable[Draft]) -> Lineage:
-    numbered = sorted((draft for draft in drafts if draft.version is not None), key=lambda draft: draft.version or 0)
+    numbered = sorted(drafts, key=lambda draft: draft.version)
     shown = numbered[-MAX_NODES:]
     rows = _rows(shown)
-    nodes = {draft.version: _node(draft, column, rows[draft.version or 0]) for column, draft in enumerate(shown)}
+    nodes = {draft.version: _node(draft, column, rows[draft.version]) for column, draft in enumerate(shown)}
     edges = (
         Edge(path=_path(nodes[draft.parent], nodes[draft.version]), is_kept=draft.phase not in LOST)
         for draft in shown
@@ -72,7 +72,7 @@ def _rows(drafts: Sequence[Draft]) -> dict[int, int]:
     ends: dict[int, int] = {}
     """The last column that each row is taken up to."""
     for column, draft in enumerate(drafts):
-        number = draft.version or 0
+        number = draft.version
         parent = draft.parent if draft.parent in rows else None
         if parent is not None and heirs.get(parent) == number:
             row = rows[parent]
@@ -86,13 +86,13 @@ def _rows(drafts: Sequence[Draft]) -> dict[int, int]:
 def _heirs(drafts: Sequence[Draft]) -> dict[int, int]:
     """Return for each version the child that continues its row: the first that has not lost, else the first."""
     heirs: dict[int, int] = {}
-    for draft in sorted(drafts, key=lambda draft: (draft.phase in LOST, draft.version or 0)):
+    for draft in sorted(drafts, key=lambda draft: (draft.phase in LOST, draft.version)):
         if draft.parent:
-            heirs.setdefault(draft.parent, draft.version or 0)
+            heirs.setdefault(draft.parent, draft.version)
     return heirs
 
 
-def _last_heir(columns: dict[int | None, int], heirs: dict[int, int], number: int, column: int) -> int:
+def _last_heir(columns: dict[int, int], heirs: dict[int, int], number: int, column: int) -> int:
     """Return the column in which the row of a version ends, so that no other line crosses it."""
     while number in heirs and heirs[number] in columns:
         number = heirs[number]
@@ -102,7 +102,7 @@ def _last_heir(columns: dict[int | None, int], heirs: dict[int, int], number: in
 
 def _node(draft: Draft, column: int, row: int) -> Node:
     return Node(
-        version=draft.version or 0,
+        version=draft.version,
         phase=(draft.phase or "none").replace(" ", "-"),
         label=f"{acceptance.length:.2f}" if (acceptance := parts.known(draft.acceptance)) else draft.phase,
         title=f"Version {draft.version}, {draft.phase}: {draft.reason}",

@@ -53,7 +53,7 @@ class Diff:
 
 
 def versions(one: SpeculatorSnapshot) -> Versions:
-    numbers = tuple(draft.version for draft in one.drafts if draft.version is not None)
+    numbers = tuple(draft.version for draft in one.drafts)
     new = numbers[0] if numbers else 0
     stable = one.speculator.stable
     old = stable if stable and stable != new else numbers[1] if len(numbers) > 1 else new
@@ -64,7 +64,7 @@ def version(details: DraftDetails) -> Version:
     draft = details.draft
     acceptance = draft.acceptance
     return Version(
-        number=draft.version or 0,
+        number=draft.version,
         phase=parts.phase(draft.phase),
         reason=output.sentence(draft.reason),
         facts=tuple(_facts(details)),

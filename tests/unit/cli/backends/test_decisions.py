@@ -63,7 +63,7 @@ def test_a_pin_to_an_unknown_version_is_refused_with_the_existing_ones() -> None
     with pytest.raises(NotFound, match=r"qwen has no DraftVersion with the number 5; it has versions 1 to 4, 6"):
         pin(owner(), 5)
     with pytest.raises(NotFound, match="it has no version yet"):
-        patch_fields(Verb.PIN, owner(), (draft(objects.version(None, "Importing"), None),), 1)
+        patch_fields(Verb.PIN, owner(), (), 1)
 
 
 @pytest.mark.parametrize("decide", [pin, promote])
@@ -133,9 +133,3 @@ def test_who_else_writes_a_field_is_read_from_the_managed_fields() -> None:
     ]
     assert writers(content, "pinnedVersion") == ("argocd-controller",)
     assert writers(content, "promotedVersion") == ()
-
-
-def test_a_version_without_a_number_cannot_be_decided_on() -> None:
-    importing = draft(objects.version(None, "Importing"), None)
-    assert importing.version is None
-    assert importing.source == "imported"

@@ -16,7 +16,7 @@ from updraft_cli import output
 from updraft_cli.backends import wire
 from updraft_cli.backends.drafts import DraftList, History
 from updraft_cli.backends.installation import Installation
-from updraft_cli.backends.objects import draft, event, events_of, history, newest_first, speculator
+from updraft_cli.backends.objects import draft, event, events_of, history, newest_first, speculator, waiting_imports
 from updraft_cli.cmd.draft import view as draft_view
 from updraft_cli.cmd.explain import view as explain_view
 from updraft_cli.cmd.explain.explanation import explain
@@ -44,9 +44,9 @@ def status(*contents: Any, namespace: str = "team", is_wide: bool = False) -> st
     return text(status_view.rendered(of(*contents, namespace=namespace), NOW, is_wide=is_wide))
 
 
-def explained(content: Any, *versions: Any, is_wide: bool = False) -> str:
+def explained(content: Any, *versions: Any, imports: Any = (), is_wide: bool = False) -> str:
     owner = speculator(content)
-    explanation = explain(owner, [draft(version, owner) for version in versions], NOW)
+    explanation = explain(owner, [draft(version, owner) for version in versions], waiting_imports(imports), NOW)
     return text(explain_view.rendered(explanation, NOW, is_wide=is_wide))
 
 
@@ -273,10 +273,9 @@ def test_a_status_of_before_the_last_change_is_told_as_that() -> None:
     assert "The operator has not acted on the last change of the spec yet" in explained(late)
 
 
-def test_versions_are_newest_first_and_an_import_without_a_number_is_the_newest() -> None:
+def test_versions_are_newest_first() -> None:
     items = [
         objects.version(1, "Superseded", reason="version 2 took over"),
-        objects.version(None, "Importing"),
         objects.version(2, "Stable", pods={"loaded": 1, "target": 2}, acceptance={"length": "2.59"}, reason="it won"),
     ]
     owner = speculator(objects.speculator(rollout={"pinnedVersion": 2}))
@@ -284,12 +283,11 @@ def test_versions_are_newest_first_and_an_import_without_a_number_is_the_newest(
     listing = DraftList(namespace="team", speculator="qwen", drafts=drafts)
     assert text(draft_view.rendered_list(listing, NOW, is_wide=False)).splitlines() == [
         "version  phase           accepted  loaded  published  reason",
-        "      -  importing              -     -/-  2 h ago",
         "      2  stable, pinned      2.59     1/2  2 h ago    it won",
         "      1  superseded             -     -/-  2 h ago    version 2 took over",
     ]
     wide = text(draft_view.rendered_list(listing, NOW, is_wide=True))
-    assert "qwen-mine" in wide
+    assert "qwen-v2" in wide
     assert "size" not in wide.splitlines()[0], "a cluster does not know it"
     everywhere = DraftList(speculator="", drafts=drafts)
     assert text(draft_view.rendered_list(everywhere, NOW, is_wide=False)).split()[:2] == ["namespace", "speculator"]
@@ -394,7 +392,6 @@ def test_a_reason_that_is_not_known_here_keeps_its_message() -> None:
         (objects.speculator(rollout={"pinnedVersion": 1}), "Version 1 is pinned (spec.rollout.pinnedVersion)"),
         (objects.speculator(rollout={"paused": True}), "It is paused (spec.rollout.paused)"),
         (objects.speculator(rollout={"strategy": "Manual"}), "it waits for a person: version 5 can be promoted."),
-        (objects.speculator(), "Being imported: qwen-mine."),
         (
             objects.speculator(status={"serving": {"readyReplicas": 2, "updatedReplicas": 1, "failedReplicas": 1}}),
             "1 of 2 ready pods have loaded it.\n1 pod with a problem; see the conditions.",
@@ -402,7 +399,17 @@ def test_a_reason_that_is_not_known_here_keeps_its_message() -> None:
     ],
 )
 def test_an_explanation_says_what_holds_a_rollout(content: Any, sentence: str) -> None:
-    assert sentence in explained(content, objects.version(5, "Held"), objects.version(None, "Importing"))
+    assert sentence in explained(content, objects.version(5, "Held"))
+
+
+def test_an_explanation_says_why_an_import_is_no_version() -> None:
+    running = objects.condition("Ready", "False", "Importing", "a Job imports it")
+    failed = [objects.condition(kind, "True", "ImportFailed", "404 Not Found") for kind in ("Ready", "Stalled")]
+    done = objects.draft_import(version=3)
+    told = explained(objects.speculator(), imports=[objects.draft_import(running), objects.draft_import(*failed), done])
+    assert "The DraftImport qwen-mine is not done: A Job imports it." in told
+    assert "The DraftImport qwen-mine failed: 404 Not Found." in told
+    assert told.count("DraftImport") == 2
 
 
 def test_programs_get_plain_values_with_times_in_iso_8601() -> None:

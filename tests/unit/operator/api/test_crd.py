@@ -11,12 +11,13 @@ from tests.cluster.crd.rules import RULES
 from tools import api_reference
 
 from updraft_operator.api import crd
-from updraft_operator.api.crd import Schema
+from updraft_operator.api.crd import Kind, Schema
+from updraft_operator.api.draft_import import DraftImport
 from updraft_operator.api.draft_version import DraftVersion
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.api.status import PENDING, Status
 
-KINDS: dict[str, type[AdaptiveSpeculator | DraftVersion]] = {"asp": AdaptiveSpeculator, "dver": DraftVersion}
+KINDS: dict[str, Kind] = {"asp": AdaptiveSpeculator, "dver": DraftVersion, "dimp": DraftImport}
 LARGEST_BYTES = 64_000
 
 _SAID = {
@@ -32,15 +33,15 @@ _SAID = {
 }
 """What the API server says about what is beyond a limit."""
 
-each_kind = pytest.mark.parametrize("kind", ["asp", "dver"])
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(params=["asp", "dver"])
+@pytest.fixture(params=KINDS)
 def root(request: pytest.FixtureRequest) -> Schema:
     return crd.schema(KINDS[request.param])
 
 
-def test_both_together_are_small_enough_for_plain_kubectl_apply() -> None:
+def test_all_together_are_small_enough_for_plain_kubectl_apply() -> None:
     assert sum(len(text.encode()) for text in crd.files().values()) < LARGEST_BYTES
 
 
@@ -172,9 +173,9 @@ def test_the_reference_tells_defaults_limits_and_rules() -> None:
 
 def test_the_examples_are_the_least_resources() -> None:
     speculator = AdaptiveSpeculator.model_validate(api_reference.EXAMPLES["AdaptiveSpeculator"])
-    version = DraftVersion.model_validate(api_reference.EXAMPLES["DraftVersion"])
+    draft_import = DraftImport.model_validate(api_reference.EXAMPLES["DraftImport"])
     assert speculator.spec.model_dump(exclude_defaults=True, by_alias=True).keys() == SPECULATOR.keys()
-    assert version.spec.speculator_ref.name == speculator.metadata.name
+    assert draft_import.spec.speculator_ref.name == speculator.metadata.name
 
 
 _VALIDATIONS = "x-kubernetes-validations"

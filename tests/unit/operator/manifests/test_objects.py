@@ -186,25 +186,25 @@ def test_pull_secrets_and_policy_reach_every_pod() -> None:
 
 
 def test_the_pod_of_an_import_is_as_hardened_as_the_others() -> None:
-    from tests.support.observed import draft
+    from tests.support.observed import draft_import
 
-    brought = draft(None, uri="pvc://drafts/eagle")
+    brought = draft_import(uri="pvc://drafts/eagle")
     job = importing.job(speculator(), brought, "mine-import", CONFIG_WITHOUT_REDIS, is_first=False)
     pod = job["spec"]["template"]["spec"]
     assert breaches(pod) == []
     assert pod["automountServiceAccountToken"] is False
     assert pod["restartPolicy"] == "Never"
     (owner,) = job["metadata"]["ownerReferences"]
-    assert (owner["kind"], owner["uid"]) == ("DraftVersion", brought.metadata.uid)
+    assert (owner["kind"], owner["uid"]) == ("DraftImport", brought.metadata.uid)
     assert "/drafts/eagle" in pod["containers"][0]["command"]
 
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: bool) -> None:
     """A draft of another trainer cannot be converted without it, also as a later version."""
-    from tests.support.observed import draft
+    from tests.support.observed import draft_import
 
-    job = importing.job(speculator(uri="hf://org/qwen"), draft(None), "mine-import", CONFIG, is_first=is_first)
+    job = importing.job(speculator(uri="hf://org/qwen"), draft_import(), "mine-import", CONFIG, is_first=is_first)
     pod = job["spec"]["template"]["spec"]
     assert "--head-only" in pod["initContainers"][0]["command"]
     args = pod["containers"][0]["args"]
@@ -215,18 +215,18 @@ def test_every_import_is_checked_against_the_head_of_the_target(*, is_first: boo
 
 @pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
 def test_an_import_is_checked_against_the_engine_of_the_pods(engine: str) -> None:
-    from tests.support.observed import draft
+    from tests.support.observed import draft_import
 
-    job = importing.job(speculator({"engine": {"type": engine}}), draft(None), "mine-import", CONFIG, is_first=True)
+    job = importing.job(speculator({"engine": {"type": engine}}), draft_import(), "mine-import", CONFIG, is_first=True)
     args = job["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[args.index("--engine") + 1] == engine.lower()
 
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_target_in_the_image_of_the_inference_pods_is_named_for_the_first_version_only(*, is_first: bool) -> None:
-    from tests.support.observed import draft
+    from tests.support.observed import draft_import
 
-    job = importing.job(speculator(uri="/models/qwen"), draft(None), "mine-import", CONFIG, is_first=is_first)
+    job = importing.job(speculator(uri="/models/qwen"), draft_import(), "mine-import", CONFIG, is_first=is_first)
     assert ("--target" in job["spec"]["template"]["spec"]["containers"][0]["args"]) is is_first
 
 

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.observed import as_child, connected, draft, observed, settled, version
+from tests.support.manifests import speculator
+from tests.support.observed import as_child, connected, draft_import, observed, settled, version
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.api.draft_version import DraftVersion
-from updraft_operator.planning import lineage
+from updraft_operator.api.draft_import import DraftImport
+from updraft_operator.planning import imports, lineage
 from updraft_operator.planning.conditions import conditions
 from updraft_operator.planning.observed import Observed, RegistryView
 from updraft_operator.planning.plan import objects
@@ -54,21 +55,29 @@ def sglang(registry: RegistryView, **more: Any) -> Observed:
 def test_the_draft_that_the_spec_names_is_imported_once() -> None:
     made = lineage.initial_import(observed(INITIAL))
     assert made is not None
-    applied = DraftVersion.model_validate(made)
-    assert (applied.spec.uri, applied.spec.version, applied.spec.source.value) == ("hf://org/draft", None, "Imported")
-    assert lineage.initial_import(observed(INITIAL, drafts=(draft(None, name=NAME),))) is None
+    assert (made["kind"], DraftImport.model_validate(made).spec.uri) == ("DraftImport", "hf://org/draft")
+    assert lineage.initial_import(observed(INITIAL, imports=(draft_import(NAME),))) is None
     assert lineage.initial_import(observed()) is None
 
 
 def test_another_draft_in_the_spec_is_another_import() -> None:
     other = {"draft": {"initial": {"uri": "hf://org/draft", "digest": f"sha256:{1:064x}"}}}
-    assert lineage.initial_import(observed(other, drafts=(draft(None, name=NAME),))) is not None
+    assert lineage.initial_import(observed(other, imports=(draft_import(NAME),))) is not None
+
+
+def test_the_secret_of_the_draft_can_be_corrected() -> None:
+    secret = {"draft": {"initial": {"uri": "hf://org/draft", "secretRef": {"name": "token"}}}}
+    corrected = lineage.initial_import(observed(secret, imports=(draft_import(NAME),)))
+    assert corrected is not None
+    assert corrected["spec"]["secretRef"] == {"name": "token"}
+    same = draft_import(NAME, secretRef={"name": "token"})
+    assert lineage.initial_import(observed(secret, imports=(same,))) is None
 
 
 def test_the_trainer_waits_for_the_draft_that_it_has_to_continue() -> None:
-    waiting = observed(INITIAL, registry=connected(), drafts=(draft(None, name=NAME),))
-    imported = observed(INITIAL, registry=connected([version(1)]), drafts=(draft(None, name=NAME),))
-    assert (replicas(waiting), replicas(imported), replicas(observed(registry=connected()))) == (0, 1, 1)
+    waiting = observed(INITIAL, registry=connected(), imports=(draft_import(NAME),))
+    done = observed(INITIAL, registry=connected([version(1)]), imports=(draft_import(NAME),))
+    assert (replicas(waiting), replicas(done), replicas(observed(registry=connected()))) == (0, 1, 1)
     assert conditions(waiting)["TrainerReady"][1:] == (
         "WaitingForDraft",
         "the trainer waits for the import of hf://org/draft",
@@ -76,8 +85,12 @@ def test_the_trainer_waits_for_the_draft_that_it_has_to_continue() -> None:
 
 
 def test_a_failed_import_is_said_where_the_trainer_waits() -> None:
-    failed = draft(None, name=NAME, status={"phase": "Failed", "reason": "its vocabulary is 600"})
-    waiting = observed(INITIAL, registry=connected(), drafts=(failed,))
+    ready = {"type": "Ready", "status": "False", "reason": "ImportFailed", "message": "its vocabulary is 600"}
+    status = {
+        "conditions": [{**ready, "lastTransitionTime": "2026-11-25T11:00:00Z"}],
+        "jobName": imports.job_name(speculator(INITIAL), draft_import(NAME)),
+    }
+    waiting = observed(INITIAL, registry=connected(), imports=(draft_import(NAME, status=status),))
     message = conditions(waiting)["TrainerReady"].message
     assert "the import of hf://org/draft failed" in message
     assert "its vocabulary is 600" in message
@@ -85,13 +98,13 @@ def test_a_failed_import_is_said_where_the_trainer_waits() -> None:
 
 @pytest.mark.parametrize("num_pods", [0, 1])
 def test_a_registry_that_does_not_answer_changes_nothing_for_the_trainer(num_pods: int) -> None:
-    seen = observed(INITIAL, drafts=(draft(None, name=NAME),))
+    seen = observed(INITIAL, imports=(draft_import(NAME),))
     content = next(
         each for each in objects(seen) if each["metadata"]["name"] == "qwen-trainer" and "replicas" in str(each)
     )
     content["spec"]["replicas"] = num_pods
     child = as_child(content)
-    assert replicas(observed(INITIAL, drafts=seen.drafts, children={child.ref: child})) == num_pods
+    assert replicas(observed(INITIAL, imports=seen.imports, children={child.ref: child})) == num_pods
 
 
 @pytest.mark.parametrize("is_imported", [True, False], ids=["an import", "of the trainer"])

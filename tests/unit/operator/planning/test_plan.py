@@ -13,6 +13,8 @@ from tests.support.observed import (
     as_child,
     connected,
     draft,
+    draft_import,
+    imported,
     is_empty,
     observed,
     redis_urls,
@@ -24,6 +26,7 @@ from tests.support.observed import (
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules
+from updraft_operator.planning import imports
 from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState, Observed, Refusal, RegistryView
 from updraft_operator.planning.plan import Plan, hash_of, make_plan, objects, ref
@@ -124,8 +127,7 @@ def test_a_claim_that_somebody_grew_stays_grown() -> None:
 
 
 def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_another() -> None:
-    draft_import = draft(None)
-    observation = settled(registry=connected(), drafts=(draft_import,))
+    observation = settled(registry=connected(), imports=(draft_import(),))
     (job,) = (each for each in _plan(observation).apply if each["kind"] == "Job")
     child = as_child(job)
     newer = replace(observation.config, images=replace(observation.config.images, operator="operator:2"))
@@ -133,22 +135,15 @@ def test_the_job_of_an_import_runs_once_even_if_a_new_operator_would_write_anoth
     assert not any(each["kind"] == "Job" for each in _plan(kept).apply)
 
 
-@pytest.mark.parametrize(
-    ("draft_import", "is_made"),
-    [
-        pytest.param(draft(None), True, id="new"),
-        pytest.param(draft(None, status={"version": 4}), False, id="numbered"),
-        pytest.param(draft(None, status={"phase": "Failed"}), False, id="failed"),
-        pytest.param(draft(4), False, id="a mirror"),
-    ],
-)
-def test_an_import_is_done_once(draft_import: Any, *, is_made: bool) -> None:
-    observation = settled(registry=connected([version(4)]), drafts=(draft_import,))
-    assert any(each["kind"] == "Job" for each in _plan(observation).apply) is is_made
+def test_an_import_is_done_once() -> None:
+    observation = settled(registry=connected([version(4)]), imports=(draft_import(),), drafts=(draft(4),))
+    assert _applied(observation) == {Ref("Job", imports.job_name(speculator(), draft_import()))}
+    done = replace(observation, imports=(draft_import(status=imported(4)),))
+    assert _applied(done) == set()
 
 
 def test_an_import_waits_for_the_registry() -> None:
-    assert _applied(settled(drafts=(draft(None),))) == set()
+    assert _applied(settled(imports=(draft_import(),))) == set()
 
 
 def test_the_number_of_pods_is_left_to_an_autoscaler() -> None:
@@ -457,10 +452,6 @@ def test_a_registry_that_is_away_is_told_nothing_and_nothing_is_deleted(link: Co
         pytest.param((draft(3),), True, [RegistryVerb.RELEASE], id="release"),
         pytest.param((draft(3, retain=True),), True, [], id="retained"),
         pytest.param((), True, [], id="no object"),
-        pytest.param(
-            (draft(3), draft(None, status={"version": 3}, retain=True)), False, [RegistryVerb.RETAIN], id="one of two"
-        ),
-        pytest.param((draft(None, status={"version": 3}, retain=True), draft(3)), True, [], id="settled by one of two"),
     ],
 )
 def test_retention_is_what_the_objects_say(drafts: Any, *, is_retained: bool, calls: list[RegistryVerb]) -> None:

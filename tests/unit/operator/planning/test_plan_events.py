@@ -8,8 +8,10 @@ from tests.support.manifests import speculator
 from tests.support.observed import (
     NOW,
     NOW_S,
+    as_child,
     connected,
     draft,
+    draft_import,
     is_empty,
     observed,
     pod,
@@ -23,7 +25,8 @@ from tests.support.observed import (
 from updraft.registry.v1 import registry_pb2 as pb
 from updraft_operator.api import names
 from updraft_operator.manifests.trainer import GRACE_S
-from updraft_operator.planning import versions
+from updraft_operator.planning import imports, versions
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import Observed, RegistryView
 from updraft_operator.planning.plan import Plan, make_plan, written
 from updraft_operator.planning.status import status
@@ -120,13 +123,39 @@ def test_suspension_is_no_warning() -> None:
 def test_a_version_that_changes_its_phase_is_one_event() -> None:
     observation = settled(registry=connected([version(3)]), drafts=(draft(3),))
     made = _plan(observation)
-    ((name, told),) = made.draft_statuses
+    ((target, told),) = made.draft_statuses
     (event,) = made.events
-    assert (name, event.name, event.reason, event.is_warning) == ("qwen-v3", "qwen-v3", "Stable", False)
+    assert (target, event.name, event.reason, event.is_warning) == (
+        Ref("DraftVersion", "qwen-v3"),
+        "qwen-v3",
+        "Stable",
+        False,
+    )
     again = replace(observation, drafts=(draft(3, status=told),))
     assert (_plan(again).draft_statuses, _plan(again).events) == ((), ())
     lost = replace(again, registry=connected([version(3, pb.PHASE_ROLLED_BACK)]))
     assert [(each.reason, each.is_warning) for each in _plan(lost).events] == [("RolledBack", True)]
+
+
+def test_an_import_that_fails_is_a_warning_and_one_event() -> None:
+    mine = draft_import()
+    content = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": imports.job_name(speculator(), mine)},
+        "spec": {},
+    }
+    failed = {"conditions": [{"type": "Failed", "status": "True", "message": "404 Not Found"}]}
+    job = as_child(content, status=failed)
+    observation = settled(registry=connected(), imports=(mine,), children={job.ref: job})
+    made = _plan(observation)
+    (event,) = made.events
+    assert (event.kind, event.name, event.reason, event.message, event.is_warning) == (
+        *("DraftImport", "mine", "ImportFailed", "404 Not Found", True),
+    )
+    ((_, told),) = made.draft_statuses
+    again = replace(observation, imports=(draft_import(status=told),))
+    assert (_plan(again).draft_statuses, _plan(again).events) == ((), ())
 
 
 def test_the_acceptance_of_a_version_is_told_with_the_speculators_own() -> None:

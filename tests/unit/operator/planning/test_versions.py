@@ -1,27 +1,21 @@
-"""Versions as objects: mirrors, what became of each, and what people brought."""
+"""Versions as objects: mirrors, and what became of each."""
 
-import json
 from typing import Any
 
 import pytest
-from tests.support.manifests import CONFIG, speculator
 from tests.support.observed import (
     NOW,
-    as_child,
     connected,
     draft,
     observed,
-    pod,
     traffic,
     transition,
     version,
 )
 
 from updraft.registry.v1 import registry_pb2 as pb
-from updraft_operator.api.draft_version import IMPORTING, DraftVersion, DraftVersionStatus
-from updraft_operator.manifests import importing
+from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.planning import versions
-from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import ConnectionState, Observed, RegistryView, moment, phase_name
 from updraft_operator.planning.plan import written
 from updraft_rollouts.terms import Phase
@@ -64,11 +58,6 @@ def test_a_retained_version_is_mirrored_as_one() -> None:
     assert "parentVersion" not in made["spec"]
 
 
-def test_a_version_that_a_person_brought_is_not_mirrored() -> None:
-    draft_import = draft(None, status={"version": 2})
-    assert _mirrors(observed(registry=connected([version(2)]), drafts=(draft_import,))) == {}
-
-
 @pytest.mark.parametrize("connection", [ConnectionState.STARTING, ConnectionState.UNREACHABLE, ConnectionState.DENIED])
 def test_nothing_is_made_or_deleted_while_the_registry_is_away(connection: ConnectionState) -> None:
     view = connected([version(1)])
@@ -78,7 +67,7 @@ def test_nothing_is_made_or_deleted_while_the_registry_is_away(connection: Conne
 
 
 def test_an_object_whose_version_is_gone_goes_too() -> None:
-    drafts = (draft(1), draft(2), draft(None, name="mine", status={"version": 1}))
+    drafts = (draft(1), draft(2))
     observation = observed(registry=connected([version(2)]), drafts=drafts)
     assert list(versions.outdated(observation)) == ["qwen-v1"]
 
@@ -173,129 +162,3 @@ def test_acceptance_that_was_measured_is_kept_when_nobody_serves_any_more() -> N
     assert first.acceptance.length == "2.50"
     later = _statuses(observed(registry=connected([version(3)]), drafts=(draft(3, status=written(first)),)))
     assert later["qwen-v3"].acceptance == first.acceptance
-
-
-# Imports
-
-
-def _job(draft_import: DraftVersion, **status: Any) -> dict[Ref, Child]:
-    content = importing.job(speculator(), draft_import, versions.job_name(draft_import), CONFIG, is_first=False)
-    child = as_child(content, status=status)
-    return {child.ref: child}
-
-
-def _failed(message: str = "it had no more tries") -> dict[str, Any]:
-    return {"conditions": [{"type": "Failed", "status": "True", "message": message}]}
-
-
-def test_an_import_waits_for_its_number() -> None:
-    status = _statuses(observed(registry=connected(), drafts=(draft(None),)))["mine"]
-    assert (status.phase, status.version) == (IMPORTING, None)
-    assert _conditions(status)["Verified"] == ("Unknown", "Importing")
-
-
-def test_an_import_takes_the_number_that_its_pod_left_as_its_last_word() -> None:
-    draft_import = draft(None)
-    worker = pod(f"{versions.job_name(draft_import)}-x", "import", result=json.dumps({"version": 4}))
-    observation = observed(
-        registry=connected([version(4)]), drafts=(draft_import,), pods=(worker,), children=_job(draft_import)
-    )
-    status = _statuses(observation)["mine"]
-    assert (status.version, status.phase) == (4, Phase.STABLE)
-    assert _mirrors(observation) == {}
-
-
-@pytest.mark.parametrize(
-    "result", ["", "x", "{}", "[]", "null", '{"version": null}', '{"version": "four"}', '{"version": []}']
-)
-def test_other_last_words_are_no_number(result: str) -> None:
-    draft_import = draft(None)
-    worker = pod(f"{versions.job_name(draft_import)}-x", "import", result=result)
-    (entry,) = versions.imports(observed(registry=connected(), drafts=(draft_import,), pods=(worker,)))
-    assert entry.number is None
-
-
-@pytest.mark.parametrize(
-    ("pods", "said"),
-    [
-        pytest.param((), "it had no more tries", id="the Job's words"),
-        pytest.param(
-            (pod(f"{versions.job_name(draft(None))}-x", "import", problem=("CrashLoopBackOff", "404 Not Found")),),
-            "404 Not Found",
-            id="the pod's words",
-        ),
-    ],
-)
-def test_a_failed_import_says_why(pods: Any, said: str) -> None:
-    draft_import = draft(None)
-    status = _statuses(
-        observed(registry=connected(), drafts=(draft_import,), pods=pods, children=_job(draft_import, **_failed()))
-    )["mine"]
-    assert (status.phase, status.reason) == (Phase.FAILED, said)
-    assert _conditions(status)["Verified"] == ("False", "ImportFailed")
-
-
-def test_a_failed_import_stays_one_when_its_job_is_gone() -> None:
-    draft_import = draft(None, status={"phase": "Failed", "reason": "404 Not Found"})
-    (entry,) = versions.imports(observed(registry=connected(), drafts=(draft_import,)))
-    assert entry.failure == "404 Not Found"
-
-
-@pytest.mark.parametrize(
-    ("view", "known", "number"),
-    [
-        pytest.param(connected([version(4)]), f"sha256:{4:064x}", 4, id="the same content"),
-        pytest.param(connected([version(4)]), "sha256:other", None, id="a registry that began anew"),
-        pytest.param(connected([version(2)]), f"sha256:{4:064x}", None, id="one that is not so far yet"),
-        pytest.param(connected([version(5)]), f"sha256:{4:064x}", 4, id="weights that are no longer kept"),
-        pytest.param(
-            RegistryView(connection=ConnectionState.UNREACHABLE), "sha256:other", 4, id="a registry that is away"
-        ),
-    ],
-)
-def test_the_number_of_an_import_is_good_in_the_registry_that_gave_it(
-    view: RegistryView, known: str, number: int | None
-) -> None:
-    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": known}
-    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
-    (entry,) = versions.imports(observed(registry=view, drafts=(draft(None, status=status),)))
-    assert entry.number == number
-
-
-def test_a_converted_draft_keeps_its_number_although_its_file_had_another_digest() -> None:
-    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": f"sha256:{4:064x}"}
-    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
-    brought = draft(None, status=status, digest=f"sha256:{9:064x}")
-    observation = observed(registry=connected([version(4, source=pb.SOURCE_IMPORTED)]), drafts=(brought,))
-    (entry,) = versions.imports(observation)
-    assert (entry.number, entry.is_running, _mirrors(observation)) == (4, False, {})
-
-
-def test_a_converted_draft_is_not_mirrored_while_its_import_runs() -> None:
-    brought = draft(None, digest=f"sha256:{9:064x}")
-    view = connected([version(4, source=pb.SOURCE_IMPORTED)])
-    assert _mirrors(observed(registry=view, drafts=(brought,))) == {}
-
-
-def test_a_number_of_another_registry_keeps_no_version_from_its_object() -> None:
-    verified = {"type": "Verified", "status": "True", "reason": "DigestMatches", "message": "sha256:other"}
-    status = {"version": 4, "conditions": [{**verified, "lastTransitionTime": "2026-11-25T11:00:00Z"}]}
-    observation = observed(registry=connected([version(4)]), drafts=(draft(None, status=status),))
-    assert _mirrors(observation).keys() == {"qwen-v4"}
-
-
-def test_what_an_import_may_have_brought_is_not_mirrored_before_it_has_told() -> None:
-    theirs = connected([version(4, source=pb.SOURCE_IMPORTED), version(5)])
-    assert _mirrors(observed(registry=theirs, drafts=(draft(None),))).keys() == {"qwen-v5"}
-    failed = draft(None, status={"phase": "Failed"})
-    assert _mirrors(observed(registry=theirs, drafts=(failed,))).keys() == {"qwen-v4", "qwen-v5"}
-
-
-def test_another_object_of_the_same_name_is_another_import() -> None:
-    first, second = draft(None), draft(None)
-    second = second.model_copy(update={"metadata": second.metadata.model_copy(update={"uid": "another-uid"})})
-    assert versions.job_name(first) != versions.job_name(second)
-
-
-def test_the_name_of_a_job_is_short_enough_for_a_label() -> None:
-    assert len(f"{versions.job_name(draft(None, name='a' * 253))}-abcde") <= 63

@@ -115,9 +115,15 @@ def _speculator(version: int, status: dict[str, Any] | None = None, **more: Any)
     return {"metadata": {**metadata, **more}, "spec": spec, "status": status or {}}
 
 
-def _draft(at: int, **status: Any) -> dict[str, Any]:
+def _draft(at: int, status: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     metadata = {"name": "qwen-v1", "namespace": "team", "uid": "d", "generation": 1, "resourceVersion": str(at)}
-    spec = {"speculatorRef": {"name": "qwen"}, "source": "Trainer", "version": 1}
+    spec = {"speculatorRef": {"name": "qwen"}, "source": "Trainer", "version": 1, **spec}
+    return {"metadata": metadata, "spec": spec, "status": status or {}}
+
+
+def _import(at: int, **status: Any) -> dict[str, Any]:
+    metadata = {"name": "mine", "namespace": "team", "uid": "i", "generation": 1, "resourceVersion": str(at)}
+    spec = {"speculatorRef": {"name": "qwen"}, "uri": "hf://org/draft"}
     return {"metadata": metadata, "spec": spec, "status": status}
 
 
@@ -133,8 +139,8 @@ def _told(kind: str, known: dict[str, Any], news: dict[str, Any], change: str | 
 def test_a_status_that_was_written_leads_to_no_plan() -> None:
     told = {"acceptance": {"stable": "2.10"}}
     assert _told("AdaptiveSpeculator", _speculator(5), _speculator(6, told)) == ["refresh"]
-    acceptance = {"length": "2.10"}
-    assert _told("DraftVersion", _draft(5, version=1), _draft(6, version=1, acceptance=acceptance)) == ["refresh"]
+    measured = {"phase": "Stable", "acceptance": {"length": "2.10"}}
+    assert _told("DraftVersion", _draft(5), _draft(6, measured)) == ["refresh"]
 
 
 def test_the_answer_to_a_write_of_our_own_leads_to_nothing() -> None:
@@ -149,7 +155,8 @@ def test_the_answer_to_a_write_of_our_own_leads_to_nothing() -> None:
         ("AdaptiveSpeculator", _speculator(5), _speculator(6, deletionTimestamp="2026-11-25T12:00:00Z"), "MODIFIED"),
         ("AdaptiveSpeculator", _speculator(5), _speculator(6), "DELETED"),
         ("AdaptiveSpeculator", _speculator(5), _speculator(5), None),
-        ("DraftVersion", _draft(5), _draft(6, version=1, phase="Stable"), "MODIFIED"),
+        ("DraftVersion", _draft(5), _draft(6, retain=True), "MODIFIED"),
+        ("DraftImport", _import(5), _import(6, version=1), "MODIFIED"),
     ],
 )
 def test_whatever_may_change_an_object_leads_to_a_plan(

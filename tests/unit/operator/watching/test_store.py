@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.planning.objects import Key, Ref, pack, unpack
+from updraft_operator.watching.cluster import OURS
 from updraft_operator.watching.store import Store, is_older, key_of
 
 QWEN = Key("team", "qwen")
 
 
 def _body(kind: str, name: str, version: int, *, owner: str = "qwen", **more: Any) -> dict[str, Any]:
-    labels = {} if kind in ("AdaptiveSpeculator", "DraftVersion") else {names.SPECULATOR: owner}
+    labels = {} if kind in OURS else {names.SPECULATOR: owner}
     metadata = {
         "name": name,
         "namespace": "team",
@@ -27,13 +28,18 @@ def _body(kind: str, name: str, version: int, *, owner: str = "qwen", **more: An
     if kind == "AdaptiveSpeculator":
         spec = {"targetModel": {"uri": "/m"}}
     elif kind == "DraftVersion":
-        spec = {"speculatorRef": {"name": owner}, "version": 1}
+        spec = {"speculatorRef": {"name": owner}, "source": "Trainer", "version": 1}
+    elif kind == "DraftImport":
+        spec = {"speculatorRef": {"name": owner}, "uri": "hf://org/draft"}
     return {"kind": kind, "metadata": {**metadata, **more.pop("metadata", {})}, "spec": spec, **more}
 
 
 EACH = pytest.mark.parametrize(
     ("kind", "name"),
-    [("AdaptiveSpeculator", "qwen"), ("DraftVersion", "qwen-v1"), ("Pod", "qwen-1"), ("ConfigMap", "qwen-serving")],
+    [
+        *(("AdaptiveSpeculator", "qwen"), ("DraftVersion", "qwen-v1"), ("DraftImport", "mine")),
+        *(("Pod", "qwen-1"), ("ConfigMap", "qwen-serving")),
+    ],
 )
 
 
@@ -76,13 +82,15 @@ def test_without_a_version_the_end_is_believed(kind: str, name: str) -> None:
 
 def test_what_is_known_around_a_key_is_all_together() -> None:
     store = Store()
-    for kind, name in (("AdaptiveSpeculator", "qwen"), ("DraftVersion", "d"), ("Pod", "p"), ("ConfigMap", "c")):
+    ours = (("AdaptiveSpeculator", "qwen"), ("DraftVersion", "d"), ("DraftImport", "i"))
+    for kind, name in (*ours, ("Pod", "p"), ("ConfigMap", "c")):
         store.put(kind, _body(kind, name, 1))
     store.put("ConfigMap", _body("ConfigMap", "another", 1, owner="other"))
     cached = store.cached(QWEN)
     assert cached.speculator is not None
     assert cached.speculator.metadata.name == "qwen"
     assert [each.metadata.name for each in cached.drafts] == ["d"]
+    assert [each.metadata.name for each in cached.imports] == ["i"]
     assert [each.name for each in cached.pods] == ["p"]
     assert cached.children.keys() == {Ref("ConfigMap", "c")}
     assert store.speculators() == [QWEN]
@@ -102,7 +110,7 @@ def test_what_only_a_newer_operator_can_read_is_one_resources_trouble(kind: str)
 
 def test_nothing_is_known_around_an_unknown_key() -> None:
     cached = Store().cached(QWEN)
-    assert (cached.speculator, cached.children, cached.pods, cached.drafts) == (None, {}, (), ())
+    assert (cached.speculator, cached.children, cached.pods, (*cached.drafts, *cached.imports)) == (None, {}, (), ())
 
 
 @pytest.mark.parametrize(
