@@ -1,7 +1,8 @@
 """The queue of speculators to reconcile: each key at most once, however often it is added, with back-off after failures.
 
 A key is never processed twice at the same time: if it is added while it is processed, it is queued again afterwards. A key that
-is added only because measurements changed needs no plan; one other reason, and it needs one.
+is added only because measurements changed needs no plan; one other reason, and it needs one. Keys that need a plan come first:
+a change that somebody waits for does not wait for the numbers of a thousand registries.
 This is client-go's workqueue in sixty lines, because asyncio has none.
 """
 
@@ -26,7 +27,8 @@ class WorkQueue:
         self._later: list[tuple[float, int, Key, bool]] = []
         self._due: dict[tuple[Key, bool], float] = {}
         """By key, and whether a plan is due then."""
-        self._needs_plan: set[Key] = set()
+        self._needs_plan: dict[Key, None] = {}
+        """In order of arrival, also those that are processed."""
         self._order = count()
         self._backoffs: dict[Key, Backoff] = {}
         self._wake = asyncio.Event()
@@ -35,7 +37,7 @@ class WorkQueue:
         return len(self._ready)
 
     def add(self, key: Key) -> None:
-        self._needs_plan.add(key)
+        self._needs_plan.setdefault(key)
         self.add_measured(key)
 
     def add_measured(self, key: Key) -> None:
@@ -64,11 +66,12 @@ class WorkQueue:
         self._backoffs.pop(key, None)
 
     async def take(self) -> tuple[Key, float]:
-        """The next key, and how long it waited in seconds. The caller must call `done`."""
+        """The next key, and how long it waited in seconds: the first that needs a plan, or else the first. The caller must call
+        `done`."""
         while True:
             self._move_due()
             if self._ready:
-                key = next(iter(self._ready))
+                key = next((key for key in self._needs_plan if key in self._ready), next(iter(self._ready)))
                 since = self._ready.pop(key)
                 self._running.add(key)
                 return key, self._now() - since
@@ -83,7 +86,7 @@ class WorkQueue:
     def take_need_of_plan(self, key: Key) -> bool:
         """Whether the key was added for more than measurements, since this was last asked."""
         needs_plan = key in self._needs_plan
-        self._needs_plan.discard(key)
+        self._needs_plan.pop(key, None)
         return needs_plan
 
     def done(self, key: Key) -> None:

@@ -42,6 +42,23 @@ def test_what_is_mentioned_often_is_looked_at_once() -> None:
     run(main())
 
 
+def test_a_change_does_not_wait_for_measurements() -> None:
+    async def main() -> None:
+        work = _work()
+        work.add_measured(A)
+        work.add_measured(B)
+        work.add(C)
+        work.add(B)
+        order = []
+        for _ in range(3):
+            key, _ = await work.take()
+            order.append((key, work.take_need_of_plan(key)))
+            work.done(key)
+        assert order == [(C, True), (B, True), (A, False)]
+
+    run(main())
+
+
 def test_the_wait_counts_from_the_first_mention() -> None:
     async def main() -> None:
         work = _work()
@@ -185,7 +202,7 @@ def test_measurements_alone_need_no_plan() -> None:
         work.add_measured(B)
         work.add(B)
         taken = [(await work.take())[0] for _ in range(2)]
-        assert [(key, work.take_need_of_plan(key)) for key in taken] == [(A, False), (B, True)]
+        assert [(key, work.take_need_of_plan(key)) for key in taken] == [(B, True), (A, False)]
         work.add(A)  # while it is refreshed
         work.done(A)
         assert [(await work.take())[0], work.take_need_of_plan(A)] == [A, True]
