@@ -84,6 +84,7 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
         *_, crds = tour.run("Clean up")
         assert sorted(crds.split()) == [
             "customresourcedefinition.apiextensions.k8s.io/adaptivespeculators.updraft.dev",
+            "customresourcedefinition.apiextensions.k8s.io/draftimports.updraft.dev",
             "customresourcedefinition.apiextensions.k8s.io/draftversions.updraft.dev",
         ]
         _check_nothing_is_left(tour)
