@@ -52,7 +52,7 @@ BODIES: Bodies = {
             **CHAT,
             "max_tokens": 40,
             "structured_outputs": {
-                "regex": "Here is my thought process: (France|Italy) has one. Here is my response: (Paris|Rome)"
+                "regex": r"Here is my thought process: (France|Italy) has one\. Here is my response: (Paris|Rome)"
             },
         },
     ),
