@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.clock import ManualClock
-from tests.support.descriptors import no_free_descriptor
+from tests.support.disk import no_file_opens
 
 from updraft_chassis import credentials
 from updraft_chassis.credentials import ReloadingFile
@@ -16,7 +16,7 @@ def test_a_file_that_could_not_be_read_is_tried_again_without_another_change(
     file.write_text("first")
     token = ReloadingFile([file], lambda: credentials.read_text(file, "token"), what="token", clock=clock)
     file.write_text("second one")
-    with no_free_descriptor():
+    with no_file_opens():
         assert [token.get() for _ in range(3)] == ["first"] * 3
         clock.advance(credentials.RETRY_S)
         assert token.get() == "first"

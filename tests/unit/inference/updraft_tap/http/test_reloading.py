@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.clock import ManualClock
-from tests.support.descriptors import no_free_descriptor
+from tests.support.disk import no_file_opens
 
 from updraft_tap.http.reloading import RETRY_S, ReloadingFiles
 
@@ -14,7 +14,7 @@ def test_a_file_that_could_not_be_read_is_tried_again_without_another_change(
     file.write_text("first")
     keys = ReloadingFiles([file], file.read_text, what="keys", monotonic=clock.monotonic)
     file.write_text("second one")
-    with no_free_descriptor():
+    with no_file_opens():
         assert [keys.get() for _ in range(3)] == ["first"] * 3
         clock.advance(RETRY_S)
         assert keys.get() == "first"
