@@ -12,7 +12,7 @@ from typing import Any
 from updraft_operator.api import names
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests import pod
-from updraft_operator.manifests.manifest import Manifest, manifest
+from updraft_operator.manifests.manifest import Manifest, manifest, owner_reference
 
 PORT = 29400
 """Where the pods meet, at the first one. Ranks then talk on ports that gloo and NCCL choose."""
@@ -94,7 +94,9 @@ def _stateful_set(owner: AdaptiveSpeculator, template: dict[str, Any], *, runs: 
         "template": template,
         # The claims belong to the resource: see `claims`.
         "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
-        **_claim_templates(owner),
+        # Kubernetes makes the claim of a pending pod again, and does so between the deletion of the claim and of the
+        # StatefulSet. Without an owner, that claim would stay.
+        **_claim_templates(owner, ownerReferences=[owner_reference("AdaptiveSpeculator", owner.metadata)]),
     }
     return manifest(owner, "apps/v1", Kind.STATEFUL_SET.value, name, names.TRAINER, spec=content)
 
@@ -118,7 +120,7 @@ def _leader_worker_set(owner: AdaptiveSpeculator, template: dict[str, Any], *, r
     return manifest(owner, names.LWS_API_VERSION, Kind.LEADER_WORKER_SET.value, name, names.TRAINER, spec=content)
 
 
-def _claim_templates(owner: AdaptiveSpeculator) -> dict[str, Any]:
+def _claim_templates(owner: AdaptiveSpeculator, **metadata: Any) -> dict[str, Any]:
     storage = owner.spec.trainer.storage
     if storage.claim_name is not None:
         return {}
@@ -126,7 +128,7 @@ def _claim_templates(owner: AdaptiveSpeculator) -> dict[str, Any]:
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data", "labels": labels},
+        "metadata": {"name": "data", "labels": labels, **metadata},
         "spec": pod.claim_spec(storage),
     }
     return {"volumeClaimTemplates": [claim]}

@@ -144,6 +144,8 @@ def test_the_claims_go_with_the_resource() -> None:
     owners = [each["metadata"]["ownerReferences"] for each in made if each["kind"] == "PersistentVolumeClaim"]
 
     assert [[owner["uid"] for owner in each] for each in owners] == [[UID], [UID]]
+    (template,) = workload(TWO)["volumeClaimTemplates"]
+    assert template["metadata"]["ownerReferences"] == owners[0], "Kubernetes may make one again during the deletion"
 
 
 def test_a_claim_of_the_users_own_serves_a_pod_with_several_gpus() -> None:
