@@ -101,6 +101,17 @@ class Subject:
             return False
         return self.exists("Deployment", f"{self.name}-serving")
 
+    def wait_until_gone(self) -> None:
+        """Until nothing is left of the resource and of what was made for it."""
+        try:
+            wait_until(lambda: not self.exists() and not self.objects())
+        except TimeoutError:
+            told = ("uid", "creationTimestamp", "deletionTimestamp", "finalizers", "ownerReferences")
+            left = {
+                each: {name: content["metadata"].get(name) for name in told} for each, content in self.objects().items()
+            }
+            raise AssertionError(f"{self.name} exists: {self.exists()}, and of its objects: {left}") from None
+
     # What a kubelet would do.
 
     def pods(self, part: str) -> list[Json]:

@@ -234,7 +234,7 @@ def test_deletion_takes_all_objects_along_and_keeps_the_registrys_volume(operato
 
     built.delete()
 
-    wait_until(lambda: not built.exists() and not built.objects(), what="the end of everything")
+    built.wait_until_gone()
     kept = built.all_of("PersistentVolumeClaim")
     assert [each["metadata"]["name"] for each in kept] == [f"data-{built.name}-registry-0"]
 
@@ -255,7 +255,7 @@ def test_with_policy_delete_traces_and_volume_go_too(
 
         subject.delete()
 
-        wait_until(lambda: not subject.exists() and not subject.objects(), what="the end of everything")
+        subject.wait_until_gone()
         assert [redis.exists(name) for name in (key, f"{key}:dead", f"{key}-of-another")] == [0, 0, 1]
         redis.delete(f"{key}-of-another")
     wait_until(lambda: not subject.exists("PersistentVolumeClaim", claim), what="the end of the registry's claim")

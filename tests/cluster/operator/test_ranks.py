@@ -123,7 +123,7 @@ def test_suspended_ranks_have_no_pod_and_come_back(ranks: Subject) -> None:
 def test_a_deletion_takes_pods_and_volumes_along(ranks: Subject) -> None:
     ranks.delete()
 
-    wait_until(lambda: not ranks.exists() and not ranks.objects(), what="the end of everything")
+    ranks.wait_until_gone()
     wait_until(lambda: not ranks.pods(names.TRAINER) and not _claims(ranks), what="the end of pods and volumes")
 
 

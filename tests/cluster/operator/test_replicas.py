@@ -135,7 +135,7 @@ def test_some_namespaces_are_looked_after_with_rights_in_these_only(
         subject.wait_until_built()
         subject.change(deletionPolicy="Retain")
         subject.delete()
-        wait_until(lambda: not subject.exists() and not subject.objects(), what="the end of everything")
+        subject.wait_until_gone()
 
         asked = requests.requests(kubernetes, only.account.user)
         assert {each.namespace for each in asked if each.resource not in ("", "namespaces")} == {namespace}
