@@ -140,10 +140,11 @@ def measure(arguments: argparse.Namespace) -> Measurements:
     fleets = []
     try:
         allow_files(max(arguments.pods))
-        for size, has_tls in arms:
-            steady_s = SHORT_STEADY_S if size < BAR_PODS or arguments.tls else STEADY_S
-            fleet = asyncio.run(run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s, has_tls=has_tls))
-            fleets.append(fleet)
+        with asyncio.Runner() as runner:  # one loop: gRPC goes on calling the loop of the first channel
+            for size, has_tls in arms:
+                steady_s = SHORT_STEADY_S if size < BAR_PODS or arguments.tls else STEADY_S
+                fleet = run(size, seed=SEED, num_deltas=DELTAS, steady_s=steady_s, has_tls=has_tls)
+                fleets.append(runner.run(fleet))
     except Exhausted as error:
         sys.exit(f"fleet: {error}")
     of_bars = bars(next((fleet for fleet in fleets if fleet.pods == BAR_PODS), None))
