@@ -5,6 +5,7 @@ import asyncio
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -184,6 +185,8 @@ async def written(url: str, trace: bytes, seconds: float) -> tuple[float, float]
 
 
 def measure(arguments: argparse.Namespace) -> Measurements:
+    if shutil.which(arguments.server) is None:
+        sys.exit(f"trust: {arguments.server} is no program that can be started")
     samples = list[Sample]()
     with running(arguments.server) as server:
         arms = [arm for arm in ARMS if server.has_tls or not arm.has_tls]
