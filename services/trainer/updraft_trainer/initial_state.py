@@ -221,8 +221,8 @@ async def _new_draft(
 ) -> InitialState:
     """A learner whose weights and vocabulary come from these samples.
 
-    Weights are random if no sample has hidden states, and the vocabulary is the lowest token ids if there is no sample. Samples
-    that the weights come from are counted as used. Raises Stopped.
+    Weights are random if no sample tells the target's last hidden states or its logits, and the vocabulary is the lowest token
+    ids if there is no sample. Samples that the weights come from are counted as used. Raises Stopped.
     """
     registry.set_message(f"a first draft is being made from {len(samples)} requests: its vocabulary, then its weights")
     start_s = time.monotonic()

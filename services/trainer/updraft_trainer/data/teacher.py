@@ -25,6 +25,15 @@ IMPOSSIBLE = -110.0
 _MAX_LOG_SUM = 0.05
 """Maximum log of the sum of a row's probabilities: 0, plus a margin for engines that round to bfloat16."""
 
+_EQUATION_RIDGE = 0.01
+"""Relative to the mean square of a row's equations: a token whose logit others explain must not outweigh them."""
+
+_MAX_EQUATIONS = 2**24
+"""Coefficients at a time, 64 MB: 64 rows of 64 tokens at D 4096."""
+
+_MOST_OF_CAP = 1 - 1e-6
+"""The share of the cap up to which capped logits are inverted."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftVocabulary:
@@ -107,22 +116,28 @@ class LastHidden:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k most likely tokens per row: ids int64 [R, k], and log_probs float32 [R, k] over the whole vocabulary."""
+    """The k most likely tokens per row: ids int64 [R, k], and log_probs float32 [R, k] over the whole vocabulary.
+
+    log_sum_exp float32 [R] of all the target's logits makes them logits; None if it was not sent.
+    """
 
     ids: Tensor
     log_probs: Tensor
+    log_sum_exp: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def num_bytes(self) -> int:
-        return self.ids.nbytes + self.log_probs.nbytes
+        return sum(tensor.nbytes for tensor in (self.ids, self.log_probs, self.log_sum_exp) if tensor is not None)
 
     def at(self, rows: Tensor | slice) -> "TopK":
-        return TopK(self.ids[rows], self.log_probs[rows])
+        sums = None if self.log_sum_exp is None else self.log_sum_exp[rows]
+        return TopK(self.ids[rows], self.log_probs[rows], sums)
 
     def to(self, device: torch.device) -> "TopK":
+        """Without log_sum_exp, which no loss needs."""
         return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
 
     def is_trainable(self, known: Tensor) -> Tensor:
@@ -142,6 +157,20 @@ class TopK:
         """As `log_p`, which is normalised."""
         return self.log_p(vocabulary)
 
+    def states(self, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
+        """Last hidden states that explain the logits of known tokens: of all that do, those nearest to `expected`.
+
+        float32 [R, D], as `expected`, before the weight of the final norm, `norm` [D]. There, no state is longer than the norm
+        makes it. ValueError without log_sum_exp.
+        """
+        if self.log_sum_exp is None:
+            raise ValueError("without their log-sum-exp, log-probabilities are no logits")
+        states, num_rows = expected.clone(), max(1, _MAX_EQUATIONS // (self.ids.shape[1] * len(norm)))
+        for first in range(0, len(self), num_rows):
+            rows = slice(first, first + num_rows)
+            states[rows] = _nearest(self.at(rows), vocabulary, norm, expected[rows])
+        return states
+
     def problem(self, *, hidden_size: int, vocab_size: int) -> str:
         """The first problem with the values, or an empty string."""
         if bool(((self.ids < 0) | (self.ids >= vocab_size)).any()):
@@ -150,9 +179,28 @@ class TopK:
             return "a row has the same top-k token twice"
         if not is_finite(self.log_probs):
             return "top-k log-probabilities are not finite"
+        if self.log_sum_exp is not None and not is_finite(self.log_sum_exp):
+            return "top-k log-sum-exps are not finite"
         if bool((self.log_probs.logsumexp(-1) > _MAX_LOG_SUM).any()):
             return "top-k probabilities of a row add up to more than 1"
         return ""
+
+
+def _nearest(teacher: TopK, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
+    """`TopK.states` of rows whose equations fit into memory together."""
+    assert teacher.log_sum_exp is not None
+    indices = vocabulary.indices[teacher.ids]
+    logits = teacher.log_probs + teacher.log_sum_exp[:, None]
+    if (cap := vocabulary.logit_cap) is not None:
+        logits = cap * torch.atanh((logits / cap).clamp(-_MOST_OF_CAP, _MOST_OF_CAP))
+    equations = vocabulary.head[indices.clamp(min=0)].float() * norm * (indices >= 0)[..., None]
+    missing = logits / vocabulary.logit_scale - torch.einsum("rkd,rd->rk", equations, expected)
+    products = equations @ equations.mT
+    diagonal = products.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(_EQUATION_RIDGE * diagonal.mean(-1, keepdim=True) + torch.finfo(products.dtype).tiny)
+    shares = torch.cholesky_solve(missing[..., None] * (indices >= 0)[..., None], torch.linalg.cholesky(products))
+    states = expected + (equations.mT @ shares)[..., 0]
+    return states / states.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)
 
 
 Teacher: TypeAlias = LastHidden | TopK
@@ -194,4 +242,6 @@ def _read_top_k(message: trace_pb2.TopK, vocab_size: int) -> TopK:
     arrays = trace_pb2.PackedTopK.FromString(message.SerializeToString())
     ids = np.frombuffer(arrays.ids, dtype="<u4").astype(np.int64)
     log_probs = np.frombuffer(arrays.log_probs, dtype="<f4").astype(np.float32)  # a copy that may be written to
-    return TopK(torch.from_numpy(ids).view(-1, k), torch.from_numpy(log_probs).view(-1, k))
+    sums = np.frombuffer(arrays.log_sum_exp, dtype="<f4").astype(np.float32)
+    log_sum_exp = torch.from_numpy(sums) if len(sums) or not len(ids) else None
+    return TopK(torch.from_numpy(ids).view(-1, k), torch.from_numpy(log_probs).view(-1, k), log_sum_exp)

@@ -182,12 +182,12 @@ class Learner:
     def closed_form(
         self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None
     ) -> DraftNetwork | None:
-        """A draft of the same shape and vocabulary without a gradient step; None if no sample has hidden states to fit.
+        """A draft of the same shape and vocabulary without a gradient step; None if no sample tells the target's last states.
 
         `check` is called before each part of the work, and may end it by an exception.
         """
         draft = self._drafts.initial(self.network.config, self.network.token_ids.cpu(), self.step)
-        fitted = closed_form.fit(draft, samples, num_steps=self.hyper.ttt_steps, check=check)
+        fitted = closed_form.fit(draft, samples, self._vocabulary, num_steps=self.hyper.ttt_steps, check=check)
         return self._drafts.on_device(draft) if fitted else None
 
     def update_vocabulary(self, samples: Sequence[Sample], *, check: Callable[[], None] = lambda: None) -> bool:

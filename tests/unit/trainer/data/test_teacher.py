@@ -1,5 +1,7 @@
 """Both forms of the teacher are the same distribution over the draft vocabulary, as far as the likeliest tokens tell it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,11 @@ VOCAB, HIDDEN = 40, 8
 def of_logits(logits: Tensor, k: int) -> TopK:
     values, ids = logits.log_softmax(-1).topk(k)
     return TopK(ids, values)
+
+
+def with_sums(logits: Tensor, k: int) -> TopK:
+    """As an engine sends it."""
+    return replace(of_logits(logits, k), log_sum_exp=logits.logsumexp(-1))
 
 
 def rows(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
@@ -120,3 +127,75 @@ def test_the_whole_vocabulary_shares_the_targets_head_and_predicts_as_a_copy_doe
     assert whole.head.data_ptr() == head.data_ptr(), "a copy would take a gigabyte of a large target"
     rows = LastHidden(torch.randn(3, 8).bfloat16())
     assert torch.equal(rows.log_p(whole), rows.log_p(DraftVocabulary.of(head, torch.arange(16))))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([1.0, 0.5]), cap=st.sampled_from([None, 30.0]))
+def test_enough_likely_tokens_tell_the_last_hidden_state(seed: int, scale: float, cap: float | None) -> None:
+    states, head = rows(seed)
+    norm = torch.linspace(0.5, 2.0, HIDDEN)
+    normed = states.float() / states.float().square().mean(-1, keepdim=True).sqrt()
+    known = replace(vocabulary(head, list(range(VOCAB))), logit_scale=scale, logit_cap=cap)
+    logits = scale * (normed * norm) @ head.float().T
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+
+    found = with_sums(logits, 4 * HIDDEN).states(known, norm, torch.zeros(len(states), HIDDEN))
+
+    assert float((found - normed).norm() / normed.norm()) < 0.1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), k=st.integers(1, VOCAB))
+def test_an_expected_state_with_the_same_logits_stays(seed: int, k: int) -> None:
+    states, head = rows(seed)
+    expected = states.float() / states.float().square().mean(-1, keepdim=True).sqrt()
+    teacher = with_sums(expected @ head.float().T, k)
+
+    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_tokens_that_the_draft_does_not_know_tell_nothing() -> None:
+    states, head = rows(3)
+    teacher, expected = with_sums(states.float() @ head.float().T, 5), torch.zeros(len(states), HIDDEN)
+    known = sorted(set(range(VOCAB)) - set(teacher.ids[0].tolist()))
+
+    found = teacher.states(vocabulary(head, known), torch.ones(HIDDEN), expected)
+
+    assert not bool(found[0].any())
+    assert bool(found[1:].any())
+
+
+def test_no_state_is_longer_than_the_norm_makes_it() -> None:
+    states, head = rows(4)
+    teacher = with_sums(1e4 * states.float() @ head.float().T, 5)
+
+    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+
+    torch.testing.assert_close(found.square().mean(-1), torch.ones(len(states)))
+
+
+def test_rows_that_do_not_fit_into_memory_together_are_estimated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, head = rows(5)
+    teacher, expected = with_sums(states.float() @ head.float().T, 5), torch.zeros(len(states), HIDDEN)
+    whole = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+    monkeypatch.setattr("updraft_trainer.data.teacher._MAX_EQUATIONS", 2 * 5 * HIDDEN)
+
+    parts = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+
+    torch.testing.assert_close(parts, whole)
+
+
+def test_a_row_without_its_log_sum_exp_tells_no_state() -> None:
+    states, head = rows(6)
+    teacher = of_logits(states.float() @ head.float().T, 5)
+    with pytest.raises(ValueError, match="log-sum-exp"):
+        teacher.states(vocabulary(head, [1]), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_log_sum_exp_that_is_not_finite_is_a_problem(value: float) -> None:
+    teacher = TopK(torch.tensor([[1, 2]]), torch.full((1, 2), -1.0), torch.tensor([value]))
+    assert "log-sum-exps are not finite" in teacher.problem(hidden_size=HIDDEN, vocab_size=VOCAB)
