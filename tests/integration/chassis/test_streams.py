@@ -11,7 +11,8 @@ from tests.support.redis_server import RedisServer, run
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
-from updraft_chassis.streams import Consumer, Entry, Producer, ShardedProducer, connect, max_memory
+from updraft_chassis.streams import Entry, Producer, ShardedProducer, connect, max_memory
+from updraft_chassis.streams.consumer import Consumer
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 DEAD = f"{KEY}:dead"

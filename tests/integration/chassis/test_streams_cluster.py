@@ -18,7 +18,8 @@ from tests.support.wait import LONG_S, until
 
 from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_chassis.streams import Client, Consumer, ShardedProducer, shard_of
+from updraft_chassis.streams import Client, ShardedProducer, shard_of
+from updraft_chassis.streams.consumer import Consumer
 
 NOW = timedelta()
 NUM_SHARDS = 6

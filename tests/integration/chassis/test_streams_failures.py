@@ -13,7 +13,8 @@ from tests.support.wait import LONG_S, until
 from updraft_chassis import streams
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import Client, Consumer, Entry, Producer
+from updraft_chassis.streams import Client, Entry, Producer
+from updraft_chassis.streams.consumer import Consumer
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 NOW = timedelta(0)

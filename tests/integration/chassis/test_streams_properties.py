@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.support.redis_server import RedisServer
 
 from updraft_chassis import streams
-from updraft_chassis.streams import Consumer, Entry, Producer
+from updraft_chassis.streams import Entry, Producer
+from updraft_chassis.streams.consumer import Consumer
 
 NOW = timedelta(0)
 LATER = timedelta(hours=1)

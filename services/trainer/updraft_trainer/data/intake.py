@@ -19,7 +19,8 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import MAX_ENTRY_BYTES, Consumer, Entry
+from updraft_chassis.streams import MAX_ENTRY_BYTES, Entry
+from updraft_chassis.streams.consumer import Consumer
 from updraft_draft.trace_bytes import ParsedTrace
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
