@@ -44,7 +44,7 @@ async def read(life: Consumer, count: int = 100) -> list[Entry]:
 
 
 def data(entries: Sequence[Entry]) -> list[bytes]:
-    return [entry.data for entry in entries]
+    return [bytes(entry.data) for entry in entries]
 
 
 async def settle_all(life: Consumer) -> None:
@@ -458,6 +458,16 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
     assert data(await read(life)) == [entry]
     assert sum(written) > len(entry)
     assert max(written) <= 128 * 1024
+    await settle_all(life)
+
+
+@pytest.mark.parametrize("size", [0, 1, 128 * 1024, 128 * 1024 + 1, 3_000_001])
+async def test_entries_of_all_sizes_arrive_as_they_were_sent(redis: Redis, size: int) -> None:
+    entries = [bytes([number]) * size for number in range(3)]
+    life = await consumer(redis)
+    for entry in entries:
+        await producer(redis, max_bytes=16 << 20).append(entry)
+    assert data(await read(life, count=3)) == entries
     await settle_all(life)
 
 

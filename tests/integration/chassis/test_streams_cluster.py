@@ -63,7 +63,7 @@ async def read_all(readers: list[Consumer]) -> list[list[bytes]]:
     for reader in readers:
         entries = await reader.read(count=100, block=NOW)
         await reader.ack(entry.id for entry in entries)
-        found.append([entry.data for entry in entries])
+        found.append([bytes(entry.data) for entry in entries])
     return found
 
 

@@ -58,7 +58,7 @@ class History:
         assert len(ids) == len(entries)
         assert not ids & {entry.id for entry in self.in_hand[name]}, "delivered what is in hand"
         assert not ids & self.acknowledged, "delivered what was settled"
-        self.effects |= {entry.data for entry in entries}
+        self.effects |= {bytes(entry.data) for entry in entries}
         self.in_hand[name] += entries
         return len(entries)
 

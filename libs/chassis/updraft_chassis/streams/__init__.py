@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,7 +72,7 @@ class Entry:
     """One delivery. `deliveries` includes this one, so 1 is the first."""
 
     id: str
-    data: bytes
+    data: bytes | memoryview
     deliveries: int
 
     @property
@@ -81,7 +81,7 @@ class Entry:
         return int(self.id.partition("-")[0])
 
     @classmethod
-    def of(cls, row: tuple[bytes, dict[bytes, bytes]], *, deliveries: int = 0) -> Self:
+    def of(cls, row: tuple[bytes, Mapping[bytes, bytes | memoryview]], *, deliveries: int = 0) -> Self:
         """The entry of a reply."""
         return cls(id=row[0].decode(), data=row[1].get(FIELD.encode(), b""), deliveries=deliveries)
 

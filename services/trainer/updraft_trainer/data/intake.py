@@ -21,7 +21,7 @@ from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
 from updraft_chassis.streams import MAX_ENTRY_BYTES, Entry
 from updraft_chassis.streams.consumer import Consumer
-from updraft_draft.trace_bytes import ParsedTrace
+from updraft_draft.trace_bytes import Data, ParsedTrace
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool
@@ -88,7 +88,7 @@ def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     return CheckedEntry(entry, _checked(entry, parsed, expected), traffic_of(parsed.trace))
 
 
-def _parse(data: bytes) -> ParsedTrace:
+def _parse(data: Data) -> ParsedTrace:
     if len(data) > MAX_ENTRY_BYTES:  # no pod has written it
         raise RefusedTrace("malformed", f"an entry of {len(data)} bytes; at most {MAX_ENTRY_BYTES} are read")
     return parse(data)
@@ -232,27 +232,28 @@ class Intake:
                 self._next = await self._read(timedelta(0))
 
     async def _settle(self) -> None:
-        traces = [
-            IncomingTrace(sample=checked.result, data=checked.entry.data)
-            for checked in self._unsettled
-            if isinstance(checked.result, Sample)
-        ]
-        for result in await asyncio.gather(
-            asyncio.to_thread(self._store, traces), self._read_ahead(), return_exceptions=True
-        ):
+        for result in await asyncio.gather(asyncio.to_thread(self._store), self._read_ahead(), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
         await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
         self._count_settled(self._unsettled)
         self._measure(sum(checked.num_rows for checked in self._unsettled))
-        self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
+        settled, self._unsettled = self._unsettled, [checked for checked in self._unsettled if checked.is_unreadable]
+        while settled:
+            settled.pop()
+            await asyncio.sleep(0)  # it takes up to a millisecond to give the memory of one back to the system
         while self._unsettled:
             unreadable = self._unsettled[0]
             await self._consumer.dead_letter(unreadable.entry, str(unreadable.result))
             self._unsettled.pop(0)
 
-    def _store(self, traces: Sequence[IncomingTrace]) -> None:
+    def _store(self) -> None:
         replay, metrics = self._replay, self._metrics
+        traces = [
+            IncomingTrace(sample=checked.result, data=checked.entry.data)
+            for checked in self._unsettled
+            if isinstance(checked.result, Sample)
+        ]
         wanted = [trace for trace in traces if not replay.is_forgotten(trace.sample)]
         admitted = replay.admit(wanted)
         for sample in admitted:

@@ -150,12 +150,12 @@ def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sa
         yield sample
 
 
-def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
+def read_sample(data: Data, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
     """Parse and check one stream entry; see `sample_of`. Raises RefusedTrace."""
     return sample_of(parse(data), expected, is_checked=is_checked)
 
 
-def parse(data: bytes) -> ParsedTrace:
+def parse(data: Data) -> ParsedTrace:
     """The message, unchecked. Raises RefusedTrace if it is none."""
     try:
         return trace_bytes.parse(data)
