@@ -55,7 +55,7 @@ def parse(data: Data) -> ParsedTrace:
     if _num_fields(view, MAX_FIELDS) >= MAX_FIELDS:
         raise DecodeError(f"it has {MAX_FIELDS} fields or more")
     first, end = _aux(view)
-    trace = trace_pb2.Trace.FromString(view[end:].tobytes())
+    trace = trace_pb2.Trace.FromString(view[end:].tobytes() if end or not isinstance(data, bytes) else data)
     if end:
         trace.payload.aux_hidden.SetInParent()
     if trace.payload.aux_hidden.data:  # of two values of a field, the last one counts

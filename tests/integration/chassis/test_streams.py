@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -463,7 +464,7 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
 
 @pytest.mark.parametrize("size", [0, 1, 128 * 1024, 128 * 1024 + 1, 3_000_001])
 async def test_entries_of_all_sizes_arrive_as_they_were_sent(redis: Redis, size: int) -> None:
-    entries = [bytes([number]) * size for number in range(3)]
+    entries = [random.Random(number).randbytes(size) for number in range(3)]
     life = await consumer(redis)
     for entry in entries:
         await producer(redis, max_bytes=16 << 20).append(entry)

@@ -120,6 +120,7 @@ async def test_a_letter_nobody_can_read_is_kept_beside_its_shard(nodes: list[Nod
         await ShardedProducer(client, KEYS, max_bytes=8 << 20).append(IDS[0], b"bad" * 123_456)
         reader = consumers(client)[shard_of(IDS[0], NUM_SHARDS)]
         (entry,) = await reader.read(count=1, block=NOW)
+        assert isinstance(entry.data, memoryview)  # received in pieces
         await reader.dead_letter(entry, "unreadable")
         assert await client.xlen(f"{KEYS[shard_of(IDS[0], NUM_SHARDS)]}:dead") == 1
 

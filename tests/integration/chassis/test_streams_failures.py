@@ -278,7 +278,7 @@ async def test_entries_whose_delivery_was_lost_come_with_the_next_read(
 async def test_a_large_entry_whose_connection_ends_within_it_comes_whole_with_the_next_read(
     volatile: RedisServer, short_tmp_path: Path
 ) -> None:
-    path, large = short_tmp_path / "link.sock", bytes(1_000_000) + b"entry" + bytes(1_000_000)
+    path, large = short_tmp_path / "link.sock", bytes(1_000_000) + b"entry" * 1000 + bytes(1_000_000)
     async with (
         ends(volatile) as (sender, _, _),
         lossy_link(volatile, path) as is_lossy,

@@ -69,7 +69,8 @@ _SCANNED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One delivery. `deliveries` includes this one, so 1 is the first."""
+    """One delivery. `deliveries` includes this one, so 1 is the first. `data` of more than 128 KiB is a read-only view of
+    memory of its own, which any part of it keeps."""
 
     id: str
     data: bytes | memoryview

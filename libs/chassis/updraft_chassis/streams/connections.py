@@ -24,6 +24,8 @@ class _Parser(_AsyncRESP2Parser):
     async def _read(self, length: int) -> Any:
         if length <= _PIECE_BYTES:
             return await super()._read(length)
+        # After an interrupted reply it would have what was read of it. redis-py closes the connection then.
+        assert not self._buffer, "no reply was interrupted on this connection"
         stream: Any = self._stream
         value, end = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE), 0
         while end < length:
@@ -33,7 +35,7 @@ class _Parser(_AsyncRESP2Parser):
             value[end : end + len(piece)] = piece
             end += len(piece)
         await super()._read(0)  # the end of the line
-        return memoryview(value)
+        return memoryview(value).toreadonly()
 
 
 class _InPieces(AbstractConnection):

@@ -232,28 +232,27 @@ class Intake:
                 self._next = await self._read(timedelta(0))
 
     async def _settle(self) -> None:
-        for result in await asyncio.gather(asyncio.to_thread(self._store), self._read_ahead(), return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
-        await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
-        self._count_settled(self._unsettled)
-        self._measure(sum(checked.num_rows for checked in self._unsettled))
-        settled, self._unsettled = self._unsettled, [checked for checked in self._unsettled if checked.is_unreadable]
-        while settled:
-            settled.pop()
-            await asyncio.sleep(0)  # it takes up to a millisecond to give the memory of one back to the system
-        while self._unsettled:
-            unreadable = self._unsettled[0]
-            await self._consumer.dead_letter(unreadable.entry, str(unreadable.result))
-            self._unsettled.pop(0)
-
-    def _store(self) -> None:
-        replay, metrics = self._replay, self._metrics
         traces = [
             IncomingTrace(sample=checked.result, data=checked.entry.data)
             for checked in self._unsettled
             if isinstance(checked.result, Sample)
         ]
+        for result in await asyncio.gather(
+            asyncio.to_thread(self._store, traces), self._read_ahead(), return_exceptions=True
+        ):
+            if isinstance(result, BaseException):
+                raise result
+        await self._consumer.ack(c.entry.id for c in self._unsettled if not c.is_unreadable)
+        self._count_settled(self._unsettled)
+        self._measure(sum(checked.num_rows for checked in self._unsettled))
+        self._unsettled = [checked for checked in self._unsettled if checked.is_unreadable]
+        while self._unsettled:
+            unreadable = self._unsettled[0]
+            await self._consumer.dead_letter(unreadable.entry, str(unreadable.result))
+            self._unsettled.pop(0)
+
+    def _store(self, traces: Sequence[IncomingTrace]) -> None:
+        replay, metrics = self._replay, self._metrics
         wanted = [trace for trace in traces if not replay.is_forgotten(trace.sample)]
         admitted = replay.admit(wanted)
         for sample in admitted:
