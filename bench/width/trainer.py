@@ -22,6 +22,7 @@ from updraft_artifacts.sizing import usual
 from updraft_chassis import lifecycle, metrics, rpc, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import UpdraftError
+from updraft_chassis.streams.consumer import Consumer
 from updraft_draft import memory
 from updraft_draft.tensors import decoded
 from updraft_trainer.data.intake import Intake, storable_together
@@ -63,7 +64,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
     cache_bytes = config.cache_max_bytes or min(usual().cache.amount, DEFAULT_MAX_BYTES)
     client = streams.connect(config.redis_url.get_secret_value())
     (key,) = config.stream_keys
-    consumer = streams.Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
+    consumer = Consumer(client, key, group="trainer", name="trainer", claim_idle=_CLAIM_IDLE)
     with (
         Replay.open(data / "replay", limits=limits, expected=expected, cache_bytes=cache_bytes) as replay,
         metrics.serve(

@@ -40,7 +40,7 @@ from updraft_chassis import durable
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
 from updraft_chassis.lifecycle import Stop
-from updraft_chassis.streams import Consumer
+from updraft_chassis.streams.consumer import Consumer
 from updraft_trainer import commands, following, loop, saving
 from updraft_trainer.commands import CommandChannel
 from updraft_trainer.components import Components, TrainingOptions

@@ -125,7 +125,8 @@ class EncodedRows:
         float8 times each scale must be finite."""
         if self._dtype != torch.float8_e4m3fn:
             return is_finite(self.decoded())
-        is_number = not self._bytes.size or int((self._bytes & 0x7F).max()) < 0x7F
+        parts = (self._bytes[first : first + _ROWS_IN_CACHE] for first in range(0, len(self), _ROWS_IN_CACHE))
+        is_number = all(not part.size or int((part & 0x7F).max()) < 0x7F for part in parts)
         return is_number and is_finite((self._scales * _FP8_MAX).bfloat16())
 
 

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from updraft.trace.v1 import trace_pb2
 
 Data = bytes | memoryview
-"""Bytes of a tensor."""
+"""Bytes of a trace or a tensor."""
 
 _FIELDS = (
     trace_pb2.Trace.PAYLOAD_FIELD_NUMBER,
@@ -49,13 +49,13 @@ def serialize(trace: trace_pb2.Trace, aux: bytes) -> bytes:
     return b"".join([before, aux, rest])
 
 
-def parse(data: bytes) -> ParsedTrace:
+def parse(data: Data) -> ParsedTrace:
     """Raises google.protobuf's DecodeError for what is no trace, or has more steps than one has."""
     view = memoryview(data)
     if _num_fields(view, MAX_FIELDS) >= MAX_FIELDS:
         raise DecodeError(f"it has {MAX_FIELDS} fields or more")
     first, end = _aux(view)
-    trace = trace_pb2.Trace.FromString(view[end:].tobytes() if end else data)
+    trace = trace_pb2.Trace.FromString(view[end:].tobytes() if end or not isinstance(data, bytes) else data)
     if end:
         trace.payload.aux_hidden.SetInParent()
     if trace.payload.aux_hidden.data:  # of two values of a field, the last one counts

@@ -23,6 +23,7 @@ from updraft_chassis import lifecycle, logs, metrics, settings, streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.credentials import server_context
 from updraft_chassis.errors import Conflict, Exhausted, InvalidInput
+from updraft_chassis.streams.consumer import Consumer
 from updraft_draft.target_weights import TargetHead, read_head
 from updraft_trainer.coordination.ranks import Ranks, from_environment, joined, local_size
 from updraft_trainer.coordination.watch import Activity, Watch
@@ -144,7 +145,7 @@ async def serve(config: TrainerSettings, stop: lifecycle.Stop) -> None:
             client=client,
             intakes=[
                 Intake(
-                    streams.Consumer(
+                    Consumer(
                         client,
                         config.stream_keys[shard],
                         group="trainer",

@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ from tests.support.redis_server import RedisServer, run
 from tests.support.wait import LONG_S, until
 
 from updraft_chassis.errors import InvalidInput, UpdraftError
-from updraft_chassis.streams import Consumer, Entry, Producer, ShardedProducer, connect, max_memory
+from updraft_chassis.streams import Entry, Producer, ShardedProducer, connect, max_memory
+from updraft_chassis.streams.consumer import Consumer
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 DEAD = f"{KEY}:dead"
@@ -43,7 +45,7 @@ async def read(life: Consumer, count: int = 100) -> list[Entry]:
 
 
 def data(entries: Sequence[Entry]) -> list[bytes]:
-    return [entry.data for entry in entries]
+    return [bytes(entry.data) for entry in entries]
 
 
 async def settle_all(life: Consumer) -> None:
@@ -457,6 +459,16 @@ async def test_a_large_entry_arrives_whole_though_it_is_sent_in_pieces(
     assert data(await read(life)) == [entry]
     assert sum(written) > len(entry)
     assert max(written) <= 128 * 1024
+    await settle_all(life)
+
+
+@pytest.mark.parametrize("size", [0, 1, 128 * 1024, 128 * 1024 + 1, 3_000_001])
+async def test_entries_of_all_sizes_arrive_as_they_were_sent(redis: Redis, size: int) -> None:
+    entries = [random.Random(number).randbytes(size) for number in range(3)]
+    life = await consumer(redis)
+    for entry in entries:
+        await producer(redis, max_bytes=16 << 20).append(entry)
+    assert data(await read(life, count=3)) == entries
     await settle_all(life)
 
 

@@ -18,7 +18,8 @@ from tests.support.wait import LONG_S, until
 
 from updraft_chassis import streams
 from updraft_chassis.errors import InvalidInput, Unavailable
-from updraft_chassis.streams import Client, Consumer, ShardedProducer, shard_of
+from updraft_chassis.streams import Client, ShardedProducer, shard_of
+from updraft_chassis.streams.consumer import Consumer
 
 NOW = timedelta()
 NUM_SHARDS = 6
@@ -62,7 +63,7 @@ async def read_all(readers: list[Consumer]) -> list[list[bytes]]:
     for reader in readers:
         entries = await reader.read(count=100, block=NOW)
         await reader.ack(entry.id for entry in entries)
-        found.append([entry.data for entry in entries])
+        found.append([bytes(entry.data) for entry in entries])
     return found
 
 
@@ -119,6 +120,7 @@ async def test_a_letter_nobody_can_read_is_kept_beside_its_shard(nodes: list[Nod
         await ShardedProducer(client, KEYS, max_bytes=8 << 20).append(IDS[0], b"bad" * 123_456)
         reader = consumers(client)[shard_of(IDS[0], NUM_SHARDS)]
         (entry,) = await reader.read(count=1, block=NOW)
+        assert isinstance(entry.data, memoryview)  # received in pieces
         await reader.dead_letter(entry, "unreadable")
         assert await client.xlen(f"{KEYS[shard_of(IDS[0], NUM_SHARDS)]}:dead") == 1
 

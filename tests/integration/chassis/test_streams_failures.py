@@ -13,7 +13,8 @@ from tests.support.wait import LONG_S, until
 from updraft_chassis import streams
 from updraft_chassis.errors import Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import Client, Consumer, Entry, Producer
+from updraft_chassis.streams import Client, Entry, Producer
+from updraft_chassis.streams.consumer import Consumer
 
 KEY = "updraft:{test:chat:0}:samples:v1"
 NOW = timedelta(0)
@@ -274,6 +275,27 @@ async def test_entries_whose_delivery_was_lost_come_with_the_next_read(
         await consumer.ack([entry.id])
 
 
+async def test_a_large_entry_whose_connection_ends_within_it_comes_whole_with_the_next_read(
+    volatile: RedisServer, short_tmp_path: Path
+) -> None:
+    path, large = short_tmp_path / "link.sock", bytes(1_000_000) + b"entry" * 1000 + bytes(1_000_000)
+    async with (
+        ends(volatile) as (sender, _, _),
+        lossy_link(volatile, path) as is_lossy,
+        streams.connect(f"unix://{path}") as client,
+    ):
+        consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        assert await consumer.read(count=1, block=NOW) == []
+        await Producer(sender, KEY, max_bytes=4_000_000).append(large)
+        is_lossy.set()
+        with pytest.raises(Unavailable, match="closed within a value"):
+            await consumer.read(count=1, block=NOW)
+        is_lossy.clear()
+        (entry,) = await consumer.read(count=1, block=NOW)
+        assert (entry.data, entry.deliveries) == (large, 2)
+        await consumer.ack([entry.id])
+
+
 class Reader:
     """Reads and acknowledges through every outage; remembers each entry's effect once, like the trainer's dedupe."""
 
@@ -296,7 +318,7 @@ class Reader:
         """Whether there may be more."""
         try:
             entries = await self._consumer.read(count=7, block=timedelta(milliseconds=50))
-            self.effects |= {entry.data for entry in entries}
+            self.effects |= {bytes(entry.data) for entry in entries}
             self.in_hand += entries
             await self._consumer.ack([entry.id for entry in self.in_hand])
             self.in_hand.clear()

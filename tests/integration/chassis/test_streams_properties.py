@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.support.redis_server import RedisServer
 
 from updraft_chassis import streams
-from updraft_chassis.streams import Consumer, Entry, Producer
+from updraft_chassis.streams import Entry, Producer
+from updraft_chassis.streams.consumer import Consumer
 
 NOW = timedelta(0)
 LATER = timedelta(hours=1)
@@ -57,7 +58,7 @@ class History:
         assert len(ids) == len(entries)
         assert not ids & {entry.id for entry in self.in_hand[name]}, "delivered what is in hand"
         assert not ids & self.acknowledged, "delivered what was settled"
-        self.effects |= {entry.data for entry in entries}
+        self.effects |= {bytes(entry.data) for entry in entries}
         self.in_hand[name] += entries
         return len(entries)
 

@@ -16,6 +16,7 @@ from tests.support.traces import TraceMaker
 from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable
+from updraft_chassis.streams.consumer import Consumer
 from updraft_chassis.tenants import hashes
 from updraft_trainer.data.forgetting import SKEW_MS, Forgetting, is_forgotten
 from updraft_trainer.data.intake import Intake
@@ -54,8 +55,8 @@ def forgetting(
     return Forgetting(client, [KEY], replay, unread=unread, retention_s=retention_s, metrics=metrics, clock=clock_)
 
 
-def intake(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> tuple[streams.Consumer, Intake]:
-    consumer = streams.Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+def intake(client: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics) -> tuple[Consumer, Intake]:
+    consumer = Consumer(client, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
     return consumer, Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
 
 
@@ -294,7 +295,7 @@ async def test_what_a_forgotten_tenant_sends_late_becomes_no_dead_letter_and_oth
 ) -> None:
     now_ms = int(1000 * time.time())
     replay.forget({hashes.text(ACME): now_ms})
-    consumer = streams.Consumer(
+    consumer = Consumer(
         redis,
         KEY,
         group="trainer",

@@ -25,6 +25,7 @@ from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Exhausted, Unavailable
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.streams import Entry
+from updraft_chassis.streams.consumer import Consumer
 from updraft_draft import tensors
 from updraft_draft.target_weights import read_head
 from updraft_trainer.data import intake
@@ -68,12 +69,18 @@ def metrics() -> Metrics:
 
 @asynccontextmanager
 async def running(
-    client: streams.Client, replay: Replay, traces: TraceMaker, metrics: Metrics, *, shard: int = 0
+    client: streams.Client,
+    replay: Replay,
+    traces: TraceMaker,
+    metrics: Metrics,
+    *,
+    shard: int = 0,
+    kind: type[Consumer] = Consumer,
 ) -> AsyncIterator[None]:
     """Intake as the trainer runs it, until the block ends."""
     # Short: what a dying Redis handed out without our hearing of it comes again only after this time.
     key = streams.keys("default", "default", shard + 1)[shard]
-    consumer = streams.Consumer(client, key, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
+    consumer = kind(client, key, group="trainer", name="trainer-0", claim_idle=timedelta(seconds=2))
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
         task = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock(), shard=shard)
@@ -109,7 +116,7 @@ async def test_every_trace_is_stored_once_and_then_leaves_the_stream(
     assert count(metrics, "stream_up", shard="0") == 1
 
 
-class ReadAhead(streams.Consumer):
+class ReadAhead(Consumer):
     """Notes when a second batch has been read."""
 
     num_batches = 0
@@ -147,10 +154,9 @@ async def test_the_next_batch_is_read_while_one_is_stored(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admit = replay.admit
-    monkeypatch.setattr(streams, "Consumer", ReadAhead)
     monkeypatch.setattr(replay, "admit", lambda batch: admit(batch) if ReadAhead.has_two.wait(LONG_S) else [])
     await send(redis, *(traces.data(seed) for seed in range(2 * BATCH_ENTRIES)))
-    async with running(redis, replay, traces, metrics):
+    async with running(redis, replay, traces, metrics, kind=ReadAhead):
         await until(lambda: is_settled(redis, KEY), what="an empty stream")
     assert replay.num_samples(Pool.WINDOW) == 2 * BATCH_ENTRIES
 
@@ -387,7 +393,7 @@ async def test_with_a_full_disk_traces_wait_in_the_stream(
 async def test_intake_takes_as_much_as_it_stores_and_nothing_while_half_of_its_stream_waits(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    consumer = Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
     await consumer.open()
     clock = ManualClock()
     intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=clock)
@@ -418,7 +424,7 @@ async def test_intake_takes_as_much_as_it_stores_and_nothing_while_half_of_its_s
 async def test_neither_an_outage_nor_traces_without_hidden_states_lower_what_intake_takes(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    consumer = Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
     clock, stop = ManualClock(), Stop()
     intake = Intake(consumer, replay, traces.expected, metrics=metrics, clock=clock)
     admit, outages = replay.admit, iter([3600.0])
@@ -476,7 +482,7 @@ def test_many_refused_traces_do_not_shift_what_is_usual(of_size: Callable[[float
 async def test_a_trace_is_measured_once_however_often_it_cannot_be_stored(
     redis: Redis, replay: Replay, traces: TraceMaker, metrics: Metrics
 ) -> None:
-    consumer = streams.Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+    consumer = Consumer(redis, KEY, group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
     task = Intake(consumer, replay, traces.expected, metrics=metrics, clock=SystemClock())
     await consumer.open()
     await send(redis, *(traces.data(seed) for seed in range(4)))

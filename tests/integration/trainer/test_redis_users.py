@@ -18,6 +18,7 @@ from updraft_chassis import streams
 from updraft_chassis.clock import SystemClock
 from updraft_chassis.errors import Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
+from updraft_chassis.streams.consumer import Consumer
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, rules, user_name, user_url
 from updraft_trainer.coordination.lease import Lease
 from updraft_trainer.data.intake import Intake
@@ -92,7 +93,7 @@ async def intake(client: Redis, folder: Path, traces: TraceMaker) -> AsyncIterat
     """The trainer's, of the first shard."""
     limits = ReplayLimits.of(10 * 1024**2)
     with Replay.open(folder, limits=limits, expected=traces.expected, cache_bytes=1024**2) as replay:
-        consumer = streams.Consumer(client, KEYS[0], group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
+        consumer = Consumer(client, KEYS[0], group="trainer", name="trainer-0", claim_idle=timedelta(hours=1))
         await consumer.open()
         task = Intake(
             consumer, replay, traces.expected, metrics=Metrics(CollectorRegistry()), clock=SystemClock(), shard=0
@@ -128,7 +129,7 @@ async def test_a_trainer_takes_over_what_a_dead_one_left(users: Users) -> None:
     for number in range(3):
         await producer.append(b"trace %d" % number)
     first, second = (
-        streams.Consumer(users.reader, KEYS[0], group="trainer", name=name, claim_idle=timedelta(0))
+        Consumer(users.reader, KEYS[0], group="trainer", name=name, claim_idle=timedelta(0))
         for name in ("first", "second")
     )
     await first.open()
@@ -145,7 +146,7 @@ async def test_a_trainer_makes_room_for_its_group_in_a_full_redis(users: Users) 
     producer = streams.Producer(users.writer, KEYS[0], max_bytes=1024**2)
     for _ in range(3):
         await producer.append(b"trace")
-    consumer = streams.Consumer(users.reader, KEYS[0], group="trainer", name="first", claim_idle=timedelta(hours=1))
+    consumer = Consumer(users.reader, KEYS[0], group="trainer", name="first", claim_idle=timedelta(hours=1))
     await users.admin.config_set("maxmemory", 1)
     try:
         with pytest.raises(UpdraftError, match="maxmemory"):

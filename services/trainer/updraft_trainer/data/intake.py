@@ -19,8 +19,9 @@ from updraft_chassis.clock import Clock
 from updraft_chassis.errors import UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_chassis.retry import Backoff
-from updraft_chassis.streams import MAX_ENTRY_BYTES, Consumer, Entry
-from updraft_draft.trace_bytes import ParsedTrace
+from updraft_chassis.streams import MAX_ENTRY_BYTES, Entry
+from updraft_chassis.streams.consumer import Consumer
+from updraft_draft.trace_bytes import Data, ParsedTrace
 from updraft_trainer.data.demand import IntakeSpeed, storable
 from updraft_trainer.data.replay import IncomingTrace, Replay
 from updraft_trainer.data.retention import Pool
@@ -87,7 +88,7 @@ def check(entry: Entry, expected: ExpectedTarget) -> CheckedEntry:
     return CheckedEntry(entry, _checked(entry, parsed, expected), traffic_of(parsed.trace))
 
 
-def _parse(data: bytes) -> ParsedTrace:
+def _parse(data: Data) -> ParsedTrace:
     if len(data) > MAX_ENTRY_BYTES:  # no pod has written it
         raise RefusedTrace("malformed", f"an entry of {len(data)} bytes; at most {MAX_ENTRY_BYTES} are read")
     return parse(data)

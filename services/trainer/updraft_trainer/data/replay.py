@@ -25,6 +25,7 @@ import numpy as np
 
 from updraft_chassis.errors import Conflict, Corrupt, Exhausted, NotFound
 from updraft_chassis.tenants import hashes
+from updraft_draft.trace_bytes import Data
 from updraft_trainer.data import selection
 from updraft_trainer.data.clusters import Clusters, Feature
 from updraft_trainer.data.retention import Pool, ReplayLimits, Retention, RetentionChanges, SampleEntry, request_of
@@ -92,7 +93,7 @@ class IncomingTrace:
     """A valid trace with its serialized bytes."""
 
     sample: Sample
-    data: bytes
+    data: Data
 
 
 class Replay:

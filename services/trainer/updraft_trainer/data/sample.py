@@ -150,12 +150,12 @@ def checked(samples: Iterable[Sample], check: Callable[[], None]) -> Iterator[Sa
         yield sample
 
 
-def read_sample(data: bytes, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
+def read_sample(data: Data, expected: ExpectedTarget, *, is_checked: bool = False) -> Sample:
     """Parse and check one stream entry; see `sample_of`. Raises RefusedTrace."""
     return sample_of(parse(data), expected, is_checked=is_checked)
 
 
-def parse(data: bytes) -> ParsedTrace:
+def parse(data: Data) -> ParsedTrace:
     """The message, unchecked. Raises RefusedTrace if it is none."""
     try:
         return trace_bytes.parse(data)
@@ -230,10 +230,10 @@ def _sample(parsed: ParsedTrace, expected: ExpectedTarget, *, is_checked: bool) 
     if not is_checked and (problem := _problem(aux, teacher, ids, expected)):
         raise RefusedTrace("malformed", problem)
     corrections = torch.zeros(len(ids), dtype=torch.bool)
-    for step in trace.steps:
-        index = block.first_output + step.start + step.accepted - stretch.start
-        if _rejects_model(step) and 0 < index < len(ids):
-            corrections[index] = True
+    corrected = (
+        block.first_output + step.start + step.accepted - stretch.start for step in trace.steps if _rejects_model(step)
+    )
+    corrections[[index for index in corrected if 0 < index < len(ids)]] = True
     return Sample(
         trace_id=_sample_id(trace.header),
         aux=aux,

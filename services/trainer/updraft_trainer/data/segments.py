@@ -19,6 +19,7 @@ from pathlib import Path
 
 from updraft_chassis.durable import sync
 from updraft_chassis.errors import Corrupt, Exhausted, NotFound
+from updraft_draft.trace_bytes import Data
 
 _SUFFIX = ".segment"
 
@@ -94,7 +95,7 @@ class Segments:
         return sum(segment.size for segment in list(self._segments.values()))  # a copy: another thread may be appending
 
     @contextmanager
-    def appended(self, records: Sequence[bytes]) -> Iterator[list[Location]]:
+    def appended(self, records: Sequence[Data]) -> Iterator[list[Location]]:
         """Append records. They are durable within the block, and removed again if it raises.
 
         Exhausted if they cannot be written: then none is kept.
@@ -202,7 +203,7 @@ class Segments:
         self._writer = _Writer(number, descriptor)
         return self._writer
 
-    def _written(self, writer: _Writer, records: Sequence[bytes]) -> list[Location]:
+    def _written(self, writer: _Writer, records: Sequence[Data]) -> list[Location]:
         locations = []
         for record in records:
             location = Location(writer.number, writer.end, len(record), zlib.crc32(record))
@@ -235,7 +236,7 @@ class Segments:
         return self.folder / f"{number:08d}{_SUFFIX}"
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
+def _write(descriptor: int, data: Data, offset: int) -> None:
     view = memoryview(data)
     while view:
         num = os.pwrite(descriptor, view, offset)
