@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from bench.engine_inputs import code_prompts, untrained_drafts
 from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
-from bench.tap import arms, endings, loop, swaps
-from bench.tap.arms import POLICIES, Arm, Turn
-from bench.tap.plugged import ROLES, plugged, speculation
+from bench.tap import arms, endings, loop, steps, swaps
+from bench.tap.arms import MOST, POLICIES, Arm, Turn
+from bench.tap.plugged import ROLES, SOCKET, plugged, speculation
 from rich.console import Console
 from tests.support.tap_agent import listening
 from tests.vllm import build
@@ -59,21 +60,19 @@ class Part:
 @asynccontextmanager
 async def pair_of_servers(model: Path, draft: Path, folder: Path, threads: int) -> AsyncIterator[Pair]:
     """Both on the same draft, which nobody trained: a step gives about one token, so hooks run as often as they can."""
-    socket = folder / "s"
     async with (
-        plugged(model, draft, folder, socket, threads=threads) as ours,
+        plugged(model, draft, folder, threads=threads) as ours,
         servers.vllm(model, folder / "stock.log", threads=threads, options=speculation(draft)) as stock,
     ):
-        yield Pair(stock=stock, plugged=ours, socket=socket)
+        yield Pair(stock=stock, plugged=ours, socket=folder / SOCKET)
 
 
-async def turn(on: Pair, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+async def turn(server: Server, socket: Path, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Tokens per second, and CPU milliseconds per token."""
-    server = on.stock if arm is Arm.STOCK else on.plugged
     with server.turn():
         if arm not in POLICIES:
             return await _timed(server, prompts)
-        async with listening(on.socket, POLICIES[arm], roles=ROLES) as agent:
+        async with listening(socket, POLICIES[arm], roles=ROLES) as agent:
             timed = await _timed(server, prompts)
             await agent.settle()
     arms.check(agent, arm, len(prompts))
@@ -103,7 +102,8 @@ async def turns(pairs: Sequence[Pair], prompts: Sequence[tuple[int, ...]], round
         for place, on in enumerate(pairs):
             for arm in harness.in_turn(tuple(Arm), number + place):
                 _progress.print(f"round {number} of {rounds}, servers {place}: {arm}")
-                tokens_per_s, cpu_ms = await turn(on, arm, prompts)
+                server = on.stock if arm is Arm.STOCK else on.plugged
+                tokens_per_s, cpu_ms = await turn(server, on.socket, arm, prompts)
                 taken.append(Turn(round=number, pair=place, arm=arm, tokens_per_s=tokens_per_s, cpu_ms=cpu_ms))
     return [one for one in taken if one.round >= 0]
 
@@ -124,6 +124,27 @@ def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
     model = harness.model()
     taken = asyncio.run(cost_of_arms(plan, folder, model, _seed(model, folder)))
     return Part(lines=arms.lines(taken), samples=list(map(asdict, taken)), figures=[arms.noise(taken)])
+
+
+async def cost_of_hooks(plan: argparse.Namespace, folder: Path, model: Path, draft: Path) -> list[steps.Turn]:
+    """Rounds of the same prompts by each arm on one server, the arms in turn."""
+    found, prompts = [], code_prompts(model, STREAMS, seed=SEED)
+    more = partial(steps.variables, folder)
+    async with plugged(model, draft, folder, threads=plan.threads, more=more) as server:
+        for number in range(-1, plan.rounds):  # the first round warms up
+            for arm in harness.in_turn(tuple(MOST), number):
+                _progress.print(f"round {number} of {plan.rounds}: {arm}")
+                before = steps.Sums.read(folder)
+                await turn(server, folder / SOCKET, arm, prompts)
+                found.append(steps.Turn.of(number, arm, steps.Sums.read(folder).since(before)))
+    return [one for one in found if one.round >= 0]
+
+
+def measured_hooks(plan: argparse.Namespace, folder: Path) -> Part:
+    """Time the hooks."""
+    model = harness.model()
+    taken = asyncio.run(cost_of_hooks(plan, folder / "hooks", model, _seed(model, folder)))
+    return Part(lines=steps.lines(taken), samples=list(map(asdict, taken)), figures=list(steps.figures(taken)))
 
 
 def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
@@ -149,7 +170,13 @@ def measured_loop(plan: argparse.Namespace, folder: Path) -> Part:
     return Part(lines=[found.line()], samples=[found.row()], figures=list(found.figures()))
 
 
-PARTS = {"arms": measured_arms, "swaps": measured_swaps, "endings": measured_endings, "loop": measured_loop}
+PARTS = {
+    "arms": measured_arms,
+    "hooks": measured_hooks,
+    "swaps": measured_swaps,
+    "endings": measured_endings,
+    "loop": measured_loop,
+}
 
 
 def _seed(model: Path, folder: Path) -> Path:
