@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -12,28 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from bench import harness
-from bench.engine_inputs import code_prompts, untrained_drafts
+from bench.engine_inputs import code_prompts, drafts_like, seed_draft
 from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
 from bench.tap import arms, endings, loop, steps, swaps
-from bench.tap.arms import MOST, POLICIES, Arm, Turn
-from bench.tap.plugged import ROLES, SOCKET, plugged, speculation
+from bench.tap.arms import MOST, SEED, STREAMS, TOKENS, Arm, Requests, Turn
+from bench.tap.plugged import SOCKET, plugged, speculation
 from rich.console import Console
-from tests.support.tap_agent import listening
 from tests.vllm import build
 
-from updraft_artifacts.draft_shape import ShapeChoice
-from updraft_draft import checkpoint
-from updraft_inference.engine import DraftCheckpoint
-from updraft_inference.tap import initial_draft
-
-STREAMS = 8
-TOKENS = 48
-SEED = 7
-DRAFT_VOCAB = 8192
 OPT_OUT = {"vllm_xargs": {"updraft_capture": "off"}}
 
 _progress = Console(stderr=True, style="dim")
@@ -69,23 +57,8 @@ async def pair_of_servers(model: Path, draft: Path, folder: Path, threads: int) 
 
 async def turn(server: Server, socket: Path, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Tokens per second, and CPU milliseconds per token."""
-    with server.turn():
-        if arm not in POLICIES:
-            return await _timed(server, prompts)
-        async with listening(socket, POLICIES[arm], roles=ROLES) as agent:
-            timed = await _timed(server, prompts)
-            await agent.settle()
-    arms.check(agent, arm, len(prompts))
-    return timed
-
-
-async def _timed(server: Server, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    before_s, started_s = cpu_s(server), time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for number, prompt in enumerate(prompts):
-            tasks.create_task(server.stream(prompt, TOKENS, OPT_OUT if number else {}))
-    wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
-    return tokens / wall_s, 1e3 * (cpu_s(server) - before_s) / tokens
+    answers = (server.stream(prompt, TOKENS, OPT_OUT if number else {}) for number, prompt in enumerate(prompts))
+    return await arms.turn(server.turn(), socket, arm, Requests(answers=answers, cpu_s=partial(cpu_s, server)))
 
 
 def cpu_s(server: Server) -> float:
@@ -122,7 +95,7 @@ async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draf
 def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
     """Compare the arms."""
     model = harness.model()
-    taken = asyncio.run(cost_of_arms(plan, folder, model, _seed(model, folder)))
+    taken = asyncio.run(cost_of_arms(plan, folder, model, seed_draft(model, folder)))
     return Part(lines=arms.lines(taken), samples=list(map(asdict, taken)), figures=[arms.noise(taken)])
 
 
@@ -143,7 +116,7 @@ async def cost_of_hooks(plan: argparse.Namespace, folder: Path, model: Path, dra
 def measured_hooks(plan: argparse.Namespace, folder: Path) -> Part:
     """Time the hooks."""
     model = harness.model()
-    taken = asyncio.run(cost_of_hooks(plan, folder / "hooks", model, _seed(model, folder)))
+    taken = asyncio.run(cost_of_hooks(plan, folder / "hooks", model, seed_draft(model, folder)))
     return Part(lines=steps.lines(taken), samples=list(map(asdict, taken)), figures=list(steps.figures(taken)))
 
 
@@ -151,7 +124,10 @@ def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
     """Swap drafts under load."""
     _progress.print(f"{plan.swaps} swaps under {plan.streams} streams")
     model = harness.model()
-    drafts, prompts = _drafts(model, _seed(model, folder), folder), code_prompts(model, plan.streams, seed=SEED)
+    drafts, prompts = (
+        drafts_like(seed_draft(model, folder), model, folder),
+        code_prompts(model, plan.streams, seed=SEED),
+    )
     swapped = asyncio.run(swaps.measured(model, drafts, prompts, plan, folder / "swaps"))
     return Part(lines=swapped.lines(), samples=[swapped.row()], figures=list(swapped.figures()))
 
@@ -166,7 +142,7 @@ def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
 def measured_loop(plan: argparse.Namespace, folder: Path) -> Part:
     """Run the loop from an untrained draft."""
     model = harness.model()
-    found = loop.measured(model, _seed(model, folder), folder)
+    found = loop.measured(model, seed_draft(model, folder), folder)
     return Part(lines=[found.line()], samples=[found.row()], figures=list(found.figures()))
 
 
@@ -177,17 +153,6 @@ PARTS = {
     "endings": measured_endings,
     "loop": measured_loop,
 }
-
-
-def _seed(model: Path, folder: Path) -> Path:
-    draft = folder / "seed"
-    return draft if draft.exists() else initial_draft.write(model, draft, ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
-
-
-def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
-    """Two drafts of the served one's vocabulary."""
-    _, tensors = checkpoint.load(draft)
-    return untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
 
 
 def measure(plan: argparse.Namespace) -> Measurements:
