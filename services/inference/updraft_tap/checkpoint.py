@@ -78,7 +78,7 @@ def _contents(file: Path, most: int) -> bytes:
 def _buffer(file: Path, most: int | None) -> Tensor:
     """All bytes of the file, read in pieces into memory that nobody has touched, so that the engine's thread goes on: a copy in
     Python, or one call for all of them, would stop it for a millisecond per megabyte."""
-    data, done = torch.empty(_check_size(file, most), dtype=torch.uint8), 0
+    data, done = torch.empty(_check_size(file, most), dtype=torch.uint8, device="cpu"), 0
     view = data.numpy().data
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(view[done : done + _PIECE]):

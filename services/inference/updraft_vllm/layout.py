@@ -61,7 +61,7 @@ def layout(batch: Batch, options: Mapping[str, CaptureOptions]) -> Layout | None
     if not found:
         return None
     steps, prefills = (
-        {place: options[one.rid] for place, one in found.items() if one.is_prefill is is_prefill}
+        {place: options[one.rid] for place, one in found.items() if one.is_prefill == is_prefill}
         for is_prefill in (False, True)
     )
     first_state = list(accumulate(batch.tokens, initial=0))
