@@ -20,7 +20,7 @@ from updraft_tap.hooks import Binding, Hook
 FOLDER = "UPDRAFT_METER"
 """The variable with the folder of the files."""
 BYTES = 4096
-"""Of a file, which is written anew in one piece."""
+"""Size of a file, which is written anew in one piece."""
 SENDER = "updraft-capture"
 """The name of the channel's thread."""
 
@@ -81,7 +81,7 @@ class Meter:
         os.pwrite(self._file, json.dumps(sums).encode().ljust(BYTES), 0)
 
     def _of_nothing(self) -> int:
-        """What the timing of a hook that does nothing seems to take."""
+        """The time that a hook which does nothing seems to take."""
         nothing = self._timed("", lambda original: original())
         for _ in range(1000):
             nothing(int)

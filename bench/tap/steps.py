@@ -1,6 +1,6 @@
 """The CPU time of the plugin's hooks in a step, on the threads of a real vLLM that call them. See `meter`.
 
-Unlike tokens per second, it does not depend on what else runs on the machine.
+It depends less on what else runs on the machine than tokens per second do.
 """
 
 import json
@@ -26,19 +26,19 @@ _PACKAGE = "updraft_meter"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """Of all processes of a server since its start."""
+    """The sums of all processes of a server since its start."""
 
     hooks: Mapping[str, tuple[int, int]]
     """By hook, how often it was called, and its own nanoseconds. No two processes have the same hooks but those of HTTP, which
     no step calls."""
     engine_ns: int
-    """Of the functions that the hooks wrap: the forward, sampling, drafting, and what follows."""
+    """Those of the functions that the hooks wrap: the forward, sampling, drafting, and what follows."""
     sender_ns: int
-    """Of the threads that send to the agent."""
+    """Those of the threads that send to the agent."""
 
     @classmethod
     def read(cls, server: Path) -> Self:
-        """What the meters of a server with this folder have written."""
+        """The sums that the meters of a server with this folder have written."""
         found = [json.loads(text) for file in (server / _WRITTEN).iterdir() if (text := file.read_text())]
         return cls(
             hooks={name: (calls, own_ns) for one in found for name, (calls, own_ns) in one["hooks"].items()},
@@ -47,7 +47,7 @@ class Sums:
         )
 
     def since(self, before: "Sums") -> "Sums":
-        """What was added."""
+        """The part that was added."""
         return Sums(
             hooks=dict(_added(self.hooks, before.hooks)),
             engine_ns=self.engine_ns - before.engine_ns,
@@ -97,7 +97,7 @@ class Turn:
 
 
 def variables(server: Path, plugin: Path) -> dict[str, str]:
-    """Of the environment of a server whose hooks are timed; writes what its processes load to the folder."""
+    """Variables of a server whose hooks are timed; writes the module that its processes load to the folder."""
     package, written = server / "meter", server / _WRITTEN
     info = package / f"{_PACKAGE}-0.dist-info"
     info.mkdir(parents=True)
@@ -109,7 +109,7 @@ def variables(server: Path, plugin: Path) -> dict[str, str]:
 
 
 def lines(taken: Sequence[Turn]) -> list[Line]:
-    """A bar for each arm: the hooks' part of the engine's time is what an arm costs in tokens per second, or more."""
+    """A bar for each arm: the hooks' part of the engine's time, without what the engine waits for Python's lock."""
     found = []
     for arm, most in MOST.items():
         of_arm = [one for one in taken if one.arm is arm]

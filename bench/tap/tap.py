@@ -16,7 +16,7 @@ from bench.engine_inputs import code_prompts, drafts_like, seed_draft
 from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
-from bench.tap import arms, endings, loop, steps, swaps
+from bench.tap import arms, endings, loop, reading, steps, swaps
 from bench.tap.arms import MOST, SEED, STREAMS, TOKENS, Arm, Requests, Turn
 from bench.tap.plugged import SOCKET, plugged, speculation
 from rich.console import Console
@@ -132,6 +132,13 @@ def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
     return Part(lines=swapped.lines(), samples=[swapped.row()], figures=list(swapped.figures()))
 
 
+def measured_reading(_: argparse.Namespace, folder: Path) -> Part:
+    """Read a large draft."""
+    _progress.print(f"a draft of {reading.MB} MB is read")
+    gaps = reading.measured(folder / "reading")
+    return Part(lines=[gaps.line()], samples=[asdict(gaps)], figures=[])
+
+
 def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
     """End wide requests."""
     _progress.print("ends of requests with rows of a target of width 4096")
@@ -150,6 +157,7 @@ PARTS = {
     "arms": measured_arms,
     "hooks": measured_hooks,
     "swaps": measured_swaps,
+    "reading": measured_reading,
     "endings": measured_endings,
     "loop": measured_loop,
 }

@@ -3,13 +3,15 @@
 import asyncio
 import itertools
 import os
+import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from bench.tap import arms, endings, meter, steps, swaps
+from bench.tap import arms, endings, meter, reading, steps, swaps
 from bench.tap.arms import Arm, Turn
 from bench.tap.loop import Batch, Loop
 from bench.tap.swaps import Swaps, Window
@@ -195,3 +197,19 @@ def test_the_share_of_the_hooks_has_the_bar_of_its_arm() -> None:
     assert [(line.bar.target, line.bar.met) for line in lines] == [(0.5, True), (1.0, True), (3.0, False)]
     assert lines[0].note == "50 of 10000 us; 7 us more on the thread that sends"
     assert next(steps.figures(turns)) == f"traces off: {steps.STEP} 50.0 us"
+
+
+def test_a_thread_that_cannot_look_at_the_clock_has_a_gap_and_the_note_says_what_other_programs_cause() -> None:
+    clock = reading.Clock()
+    thread = threading.Thread(target=clock.watch)
+    thread.start()
+    try:
+        clock.looks.wait()
+        pattern = re.compile("(a*)*b")  # one call that keeps the interpreter's lock, for longer with each letter
+        assert clock.gap_ms(lambda: pattern.match("a" * 22)) > 0
+    finally:
+        clock.is_over = True
+        thread.join()
+
+    line = reading.Gaps(reading_ms=[20.0, 40.0, 41.0], nothing_ms=[1.0, 2.0, 3.0]).line()
+    assert (line.bar.measured, line.bar.met, line.note) == (38.0, False, "40.0 ms; 2.0 ms without work")
