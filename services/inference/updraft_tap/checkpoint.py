@@ -65,7 +65,8 @@ def _unreadable() -> Iterator[None]:
         AttributeError,
         struct.error,
         OverflowError,
-        RecursionError,
+        RuntimeError,  # no memory for it, or a header nested too deep
+        MemoryError,
     ) as error:
         raise UnreadableError(str(error) or type(error).__name__) from error
 
