@@ -225,7 +225,7 @@ bench-trainer: install ## Measure memory, speed and exactness of a training step
 	$(PY) -W ignore -m bench.trainer.trainer $(ARGS)
 bench-sglang: sglang-build ## Measure what the plugin and swaps cost a stock SGLang server on this CPU (15 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
-bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU, and the loop (45 minutes)
+bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU, and the loop (55 minutes)
 	$(PY) -m bench.tap.tap $(ARGS)
 bench-operator: cluster-build ## Measure the operator with 1,000 resources and 4,000 pods (10 minutes)
 	$(PY) -m bench.operator.operator $(ARGS)

@@ -6,41 +6,34 @@ import os
 import signal
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-import torch
 from bench import harness
-from bench.engine_inputs import code_prompts, untrained_drafts
+from bench.engine_inputs import code_prompts, drafts_like, seed_draft
 from bench.harness import Line, Measurements, p95, spread
 from bench.tap import arms
-from bench.tap.arms import POLICIES, Arm, Turn
+from bench.tap.arms import SEED, STREAMS, TOKENS, Arm, Requests, Turn
 from rich.console import Console
 from tests.sglang.agent import ROLES, load
 from tests.sglang.devices import GPU, PYTHON_VARIABLE
 from tests.sglang.server import CPU, Device, Server
 from tests.support.tap_agent import Agent, listening
 
-from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_cli import results
-from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.launch import sglang_arguments
-from updraft_inference.tap import initial_draft, plugin_folder
+from updraft_inference.tap import plugin_folder
 from updraft_inference.tap.server_kind import SGLANG
 
-STREAMS = 8
-TOKENS = 48
 ROUNDS = 10
 SWAPS = 20
 BETWEEN_SWAPS_S = 0.5
 STEPS = 3
-SEED = 7
-DRAFT_VOCAB = 8192
 OPTED_OUT = {"custom_params": {"updraft_capture": "off"}}
 
 _progress = Console(stderr=True, style="dim")
@@ -102,25 +95,11 @@ def turn(on: Server) -> Iterator[None]:
         os.killpg(on.pid, signal.SIGSTOP)
 
 
-async def timed(on: Server, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """Send all prompts at once, all but the first of which opt out of capture. Tokens per second, CPU ms per token."""
-    before_s, started_s = cpu_s(on), time.perf_counter()
-    await asyncio.gather(*(answered(on, prompt, is_captured=n == 0) for n, prompt in enumerate(prompts)))
-    wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
-    return tokens / wall_s, 1e3 * (cpu_s(on) - before_s) / tokens
-
-
 async def taken(pair: Pair, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """One turn of an arm."""
+    """One turn of an arm: tokens per second, and CPU milliseconds per token."""
     on = pair.stock if arm is Arm.STOCK else pair.plugged
-    with turn(on):
-        if arm not in POLICIES:
-            return await timed(on, prompts)
-        async with listening(pair.socket, POLICIES[arm], roles=ROLES) as agent:
-            found = await timed(on, prompts)
-            await agent.settle()
-    arms.check(agent, arm, len(prompts))
-    return found
+    answers = (answered(on, prompt, is_captured=n == 0) for n, prompt in enumerate(prompts))
+    return await arms.turn(turn(on), pair.socket, arm, Requests(answers=answers, cpu_s=partial(cpu_s, on)))
 
 
 async def turns(pair: Pair, prompts: Sequence[tuple[int, ...]], rounds: int) -> list[Turn]:
@@ -169,9 +148,8 @@ async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Turn], 
     """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
     model, socket = harness.model(), folder / "s"
     prompts = code_prompts(model, STREAMS, seed=SEED)
-    draft = initial_draft.write(model, folder / "seed", ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
-    _, tensors = checkpoint.load(draft)
-    drafts = untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
+    draft = seed_draft(model, folder)
+    drafts = drafts_like(draft, model, folder)
     with ExitStack() as stack:
         stock = stack.enter_context(server(folder, model, draft, device, socket=None))
         os.killpg(stock.pid, signal.SIGSTOP)

@@ -1,15 +1,26 @@
 """The arms that are compared on each engine, their bars, and what turns of them cost. Shared by both servers' benchmarks."""
 
+import asyncio
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 from bench.harness import Line, spread
-from bench.tap.plugged import NO_ROWS, ROWS
-from tests.support.tap_agent import Agent
+from bench.tap.plugged import NO_ROWS, ROLES, ROWS
+from tests.support.tap_agent import Agent, listening
 
 from updraft_cli import results
+
+STREAMS = 8
+"""Requests at once, the first of which does not opt out of capture."""
+TOKENS = 48
+"""Length of each answer."""
+SEED = 7
 
 
 class Arm(StrEnum):
@@ -40,10 +51,39 @@ class Turn:
     """CPU time per token of all the server's processes."""
 
 
-def check(agent: Agent, arm: Arm, num_requests: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """The requests of a turn: each answer when it is awaited, and the CPU seconds of the server so far."""
+
+    answers: Iterable[Coroutine[Any, Any, object]]
+    cpu_s: Callable[[], float]
+
+    async def timed(self) -> tuple[float, float]:
+        """All at once. Tokens per second, and CPU milliseconds per token."""
+        before_s, started_s = self.cpu_s(), time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for answer in self.answers:
+                tasks.create_task(answer)
+        wall_s, tokens = time.perf_counter() - started_s, TOKENS * STREAMS
+        return tokens / wall_s, 1e3 * (self.cpu_s() - before_s) / tokens
+
+
+async def turn(on: AbstractContextManager[None], socket: Path, arm: Arm, requests: Requests) -> tuple[float, float]:
+    """See `Requests.timed`. The server runs within `on`."""
+    with on:
+        if arm not in POLICIES:
+            return await requests.timed()
+        async with listening(socket, POLICIES[arm], roles=ROLES) as agent:
+            timed = await requests.timed()
+            await agent.settle()
+    _check(agent, arm)
+    return timed
+
+
+def _check(agent: Agent, arm: Arm) -> None:
     """Else the arm would not be what its name says."""
     captured = [rid for rid, (_, tensors) in agent.finished.items() if tensors]
-    assert len(agent.finished) == num_requests, f"{len(agent.finished)} of {num_requests} requests were counted"
+    assert len(agent.finished) == STREAMS, f"{len(agent.finished)} of {STREAMS} requests were counted"
     assert (len(captured), len(agent.seen)) == ((1, 1) if arm is Arm.PAYLOAD else (0, 0))
     assert agent.dropped == 0, f"{agent.dropped} messages were dropped"
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from bench.harness import Line, p95, spread
 from bench.serving.servers import MODEL
-from bench.tap.plugged import ROLES, plugged
+from bench.tap.plugged import ROLES, SOCKET, plugged
 from tests.support.tap_agent import Agent, listening
 from tests.support.wait import until
 
@@ -127,10 +127,10 @@ async def measured(
 ) -> Swaps:
     """On a server of its own in float32, in which greedy tokens do not depend on the draft, with a slot for each stream."""
     options = ("--dtype", "float32", "--max-num-seqs", str(len(prompts)))
-    opened = plugged(model, drafts[0].folder, at, at / "s", threads=plan.threads, options=options)
+    opened = plugged(model, drafts[0].folder, at, threads=plan.threads, options=options)
     async with opened as server:
         with server.turn():
-            async with listening(at / "s", roles=ROLES) as agent:
+            async with listening(at / SOCKET, roles=ROLES) as agent:
                 http = server.http
                 without = await asyncio.gather(*(_tokens(http, prompt, TOKENS, _ignored) for prompt in prompts))
                 expected, found = list(zip(prompts, without, strict=True)), Swaps()

@@ -3,36 +3,25 @@
 import argparse
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from bench import harness
-from bench.engine_inputs import code_prompts, untrained_drafts
+from bench.engine_inputs import code_prompts, drafts_like, seed_draft
 from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
-from bench.tap import arms, endings, loop, swaps
-from bench.tap.arms import POLICIES, Arm, Turn
-from bench.tap.plugged import ROLES, plugged, speculation
+from bench.tap import arms, endings, loop, reading, steps, swaps
+from bench.tap.arms import MOST, SEED, STREAMS, TOKENS, Arm, Requests, Turn
+from bench.tap.plugged import SOCKET, plugged, speculation
 from rich.console import Console
-from tests.support.tap_agent import listening
 from tests.vllm import build
 
-from updraft_artifacts.draft_shape import ShapeChoice
-from updraft_draft import checkpoint
-from updraft_inference.engine import DraftCheckpoint
-from updraft_inference.tap import initial_draft
-
-STREAMS = 8
-TOKENS = 48
-SEED = 7
-DRAFT_VOCAB = 8192
 OPT_OUT = {"vllm_xargs": {"updraft_capture": "off"}}
 
 _progress = Console(stderr=True, style="dim")
@@ -59,34 +48,17 @@ class Part:
 @asynccontextmanager
 async def pair_of_servers(model: Path, draft: Path, folder: Path, threads: int) -> AsyncIterator[Pair]:
     """Both on the same draft, which nobody trained: a step gives about one token, so hooks run as often as they can."""
-    socket = folder / "s"
     async with (
-        plugged(model, draft, folder, socket, threads=threads) as ours,
+        plugged(model, draft, folder, threads=threads) as ours,
         servers.vllm(model, folder / "stock.log", threads=threads, options=speculation(draft)) as stock,
     ):
-        yield Pair(stock=stock, plugged=ours, socket=socket)
+        yield Pair(stock=stock, plugged=ours, socket=folder / SOCKET)
 
 
-async def turn(on: Pair, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+async def turn(server: Server, socket: Path, arm: Arm, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Tokens per second, and CPU milliseconds per token."""
-    server = on.stock if arm is Arm.STOCK else on.plugged
-    with server.turn():
-        if arm not in POLICIES:
-            return await _timed(server, prompts)
-        async with listening(on.socket, POLICIES[arm], roles=ROLES) as agent:
-            timed = await _timed(server, prompts)
-            await agent.settle()
-    arms.check(agent, arm, len(prompts))
-    return timed
-
-
-async def _timed(server: Server, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    before_s, started_s = cpu_s(server), time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for number, prompt in enumerate(prompts):
-            tasks.create_task(server.stream(prompt, TOKENS, OPT_OUT if number else {}))
-    wall_s, tokens = time.perf_counter() - started_s, TOKENS * len(prompts)
-    return tokens / wall_s, 1e3 * (cpu_s(server) - before_s) / tokens
+    answers = (server.stream(prompt, TOKENS, OPT_OUT if number else {}) for number, prompt in enumerate(prompts))
+    return await arms.turn(server.turn(), socket, arm, Requests(answers=answers, cpu_s=partial(cpu_s, server)))
 
 
 def cpu_s(server: Server) -> float:
@@ -103,7 +75,8 @@ async def turns(pairs: Sequence[Pair], prompts: Sequence[tuple[int, ...]], round
         for place, on in enumerate(pairs):
             for arm in harness.in_turn(tuple(Arm), number + place):
                 _progress.print(f"round {number} of {rounds}, servers {place}: {arm}")
-                tokens_per_s, cpu_ms = await turn(on, arm, prompts)
+                server = on.stock if arm is Arm.STOCK else on.plugged
+                tokens_per_s, cpu_ms = await turn(server, on.socket, arm, prompts)
                 taken.append(Turn(round=number, pair=place, arm=arm, tokens_per_s=tokens_per_s, cpu_ms=cpu_ms))
     return [one for one in taken if one.round >= 0]
 
@@ -122,17 +95,48 @@ async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draf
 def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
     """Compare the arms."""
     model = harness.model()
-    taken = asyncio.run(cost_of_arms(plan, folder, model, _seed(model, folder)))
+    taken = asyncio.run(cost_of_arms(plan, folder, model, seed_draft(model, folder)))
     return Part(lines=arms.lines(taken), samples=list(map(asdict, taken)), figures=[arms.noise(taken)])
+
+
+async def cost_of_hooks(plan: argparse.Namespace, folder: Path, model: Path, draft: Path) -> list[steps.Turn]:
+    """Rounds of the same prompts by each arm on one server, the arms in turn."""
+    found, prompts = [], code_prompts(model, STREAMS, seed=SEED)
+    more = partial(steps.variables, folder)
+    async with plugged(model, draft, folder, threads=plan.threads, more=more) as server:
+        for number in range(-1, plan.rounds):  # the first round warms up
+            for arm in harness.in_turn(tuple(MOST), number):
+                _progress.print(f"round {number} of {plan.rounds}: {arm}")
+                before = steps.Sums.read(folder)
+                await turn(server, folder / SOCKET, arm, prompts)
+                found.append(steps.Turn.of(number, arm, steps.Sums.read(folder).since(before)))
+    return [one for one in found if one.round >= 0]
+
+
+def measured_hooks(plan: argparse.Namespace, folder: Path) -> Part:
+    """Time the hooks."""
+    model = harness.model()
+    taken = asyncio.run(cost_of_hooks(plan, folder / "hooks", model, seed_draft(model, folder)))
+    return Part(lines=steps.lines(taken), samples=list(map(asdict, taken)), figures=list(steps.figures(taken)))
 
 
 def measured_swaps(plan: argparse.Namespace, folder: Path) -> Part:
     """Swap drafts under load."""
     _progress.print(f"{plan.swaps} swaps under {plan.streams} streams")
     model = harness.model()
-    drafts, prompts = _drafts(model, _seed(model, folder), folder), code_prompts(model, plan.streams, seed=SEED)
+    drafts, prompts = (
+        drafts_like(seed_draft(model, folder), model, folder),
+        code_prompts(model, plan.streams, seed=SEED),
+    )
     swapped = asyncio.run(swaps.measured(model, drafts, prompts, plan, folder / "swaps"))
     return Part(lines=swapped.lines(), samples=[swapped.row()], figures=list(swapped.figures()))
+
+
+def measured_reading(_: argparse.Namespace, folder: Path) -> Part:
+    """Read a large draft."""
+    _progress.print(f"a draft of {reading.MB} MB is read")
+    gaps = reading.measured(folder / "reading")
+    return Part(lines=[gaps.line()], samples=[asdict(gaps)], figures=[])
 
 
 def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
@@ -145,22 +149,18 @@ def measured_endings(plan: argparse.Namespace, folder: Path) -> Part:
 def measured_loop(plan: argparse.Namespace, folder: Path) -> Part:
     """Run the loop from an untrained draft."""
     model = harness.model()
-    found = loop.measured(model, _seed(model, folder), folder)
+    found = loop.measured(model, seed_draft(model, folder), folder)
     return Part(lines=[found.line()], samples=[found.row()], figures=list(found.figures()))
 
 
-PARTS = {"arms": measured_arms, "swaps": measured_swaps, "endings": measured_endings, "loop": measured_loop}
-
-
-def _seed(model: Path, folder: Path) -> Path:
-    draft = folder / "seed"
-    return draft if draft.exists() else initial_draft.write(model, draft, ShapeChoice(draft_vocab_size=DRAFT_VOCAB))
-
-
-def _drafts(model: Path, draft: Path, folder: Path) -> list[DraftCheckpoint]:
-    """Two drafts of the served one's vocabulary."""
-    _, tensors = checkpoint.load(draft)
-    return untrained_drafts(model, folder, torch.arange(DRAFT_VOCAB) + tensors["d2t"])
+PARTS = {
+    "arms": measured_arms,
+    "hooks": measured_hooks,
+    "swaps": measured_swaps,
+    "reading": measured_reading,
+    "endings": measured_endings,
+    "loop": measured_loop,
+}
 
 
 def measure(plan: argparse.Namespace) -> Measurements:

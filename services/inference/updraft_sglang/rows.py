@@ -5,6 +5,7 @@ forward is in progress at a time.
 """
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -136,9 +137,12 @@ class RowHooks:
         if runner.is_draft_worker:
             return
         batch = forward.batch
+        chunks = list(zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True))
         spans = prefills.captured_spans(
             forward.captured,
-            [_chunk(*chunk) for chunk in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)],
+            {place: _chunk(*chunks[place]) for place in forward.captured.places},
+            first_rows=list(accumulate(batch.extend_lens, initial=0)),
+            logit_rows=range(len(chunks)),
         )
         if not spans:
             return

@@ -12,7 +12,7 @@ import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -170,7 +170,7 @@ class Channel:
             agent.connect(self._path)
             problem, self._is_connected = self.problem, True  # from here on, a change is sent in another hello
             hello = {"kind": "hello", "protocol": wire.PROTOCOL, "id": self._id, "problem": problem, **self._hello()}
-            agent.sendall(b"".join(wire.encode(hello)))
+            _send(agent, wire.encode(hello))
             answer = _frame(agent)
             refusal = _refusal(answer)
             if not refusal:
@@ -218,8 +218,7 @@ class Channel:
                 self._held_bytes -= item.num_bytes
         self._failures = 0
         self._number += 1
-        for piece in frame:
-            agent.sendall(piece)
+        _send(agent, frame)
 
     def _close(self) -> None:
         with self._change:
@@ -227,6 +226,18 @@ class Channel:
             self.dropped += sum(item is not _HELLO_AGAIN for item in self._queue)
             self._queue.clear()
             self._held_bytes = 0
+
+
+def _send(agent: socket.socket, frame: Iterable[bytes | memoryview]) -> None:
+    """All of it in one call of the system, if the agent keeps up: each call may give the engine's thread away, and wakes the
+    agent."""
+    left = [memoryview(piece) for piece in frame]
+    while left:
+        sent = agent.sendmsg(left)
+        while left and sent >= left[0].nbytes:
+            sent -= left.pop(0).nbytes
+        if left:
+            left[0] = left[0][sent:]
 
 
 def _refusal(answer: Mapping[str, Any]) -> str:

@@ -70,35 +70,29 @@ class Finished:
 
 @dataclass(slots=True)
 class _Sums:
-    steps: int = 0
     timed: int = 0
     """The steps whose time is known."""
     seconds: float = 0.0
     """Time of the `timed` steps."""
-    proposed: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    """Both by position in the chain of draft tokens."""
+    outcomes: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Steps by how many tokens were proposed and how many of these accepted: few pairs, whose sums can wait."""
 
-    def add(self, proposed: int, accepted: int, seconds: float | None) -> None:
-        self.steps += 1
-        if seconds is not None:
-            self.timed += 1
-            self.seconds += seconds
-        missing = [0] * (proposed - len(self.proposed))
-        self.proposed += missing
-        self.accepted += missing
-        for position in range(proposed):
-            self.proposed[position] += 1
-            self.accepted[position] += position < accepted
+    def by_position(self, kind: int) -> list[int]:
+        """Proposed (0) or accepted (1) tokens at each position in the chain of draft tokens."""
+        longest = max(proposed for proposed, _ in self.outcomes)
+        return [
+            sum(steps for outcome, steps in self.outcomes.items() if outcome[kind] > position)
+            for position in range(longest)
+        ]
 
 
 @dataclass(slots=True)
 class _Request:
     proposer: int | None = None
-    since_s: float = 0.0
-    """When its last step ended."""
+    sums: _Sums | None = None
+    """Those of the proposer, once it has any."""
     step: int = -1
-    """The number of that step."""
+    """The number of its last step."""
     by_version: dict[int | None, _Sums] = field(default_factory=dict)
 
 
@@ -113,26 +107,36 @@ class Counters:
         self._clock = clock
         self._requests: dict[str, _Request] = {}
         self._step = 0
+        self._since_s = 0.0
+        """When the last step ended."""
 
     def verified(self, rid: str, *, proposed: int, accepted: int) -> None:
         """A step verified `proposed` tokens. Raises ValueError if more were accepted."""
         if not 0 <= accepted <= proposed:
             raise ValueError(f"{accepted} of {proposed} draft tokens were accepted")
-        request = self._requests.setdefault(rid, _Request())
-        seconds = self._clock() - request.since_s if request.step == self._step else None
-        request.by_version.setdefault(request.proposer, _Sums()).add(proposed, accepted, seconds)
+        request = self._of(rid)
+        sums = request.sums
+        if sums is None:
+            sums = request.sums = request.by_version.setdefault(request.proposer, _Sums())
+        outcome = proposed, accepted
+        sums.outcomes[outcome] = sums.outcomes.get(outcome, 0) + 1
+        if request.step == self._step:
+            sums.timed += 1
+            sums.seconds += self._clock() - self._since_s
 
     def drafted(self, rid: str, version: int | None) -> None:
         """Count `version` for the proposals of this step, in an engine that drafts and verifies in one step."""
-        self._requests.setdefault(rid, _Request()).proposer = version
+        request = self._of(rid)
+        if request.proposer != version:
+            request.proposer, request.sums = version, None
 
     def proposed(self, rids: Iterable[str], version: int | None) -> None:
         """The draft `version` made the next proposals of these requests; None if that is not known."""
-        now_s = self._clock()
+        self._since_s = self._clock()
         self._step += 1
         for rid in rids:
-            request = self._requests.setdefault(rid, _Request())
-            request.proposer, request.since_s, request.step = version, now_s, self._step
+            self.drafted(rid, version)
+            self._requests[rid].step = self._step
 
     def pause(self) -> None:
         """The engine pauses, so the time until the next step is not that of a step."""
@@ -145,17 +149,25 @@ class Counters:
     def end(self, rid: str) -> list[dict[str, Any]]:
         """The sums of an ended request, for its `Finished`; they are forgotten."""
         request = self._requests.pop(rid, _Request())
-        return [
-            {
-                "version": version,
-                "steps": sums.steps,
-                "proposed": sum(sums.proposed),
-                "proposed_by_position": sums.proposed,
-                "accepted": sums.accepted,
-                "us": round(1e6 * sums.seconds * sums.steps / max(sums.timed, 1)),
-            }
-            for version, sums in request.by_version.items()
-        ]
+        return [_entry(version, sums) for version, sums in request.by_version.items()]
+
+    def _of(self, rid: str) -> _Request:
+        request = self._requests.get(rid)
+        if request is None:
+            request = self._requests[rid] = _Request()
+        return request
 
     def __len__(self) -> int:
         return len(self._requests)
+
+
+def _entry(version: int | None, sums: _Sums) -> dict[str, Any]:
+    steps, by_position = sum(sums.outcomes.values()), sums.by_position(0)
+    return {
+        "version": version,
+        "steps": steps,
+        "proposed": sum(by_position),
+        "proposed_by_position": by_position,
+        "accepted": sums.by_position(1),
+        "us": round(1e6 * sums.seconds * steps / max(sums.timed, 1)),
+    }

@@ -6,14 +6,14 @@ preempted request is computed again with its output after its prompt; those rows
 Tensors: N rows of the forward, B requests, V vocabulary, H width of the auxiliary states, K tokens of the teacher.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from updraft_tap.distribution import chosen, log_sum_exp, teacher
+from updraft_tap.distribution import chosen, teacher
 from updraft_tap.policy import CapturedRequests, CaptureOptions
 from updraft_tap.steps import TEACHER
 
@@ -50,18 +50,15 @@ class Span:
 
 
 def captured_spans(
-    captured: CapturedRequests, parts: Sequence[PromptChunk], logit_rows: Sequence[int] | None = None
+    captured: CapturedRequests, parts: Mapping[int, PromptChunk], first_rows: Sequence[int], logit_rows: Sequence[int]
 ) -> tuple[Span, ...]:
-    """The spans of the requests with payload, in order; `parts` are those of all requests of the batch.
+    """The spans of the requests with payload, in order, by their places in the batch.
 
-    `logit_rows` are their rows of the logits; without them, each request has one.
+    `first_rows` and `logit_rows` are those of each request of the batch: its first row of the forward, and its row of the
+    logits.
     """
-    first_rows = [0]
-    for part in parts:
-        first_rows.append(first_rows[-1] + part.end - part.start)
-    rows = range(len(parts)) if logit_rows is None else logit_rows
     return tuple(
-        _span(captured.rids[i], captured.options[i], parts[place], first_rows[place], rows[place])
+        _span(captured.rids[i], captured.options[i], parts[place], first_rows[place], logit_rows[place])
         for i, place in ((i, captured.places[i]) for i in captured.payload)
     )
 
@@ -89,12 +86,11 @@ def collect_prefill_rows(
     last, num_states = max((span.first_row + span.rows for span in spans), default=0), len(states[0])
     if max(places, default=-1) >= len(logits_BV) or last > num_states:
         raise ValueError(f"{len(spans)} requests do not fit {len(logits_BV)} rows of logits and {num_states} states")
-    logits_MV = chosen(logits_BV, places)
-    top = teacher(logits_MV, log_sum_exp(logits_MV), top_k)
+    top = teacher(chosen(logits_BV, places), top_k)
     blocks = [[part[span.first_row : span.first_row + span.rows] for span in spans] or [part[:0]] for part in states]
     return {
         "aux": torch.cat([torch.cat(block) for block in blocks], dim=-1),
-        **{name: values.clone() for name, values in zip(TEACHER, top, strict=True)},
+        **dict(zip(TEACHER, top, strict=True)),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_tap.distribution import chosen, joined_rows, log_probs, log_sum_exp, teacher
+from updraft_tap.distribution import chosen, joined_rows, judged, log_probs
 from updraft_tap.policy import CapturedRequests
 
 TEACHER = ("ids", "log_probs", "log_sum_exp")
@@ -77,24 +77,18 @@ def collect_step_rows(
         raise ValueError(
             f"{len(rows.widths)} requests of {max(rows.widths)} rows do not fit {len(logits_NV)} rows of logits"
         )
-    logits_CV = chosen(logits_NV, wanted)
-    tokens_C = chosen(tokens_M, rows.states).long()
-    taken = {
-        "tokens": tokens_C.clone(),
-        "positions": positions_S.clone(),
-        "log_p": tokens_C.new_zeros(len(tokens_C), dtype=torch.float32),
-    }
+    tokens_C = chosen(tokens_M, rows.states).to(torch.int64, copy=True)
+    taken = {"tokens": tokens_C, "positions": positions_S.clone()}
     payload = rows.of_payload
     if max(rows.widths, default=1) == 1 and not payload:
-        return taken
-    lse_C = log_sum_exp(logits_CV)
+        return {**taken, "log_p": torch.zeros_like(tokens_C, dtype=torch.float32)}
     # The row before a draft token judges it. Nothing uses the last row's entry, which reads another request's root.
-    taken["log_p"] = log_probs(logits_CV, lse_C, tokens_C.roll(-1))
-    if payload:
-        top = teacher(chosen(logits_CV, payload), chosen(lse_C, payload), top_k)
-        taken["aux"] = joined_rows(states, rows.states_of_payload)
-        taken |= {name: values.clone() for name, values in zip(TEACHER, top, strict=True)}
-    return taken
+    logits_CV, next_C = chosen(logits_NV, wanted), tokens_C.roll(-1)
+    if not payload:
+        return {**taken, "log_p": log_probs(logits_CV, next_C)}
+    taken["log_p"], top = judged(logits_CV, next_C, top_k)
+    taken["aux"] = joined_rows(states, rows.states_of_payload)
+    return taken | {name: chosen(values, payload) for name, values in zip(TEACHER, top, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +112,7 @@ class StepMessage:
             "duration_us": duration_us,
             "requests": requests,
         }
-        return header, {name: taken[name][rows] for name in ("aux", *TEACHER) if name in taken}
+        return header, {name: chosen(taken[name], rows) for name in ("aux", *TEACHER) if name in taken}
 
     def _requests(self, taken: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Any], int | None]]:
         """The header entry of each request, and the start of its rows in the tensors of P."""

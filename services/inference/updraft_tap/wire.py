@@ -76,6 +76,7 @@ FINISHES = {
 """How a request may end. The agent logs other words, and counts such an answer as cut off."""
 
 _LENGTHS = struct.Struct("<IQ")
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
 NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -88,7 +89,7 @@ def encode(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None
     """The frame in parts, without copying the tensors, which must be on the CPU."""
     flat = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
     described = [[name, NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in flat.items()]
-    head = json.dumps({**header, "tensors": described}, separators=(",", ":")).encode()
+    head = _JSON.encode({**header, "tensors": described}).encode()
     bodies = [tensor.view(-1).view(torch.uint8).numpy().data for tensor in flat.values() if tensor.numel()]
     return [_LENGTHS.pack(len(head), sum(body.nbytes for body in bodies)), head, *bodies]
 

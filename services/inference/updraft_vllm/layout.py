@@ -4,10 +4,11 @@ vLLM puts chunks of prompts and verify steps into one forward. States have a row
 request; logits have a row for the last token that is not a draft, and one for each draft token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from updraft_tap.policy import CapturedRequests, CaptureOptions, captured_requests
+from updraft_tap.policy import CapturedRequests, CaptureOptions
 from updraft_tap.prefills import PromptChunk, Span, captured_spans
 from updraft_tap.steps import StepRows
 
@@ -35,6 +36,17 @@ class Scheduled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The requests of a step, of which most are not captured: what each takes of its rows, and `read`, which gives the request
+    at a place."""
+
+    rids: Sequence[str]
+    tokens: Sequence[int]
+    drafts: Sequence[int]
+    read: Callable[[int], Scheduled]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The captured rows of a step: of verify steps, and of prompts. `roots` are the places in the batch of the former."""
 
@@ -43,34 +55,43 @@ class Layout:
     spans: tuple[Span, ...]
 
 
-def layout(batch: Sequence[Scheduled], options: Mapping[str, CaptureOptions]) -> Layout | None:
+def layout(batch: Batch, options: Mapping[str, CaptureOptions]) -> Layout | None:
     """None if no request of the batch is captured."""
-    if not any(one.rid in options for one in batch):
+    found = {place: batch.read(place) for place, rid in enumerate(batch.rids) if rid in options}
+    if not found:
         return None
-    first_state = _starts([one.tokens for one in batch])
-    first_logit = _starts([one.drafts + 1 for one in batch])
-    steps = captured_requests([(one.rid, None if one.is_prefill else options.get(one.rid)) for one in batch])
-    prefills = captured_requests([(one.rid, options.get(one.rid) if one.is_prefill else None) for one in batch])
+    steps, prefills = (
+        {place: options[one.rid] for place, one in found.items() if one.is_prefill == is_prefill}
+        for is_prefill in (False, True)
+    )
+    first_state = list(accumulate(batch.tokens, initial=0))
+    first_logit = list(accumulate((drafts + 1 for drafts in batch.drafts), initial=0))
     return Layout(
-        steps=_step_rows(steps, batch, first_state, first_logit),
-        roots=steps.places if steps else (),
-        spans=captured_spans(prefills, [_chunk(one) for one in batch], first_logit) if prefills else (),
+        steps=_step_rows(_captured(batch, steps), batch, first_state, first_logit) if steps else None,
+        roots=tuple(steps),
+        spans=captured_spans(
+            _captured(batch, prefills), {place: _chunk(found[place]) for place in prefills}, first_state, first_logit
+        ),
+    )
+
+
+def _captured(batch: Batch, chosen: Mapping[int, CaptureOptions]) -> CapturedRequests:
+    return CapturedRequests(
+        batch_size=len(batch.rids),
+        places=tuple(chosen),
+        rids=tuple(batch.rids[place] for place in chosen),
+        options=tuple(chosen.values()),
     )
 
 
 def _step_rows(
-    captured: CapturedRequests | None,
-    batch: Sequence[Scheduled],
-    first_state: Sequence[int],
-    first_logit: Sequence[int],
-) -> StepRows | None:
-    if captured is None:
-        return None
+    captured: CapturedRequests, batch: Batch, first_state: Sequence[int], first_logit: Sequence[int]
+) -> StepRows:
     return StepRows(
         captured=captured,
         logit_rows=tuple(first_logit[place] for place in captured.places),
         state_rows=tuple(first_state[place] for place in captured.places),
-        widths=tuple(batch[place].drafts + 1 for place in captured.places),
+        widths=tuple(batch.drafts[place] + 1 for place in captured.places),
     )
 
 
@@ -82,10 +103,3 @@ def _chunk(one: Scheduled) -> PromptChunk:
         total_tokens=one.known_tokens,
         is_first=one.is_first,
     )
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    return starts[:-1]

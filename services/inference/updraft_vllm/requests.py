@@ -90,18 +90,21 @@ class RequestHooks:
                 self._cached.setdefault(new.req_id, new.num_computed_tokens)
 
     def _count(self, scheduler: Any, scheduler_output: Any, output: Any) -> None:
+        """Once per step over all its requests, so it looks at each of them once."""
         self._begin()
+        drafts = scheduler_output.scheduled_spec_decode_tokens
         invalid = scheduler_output.num_invalid_spec_tokens or {}
-        for rid, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
+        alive = []
+        for rid in scheduler_output.num_scheduled_tokens:
             request = scheduler.requests.get(rid)
-            if not drafts or request is None or request.is_finished():
+            if request is None or request.is_finished():
                 continue
-            tokens = output.sampled_token_ids[output.req_id_to_index[rid]]
+            alive.append(rid)
+            of_request = drafts.get(rid)
+            tokens = output.sampled_token_ids[output.req_id_to_index[rid]] if of_request else ()
             if tokens:  # else the step is not judged, as vLLM's own counters have it
-                proposed = len(drafts) - invalid.get(rid, 0)
+                proposed = len(of_request) - invalid.get(rid, 0)
                 self._counters.verified(rid, proposed=proposed, accepted=min(proposed, len(tokens) - 1))
-        requests = map(scheduler.requests.get, scheduler_output.num_scheduled_tokens)
-        alive = (one.request_id for one in requests if one is not None and not one.is_finished())
         self._counters.proposed(alive, getattr(output, VERSION_ATTRIBUTE, None))
 
     def _end(self, request: Any) -> None:

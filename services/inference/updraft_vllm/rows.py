@@ -151,7 +151,7 @@ class RowHooks:
         assert step is not None
         read = self._runner.read_step(runner, step.scheduler_output, self._fresh.__contains__)
         step.layout = layout(read.batch, self._options)
-        self._fresh -= {one.rid for one in read.batch}
+        self._fresh.difference_update(read.batch.rids)
         if step.layout is not None:
             step.read = read
             if read.logits is not None:
@@ -194,9 +194,8 @@ class RowHooks:
             message = steps.StepMessage(rows=rows, versions=versions)
             start, end = step.start, mark(self._stream)
             self._offer(step, step.staged, lambda rows: message.message(rows, elapsed_us(start, end)))
-        for rid in step.scheduler_output.num_scheduled_tokens:
-            if rid in self._options:
-                self._proposers[rid] = self._served.version
+        ran = self._options.keys() & step.scheduler_output.num_scheduled_tokens.keys()
+        self._proposers.update(dict.fromkeys(ran, self._served.version))
 
     def _tell_version(self, result: Any) -> None:
         for name in ("_model_runner_output", "model_runner_output"):  # of an output that is still on the device

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from updraft_vllm.layout import Scheduled
+from updraft_vllm.layout import Batch, Scheduled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class Step:
     Row i of `tokens` [M], `positions` [M] and each of `states` belongs to the same scheduled token.
     """
 
-    batch: tuple[Scheduled, ...]
+    batch: Batch
     tokens: Tensor
     positions: Tensor
     states: Sequence[Tensor]
@@ -46,21 +46,28 @@ class Runner:
 def first_step(runner: Any, scheduler_output: Any, is_first: Callable[[str], bool]) -> Step:
     """The step of v1/worker/gpu_model_runner.py, which has the batch in arrays of its own."""
     state, inputs = runner.execute_model_state, runner.input_batch
-    drafts = scheduler_output.scheduled_spec_decode_tokens
-    batch = tuple(
-        Scheduled(
+    tokens, drafts = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_spec_decode_tokens
+
+    def read(place: int) -> Scheduled:
+        rid = inputs.req_ids[place]
+        return Scheduled(
             rid=rid,
-            tokens=int(scheduler_output.num_scheduled_tokens[rid]),
+            tokens=int(tokens[rid]),
             drafts=len(drafts.get(rid, ())),
-            computed=int(inputs.num_computed_tokens_cpu[i]),
-            prompt_tokens=int(inputs.num_prompt_tokens[i]),
-            known_tokens=int(inputs.num_tokens_no_spec[i]),
+            computed=int(inputs.num_computed_tokens_cpu[place]),
+            prompt_tokens=int(inputs.num_prompt_tokens[place]),
+            known_tokens=int(inputs.num_tokens_no_spec[place]),
             is_first=is_first(rid),
         )
-        for i, rid in enumerate(inputs.req_ids)
-    )
+
+    rids = inputs.req_ids
     return Step(
-        batch=batch,
+        batch=Batch(
+            rids=rids,
+            tokens=[tokens[rid] for rid in rids],
+            drafts=[len(drafts.get(rid, ())) for rid in rids],
+            read=read,
+        ),
         tokens=runner.input_ids.gpu,
         positions=runner.positions,
         states=state.aux_hidden_states,
@@ -72,21 +79,28 @@ def second_step(runner: Any, _: Any, is_first: Callable[[str], bool]) -> Step:
     """The step of v1/worker/gpu/model_runner.py, which passes the batch in its state."""
     state = runner.execute_model_state
     inputs, requests = state.input_batch, runner.req_states
-    drafts = inputs.num_draft_tokens_per_req
-    batch = tuple(
-        Scheduled(
-            rid=rid,
-            tokens=int(inputs.num_scheduled_tokens[i]),
-            drafts=0 if drafts is None else int(drafts[i]),
-            computed=int(inputs.num_computed_tokens_np[i]),
-            prompt_tokens=int(requests.prompt_len.np[inputs.idx_mapping_np[i]]),
-            known_tokens=int(inputs.prefill_len_np[i]),
-            is_first=is_first(rid),
+    rids, tokens = inputs.req_ids, inputs.num_scheduled_tokens[: len(inputs.req_ids)].tolist()
+    drafts = [0] * len(rids)
+    if inputs.num_draft_tokens_per_req is not None:
+        drafts = inputs.num_draft_tokens_per_req[: len(rids)].tolist()
+
+    def read(place: int) -> Scheduled:
+        return Scheduled(
+            rid=rids[place],
+            tokens=tokens[place],
+            drafts=drafts[place],
+            computed=int(inputs.num_computed_tokens_np[place]),
+            prompt_tokens=int(requests.prompt_len.np[inputs.idx_mapping_np[place]]),
+            known_tokens=int(inputs.prefill_len_np[place]),
+            is_first=is_first(rids[place]),
         )
-        for i, rid in enumerate(inputs.req_ids)
-    )
+
     return Step(
-        batch=batch, tokens=inputs.input_ids, positions=inputs.positions, states=state.aux_hidden_states, logits=None
+        batch=Batch(rids=rids, tokens=tokens, drafts=drafts, read=read),
+        tokens=inputs.input_ids,
+        positions=inputs.positions,
+        states=state.aux_hidden_states,
+        logits=None,
     )
 
 

@@ -2,19 +2,23 @@
 
 import asyncio
 import itertools
+import os
+import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from bench.tap import arms, endings, swaps
+from bench.tap import arms, endings, meter, reading, steps, swaps
 from bench.tap.arms import Arm, Turn
 from bench.tap.loop import Batch, Loop
 from bench.tap.swaps import Swaps, Window
 
 from updraft_cli import results
 from updraft_inference.engine import DraftCheckpoint
+from updraft_tap.hooks import Binding
 
 
 def turn(number: int, arm: Arm, tokens_per_s: float, cpu_ms: float = 10.0, *, pair: int = 0) -> Turn:
@@ -139,3 +143,73 @@ def test_the_loop_has_reached_its_bar_with_the_first_batch_that_drafts_so_well()
     late = Loop(without=1.0, batches=[Batch(ended_s=601.0, version=1, steps=30.0, acceptance_length=1.6)])
     assert (late.line().bar.met, late.line().note) == (False, "")
     assert "nothing is drafted" in list(reached.figures())[1]
+
+
+def test_a_hooks_own_time_is_without_that_of_the_engine_and_of_hooks_within(tmp_path: Path) -> None:
+    now_ns = 0
+
+    def spends(ns: int) -> None:
+        nonlocal now_ns
+        now_ns += ns
+
+    def hook(own_ns: int) -> Any:
+        def body(original: Any, *args: Any) -> Any:
+            spends(own_ns)
+            return original(*args)
+
+        return body
+
+    (tmp_path / "meters").mkdir()
+    file = os.open(tmp_path / "meters" / "1", os.O_CREAT | os.O_WRONLY)
+    timed = meter.Meter(file, clock=lambda: now_ns)
+    inner, outer = (
+        timed.metered(Binding(target=f"engine.{target}", hook=hook(ns), parameters=())).hook
+        for target, ns in (("Runner.sample", 5_000), (steps.STEP, 20_000))
+    )
+
+    def step() -> None:
+        spends(700_000)
+        inner(spends, 300_000)
+
+    outer(step)
+    before = steps.Sums.read(tmp_path)
+    outer(step)
+    outer(step)
+    os.close(file)
+
+    found = steps.Turn.of(0, Arm.OFF, steps.Sums.read(tmp_path).since(before))
+    assert (found.steps, found.hooks_us, found.engine_us, found.share) == (2, 25.0, 1000.0, 2.5)
+    assert found.by_hook_us == {"Runner.sample": 5.0, steps.STEP: 20.0}
+
+
+def test_the_share_of_the_hooks_has_the_bar_of_its_arm() -> None:
+    def taken(number: int, arm: Arm, hooks_us: float) -> steps.Turn:
+        by_hook_us = {steps.STEP: hooks_us}
+        return steps.Turn(
+            round=number, arm=arm, steps=48, hooks_us=hooks_us, by_hook_us=by_hook_us, engine_us=1e4, sender_us=7.0
+        )
+
+    turns = [taken(n, arm, us + n) for n in range(3) for arm, us in zip(arms.MOST, (49, 99, 300), strict=True)]
+
+    lines = steps.lines(turns)
+
+    assert [line.bar.measured for line in lines] == pytest.approx([0.5, 1.0, 3.01])
+    assert [(line.bar.target, line.bar.met) for line in lines] == [(0.5, True), (1.0, True), (3.0, False)]
+    assert lines[0].note == "50 of 10000 us; 7 us more on the thread that sends"
+    assert next(steps.figures(turns)) == f"traces off: {steps.STEP} 50.0 us"
+
+
+def test_a_thread_that_cannot_look_at_the_clock_has_a_gap_and_the_note_says_what_other_programs_cause() -> None:
+    clock = reading.Clock()
+    thread = threading.Thread(target=clock.watch)
+    thread.start()
+    try:
+        clock.looks.wait()
+        pattern = re.compile("(a*)*b")  # one call that keeps the interpreter's lock, for longer with each letter
+        assert clock.gap_ms(lambda: pattern.match("a" * 22)) > 0
+    finally:
+        clock.is_over = True
+        thread.join()
+
+    line = reading.Gaps(reading_ms=[20.0, 40.0, 41.0], nothing_ms=[1.0, 2.0, 3.0]).line()
+    assert (line.bar.measured, line.bar.met, line.note) == (38.0, False, "40.0 ms; 2.0 ms without work")

@@ -49,12 +49,12 @@ class Agent:
 
     def _exactly(self, count: int) -> bytes:
         assert self.connection is not None
-        data = b""
+        data = bytearray()
         while len(data) < count:
             piece = self.connection.recv(count - len(data))
             assert piece, "the plugin hung up"
             data += piece
-        return data
+        return bytes(data)
 
 
 class PendingMessage:
@@ -114,6 +114,25 @@ def test_hello_comes_first_and_then_numbered_messages_in_order(agent: Agent, cha
 
     assert (hello["kind"], hello["protocol"], hello["problem"], hello["plugin"]) == ("hello", wire.PROTOCOL, "", "0")
     assert [(m["kind"], m["number"], m["dropped"]) for m in (first, second)] == [("a", 1, 0), ("b", 2, 0)]
+
+
+def test_messages_larger_than_the_sockets_buffer_arrive_whole(path: Path, agent: Agent) -> None:
+    class Large(PendingMessage):
+        def message(self) -> Message:
+            return {"kind": self._name}, {"aux": torch.arange(1_000_000), "ids": torch.arange(3)}
+
+    channel = Channel(path=str(path), queue_bytes=100, hello=dict)
+    channel.start()
+    open_to(agent, channel)
+    for name in ("a", "b"):
+        channel.offer(Large(name))
+
+    for name in ("a", "b"):
+        header, tensors = agent.read()
+        assert header["kind"] == name
+        assert torch.equal(tensors["aux"], torch.arange(1_000_000))
+        assert torch.equal(tensors["ids"], torch.arange(3))
+    channel.stop()
 
 
 def test_while_nobody_listens_it_is_closed_and_drops(path: Path, channel: Channel) -> None:

@@ -42,6 +42,20 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
         assert torch.equal(tensors[name], tensor)
 
 
+def test_a_file_of_several_pieces_is_read_whole_or_refused(tmp_path: Path) -> None:
+    values = torch.arange(3 * 2**18 + 5, dtype=torch.int32)  # 3 MiB and some bytes
+    save_file({"values": values}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+
+    _, tensors = read(tmp_path)
+    assert torch.equal(tensors["values"], values)
+
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(2**20 + 2**19)
+    with pytest.raises(UnreadableError, match="does not fit"):
+        read(tmp_path)
+
+
 def test_a_tensor_at_an_odd_offset_is_read(tmp_path: Path) -> None:
     header = {
         "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},

@@ -1,3 +1,4 @@
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from updraft_tap import prefills
 from updraft_tap.policy import CapturedRequests, CaptureOptions
-from updraft_tap.prefills import PromptChunk, captured_spans
+from updraft_tap.prefills import PromptChunk, Span
 
 VOCAB, TOP_K = 11, 3
 
@@ -38,6 +39,12 @@ class Text:
 
     def states(self, part: PromptChunk) -> list[tuple[int, int]]:
         return [(self.number, position) for position in range(part.start, part.end)]
+
+
+def captured_spans(captured: CapturedRequests, parts: list[PromptChunk]) -> tuple[Span, ...]:
+    """Of a forward over these chunks of all requests, each of which has a row of logits."""
+    first_rows = list(accumulate((part.end - part.start for part in parts), initial=0))
+    return prefills.captured_spans(captured, dict(enumerate(parts)), first_rows, range(len(parts)))
 
 
 texts = st.builds(

@@ -18,9 +18,8 @@ INTEREST = CapturedRequests(
         CaptureOptions(payload=True, prompt_rows=9),
     ),
 )
-SPANS = prefills.captured_spans(
-    INTEREST, [prefills.PromptChunk(start=0, end=5, prompt_tokens=5, total_tokens=5, is_first=True)] * 4
-)
+CHUNK = prefills.PromptChunk(start=0, end=5, prompt_tokens=5, total_tokens=5, is_first=True)
+SPANS = prefills.captured_spans(INTEREST, dict.fromkeys(range(4), CHUNK), range(0, 20, 5), range(4))
 
 
 def test_on_a_cpu_the_tensors_are_handed_over_as_they_are() -> None:

@@ -3,9 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from updraft_tap.policy import CaptureOptions
-from updraft_vllm.layout import Scheduled, layout
+from updraft_vllm.layout import Batch, Scheduled, layout
 
 PAYLOAD = CaptureOptions(payload=True, prompt_rows=1000)
+
+
+def batch_of(requests: list[Scheduled]) -> Batch:
+    return Batch(
+        rids=[one.rid for one in requests],
+        tokens=[one.tokens for one in requests],
+        drafts=[one.drafts for one in requests],
+        read=requests.__getitem__,
+    )
 
 
 @st.composite
@@ -37,7 +46,7 @@ def test_each_captured_request_has_its_own_rows(batch: list[Scheduled], captured
     states = [(one.rid, one.computed + i) for one in batch for i in range(one.tokens)]
     logits = [(one.rid, one.computed + one.tokens - one.drafts - 1 + i) for one in batch for i in range(one.drafts + 1)]
 
-    found = layout(batch, options)
+    found = layout(batch_of(batch), options)
 
     if not options:
         assert found is None
@@ -66,7 +75,7 @@ def test_each_captured_request_has_its_own_rows(batch: list[Scheduled], captured
 def test_what_was_known_before_a_preemption_is_read_like_a_prompt() -> None:
     again = Scheduled(rid="a", tokens=9, drafts=0, computed=5, prompt_tokens=4, known_tokens=14, is_first=True)
 
-    found = layout([again], {"a": CaptureOptions(payload=True, prompt_rows=1)})
+    found = layout(batch_of([again]), {"a": CaptureOptions(payload=True, prompt_rows=1)})
 
     assert found is not None
     assert found.steps is None
@@ -81,7 +90,7 @@ def test_one_token_that_is_read_again_is_no_verify_step(drafts: int) -> None:
         rid="b", tokens=1 + drafts, drafts=drafts, computed=13, prompt_tokens=4, known_tokens=14, is_first=False
     )
 
-    found = layout([again, decoding], {"a": PAYLOAD, "b": PAYLOAD})
+    found = layout(batch_of([again, decoding]), {"a": PAYLOAD, "b": PAYLOAD})
 
     assert found is not None
     assert found.steps is not None

@@ -294,3 +294,25 @@ def test_a_step_in_which_nothing_is_sampled_is_over_at_once(vllm: Vllm) -> None:
     vllm.hooks.execute(lambda *_: "empty", vllm.runner, vllm.output())
 
     assert vllm.between.run(lambda: None, 5) >= 0
+
+
+def test_a_step_of_the_second_runner_that_drafts_nothing_has_no_draft_tokens() -> None:
+    inputs = SimpleNamespace(
+        req_ids=["a"],
+        num_scheduled_tokens=np.array([1, 0]),  # the array may be longer than the batch
+        num_draft_tokens_per_req=None,
+        num_computed_tokens_np=np.array([8]),
+        prefill_len_np=np.array([5]),
+        idx_mapping_np=np.array([0]),
+        input_ids=torch.tensor([4]),
+        positions=torch.tensor([8]),
+    )
+    runner = SimpleNamespace(
+        execute_model_state=SimpleNamespace(input_batch=inputs, aux_hidden_states=[]),
+        req_states=SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([5]))),
+    )
+
+    batch = runners.second_step(runner, None, lambda _: False).batch
+
+    assert (batch.rids, batch.tokens, batch.drafts, batch.read(0).drafts) == (["a"], [1], [0], 0)
+    assert not batch.read(0).is_prefill
