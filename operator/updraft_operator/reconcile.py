@@ -41,6 +41,8 @@ from updraft_operator.writes import event_content, foreign, refused, status_cont
 
 logger = logging.getLogger(__name__)
 
+_NEXT_S = 0.1
+
 
 class Again(NamedTuple):
     """When to look at a speculator again without an event."""
@@ -149,7 +151,8 @@ class Reconciler:
         if cached.speculator is None:
             return None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        cached = self._wiring.store.cached(key)  # it may have changed meanwhile
+        if cached.speculator.spec.serving.is_attached:
+            cached = self._wiring.store.cached(key)  # it may have changed meanwhile
         if cached.speculator is None:
             return None
         observed, clock = self._observed(key, cached, self._wiring.secrets.last(key), attached), self._wiring.clock
@@ -415,4 +418,6 @@ class Reconciler:
 
 
 def _again(plan: Plan) -> Again | None:
+    if plan.apply:  # it became possible by what was applied, whose own events tell nothing new
+        return Again(_NEXT_S, needs_plan=True)
     return None if plan.again_s is None else Again(plan.again_s, needs_plan=plan.needs_plan or plan.is_moving)
