@@ -36,6 +36,9 @@ _LEAN = (("grpc.enable_retries", 0), ("grpc.enable_channelz", 0), ("grpc.tsi.max
 """So a connection takes 76 kB, and 151 kB with TLS, instead of 11 and 24 kB more. Nobody asks for channelz, what fails here is
 tried again anyway, and the operator's requests are small."""
 
+_TOKENS = 4
+"""Requests for tokens at the same time. A connection to the API server takes 260 kB, and is kept while it is used in turn."""
+
 _PAGE = 200
 _HISTORY = 200
 
@@ -94,7 +97,8 @@ class RegistryConnections:
         measured_s: float,
     ) -> None:
         self._tasks = tasks
-        self._request = request
+        self._ask = request
+        self._asking = asyncio.Semaphore(_TOKENS)
         self._clock = clock
         self._on_change = on_change
         self._on_measurement = on_measurement
@@ -140,6 +144,10 @@ class RegistryConnections:
                 async with connection.lists:
                     listing = await _listing(channel, key.name, connection.address)
                     connection.view = listing.shown_in(connection.view)
+
+    async def _request(self, audience: str, seconds: int) -> tuple[str, int]:
+        async with self._asking:
+            return await self._ask(audience, seconds)
 
     def close(self) -> None:
         for connection in self._connections.values():
