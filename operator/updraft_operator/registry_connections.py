@@ -18,7 +18,7 @@ from updraft_operator.planning.objects import Key
 from updraft_operator.planning.observed import ConnectionState, RegistryView
 from updraft_operator.planning.registry_calls import RegistryCall, RegistryVerb
 from updraft_operator.planning.serving.attached import REPORTED_S
-from updraft_operator.registry_tokens import RegistryToken, Token, TokenRequest
+from updraft_operator.registry_tokens import FewRequests, RegistryToken, Token, TokenRequest
 
 if TYPE_CHECKING:
     from updraft.registry.v1.registry_pb2_grpc import RegistryAsyncStub
@@ -33,11 +33,8 @@ _RETRY_S = 30.0
 """How long a stream uses an older token while the API server returns no new one."""
 
 _LEAN = (("grpc.enable_retries", 0), ("grpc.enable_channelz", 0), ("grpc.tsi.max_frame_size", 4096))
-"""So a connection takes 76 kB, and 151 kB with TLS, instead of 11 and 24 kB more. Nobody asks for channelz, what fails here is
-tried again anyway, and the operator's requests are small."""
-
-_TOKENS = 4
-"""Requests for tokens at the same time. A connection to the API server takes 260 kB, and is kept while it is used in turn."""
+"""So a connection takes 76 kB, and 151 kB with TLS, instead of 11 and 24 kB more. Nobody asks for channelz, and the operator's
+requests are small. Without gRPC's retries, a call that meets a restart fails, and is made again half a second later."""
 
 _PAGE = 200
 _HISTORY = 200
@@ -97,8 +94,7 @@ class RegistryConnections:
         measured_s: float,
     ) -> None:
         self._tasks = tasks
-        self._ask = request
-        self._asking = asyncio.Semaphore(_TOKENS)
+        self._request = FewRequests(request)
         self._clock = clock
         self._on_change = on_change
         self._on_measurement = on_measurement
@@ -144,10 +140,6 @@ class RegistryConnections:
                 async with connection.lists:
                     listing = await _listing(channel, key.name, connection.address)
                     connection.view = listing.shown_in(connection.view)
-
-    async def _request(self, audience: str, seconds: int) -> tuple[str, int]:
-        async with self._asking:
-            return await self._ask(audience, seconds)
 
     def close(self) -> None:
         for connection in self._connections.values():
