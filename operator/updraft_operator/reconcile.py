@@ -41,7 +41,9 @@ from updraft_operator.writes import event_content, foreign, refused, status_cont
 
 logger = logging.getLogger(__name__)
 
-_NEXT_S = 0.1
+_NEXT_S, _MOST_NEXT_S = 0.1, 60.0
+"""After writes that make others possible. Their own events tell nothing new, so nothing else brings the next plan. Doubled each
+time, because a write that somebody undoes is never the last."""
 
 
 class Again(NamedTuple):
@@ -61,6 +63,7 @@ class _ReconcileState:
     status_due_s: float = float("-inf")
     ending_s: float | None = None
     """When its deletion was first observed."""
+    next_s: float = _NEXT_S
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
     fresh_passwords: dict[tuple[Place, Role], str] = field(default_factory=fresh_passwords)
@@ -134,7 +137,15 @@ class Reconciler:
             self._wiring.users.want(key, WantedUsers.of(observed, plan))
         await self._publish(key, observed, plan)
         self._measure(key, observed)
-        return _again(plan)
+        return self._next(key, plan)
+
+    def _next(self, key: Key, plan: Plan) -> Again | None:
+        state = self._state(key)
+        if not (plan.apply or plan.certificates):
+            state.next_s = _NEXT_S
+            return _again(plan)
+        after_s, state.next_s = state.next_s, min(2 * state.next_s, _MOST_NEXT_S)
+        return Again(after_s, needs_plan=True)
 
     def _measure(self, key: Key, observed: Observed) -> None:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
@@ -418,6 +429,4 @@ class Reconciler:
 
 
 def _again(plan: Plan) -> Again | None:
-    if plan.apply:  # it became possible by what was applied, whose own events tell nothing new
-        return Again(_NEXT_S, needs_plan=True)
     return None if plan.again_s is None else Again(plan.again_s, needs_plan=plan.needs_plan or plan.is_moving)
