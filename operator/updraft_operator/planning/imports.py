@@ -67,15 +67,13 @@ def states(observed: Observed) -> Iterator[ImportState]:
         attempt = _attempt(observed, draft_import, first)
         state = _state(observed, draft_import, Ref("Job", _numbered(first, attempt)))
         job = observed.children.get(state.job)
-        if job is None or draft_import.status.version or not (observed.registry.is_connected and _is_lost(job, state)):
+        if job is None or not (observed.registry.is_connected and _is_lost(job, state)) or _was_read(state):
             yield state
         elif attempt < MOST_ATTEMPTS:
             yield replace(state, job=Ref("Job", _numbered(first, attempt + 1)))
         else:
-            lost = (
-                f"{attempt} Jobs were complete, and the result of each was lost with its pod or is not in the registry"
-            )
-            yield replace(state, failure=f"{lost}; create another DraftImport to try again")
+            lost = f"{attempt} Jobs were complete, and the result of each was lost with its pod"
+            yield replace(state, failure=f"{lost}; delete the import and create it again, or change secretRef")
 
 
 def _state(observed: Observed, draft_import: DraftImport, job: Ref) -> ImportState:
@@ -121,6 +119,11 @@ def outdated(observed: Observed) -> Iterator[Ref]:
 
 def _is_lost(job: Child, state: ImportState) -> bool:
     return state.is_running and bool(_condition(job, "Complete")) and all(pod.is_finished for pod in state.pods)
+
+
+def _was_read(state: ImportState) -> bool:
+    """Whether there was a result, which the registry does not have, or not yet: then the same Job runs again."""
+    return bool(state.draft_import.status.version) or any(_result(pod.result) for pod in state.pods)
 
 
 def job_name(owner: AdaptiveSpeculator, draft_import: DraftImport) -> str:

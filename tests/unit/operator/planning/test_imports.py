@@ -218,6 +218,16 @@ def test_an_import_whose_results_are_lost_again_and_again_fails() -> None:
     assert another["metadata"]["name"] not in names
 
 
+def test_a_result_that_the_registry_does_not_have_yet_is_no_lost_one() -> None:
+    mine, pods = draft_import(), (_ended(draft_import(), json.dumps(imported(9))),)
+    for _ in range(2 * imports.MOST_ATTEMPTS):
+        seen = observed(registry=connected(), imports=(mine,), pods=pods, children=_job(mine, **COMPLETE))
+        assert list(imports.outdated(seen)) == [*_job(mine)]
+        mine = draft_import(status=written(_status(seen)))
+        assert mine.status.job_name == _name(mine)
+        assert _conditions(mine.status)["Ready"][1] == "Importing"
+
+
 def test_an_import_that_is_done_needs_no_job_for_another_secret() -> None:
     done = draft_import(status=imported(4), generation=2)
     assert list(imports.jobs(observed(registry=connected([version(4)]), imports=(done,)))) == []
