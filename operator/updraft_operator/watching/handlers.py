@@ -44,7 +44,7 @@ WORKER = "worker for "
 MAX_WORKERS = 200
 """Above this number of them, the next page of a listing waits."""
 
-_PACE_S = 0.1
+_PACE_S, _MOST_WAITS = 0.1, 100
 
 
 class Watches:
@@ -184,8 +184,11 @@ def _handler(kind: str, on_event: OnEvent) -> Callable[..., Any]:
 
 
 async def paced(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Middleware for kopf's requests: the next page of a listing waits until most of the previous page is handled."""
-    while "limit" in request.url.query and _num_workers() > MAX_WORKERS:  # noqa: ASYNC110 - there is no event to wait for
+    """Middleware for kopf's requests: the next page of a listing waits until most of the previous page is handled, at
+    most ten seconds: other objects may have events all the time."""
+    for _ in range(_MOST_WAITS if "limit" in request.url.query else 0):
+        if _num_workers() <= MAX_WORKERS:
+            break
         await asyncio.sleep(_PACE_S)
     return await handler(request)
 

@@ -1,6 +1,7 @@
 """What kopf lists is held in memory until it was seen, and which events lead to a plan."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import aiohttp
 import kopf
 import pytest
 from aiohttp import web
+from kopf._core.reactor import queueing
 
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.handlers import MAX_WORKERS, WORKER, Forgetful, Watches, login, paced, settings
@@ -91,6 +93,10 @@ async def test_credentials_that_were_refused_are_known_again(
         await credentials.aiohttp_session.close()
         logins.append(credentials)
     assert logins[0] == logins[1] != logins[2]
+
+
+def test_kopf_names_the_tasks_that_are_counted_so() -> None:
+    assert f"name=f'{WORKER}{{key}}'" in inspect.getsource(queueing.watcher)
 
 
 async def test_kopf_keeps_no_record_of_an_object() -> None:
