@@ -197,16 +197,19 @@ def _start_registry(api: Api, key: tuple[str, str]) -> None:
 
 
 def _settling_s(operator: OperatorProcess, speculators: int) -> float:
-    """Wait until all registries have answered and no more plans follow from that."""
-    began = last = time.monotonic()
+    """Wait until all registries are connected, and then until no more plans follow from that."""
+    began = time.monotonic()
+    connected = "updraft_operator_registry_connections"
+    wait_until(lambda: operator.metric(connected) >= speculators, timeout_s=_LONG_S, what="connections")
+    connected_s = last = time.monotonic()
     last_plans = -1.0
 
     def is_settled() -> bool:
         nonlocal last, last_plans
         plans, now = operator.metric("updraft_operator_plans_total"), time.monotonic()
-        if plans != last_plans or operator.metric("updraft_operator_registry_connections") < speculators:
+        if plans != last_plans:
             last, last_plans = now, plans
-        return now - last > _SETTLED_S or now - began > _SETTLE_LIMIT_S
+        return now - last > _SETTLED_S or now - connected_s > _SETTLE_LIMIT_S
 
     wait_until(is_settled, timeout_s=_LONG_S, what="plans to stop")
     if time.monotonic() - last > _SETTLED_S:
