@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import annotated_types
 import click
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -214,7 +215,9 @@ def _metrics_sections() -> Iterator[str]:
 
 
 def _metric_row(metric: MetricWrapperBase) -> Sequence[str]:
-    labels = metric._labelnames  # noqa: SLF001 - there are no samples before something is counted
+    described = _described(metric)  # which has the labels itself if it is what a collector of our own makes
+    labelled = described if isinstance(described, GaugeMetricFamily) else metric
+    labels = labelled._labelnames  # noqa: SLF001 - there are no samples before something is counted
     listed = ", ".join(f"`{name}`" for name in labels)
     return f"`{metric_name(metric)}`", _kind(metric), listed, _text(_described(metric).documentation)
 

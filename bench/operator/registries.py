@@ -60,15 +60,15 @@ class Registries(registry_pb2_grpc.RegistryServicer):
 
 
 @contextmanager
-def registries(period_s: float) -> Iterator[str]:
-    """Serve them in a thread until the block ends. Yields their address."""
+def registries(period_s: float) -> Iterator[int]:
+    """Serve them in a thread until the block ends. Yields their port on the loopback interface."""
     started, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
-    address = list[str]()
+    port = list[int]()
 
     async def serve() -> None:
         server = rpc.server()
         registry_pb2_grpc.add_RegistryServicer_to_server(Registries(period_s), server)  # type: ignore[abstract] # the operator calls no other method
-        address.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        port.append(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         started.set()
         await stop.wait()
@@ -78,7 +78,7 @@ def registries(period_s: float) -> Iterator[str]:
     thread.start()
     try:
         assert started.wait(_START_S), "the registries did not start"
-        yield address[0]
+        yield port[0]
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()

@@ -1,8 +1,10 @@
 """Every metric of the operator. Labels have few values: a kind, a verb, a result; only conditions name the resource."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from updraft_chassis.metrics import MetricFactory
 from updraft_operator.api.status import Condition
@@ -11,6 +13,39 @@ from updraft_operator.planning.pods import PodState
 
 _STARTUP_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class _Conditions(Collector):
+    """Writes its samples when it is read: a gauge object for each of ten conditions would take 14 kB per speculator."""
+
+    _NAME = "updraft_operator_condition"
+    _TEXT = (
+        "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample."
+    )
+    _LABELS = ("namespace", "speculator", "type", "status", "reason")
+
+    def __init__(self) -> None:
+        self._shown: dict[Key, tuple[tuple[str, str, str], ...]] = {}
+        """Type, status and reason of every condition."""
+        self._distinct: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+
+    def show(self, key: Key, conditions: Iterable[Condition]) -> None:
+        current = ((condition.type, condition.status, condition.reason) for condition in conditions)
+        self._shown[key] = tuple(self._distinct.setdefault(each, each) for each in current)
+
+    def forget(self, key: Key) -> None:
+        self._shown.pop(key, None)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily(self._NAME, self._TEXT, labels=self._LABELS)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """In the thread of the server, so of a copy."""
+        (family,) = self.describe()
+        for (namespace, name), shown in list(self._shown.items()):
+            for each in shown:
+                family.add_metric((namespace, name, *each), 1.0)
+        yield family
 
 
 class Metrics:
@@ -39,11 +74,8 @@ class Metrics:
         )
         self.queue = new.gauge("queue_depth", "Speculators waiting to be reconciled.")
         self.speculators = new.gauge("speculators", "AdaptiveSpeculators that the operator manages.")
-        self.condition = new.gauge(
-            "condition",
-            "1 for the current status (True, False, Unknown) and reason of a condition; other combinations have no sample.",
-            *("namespace", "speculator", "type", "status", "reason"),
-        )
+        self._conditions = _Conditions()
+        registry.register(self._conditions)
         self.writes = new.counter("writes", "Writes to the API server.", "kind", "verb")
         self.leader = new.gauge("leader", "1 while this replica is the leader and may write.")
         self.watch_age = new.gauge(
@@ -67,23 +99,11 @@ class Metrics:
         )
         self._overdue_s: dict[Key, float] = {}
         """The Unix time at which the certificate of a registry is overdue."""
-        self._shown: dict[Key, dict[str, tuple[str, str]]] = {}
-        """Exported status and reason of every condition: one sample per condition, not one per status."""
         self._started: dict[Key, dict[str, bool]] = {}
         """By UID, whether a pod was ever seen ready."""
 
     def show(self, key: Key, conditions: Iterable[Condition]) -> None:
-        shown, current = self._shown.setdefault(key, {}), {condition.type: condition for condition in conditions}
-        for gone in shown.keys() - current.keys():
-            self.condition.remove(key.namespace, key.name, gone, *shown.pop(gone))
-        for condition in current.values():
-            before, now = shown.get(condition.type), (condition.status, condition.reason)
-            if now == before:
-                continue
-            if before is not None:
-                self.condition.remove(key.namespace, key.name, condition.type, *before)
-            self.condition.labels(key.namespace, key.name, condition.type, *now).set(1)
-            shown[condition.type] = now
+        self._conditions.show(key, conditions)
 
     def show_certificate(self, key: Key, overdue_s: float) -> None:
         self._overdue_s[key] = overdue_s
@@ -102,5 +122,4 @@ class Metrics:
     def forget(self, key: Key) -> None:
         self._started.pop(key, None)
         self._overdue_s.pop(key, None)
-        for kind, shown in self._shown.pop(key, {}).items():
-            self.condition.remove(key.namespace, key.name, kind, *shown)
+        self._conditions.forget(key)

@@ -106,7 +106,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
                 on_measurement=work.add_measured,
                 measured_s=settings.status_seconds,
             )
-            measures.connections.set_function(lambda: len(registries))
+            measures.connections.set_function(lambda: registries.num_connected)
             make_users = partial(
                 RedisUsers,
                 installation=config.installation,

@@ -41,6 +41,10 @@ from updraft_operator.writes import event_content, foreign, refused, status_cont
 
 logger = logging.getLogger(__name__)
 
+_NEXT_S, _MOST_NEXT_S = 0.1, 60.0
+"""After writes that make others possible. Their own events tell nothing new, so nothing else brings the next plan. Doubled each
+time, because a write that somebody undoes is never the last."""
+
 
 class Again(NamedTuple):
     """When to look at a speculator again without an event."""
@@ -59,6 +63,7 @@ class _ReconcileState:
     status_due_s: float = float("-inf")
     ending_s: float | None = None
     """When its deletion was first observed."""
+    next_s: float = _NEXT_S
     logged_steps: frozenset[str] = frozenset()
     """Steps that the last dry run logged."""
     fresh_passwords: dict[tuple[Place, Role], str] = field(default_factory=fresh_passwords)
@@ -132,7 +137,15 @@ class Reconciler:
             self._wiring.users.want(key, WantedUsers.of(observed, plan))
         await self._publish(key, observed, plan)
         self._measure(key, observed)
-        return _again(plan)
+        return self._next(key, plan)
+
+    def _next(self, key: Key, plan: Plan) -> Again | None:
+        state = self._state(key)
+        if not (plan.apply or plan.certificates):
+            state.next_s = _NEXT_S
+            return _again(plan)
+        after_s, state.next_s = state.next_s, min(2 * state.next_s, _MOST_NEXT_S)
+        return Again(after_s, needs_plan=True)
 
     def _measure(self, key: Key, observed: Observed) -> None:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
@@ -149,7 +162,8 @@ class Reconciler:
         if cached.speculator is None:
             return None
         attached = await self._wiring.attached.read(key, cached.speculator)
-        cached = self._wiring.store.cached(key)  # it may have changed meanwhile
+        if cached.speculator.spec.serving.is_attached:
+            cached = self._wiring.store.cached(key)  # it may have changed meanwhile
         if cached.speculator is None:
             return None
         observed, clock = self._observed(key, cached, self._wiring.secrets.last(key), attached), self._wiring.clock

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from updraft_chassis import rpc
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Unavailable, UpdraftError
 
@@ -19,6 +20,25 @@ _RENEWED_AT = 0.8
 
 TokenRequest: TypeAlias = Callable[[str, int], Awaitable[tuple[str, int]]]
 """Takes an audience and a lifetime in seconds; returns a token and its lifetime, which may be shorter. Raises UpdraftErrors."""
+
+
+MOST_REQUESTS = 8
+"""At the same time. A connection to the API server takes 260 kB, and lasts as long as it is used in turn."""
+
+REQUEST_S = 20.0
+"""How long a token is waited for, together with the requests before it."""
+
+
+class FewRequests:
+    """A `TokenRequest` that makes few of them at a time: a thousand registries need their first tokens at once."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        self._request = request
+        self._places = asyncio.Semaphore(MOST_REQUESTS)
+
+    async def __call__(self, audience: str, seconds: int) -> tuple[str, int]:
+        async with rpc.unavailable_after(REQUEST_S, f"no answer within {REQUEST_S:.0f} s"), self._places:
+            return await self._request(audience, seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +68,7 @@ class RegistryToken:
             try:
                 value, life_s = await self._request(self._audience, TOKEN_S)
             except UpdraftError as error:
-                if known is not None and now_s < known.expires_s:
+                if known is not None and self._clock.monotonic() < known.expires_s:
                     return known
                 reason = f"the operator gets no token for {self._audience} from the API server: {error}"
                 raise Unavailable(reason) from error

@@ -7,6 +7,9 @@ the same instant. The caller waits and decides when to give up.
 import random
 from typing import Self
 
+_SHARED = random.Random()
+"""A generator takes 2.5 kB, and the operator has a back-off for each of a thousand registries."""
+
 
 class Backoff:
     """An endless iterator of delays in seconds; `reset()` after a success.
@@ -17,7 +20,7 @@ class Backoff:
     def __init__(self, *, initial_s: float = 0.2, cap_s: float = 10.0, rng: random.Random | None = None) -> None:
         self._initial_s = initial_s
         self._cap_s = cap_s
-        self._rng = rng or random.Random()
+        self._rng = rng or _SHARED
         self._bound_s = initial_s
 
     def __iter__(self) -> Self:

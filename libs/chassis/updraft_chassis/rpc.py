@@ -7,7 +7,7 @@ Any other exception is logged, and the client gets INTERNAL without its text.
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from updraft_chassis.errors import (
 logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Options = Sequence[tuple[str, int]]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """gRPC's default, stated explicitly: a message is metadata or one chunk, never a whole weights file."""
@@ -160,8 +161,8 @@ def current_call() -> Call:
     return _CALL.get()
 
 
-def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port` that connects on first use and reconnects by itself.
+def channel(address: str, credentials: Credentials | None = None, options: Options = ()) -> grpc.aio.Channel:
+    """A channel to `host:port` that connects on first use and reconnects by itself. `options` come after our own.
 
     InvalidInput if a file of `credentials` is not valid.
     """
@@ -169,15 +170,15 @@ def channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Ch
     tls, token = credentials.tls(), credentials.token()
     opened: grpc.aio.Channel
     if tls is None:
-        opened = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+        opened = grpc.aio.insecure_channel(address, options=[*_CLIENT_OPTIONS, *options])
     else:
-        opened = ReloadingChannel(tls, partial(_secure, address, credentials.server_name))
+        opened = ReloadingChannel(tls, partial(_secure, address, credentials.server_name, options))
     return opened if token is None else TokenChannel(opened, token.get)
 
 
-def _secure(address: str, server_name: str, tls: grpc.ChannelCredentials) -> grpc.aio.Channel:
+def _secure(address: str, server_name: str, options: Options, tls: grpc.ChannelCredentials) -> grpc.aio.Channel:
     name = [("grpc.ssl_target_name_override", server_name)] if server_name else []
-    return grpc.aio.secure_channel(address, tls, options=[*_CLIENT_OPTIONS, *name])
+    return grpc.aio.secure_channel(address, tls, options=[*_CLIENT_OPTIONS, *options, *name])
 
 
 class StatusLost(Unavailable):

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from updraft_operator.api.draft_version import SpeculatorName
-from updraft_operator.api.schema import Model, rules, same
+from updraft_operator.api.schema import NAMES_A_CLAIM, Model, rules, same
 from updraft_operator.api.speculator import InitialDraft, Metadata
 from updraft_operator.api.status import Conditions
 
@@ -19,6 +19,7 @@ class DraftImportSpec(InitialDraft):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            NAMES_A_CLAIM,
             (
                 f"self.speculatorRef == oldSelf.speculatorRef && self.uri == oldSelf.uri && {same('digest')}",
                 "a DraftImport is immutable except for secretRef: create another one for another draft",

@@ -72,6 +72,10 @@ def rules(*rules: tuple[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
 
 
+NAMES_A_CLAIM = ("!self.uri.startsWith('pvc:///')", "uri names no claim: pvc://CLAIM/FOLDER")
+"""The rule that a claim in `uri` has a name."""
+
+
 def immutable(field: str, why: str) -> dict[str, Any]:
     return {
         "rule": f"self.{field} == oldSelf.{field}",

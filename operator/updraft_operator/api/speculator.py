@@ -20,6 +20,7 @@ from updraft_operator.api.attached import Attached, Mode
 from updraft_operator.api.rollout import Rollout
 from updraft_operator.api.schema import (
     NAME,
+    NAMES_A_CLAIM,
     Count,
     IntOrPercent,
     Model,
@@ -124,6 +125,7 @@ class TargetModel(Model):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            NAMES_A_CLAIM,
             (
                 "!has(self.revision) || self.uri.startsWith('hf://')",
                 "revision requires an hf:// uri: other locations hold one revision",
@@ -144,6 +146,8 @@ class TargetModel(Model):
 
 class InitialDraft(Model):
     """A published EAGLE-3 draft to start from. It becomes the next version, as with a DraftImport."""
+
+    model_config = ConfigDict(json_schema_extra=rules(NAMES_A_CLAIM))
 
     uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(hf|s3|gs|az|pvc)://[^\s]+$")]
     """Folder of the draft in Hugging Face layout: config.json with model.safetensors or pytorch_model.bin."""

@@ -1,7 +1,7 @@
 """Drafts from elsewhere: the Job that imports each, the version that it became, and the status of its DraftImport.
 
-An import has one Job at a time, whose name is another one for another spec or speculator. The registry gives the same weights
-the same version, so an import that is repeated, for instance because the result of its Job is lost, is one version.
+An import has one Job at a time, whose name is another one for another spec or speculator, and after a Job whose result was
+lost. The registry gives the same weights the same version, so an import that is repeated is one version.
 """
 
 import json
@@ -24,6 +24,10 @@ FAILED = "ImportFailed"
 
 _STALLED = (FAILED, "InvalidPodTemplate")
 """Reasons that only a person can end."""
+
+
+MOST_ATTEMPTS = 5
+"""Jobs of one import, of which each was complete and its result was lost."""
 
 
 class Registered(NamedTuple):
@@ -59,11 +63,34 @@ class ImportState:
 
 def states(observed: Observed) -> Iterator[ImportState]:
     for draft_import in observed.imports:
-        job = Ref("Job", job_name(observed.speculator, draft_import))
-        pods = tuple(pod for pod in observed.pods_of(names.IMPORT) if pod.name.startswith(f"{job.name}-"))
-        registered = _registered(observed.registry, draft_import, pods)
-        state = ImportState(draft_import=draft_import, job=job, registered=registered, failure="", pods=pods)
-        yield state if registered else replace(state, failure=_failure(observed.children.get(job), state))
+        first = job_name(observed.speculator, draft_import)
+        attempt = _attempt(observed, draft_import, first)
+        state = _state(observed, draft_import, Ref("Job", _numbered(first, attempt)))
+        job = observed.children.get(state.job)
+        if job is None or not (observed.registry.is_connected and _is_lost(job, state)) or _was_read(state):
+            yield state
+        elif attempt < MOST_ATTEMPTS:
+            yield replace(state, job=Ref("Job", _numbered(first, attempt + 1)))
+        else:
+            lost = f"{attempt} Jobs were complete, and the result of each was lost with its pod"
+            yield replace(state, failure=f"{lost}; delete the import and create it again, or change secretRef")
+
+
+def _state(observed: Observed, draft_import: DraftImport, job: Ref) -> ImportState:
+    pods = tuple(pod for pod in observed.pods_of(names.IMPORT) if pod.name.startswith(f"{job.name}-"))
+    registered = _registered(observed.registry, draft_import, pods)
+    state = ImportState(draft_import=draft_import, job=job, registered=registered, failure="", pods=pods)
+    return state if registered else replace(state, failure=_failure(observed.children.get(job), state))
+
+
+def _attempt(observed: Observed, draft_import: DraftImport, first: str) -> int:
+    """The number of the latest Job, by the status and the Jobs that exist."""
+    known = {draft_import.status.job_name, *(child.name for child in observed.children if child.kind == "Job")}
+    return max((number for number in range(1, MOST_ATTEMPTS + 1) if _numbered(first, number) in known), default=1)
+
+
+def _numbered(first: str, attempt: int) -> str:
+    return first if attempt == 1 else f"{first}-{attempt}"
 
 
 def jobs(observed: Observed) -> Iterator[Manifest]:
@@ -78,10 +105,8 @@ def jobs(observed: Observed) -> Iterator[Manifest]:
 
 
 def outdated(observed: Observed) -> Iterator[Ref]:
-    """Jobs of an earlier spec or speculator, and those that are complete without a version in the registry.
-
-    The result of the latter is lost with their pod, or is of an earlier registry; without the Job, another one runs.
-    """
+    """Jobs of an earlier spec, speculator or attempt, and those whose version was in an earlier registry: without the Job,
+    another one runs."""
     current = {state.job: state for state in states(observed)}
     uids = {state.draft_import.metadata.uid for state in current.values()}
     for child in observed.children.values():
@@ -96,8 +121,13 @@ def _is_lost(job: Child, state: ImportState) -> bool:
     return state.is_running and bool(_condition(job, "Complete")) and all(pod.is_finished for pod in state.pods)
 
 
+def _was_read(state: ImportState) -> bool:
+    """Whether there was a result, which the registry does not have, or not yet: then the same Job runs again."""
+    return bool(state.draft_import.status.version) or any(_result(pod.result) for pod in state.pods)
+
+
 def job_name(owner: AdaptiveSpeculator, draft_import: DraftImport) -> str:
-    """Name of the Job: another one for a new object of the same name, a changed one, and a new speculator of the same name."""
+    """Name of its first Job: another one for a new object of the same name, a changed one, and another speculator."""
     metadata = draft_import.metadata
     identity = digest({"import": metadata.uid, "spec": metadata.generation, "speculator": owner.metadata.uid})
     return f"{metadata.name[:40].rstrip('-.')}-import-{identity[:8]}"

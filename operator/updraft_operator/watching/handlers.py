@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from updraft_chassis.retry import Backoff
 from updraft_operator.api import names
@@ -34,10 +35,16 @@ _AGAIN_S = 30.0
 _CANCELS, _CANCEL_S = 20, 0.5
 """kopf itself cancels once and waits without limit, but a watch that is renewing its credentials loses the first cancel."""
 
-_PAGE = 100
-MAX_TASKS = 500
-"""Above this number of kopf's tasks, one per object with a recent event, the next page of a listing waits."""
-_PACE_S = 0.1
+_PAGE = 25
+"""Objects. The first pages of all kinds are in memory at the same time, with everything that they become in kopf."""
+
+WORKER = "worker for "
+"""The beginning of the names of kopf's tasks for objects with a recent event."""
+
+MAX_WORKERS = 200
+"""Above this number of them, the next page of a listing waits."""
+
+_PACE_S, _MOST_WAITS = 0.1, 100
 
 
 class Watches:
@@ -91,7 +98,7 @@ class Watches:
             key = key_of(kind, body)
             if key is not None:
                 self._store.drop(kind, key, body["metadata"]["name"], body["metadata"]["resourceVersion"])
-        elif event["type"] == "MODIFIED" and self._store.tells_nothing(kind, body):
+        elif event["type"] in ("ADDED", "MODIFIED") and self._store.tells_nothing(kind, body):
             return
         else:
             if event["type"] == "MODIFIED" and self._store.tells_only_status(kind, body):
@@ -106,6 +113,7 @@ async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], s
     roots = await kopf.spawn_tasks(
         registry=handlers,
         settings=settings(),
+        memories=Forgetful(),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
@@ -122,6 +130,13 @@ async def _watch(handlers: kopf.OperatorRegistry, namespaces: tuple[str, ...], s
         await asyncio.wait(left, timeout=_CANCEL_S)
     for root in ended:
         root.result()
+
+
+class Forgetful(ResourceMemories):
+    """Without kopf's record of each object, of 1 kB: only kinds of handlers that this operator does not have need it."""
+
+    async def recall(self, *args: Any, **kwargs: Any) -> ResourceMemory:
+        return await super().recall(*args, **{**kwargs, "ephemeral": True})
 
 
 def registry(on_event: OnEvent, kinds: Iterable[str]) -> kopf.OperatorRegistry:
@@ -169,10 +184,18 @@ def _handler(kind: str, on_event: OnEvent) -> Callable[..., Any]:
 
 
 async def paced(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Middleware for kopf's requests: the next page of a listing waits until most of the previous page is handled."""
-    while "limit" in request.url.query and len(asyncio.all_tasks()) > MAX_TASKS:  # noqa: ASYNC110 - there is no event to wait for
+    """Middleware for kopf's requests: the next page of a listing waits until most of the previous page is handled, at
+    most ten seconds: other objects may have events all the time."""
+    for _ in range(_MOST_WAITS if "limit" in request.url.query else 0):
+        if _num_workers() <= MAX_WORKERS:
+            break
         await asyncio.sleep(_PACE_S)
     return await handler(request)
+
+
+def _num_workers() -> int:
+    """Without the tasks of the watches themselves: a few for each kind in each namespace."""
+    return sum(task.get_name().startswith(WORKER) for task in asyncio.all_tasks())
 
 
 @dataclass(frozen=True, kw_only=True)

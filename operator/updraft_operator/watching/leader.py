@@ -73,6 +73,7 @@ class Lease:
         try:
             async with asyncio.timeout(within_s):
                 if await self._take():
+                    self._notify()  # before it is held again: what was to be done while it had lapsed was dropped
                     self._valid_until_s = asked_s + TRUST * self._name.seconds
         except (UpdraftError, TimeoutError) as error:
             logger.warning("Lease renewal failed", extra={"error": str(error) or "timeout"})

@@ -134,7 +134,8 @@ class Store:
         return sorted(self._objects)
 
     def speculators(self) -> list[Key]:
-        return [key for key, objects in self._objects.items() if _speculator(key) in objects]
+        """Those that exist; the server of metrics asks from a thread of its own."""
+        return [key for key, objects in list(self._objects.items()) if _speculator(key) in objects]
 
     def has(self, key: Key) -> bool:
         """Whether the speculator exists."""

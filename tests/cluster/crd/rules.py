@@ -167,6 +167,18 @@ RULES = (
         bad={"targetModel": {"uri": "s3://bucket/model", "revision": "v1"}},
     ),
     Rule(
+        id="target-of-no-claim",
+        message="uri names no claim",
+        good={"targetModel": {"uri": "pvc://models/target"}},
+        bad={"targetModel": {"uri": "pvc:///target"}},
+    ),
+    Rule(
+        id="initial-draft-of-no-claim",
+        message="uri names no claim",
+        good={"draft": {"initial": {"uri": "pvc://drafts"}}},
+        bad={"draft": {"initial": {"uri": "pvc:///drafts"}}},
+    ),
+    Rule(
         id="rolling-update-of-nothing",
         message="maxSurge and maxUnavailable are both 0",
         good={"serving": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "25%"}}},
@@ -299,6 +311,13 @@ RULES = (
         before={},
         good={},
         bad={"source": "Imported"},
+    ),
+    Rule(
+        id="import-from-no-claim",
+        kind="dimp",
+        message="uri names no claim",
+        good={"uri": "pvc://drafts/mine"},
+        bad={"uri": "pvc:///mine"},
     ),
     Rule(
         id="import-with-another-secret",

@@ -142,6 +142,24 @@ async def test_a_token_is_renewed_without_a_moment_of_disconnection(tmp_path: Pa
     assert {state for state, _ in seen} == {ConnectionState.CONNECTED}
 
 
+async def test_a_stream_with_a_new_token_that_tells_what_is_known_is_no_news(tmp_path: Path) -> None:
+    news, api = list[Key](), ApiServer(OPERATOR, most_s=1)
+    keys = write_key_set(tmp_path / "jwks", KEY)
+    settings = {"issuer": ISSUER, "audience": AUDIENCE, "accounts": ACCOUNTS, "key_set": str(keys)}
+    async with running(tmp_path, **settings) as registry, asyncio.TaskGroup() as tasks:
+        connections = RegistryConnections(
+            tasks, api.token, SystemClock(), news.append, on_measurement=lambda _: None, measured_s=0.0
+        )
+        assert connections.num_connected == 0
+        connections.set_address(QWEN, RegistryAddress(address=registry.address, audience=AUDIENCE))
+        await until(lambda: api.num_requests >= 4, what="three renewals")
+        assert connections.num_connected == 1
+        assert news == [QWEN], "the first stream alone"
+        await connections.call(QWEN, RegistryCall(verb=RegistryVerb.SET_POLICY), POLICY)
+        await until(lambda: len(news) == 2, what="the policy is news")
+        connections.close()
+
+
 @pytest.mark.parametrize(
     ("account", "audience", "reason"),
     [

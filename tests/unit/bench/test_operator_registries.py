@@ -21,13 +21,13 @@ async def _token(audience: str, seconds: int) -> tuple[str, int]:
 async def test_numbers_of_many_registries_move_and_a_policy_is_kept() -> None:
     news, measured = list[Key](), list[Key]()
     keys = [Key("team", f"model-{number}") for number in range(5)]
-    with registries(0.05) as address:
+    with registries(0.05) as port:
         async with asyncio.TaskGroup() as tasks:
             connections = RegistryConnections(
                 tasks, _token, SystemClock(), news.append, on_measurement=measured.append, measured_s=0.0
             )
             for key in keys:
-                connections.set_address(key, RegistryAddress(address=address, audience="any"))
+                connections.set_address(key, RegistryAddress(address=f"127.0.0.1:{port}", audience="any"))
             await until(lambda: set(news) == set(keys), what="all are connected")
             await connections.call(keys[0], RegistryCall(verb=RegistryVerb.SET_POLICY), POLICY)
             await until(lambda: _has_policy(connections, keys[0]), what="the policy comes back")

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 from tests.support.clock import ManualClock
+from tests.unit.operator.virtual_time import LoopClock, run
 
 from updraft_chassis.errors import Forbidden, Unavailable
-from updraft_operator.registry_tokens import TOKEN_S, RegistryToken
+from updraft_operator.registry_tokens import MOST_REQUESTS, REQUEST_S, TOKEN_S, FewRequests, RegistryToken
 
 
 class ApiServer:
@@ -73,3 +74,42 @@ async def test_while_the_api_server_is_away_the_last_token_is_used_until_it_expi
     clock.advance(0.1 * TOKEN_S)
     with pytest.raises(Unavailable, match="the operator gets no token for a from the API server: no right to create"):
         await token.get()
+
+
+class SlowServer:
+    """Answers after a second, or never."""
+
+    def __init__(self) -> None:
+        self.num_asked = self.most_asked = 0
+        self.hangs = False
+
+    async def token(self, audience: str, seconds: int) -> tuple[str, int]:
+        self.num_asked += 1
+        self.most_asked = max(self.most_asked, self.num_asked)
+        try:
+            await asyncio.sleep(10 * TOKEN_S if self.hangs else 1.0)
+        finally:
+            self.num_asked -= 1
+        return audience, seconds
+
+
+def test_many_tokens_are_asked_for_a_few_at_a_time_and_an_answer_that_never_comes_holds_up_none() -> None:
+    async def main() -> None:
+        server = SlowServer()
+        few = FewRequests(server.token)
+        tokens = [RegistryToken(few, str(number), LoopClock()) for number in range(10 * MOST_REQUESTS)]
+        known = await asyncio.gather(*(token.get() for token in tokens))
+        assert [each.value for each in known] == [str(number) for number in range(len(tokens))]
+        assert server.most_asked == MOST_REQUESTS
+
+        server.hangs = True
+        await asyncio.sleep(0.9 * TOKEN_S)
+        began_s = LoopClock().monotonic()
+        assert await asyncio.gather(*(token.get() for token in tokens)) == known
+        assert LoopClock().monotonic() - began_s <= REQUEST_S
+
+        await asyncio.sleep(known[0].expires_s - LoopClock().monotonic() - REQUEST_S / 2)
+        with pytest.raises(Unavailable, match="no answer within 20 s"):  # it has expired meanwhile
+            await tokens[0].get()
+
+    run(main())

@@ -4,13 +4,14 @@ import base64
 
 import pytest
 from tests.unit.operator.test_moves import MODES, controllers, lives
-from tests.unit.operator.world import KEY, OWNER, World
+from tests.unit.operator.world import KEY, OWNER, World, run_now
 
 from updraft_chassis.errors import Forbidden
 from updraft_operator.api import names
 from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis import Place, secret_name
 from updraft_operator.manifests.redis_users import RedisUser, Role, hashed, password_of
+from updraft_operator.planning import plan
 
 
 def _world(mode: str = "Shared") -> World:
@@ -183,3 +184,22 @@ def test_an_operator_that_ends_after_any_write_is_followed_by_one_that_completes
         assert all(before[role] != after[role] for role in Role), until_write
         assert not any(user.keeps_former for user in _users(world).values()), until_write
         assert _condition(world)[:2] == ("True", "Rotated"), until_write
+
+
+def test_what_the_new_secrets_make_possible_is_done_soon_because_no_event_follows_from_them() -> None:
+    world = _world()
+    _ask(world)
+    first = run_now(world.reconciler.reconcile(KEY))
+    assert world.plan().apply, "pods read the new Secrets"
+    assert first is not None
+    assert first.needs_plan
+    assert first.after_s < 1
+    assert run_now(world.reconciler.reconcile(KEY)) is None
+    assert not world.plan().apply
+
+
+def test_writes_that_never_settle_are_made_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _world()
+    monkeypatch.setattr(plan, "_is_done", lambda *_: False)
+    waits_s = [again.after_s for _ in range(4) if (again := run_now(world.reconciler.reconcile(KEY))) is not None]
+    assert waits_s == [0.1, 0.2, 0.4, 0.8]

@@ -199,6 +199,35 @@ def test_a_job_whose_result_is_lost_is_deleted_so_that_another_one_runs(pods: An
     assert list(imports.outdated(observed(registry=AWAY, imports=(mine,), pods=pods, children=children))) == []
 
 
+def test_an_import_whose_results_are_lost_again_and_again_fails() -> None:
+    mine, names = draft_import(), list[str]()
+    for _ in range(imports.MOST_ATTEMPTS):
+        (job,) = imports.jobs(observed(registry=connected(), imports=(mine,)))
+        names.append(job["metadata"]["name"])
+        child = as_child(job, status=COMPLETE)
+        seen = observed(registry=connected(), imports=(mine,), children={child.ref: child})
+        is_last = len(names) == imports.MOST_ATTEMPTS
+        assert list(imports.outdated(seen)) == ([] if is_last else [child.ref])
+        mine = draft_import(status=written(_status(seen)))
+    assert len(set(names)) == imports.MOST_ATTEMPTS
+    assert mine.status.job_name == names[-1]
+    later = observed(registry=connected(), imports=(mine,))
+    assert _conditions(_status(later))["Stalled"][1] == "ImportFailed"
+    assert list(imports.jobs(later)) == []
+    (another,) = imports.jobs(observed(registry=connected(), imports=(draft_import(generation=2),)))
+    assert another["metadata"]["name"] not in names
+
+
+def test_a_result_that_the_registry_does_not_have_yet_is_no_lost_one() -> None:
+    mine, pods = draft_import(), (_ended(draft_import(), json.dumps(imported(9))),)
+    for _ in range(2 * imports.MOST_ATTEMPTS):
+        seen = observed(registry=connected(), imports=(mine,), pods=pods, children=_job(mine, **COMPLETE))
+        assert list(imports.outdated(seen)) == [*_job(mine)]
+        mine = draft_import(status=written(_status(seen)))
+        assert mine.status.job_name == _name(mine)
+        assert _conditions(mine.status)["Ready"][1] == "Importing"
+
+
 def test_an_import_that_is_done_needs_no_job_for_another_secret() -> None:
     done = draft_import(status=imported(4), generation=2)
     assert list(imports.jobs(observed(registry=connected([version(4)]), imports=(done,)))) == []

@@ -1,6 +1,7 @@
 """What kopf lists is held in memory until it was seen, and which events lead to a plan."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,9 +11,10 @@ import aiohttp
 import kopf
 import pytest
 from aiohttp import web
+from kopf._core.reactor import queueing
 
 from updraft_operator.watching.cluster import KINDS
-from updraft_operator.watching.handlers import MAX_TASKS, Watches, login, paced, settings
+from updraft_operator.watching.handlers import MAX_WORKERS, WORKER, Forgetful, Watches, login, paced, settings
 from updraft_operator.watching.store import Store
 
 LIST, NEXT, WATCH = "limit=100", "limit=100&continue=abc", "watch=true"
@@ -47,8 +49,8 @@ async def server() -> AsyncIterator[Server]:
 async def test_no_page_is_asked_for_while_much_of_the_last_ones_is_left_to_see(server: Server) -> None:
     listed = asyncio.Event()
     async with aiohttp.ClientSession(middlewares=(paced,)) as session, asyncio.TaskGroup() as tasks:
-        for _ in range(MAX_TASKS):
-            tasks.create_task(listed.wait())
+        for number in range(MAX_WORKERS + 1):
+            tasks.create_task(listed.wait(), name=f"{WORKER}{number}")
         pages = [tasks.create_task(_get(session, server, query)) for query in (LIST, NEXT)]
         await _get(session, server, WATCH)
         assert server.asked == [WATCH], "a watch waits for nothing"
@@ -60,7 +62,8 @@ async def test_no_page_is_asked_for_while_much_of_the_last_ones_is_left_to_see(s
 async def test_a_page_is_asked_for_once_little_is_left_to_see(server: Server) -> None:
     never = asyncio.Event()
     async with aiohttp.ClientSession(middlewares=(paced,)) as session, asyncio.TaskGroup() as tasks:
-        left = [tasks.create_task(never.wait()) for _ in range(10)]
+        left = [tasks.create_task(never.wait(), name=f"{WORKER}{number}") for number in range(10)]
+        left += [tasks.create_task(never.wait(), name="watcher") for _ in range(2 * MAX_WORKERS)]
         await _get(session, server, LIST)
         assert server.asked == [LIST]
         assert not any(task.done() for task in left)
@@ -90,6 +93,19 @@ async def test_credentials_that_were_refused_are_known_again(
         await credentials.aiohttp_session.close()
         logins.append(credentials)
     assert logins[0] == logins[1] != logins[2]
+
+
+def test_kopf_names_the_tasks_that_are_counted_so() -> None:
+    assert f"name=f'{WORKER}{{key}}'" in inspect.getsource(queueing.watcher)
+
+
+async def test_kopf_keeps_no_record_of_an_object() -> None:
+    memories = Forgetful()
+    body = cast("kopf.RawBody", _speculator(1))
+    await memories.recall(body, noticed_by_listing=True)
+    await memories.forget(body)
+    await memories.recall(body)
+    assert list(memories.iter_all_memories()) == []
 
 
 def _say_credentials(monkeypatch: pytest.MonkeyPatch, folder: Path, server: Server, token: str) -> None:
@@ -143,8 +159,10 @@ def test_a_status_that_was_written_leads_to_no_plan() -> None:
     assert _told("DraftVersion", _draft(5), _draft(6, measured)) == ["refresh"]
 
 
-def test_the_answer_to_a_write_of_our_own_leads_to_nothing() -> None:
-    assert _told("AdaptiveSpeculator", _speculator(6), _speculator(6)) == []
+@pytest.mark.parametrize("change", ["ADDED", "MODIFIED"])
+def test_the_answer_to_a_write_of_our_own_leads_to_nothing(change: str) -> None:
+    assert _told("AdaptiveSpeculator", _speculator(6), _speculator(6), change) == []
+    assert _told("DraftVersion", _draft(6), _draft(6), change) == []
 
 
 @pytest.mark.parametrize(
@@ -155,6 +173,7 @@ def test_the_answer_to_a_write_of_our_own_leads_to_nothing() -> None:
         ("AdaptiveSpeculator", _speculator(5), _speculator(6, deletionTimestamp="2026-11-25T12:00:00Z"), "MODIFIED"),
         ("AdaptiveSpeculator", _speculator(5), _speculator(6), "DELETED"),
         ("AdaptiveSpeculator", _speculator(5), _speculator(5), None),
+        ("AdaptiveSpeculator", _speculator(5), _speculator(6), "ADDED"),
         ("DraftVersion", _draft(5), _draft(6, retain=True), "MODIFIED"),
         ("DraftImport", _import(5), _import(6, version=1), "MODIFIED"),
     ],

@@ -17,7 +17,7 @@ from tests.unit.operator.virtual_time import LoopClock, run
 from updraft_chassis.errors import Conflict, NotFound, Unavailable, UpdraftError
 from updraft_chassis.lifecycle import Stop
 from updraft_operator.manifests.manifest import Manifest
-from updraft_operator.watching.leader import AlwaysLeader, Lease, LeaseName
+from updraft_operator.watching.leader import TRUST, AlwaysLeader, Lease, LeaseName
 
 LEASE_S = 12.0
 WHERE = ("Lease", "updraft-system", "updraft-operator")
@@ -184,6 +184,22 @@ def test_who_is_cut_off_stops_before_another_may_start() -> None:
         await _with([first, second], story)
 
     run(main())
+
+
+def test_a_lease_that_lapsed_between_two_renewals_is_told_as_lost_and_taken_again() -> None:
+    alone = replica(MemoryCluster(), "a")
+
+    async def story() -> None:
+        await asyncio.sleep(0.1)
+        alone.wire.is_cut = True
+        await asyncio.sleep(TRUST * LEASE_S)
+        alone.wire.is_cut = False
+        assert not alone.lease.is_held
+        assert alone.changes == [True], "it lapsed between two looks"
+        await asyncio.sleep(LEASE_S)
+        assert alone.changes == [True, False, True]
+
+    run(_with([alone], story))
 
 
 def test_a_process_that_comes_again_under_its_name_need_not_wait() -> None:

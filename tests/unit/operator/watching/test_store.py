@@ -1,5 +1,6 @@
 """What the watches said last: whose it is, and that older news are not believed."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -32,6 +33,16 @@ def _body(kind: str, name: str, version: int, *, owner: str = "qwen", **more: An
     elif kind == "DraftImport":
         spec = {"speculatorRef": {"name": owner}, "uri": "hf://org/draft"}
     return {"kind": kind, "metadata": {**metadata, **more.pop("metadata", {})}, "spec": spec, **more}
+
+
+def test_speculators_are_counted_by_another_thread_while_they_come() -> None:
+    store, bodies = Store(), [_body("AdaptiveSpeculator", f"model-{number}", number) for number in range(3000)]
+    putting = threading.Thread(target=lambda: [store.put("AdaptiveSpeculator", body) for body in bodies])
+    putting.start()
+    while putting.is_alive():
+        store.speculators()
+    putting.join()
+    assert len(store.speculators()) == len(bodies)
 
 
 EACH = pytest.mark.parametrize(
