@@ -166,11 +166,11 @@ class Observed:
         return self.dedicated_urls if place is Place.DEDICATED else self.redis_urls
 
     def uid(self, ref: Ref) -> str:
-        """The UID of an observed object; empty if there is none."""
+        """The UID of an object. KeyError if it was not observed, because only such objects are deleted."""
         pods = {Ref("Pod", pod.name): pod.uid for pod in self.pods}
         drafts = {Ref("DraftVersion", draft.metadata.name): draft.metadata.uid for draft in self.drafts}
         child = self.children.get(ref)
-        return child.uid if child is not None else (pods | drafts).get(ref, "")
+        return child.uid if child is not None else (pods | drafts)[ref]
 
     def child(self, kind: str, part: str) -> Child | None:
         return self.children.get(Ref(kind, names.child(self.name, part)))

@@ -17,6 +17,7 @@ from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.planning.assessment import unknown
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
@@ -77,6 +78,34 @@ def test_an_object_that_vanishes_keeps_the_others_from_nothing(world: World) -> 
     assert world.drafts()["qwen-v3"]["status"]["phase"] == "Rejected"
     rejected = [each["involvedObject"]["name"] for each in world.cluster.of("Event") if each["reason"] == "Rejected"]
     assert rejected == ["qwen-v3"]
+
+
+def test_a_deletion_does_not_reach_another_object_of_the_same_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.registry.publish()
+    world.settle()
+    draft, delete = _where("DraftVersion", "qwen-v2"), world.cluster.delete
+    seen = world.cluster.objects[draft]
+
+    async def is_replaced_before(kind: str, namespace: str, name: str, uid: str) -> None:
+        world.cluster.remove(draft)
+        world.cluster.set(seen)
+        await delete(kind, namespace, name, uid)
+
+    monkeypatch.setattr(world.cluster, "delete", is_replaced_before)
+    del world.registry.versions[2]
+    run_now(world.reconciler.reconcile(KEY))
+
+    assert ("delete", "DraftVersion", "qwen-v2") in world.cluster.writes
+    assert world.cluster.objects[draft]["metadata"]["uid"] != seen["metadata"]["uid"]
+
+
+def test_an_object_that_was_not_observed_is_not_deleted(world: World) -> None:
+    observed = world.observe()
+    assert observed is not None
+    with pytest.raises(KeyError):
+        observed.uid(Ref("Deployment", "another"))
 
 
 def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:
