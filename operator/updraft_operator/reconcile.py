@@ -1,15 +1,15 @@
 """Observe, plan, apply: the same path for every speculator, whatever event triggered it."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
-from updraft_operator.api.draft_import import DraftImport
-from updraft_operator.api.draft_version import DraftVersion
+from updraft_operator.api.draft_import import DraftImport, DraftImportStatus
+from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.gpus import num_devices
@@ -19,7 +19,7 @@ from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import Tls, overdue_s
 from updraft_operator.metrics import Metrics
-from updraft_operator.planning import imports
+from updraft_operator.planning import imports, versions
 from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
@@ -113,7 +113,7 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             self._forget(key)
-            await self._report_orphans(key, cached.imports)
+            await self._report_orphans(key, cached)
             return None
         observed = await self.observe(key, cached)
         plan = self._plan(key, observed)
@@ -384,12 +384,16 @@ class Reconciler:
         if new != content.get("status"):
             await self._write_status(key, error.ref, content["metadata"]["resourceVersion"], new)
 
-    async def _report_orphans(self, key: Key, orphans: Iterable[DraftImport]) -> None:
-        """Say in the status of imports that their AdaptiveSpeculator does not exist."""
-        for orphan in orphans:
-            new = imports.orphaned(orphan, moment(self._wiring.clock.now()))
-            if new is not None and new != orphan.status:
-                target = Ref("DraftImport", orphan.metadata.name)
+    async def _report_orphans(self, key: Key, cached: CachedObjects) -> None:
+        """Say in the status of drafts that their AdaptiveSpeculator does not exist. Those that it owned are deleted with it."""
+        now = moment(self._wiring.clock.now())
+        found: list[tuple[DraftVersion | DraftImport, DraftVersionStatus | DraftImportStatus | None]] = []
+        found += [(orphan, versions.orphaned(orphan, now)) for orphan in cached.drafts]
+        found += [(orphan, imports.orphaned(orphan, now)) for orphan in cached.imports]
+        for orphan, new in found:
+            target = Ref(type(orphan).__name__, orphan.metadata.name)
+            is_owned = bool(self._wiring.store.content(key, target)["metadata"].get("ownerReferences"))
+            if new is not None and new != orphan.status and not is_owned:
                 await self._write_status(key, target, orphan.metadata.resource_version, written(new))
 
     async def _emit(self, key: Key, event: Event) -> None:

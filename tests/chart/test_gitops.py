@@ -208,6 +208,12 @@ def test_tools_see_what_became_of_a_draft(name: str) -> None:
     assert [_told(content) for content in contents] == [(kstatus, argo)]
 
 
+def test_a_version_of_a_person_without_a_speculator_has_failed() -> None:
+    told = versions.orphaned(draft(3), NOW)
+    assert told is not None
+    assert _told(_object(draft(3), written(told))) == ("Failed", "Degraded")
+
+
 def _actions(content: Json) -> dict[str, bool]:
     """Names of Argo CD's actions, and whether one can be chosen."""
     actions = yaml.safe_load(_customization("actions", content["kind"]))

@@ -561,6 +561,26 @@ def test_a_draft_that_cannot_be_read_says_so_itself(world: World) -> None:
     assert _told(world, where)["Ready"] == ("False", "Unreadable")
 
 
+def test_a_draft_of_a_person_without_a_speculator_says_so_and_one_of_the_operator_goes_with_its_own(
+    world: World,
+) -> None:
+    owned, orphan = _where("DraftVersion", "qwen-v1"), _where("DraftVersion", "mine")
+    before = world.cluster.objects[owned]["status"]
+    del world.cluster.objects[OWNER]  # its own drafts are about to be deleted
+    world.restart()
+    spec = {"speculatorRef": {"name": KEY.name}, "source": "Trainer", "version": 9}
+    metadata = {"name": "mine", "namespace": KEY.namespace}
+    world.cluster.set({"kind": "DraftVersion", "metadata": metadata, "spec": spec, "status": {}})
+
+    for _ in range(2):
+        run_now(world.reconciler.reconcile(KEY))
+
+    told = ("SpeculatorNotFound",)
+    assert _told(world, orphan) == {"Ready": ("False", *told), "Stalled": ("True", *told)}
+    assert world.cluster.writes.count(("apply", "DraftVersion", "mine")) == 1, "it is written once"
+    assert world.cluster.objects[owned]["status"] == before
+
+
 def test_an_import_without_a_speculator_says_so_until_there_is_one() -> None:
     world, mine = World(), _where("DraftImport", "mine")
     world.cluster.remove(OWNER)
