@@ -134,7 +134,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
+                secrets=Secrets(cluster, clock, settings.resync_seconds),
                 attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,

@@ -52,12 +52,12 @@ NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.
 
 
 class Secrets:
-    """Reads Secrets and caches them for `fresh_s` seconds."""
+    """Reads Secrets at each resync, and keeps them until the next one."""
 
-    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, resync_s: float) -> None:
         self._cluster = cluster
         self._clock = clock
-        self._fresh_s = fresh_s
+        self._fresh_s = resync_s / 2  # surely over at the next one, whatever the order of resources in a resync
         self._snapshots: dict[Key, SecretsSnapshot] = {}
 
     def last(self, key: Key) -> SecretsSnapshot:

@@ -35,7 +35,7 @@ from updraft_operator.watching.certificates import Certificates
 from updraft_operator.watching.cluster import KINDS
 from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers, Url
 from updraft_operator.watching.redis_users import RedisUsers
-from updraft_operator.watching.secrets import Secrets
+from updraft_operator.watching.secrets import FRESH_S, Secrets
 from updraft_operator.watching.store import Store, key_of
 from updraft_rollouts.policy import RolloutPolicy
 
@@ -258,7 +258,7 @@ class World:
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock),
+                secrets=Secrets(self.cluster, self.clock, 2 * FRESH_S),
                 attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
