@@ -37,7 +37,7 @@ from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
-from updraft_operator.writes import event_content, foreign, refused, status_content, steps
+from updraft_operator.writes import event_content, foreign, is_owned, refused, status_content, steps
 
 logger = logging.getLogger(__name__)
 
@@ -390,11 +390,11 @@ class Reconciler:
         found: list[tuple[DraftVersion | DraftImport, DraftVersionStatus | DraftImportStatus | None]] = []
         found += [(orphan, versions.orphaned(orphan, now)) for orphan in cached.drafts]
         found += [(orphan, imports.orphaned(orphan, now)) for orphan in cached.imports]
-        for orphan, new in found:
-            target = Ref(type(orphan).__name__, orphan.metadata.name)
-            is_owned = bool(self._wiring.store.content(key, target)["metadata"].get("ownerReferences"))
-            if new is not None and new != orphan.status and not is_owned:
-                await self._write_status(key, target, orphan.metadata.resource_version, written(new))
+        new = [(Ref(type(one).__name__, one.metadata.name), one, status) for one, status in found if status != one.status]
+        due = [each for each in new if not is_owned(self._wiring.store.content(key, each[0]))]
+        for target, orphan, status in due:
+            if status is not None:
+                await self._write_status(key, target, orphan.metadata.resource_version, written(status))
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""
