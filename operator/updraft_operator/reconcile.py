@@ -390,7 +390,9 @@ class Reconciler:
         found: list[tuple[DraftVersion | DraftImport, DraftVersionStatus | DraftImportStatus | None]] = []
         found += [(orphan, versions.orphaned(orphan, now)) for orphan in cached.drafts]
         found += [(orphan, imports.orphaned(orphan, now)) for orphan in cached.imports]
-        new = [(Ref(type(one).__name__, one.metadata.name), one, status) for one, status in found if status != one.status]
+        new = [
+            (Ref(type(one).__name__, one.metadata.name), one, status) for one, status in found if status != one.status
+        ]
         due = [each for each in new if not is_owned(self._wiring.store.content(key, each[0]))]
         for target, orphan, status in due:
             if status is not None:

@@ -139,6 +139,8 @@ def _troubles(
     body: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> Iterator[PodProblem]:
     scheduled = conditions.get("PodScheduled", {})
+    if not scheduled:
+        yield from _unclaimed(body)
     if scheduled.get("status") == "False":
         yield from _gated(body)
         yield _unscheduled(scheduled.get("message", ""))
@@ -159,6 +161,14 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
         yield PodProblem(reason="Queued", message=f"Kueue has not admitted it yet ({queue}; gates {', '.join(gates)})")
     if gates:
         yield PodProblem(reason="SchedulingGated", message=f"it waits for the removal of gates {', '.join(gates)}")
+
+
+def _unclaimed(body: Mapping[str, Any]) -> Iterator[PodProblem]:
+    """The scheduler says nothing of a pod whose claims do not exist, as one whose template has another name never will."""
+    claims = [each["name"] for each in body.get("spec", {}).get("resourceClaims", ())]
+    if claims:
+        text = f"the scheduler has not looked at it yet: a claim or its template may not exist ({', '.join(claims)})"
+        yield PodProblem(reason="ClaimNotAllocated", message=text)
 
 
 def _unscheduled(message: str) -> PodProblem:

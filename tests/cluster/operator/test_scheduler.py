@@ -20,7 +20,9 @@ _SIZE = {"cpu": "64", "memory": "256Gi", "pods": "110"}
 GPU = {"accelerator": {"resourceName": "nvidia.com/gpu"}}
 SLICE = {"accelerator": {"resourceName": "nvidia.com/mig-1g.10gb"}}
 CLAIM = {"resources": {"claims": [{"name": "gpus"}]}}
-_CLAIMS = {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "one"}]}
+_CLAIMS, _ABSENT = (
+    {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": name}]} for name in ("one", "none")
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def _started(kubernetes: ControlPlane, folder: Path, name: str) -> Daemon:
         pytest.param(GPU, {}, "InsufficientGPU", "Insufficient nvidia.com/gpu", id="GPU"),
         pytest.param(SLICE, {}, "InsufficientGPU", "Insufficient nvidia.com/mig-1g.10gb", id="MIG slice"),
         pytest.param(CLAIM, _CLAIMS, "ClaimNotAllocated", "cannot allocate all claims", id="claim"),
+        pytest.param(CLAIM, _ABSENT, "ClaimNotAllocated", "may not exist (gpus)", id="claim of no template"),
         pytest.param({}, {"nodeSelector": {"a": "b"}}, "Unschedulable", "node affinity/selector", id="topology"),
     ],
 )
