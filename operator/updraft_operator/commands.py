@@ -171,7 +171,7 @@ async def _planned(
     attached = Selection()
     if cluster is not None:
         parts = servers_of(owner, config.tls, cached.children, has_dedicated=config.has_dedicated_redis)
-        secrets = await Secrets(cluster, clock, settings.resync_seconds).read(key, owner, parts=parts)
+        secrets = await Secrets(cluster, clock).read(key, owner, parts=parts)
         attached = await AttachedPods(cluster, clock).read(key, owner)
         has_sets = LEADER_WORKER_SET in await cluster.kinds()
         config = replace(config, has_leader_worker_sets=has_sets, issuer=await cluster.issuer())

@@ -158,8 +158,9 @@ class Reconciler:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         return _again(plan)
 
-    def retry_refused(self) -> None:
-        """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
+    def look_again(self) -> None:
+        """Try refused writes again, because a quota may have grown or a conflicting object be gone, and read Secrets again."""
+        self._wiring.secrets.expire()
         for state in self._states.values():
             state.refusals.clear()
 

@@ -57,7 +57,7 @@ def test_a_resource_alone_makes_its_objects_and_then_nothing_more() -> None:
 
 def test_another_operator_finds_nothing_to_do(world: World) -> None:
     world.restart()
-    world.reconciler.retry_refused()
+    world.reconciler.look_again()
     before = len(world.cluster.writes)
     world.settle()
     assert world.cluster.writes[before:] == []
@@ -115,7 +115,7 @@ def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> N
     world.settle()
     for _ in range(3):
         world.clock.advance(61.0)
-        world.reconciler.retry_refused()
+        world.reconciler.look_again()
         world.settle()
     assert [name for verb, kind, name in world.cluster.writes if kind == "Deployment"].count("qwen-serving") == 1
 
@@ -232,7 +232,7 @@ def test_a_foreign_object_is_refused_and_left_alone(foreign: Manifest) -> None:
     assert is_empty(world.plan())
     world.cluster.remove(where)
     world.clock.advance(61.0)
-    world.reconciler.retry_refused()
+    world.reconciler.look_again()
     world.settle()
     world.starts_registry()
     world.settle()
@@ -375,6 +375,16 @@ def test_a_secret_that_somebody_deletes_gets_a_new_password_and_restarts_its_pod
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True]
     assert _template(world, "serving") != templates[0]
     assert _template(world, "trainer") == templates[1]
+
+
+def test_a_changed_secret_is_read_again_at_the_next_resync(world: World) -> None:
+    before = _urls(world)
+    world.cluster.edit(_where("Secret", "qwen-redis-writer"), lambda body: body["data"].update(url=""))
+    run_now(world.reconciler.reconcile(KEY))
+    assert _urls(world) != before
+    world.reconciler.look_again()
+    run_now(world.reconciler.reconcile(KEY))
+    assert _urls(world)[0].startswith("redis://")
 
 
 def test_an_address_that_somebody_changes_is_set_right_with_its_password(world: World) -> None:

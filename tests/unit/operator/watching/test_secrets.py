@@ -20,7 +20,6 @@ from updraft_operator.settings import OperatorSettings
 from updraft_operator.watching.redis_servers import DedicatedRedis
 from updraft_operator.watching.secrets import FRESH_S, Secrets, fresh_passwords, named
 
-RESYNC_S = float(OperatorSettings.model_fields["resync_seconds"].default)
 QWEN = Key("team", "qwen")
 OWN_REDIS = {"traces": {"redis": {"urlSecretRef": {"name": "mine", "key": "address"}}}}
 
@@ -48,13 +47,13 @@ async def test_what_the_own_secrets_say_is_read() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "qwen-redis-writer", {"url": "redis://own", "other": "x"})
     _secret(cluster, "qwen-redis-reader", {"other": "x"})
-    snapshot = await Secrets(cluster, ManualClock(), RESYNC_S).read(QWEN, speculator())
+    snapshot = await Secrets(cluster, ManualClock()).read(QWEN, speculator())
     assert snapshot.redis_urls == {Role.WRITER: "redis://own", Role.READER: ""}
     assert snapshot.missing == ()
 
 
 async def test_a_secret_that_is_not_there_yet_says_nothing() -> None:
-    snapshot = await Secrets(MemoryCluster(), ManualClock(), RESYNC_S).read(QWEN, speculator())
+    snapshot = await Secrets(MemoryCluster(), ManualClock()).read(QWEN, speculator())
     assert snapshot.redis_urls == {}
 
 
@@ -96,17 +95,17 @@ async def test_what_a_spec_names_is_missed_by_name(
     cluster = MemoryCluster()
     if content is not None:
         _secret(cluster, "mine", content)
-    assert (await Secrets(cluster, ManualClock(), RESYNC_S).read(QWEN, speculator(OWN_REDIS))).missing == missing
+    assert (await Secrets(cluster, ManualClock()).read(QWEN, speculator(OWN_REDIS))).missing == missing
 
 
 async def test_a_secret_that_may_not_be_read_may_be_there() -> None:
-    snapshot = await Secrets(Guarded("mine"), ManualClock(), RESYNC_S).read(QWEN, speculator(OWN_REDIS))
+    snapshot = await Secrets(Guarded("mine"), ManualClock()).read(QWEN, speculator(OWN_REDIS))
     assert snapshot.missing == ()
 
 
 async def test_without_the_right_to_its_own_secret_no_new_password_is_made_up() -> None:
     with pytest.raises(Forbidden):
-        await Secrets(Guarded("qwen-redis-writer"), ManualClock(), RESYNC_S).read(QWEN, speculator())
+        await Secrets(Guarded("qwen-redis-writer"), ManualClock()).read(QWEN, speculator())
 
 
 async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, owner: AdaptiveSpeculator) -> int:
@@ -115,14 +114,14 @@ async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, o
     return len(cluster.reads) - before
 
 
-async def test_secrets_are_read_at_each_resync_and_when_the_spec_changes() -> None:
+async def test_secrets_are_read_when_they_expire_and_when_the_spec_changes() -> None:
     clock, cluster = ManualClock(), Guarded()
-    secrets = Secrets(cluster, clock, RESYNC_S)
+    secrets = Secrets(cluster, clock)
     assert await _reads_after(clock, cluster, secrets, speculator()) == 2
-    clock.advance(RESYNC_S / 2 - 1)
+    clock.advance(3600)
     assert await _reads_after(clock, cluster, secrets, speculator()) == 0
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
-    clock.advance(RESYNC_S)
+    secrets.expire()
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
     secrets.forget(QWEN)
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
@@ -130,7 +129,7 @@ async def test_secrets_are_read_at_each_resync_and_when_the_spec_changes() -> No
 
 async def test_secrets_are_read_once_a_minute_while_one_is_missing() -> None:
     clock, cluster = ManualClock(), Guarded()
-    secrets = Secrets(cluster, clock, RESYNC_S)
+    secrets = Secrets(cluster, clock)
     assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 1
     clock.advance(FRESH_S - 1)
     assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 0
@@ -144,7 +143,7 @@ async def test_secrets_are_read_once_a_minute_while_one_is_missing() -> None:
 async def test_one_entry_can_be_asked_for() -> None:
     cluster = MemoryCluster()
     _secret(cluster, "mine", {"address": "redis://"})
-    secrets = Secrets(cluster, ManualClock(), RESYNC_S)
+    secrets = Secrets(cluster, ManualClock())
     assert await secrets.entry("team", "mine", "address") == "redis://"
     assert await secrets.entry("team", "mine", "other") == ""
     assert await secrets.entry("team", "another", "address") == ""
@@ -152,7 +151,7 @@ async def test_one_entry_can_be_asked_for() -> None:
 
 async def test_its_own_secrets_are_not_read_where_they_are_not_used() -> None:
     cluster = Guarded()
-    await Secrets(cluster, ManualClock(), RESYNC_S).read(QWEN, speculator(OWN_REDIS))
+    await Secrets(cluster, ManualClock()).read(QWEN, speculator(OWN_REDIS))
     assert cluster.reads == ["mine"]
 
 
