@@ -21,9 +21,6 @@ POD_NAME = "UPDRAFT_TRAINER_POD_NAME"
 """Variable with the pod's name. Its host name is the node's on the network of the host, and others need not know that."""
 
 
-_KUEUE = "kueue.x-k8s.io/"
-
-
 class Kind(StrEnum):
     """The kind of object that runs the trainer's pods."""
 
@@ -82,15 +79,8 @@ def arguments(owner: AdaptiveSpeculator, kind: Kind) -> list[str]:
 def objects(owner: AdaptiveSpeculator, kind: Kind, template: dict[str, Any], *, runs: bool) -> list[Manifest]:
     """The objects that run the pods. A LeaderWorkerSet brings a Service of its own."""
     if kind is Kind.LEADER_WORKER_SET:
-        return [_queued(_leader_worker_set(owner, template, runs=runs), template)]
-    return [_service(owner), _queued(_stateful_set(owner, template, runs=runs), template)]
-
-
-def _queued(content: Manifest, template: dict[str, Any]) -> Manifest:
-    """With the labels of its pods that are Kueue's, which admits all of them together if the workload itself has a queue."""
-    labels = {name: value for name, value in template["metadata"]["labels"].items() if name.startswith(_KUEUE)}
-    metadata = content["metadata"]
-    return {**content, "metadata": {**metadata, "labels": {**metadata["labels"], **labels}}}
+        return [_leader_worker_set(owner, template, runs=runs)]
+    return [_service(owner), _stateful_set(owner, template, runs=runs)]
 
 
 def _stateful_set(owner: AdaptiveSpeculator, template: dict[str, Any], *, runs: bool) -> Manifest:

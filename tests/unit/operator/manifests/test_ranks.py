@@ -292,12 +292,3 @@ def test_one_rank_keeps_what_it_has_when_more_were_asked_for_in_vain() -> None:
     owner: AdaptiveSpeculator = speculator({"trainer": {"workload": "LeaderWorkerSet"}})
 
     assert one(built(owner), "Deployment", "qwen-trainer")["spec"]["replicas"] == 1
-
-
-@pytest.mark.parametrize("kind", [Kind.STATEFUL_SET, Kind.LEADER_WORKER_SET])
-def test_kueue_finds_its_labels_at_the_object_whose_pods_it_admits_together(kind: Kind) -> None:
-    of_kueue = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "low"}
-    template = {"metadata": {"labels": {**of_kueue, "example.com/team": "a"}}}
-    made = trainer.objects(speculator({"trainer": {"nodes": 2, "podTemplate": template}}), GROUP, kind=kind)
-    (labels,) = (each["metadata"]["labels"] for each in made if each["kind"] == kind)
-    assert labels == {**names.labels("qwen", names.TRAINER), **of_kueue}
