@@ -272,9 +272,10 @@ class Reconciler:
             await self._apply(key, observed, content)
         for target in plan.delete:
             logger.info("Deleting object", extra={"speculator": str(key), "object": "/".join(target)})
-            await self._wiring.cluster.delete(target.kind, key.namespace, target.name, observed.uid(target))
+            uid, version = observed.identity(target)
+            await self._wiring.cluster.delete(target.kind, key.namespace, target.name, uid)
             if target.kind != "Pod":  # it runs until the watch says that it is gone
-                self._wiring.store.drop(target.kind, key, target.name)
+                self._wiring.store.drop(target.kind, key, target.name, version)
         for call in plan.calls:
             await self._call(key, observed, call)
         if plan.cleans_up:

@@ -99,13 +99,15 @@ def test_a_deletion_does_not_reach_another_object_of_the_same_name(
 
     assert ("delete", "DraftVersion", "qwen-v2") in world.cluster.writes
     assert world.cluster.objects[draft]["metadata"]["uid"] != seen["metadata"]["uid"]
+    cached = {each.metadata.name: each.metadata.uid for each in world.store.cached(KEY).drafts}
+    assert cached["qwen-v2"] == world.cluster.objects[draft]["metadata"]["uid"]
 
 
 def test_an_object_that_was_not_observed_is_not_deleted(world: World) -> None:
     observed = world.observe()
     assert observed is not None
     with pytest.raises(KeyError):
-        observed.uid(Ref("Deployment", "another"))
+        observed.identity(Ref("Deployment", "another"))
 
 
 def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:
