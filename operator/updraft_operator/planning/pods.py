@@ -139,7 +139,7 @@ def _troubles(
     body: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> Iterator[PodProblem]:
     scheduled = conditions.get("PodScheduled", {})
-    if not scheduled:
+    if not scheduled and not body.get("spec", {}).get("nodeName"):
         yield from _unclaimed(body)
     if scheduled.get("status") == "False":
         yield from _gated(body)
@@ -164,11 +164,13 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
 
 
 def _unclaimed(body: Mapping[str, Any]) -> Iterator[PodProblem]:
-    """The scheduler says nothing of a pod whose claims do not exist, as one whose template has another name never will."""
-    claims = [each["name"] for each in body.get("spec", {}).get("resourceClaims", ())]
-    if claims:
-        text = f"the scheduler has not looked at it yet: a claim or its template may not exist ({', '.join(claims)})"
-        yield PodProblem(reason="ClaimNotAllocated", message=text)
+    """Claims that are not made from their templates: the scheduler says nothing of such a pod."""
+    made = {each["name"] for each in body.get("status", {}).get("resourceClaimStatuses", ())}
+    for claim in body.get("spec", {}).get("resourceClaims", ()):
+        template = claim.get("resourceClaimTemplateName")
+        if template and claim["name"] not in made:
+            text = f"claim {claim['name']} is not made yet from ResourceClaimTemplate {template}; does that exist?"
+            yield PodProblem(reason="ClaimNotAllocated", message=text)
 
 
 def _unscheduled(message: str) -> PodProblem:

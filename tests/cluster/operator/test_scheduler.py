@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ def scheduler(kubernetes: ControlPlane, tmp_path_factory: pytest.TempPathFactory
     if programs.find("kube-scheduler") is None:
         pytest.skip("kube-scheduler: not built; run `make cluster-build`")
     folder, name = tmp_path_factory.mktemp("scheduler"), f"real-{secrets.token_hex(3)}"
-    with kubernetes.api() as api:
+    with kubernetes.api() as api, ExitStack() as ending:
         api.create("/api/v1/nodes", {"metadata": {"name": name}})
+        ending.callback(api.delete, f"/api/v1/nodes/{name}")
         api.patch(f"/api/v1/nodes/{name}/status", {"status": {"capacity": _SIZE, "allocatable": _SIZE}})
         api.create(f"{_DRA}/deviceclasses", {"metadata": {"name": _CLASS}, "spec": {}})
+        ending.callback(api.delete, f"{_DRA}/deviceclasses/{_CLASS}")
         daemon = _started(kubernetes, folder, name)
+        ending.callback(daemon.kill)
         yield name
-        daemon.kill()
-        api.delete(f"{_DRA}/deviceclasses/{_CLASS}")
-        api.delete(f"/api/v1/nodes/{name}")
 
 
 def _started(kubernetes: ControlPlane, folder: Path, name: str) -> Daemon:
@@ -66,7 +67,7 @@ def _started(kubernetes: ControlPlane, folder: Path, name: str) -> Daemon:
         pytest.param(GPU, {}, "InsufficientGPU", "Insufficient nvidia.com/gpu", id="GPU"),
         pytest.param(SLICE, {}, "InsufficientGPU", "Insufficient nvidia.com/mig-1g.10gb", id="MIG slice"),
         pytest.param(CLAIM, _CLAIMS, "ClaimNotAllocated", "cannot allocate all claims", id="claim"),
-        pytest.param(CLAIM, _ABSENT, "ClaimNotAllocated", "may not exist (gpus)", id="claim of no template"),
+        pytest.param(CLAIM, _ABSENT, "ClaimNotAllocated", "ResourceClaimTemplate none", id="claim of no template"),
         pytest.param({}, {"nodeSelector": {"a": "b"}}, "Unschedulable", "node affinity/selector", id="topology"),
     ],
 )
