@@ -219,7 +219,11 @@ def _images(api: Api, part: str) -> set[str]:
     """The images of a part's pods in all namespaces, but for those that end or have ended."""
     pods = api.get("/api/v1/pods", fieldSelector="status.phase=Running")["items"]
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    found = (each["image"] for pod in staying for each in pod["spec"]["containers"])
+    found = (
+        each["image"]
+        for pod in staying
+        for each in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ()))
+    )
     return {image for image in found if image.startswith(updraft_images.reference(part, ""))}
 
 
