@@ -157,7 +157,7 @@ test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket,
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
 .PHONY: cluster-build cluster-up cluster-down
-cluster-build: install ## Build a real Kubernetes, a Prometheus and what asks GitOps tools for tests (once; 15 to 25 minutes)
+cluster-build: install ## Build a real Kubernetes, a Prometheus and what asks GitOps tools for tests (once; 20 to 30 minutes)
 	$(PY) -m tests.cluster build
 	$(PY) -m tests.chart.go_program
 cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it

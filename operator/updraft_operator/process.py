@@ -134,7 +134,7 @@ async def serve(settings: OperatorSettings, stop: lifecycle.Stop) -> None:
             wiring = Wiring(
                 store=store,
                 cluster=cluster,
-                secrets=Secrets(cluster, clock, settings.resync_seconds / 2),
+                secrets=Secrets(cluster, clock),
                 attached=AttachedPods(cluster, clock),
                 registries=registries,
                 users=users,
@@ -314,7 +314,7 @@ async def _resync(machinery: _Machinery, store: Store, reconciler: Reconciler, p
             await asyncio.sleep(_FIRST_RETRY_S if resync.synced_s is None else _CRD_WAIT_S)
             continue
         await machinery.find_key()
-        reconciler.retry_refused()
+        reconciler.look_again()
         _add_all(store, work)
         await asyncio.sleep(period_s)
 

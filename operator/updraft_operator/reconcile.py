@@ -1,15 +1,15 @@
 """Observe, plan, apply: the same path for every speculator, whatever event triggered it."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from updraft_chassis.clock import Clock
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, NotFound, UpdraftError
 from updraft_operator.api import names
-from updraft_operator.api.draft_import import DraftImport
-from updraft_operator.api.draft_version import DraftVersion
+from updraft_operator.api.draft_import import DraftImport, DraftImportStatus
+from updraft_operator.api.draft_version import DraftVersion, DraftVersionStatus
 from updraft_operator.api.speculator import AdaptiveSpeculator
 from updraft_operator.manifests.accounts import audience
 from updraft_operator.manifests.gpus import num_devices
@@ -19,7 +19,7 @@ from updraft_operator.manifests.redis_users import Role, password_of
 from updraft_operator.manifests.tls import objects as tls
 from updraft_operator.manifests.tls.terms import Tls, overdue_s
 from updraft_operator.metrics import Metrics
-from updraft_operator.planning import imports
+from updraft_operator.planning import imports, versions
 from updraft_operator.planning.assessment import unreadable
 from updraft_operator.planning.objects import Key, Ref
 from updraft_operator.planning.observed import Observed, Refusal, moment
@@ -37,7 +37,7 @@ from updraft_operator.watching.redis_servers import DedicatedRedis, RedisServers
 from updraft_operator.watching.secrets import Secrets, SecretsSnapshot, fresh_passwords
 from updraft_operator.watching.store import CachedObjects, Store, Unreadable
 from updraft_operator.watching.traces import delete_traces
-from updraft_operator.writes import event_content, foreign, refused, status_content, steps
+from updraft_operator.writes import event_content, foreign, is_owned, refused, status_content, steps
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Reconciler:
         cached = self._wiring.store.cached(key)
         if cached.speculator is None:
             self._forget(key)
-            await self._report_orphans(key, cached.imports)
+            await self._report_orphans(key, cached)
             return None
         observed = await self.observe(key, cached)
         plan = self._plan(key, observed)
@@ -172,8 +172,9 @@ class Reconciler:
         self._wiring.metrics.show(key, observed.speculator.status.conditions)
         return _again(plan)
 
-    def retry_refused(self) -> None:
-        """Try refused writes again: a quota may have grown, a conflicting object may be gone."""
+    def look_again(self) -> None:
+        """Try refused writes again, because a quota may have grown or a conflicting object be gone, and read Secrets again."""
+        self._wiring.secrets.expire()
         for state in self._states.values():
             state.refusals.clear()
 
@@ -285,9 +286,10 @@ class Reconciler:
             await self._apply(key, observed, content)
         for target in plan.delete:
             logger.info("Deleting object", extra={"speculator": str(key), "object": "/".join(target)})
-            await self._wiring.cluster.delete(target.kind, key.namespace, target.name, observed.uid(target))
+            uid, version = observed.identity(target)
+            await self._wiring.cluster.delete(target.kind, key.namespace, target.name, uid)
             if target.kind != "Pod":  # it runs until the watch says that it is gone
-                self._wiring.store.drop(target.kind, key, target.name)
+                self._wiring.store.drop(target.kind, key, target.name, version)
         for call in plan.calls:
             await self._call(key, observed, call)
         if plan.cleans_up:
@@ -398,13 +400,19 @@ class Reconciler:
         if new != content.get("status"):
             await self._write_status(key, error.ref, content["metadata"]["resourceVersion"], new)
 
-    async def _report_orphans(self, key: Key, orphans: Iterable[DraftImport]) -> None:
-        """Say in the status of imports that their AdaptiveSpeculator does not exist."""
-        for orphan in orphans:
-            new = imports.orphaned(orphan, moment(self._wiring.clock.now()))
-            if new is not None and new != orphan.status:
-                target = Ref("DraftImport", orphan.metadata.name)
-                await self._write_status(key, target, orphan.metadata.resource_version, written(new))
+    async def _report_orphans(self, key: Key, cached: CachedObjects) -> None:
+        """Say in the status of drafts that their AdaptiveSpeculator does not exist. Those that it owned are deleted with it."""
+        now = moment(self._wiring.clock.now())
+        found: list[tuple[DraftVersion | DraftImport, DraftVersionStatus | DraftImportStatus | None]] = []
+        found += [(orphan, versions.orphaned(orphan, now)) for orphan in cached.drafts]
+        found += [(orphan, imports.orphaned(orphan, now)) for orphan in cached.imports]
+        new = [
+            (Ref(type(one).__name__, one.metadata.name), one, status) for one, status in found if status != one.status
+        ]
+        due = [each for each in new if not is_owned(self._wiring.store.content(key, each[0]))]
+        for target, orphan, status in due:
+            if status is not None:
+                await self._write_status(key, target, orphan.metadata.resource_version, written(status))
 
     async def _emit(self, key: Key, event: Event) -> None:
         """Create an Event. A failure is logged, because no work depends on Events."""

@@ -40,6 +40,12 @@ def foreign(metadata: dict[str, Any], observed: Observed) -> str:
     return f"does not belong to it; rename the AdaptiveSpeculator, or hand the object over by adding the label {mark}"
 
 
+def is_owned(content: dict[str, Any]) -> bool:
+    """Whether an object is deleted with an AdaptiveSpeculator."""
+    owners: Iterable[dict[str, Any]] = content["metadata"].get("ownerReferences") or ()
+    return any(owner.get("kind") == "AdaptiveSpeculator" for owner in owners)
+
+
 def event_content(key: Key, event: Event, now_unix_s: float) -> Manifest:
     now = datetime.fromtimestamp(now_unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     name = f"{event.name}.{digest({'reason': event.reason, 'message': event.message, 'uid': event.uid, 'at': now})}"

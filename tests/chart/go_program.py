@@ -69,7 +69,10 @@ PROMETHEUS, PROMTOOL = (
 """The server answers the queries of dashboards; promtool unit-tests alerts."""
 
 GITOPS = GoProgram(name="gitops", folder=_HERE / "gitops", package=".", lasts="1 minute")
-"""Answers what Flux, Helm and Argo CD make of an object."""
+"""Answers what Flux and Helm make of an object, and what any version of Argo CD does with a script."""
+
+ARGOCD = GoProgram(name="argocd", folder=_HERE / "argocd", package=".", lasts="6 minutes")
+"""Answers what Argo CD itself makes of an object and its customizations."""
 
 CERT_MANAGER = GoProgram(
     name="certmanager", folder=_HERE.parent / "cluster" / "certmanager", package=".", lasts="2 minutes"
@@ -78,5 +81,5 @@ CERT_MANAGER = GoProgram(
 
 
 if __name__ == "__main__":
-    for program in (PROMTOOL, PROMETHEUS, GITOPS, CERT_MANAGER):
+    for program in (PROMTOOL, PROMETHEUS, GITOPS, CERT_MANAGER, ARGOCD):
         program.build()

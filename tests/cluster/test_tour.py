@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.browser.browser import Browser
-from tests.cluster import tours
+from tests.cluster import tours, updraft_images
 from tests.cluster.access import Api, Json
 from tests.cluster.chromium import chromium
 from tests.cluster.tours import Tour, Traffic, section, traffic
@@ -60,9 +60,12 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
             _check_two_tenants(tour, api)
+            tour.tag_images("next")
             upgraded_at = time.time()
             tour.run("Upgrade")
             assert not _pod_uids(api) & pods, "all pods were replaced"
+            for part in ("inference", "trainer", "registry", "operator"):
+                assert _images(api, part) == {updraft_images.reference(part, "next")}
             wait_until(
                 lambda: answers.num_since(upgraded_at) > 10 and answers.last_versions(6) == {1},
                 timeout_s=180,
@@ -210,6 +213,18 @@ def _pod_uids(api: Api) -> set[str]:
     selector = "updraft.dev/speculator=tour,app.kubernetes.io/component=serving"
     pods = api.get("/api/v1/namespaces/default/pods", labelSelector=selector)["items"]
     return {pod["metadata"]["uid"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+
+
+def _images(api: Api, part: str) -> set[str]:
+    """The images of a part's pods in all namespaces, but for those that end or have ended."""
+    pods = api.get("/api/v1/pods", fieldSelector="status.phase=Running")["items"]
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    found = (
+        each["image"]
+        for pod in staying
+        for each in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ()))
+    )
+    return {image for image in found if image.startswith(updraft_images.reference(part, ""))}
 
 
 def _check_nothing_is_left(tour: Tour) -> None:

@@ -83,6 +83,12 @@ class Tour:
             for line in lines:
                 assert line.removesuffix("...") in output, f"$ {command}\n{output}"
 
+    def tag_images(self, tag: str) -> None:
+        """Give the node's images of ours this tag too, as those of a newer release would have it."""
+        for extra in updraft_images.EXTRAS:
+            names = (updraft_images.reference(extra), updraft_images.reference(extra, tag))
+            self.node.enter("ctr", "-n", "k8s.io", "images", "tag", *names)
+
     def state(self) -> str:
         """What a person would look at when something went wrong."""
         looks = (
@@ -244,8 +250,8 @@ def _write_files(folder: Path, spec: Mapping[str, Mapping[str, Any]]) -> None:
     (folder / "examples" / "tour.yaml").write_text(yaml.safe_dump(example))
     team_b = [_models(_TEAM_B_MODELS), _example("tour-team-b")]
     (folder / "examples" / "tour-team-b.yaml").write_text(yaml.safe_dump_all(team_b))
-    images = {extra: {"repository": f"updraft/{extra}", "tag": "test"} for extra in updraft_images.EXTRAS}
-    values = {"image": {"registry": "docker.io"}, "images": images}
+    images = {extra: {"repository": f"updraft/{extra}"} for extra in updraft_images.EXTRAS}
+    values = {"image": {"registry": "docker.io", "tag": updraft_images.TAG}, "images": images}
     (folder / "values.yaml").write_text(yaml.safe_dump(values))
 
 

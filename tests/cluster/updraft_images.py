@@ -22,7 +22,7 @@ from tests.cluster.unpacked import Unpacked
 
 EXTRAS = ("operator", "registry", "trainer", "inference")
 VERSION: str = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
-REVISION = "tests"
+REVISION, TAG = "tests", "test"
 _TRIES = 6
 _BUILD_GB = 8.0
 """Disk for all images as the builder keeps them."""
@@ -30,9 +30,9 @@ _LAYOUT_GB = 12.0
 """Disk for the layout, and for unpacking it."""
 
 
-def reference(extra: str) -> str:
+def reference(extra: str, tag: str = TAG) -> str:
     """The name of an image, on the node too."""
-    return f"docker.io/updraft/{extra}:test"
+    return f"docker.io/updraft/{extra}:{tag}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,9 +143,12 @@ def orphaned(draft_import: DraftImport, now: datetime) -> DraftImportStatus | No
     """The status while its AdaptiveSpeculator does not exist, perhaps not yet; None if it is done or about to be deleted."""
     if draft_import.status.version or draft_import.metadata.deletion_timestamp is not None:
         return None
-    name = draft_import.spec.speculator_ref.name
-    ready = false("SpeculatorNotFound", f"AdaptiveSpeculator {name} does not exist in this namespace")
-    return _status(draft_import, None, ready, now)
+    return _status(draft_import, None, without_speculator(draft_import.spec.speculator_ref.name), now)
+
+
+def without_speculator(name: str) -> Assessment:
+    """The condition Ready of an object whose AdaptiveSpeculator does not exist."""
+    return false("SpeculatorNotFound", f"AdaptiveSpeculator {name} does not exist in this namespace")
 
 
 def _registered(view: RegistryView, draft_import: DraftImport, pods: Iterable[PodState]) -> Registered | None:

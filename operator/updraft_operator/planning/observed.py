@@ -165,12 +165,14 @@ class Observed:
         """The addresses in the Secrets of the roles for one Redis of the operator."""
         return self.dedicated_urls if place is Place.DEDICATED else self.redis_urls
 
-    def uid(self, ref: Ref) -> str:
-        """The UID of an observed object; empty if there is none."""
-        pods = {Ref("Pod", pod.name): pod.uid for pod in self.pods}
-        drafts = {Ref("DraftVersion", draft.metadata.name): draft.metadata.uid for draft in self.drafts}
-        child = self.children.get(ref)
-        return child.uid if child is not None else (pods | drafts).get(ref, "")
+    def identity(self, ref: Ref) -> tuple[str, str]:
+        """UID and resource version of an object, the latter empty for a pod. KeyError if it was not observed, because only such
+        objects are deleted."""
+        if (child := self.children.get(ref)) is not None:
+            return child.uid, child.resource_version
+        pods = {Ref("Pod", pod.name): (pod.uid, "") for pod in self.pods}
+        drafts = {Ref("DraftVersion", each.metadata.name): each.metadata for each in self.drafts}
+        return pods[ref] if ref in pods else (drafts[ref].uid, drafts[ref].resource_version)
 
     def child(self, kind: str, part: str) -> Child | None:
         return self.children.get(Ref(kind, names.child(self.name, part)))

@@ -139,6 +139,8 @@ def _troubles(
     body: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]
 ) -> Iterator[PodProblem]:
     scheduled = conditions.get("PodScheduled", {})
+    if not scheduled and not body.get("spec", {}).get("nodeName"):
+        yield from _unclaimed(body)
     if scheduled.get("status") == "False":
         yield from _gated(body)
         yield _unscheduled(scheduled.get("message", ""))
@@ -159,6 +161,16 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
         yield PodProblem(reason="Queued", message=f"Kueue has not admitted it yet ({queue}; gates {', '.join(gates)})")
     if gates:
         yield PodProblem(reason="SchedulingGated", message=f"it waits for the removal of gates {', '.join(gates)}")
+
+
+def _unclaimed(body: Mapping[str, Any]) -> Iterator[PodProblem]:
+    """Claims that are not made from their templates: the scheduler says nothing of such a pod."""
+    made = {each["name"] for each in body.get("status", {}).get("resourceClaimStatuses", ())}
+    for claim in body.get("spec", {}).get("resourceClaims", ()):
+        template = claim.get("resourceClaimTemplateName")
+        if template and claim["name"] not in made:
+            text = f"claim {claim['name']} is not made yet from ResourceClaimTemplate {template}; does that exist?"
+            yield PodProblem(reason="ClaimNotAllocated", message=text)
 
 
 def _unscheduled(message: str) -> PodProblem:

@@ -57,6 +57,16 @@ def statuses(observed: Observed, now: datetime) -> Iterator[tuple[DraftVersion, 
             yield draft, _status(observed, draft, version, origins.get(draft.spec.version), now)
 
 
+def orphaned(draft: DraftVersion, now: datetime) -> DraftVersionStatus | None:
+    """The status of one that no AdaptiveSpeculator owns and that names none; None if it is about to be deleted."""
+    if draft.metadata.deletion_timestamp is not None:
+        return None
+    ready, generation = imports.without_speculator(draft.spec.speculator_ref.name), draft.metadata.generation
+    both = {"Ready": ready, "Stalled": ready._replace(status="True")}
+    conditions = dated(both, draft.status.conditions, generation, now)
+    return draft.status.model_copy(update={"observed_generation": generation, "conditions": conditions})
+
+
 def _mirror(observed: Observed, version: pb.Version) -> Manifest:
     published, number = version.manifest, version.version
     provenance = published.provenance

@@ -77,8 +77,8 @@ class Cluster(Protocol):
 
     async def merge(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest: ...
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
-        """Delete the object, that with this UID if there is one; if it does not exist or is another one, that is done."""
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete the object with this UID; if it does not exist, or another one has its name by now, that is done."""
         ...
 
     async def create(self, content: Manifest) -> Manifest:

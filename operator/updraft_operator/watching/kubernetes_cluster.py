@@ -142,10 +142,8 @@ class KubernetesCluster:
         query = {"fieldManager": names.MANAGER}
         return await self._write("PATCH", kind, path, patch, form="application/merge-patch+json", query=query)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
-        body: dict[str, Any] = {"propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
             await self._write("DELETE", kind, RESOURCES[kind].path(namespace, name), body)
         except (NotFound, Conflict):

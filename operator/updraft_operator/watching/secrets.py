@@ -52,13 +52,17 @@ NO_SECRETS = SecretsSnapshot(redis_urls={}, certificates={}, missing=(), at_s=0.
 
 
 class Secrets:
-    """Reads Secrets and caches them for `fresh_s` seconds."""
+    """Reads Secrets, and keeps them until they expire."""
 
-    def __init__(self, cluster: Cluster, clock: Clock, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock) -> None:
         self._cluster = cluster
         self._clock = clock
-        self._fresh_s = fresh_s
+        self._fresh: set[Key] = set()
         self._snapshots: dict[Key, SecretsSnapshot] = {}
+
+    def expire(self) -> None:
+        """Read all again when they are next needed: nothing tells that a Secret has changed."""
+        self._fresh.clear()
 
     def last(self, key: Key) -> SecretsSnapshot:
         """The last snapshot, however old."""
@@ -81,10 +85,7 @@ class Secrets:
         snapshot, now_s = self._snapshots.get(key), self._clock.monotonic()
         same = (owner.metadata.generation, in_use, request)
         is_same = snapshot is not None and (snapshot.generation, snapshot.places, snapshot.request) == same
-        fresh_s = min(FRESH_S, self._fresh_s) if snapshot is not None and snapshot.missing else self._fresh_s
-        if snapshot is not None and not snapshot.certificates.keys() >= set(parts):
-            fresh_s = 0.0  # something is about to make it
-        if snapshot is not None and is_same and now_s - snapshot.at_s < fresh_s:
+        if snapshot is not None and is_same and key in self._fresh and not _is_due(snapshot, parts, now_s):
             return snapshot
         missing = [
             MissingSecret(name) for name, entry in named(owner) if not await self._has(key.namespace, name, entry)
@@ -106,6 +107,7 @@ class Secrets:
             request=request,
         )
         self._snapshots[key] = snapshot
+        self._fresh.add(key)
         return snapshot
 
     def forget(self, key: Key) -> None:
@@ -156,6 +158,12 @@ class Secrets:
             entry: base64.b64decode(value).decode(errors="replace")
             for entry, value in (secret.get("data") or {}).items()
         }
+
+
+def _is_due(snapshot: SecretsSnapshot, parts: Collection[str], now_s: float) -> bool:
+    """Whether Secrets are read again before they expire, because something is about to make one."""
+    is_missed = bool(snapshot.missing) and now_s - snapshot.at_s >= FRESH_S
+    return is_missed or not snapshot.certificates.keys() >= set(parts)
 
 
 async def redis_key(cluster: Cluster, namespace: str, name: str, *, may_write: bool) -> bytes:

@@ -1,6 +1,8 @@
 """What waits for a resource: the real Helm 4, whose chart has an AdaptiveSpeculator, and a status of something older."""
 
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,6 +20,7 @@ from tests.support.wait import wait_until
 
 from updraft_chassis.errors import UpdraftError
 from updraft_operator.api import names
+from updraft_operator.watching.cluster import RESOURCES
 from updraft_operator.watching.kubernetes_cluster import TIMEOUT_S, KubernetesCluster
 
 Release = Future[CompletedProcess[str]]
@@ -100,6 +103,21 @@ def test_helm_does_not_wait_for_a_suspended_resource(operator: Running, subject:
     assert result.returncode == 0, result.stderr
 
 
+async def test_a_deletion_does_not_reach_another_object_of_the_same_name(operator: Running, subject: Subject) -> None:
+    name = f"{subject.name}-settings"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    all_of = RESOURCES["ConfigMap"].path(subject.namespace)
+    former = subject.api.create(all_of, body)["metadata"]["uid"]
+    subject.api.delete(subject.path("ConfigMap", name))
+    new = subject.api.create(all_of, body)["metadata"]["uid"]
+
+    async with _connected(operator) as cluster:
+        await cluster.delete("ConfigMap", subject.namespace, name, former)
+        assert subject.get("ConfigMap", name)["metadata"]["uid"] == new
+        await cluster.delete("ConfigMap", subject.namespace, name, new)
+    assert not subject.exists("ConfigMap", name)
+
+
 async def test_the_status_of_a_deleted_resource_is_not_written_to_its_successor(
     operator: Running, subject: Subject
 ) -> None:
@@ -109,8 +127,6 @@ async def test_the_status_of_a_deleted_resource_is_not_written_to_its_successor(
     subject.create()
     subject.wait_until_built()
     before = subject.get()["status"]
-    configuration = client.Configuration()
-    await config.load_kube_config(str(operator.cluster.kubeconfig), client_configuration=configuration)
     content = {
         "apiVersion": names.API_VERSION,
         "kind": "AdaptiveSpeculator",
@@ -118,9 +134,17 @@ async def test_the_status_of_a_deleted_resource_is_not_written_to_its_successor(
         "status": {"versions": {"stable": 77}},
     }
 
-    async with client.ApiClient(configuration) as api:
-        cluster = KubernetesCluster(api, lambda: None, lambda *_: None, TIMEOUT_S)
+    async with _connected(operator) as cluster:
         with pytest.raises(UpdraftError):
             await cluster.apply(content, is_status=True)
 
     assert subject.get()["status"].get("versions") == before.get("versions")
+
+
+@asynccontextmanager
+async def _connected(operator: Running) -> AsyncIterator[KubernetesCluster]:
+    """The API server as the operator's own code speaks to it, with the rights of an administrator."""
+    configuration = client.Configuration()
+    await config.load_kube_config(str(operator.cluster.kubeconfig), client_configuration=configuration)
+    async with client.ApiClient(configuration) as api:
+        yield KubernetesCluster(api, lambda: None, lambda *_: None, TIMEOUT_S)

@@ -23,6 +23,7 @@ from tests.support.registry import RegistryProcess
 from tests.support.wait import wait_until
 
 from updraft_operator.api import names
+from updraft_operator.watching.cluster import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +176,18 @@ def test_an_import_waits_for_its_speculator(operator: Running, subject: Subject)
 
     job_pod(subject)
     wait_for_reason(subject, "early", "Importing")
+
+
+def test_a_version_that_a_person_made_goes_into_no_registry(operator: Running, subject: Subject) -> None:
+    name = f"{subject.name}-v9"
+    spec = {"speculatorRef": {"name": subject.name}, "source": "Trainer", "version": 9}
+    body = {"apiVersion": names.API_VERSION, "kind": "DraftVersion", "metadata": {"name": name}, "spec": spec}
+    subject.api.create(KINDS["DraftVersion"].path(subject.namespace), body)
+
+    def told() -> dict[str, str]:
+        found = subject.get("DraftVersion", name)["status"]["conditions"]
+        return {each["type"]: each["reason"] for each in found}
+
+    wait_until(lambda: told() == {"Ready": "SpeculatorNotFound", "Stalled": "SpeculatorNotFound"}, what="its status")
+    start(subject)
+    wait_until(lambda: not subject.exists("DraftVersion", name), what="the end of what no registry has")

@@ -209,7 +209,9 @@ def test_scaling_the_resource_scales_the_pods(operator: Running, built: Subject)
     assert len(built.all_of("Pod", **dict(each.split("=") for each in told["selector"].split(",")))) == 4
 
 
-def test_an_autoscaler_of_the_deployment_keeps_its_number(operator: Running, built: Subject) -> None:
+def test_an_autoscaler_of_the_deployment_keeps_its_number_until_a_person_takes_it_back(
+    operator: Running, built: Subject
+) -> None:
     scale = built.path("Deployment", f"{built.name}-serving", "scale")
     built.api.patch(f"{scale}?fieldManager=kube-controller-manager", {"spec": {"replicas": 6}})
     built.change(engine={"image": "mine:2"})
@@ -219,8 +221,15 @@ def test_an_autoscaler_of_the_deployment_keeps_its_number(operator: Running, bui
         return str(spec["template"]["spec"]["containers"][0]["image"])
 
     wait_until(lambda: image() == "mine:2", what="the new image")
+    built.change(serving={"replicas": 2})
     operator.wait_for_listings(1)
-    assert built.get("Deployment", f"{built.name}-serving")["spec"]["replicas"] == 6
+
+    def replicas() -> int:
+        return int(built.get("Deployment", f"{built.name}-serving")["spec"]["replicas"])
+
+    assert replicas() == 6, "it may still run"
+    operator.cluster.kubectl("scale", f"deploy/{built.name}-serving", "--replicas=3", "-n", built.namespace)
+    wait_until(lambda: replicas() == 2, what="the number of the spec, after a person took it back")
 
 
 def test_a_person_who_scales_the_deployment_is_undone(operator: Running, built: Subject) -> None:

@@ -221,26 +221,34 @@ def test_a_change_of_the_spec_does_not_wait_and_a_policy_does(fleet: list[Subjec
 
 
 def test_the_drain_of_a_node_respects_the_budget(operators: Operators, subject: Subject, kubelet: Kubelet) -> None:
-    """Each pod is evicted as `kubectl drain` does it. The budget is that of 20 pods: 10 %."""
+    """Each pod is evicted as `kubectl drain` does it. The budget is that of 100 pods: 10 %."""
     with operators.release("1"):
-        subject.create(serving={"replicas": 20})
-        subject.wait_for("FullyScaled", "True", "PodsReady")
-        budget = f"{subject.name}-serving"
-        wait_until(
-            lambda: subject.get("PodDisruptionBudget", budget)["status"].get("disruptionsAllowed") == 2,
-            what="the budget",
-        )
+        subject.create(serving={"replicas": 100})
+        subject.wait_for("FullyScaled", "True", "PodsReady", timeout_s=180)
+        _wait_for_budget(subject, 10)
         kubelet.stop()
-        codes = [_evict(subject, pod["metadata"]["name"]) for pod in subject.pods(names.SERVING)]
-        assert sorted(codes) == [201, 201, *[429] * 18]
-        ready = [pod for pod in subject.pods(names.SERVING) if pod.get("status", {}).get("phase") == "Running"]
-        assert len(ready) == 18
-        assert subject.condition("Available") == ("True", "PodsReady")
-        subject.run(names.SERVING, 20)
+        first, second, *others = (pod["metadata"]["name"] for pod in subject.pods(names.SERVING))
+        assert [_evict(subject, pod) for pod in (first, second)] == [201, 201]
         wait_until(
-            lambda: subject.get("PodDisruptionBudget", budget)["status"]["disruptionsAllowed"] == 2,
-            what="the budget once the evicted pods are back",
+            lambda: subject.conditions()["Available"]["message"] == "98 of 100 pods are ready", what="the missing pods"
         )
+        assert subject.condition("FullyScaled") == ("False", "PodsMissing")
+        assert subject.condition("Available") == ("True", "PodsReady")
+        codes = [_evict(subject, pod) for pod in others]
+        assert sorted(codes) == [*[201] * 8, *[429] * 90]
+        ready = [pod for pod in subject.pods(names.SERVING) if pod.get("status", {}).get("phase") == "Running"]
+        assert len(ready) == 90
+        assert subject.condition("Available") == ("True", "PodsReady")
+        subject.run(names.SERVING, 100)
+        _wait_for_budget(subject, 10)
+
+
+def _wait_for_budget(subject: Subject, num_pods: int) -> None:
+    def is_so() -> bool:
+        status = subject.get("PodDisruptionBudget", f"{subject.name}-serving")["status"]
+        return bool(status.get("disruptionsAllowed") == num_pods)
+
+    wait_until(is_so, what=f"a budget of {num_pods} pods")
 
 
 def _evict(subject: Subject, pod: str) -> int:

@@ -72,10 +72,10 @@ class MemoryCluster:
         self.writes.append(("merge", kind, name))
         return self._put(where, _over(_copied(live), patch))
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         self.writes.append(("delete", kind, name))
         live = self.objects.get((kind, namespace, name))
-        if live is not None and uid in ("", live["metadata"]["uid"]):
+        if live is not None and uid == live["metadata"]["uid"]:
             self.remove((kind, namespace, name))
 
     async def pods(self, namespace: str, selector: str) -> list[Manifest]:

@@ -58,7 +58,7 @@ def lives(world: World, *, until_write: int | None = None) -> None:
             raise _KilledError
         return answer
 
-    async def killing_delete(kind: str, namespace: str, name: str, uid: str = "") -> None:
+    async def killing_delete(kind: str, namespace: str, name: str, uid: str) -> None:
         await delete(kind, namespace, name, uid)
         if next(numbers) == until_write:
             raise _KilledError

@@ -159,7 +159,7 @@ class Speculators(RuleBasedStateMachine):
         where = data.draw(st.sampled_from(sorted(self.foreign)))
         del self.foreign[where]
         self.world.cluster.remove(where)
-        self.world.reconciler.retry_refused()
+        self.world.reconciler.look_again()
         self._did()
 
     @rule(number=numbers, is_on=st.booleans())

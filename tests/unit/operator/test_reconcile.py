@@ -17,6 +17,7 @@ from updraft_operator.manifests.manifest import Manifest
 from updraft_operator.manifests.redis_users import Role
 from updraft_operator.manifests.tls.terms import Tls, TlsMode
 from updraft_operator.planning.assessment import unknown
+from updraft_operator.planning.objects import Ref
 from updraft_operator.planning.observed import ConnectionState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
 
@@ -56,7 +57,7 @@ def test_a_resource_alone_makes_its_objects_and_then_nothing_more() -> None:
 
 def test_another_operator_finds_nothing_to_do(world: World) -> None:
     world.restart()
-    world.reconciler.retry_refused()
+    world.reconciler.look_again()
     before = len(world.cluster.writes)
     world.settle()
     assert world.cluster.writes[before:] == []
@@ -79,6 +80,36 @@ def test_an_object_that_vanishes_keeps_the_others_from_nothing(world: World) -> 
     assert rejected == ["qwen-v3"]
 
 
+def test_a_deletion_does_not_reach_another_object_of_the_same_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.registry.publish()
+    world.settle()
+    draft, delete = _where("DraftVersion", "qwen-v2"), world.cluster.delete
+    seen = world.cluster.objects[draft]
+
+    async def is_replaced_before(kind: str, namespace: str, name: str, uid: str) -> None:
+        world.cluster.remove(draft)
+        world.cluster.set(seen)
+        await delete(kind, namespace, name, uid)
+
+    monkeypatch.setattr(world.cluster, "delete", is_replaced_before)
+    del world.registry.versions[2]
+    run_now(world.reconciler.reconcile(KEY))
+
+    assert ("delete", "DraftVersion", "qwen-v2") in world.cluster.writes
+    assert world.cluster.objects[draft]["metadata"]["uid"] != seen["metadata"]["uid"]
+    cached = {each.metadata.name: each.metadata.uid for each in world.store.cached(KEY).drafts}
+    assert cached["qwen-v2"] == world.cluster.objects[draft]["metadata"]["uid"]
+
+
+def test_an_object_that_was_not_observed_is_not_deleted(world: World) -> None:
+    observed = world.observe()
+    assert observed is not None
+    with pytest.raises(KeyError):
+        observed.identity(Ref("Deployment", "another"))
+
+
 def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> None:
     world = World()
     taken = {"name": "qwen-redis-writer", "namespace": KEY.namespace, "labels": {}}
@@ -86,7 +117,7 @@ def test_a_secret_that_is_refused_changes_no_pod_template_again_and_again() -> N
     world.settle()
     for _ in range(3):
         world.clock.advance(61.0)
-        world.reconciler.retry_refused()
+        world.reconciler.look_again()
         world.settle()
     assert [name for verb, kind, name in world.cluster.writes if kind == "Deployment"].count("qwen-serving") == 1
 
@@ -203,7 +234,7 @@ def test_a_foreign_object_is_refused_and_left_alone(foreign: Manifest) -> None:
     assert is_empty(world.plan())
     world.cluster.remove(where)
     world.clock.advance(61.0)
-    world.reconciler.retry_refused()
+    world.reconciler.look_again()
     world.settle()
     world.starts_registry()
     world.settle()
@@ -346,6 +377,16 @@ def test_a_secret_that_somebody_deletes_gets_a_new_password_and_restarts_its_pod
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True]
     assert _template(world, "serving") != templates[0]
     assert _template(world, "trainer") == templates[1]
+
+
+def test_a_changed_secret_is_read_again_at_the_next_resync(world: World) -> None:
+    before = _urls(world)
+    world.cluster.edit(_where("Secret", "qwen-redis-writer"), lambda body: body["data"].update(url=""))
+    run_now(world.reconciler.reconcile(KEY))
+    assert _urls(world) != before
+    world.reconciler.look_again()
+    run_now(world.reconciler.reconcile(KEY))
+    assert _urls(world)[0].startswith("redis://")
 
 
 def test_an_address_that_somebody_changes_is_set_right_with_its_password(world: World) -> None:
@@ -530,6 +571,26 @@ def test_a_draft_that_cannot_be_read_says_so_itself(world: World) -> None:
     with pytest.raises(InvalidInput, match="DraftVersion qwen-v1 cannot be read"):
         run_now(world.reconciler.reconcile(KEY))
     assert _told(world, where)["Ready"] == ("False", "Unreadable")
+
+
+def test_a_draft_of_a_person_without_a_speculator_says_so_and_one_of_the_operator_goes_with_its_own(
+    world: World,
+) -> None:
+    owned, orphan = _where("DraftVersion", "qwen-v1"), _where("DraftVersion", "mine")
+    before = world.cluster.objects[owned]["status"]
+    del world.cluster.objects[OWNER]  # its own drafts are about to be deleted
+    world.restart()
+    spec = {"speculatorRef": {"name": KEY.name}, "source": "Trainer", "version": 9}
+    metadata = {"name": "mine", "namespace": KEY.namespace}
+    world.cluster.set({"kind": "DraftVersion", "metadata": metadata, "spec": spec, "status": {}})
+
+    for _ in range(2):
+        run_now(world.reconciler.reconcile(KEY))
+
+    told = ("SpeculatorNotFound",)
+    assert _told(world, orphan) == {"Ready": ("False", *told), "Stalled": ("True", *told)}
+    assert world.cluster.writes.count(("apply", "DraftVersion", "mine")) == 1, "it is written once"
+    assert world.cluster.objects[owned]["status"] == before
 
 
 def test_an_import_without_a_speculator_says_so_until_there_is_one() -> None:

@@ -46,6 +46,7 @@ OWNER: Where = ("AdaptiveSpeculator", KEY.namespace, KEY.name)
 CONDEMNED = (pb.PHASE_REJECTED, pb.PHASE_ROLLED_BACK, pb.PHASE_FAILED)
 WAITING = (pb.PHASE_PENDING, pb.PHASE_HELD, pb.PHASE_CANARY)
 _MOST_LOOKS = 8
+_RESYNC_S = 60.0
 
 
 class FakeRegistry:
@@ -253,12 +254,13 @@ class World:
             on_change=lambda: None,
         )
         self.turns = UpgradeTurns(self.config.max_upgrades, self.store.speculators, lambda _: None, self.metrics)
+        self.secrets, self._expired_s = Secrets(self.cluster, self.clock), self.clock.monotonic()
         self.users = RedisServers(make_users, lambda: "redis://:secret@own")
         self.reconciler = Reconciler(
             Wiring(
                 store=self.store,
                 cluster=self.cluster,
-                secrets=Secrets(self.cluster, self.clock),
+                secrets=self.secrets,
                 attached=AttachedPods(self.cluster, self.clock),
                 registries=cast("RegistryConnections", FakeRegistries(self.registry)),
                 users=self.users,
@@ -277,6 +279,9 @@ class World:
 
     def settle(self) -> int:
         """Look until two looks change nothing, for the first may only open a stream; how many it took."""
+        if self.clock.monotonic() - self._expired_s > _RESYNC_S:
+            self._expired_s = self.clock.monotonic()
+            self.secrets.expire()
         num_quiet = 0
         for number in range(1, _MOST_LOOKS + 1):
             before = (len(self.cluster.writes), len(self.registry.calls))

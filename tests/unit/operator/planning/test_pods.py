@@ -240,6 +240,7 @@ def test_the_worst_of_pods_is_the_first_by_name_that_stays() -> None:
     assert worst([]) is None
 
 
+SCHEDULED = {"conditions": [{"type": "PodScheduled", "status": "True"}]}
 states = st.one_of(
     st.just({}),
     st.builds(_waiting, st.sampled_from(["", "ErrImagePull", "CrashLoopBackOff", "PodInitializing"]), st.text()),
@@ -269,6 +270,21 @@ statuses = st.fixed_dictionaries(
 def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
     problem = PodState.of(_body(status)).problem
     assert problem is None or problem.message
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        pytest.param({}, "ClaimNotAllocated", id="the scheduler has said nothing"),
+        pytest.param({"resourceClaimStatuses": [{"name": "gpus"}]}, "", id="its claim is made"),
+        pytest.param(SCHEDULED, "", id="it has a node"),
+    ],
+)
+def test_a_pod_that_the_scheduler_has_not_seen_may_lack_its_claim(status: dict[str, Any], reason: str) -> None:
+    claims = [{"name": "gpus", "resourceClaimTemplateName": "none"}]
+    problem = PodState.of({**_body(status), "spec": {"resourceClaims": claims}}).problem
+    assert (problem.reason if problem else "") == reason
+    assert problem is None or "ResourceClaimTemplate none" in problem.message
 
 
 @pytest.mark.parametrize(

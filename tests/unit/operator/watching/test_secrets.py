@@ -114,17 +114,30 @@ async def _reads_after(clock: ManualClock, cluster: Guarded, secrets: Secrets, o
     return len(cluster.reads) - before
 
 
-async def test_secrets_are_read_once_a_minute_and_when_the_spec_changes() -> None:
+async def test_secrets_are_read_when_they_expire_and_when_the_spec_changes() -> None:
     clock, cluster = ManualClock(), Guarded()
     secrets = Secrets(cluster, clock)
     assert await _reads_after(clock, cluster, secrets, speculator()) == 2
-    clock.advance(FRESH_S - 1)
+    clock.advance(3600)
     assert await _reads_after(clock, cluster, secrets, speculator()) == 0
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
-    clock.advance(FRESH_S + 1)
+    secrets.expire()
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
     secrets.forget(QWEN)
     assert await _reads_after(clock, cluster, secrets, speculator(generation=2)) == 2
+
+
+async def test_secrets_are_read_once_a_minute_while_one_is_missing() -> None:
+    clock, cluster = ManualClock(), Guarded()
+    secrets = Secrets(cluster, clock)
+    assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 1
+    clock.advance(FRESH_S - 1)
+    assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 0
+    _secret(cluster, "mine", {"address": "redis://"})
+    clock.advance(2)
+    assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 1
+    clock.advance(FRESH_S + 1)
+    assert await _reads_after(clock, cluster, secrets, speculator(OWN_REDIS)) == 0
 
 
 async def test_one_entry_can_be_asked_for() -> None:
