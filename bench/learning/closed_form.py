@@ -71,7 +71,7 @@ def _measured(
     started = time.thread_time()
     draft = learner.closed_form(samples)
     seconds = time.thread_time() - started
-    assert draft is not None
+    assert draft is not None  # each recording tells states or logits
     steps = verify_steps(snapshot(draft), held_out, lookahead=LOOKAHEAD)
     return figures.acceptance_length([num_tokens(one) for one in held_out], [steps]), seconds
 

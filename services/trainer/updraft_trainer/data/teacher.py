@@ -28,8 +28,11 @@ _MAX_LOG_SUM = 0.05
 _EQUATION_RIDGE = 0.01
 """Relative to the mean square of a row's equations: a token whose logit others explain must not outweigh them."""
 
-_MAX_EQUATIONS = 2**24
-"""Coefficients at a time, 64 MB: 64 rows of 64 tokens at D 4096."""
+_MAX_EQUATIONS = 2**22
+"""Coefficients at a time: 16 rows of 64 tokens at D 4096, 16 MB in float32."""
+
+_MAX_LOGIT = 1e4
+"""Limit for the size of a logit, so that what a pod made up stays a number."""
 
 _MOST_OF_CAP = 1 - 1e-6
 """The share of the cap up to which capped logits are inverted."""
@@ -137,8 +140,8 @@ class TopK:
         return TopK(self.ids[rows], self.log_probs[rows], sums)
 
     def to(self, device: torch.device) -> "TopK":
-        """Without log_sum_exp, which no loss needs."""
-        return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
+        sums = None if self.log_sum_exp is None else self.log_sum_exp.to(device, non_blocking=True)
+        return TopK(self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True), sums)
 
     def is_trainable(self, known: Tensor) -> Tensor:
         """bool [R]: rows with at least one token in `known`, bool [vocab]."""
@@ -161,7 +164,7 @@ class TopK:
         """Last hidden states that explain the logits of known tokens: of all that do, those nearest to `expected`.
 
         float32 [R, D], as `expected`, before the weight of the final norm, `norm` [D]. There, no state is longer than the norm
-        makes it. ValueError without log_sum_exp.
+        makes it. Logits that are not finite tell nothing. ValueError without log_sum_exp.
         """
         if self.log_sum_exp is None:
             raise ValueError("without their log-sum-exp, log-probabilities are no logits")
@@ -189,16 +192,20 @@ class TopK:
 def _nearest(teacher: TopK, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
     """`TopK.states` of rows whose equations fit into memory together."""
     assert teacher.log_sum_exp is not None
-    indices = vocabulary.indices[teacher.ids]
     logits = teacher.log_probs + teacher.log_sum_exp[:, None]
+    indices = vocabulary.indices[teacher.ids]
+    is_told = (indices >= 0) & logits.isfinite()
+    logits = logits.where(is_told, 0.0).clamp(-_MAX_LOGIT, _MAX_LOGIT)
     if (cap := vocabulary.logit_cap) is not None:
         logits = cap * torch.atanh((logits / cap).clamp(-_MOST_OF_CAP, _MOST_OF_CAP))
-    equations = vocabulary.head[indices.clamp(min=0)].float() * norm * (indices >= 0)[..., None]
-    missing = logits / vocabulary.logit_scale - torch.einsum("rkd,rd->rk", equations, expected)
+    equations = vocabulary.head[indices.clamp(min=0)].float()
+    equations *= norm
+    equations *= is_told[..., None]
+    missing = (logits / vocabulary.logit_scale - torch.einsum("rkd,rd->rk", equations, expected)) * is_told
     products = equations @ equations.mT
     diagonal = products.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(_EQUATION_RIDGE * diagonal.mean(-1, keepdim=True) + torch.finfo(products.dtype).tiny)
-    shares = torch.cholesky_solve(missing[..., None] * (indices >= 0)[..., None], torch.linalg.cholesky(products))
+    shares = torch.cholesky_solve(missing[..., None], torch.linalg.cholesky(products))
     states = expected + (equations.mT @ shares)[..., 0]
     return states / states.square().mean(-1, keepdim=True).sqrt().clamp(min=1.0)
 
@@ -228,7 +235,12 @@ def _joined_alike(alike: list[Teacher]) -> Teacher:
     if hidden:
         return LastHidden(torch.cat(hidden))
     top_k = [teacher for teacher in alike if isinstance(teacher, TopK)]
-    return TopK(torch.cat([teacher.ids for teacher in top_k]), torch.cat([teacher.log_probs for teacher in top_k]))
+    sums = [teacher.log_sum_exp for teacher in top_k if teacher.log_sum_exp is not None]
+    return TopK(
+        torch.cat([teacher.ids for teacher in top_k]),
+        torch.cat([teacher.log_probs for teacher in top_k]),
+        torch.cat(sums) if len(sums) == len(top_k) else None,
+    )
 
 
 def _read_top_k(message: trace_pb2.TopK, vocab_size: int) -> TopK:

@@ -145,7 +145,7 @@ def test_a_damaged_trace_of_another_tenant_keeps_no_file(path: Path, traces: Tra
     with opened(path, traces) as replay:
         replay.admit([acme, rival])
         (file,) = path.glob("*.segment")
-        file.write_bytes(acme.data + bytes(len(rival.data)))
+        file.write_bytes(bytes(acme.data) + bytes(len(rival.data)))
 
         replay.forget({ACME: NOW_MS})
 

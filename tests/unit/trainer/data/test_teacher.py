@@ -177,15 +177,35 @@ def test_no_state_is_longer_than_the_norm_makes_it() -> None:
     torch.testing.assert_close(found.square().mean(-1), torch.ones(len(states)))
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38, float("inf"), float("nan")])
+def test_an_absurd_log_sum_exp_makes_no_state_absurd(value: float) -> None:
+    states, head = rows(7)
+    teacher = replace(with_sums(states.float() @ head.float().T, 5), log_sum_exp=torch.full((len(states),), value))
+
+    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+
+    assert bool(found.isfinite().all())
+    assert float(found.square().mean(-1).max()) < 1.001
+
+
 def test_rows_that_do_not_fit_into_memory_together_are_estimated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     states, head = rows(5)
     teacher, expected = with_sums(states.float() @ head.float().T, 5), torch.zeros(len(states), HIDDEN)
     whole = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+    sizes, factor = list[int](), torch.linalg.cholesky
+
+    def seen(products: Tensor) -> Tensor:
+        sizes.append(len(products))
+        factored: Tensor = factor(products)
+        return factored
+
     monkeypatch.setattr("updraft_trainer.data.teacher._MAX_EQUATIONS", 2 * 5 * HIDDEN)
+    monkeypatch.setattr(torch.linalg, "cholesky", seen)
 
     parts = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
 
     torch.testing.assert_close(parts, whole)
+    assert sizes == [2, 2, 2]
 
 
 def test_a_row_without_its_log_sum_exp_tells_no_state() -> None:

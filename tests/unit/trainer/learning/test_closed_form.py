@@ -9,12 +9,13 @@ import torch
 from tests.support.likeliest import show_likeliest
 from tests.support.tiny_target import DRAFT_VOCAB, make_tiny_target
 from tests.support.traces import TraceMaker
+from torch import Tensor
 
 from updraft_draft.network import DraftNetwork, initial_network
 from updraft_draft.target_weights import read_head
 from updraft_draft.tensors import EncodedRows
 from updraft_trainer.data.sample import Sample, read_sample
-from updraft_trainer.data.teacher import DraftVocabulary, LastHidden
+from updraft_trainer.data.teacher import DraftVocabulary, LastHidden, TopK
 from updraft_trainer.learning import closed_form
 from updraft_trainer.publishing.estimate import num_tokens, verify_steps
 
@@ -95,7 +96,10 @@ class EndedError(Exception):
     pass
 
 
-def test_work_can_be_ended_before_each_part_of_it(target: Path, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("has_states", [True, False])
+def test_work_can_be_ended_before_each_part_of_it(target: Path, samples: list[Sample], *, has_states: bool) -> None:
+    lessons = samples[:4] if has_states else likeliest(target, range(4))
+
     def parts(allowed: int) -> Callable[[], None]:
         remaining = iter(range(allowed))
 
@@ -106,10 +110,11 @@ def test_work_can_be_ended_before_each_part_of_it(target: Path, samples: list[Sa
         return check
 
     num_parts = 4 * (2 + closed_form.ROUNDS) + closed_form.ROUNDS + 1
-    assert closed_form.fit(untrained(target), samples[:4], vocabulary(target), num_steps=3, check=parts(num_parts))
+    num_parts += 0 if has_states else 4 + 4 * closed_form.STATE_ROUNDS * closed_form.FOLDS
+    assert closed_form.fit(untrained(target), lessons, vocabulary(target), num_steps=3, check=parts(num_parts))
     for allowed in (0, 3, num_parts - 1):
         with pytest.raises(EndedError):
-            closed_form.fit(untrained(target), samples[:4], vocabulary(target), num_steps=3, check=parts(allowed))
+            closed_form.fit(untrained(target), lessons, vocabulary(target), num_steps=3, check=parts(allowed))
 
 
 def test_random_features_explain_a_part_of_what_attention_leaves(target: Path, samples: list[Sample]) -> None:
@@ -154,6 +159,59 @@ def test_the_likeliest_tokens_do_instead_of_hidden_states(target: Path, samples:
     assert closed_form.fit(network, likeliest(target, range(16)), vocabulary(target), num_steps=3)
 
     assert acceptance_length(network, samples[16:]) > before + 0.5
+
+
+def test_predictions_from_other_samples_improve_what_few_tokens_tell(
+    target: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, generator = untrained(target), torch.Generator().manual_seed(1)
+    size = network.config.hidden_size
+    head = torch.randn(DRAFT_VOCAB, size, generator=generator)
+    last = [torch.randn(len(sample.teacher), size, generator=generator) for sample in samples]
+    last = [states / states.square().mean(-1, keepdim=True).sqrt() for states in last]
+    telling = [
+        _with_auxiliary(replace(one, teacher=four_of(rows @ head.T)), rows)
+        for one, rows in zip(samples, last, strict=True)
+    ]
+
+    def error() -> float:
+        found = closed_form.with_states(network, telling, DraftVocabulary.of(head, torch.arange(DRAFT_VOCAB)))
+        return sum(float((states(one) - rows).square().sum()) for one, rows in zip(found, last, strict=True))
+
+    improved = error()
+    monkeypatch.setattr(closed_form, "STATE_ROUNDS", 0)
+    assert improved < 0.8 * error()
+
+
+def four_of(logits: Tensor) -> TopK:
+    sums, top = logits.logsumexp(-1), logits.topk(4)
+    return TopK(top.indices, top.values - sums[:, None], sums)
+
+
+def _with_auxiliary(sample: Sample, last: Tensor) -> Sample:
+    """With auxiliary states that tell the next row's last hidden state."""
+    aux = torch.zeros_like(sample.aux.decoded())
+    aux[len(aux) - len(last) : -1, : last.shape[1]] = last[1:]
+    return replace(sample, aux=EncodedRows.of(aux))
+
+
+def test_rows_that_no_regression_predicts_keep_their_first_estimate(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = untrained(target)
+    later = [replace(sample, first_output=sample.first_output + 3) for sample in likeliest(target, range(4))]
+    improved = closed_form.with_states(network, later, vocabulary(target))
+    monkeypatch.setattr(closed_form, "STATE_ROUNDS", 0)
+    first = closed_form.with_states(network, later, vocabulary(target))
+
+    for one, other in zip(improved, first, strict=True):
+        torch.testing.assert_close(states(one)[:3], states(other)[:3], rtol=0.02, atol=0.02)
+        assert not torch.allclose(states(one)[3:], states(other)[3:], rtol=0.02, atol=0.02)
+
+
+def states(sample: Sample) -> Tensor:
+    assert isinstance(sample.teacher, LastHidden)
+    return sample.teacher.states.float()
 
 
 def test_samples_of_both_forms_are_fitted_together(target: Path, samples: list[Sample]) -> None:
