@@ -160,7 +160,7 @@ class TopK:
         """As `log_p`, which is normalised."""
         return self.log_p(vocabulary)
 
-    def states(self, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
+    def estimate_states(self, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
         """Last hidden states that explain the logits of known tokens: of all that do, those nearest to `expected`.
 
         float32 [R, D], as `expected`, before the weight of the final norm, `norm` [D]. There, no state is longer than the norm
@@ -190,7 +190,7 @@ class TopK:
 
 
 def _nearest(teacher: TopK, vocabulary: DraftVocabulary, norm: Tensor, expected: Tensor) -> Tensor:
-    """`TopK.states` of rows whose equations fit into memory together."""
+    """`TopK.estimate_states` of rows whose equations fit into memory together."""
     assert teacher.log_sum_exp is not None
     logits = teacher.log_probs + teacher.log_sum_exp[:, None]
     indices = vocabulary.indices[teacher.ids]

@@ -143,7 +143,7 @@ def with_states(
                 expected = (
                     weight.new_zeros(len(teacher), len(weight)) if whole is None else _predicted(network, sample, whole)
                 )
-                states = teacher.states(vocabulary, weight, expected) * weight
+                states = teacher.estimate_states(vocabulary, weight, expected) * weight
                 found[number] = replace(sample, teacher=LastHidden(states.bfloat16()))  # half the memory of float32
     return found
 

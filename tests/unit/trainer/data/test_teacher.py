@@ -140,7 +140,7 @@ def test_enough_likely_tokens_tell_the_last_hidden_state(seed: int, scale: float
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
 
-    found = with_sums(logits, 4 * HIDDEN).states(known, norm, torch.zeros(len(states), HIDDEN))
+    found = with_sums(logits, 4 * HIDDEN).estimate_states(known, norm, torch.zeros(len(states), HIDDEN))
 
     assert float((found - normed).norm() / normed.norm()) < 0.1
 
@@ -152,7 +152,7 @@ def test_an_expected_state_with_the_same_logits_stays(seed: int, k: int) -> None
     expected = states.float() / states.float().square().mean(-1, keepdim=True).sqrt()
     teacher = with_sums(expected @ head.float().T, k)
 
-    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+    found = teacher.estimate_states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -162,7 +162,7 @@ def test_tokens_that_the_draft_does_not_know_tell_nothing() -> None:
     teacher, expected = with_sums(states.float() @ head.float().T, 5), torch.zeros(len(states), HIDDEN)
     known = sorted(set(range(VOCAB)) - set(teacher.ids[0].tolist()))
 
-    found = teacher.states(vocabulary(head, known), torch.ones(HIDDEN), expected)
+    found = teacher.estimate_states(vocabulary(head, known), torch.ones(HIDDEN), expected)
 
     assert not bool(found[0].any())
     assert bool(found[1:].any())
@@ -172,7 +172,9 @@ def test_no_state_is_longer_than_the_norm_makes_it() -> None:
     states, head = rows(4)
     teacher = with_sums(1e4 * states.float() @ head.float().T, 5)
 
-    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+    found = teacher.estimate_states(
+        vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN)
+    )
 
     torch.testing.assert_close(found.square().mean(-1), torch.ones(len(states)))
 
@@ -182,7 +184,9 @@ def test_an_absurd_log_sum_exp_makes_no_state_absurd(value: float) -> None:
     states, head = rows(7)
     teacher = replace(with_sums(states.float() @ head.float().T, 5), log_sum_exp=torch.full((len(states),), value))
 
-    found = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+    found = teacher.estimate_states(
+        vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN)
+    )
 
     assert bool(found.isfinite().all())
     assert float(found.square().mean(-1).max()) < 1.001
@@ -191,7 +195,7 @@ def test_an_absurd_log_sum_exp_makes_no_state_absurd(value: float) -> None:
 def test_rows_that_do_not_fit_into_memory_together_are_estimated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     states, head = rows(5)
     teacher, expected = with_sums(states.float() @ head.float().T, 5), torch.zeros(len(states), HIDDEN)
-    whole = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+    whole = teacher.estimate_states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
     sizes, factor = list[int](), torch.linalg.cholesky
 
     def seen(products: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ def test_rows_that_do_not_fit_into_memory_together_are_estimated_in_parts(monkey
     monkeypatch.setattr("updraft_trainer.data.teacher._MAX_EQUATIONS", 2 * 5 * HIDDEN)
     monkeypatch.setattr(torch.linalg, "cholesky", seen)
 
-    parts = teacher.states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
+    parts = teacher.estimate_states(vocabulary(head, list(range(VOCAB))), torch.ones(HIDDEN), expected)
 
     torch.testing.assert_close(parts, whole)
     assert sizes == [2, 2, 2]
@@ -212,7 +216,7 @@ def test_a_row_without_its_log_sum_exp_tells_no_state() -> None:
     states, head = rows(6)
     teacher = of_logits(states.float() @ head.float().T, 5)
     with pytest.raises(ValueError, match="log-sum-exp"):
-        teacher.states(vocabulary(head, [1]), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
+        teacher.estimate_states(vocabulary(head, [1]), torch.ones(HIDDEN), torch.zeros(len(states), HIDDEN))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
