@@ -40,7 +40,7 @@ MAX_SHARDS = 64
 """More than a trainer has ranks or a cluster has nodes; whoever deletes streams need not know how many there were."""
 
 FIELD = "t"
-"""Of an entry, with its bytes."""
+"""The key of an entry, with its bytes."""
 
 # Redis's overhead per entry (id, field name, listpack, radix tree); measured: about 60.
 _OVERHEAD_BYTES = 64
