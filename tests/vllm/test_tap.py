@@ -43,7 +43,7 @@ WIDTH = LOOKAHEAD + 1
 WORDS = cycle()
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 OPTIONS = (
-    *("--skip-tokenizer-init", "--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
+    *("--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40"),
 )
 HELD_AFTER = 20
@@ -281,6 +281,26 @@ async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setti
         for position, teacher in seen.teachers:
             if position < len(text):
                 reference.check(position, None, teacher)
+
+
+async def test_rows_of_a_request_within_a_grammar_are_those_before_the_mask_and_it_says_so(setting: Setting) -> None:
+    grammar = {"structured_outputs": {"json": {"type": "string"}}}
+    asks = [Ask(prompt=WORDS[:5], tokens=60, sampling=sampling) for sampling in ({}, grammar)]
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        given = await answers(setting, asks)
+        await ended(agent, given)
+
+    headers = [check_end(ask, answer, agent, captured=True) for ask, answer in zip(asks, given, strict=True)]
+    for ask, answer, header in zip(asks, given, headers, strict=True):
+        check_rows(setting, ask, answer, of(agent.seen, answer), header)
+    assert [header["constrained"] for header in headers] == [False, True]
+    free, within = (bytes(answer.output).decode() for answer in given)
+    assert free != within
+    assert isinstance(json.loads(f'{within}"'), str), "the limit ends it within the string"
+    (all_drafts,), (allowed,) = (header["counters"] for header in headers)
+    assert all_drafts["proposed"] == LOOKAHEAD * all_drafts["steps"]
+    assert allowed["proposed"] < LOOKAHEAD * allowed["steps"], "the grammar takes drafts away"
+    assert _accepted(allowed) > 0
 
 
 async def test_without_a_policy_and_for_who_opts_out_there_are_sums_and_nothing_else(setting: Setting) -> None:
