@@ -4,6 +4,7 @@ Two servers, one after the other: one without the plugin, whose answers are kept
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ if not build.is_built():
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
-ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+ONE, OTHER, GATEWAY = "sk-one-0123456789", "sk-other-0123456789", "sk-gateway-0123456789"
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 ROLES = {"scheduler", "worker"}
 OPTIONS = (
@@ -80,12 +81,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     checkpoint.save(drafts.new_learner(model, drafts.prompts(model)).network, folder / "draft")
     with serving(model, folder / "draft", folder / "plain", options=OPTIONS) as server:
         plain = _asked(server)
-    (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
+    (folder / "keys").write_text(f"# of the team\n{ONE}\nacme {OTHER}\ngate {GATEWAY} gateway\n")
     variables = {
         "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_API_KEYS_FILE": str(folder / "keys"),
         "UPDRAFT_VLLM_MAX_REQUESTS_PER_KEY": "2",
+        "UPDRAFT_VLLM_TENANT_HEADER": "X-Updraft-Tenant",
     }
     with serving(model, folder / "draft", folder / "tapped", options=OPTIONS, variables=variables) as server:
         tapped = asyncio.run(_captured(server, tap_socket))
@@ -201,6 +203,26 @@ async def test_the_domain_arrives_with_every_choice_streamed_or_not_and_also_if_
         assert header["permitted"]
         assert (header["finish"] == "aborted") == (header["domain"] == "gone")
         assert header["sampling"] is not None
+
+
+async def test_a_tenant_is_whose_key_it_is_or_whom_a_gateway_names(setting: Setting) -> None:
+    body = {**ASK, "prompt": "One, two,"}
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        for domain, headers in (
+            ("its key's", _headers(OTHER, Tenant="globex")),
+            ("the gateway's", _headers(GATEWAY)),
+            ("named", _headers(GATEWAY, Tenant="globex")),
+        ):
+            answer = await http.post("/v1/completions", json=body, headers={**headers, "X-Updraft-Domain": domain})
+            assert answer.status_code == 200
+        twice = [*_headers(GATEWAY, Tenant="globex").items(), ("X-Updraft-Tenant", "acme")]
+        refused = await http.post("/v1/completions", json=body, headers=twice)
+        found = await ended(agent, 3)
+
+    tenants = {header["domain"]: header["tenant"] for header in found}
+    names = {"its key's": "acme", "the gateway's": "gate", "named": "globex"}
+    assert tenants == {domain: hashlib.sha256(name.encode()).hexdigest() for domain, name in names.items()}
+    assert refused.status_code == 400
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 0.8}, {"stream": True}])
