@@ -15,7 +15,7 @@ import pytest
 from tests.sglang.agent import beside
 from tests.sglang.models import smollm2
 from tests.sglang.server import Server, eagle3
-from tests.support.answers import CHAT, COMMON, IN_SCHEMA, MUST_CALL, WEATHER, Bodies, stable
+from tests.support.answers import CHAT, COMMON, IN_SCHEMA, MUST_CALL, Bodies, said
 
 from updraft_artifacts.draft_shape import ShapeChoice
 from updraft_inference.tap import initial_draft, plugin_folder
@@ -33,8 +33,6 @@ BODIES: Bodies = {
     "two choices": ("/v1/chat/completions", {**CHAT, "n": 2}),
     "min_p": ("/v1/chat/completions", {**CHAT, "min_p": 0.1}),
     "JSON schema": ("/v1/chat/completions", {**IN_SCHEMA, **_AT_ONCE}),
-    "tools": ("/v1/chat/completions", {**CHAT, "tools": [WEATHER]}),
-    "a stream with tools": ("/v1/chat/completions", {**CHAT, "tools": [WEATHER], "stream": True}),
     "a tool that must be called": ("/v1/chat/completions", {**MUST_CALL, **_AT_ONCE}),
     "reasoning": (
         "/v1/chat/completions",
@@ -67,28 +65,8 @@ async def _captured(server: Server, socket: Path) -> Answers:
 
 
 def _asked(server: Server) -> Answers:
-    return {name: _answer(server, path, body) for name, (path, body) in BODIES.items()}
-
-
-def _answer(server: Server, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-    """Status and answer, without the names and times that differ each time."""
-    answer = httpx.post(f"{server.url}{path}", json=body, timeout=300)
-    if body.get("stream") and answer.is_success:
-        return answer.status_code, _joined(answer.text)
-    return answer.status_code, stable(answer.json())
-
-
-def _joined(stream: str) -> dict[str, str]:
-    """The text of a stream, and its last reason: how it is cut into events depends on the time."""
-    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: {")]
-    choices = [event["choices"][0] for event in events if event["choices"]]
-    deltas = [choice["delta"] for choice in choices]
-    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
-    return {
-        "content": "".join(delta.get("content") or "" for delta in deltas),
-        "calls": "".join((call.get("name") or "") + (call.get("arguments") or "") for call in calls),
-        "reason": "".join(choice.get("finish_reason") or "" for choice in choices),
-    }
+    bodies = BODIES.items()
+    return {name: said(httpx.post(f"{server.url}{path}", json=body, timeout=300)) for name, (path, body) in bodies}
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -57,7 +57,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
         folder / "server.log",
         arguments=[
             *eagle3(folder / "draft-0", num_steps=WIDTH - 1),
-            *("--skip-tokenizer-init", "--chunked-prefill-size", "16", "--custom-weight-loader", swapping.LOADER),
+            *("--chunked-prefill-size", "16", "--custom-weight-loader", swapping.LOADER),
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={
@@ -197,6 +197,24 @@ def assert_all_kinds_were_there(all_seen: list[Seen], found: dict[str, dict[str,
     assert max(step["batch_size"] for step in steps) >= 8
     assert any(answer["meta_info"]["cached_tokens"] for answer in found.values())
     assert any(len(seen.prefills) > 2 for seen in all_seen)
+
+
+async def test_rows_of_a_request_within_a_grammar_are_those_before_the_mask_and_it_says_so(setting: Setting) -> None:
+    grammars = {"free": {}, "within": {"json_schema": json.dumps({"type": "string"})}}
+    asks = [Ask(rid=rid, prompt=WORDS[:5], tokens=60, sampling=sampling) for rid, sampling in grammars.items()]
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent:
+        given = await answers(setting, asks)
+        await agent.settle()
+
+    headers = {rid.partition("-")[0]: header for rid, (header, _) in agent.finished.items()}
+    for ask in asks:
+        check_request(setting, EVERYTHING, ask, given[ask.rid], seen_of(agent, ask))
+    assert {rid: header["constrained"] for rid, header in headers.items()} == {"free": False, "within": True}
+    free, within = (bytes(answer["output_ids"]).decode() for answer in given.values())
+    assert free != within
+    assert isinstance(json.loads(f'{within}"'), str), "the limit ends it within the string"
+    (sums,) = headers["within"]["counters"]
+    assert sum(sums["accepted"]) > 0
 
 
 async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setting) -> None:

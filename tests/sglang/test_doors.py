@@ -1,5 +1,6 @@
 """What a sender says on SGLang's own port, its API keys, and its certificate. The test is the agent."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ from updraft_tap.http.terms import Terms
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]
 
-ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+ONE, OTHER, GATEWAY = "sk-one-0123456789", "sk-other-0123456789", "sk-gateway-0123456789"
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": 3}
 ROLES = {"scheduler", "worker"}
 
@@ -47,7 +48,7 @@ class Setting:
 
 def plugged(cycle: CycleModels, folder: Path, socket: Path, certificate: MountedCertificate, *more: str) -> Server:
     """A server that speaks TLS, requires keys, and lets each have two requests at once."""
-    (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
+    (folder / "keys").write_text(f"# of the team\n{ONE}\nacme {OTHER}\ngate {GATEWAY} gateway\n")
     files = ("--ssl-certfile", str(certificate.cert_file), "--ssl-keyfile", str(certificate.key_file))
     return Server(
         cycle.target,
@@ -58,6 +59,7 @@ def plugged(cycle: CycleModels, folder: Path, socket: Path, certificate: Mounted
             "UPDRAFT_SGLANG_SOCKET": str(socket),
             "UPDRAFT_SGLANG_API_KEYS_FILE": str(folder / "keys"),
             "UPDRAFT_SGLANG_MAX_REQUESTS_PER_KEY": "2",
+            "UPDRAFT_SGLANG_TENANT_HEADER": "X-Updraft-Tenant",
         },
         trusting=certificate.trusting,
     )
@@ -154,6 +156,24 @@ async def test_the_domain_arrives_with_every_choice_streamed_or_not_and_also_if_
         assert (header["asked"], header["permitted"]) == (True, True)
         assert (header["finish"] == "aborted") == (header["domain"] == "gone")
         assert header["sampling"] is not None
+
+
+async def test_a_tenant_is_whose_key_it_is_or_whom_a_gateway_names(setting: Setting) -> None:
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        for shown in (
+            headers(OTHER, Tenant="globex", Domain="its key's"),
+            headers(GATEWAY, Domain="the gateway's"),
+            headers(GATEWAY, Tenant="globex", Domain="named"),
+        ):
+            assert (await http.post("/v1/completions", json=_ASK, headers=shown)).status_code == 200
+        twice = [*headers(GATEWAY, Tenant="globex").items(), ("X-Updraft-Tenant", "acme")]
+        refused = await http.post("/v1/completions", json=_ASK, headers=twice)
+        found = await ended(agent, 3)
+
+    tenants = {header["domain"]: header["tenant"] for header in found}
+    names = {"its key's": "acme", "the gateway's": "gate", "named": "globex"}
+    assert tenants == {domain: hashlib.sha256(name.encode()).hexdigest() for domain, name in names.items()}
+    assert refused.status_code == 400
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2}, {"stream": True}])

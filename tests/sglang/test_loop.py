@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from google.protobuf import json_format
 from tests.sglang import models
 from tests.sglang.server import START_S
@@ -25,6 +26,7 @@ from updraft.registry.v1 import registry_pb2 as pb
 from updraft.registry.v1.registry_pb2_grpc import RegistryStub
 from updraft_artifacts import transfer
 from updraft_chassis import rpc
+from updraft_cli.__main__ import cli
 from updraft_cli.local.stack import Stack
 from updraft_draft import checkpoint
 
@@ -103,6 +105,13 @@ def test_a_draft_is_learnt_from_the_servers_traces_and_a_bad_one_is_rolled_back(
             assert _version(stack, bad).phase == pb.PHASE_ROLLED_BACK
         assert traffic.acceptance_length() > untrained + 0.15, "the draft before serves again"
         assert all(len(said) == 1 for said in traffic.texts.values()), "no draft changed a token"
+
+
+def test_nothing_is_missing_in_the_server_of_the_stack(stack: Stack) -> None:
+    url = stack.addresses.inference_url
+    done = CliRunner(env={"UPDRAFT_API_KEY": None}).invoke(cli, ["attach", "--engine", "sglang", "--check", url])
+
+    assert (done.exit_code, done.output.splitlines()) == (0, [f"SGLang 0.5.23 at {url}", "Nothing is missing."])
 
 
 def test_redis_and_registry_that_crash_cost_no_answer_and_traces_come_again(stack: Stack) -> None:

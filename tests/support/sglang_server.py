@@ -95,6 +95,7 @@ class FakeSglang:
             "dtype": "float32",
             "tp_size": 1,
             "dp_size": 1,
+            "pp_size": 1,
             "speculative_algorithm": "EAGLE3",
             "speculative_draft_model_path": str(self.seed),
             "speculative_eagle_topk": 1,

@@ -3,6 +3,8 @@
 Two servers, one after the other: one without the plugin, whose answers are kept, and one with it. The test is the agent.
 """
 
+import asyncio
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.answers import ASK, CHAT, COMMON, IN_SCHEMA, MUST_CALL, Bodies, stable
+from tests.support.answers import ASK, CHAT, COMMON, IN_SCHEMA, MUST_CALL, Bodies, said
 from tests.support.tap_agent import Agent, listening
 from tests.support.wait import until
 from tests.vllm import build, drafts
@@ -28,7 +30,7 @@ if not build.is_built():
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
-ONE, OTHER = "sk-one-0123456789", "sk-other-0123456789"
+ONE, OTHER, GATEWAY = "sk-one-0123456789", "sk-other-0123456789", "sk-gateway-0123456789"
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 ROLES = {"scheduler", "worker"}
 OPTIONS = (
@@ -60,12 +62,17 @@ BODIES: Bodies = {
 }
 
 
+Answers = Mapping[str, tuple[int, Any]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     server: Server
     socket: Path
-    plain: Mapping[str, tuple[int, Any]]
+    plain: Answers
     """What the server without the plugin answered."""
+    tapped: Answers
+    """What the one with it answered while an agent took the rows of every request."""
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +80,31 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     folder, model = tmp_path_factory.mktemp("doors"), model_folder(cache_folder(os.environ))
     checkpoint.save(drafts.new_learner(model, drafts.prompts(model)).network, folder / "draft")
     with serving(model, folder / "draft", folder / "plain", options=OPTIONS) as server:
-        plain = {name: _asked(server, name) for name in BODIES}
-    (folder / "keys").write_text(f"# of the team\n{ONE}\n{OTHER}\n")
+        plain = _asked(server)
+    (folder / "keys").write_text(f"# of the team\n{ONE}\nacme {OTHER}\ngate {GATEWAY} gateway\n")
     variables = {
         "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_API_KEYS_FILE": str(folder / "keys"),
         "UPDRAFT_VLLM_MAX_REQUESTS_PER_KEY": "2",
+        "UPDRAFT_VLLM_TENANT_HEADER": "X-Updraft-Tenant",
     }
     with serving(model, folder / "draft", folder / "tapped", options=OPTIONS, variables=variables) as server:
-        yield Setting(server=server, socket=tap_socket, plain=plain)
+        tapped = asyncio.run(_captured(server, tap_socket))
+        yield Setting(server=server, socket=tap_socket, plain=plain, tapped=tapped)
 
 
-def _asked(server: Server, name: str) -> tuple[int, Any]:
-    """Status and answer, without the names and times that differ each time."""
-    path, body = BODIES[name]
-    answer = httpx.post(f"{server.url}{path}", json=body, headers=_headers(), timeout=300)
-    return answer.status_code, stable(answer.json())
+async def _captured(server: Server, socket: Path) -> Answers:
+    async with listening(socket, EVERYTHING, roles=ROLES) as agent:
+        answers = await asyncio.to_thread(_asked, server)
+        await agent.settle()
+        assert agent.seen, "nothing was captured"
+    return answers
+
+
+def _asked(server: Server) -> Answers:
+    with httpx.Client(base_url=server.url, headers=_headers(), timeout=300) as http:
+        return {name: said(http.post(path, json=body)) for name, (path, body) in BODIES.items()}
 
 
 def _status(setting: Setting, body: Mapping[str, Any]) -> int:
@@ -115,7 +130,7 @@ async def ended(agent: Agent, count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_every_answer_is_exactly_that_without_the_plugin(setting: Setting, name: str) -> None:
-    assert _asked(setting.server, name) == setting.plain[name]
+    assert setting.tapped[name] == setting.plain[name]
 
 
 def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setting) -> None:
@@ -123,6 +138,7 @@ def test_the_answers_that_are_compared_are_those_of_every_feature(setting: Setti
     answers = {name: body for name, (status, body) in setting.plain.items() if status == 200}
     assert setting.plain.keys() - answers.keys() <= {"min_p", "nonsense", "an unknown path"}
     assert answers["log-probabilities"]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert answers["a stream with tools"]["reason"] in ("stop", "length", "tool_calls")
     assert len(answers["two choices"]["choices"]) == len(answers["several prompts"]["choices"]) == 2
     assert answers["JSON schema"]["choices"][0]["message"]["content"].startswith("{")
     assert answers["reasoning"]["choices"][0]["message"]["reasoning"].strip().endswith("has one.")
@@ -187,6 +203,26 @@ async def test_the_domain_arrives_with_every_choice_streamed_or_not_and_also_if_
         assert header["permitted"]
         assert (header["finish"] == "aborted") == (header["domain"] == "gone")
         assert header["sampling"] is not None
+
+
+async def test_a_tenant_is_whose_key_it_is_or_whom_a_gateway_names(setting: Setting) -> None:
+    body = {**ASK, "prompt": "One, two,"}
+    async with listening(setting.socket, EVERYTHING, roles=ROLES) as agent, client(setting) as http:
+        for domain, headers in (
+            ("its key's", _headers(OTHER, Tenant="globex")),
+            ("the gateway's", _headers(GATEWAY)),
+            ("named", _headers(GATEWAY, Tenant="globex")),
+        ):
+            answer = await http.post("/v1/completions", json=body, headers={**headers, "X-Updraft-Domain": domain})
+            assert answer.status_code == 200
+        twice = [*_headers(GATEWAY, Tenant="globex").items(), ("X-Updraft-Tenant", "acme")]
+        refused = await http.post("/v1/completions", json=body, headers=twice)
+        found = await ended(agent, 3)
+
+    tenants = {header["domain"]: header["tenant"] for header in found}
+    names = {"its key's": "acme", "the gateway's": "gate", "named": "globex"}
+    assert tenants == {domain: hashlib.sha256(name.encode()).hexdigest() for domain, name in names.items()}
+    assert refused.status_code == 400
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 0.8}, {"stream": True}])

@@ -1,4 +1,5 @@
-"""A vLLM of two tensor-parallel ranks on this CPU: it serves as without Updraft, and the agent says why nothing is learnt."""
+"""A vLLM of two tensor-parallel ranks on this CPU: it serves as without Updraft, and the agent counts, and says why nothing is
+learnt."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from tests.sglang.models import cycle
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.tiny_target import DRAFT_VOCAB
+from tests.support.wait import wait_until
 from tests.vllm import build
 from tests.vllm.agent import Agent, prepare
 from tests.vllm.models import write_draft, write_target
@@ -48,13 +50,22 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path, redis_se
         yield Setting(server=server, agent=agent)
 
 
-def test_two_ranks_serve_with_their_draft_and_the_agent_says_why_it_does_not_learn(setting: Setting) -> None:
+def test_two_ranks_serve_with_their_draft_and_the_agent_counts_and_says_why_it_does_not_learn(setting: Setting) -> None:
     prompt = cycle()[:5]
     said = setting.server.greedy(prompt, 40)
 
     setting.agent.wait_for_log(WHY)
 
-    assert setting.server.greedy(prompt, 40) == said
+    def is_counted() -> bool:
+        assert setting.server.greedy(prompt, 40) == said
+        return setting.agent.metric("verify_steps_total") > 0
+
+    wait_until(is_counted, what="a request that is counted")
+    counted = setting.agent.metric("requests_total")
+    for _ in range(3):
+        assert setting.server.greedy(prompt, 40) == said
+    wait_until(lambda: setting.agent.metric("requests_total") == counted + 3, what="the counts of three more")
+    assert "another vLLM server" not in setting.server.log
     assert setting.server.drafted().acceptance_length > 1.2, "the draft that the server started with"
     assert setting.agent.metric("captured_traces_total") == 0
     setting.agent.kill()

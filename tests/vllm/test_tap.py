@@ -43,9 +43,39 @@ WIDTH = LOOKAHEAD + 1
 WORDS = cycle()
 EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 OPTIONS = (
-    *("--skip-tokenizer-init", "--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
+    *("--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40"),
 )
+HELD_AFTER = 20
+HOLDS = f"""
+from functools import wraps
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
+
+schedule, finish_requests = Scheduler.schedule, Scheduler.finish_requests
+
+
+def is_held(request):
+    return "held" in (request.sampling_params.extra_args or {{}}) and request.num_output_tokens >= {HELD_AFTER}
+
+
+@wraps(schedule)
+def hold(self, *args, **kwargs):
+    if any(map(is_held, self.running)):
+        self.set_pause_state(PauseState.PAUSED_ALL)
+    return schedule(self, *args, **kwargs)
+
+
+@wraps(finish_requests)
+def release(self, *args, **kwargs):
+    self.set_pause_state(PauseState.UNPAUSED)
+    return finish_requests(self, *args, **kwargs)
+
+
+def register():
+    Scheduler.schedule, Scheduler.finish_requests = hold, release
+"""
+"""A plugin of the test's own: a request that is marked as held runs for so many tokens, and then only an abort ends it."""
 
 Setting = text_reference.Setting[Server]
 
@@ -56,13 +86,24 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
     target = write_target(folder / "target")
     for number, quality in ((0, 0.7), (7, 0.3)):
         write_draft(target, folder / f"draft-{number}", quality=quality)
+    plugin = plugin_folder.write(folder / "plugin", VLLM)
+    add_plugin(plugin, "holds", HOLDS)
     variables = {
-        "PYTHONPATH": str(plugin_folder.write(folder / "plugin", VLLM)),
+        "PYTHONPATH": str(plugin),
         "UPDRAFT_VLLM_SOCKET": str(tap_socket),
         "UPDRAFT_VLLM_TOP_K": "8",
     }
     with serving(target, folder / "draft-0", folder / "server", options=OPTIONS, variables=variables) as server:
         yield Setting(server=server, folder=folder, socket=tap_socket, target=read_target(target))
+
+
+def add_plugin(folder: Path, name: str, text: str) -> None:
+    """A plugin of the test's own beside Updraft's, whose `register` vLLM calls."""
+    (folder / f"{name}.py").write_text(text)
+    metadata = folder / f"{name}-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{name} = {name}:register\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +283,26 @@ async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setti
                 reference.check(position, None, teacher)
 
 
+async def test_rows_of_a_request_within_a_grammar_are_those_before_the_mask_and_it_says_so(setting: Setting) -> None:
+    grammar = {"structured_outputs": {"json": {"type": "string"}}}
+    asks = [Ask(prompt=WORDS[:5], tokens=60, sampling=sampling) for sampling in ({}, grammar)]
+    async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
+        given = await answers(setting, asks)
+        await ended(agent, given)
+
+    headers = [check_end(ask, answer, agent, captured=True) for ask, answer in zip(asks, given, strict=True)]
+    for ask, answer, header in zip(asks, given, headers, strict=True):
+        check_rows(setting, ask, answer, of(agent.seen, answer), header)
+    assert [header["constrained"] for header in headers] == [False, True]
+    free, within = (bytes(answer.output).decode() for answer in given)
+    assert free != within
+    assert isinstance(json.loads(f'{within}"'), str), "the limit ends it within the string"
+    (all_drafts,), (allowed,) = (header["counters"] for header in headers)
+    assert all_drafts["proposed"] == LOOKAHEAD * all_drafts["steps"]
+    assert allowed["proposed"] < LOOKAHEAD * allowed["steps"], "the grammar takes drafts away"
+    assert _accepted(allowed) > 0
+
+
 async def test_without_a_policy_and_for_who_opts_out_there_are_sums_and_nothing_else(setting: Setting) -> None:
     plain = Ask(prompt=WORDS[:9], tokens=20)
     out = Ask(prompt=WORDS[:9], tokens=20, sampling={"vllm_xargs": {"updraft_capture": "off"}})
@@ -271,16 +332,23 @@ async def test_a_share_of_the_requests_gives_rows_and_both_processes_choose_the_
 
 
 async def test_an_aborted_request_is_counted(setting: Setting) -> None:
+    ask = Ask(prompt=WORDS[:5], tokens=450, sampling={"stream": True, "vllm_xargs": {"held": "yes"}})
     async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
-        async with httpx.AsyncClient(base_url=setting.server.url, timeout=60) as http:
-            body = {**_body(Ask(prompt=WORDS[:5], tokens=450)), "stream": True}
-            async with http.stream("POST", "/v1/completions", json=body) as stream:
-                await anext(stream.aiter_lines())
+        async with (
+            httpx.AsyncClient(base_url=setting.server.url, timeout=60) as http,
+            http.stream("POST", "/v1/completions", json=_body(ask)) as stream,
+        ):
+            lines, received = stream.aiter_lines(), 0
+            while received < HELD_AFTER:
+                if line := await anext(lines):
+                    received += len(json.loads(line.removeprefix("data: "))["choices"][0]["token_ids"])
         await until(lambda: bool(agent.finished), what="its end")
 
     ((header, tensors),) = agent.finished.values()
     assert header["finish"] == "aborted"
-    assert len(tensors["tokens"]) == 5 + header["output_tokens"] < 455
+    assert len(tensors["tokens"]) == 5 + header["output_tokens"]
+    assert HELD_AFTER <= header["output_tokens"] < 450
+    assert sum(map(_steps, header["counters"])) > 0
 
 
 async def swap(agent: Agent, folder: Path, version: int) -> dict[str, Any]:
@@ -415,11 +483,7 @@ def broken(setting: Setting) -> Iterator[Setting]:
     drafts."""
     folder = setting.folder
     plugin = plugin_folder.write(folder / "broken-plugin", VLLM)
-    (plugin / "breaks.py").write_text(BREAKS)
-    metadata = plugin / "breaks-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: breaks\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nbreaks = breaks:register\n")
+    add_plugin(plugin, "breaks", BREAKS)
     socket = Path(f"{setting.socket}-2")
     backend = swapping.install_plugin(folder / "backend")
     variables = {

@@ -185,10 +185,16 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             problem=f"the server has one rank, not {needs.num_ranks}", remedy="check without --tensor-parallel-size"
         )
+    yield from _of_schedulers(info)
+
+
+def _of_schedulers(info: Mapping[str, Any]) -> Iterator[Finding]:
     if _whole(info.get("dp_size")) > 1:
         yield Finding(
             problem="data parallelism is not supported", remedy="set --dp-size 1, and run one pod per replica"
         )
+    if _whole(info.get("pp_size")) > 1:
+        yield Finding(problem="pipeline parallelism is not supported", remedy="set --pp-size 1")
 
 
 def _of_ranks(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:

@@ -45,15 +45,16 @@ def facts(worker: Any) -> dict[str, Any]:
 
 
 def is_sender() -> bool:
-    """Whether this rank talks to the agent: the first one, in the last stage of a pipeline, which has the states."""
+    """Whether this rank talks to the agent: the first one."""
     parallel = _parallel()
-    is_first = parallel.tp_rank == 0 and (parallel.dp_rank or 0) == 0
-    return bool(is_first and parallel.pp_rank == parallel.pp_size - 1)
+    return not any((parallel.tp_rank, parallel.pp_rank, parallel.dp_rank))
 
 
 def replicas() -> str:
-    """Why the replicas of this server are not captured; "" if they are, or there is one."""
+    """Why the requests of this server are not counted, nor captured; "" if they are. One scheduler must have them all."""
     parallel = _parallel()
+    if parallel.pp_size > 1:
+        return f"capture does not support pipeline parallelism (--pp-size), but it is {parallel.pp_size}"
     if parallel.attn_dp_size > 1:
         return "capture does not support data-parallel attention (--enable-dp-attention)"
     if parallel.dp_size > 1:

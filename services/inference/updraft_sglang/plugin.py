@@ -2,8 +2,7 @@
 
 Without UPDRAFT_SGLANG_SOCKET and UPDRAFT_SGLANG_API_KEYS_FILE, nothing is hooked. SGLang is not patched on disk. One process
 has the requests and the model of a rank, so it has both roles, with one connection to the agent for each: `scheduler`
-(counters, ends of requests) and `worker` (rows, swaps). All tensor-parallel ranks do the same, so only rank 0 connects, in the
-last stage of a pipeline, which has the states.
+(counters, ends of requests) and `worker` (rows, swaps). All tensor-parallel ranks do the same, so only the first one connects.
 """
 
 import logging

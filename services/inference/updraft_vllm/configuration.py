@@ -23,11 +23,9 @@ def ranks(parallel: Any) -> dict[str, int]:
 
 
 def replicas(parallel: Any) -> str:
-    """Why the ranks are not supported; "" if they are."""
-    for name, size in ranks(parallel).items():
-        if size > 1:
-            return f"Updraft supports only one rank of vLLM, but {name} parallelism is {size}"
-    return ""
+    """Why requests are not even counted; "" if they are. Data-parallel replicas have a scheduler each."""
+    size = ranks(parallel)["data"]
+    return f"{_unsupported_ranks('data', size)}: start one server per replica" if size > 1 else ""
 
 
 def unsupported(config: Any) -> str:
@@ -35,7 +33,12 @@ def unsupported(config: Any) -> str:
     speculative = config.speculative_config
     if speculative is None or speculative.method != "eagle3":
         return 'capture requires --speculative-config with the method "eagle3"'
-    return replicas(config.parallel_config)
+    sizes = ranks(config.parallel_config).items()
+    return next((_unsupported_ranks(name, size) for name, size in sizes if size > 1), "")
+
+
+def _unsupported_ranks(name: str, size: int) -> str:
+    return f"Updraft supports only one rank of vLLM, but {name} parallelism is {size}"
 
 
 def fixed_drafts(config: Any) -> str:

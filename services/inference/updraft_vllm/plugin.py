@@ -197,6 +197,7 @@ class WorkerPlugin:
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._is_started = self._is_warm = False
+        self._is_first_rank = True
 
     def start(self, original: Hook, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded.
@@ -216,7 +217,7 @@ class WorkerPlugin:
     def warmed_up(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND compile_or_warm_up_model of a worker, its last act before it serves."""
         result = original(worker, *args, **kwargs)
-        if not self._is_warm:
+        if not self._is_warm and self._is_first_rank:
             self._is_warm = True
             self._channel.start()
         return result
@@ -240,6 +241,7 @@ class WorkerPlugin:
         )
 
     def _start(self, worker: Any, config: Any) -> None:
+        self._is_first_rank = worker.rank == 0  # it tells the agent for all ranks
         name = f"{type(worker).__module__}.{type(worker).__qualname__}"
         self._hook(worker.model_runner, config, name)
         warm_up = Binding(target=f"{name}.compile_or_warm_up_model", hook=self.warmed_up, parameters=("self",))

@@ -220,7 +220,7 @@ def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterat
         yield PodProblem(reason="ParallelismUnsupported", message=problem)
     if (nodes := _size(words, ("--nnodes",))) > 1:
         problem = (
-            f"its server spans {nodes} nodes: requests are counted, but rows are not captured and drafts not swapped"
+            f"its server spans {nodes} nodes: requests are at most counted, rows not captured and drafts not swapped"
         )
         yield PodProblem(reason="NodesUnsupported", message=problem)
     if tensor > 1 and owner.spec.engine.type is EngineType.VLLM:

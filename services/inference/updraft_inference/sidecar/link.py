@@ -159,8 +159,7 @@ class Link:
     def set_policy(self, policy: Mapping[str, Any]) -> None:
         """Send it to every process, also to one that connects later. From the agent's event loop."""
         self._policy = {"kind": "policy", **policy}
-        for role in _ROLES:
-            self.send(role, self._policy)
+        self._call(self._send_policy, *_ROLES)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -269,9 +268,17 @@ class Link:
         if hello.problem:
             logger.error("The plugin captures nothing", extra={"role": hello.role, "reason": hello.problem})
         self._event(hello)
-        if self._policy is not None:
-            self._start_sending(hello.role, self._policy)
+        self._send_policy(*(_ROLES if hello.role == "worker" else (hello.role,)))
         return connection
+
+    def _send_policy(self, *roles: Role) -> None:
+        """Where the worker gives no rows, the scheduler gives no text: a trace without rows teaches nothing."""
+        if self._policy is None:
+            return
+        worker = self._connections.get("worker")
+        nothing = {"payload": 0} if worker is not None and worker.hello.problem else {}
+        for role in roles:
+            self._start_sending(role, {**self._policy, **(nothing if role == "scheduler" else {})})
 
     def _disconnect(self, connection: _Connection) -> None:
         role = connection.hello.role

@@ -43,6 +43,7 @@ INFO = {
     "speculative_num_draft_tokens": 4,
     "custom_weight_loader": ["updraft_sglang.weights.load"],
     "dp_size": 1,
+    "pp_size": 1,
 }
 
 
@@ -125,6 +126,7 @@ def test_a_compiled_server_on_a_gpu_lacks_nothing() -> None:
         ({"speculative_num_draft_tokens": 8}, "--speculative-num-draft-tokens 4"),
         ({"custom_weight_loader": None}, None),
         ({"dp_size": 2}, "--dp-size 1"),
+        ({"pp_size": 2}, "--pp-size 1"),
     ],
 )
 def test_sglangs_own_configuration_says_which_argument_is_missing(

@@ -129,6 +129,7 @@ def test_a_draft_that_sglang_has_no_network_for_is_refused(target: Path, tmp_pat
         dtype="bfloat16",
         tp_size=1,
         dp_size=1,
+        pp_size=1,
         algorithm="EAGLE3",
         draft_path=str(tmp_path / "draft"),
         num_branches=1,

@@ -82,6 +82,21 @@ async def test_the_policy_reaches_who_is_there_and_who_comes_later(link: Link) -
             assert await again.hear() == expected
 
 
+async def test_while_the_worker_gives_no_rows_the_scheduler_is_asked_for_no_text(link: Link) -> None:
+    link.set_policy(POLICY)
+    whole = {"kind": "policy", "tensors": [], **POLICY}
+    async with process(link.path, "scheduler") as scheduler:
+        assert [(await scheduler.hear())["kind"], await scheduler.hear()] == ["answer", whole]
+        async with process(link.path, "worker", problem="it has two ranks") as worker:
+            assert [(await worker.hear())["kind"], await worker.hear()] == ["answer", whole]
+            assert await scheduler.hear() == {**whole, "payload": 0}
+            link.set_policy(POLICY)
+            assert await scheduler.hear() == {**whole, "payload": 0}
+        async with process(link.path, "worker") as again:
+            assert [(await again.hear())["kind"], await again.hear()] == ["answer", whole]
+            assert await scheduler.hear() == whole
+
+
 async def test_a_chosen_request_has_the_probability_that_the_server_says(link: Link, heard: Heard) -> None:
     async with AsyncExitStack() as stack:
         scheduler, worker = await server(stack, link)

@@ -12,7 +12,7 @@ from updraft_tap import hooks
 from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
 from updraft_tap.settings import Settings
-from updraft_vllm import names, plugin
+from updraft_vllm import names, plugin, runners
 
 
 def test_without_a_socket_the_plugin_does_nothing_and_needs_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +157,14 @@ def test_with_keys_a_server_whose_client_is_not_hooked_does_not_start(
         plugin.register()
 
 
+def served(method: str = "eagle3", **sizes: int) -> SimpleNamespace:
+    """A scheduler of vLLM whose number of draft tokens is fixed, with these numbers of ranks."""
+    parallel = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, **sizes}
+    speculative = SimpleNamespace(method=method)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), speculative_config=speculative)
+    return SimpleNamespace(vllm_config=config)
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
@@ -171,14 +179,54 @@ def test_where_nobody_can_be_asked_requests_are_still_counted(
     monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
     monkeypatch.setattr(Channel, "start", lambda _: None)
     scheduler = plugin.SchedulerPlugin(Settings(socket="/nowhere"), {missing: "it does not exist"})
-    parallel = SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1)
-    scheduler.start(lambda _: None, SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel)))
+    scheduler.start(lambda _: None, served())
 
     hello = scheduler._hello.facts()
     assert scheduler._channel.problem == ""
     assert hello["unasked"].startswith(sentence)
     assert bool(hello["unasked"]) == bool(sentence)
     assert hello["hooks"][missing] == "it does not exist"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "problem"),
+    [
+        (served(), ""),
+        (served(tensor_parallel_size=2), ""),
+        (served(pipeline_parallel_size=2), ""),
+        (served(method="ngram"), ""),
+        (
+            served(data_parallel_size=2),
+            "Updraft supports only one rank of vLLM, but data parallelism is 2: start one server per replica",
+        ),
+    ],
+)
+def test_the_requests_of_one_scheduler_are_counted_also_where_nothing_can_be_captured(
+    monkeypatch: pytest.MonkeyPatch, scheduler: SimpleNamespace, problem: str
+) -> None:
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    monkeypatch.setattr(Channel, "start", lambda _: None)
+    made = plugin.SchedulerPlugin(Settings(socket="/nowhere", drafting="always"), {})
+    made.start(lambda _: None, scheduler)
+
+    assert made._channel.problem == problem, "with one, requests are not even counted"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_ranks_the_first_one_tells_the_agent(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    monkeypatch.setattr(plugin, "_kind", lambda _: runners.FIRST)
+    made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
+    monkeypatch.setattr(made._channel, "start", lambda: started.append(made._channel.problem))
+    worker = SimpleNamespace(rank=rank, model_runner=SimpleNamespace(device="cpu"))
+    config = served(tensor_parallel_size=2).vllm_config
+
+    made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=config))
+    made.warmed_up(lambda _: None, worker)
+
+    why = "Updraft supports only one rank of vLLM, but tensor parallelism is 2"
+    assert started == ([why] if rank == 0 else [])
 
 
 def test_a_server_whose_number_of_drafts_is_fixed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

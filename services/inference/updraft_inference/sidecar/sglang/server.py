@@ -44,6 +44,7 @@ class ServerInfo:
     dtype: str
     tp_size: int
     dp_size: int
+    pp_size: int
     algorithm: str
     draft_path: str
     num_branches: int
@@ -60,6 +61,7 @@ class ServerInfo:
                 dtype=str(server_info["dtype"]),
                 tp_size=int(server_info["tp_size"]),
                 dp_size=int(server_info["dp_size"]),
+                pp_size=int(server_info["pp_size"]),
                 algorithm=str(server_info["speculative_algorithm"] or ""),
                 draft_path=str(server_info["speculative_draft_model_path"] or ""),
                 num_branches=int(server_info["speculative_eagle_topk"] or 0),

@@ -331,6 +331,7 @@ class TestHello:
             ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 1"),
             ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
             ({"dp_size": 2}, "--dp-size 1"),
+            ({"pp_size": 2}, "--pp-size 1"),
             ({"speculative_draft_model_path": "/nowhere"}, "prepare-sglang"),
             ({"model_path": "/nowhere"}, "is not visible here"),
             ({"tp_size": None}, "missing required fields"),

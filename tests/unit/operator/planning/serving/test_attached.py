@@ -126,7 +126,7 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
     "one node": (
         {"containers": [{**SERVER, "command": ["vllm", "serve", "--nnodes", "2"]}]},
         "NodesUnsupported",
-        "its server spans 2 nodes: requests are counted, but rows are not captured",
+        "its server spans 2 nodes: requests are at most counted, rows not captured",
     ),
     "one replica": (
         {"containers": [{**SERVER, "command": ["sh", "-c", "exec vllm serve -dp 2"]}]},
