@@ -179,6 +179,10 @@ def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
             problem="SGLang's --api-key also refuses probes and the agent",
             remedy="remove it, and set UPDRAFT_SGLANG_API_KEYS_FILE instead",
         )
+    yield from _of_parallelism(needs, info)
+
+
+def _of_parallelism(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:
     if _whole(info.get("tp_size")) > 1:
         yield from _of_ranks(needs, info)
     elif needs.num_ranks > 1:
