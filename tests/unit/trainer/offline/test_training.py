@@ -206,15 +206,18 @@ def test_another_run_that_ends_before_it_has_saved_anything_spares_the_state_of_
     assert run.steps() == [NUM_STEPS], "no step was repeated"
 
 
-def test_traces_without_hidden_states_of_the_last_layer_train_from_random_weights(
-    run: Run, tiny_target: Path, traces: TraceMaker, tmp_path: Path
+@pytest.mark.parametrize("tells_logits", [True, False])
+def test_only_traces_that_tell_no_logits_train_from_random_weights(
+    run: Run, tiny_target: Path, traces: TraceMaker, tmp_path: Path, *, tells_logits: bool
 ) -> None:
     for number in range(24):
-        trace = traces.trace(number)
-        show_likeliest(trace, read_head(tiny_target).head, k=8)
+        trace = show_likeliest(traces.trace(number), read_head(tiny_target).head, k=8)
+        if not tells_logits:
+            trace.payload.top_k.ClearField("log_sum_exp")
         recordings.write(tmp_path / "likeliest", f"{number}", trace)
     run.dataset = read_dataset([tmp_path / "likeliest"], traces.expected, lambda _: None)
-    assert run().step == run.steps()[-1]
+
+    assert run().step == (0 if tells_logits else run.steps()[-1])
 
 
 def test_a_finished_run_leaves_nothing_and_spares_what_is_not_its_own(run: Run) -> None:
