@@ -13,6 +13,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.daemon import Daemon
 from tests.cluster.operator.conftest import Running
 from tests.cluster.operator.subject import Subject
+from tests.support.wait import wait_until
 
 _CLASS = "gpus.example.com"
 _DRA = "/apis/resource.k8s.io/v1"
@@ -87,4 +88,9 @@ def test_a_pod_without_a_place_names_what_it_waits_for(
     # Without a kubelet, the node has a taint.
     spec = {"schedulerName": scheduler, "tolerations": [{"operator": "Exists"}], **pod}
     subject.create(engine={"type": "VLLM"}, serving={**serving, "podTemplate": {"spec": spec}})
-    assert words in subject.wait_for("Available", "False", reason)
+
+    def is_told() -> bool:
+        told = subject.conditions().get("Available", {})
+        return told.get("reason") == reason and words in told["message"]
+
+    wait_until(is_told, what=f"{reason} with {words!r}")  # a claim is first not made, and then not allocated
