@@ -33,8 +33,8 @@ _RETRY_S = 30.0
 """How long a stream uses an older token while the API server returns no new one."""
 
 _LEAN = (("grpc.enable_retries", 0), ("grpc.enable_channelz", 0), ("grpc.tsi.max_frame_size", 4096))
-"""So a connection takes 76 kB, and 151 kB with TLS, instead of 11 and 24 kB more. Nobody asks for channelz, and the operator's
-requests are small. Without gRPC's retries, a call that meets a restart fails, and is made again half a second later."""
+"""These save 11 kB of a connection's 87 kB, and 24 kB of 175 kB with TLS. Nobody asks for channelz, and the operator's requests
+are small. Without gRPC's retries, a call that meets a restart fails, and is made again half a second later."""
 
 _PAGE = 200
 _HISTORY = 200

@@ -5,8 +5,8 @@ final norm. `fc` is fitted to that from the auxiliary states. The residual is fi
 the normed embedding and the normed state, with the rank that the key-value heads allow. The residual of both is fitted from
 the MLP's random features, which are not linear (an extreme learning machine: Huang et al. 2006). Samples are read one by one.
 
-Of a target that shows only its likeliest tokens, the last hidden states are estimated first: of all states with these logits,
-the smallest ones, and then those nearest to what a regression on the estimates of other samples predicts.
+Where the teacher shows likeliest tokens, the last hidden states are estimated first. Many states have the same logits: the
+first estimate is the smallest of them, and the next ones are nearest to what a regression on other samples predicts.
 
 Queries and keys are equal and read only the embedding, so that attention begins on its own row.
 """
