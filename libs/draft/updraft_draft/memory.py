@@ -4,11 +4,12 @@ import ctypes
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 
+from updraft_chassis import heaps
+
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Environment variables for the size of oneDNN's cache, and of a second one in torch that keeps the same kernels alive."""
 
-NUM_ARENAS = 2
-"""Heaps of glibc. By default each thread gets its own, and each keeps freed memory that the other threads cannot use."""
+_NUM_HEAPS = 2
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Environment variable by which torch asks for pages of 2 MiB for tensors of more than that."""
@@ -16,22 +17,19 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 RETURNED_BYTES = 8 * 1024 * 1024
 """Twice a chunk of a trace: buffers of chunks are used again, and those of whole requests are not kept."""
 
-_M_ARENA_MAX = -8
 _M_MMAP_THRESHOLD = -3
 _MMAP_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 
 
 def limit(environ: MutableMapping[str, str], *, num_kernels: int) -> None:
-    """Set both limits, except where the user has set them in the environment. The second one needs glibc.
+    """Limit the kernels that are kept, and the heaps, except where the user has set a limit in the environment.
 
     oneDNN compiles a kernel of about 0.6 MB for every shape of a matrix product, in about a millisecond, and keeps 1,024 of
     them by default. Texts of all lengths fill that cache within minutes.
     """
     for variable in KERNEL_CACHES:
         environ.setdefault(variable, str(num_kernels))
-    if "MALLOC_ARENA_MAX" not in environ:
-        with suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, NUM_ARENAS)
+    heaps.limit(environ, _NUM_HEAPS)
 
 
 def return_large_blocks(environ: Mapping[str, str]) -> None:
