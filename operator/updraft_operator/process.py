@@ -307,6 +307,7 @@ async def _resync(machinery: _Machinery, store: Store, reconciler: Reconciler, p
     """Compare the cache with a full listing periodically; the first time once the watches have caught up."""
     resync, work = machinery.resync, machinery.work
     while True:
+        is_first = resync.synced_s is None
         try:
             await resync.run_once(work.add)
         except UpdraftError as error:
@@ -315,7 +316,10 @@ async def _resync(machinery: _Machinery, store: Store, reconciler: Reconciler, p
             continue
         await machinery.find_key()
         reconciler.look_again()
-        _add_all(store, work)
+        if is_first:  # nothing has a plan yet
+            _add_all(store, work)
+        else:
+            work.add_spread(store.all_keys())
         await asyncio.sleep(period_s)
 
 

@@ -8,11 +8,14 @@ This is client-go's workqueue in sixty lines, because asyncio has none.
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.objects import Key
+
+_SPREAD_PER_S = 20.0
+"""A plan of a resync takes some 2 ms of the operator and several requests of the API server, which may read Secrets."""
 
 
 class WorkQueue:
@@ -55,6 +58,11 @@ class WorkQueue:
             self._due[key, needs_plan] = at
             heapq.heappush(self._later, (at, next(self._order), key, needs_plan))
             self._wake.set()
+
+    def add_spread(self, keys: Iterable[Key]) -> None:
+        """Queue keys for plans that nobody waits for, a few per second: a change never waits for those of a thousand others."""
+        for number, key in enumerate(keys):
+            self.add_after(key, number / _SPREAD_PER_S)
 
     def retry(self, key: Key, at_least_s: float = 0.0) -> None:
         """Queue the key with a delay that grows until `forget`."""

@@ -59,6 +59,24 @@ def test_a_change_does_not_wait_for_measurements() -> None:
     run(main())
 
 
+def test_a_change_does_not_wait_for_a_resync() -> None:
+    async def main() -> None:
+        work, others = _work(), [Key("team", f"other-{number}") for number in range(1000)]
+        work.add_spread(others)
+        await asyncio.sleep(1.0)
+        work.add(A)
+        waiting = 0
+        while (key := (await work.take())[0]) != A:
+            assert work.take_need_of_plan(key)
+            work.done(key)
+            waiting += 1
+        assert waiting <= 21
+        found = {(await work.take())[0] for _ in range(len(others) - waiting)}
+        assert len(found) == len(others) - waiting
+
+    run(main())
+
+
 def test_the_wait_counts_from_the_first_mention() -> None:
     async def main() -> None:
         work = _work()
