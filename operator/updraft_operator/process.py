@@ -316,10 +316,10 @@ async def _resync(machinery: _Machinery, store: Store, reconciler: Reconciler, p
             continue
         await machinery.find_key()
         reconciler.look_again()
-        if is_first:  # nothing has a plan yet
+        if is_first:  # nothing has a plan yet, and turns of upgrades wait for one of each
             _add_all(store, work)
         else:
-            work.add_spread(store.all_keys())
+            work.add_spread(store.all_keys(), period_s / 2)
         await asyncio.sleep(period_s)
 
 

@@ -59,6 +59,8 @@ class _ReconcileState:
     """State kept per speculator between reconciliations. Losing it is harmless."""
 
     refusals: dict[Ref, Refusal] = field(default_factory=dict)
+    tries_again: bool = False
+    """Whether its next plan tries refused writes again. Until then, its status says that they are refused."""
     settled: dict[Ref, tuple[str, str]] = field(default_factory=dict)
     status_due_s: float = float("-inf")
     ending_s: float | None = None
@@ -120,6 +122,7 @@ class Reconciler:
             self._forget(key)
             await self._report_orphans(key, cached)
             return None
+        self._try_again(key)
         observed = await self.observe(key, cached)
         plan = self._plan(key, observed)
         if self._wiring.is_dry_run:
@@ -173,9 +176,16 @@ class Reconciler:
         return _again(plan)
 
     def look_again(self) -> None:
-        """Try refused writes again, because a quota may have grown or a conflicting object be gone, and read Secrets again."""
+        """With its next plan, each speculator reads its Secrets again, and tries refused writes again: a quota may have grown,
+        or a conflicting object be gone."""
         self._wiring.secrets.expire()
         for state in self._states.values():
+            state.tries_again = True
+
+    def _try_again(self, key: Key) -> None:
+        state = self._state(key)
+        if state.tries_again:
+            state.tries_again = False
             state.refusals.clear()
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 _M_ARENA_MAX = -8
-"""Of `mallopt`."""
+"""The parameter of `mallopt`, as malloc.h numbers it."""
 
 
 def limit(environ: Mapping[str, str], number: int) -> None:

@@ -8,14 +8,14 @@ This is client-go's workqueue in sixty lines, because asyncio has none.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from updraft_chassis.retry import Backoff
 from updraft_operator.planning.objects import Key
 
 _SPREAD_PER_S = 20.0
-"""A plan of a resync takes some 2 ms of the operator and several requests of the API server, which may read Secrets."""
+"""Plans of a resync per second, if there is time for so few. Each may read Secrets, with several requests to the API server."""
 
 
 class WorkQueue:
@@ -59,10 +59,12 @@ class WorkQueue:
             heapq.heappush(self._later, (at, next(self._order), key, needs_plan))
             self._wake.set()
 
-    def add_spread(self, keys: Iterable[Key]) -> None:
-        """Queue keys for plans that nobody waits for, a few per second: a change never waits for those of a thousand others."""
+    def add_spread(self, keys: Sequence[Key], within_s: float) -> None:
+        """Queue keys one after the other, all within `within_s` seconds, for plans that nobody waits for: a change never waits
+        for those of a thousand others."""
+        every_s = min(1.0 / _SPREAD_PER_S, within_s / max(1, len(keys)))
         for number, key in enumerate(keys):
-            self.add_after(key, number / _SPREAD_PER_S)
+            self.add_after(key, number * every_s)
 
     def retry(self, key: Key, at_least_s: float = 0.0) -> None:
         """Queue the key with a delay that grows until `forget`."""

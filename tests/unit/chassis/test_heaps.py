@@ -1,10 +1,13 @@
 """Threads share heaps, unless the user has said how many there are."""
 
+import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="of glibc")
 
 THREADS = """
 import ctypes, os, sys, threading

@@ -242,6 +242,20 @@ def test_a_foreign_object_is_refused_and_left_alone(foreign: Manifest) -> None:
     assert "theirs" not in world.cluster.objects[where].get("data", {})
 
 
+def test_a_refused_write_is_said_until_it_is_tried_again() -> None:
+    world = World()
+    foreign = _foreign("Secret", "qwen-redis-writer")
+    world.cluster.set(foreign)
+    world.settle()
+    world.cluster.remove(_where("Secret", "qwen-redis-writer"))
+    world.clock.advance(61.0)
+    world.reconciler.look_again()
+    run_now(world.reconciler.refresh(KEY))
+    assert _condition(world, "Accepted") == ("False", "NameConflict")
+    run_now(world.reconciler.reconcile(KEY))
+    assert _condition(world, "Accepted") == ("True", "SpecAccepted")
+
+
 def test_an_orphan_with_our_label_is_taken_in() -> None:
     world = World()
     world.cluster.set(_foreign("ConfigMap", "qwen-serving", labels=names.labels(KEY.name, names.SERVING)))

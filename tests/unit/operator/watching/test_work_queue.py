@@ -62,17 +62,31 @@ def test_a_change_does_not_wait_for_measurements() -> None:
 def test_a_change_does_not_wait_for_a_resync() -> None:
     async def main() -> None:
         work, others = _work(), [Key("team", f"other-{number}") for number in range(1000)]
-        work.add_spread(others)
-        await asyncio.sleep(1.0)
-        work.add(A)
-        waiting = 0
-        while (key := (await work.take())[0]) != A:
-            assert work.take_need_of_plan(key)
+        work.add_spread(others, 150.0)
+        seen = []
+        for _ in range(20):
+            key, _ = await work.take()
+            seen.append(key)
             work.done(key)
-            waiting += 1
-        assert waiting <= 21
-        found = {(await work.take())[0] for _ in range(len(others) - waiting)}
-        assert len(found) == len(others) - waiting
+        work.add(A)
+        assert (await work.take())[0] == A
+        seen += [(await work.take())[0] for _ in range(980)]
+        assert seen == others
+        assert await _nothing_for(work, 1.0)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("number", "within_s", "taken_s"), [(2, 150.0, 0.05), (1000, 150.0, 49.95), (10_000, 150.0, 149.985)]
+)
+def test_a_resync_is_planned_within_its_time(number: int, within_s: float, taken_s: float) -> None:
+    async def main() -> None:
+        work, began_s = _work(), asyncio.get_running_loop().time()
+        work.add_spread([Key("team", f"other-{each}") for each in range(number)], within_s)
+        for _ in range(number):
+            await work.take()
+        assert asyncio.get_running_loop().time() - began_s == pytest.approx(taken_s)
 
     run(main())
 
