@@ -134,8 +134,9 @@ def _attached(vllm: Vllm) -> Iterator[None]:
             began_at = time.time()
             yield
             assert answers.num_since(began_at) > 10, "it served meanwhile"
-            assert vllm.attached() == ("True", "Outdated"), "the upgrade left the pods to their owner"
-            look, delete, listed, undo = section("Detach")
+            again, look, delete, listed, undo = section("Detach")
+            vllm.tour.shell(again)
+            wait_until(lambda: vllm.attached() == ("True", "Outdated"), what="that the pods were left to their owner")
             assert "attached with former images" in vllm.tour.shell(look)
             vllm.tour.shell(delete)
             wait_until(lambda: not vllm.made_by_the_operator(), timeout_s=120, what="the end of all that was made")

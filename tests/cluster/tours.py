@@ -57,7 +57,7 @@ class Tour:
             text=True,
             capture_output=True,
             check=False,
-            timeout=900,
+            timeout=1200,
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}\n{self.state()}"
         return done.stdout

@@ -49,7 +49,8 @@ async def _client(url: str, told: TextIO, model: str, prompts: str, numbers: "it
                     **_DRAFTING.get(model, {}),
                 }
                 answer = await client.post("/v1/completions", json=body)
-                version = answer.json()["usage"].get("updraft", {}).get("draft_version", 0)
+                usage = answer.json()["usage"]
+                version = usage["updraft"]["draft_version"] if model in _DRAFTING else 0
                 said = {"status": answer.status_code, "version": version}
         except (httpx.HTTPError, ValueError, KeyError) as error:
             said = {"status": 0, "error": f"{type(error).__name__}: {error}"}
