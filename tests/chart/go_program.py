@@ -79,7 +79,7 @@ CERT_MANAGER = GoProgram(
 )
 """The controllers of cert-manager that issue certificates."""
 
-KEDA = GoProgram(name="keda", folder=_HERE.parent / "cluster" / "keda", package=".", lasts="5 minutes")
+KEDA = GoProgram(name="keda", folder=_HERE.parent / "cluster" / "keda", package=".", lasts="5 to 10 minutes")
 """KEDA's controller of ScaledObjects."""
 
 

@@ -1,7 +1,8 @@
-"""KEDA's own controller scales a resource by its scale subresource, with the ScaledObject of docs/operator.md."""
+"""KEDA's own controller, and the autoscaler that it makes, scale a resource with the ScaledObject of docs/operator.md."""
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from updraft_operator.api import names
 
 _DEFINITION = Path(__file__).parent.parent / "keda" / "scaledobjects.yaml"
 _API = "/apis/keda.sh/v1alpha1/namespaces"
+# But for one minute of a leap day, and of the year's last.
 _NEVER = {"timezone": "UTC", "start": "0 0 29 2 *", "end": "1 0 29 2 *", "desiredReplicas": "4"}
 _ALWAYS = {"timezone": "UTC", "start": "0 0 1 1 *", "end": "59 23 31 12 *", "desiredReplicas": "4"}
 
@@ -48,17 +50,23 @@ class ScaledObject:
         self._subject = subject
         self._path = f"{_API}/{subject.namespace}/scaledobjects"
 
-    def create(self, **spec: Any) -> None:
+    @contextmanager
+    def created(self, **spec: Any) -> Iterator[None]:
+        """Delete it at the end, also after a failure: KEDA, which ends with the module, has a finalizer in it."""
         content = _of_the_page()
         content["metadata"]["name"] = self._subject.name
         content["spec"]["scaleTargetRef"]["name"] = self._subject.name
         content["spec"] |= {"pollingInterval": 1, "cooldownPeriod": 1, **spec}
         self._subject.api.create(self._path, content)
+        try:
+            yield
+        finally:
+            self._delete()
 
     def change(self, **spec: Any) -> None:
         self._subject.api.patch(f"{self._path}/{self._subject.name}", {"spec": spec})
 
-    def delete(self) -> None:
+    def _delete(self) -> None:
         """Return when it has gone, and the HorizontalPodAutoscaler with it."""
         self._subject.api.delete(f"{self._path}/{self._subject.name}")
         wait_until(lambda: not self._subject.api.exists(f"{self._path}/{self._subject.name}"), what="its end")
@@ -89,23 +97,21 @@ def _wait_for(subject: Subject, number: int, keda: Daemon) -> None:
     keda.wait_until(lambda: _replicas(subject) == (number, number), what=f"{number} pods")
 
 
-def test_keda_scales_a_resource_between_its_bounds_and_leaves_its_number(
+def test_keda_and_its_autoscaler_keep_a_resource_within_bounds_and_leave_their_last_number(
     operator: Running, subject: Subject, keda: Daemon
 ) -> None:
     subject.create()
     subject.wait_until_built()
     scaled = ScaledObject(subject)
 
-    scaled.create(minReplicaCount=2, maxReplicaCount=4, triggers=_cron(_NEVER))
-    _wait_for(subject, 2, keda)
-    operator.cluster.kubectl("scale", f"asp/{subject.name}", "--replicas=6", "-n", subject.namespace)
-    _wait_for(subject, 4, keda)
-    scaled.change(idleReplicaCount=0)
-    _wait_for(subject, 0, keda)
-    scaled.change(triggers=_cron(_ALWAYS))
-    _wait_for(subject, 2, keda)
-
-    scaled.delete()
+    with scaled.created(minReplicaCount=2, maxReplicaCount=4, triggers=_cron(_NEVER)):
+        _wait_for(subject, 2, keda)
+        operator.cluster.kubectl("scale", f"asp/{subject.name}", "--replicas=6", "-n", subject.namespace)
+        _wait_for(subject, 4, keda)
+        scaled.change(idleReplicaCount=0)
+        _wait_for(subject, 0, keda)
+        scaled.change(triggers=_cron(_ALWAYS))
+        _wait_for(subject, 2, keda)
     operator.wait_for_listings(1)
     assert _replicas(subject) == (2, 2)
     subject.change(serving={"replicas": 3})
@@ -119,14 +125,12 @@ def test_the_object_of_the_page_becomes_an_autoscaler_of_the_resource(
     subject.wait_until_built()
     scaled = ScaledObject(subject)
 
-    scaled.create()
-    keda.wait_until(lambda: bool(scaled.autoscalers()), what="a HorizontalPodAutoscaler")
-
-    (autoscaler,) = scaled.autoscalers()
+    with scaled.created():
+        keda.wait_until(lambda: bool(scaled.autoscalers()), what="a HorizontalPodAutoscaler")
+        (autoscaler,) = scaled.autoscalers()
     spec, target = autoscaler["spec"], {"apiVersion": names.API_VERSION, "kind": "AdaptiveSpeculator"}
     assert spec["scaleTargetRef"] == {**target, "name": subject.name}
     assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 8)
     (metric,) = spec["metrics"]
     assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "6"}
     assert metric["external"]["metric"]["name"] == "s0-prometheus"
-    scaled.delete()
