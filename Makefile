@@ -157,10 +157,11 @@ test-integration: install bucket-server ## Real Redis, real gRPC, a real bucket,
 	$(PYTEST) tests/contract tests/integration tests/e2e $(ARGS)
 
 .PHONY: cluster-build cluster-up cluster-down
-cluster-build: install ## Build a real Kubernetes, a Prometheus and what asks GitOps tools for tests (once; 20 to 30 minutes)
+cluster-build: install ## Build a real Kubernetes, a Prometheus and other projects' controllers for tests (once; 25 to 40 minutes)
 	$(PY) -m tests.cluster build
 	$(PY) -m tests.chart.go_program
-cluster-up: cluster-build ## Start a node of it here (needs root) and print how to reach it
+cluster-up: install ## Start a node here (needs root; once 10 to 20 minutes for Kubernetes) and print how to reach it
+	$(PY) -m tests.cluster build
 	$(PY) -m tests.cluster up
 cluster-down: install ## Stop that node and remove its files
 	$(PY) -m tests.cluster down

@@ -79,7 +79,10 @@ CERT_MANAGER = GoProgram(
 )
 """The controllers of cert-manager that issue certificates."""
 
+KEDA = GoProgram(name="keda", folder=_HERE.parent / "cluster" / "keda", package=".", lasts="5 to 10 minutes")
+"""KEDA's controller of ScaledObjects."""
+
 
 if __name__ == "__main__":
-    for program in (PROMTOOL, PROMETHEUS, GITOPS, CERT_MANAGER, ARGOCD):
+    for program in (PROMTOOL, PROMETHEUS, GITOPS, CERT_MANAGER, ARGOCD, KEDA):
         program.build()

@@ -5,13 +5,14 @@ import shlex
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 from tests.browser.browser import Browser
-from tests.cluster import tours, updraft_images
+from tests.cluster import somebodys_vllm, tours, updraft_images
 from tests.cluster.access import Api, Json
 from tests.cluster.chromium import chromium
+from tests.cluster.somebodys_vllm import Vllm
 from tests.cluster.tours import Tour, Traffic, section, traffic
 from tests.support.wait import wait_until
 
@@ -23,7 +24,7 @@ from updraft_cli.backends.speculators import Speculator
 
 __all__ = ["chromium"]  # a fixture
 
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(330)]
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(450)]
 
 _OBJECTS = "/apis/updraft.dev/v1alpha1/namespaces/default"
 _TOUR, _VERSIONS = f"{_OBJECTS}/adaptivespeculators/tour", f"{_OBJECTS}/draftversions"
@@ -39,7 +40,7 @@ _KILL_S = 30.0
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
     if why := tours.obstacle():
         pytest.skip(why)
-    with tours.tour(tmp_path_factory.mktemp("tour"), num_volumes=5) as running:
+    with tours.tour(tmp_path_factory.mktemp("tour"), num_volumes=7) as running:
         yield running
 
 
@@ -60,27 +61,11 @@ def test_the_tour_ends_where_it_says(tour: Tour, request: pytest.FixtureRequest,
             assert _pod_uids(api) == pods, "no pod restarted"
             wait_until(lambda: answers.last_versions(6) == {1}, timeout_s=60, what="answers drafted by version 1")
             _check_two_tenants(tour, api)
-            tour.tag_images("next")
-            upgraded_at = time.time()
-            tour.run("Upgrade")
-            assert not _pod_uids(api) & pods, "all pods were replaced"
-            for part in ("inference", "trainer", "registry", "operator"):
-                assert _images(api, part) == {updraft_images.reference(part, "next")}
-            wait_until(
-                lambda: answers.num_since(upgraded_at) > 10 and answers.last_versions(6) == {1},
-                timeout_s=180,
-                what="answers of the new pods, drafted by version 1",
-            )
-            assert answers.failures() == []
-            killed_at = time.time()
-            tour.run("Break it")
-            ended_at = time.time()
-            # A new pod is Ready without a draft, and fetches it then.
-            wait_until(
-                lambda: answers.num_since(ended_at) > 10 and answers.last_versions(6) == {1},
-                timeout_s=180,
-                what="answers after all, drafted by version 1",
-            )
+        tour.tag_images("next")
+        with _vllm(tour, api, subtests), traffic(tour, api):
+            _upgrade(tour, api, answers, pods)
+        with traffic(tour, api):
+            killed_at = _break(tour, answers)
         late = [each for each in answers.failures() if not killed_at <= each["ended"] <= killed_at + _KILL_S]
         assert late == [], "only requests inside the killed pod are lost"
         assert answers.versions_since(killed_at) <= {0, 1}, "the pin outlived the registry and the operator"
@@ -116,6 +101,81 @@ def _check_two_tenants(tour: Tour, api: Api) -> None:
     key = f"updraft:{{{installation}:default:tour:0}}:samples:v1"
     redis = "kubectl exec updraft-redis-0 --namespace updraft-system -- redis-cli -s /run/redis/redis.sock"
     assert tour.shell(f"{redis} exists '{key}'").strip() == "1", "it is the key of the first team's traces"
+
+
+def _vllm(tour: Tour, api: Api, subtests: pytest.Subtests) -> AbstractContextManager[None]:
+    """What is inside happens to an attached vLLM too, if that is installed here."""
+    if not (why := somebodys_vllm.obstacle()):
+        return _attached(Vllm(tour=tour, api=api))
+    with subtests.test("attach"):
+        pytest.skip(f"the page's sections Attach and Detach: {why}")
+    return nullcontext()
+
+
+@contextmanager
+def _attached(vllm: Vllm) -> Iterator[None]:
+    """Attach to a vLLM that serves, and detach from it after what is inside: it restarts for the patch only."""
+    apply, wait, *patch, create, promoted = section("Attach")
+    assert [apply, wait, *patch] == section("Attach by hand", "attach")
+    with vllm.running():
+        alone = vllm.uids()
+        vllm.tour.shell(apply)
+        vllm.tour.shell(wait)
+        wait_until(lambda: vllm.attached() == ("False", "NotInjected"), timeout_s=60, what="what is missing in the pod")
+        assert vllm.uids() == alone
+        template = vllm.template()
+        for command in patch:
+            vllm.tour.shell(command)
+        pods = vllm.uids()
+        with vllm.traffic() as answers:
+            vllm.tour.shell(create)
+            vllm.tour.shell(promoted)
+            vllm.wait_for_a_version()
+            began_at = time.time()
+            yield
+            assert answers.num_since(began_at) > 10, "it served meanwhile"
+            again, look, delete, listed, undo = section("Detach")
+            vllm.tour.shell(again)
+            wait_until(lambda: vllm.attached() == ("True", "Outdated"), what="that the pods were left to their owner")
+            assert "attached with former images" in vllm.tour.shell(look)
+            vllm.tour.shell(delete)
+            wait_until(lambda: not vllm.made_by_the_operator(), timeout_s=120, what="the end of all that was made")
+            deleted_at = time.time()
+            wait_until(lambda: answers.num_since(deleted_at) > 10, timeout_s=60, what="answers without the resource")
+        assert answers.failures() == []
+        assert vllm.uids() == pods, "no draft, upgrade or deletion restarted it"
+        assert vllm.tour.shell(listed)
+        vllm.tour.shell(undo)
+        assert vllm.template() == template
+
+
+def _upgrade(tour: Tour, api: Api, answers: Traffic, pods: set[str]) -> None:
+    """Nothing is lost while all pods are replaced."""
+    began_at = time.time()
+    tour.run("Upgrade")
+    assert not _pod_uids(api) & pods, "all pods were replaced"
+    for part in ("inference", "trainer", "registry", "operator"):
+        assert _images(api, part) == {updraft_images.reference(part, "next")}
+    wait_until(
+        lambda: answers.num_since(began_at) > 10 and answers.last_versions(6) == {1},
+        timeout_s=180,
+        what="answers of the new pods, drafted by version 1",
+    )
+    assert answers.failures() == []
+
+
+def _break(tour: Tour, answers: Traffic) -> float:
+    """Return when the crashes began."""
+    killed_at = time.time()
+    tour.run("Break it")
+    ended_at = time.time()
+    # A new pod is Ready without a draft, and fetches it then.
+    wait_until(
+        lambda: answers.num_since(ended_at) > 10 and answers.last_versions(6) == {1},
+        timeout_s=180,
+        what="answers after all, drafted by version 1",
+    )
+    return killed_at
 
 
 def _click(tour: Tour, api: Api, answers: Traffic, request: pytest.FixtureRequest) -> None:
@@ -216,8 +276,8 @@ def _pod_uids(api: Api) -> set[str]:
 
 
 def _images(api: Api, part: str) -> set[str]:
-    """The images of a part's pods in all namespaces, but for those that end or have ended."""
-    pods = api.get("/api/v1/pods", fieldSelector="status.phase=Running")["items"]
+    """The images of a part's pods in all namespaces, but for those that end or have ended, and those attached to."""
+    pods = api.get("/api/v1/pods", fieldSelector="status.phase=Running", labelSelector="!updraft.dev/attach")["items"]
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     found = (
         each["image"]

@@ -57,7 +57,7 @@ class Tour:
             text=True,
             capture_output=True,
             check=False,
-            timeout=900,
+            timeout=1200,
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}\n{self.state()}"
         return done.stdout
@@ -182,10 +182,17 @@ class Traffic:
 
 @contextmanager
 def traffic(tour: Tour, api: Api, prompts: str = "prompt") -> Iterator[Traffic]:
-    """Requests without end, whose prompts begin so."""
+    """Requests without end to the tour's Service, whose prompts begin so."""
     address = api.get("/api/v1/namespaces/default/services/tour")["spec"]["clusterIP"]
-    file = tour.folder / "traffic.jsonl"
-    sender = tour.node.start(sys.executable, "-m", "tests.cluster.traffic", f"http://{address}", file, prompts)
+    with requests(tour, f"http://{address}", model="tour", prompts=prompts) as answers:
+        yield answers
+
+
+@contextmanager
+def requests(tour: Tour, url: str, *, model: str, prompts: str = "prompt") -> Iterator[Traffic]:
+    """Requests without end to any server; what was answered before under this model's name still counts."""
+    file = tour.folder / f"{model}.jsonl"
+    sender = tour.node.start(sys.executable, "-m", "tests.cluster.traffic", url, file, model, prompts)
     try:
         yield Traffic(file)
     finally:
