@@ -14,6 +14,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.status import Condition
 from updraft_operator.api.upgrades import UpdateMode
+from updraft_operator.manifests.servers import server
 from updraft_operator.planning import trainers
 from updraft_operator.planning.assessment import Assessment, false, true
 from updraft_operator.planning.objects import Child
@@ -27,6 +28,10 @@ from updraft_operator.planning.traces.places import tls_servers
 
 _AHEAD_S = 3600.0
 """How far the clock of an operator before may have been ahead."""
+
+
+_PROGRESS = ("ReplicaSetUpdated", "NewReplicaSetAvailable")
+"""Reasons of a Deployment's condition Progressing whose time is that of the last pod that came up."""
 
 
 class Stage(StrEnum):
@@ -168,7 +173,7 @@ def _ended(observed: Observed) -> datetime | None:
 def _under_way(
     observed: Observed, turn: Turn, why: str, held: tuple[Held, ...], current: str, now: datetime
 ) -> Upgrade:
-    deadline_s = turn.since_s + observed.config.upgrade_deadline_s
+    deadline_s = _deadline_s(observed, turn)
     is_late = now.timestamp() >= deadline_s
     problem = next(_problems(observed, turn), "")
     if not (is_late or problem or (_has_failed(observed) and not desired_pods(observed))):
@@ -181,6 +186,24 @@ def _under_way(
     )
     stage = Stage.SKIPPED if is_skipped else Stage.FAILED
     return Upgrade(stage=stage, says=says, current=current, held=held, due_s=None if is_late else deadline_s)
+
+
+def _deadline_s(observed: Observed, turn: Turn) -> float:
+    """The Unix time by which the next pod has to be back. The time counts anew after each, because a pod may load its model for
+    most of it, and one is replaced after the other; but not forever, for a pod that comes and goes."""
+    serving = observed.speculator.spec.serving
+    own_s = 0 if serving.startup_seconds is None else server.start_s(serving)
+    each_s = max(observed.config.upgrade_deadline_s, own_s)
+    last_s = min(_last_progress_s(observed), turn.since_s + each_s * desired_pods(observed))
+    return max(turn.since_s, last_s) + each_s
+
+
+def _last_progress_s(observed: Observed) -> float:
+    """When Kubernetes last saw a new inference pod come up; 0 for never."""
+    deployment = observed.child("Deployment", names.SERVING)
+    conditions = () if deployment is None else deployment.status.get("conditions", ())
+    times = (each.get("lastUpdateTime") for each in conditions if each.get("reason") in _PROGRESS)
+    return max((datetime.fromisoformat(time).timestamp() for time in times if time), default=0.0)
 
 
 def _problems(observed: Observed, turn: Turn) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
 
 from updraft_operator.api import names
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed, Refusal
+from updraft_operator.planning.observed import Observed, Refusal, moment
 from updraft_operator.planning.plan import Plan, make_plan, objects, ref
 from updraft_operator.planning.pods import PodState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
@@ -154,6 +154,41 @@ def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> Non
     assert "no such image" in upgrade.says.message
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s - 1).stage is Stage.UPDATING
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+@pytest.mark.parametrize(
+    ("serving", "seconds"),
+    [
+        pytest.param({"startupSeconds": 60}, 2400, id="the chart's is the least"),
+        pytest.param({"startupSeconds": 5400}, 6000, id="a large model"),
+    ],
+)
+def test_pods_that_may_load_longer_have_longer_to_come_back(serving: dict[str, Any], seconds: int) -> None:
+    begun = replace(_begun(), speculator=speculator({"serving": serving}))
+    assert _upgrade(begun, after_s=seconds - 1).stage is Stage.UPDATING
+    assert _upgrade(begun, after_s=seconds).stage is Stage.FAILED
+
+
+def _progressed(observation: Observed, *, after_s: float, reason: str = "ReplicaSetUpdated") -> Observed:
+    """As Kubernetes says that a pod of the Deployment came up then."""
+    then = f"{moment(NOW_S + after_s):%Y-%m-%dT%H:%M:%SZ}"
+    status = {**STALE, "conditions": [{"type": "Progressing", "reason": reason, "lastUpdateTime": then}]}
+    deployment = replace(observation.children[SERVING], status=status)
+    return replace(observation, children={**observation.children, SERVING: deployment})
+
+
+def test_the_deadline_counts_anew_after_each_pod_but_not_for_ever() -> None:
+    each_s = NEWER.upgrade_deadline_s
+    begun = replace(_begun(), speculator=speculator({"serving": {"replicas": 3}}))
+    before = _progressed(begun, after_s=-60)
+    assert _upgrade(before, after_s=each_s).stage is Stage.FAILED, "of a rollout before the turn"
+    later = _progressed(begun, after_s=each_s - 1)
+    assert _upgrade(later, after_s=2 * each_s - 2).stage is Stage.UPDATING
+    assert _upgrade(later, after_s=2 * each_s - 1).stage is Stage.FAILED
+    given_up = _progressed(begun, after_s=each_s - 1, reason="ProgressDeadlineExceeded")
+    assert _upgrade(given_up, after_s=each_s).stage is Stage.FAILED
+    coming_and_going = _progressed(begun, after_s=4 * each_s - 1)
+    assert _upgrade(coming_and_going, after_s=4 * each_s).stage is Stage.FAILED
 
 
 def _after_a_refusal(**more: Any) -> tuple[Observed, Refusal]:
