@@ -22,6 +22,7 @@ from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.runtime.rendering import Inputs, render
+from updraft_operator.planning.serving.availability import desired_pods
 from updraft_operator.planning.traces.places import Places
 
 _TEMPLATES = {"Deployment": "template", "StatefulSet": "template", "LeaderWorkerSet": "leaderWorkerTemplate"}
@@ -135,8 +136,20 @@ def ending(observed: Observed) -> Iterator[Child]:
 def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
     """The last one that any workload had, until a Unix time."""
     turns = (Turn.read(child.turn) for child in (*workloads(observed), *ending(observed)) if child.turn)
-    known = (turn for turn in turns if turn is not None and turn.since_s <= until_s)
-    return max(known, key=lambda turn: turn.since_s, default=None)
+    known = [turn for turn in turns if turn is not None] or [*_lost_turn(observed)]
+    return max((turn for turn in known if turn.since_s <= until_s), key=lambda turn: turn.since_s, default=None)
+
+
+def _lost_turn(observed: Observed) -> Iterator[Turn]:
+    """The turn of a failed update whose workloads were all deleted: the status remembers that it failed, and the new ones get
+    it. How many pods were ready before is not known, so all of them have to be."""
+    status = observed.speculator.status
+    ended = None if status.runtime is None else status.runtime.last_update_time
+    for each in status.conditions:
+        if (each.type, each.reason) == ("RuntimeUpToDate", "UpdateFailed"):
+            since_s = each.last_transition_time.timestamp()
+            after_s = since_s if ended is None else max(since_s, ended.timestamp() + 1.0)
+            yield Turn(since_s=after_s, num_ready=max(1, desired_pods(observed)), trains=True)
 
 
 def having(observed: Observed, turn: Turn) -> Iterator[Child]:

@@ -98,7 +98,7 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
     Any other is later than the end of the last one; if it continues one, it is over when the pods are as before the first.
     """
     ended, former = _ended(observed), _turn(observed, now)
-    if former is not None and _is_under_way(observed, former):
+    if former is not None and (_is_under_way(observed, former) or not any(having(observed, former))):
         return former
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:

@@ -310,6 +310,24 @@ def test_a_workload_of_a_failed_update_that_is_deleted_ends_no_failure() -> None
     assert _upgrade(replace(failing, children=only_new), after_s=late_s).stage is Stage.FAILED
 
 
+def test_a_failed_update_is_not_forgotten_when_all_its_workloads_are_deleted() -> None:
+    late_s = NEWER.upgrade_deadline_s
+    failed = _written(_begun(pods=()), after_s=late_s)
+    emptied = replace(failed, children={at: child for at, child in failed.children.items() if not child.rendered})
+    assert _upgrade(emptied, after_s=2 * late_s).stage is Stage.FAILED
+    again = replace(emptied, has_turn=True)
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(again, after_s=2 * late_s).apply}
+    made_again = replace(_written(again, after_s=2 * late_s), children={**again.children, **made})
+    assert {made_again.children[at].turn for at in (SERVING, TRAINER)} == {made[SERVING].turn}
+    assert made[SERVING].turn
+    assert _upgrade(made_again, after_s=2 * late_s + 60).stage is Stage.FAILED
+    back = replace(_replaced(made_again), pods=ready_pods())
+    assert (_upgrade(back, after_s=2 * late_s + 120).stage) is Stage.CURRENT
+    ended = _written(back, after_s=2 * late_s + 120)
+    without = replace(ended, children=emptied.children, pods=())
+    assert _upgrade(without, after_s=2 * late_s + 180).stage is Stage.CURRENT, "a failure that is over stays over"
+
+
 def test_a_workload_that_is_being_deleted_is_not_back() -> None:
     back = _replaced(_begun())
     ending = {**back.children, SERVING: replace(back.children[SERVING], is_ending=True)}
