@@ -164,12 +164,16 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
 
 
 def _unclaimed(body: Mapping[str, Any]) -> Iterator[PodProblem]:
-    """Claims that are not made from their templates: the scheduler says nothing of such a pod."""
+    """Claims that may not exist: the scheduler says nothing of a pod that lacks one. Only of claims from templates does the pod
+    say that they are made."""
     made = {each["name"] for each in body.get("status", {}).get("resourceClaimStatuses", ())}
     for claim in body.get("spec", {}).get("resourceClaims", ()):
-        template = claim.get("resourceClaimTemplateName")
+        template, named = claim.get("resourceClaimTemplateName"), claim.get("resourceClaimName")
         if template and claim["name"] not in made:
             text = f"claim {claim['name']} is not made yet from ResourceClaimTemplate {template}; does that exist?"
+            yield PodProblem(reason="ClaimNotAllocated", message=text)
+        if named:
+            text = f"the scheduler has not looked at it yet; does ResourceClaim {named} exist?"
             yield PodProblem(reason="ClaimNotAllocated", message=text)
 
 
