@@ -115,6 +115,16 @@ def test_somebody_who_asks_for_a_runtime_needs_no_window(spec: dict[str, Any]) -
         assert _upgrade(_waiting(spec, metadata=of_another)).stage is Stage.WAITING
 
 
+@pytest.mark.parametrize("mode", ["OnSpecChange", "Automatic"])
+def test_a_request_for_a_runtime_that_was_rolled_back_begins_no_other_one(mode: str) -> None:
+    policy = {"updatePolicy": {"mode": mode, "windows": ["22:00-23:00"]}}
+    asked = _waiting(policy, metadata={"annotations": {"updraft.dev/upgrade": "2"}})
+    later = replace(NEWER, images=replace(NEWER.images, inference="inference:3"), runtime="3")
+    assert _upgrade(asked).stage is Stage.READY
+    assert _upgrade(replace(asked, config=later)).stage is Stage.WAITING
+    assert _plan(replace(asked, config=later, has_turn=True)).apply == ()
+
+
 def test_a_turn_that_comes_when_the_window_has_closed_changes_nothing() -> None:
     late = replace(_waiting({"updatePolicy": {"windows": ["22:00-23:00"]}}), has_turn=True)
     assert _plan(late).apply == ()
