@@ -22,7 +22,6 @@ from updraft_operator.planning.compare import difference
 from updraft_operator.planning.objects import Child, Ref
 from updraft_operator.planning.observed import Observed
 from updraft_operator.planning.runtime.rendering import Inputs, render
-from updraft_operator.planning.serving.availability import desired_pods
 from updraft_operator.planning.traces.places import Places
 
 _TEMPLATES = {"Deployment": "template", "StatefulSet": "template", "LeaderWorkerSet": "leaderWorkerTemplate"}
@@ -141,15 +140,17 @@ def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
 
 
 def _lost_turn(observed: Observed) -> Iterator[Turn]:
-    """The turn of a failed update whose workloads were all deleted: the status remembers that it failed, and the new ones get
-    it. How many pods were ready before is not known, so all of them have to be."""
+    """The turn of an update that failed with this runtime and whose workloads were all deleted. The status remembers it,
+    and the new ones get it. How it was before is not known, so it is over when clients are served."""
     status = observed.speculator.status
-    ended = None if status.runtime is None else status.runtime.last_update_time
+    if status.runtime is None or status.runtime.available != observed.config.runtime:
+        return
+    ended = status.runtime.last_update_time
     for each in status.conditions:
         if (each.type, each.reason) == ("RuntimeUpToDate", "UpdateFailed"):
             since_s = each.last_transition_time.timestamp()
             after_s = since_s if ended is None else max(since_s, ended.timestamp() + 1.0)
-            yield Turn(since_s=after_s, num_ready=max(1, desired_pods(observed)), trains=True)
+            yield Turn(since_s=after_s, num_ready=1, trains=False)
 
 
 def having(observed: Observed, turn: Turn) -> Iterator[Child]:

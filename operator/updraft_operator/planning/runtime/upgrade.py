@@ -30,8 +30,8 @@ _AHEAD_S = 3600.0
 """How far the clock of an operator before may have been ahead."""
 
 
-_PROGRESS = ("ReplicaSetUpdated", "NewReplicaSetAvailable")
-"""Reasons of a Deployment's condition Progressing whose time is that of the last pod that came up."""
+_SKEW_S = 60.0
+"""How far the clock of the API server may be behind the operator's."""
 
 
 class Stage(StrEnum):
@@ -98,7 +98,7 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
     Any other is later than the end of the last one; if it continues one, it is over when the pods are as before the first.
     """
     ended, former = _ended(observed), _turn(observed, now)
-    if former is not None and (_is_under_way(observed, former) or not any(having(observed, former))):
+    if former is not None and (_is_under_way(observed, former) or _is_lost(observed, former)):
         return former
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:
@@ -109,6 +109,11 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
 def _is_under_way(observed: Observed, turn: Turn) -> bool:
     has_it = any(child.runtime == observed.config.runtime for child in having(observed, turn))
     return has_it and bool(why_not_serving(observed, turn))
+
+
+def _is_lost(observed: Observed, turn: Turn) -> bool:
+    """Whether the status alone remembers a turn that failed with this runtime."""
+    return _has_failed(observed) and not any(having(observed, turn))
 
 
 def why_not_serving(observed: Observed, turn: Turn | None) -> str:
@@ -174,6 +179,8 @@ def _under_way(
     observed: Observed, turn: Turn, why: str, held: tuple[Held, ...], current: str, now: datetime
 ) -> Upgrade:
     deadline_s = _deadline_s(observed, turn)
+    if _has_failed(observed):  # a pod that comes up after the deadline ends no failure: all of them do
+        deadline_s = min(deadline_s, turn.since_s + _each_s(observed))
     is_late = now.timestamp() >= deadline_s
     problem = next(_problems(observed, turn), "")
     if not (is_late or problem or (_has_failed(observed) and not desired_pods(observed))):
@@ -189,21 +196,27 @@ def _under_way(
 
 
 def _deadline_s(observed: Observed, turn: Turn) -> float:
-    """The Unix time by which the next pod has to be back. The time counts anew after each, because a pod may load its model for
-    most of it, and one is replaced after the other; but not forever, for a pod that comes and goes."""
+    """The Unix time by which the next pod has to be ready. The time starts again after each, because one is replaced after the
+    other and may need most of it; but not without end, for a pod that comes and goes."""
+    each_s = _each_s(observed)
+    most_s = turn.since_s + each_s * max(desired_pods(observed), turn.num_ready)
+    return min(_last_progress_s(observed, turn), most_s) + each_s
+
+
+def _each_s(observed: Observed) -> float:
     serving = observed.speculator.spec.serving
     own_s = 0 if serving.startup_seconds is None else server.start_s(serving)
-    each_s = max(observed.config.upgrade_deadline_s, own_s)
-    last_s = min(_last_progress_s(observed), turn.since_s + each_s * desired_pods(observed))
-    return max(turn.since_s, last_s) + each_s
+    return max(observed.config.upgrade_deadline_s, own_s)
 
 
-def _last_progress_s(observed: Observed) -> float:
-    """When Kubernetes last saw a new inference pod come up; 0 for never."""
-    deployment = observed.child("Deployment", names.SERVING)
-    conditions = () if deployment is None else deployment.status.get("conditions", ())
-    times = (each.get("lastUpdateTime") for each in conditions if each.get("reason") in _PROGRESS)
-    return max((datetime.fromisoformat(time).timestamp() for time in times if time), default=0.0)
+def _last_progress_s(observed: Observed, turn: Turn) -> float:
+    """When the last inference pod that was created in this turn became ready, or the turn began. The time in the Deployment's
+    condition Progressing is also that of a former pod that is ready again, and it is gone when Kubernetes gives up."""
+    since_s = turn.since_s
+    ready = (pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending)
+    times = ((pod.ready_s, pod.startup_s) for pod in ready)
+    new = [at for at, took in times if at is not None and took is not None and at - took >= since_s - _SKEW_S]
+    return max([since_s, *new])
 
 
 def _problems(observed: Observed, turn: Turn) -> Iterator[str]:

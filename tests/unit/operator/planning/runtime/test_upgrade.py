@@ -11,7 +11,7 @@ from tests.unit.operator.planning.runtime.test_records import NEWER, SERVING
 
 from updraft_operator.api import names
 from updraft_operator.planning.objects import Child, Ref
-from updraft_operator.planning.observed import Observed, Refusal, moment
+from updraft_operator.planning.observed import Observed, Refusal
 from updraft_operator.planning.plan import Plan, make_plan, objects, ref
 from updraft_operator.planning.pods import PodState
 from updraft_operator.planning.runtime.upgrade import Stage, Upgrade
@@ -179,26 +179,58 @@ def test_pods_that_may_load_longer_have_longer_to_come_back(serving: dict[str, A
     assert _upgrade(begun, after_s=seconds).stage is Stage.FAILED
 
 
-def _progressed(observation: Observed, *, after_s: float, reason: str = "ReplicaSetUpdated") -> Observed:
-    """As Kubernetes says that a pod of the Deployment came up then."""
-    then = f"{moment(NOW_S + after_s):%Y-%m-%dT%H:%M:%SZ}"
-    status = {**STALE, "conditions": [{"type": "Progressing", "reason": reason, "lastUpdateTime": then}]}
-    deployment = replace(observation.children[SERVING], status=status)
-    return replace(observation, children={**observation.children, SERVING: deployment})
+def _coming_up(*pods: tuple[float, float], replicas: int = 3, **more: Any) -> Observed:
+    """An update under way, with pods that were created and became ready so many seconds after its begin."""
+    made = tuple(
+        pod(f"qwen-serving-{number}", is_ready=True, ready_s=NOW_S + ready_s, startup_s=ready_s - created_s)
+        for number, (created_s, ready_s) in enumerate(pods, start=2)
+    )
+    begun = _begun(**more)
+    return replace(begun, pods=(*ready_pods(), *made), speculator=speculator({"serving": {"replicas": replicas}}))
 
 
-def test_the_deadline_counts_anew_after_each_pod_but_not_for_ever() -> None:
-    each_s = NEWER.upgrade_deadline_s
-    begun = replace(_begun(), speculator=speculator({"serving": {"replicas": 3}}))
-    before = _progressed(begun, after_s=-60)
-    assert _upgrade(before, after_s=each_s).stage is Stage.FAILED, "of a rollout before the turn"
-    later = _progressed(begun, after_s=each_s - 1)
-    assert _upgrade(later, after_s=2 * each_s - 2).stage is Stage.UPDATING
-    assert _upgrade(later, after_s=2 * each_s - 1).stage is Stage.FAILED
-    given_up = _progressed(begun, after_s=each_s - 1, reason="ProgressDeadlineExceeded")
-    assert _upgrade(given_up, after_s=each_s).stage is Stage.FAILED
-    coming_and_going = _progressed(begun, after_s=4 * each_s - 1)
-    assert _upgrade(coming_and_going, after_s=4 * each_s).stage is Stage.FAILED
+EACH_S = NEWER.upgrade_deadline_s
+
+
+def test_the_deadline_starts_again_after_each_new_pod() -> None:
+    later = _coming_up((5, EACH_S - 1))
+    assert _upgrade(later, after_s=2 * EACH_S - 2).stage is Stage.UPDATING
+    assert _upgrade(later, after_s=2 * EACH_S - 1).stage is Stage.FAILED
+
+
+def test_a_former_pod_that_is_ready_again_moves_no_deadline() -> None:
+    assert _upgrade(_coming_up((-3600, EACH_S - 1)), after_s=EACH_S).stage is Stage.FAILED
+
+
+def test_a_pod_that_comes_and_goes_does_not_move_the_deadline_without_end() -> None:
+    assert _upgrade(_coming_up((5, 4 * EACH_S - 1)), after_s=4 * EACH_S - 1).stage is Stage.UPDATING
+    assert _upgrade(_coming_up((5, 4 * EACH_S - 1)), after_s=4 * EACH_S).stage is Stage.FAILED
+
+
+def test_fewer_pods_make_no_update_late_that_goes_well() -> None:
+    smaller = _coming_up((5, 5 * EACH_S), replicas=2)
+    turn = smaller.children[SERVING].turn.replace(" 1,", " 10,")
+    children = {at: replace(child, turn=turn) if child.turn else child for at, child in smaller.children.items()}
+    assert _upgrade(replace(smaller, children=children), after_s=5 * EACH_S + 60).stage is Stage.UPDATING
+
+
+def test_the_deadline_is_the_charts_also_when_kubernetes_gives_up_earlier() -> None:
+    given_up = {
+        **STALE,
+        "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}],
+    }
+    longer = _coming_up((5, 6000), config=replace(NEWER, upgrade_deadline_s=7200.0))
+    deployment = replace(longer.children[SERVING], status=given_up)
+    waiting = replace(longer, children={**longer.children, SERVING: deployment})
+    assert _upgrade(waiting, after_s=6000 + 2500).stage is Stage.UPDATING
+
+
+def test_a_pod_that_comes_up_after_the_deadline_ends_no_failure() -> None:
+    failed = _plan(_coming_up(), after_s=EACH_S).status
+    later = _coming_up((EACH_S, EACH_S + 60))
+    assert _upgrade(later, after_s=EACH_S + 90).stage is Stage.UPDATING
+    told = replace(later, speculator=speculator({"serving": {"replicas": 3}}, status=failed))
+    assert _upgrade(told, after_s=EACH_S + 90).stage is Stage.FAILED
 
 
 def _after_a_refusal(**more: Any) -> tuple[Observed, Refusal]:
@@ -336,6 +368,26 @@ def test_a_failed_update_is_not_forgotten_when_all_its_workloads_are_deleted() -
     ended = _written(back, after_s=2 * late_s + 120)
     without = replace(ended, children=emptied.children, pods=())
     assert _upgrade(without, after_s=2 * late_s + 180).stage is Stage.CURRENT, "a failure that is over stays over"
+
+
+def _emptied(**more: Any) -> Observed:
+    """A failed update whose workloads are all deleted."""
+    failed = _written(_begun(pods=()), after_s=EACH_S)
+    return replace(failed, children={at: one for at, one in failed.children.items() if not one.rendered}, **more)
+
+
+def test_a_failed_update_that_is_lost_asks_only_that_clients_are_served() -> None:
+    again = _emptied(has_turn=True)
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(again, after_s=2 * EACH_S).apply}
+    waits = pod("qwen-trainer-1", "trainer", problem=("InsufficientGPU", "no GPU"))
+    serving = tuple(each for each in ready_pods() if each.part != "trainer")
+    back = replace(_replaced(replace(again, children={**again.children, **made})), pods=(*serving, waits))
+    assert _upgrade(back, after_s=2 * EACH_S + 60).stage is Stage.CURRENT
+
+
+def test_another_operator_does_not_say_that_its_pods_do_not_come_back_before_it_has_made_them() -> None:
+    another = _emptied(config=replace(NEWER, runtime="3"), has_turn=True)
+    assert _upgrade(another, after_s=2 * EACH_S).stage is not Stage.FAILED
 
 
 def test_a_workload_that_is_being_deleted_is_not_back() -> None:
