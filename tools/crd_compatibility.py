@@ -31,9 +31,10 @@ _HARMLESS = (
     "mode Dedicated and urlSecretRef are two different Redis: remove one",
     "readerUrlSecretRef requires urlSecretRef",
     "maxMemory and storage require mode Dedicated",
+    "startupSeconds: with mode Attached, set it in your workload",
 )
 """Messages of rules that a person has checked: the release required urlSecretRef, and its objects get mode Shared by default
-and have none of the other fields."""
+and have none of the other fields; it had no startupSeconds either."""
 
 
 def last_release() -> Path:

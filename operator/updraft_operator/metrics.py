@@ -11,7 +11,7 @@ from updraft_operator.api.status import Condition
 from updraft_operator.planning.objects import Key
 from updraft_operator.planning.pods import PodState
 
-_STARTUP_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
+_STARTUP_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0)
 _RECONCILE_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 

@@ -67,16 +67,18 @@ class ClusterBackend:
             contents = self._owners(client)
             owners = {(s.namespace, s.name): s for s in map(objects.speculator, contents)}
             only = next(iter(owners.values())) if len(owners) == 1 and client.namespace else None
-            versions = client.versions(only.name if only else self.speculator)
+            name = only.name if only else self.speculator
+            versions, imports = client.versions(name), client.imports(name)
         drafts = (objects.draft(version, owners.get(objects.owner_key(version))) for version in versions)
         return DraftList(
-            speculator=only.name if only else self.speculator,
+            speculator=name,
             namespace=client.namespace,
             stable=only.stable if only else 0,
             candidate=only.candidate if only else 0,
             pinned=only.pinned if only else None,
             message=only.message if only else "",
             drafts=objects.newest_first(drafts),
+            imports=tuple(objects.waiting_imports(imports)),
         )
 
     def draft(self, version: Version) -> DraftDetails:
@@ -249,10 +251,7 @@ class ClusterBackend:
         """Return the speculator, its versions and the imports that are none yet, in no order."""
         with self._connected() as client:
             owner, versions = self._one(client)
-            try:
-                imports = tuple(objects.waiting_imports(client.imports(owner.name)))
-            except (Forbidden, NotFound):  # an older role or CRD; the rest does not depend on them
-                imports = ()
+            imports = tuple(objects.waiting_imports(client.imports(owner.name)))
         return owner, tuple(objects.draft(version, owner) for version in versions), imports
 
     def names(self) -> tuple[str, ...]:
@@ -309,7 +308,7 @@ def _installation(client: ClusterClient, contents: tuple[Json, ...]) -> Installa
 
 def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
     installation = _installation(client, contents)
-    problem, versions = "", client.versions()
+    problem, versions, imports = "", client.versions(), tuple(objects.waiting_imports(client.imports()))
     of_pods: tuple[Json, ...] = ()
     try:
         of_pods = _pods(client)
@@ -325,6 +324,9 @@ def _snapshot(client: ClusterClient, contents: tuple[Json, ...]) -> Snapshot:
                 history=_history(_owned(versions, owner)),
                 pods=tuple(pods.pod(content) for content in of_pods if pods.owner(content) == owner.name),
                 pods_problem=problem,
+                imports=tuple(
+                    one for one in imports if (one.namespace, one.speculator) == (owner.namespace, owner.name)
+                ),
             )
             for owner in installation.speculators or ()
         ),

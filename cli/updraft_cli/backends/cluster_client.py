@@ -104,9 +104,12 @@ class ClusterClient:
         """List DraftVersions; with a name, those of that speculator."""
         return self._list(DRAFT_VERSIONS, _selector("spec.speculatorRef.name", speculator)).items
 
-    def imports(self, speculator: str) -> tuple[Json, ...]:
-        """List the DraftImports of a speculator."""
-        return self._list(DRAFT_IMPORTS, _selector("spec.speculatorRef.name", speculator)).items
+    def imports(self, speculator: str = "") -> tuple[Json, ...]:
+        """List DraftImports; with a name, those of that speculator. None for an older role or CRD."""
+        try:
+            return self._list(DRAFT_IMPORTS, _selector("spec.speculatorRef.name", speculator)).items
+        except (Forbidden, NotFound):
+            return ()
 
     def config_map(self, name: str) -> dict[str, str]:
         """Return the data of a ConfigMap."""

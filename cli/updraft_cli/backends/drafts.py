@@ -71,9 +71,18 @@ class Draft:
 class WaitingImport:
     """A DraftImport that is no version yet."""
 
+    namespace: str
     name: str
+    speculator: str
     has_failed: bool
+    reason: str
+    """CamelCase, as in its condition Ready."""
     message: str
+
+    @property
+    def text(self) -> str:
+        state = "failed" if self.has_failed else "is not done"
+        return f"The DraftImport {self.name} {state} ({self.reason}): {self.message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,8 @@ class DraftList:
     message: str = ""
     """Condition that the rollout waits for."""
     drafts: tuple[Draft, ...]
+    imports: tuple[WaitingImport, ...] = ()
+    """Those of a cluster that are no version yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

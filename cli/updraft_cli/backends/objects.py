@@ -154,10 +154,15 @@ def waiting_imports(contents: Iterable[Json]) -> Iterator[WaitingImport]:
         status = _part(content, "status")
         conditions = {each["type"]: each for each in status.get("conditions", ())}
         if "version" not in status:
+            ready = conditions.get("Ready", {"reason": _PENDING, "message": "the operator has not said yet"})
+            namespace, speculator = owner_key(content)
             yield WaitingImport(
+                namespace=namespace,
                 name=content["metadata"]["name"],
+                speculator=speculator,
                 has_failed="Stalled" in conditions,
-                message=conditions.get("Ready", {}).get("message", ""),
+                reason=ready["reason"],
+                message=ready["message"],
             )
 
 
@@ -298,6 +303,6 @@ def key(content: Json) -> tuple[str, str]:
     return content["metadata"]["namespace"], content["metadata"]["name"]
 
 
-def owner_key(version: Json) -> tuple[str, str]:
-    """Namespace and name of the AdaptiveSpeculator of a DraftVersion."""
-    return version["metadata"].get("namespace", ""), version["spec"]["speculatorRef"]["name"]
+def owner_key(content: Json) -> tuple[str, str]:
+    """Namespace and name of the AdaptiveSpeculator of a DraftVersion or a DraftImport."""
+    return content["metadata"].get("namespace", ""), content["spec"]["speculatorRef"]["name"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from updraft_cli.backends.drafts import Draft, HistoryEntry
+from updraft_cli.backends.drafts import Draft, HistoryEntry, WaitingImport
 from updraft_cli.backends.installation import Installation, Serving
 from updraft_cli.backends.speculators import Condition, ServedVersion, Speculator, Speedup
 
@@ -63,6 +63,8 @@ class SpeculatorSnapshot:
     speculator: Speculator
     drafts: tuple[Draft, ...] = ()
     """Newest first."""
+    imports: tuple[WaitingImport, ...] = ()
+    """Those of a cluster that are no version yet."""
     history: tuple[HistoryEntry, ...] = ()
     """The last changes, oldest first."""
     pods: tuple[PodState, ...] = ()

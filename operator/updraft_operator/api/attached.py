@@ -64,6 +64,7 @@ _REFUSED = {
     "replicas": "self.replicas == 1",
     "max_running_requests": "self.maxRunningRequests == 8",
     "max_context_tokens": "",
+    "startup_seconds": "",
     "termination_grace_period_seconds": "self.terminationGracePeriodSeconds == 60",
     "rolling_update": "",
 }

@@ -325,6 +325,8 @@ class Serving(Workload):
     """Header by which a gateway names the tenant. Its API key has the word gateway."""
     max_requests_per_key: Positive | None = None
     """Maximum number of concurrent requests per API key and pod; each choice counts. Defaults to no limit."""
+    startup_seconds: Annotated[int, Field(ge=60, le=7200)] | None = None
+    """How long a container may load the model before it is restarted. Defaults to 1800."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86_400)] = 60
     """How long running requests may continue when a pod is terminated."""
     rolling_update: RollingUpdate = RollingUpdate()

@@ -57,7 +57,7 @@ class OperatorConfig:
     max_upgrades: int = 1
     """Resources whose pods may restart for this operator at the same time."""
     upgrade_deadline_s: float = 2400.0
-    """How long the pods of one may take to come back."""
+    """How long each of its pods may take to come back, unless its spec allows more."""
     tls: Tls = field(default_factory=Tls)
     metrics_from: tuple[Mapping[str, Any], ...] = ()
     """Peers of a NetworkPolicy that may scrape pods; none: everyone may."""

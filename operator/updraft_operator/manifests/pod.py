@@ -1,5 +1,6 @@
 """Pods of all parts: they meet the restricted Pod Security standard and read their settings from a ConfigMap."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,7 @@ def probes(
     port: str, *, start_s: int, start_period_s: int = 5, live_period_s: int = 10, has_tls: bool = False
 ) -> dict[str, Any]:
     """Probes of a container that serves /healthz and /readyz, and may take `start_s` seconds to start."""
-    failures = start_s // start_period_s
+    failures = math.ceil(start_s / start_period_s)
     return {
         "startupProbe": http_probe("/healthz", port, period_s=start_period_s, failures=failures, has_tls=has_tls),
         "readinessProbe": http_probe("/readyz", port, period_s=5, failures=2, has_tls=has_tls),

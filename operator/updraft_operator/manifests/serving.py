@@ -20,9 +20,6 @@ PORT = 8000
 
 _NONE = (0, "0%")
 
-_SLACK_S = 600
-"""For a pod to be scheduled and its image and model to be pulled: Kubernetes' own default for all of it."""
-
 
 def objects(
     owner: AdaptiveSpeculator,
@@ -64,7 +61,7 @@ def objects(
     content: dict[str, Any] = {
         "selector": {"matchLabels": names.selector(name, names.SERVING)},
         # Beyond the time that a pod may take to load its model, or each rollout of a large one would count as failed.
-        "progressDeadlineSeconds": server.LOAD_S + _SLACK_S,
+        "progressDeadlineSeconds": server.start_s(spec.serving),
         "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling_update(spec)},
         "template": pod.template(owner, names.SERVING, parts, spec.serving, config.images),
     }
@@ -174,7 +171,7 @@ def _torch(owner: AdaptiveSpeculator, config: OperatorConfig, target: ModelMount
             *port.mounts(serving),
         ],
         # The server answers probes concurrently with decoding, so a swap between two steps fails none.
-        **pod.probes(port.scheme(serving), start_s=server.LOAD_S, has_tls=port.has_tls(serving)),
+        **pod.probes(port.scheme(serving), start_s=server.load_s(serving), has_tls=port.has_tls(serving)),
         lifecycle={"preStop": {"sleep": {"seconds": server.PULL_S}}},
     )
 

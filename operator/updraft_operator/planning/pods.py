@@ -60,6 +60,8 @@ class PodState:
     """Revision of the template that it was made from, of a StatefulSet's pod."""
     startup_s: float | None = None
     """Time from its creation until it was ready; None if it is not, or if a container restarted."""
+    ready_s: float | None = None
+    """Unix time since when it is ready; None likewise."""
     uid: str = ""
     result: str = ""
     """Termination message of its first container, once that has succeeded."""
@@ -68,6 +70,7 @@ class PodState:
     def of(cls, body: Mapping[str, Any]) -> "PodState":
         metadata, status = body["metadata"], body.get("status", {})
         conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
+        ready_s = _ready_s(status, conditions)
         return cls(
             name=metadata["name"],
             part=metadata.get("labels", {}).get(names.COMPONENT, ""),
@@ -76,7 +79,8 @@ class PodState:
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(map(_shown, _troubles(body, status, conditions)), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
-            startup_s=_startup_s(metadata, status, conditions),
+            startup_s=_startup_s(metadata, ready_s),
+            ready_s=ready_s,
             uid=metadata.get("uid", ""),
             result=_result(status),
         )
@@ -113,13 +117,19 @@ class Selection:
         return tuple(pod.state for pod in self.pods if pod.is_ours)
 
 
-def _startup_s(metadata: Mapping[str, Any], status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:
-    ready, created = conditions.get("Ready", {}), metadata.get("creationTimestamp")
+def _ready_s(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:
+    ready = conditions.get("Ready", {})
     has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))
-    if ready.get("status") != "True" or has_restarted or not created or "lastTransitionTime" not in ready:
+    if ready.get("status") != "True" or has_restarted or "lastTransitionTime" not in ready:
         return None
-    ready_at, created_at = datetime.fromisoformat(ready["lastTransitionTime"]), datetime.fromisoformat(created)
-    return max(0.0, (ready_at - created_at).total_seconds())
+    return datetime.fromisoformat(ready["lastTransitionTime"]).timestamp()
+
+
+def _startup_s(metadata: Mapping[str, Any], ready_s: float | None) -> float | None:
+    created = metadata.get("creationTimestamp")
+    if ready_s is None or not created:
+        return None
+    return max(0.0, ready_s - datetime.fromisoformat(created).timestamp())
 
 
 def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:
@@ -164,12 +174,16 @@ def _gated(body: Mapping[str, Any]) -> Iterator[PodProblem]:
 
 
 def _unclaimed(body: Mapping[str, Any]) -> Iterator[PodProblem]:
-    """Claims that are not made from their templates: the scheduler says nothing of such a pod."""
+    """Claims that may not exist: the scheduler says nothing of a pod that lacks one. Only of claims from templates does the pod
+    say that they are made."""
     made = {each["name"] for each in body.get("status", {}).get("resourceClaimStatuses", ())}
     for claim in body.get("spec", {}).get("resourceClaims", ()):
-        template = claim.get("resourceClaimTemplateName")
+        template, named = claim.get("resourceClaimTemplateName"), claim.get("resourceClaimName")
         if template and claim["name"] not in made:
             text = f"claim {claim['name']} is not made yet from ResourceClaimTemplate {template}; does that exist?"
+            yield PodProblem(reason="ClaimNotAllocated", message=text)
+        if named:
+            text = f"the scheduler has not looked at it yet; does ResourceClaim {named} exist?"
             yield PodProblem(reason="ClaimNotAllocated", message=text)
 
 

@@ -208,6 +208,7 @@ LIMITS = (
     *_filled("serving.apiKeysSecretRef.key", 253, around=at("serving.apiKeysSecretRef.name", "clients")),
     Limit(path="serving.tenantHeader", good=("X-Team",), bad="X Team", message=_MATCH),
     _text("serving.tenantHeader", 64),
+    *_span("serving.startupSeconds", 60, 7200),
     *_span("serving.terminationGracePeriodSeconds", 10, 86_400),
     *_int_or_percent("serving.rollingUpdate.maxSurge", "maxUnavailable"),
     *_int_or_percent("serving.rollingUpdate.maxUnavailable", "maxSurge"),

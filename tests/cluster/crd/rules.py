@@ -33,6 +33,7 @@ _ATTACHED_REFUSES: dict[str, object] = {
     "replicas": 2,
     "maxRunningRequests": 16,
     "maxContextTokens": 4096,
+    "startupSeconds": 1800,
     "terminationGracePeriodSeconds": 90,
     "rollingUpdate": {"maxSurge": 1},
     "apiKeysSecretRef": {"name": "clients"},

@@ -22,8 +22,13 @@ _SIZE = {"cpu": "64", "memory": "256Gi", "pods": "110"}
 GPU = {"accelerator": {"resourceName": "nvidia.com/gpu"}}
 SLICE = {"accelerator": {"resourceName": "nvidia.com/mig-1g.10gb"}}
 CLAIM = {"resources": {"claims": [{"name": "gpus"}]}}
-_CLAIMS, _ABSENT = (
-    {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": name}]} for name in ("one", "none")
+_CLAIMS, _ABSENT, _NAMED = (
+    {"resourceClaims": [{"name": "gpus", **source}]}
+    for source in (
+        {"resourceClaimTemplateName": "one"},
+        {"resourceClaimTemplateName": "none"},
+        {"resourceClaimName": "mine"},
+    )
 )
 
 
@@ -69,6 +74,7 @@ def _started(kubernetes: ControlPlane, folder: Path, name: str) -> Daemon:
         pytest.param(SLICE, {}, "InsufficientGPU", "Insufficient nvidia.com/mig-1g.10gb", id="MIG slice"),
         pytest.param(CLAIM, _CLAIMS, "ClaimNotAllocated", "cannot allocate all claims", id="claim"),
         pytest.param(CLAIM, _ABSENT, "ClaimNotAllocated", "ResourceClaimTemplate none", id="claim of no template"),
+        pytest.param(CLAIM, _NAMED, "ClaimNotAllocated", "ResourceClaim mine", id="claim that does not exist"),
         pytest.param({}, {"nodeSelector": {"a": "b"}}, "Unschedulable", "node affinity/selector", id="topology"),
     ],
 )

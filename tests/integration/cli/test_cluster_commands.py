@@ -20,7 +20,7 @@ from tests.support.wait import LONG_S
 from updraft_cli.kubectl import candidates, plugin
 
 Run = Callable[..., Result]
-SPECULATORS, VERSIONS = "adaptivespeculators", "draftversions"
+SPECULATORS, VERSIONS, IMPORTS = "adaptivespeculators", "draftversions", "draftimports"
 
 
 @pytest.fixture
@@ -67,6 +67,18 @@ def test_versions_are_listed_by_noun_and_by_the_older_spelling(run: Run) -> None
     ]
     assert run("draft", "list", "-o", "name").output.split()[0] == "draftversion.updraft.dev/qwen-v4"
     assert json.loads(run("draft", "list", "-o", "json").output)["stable"] == 2
+
+
+def test_imports_that_are_no_version_yet_are_listed_with_the_versions(run: Run, api: ApiServer) -> None:
+    before = run("draft", "list", "qwen").output
+    assert "DraftImport" not in before
+    failed = [objects.condition(kind, "True", "ImportFailed", "404 Not Found") for kind in ("Ready", "Stalled")]
+    api.put(IMPORTS, objects.draft_import(*failed))
+    listed = run("draft", "list", "qwen")
+    assert listed.exit_code == 0
+    assert listed.output.removeprefix(before) == ("\nThe DraftImport qwen-mine failed (ImportFailed): 404 Not Found.\n")
+    (one,) = json.loads(run("draft", "list", "qwen", "-o", "json").output)["imports"]
+    assert (one["name"], one["reason"], one["has_failed"]) == ("qwen-mine", "ImportFailed", True)
 
 
 def test_a_version_is_shown_by_number_or_by_role(run: Run) -> None:

@@ -17,7 +17,7 @@ from updraft_cli.backends.cluster_client import KubeContext
 from updraft_cli.ui.server import serving
 from updraft_inference.metrics import Metrics
 
-SPECULATORS, VERSIONS = "adaptivespeculators", "draftversions"
+SPECULATORS, VERSIONS, IMPORTS = "adaptivespeculators", "draftversions", "draftimports"
 
 
 @pytest.fixture
@@ -75,6 +75,18 @@ def test_the_pages_show_the_resource(browser: Browser) -> None:
     history = browser.text("/s/qwen/history")
     assert "Stable" not in history
     assert "1 superseded stable gate version 2 took over" in history
+
+
+def test_an_import_that_is_no_version_yet_is_on_the_page_of_versions(browser: Browser, api: ApiServer) -> None:
+    assert "DraftImport" not in browser.text("/s/qwen/versions")
+    running = objects.condition("Ready", "False", "Importing", "a Job imports it")
+    of_another = objects.draft_import(running)
+    of_another["metadata"]["name"], of_another["spec"]["speculatorRef"]["name"] = "not-mine", "other"
+    for each in (of_another, objects.draft_import(running)):
+        api.put(IMPORTS, each)
+    says = "The DraftImport qwen-mine is not done (Importing): a Job imports it."
+    wait_until(lambda: says in browser.text("/s/qwen/versions"), what="the import")
+    assert "not-mine" not in browser.text("/s/qwen/versions")
 
 
 def test_a_pin_is_a_patch_of_the_resource_and_asks_for_no_reason(browser: Browser, api: ApiServer) -> None:

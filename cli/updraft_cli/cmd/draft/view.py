@@ -20,6 +20,7 @@ from updraft_cli.backends.drafts import (
     OfflineEvaluation,
     Provenance,
     Tensor,
+    WaitingImport,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ _PHASE_STYLES = {
 
 
 def rendered_list(drafts: DraftList, now: datetime, *, is_wide: bool) -> RenderableType:
+    """The versions, and below them a line for each import that is none yet."""
+    imports = [_import(one, has_namespace=not drafts.namespace) for one in drafts.imports]
+    versions = _versions(drafts, now, is_wide=is_wide)
+    return Group(versions, "", *imports) if imports else versions
+
+
+def _versions(drafts: DraftList, now: datetime, *, is_wide: bool) -> RenderableType:
     if not drafts.drafts:
         where = drafts.speculator or (f"namespace {drafts.namespace}" if drafts.namespace else "any namespace")
         return f"No drafts of {where} yet. {output.sentence(drafts.message)}".rstrip()
@@ -46,6 +54,11 @@ def rendered_list(drafts: DraftList, now: datetime, *, is_wide: bool) -> Rendera
     for draft in drafts.drafts:
         table.add_row(*(cell(draft) for cell in columns.values()))
     return table
+
+
+def _import(one: WaitingImport, *, has_namespace: bool) -> Text:
+    where = f"{one.namespace}: " if has_namespace else ""
+    return Text(f"{where}{output.sentence(one.text)}", "red" if one.has_failed else "")
 
 
 def rendered_details(details: DraftDetails, now: datetime, *, is_wide: bool) -> RenderableType:

@@ -46,7 +46,7 @@ def explain(
         name=speculator.name,
         does=tuple(_does(speculator, resource, now)),
         problems=tuple(_problem(speculator, condition) for condition in _troubled(resource.conditions)),
-        rollout=(*_rollout(speculator, resource, tuple(drafts), now), *map(_import, imports)),
+        rollout=(*_rollout(speculator, resource, tuple(drafts), now), *(sentence(one.text) for one in imports)),
         restarts={part: tuple(f"spec.{field}" for field in fields) for part, fields in RESTARTS.items()},
     )
 
@@ -130,11 +130,6 @@ def _rollout(speculator: Speculator, resource: Resource, drafts: tuple[Draft, ..
         yield f"Version {failure.version} failed{when}: {sentence(failure.message or failure.reason)}"
     if not drafts and not speculator.latest:
         yield "There is no version yet."
-
-
-def _import(one: WaitingImport) -> str:
-    state = "failed" if one.has_failed else "is not done"
-    return f"The DraftImport {one.name} {state}: {sentence(one.message)}"
 
 
 def _numbers(drafts: list[Draft]) -> str:

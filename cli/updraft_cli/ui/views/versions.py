@@ -10,13 +10,15 @@ from updraft_cli.backends.snapshot import SpeculatorSnapshot
 from updraft_cli.ui.views import parts
 from updraft_cli.ui.views.history import history_table
 from updraft_cli.ui.views.lineage import Lineage, lineage
-from updraft_cli.ui.views.parts import Cell, Fact, Table
+from updraft_cli.ui.views.parts import Cell, Fact, Notice, Table
 
 _MAX_CONFIG = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
+    notices: tuple[Notice, ...]
+    """Imports that are no version yet."""
     lineage: Lineage
     table: Table
     numbers: tuple[int, ...]
@@ -57,7 +59,10 @@ def versions(one: SpeculatorSnapshot) -> Versions:
     new = numbers[0] if numbers else 0
     stable = one.speculator.stable
     old = stable if stable and stable != new else numbers[1] if len(numbers) > 1 else new
-    return Versions(lineage=lineage(one.drafts), table=_table(one), numbers=numbers, old=old, new=new)
+    notices = tuple(
+        Notice(text=output.sentence(each.text), kind="bad" if each.has_failed else "warn") for each in one.imports
+    )
+    return Versions(notices=notices, lineage=lineage(one.drafts), table=_table(one), numbers=numbers, old=old, new=new)
 
 
 def version(details: DraftDetails) -> Version:

@@ -28,8 +28,11 @@ PULL_S = 5
 FLUSH_S = 8
 """Time for the agent to flush traces after the server has stopped."""
 
-LOAD_S = 1800
-"""Enough for a large model on a slow disk."""
+_LOAD_S = 1800
+"""Enough for a large model on a slow disk, if the spec says nothing."""
+
+_SLACK_S = 600
+"""For a pod to be scheduled and its image and model to be pulled: Kubernetes' own default for all of it."""
 
 _FOLDER = f"{pod.DATA['mountPath']}/server"
 PLUGIN, INITIAL_DRAFT, SOCKET = (f"{_FOLDER}/{name}" for name in ("plugin", "draft", "tap.sock"))
@@ -64,6 +67,16 @@ class Server:
     def prefix(self) -> str:
         """Prefix of the plugin's settings."""
         return f"UPDRAFT_{self.engine.word.upper()}"
+
+
+def load_s(serving: Serving) -> int:
+    """Seconds within which a container has to have loaded the model."""
+    return serving.startup_seconds or _LOAD_S
+
+
+def start_s(serving: Serving) -> int:
+    """Seconds within which a pod has to be ready."""
+    return load_s(serving) + _SLACK_S
 
 
 def draft_config_of(pod_spec: Mapping[str, Any]) -> str:
@@ -182,7 +195,8 @@ def process_variables(owner: AdaptiveSpeculator, config: OperatorConfig, target:
 
 
 def _startup_probe(serving: Serving, server: Server) -> dict[str, Any]:
-    period_s, failures = 10, LOAD_S // 10
+    period_s = 10
+    failures = math.ceil(load_s(serving) / period_s)
     if serving.api_keys_secret_ref is not None:
         return api_keys.probe(server.port, port.scheme(serving), period_s=period_s, failures=failures)
     name, has_tls = port.scheme(serving), port.has_tls(serving)

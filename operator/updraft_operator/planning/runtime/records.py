@@ -135,8 +135,22 @@ def ending(observed: Observed) -> Iterator[Child]:
 def last_turn(observed: Observed, until_s: float = math.inf) -> Turn | None:
     """The last one that any workload had, until a Unix time."""
     turns = (Turn.read(child.turn) for child in (*workloads(observed), *ending(observed)) if child.turn)
-    known = (turn for turn in turns if turn is not None and turn.since_s <= until_s)
-    return max(known, key=lambda turn: turn.since_s, default=None)
+    known = [turn for turn in turns if turn is not None] or [*_lost_turn(observed)]
+    return max((turn for turn in known if turn.since_s <= until_s), key=lambda turn: turn.since_s, default=None)
+
+
+def _lost_turn(observed: Observed) -> Iterator[Turn]:
+    """The turn of an update that failed with this runtime and whose workloads were all deleted. The status remembers it,
+    and the new ones get it. How it was before is not known, so it is over when clients are served."""
+    status = observed.speculator.status
+    if status.runtime is None or status.runtime.available != observed.config.runtime:
+        return
+    ended = status.runtime.last_update_time
+    for each in status.conditions:
+        if (each.type, each.reason) == ("RuntimeUpToDate", "UpdateFailed"):
+            since_s = each.last_transition_time.timestamp()
+            after_s = since_s if ended is None else max(since_s, ended.timestamp() + 1.0)
+            yield Turn(since_s=after_s, num_ready=1, trains=False)
 
 
 def having(observed: Observed, turn: Turn) -> Iterator[Child]:

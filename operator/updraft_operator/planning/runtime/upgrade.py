@@ -14,6 +14,7 @@ from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
 from updraft_operator.api.status import Condition
 from updraft_operator.api.upgrades import UpdateMode
+from updraft_operator.manifests.servers import server
 from updraft_operator.planning import trainers
 from updraft_operator.planning.assessment import Assessment, false, true
 from updraft_operator.planning.objects import Child
@@ -27,6 +28,10 @@ from updraft_operator.planning.traces.places import tls_servers
 
 _AHEAD_S = 3600.0
 """How far the clock of an operator before may have been ahead."""
+
+
+_SKEW_S = 60.0
+"""How far the clock of the API server may be behind the operator's."""
 
 
 class Stage(StrEnum):
@@ -93,7 +98,7 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
     Any other is later than the end of the last one; if it continues one, it is over when the pods are as before the first.
     """
     ended, former = _ended(observed), _turn(observed, now)
-    if former is not None and _is_under_way(observed, former):
+    if former is not None and (_is_under_way(observed, former) or _is_lost(observed, former)):
         return former
     since_s = max(now.timestamp(), 0.0 if ended is None else ended.timestamp() + 1.0)
     if former is not None:
@@ -104,6 +109,11 @@ def new_turn(observed: Observed, now: datetime) -> Turn:
 def _is_under_way(observed: Observed, turn: Turn) -> bool:
     has_it = any(child.runtime == observed.config.runtime for child in having(observed, turn))
     return has_it and bool(why_not_serving(observed, turn))
+
+
+def _is_lost(observed: Observed, turn: Turn) -> bool:
+    """Whether the status alone remembers a turn that failed with this runtime."""
+    return _has_failed(observed) and not any(having(observed, turn))
 
 
 def why_not_serving(observed: Observed, turn: Turn | None) -> str:
@@ -168,7 +178,9 @@ def _ended(observed: Observed) -> datetime | None:
 def _under_way(
     observed: Observed, turn: Turn, why: str, held: tuple[Held, ...], current: str, now: datetime
 ) -> Upgrade:
-    deadline_s = turn.since_s + observed.config.upgrade_deadline_s
+    deadline_s = _deadline_s(observed, turn)
+    if _has_failed(observed):  # a pod that comes up after the deadline ends no failure: all of them do
+        deadline_s = min(deadline_s, turn.since_s + _each_s(observed))
     is_late = now.timestamp() >= deadline_s
     problem = next(_problems(observed, turn), "")
     if not (is_late or problem or (_has_failed(observed) and not desired_pods(observed))):
@@ -181,6 +193,30 @@ def _under_way(
     )
     stage = Stage.SKIPPED if is_skipped else Stage.FAILED
     return Upgrade(stage=stage, says=says, current=current, held=held, due_s=None if is_late else deadline_s)
+
+
+def _deadline_s(observed: Observed, turn: Turn) -> float:
+    """The Unix time by which the next pod has to be ready. The time starts again after each, because one is replaced after the
+    other and may need most of it; but not without end, for a pod that comes and goes."""
+    each_s = _each_s(observed)
+    most_s = turn.since_s + each_s * max(desired_pods(observed), turn.num_ready)
+    return min(_last_progress_s(observed, turn), most_s) + each_s
+
+
+def _each_s(observed: Observed) -> float:
+    serving = observed.speculator.spec.serving
+    own_s = 0 if serving.startup_seconds is None else server.start_s(serving)
+    return max(observed.config.upgrade_deadline_s, own_s)
+
+
+def _last_progress_s(observed: Observed, turn: Turn) -> float:
+    """When the last inference pod that was created in this turn became ready, or the turn began. The time in the Deployment's
+    condition Progressing is also that of a former pod that is ready again, and it is gone when Kubernetes gives up."""
+    since_s = turn.since_s
+    ready = (pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending)
+    times = ((pod.ready_s, pod.startup_s) for pod in ready)
+    new = [at for at, took in times if at is not None and took is not None and at - took >= since_s - _SKEW_S]
+    return max([since_s, *new])
 
 
 def _problems(observed: Observed, turn: Turn) -> Iterator[str]:

@@ -295,6 +295,27 @@ def test_versions_are_newest_first() -> None:
     assert text(draft_view.rendered_list(none, NOW, is_wide=False)) == "No drafts of namespace team yet."
 
 
+def test_imports_that_are_no_version_yet_are_below_the_versions() -> None:
+    running = objects.draft_import(objects.condition("Ready", "False", "Importing", "a Job imports it"))
+    failed = objects.draft_import(
+        objects.condition("Ready", "False", "ImportFailed", "404 Not Found"),
+        objects.condition("Stalled", "True", "ImportFailed", "404 Not Found"),
+    )
+    imports = tuple(waiting_imports([running, failed, objects.draft_import(), objects.draft_import(version=3)]))
+    one = DraftList(namespace="team", speculator="qwen", drafts=(), imports=imports)
+    assert text(draft_view.rendered_list(one, NOW, is_wide=False)).splitlines() == [
+        "No drafts of qwen yet.",
+        "",
+        "The DraftImport qwen-mine is not done (Importing): a Job imports it.",
+        "The DraftImport qwen-mine failed (ImportFailed): 404 Not Found.",
+        "The DraftImport qwen-mine is not done (Pending): the operator has not said yet.",
+    ]
+    everywhere = DraftList(speculator="", drafts=(), imports=imports[:1])
+    assert text(draft_view.rendered_list(everywhere, NOW, is_wide=False)).splitlines()[-1] == (
+        "team: The DraftImport qwen-mine is not done (Importing): a Job imports it."
+    )
+
+
 def changes(*, problem: str = "", events: tuple[Any, ...] | None = None) -> History:
     versions = [
         objects.version(1, "Superseded", history=[moment(1, "Stable", "first"), moment(9, "Superseded", "2 won")]),
@@ -407,8 +428,8 @@ def test_an_explanation_says_why_an_import_is_no_version() -> None:
     failed = [objects.condition(kind, "True", "ImportFailed", "404 Not Found") for kind in ("Ready", "Stalled")]
     done = objects.draft_import(version=3)
     told = explained(objects.speculator(), imports=[objects.draft_import(running), objects.draft_import(*failed), done])
-    assert "The DraftImport qwen-mine is not done: A Job imports it." in told
-    assert "The DraftImport qwen-mine failed: 404 Not Found." in told
+    assert "The DraftImport qwen-mine is not done (Importing): a Job imports it." in told
+    assert "The DraftImport qwen-mine failed (ImportFailed): 404 Not Found." in told
     assert told.count("DraftImport") == 2
 
 

@@ -49,6 +49,7 @@ OTHERS: dict[str, Any] = {
     "serving.tlsSecretRef": {"name": "certificate"},
     "serving.tenantHeader": "X-Tenant",
     "serving.maxRequestsPerKey": 4,
+    "serving.startupSeconds": 3600,
     "serving.terminationGracePeriodSeconds": 90,
     "serving.modelCache": {"pvc": {"claimName": "models"}},
     "image": "another",

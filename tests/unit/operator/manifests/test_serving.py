@@ -188,10 +188,35 @@ def test_a_drain_takes_a_tenth_of_the_pods_at_a_time_or_as_many_as_the_spec_allo
     assert _budget({"disruptionBudget": {"maxUnavailable": 3}})["maxUnavailable"] == 3
 
 
-def test_a_rollout_does_not_count_as_failed_while_a_pod_may_still_load_its_model() -> None:
-    deployment = one(built(speculator()), "Deployment", "qwen-serving")["spec"]
-    probe = container(pod_spec(speculator(), "serving"), "inference")["startupProbe"]
-    assert deployment["progressDeadlineSeconds"] > probe["periodSeconds"] * probe["failureThreshold"]
+def _loading_s(spec: dict[str, Any]) -> tuple[int, int]:
+    """Seconds that a container may take to start, and a rollout without progress."""
+    deployment = _deployment(spec)["spec"]
+    (probe,) = [each["startupProbe"] for each in deployment["template"]["spec"]["containers"] if "startupProbe" in each]
+    return probe["periodSeconds"] * probe["failureThreshold"], deployment["progressDeadlineSeconds"]
+
+
+KEYS = {"apiKeysSecretRef": {"name": "clients"}}
+
+
+@pytest.mark.parametrize("serving", [{}, KEYS], ids=["open", "keys"])
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
+def test_a_rollout_fails_ten_minutes_after_a_pod_has_to_have_loaded_its_model(
+    engine: str, serving: dict[str, Any]
+) -> None:
+    def seconds(**more: int) -> tuple[int, int]:
+        return _loading_s({"engine": {"type": engine}, "serving": {**serving, **more}})
+
+    assert seconds() == seconds(startupSeconds=1800) == (1800, 2400)
+    assert seconds(startupSeconds=5400) == (5400, 6000)
+    assert seconds(startupSeconds=61)[0] in (65, 70), "never less than was asked for"
+
+
+@pytest.mark.parametrize("engine", ["Torch", "SGLang", "VLLM"])
+def test_the_default_startup_time_written_out_restarts_nothing(engine: str) -> None:
+    without, with_it = (
+        _deployment({"engine": {"type": engine}, "serving": serving}) for serving in ({}, {"startupSeconds": 1800})
+    )
+    assert with_it == without
 
 
 @pytest.mark.parametrize("grace_s", [10, 60, 3600])

@@ -272,19 +272,27 @@ def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
     assert problem is None or problem.message
 
 
+_MADE = {"resourceClaimStatuses": [{"name": "gpus"}]}
+
+
 @pytest.mark.parametrize(
-    ("status", "reason"),
+    ("claim", "status", "says"),
     [
-        pytest.param({}, "ClaimNotAllocated", id="the scheduler has said nothing"),
-        pytest.param({"resourceClaimStatuses": [{"name": "gpus"}]}, "", id="its claim is made"),
-        pytest.param(SCHEDULED, "", id="it has a node"),
+        pytest.param("TemplateName", {}, "ResourceClaimTemplate none", id="the scheduler has said nothing"),
+        pytest.param("TemplateName", _MADE, "", id="its claim is made"),
+        pytest.param("TemplateName", SCHEDULED, "", id="it has a node"),
+        pytest.param("Name", {}, "ResourceClaim none", id="a claim by name"),
+        pytest.param("Name", _MADE, "ResourceClaim none", id="a claim by name beside one that is made"),
+        pytest.param("Name", SCHEDULED, "", id="a node and a claim by name"),
     ],
 )
-def test_a_pod_that_the_scheduler_has_not_seen_may_lack_its_claim(status: dict[str, Any], reason: str) -> None:
-    claims = [{"name": "gpus", "resourceClaimTemplateName": "none"}]
-    problem = PodState.of({**_body(status), "spec": {"resourceClaims": claims}}).problem
-    assert (problem.reason if problem else "") == reason
-    assert problem is None or "ResourceClaimTemplate none" in problem.message
+def test_a_pod_that_the_scheduler_has_not_seen_may_lack_its_claim(
+    claim: str, status: dict[str, Any], says: str
+) -> None:
+    spec = {"resourceClaims": [{"name": "gpus", f"resourceClaim{claim}": "none"}]}
+    problem = PodState.of({**_body(status), "spec": spec}).problem
+    assert (problem is not None) == bool(says)
+    assert problem is None or (problem.reason == "ClaimNotAllocated" and says in problem.message)
 
 
 @pytest.mark.parametrize(

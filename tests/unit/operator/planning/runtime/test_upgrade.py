@@ -115,6 +115,16 @@ def test_somebody_who_asks_for_a_runtime_needs_no_window(spec: dict[str, Any]) -
         assert _upgrade(_waiting(spec, metadata=of_another)).stage is Stage.WAITING
 
 
+@pytest.mark.parametrize("mode", ["OnSpecChange", "Automatic"])
+def test_a_request_for_a_runtime_that_was_rolled_back_begins_no_other_one(mode: str) -> None:
+    policy = {"updatePolicy": {"mode": mode, "windows": ["22:00-23:00"]}}
+    asked = _waiting(policy, metadata={"annotations": {"updraft.dev/upgrade": "2"}})
+    later = replace(NEWER, images=replace(NEWER.images, inference="inference:3"), runtime="3")
+    assert _upgrade(asked).stage is Stage.READY
+    assert _upgrade(replace(asked, config=later)).stage is Stage.WAITING
+    assert _plan(replace(asked, config=later, has_turn=True)).apply == ()
+
+
 def test_a_turn_that_comes_when_the_window_has_closed_changes_nothing() -> None:
     late = replace(_waiting({"updatePolicy": {"windows": ["22:00-23:00"]}}), has_turn=True)
     assert _plan(late).apply == ()
@@ -154,6 +164,73 @@ def test_pods_that_do_not_start_fail_an_update_and_so_does_its_deadline() -> Non
     assert "no such image" in upgrade.says.message
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s - 1).stage is Stage.UPDATING
     assert _upgrade(_begun(), after_s=NEWER.upgrade_deadline_s).stage is Stage.FAILED
+
+
+@pytest.mark.parametrize(
+    ("serving", "seconds"),
+    [
+        pytest.param({"startupSeconds": 60}, 2400, id="the chart's is the least"),
+        pytest.param({"startupSeconds": 5400}, 6000, id="a large model"),
+    ],
+)
+def test_pods_that_may_load_longer_have_longer_to_come_back(serving: dict[str, Any], seconds: int) -> None:
+    begun = replace(_begun(), speculator=speculator({"serving": serving}))
+    assert _upgrade(begun, after_s=seconds - 1).stage is Stage.UPDATING
+    assert _upgrade(begun, after_s=seconds).stage is Stage.FAILED
+
+
+def _coming_up(*pods: tuple[float, float], replicas: int = 3, **more: Any) -> Observed:
+    """An update under way, with pods that were created and became ready so many seconds after its begin."""
+    made = tuple(
+        pod(f"qwen-serving-{number}", is_ready=True, ready_s=NOW_S + ready_s, startup_s=ready_s - created_s)
+        for number, (created_s, ready_s) in enumerate(pods, start=2)
+    )
+    begun = _begun(**more)
+    return replace(begun, pods=(*ready_pods(), *made), speculator=speculator({"serving": {"replicas": replicas}}))
+
+
+EACH_S = NEWER.upgrade_deadline_s
+
+
+def test_the_deadline_starts_again_after_each_new_pod() -> None:
+    later = _coming_up((5, EACH_S - 1))
+    assert _upgrade(later, after_s=2 * EACH_S - 2).stage is Stage.UPDATING
+    assert _upgrade(later, after_s=2 * EACH_S - 1).stage is Stage.FAILED
+
+
+def test_a_former_pod_that_is_ready_again_moves_no_deadline() -> None:
+    assert _upgrade(_coming_up((-3600, EACH_S - 1)), after_s=EACH_S).stage is Stage.FAILED
+
+
+def test_a_pod_that_comes_and_goes_does_not_move_the_deadline_without_end() -> None:
+    assert _upgrade(_coming_up((5, 4 * EACH_S - 1)), after_s=4 * EACH_S - 1).stage is Stage.UPDATING
+    assert _upgrade(_coming_up((5, 4 * EACH_S - 1)), after_s=4 * EACH_S).stage is Stage.FAILED
+
+
+def test_fewer_pods_make_no_update_late_that_goes_well() -> None:
+    smaller = _coming_up((5, 5 * EACH_S), replicas=2)
+    turn = smaller.children[SERVING].turn.replace(" 1,", " 10,")
+    children = {at: replace(child, turn=turn) if child.turn else child for at, child in smaller.children.items()}
+    assert _upgrade(replace(smaller, children=children), after_s=5 * EACH_S + 60).stage is Stage.UPDATING
+
+
+def test_the_deadline_is_the_charts_also_when_kubernetes_gives_up_earlier() -> None:
+    given_up = {
+        **STALE,
+        "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}],
+    }
+    longer = _coming_up((5, 6000), config=replace(NEWER, upgrade_deadline_s=7200.0))
+    deployment = replace(longer.children[SERVING], status=given_up)
+    waiting = replace(longer, children={**longer.children, SERVING: deployment})
+    assert _upgrade(waiting, after_s=6000 + 2500).stage is Stage.UPDATING
+
+
+def test_a_pod_that_comes_up_after_the_deadline_ends_no_failure() -> None:
+    failed = _plan(_coming_up(), after_s=EACH_S).status
+    later = _coming_up((EACH_S, EACH_S + 60))
+    assert _upgrade(later, after_s=EACH_S + 90).stage is Stage.UPDATING
+    told = replace(later, speculator=speculator({"serving": {"replicas": 3}}, status=failed))
+    assert _upgrade(told, after_s=EACH_S + 90).stage is Stage.FAILED
 
 
 def _after_a_refusal(**more: Any) -> tuple[Observed, Refusal]:
@@ -273,6 +350,44 @@ def test_a_workload_of_a_failed_update_that_is_deleted_ends_no_failure() -> None
         assert _upgrade(replace(failing, children=children), after_s=late_s).stage is Stage.FAILED
     only_new = {**{at: replace(child, turn="") for at, child in without.items()}, **made}
     assert _upgrade(replace(failing, children=only_new), after_s=late_s).stage is Stage.FAILED
+
+
+def test_a_failed_update_is_not_forgotten_when_all_its_workloads_are_deleted() -> None:
+    late_s = NEWER.upgrade_deadline_s
+    failed = _written(_begun(pods=()), after_s=late_s)
+    emptied = replace(failed, children={at: child for at, child in failed.children.items() if not child.rendered})
+    assert _upgrade(emptied, after_s=2 * late_s).stage is Stage.FAILED
+    again = replace(emptied, has_turn=True)
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(again, after_s=2 * late_s).apply}
+    made_again = replace(_written(again, after_s=2 * late_s), children={**again.children, **made})
+    assert {made_again.children[at].turn for at in (SERVING, TRAINER)} == {made[SERVING].turn}
+    assert made[SERVING].turn
+    assert _upgrade(made_again, after_s=2 * late_s + 60).stage is Stage.FAILED
+    back = replace(_replaced(made_again), pods=ready_pods())
+    assert (_upgrade(back, after_s=2 * late_s + 120).stage) is Stage.CURRENT
+    ended = _written(back, after_s=2 * late_s + 120)
+    without = replace(ended, children=emptied.children, pods=())
+    assert _upgrade(without, after_s=2 * late_s + 180).stage is Stage.CURRENT, "a failure that is over stays over"
+
+
+def _emptied(**more: Any) -> Observed:
+    """A failed update whose workloads are all deleted."""
+    failed = _written(_begun(pods=()), after_s=EACH_S)
+    return replace(failed, children={at: one for at, one in failed.children.items() if not one.rendered}, **more)
+
+
+def test_a_failed_update_that_is_lost_asks_only_that_clients_are_served() -> None:
+    again = _emptied(has_turn=True)
+    made = {ref(content): as_child(content, status=STALE) for content in _plan(again, after_s=2 * EACH_S).apply}
+    waits = pod("qwen-trainer-1", "trainer", problem=("InsufficientGPU", "no GPU"))
+    serving = tuple(each for each in ready_pods() if each.part != "trainer")
+    back = replace(_replaced(replace(again, children={**again.children, **made})), pods=(*serving, waits))
+    assert _upgrade(back, after_s=2 * EACH_S + 60).stage is Stage.CURRENT
+
+
+def test_another_operator_does_not_say_that_its_pods_do_not_come_back_before_it_has_made_them() -> None:
+    another = _emptied(config=replace(NEWER, runtime="3"), has_turn=True)
+    assert _upgrade(another, after_s=2 * EACH_S).stage is not Stage.FAILED
 
 
 def test_a_workload_that_is_being_deleted_is_not_back() -> None:
