@@ -2,7 +2,8 @@
 
 Without UPDRAFT_VLLM_SOCKET and UPDRAFT_VLLM_API_KEYS_FILE nothing is hooked. vLLM is not patched on disk: functions are
 wrapped in the running processes. Two processes have a connection to the agent each: the engine's (`scheduler`: counters, ends
-of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none.
+of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none. Of several
+tensor-parallel ranks, the first one sends rows, and the engine's process leads the swaps of all (`updraft_vllm.lead`).
 """
 
 import logging
@@ -25,10 +26,12 @@ from updraft_tap.ports import certificates, rendezvous
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
-from updraft_vllm import configuration, names, runners
+from updraft_vllm import configuration, names, ranks, runners
 from updraft_vllm.draft import VllmDraft
 from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
 from updraft_vllm.http_process import HttpProcess
+from updraft_vllm.lead import EngineThread, Leader
+from updraft_vllm.ranks import Rank
 from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import RowHooks
@@ -120,6 +123,8 @@ class SchedulerPlugin:
         self._hooks = RequestHooks(channel=self._channel)
         self._is_started = False
         self._drafting: Drafting | None = None
+        self._leader: Leader | None = None
+        self._no_leader = "the worker loads the drafts of this server"
         self.bindings = (
             Binding(target=f"{names.SCHEDULER}.add_request", hook=self._hooks.add, parameters=("self", "request")),
             Binding(
@@ -142,7 +147,7 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found, **self._switch(scheduler)},
+                hooks={**self._http, **found, **self._switch(scheduler), **self._lead(parallel)},
                 ranks=configuration.ranks(parallel),
                 unasked=_unasked(self._http, parallel),
             )
@@ -150,6 +155,16 @@ class SchedulerPlugin:
         except Exception as error:  # noqa: BLE001  (it would end the server)
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
+
+    def _lead(self, parallel: Any) -> dict[str, str]:
+        """Lead the swaps of several ranks. The hooks for that, and why they are not in place."""
+        if not configuration.has_several(parallel):
+            return {}
+        engine = EngineThread()
+        found = hooks.install(engine.bindings)
+        self._no_leader = _misfit(found)
+        self._leader = None if self._no_leader else Leader(engine, self._channel.reply)
+        return found
 
     def _switch(self, scheduler: Any) -> dict[str, str]:
         """Let the scheduler ask before each step whether it drafts. By its attribute, why it does not; "" if it does."""
@@ -180,6 +195,11 @@ class SchedulerPlugin:
                 self._drafting.forget()
         elif message.get("kind") == "policy":
             self._hooks.policy = answered_policy(message, self._channel)
+        elif message.get("kind") == "load":
+            if self._leader is None:
+                self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_leader})
+            else:
+                self._leader.load(message)
 
 
 class WorkerPlugin:
@@ -194,6 +214,7 @@ class WorkerPlugin:
         )
         self._between = BetweenSteps(_synchronize)
         self._rows: RowHooks | None = None
+        self._rank = Rank(_synchronize)
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._is_started = self._is_warm = False
@@ -210,8 +231,11 @@ class WorkerPlugin:
             try:
                 self._start(wrapper.worker, wrapper.vllm_config)
             except Exception as error:  # noqa: BLE001  (it would end the server)
-                self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
-                self._channel.start()
+                self._channel.problem = self._no_swap = f"the plugin could not start: {type(error).__name__}: {error}"
+                if self._is_first_rank:
+                    self._channel.start()
+            self._rank.swap, self._rank.no_swap = self._swap, self._no_swap
+            setattr(wrapper.worker, ranks.ATTRIBUTE, self._rank)
         return result
 
     def warmed_up(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> Any:
@@ -252,7 +276,11 @@ class WorkerPlugin:
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind = _kind(runner)
         self._rows = rows = self.row_hooks(kind)
-        self._hello.learn(ranks=configuration.ranks(config.parallel_config), device=str(runner.device))
+        self._hello.learn(
+            ranks=configuration.ranks(config.parallel_config),
+            device=str(runner.device),
+            loader="scheduler" if configuration.has_several(config.parallel_config) else "worker",
+        )
         problem = configuration.unsupported(config)
         if problem:
             self._channel.problem = self._no_swap = problem
@@ -262,8 +290,11 @@ class WorkerPlugin:
             proposals = ProposalHooks(
                 runner=kind, served=self._served, guard=hooks.logged_guard(log, "cannot switch drafting")
             )
+            proposals.is_on = not configuration.has_several(config.parallel_config)
             if problem := _misfit(hooks.install(proposals.bindings)):
                 log.warning("Updraft cannot skip the untrained draft: %s", problem)
+            else:
+                self._rank.proposals = proposals
         self._hello.learn(hooks=found, unhooked=rows.guard.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:
@@ -284,7 +315,14 @@ class WorkerPlugin:
         except RefusedError as error:
             self._no_swap = str(error)
             return
-        swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        has_several = configuration.has_several(config.parallel_config)
+        swap = Swap(
+            draft=draft,
+            between=self._between,
+            served=self._served,
+            reply=self._rank.answer if has_several else self._channel.reply,
+            lockstep=self._rank if has_several else None,
+        )
         reloads = hooks.install(Reloads(swap, self._channel.restate).bindings(worker))
         self._hello.learn(hooks={**found, **reloads})
         self._no_swap = _misfit(reloads)
