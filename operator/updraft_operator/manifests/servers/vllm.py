@@ -24,6 +24,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
         args=(
             *("--model", target.path, "--served-model-name", served_name(spec.target_model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
+            *("--tensor-parallel-size", str(spec.engine.tensor_parallel_size)),
             *("--max-num-seqs", str(serving.max_running_requests), *context),
             *("--speculative-config", json.dumps(speculation(spec.draft.lookahead))),
             *("--shutdown-timeout", str(_drain_s(serving.termination_grace_period_seconds))),
