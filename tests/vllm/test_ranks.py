@@ -142,7 +142,8 @@ def fill(draft: Path) -> None:
 
 
 async def proposed(setting: Setting, agent: Any) -> list[Any]:
-    """Counters of a request: what the draft is worth."""
+    """Counters of a request: what the draft is worth. The first step of one before tells the scheduler which draft it is."""
+    await answers(setting, [Ask(prompt=WORDS[:3], tokens=2)])
     (answer,) = await answers(setting, [Ask(prompt=WORDS[:3], tokens=60)])
     await ended(agent, [answer])
     counters = of(agent.finished, answer)[0]["counters"]
@@ -153,7 +154,6 @@ async def test_a_draft_that_nobody_has_trained_drafts_nothing_on_any_rank(settin
     first, trained = (setting.folder / name for name in ("first", "draft-3"))
     async with listening(setting.socket, roles=ROLES) as agent:
         assert (await swap(agent, first, 0, LEADER))["refusal"] == ""
-        await proposed(setting, agent)  # the first step tells the scheduler
         nothing = await proposed(setting, agent)
         assert (await swap(agent, trained, 3, LEADER))["refusal"] == ""
         drafts = await proposed(setting, agent)
