@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.tap_agent import listening
 from tests.support.text_reference import read_target
-from tests.support.tiny_target import DRAFT_VOCAB, HIDDEN, INNER
+from tests.support.tiny_target import HIDDEN, INNER, VOCAB
 from tests.support.wait import until, wait_until
 from tests.vllm import build
 from tests.vllm.agent import Agent, prepare
@@ -50,6 +50,8 @@ if not build.is_built():
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(START_S + 300), pytest.mark.lasts(90)]
 
+DRAFT_VOCAB = 250
+"""vLLM pads it to 256, and each rank holds 128 rows, of which the second one's last 6 are zero."""
 ROLES = {"scheduler", "worker"}
 LEADER = "scheduler"
 
@@ -112,8 +114,9 @@ with our part of the draft."""
 def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
     folder = tmp_path_factory.mktemp("ranks")
     target = write_target(folder / "target")
+    token_ids = torch.tensor(sorted({*WORDS, *range(VOCAB - DRAFT_VOCAB + len(set(WORDS)), VOCAB)}))
     for number, quality in ((3, 0.7), (7, 0.3)):
-        fill(write_draft(target, folder / f"draft-{number}", quality=quality))
+        fill(write_draft(target, folder / f"draft-{number}", quality=quality, token_ids=token_ids))
     shutil.copytree(folder / "draft-3", folder / "first")
     config = json.loads((folder / "first" / "config.json").read_text())
     (folder / "first" / "config.json").write_text(json.dumps({**config, UNTRAINED: True}))
@@ -180,7 +183,7 @@ def test_each_rank_holds_the_part_that_vllms_own_loader_gave_it(setting: Setting
     for rank in (0, 1):
         differing, shapes = json.loads((setting.folder / f"rank-{rank}").read_text())
         assert differing == []
-        assert shapes["lm_head.weight"] == [DRAFT_VOCAB // 2, HIDDEN]
+        assert shapes["lm_head.weight"] == [128 - 6 * rank, HIDDEN]
         assert shapes["layers.0.self_attn.qkv_proj.weight"] == [32 + 2 * 32, 2 * HIDDEN], (
             "a head, and one of both k and v"
         )

@@ -439,7 +439,7 @@ from updraft_vllm.lead import EngineThread
 settings = Settings(socket="/nowhere")
 worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings, {})
 bindings = [*plugin.starts(settings, {}), *scheduler.bindings, *HttpProcess(DoorSettings()).bindings]
-bindings += EngineThread().bindings
+bindings += EngineThread(may_skip=True).bindings
 for kind in (runners.FIRST, runners.SECOND):
     bindings += worker.bindings(kind, worker.row_hooks(kind))
     bindings += ProposalHooks(runner=kind, served=None, guard=None).bindings

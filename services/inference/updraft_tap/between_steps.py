@@ -113,9 +113,14 @@ class Lockstep(Protocol):
         """There is one rank."""
         ...
 
-    def write(self, body: Callable[[], None], undo: Callable[[], None], timeout_s: float) -> float:
-        """Run `body` on all ranks between the same two steps, and return for how many seconds at most. If it fails on any,
-        `undo` runs on all before the next step, and all raise."""
+    def write(
+        self, body: Callable[[], None], undo: Callable[[], None] | None, timeout_s: float, draft: str = ""
+    ) -> float:
+        """Run `body` on all ranks between the same two steps, and return for how many seconds at most.
+
+        A body that fails leaves all as it was on its own rank; `undo` then runs on all before the next step, and all raise.
+        None: it cannot be undone. `draft` is the digest of the whole draft, which must be the same on all ranks.
+        """
         ...
 
     def agree(self, problem: str) -> None:
@@ -131,15 +136,11 @@ class OneRank:
     def __init__(self, between: BetweenSteps) -> None:
         self._between = between
 
-    def write(self, body: Callable[[], None], undo: Callable[[], None], timeout_s: float) -> float:
-        def write() -> None:
-            try:
-                body()
-            except BaseException:
-                undo()  # at once, because no step may draft with a mixture
-                raise
-
-        return self._between.run(write, timeout_s)
+    def write(
+        self, body: Callable[[], None], undo: Callable[[], None] | None, timeout_s: float, draft: str = ""
+    ) -> float:
+        """A body that fails leaves all as it was."""
+        return self._between.run(body, timeout_s)
 
     def agree(self, problem: str) -> None:
         """There is nobody else."""

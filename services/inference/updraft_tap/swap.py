@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,8 +127,16 @@ class Swap:
             self._served.digest = UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
-        """The weights may be touched again, and may be others. Calls `changed` when it is known what is served."""
+        """The weights may be touched again, and may be others. Calls `changed` when it is known what is served.
+
+        The draft of several ranks counts as lost, because another rank may have lost its part.
+        """
         self._closed = ""
+        if not self._lockstep.is_alone:
+            with self._touching:
+                self._served.version, self._served.digest, self._proof = 0, UNKNOWN, ""
+            changed()
+            return
         threading.Thread(target=self._look, args=(changed,), name="updraft-swap", daemon=True).start()
 
     def doubt(self) -> None:
@@ -136,17 +145,17 @@ class Swap:
             self._served.digest = UNKNOWN
 
     def _look(self, changed: Callable[[], None]) -> None:
-        """Whether the draft that was swapped in is still there. Without a proof it counts as lost, and so does one of several
-        ranks, because another rank may have lost its part."""
+        """Whether the draft that was swapped in is still there. Without a proof it counts as lost."""
         with self._examining:
             held = ""
-            if self._proof and self._lockstep.is_alone:
+            if self._proof:
                 with suppress(BaseException):  # then it stays unknown, and `changed` is called all the same
                     held, _ = self._held()
             with self._touching:
                 if not self._closed:
                     is_there = bool(held) and held == self._proof
                     self._served.version, self._served.digest = self._proved if is_there else (0, UNKNOWN)
+                    self._served.written = self._served.version
         changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
@@ -172,17 +181,19 @@ class Swap:
         expected = weights.digest({**part, "d2t": d2t})
         whole = expected if part is prepared else weights.digest({**prepared, "d2t": d2t})
         with self._access():
-            digest_before, put_back = self._served.digest, self._restoring(self._draft.kept())
+            digest_before, restore = self._served.digest, self._restoring(self._draft.kept())
+        del tensors, prepared, part  # of a large draft, and each rank has read all of it
         target = self._target_before()
         self._is_touched = False
         try:
-            pause_s = self._lockstep.write(lambda: self._write(writes, version), put_back, _PATIENCE_S)
+            body, undo = partial(self._write, writes, version, restore), partial(self._undo, restore)
+            pause_s = self._lockstep.write(body, undo, _PATIENCE_S, whole)
             proof, longest_s = self._agreed(lambda: (self._unchanged(target), self._prove(expected)))
             self._note_proof(expected, digest)
         except BaseException as error:  # also SystemExit, and a panic of Rust: a refused draft may not stay
             if not self._is_touched:
                 raise
-            left = self._put_back(put_back, digest_before)
+            left = self._put_back(undo, digest_before)
             refusal = f"the draft in {folder} was loaded, but {error}{left}"
             is_changed = self._is_changed(target)
             if is_changed or isinstance(error, TargetChangedError):
@@ -244,28 +255,36 @@ class Swap:
             self._served.digest, self._proof = digest, held
             self._proved = self._served.version, digest
 
-    def _write(self, writes: Sequence[Write], version: int) -> None:
+    def _write(self, writes: Sequence[Write], version: int, restore: Write) -> None:
         with self._access():
             self._is_touched = True
             self._served.digest = UNKNOWN  # until the proof, nothing is known of what is served
-            _all(writes)
+            try:
+                _all(writes)
+            except BaseException:
+                restore()  # at once, because no step may draft with a mixture
+                raise
             self._served.version = self._served.written = version
 
     def _restoring(self, kept: Sequence[Write]) -> Write:
-        """The work that makes all as it is now, except the digest."""
+        """The work that makes all as it is now, except the digest; within `_access`."""
         version, written = self._served.version, self._served.written
 
         def restore() -> None:
-            with self._access():
-                _all(kept)
-                self._served.version, self._served.written = version, written
+            _all(kept)
+            self._served.version, self._served.written = version, written
 
         return restore
+
+    def _undo(self, restore: Write) -> None:
+        if self._is_touched:
+            with self._access():
+                restore()
 
     def _put_back(self, put_back: Write, digest: str) -> str:
         """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
         try:
-            self._lockstep.write(put_back, _nothing, math.inf)
+            self._lockstep.write(put_back, None, math.inf)
         except BaseException as error:  # noqa: BLE001  (it is told)
             return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
         with suppress(BaseException):  # then it stays unknown
@@ -319,10 +338,6 @@ class Swap:
                 "served": {"version": self._served.version, "digest": self._served.digest},
             }
         )
-
-
-def _nothing() -> None:
-    """Putting back is not undone."""
 
 
 def _all(writes: Sequence[Write]) -> None:

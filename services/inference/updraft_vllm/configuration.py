@@ -38,7 +38,8 @@ def unsupported(config: Any) -> str:
     speculative, parallel = config.speculative_config, config.parallel_config
     if speculative is None or speculative.method != "eagle3":
         return 'capture requires --speculative-config with the method "eagle3"'
-    sizes = {**ranks(parallel), "prefill context": int(getattr(parallel, "prefill_context_parallel_size", 1))}
+    contexts = {name: int(getattr(parallel, f"{name}_context_parallel_size", 1)) for name in ("prefill", "decode")}
+    sizes = {**ranks(parallel), **{f"{name} context": size for name, size in contexts.items()}}
     others = ((name, size) for name, size in sizes.items() if name != "tensor" and size > 1)
     return next((_unsupported_ranks(name, size) for name, size in others), "") or _unsupported_executor(parallel)
 

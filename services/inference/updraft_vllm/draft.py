@@ -126,7 +126,10 @@ def _copy(parameter: Tensor, value: Tensor) -> Write:
     """The new value waits in pinned memory if it goes to a GPU."""
     ready = value.to(parameter.dtype)
     if parameter.is_cuda:
-        ready = ready.pin_memory()
+        with torch.cuda.device(
+            parameter.device
+        ):  # a thread begins with the first one, where this rank has nothing to do
+            ready = ready.pin_memory()
 
     def write() -> None:
         with torch.inference_mode():

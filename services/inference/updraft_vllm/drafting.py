@@ -4,7 +4,7 @@ Before each step vLLM's scheduler reads a number from `dynamic_sd_lookup`, by th
 object there. Drafts are proposed at the end of a step and verified in the next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, may_draft
@@ -106,7 +106,7 @@ class ProposalHooks:
     once, so that it keeps up with the text; this draft need not. All ranks must do the same, because a draft's forward needs
     them all, so this depends only on what changes between the same two steps on all."""
 
-    def __init__(self, *, runner: Runner, served: ServedVersion, guard: Guard) -> None:
+    def __init__(self, *, runner: Runner, served: ServedVersion, guard: Callable[..., Any]) -> None:
         self.is_on = True
         """With several ranks, only once it is known that all of them have this hook."""
         self._runner = runner

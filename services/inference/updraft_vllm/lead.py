@@ -21,17 +21,27 @@ from updraft_vllm.ranks import AGREES, ENDED, WORKS, WRITES
 
 log = logging.getLogger(__name__)
 
-_ASK_S = 0.05
-"""How often the ranks are asked where they are. Each time vLLM waits for its steps in progress."""
+_FIRST_S, _LONGEST_S, _GROWTH = 0.05, 1.0, 1.1
+"""The ranks are asked where they are at growing intervals. Each time vLLM waits for its steps in progress."""
+
+_BEGINS_S = 60.0
+"""How long a server may take from its scheduler to its first step."""
 
 State = Mapping[str, Any]
+
+
+class MixedRanksError(Exception):
+    """Ranks hold different drafts, so answers may be wrong: the server has to end."""
 
 
 class EngineThread:
     """Calls the workers on the thread of the engine's steps, between two of them. The hook bodies call `original` once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_skip: bool) -> None:
+        """`may_skip`: where an untrained draft proposes nothing, it need not run."""
+        self._may_skip = may_skip
         self._engine: Any = None
+        self._has_begun = threading.Event()
         self._work: SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]] = SimpleQueue()
         self.bindings = (
             Binding(target=f"{names.ENGINE_CORE}.run_busy_loop", hook=self.loop, parameters=("self",)),
@@ -45,10 +55,12 @@ class EngineThread:
     def loop(self, original: Hook, engine: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND run_busy_loop, which runs until the server ends."""
         try:
-            _skip(engine.model_executor)
+            if self._may_skip:
+                _skip(engine.model_executor)
         except Exception as error:  # noqa: BLE001  (the loop would end)
             log.warning("Updraft cannot skip the untrained draft: %s", error)
         self._engine = engine
+        self._has_begun.set()
         return original(engine, *args, **kwargs)
 
     def handle(self, original: Hook, engine: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,10 +69,10 @@ class EngineThread:
         return original(engine, *args, **kwargs)
 
     def run(self, work: Callable[[Any], Any]) -> Any:
-        """Return the result of `work(executor)`. Raises what it raises, and RefusedError before the engine runs."""
+        """Return the result of `work(executor)`. Raises what it raises, and RefusedError if the engine does not begin."""
+        if not self._has_begun.wait(_BEGINS_S):
+            raise RefusedError(f"vLLM's engine has not begun its loop within {_BEGINS_S:.0f} s")
         engine, done = self._engine, Future[Any]()
-        if engine is None:
-            raise RefusedError("vLLM's engine has not begun its loop")
         self._work.put((work, done))
         engine.input_queue.put_nowait((_wake_up(), None))
         return done.result()
@@ -73,6 +85,9 @@ class EngineThread:
                 return
             try:
                 done.set_result(work(engine.model_executor))
+            except MixedRanksError as error:
+                done.set_exception(error)
+                raise
             except Exception as error:  # noqa: BLE001  (the thread is the engine's)
                 done.set_exception(error)
 
@@ -109,25 +124,26 @@ class Leader:
         self._answer(message, answer)
 
     def _load(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        states = self._ask("load", message)
+        states, delay_s = self._ask("load", message), _FIRST_S
         while any(state["at"] != ENDED for state in states):
-            self._go_on(states)
-            time.sleep(_ASK_S)
+            delay_s = _FIRST_S if self._go_on(states) else min(_GROWTH * delay_s, _LONGEST_S)
+            time.sleep(delay_s)
             states = self._ask("state")
         answer = joined([state["answer"] for state in states])
         if answer.get("served", {}).get("digest") == UNKNOWN:
             self._ask("doubt")
         return answer
 
-    def _go_on(self, states: Sequence[State]) -> None:
+    def _go_on(self, states: Sequence[State]) -> bool:
         """Let the ranks go on if none of them is at work: with their turn, or without it if another rank has no part in it."""
         at = {state["at"] for state in states}
         if WORKS in at:
-            return
-        if at == {WRITES}:
+            return False
+        if at == {WRITES} and not problem(states):
             self._engine.run(_turn)
         else:  # all agree or not, or some have ended, before a turn or by a refusal
             self._ask("release", problem(states) or ("" if at == {AGREES} else _LEFT))
+        return True
 
     def _ask(self, command: str, *arguments: Any) -> list[State]:
         """Tell all ranks, and get their answers."""
@@ -147,10 +163,13 @@ def _called(executor: Any, command: str, *arguments: Any) -> list[Any]:
 
 
 def _turn(executor: Any) -> None:
-    """Write on all ranks, or on none."""
+    """Write on all ranks, or on none. Raises MixedRanksError if it is neither."""
     refusal = problem(_called(executor, "turn"))
-    if refusal:
-        _called(executor, "undo")
+    left = problem(_called(executor, "undo")) if refusal else ""
+    if left:
+        message = f"the ranks hold different drafts, so this server ends: {refusal}; {left}"
+        log.critical("Updraft: %s", message)
+        raise MixedRanksError(message)
     _called(executor, "release", refusal)
 
 
@@ -166,13 +185,16 @@ def problem(states: Sequence[State]) -> str:
         found = state.get("problem") or state.get("answer", {}).get("refusal")
         if found:
             return f"rank {rank}: {found}"
-    return ""
+    drafts = [state.get("draft", "") for state in states]
+    other = next((rank for rank, draft in enumerate(drafts) if draft != drafts[0]), None)
+    return "" if other is None or "" in drafts else f"rank {other}: it has read another draft than rank 0"
 
 
 def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The answer of all ranks to the agent."""
-    refused = [answer["refusal"] for answer in answers if answer["refusal"]]
-    result: dict[str, Any] = {"refusal": refused[0] if refused else ""}
+    refused = [(rank, answer["refusal"]) for rank, answer in enumerate(answers) if answer["refusal"]]
+    own = (f"rank {rank}: {refusal}" for rank, refusal in refused if "rank " not in refusal)
+    result: dict[str, Any] = {"refusal": next(own, refused[0][1] if refused else "")}
     served = [answer["served"] for answer in answers if "served" in answer]
     if served:
         is_same = all(one == served[0] for one in served)  # a rank that does not say has changed nothing

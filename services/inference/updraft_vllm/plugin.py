@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found, **self._switch(scheduler), **self._lead(parallel)},
+                hooks={**self._http, **found, **self._switch(scheduler), **self._lead(scheduler.vllm_config)},
                 ranks=configuration.ranks(parallel),
                 unasked=_unasked(self._http, parallel),
             )
@@ -156,11 +156,13 @@ class SchedulerPlugin:
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
 
-    def _lead(self, parallel: Any) -> dict[str, str]:
+    def _lead(self, config: Any) -> dict[str, str]:
         """Lead the swaps of several ranks. The hooks for that, and why they are not in place."""
-        if not configuration.has_several(parallel):
+        problem = configuration.unsupported(config)  # an executor that was not tried is not called
+        if problem or not configuration.has_several(config.parallel_config):
+            self._no_leader = problem or self._no_leader
             return {}
-        engine = EngineThread()
+        engine = EngineThread(may_skip=self._settings.drafting != "always" and is_untrained(config))
         found = hooks.install(engine.bindings)
         self._no_leader = _misfit(found)
         self._leader = None if self._no_leader else Leader(engine, self._channel.reply)
@@ -212,9 +214,10 @@ class WorkerPlugin:
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
-        self._between = BetweenSteps(_synchronize)
+        self._device = torch.device("cpu")
+        self._between = BetweenSteps(self._synchronize)
         self._rows: RowHooks | None = None
-        self._rank = Rank(_synchronize)
+        self._rank = Rank(self._synchronize)
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._is_started = self._is_warm = False
@@ -234,7 +237,7 @@ class WorkerPlugin:
                 self._channel.problem = self._no_swap = f"the plugin could not start: {type(error).__name__}: {error}"
                 if self._is_first_rank:
                     self._channel.start()
-            self._rank.swap, self._rank.no_swap = self._swap, self._no_swap
+            self._rank.swap, self._rank.no_swap, self._rank.changed = self._swap, self._no_swap, self._channel.restate
             setattr(wrapper.worker, ranks.ATTRIBUTE, self._rank)
         return result
 
@@ -274,7 +277,7 @@ class WorkerPlugin:
             raise RefusedError(unbound)
 
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
-        kind = _kind(runner)
+        kind, self._device = _kind(runner), torch.device(runner.device)
         self._rows = rows = self.row_hooks(kind)
         self._hello.learn(
             ranks=configuration.ranks(config.parallel_config),
@@ -287,10 +290,10 @@ class WorkerPlugin:
             return
         found = hooks.install(self.bindings(kind, rows))
         if self._settings.drafting != "always" and is_untrained(config):
-            proposals = ProposalHooks(
-                runner=kind, served=self._served, guard=hooks.logged_guard(log, "cannot switch drafting")
-            )
-            proposals.is_on = not configuration.has_several(config.parallel_config)
+            has_several = configuration.has_several(config.parallel_config)
+            guard = _unguarded if has_several else hooks.logged_guard(log, "cannot switch drafting")
+            proposals = ProposalHooks(runner=kind, served=self._served, guard=guard)
+            proposals.is_on = not has_several
             if problem := _misfit(hooks.install(proposals.bindings)):
                 log.warning("Updraft cannot skip the untrained draft: %s", problem)
             else:
@@ -328,6 +331,11 @@ class WorkerPlugin:
         self._no_swap = _misfit(reloads)
         self._swap = None if self._no_swap else swap
 
+    def _synchronize(self) -> None:
+        """Wait for the device of this rank; a swap's thread would wait for the first one."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer" and self._rows is not None:
             self._rows.forget()
@@ -356,6 +364,11 @@ def _kind(runner: Any) -> Runner:
     raise ValueError(f"{type(runner).__name__} is none of the model runners of vLLM {KNOWN_VERSION}")
 
 
+def _unguarded(_: str, body: Callable[..., Any], *args: Any) -> Any:
+    """Of several ranks, one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
+    return body(*args)
+
+
 def _wrap_logits(model: Any, hook: Hook) -> None:
     original = model.compute_logits
     model.compute_logits = lambda *args, **kwargs: hook(original, *args, **kwargs)
@@ -375,8 +388,3 @@ def _unasked(http: Mapping[str, str], parallel: Any) -> str:
     used = (names.MIDDLEWARE, names.SENDS[parallel.data_parallel_size > 1])
     misfit = _misfit({name: http.get(name, "") for name in used})
     return f"requests are counted but not captured: {misfit}" if misfit else ""
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

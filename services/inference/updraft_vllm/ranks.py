@@ -39,6 +39,7 @@ class _Stop:
 
     at: str
     problem: str = ""
+    draft: str = ""
     body: Callable[[], None] | None = None
     undo: Callable[[], None] | None = None
     took_s: float = 0.0
@@ -60,6 +61,8 @@ class Rank:
         """Why there is none."""
         self.proposals: ProposalHooks | None = None
         """The hook that leaves out a draft that nobody has trained, if there is one."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called if it is served something else than was told."""
         self._synchronize = synchronize
         self._change = threading.Condition()
         self._stop: _Stop | None = None
@@ -70,9 +73,11 @@ class Rank:
         with self._change:
             self._answer = answer
 
-    def write(self, body: Callable[[], None], undo: Callable[[], None], timeout_s: float) -> float:
+    def write(
+        self, body: Callable[[], None], undo: Callable[[], None] | None, timeout_s: float, draft: str = ""
+    ) -> float:
         """See `Lockstep`. The leader waits for a step as long as vLLM does, so the time limit has no meaning."""
-        stop = _Stop(at=WRITES, body=body, undo=undo)
+        stop = _Stop(at=WRITES, body=body, undo=undo, draft=draft)
         self._wait(stop)
         return stop.took_s
 
@@ -95,7 +100,8 @@ class Rank:
     # Commands of the leader.
 
     def load(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin to swap."""
+        """Begin to swap. A load whose leader gave up ends now, or soon."""
+        self.release("the leader of this load gave up")
         with self._change:
             self._answer = None
         if self.swap is None or self.no_swap:
@@ -110,7 +116,7 @@ class Rank:
             if self._answer is not None:
                 return {"at": ENDED, "answer": dict(self._answer)}
             if self._stop is not None:
-                return {"at": self._stop.at, "problem": self._stop.problem}
+                return {"at": self._stop.at, "problem": self._stop.problem, "draft": self._stop.draft}
             return {"at": WORKS}
 
     def turn(self) -> dict[str, Any]:
@@ -118,14 +124,16 @@ class Rank:
         stop = self._stop
         assert stop is not None
         started = time.perf_counter()
-        problem = self._run(stop.body)
+        stop.problem = self._run(stop.body)
         stop.took_s = time.perf_counter() - started
-        return {"at": WRITES, "problem": problem}
+        return {"at": WRITES, "problem": stop.problem}
 
     def undo(self) -> dict[str, Any]:
-        """Make undone what was written in this turn; the problem, or ""."""
+        """Make undone what was written in this turn; why something of it is left, or ""."""
         stop = self._stop
         assert stop is not None
+        if stop.undo is None:
+            return {"at": WRITES, "problem": "" if stop.problem else "this rank has put back its draft"}
         return {"at": WRITES, "problem": self._run(stop.undo)}
 
     def release(self, refusal: str) -> dict[str, Any]:
@@ -150,6 +158,7 @@ class Rank:
         """The ranks hold different drafts, or may do so."""
         if self.swap is not None:
             self.swap.doubt()
+            self.changed()
         return {"at": ENDED}
 
     def _run(self, body: Callable[[], None] | None) -> str:

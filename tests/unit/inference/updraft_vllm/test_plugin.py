@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.support.wait import wait_until
 
 from updraft_inference.tap import plugin_folder
@@ -14,7 +15,7 @@ from updraft_tap import hooks
 from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
 from updraft_tap.settings import Settings
-from updraft_vllm import configuration, names, plugin, ranks, runners
+from updraft_vllm import configuration, lead, names, plugin, ranks, runners
 
 
 def test_without_a_socket_the_plugin_does_nothing_and_needs_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +250,26 @@ def test_a_rank_whose_plugin_cannot_start_refuses_drafts_and_only_the_first_one_
     assert refusal.startswith("the plugin could not start: ValueError: SimpleNamespace is none of the model runners")
 
 
+def test_a_rank_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    monkeypatch.setattr(plugin, "_kind", lambda _: runners.FIRST)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
+    worker = SimpleNamespace(rank=1, model_runner=SimpleNamespace(device="cuda:1"))
+    made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=served(tensor_parallel_size=2).vllm_config))
+
+    made._between.settle()  # on a thread of its own, whose current device is another one
+
+    assert waited == [torch.device("cuda:1")]
+
+
 @pytest.mark.parametrize(("found", "is_led"), [("", True), ("it takes x", False)])
 def test_the_engines_process_leads_the_swaps_of_several_ranks_if_its_hooks_fit(
     monkeypatch: pytest.MonkeyPatch, found: str, *, is_led: bool
 ) -> None:
     replies: list[Any] = []
+    monkeypatch.setattr(lead, "_BEGINS_S", 0.0)
     monkeypatch.setattr(
         hooks,
         "install",

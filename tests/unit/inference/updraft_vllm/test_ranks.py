@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.support.tiny_draft import write_tiny_draft
 from tests.support.tiny_engine import Engine
 from tests.support.wait import wait_until
@@ -21,7 +21,7 @@ from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
 from updraft_vllm import ranks
-from updraft_vllm.lead import EngineThread, Leader
+from updraft_vllm.lead import EngineThread, Leader, MixedRanksError
 from updraft_vllm.ranks import Rank
 
 
@@ -29,6 +29,9 @@ class Half(Engine):
     """A rank with half of each weight."""
 
     def __init__(self, number: int) -> None:
+        self.may_read = threading.Event()
+        """Reading a draft begins with a look at the served one."""
+        self.may_read.set()
         super().__init__(is_read_at_rest=False)
         self.number = number
         self.rank = Rank(lambda: None)
@@ -38,6 +41,15 @@ class Half(Engine):
             draft=self, between=self.between, served=self.served, reply=self.rank.answer, lockstep=self.rank
         )
         self.rank.no_swap = ""
+
+    @property
+    def config(self) -> Any:
+        assert self.may_read.wait(30)
+        return self._config
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        self._config = config
 
     def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor.chunk(2)[self.number] for name, tensor in prepared.items()}
@@ -52,10 +64,11 @@ class Server:
         self.input_queue: queue.Queue[Any] = queue.Queue()
         self.model_executor = self
         self.answers: list[dict[str, Any]] = []
-        self.thread = EngineThread()
+        self.thread = EngineThread(may_skip=True)
         self.leader = Leader(self.thread, self.answers.append)
         self.versions: set[tuple[int, ...]] = set()
-        """Of all ranks, as each step sees them."""
+        """The versions that all ranks hold, as each step sees them."""
+        self.has_ended = False
         self._loop = threading.Thread(target=self.thread.loop, args=(Server._run, self), daemon=True)
 
     def collective_rpc(self, method: Callable[..., Any], *, args: tuple[Any, ...]) -> list[Any]:
@@ -66,8 +79,16 @@ class Server:
             request = self.input_queue.get()
             if request is None:
                 return
-            self.thread.handle(lambda *_: None, self, *request)
+            try:
+                self.thread.handle(lambda *_: None, self, *request)
+            except MixedRanksError:
+                self.has_ended = True
+                return
+            for half in self.halves:
+                half.between.begin()
             self.versions.add(tuple(half.served.written for half in self.halves))
+            for half in self.halves:
+                half.between.end()
 
     def start(self) -> None:
         self._loop.start()
@@ -167,10 +188,14 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
     server.load(folder)
     second, closing = server.halves[1], list[threading.Thread]()
 
-    def lose() -> None:  # somebody else changes the weights of one rank while both prove
+    def close() -> None:
+        for half in server.halves:
+            assert half.rank.swap is not None
+            half.rank.swap.close("somebody else updates the weights")
+
+    def lose() -> None:  # while both prove
         second.on_read = lambda: None
-        assert second.rank.swap is not None
-        closing.append(threading.Thread(target=second.rank.swap.close, args=("somebody else updates the weights",)))
+        closing.append(threading.Thread(target=close))
         closing[0].start()
 
     second.on_read = lose
@@ -180,6 +205,48 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
     assert answer["served"]["digest"] == UNKNOWN
     assert all(half.served.digest == UNKNOWN for half in server.halves)
     closing[0].join()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_server_whose_ranks_hold_different_drafts_ends(server: Server, folder: Path, number: int) -> None:
+    server.load(folder)
+    server.halves[number].fails = 3  # to write, and twice to put back
+
+    answer = server.load(folder, 8)
+
+    assert "so this server ends" in answer["refusal"]
+    wait_until(lambda: server.has_ended)
+
+
+def test_ranks_that_read_different_drafts_change_nothing(server: Server, folder: Path) -> None:
+    server.load(folder)
+    before = [dict(half.held) for half in server.halves]
+    second = server.halves[1]
+
+    def rewrite() -> None:
+        server.halves[0].on_prepare = lambda: None
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, "norm.weight": tensors["norm.weight"] + 1}, folder / "model.safetensors")
+        second.may_read.set()
+
+    second.may_read.clear()
+    server.halves[0].on_prepare = rewrite
+    answer = server.load(folder, 8)
+
+    assert answer["refusal"] == "rank 1: it has read another draft than rank 0"
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    for half, held in zip(server.halves, before, strict=True):
+        assert all(half.held[name] is value for name, value in held.items())
+
+
+def test_a_load_whose_leader_gave_up_does_not_hold_up_the_next_one(server: Server, folder: Path) -> None:
+    load = {"kind": "load", "folder": str(folder), "version": 7, "digest": "sha256:7"}
+    for half in server.halves:
+        half.rank.load(load)
+    wait_until(lambda: all(half.rank.state()["at"] == ranks.WRITES for half in server.halves))
+
+    wait_until(lambda: server.load(folder, 8)["refusal"] == "")
+    assert {half.served.version for half in server.halves} == {8}
 
 
 def test_a_second_load_is_refused_while_one_is_prepared(server: Server, folder: Path) -> None:
