@@ -181,7 +181,8 @@ class Swap:
         expected = weights.digest({**part, "d2t": d2t})
         whole = expected if part is prepared else weights.digest({**prepared, "d2t": d2t})
         with self._access():
-            digest_before, restore = self._served.digest, self._restoring(self._draft.kept())
+            digest_before, num_closed = self._served.digest, self._num_closed
+            restore = self._restoring(self._draft.kept())
         del tensors, prepared, part  # of a large draft, and each rank has read all of it
         target = self._target_before()
         self._is_touched = False
@@ -189,7 +190,7 @@ class Swap:
             body, undo = partial(self._write, writes, version, restore), partial(self._undo, restore)
             pause_s = self._lockstep.write(body, undo, _PATIENCE_S, whole)
             proof, longest_s = self._agreed(lambda: (self._unchanged(target), self._prove(expected)))
-            self._note_proof(expected, digest)
+            self._note_proof(expected, digest, num_closed)
         except BaseException as error:  # also SystemExit, and a panic of Rust: a refused draft may not stay
             if not self._is_touched:
                 raise
@@ -250,8 +251,10 @@ class Swap:
             raise RefusedError(f"the engine holds {held}, expected {expected}")
         return longest_s
 
-    def _note_proof(self, held: str, digest: str) -> None:
+    def _note_proof(self, held: str, digest: str, num_closed: int) -> None:
         with self._access():
+            if num_closed != self._num_closed and not self._lockstep.is_alone:  # one rank looks at its own again
+                raise RefusedError("the engine closed its weights meanwhile, so another rank may have lost its part")
             self._served.digest, self._proof = digest, held
             self._proved = self._served.version, digest
 

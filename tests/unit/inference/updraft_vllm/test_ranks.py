@@ -197,6 +197,7 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
         second.on_read = lambda: None
         closing.append(threading.Thread(target=close))
         closing[0].start()
+        wait_until(lambda: bool(second.rank.swap and second.rank.swap._closed))
 
     second.on_read = lose
     answer = server.load(folder, 8)
@@ -205,6 +206,32 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
     assert answer["served"]["digest"] == UNKNOWN
     assert all(half.served.digest == UNKNOWN for half in server.halves)
     closing[0].join()
+
+
+def test_weights_that_were_closed_for_a_moment_while_they_are_proved_are_not_said_to_be_served(
+    server: Server, folder: Path
+) -> None:
+    second, closing = server.halves[1], list[threading.Thread]()
+
+    def close() -> None:
+        for half in server.halves:
+            assert half.rank.swap is not None
+            half.rank.swap.close("somebody else updates the weights")
+            half.rank.swap.open(lambda: None)
+
+    def lose() -> None:  # while both prove
+        second.on_read = lambda: None
+        closing.append(threading.Thread(target=close))
+        closing[0].start()
+        wait_until(lambda: bool(second.rank.swap and second.rank.swap._closed))
+
+    second.on_read = lose
+    answer = server.load(folder)
+    closing[0].join()
+
+    assert answer["refusal"] != ""
+    assert answer["served"]["digest"] == UNKNOWN
+    assert server.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
 
 
 @pytest.mark.parametrize("number", [0, 1])
