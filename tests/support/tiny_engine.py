@@ -31,7 +31,7 @@ class Engine:
         self.on_read: Callable[[], None] = lambda: None
 
     def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Of one rank."""
+        """All of it, as the only rank holds it."""
         return prepared
 
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Callable[[], None]]:

@@ -365,7 +365,7 @@ def _kind(runner: Any) -> Runner:
 
 
 def _unguarded(_: str, body: Callable[..., Any], *args: Any) -> Any:
-    """Of several ranks, one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
+    """For several ranks: one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
     return body(*args)
 
 

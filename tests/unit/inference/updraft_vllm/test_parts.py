@@ -14,7 +14,7 @@ HEADS, KV_HEADS, HEAD, WIDTH, INNER, VOCAB = 8, 2, 4, 12, 16, 21
 
 
 def layers(rank: int, size: int) -> dict[str, Any]:
-    """Of one of `size` ranks, by the name of the weight."""
+    """The layers of one of `size` ranks, by the name of the weight."""
     common: dict[str, Any] = {"tp_rank": rank, "tp_size": size}
     kv_heads, replicas = max(1, KV_HEADS // size), max(1, size // KV_HEADS)
     qkv = [HEADS // size * HEAD, kv_heads * HEAD, kv_heads * HEAD]
