@@ -10,27 +10,42 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.sglang.models import cycle
-from tests.support import text_reference
 from tests.support.tap_agent import Agent, Seen, listening
-from tests.support.text_reference import Reference, check_step, read_target
+from tests.support.text_reference import Reference, read_target
 from tests.support.tiny_target import DRAFT_VOCAB, VOCAB
 from tests.support.wait import until
 from tests.vllm import build, swapping
 from tests.vllm.models import write_draft, write_target
-from tests.vllm.server import LOOKAHEAD, Server, serving
+from tests.vllm.server import LOOKAHEAD, serving
+from tests.vllm.tapping import (
+    EVERYTHING,
+    WORDS,
+    Ask,
+    Setting,
+    accepted_of,
+    add_plugin,
+    answers,
+    asked_until,
+    check_end,
+    check_rows,
+    completion_body,
+    digest,
+    ended,
+    mixed_asks,
+    of,
+    steps_of,
+    sums_of,
+    swap,
+)
 
 from updraft_inference.tap import plugin_folder
 from updraft_inference.tap.server_kind import VLLM
-from updraft_tap import checkpoint, weights
 from updraft_tap.weights import UNKNOWN
 from updraft_vllm.reloads import ASLEEP
 
@@ -40,8 +55,6 @@ if not build.is_built():
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 WIDTH = LOOKAHEAD + 1
-WORDS = cycle()
-EVERYTHING = {"payload": 1.0, "prompt_rows": 1000, "counterfactual_rows": LOOKAHEAD}
 OPTIONS = (
     *("--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40"),
@@ -77,8 +90,6 @@ def register():
 """
 """A plugin of the test's own: a request that is marked as held runs for so many tokens, and then only an abort ends it."""
 
-Setting = text_reference.Setting[Server]
-
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Iterator[Setting]:
@@ -97,126 +108,6 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
         yield Setting(server=server, folder=folder, socket=tap_socket, target=read_target(target))
 
 
-def add_plugin(folder: Path, name: str, text: str) -> None:
-    """A plugin of the test's own beside Updraft's, whose `register` vLLM calls."""
-    (folder / f"{name}.py").write_text(text)
-    metadata = folder / f"{name}-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{name} = {name}:register\n")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    prompt: list[int]
-    tokens: int
-    sampling: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    rid: str
-    """vLLM gives each request an id of its own, which begins with this one."""
-    output: list[int]
-
-
-async def answers(setting: Setting, asks: list[Ask]) -> list[Answer]:
-    """All at once, 8 at a time."""
-    slots = asyncio.Semaphore(8)
-    async with httpx.AsyncClient(base_url=setting.server.url, timeout=300) as http:
-
-        async def one(ask: Ask) -> Answer:
-            async with slots:
-                response = await http.post("/v1/completions", json=_body(ask))
-                assert response.is_success, response.text
-                body = response.json()
-                return Answer(rid=body["id"], output=body["choices"][0]["token_ids"])
-
-        return list(await asyncio.gather(*map(one, asks)))
-
-
-def _body(ask: Ask) -> dict[str, Any]:
-    return {
-        "model": "target",
-        "prompt": ask.prompt,
-        "max_tokens": ask.tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-        **ask.sampling,
-    }
-
-
-def mixed_asks(count: int) -> list[Ask]:
-    """Prompts of 1 to 150 tokens, many with a common beginning, and every kind of sampling."""
-    rng = random.Random(5)
-    stems = [rng.choices(WORDS, k=80) for _ in range(3)]
-    asks = []
-    for i in range(count):
-        own = rng.choices(WORDS, k=rng.randrange(1, 21) if i % 8 else rng.randrange(70, 151))
-        prompt = own if i % 8 == 0 else rng.choice(stems)[: rng.randrange(80)] + own
-        sampling = rng.choice(({}, {}, {"temperature": 0.8}, {"presence_penalty": 0.7}, {"repetition_penalty": 1.3}))
-        asks.append(Ask(prompt=prompt, tokens=rng.randrange(1, 33), sampling=sampling))
-    return asks
-
-
-def of(found: dict[str, Any], answer: Answer, default: Any = None) -> Any:
-    """What was found of an answer's request."""
-    return next((value for rid, value in found.items() if rid.startswith(answer.rid)), default)
-
-
-async def ended(agent: Agent, given: list[Answer]) -> None:
-    """Rows and ends come from two processes; wait for all of both."""
-    await agent.settle()
-    assert all(of(agent.finished, answer) is not None for answer in given)
-    assert agent.dropped == 0
-
-
-def check_end(ask: Ask, answer: Answer, agent: Agent, *, captured: bool) -> dict[str, Any]:
-    """Prompt, output and sums of a request; return its header."""
-    header, tensors = of(agent.finished, answer)
-    assert (header["prompt_tokens"], header["output_tokens"]) == (len(ask.prompt), ask.tokens)
-    if captured:
-        assert tensors["tokens"].tolist() == ask.prompt + answer.output
-        assert header["sampling"]["temperature"] == ask.sampling.get("temperature", 0)
-    else:
-        assert (tensors, header["sampling"], of(agent.seen, answer)) == ({}, None, None)
-    return dict(header)
-
-
-def check_rows(setting: Setting, ask: Ask, answer: Answer, seen: Seen, header: dict[str, Any]) -> None:
-    """Steps, positions and rows of a request that was not preempted."""
-    steps, start, text = [step for step in seen.steps if step["drafts"]], len(ask.prompt), ask.prompt + answer.output
-    sums = header["counters"]
-    assert sum(one["steps"] for one in sums) == len(steps)
-    assert sum(one["proposed"] for one in sums) == sum(len(step["drafts"]) for step in steps)
-    by_position = [sum(step["accepted"] > position for step in steps) for position in range(LOOKAHEAD)]
-    assert [
-        sum(one["accepted"][i] for one in sums if i < len(one["accepted"])) for i in range(LOOKAHEAD)
-    ] == by_position
-
-    known = text[: start + 1]
-    for step in seen.steps:
-        assert step["position"] == len(known) - 1
-        known += step["drafts"][: step["accepted"]]
-        known += text[len(known) :][:1]
-    assert known[: len(text)] == text
-
-    reference = Reference(setting.target, known)
-    for step, rejected in zip(seen.steps, seen.rejected, strict=True):
-        check_step(setting.target, known, reference, step, rejected)
-    cached = sum(prefill["cached"] for prefill in seen.prefills)
-    assert header["cached_tokens"] == cached
-    last = seen.steps[-1] if seen.steps else {"position": start - 1, "accepted": 0}
-    end = last["position"] + last["accepted"] + 1
-    assert [position for position, _ in seen.rows] == list(range(cached, end))
-    for position, aux in seen.rows:
-        reference.check(position, aux, None)
-    assert [position for position, _ in seen.teachers] == list(range(start - 1, end))
-    for position, teacher in seen.teachers:
-        reference.check(position, None, teacher)
-
-
 async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -> None:
     asks = mixed_asks(100)
     async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
@@ -224,7 +115,7 @@ async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -
         given = await answers(setting, asks)
         await ended(agent, given)
         sums = [one for header, _ in agent.finished.values() for one in header["counters"]]
-        steps, accepted = (sum(map(of_sum, sums)) for of_sum in (_steps, _accepted))
+        steps, accepted = (sum(map(of_sum, sums)) for of_sum in (steps_of, accepted_of))
         await until(lambda: setting.server.drafted().since(before).steps >= steps, what="vLLM's own counters")
         counted = setting.server.drafted().since(before)
 
@@ -234,14 +125,6 @@ async def test_every_row_and_every_count_is_that_of_the_text(setting: Setting) -
     for ask, answer, header in whole:
         check_rows(setting, ask, answer, of(agent.seen, answer, Seen()), header)
     assert_all_kinds_were_there(agent, len(whole))
-
-
-def _steps(sums: dict[str, Any]) -> int:
-    return int(sums["steps"])
-
-
-def _accepted(sums: dict[str, Any]) -> int:
-    return sum(sums["accepted"])
 
 
 def assert_all_kinds_were_there(agent: Agent, num_whole: int) -> None:
@@ -268,7 +151,7 @@ async def test_a_preempted_request_is_sent_again_at_its_positions(setting: Setti
         text, seen = ask.prompt + answer.output, of(agent.seen, answer)
         steps = [step for step in seen.steps if step["drafts"]]
         sums = of(agent.finished, answer)[0]["counters"]
-        assert (sum(map(_steps, sums)), sum(map(_accepted, sums))) == (
+        assert (sum(map(steps_of, sums)), sum(map(accepted_of, sums))) == (
             len(steps),
             sum(step["accepted"] for step in steps),
         )
@@ -300,7 +183,7 @@ async def test_rows_of_a_request_within_a_grammar_are_those_before_the_mask_and_
     (all_drafts,), (allowed,) = (header["counters"] for header in headers)
     assert all_drafts["proposed"] == LOOKAHEAD * all_drafts["steps"]
     assert allowed["proposed"] < LOOKAHEAD * allowed["steps"], "the grammar takes drafts away"
-    assert _accepted(allowed) > 0
+    assert accepted_of(allowed) > 0
 
 
 async def test_without_a_policy_and_for_who_opts_out_there_are_sums_and_nothing_else(setting: Setting) -> None:
@@ -336,7 +219,7 @@ async def test_an_aborted_request_is_counted(setting: Setting) -> None:
     async with listening(setting.socket, EVERYTHING, roles={"scheduler", "worker"}) as agent:
         async with (
             httpx.AsyncClient(base_url=setting.server.url, timeout=60) as http,
-            http.stream("POST", "/v1/completions", json=_body(ask)) as stream,
+            http.stream("POST", "/v1/completions", json=completion_body(ask)) as stream,
         ):
             lines, received = stream.aiter_lines(), 0
             while received < HELD_AFTER:
@@ -348,28 +231,7 @@ async def test_an_aborted_request_is_counted(setting: Setting) -> None:
     assert header["finish"] == "aborted"
     assert len(tensors["tokens"]) == 5 + header["output_tokens"]
     assert HELD_AFTER <= header["output_tokens"] < 450
-    assert sum(map(_steps, header["counters"])) > 0
-
-
-async def swap(agent: Agent, folder: Path, version: int) -> dict[str, Any]:
-    before = len(agent.loaded)
-    agent.send("worker", {"kind": "load", "folder": str(folder), "version": version, "digest": f"sha256:{version}"})
-    await until(lambda: len(agent.loaded) > before, what="the answer to a load")
-    return agent.loaded[-1]
-
-
-def digest(folder: Path) -> str:
-    """Of what a server of this draft holds."""
-    _, tensors = checkpoint.read(folder)
-    return weights.digest({**weights.joined(tensors, torch.float32), "d2t": tensors["d2t"]})
-
-
-async def asked_until(stop: asyncio.Event, setting: Setting, ask: Ask) -> list[Answer]:
-    """The same request again and again, so that one is running whenever something happens."""
-    given: list[Answer] = []
-    while not stop.is_set():
-        given += await answers(setting, [ask])
-    return given
+    assert sum(map(steps_of, header["counters"])) > 0
 
 
 async def test_a_swap_in_the_middle_of_requests_is_proved_and_changes_no_token(setting: Setting) -> None:
@@ -402,15 +264,6 @@ async def test_a_swap_in_the_middle_of_requests_is_proved_and_changes_no_token(s
             one["version"]: (one["steps"], one["proposed"], sum(one["accepted"])) for one in header["counters"]
         }
     assert any(len(header["counters"]) == 2 for header, _ in agent.finished.values()), "a swap in mid-request"
-
-
-def sums_of(steps: list[dict[str, Any]]) -> dict[int, tuple[int, int, int]]:
-    """By version: steps, proposed and accepted tokens."""
-    sums: dict[int, tuple[int, int, int]] = {}
-    for step in steps:
-        count, proposed, accepted = sums.get(step["version"], (0, 0, 0))
-        sums[step["version"]] = (count + 1, proposed + len(step["drafts"]), accepted + step["accepted"])
-    return sums
 
 
 async def test_another_vocabulary_is_exchanged_and_the_server_drafts_with_it(setting: Setting) -> None:
@@ -581,10 +434,12 @@ from updraft_tap.settings import DoorSettings, Settings
 from updraft_vllm import plugin, reloads, runners
 from updraft_vllm.drafting import ProposalHooks
 from updraft_vllm.http_process import HttpProcess
+from updraft_vllm.lead import EngineThread
 
 settings = Settings(socket="/nowhere")
 worker, scheduler = plugin.WorkerPlugin(settings), plugin.SchedulerPlugin(settings, {})
 bindings = [*plugin.starts(settings, {}), *scheduler.bindings, *HttpProcess(DoorSettings()).bindings]
+bindings += EngineThread(may_skip=True).bindings
 for kind in (runners.FIRST, runners.SECOND):
     bindings += worker.bindings(kind, worker.row_hooks(kind))
     bindings += ProposalHooks(runner=kind, served=None, guard=None).bindings
@@ -604,6 +459,6 @@ def test_the_hooks_of_both_runners_fit_this_vllm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert len(before) == 40
+    assert len(before) == 42
     assert all(problem.endswith(" is not hooked") for problem in before.values())
     assert set(after.values()) == {""}

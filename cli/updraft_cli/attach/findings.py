@@ -153,7 +153,7 @@ def _of_configuration(needs: Needs, server: _Server) -> Iterator[Finding]:
     elif server.steps < 1:
         yield Finding(problem="the server drafts no tokens", remedy=f"add the argument {needs.arguments}")
     for name, size in server.ranks.items():
-        if size > 1:
+        if size > 1 and name != "tensor":
             yield Finding(
                 problem=f"{name} parallelism of {size} is not supported", remedy=f"set --{name}-parallel-size to 1"
             )

@@ -27,15 +27,21 @@ class Needs:
     folder: Path
     num_steps: int = 3
     num_ranks: int = 1
-    """Tensor-parallel ranks. The agent swaps the drafts of several by requests to an SGLang server, with its admin key."""
+    """Tensor-parallel ranks. The agent swaps the drafts of several by requests to an SGLang server, with its admin key; in a
+    vLLM server, the plugin swaps them."""
     url: str = "http://127.0.0.1:30000"
     """The server's address for these requests; SGLang's own by default."""
+
+    @property
+    def has_admin_key(self) -> bool:
+        """Whether the agent makes requests to the server."""
+        return self.engine == "sglang" and self.num_ranks > 1
 
     @property
     def prepare(self) -> str:
         """The command that writes the plugin's folder and the first draft, once; for several ranks also the admin key."""
         options = ["--plugin-dir", self._path("plugin"), "--seed", self._path("draft")]
-        options += ["--admin-key-file", self._path(_KEY)] if self.num_ranks > 1 else []
+        options += ["--admin-key-file", self._path(_KEY)] if self.has_admin_key else []
         command = shlex.join(["updraft-inference", f"prepare-{self.engine}", *options])
         return f"UPDRAFT_INFERENCE_MODEL={shlex.quote(self.model)} {command}"
 
@@ -59,7 +65,8 @@ class Needs:
         """The server's arguments."""
         if self.engine == "vllm":
             config = {"method": "eagle3", "model": self._path("draft"), "num_speculative_tokens": self.num_steps}
-            return f"--speculative-config {shlex.quote(json.dumps(config))}"
+            ranks = f" --tensor-parallel-size {self.num_ranks}" if self.num_ranks > 1 else ""
+            return f"--speculative-config {shlex.quote(json.dumps(config))}{ranks}"
         speculation = shlex.join(
             [
                 *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", self._path("draft")),
@@ -86,7 +93,7 @@ class Needs:
             "REGISTRY_ADDRESS": "127.0.0.1:50051",
         }
         command = ["updraft-inference", "--engine", self.engine]
-        if self.num_ranks > 1:
+        if self.has_admin_key:
             variables["SGLANG_ADMIN_KEY_FILE"] = self._path(_KEY)
             command += ["--attach", self.url]
         settings = [f"UPDRAFT_INFERENCE_{name}={shlex.quote(value)}" for name, value in variables.items()]

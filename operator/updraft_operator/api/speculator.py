@@ -62,8 +62,8 @@ class Engine(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
-                "self.type == 'SGLang' || self.tensorParallelSize == 1",
-                "tensorParallelSize above 1 requires type SGLang; Torch and VLLM use one GPU",
+                "self.type != 'Torch' || self.tensorParallelSize == 1",
+                "tensorParallelSize above 1 requires type SGLang or VLLM; Torch uses one GPU",
             ),
             (
                 "self.type != 'Torch' || !has(self.args) || size(self.args) == 0",
@@ -79,7 +79,7 @@ class Engine(Model):
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=128)] = []
     """Additional arguments of the SGLang or vLLM server. They override Updraft's."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of GPUs that share one model; above 1 with SGLang only."""
+    """Number of GPUs that share one model; above 1 with SGLang and VLLM only."""
 
 
 class Speculation(StrEnum):

@@ -58,7 +58,7 @@ def mismatch(spec: Spec) -> str:
             f"{size}, but spec.serving.accelerator.perPod is {requested}: leave perPod out to get as many as are used"
         )
     if requested:
-        remedy = "set both to the same number (above 1 only with engine SGLang)"
+        remedy = "set both to the same number (above 1 only with engine SGLang or VLLM)"
         return f"{size}, but {limits} {requested} GPUs: {remedy}"
     if used > 1 and not _has_other_devices(spec.serving):
         return f"{size}, but {limits} no GPU: set spec.serving.accelerator"

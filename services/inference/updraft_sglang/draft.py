@@ -44,6 +44,10 @@ class SglangDraft:
         self.dtype: torch.dtype = model.model.fc.weight.dtype
         self.device: torch.device = model.model.fc.weight.device
 
+    def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All of it: this is for servers with one rank."""
+        return prepared
+
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
         """The writes that replace all weights; slow, and without effect until they run."""
         if prepared.keys() != self._parameters.keys():

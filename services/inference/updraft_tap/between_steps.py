@@ -6,6 +6,7 @@ The engine is asked nothing and never waits for a lock, except while such work r
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 _POLL_S = 0.002
 
@@ -102,3 +103,44 @@ class BetweenSteps:
         with self._handover:
             work, self._waiting = self._waiting, None
             return work
+
+
+class Lockstep(Protocol):
+    """How the ranks of an engine change their weights together. Each calls it on the thread of its swap."""
+
+    @property
+    def is_alone(self) -> bool:
+        """There is one rank."""
+        ...
+
+    def write(
+        self, body: Callable[[], None], undo: Callable[[], None] | None, timeout_s: float, draft: str = ""
+    ) -> float:
+        """Run `body` on all ranks between the same two steps, and return for how many seconds at most.
+
+        A body that fails leaves all as it was on its own rank; `undo` then runs on all before the next step, and all raise.
+        None: it cannot be undone. `draft` is the digest of the whole draft, which must be the same on all ranks.
+        """
+        ...
+
+    def agree(self, problem: str) -> None:
+        """Wait for the problems of all ranks. Raises RefusedError without one of its own if another rank has one."""
+        ...
+
+
+class OneRank:
+    """The lockstep of an engine that has one rank."""
+
+    is_alone = True
+
+    def __init__(self, between: BetweenSteps) -> None:
+        self._between = between
+
+    def write(
+        self, body: Callable[[], None], undo: Callable[[], None] | None, timeout_s: float, draft: str = ""
+    ) -> float:
+        """A body that fails leaves all as it was."""
+        return self._between.run(body, timeout_s)
+
+    def agree(self, problem: str) -> None:
+        """There is nobody else."""

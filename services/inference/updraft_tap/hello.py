@@ -24,6 +24,7 @@ class Hello:
             "tap": __version__,
             "engine": {"name": engine, "version": version},
             "role": role,
+            "loader": role,
             "ranks": {},
             "hooks": {},
             "unhooked": {},

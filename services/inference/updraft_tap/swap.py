@@ -2,6 +2,7 @@
 
 A draft that is refused leaves the one before, which is put back if need be. The proof of a swap is a digest of what the
 engine holds afterwards, which must equal that of the file, and one of samples of the target, which must stay the same.
+Each of several ranks has a part of the weights and swaps it; a draft that one of them refuses leaves the one before on all.
 """
 
 import logging
@@ -9,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from updraft_tap import weights
-from updraft_tap.between_steps import BetweenSteps
+from updraft_tap.between_steps import BetweenSteps, Lockstep, OneRank
 from updraft_tap.weights import (
     AS_BEFORE,
     NOT_AS_BEFORE,
@@ -56,8 +58,12 @@ class Draft(Protocol):
         """Reading a weight uses the engine's own kernels, so it may not happen within a step."""
         ...
 
+    def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of a draft (by `weights.served_name`) as far as this rank holds them. Raises RefusedError."""
+        ...
+
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
-        """Copies and assignments that replace the weights (by `weights.served_name`) and the map. Raises RefusedError."""
+        """Copies and assignments that replace the weights, of which it gets its part, and the map. Raises RefusedError."""
         ...
 
     def kept(self) -> Sequence[Write]:
@@ -77,10 +83,17 @@ class Swap:
     """Obeys `load` messages, one at a time, on a thread of its own. `reply` sends a message to the agent."""
 
     def __init__(
-        self, *, draft: Draft, between: BetweenSteps, served: ServedVersion, reply: Callable[[dict[str, Any]], None]
+        self,
+        *,
+        draft: Draft,
+        between: BetweenSteps,
+        served: ServedVersion,
+        reply: Callable[[dict[str, Any]], None],
+        lockstep: Lockstep | None = None,
     ) -> None:
         self._draft = draft
         self._between = between
+        self._lockstep = lockstep or OneRank(between)
         self._served = served
         self._reply = reply
         self._busy = threading.Lock()
@@ -114,9 +127,22 @@ class Swap:
             self._served.digest = UNKNOWN
 
     def open(self, changed: Callable[[], None]) -> None:
-        """The weights may be touched again, and may be others. Calls `changed` when it is known what is served."""
+        """The weights may be touched again, and may be others. Calls `changed` when it is known what is served.
+
+        The draft of several ranks counts as lost, because another rank may have lost its part.
+        """
         self._closed = ""
+        if not self._lockstep.is_alone:
+            with self._touching:
+                self._served.version, self._served.digest, self._proof = 0, UNKNOWN, ""
+            changed()
+            return
         threading.Thread(target=self._look, args=(changed,), name="updraft-swap", daemon=True).start()
+
+    def doubt(self) -> None:
+        """Forget the digest, because other ranks hold another draft, or may do so."""
+        with self._touching:
+            self._served.digest = UNKNOWN
 
     def _look(self, changed: Callable[[], None]) -> None:
         """Whether the draft that was swapped in is still there. Without a proof it counts as lost."""
@@ -129,6 +155,7 @@ class Swap:
                 if not self._closed:
                     is_there = bool(held) and held == self._proof
                     self._served.version, self._served.digest = self._proved if is_there else (0, UNKNOWN)
+                    self._served.written = self._served.version
         changed()
 
     def _run(self, message: Mapping[str, Any]) -> None:
@@ -148,27 +175,32 @@ class Swap:
     def _load(self, folder: Path, version: int, digest: str) -> dict[str, Any]:
         """The proof: digests of the loaded weights and of the target, and how long the engine stood still at most."""
         tensors = weights.read(folder, self._draft.config, self._draft.aux_size)
-        prepared = weights.joined(tensors, self._draft.dtype)
-        writes = self._draft.prepare(prepared, tensors["d2t"])
-        expected = weights.digest({**prepared, "d2t": tensors["d2t"]})
+        prepared, d2t = weights.joined(tensors, self._draft.dtype), tensors["d2t"]
+        part = self._draft.part(prepared)
+        writes = self._draft.prepare(part, d2t)
+        expected = weights.digest({**part, "d2t": d2t})
+        whole = expected if part is prepared else weights.digest({**prepared, "d2t": d2t})
         with self._access():
-            before, kept = (self._served.version, self._served.digest), self._draft.kept()
+            digest_before, num_closed = self._served.digest, self._num_closed
+            restore = self._restoring(self._draft.kept())
+        del tensors, prepared, part  # of a large draft, and each rank has read all of it
         target = self._target_before()
         self._is_touched = False
         try:
-            pause_s = self._between.run(lambda: self._write(writes, kept, version), _PATIENCE_S)
-            proof = self._unchanged(target)
-            longest_s = self._prove(expected, digest)
+            body, undo = partial(self._write, writes, version, restore), partial(self._undo, restore)
+            pause_s = self._lockstep.write(body, undo, _PATIENCE_S, whole)
+            proof, longest_s = self._agreed(lambda: (self._unchanged(target), self._prove(expected)))
+            self._note_proof(expected, digest, num_closed)
         except BaseException as error:  # also SystemExit, and a panic of Rust: a refused draft may not stay
             if not self._is_touched:
                 raise
-            left = self._put_back(kept, *before)
+            left = self._put_back(undo, digest_before)
             refusal = f"the draft in {folder} was loaded, but {error}{left}"
             is_changed = self._is_changed(target)
             if is_changed or isinstance(error, TargetChangedError):
                 raise TargetChangedError(f"{refusal}; {AS_BEFORE if is_changed is False else NOT_AS_BEFORE}") from error
             raise RefusedError(refusal) from error
-        return {"held": expected, "target": proof, "pause_us": round(1e6 * max(pause_s, longest_s))}
+        return {"held": whole, "target": proof, "pause_us": round(1e6 * max(pause_s, longest_s))}
 
     def _target(self) -> tuple[str, int]:
         """A digest of samples of the target, which is comparable while the number is the same."""
@@ -202,37 +234,60 @@ class Swap:
                 return digest != before[0]
         return None
 
-    def _prove(self, expected: str, digest: str) -> float:
+    def _agreed(self, check: Callable[[], tuple[str, float]]) -> tuple[str, float]:
+        """Return the result of the check once no rank has a problem. Raises what it raises, or RefusedError."""
+        try:
+            result = check()
+        except BaseException as error:  # the other ranks wait to be told
+            self._lockstep.agree(str(error) or type(error).__name__)
+            raise
+        self._lockstep.agree("")
+        return result
+
+    def _prove(self, expected: str) -> float:
         """Returns for how many seconds the engine stood still at most. Raises RefusedError if it holds anything else."""
         held, longest_s = self._held()
         if held != expected:
             raise RefusedError(f"the engine holds {held}, expected {expected}")
-        with self._access():
-            self._served.digest, self._proof = digest, held
-            self._proved = self._served.version, digest
         return longest_s
 
-    def _write(self, writes: Sequence[Write], kept: Sequence[Write], version: int) -> None:
+    def _note_proof(self, held: str, digest: str, num_closed: int) -> None:
+        with self._access():
+            if num_closed != self._num_closed and not self._lockstep.is_alone:  # one rank looks at its own again
+                raise RefusedError("the engine closed its weights meanwhile, so another rank may have lost its part")
+            self._served.digest, self._proof = digest, held
+            self._proved = self._served.version, digest
+
+    def _write(self, writes: Sequence[Write], version: int, restore: Write) -> None:
         with self._access():
             self._is_touched = True
             self._served.digest = UNKNOWN  # until the proof, nothing is known of what is served
             try:
                 _all(writes)
             except BaseException:
-                _all(kept)  # at once, because no step may draft with a mixture
+                restore()  # at once, because no step may draft with a mixture
                 raise
-            self._served.version = version
+            self._served.version = self._served.written = version
 
-    def _put_back(self, kept: Sequence[Write], version: int, digest: str) -> str:
-        """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
+    def _restoring(self, kept: Sequence[Write]) -> Write:
+        """The work that makes all as it is now, except the digest; within `_access`."""
+        version, written = self._served.version, self._served.written
 
-        def write() -> None:
+        def restore() -> None:
+            _all(kept)
+            self._served.version, self._served.written = version, written
+
+        return restore
+
+    def _undo(self, restore: Write) -> None:
+        if self._is_touched:
             with self._access():
-                _all(kept)
-                self._served.version = version
+                restore()
 
+    def _put_back(self, put_back: Write, digest: str) -> str:
+        """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
         try:
-            self._between.run(write, math.inf)
+            self._lockstep.write(put_back, None, math.inf)
         except BaseException as error:  # noqa: BLE001  (it is told)
             return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
         with suppress(BaseException):  # then it stays unknown

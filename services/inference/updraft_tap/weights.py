@@ -64,6 +64,9 @@ class ServedVersion:
     def __init__(self) -> None:
         self.version = 0
         self.digest = ""
+        self.written = 0
+        """The version of the weights that were written last, also if they were lost since. It changes between two steps, and
+        on all ranks between the same two."""
 
 
 def read(folder: Path, serving: Any, aux: int) -> dict[str, Tensor]:

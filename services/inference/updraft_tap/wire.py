@@ -7,7 +7,8 @@ From the plugin:
 
 hello    Once per connection: protocol, id (random per connecting role of a process), server (the same in all processes of
          one), tap (version of this package), engine: {name, version}, pid, ranks: {tensor, pipeline, data} (how many), role
-         (scheduler or worker; a process that is both makes two connections), device, hooks: {function: why it is not in place,
+         (scheduler or worker; a process that is both makes two connections), loader (of a worker: the role to which loads
+         are sent, the scheduler if it leads several ranks), device, hooks: {function: why it is not in place,
          "" if it is}, unhooked: {hook: why it no longer runs}, steps (draft tokens per verify step), aux_size, vocab_size,
          dtype, quantization (the server's name for that of the target's weights, or ""), version and digest (of the draft
          loaded last; 0 and "" for the one that the server started with; digest "unknown" if the served draft is not known),
@@ -49,7 +50,7 @@ From the agent:
 answer   In reply to a hello: refusal, a sentence, or "". A refusal ends the connection.
 policy   payload (fraction of requests that give rows), prompt_rows, counterfactual_rows, opt_in (true: only requests whose
          senders opted in do). Before the first policy, none do.
-load     folder, version, digest: serve the draft in that folder. Sent to the process that has the model.
+load     folder, version, digest: serve the draft in that folder. Sent to the loader that the worker's hello names.
 
 Tensors of steps and prefill: aux [N, aux_size], and the teacher of rows that have one: ids int32 [M, k], log_probs float32
 [M, k], log_sum_exp float32 [M]. In steps M = N. Not Protobuf, because the engine's image determines its runtime version.

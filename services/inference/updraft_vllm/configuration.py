@@ -22,6 +22,11 @@ def ranks(parallel: Any) -> dict[str, int]:
     }
 
 
+def has_several(parallel: Any) -> bool:
+    """Whether several tensor-parallel ranks hold a part of the draft each."""
+    return ranks(parallel)["tensor"] > 1
+
+
 def replicas(parallel: Any) -> str:
     """Why requests are not even counted; "" if they are. Data-parallel replicas have a scheduler each."""
     size = ranks(parallel)["data"]
@@ -30,15 +35,29 @@ def replicas(parallel: Any) -> str:
 
 def unsupported(config: Any) -> str:
     """Why nothing can be captured; "" if it can."""
-    speculative = config.speculative_config
+    speculative, parallel = config.speculative_config, config.parallel_config
     if speculative is None or speculative.method != "eagle3":
         return 'capture requires --speculative-config with the method "eagle3"'
-    sizes = ranks(config.parallel_config).items()
-    return next((_unsupported_ranks(name, size) for name, size in sizes if size > 1), "")
+    contexts = {name: int(getattr(parallel, f"{name}_context_parallel_size", 1)) for name in ("prefill", "decode")}
+    sizes = {**ranks(parallel), **{f"{name} context": size for name, size in contexts.items()}}
+    others = ((name, size) for name, size in sizes.items() if name != "tensor" and size > 1)
+    return next((_unsupported_ranks(name, size) for name, size in others), "") or _unsupported_executor(parallel)
 
 
 def _unsupported_ranks(name: str, size: int) -> str:
-    return f"Updraft supports only one rank of vLLM, but {name} parallelism is {size}"
+    return f"Updraft supports only tensor parallelism of vLLM, but {name} parallelism is {size}"
+
+
+def _unsupported_executor(parallel: Any) -> str:
+    """Ranks must be processes of one machine, which read the same folders and which vLLM calls through one queue."""
+    if not has_several(parallel):
+        return ""
+    if int(parallel.nnodes) > 1:
+        return f"Updraft supports several ranks of vLLM only on one node, not on {parallel.nnodes}"
+    if parallel.distributed_executor_backend != "mp":
+        backend = parallel.distributed_executor_backend
+        return f"several ranks require --distributed-executor-backend mp, but this server uses {backend}"
+    return ""
 
 
 def fixed_drafts(config: Any) -> str:

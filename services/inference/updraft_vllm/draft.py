@@ -3,6 +3,8 @@
 On a GPU a weight is a parameter, and is copied into where it is. On a CPU vLLM packs the weight of a linear layer for its
 kernel and frees the parameter; the new weight is packed before the swap, which then exchanges the packed one, and it is read
 back by the product of the layer's own kernel with the identity, some columns at a time.
+
+Of several tensor-parallel ranks each holds a part of most weights, in the layout that vLLM's own loaders write.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from updraft_tap.weights import EMBEDDING, RefusedError, watched
+from updraft_vllm.parts import held_rows, part_of
 
 _MAP = "draft_id_to_target_id"
 """vLLM's name for d2t, a parameter that each step reads."""
@@ -48,12 +51,17 @@ class VllmDraft:
         """Packed weights are read by the kernels that the engine uses."""
         return any(hasattr(layer, _PACKED) for layer in self._layers.values())
 
-    def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
-        """The writes that replace all weights; slow, and without effect until they run."""
+    def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of a draft as far as this rank holds them; all of them if it is the only one."""
         if prepared.keys() != self._layers.keys():
             raise RefusedError(
                 f"the served draft has the parameters {sorted(self._layers)}, but the checkpoint has {sorted(prepared)}"
             )
+        parts = {name: part_of(name, layer, prepared[name]) for name, layer in self._layers.items()}
+        return prepared if all(parts[name] is value for name, value in prepared.items()) else parts
+
+    def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
+        """The writes that replace all weights; slow, and without effect until they run."""
         writes = [write for name, layer in self._layers.items() for write in _writes(name, layer, prepared[name])]
         return [*writes, _copy(getattr(self._model, _MAP), d2t)]
 
@@ -67,7 +75,7 @@ class VllmDraft:
         vocab = int(self.config.draft_vocab_size)
         found: dict[str, Sequence[Callable[[], Tensor]]] = {}
         for name, layer in self._layers.items():
-            rows = vocab if name == "lm_head.weight" else None
+            rows = held_rows(layer, vocab) if name == "lm_head.weight" else None
             found[name] = _pieces(layer, self.dtype, rows)
         found["d2t"] = [lambda: _copied(getattr(self._model, _MAP))]
         return found
@@ -118,7 +126,10 @@ def _copy(parameter: Tensor, value: Tensor) -> Write:
     """The new value waits in pinned memory if it goes to a GPU."""
     ready = value.to(parameter.dtype)
     if parameter.is_cuda:
-        ready = ready.pin_memory()
+        with torch.cuda.device(
+            parameter.device
+        ):  # a thread begins with the first one, where this rank has nothing to do
+            ready = ready.pin_memory()
 
     def write() -> None:
         with torch.inference_mode():

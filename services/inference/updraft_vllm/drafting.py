@@ -4,7 +4,7 @@ Before each step vLLM's scheduler reads a number from `dynamic_sd_lookup`, by th
 object there. Drafts are proposed at the end of a step and verified in the next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, may_draft
@@ -103,9 +103,12 @@ class _Lengths:
 
 class ProposalHooks:
     """In the worker's process, with a draft that nobody has trained. Where a step drafts nothing, vLLM still runs the draft
-    once, so that it keeps up with the text; this draft need not."""
+    once, so that it keeps up with the text; this draft need not. All ranks must do the same, because a draft's forward needs
+    them all, so this depends only on what changes between the same two steps on all."""
 
-    def __init__(self, *, runner: Runner, served: ServedVersion, guard: Guard) -> None:
+    def __init__(self, *, runner: Runner, served: ServedVersion, guard: Callable[..., Any]) -> None:
+        self.is_on = True
+        """With several ranks, only once it is known that all of them have this hook."""
         self._runner = runner
         self._served = served
         self._guard = guard
@@ -113,7 +116,7 @@ class ProposalHooks:
 
     def propose(self, original: Hook, proposer: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND the function in which the draft proposes."""
-        if self._served.version == 0 and kwargs.get("num_speculative_tokens") == 0:
+        if self.is_on and self._served.written == 0 and kwargs.get("num_speculative_tokens") == 0:
             nothing = self._guard("drafting", self._runner.propose_nothing, proposer, args, kwargs)
             if nothing is not None:
                 return nothing

@@ -2,6 +2,7 @@
 
 ENGINE = "vLLM"
 SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
+ENGINE_CORE = "vllm.v1.engine.core.EngineCoreProc"
 WORKER_STARTS = "vllm.v1.worker.worker_base.WorkerWrapperBase.initialize_from_config"
 FIRST_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 SECOND_RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"

@@ -2,14 +2,15 @@
 
 Without UPDRAFT_VLLM_SOCKET and UPDRAFT_VLLM_API_KEYS_FILE nothing is hooked. vLLM is not patched on disk: functions are
 wrapped in the running processes. Two processes have a connection to the agent each: the engine's (`scheduler`: counters, ends
-of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none.
+of requests) and the worker's (`worker`: rows, swaps); on a GPU both may be one process. The HTTP process has none. Of several
+tensor-parallel ranks, the first one sends rows, and the engine's process leads the swaps of all (`updraft_vllm.lead`).
 """
 
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from updraft_tap.ports import certificates, rendezvous
 from updraft_tap.settings import DoorSettings, Settings
 from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
-from updraft_vllm import configuration, names, runners
+from updraft_vllm import configuration, names, ranks, runners
 from updraft_vllm.draft import VllmDraft
 from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
 from updraft_vllm.http_process import HttpProcess
+from updraft_vllm.lead import EngineThread, Leader
+from updraft_vllm.ranks import Rank
 from updraft_vllm.reloads import Reloads
 from updraft_vllm.requests import RequestHooks
 from updraft_vllm.rows import RowHooks
@@ -120,6 +123,8 @@ class SchedulerPlugin:
         self._hooks = RequestHooks(channel=self._channel)
         self._is_started = False
         self._drafting: Drafting | None = None
+        self._leader: Leader | None = None
+        self._no_leader = "the worker loads the drafts of this server"
         self.bindings = (
             Binding(target=f"{names.SCHEDULER}.add_request", hook=self._hooks.add, parameters=("self", "request")),
             Binding(
@@ -142,7 +147,7 @@ class SchedulerPlugin:
         try:
             found, parallel = hooks.install(self.bindings), scheduler.vllm_config.parallel_config
             self._hello.learn(
-                hooks={**self._http, **found, **self._switch(scheduler)},
+                hooks={**self._http, **found, **self._switch(scheduler), **self._lead(scheduler.vllm_config)},
                 ranks=configuration.ranks(parallel),
                 unasked=_unasked(self._http, parallel),
             )
@@ -150,6 +155,18 @@ class SchedulerPlugin:
         except Exception as error:  # noqa: BLE001  (it would end the server)
             self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
         self._channel.start()
+
+    def _lead(self, config: Any) -> dict[str, str]:
+        """Lead the swaps of several ranks. The hooks for that, and why they are not in place."""
+        problem = configuration.unsupported(config)  # an executor that was not tried is not called
+        if problem or not configuration.has_several(config.parallel_config):
+            self._no_leader = problem or self._no_leader
+            return {}
+        engine = EngineThread(may_skip=self._settings.drafting != "always" and is_untrained(config))
+        found = hooks.install(engine.bindings)
+        self._no_leader = _misfit(found)
+        self._leader = None if self._no_leader else Leader(engine, self._channel.reply)
+        return found
 
     def _switch(self, scheduler: Any) -> dict[str, str]:
         """Let the scheduler ask before each step whether it drafts. By its attribute, why it does not; "" if it does."""
@@ -180,6 +197,11 @@ class SchedulerPlugin:
                 self._drafting.forget()
         elif message.get("kind") == "policy":
             self._hooks.policy = answered_policy(message, self._channel)
+        elif message.get("kind") == "load":
+            if self._leader is None:
+                self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_leader})
+            else:
+                self._leader.load(message)
 
 
 class WorkerPlugin:
@@ -192,8 +214,10 @@ class WorkerPlugin:
         self._channel = Channel(
             path=settings.socket, queue_bytes=settings.queue_bytes, hello=self._hello.facts, take=self._take
         )
-        self._between = BetweenSteps(_synchronize)
+        self._device = torch.device("cpu")
+        self._between = BetweenSteps(self._synchronize)
         self._rows: RowHooks | None = None
+        self._rank = Rank(self._synchronize)
         self._swap: Swap | None = None
         self._no_swap = "the worker is starting"
         self._is_started = self._is_warm = False
@@ -210,8 +234,11 @@ class WorkerPlugin:
             try:
                 self._start(wrapper.worker, wrapper.vllm_config)
             except Exception as error:  # noqa: BLE001  (it would end the server)
-                self._channel.problem = f"the plugin could not start: {type(error).__name__}: {error}"
-                self._channel.start()
+                self._channel.problem = self._no_swap = f"the plugin could not start: {type(error).__name__}: {error}"
+                if self._is_first_rank:
+                    self._channel.start()
+            self._rank.swap, self._rank.no_swap, self._rank.changed = self._swap, self._no_swap, self._channel.restate
+            setattr(wrapper.worker, ranks.ATTRIBUTE, self._rank)
         return result
 
     def warmed_up(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> Any:
@@ -250,20 +277,27 @@ class WorkerPlugin:
             raise RefusedError(unbound)
 
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
-        kind = _kind(runner)
+        kind, self._device = _kind(runner), torch.device(runner.device)
         self._rows = rows = self.row_hooks(kind)
-        self._hello.learn(ranks=configuration.ranks(config.parallel_config), device=str(runner.device))
+        self._hello.learn(
+            ranks=configuration.ranks(config.parallel_config),
+            device=str(runner.device),
+            loader="scheduler" if configuration.has_several(config.parallel_config) else "worker",
+        )
         problem = configuration.unsupported(config)
         if problem:
             self._channel.problem = self._no_swap = problem
             return
         found = hooks.install(self.bindings(kind, rows))
         if self._settings.drafting != "always" and is_untrained(config):
-            proposals = ProposalHooks(
-                runner=kind, served=self._served, guard=hooks.logged_guard(log, "cannot switch drafting")
-            )
+            has_several = configuration.has_several(config.parallel_config)
+            guard = _unguarded if has_several else hooks.logged_guard(log, "cannot switch drafting")
+            proposals = ProposalHooks(runner=kind, served=self._served, guard=guard)
+            proposals.is_on = not has_several
             if problem := _misfit(hooks.install(proposals.bindings)):
                 log.warning("Updraft cannot skip the untrained draft: %s", problem)
+            else:
+                self._rank.proposals = proposals
         self._hello.learn(hooks=found, unhooked=rows.guard.unhooked)
         model = kind.draft_model(runner)
         if kind is runners.SECOND:
@@ -284,11 +318,23 @@ class WorkerPlugin:
         except RefusedError as error:
             self._no_swap = str(error)
             return
-        swap = Swap(draft=draft, between=self._between, served=self._served, reply=self._channel.reply)
+        has_several = configuration.has_several(config.parallel_config)
+        swap = Swap(
+            draft=draft,
+            between=self._between,
+            served=self._served,
+            reply=self._rank.answer if has_several else self._channel.reply,
+            lockstep=self._rank if has_several else None,
+        )
         reloads = hooks.install(Reloads(swap, self._channel.restate).bindings(worker))
         self._hello.learn(hooks={**found, **reloads})
         self._no_swap = _misfit(reloads)
         self._swap = None if self._no_swap else swap
+
+    def _synchronize(self) -> None:
+        """Wait for the device of this rank; a swap's thread would wait for the first one."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if message.get("kind") == "answer" and self._rows is not None:
@@ -318,6 +364,11 @@ def _kind(runner: Any) -> Runner:
     raise ValueError(f"{type(runner).__name__} is none of the model runners of vLLM {KNOWN_VERSION}")
 
 
+def _unguarded(_: str, body: Callable[..., Any], *args: Any) -> Any:
+    """For several ranks: one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
+    return body(*args)
+
+
 def _wrap_logits(model: Any, hook: Hook) -> None:
     original = model.compute_logits
     model.compute_logits = lambda *args, **kwargs: hook(original, *args, **kwargs)
@@ -337,8 +388,3 @@ def _unasked(http: Mapping[str, str], parallel: Any) -> str:
     used = (names.MIDDLEWARE, names.SENDS[parallel.data_parallel_size > 1])
     misfit = _misfit({name: http.get(name, "") for name in used})
     return f"requests are counted but not captured: {misfit}" if misfit else ""
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

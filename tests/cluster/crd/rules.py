@@ -120,9 +120,9 @@ RULES = (
     ),
     Rule(
         id="tensor-parallel",
-        message="tensorParallelSize above 1 requires type SGLang; Torch and VLLM use one GPU",
-        good={"engine": {"type": "SGLang", "tensorParallelSize": 2}},
-        bad={"engine": {"type": "VLLM", "tensorParallelSize": 2}},
+        message="tensorParallelSize above 1 requires type SGLang or VLLM; Torch uses one GPU",
+        good={"engine": {"type": "VLLM", "tensorParallelSize": 2}},
+        bad={"engine": {"type": "Torch", "tensorParallelSize": 2}},
     ),
     Rule(
         id="speculation-of-a-server",

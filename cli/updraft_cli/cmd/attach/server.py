@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from updraft_chassis.errors import InvalidInput
 from updraft_cli.attach import findings, server
 from updraft_cli.attach.needs import TITLES, Needs
 from updraft_tap import __version__
@@ -29,7 +28,7 @@ from updraft_tap import __version__
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Tensor-parallel ranks of an SGLang server. With several, its admin key is part of the printed commands.",
+    help="Tensor-parallel ranks. With several of SGLang, the server's admin key is part of the printed commands.",
 )
 @click.option("--require-keys", is_flag=True, help="With --check: report a server that requires no API key.")
 @click.option(
@@ -41,8 +40,6 @@ def attach(url: str | None, key: str, require_keys: bool, **files: Any) -> None:
     Prints the environment and arguments for the server, and the command for the agent beside it. With --check, queries a
     running server and reports what is missing and what to add. The exit code is 0 if nothing is missing, else 1.
     """
-    if files["engine"] == "vllm" and files["num_ranks"] > 1:
-        raise InvalidInput("Updraft cannot swap the drafts of several tensor-parallel ranks of vLLM; use SGLang")
     needs = Needs(
         engine=files["engine"],
         model=files["model"],

@@ -15,6 +15,8 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
     """The server. `vllm serve` is the same module; vLLM's packages for CPUs have only the module."""
     spec, serving = owner.spec, owner.spec.serving
     context = [] if serving.max_context_tokens is None else ["--max-model-len", str(serving.max_context_tokens)]
+    num_ranks = spec.engine.tensor_parallel_size
+    ranks = [] if num_ranks == 1 else ["--tensor-parallel-size", str(num_ranks)]
     return Server(
         engine=EngineType.VLLM,
         image=images.vllm,
@@ -24,6 +26,7 @@ def describe(owner: AdaptiveSpeculator, images: Images, target: ModelMount) -> S
         args=(
             *("--model", target.path, "--served-model-name", served_name(spec.target_model)),
             *("--host", "0.0.0.0", "--port", str(PORT)),  # noqa: S104 - of a pod, behind a NetworkPolicy
+            *ranks,
             *("--max-num-seqs", str(serving.max_running_requests), *context),
             *("--speculative-config", json.dumps(speculation(spec.draft.lookahead))),
             *("--shutdown-timeout", str(_drain_s(serving.termination_grace_period_seconds))),

@@ -223,10 +223,7 @@ def _unsupported(server: Mapping[str, Any], owner: AdaptiveSpeculator) -> Iterat
             f"its server spans {nodes} nodes: requests are at most counted, rows not captured and drafts not swapped"
         )
         yield PodProblem(reason="NodesUnsupported", message=problem)
-    if tensor > 1 and owner.spec.engine.type is EngineType.VLLM:
-        problem = f"its server has {tensor} tensor-parallel ranks; with VLLM, the plugin supports one"
-        yield PodProblem(reason="ParallelismUnsupported", message=problem)
-    elif tensor != expected:
+    if tensor != expected:
         problem = f"its server has {tensor} tensor-parallel ranks, but engine.tensorParallelSize is {expected}"
         yield PodProblem(reason="ParallelismDiffers", message=problem)
     num_gpus = gpus.num_gpus(server.get("resources", {}))

@@ -29,7 +29,7 @@ from updraft_inference.engine import (
     SwapResult,
     TargetChangedError,
 )
-from updraft_inference.sidecar.hello import Hello, Line, Uint32, problems
+from updraft_inference.sidecar.hello import Hello, Line, Role, Uint32, problems
 from updraft_inference.sidecar.link import Answer, Gone, Link, Measured
 from updraft_tap import weights, wire
 from updraft_tap.drafting.speedup import Speedup
@@ -99,6 +99,8 @@ class AttachedServer:
         self._initial = known.initial
         self._on_change = on_change
         self._worker: Hello | None = None
+        self._roles: set[Role] = set()
+        """The roles of the processes that are connected."""
         self._asked = 0
         """The version of the load that waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
@@ -151,12 +153,13 @@ class AttachedServer:
         elif isinstance(event, Measured):
             self._measured = event
         elif isinstance(event, Gone):
+            self._lose(event.role)
+        else:
+            self._roles.add(event.role)
             if event.role == "worker":
-                self._lose()
-            else:
-                self._measured = Measured(version=0, speedups={})
-        elif event.role == "worker":
-            self._meet(event)
+                self._meet(event)
+            elif self._worker is not None and self._worker.loader == event.role:
+                self._on_change()  # what could not be loaded before can be now
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -177,7 +180,7 @@ class AttachedServer:
         """Swap without a restart."""
         async with self._swapping:
             worker = self._worker
-            if worker is None:
+            if worker is None or worker.loader not in self._roles:
                 raise Unavailable(f"the {self._link.kind.engine} server is not connected")
             if draft is None and self.loaded == LoadedDraft():
                 return SwapResult(loaded=self.loaded, pause_s=0.0)
@@ -185,7 +188,7 @@ class AttachedServer:
                 raise OtherShapeError(self._misfits[draft])
             load = self._first_draft() if draft is None else await asyncio.to_thread(_read, draft, worker.dtype)
             try:
-                return await self._swap(load)
+                return await self._swap(load, worker.loader)
             except OtherShapeError as error:
                 if draft is not None:
                     self._misfits[draft] = str(error)
@@ -236,14 +239,19 @@ class AttachedServer:
         """The server's draft according to its hello."""
         return LoadedDraft(version=hello.version, tensors_digest=hello.digest)
 
-    def _lose(self) -> None:
-        self._worker = None
-        if self._answer is not None and not self._answer.done():
+    def _lose(self, role: Role) -> None:
+        self._roles.discard(role)
+        is_loader = self._worker is not None and self._worker.loader == role
+        if role == "worker":
+            self._worker = None
+        else:
+            self._measured = Measured(version=0, speedups={})
+        if is_loader and self._answer is not None and not self._answer.done():
             self._answer.set_exception(Unavailable(f"the {self._link.kind.engine} server went away"))
 
-    async def _swap(self, load: _Load) -> SwapResult:
+    async def _swap(self, load: _Load, loader: Role) -> SwapResult:
         try:
-            answer = _Loaded.model_validate(await self._ask(load))
+            answer = _Loaded.model_validate(await self._ask(load, loader))
         except ValidationError as error:
             raise Unavailable(
                 f"the {self._link.kind.engine} server's answer to version {load.version} is malformed: {problems(error)}"
@@ -260,11 +268,11 @@ class AttachedServer:
             raise Corrupt(f"with version {load.version} the server holds {answer.held}, but the file is {load.held}")
         return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6, target=answer.target)
 
-    async def _ask(self, load: _Load) -> Mapping[str, Any]:
+    async def _ask(self, load: _Load, loader: Role) -> Mapping[str, Any]:
         """Tell the server to load; its answer. Raises Unavailable without one."""
         self._asked, self._answer = load.version, asyncio.get_running_loop().create_future()
         message = {"kind": "load", "folder": str(load.folder), "version": load.version, "digest": load.digest}
-        self._link.send("worker", message)
+        self._link.send(loader, message)
         try:
             async with asyncio.timeout(LOAD_S):
                 return await self._answer

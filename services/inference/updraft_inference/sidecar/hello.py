@@ -52,6 +52,8 @@ class Hello(BaseModel, frozen=True):
     ranks: dict[str, Uint32] = {}
     """Number of ranks by kind of parallelism."""
     role: Role
+    loader: Role = "worker"
+    """The role to which loads are sent."""
     dtype: str
     device: Line = ""
     quantization: Line = ""

@@ -86,7 +86,7 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
         pytest.param(configured(steps=0), ["drafts no tokens", '"num_speculative_tokens": 3'], id="k"),
         pytest.param(configured(eager=False), ["--enforce-eager"], id="compiled on a CPU"),
         pytest.param(
-            configured(ranks={"tensor": 2, "pipeline": 1}), ["--tensor-parallel-size to 1"], id="tensor parallel"
+            configured(ranks={"tensor": 2, "pipeline": 2}), ["--pipeline-parallel-size to 1"], id="pipeline parallel"
         ),
     ],
 )
@@ -114,6 +114,10 @@ def test_an_open_server_lacks_keys_only_if_they_are_wanted() -> None:
 
 def test_a_compiled_server_on_a_gpu_lacks_nothing() -> None:
     assert lines(configured(eager=False, device="cuda")) == []
+
+
+def test_several_tensor_parallel_ranks_of_vllm_lack_nothing() -> None:
+    assert lines(configured(ranks={"tensor": 4, "pipeline": 1, "data": 1})) == []
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,39 @@ async def test_a_server_that_restarted_holds_nothing_and_that_is_news(beside: Be
     assert beside.changes == [LoadedDraft(version=3, tensors_digest="sha256:3"), LoadedDraft()]
 
 
+async def test_a_server_whose_leader_is_not_there_yet_is_asked_again_when_it_comes(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    async with AsyncExitStack() as stack:
+        await worker(stack, beside, loader="scheduler", ranks={"tensor": 2}, dtype="f32")
+        with pytest.raises(Unavailable, match="the vLLM server is not connected"):
+            await beside.server.swap(draft)
+        changes = len(beside.changes)
+        leader = await stack.enter_async_context(process(beside.link.path, "scheduler"))
+        assert (await leader.hear())["refusal"] == ""
+        await until(lambda: len(beside.changes) > changes, what="the news")
+        result, _ = await swapped(beside, leader, draft, lambda load: loaded(load, held=held(draft)))
+
+    assert result.loaded.version == 7
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_load_goes_to_the_process_that_leads_several_ranks(
+    beside: Beside, draft: DraftCheckpoint, *, leaves: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        await worker(stack, beside, loader="scheduler", ranks={"tensor": 2}, dtype="f32")
+        leader = await stack.enter_async_context(process(beside.link.path, "scheduler"))
+        assert (await leader.hear())["refusal"] == ""
+        await until(lambda: "scheduler" in beside.server._roles, what="its hello")
+        if leaves:
+            with pytest.raises(Unavailable, match="the vLLM server went away"):
+                await swapped(beside, leader, draft)
+        else:
+            result, _ = await swapped(beside, leader, draft, lambda load: loaded(load, held=held(draft)))
+            assert result.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
+
+
 async def test_the_speedup_is_that_of_the_draft_that_the_server_holds(beside: Beside) -> None:
     async with AsyncExitStack() as stack:
         await worker(stack, beside, version=3, digest="sha256:3")

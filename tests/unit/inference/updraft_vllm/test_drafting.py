@@ -147,9 +147,13 @@ def test_an_untrained_draft_does_not_run_where_it_proposes_nothing() -> None:
     assert speculator.draft_tokens[2:].tolist() == [[0, 0, 0]] * 2
     assert not ran
     assert [of_first(3), of_second(3)] == ["drafts", "drafts"]
-    served.version = 1
+    served.written = 1
     assert [of_first(0), of_second(0)] == ["drafts", "drafts"], "a trained draft keeps up with the text"
     assert len(ran) == 4
+    served.written, served.version, first.is_on = 0, 0, False
+    assert of_first(0) == "drafts", "of several ranks, until all can leave it out"
+    served.version, first.is_on = 7, True
+    assert of_first(0).shape == (2, 0), "what changes on one rank alone does not decide"
 
 
 def test_a_proposal_that_cannot_be_skipped_is_made() -> None:

@@ -3,8 +3,11 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from tests.support.wait import wait_until
 
 from updraft_inference.tap import plugin_folder
 from updraft_inference.tap.server_kind import VLLM
@@ -12,7 +15,7 @@ from updraft_tap import hooks
 from updraft_tap.channel import Channel
 from updraft_tap.http.keys import KeysError
 from updraft_tap.settings import Settings
-from updraft_vllm import names, plugin, runners
+from updraft_vllm import configuration, lead, names, plugin, ranks, runners
 
 
 def test_without_a_socket_the_plugin_does_nothing_and_needs_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +160,10 @@ def test_with_keys_a_server_whose_client_is_not_hooked_does_not_start(
         plugin.register()
 
 
-def served(method: str = "eagle3", **sizes: int) -> SimpleNamespace:
+def served(method: str = "eagle3", **sizes: Any) -> SimpleNamespace:
     """A scheduler of vLLM whose number of draft tokens is fixed, with these numbers of ranks."""
-    parallel = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, **sizes}
+    alone = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "nnodes": 1}
+    parallel = {**alone, "distributed_executor_backend": "mp", **sizes}
     speculative = SimpleNamespace(method=method)
     config = SimpleNamespace(parallel_config=SimpleNamespace(**parallel), speculative_config=speculative)
     return SimpleNamespace(vllm_config=config)
@@ -197,7 +201,7 @@ def test_where_nobody_can_be_asked_requests_are_still_counted(
         (served(method="ngram"), ""),
         (
             served(data_parallel_size=2),
-            "Updraft supports only one rank of vLLM, but data parallelism is 2: start one server per replica",
+            "Updraft supports only tensor parallelism of vLLM, but data parallelism is 2: start one server per replica",
         ),
     ],
 )
@@ -220,13 +224,91 @@ def test_of_several_ranks_the_first_one_tells_the_agent(monkeypatch: pytest.Monk
     made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
     monkeypatch.setattr(made._channel, "start", lambda: started.append(made._channel.problem))
     worker = SimpleNamespace(rank=rank, model_runner=SimpleNamespace(device="cpu"))
-    config = served(tensor_parallel_size=2).vllm_config
+    config = served(tensor_parallel_size=2, pipeline_parallel_size=2).vllm_config
 
     made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=config))
     made.warmed_up(lambda _: None, worker)
 
-    why = "Updraft supports only one rank of vLLM, but tensor parallelism is 2"
+    why = "Updraft supports only tensor parallelism of vLLM, but pipeline parallelism is 2"
     assert started == ([why] if rank == 0 else [])
+    assert made._hello.facts()["loader"] == "scheduler"
+    assert ranks.obey(worker, "load", {}) == {"at": ranks.ENDED, "answer": {"refusal": why}}
+
+
+def test_a_rank_whose_plugin_cannot_start_refuses_drafts_and_only_the_first_one_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+    made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
+    monkeypatch.setattr(made._channel, "start", lambda: started.append(made._channel.problem))
+    worker = SimpleNamespace(rank=1, model_runner=SimpleNamespace(device="cpu"))
+
+    made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=served(tensor_parallel_size=2).vllm_config))
+
+    assert started == []
+    refusal = ranks.obey(worker, "load", {})["answer"]["refusal"]
+    assert refusal.startswith("the plugin could not start: ValueError: SimpleNamespace is none of the model runners")
+
+
+def test_a_rank_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    monkeypatch.setattr(plugin, "_kind", lambda _: runners.FIRST)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
+    worker = SimpleNamespace(rank=1, model_runner=SimpleNamespace(device="cuda:1"))
+    made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=served(tensor_parallel_size=2).vllm_config))
+
+    made._between.settle()  # on a thread of its own, whose current device is another one
+
+    assert waited == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(("found", "is_led"), [("", True), ("it takes x", False)])
+def test_the_engines_process_leads_the_swaps_of_several_ranks_if_its_hooks_fit(
+    monkeypatch: pytest.MonkeyPatch, found: str, *, is_led: bool
+) -> None:
+    replies: list[Any] = []
+    monkeypatch.setattr(lead, "_BEGINS_S", 0.0)
+    monkeypatch.setattr(
+        hooks,
+        "install",
+        lambda bindings: {one.target: found * one.target.startswith(names.ENGINE_CORE) for one in bindings},
+    )
+    made = plugin.SchedulerPlugin(Settings(socket="/nowhere", drafting="always"), {})
+    monkeypatch.setattr(made._channel, "start", lambda: None)
+    monkeypatch.setattr(made._channel, "reply", replies.append)
+    made.start(lambda _: None, served(tensor_parallel_size=2))
+    made._take({"kind": "load", "version": 3})
+    wait_until(lambda: bool(replies))
+
+    assert made._channel.problem == "", "requests are counted"
+    (reply,) = replies
+    assert (reply["kind"], reply["version"]) == ("loaded", 3)
+    expected = (
+        "the ranks cannot be reached: vLLM's engine has not begun its loop" if is_led else "hooks do not fit vLLM"
+    )
+    assert reply["refusal"].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        ({}, ""),
+        ({"tensor_parallel_size": 2}, ""),
+        ({"tensor_parallel_size": 2, "nnodes": 2}, "Updraft supports several ranks of vLLM only on one node, not on 2"),
+        (
+            {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"},
+            "several ranks require --distributed-executor-backend mp, but this server uses ray",
+        ),
+        (
+            {"prefill_context_parallel_size": 2},
+            "Updraft supports only tensor parallelism of vLLM, but prefill context parallelism is 2",
+        ),
+    ],
+)
+def test_ranks_that_vllm_does_not_start_on_one_machine_are_not_captured(sizes: dict[str, Any], why: str) -> None:
+    assert configuration.unsupported(served(**sizes).vllm_config) == why
 
 
 def test_a_server_whose_number_of_drafts_is_fixed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

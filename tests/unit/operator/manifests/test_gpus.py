@@ -41,7 +41,7 @@ def test_another_number_of_gpus_is_refused_with_both_fields(limits: dict[str, An
     (requested,) = limits.values()
     assert _problem({"resources": {"limits": limits}}, kind, tensorParallelSize=used) == (
         f"spec.engine.tensorParallelSize is {used}, but spec.serving.resources.limits request {requested} GPUs: set both to"
-        " the same number (above 1 only with engine SGLang)"
+        " the same number (above 1 only with engine SGLang or VLLM)"
     )
 
 

@@ -121,9 +121,10 @@ def test_vllm_drafts_with_the_draft_that_was_prepared() -> None:
     assert _argument(server, "--max-num-seqs") == "7"
 
 
-def test_sglang_has_the_gpus_of_the_spec() -> None:
-    pod = pod_spec(speculator({"engine": {"type": "SGLang", "tensorParallelSize": 4}}), "serving")
-    assert _argument(container(pod, "engine"), "--tp-size") == "4"
+@pytest.mark.parametrize(("engine", "option"), [("SGLang", "--tp-size"), ("VLLM", "--tensor-parallel-size")])
+def test_a_server_has_the_gpus_of_the_spec(engine: str, option: str) -> None:
+    pod = pod_spec(speculator({"engine": {"type": engine, "tensorParallelSize": 4}}), "serving")
+    assert _argument(container(pod, "engine"), option) == "4"
 
 
 @each_server

@@ -120,8 +120,8 @@ LACKS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "one rank": (
         {"containers": [{**SERVER, "command": ["vllm", "serve", "--tensor-parallel-size=2"]}]},
-        "ParallelismUnsupported",
-        "its server has 2 tensor-parallel ranks; with VLLM, the plugin supports one",
+        "ParallelismDiffers",
+        "its server has 2 tensor-parallel ranks, but engine.tensorParallelSize is 1",
     ),
     "one node": (
         {"containers": [{**SERVER, "command": ["vllm", "serve", "--nnodes", "2"]}]},
@@ -145,6 +145,14 @@ def test_what_a_pod_lacks_is_named_with_the_pod(lacks: str) -> None:
     assert found[:2] == ("False", reason)
     assert found[2].startswith("vllm-1: ")
     assert words in found[2]
+
+
+def test_several_ranks_of_vllm_are_attached_if_the_spec_has_as_many() -> None:
+    spec = merged(ATTACHED, {"engine": {"tensorParallelSize": 2}})
+    server = {**SERVER, "command": ["vllm", "serve", "--tensor-parallel-size=2"]}
+    pod = injected(containers=[server])
+
+    assert verdict(seen(pod, spec=spec, reports=(report(),)))[:2] == ("True", "Attached")
 
 
 def test_a_server_with_other_ranks_than_the_spec_has_is_named_with_sglang() -> None:
