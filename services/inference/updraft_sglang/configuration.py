@@ -68,6 +68,17 @@ def several_ranks() -> str:
     return f"the plugin swaps drafts of one rank of SGLang, but this server has {size} ranks" if size > 1 else ""
 
 
+def place() -> tuple[int, int]:
+    """This tensor-parallel rank, and how many there are."""
+    parallel = _parallel()
+    return int(parallel.tp_rank), int(parallel.tp_size)
+
+
+def group() -> Any:
+    """The torch group of the tensor-parallel ranks, on CPUs."""
+    return _parallel().tp_group.cpu_group
+
+
 def ranks() -> dict[str, int]:
     """Number of ranks by kind of parallelism."""
     parallel = _parallel()

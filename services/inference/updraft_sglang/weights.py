@@ -1,31 +1,31 @@
-"""The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted name.
+"""The custom weight loader, by which all ranks begin to serve a draft at the same step. SGLang calls `load` by its name.
 
-Everything is checked before the first write. The embedding is the target's own parameter and is never written. The map from
-draft to target tokens (d2t) is written in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself
-reads it only at startup. A running request has one proposal pending, which the next step reads with the new map: the target
-rejects it or not, as any other.
+Each rank has prepared its part of the draft before (`ranks.preparation`), so `load` only copies, and only if all ranks are
+ready. The embedding is the target's own parameter and is never written. The map from draft to target tokens (d2t) is written
+in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself reads it only at startup. A running request
+has one proposal pending, which the next step reads with the new map: the target rejects it or not, as any other.
 
 SGLang does not catch exceptions of a loader, so they would end the scheduler, and the server with it. The hook `answered`
 wraps its caller and turns them into an error response; without that hook, `load` logs a refusal and changes nothing.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from updraft_sglang.draft import MAP
+from updraft_sglang.ranks.preparation import Preparation, Prepared
 from updraft_tap import weights
-from updraft_tap.weights import VOCABULARY, RefusedError, served_name, target_ids
+from updraft_tap.weights import UNKNOWN, RefusedError
 
 log = logging.getLogger(__name__)
 
 LOADER = "updraft_sglang.weights.load"
-PAYLOAD = ("folder", "version", "digest")
-_MAP = "hot_token_id"
-"""SGLang's name for the map: the target's token of each draft token, int64 [V]."""
+PAYLOAD = "attempt"
+"""The name of the only tensor that the loader gets: the id of the preparation, uint8."""
 
 
 class ServedVersion(weights.ServedVersion):
@@ -39,6 +39,8 @@ class ServedVersion(weights.ServedVersion):
 
 served = ServedVersion()
 """One per process, because SGLang gives a loader no state of its own."""
+preparation = Preparation()
+"""The same."""
 
 
 def share_vocabulary(worker: Any) -> None:
@@ -49,8 +51,8 @@ def share_vocabulary(worker: Any) -> None:
     drafting = worker.draft_worker
     model, token_ids = drafting.draft_runner.model, drafting.hot_token_id
     if token_ids is not None:
-        delattr(model, _MAP)
-        model.register_buffer(_MAP, token_ids, persistent=False)
+        delattr(model, MAP)
+        model.register_buffer(MAP, token_ids, persistent=False)
 
 
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,75 +71,42 @@ def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: A
 
 
 def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Serve the draft in `folder` (its path, uint8) as `version` (int64) with `digest` (of its tensors, uint8).
+    """Serve the draft that all ranks have prepared in this attempt.
 
     Raises RefusedError if a caller turns it into an error response.
     """
     try:
-        payload = _payload(named_tensors)
-        folder, version, digest = Path(_text(payload["folder"])), int(payload["version"]), _text(payload["digest"])
-        _write(model, checked(model, folder), folder)
+        prepared = preparation.take(_attempt(named_tensors), model)
+        preparation.agree(_written(prepared))
     except Exception:  # any error would crash the server
         if served.is_answered:
             raise
         log.exception("Updraft refused a draft, and cannot report it in the response")
         return
-    served.version, served.digest = version, digest
+    served.version, served.digest = prepared.order.version, prepared.order.digest
 
 
-def checked(model: Any, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder that fits the served draft. Raises RefusedError."""
-    _check_is_draft(model)
-    tensors = weights.read(folder, model.config, model.model.fc.weight.shape[1])
-    _check_parameters(model, tensors)
-    if not _is_shared(model) and not torch.equal(model.hot_token_id.cpu(), target_ids(tensors["d2t"])):
-        raise RefusedError(
-            "the draft has another vocabulary (d2t) than the served one, and the plugin did not find the server's map; "
-            "restart the server with this draft as --speculative-draft-model-path",
-        )
-    return tensors
-
-
-def _payload(named_tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
+def _attempt(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     payload = dict(named_tensors)
-    if sorted(payload) != sorted(PAYLOAD):
-        raise RefusedError(f"the payload has {sorted(payload)}, expected {sorted(PAYLOAD)}")
-    return payload
+    if list(payload) != [PAYLOAD]:
+        raise RefusedError(f"the payload has {sorted(payload)}, expected ['{PAYLOAD}']")
+    return bytes(payload[PAYLOAD].tolist()).decode()
 
 
-def _text(values: Tensor) -> str:
-    return bytes(values.tolist()).decode()
-
-
-def _check_is_draft(model: Any) -> None:
-    if getattr(model, "hot_token_id", None) is None or not hasattr(getattr(model, "model", None), "fc"):
-        raise RefusedError(
-            f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary; send selector=draft"
-        )
-    if getattr(model, "load_lm_head_from_target", False):
-        raise RefusedError(
-            "the served draft shares its head with the target; start the server with a draft that has its own head"
-        )
-
-
-def _check_parameters(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    serving = {name.removeprefix("model.") for name, _ in model.named_parameters()} - {"embed_tokens.weight"}
-    written = {served_name(name) for name in tensors.keys() - set(VOCABULARY)}
-    if serving != written:
-        raise RefusedError(
-            f"the served draft has the parameters {sorted(serving)}, but the checkpoint has {sorted(written)}"
-        )
-
-
-def _is_shared(model: Any) -> bool:
-    return any(name == _MAP for name, _ in model.named_buffers(recurse=False))
-
-
-def _write(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _written(prepared: Prepared) -> str:
+    """Copy it. Returns why it was copied only in part; "" if all of it was."""
+    served.digest = UNKNOWN
     try:
-        model.load_weights((name, tensor) for name, tensor in tensors.items() if name not in VOCABULARY)
-        if _is_shared(model):
-            model.hot_token_id.copy_(target_ids(tensors["d2t"]))
-    except Exception as error:
-        served.digest = ""
-        raise RefusedError(f"the draft in {folder} was loaded only in part; load another one: {error}") from error
+        _synchronize(prepared.model)  # the step before may still run
+        for write in prepared.writes:
+            write()
+        _synchronize(prepared.model)
+    except Exception as error:  # noqa: BLE001  (it is told)
+        return f"the draft in {prepared.order.folder} was loaded only in part; load another one: {error}"
+    return ""
+
+
+def _synchronize(model: Any) -> None:
+    device = model.model.fc.weight.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

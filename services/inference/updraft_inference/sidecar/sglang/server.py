@@ -17,6 +17,7 @@ import httpx
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, Unavailable
+from updraft_sglang.ranks.preparation import PREPARE, PREPARED
 
 _HERE = ("127.0.0.1", "::1", "localhost")
 _CONNECT_S = 5.0
@@ -157,6 +158,14 @@ class SglangServer:
             "weight_version": label,
         }
         await self._admin("/update_weights_from_tensor", body, _UPDATE_S)
+
+    async def prepare(self, order: Mapping[str, Any]) -> bool:
+        """Whether all ranks have prepared this draft (see `Order`), which they begin when asked first. Nothing waits for them.
+
+        Raises Conflict if a rank refuses.
+        """
+        body = {"action": PREPARE + json.dumps(order), "selector": DRAFT}
+        return (await self._admin("/weights_checker", body, _ASK_S)).get("message") == PREPARED
 
     async def checksums(self, selector: str = DRAFT) -> list[RankChecksums]:
         answer = await self._admin("/weights_checker", {"action": "checksum", "selector": selector}, _CHECKSUM_S)

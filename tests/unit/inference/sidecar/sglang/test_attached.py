@@ -44,6 +44,34 @@ class TestSwaps:
         assert not fake.has_session
         assert not beside.note.exists()
 
+    async def test_all_ranks_have_prepared_a_draft_before_the_server_is_paused(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.preparing = 2
+        fake.calls.clear()
+
+        await server.swap(drafts[0])
+
+        assert fake.calls[fake.calls.index("/weights_checker") :] == [
+            *["/weights_checker"] * 3,
+            *("/pause_generation", "/begin_weight_update", "/update_weights_from_tensor", "/end_weight_update"),
+            *("/continue_generation", "/weights_checker"),
+        ]
+
+    async def test_where_a_rank_refuses_to_prepare_a_draft_the_server_is_not_even_paused(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        held = (await server.swap(drafts[0])).loaded
+        fake.refusals["/weights_checker"] = ["rank 1: fc.weight has another shape"]
+        fake.calls.clear()
+
+        with pytest.raises(Unavailable, match=r"rank 1: fc\.weight has another shape"):
+            await server.swap(drafts[1])
+
+        assert server.loaded == held
+        assert "/pause_generation" not in fake.calls
+        assert "/update_weights_from_tensor" not in fake.calls
+
     async def test_what_the_server_only_says_it_loaded_is_found_out_and_undone(
         self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
     ) -> None:
