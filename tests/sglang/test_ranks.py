@@ -21,7 +21,6 @@ from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.server import SglangServer
-from updraft_sglang.weights import LOADER
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(120)]
 
@@ -32,7 +31,7 @@ NO_NCCL = {"SGLANG_NCCL_SO_PATH": "/nowhere/libnccl.so", "SGLANG_CPU_OMP_THREADS
 
 @pytest.fixture(scope="module")
 def setting() -> Iterator[Setting]:
-    with started("--tp-size", "2", "--custom-weight-loader", LOADER, **NO_NCCL) as setting:
+    with started("--tp-size", "2", **NO_NCCL) as setting:
         yield setting
 
 

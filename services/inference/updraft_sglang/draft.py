@@ -17,6 +17,8 @@ MAP = "hot_token_id"
 """SGLang's name for the map: the target's token of each draft token, int64 [V]."""
 HEAD = "lm_head.weight"
 
+ASLEEP = "SGLang has released its weights, so no draft can be swapped in; call /resume_memory_occupation first"
+
 Write = Callable[[], None]
 
 

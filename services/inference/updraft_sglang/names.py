@@ -9,6 +9,8 @@ JUDGE = (
     "._resolve_spec_v2_tokens"
 )
 UPDATES = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+WEIGHTS = "weights"
+"""SGLang's tag for weights that it may release; the KV cache and CUDA graphs have others."""
 CHECK = f"{UPDATES}.check_weights"
 CHECKED = "sglang.srt.managers.io_struct.CheckWeightsReqOutput"
 RECEIVE = "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver.recv_requests"

@@ -39,7 +39,7 @@ class ServedVersion(weights.ServedVersion):
 
 served = ServedVersion()
 """One per process, because SGLang gives a loader no state of its own."""
-preparation = Preparation()
+preparation = Preparation(LOADER)
 """The same."""
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from updraft_sglang import configuration, names
-from updraft_sglang.draft import HEAD, SglangDraft, Write
+from updraft_sglang.draft import ASLEEP, HEAD, SglangDraft, Write
 from updraft_sglang.ranks import layout
 from updraft_sglang.ranks.agreement import first_problem, gathered
 from updraft_tap import weights
@@ -64,21 +66,25 @@ class _State:
 
 
 class Preparation:
-    """`check` and `take` belong to the scheduler's thread. `gather` exchanges values with the other ranks."""
+    """`check` and `take` belong to the scheduler's thread. A server without `loader` prepares nothing. `gather` gets the values
+    of all ranks."""
 
-    def __init__(self, gather: Callable[[Any, Any], list[Any]] = gathered) -> None:
+    def __init__(self, loader: str, gather: Callable[[Any, Any], list[Any]] = gathered) -> None:
+        self._loader = loader
         self._gather = gather
-        self._group: Any = None
+        self._manager: Any = None
+        """SGLang's SchedulerWeightUpdaterManager; None until the first order."""
         self._attempt = ""
         self._result: Prepared | str = ""
         """The draft that was prepared in this attempt, or why it cannot be; "" until then. Set by its thread."""
 
     def check(self, original: Hook, manager: Any, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND SchedulerWeightUpdaterManager.check_weights."""
-        if not recv_req.action.startswith(PREPARE):
+        action = str(getattr(recv_req, "action", ""))
+        if not action.startswith(PREPARE):
             return original(manager, recv_req, *args, **kwargs)
-        self._group = manager.tp_cpu_group
-        states: list[_State] = self._gather(self._state(manager, recv_req.action.removeprefix(PREPARE)), self._group)
+        self._manager = manager
+        states: list[_State] = self._gather(self._state(action.removeprefix(PREPARE)), manager.tp_cpu_group)
         refusal = _refusal(states)
         message = refusal or (PREPARED if all(one.content for one in states) else PREPARING)
         return resolved(names.CHECKED)(success=not refusal, message=message)
@@ -90,6 +96,8 @@ class Preparation:
             problem = "it has not prepared this draft"
         elif prepared.model is not model:
             problem = "it has prepared another model than this one; send selector=draft"
+        elif self._is_asleep():
+            problem = ASLEEP
         self.agree(problem)
         assert isinstance(prepared, Prepared)
         self._result = "it was loaded before"  # its memory is large, and it may be pinned
@@ -97,23 +105,33 @@ class Preparation:
 
     def agree(self, problem: str) -> None:
         """Raises RefusedError in all ranks if one of them has a problem."""
-        if problem := first_problem(self._gather(problem, self._group) if self._group is not None else [problem]):
+        manager = self._manager  # of all ranks, or of none
+        problems = [problem] if manager is None else self._gather(problem, manager.tp_cpu_group)
+        if problem := first_problem(problems):
             raise RefusedError(problem)
 
-    def _state(self, manager: Any, text: str) -> _State:
+    def _is_asleep(self) -> bool:
+        return self._manager is not None and names.WEIGHTS in self._manager.offload_tags
+
+    def _state(self, text: str) -> _State:
         """Begin if this attempt is new. Never raises, because the other ranks wait for the answer."""
         try:
             order = Order.read(text)
+            if self._is_asleep():
+                return _State(refusal=ASLEEP)
             if order.attempt != self._attempt:
-                self._begin(order, manager.draft_worker)
+                self._begin(order, self._manager.draft_worker)
         except Exception as error:  # noqa: BLE001  (it is told)
             return _State(refusal=str(error) or type(error).__name__)
         result = self._result
         return _State(content=result.content) if isinstance(result, Prepared) else _State(refusal=result)
 
     def _begin(self, order: Order, worker: Any) -> None:
-        draft = SglangDraft(worker.draft_worker.draft_runner.model, worker.target_worker.model_runner.model)
-        model, place = worker.draft_worker.draft_runner.model, configuration.place()
+        runner = worker.draft_worker.draft_runner
+        if self._loader not in (runner.weight_updater.custom_weight_loaders or ()):
+            raise RefusedError(f"start the server with --custom-weight-loader {self._loader}")
+        model, place = runner.model, configuration.place()
+        draft = SglangDraft(model, worker.target_worker.model_runner.model)
         self._attempt, self._result = order.attempt, ""
         arguments = (order, draft, model, place)
         threading.Thread(target=self._run, args=arguments, name="updraft-prepare", daemon=True).start()
@@ -132,6 +150,8 @@ class Preparation:
 
 def _read(folder: Path, draft: SglangDraft, place: tuple[int, int]) -> tuple[Sequence[Write], str]:
     """The writes of this rank's part, and the digest of the whole draft."""
+    if draft.device.type == "cuda":
+        torch.cuda.set_device(draft.device)  # of this thread, else it would use the first rank's device to pin memory
     rank, size = place
     tensors: Mapping[str, Any] = weights.read(folder, draft.config, draft.aux_size)
     num_kv_heads, head_rows = int(draft.config.num_key_value_heads), draft.num_rows(HEAD)

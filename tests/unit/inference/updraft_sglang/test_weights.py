@@ -30,19 +30,20 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a process that has just started, of one rank."""
     for name in ("version", "digest", "is_answered"):
         monkeypatch.setattr(served, name, getattr(weights.ServedVersion(), name))
-    monkeypatch.setattr(weights, "preparation", Preparation(lambda value, _: [value]))
+    monkeypatch.setattr(weights, "preparation", Preparation(LOADER, lambda value, _: [value]))
     monkeypatch.setattr(configuration, "place", lambda: (0, 1))
     monkeypatch.setattr(preparation, "resolved", {names.CHECKED: SimpleNamespace}.__getitem__)
 
 
 def prepare(model: Served, folder: Path, attempt: str = "a", version: int = 7, digest: str = "sha256:7") -> None:
+    runner = SimpleNamespace(model=model, weight_updater=SimpleNamespace(custom_weight_loaders={LOADER: load}))
     worker = SimpleNamespace(
-        draft_worker=SimpleNamespace(draft_runner=SimpleNamespace(model=model)),
+        draft_worker=SimpleNamespace(draft_runner=runner),
         target_worker=SimpleNamespace(model_runner=SimpleNamespace(model=Served())),
     )
     order = {"attempt": attempt, "folder": str(folder), "version": version, "digest": digest}
     manager, request = (
-        SimpleNamespace(draft_worker=worker, tp_cpu_group=0),
+        SimpleNamespace(draft_worker=worker, tp_cpu_group=0, offload_tags=()),
         SimpleNamespace(action=PREPARE + json.dumps(order)),
     )
 

@@ -16,11 +16,13 @@ from tests.support.wait import wait_until
 from torch import Tensor, nn
 
 from updraft_sglang import configuration, names
+from updraft_sglang.draft import ASLEEP
 from updraft_sglang.ranks import preparation
 from updraft_sglang.ranks.preparation import PREPARE, PREPARED, PREPARING, Preparation
 from updraft_tap.weights import RefusedError
 
 NUM_RANKS = 2
+LOADER = "a.loader"
 
 
 @pytest.fixture
@@ -38,12 +40,13 @@ class Rank:
 
     def __init__(self, model: Served, gather: Callable[[Any, Any], list[Any]]) -> None:
         self.model = shared(model)
-        self.preparation = Preparation(gather)
+        self.preparation = Preparation(LOADER, gather)
+        self.updater = SimpleNamespace(custom_weight_loaders={LOADER: None})
         worker = SimpleNamespace(
-            draft_worker=SimpleNamespace(draft_runner=SimpleNamespace(model=model)),
+            draft_worker=SimpleNamespace(draft_runner=SimpleNamespace(model=model, weight_updater=self.updater)),
             target_worker=SimpleNamespace(model_runner=SimpleNamespace(model=Served())),
         )
-        self.manager = SimpleNamespace(draft_worker=worker, tp_cpu_group="the ranks")
+        self.manager = SimpleNamespace(draft_worker=worker, tp_cpu_group="the ranks", offload_tags=set[str]())
 
 
 class Ranks:
@@ -174,6 +177,26 @@ def test_an_order_that_cannot_be_read_is_refused_and_leaves_what_was_prepared(ra
 
     assert [one.success for one in answers] == [False] * NUM_RANKS
     assert "take" not in ranks.together(lambda rank: rank.preparation.take("a", rank.model).order.attempt)
+
+
+def test_released_weights_are_neither_prepared_for_nor_written(ranks: Ranks, folder: Path) -> None:
+    """Reading or writing them would end the server."""
+    assert ranks.prepared("a", folder) == (True, PREPARED)
+    for rank in ranks.all:
+        rank.manager.offload_tags.add("weights")
+
+    assert ranks.together(lambda rank: rank.preparation.take("a", rank.model)) == [f"rank 0: {ASLEEP}"] * NUM_RANKS
+    assert ranks.prepared("b", folder) == (False, f"rank 0: {ASLEEP}")
+    for rank in ranks.all:
+        rank.manager.offload_tags.clear()
+    assert ranks.prepared("c", folder) == (True, PREPARED)
+
+
+def test_a_server_without_the_loader_reads_nothing(ranks: Ranks, folder: Path) -> None:
+    for rank in ranks.all:
+        rank.updater.custom_weight_loaders.clear()
+
+    assert ranks.prepared("a", folder) == (False, "rank 0: start the server with --custom-weight-loader a.loader")
 
 
 def test_checks_of_others_are_left_to_sglang(ranks: Ranks) -> None:
