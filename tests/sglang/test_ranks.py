@@ -4,9 +4,11 @@ SGLang starts them here only where it finds no NCCL library; then its ranks exch
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +20,7 @@ from tests.support.tap_agent import Seen
 from updraft_chassis.errors import Unavailable
 from updraft_cli.__main__ import cli
 from updraft_draft import checkpoint
-from updraft_inference.engine import DraftCheckpoint, LoadedDraft
+from updraft_inference.engine import LoadedDraft
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.server import SglangServer
 
@@ -36,12 +38,18 @@ def setting() -> Iterator[Setting]:
 
 
 class Overtaken(SglangServer):
-    """`happen` is called when the server is about to be paused."""
+    """Something happens when the server is about to read a draft, or to be paused."""
 
-    happen: Callable[[], object] = staticmethod(lambda: None)
+    before_reading: Callable[[], object] = staticmethod(lambda: None)
+    before_pause: Callable[[], object] = staticmethod(lambda: None)
+
+    async def prepare(self, order: Mapping[str, Any]) -> bool:
+        happen, self.before_reading = self.before_reading, lambda: None  # once
+        happen()
+        return await super().prepare(order)
 
     async def pause(self) -> None:
-        self.happen()
+        self.before_pause()
         await super().pause()
 
 
@@ -81,7 +89,7 @@ async def test_both_ranks_prepare_a_draft_before_the_pause_and_prove_what_they_h
     good, poor = setting.saved(2, 1.0), setting.saved(3, 0.3)
     async with opened(setting) as (served, server):
         for draft in (good, poor, good):
-            server.happen = partial((draft.folder / checkpoint.WEIGHTS).rename, setting.folder / "away")
+            server.before_pause = partial((draft.folder / checkpoint.WEIGHTS).rename, setting.folder / "away")
             text, swapped = await asyncio.gather(
                 asyncio.to_thread(setting.said, "hello", len(EXPECTED)), served.swap(draft)
             )
@@ -94,14 +102,16 @@ async def test_both_ranks_prepare_a_draft_before_the_pause_and_prove_what_they_h
 
 
 async def test_a_draft_that_a_rank_cannot_read_changes_nothing_and_pauses_nobody(setting: Setting) -> None:
+    """Its folder goes after the agent has read it."""
     good, missing = setting.saved(4, 1.0), setting.saved(5, 0.3)
     async with opened(setting) as (served, server):
         await served.swap(good)
         before = await server.checksums()
-        server.happen = lambda: pytest.fail("the server is paused")
+        server.before_reading = partial(shutil.rmtree, missing.folder)
+        server.before_pause = lambda: pytest.fail("the server is paused")
 
         with pytest.raises(Unavailable, match="cannot read the draft in"):
-            await served.swap(gone(served, missing))
+            await served.swap(missing)
 
         assert await server.checksums() == before
         assert served.loaded.version == good.version
@@ -109,38 +119,24 @@ async def test_a_draft_that_a_rank_cannot_read_changes_nothing_and_pauses_nobody
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "problems"),
     [
-        pytest.param((), ["the drafts of 2 tensor-parallel ranks, the agent needs --attach"], id="not confirmed"),
-        pytest.param(("--tensor-parallel-size", "2"), [], id="confirmed"),
+        pytest.param(
+            (), ["2 tensor-parallel ranks, the agent needs --attach", "no agent listens on"], id="not confirmed"
+        ),
+        pytest.param(("--tensor-parallel-size", "2"), ["no agent listens on"], id="confirmed"),
     ],
 )
-async def test_the_check_of_a_running_server_names_its_ranks(
-    setting: Setting, options: Sequence[str], said: list[str]
+def test_the_check_of_a_running_server_names_its_ranks(
+    setting: Setting, options: Sequence[str], problems: list[str]
 ) -> None:
     command = ["attach", "--engine", "sglang", "--check", setting.server.url, *options]
-    async with beside(setting.socket):
-        done = await asyncio.to_thread(CliRunner(env={"UPDRAFT_API_KEY": None}).invoke, cli, command)
+    done = CliRunner(env={"UPDRAFT_API_KEY": None}).invoke(cli, command)
 
     missing = [line for line in done.output.splitlines() if line.startswith("missing")]
-    assert len(missing) == len(said), done.output
-    assert all(part in line for part, line in zip(said, missing, strict=True))
-    assert done.exit_code == bool(said)
-
-
-def gone(served: ServedDraft, draft: DraftCheckpoint) -> DraftCheckpoint:
-    """The same draft, whose folder goes after the agent has read it."""
-    read = served._read
-
-    async def read_and_remove(one: DraftCheckpoint) -> object:
-        found = await read(one)
-        (draft.folder / checkpoint.WEIGHTS).unlink()
-        (draft.folder / checkpoint.CONFIG).unlink()
-        draft.folder.rmdir()
-        return found
-
-    served._read = read_and_remove  # type: ignore[assignment, method-assign]
-    return draft
+    assert len(missing) == len(problems), done.output
+    assert all(problem in line for problem, line in zip(problems, missing, strict=True))
+    assert done.exit_code == 1
 
 
 def lengths(seen: Seen) -> list[int]:
