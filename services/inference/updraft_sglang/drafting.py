@@ -60,7 +60,9 @@ class DraftingHooks:
         server_args = kwargs.get("server_args", next(iter(args), None))
         group = self._guard("switch", _group, server_args)
         if group is None:
-            self.problem = "with several nodes, drafting cannot be turned off, because one of them may lack the plugin"
+            self.problem = (
+                "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
+            )
             return
         switch = self._guard("switch", self._made, worker, server_args)
         problem = "the policy cannot be replaced" if switch is None else switch.problem

@@ -137,7 +137,7 @@ def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("nnodes", 2, "with several nodes"),
+        ("nnodes", 2, "unless all ranks run on one node"),
         ("misfit", "recv_requests takes nothing", "recv_requests takes nothing"),
         ("pp_size", 2, "with pipeline parallelism"),
         ("enable_lora", True, "with LoRA or HiSparse"),
