@@ -1,13 +1,13 @@
 """The weight update by which several ranks get a draft, on a real server of one rank: proved, undone, and kept from others."""
 
 import asyncio
+import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -113,16 +113,18 @@ async def test_what_was_not_prepared_is_refused_and_the_server_lives(
     setting: Setting, drafts: list[DraftCheckpoint]
 ) -> None:
     """A folder that the server does not see, and a load without preparation."""
-    order = {"attempt": "1", "folder": "/not-there", "version": 1, "digest": "sha256:1"}
+    order = json.dumps({"folder": "/not-there", "version": 1, "digest": "sha256:1"})
     async with opened(setting) as served, setting.client() as server:
         await served.swap(drafts[1])
-        assert not await server.prepare(order)
         await refuses(server, order, "/not-there")
         await server.pause()
         await server.begin_update()
         with pytest.raises(Conflict, match="it has not prepared this draft"):
             await server.update(
-                [(PAYLOAD, torch.tensor(list(b"1"), dtype=torch.uint8))], load_format=LOADER, label="v1", tp_size=1
+                [(PAYLOAD, torch.tensor(list(order.encode()), dtype=torch.uint8))],
+                load_format=LOADER,
+                label="v1",
+                tp_size=1,
             )
         await server.end_update()
         await server.resume()
@@ -131,12 +133,12 @@ async def test_what_was_not_prepared_is_refused_and_the_server_lives(
         await says(setting)
 
 
-async def refuses(server: SglangServer, order: Mapping[str, Any], reason: str) -> None:
+async def refuses(server: SglangServer, order: str, reason: str) -> None:
     """Wait until it does."""
 
     async def is_refused() -> bool:
         try:
-            return await server.prepare(order)
+            return not await server.prepare(order)
         except Conflict as error:
             return reason in str(error)
 
@@ -149,7 +151,7 @@ class Overtaken(SglangServer):
     happen: Callable[[], object] = staticmethod(lambda: None)
     undo: Callable[[], object] = staticmethod(lambda: None)
 
-    async def prepare(self, order: Mapping[str, Any]) -> bool:
+    async def prepare(self, order: str) -> str:
         happen, self.happen = self.happen, lambda: None  # once
         happen()
         try:

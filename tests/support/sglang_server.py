@@ -47,8 +47,10 @@ class FakeSglang:
     """The plugin made the map from draft to target tokens a buffer."""
     preparing: int = 0
     """How many answers say that its ranks are not ready yet."""
-    prepared: dict[str, str] = field(default_factory=dict)
-    """The folder of each attempt."""
+    prepared: set[str] = field(default_factory=set)
+    """Orders."""
+    paused_by_others: int = 0
+    """If not 0, someone else pauses it when its ranks are asked for this time."""
     damages: int = 0
     """Loads that leave a wrong weight."""
     is_paused: bool = False
@@ -138,7 +140,9 @@ class FakeSglang:
         await self.may_update.wait()
         named = dict(pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])))  # noqa: S301 - the test's own
         if not self.is_lying:
-            self.load(Path(self.prepared.pop(bytes(named[PAYLOAD].tolist()).decode())))
+            order = bytes(named[PAYLOAD].tolist()).decode()
+            self.prepared.remove(order)
+            self.load(Path(json.loads(order)["folder"]))
         if self.damages:
             self.damages -= 1
             self.held["draft.model.norm.weight"] = "0" * 16
@@ -147,13 +151,16 @@ class FakeSglang:
 
     async def weights_checker(self, body: dict[str, Any]) -> Response:
         if body["action"].startswith(PREPARE):
-            return self._prepare(json.loads(body["action"].removeprefix(PREPARE)))
+            return self._prepare(body["action"].removeprefix(PREPARE))
         place = {"tp_rank": 0, "tp_size": 1}
         rank = {"checksums": self.held, "per_gpu_checksum": "", "parallelism_info": [place]}
         return JSONResponse({"success": True, "message": "", "ranks": [rank]})
 
-    def _prepare(self, order: dict[str, Any]) -> Response:
-        self.prepared[order["attempt"]] = order["folder"]
+    def _prepare(self, order: str) -> Response:
+        self.prepared.add(order)
+        if self.paused_by_others:
+            self.paused_by_others -= 1
+            self.is_paused = not self.paused_by_others
         if self.preparing:
             self.preparing -= 1
             return JSONResponse({"success": True, "message": PREPARING})

@@ -74,6 +74,13 @@ def place() -> tuple[int, int]:
     return int(parallel.tp_rank), int(parallel.tp_size)
 
 
+def is_one_node() -> bool:
+    """Whether all ranks are processes of one machine, so that all of them have the plugin and its settings."""
+    from sglang.srt.runtime_context import get_server_args  # noqa: PLC0415  (SGLang's)
+
+    return int(get_server_args().nnodes) == 1
+
+
 def group() -> Any:
     """The torch group of the tensor-parallel ranks, on CPUs."""
     return _parallel().tp_group.cpu_group

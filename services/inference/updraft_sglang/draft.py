@@ -29,7 +29,9 @@ class SglangDraft:
 
     def __init__(self, model: Any, target: nn.Module) -> None:
         if not hasattr(getattr(model, "model", None), "fc") or MAP not in dict(model.named_buffers(recurse=False)):
-            raise RefusedError(f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary")
+            raise RefusedError(
+                f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary, or the plugin did not find its map"
+            )
         if getattr(model, "load_lm_head_from_target", False):
             raise RefusedError("the served draft uses the target's head, so no other draft can be swapped in")
         self.config = model.config

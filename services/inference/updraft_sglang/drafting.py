@@ -17,7 +17,7 @@ from updraft_tap import hooks
 from updraft_tap.drafting.speedup import LOADS
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
-from updraft_tap.weights import ServedVersion
+from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class DraftingHooks:
@@ -36,6 +36,8 @@ class DraftingHooks:
         self._drafting: Drafting | None = None
         """None in all ranks but the first."""
         self._shared: SharedPlan | None = None
+        self._is_due, self._planned_for = True, (0, "")
+        """Whether a step has ended since the last plan, and the draft that it was for."""
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self._receiving = Binding(target=names.RECEIVE, hook=self.receive, parameters=("self", "local_reqs"))
@@ -80,6 +82,7 @@ class DraftingHooks:
     def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND Scheduler.process_batch_result, once per step."""
         done = original(scheduler, batch, result, *args, **kwargs)
+        self._is_due = True
         if self._drafting is not None:
             self._guard(MEASURING, self._stepped, self._drafting, batch, result)
         return done
@@ -104,15 +107,31 @@ class DraftingHooks:
         if problem:
             return _Switch(problem=problem)
         drafting, decide = None, None
-        if configuration.is_sender():
+        rank, num_ranks = configuration.place()
+        if not rank:  # of each replica, too
             drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
-            decide = partial(self._guard, "plan", self._plan, drafting)
+            decide = partial(self._decided, drafting, several=num_ranks > 1)
         shared = SharedPlan(self._secret, decide, self._obey)
         controller = worker.adaptive_controller
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(int(worker.speculative_num_steps)))
         policy = Policy(controller.params, shared.allows)
         return _Switch(drafting=drafting, shared=shared, controller=controller, policy=policy)
+
+    def _decided(self, drafting: Drafting, *, several: bool) -> Plan | None:
+        """The plan for the next steps; None if it is the same as before."""
+        served = self._served.version, self._served.digest
+        if not self._is_due and served == self._planned_for:
+            return None
+        self._is_due, self._planned_for = False, served
+        if (
+            several and self._served.digest == UNKNOWN
+        ):  # ranks may hold different drafts, which would propose other tokens
+            return Plan()
+        plan: Plan | None = self._guard("plan", self._plan, drafting)
+        if plan is None and "plan" in self._guard.unhooked:
+            return Plan(loads=() if drafting.is_useless else LOADS, is_useless=drafting.is_useless)
+        return plan
 
     def _plan(self, drafting: Drafting) -> Plan:
         """The loads in which the next steps may draft."""
@@ -153,6 +172,8 @@ def _fixed(worker: Any, server_args: Any) -> str:
     config = resolved(names.RESOLVED)(server_args)
     if config.pp_size > 1:
         return "with pipeline parallelism, drafting cannot be turned off"
+    if config.scheduler_recv_interval > 1:  # a decision that waits for it would miss its slice
+        return "with --scheduler-recv-interval above 1, drafting cannot be turned off"
     if config.enable_lora or config.enable_hisparse:
         return "with LoRA or HiSparse, drafting cannot be turned off"
     reason = resolved(names.NOT_ADAPTIVE)(server_args)

@@ -1,31 +1,30 @@
 """The custom weight loader, by which all ranks begin to serve a draft at the same step. SGLang calls `load` by its name.
 
-Each rank has prepared its part of the draft before (`ranks.preparation`), so `load` only copies, and only if all ranks are
-ready. The embedding is the target's own parameter and is never written. The map from draft to target tokens (d2t) is written
+Each rank has prepared its part of the draft before (`ranks.preparation`), so it only copies, and only if all ranks are ready.
+The embedding is the target's own parameter and is never written. The map from draft to target tokens (d2t) is written
 in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself reads it only at startup. A running request
 has one proposal pending, which the next step reads with the new map: the target rejects it or not, as any other.
 
 SGLang does not catch exceptions of a loader, so they would end the scheduler, and the server with it. The hook `answered`
-wraps its caller and turns them into an error response; without that hook, `load` logs a refusal and changes nothing.
+wraps its caller, turns them into an error response, and serves the draft; without that hook, nothing is changed.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from updraft_sglang.draft import MAP
-from updraft_sglang.ranks.preparation import Preparation, Prepared
+from updraft_sglang.ranks.preparation import PartlyError, Preparation
 from updraft_tap import weights
 from updraft_tap.weights import UNKNOWN, RefusedError
 
 log = logging.getLogger(__name__)
 
 LOADER = "updraft_sglang.weights.load"
-PAYLOAD = "attempt"
-"""The name of the only tensor that the loader gets: the id of the preparation, uint8."""
+PAYLOAD = "order"
+"""The name of the only tensor that the loader gets: what the ranks were ordered to prepare, uint8."""
 
 
 class ServedVersion(weights.ServedVersion):
@@ -35,6 +34,8 @@ class ServedVersion(weights.ServedVersion):
         super().__init__()
         self.is_answered = False
         """A caller up the stack turns exceptions into error responses."""
+        self.asked: tuple[str, Any] = ("", None)
+        """The order that the loader got last, and the model for it."""
 
 
 served = ServedVersion()
@@ -56,57 +57,57 @@ def share_vocabulary(worker: Any) -> None:
 
 
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
-    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception."""
+    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception.
+
+    All ranks get here, whatever fails in one of them, so here and not in `load` they agree.
+    """
     load_format = kwargs.get("load_format", args[1] if len(args) > 1 else None)
     if load_format != LOADER:
         return original(updater, *args, **kwargs)
+    served.asked, problem = ("", None), ""
     served.is_answered = True
     try:
-        return original(updater, *args, **kwargs)
+        answer = original(updater, *args, **kwargs)
+        if not answer[0]:  # SGLang has refused before it called the loader
+            problem = str(answer[1])
     except Exception as error:  # noqa: BLE001  (any error would crash the server)
-        log.error("Updraft refused a draft: %s", error)
-        return False, str(error) or type(error).__name__
+        problem = str(error) or type(error).__name__
     finally:
         served.is_answered = False
+    return _served(problem)
+
+
+def _served(problem: str) -> tuple[bool, str]:
+    text, model = served.asked
+    try:
+        order = preparation.serve(text, model, problem)
+    except RefusedError as error:
+        log.error("Updraft refused a draft: %s", error)
+        if isinstance(error, PartlyError):
+            served.digest = UNKNOWN
+        return False, str(error)
+    served.version, served.digest = order.version, order.digest
+    return True, "Success"
 
 
 def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Serve the draft that all ranks have prepared in this attempt.
+    """Note which prepared draft is to be served by which model; `answered` does the rest.
 
     Raises RefusedError if a caller turns it into an error response.
     """
     try:
-        prepared = preparation.take(_attempt(named_tensors), model)
-        preparation.agree(_written(prepared))
+        served.asked = _text(named_tensors), model
     except Exception:  # any error would crash the server
         if served.is_answered:
             raise
         log.exception("Updraft refused a draft, and cannot report it in the response")
-        return
-    served.version, served.digest = prepared.order.version, prepared.order.digest
+    else:
+        if not served.is_answered:
+            log.error("Updraft loads no draft, because a hook does not fit this release of SGLang")
 
 
-def _attempt(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _text(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     payload = dict(named_tensors)
     if list(payload) != [PAYLOAD]:
         raise RefusedError(f"the payload has {sorted(payload)}, expected ['{PAYLOAD}']")
     return bytes(payload[PAYLOAD].tolist()).decode()
-
-
-def _written(prepared: Prepared) -> str:
-    """Copy it. Returns why it was copied only in part; "" if all of it was."""
-    served.digest = UNKNOWN
-    try:
-        _synchronize(prepared.model)  # the step before may still run
-        for write in prepared.writes:
-            write()
-        _synchronize(prepared.model)
-    except Exception as error:  # noqa: BLE001  (it is told)
-        return f"the draft in {prepared.order.folder} was loaded only in part; load another one: {error}"
-    return ""
-
-
-def _synchronize(model: Any) -> None:
-    device = model.model.fc.weight.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

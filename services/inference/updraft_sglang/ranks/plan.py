@@ -27,7 +27,7 @@ class Plan:
 
 
 class SharedPlan:
-    """The plan of all ranks. `decide` says what the first rank wants now, or None if it does not know; in others it is None.
+    """The plan of all ranks. `decide` says what the first rank wants now, or None if nothing has changed; in others it is None.
 
     `obey` is called with each plan that arrives. Until the first one, no rank drafts.
     """
@@ -36,6 +36,8 @@ class SharedPlan:
         self.plan = Plan()
         self._prefix = f"{_PREFIX} {secret} "
         self._decide = decide
+        self._wanted: Plan | None = None
+        """The last decision of this rank."""
         self._obey = obey
 
     def allows(self, batch_size: int) -> bool:
@@ -44,9 +46,10 @@ class SharedPlan:
 
     def receive(self, original: Hook, receiver: Any, local_reqs: Any = None, *args: Any, **kwargs: Any) -> list[Any]:
         """AROUND SchedulerRequestReceiver.recv_requests."""
-        wanted = self._decide() if self._decide is not None else None
-        if wanted is not None and wanted != self.plan:
-            local_reqs = [*(local_reqs or ()), self._sent(wanted)]
+        decided = self._decide() if self._decide is not None else None
+        self._wanted = decided or self._wanted
+        if self._wanted is not None and self._wanted != self.plan:
+            local_reqs = [*(local_reqs or ()), self._sent(self._wanted)]
         return self._taken(original(receiver, local_reqs, *args, **kwargs))
 
     def _sent(self, plan: Plan) -> Any:

@@ -1,7 +1,7 @@
 """A draft that each rank reads, checks and prepares on a thread while the server works, before all of them copy it at once.
 
 The agent asks with an action of its own of SGLang's `weights_checker`, which all ranks run at the same step, and asks again
-until all are ready. A rank that refuses is told, and then no rank writes anything: `take` asks all of them once more.
+until all are ready. A rank that refuses is told, and then no rank writes anything: `serve` asks all of them once more.
 """
 
 import json
@@ -27,14 +27,18 @@ log = logging.getLogger(__name__)
 PREPARE = "updraft_prepare "
 """The action begins with this, and the order follows as JSON."""
 PREPARING, PREPARED = "the ranks prepare the draft", "all ranks have prepared the draft"
-"""The messages of answers that refuse nothing."""
+"""The messages of answers that refuse nothing; the first one is followed by the ranks that are not ready."""
+SEVERAL_NODES = "drafts of ranks on several nodes cannot be swapped"
+
+
+class PartlyError(RefusedError):
+    """A rank copied only a part of the draft, so it is not known what the ranks hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A draft to prepare. `attempt` is another one each time, so that a draft which was refused is read again."""
+    """A draft to prepare."""
 
-    attempt: str
     folder: Path
     version: int
     digest: str
@@ -43,18 +47,36 @@ class Order:
     def read(cls, text: str) -> Self:
         """Raises ValueError, KeyError or TypeError."""
         fields = json.loads(text)
-        folder, version = Path(fields["folder"]), int(fields["version"])
-        return cls(attempt=str(fields["attempt"]), folder=folder, version=version, digest=str(fields["digest"]))
+        return cls(folder=Path(fields["folder"]), version=int(fields["version"]), digest=str(fields["digest"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """The copies that put a draft in place of the one in `model`; `content` is the digest of what was read."""
 
-    order: Order
     model: Any
     writes: Sequence[Write]
     content: str
+
+    def copy(self) -> None:
+        """On a GPU, wait before and after, because steps may still run there."""
+        device = self.model.model.fc.weight.device
+        _synchronize(device)
+        for write in self.writes:
+            write()
+        _synchronize(device)
+
+
+@dataclass(slots=True)
+class _Job:
+    """A thread that prepares a draft, and fills in the `result`: the draft, or why it is refused."""
+
+    text: str
+    """The order as it came, by which it is known."""
+    order: Order
+    result: Prepared | str = ""
+    is_dropped: bool = False
+    """The ranks have refused it, so its result counts for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,86 +88,120 @@ class _State:
 
 
 class Preparation:
-    """`check` and `take` belong to the scheduler's thread. A server without `loader` prepares nothing. `gather` gets the values
-    of all ranks."""
+    """`check` and `serve` belong to the scheduler's thread. Without `loader`, a server prepares nothing. `gather` exchanges
+    values of the ranks."""
 
     def __init__(self, loader: str, gather: Callable[[Any, Any], list[Any]] = gathered) -> None:
         self._loader = loader
         self._gather = gather
         self._manager: Any = None
         """SGLang's SchedulerWeightUpdaterManager; None until the first order."""
-        self._attempt = ""
-        self._result: Prepared | str = ""
-        """The draft that was prepared in this attempt, or why it cannot be; "" until then. Set by its thread."""
+        self._job: _Job | None = None
 
     def check(self, original: Hook, manager: Any, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND SchedulerWeightUpdaterManager.check_weights."""
         action = str(getattr(recv_req, "action", ""))
         if not action.startswith(PREPARE):
             return original(manager, recv_req, *args, **kwargs)
+        if not configuration.is_one_node():  # another node may lack the plugin, and then would not take part
+            return resolved(names.CHECKED)(success=False, message=SEVERAL_NODES)
         self._manager = manager
         states: list[_State] = self._gather(self._state(action.removeprefix(PREPARE)), manager.tp_cpu_group)
         refusal = _refusal(states)
-        message = refusal or (PREPARED if all(one.content for one in states) else PREPARING)
-        return resolved(names.CHECKED)(success=not refusal, message=message)
+        if refusal:
+            self._drop(action.removeprefix(PREPARE))
+        return resolved(names.CHECKED)(success=not refusal, message=refusal or _progress(states))
 
-    def take(self, attempt: str, model: Any) -> Prepared:
-        """The draft, once. Raises RefusedError in all ranks unless all of them have prepared it for their `model`."""
-        prepared, problem = self._result, ""
-        if not isinstance(prepared, Prepared) or prepared.order.attempt != attempt:
-            problem = "it has not prepared this draft"
-        elif prepared.model is not model:
-            problem = "it has prepared another model than this one; send selector=draft"
-        elif self._is_asleep():
-            problem = ASLEEP
-        self.agree(problem)
-        assert isinstance(prepared, Prepared)
-        self._result = "it was loaded before"  # its memory is large, and it may be pinned
-        return prepared
+    def serve(self, text: str, model: Any, problem: str) -> Order:
+        """Copy the draft of this order into `model`. All ranks call it; a `problem` of one of them is one of all.
 
-    def agree(self, problem: str) -> None:
+        Raises RefusedError in all ranks: PartlyError if one of them may have copied something.
+        """
+        if not configuration.is_one_node():
+            raise RefusedError(SEVERAL_NODES)
+        job, result = self._job, self._job.result if self._job is not None else ""
+        problem = problem or self._problem(text, model)
+        self._drop(text)  # its memory is large, and it may be pinned
+        self._agree(problem)
+        assert job is not None
+        assert isinstance(result, Prepared)
+        failure = ""
+        try:
+            result.copy()
+        except Exception as error:  # noqa: BLE001  (it is told)
+            failure = f"the draft in {job.order.folder} was loaded only in part; load another one: {error}"
+        try:
+            self._agree(failure)
+        except RefusedError as error:
+            raise PartlyError(str(error)) from error
+        return job.order
+
+    def _problem(self, text: str, model: Any) -> str:
+        """Why this rank cannot copy; "" if it can."""
+        job = self._job
+        if job is None or job.is_dropped or job.text != text or not isinstance(job.result, Prepared):
+            return "it has not prepared this draft"
+        if self._is_asleep():
+            return ASLEEP
+        return "" if job.result.model is model else "it has prepared another model than this one; send selector=draft"
+
+    def _agree(self, problem: str) -> None:
         """Raises RefusedError in all ranks if one of them has a problem."""
         manager = self._manager  # of all ranks, or of none
         problems = [problem] if manager is None else self._gather(problem, manager.tp_cpu_group)
         if problem := first_problem(problems):
             raise RefusedError(problem)
 
+    def _drop(self, text: str) -> None:
+        """Prepare it again if it is ordered again. A thread that still runs goes on, so that there is one at a time."""
+        job = self._job
+        if job is not None and job.text == text:
+            job.is_dropped = True
+            if job.result:
+                self._job = None
+
     def _is_asleep(self) -> bool:
         return self._manager is not None and names.WEIGHTS in self._manager.offload_tags
 
     def _state(self, text: str) -> _State:
-        """Begin if this attempt is new. Never raises, because the other ranks wait for the answer."""
+        """Begin if this order is new. Never raises, because the other ranks wait for the answer."""
         try:
-            order = Order.read(text)
             if self._is_asleep():
                 return _State(refusal=ASLEEP)
-            if order.attempt != self._attempt:
-                self._begin(order, self._manager.draft_worker)
+            job = self._job
+            if job is None or (job.result and (job.is_dropped or job.text != text)):
+                job = self._job = self._begun(text)
         except Exception as error:  # noqa: BLE001  (it is told)
             return _State(refusal=str(error) or type(error).__name__)
-        result = self._result
+        if job.is_dropped:  # its thread still runs
+            return _State()
+        if job.text != text:
+            return _State(refusal="another draft is being prepared")
+        result = job.result
         return _State(content=result.content) if isinstance(result, Prepared) else _State(refusal=result)
 
-    def _begin(self, order: Order, worker: Any) -> None:
+    def _begun(self, text: str) -> _Job:
+        order, worker = Order.read(text), self._manager.draft_worker
+        if getattr(worker, "draft_worker", None) is None:
+            raise RefusedError("the server does not draft with EAGLE-3")
         runner = worker.draft_worker.draft_runner
         if self._loader not in (runner.weight_updater.custom_weight_loaders or ()):
             raise RefusedError(f"start the server with --custom-weight-loader {self._loader}")
-        model, place = runner.model, configuration.place()
-        draft = SglangDraft(model, worker.target_worker.model_runner.model)
-        self._attempt, self._result = order.attempt, ""
-        arguments = (order, draft, model, place)
-        threading.Thread(target=self._run, args=arguments, name="updraft-prepare", daemon=True).start()
+        job, place = _Job(text, order), configuration.place()
+        draft = SglangDraft(runner.model, worker.target_worker.model_runner.model)
+        arguments = (job, draft, runner.model, place)
+        threading.Thread(target=_run, args=arguments, name="updraft-prepare", daemon=True).start()
+        return job
 
-    def _run(self, order: Order, draft: SglangDraft, model: Any, place: tuple[int, int]) -> None:
-        result: Prepared | str
-        try:
-            writes, content = _read(order.folder, draft, place)
-            result = Prepared(order=order, model=model, writes=writes, content=content)
-        except BaseException as error:  # noqa: BLE001  (also SystemExit, and a panic of Rust: else the agent waits)
-            log.error("Updraft refused a draft: %s", error)
-            result = str(error) or type(error).__name__
-        if order.attempt == self._attempt:
-            self._result = result
+
+def _run(job: _Job, draft: SglangDraft, model: Any, place: tuple[int, int]) -> None:
+    try:
+        writes, content = _read(job.order.folder, draft, place)
+        prepared = Prepared(model=model, writes=writes, content=content)
+        job.result = "nobody waits for it" if job.is_dropped else prepared
+    except BaseException as error:  # noqa: BLE001  (also SystemExit, and a panic of Rust: else the agent waits)
+        log.error("Updraft refused a draft: %s", error)
+        job.result = str(error) or type(error).__name__
 
 
 def _read(folder: Path, draft: SglangDraft, place: tuple[int, int]) -> tuple[Sequence[Write], str]:
@@ -164,3 +220,13 @@ def _refusal(states: Sequence[_State]) -> str:
         return refusal
     contents = {one.content for one in states if one.content}
     return f"the ranks have read different drafts: {', '.join(sorted(contents))}" if len(contents) > 1 else ""
+
+
+def _progress(states: Sequence[_State]) -> str:
+    late = [str(rank) for rank, one in enumerate(states) if not one.content]
+    return f"{PREPARING}; not ready: {', '.join(late)}" if late else PREPARED
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

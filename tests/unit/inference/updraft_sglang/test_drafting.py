@@ -15,7 +15,7 @@ from updraft_sglang.ranks import plan
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, FIRST_SLICE
 from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
-from updraft_tap.weights import ServedVersion
+from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class Controller(SimpleNamespace):
@@ -53,14 +53,16 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The parts of SGLang that are looked up by name, and what they say."""
     monkeypatch.setenv(names.SKIP_EXTEND, "left by this test")  # so that it is put back
     monkeypatch.delenv(names.SKIP_EXTEND)
-    said = SimpleNamespace(nnodes=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None, misfit="")
+    said = SimpleNamespace(
+        nnodes=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None, misfit="", scheduler_recv_interval=1
+    )
     parts = {names.CONTROLLER: Controller, names.RESOLVED: lambda _: said, names.NOT_ADAPTIVE: lambda _: said.reason}
     monkeypatch.setattr(drafting, "resolved", parts.__getitem__)
     monkeypatch.setattr(plan, "resolved", {names.ABORT: SimpleNamespace}.__getitem__)
     monkeypatch.setattr(drafting, "gathered", lambda value, _: [value])
     monkeypatch.setattr(hooks, "problems", lambda _: filter(None, [said.misfit]))
     monkeypatch.setattr(configuration, "group", lambda: "all ranks")
-    monkeypatch.setattr(configuration, "is_sender", lambda: True)
+    monkeypatch.setattr(configuration, "place", lambda: (0, 1))
     return said
 
 
@@ -140,6 +142,7 @@ def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
         ("nnodes", 2, "unless all ranks run on one node"),
         ("misfit", "recv_requests takes nothing", "recv_requests takes nothing"),
         ("pp_size", 2, "with pipeline parallelism"),
+        ("scheduler_recv_interval", 4, "--scheduler-recv-interval above 1"),
         ("enable_lora", True, "with LoRA or HiSparse"),
         ("reason", "attention DP is not supported", "attention DP is not supported"),
     ],
@@ -200,7 +203,7 @@ def test_all_ranks_take_the_same_number_at_each_step_though_only_the_first_one_m
     monkeypatch.setattr(drafting, "Drafting", partial(Drafting, clock=lambda: clock.now_s, rng=random.Random(1)))
     served, workers, ranks = ServedVersion(), [worker(), worker()], list[DraftingHooks]()
     for rank, one in enumerate(workers):
-        monkeypatch.setattr(configuration, "is_sender", lambda rank=rank: rank == 0)
+        monkeypatch.setattr(configuration, "place", lambda rank=rank: (rank, 2))
         ranks.append(started(one, served if rank == 0 else ServedVersion(), tell=lambda _: None))
 
     lengths = set[int]()
@@ -223,6 +226,43 @@ def test_all_ranks_take_the_same_number_at_each_step_though_only_the_first_one_m
             step(found, [min(chosen), 0], width=min(chosen) + 1)
 
     assert lengths == {0, 2}
+
+
+def test_while_ranks_may_hold_different_drafts_none_of_them_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "place", lambda: (0, 2))
+    served, one = ServedVersion(), worker(untrained=False)
+    found = started(one, served)
+    numbers = []
+    for served.digest in ("", UNKNOWN, "sha256:1"):
+        numbers.append(length(found, one))
+
+    assert numbers == [2, 0, 2]
+
+
+def test_each_replica_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tensor-parallel rank of the second replica, which talks to no agent."""
+    monkeypatch.setattr(configuration, "is_sender", lambda: False)
+    one = worker(untrained=False)
+
+    assert length(started(one), one) == 2
+
+
+def test_where_no_plan_can_be_made_a_trained_draft_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, one = ServedVersion(), worker()
+    found = started(one, served)
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr(found, "_plan", failing)
+    served.version = 1
+    assert found._drafting is not None
+    found._drafting.serve(1)
+    for _ in range(2):
+        assert length(found, one) == 0
+        step(found, None, is_decode=False)
+
+    assert length(found, one) == 2
 
 
 def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Drafts that were prepared, as SGLang's updater loads them, on a stand-in for the model that it serves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,23 +29,25 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a process that has just started, of one rank."""
-    for name in ("version", "digest", "is_answered"):
+    for name in ("version", "digest", "is_answered", "asked"):
         monkeypatch.setattr(served, name, getattr(weights.ServedVersion(), name))
     monkeypatch.setattr(weights, "preparation", Preparation(LOADER, lambda value, _: [value]))
     monkeypatch.setattr(configuration, "place", lambda: (0, 1))
+    monkeypatch.setattr(configuration, "is_one_node", lambda: True)
     monkeypatch.setattr(preparation, "resolved", {names.CHECKED: SimpleNamespace}.__getitem__)
 
 
-def prepare(model: Served, folder: Path, attempt: str = "a", version: int = 7, digest: str = "sha256:7") -> None:
+def prepare(model: Served, folder: Path, version: int = 7, digest: str = "sha256:7") -> str:
+    """The order."""
     runner = SimpleNamespace(model=model, weight_updater=SimpleNamespace(custom_weight_loaders={LOADER: load}))
     worker = SimpleNamespace(
         draft_worker=SimpleNamespace(draft_runner=runner),
         target_worker=SimpleNamespace(model_runner=SimpleNamespace(model=Served())),
     )
-    order = {"attempt": attempt, "folder": str(folder), "version": version, "digest": digest}
+    order = json.dumps({"folder": str(folder), "version": version, "digest": digest})
     manager, request = (
         SimpleNamespace(draft_worker=worker, tp_cpu_group=0, offload_tags=()),
-        SimpleNamespace(action=PREPARE + json.dumps(order)),
+        SimpleNamespace(action=PREPARE + order),
     )
 
     def is_prepared() -> bool:
@@ -53,10 +56,11 @@ def prepare(model: Served, folder: Path, attempt: str = "a", version: int = 7, d
         return bool(answer.message == PREPARED)
 
     wait_until(is_prepared, what="the preparation")
+    return order
 
 
-def payload(attempt: str = "a") -> list[tuple[str, Tensor]]:
-    return [("attempt", torch.tensor(list(attempt.encode()), dtype=torch.uint8))]
+def payload(order: str = "none") -> list[tuple[str, Tensor]]:
+    return [("order", torch.tensor(list(order.encode()), dtype=torch.uint8))]
 
 
 def update(model: Served, named: list[tuple[str, Tensor]], load_format: str = LOADER) -> Any:
@@ -78,9 +82,9 @@ def test_a_draft_that_was_prepared_is_loaded_and_its_version_remembered(folder: 
     model = shared(Served())
     map_of_worker = model.hot_token_id
     map_of_worker.zero_()
-    prepare(model, folder)
+    order = prepare(model, folder)
 
-    assert update(model, payload()) == (True, "Success")
+    assert update(model, payload(order)) == (True, "Success")
 
     stored = load_file(folder / "model.safetensors")
     held = dict(model.named_parameters())
@@ -93,11 +97,10 @@ def test_a_draft_that_was_prepared_is_loaded_and_its_version_remembered(folder: 
 
 def test_the_seed_is_loaded_again_as_version_0_without_a_digest(folder: Path) -> None:
     model = shared(Served())
-    prepare(model, folder)
-    update(model, payload())
-    prepare(model, folder, attempt="b", version=0, digest="")
+    update(model, payload(prepare(model, folder)))
+    order = prepare(model, folder, version=0, digest="")
 
-    assert update(model, payload("b")) == (True, "Success")
+    assert update(model, payload(order)) == (True, "Success")
     assert (served.version, served.digest) == (0, "")
 
 
@@ -115,9 +118,9 @@ def test_a_draft_that_proposes_every_token_has_no_map_to_share() -> None:
 )
 def test_the_target_is_never_written(folder: Path) -> None:
     model, target = shared(Served()), Served()
-    prepare(model, folder)
+    order = prepare(model, folder)
 
-    is_done, message = update(target, payload())
+    is_done, message = update(target, payload(order))
 
     assert not is_done
     assert "send selector=draft" in message
@@ -129,36 +132,40 @@ def test_what_was_not_prepared_is_not_loaded(folder: Path) -> None:
     model = shared(Served())
     prepare(model, folder)
 
-    assert update(model, payload("b")) == (False, "it has not prepared this draft")
+    assert update(model, payload()) == (False, "it has not prepared this draft")
     assert update(model, [("version", torch.tensor([7]))]) == (
         False,
-        "the payload has ['version'], expected ['attempt']",
+        "the payload has ['version'], expected ['order']",
     )
     assert (is_written(model), served.version, served.digest) == (False, 0, "")
 
 
-def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(folder: Path) -> None:
     model = shared(Served())
-    prepare(model, folder)
-    update(model, payload())
-    prepare(model, folder, attempt="b", version=8)
-    take = weights.preparation.take
+    update(model, payload(prepare(model, folder)))
+    order = prepare(model, folder, version=8)
 
     def failing() -> None:
         raise RuntimeError("out of memory")
 
-    def taken(attempt: str, model: Any) -> Prepared:
-        prepared = take(attempt, model)
-        writes = [*prepared.writes[:3], failing]
-        return Prepared(order=prepared.order, model=model, writes=writes, content=prepared.content)
-
-    monkeypatch.setattr(weights.preparation, "take", taken)
-    is_done, message = update(model, payload("b"))
+    job = weights.preparation._job
+    assert job is not None
+    assert isinstance(job.result, Prepared)
+    job.result = replace(job.result, writes=[*job.result.writes[:3], failing])
+    is_done, message = update(model, payload(order))
 
     assert (is_done, served.version, served.digest) == (False, 7, UNKNOWN)
     assert "loaded only in part" in message
+
+
+def test_a_refusal_of_sglang_itself_is_told(folder: Path) -> None:
+    model = shared(Served())
+    order = prepare(model, folder)
+
+    answer = weights.answered(lambda *_, **__: (False, "no online updates"), "updater", payload(order), LOADER)
+
+    assert answer == (False, "no online updates")
+    assert (is_written(model), served.version, served.digest) == (False, 0, "")
 
 
 def test_without_the_hook_a_refusal_does_not_end_the_server() -> None:

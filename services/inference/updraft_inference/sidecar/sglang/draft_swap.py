@@ -8,9 +8,9 @@ is not either, unless one of ours may have been left open.
 """
 
 import asyncio
+import json
 import logging
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -149,16 +149,15 @@ class ServedDraft:
         """Serve `fingerprint` and prove it. On an error, restore the previous draft."""
         if self.was_cut_off:  # the server did not resume after the previous swap
             await self._finish_interrupted_swap()
-        reason = await self._server.why_unhealthy()
-        if reason:
-            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
+        await self._check_free()
         try:
-            attempt = await self._prepare(fingerprint)
+            order = await self._prepare(fingerprint)
         except (Conflict, Forbidden) as error:
             raise _NotLoadedError(str(error)) from error
+        await self._check_free()  # again, because preparing takes a while
         is_touched = False
         try:
-            pause_s = await self._load(fingerprint, attempt)
+            pause_s = await self._load(fingerprint, order)
             is_touched = True
             await self._prove(fingerprint)
         except _NotBegun as error:
@@ -173,6 +172,11 @@ class ServedDraft:
         self._good, self.loaded = fingerprint, _loaded(fingerprint)
         return pause_s
 
+    async def _check_free(self) -> None:
+        """Raises _HinderedError if weights cannot be changed now: a pause by someone else must not be ended by ours."""
+        if reason := await self._server.why_unhealthy():
+            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
+
     async def _prove(self, fingerprint: DraftFingerprint) -> None:
         """Raises Corrupt if the server holds another draft, or has another embedding than before."""
         served, version = await self._server.checksums(), fingerprint.draft.version
@@ -186,7 +190,9 @@ class ServedDraft:
         try:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
                 return
-            await self._load(self._good, await self._prepare(self._good))
+            order = await self._prepare(self._good)
+            await self._check_free()
+            await self._load(self._good, order)
             await self._identify(await self._server.checksums())
         except UpdraftError as error:
             extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
@@ -203,43 +209,39 @@ class ServedDraft:
         return NOT_AS_BEFORE
 
     async def _prepare(self, fingerprint: DraftFingerprint) -> str:
-        """Let all ranks prepare it, and return the id of this attempt. Raises Conflict if one refuses: nothing has changed."""
-        draft, attempt = fingerprint.draft, uuid.uuid4().hex
-        order = {
-            "attempt": attempt,
-            "folder": str(draft.folder.resolve()),
-            "version": draft.version,
-            "digest": draft.tensors_digest,
-        }
+        """Let all ranks prepare it, and return the order. Raises Conflict if one refuses: nothing has changed."""
+        draft, late = fingerprint.draft, ""
+        order = json.dumps(
+            {"folder": str(draft.folder.resolve()), "version": draft.version, "digest": draft.tensors_digest}
+        )
         try:
             async with asyncio.timeout(_PREPARED_S):
-                is_ready = await self._server.prepare(order)
-                while not is_ready:
+                late = await self._server.prepare(order)
+                while late:
                     await asyncio.sleep(_ASK_AGAIN_S)
-                    is_ready = await self._server.prepare(order)
-        except TimeoutError as error:
-            raise Unavailable(
-                f"the ranks did not prepare version {draft.version} within {_PREPARED_S:.0f} s"
-            ) from error
-        return attempt
+                    late = await self._server.prepare(order)
+        except TimeoutError as error:  # they go on, and are ready sooner when they are asked again
+            reason = late or "the server did not answer"
+            raise Unavailable(f"version {draft.version} is not prepared after {_PREPARED_S:.0f} s: {reason}") from error
+        return order
 
-    async def _load(self, fingerprint: DraftFingerprint, attempt: str) -> float:
+    async def _load(self, fingerprint: DraftFingerprint, order: str) -> float:
         """Let the ranks copy what they have prepared. Seconds between the pause request and the resumption, an upper bound on
         the actual pause because a step may have continued."""
         started = time.perf_counter()
         self._note.write_text("")
         try:
             await self._server.pause()
-            await self._update(fingerprint, attempt)
+            await self._update(fingerprint, order)
         finally:
             await self._resume()
         return time.perf_counter() - started
 
-    async def _update(self, fingerprint: DraftFingerprint, attempt: str) -> None:
+    async def _update(self, fingerprint: DraftFingerprint, order: str) -> None:
         await self._begin_session()
         try:
             await self._server.update(
-                [(PAYLOAD, torch.tensor(list(attempt.encode()), dtype=torch.uint8))],
+                [(PAYLOAD, torch.tensor(list(order.encode()), dtype=torch.uint8))],
                 load_format=LOADER,
                 label=f"v{fingerprint.draft.version}",
                 tp_size=fingerprint.info.tp_size,

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 from updraft_sglang import configuration, names
 from updraft_sglang.draft import ASLEEP
 from updraft_sglang.ranks import preparation
-from updraft_sglang.ranks.preparation import PREPARE, PREPARED, PREPARING, Preparation
+from updraft_sglang.ranks.preparation import (
+    PREPARE,
+    PREPARED,
+    PREPARING,
+    SEVERAL_NODES,
+    PartlyError,
+    Preparation,
+    Prepared,
+)
+from updraft_tap import weights
 from updraft_tap.weights import RefusedError
 
 NUM_RANKS = 2
@@ -56,6 +66,7 @@ class Ranks:
         self._barrier = threading.Barrier(NUM_RANKS)
         self._values: dict[str, Any] = {}
         monkeypatch.setattr(configuration, "place", lambda: (0, 1))
+        monkeypatch.setattr(configuration, "is_one_node", lambda: True)
         self.all = [Rank(Served(), self._gather) for _ in range(NUM_RANKS)]
 
     def _gather(self, value: Any, group: Any) -> list[Any]:
@@ -83,29 +94,35 @@ class Ranks:
             thread.join()
         return found
 
-    def check(self, attempt: str, *folders: Path, version: int = 7) -> tuple[bool, str]:
-        """The answer to an order; of the folders, each rank sees another one under the same name."""
-
-        def body(rank: Rank) -> Any:
-            folder = folders[self.all.index(rank) % len(folders)]
-            order = {"attempt": attempt, "folder": str(folder), "version": version, "digest": "sha256:7"}
-            request = SimpleNamespace(action=PREPARE + json.dumps(order))
-            return rank.preparation.check(lambda *_: pytest.fail("not SGLang's"), rank.manager, request)
-
-        first, second = self.together(body)
+    def check(self, order: str) -> tuple[bool, str]:
+        """The answer to an order."""
+        request = SimpleNamespace(action=PREPARE + order)
+        stock = lambda *_: pytest.fail("not SGLang's")  # noqa: E731
+        first, second = self.together(lambda rank: rank.preparation.check(stock, rank.manager, request))
         assert first == second, "all ranks say the same"
         return first.success, first.message
 
-    def prepared(self, attempt: str, *folders: Path) -> tuple[bool, str]:
+    def prepared(self, order: str) -> tuple[bool, str]:
         """The last answer of an agent that asks until they are ready, or one refuses."""
         answers: list[tuple[bool, str]] = []
 
         def is_over() -> bool:
-            answers.append(self.check(attempt, *folders))
-            return answers[-1] != (True, PREPARING)
+            answers.append(self.check(order))
+            return not answers[-1][1].startswith(PREPARING)
 
         wait_until(is_over, what="the ranks")
         return answers[-1]
+
+    def served(self, order: str, problems: Sequence[str] = ("", "")) -> list[Any]:
+        """The versions that the ranks serve then, or their refusals."""
+        return self.together(
+            lambda rank: rank.preparation.serve(order, rank.model, problems[self.all.index(rank)]).version
+        )
+
+    @property
+    def are_written(self) -> list[bool]:
+        """Whether each has got weights."""
+        return [any(bool(one.any()) for one in rank.model.parameters()) for rank in self.all]
 
 
 @pytest.fixture
@@ -113,21 +130,37 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     return Ranks(monkeypatch)
 
 
+@pytest.fixture
+def other_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that the second rank reads instead of every other."""
+    folder = tmp_path / "other"
+    read, threads = weights.read, dict[str, int]()
+
+    def reading(asked: Path, *rest: Any) -> Any:
+        with lock:
+            number = threads[threading.current_thread().name] = len(threads)
+        return read(folder if number % NUM_RANKS else asked, *rest)
+
+    lock = threading.Lock()
+    monkeypatch.setattr(weights, "read", reading)
+    return folder
+
+
+def ordered(folder: Path, version: int = 7) -> str:
+    return json.dumps({"folder": str(folder), "version": version, "digest": f"sha256:{version}"})
+
+
 def test_all_ranks_prepare_a_draft_without_a_write_and_then_copy_it(ranks: Ranks, folder: Path) -> None:
-    assert ranks.prepared("a", folder) == (True, PREPARED)
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
     (folder / "model.safetensors").unlink()  # nothing is read any more
-    assert not any(parameter.any() for rank in ranks.all for parameter in rank.model.parameters())
+    assert ranks.are_written == [False, False]
 
-    for prepared in ranks.together(lambda rank: rank.preparation.take("a", rank.model)):
-        assert (prepared.order.version, prepared.order.digest) == (7, "sha256:7")
-        for write in prepared.writes:
-            write()
+    assert ranks.served(order) == [7, 7]
 
-    for rank in ranks.all:
-        assert dict(rank.model.named_parameters())["model.fc.weight"].any()
-        assert torch.equal(rank.model.hot_token_id, TOKEN_IDS)
-    again = ranks.together(lambda rank: rank.preparation.take("a", rank.model))
-    assert again == ["rank 0: it has not prepared this draft"] * NUM_RANKS
+    assert ranks.are_written == [True, True]
+    assert all(torch.equal(rank.model.hot_token_id, TOKEN_IDS) for rank in ranks.all)
+    assert ranks.served(order) == ["rank 0: it has not prepared this draft"] * NUM_RANKS
 
 
 Change = Callable[[dict[str, Tensor]], Any]
@@ -142,61 +175,138 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda t: t["fc.weight"].mul_(2), "the ranks have read different drafts"),
     ],
 )
-def test_what_one_rank_reads_otherwise_is_refused_by_all(
-    ranks: Ranks, folder: Path, tmp_path: Path, change: Change, reason: str
+def test_a_draft_that_one_rank_reads_otherwise_is_refused_by_all_and_read_again_when_it_is_ordered_again(
+    ranks: Ranks, folder: Path, other_disk: Path, change: Change, reason: str
 ) -> None:
-    other = write_tiny_draft(tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
+    write_tiny_draft(other_disk)
+    tensors = load_file(other_disk / "model.safetensors")
     change(tensors)
-    save_file(tensors, other / "model.safetensors")
+    save_file(tensors, other_disk / "model.safetensors")
+    order = ordered(folder)
 
-    is_done, message = ranks.prepared("a", folder, other)
+    is_done, message = ranks.prepared(order)
 
     assert not is_done
     assert reason in message
+    assert ranks.served(order) == ["rank 0: it has not prepared this draft"] * NUM_RANKS
+    assert ranks.are_written == [False, False]
+    write_tiny_draft(other_disk)
+    assert ranks.prepared(order) == (True, PREPARED)
 
 
-def test_a_rank_that_refuses_keeps_all_others_from_writing_and_the_next_attempt_reads_again(
-    ranks: Ranks, folder: Path, tmp_path: Path
+def test_a_rank_prepares_one_draft_at_a_time_and_the_same_order_joins_it(
+    ranks: Ranks, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = tmp_path / "missing"
-    is_done, message = ranks.prepared("a", folder, missing)
+    may_read, read, num_read = threading.Event(), weights.read, list[Path]()
 
-    assert (is_done, message.startswith(f"rank 1: cannot read the draft in {missing}")) == (False, True)
-    refusals = ranks.together(lambda rank: rank.preparation.take("a", rank.model))
-    assert refusals == ["rank 1: it has not prepared this draft"] * NUM_RANKS
-    write_tiny_draft(missing)
-    assert ranks.prepared("b", folder, missing) == (True, PREPARED)
+    def reading(asked: Path, *rest: Any) -> Any:
+        num_read.append(asked)
+        assert may_read.wait(60)
+        return read(asked, *rest)
+
+    monkeypatch.setattr(weights, "read", reading)
+    first, second = ordered(folder), ordered(folder, version=8)
+    assert ranks.check(first) == (True, f"{PREPARING}; not ready: 0, 1")
+    assert ranks.check(second) == (False, "rank 0: another draft is being prepared")
+    assert ranks.check(first) == (True, f"{PREPARING}; not ready: 0, 1")
+    may_read.set()
+
+    assert ranks.prepared(first) == (True, PREPARED)
+    assert len(num_read) == NUM_RANKS
+    assert ranks.prepared(second) == (True, PREPARED)
+    assert ranks.served(second) == [8, 8]
+
+
+def test_a_copy_that_fails_in_one_rank_is_told_by_all(ranks: Ranks, folder: Path) -> None:
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
+
+    def failing() -> None:
+        raise RuntimeError("out of memory")
+
+    job = ranks.all[1].preparation._job
+    assert job is not None
+    assert isinstance(job.result, Prepared)
+    job.result = replace(job.result, writes=[*job.result.writes[:3], failing])
+
+    first, second = ranks.together(lambda rank: caught(rank, order))
+
+    assert isinstance(first, PartlyError)
+    assert isinstance(second, PartlyError)
+    assert (
+        str(first)
+        == str(second)
+        == f"rank 1: the draft in {folder} was loaded only in part; load another one: out of memory"
+    )
+
+
+def caught(rank: Rank, order: str) -> Exception | None:
+    try:
+        rank.preparation.serve(order, rank.model, "")
+    except RefusedError as error:
+        return error
+    return None
+
+
+def test_a_problem_that_one_rank_has_before_it_copies_keeps_all_from_copying(ranks: Ranks, folder: Path) -> None:
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
+
+    assert ranks.served(order, ("", "no memory for the payload")) == ["rank 1: no memory for the payload"] * NUM_RANKS
+    assert ranks.are_written == [False, False]
 
 
 def test_an_order_that_cannot_be_read_is_refused_and_leaves_what_was_prepared(ranks: Ranks, folder: Path) -> None:
-    assert ranks.prepared("a", folder) == (True, PREPARED)
-    request = SimpleNamespace(action=f"{PREPARE}nothing")
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
 
-    answers = ranks.together(lambda rank: rank.preparation.check(lambda *_: None, rank.manager, request))
+    assert not ranks.check("nothing")[0]
 
-    assert [one.success for one in answers] == [False] * NUM_RANKS
-    assert "take" not in ranks.together(lambda rank: rank.preparation.take("a", rank.model).order.attempt)
+    assert ranks.served(order) == [7, 7]
 
 
-def test_released_weights_are_neither_prepared_for_nor_written(ranks: Ranks, folder: Path) -> None:
-    """Reading or writing them would end the server."""
-    assert ranks.prepared("a", folder) == (True, PREPARED)
+def test_with_several_nodes_nobody_waits_for_a_rank_that_may_lack_the_plugin(
+    ranks: Ranks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "is_one_node", lambda: False)
+    rank, request = ranks.all[0], SimpleNamespace(action=PREPARE + ordered(folder))
+
+    answer = rank.preparation.check(lambda *_: None, rank.manager, request)
+
+    assert (answer.success, answer.message) == (False, SEVERAL_NODES)
+    with pytest.raises(RefusedError, match="several nodes"):
+        rank.preparation.serve(ordered(folder), rank.model, "")
+
+
+def test_a_server_without_a_draft_says_so(ranks: Ranks, folder: Path) -> None:
     for rank in ranks.all:
-        rank.manager.offload_tags.add("weights")
+        rank.manager.draft_worker = None
 
-    assert ranks.together(lambda rank: rank.preparation.take("a", rank.model)) == [f"rank 0: {ASLEEP}"] * NUM_RANKS
-    assert ranks.prepared("b", folder) == (False, f"rank 0: {ASLEEP}")
-    for rank in ranks.all:
-        rank.manager.offload_tags.clear()
-    assert ranks.prepared("c", folder) == (True, PREPARED)
+    assert ranks.prepared(ordered(folder)) == (False, "rank 0: the server does not draft with EAGLE-3")
 
 
 def test_a_server_without_the_loader_reads_nothing(ranks: Ranks, folder: Path) -> None:
     for rank in ranks.all:
         rank.updater.custom_weight_loaders.clear()
 
-    assert ranks.prepared("a", folder) == (False, "rank 0: start the server with --custom-weight-loader a.loader")
+    assert ranks.prepared(ordered(folder)) == (
+        False,
+        "rank 0: start the server with --custom-weight-loader a.loader",
+    )
+
+
+def test_released_weights_are_neither_prepared_for_nor_written(ranks: Ranks, folder: Path) -> None:
+    """Reading or writing them would end the server."""
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
+    for rank in ranks.all:
+        rank.manager.offload_tags.add("weights")
+
+    assert ranks.served(order) == [f"rank 0: {ASLEEP}"] * NUM_RANKS
+    assert ranks.prepared(order) == (False, f"rank 0: {ASLEEP}")
+    for rank in ranks.all:
+        rank.manager.offload_tags.clear()
+    assert ranks.prepared(order) == (True, PREPARED)
 
 
 def test_checks_of_others_are_left_to_sglang(ranks: Ranks) -> None:
@@ -229,7 +339,7 @@ def test_a_served_draft_that_cannot_be_replaced_is_never_written(
 ) -> None:
     change(ranks.all[1].model)
 
-    is_done, message = ranks.prepared("a", folder)
+    is_done, message = ranks.prepared(ordered(folder))
 
     assert not is_done
     assert message.startswith("rank 1: ")
