@@ -48,7 +48,7 @@ class ServerInfo:
     tp_size: int
     dp_size: int
     pp_size: int
-    num_nodes: int
+    num_nodes: int = 1
     algorithm: str
     draft_path: str
     num_branches: int
