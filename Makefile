@@ -173,7 +173,7 @@ test-cluster: cluster-build ## CRDs, operator, chart, images and the tour on a r
 .PHONY: sglang-build test-sglang
 sglang-build: install ## Build a stock SGLang for tests into the cache (once; 1 to 3 minutes, 0.5 GB)
 	@$(PY) -m tests.sglang.build
-test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (13 minutes)
+test-sglang: sglang-build ## The adapter and its plugin on a real SGLang server on this CPU (15 minutes)
 	$(PYTEST) tests/sglang $(ARGS)
 
 .PHONY: vllm-build test-vllm

@@ -7,7 +7,7 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -30,6 +30,7 @@ from updraft_inference.launch import sglang_arguments
 from updraft_inference.tap import plugin_folder
 from updraft_inference.tap.server_kind import SGLANG
 
+ARMS, SWAPPING = PARTS = ("arms", "swaps")
 ROUNDS = 10
 SWAPS = 20
 BETWEEN_SWAPS_S = 0.5
@@ -113,7 +114,9 @@ async def turns(pair: Pair, prompts: Sequence[tuple[int, ...]], rounds: int) -> 
     return [one for one in found if one.round >= 0]
 
 
-async def swaps(on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts: list[DraftCheckpoint]) -> Swaps:
+async def swaps(
+    on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts: list[DraftCheckpoint], num_swaps: int
+) -> Swaps:
     """Swap while every slot is busy, after each stream has ended its first request."""
     alone = [await answered(on, prompt, is_captured=False) for prompt in prompts]
     is_over, all_run = asyncio.Event(), asyncio.Barrier(STREAMS + 1)
@@ -132,8 +135,8 @@ async def swaps(on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts
         for number in range(STREAMS):
             tasks.create_task(stream(number))
         await all_run.wait()
-        _progress.print(f"{SWAPS} swaps under {STREAMS} streams")
-        for swap in range(SWAPS):
+        _progress.print(f"{num_swaps} swaps under {STREAMS} streams")
+        for swap in range(num_swaps):
             await asyncio.sleep(BETWEEN_SWAPS_S)
             draft = drafts[swap % 2]
             loaded = await load(agent, draft.folder, draft.version)
@@ -144,20 +147,22 @@ async def swaps(on: Server, agent: Agent, prompts: list[tuple[int, ...]], drafts
     return Swaps(stands_ms=stands_ms, requests=len(are_equal), changed=are_equal.count(False))
 
 
-async def serve(rounds: int, device: Device, folder: Path) -> tuple[list[Turn], Swaps]:
-    """Both parts, on SmolLM2: rounds of each arm, and the swaps."""
+async def serve(plan: argparse.Namespace, device: Device, folder: Path) -> tuple[list[Turn], Swaps | None]:
+    """Both parts, on SmolLM2, or one of them: rounds of each arm, and the swaps."""
     model, socket = harness.model(), folder / "s"
     prompts = code_prompts(model, STREAMS, seed=SEED)
-    draft = seed_draft(model, folder)
-    drafts = drafts_like(draft, model, folder)
-    with ExitStack() as stack:
-        stock = stack.enter_context(server(folder, model, draft, device, socket=None))
-        os.killpg(stock.pid, signal.SIGSTOP)
-        plugged = stack.enter_context(server(folder, model, draft, device, socket=socket))
-        found = await turns(Pair(stock=stock, plugged=plugged, socket=socket), prompts, rounds)
-        with turn(plugged):
-            async with listening(socket, roles=ROLES) as agent:
-                return found, await swaps(plugged, agent, prompts, drafts)
+    draft, found = seed_draft(model, folder), list[Turn]()
+    with server(folder, model, draft, device, socket=socket) as plugged:
+        if ARMS in plan.only:
+            os.killpg(plugged.pid, signal.SIGSTOP)
+            with server(folder, model, draft, device, socket=None) as stock:
+                os.killpg(stock.pid, signal.SIGSTOP)
+                found = await turns(Pair(stock=stock, plugged=plugged, socket=socket), prompts, plan.rounds)
+            os.killpg(plugged.pid, signal.SIGCONT)
+        if SWAPPING not in plan.only:
+            return found, None
+        async with listening(socket, roles=ROLES) as agent:
+            return found, await swaps(plugged, agent, prompts, drafts_like(draft, model, folder), plan.swaps)
 
 
 def describe(times_ms: list[float]) -> str:
@@ -168,26 +173,34 @@ def describe(times_ms: list[float]) -> str:
 def measure(arguments: argparse.Namespace) -> Measurements:
     device = GPU if arguments.gpu else CPU
     with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        rounds, swapped = asyncio.run(serve(arguments.rounds, device, Path(folder)))
-    stood = f"the server stood still in a swap: {describe(swapped.stands_ms)}, {swapped.requests} requests"
-    return Measurements(
-        seed=SEED,
-        lines=(
-            *arms.lines(rounds),
-            Line(results.at_most(f"changed or failed requests over {SWAPS} swaps", swapped.changed, 0)),
-            Line(
-                results.at_most("standstill of a swap, median", statistics.median(swapped.stands_ms), 20, "ms"),
-                spread(swapped.stands_ms),
-            ),
+        rounds, swapped = asyncio.run(serve(arguments, device, Path(folder)))
+    lines, samples, figures = list[Line](), [asdict(one) for one in rounds], list[str]()
+    if rounds:
+        lines += arms.lines(rounds)
+    if swapped is not None:
+        lines += lines_of(swapped)
+        samples.append(asdict(swapped))
+        figures.append(f"the server stood still in a swap: {describe(swapped.stands_ms)}, {swapped.requests} requests")
+    return Measurements(seed=SEED, lines=lines, samples=samples, figures=figures)
+
+
+def lines_of(swapped: Swaps) -> list[Line]:
+    """The bars of the swaps."""
+    count = len(swapped.stands_ms)
+    return [
+        Line(results.at_most(f"changed or failed requests over {count} swaps", swapped.changed, 0)),
+        Line(
+            results.at_most("standstill of a swap, median", statistics.median(swapped.stands_ms), 20, "ms"),
+            spread(swapped.stands_ms),
         ),
-        samples=[*(asdict(one) for one in rounds), asdict(swapped)],
-        figures=[stood],
-    )
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="run these parts (default: both)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"counted rounds (default {ROUNDS})")
+    parser.add_argument("--swaps", type=int, default=SWAPS, help=f"swaps under load (default {SWAPS})")
     parser.add_argument("--gpu", action="store_true", help=f"use the SGLang of the interpreter {PYTHON_VARIABLE}")
     harness.run("sglang", parser, measure)
 

@@ -57,7 +57,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
         folder / "server.log",
         arguments=[
             *eagle3(folder / "draft-0", num_steps=WIDTH - 1),
-            *("--chunked-prefill-size", "16", "--custom-weight-loader", swapping.LOADER),
+            *("--chunked-prefill-size", "16"),
         ],
         plugins=[plugin_folder.write(folder / "plugin")],
         variables={
@@ -313,7 +313,7 @@ async def test_a_draft_that_somebody_else_replaces_is_told_as_lost_and_one_that_
         await asyncio.to_thread(setting.server.post, "/resume_memory_occupation", tags=["weights"])
         await until(lambda: len(agent.hellos) > hellos, what="another hello")
         survived = agent.hellos[-1]
-        await asyncio.to_thread(swapping.swap, setting.server, setting.folder / "draft-7", 9)
+        await asyncio.to_thread(swapping.replace, setting.server, setting.folder / "draft-7")
         await until(lambda: agent.hellos[-1]["digest"] == UNKNOWN, what="a hello that the draft is lost")
 
     assert "SGLang has released its weights" in refused["refusal"]
@@ -357,5 +357,5 @@ def test_hooks_that_are_not_in_place_are_told_and_all_of_them_fit_this_sglang(tm
     before, after = json.loads(done.stdout.splitlines()[-1])
 
     assert before.startswith("hooks do not fit SGLang 0.5.23 (tested with 0.5.23): ")
-    assert before.count("is not hooked") == 20
+    assert before.count("is not hooked") == 22
     assert after == []

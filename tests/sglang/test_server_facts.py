@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from tests.sglang import build, models
 from tests.sglang.conftest import CycleModels
 from tests.sglang.server import Server
 from torch import Tensor
 
+from updraft_cli.__main__ import cli
 from updraft_sglang import names
 
 pytestmark = pytest.mark.lasts(120)
@@ -231,6 +233,8 @@ def test_the_plugin_finds_what_it_hooks_into() -> None:
         names.VERIFY_AS_CALLED: ["verify_input", "batch", "logits_output"],
         names.PREFILL: ["self", "logits_output", "forward_batch"],
         names.UPDATE: ["self", "named_tensors", "load_format"],
+        names.CHECK: ["self", "recv_req"],
+        names.RECEIVE: ["self", "local_reqs"],
     }
     result = subprocess.run(
         [build.python(), "-W", "ignore", "-c", _SIGNATURES, *expected_parameters],
@@ -243,3 +247,11 @@ def test_the_plugin_finds_what_it_hooks_into() -> None:
     found = json.loads(result.stdout.splitlines()[-1])
     for parameters, beginning in zip(found, expected_parameters.values(), strict=True):
         assert parameters[: len(beginning)] == beginning
+
+
+def test_the_check_of_a_server_without_the_plugin_names_that_and_nothing_else(server: Server) -> None:
+    done = CliRunner(env={"UPDRAFT_API_KEY": None}).invoke(cli, ["attach", "--engine", "sglang", "--check", server.url])
+    first, *lines = done.output.splitlines()
+
+    assert (done.exit_code, first) == (1, f"SGLang 0.5.23 at {server.url}")
+    assert [line for line in lines if line.startswith("missing")] == ["missing: Updraft's plugin is not loaded"]

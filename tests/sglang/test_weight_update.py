@@ -1,6 +1,7 @@
 """The weight update by which several ranks get a draft, on a real server of one rank: proved, undone, and kept from others."""
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.sglang.beside import Setting, started
 from tests.sglang.models import continuation
+from tests.support.wait import until
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Corrupt, InvalidInput, Unavailable, UpdraftError
@@ -20,7 +22,7 @@ from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint, LoadedDraft
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.server import SglangServer
-from updraft_sglang.weights import LOADER
+from updraft_sglang.weights import LOADER, PAYLOAD
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.lasts(90)]
 
@@ -107,23 +109,40 @@ async def test_somebodys_own_pause_holds_up_a_swap_and_nothing_else(
         await says(setting)
 
 
-async def test_what_the_loader_refuses_is_told_and_the_server_lives(
+async def test_what_was_not_prepared_is_refused_and_the_server_lives(
     setting: Setting, drafts: list[DraftCheckpoint]
 ) -> None:
-    """A folder that the server does not see."""
-    text = torch.tensor(list(b"/not-there"), dtype=torch.uint8)
-    named = [("folder", text), ("version", torch.tensor([1])), ("digest", text)]
+    """A folder that the server does not see, and a load without preparation."""
+    order = json.dumps({"folder": "/not-there", "version": 1, "digest": "sha256:1"})
     async with opened(setting) as served, setting.client() as server:
         await served.swap(drafts[1])
+        await refuses(server, order, "/not-there")
         await server.pause()
         await server.begin_update()
-        with pytest.raises(Conflict, match="/not-there"):
-            await server.update(named, load_format=LOADER, label="v1", tp_size=1)
+        with pytest.raises(Conflict, match="it has not prepared this draft"):
+            await server.update(
+                [(PAYLOAD, torch.tensor(list(order.encode()), dtype=torch.uint8))],
+                load_format=LOADER,
+                label="v1",
+                tp_size=1,
+            )
         await server.end_update()
         await server.resume()
 
         assert (await served.rehash()).tensors_digest == drafts[1].tensors_digest
         await says(setting)
+
+
+async def refuses(server: SglangServer, order: str, reason: str) -> None:
+    """Wait until it does."""
+
+    async def is_refused() -> bool:
+        try:
+            return not await server.prepare(order)
+        except Conflict as error:
+            return reason in str(error)
+
+    await until(is_refused, what=reason)
 
 
 class Overtaken(SglangServer):
@@ -132,13 +151,14 @@ class Overtaken(SglangServer):
     happen: Callable[[], object] = staticmethod(lambda: None)
     undo: Callable[[], object] = staticmethod(lambda: None)
 
-    async def begin_update(self) -> None:
-        await super().begin_update()
-        self.happen()
-
-    async def end_update(self) -> None:
-        await super().end_update()
-        self.undo()
+    async def prepare(self, order: str) -> str:
+        happen, self.happen = self.happen, lambda: None  # once
+        happen()
+        try:
+            return await super().prepare(order)
+        except Conflict:
+            self.undo()
+            raise
 
 
 def changed(change: Callable[[dict[str, Tensor]], None], path: Path) -> None:
@@ -199,7 +219,7 @@ async def test_a_draft_that_only_the_server_reads_otherwise_is_no_fault_of_the_d
         await served.swap(good)
         server.happen, server.undo = partial(changed, narrow, weights), partial(weights.write_bytes, content)
 
-        with pytest.raises(Unavailable, match=r"SGLang refuses /update_weights_from_tensor: .*norm\.weight has shape"):
+        with pytest.raises(Unavailable, match=r"SGLang refuses /weights_checker: .*norm\.weight has shape"):
             await served.swap(whole_one)
 
         assert (await served.rehash()).tensors_digest == good.tensors_digest

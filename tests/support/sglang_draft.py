@@ -1,12 +1,13 @@
 """Stands for the draft model in an SGLang server, for tests of what replaces its weights."""
 
 import json
-from collections.abc import Iterable
 from types import SimpleNamespace
 
 import torch
 from tests.support.tiny_draft import CONFIG, TOKEN_IDS
 from torch import Tensor, nn
+
+from updraft_sglang import weights
 
 
 class Served(nn.Module):
@@ -32,7 +33,6 @@ class Served(nn.Module):
         for name, shape in sizes.items():
             self._add(self.model, f"{name}.weight", torch.zeros(shape))
         self._add(self, "lm_head.weight", torch.zeros(10, 8))
-        self.loaded: dict[str, Tensor] = {}
 
     def _add(self, module: nn.Module, name: str, value: Tensor) -> None:
         *path, last = name.split(".")
@@ -42,5 +42,11 @@ class Served(nn.Module):
             module = getattr(module, part)
         module.register_parameter(last, nn.Parameter(value))
 
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self.loaded = dict(tensors)
+
+def shared(model: Served) -> Served:
+    """The same, as the plugin leaves it at the start of a server: with its map in a buffer."""
+    runner = SimpleNamespace(model=model)
+    weights.share_vocabulary(
+        SimpleNamespace(draft_worker=SimpleNamespace(draft_runner=runner, hot_token_id=model.hot_token_id))
+    )
+    return model

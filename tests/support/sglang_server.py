@@ -24,7 +24,8 @@ from updraft_draft import checkpoint
 from updraft_inference.engine import DraftCheckpoint
 from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.sidecar.sglang.server import DRAFT
-from updraft_sglang.weights import LOADER
+from updraft_sglang.ranks.preparation import PREPARE, PREPARED, PREPARING
+from updraft_sglang.weights import LOADER, PAYLOAD
 
 ADMIN = "the admin key"
 
@@ -44,6 +45,12 @@ class FakeSglang:
     """It says that it loaded a draft, and did not."""
     exchanges_vocabulary: bool = True
     """The plugin made the map from draft to target tokens a buffer."""
+    preparing: int = 0
+    """How many answers say that its ranks are not ready yet."""
+    prepared: set[str] = field(default_factory=set)
+    """Orders."""
+    paused_by_others: int = 0
+    """If not 0, someone else pauses it when its ranks are asked for this time."""
     damages: int = 0
     """Loads that leave a wrong weight."""
     is_paused: bool = False
@@ -133,17 +140,31 @@ class FakeSglang:
         await self.may_update.wait()
         named = dict(pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])))  # noqa: S301 - the test's own
         if not self.is_lying:
-            self.load(Path(bytes(named["folder"].tolist()).decode()))
+            order = bytes(named[PAYLOAD].tolist()).decode()
+            self.prepared.remove(order)
+            self.load(Path(json.loads(order)["folder"]))
         if self.damages:
             self.damages -= 1
             self.held["draft.model.norm.weight"] = "0" * 16
         self.label = body["weight_version"]
         return _done()
 
-    async def weights_checker(self, _: dict[str, Any]) -> Response:
+    async def weights_checker(self, body: dict[str, Any]) -> Response:
+        if body["action"].startswith(PREPARE):
+            return self._prepare(body["action"].removeprefix(PREPARE))
         place = {"tp_rank": 0, "tp_size": 1}
         rank = {"checksums": self.held, "per_gpu_checksum": "", "parallelism_info": [place]}
         return JSONResponse({"success": True, "message": "", "ranks": [rank]})
+
+    def _prepare(self, order: str) -> Response:
+        self.prepared.add(order)
+        if self.paused_by_others:
+            self.paused_by_others -= 1
+            self.is_paused = not self.paused_by_others
+        if self.preparing:
+            self.preparing -= 1
+            return JSONResponse({"success": True, "message": PREPARING})
+        return JSONResponse({"success": True, "message": PREPARED})
 
     async def generate(self, _: dict[str, Any]) -> Response:
         while self.is_paused:  # noqa: ASYNC110 - a flag that tests set

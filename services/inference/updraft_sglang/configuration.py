@@ -68,6 +68,24 @@ def several_ranks() -> str:
     return f"the plugin swaps drafts of one rank of SGLang, but this server has {size} ranks" if size > 1 else ""
 
 
+def place() -> tuple[int, int]:
+    """This tensor-parallel rank, and how many there are."""
+    parallel = _parallel()
+    return int(parallel.tp_rank), int(parallel.tp_size)
+
+
+def is_one_node() -> bool:
+    """Whether all ranks are processes of one machine, so that all of them have the plugin and its settings."""
+    from sglang.srt.runtime_context import get_server_args  # noqa: PLC0415  (SGLang's)
+
+    return int(get_server_args().nnodes) == 1
+
+
+def group() -> Any:
+    """The torch group of the tensor-parallel ranks, on CPUs."""
+    return _parallel().tp_group.cpu_group
+
+
 def ranks() -> dict[str, int]:
     """Number of ranks by kind of parallelism."""
     parallel = _parallel()

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from updraft_tap.weights import EMBEDDING, RefusedError, target_ids, watched
 
-_MAP = "hot_token_id"
+MAP = "hot_token_id"
 """SGLang's name for the map: the target's token of each draft token, int64 [V]."""
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
+
+ASLEEP = "SGLang has released its weights, so no draft can be swapped in; call /resume_memory_occupation first"
 
 Write = Callable[[], None]
 
@@ -26,8 +28,10 @@ class SglangDraft:
     is_read_at_rest = False
 
     def __init__(self, model: Any, target: nn.Module) -> None:
-        if not hasattr(getattr(model, "model", None), "fc") or _MAP not in dict(model.named_buffers(recurse=False)):
-            raise RefusedError(f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary")
+        if not hasattr(getattr(model, "model", None), "fc") or MAP not in dict(model.named_buffers(recurse=False)):
+            raise RefusedError(
+                f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary, or the plugin did not find its map"
+            )
         if getattr(model, "load_lm_head_from_target", False):
             raise RefusedError("the served draft uses the target's head, so no other draft can be swapped in")
         self.config = model.config
@@ -48,6 +52,10 @@ class SglangDraft:
         """All of it: this is for servers with one rank."""
         return prepared
 
+    def num_rows(self, name: str) -> int:
+        """Rows of a weight as SGLang holds it, with padding."""
+        return len(self._parameters[name])
+
     def prepare(self, prepared: Mapping[str, Tensor], d2t: Tensor) -> Sequence[Write]:
         """The writes that replace all weights; slow, and without effect until they run."""
         if prepared.keys() != self._parameters.keys():
@@ -57,7 +65,7 @@ class SglangDraft:
             )
         writes = []
         for name, parameter in self._parameters.items():
-            value = _padded(prepared[name], parameter.shape) if name == _HEAD else prepared[name]
+            value = _padded(prepared[name], parameter.shape) if name == HEAD else prepared[name]
             if value.shape != parameter.shape:
                 raise RefusedError(
                     f"{name} has shape {tuple(prepared[name].shape)}, but SGLang holds {tuple(parameter.shape)}"
@@ -71,7 +79,7 @@ class SglangDraft:
 
     def readers(self) -> Mapping[str, Sequence[Callable[[], Tensor]]]:
         """How to read each weight."""
-        rows = {_HEAD: int(self.config.draft_vocab_size)}
+        rows = {HEAD: int(self.config.draft_vocab_size)}
         weights = {name: [partial(_copied, parameter, rows.get(name))] for name, parameter in self._parameters.items()}
         return {**weights, "d2t": [self._d2t]}
 
@@ -80,7 +88,7 @@ class SglangDraft:
         return watched(self._target, self._model)
 
     def _map(self) -> Tensor:
-        held: Tensor = getattr(self._model, _MAP)
+        held: Tensor = getattr(self._model, MAP)
         return held
 
     def _d2t(self) -> Tensor:

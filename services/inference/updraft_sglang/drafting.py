@@ -6,32 +6,46 @@ plugin's policy replaces SGLang's own. It asks that one, or takes the fixed numb
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from updraft_sglang import names
+from updraft_sglang import configuration, names
+from updraft_sglang.ranks.agreement import first_problem, gathered
+from updraft_sglang.ranks.plan import Plan, SharedPlan
+from updraft_tap import hooks
+from updraft_tap.drafting.speedup import LOADS
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
-from updraft_tap.weights import ServedVersion
+from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class DraftingHooks:
-    """The hooks of a server with one tensor-parallel rank. Several do not switch: if one of them failed to load a draft, they
-    would decide differently, and wait for each other for ever."""
+    """The hooks of each rank. The first one measures and decides, and its `SharedPlan` tells all of them.
 
-    def __init__(self, *, served: ServedVersion, guard: Guard, tell: Tell | None) -> None:
+    `secret` is the same in all processes of a server, and known to nobody else.
+    """
+
+    def __init__(self, *, served: ServedVersion, guard: Guard, tell: Tell | None, secret: str) -> None:
         self.problem = "there is no EAGLE-3 worker"
         """Why drafting cannot be turned off; "" if it can."""
         self._served = served
         self._guard = guard
         self._tell = tell
+        self._secret = secret
         self._drafting: Drafting | None = None
-        self._is_skipping = False
+        """None in all ranks but the first."""
+        self._shared: SharedPlan | None = None
+        self._is_due, self._planned_for = True, (0, "")
+        """Whether a step has ended since the last plan, and the draft that it was for."""
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
+        self._receiving = Binding(target=names.RECEIVE, hook=self.receive, parameters=("self", "local_reqs"))
         self.bindings = (
             Binding(target=names.WORKER, hook=self.start, parameters=("self", "server_args")),
             Binding(target=f"{scheduler}.process_batch_result", hook=self.step, parameters=("self", "batch", "result")),
             Binding(target=f"{scheduler}.continue_generation", hook=self.resume, parameters=("self", "recv_req")),
+            self._receiving,
         )
 
     def forget(self) -> None:
@@ -40,15 +54,35 @@ class DraftingHooks:
             self._drafting.forget()
 
     def start(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> None:
-        """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy."""
+        """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy.
+
+        All ranks get here. They change the policy only if each of them can: a rank alone would wait for the others for ever.
+        """
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))
-        problem = self._guard("switch", self._switch, worker, server_args)
-        self.problem = "the policy cannot be replaced" if problem is None else problem
+        group = self._guard("switch", _group, server_args)
+        if group is None:
+            self.problem = (
+                "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
+            )
+            return
+        switch = self._guard("switch", self._made, worker, server_args)
+        problem = "the policy cannot be replaced" if switch is None else switch.problem
+        self.problem = first_problem(gathered(problem, group))
+        if not self.problem:
+            self._drafting, self._shared = switch.drafting, switch.shared
+            switch.controller.params, worker.adaptive_controller = switch.policy, switch.controller
+
+    def receive(self, original: Hook, receiver: Any, *args: Any, **kwargs: Any) -> Any:
+        """AROUND SchedulerRequestReceiver.recv_requests, once before each step."""
+        if self._shared is None:
+            return original(receiver, *args, **kwargs)
+        return self._shared.receive(original, receiver, *args, **kwargs)
 
     def step(self, original: Hook, scheduler: Any, batch: Any, result: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND Scheduler.process_batch_result, once per step."""
         done = original(scheduler, batch, result, *args, **kwargs)
+        self._is_due = True
         if self._drafting is not None:
             self._guard(MEASURING, self._stepped, self._drafting, batch, result)
         return done
@@ -67,39 +101,68 @@ class DraftingHooks:
         tokens = sum(accepted) + len(accepted) * result.num_non_draft_tokens_per_req
         drafting.stepped(len(batch.reqs), tokens, is_drafted=is_drafted)
 
-    def _switch(self, worker: Any, server_args: Any) -> str:
-        """Replace the policy. Returns why that is not possible; "" if it is."""
-        if problem := _fixed(worker, server_args):
-            return problem
-        self._drafting = drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
-        controller, fixed = worker.adaptive_controller, int(worker.speculative_num_steps)
+    def _made(self, worker: Any, server_args: Any) -> "_Switch":
+        """All that replaces the policy, and what could fail."""
+        problem = _fixed(worker, server_args) or next(hooks.problems([self._receiving]), "")
+        if problem:
+            return _Switch(problem=problem)
+        drafting, decide = None, None
+        rank, num_ranks = configuration.place()
+        if not rank:  # of each replica, too
+            drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
+            decide = partial(self._decided, drafting, several=num_ranks > 1)
+        shared = SharedPlan(self._secret, decide, self._obey)
+        controller = worker.adaptive_controller
         if controller is None:
-            controller = resolved(names.CONTROLLER)(worker, FixedNumber(fixed))
-        controller.params = Policy(controller.params, self._allows(drafting))
-        worker.adaptive_controller = controller
-        return ""
+            controller = resolved(names.CONTROLLER)(worker, FixedNumber(int(worker.speculative_num_steps)))
+        policy = Policy(controller.params, shared.allows)
+        return _Switch(drafting=drafting, shared=shared, controller=controller, policy=policy)
 
-    def _allows(self, drafting: Drafting) -> Callable[[int], bool]:
-        """Whether the next step may draft."""
+    def _decided(self, drafting: Drafting, *, several: bool) -> Plan | None:
+        """The plan for the next steps; None if it is the same as before."""
+        served = self._served.version, self._served.digest
+        if not self._is_due and served == self._planned_for:
+            return None
+        self._is_due, self._planned_for = False, served
+        if (
+            several and self._served.digest == UNKNOWN
+        ):  # ranks may hold different drafts, which would propose other tokens
+            return Plan()
+        plan: Plan | None = self._guard("plan", self._plan, drafting)
+        if plan is None and "plan" in self._guard.unhooked:
+            return Plan(loads=() if drafting.is_useless else LOADS, is_useless=drafting.is_useless)
+        return plan
 
-        def allows(batch_size: int) -> bool:
-            self._guard("serve", drafting.serve, self._served.version)
-            self._skip_extends(drafting)
-            return may_draft(drafting, self._guard, batch_size)
+    def _plan(self, drafting: Drafting) -> Plan:
+        """The loads in which the next steps may draft."""
+        self._guard("serve", drafting.serve, self._served.version)
+        loads = tuple(load for load in LOADS if may_draft(drafting, self._guard, load))
+        return Plan(loads=loads, is_useless=drafting.is_useless)
 
-        return allows
-
-    def _skip_extends(self, drafting: Drafting) -> None:
+    def _obey(self, plan: Plan) -> None:
         """Where a step drafts nothing, SGLang still runs the draft once, so that it keeps up with the text. A useless draft
         need not: SGLang has a variable for this, which it reads at each step."""
-        if drafting.is_useless is self._is_skipping:
-            return
-        self._is_skipping = drafting.is_useless
-        skip = "true" if self._is_skipping else self._configured_skip
+        skip = "true" if plan.is_useless else self._configured_skip
         if skip is None:
             os.environ.pop(names.SKIP_EXTEND, None)
         else:
             os.environ[names.SKIP_EXTEND] = skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Switch:
+    """A new policy and its parts, or the problem for which there is none."""
+
+    problem: str = ""
+    drafting: Drafting | None = None
+    shared: SharedPlan | None = None
+    controller: Any = None
+    policy: Any = None
+
+
+def _group(server_args: Any) -> Any:
+    """The group of all ranks; None unless they are processes of one machine, which all have the plugin and its settings."""
+    return configuration.group() if resolved(names.RESOLVED)(server_args).nnodes == 1 else None
 
 
 def _fixed(worker: Any, server_args: Any) -> str:
@@ -107,12 +170,10 @@ def _fixed(worker: Any, server_args: Any) -> str:
     if not worker.speculative_algorithm.is_eagle3():
         return "this server does not draft with EAGLE-3"
     config = resolved(names.RESOLVED)(server_args)
-    if config.tp_size > 1:
-        return (
-            "with several tensor-parallel ranks, drafting cannot be turned off, because they may hold different drafts"
-        )
     if config.pp_size > 1:
         return "with pipeline parallelism, drafting cannot be turned off"
+    if config.scheduler_recv_interval > 1:  # a decision that waits for it would miss its slice
+        return "with --scheduler-recv-interval above 1, drafting cannot be turned off"
     if config.enable_lora or config.enable_hisparse:
         return "with LoRA or HiSparse, drafting cannot be turned off"
     reason = resolved(names.NOT_ADAPTIVE)(server_args)

@@ -9,6 +9,13 @@ JUDGE = (
     "._resolve_spec_v2_tokens"
 )
 UPDATES = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+WEIGHTS = "weights"
+"""SGLang's tag for weights that it may release; the KV cache and CUDA graphs have others."""
+CHECK = f"{UPDATES}.check_weights"
+CHECKED = "sglang.srt.managers.io_struct.CheckWeightsReqOutput"
+RECEIVE = "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver.recv_requests"
+"""All ranks call it before each step; the first one receives requests and sends them to the others."""
+ABORT = "sglang.srt.managers.io_struct.AbortReq"
 
 FORWARD = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2.forward_batch_generation"
 WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2.__init__"

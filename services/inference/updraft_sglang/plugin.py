@@ -97,8 +97,9 @@ class Plugin:
     """The hooks in the scheduler's process. `http`: those of the HTTP process, and why they are not in place."""
 
     def __init__(self, settings: Settings, http: Mapping[str, str]) -> None:
-        selection, server = Selection(os.environ.get(_SECRET, "")), os.environ.get(_SERVER, "")
-        self.scheduler = SchedulerRole(settings, selection, http, server)
+        secret, server = os.environ.get(_SECRET, ""), os.environ.get(_SERVER, "")
+        selection = Selection(secret)
+        self.scheduler = SchedulerRole(settings, selection, http, server=server, secret=secret)
         self.worker = WorkerRole(settings, selection, server)
         start = Binding(target=names.START, hook=self.start, parameters=("self",))
         self.bindings = (start, *self.scheduler.bindings, *self.worker.bindings)

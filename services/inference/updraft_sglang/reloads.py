@@ -8,16 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from updraft_sglang import names
+from updraft_sglang.draft import ASLEEP
 from updraft_sglang.weights import LOADER
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
 
-ASLEEP = "SGLang has released its weights, so no draft can be swapped in; call /resume_memory_occupation first"
 UPDATED = "someone else is updating SGLang's weights, so no draft can be swapped in until the update ends"
 
-_WEIGHTS = "weights"
-"""SGLang's tag for weights; the KV cache and CUDA graphs have others."""
 _TAKES = ("self", "recv_req")
 _SESSION = ("begin_weight_update", "end_weight_update")
 _UPDATES = ("disk", "distributed", "tensor", "ipc")
@@ -106,4 +104,4 @@ class Reloads:
 
 def _has_weights(recv_req: Any) -> bool:
     """Whether the tags include weights; without tags, all are meant."""
-    return not recv_req.tags or _WEIGHTS in recv_req.tags
+    return not recv_req.tags or names.WEIGHTS in recv_req.tags

@@ -17,7 +17,7 @@ from updraft_sglang.reloads import Reloads, UnprovedDraft
 from updraft_sglang.requests import RequestHooks
 from updraft_sglang.rows import RowHooks
 from updraft_sglang.selection import Selection
-from updraft_sglang.weights import answered, served
+from updraft_sglang.weights import answered, preparation, served
 from updraft_tap import hooks
 from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.channel import Channel
@@ -35,10 +35,12 @@ KNOWN_VERSION = "0.5.23"
 class SchedulerRole:
     """Counts requests and switches drafting. `http`: the hooks of the HTTP process, and why they are not in place.
 
-    `server` is the same in all processes of a server.
+    `server` is the same in all processes of a server, and so is `secret`, which nobody else knows.
     """
 
-    def __init__(self, settings: Settings, selection: Selection, http: Mapping[str, str], server: str) -> None:
+    def __init__(
+        self, settings: Settings, selection: Selection, http: Mapping[str, str], *, server: str, secret: str
+    ) -> None:
         self._http = http
         self._selection = selection
         self._switches = settings.drafting != "always"
@@ -51,6 +53,7 @@ class SchedulerRole:
             served=served,
             guard=hooks.logged_guard(log, "cannot switch drafting"),
             tell=self.channel.reply if settings.drafting == "auto" else None,
+            secret=secret,
         )
         self._counting = _of_requests(self._requests)
         self.bindings = (*self._counting, *(self._drafting.bindings if self._switches else ()))
@@ -99,8 +102,11 @@ class WorkerRole:
         self._swap: Swap | None = None
         self.no_swap = "the worker is starting"
         self._capturing = _of_rows(self._rows)
-        of_load = Binding(target=names.UPDATE, hook=answered, parameters=("self", "named_tensors", "load_format"))
-        self.bindings = (*self._capturing, *self._reloads.bindings, of_load)
+        of_ranks = (
+            Binding(target=names.UPDATE, hook=answered, parameters=("self", "named_tensors", "load_format")),
+            Binding(target=names.CHECK, hook=preparation.check, parameters=("self", "recv_req")),
+        )
+        self.bindings = (*self._capturing, *self._reloads.bindings, *of_ranks)
         """All hooks to register."""
 
     def watch(self) -> None:

@@ -1,31 +1,30 @@
-"""The custom weight loader, which loads a checkpoint folder into the served draft. SGLang calls `load` by its dotted name.
+"""The custom weight loader, by which all ranks begin to serve a draft at the same step. SGLang calls `load` by its name.
 
-Everything is checked before the first write. The embedding is the target's own parameter and is never written. The map from
-draft to target tokens (d2t) is written in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself
-reads it only at startup. A running request has one proposal pending, which the next step reads with the new map: the target
-rejects it or not, as any other.
+Each rank has prepared its part of the draft before (`ranks.preparation`), so it only copies, and only if all ranks are ready.
+The embedding is the target's own parameter and is never written. The map from draft to target tokens (d2t) is written
+in place too, after `share_vocabulary` made it a buffer of the draft; SGLang itself reads it only at startup. A running request
+has one proposal pending, which the next step reads with the new map: the target rejects it or not, as any other.
 
 SGLang does not catch exceptions of a loader, so they would end the scheduler, and the server with it. The hook `answered`
-wraps its caller and turns them into an error response; without that hook, `load` logs a refusal and changes nothing.
+wraps its caller, turns them into an error response, and serves the draft; without that hook, nothing is changed.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from updraft_sglang.draft import MAP
+from updraft_sglang.ranks.preparation import PartlyError, Preparation
 from updraft_tap import weights
-from updraft_tap.weights import VOCABULARY, RefusedError, served_name, target_ids
+from updraft_tap.weights import UNKNOWN, RefusedError
 
 log = logging.getLogger(__name__)
 
 LOADER = "updraft_sglang.weights.load"
-PAYLOAD = ("folder", "version", "digest")
-_MAP = "hot_token_id"
-"""SGLang's name for the map: the target's token of each draft token, int64 [V]."""
+PAYLOAD = "order"
+"""The name of the only tensor that the loader gets: what the ranks were ordered to prepare, uint8."""
 
 
 class ServedVersion(weights.ServedVersion):
@@ -35,10 +34,14 @@ class ServedVersion(weights.ServedVersion):
         super().__init__()
         self.is_answered = False
         """A caller up the stack turns exceptions into error responses."""
+        self.asked: tuple[str, Any] = ("", None)
+        """The order that the loader got last, and the model for it."""
 
 
 served = ServedVersion()
 """One per process, because SGLang gives a loader no state of its own."""
+preparation = Preparation(LOADER)
+"""The same."""
 
 
 def share_vocabulary(worker: Any) -> None:
@@ -49,95 +52,62 @@ def share_vocabulary(worker: Any) -> None:
     drafting = worker.draft_worker
     model, token_ids = drafting.draft_runner.model, drafting.hot_token_id
     if token_ids is not None:
-        delattr(model, _MAP)
-        model.register_buffer(_MAP, token_ids, persistent=False)
+        delattr(model, MAP)
+        model.register_buffer(MAP, token_ids, persistent=False)
 
 
 def answered(original: Callable[..., Any], updater: Any, *args: Any, **kwargs: Any) -> Any:
-    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception."""
+    """AROUND WeightUpdater.update_weights_from_tensor(named_tensors, load_format): (False, reason) instead of an exception.
+
+    All ranks get here, whatever fails in one of them, so here and not in `load` they agree.
+    """
     load_format = kwargs.get("load_format", args[1] if len(args) > 1 else None)
     if load_format != LOADER:
         return original(updater, *args, **kwargs)
+    served.asked, problem = ("", None), ""
     served.is_answered = True
     try:
-        return original(updater, *args, **kwargs)
+        answer = original(updater, *args, **kwargs)
+        if not answer[0]:  # SGLang has refused before it called the loader
+            problem = str(answer[1])
     except Exception as error:  # noqa: BLE001  (any error would crash the server)
-        log.error("Updraft refused a draft: %s", error)
-        return False, str(error) or type(error).__name__
+        problem = str(error) or type(error).__name__
     finally:
         served.is_answered = False
+    return _served(problem)
+
+
+def _served(problem: str) -> tuple[bool, str]:
+    text, model = served.asked
+    try:
+        order = preparation.serve(text, model, problem)
+    except RefusedError as error:
+        log.error("Updraft refused a draft: %s", error)
+        if isinstance(error, PartlyError):
+            served.digest = UNKNOWN
+        return False, str(error)
+    served.version, served.digest = order.version, order.digest
+    return True, "Success"
 
 
 def load(model: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Serve the draft in `folder` (its path, uint8) as `version` (int64) with `digest` (of its tensors, uint8).
+    """Note which prepared draft is to be served by which model; `answered` does the rest.
 
     Raises RefusedError if a caller turns it into an error response.
     """
     try:
-        payload = _payload(named_tensors)
-        folder, version, digest = Path(_text(payload["folder"])), int(payload["version"]), _text(payload["digest"])
-        _write(model, checked(model, folder), folder)
+        served.asked = _text(named_tensors), model
     except Exception:  # any error would crash the server
         if served.is_answered:
             raise
         log.exception("Updraft refused a draft, and cannot report it in the response")
-        return
-    served.version, served.digest = version, digest
+    else:
+        if not served.is_answered:
+            log.error("Updraft loads no draft, because a hook does not fit this release of SGLang")
 
 
-def checked(model: Any, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder that fits the served draft. Raises RefusedError."""
-    _check_is_draft(model)
-    tensors = weights.read(folder, model.config, model.model.fc.weight.shape[1])
-    _check_parameters(model, tensors)
-    if not _is_shared(model) and not torch.equal(model.hot_token_id.cpu(), target_ids(tensors["d2t"])):
-        raise RefusedError(
-            "the draft has another vocabulary (d2t) than the served one, and the plugin did not find the server's map; "
-            "restart the server with this draft as --speculative-draft-model-path",
-        )
-    return tensors
-
-
-def _payload(named_tensors: Iterable[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
+def _text(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     payload = dict(named_tensors)
-    if sorted(payload) != sorted(PAYLOAD):
-        raise RefusedError(f"the payload has {sorted(payload)}, expected {sorted(PAYLOAD)}")
-    return payload
-
-
-def _text(values: Tensor) -> str:
-    return bytes(values.tolist()).decode()
-
-
-def _check_is_draft(model: Any) -> None:
-    if getattr(model, "hot_token_id", None) is None or not hasattr(getattr(model, "model", None), "fc"):
-        raise RefusedError(
-            f"{type(model).__name__} is not an EAGLE-3 draft with its own vocabulary; send selector=draft"
-        )
-    if getattr(model, "load_lm_head_from_target", False):
-        raise RefusedError(
-            "the served draft shares its head with the target; start the server with a draft that has its own head"
-        )
-
-
-def _check_parameters(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    serving = {name.removeprefix("model.") for name, _ in model.named_parameters()} - {"embed_tokens.weight"}
-    written = {served_name(name) for name in tensors.keys() - set(VOCABULARY)}
-    if serving != written:
-        raise RefusedError(
-            f"the served draft has the parameters {sorted(serving)}, but the checkpoint has {sorted(written)}"
-        )
-
-
-def _is_shared(model: Any) -> bool:
-    return any(name == _MAP for name, _ in model.named_buffers(recurse=False))
-
-
-def _write(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    try:
-        model.load_weights((name, tensor) for name, tensor in tensors.items() if name not in VOCABULARY)
-        if _is_shared(model):
-            model.hot_token_id.copy_(target_ids(tensors["d2t"]))
-    except Exception as error:
-        served.digest = ""
-        raise RefusedError(f"the draft in {folder} was loaded only in part; load another one: {error}") from error
+    if list(payload) != [PAYLOAD]:
+        raise RefusedError(f"the payload has {sorted(payload)}, expected ['{PAYLOAD}']")
+    return bytes(payload[PAYLOAD].tolist()).decode()

@@ -172,7 +172,12 @@ class SpeedupMeter:
         self._versions = dict(list(self._versions.items())[-NUM_VERSIONS:])
 
     def _at(self, batch: int) -> _Load:
-        return self._loads[max(size for size in LOADS if size <= max(1, batch))]
+        return self._loads[load_of(batch)]
+
+
+def load_of(batch: int) -> int:
+    """The load of a step of so many sequences, by its smallest batch size."""
+    return max(size for size in LOADS if size <= max(1, batch))
 
 
 def _speedup(pairs: Sequence[Pair]) -> Speedup | None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang import drafting, names
+from updraft_sglang import configuration, drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
+from updraft_sglang.ranks import plan
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, FIRST_SLICE
 from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
-from updraft_tap.weights import ServedVersion
+from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class Controller(SimpleNamespace):
@@ -52,9 +53,16 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The parts of SGLang that are looked up by name, and what they say."""
     monkeypatch.setenv(names.SKIP_EXTEND, "left by this test")  # so that it is put back
     monkeypatch.delenv(names.SKIP_EXTEND)
-    said = SimpleNamespace(tp_size=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None)
+    said = SimpleNamespace(
+        nnodes=1, pp_size=1, enable_lora=False, enable_hisparse=False, reason=None, misfit="", scheduler_recv_interval=1
+    )
     parts = {names.CONTROLLER: Controller, names.RESOLVED: lambda _: said, names.NOT_ADAPTIVE: lambda _: said.reason}
     monkeypatch.setattr(drafting, "resolved", parts.__getitem__)
+    monkeypatch.setattr(plan, "resolved", {names.ABORT: SimpleNamespace}.__getitem__)
+    monkeypatch.setattr(drafting, "gathered", lambda value, _: [value])
+    monkeypatch.setattr(hooks, "problems", lambda _: filter(None, [said.misfit]))
+    monkeypatch.setattr(configuration, "group", lambda: "all ranks")
+    monkeypatch.setattr(configuration, "place", lambda: (0, 1))
     return said
 
 
@@ -71,19 +79,26 @@ def worker(*, untrained: bool = True, configured: Configured | None = None, is_e
 
 def started(worker: Any, served: ServedVersion | None = None, tell: Tell | None = None) -> DraftingHooks:
     guard = hooks.logged_guard(logging.getLogger("test"), "failed")
-    found = DraftingHooks(served=served or ServedVersion(), guard=guard, tell=tell)
+    found = DraftingHooks(served=served or ServedVersion(), guard=guard, tell=tell, secret="")
     found.start(lambda *_: None, worker, "server_args")
     return found
 
 
+def length(found: DraftingHooks, worker: Any, batch_size: int = 1) -> int:
+    """Drafts of the next step, before which SGLang receives requests."""
+    assert found.receive(lambda _, sent: list(sent or ()), "receiver", local_reqs=None) == []
+    return int(worker.adaptive_controller.params.get_steps_for_batch(batch_size))
+
+
 def test_an_untrained_draft_proposes_nothing_and_does_not_run_until_another_one_is_in_place() -> None:
     served, one = ServedVersion(), worker()
-    assert started(one, served).problem == ""
+    found = started(one, served)
     policy = one.adaptive_controller.params
     said = []
     for served.version in (0, 1, 0):
-        said.append((policy.get_steps_for_batch(1), os.environ.get(names.SKIP_EXTEND)))
+        said.append((length(found, one), os.environ.get(names.SKIP_EXTEND)))
 
+    assert found.problem == ""
     assert policy.candidate_steps == [0, 2], "SGLang prepares both"
     assert policy.cuda_graph_bs_for_step(0) is policy.cuda_graph_bs_for_step(2) is None, "for all batches"
     assert said == [(0, "true"), (2, None), (0, "true")]
@@ -91,9 +106,9 @@ def test_an_untrained_draft_proposes_nothing_and_does_not_run_until_another_one_
 
 def test_a_server_that_starts_with_a_trained_draft_drafts_from_its_first_step() -> None:
     one = worker(untrained=False)
-    started(one)
+    found = started(one)
 
-    assert one.adaptive_controller.params.get_steps_for_batch(1) == 2
+    assert length(found, one) == 2
 
 
 def test_a_policy_of_the_server_itself_chooses_the_number_where_drafting_is_on() -> None:
@@ -124,8 +139,10 @@ def test_the_policy_of_an_adaptive_server_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("tp_size", 2, "with several tensor-parallel ranks"),
+        ("nnodes", 2, "unless all ranks run on one node"),
+        ("misfit", "recv_requests takes nothing", "recv_requests takes nothing"),
         ("pp_size", 2, "with pipeline parallelism"),
+        ("scheduler_recv_interval", 4, "--scheduler-recv-interval above 1"),
         ("enable_lora", True, "with LoRA or HiSparse"),
         ("reason", "attention DP is not supported", "attention DP is not supported"),
     ],
@@ -158,9 +175,94 @@ def test_where_a_step_cannot_be_read_an_untrained_draft_stays_off_and_a_trained_
         found.step(lambda *_: None, "scheduler", "batch", "no result")
     said = []
     for served.version in (0, 1):
-        said.append(one.adaptive_controller.params.get_steps_for_batch(1))
+        said.append(length(found, one))
 
     assert said == [0, 2]
+
+
+@pytest.mark.parametrize("problem", ["this server does not draft with EAGLE-3", "", None])
+def test_ranks_switch_only_if_all_of_them_can(monkeypatch: pytest.MonkeyPatch, problem: str | None) -> None:
+    """One of two ranks has a problem, or both are as they should be, or the other one cannot be read at all."""
+    problems = ["", "the policy cannot be replaced" if problem is None else problem]
+    monkeypatch.setattr(drafting, "gathered", lambda value, group: problems if group == "all ranks" else [value])
+    one = worker(configured=Configured())
+    configured = one.adaptive_controller.params
+
+    found = started(one)
+
+    assert found.problem == (f"rank 1: {problems[1]}" if problems[1] else "")
+    assert (one.adaptive_controller.params is configured) is bool(problems[1])
+    assert found.receive(lambda _, local_reqs: local_reqs, "receiver", local_reqs=["theirs"]) == ["theirs"]
+
+
+def test_all_ranks_take_the_same_number_at_each_step_though_only_the_first_one_measures_and_knows_the_draft(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock of the first one decides, and the second one is told of no version."""
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(drafting, "Drafting", partial(Drafting, clock=lambda: clock.now_s, rng=random.Random(1)))
+    served, workers, ranks = ServedVersion(), [worker(), worker()], list[DraftingHooks]()
+    for rank, one in enumerate(workers):
+        monkeypatch.setattr(configuration, "place", lambda rank=rank: (rank, 2))
+        ranks.append(started(one, served if rank == 0 else ServedVersion(), tell=lambda _: None))
+
+    lengths = set[int]()
+    for number in range(8 * FIRST_BLOCK):
+        served.version = int(number >= FIRST_BLOCK)
+        sent = list[Any]()
+
+        def first(_: Any, local: Any, sent: list[Any] = sent) -> list[Any]:
+            sent.extend(local or ())
+            return list(sent)
+
+        assert ranks[0].receive(first, "receiver", local_reqs=None) == []
+        assert ranks[1].receive(lambda _, __, sent=sent: list(sent), "receiver", local_reqs=None) == []
+        chosen = {one.adaptive_controller.params.get_steps_for_batch(2) for one in workers}
+        assert len(chosen) == 1
+        assert chosen == {0} or served.version
+        lengths |= chosen
+        clock.now_s += 0.02
+        for found in ranks:
+            step(found, [min(chosen), 0], width=min(chosen) + 1)
+
+    assert lengths == {0, 2}
+
+
+def test_while_ranks_may_hold_different_drafts_none_of_them_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "place", lambda: (0, 2))
+    served, one = ServedVersion(), worker(untrained=False)
+    found = started(one, served)
+    numbers = []
+    for served.digest in ("", UNKNOWN, "sha256:1"):
+        numbers.append(length(found, one))
+
+    assert numbers == [2, 0, 2]
+
+
+def test_each_replica_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tensor-parallel rank of the second replica, which talks to no agent."""
+    monkeypatch.setattr(configuration, "is_sender", lambda: False)
+    one = worker(untrained=False)
+
+    assert length(started(one), one) == 2
+
+
+def test_where_no_plan_can_be_made_a_trained_draft_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, one = ServedVersion(), worker()
+    found = started(one, served)
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr(found, "_plan", failing)
+    served.version = 1
+    assert found._drafting is not None
+    found._drafting.serve(1)
+    for _ in range(2):
+        assert length(found, one) == 0
+        step(found, None, is_decode=False)
+
+    assert length(found, one) == 2
 
 
 def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +274,10 @@ def test_slices_without_drafts_show_what_drafting_is_worth(monkeypatch: pytest.M
     found = started(one, tell=told.append)
     lengths = []
     for number in range(20 * FIRST_BLOCK):
-        length = one.adaptive_controller.params.get_steps_for_batch(2)
-        lengths.append(length)
-        clock.now_s += 0.04 if length else 0.03
-        step(found, [length, 0], width=length + 1)
+        num_drafts = length(found, one, batch_size=2)
+        lengths.append(num_drafts)
+        clock.now_s += 0.04 if num_drafts else 0.03
+        step(found, [num_drafts, 0], width=num_drafts + 1)
         if number % 40 == 10:
             clock.now_s += 100
             step(found, None, is_decode=False)

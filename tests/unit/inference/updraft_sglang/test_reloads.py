@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from updraft_sglang.reloads import ASLEEP, UPDATED, Reloads, UnprovedDraft
+from updraft_sglang.draft import ASLEEP
+from updraft_sglang.reloads import UPDATED, Reloads, UnprovedDraft
 from updraft_sglang.weights import LOADER
 from updraft_tap.weights import UNKNOWN, ServedVersion
 

@@ -1,8 +1,8 @@
 """The draft of an SGLang server. With one rank, the plugin swaps it, as with vLLM.
 
-A plugin cannot make several tensor-parallel ranks swap their drafts at the same step, and ranks with different vocabularies
-would verify different tokens. So the server's own weight update swaps them, through its HTTP port. The hello of such a server
-names the draft that it loaded last. The agent relies on it only when the checksums of all ranks agree.
+Several tensor-parallel ranks have to swap their drafts at the same step, because ranks with different vocabularies would verify
+different tokens. So the server's own weight update swaps them, through its HTTP port. The hello of such a server names
+the draft that it loaded last. The agent relies on it only when the checksums of all ranks agree.
 """
 
 import asyncio

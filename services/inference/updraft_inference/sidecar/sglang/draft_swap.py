@@ -1,12 +1,14 @@
 """The draft that an SGLang server serves: swaps it between two steps, proves it, and undoes what failed.
 
-A swap pauses the server in place, opens an update session for the draft, lets the plugin's loader read the folder, and
-resumes. The proof comes afterwards, because hashing takes longer than loading. The server is never left paused, nor our
-session open: `swap` runs to its end even if the caller is cancelled (see `attached`). A pause by someone else is not
-touched. A session of someone else is not either, unless one of ours may have been left open.
+First every rank reads, checks and prepares its part of the draft while the server works; if one refuses, nothing changes. Then
+a swap pauses the server in place, opens an update session for the draft, lets the plugin's loader copy, and resumes. The proof
+comes afterwards, because hashing takes longer than loading. The server is never left paused, nor our session open: `swap` runs
+to its end even if the caller is cancelled (see `attached`). A pause by someone else is not touched. A session of someone else
+is not either, unless one of ours may have been left open.
 """
 
 import asyncio
+import json
 import logging
 import time
 from contextlib import suppress
@@ -25,8 +27,8 @@ from updraft_inference.sidecar.sglang.draft_fingerprint import (
     read_draft,
     read_initial_draft,
 )
-from updraft_inference.sidecar.sglang.server import Named, RankChecksums, ServerInfo, SglangServer
-from updraft_sglang.weights import LOADER
+from updraft_inference.sidecar.sglang.server import RankChecksums, ServerInfo, SglangServer
+from updraft_sglang.weights import LOADER, PAYLOAD
 from updraft_tap.weights import AS_BEFORE, NOT_AS_BEFORE
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ _RESUMED = "resumed"
 """Content of the note when the pause is over but the session may still be open."""
 _RESUMES = 5
 _RESUME_WAIT_S = 1.0
+_PREPARED_S = 120.0
+"""How long the ranks may take to read a draft from disk."""
+_ASK_AGAIN_S = 0.1
 
 
 class ServedDraft:
@@ -144,12 +149,15 @@ class ServedDraft:
         """Serve `fingerprint` and prove it. On an error, restore the previous draft."""
         if self.was_cut_off:  # the server did not resume after the previous swap
             await self._finish_interrupted_swap()
-        reason = await self._server.why_unhealthy()
-        if reason:
-            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
+        await self._check_free()
+        try:
+            order = await self._prepare(fingerprint)
+        except (Conflict, Forbidden) as error:
+            raise _NotLoadedError(str(error)) from error
+        await self._check_free()  # again, because preparing takes a while
         is_touched = False
         try:
-            pause_s = await self._load(fingerprint)
+            pause_s = await self._load(fingerprint, order)
             is_touched = True
             await self._prove(fingerprint)
         except _NotBegun as error:
@@ -164,6 +172,11 @@ class ServedDraft:
         self._good, self.loaded = fingerprint, _loaded(fingerprint)
         return pause_s
 
+    async def _check_free(self) -> None:
+        """Raises _HinderedError if weights cannot be changed now: a pause by someone else must not be ended by ours."""
+        if reason := await self._server.why_unhealthy():
+            raise _HinderedError(f"the SGLang server {reason}; the draft is swapped when it resumes")
+
     async def _prove(self, fingerprint: DraftFingerprint) -> None:
         """Raises Corrupt if the server holds another draft, or has another embedding than before."""
         served, version = await self._server.checksums(), fingerprint.draft.version
@@ -177,7 +190,9 @@ class ServedDraft:
         try:
             if not is_touched and not await _difference(self._good, await self._server.checksums()):
                 return
-            await self._load(self._good)
+            order = await self._prepare(self._good)
+            await self._check_free()
+            await self._load(self._good, order)
             await self._identify(await self._server.checksums())
         except UpdraftError as error:
             extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
@@ -193,23 +208,40 @@ class ServedDraft:
                 return AS_BEFORE
         return NOT_AS_BEFORE
 
-    async def _load(self, fingerprint: DraftFingerprint) -> float:
-        """Seconds between the pause request and the resumption, an upper bound on the actual pause because a step may
-        have continued."""
+    async def _prepare(self, fingerprint: DraftFingerprint) -> str:
+        """Let all ranks prepare it, and return the order. Raises Conflict if one refuses: nothing has changed."""
+        draft, late = fingerprint.draft, ""
+        order = json.dumps(
+            {"folder": str(draft.folder.resolve()), "version": draft.version, "digest": draft.tensors_digest}
+        )
+        try:
+            async with asyncio.timeout(_PREPARED_S):
+                late = await self._server.prepare(order)
+                while late:
+                    await asyncio.sleep(_ASK_AGAIN_S)
+                    late = await self._server.prepare(order)
+        except TimeoutError as error:  # they go on, and are ready sooner when they are asked again
+            reason = late or "the server did not answer"
+            raise Unavailable(f"version {draft.version} is not prepared after {_PREPARED_S:.0f} s: {reason}") from error
+        return order
+
+    async def _load(self, fingerprint: DraftFingerprint, order: str) -> float:
+        """Let the ranks copy what they have prepared. Seconds between the pause request and the resumption, an upper bound on
+        the actual pause because a step may have continued."""
         started = time.perf_counter()
         self._note.write_text("")
         try:
             await self._server.pause()
-            await self._update(fingerprint)
+            await self._update(fingerprint, order)
         finally:
             await self._resume()
         return time.perf_counter() - started
 
-    async def _update(self, fingerprint: DraftFingerprint) -> None:
+    async def _update(self, fingerprint: DraftFingerprint, order: str) -> None:
         await self._begin_session()
         try:
             await self._server.update(
-                _named(fingerprint),
+                [(PAYLOAD, torch.tensor(list(order.encode()), dtype=torch.uint8))],
                 load_format=LOADER,
                 label=f"v{fingerprint.draft.version}",
                 tp_size=fingerprint.info.tp_size,
@@ -290,15 +322,3 @@ def _loaded(fingerprint: DraftFingerprint) -> LoadedDraft:
 
 def _unproved(fingerprint: DraftFingerprint) -> LoadedDraft:
     return replace(_loaded(fingerprint), tensors_digest="sha256:unproved")
-
-
-def _named(fingerprint: DraftFingerprint) -> Named:
-    return [
-        ("folder", _text(str(fingerprint.draft.folder.resolve()))),
-        ("version", torch.tensor([fingerprint.draft.version], dtype=torch.int64)),
-        ("digest", _text(fingerprint.draft.tensors_digest)),
-    ]
-
-
-def _text(value: str) -> torch.Tensor:
-    return torch.tensor(list(value.encode()), dtype=torch.uint8)

@@ -51,6 +51,7 @@ def check_server(server: ServerInfo) -> None:
             f"--custom-weight-loader {LOADER}, with the plugin's folder on its PYTHONPATH",
         ),
         (server.dp_size == 1, "--dp-size 1: SGLang updates the weights of one replica only; run one pod per replica"),
+        (server.num_nodes == 1, "--nnodes 1: Updraft does not support ranks on several nodes"),
         (server.pp_size == 1, "--pp-size 1: Updraft does not support pipeline parallelism"),
     ]
     missing = [argument for is_met, argument in requirements if not is_met]

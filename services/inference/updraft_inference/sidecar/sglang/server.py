@@ -17,6 +17,7 @@ import httpx
 from torch import Tensor
 
 from updraft_chassis.errors import Conflict, Forbidden, InvalidInput, Unavailable
+from updraft_sglang.ranks.preparation import PREPARE, PREPARED
 
 _HERE = ("127.0.0.1", "::1", "localhost")
 _CONNECT_S = 5.0
@@ -32,6 +33,8 @@ _UPDATE_S = 120.0
 _CHECKSUM_S = 120.0
 
 DRAFT = "draft"
+_UNKNOWN_ACTION = "Unsupported action"
+"""SGLang's words for an action that its plugins do not know."""
 
 Named = list[tuple[str, Tensor]]
 
@@ -45,6 +48,7 @@ class ServerInfo:
     tp_size: int
     dp_size: int
     pp_size: int
+    num_nodes: int = 1
     algorithm: str
     draft_path: str
     num_branches: int
@@ -62,6 +66,7 @@ class ServerInfo:
                 tp_size=int(server_info["tp_size"]),
                 dp_size=int(server_info["dp_size"]),
                 pp_size=int(server_info["pp_size"]),
+                num_nodes=int(server_info.get("nnodes") or 1),
                 algorithm=str(server_info["speculative_algorithm"] or ""),
                 draft_path=str(server_info["speculative_draft_model_path"] or ""),
                 num_branches=int(server_info["speculative_eagle_topk"] or 0),
@@ -157,6 +162,22 @@ class SglangServer:
             "weight_version": label,
         }
         await self._admin("/update_weights_from_tensor", body, _UPDATE_S)
+
+    async def prepare(self, order: str) -> str:
+        """Let all ranks prepare a draft (the JSON of an `Order`) beside their steps. Returns who is not ready; "" if all are.
+
+        Raises Conflict if a rank refuses.
+        """
+        body = {"action": PREPARE + order, "selector": DRAFT}
+        try:
+            message = str((await self._admin("/weights_checker", body, _CHECKSUM_S)).get("message"))
+        except Conflict as error:
+            if _UNKNOWN_ACTION in str(error):
+                raise Conflict(
+                    f"the server's plugin is of another release; prepare and start it with this one ({error})"
+                ) from error
+            raise
+        return "" if message == PREPARED else message
 
     async def checksums(self, selector: str = DRAFT) -> list[RankChecksums]:
         answer = await self._admin("/weights_checker", {"action": "checksum", "selector": selector}, _CHECKSUM_S)

@@ -44,6 +44,55 @@ class TestSwaps:
         assert not fake.has_session
         assert not beside.note.exists()
 
+    async def test_all_ranks_have_prepared_a_draft_before_the_server_is_paused(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.preparing = 2
+        fake.calls.clear()
+
+        await server.swap(drafts[0])
+
+        assert fake.calls[fake.calls.index("/weights_checker") :] == [
+            *["/weights_checker"] * 3,
+            "/ready",
+            *("/pause_generation", "/begin_weight_update", "/update_weights_from_tensor", "/end_weight_update"),
+            *("/continue_generation", "/weights_checker"),
+        ]
+
+    async def test_a_pause_by_somebody_else_while_the_ranks_prepare_is_not_ended(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.preparing, fake.paused_by_others = 2, 2
+        fake.calls.clear()
+
+        with pytest.raises(Unavailable, match="was paused by someone else"):
+            await server.swap(drafts[0])
+
+        assert fake.is_paused
+        assert "/continue_generation" not in fake.calls
+
+    async def test_a_plugin_of_another_release_is_told(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.refusals["/weights_checker"] = ["Unsupported action='updraft_prepare'"]
+
+        with pytest.raises(Unavailable, match="the server's plugin is of another release"):
+            await server.swap(drafts[0])
+
+    async def test_where_a_rank_refuses_to_prepare_a_draft_the_server_is_not_even_paused(
+        self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
+    ) -> None:
+        held = (await server.swap(drafts[0])).loaded
+        fake.refusals["/weights_checker"] = ["rank 1: fc.weight has another shape"]
+        fake.calls.clear()
+
+        with pytest.raises(Unavailable, match=r"rank 1: fc\.weight has another shape"):
+            await server.swap(drafts[1])
+
+        assert server.loaded == held
+        assert "/pause_generation" not in fake.calls
+        assert "/update_weights_from_tensor" not in fake.calls
+
     async def test_what_the_server_only_says_it_loaded_is_found_out_and_undone(
         self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
     ) -> None:
@@ -332,6 +381,7 @@ class TestHello:
             ({"custom_weight_loader": None}, "--custom-weight-loader updraft_sglang.weights.load"),
             ({"dp_size": 2}, "--dp-size 1"),
             ({"pp_size": 2}, "--pp-size 1"),
+            ({"nnodes": 2}, "--nnodes 1"),
             ({"speculative_draft_model_path": "/nowhere"}, "prepare-sglang"),
             ({"model_path": "/nowhere"}, "is not visible here"),
             ({"tp_size": None}, "missing required fields"),
