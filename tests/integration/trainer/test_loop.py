@@ -229,6 +229,19 @@ async def test_a_fit_publishes_the_draft_in_training_if_that_is_surely_better_an
     assert len(await whole.versions()) == num_versions + 1
 
 
+async def test_of_two_drafts_that_are_good_enough_at_a_fit_that_which_looks_better_is_published(whole: Bench) -> None:
+    whole.admit(0, 32)  # and nothing held out that a draft for the new traffic is worse for
+    trainer = whole.trainer(await whole.initial())
+    await whole.publish_closed_form(trainer)
+    whole.admit(2000, 2064, rule=1)
+    for _ in range(120):
+        assert trainer.train()
+    trained = trainer.learner.average.fc.weight.bfloat16()
+    candidate = await trainer.fit()
+    assert candidate is not None
+    assert torch.equal(candidate.network.fc.weight.bfloat16(), trained)
+
+
 async def test_requests_that_the_draft_in_training_has_learned_do_not_judge_it_at_a_fit(whole: Bench) -> None:
     trainer = await old_and_new(whole)
     while trainer.train():
