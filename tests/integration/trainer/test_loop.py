@@ -214,9 +214,7 @@ async def old_and_new(whole: Bench) -> Trainer:
     return trainer
 
 
-async def test_a_fit_publishes_the_draft_in_training_if_that_is_surely_better_and_the_closed_form_is_not(
-    whole: Bench,
-) -> None:
+async def test_a_fit_publishes_the_draft_in_training_if_that_is_surely_better(whole: Bench) -> None:
     trainer = await old_and_new(whole)
     for _ in range(80):
         assert trainer.train()

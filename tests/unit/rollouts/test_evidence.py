@@ -240,7 +240,7 @@ def test_a_tenant_of_several_kinds_is_falsely_called_worse_off_no_more_often_tha
     """How many of its requests are of each kind is chance."""
     rng, rounds = random.Random(14), 1000
     blocked = sum(bool(worse_tenants(_of_two_kinds(rng, 1.0, tenant=ACME))) for _ in range(rounds))
-    assert blocked / rounds < 0.06
+    assert blocked / rounds < 0.08  # about 0.06; with kinds as strata 0.11
 
 
 def test_older_traffic_of_several_kinds_is_falsely_called_worse_no_more_often_than_a_single_kind() -> None:
