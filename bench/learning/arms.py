@@ -52,6 +52,7 @@ ACCEPTANCE = replace(OURS, name="acceptance", hyper=Hyperparameters(correction_w
 REVERSE_KL = replace(OURS, name="reverse-kl", hyper=Hyperparameters(loss="reverse_kl"))
 MORE_STEPS = replace(OURS, name="more-steps", steps_per_request=3.0, max_uses=12)
 SURE_START = replace(OURS, name="sure-start", starts_surely=True)
+DOUBLE_RATE = replace(OURS, name="double-rate", hyper=Hyperparameters(adaptation_rate=3e-4))
 HIGH_RATE = replace(OURS, name="high-rate", hyper=Hyperparameters(adaptation_rate=1e-3))
 
 SHIPPED = replace(
@@ -100,6 +101,7 @@ ARMS = {
         REVERSE_KL,
         MORE_STEPS,
         SURE_START,
+        DOUBLE_RATE,
         HIGH_RATE,
         SHIPPED,
         AURORA,

@@ -262,6 +262,7 @@ def read(path: Path) -> Run:
         published=tuple(data["published"]),
         online=tuple(data["online"]),
         sampled=data["sampled"],
+        looks=tuple((requests, sentence) for requests, sentence in data["looks"]),
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from bench.learning.arms import Arm
@@ -24,7 +25,15 @@ from updraft_trainer.data.sample import Sample
 from updraft_trainer.data.teacher import DraftVocabulary
 from updraft_trainer.learning.learner import Learner
 from updraft_trainer.publishing.decision import NO_DRAFT, decide
-from updraft_trainer.publishing.estimate import BestDrafts, GainEstimate, compare, num_tokens, verify_steps, walk
+from updraft_trainer.publishing.estimate import (
+    BestDrafts,
+    GainEstimate,
+    against,
+    compare,
+    num_tokens,
+    verify_steps,
+    walk,
+)
 from updraft_trainer.publishing.publish import snapshot
 from updraft_trainer.publishing.schedule import is_fit_due, num_newest_judges
 
@@ -64,6 +73,8 @@ class Run:
     sampled: dict[str, list[float]] = field(default_factory=dict)
     """By kind, for each held-out request: the mean probability, at temperature 1, that the target accepts the first token
     that the last served draft draws. Empty without a draft."""
+    looks: tuple[tuple[int, str], ...] = ()
+    """After how many requests a candidate was judged, and the decision as a sentence."""
 
 
 @dataclass(slots=True)
@@ -143,6 +154,17 @@ class Memory:
         return [sample for sample in (self.samples[entry.trace_id] for entry in entries) if num_tokens(sample) > 0]
 
 
+CLOSED_FORM, TRAINED = "a draft in closed form", "the draft in training"
+
+
+class Judged(NamedTuple):
+    """A draft, and how it compares with the one that serves. `name` is its subject in the sentence of a decision."""
+
+    name: str
+    draft: DraftNetwork
+    estimate: GainEstimate
+
+
 class Replay:
     """An arm at work on a stream."""
 
@@ -162,6 +184,8 @@ class Replay:
         self._fitted = Counter[str]()
         self._restarted_from = NO_DRAFT
         self._seconds = 0.0
+        self._online: list[int] = []
+        self._looks: list[tuple[int, str]] = []
 
     @property
     def served(self) -> DraftNetwork | None:
@@ -183,9 +207,9 @@ class Replay:
 
     def run(self, traffic: Sequence[Sample], report: Callable[[int], None]) -> Run:
         """All requests in order; `report` hears how many are done."""
-        checkpoints, published, online = [self._checkpoint(0)], [], []
+        checkpoints, published = [self._checkpoint(0)], []
         for n, sample in enumerate(traffic, 1):
-            online.append(self._serve(sample, n))
+            self._online.append(self._serve(sample, n))
             started, version = time.thread_time(), self._version
             self._learn(n)
             self._seconds += time.thread_time() - started
@@ -195,7 +219,11 @@ class Replay:
                 checkpoints.append(self._checkpoint(n))
             report(n)
         return Run(
-            checkpoints=tuple(checkpoints), published=tuple(published), online=tuple(online), sampled=self._sampled()
+            checkpoints=tuple(checkpoints),
+            published=tuple(published),
+            online=tuple(self._online),
+            sampled=self._sampled(),
+            looks=tuple(self._looks),
         )
 
     def _sampled(self) -> dict[str, list[float]]:
@@ -257,11 +285,12 @@ class Replay:
         return learner
 
     def _estimate(self, learner: Learner) -> None:
-        """Publish what the trainer would: a candidate that is surely better than what serves."""
+        """Judge the draft in training. If it is surely worse than what serves, training goes on from that."""
         self._estimated = learner.step
         unseen = self._memory.untrained(self._arm.num_waiting)
-        estimate = self._judge(snapshot(self._weights(learner)), [*self._memory.evaluation(), *unseen])
-        gain = estimate.gain(self._arm.thresholds.confidence)
+        judged = self._judged(TRAINED, self._weights(learner), [*self._memory.evaluation(), *unseen])
+        self._publish_if_better(judged)
+        gain = judged.estimate.gain(self._arm.thresholds.confidence)
         is_worse = gain is not None and gain.high_percent < 0 and self._version != self._restarted_from
         if self._arm.has_closed_form and is_worse and self._served is not None:
             self._restarted_from = self._version
@@ -279,28 +308,42 @@ class Replay:
         if draft is None:
             return
         judges = [*self._memory.evaluation(), *unseen]
-        closed, trained = (verify_steps(snapshot(one), judges, lookahead=LOOKAHEAD) for one in (draft, learner.average))
-        estimate, version = compare(judges, closed, trained, self._memory.mix()), self._version
+        closed, trained = (
+            self._judged(CLOSED_FORM, draft, judges),
+            self._judged(TRAINED, self._weights(learner), judges),
+        )
+        estimate = against(closed.estimate, trained.estimate)
         gain = estimate.gain(self._arm.thresholds.confidence)
         least = -1.0 if gain is None else gain.low_percent if self._arm.starts_surely else gain.percent
-        is_better = least > 0.0 and not estimate.losses()
-        if is_better:
+        goes_on = least > 0.0 and not estimate.losses()
+        candidates = [closed]
+        if goes_on:
             learner.start_from_fit(draft)
-        self._judge(snapshot(draft), judges)
-        if is_better or self._version != version:
+        else:
+            candidates.insert(0, trained._replace(estimate=trained.estimate.without_learned(self._memory.uses)))
+        published = next((one for one in candidates if self._publish_if_better(one)), None)
+        if goes_on or published is closed:
             self._memory.count_use(samples)
 
-    def _judge(self, candidate: DraftNetwork, samples: Sequence[Sample]) -> GainEstimate:
-        """Compare with what serves, and publish a candidate that passes."""
+    def _judged(self, name: str, network: DraftNetwork, samples: Sequence[Sample]) -> Judged:
+        """Compare the draft of now with what serves."""
+        draft = snapshot(network)
         baseline = None if self._served is None else verify_steps(self._served, samples, lookahead=LOOKAHEAD)
-        estimate = compare(samples, verify_steps(candidate, samples, lookahead=LOOKAHEAD), baseline, self._memory.mix())
-        estimate = replace(estimate, best_steps=self._best.update(estimate))
+        estimate = compare(samples, verify_steps(draft, samples, lookahead=LOOKAHEAD), baseline, self._memory.mix())
+        return Judged(name, draft, replace(estimate, best_steps=self._best.update(estimate)))
+
+    def _publish_if_better(self, candidate: Judged) -> bool:
+        """Publish what the trainer would: a candidate that is surely better than what serves."""
         decision = decide(
-            estimate, subject="the draft", baseline_version=self._version, thresholds=self._arm.thresholds
+            candidate.estimate,
+            subject=candidate.name,
+            baseline_version=self._version,
+            thresholds=self._arm.thresholds,
         )
+        self._looks.append((len(self._online), decision.sentence))
         if decision.should_publish:
-            self._publish(candidate)
-        return estimate
+            self._publish(candidate.draft)
+        return decision.should_publish
 
     def _publish(self, draft: DraftNetwork) -> None:
         self._served, self._version = draft, self._version + 1

@@ -24,6 +24,8 @@ BATCH = 4
 MAX_USES = 12
 FITTED_SAMPLES = 128
 EVALUATE_STEPS = 100
+HYPER = Hyperparameters(adaptation_rate=3e-4)
+"""Fixed, so that first drafts and ceilings stay the same when defaults change."""
 PATIENCE = 4
 """Estimates without a gain after which training ends."""
 HELD_OUT_EVERY = 10
@@ -55,7 +57,7 @@ def recipe() -> str:
         PATIENCE,
         HELD_OUT_EVERY,
         DRAFT_VOCAB,
-        Hyperparameters(),
+        HYPER,
     ]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:8]
 
@@ -76,7 +78,7 @@ def converged(
 def _train(samples: Sequence[Sample], target: TargetHead, report: Callable[[int, int], None]) -> DraftNetwork:
     training, dev, _ = Split.of(samples)
     token_ids = choose_vocabulary(training, target, size=DRAFT_VOCAB)
-    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, Hyperparameters())
+    learner = Learner(target, target.draft(draft_vocab_size=len(token_ids)), token_ids, HYPER)
     rng, num_steps = random.Random(0), MAX_USES * len(training) // BATCH
     first = learner.closed_form(rng.sample(training, min(len(training), FITTED_SAMPLES)))
     if first is not None:

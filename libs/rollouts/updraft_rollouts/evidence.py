@@ -9,13 +9,16 @@ lengths (sigma 0.8), 8 requests, 80 %: the interval lies above zero in 10.7 % of
 method), which was refused, has 13.9 %.
 
 Held-out requests are not a sample of today's traffic: they are kept for every kind of it. Weights turn them into one, as in
-post-stratification (Cochran, ch. 5A): a request weighs its kind's share of today's traffic over the kind's requests here.
+post-stratification (Cochran, ch. 5A): a request weighs its kind's share of today's traffic over the kind's requests here. The
+jackknife is that of strata (Jones, "Jackknife methods for estimators of means", Biometrika 1974), with Satterthwaite's degrees
+of freedom (1946).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 MIN_KIND_SAMPLES = 4
 """Requests of a kind from which on it has a verdict of its own; with fewer, Student's t has hardly a quantile."""
@@ -102,35 +105,81 @@ def shown_name(name: str) -> str:
 def gain(samples: Sequence[Paired], confidence: float) -> Gain:
     """Relative gain in acceptance length over the weighted samples, with its two-sided interval at `confidence`.
 
-    At least two samples need a weight above 0.
+    At least two samples need a weight above 0. The shares of kinds are known, so that a draft gains more in one kind than in
+    another is no doubt: each kind is a stratum.
     """
     samples = weighted(samples)
-    num_samples = len(samples)
-    tokens = sum(s.weight * s.tokens for s in samples)
-    candidate_steps = sum(s.weight * s.candidate_steps for s in samples)
-    baseline_steps = sum(s.weight * s.baseline_steps for s in samples)
-    log_ratio = math.log(baseline_steps / candidate_steps)
-    least = min(s.weight for s in samples)  # of the others' steps, also if rounding says that they have none
-    # The estimate without each request in turn.
-    left_out = [
-        math.log(
-            max(least, baseline_steps - s.weight * s.baseline_steps)
-            / max(least, candidate_steps - s.weight * s.candidate_steps)
-        )
-        for s in samples
-    ]
-    mean = sum(left_out) / num_samples
-    variance = (num_samples - 1) / num_samples * sum((x - mean) ** 2 for x in left_out)
-    effective_samples = tokens**2 / sum((s.weight * s.tokens) ** 2 for s in samples)
-    degrees = max(1.0, effective_samples - 1.0)
+    sums = _sums(samples)
+    log_ratio = math.log(sums.baseline_steps / sums.candidate_steps)
+    least = min(s.weight for s in samples)
+    variance, by_degrees = 0.0, 0.0
+    for own in _strata(samples):
+        part = _variance(own, sums, least)
+        variance += part
+        by_degrees += part**2 / max(1.0, _num_equal(own) - 1.0)
+    degrees = max(1.0, variance**2 / by_degrees) if by_degrees else 1.0
     margin = student_t(0.5 + confidence / 2, degrees) * math.sqrt(variance)
     return Gain(
-        candidate=tokens / candidate_steps,
-        baseline=tokens / baseline_steps,
+        candidate=sums.tokens / sums.candidate_steps,
+        baseline=sums.tokens / sums.baseline_steps,
         percent=_percent(log_ratio),
         low_percent=_percent(log_ratio - margin),
         high_percent=_percent(log_ratio + margin),
     )
+
+
+class _Sums(NamedTuple):
+    weight: float
+    tokens: float
+    candidate_steps: float
+    baseline_steps: float
+
+
+def _sums(samples: Sequence[Paired]) -> _Sums:
+    return _Sums(
+        weight=sum(s.weight for s in samples),
+        tokens=sum(s.weight * s.tokens for s in samples),
+        candidate_steps=sum(s.weight * s.candidate_steps for s in samples),
+        baseline_steps=sum(s.weight * s.baseline_steps for s in samples),
+    )
+
+
+def _strata(samples: Sequence[Paired]) -> list[list[Paired]]:
+    """The samples by kind. Kinds of fewer than `MIN_KIND_SAMPLES` are one stratum, or a part of the largest if they have as few
+    together."""
+    kinds: dict[str, list[Paired]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.kind, []).append(sample)
+    few = [sample for own in kinds.values() if len(own) < MIN_KIND_SAMPLES for sample in own]
+    strata = sorted((own for own in kinds.values() if len(own) >= MIN_KIND_SAMPLES), key=len)
+    if strata and len(few) < MIN_KIND_SAMPLES:
+        return [*strata[:-1], strata[-1] + few]
+    return [*strata, few] if few else strata
+
+
+def _variance(own: Sequence[Paired], sums: _Sums, least: float) -> float:
+    """The part of one stratum in the variance of the logarithm of the ratio: each request is left out in turn, and the
+    others of its stratum count for it. `least`: of steps that are left, also if rounding says that there are none."""
+    mine = _sums(own)
+
+    def left(total: float, of_mine: float, of_one: float, one: Paired) -> float:
+        factor = mine.weight / max(least, mine.weight - one.weight)
+        return max(least, total - of_mine + factor * (of_mine - one.weight * of_one))
+
+    left_out = [
+        math.log(
+            left(sums.baseline_steps, mine.baseline_steps, one.baseline_steps, one)
+            / left(sums.candidate_steps, mine.candidate_steps, one.candidate_steps, one)
+        )
+        for one in own
+    ]
+    mean = sum(left_out) / len(own)
+    return (len(own) - 1) / len(own) * sum((x - mean) ** 2 for x in left_out)
+
+
+def _num_equal(samples: Sequence[Paired]) -> float:
+    """How many requests of equal length say as much (Kish)."""
+    return _sums(samples).tokens ** 2 / sum((s.weight * s.tokens) ** 2 for s in samples)
 
 
 def weighted(samples: Sequence[Paired]) -> list[Paired]:
@@ -179,7 +228,9 @@ def _losses(groups: Mapping[str, Sequence[Paired]]) -> list[KindLoss]:
     judged = {name: members for name, members in groups.items() if len(members) >= MIN_KIND_SAMPLES}
     losses = []
     for kind, members in judged.items():
-        found = gain([replace(one, weight=1.0) for one in members], 1.0 - (1.0 - KIND_CONFIDENCE) / len(judged))
+        # Of one kind: among a tenant's requests, the shares of kinds are not known.
+        alike = [replace(one, weight=1.0, kind="") for one in members]
+        found = gain(alike, 1.0 - (1.0 - KIND_CONFIDENCE) / len(judged))
         tolerated = MAX_LOSS_PERCENT if weighted(members) else MAX_OLD_LOSS_PERCENT
         if found.high_percent < -tolerated:
             losses.append(KindLoss(kind=kind, percent=found.percent, num_samples=len(members)))

@@ -221,14 +221,14 @@ class Trainer:
         await self._compare_with_trained(candidate)
         await self._follow_gain(candidate)
         self._estimate_s = self._components.clock.monotonic() - start_s
-        subject = f"the draft of {self.history.num_samples:,} samples"
-        return candidate if self._releases.is_due(candidate, state, subject=subject) else None
+        return self._releases.first_due({self._name: candidate}, state)
 
     async def fit(self) -> Candidate | None:
-        """A draft in closed form if one is due; return it as a candidate if it should be published now.
+        """A draft in closed form if one is due; return it, or the draft in training, if that should be published now.
 
-        The newest requests judge it beside held-out ones, so the first version does not wait for many of these. Training goes
-        on from it if it looks better than the draft in training; what serves is replaced by a publication only.
+        The newest requests judge both beside held-out ones, so the first version does not wait for many of these. Training goes
+        on from the closed form if it looks better. Else the draft in training is the better candidate, judged by requests that
+        it has not learned. What serves is replaced by a publication only.
         """
         if not self._is_fit_due() or (state := await self._set_baseline()) is None:
             return None
@@ -252,16 +252,26 @@ class Trainer:
             self._report.done()
             await self._end_fit(own, is_used=False)
             return None
-        candidate, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
-        goes_on = is_better(candidate.estimate, trained.estimate)
-        should_publish = self._releases.is_due(candidate, state, subject="a draft in closed form")
-        await self._end_fit(own, is_used=goes_on or should_publish)
-        if goes_on or should_publish:
+        closed, trained = await self._candidate(draft, unseen), await self._candidate(self.learner.average, unseen)
+        goes_on = is_better(closed.estimate, trained.estimate)
+        candidates = {"a draft in closed form": closed}
+        if not goes_on:
+            unlearned = replace(trained, estimate=trained.estimate.without_learned(self.history.uses))
+            candidates = {self._name: unlearned} | candidates
+        published = self._releases.first_due(candidates, state)
+        is_used = goes_on or published is closed
+        await self._end_fit(own, is_used=is_used)
+        if is_used:
             self.history.learn_from(sample.tenant_text for sample in samples)
         if goes_on:
             await self._restart(draft, CLOSED_FORM)
             logger.info("Restarted from a draft in closed form", extra={"step": self.learner.step})
-        return candidate if should_publish else None
+        return published
+
+    @property
+    def _name(self) -> str:
+        """The draft in training, as the subject of a sentence."""
+        return f"the draft of {self.history.num_samples:,} samples"
 
     async def _end_fit(self, own: Sequence[Sample], *, is_used: bool) -> None:
         """Samples of a draft that is served or trained may not judge a draft that continues it."""

@@ -112,7 +112,7 @@ class TrainerSettings(Settings):
     with random weights and the lowest token ids."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW learning rate after warmup, of a draft that starts from random weights."""
-    adaptation_rate: float = Field(default=3e-4, gt=0)
+    adaptation_rate: float = Field(default=1.5e-4, gt=0)
     """AdamW learning rate after warmup, of a draft that starts in closed form or from a published draft."""
     warmup_steps: int = Field(default=20, ge=0)
     """Optimizer steps over which the learning rate increases."""

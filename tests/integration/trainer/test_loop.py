@@ -40,6 +40,7 @@ from updraft_trainer.following import Followers
 from updraft_trainer.initial_state import InitialState, resume
 from updraft_trainer.learning.compiled import Compiler
 from updraft_trainer.learning.compute import Compute
+from updraft_trainer.loop import Trainer
 from updraft_trainer.publishing.evaluator import Evaluator
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.states.state import State, States, TrainingHistory
@@ -200,6 +201,60 @@ async def test_requests_that_a_closed_form_was_fitted_to_do_not_judge_what_comes
     judges = {one.trace_id for one in whole.replay.untrained_batch(trainer.history.uses, count=100)}
     assert judges
     assert judges <= set(whole.replay.training_ids()[-OPTIONS.thresholds.min_samples :]), "those that judged it"
+
+
+async def old_and_new(whole: Bench) -> Trainer:
+    """A trainer whose draft for old traffic serves, before the first step on new traffic, for which a fit is due."""
+    whole.admit(0, 32, domain="old")
+    whole.admit(1000, 1016, evaluation=True, domain="old")
+    trainer = whole.trainer(await whole.initial())
+    await whole.train(trainer)
+    whole.admit(2000, 2064, rule=1, domain="new")
+    whole.admit(3000, 3016, rule=1, evaluation=True, domain="new")
+    return trainer
+
+
+async def test_a_fit_publishes_the_draft_in_training_if_that_is_surely_better(whole: Bench) -> None:
+    trainer = await old_and_new(whole)
+    for _ in range(80):
+        assert trainer.train()
+    trained = trainer.learner.average.fc.weight.bfloat16()
+    candidate = await trainer.fit()
+    assert candidate is not None
+    assert torch.equal(candidate.network.fc.weight.bfloat16(), trained)
+    num_versions = len(await whole.versions())
+    await trainer.publish(candidate)
+    assert len(await whole.versions()) == num_versions + 1
+
+
+async def test_of_two_drafts_that_are_good_enough_at_a_fit_that_which_looks_better_is_published(whole: Bench) -> None:
+    whole.admit(0, 32)  # and nothing held out that a draft for the new traffic is worse for
+    trainer = whole.trainer(await whole.initial())
+    await whole.publish_closed_form(trainer)
+    whole.admit(2000, 2064, rule=1)
+    for _ in range(120):
+        assert trainer.train()
+    trained = trainer.learner.average.fc.weight.bfloat16()
+    candidate = await trainer.fit()
+    assert candidate is not None
+    assert torch.equal(candidate.network.fc.weight.bfloat16(), trained)
+
+
+async def test_requests_that_the_draft_in_training_has_learned_do_not_judge_it_at_a_fit(whole: Bench) -> None:
+    trainer = await old_and_new(whole)
+    while trainer.train():
+        pass
+    learned = set(whole.replay.training_ids())
+    whole.admit(2064, 2068, rule=1, domain="new")
+    trained = trainer.learner.average.fc.weight.bfloat16()
+    candidate = await trainer.fit()
+    assert candidate is not None
+    assert torch.equal(candidate.network.fc.weight.bfloat16(), trained)
+    judges = set(candidate.estimate.trace_ids)
+    assert judges.isdisjoint(learned)
+    assert judges > set(whole.replay.training_ids()) - learned, "the four newest, beside held-out ones"
+    shares = sum(pair.weight for pair in candidate.estimate.pairs if pair.kind == "domain:new") / len(judges)
+    assert shares == pytest.approx(1.0), "as of the newest requests, all of which are of the new kind"
 
 
 async def test_a_draft_that_got_worse_starts_over_from_what_serves_once_per_version(whole: Bench) -> None:

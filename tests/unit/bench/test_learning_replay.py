@@ -58,6 +58,9 @@ def test_a_draft_in_closed_form_serves_after_sixteen_requests(
 ) -> None:
     run = replayed(OURS, maker, target, monkeypatch, 20)
     assert run.published == (16,), "of which the ninth is held out"
+    (requests, sentence), *_ = run.looks
+    assert requests == 16
+    assert " % better than no draft for today's traffic" in sentence
 
 
 def test_the_same_seed_gives_the_same_run(

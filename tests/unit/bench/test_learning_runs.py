@@ -17,6 +17,7 @@ RUN = Run(
     published=(8,),
     online=(5, 4),
     sampled={"explain": [0.5, 0.25]},
+    looks=((8, "the draft in training is better"),),
 )
 
 

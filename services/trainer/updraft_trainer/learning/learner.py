@@ -57,7 +57,7 @@ class Hyperparameters:
     """See the settings of the same names."""
 
     learning_rate: float = 1e-3
-    adaptation_rate: float = 3e-4
+    adaptation_rate: float = 1.5e-4
     warmup_steps: int = 20
     clip_norm: float = 1.0
     ttt_steps: int = 3

@@ -3,6 +3,7 @@
 Rejected: an average over positions, where a long predictable run would count at every position although decoding skips it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ from updraft_rollouts.evidence import (
 )
 from updraft_trainer.data.clusters import Feature
 from updraft_trainer.data.kinds import common_names
+from updraft_trainer.data.retention import request_of
 from updraft_trainer.data.sample import Sample, checked
 from updraft_trainer.data.selection import TrafficMix, mixed
 
@@ -66,6 +68,25 @@ class GainEstimate:
             and (candidate := sum(pair.candidate_steps for pair in pairs))
             and (baseline := sum(pair.baseline_steps for pair in pairs))
         }
+
+    def without_learned(self, uses: Mapping[str, int]) -> "GainEstimate":
+        """Judged only by requests of which no part was trained on: `uses` counts that by trace id. Each kind that still has
+        requests keeps its share of today's traffic."""
+        learned = {request_of(id_) for id_, num_uses in uses.items() if num_uses}
+        kept = [n for n, id_ in enumerate(self.trace_ids) if request_of(id_) not in learned]
+        before = Counter(pair.kind for pair in self.pairs)
+        after = Counter(self.pairs[n].kind for n in kept)
+
+        def reweighted(pair: Paired) -> Paired:
+            share = pair.weight * before[pair.kind] / len(self.pairs)
+            return replace(pair, weight=share * len(kept) / after[pair.kind])
+
+        return replace(
+            self,
+            trace_ids=tuple(self.trace_ids[n] for n in kept),
+            domains=tuple(self.domains[n] for n in kept),
+            pairs=tuple(reweighted(self.pairs[n]) for n in kept),
+        )
 
     def gain(self, confidence: float) -> Gain | None:
         """For today's mix of traffic; None for fewer than two of its requests."""

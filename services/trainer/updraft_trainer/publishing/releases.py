@@ -1,6 +1,7 @@
 """Which candidates are published, when, and what becomes of them. A candidate comes from the loop, with its estimate."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from updraft.registry.v1 import registry_pb2
@@ -16,7 +17,7 @@ from updraft_chassis.errors import (
     Unavailable,
 )
 from updraft_trainer.metrics import Metrics
-from updraft_trainer.publishing.decision import PublishThresholds, decide
+from updraft_trainer.publishing.decision import PublishDecision, PublishThresholds, decide
 from updraft_trainer.publishing.monitor import Monitor
 from updraft_trainer.publishing.publish import Candidate, Publisher
 from updraft_trainer.publishing.record import LearningRecord
@@ -42,14 +43,21 @@ class Releases:
     metrics: Metrics
     clock: Clock
 
-    def is_due(self, candidate: Candidate, state: RolloutState, *, subject: str) -> bool:
-        """Whether to publish the candidate now. `subject` names it in the report."""
-        should_publish, sentence = decide(
-            candidate.estimate,
-            subject=subject,
-            baseline_version=candidate.baseline_version,
-            thresholds=self.thresholds,
-        )
+    def first_due(self, candidates: Mapping[str, Candidate], state: RolloutState) -> Candidate | None:
+        """The first candidate that is good enough, if it should be published now; None otherwise.
+
+        Names of candidates are for the report. If none is good enough, it says why the last one is not.
+        """
+        decisions = {
+            name: decide(one.estimate, subject=name, baseline_version=one.baseline_version, thresholds=self.thresholds)
+            for name, one in candidates.items()
+        }
+        good = [name for name, decision in decisions.items() if decision.should_publish]
+        name = good[0] if good else list(candidates)[-1]
+        return candidates[name] if self._is_due(candidates[name], decisions[name], state) else None
+
+    def _is_due(self, candidate: Candidate, decision: PublishDecision, state: RolloutState) -> bool:
+        should_publish, sentence = decision
         self._record_gain(candidate)
         facts = {"step": candidate.step, "baseline_version": candidate.baseline_version}
         if not should_publish:

@@ -59,6 +59,18 @@ def test_a_candidate_that_is_surely_worse_in_one_kind_fails_however_good_its_mea
     assert judgement.reason.endswith(", but surely worse for 'code' (-10.0 %, 8 requests)")
 
 
+def test_requests_of_kinds_without_weights_are_judged_as_if_of_one_kind() -> None:
+    """How many of them are of each kind is chance, so that the draft gains in one kind only is doubt."""
+    kinds = [("domain:a", 2.6, 8), ("domain:b", 2.0, 8)]
+    with_shares, without = (
+        judge(_of_kinds(*((kind, length, weight, n) for kind, length, n in kinds)), serving=4, policy=POLICY).reason
+        for weight in (1.0, 0.0)
+    )
+    assert "gain +13.1 % (+12.8 to +13.4 % " in with_shares
+    assert "gain +13.1 % (" in without
+    assert "(+12.8 to " not in without
+
+
 def test_weights_at_their_limits_give_a_verdict() -> None:
     whole = _of_kinds(("domain:a", 2.4, 1e6, 1), ("domain:b", 2.4, 1e-6, 8))
     whole.samples[0].tokens, whole.samples[0].candidate_steps, whole.samples[0].baseline_steps = (2**32 - 1,) * 3

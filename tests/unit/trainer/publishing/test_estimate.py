@@ -5,6 +5,7 @@ import pytest
 
 from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.clusters import FEATURE_SIZE, Feature
+from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.selection import TrafficMix
 from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, is_better, merged
 
@@ -45,6 +46,23 @@ def test_two_candidates_are_compared_on_the_requests_that_both_have_walked() -> 
     assert compared.trace_ids == ("a2", "a3", "b1")
     assert [pair.baseline_steps for pair in compared.pairs] == [9, 9, 9]
     assert against(walked(a1=1), walked(a2=1)).gain(0.9) is None
+
+
+def test_without_learned_requests_each_kind_that_is_left_keeps_its_share_of_todays_traffic() -> None:
+    weights = [1.5, 1.5, 0.5, 0.5, 1.0]  # shares of 0.6, 0.2 and 0.2
+    made = walked(a1=10, a2=10, b1=10, b2=10, c1=10)
+    made = replace(made, pairs=tuple(replace(p, weight=w) for p, w in zip(made.pairs, weights, strict=True)))
+    left = made.without_learned({"a1": 1, "b1": 0, "c1": 6})
+    assert left.trace_ids == ("a2", "b1", "b2")
+    assert [pair.weight / len(left.pairs) for pair in left.pairs] == pytest.approx([0.6, 0.1, 0.1])
+    assert left.covered == pytest.approx(0.8)
+
+
+def test_a_request_of_which_a_chunk_was_learned_is_learned() -> None:
+    chunks = [f"a1{CHUNK_MARK}{n}" for n in range(2)]
+    made = replace(walked(a1=10, b1=10), trace_ids=(chunks[0], "b1"))
+    assert made.without_learned({chunks[1]: 1}).trace_ids == ("b1",)
+    assert not made.without_learned({chunks[1]: 1, "b1": 1}).pairs
 
 
 def judged(**steps: int) -> GainEstimate:

@@ -5,6 +5,7 @@ The gain is that for today's mix of traffic, and no kind of traffic may be surel
 judged once, so no correction for repeated decisions is needed.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from updraft.registry.v1.registry_pb2 import Evaluation, EvaluationSample
@@ -44,11 +45,17 @@ def judge(evaluation: Evaluation | None, *, serving: int, policy: OfflineGate) -
     if num_samples < policy.min_samples:
         reason = f"evaluated on {num_samples} requests, at least {policy.min_samples} are required"
         return OfflineJudgement(Verdict.HOLD, reason)
-    judgement = _weigh(gain(pairs, policy.confidence), num_samples, serving, policy)
+    of_mix = pairs if _has_known_shares(evaluation) else [replace(pair, kind="") for pair in pairs]
+    judgement = _weigh(gain(of_mix, policy.confidence), num_samples, serving, policy)
     losses = worse_kinds(pairs)
     if judgement.verdict is Verdict.PASS and losses:
         return OfflineJudgement(Verdict.FAIL, f"{judgement.reason}, but {losses[0]}")
     return judgement
+
+
+def _has_known_shares(evaluation: Evaluation) -> bool:
+    """Whether weights say how much of today's traffic each kind is; without, how many requests are of a kind is chance."""
+    return all(sample.kind for sample in evaluation.samples) and any(sample.weight for sample in evaluation.samples)
 
 
 def _pairs(evaluation: Evaluation) -> list[Paired]:
