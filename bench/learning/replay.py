@@ -30,6 +30,7 @@ from updraft_trainer.publishing.estimate import (
     GainEstimate,
     against,
     compare,
+    looks_better,
     num_tokens,
     verify_steps,
     walk,
@@ -320,7 +321,8 @@ class Replay:
         if goes_on:
             learner.start_from_fit(draft)
         else:
-            candidates.insert(0, trained._replace(estimate=trained.estimate.without_learned(self._memory.uses)))
+            place = len(candidates) if looks_better(closed.estimate, trained.estimate) else 0
+            candidates.insert(place, trained._replace(estimate=trained.estimate.without_learned(self._memory.uses)))
         published = next((one for one in candidates if self._publish_if_better(one)), None)
         if goes_on or published is closed:
             self._memory.count_use(samples)

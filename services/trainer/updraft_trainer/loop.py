@@ -25,7 +25,7 @@ from updraft_trainer.following import fit_batch
 from updraft_trainer.initial_state import CLOSED_FORM, RANDOM, InitialState, TrainerSpec
 from updraft_trainer.learning.average import FITTED_DECAY, TRAINED_DECAY
 from updraft_trainer.publishing.decision import NO_DRAFT
-from updraft_trainer.publishing.estimate import is_better
+from updraft_trainer.publishing.estimate import is_better, looks_better
 from updraft_trainer.publishing.evaluator import Baseline
 from updraft_trainer.publishing.publish import Candidate
 from updraft_trainer.publishing.registry_view import RolloutState
@@ -227,8 +227,9 @@ class Trainer:
         """A draft in closed form if one is due; return it, or the draft in training, if that should be published now.
 
         The newest requests judge both beside held-out ones, so the first version does not wait for many of these. Training goes
-        on from the closed form if it looks better. Else the draft in training is the better candidate, judged by requests that
-        it has not learned. What serves is replaced by a publication only.
+        on from the closed form if it looks better and is surely worse in no kind. Else the draft in training is a candidate
+        too, judged by requests that it has not learned; the one that looks better comes first. What serves is replaced by a
+        publication only.
         """
         if not self._is_fit_due() or (state := await self._set_baseline()) is None:
             return None
@@ -256,8 +257,9 @@ class Trainer:
         goes_on = is_better(closed.estimate, trained.estimate)
         candidates = {"a draft in closed form": closed}
         if not goes_on:
-            unlearned = replace(trained, estimate=trained.estimate.without_learned(self.history.uses))
-            candidates = {self._name: unlearned} | candidates
+            named = {self._name: replace(trained, estimate=trained.estimate.without_learned(self.history.uses))}
+            closed_first = looks_better(closed.estimate, trained.estimate)
+            candidates = candidates | named if closed_first else named | candidates
         published = self._releases.first_due(candidates, state)
         is_used = goes_on or published is closed
         await self._end_fit(own, is_used=is_used)

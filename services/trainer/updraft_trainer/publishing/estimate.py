@@ -102,14 +102,18 @@ def against(candidate: GainEstimate, other: GainEstimate) -> GainEstimate:
     return GainEstimate(trace_ids=trace_ids, domains=domains, pairs=pairs)
 
 
+def looks_better(candidate: GainEstimate, other: GainEstimate) -> bool:
+    """Whether it looks better for today's traffic, on requests that judged both drafts; no certainty is asked for."""
+    gain = against(candidate, other).gain(KIND_CONFIDENCE)
+    return gain is not None and gain.percent > 0.0
+
+
 def is_better(candidate: GainEstimate, other: GainEstimate) -> bool:
-    """Whether it looks better for today's traffic and is surely worse in no kind, on requests that judged both drafts.
+    """Whether it looks better and is surely worse in no kind, on requests that judged both drafts.
 
     Nothing is published for this, so it takes no certainty: a draft in training that looks worse is no better to go on from.
     """
-    estimate = against(candidate, other)
-    gain = estimate.gain(KIND_CONFIDENCE)
-    return gain is not None and gain.percent > 0.0 and not estimate.losses()
+    return looks_better(candidate, other) and not against(candidate, other).losses()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

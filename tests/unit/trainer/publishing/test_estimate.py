@@ -7,7 +7,15 @@ from updraft_rollouts.evidence import Paired
 from updraft_trainer.data.clusters import FEATURE_SIZE, Feature
 from updraft_trainer.data.retention import CHUNK_MARK
 from updraft_trainer.data.selection import TrafficMix
-from updraft_trainer.publishing.estimate import BestDrafts, Evidence, GainEstimate, against, is_better, merged
+from updraft_trainer.publishing.estimate import (
+    BestDrafts,
+    Evidence,
+    GainEstimate,
+    against,
+    is_better,
+    looks_better,
+    merged,
+)
 
 
 def walked(**steps: int) -> GainEstimate:
@@ -80,12 +88,14 @@ def test_training_goes_on_from_a_draft_that_looks_better_and_needs_no_certainty(
     assert not is_better(trained, closed)
 
 
-def test_training_does_not_go_on_from_a_draft_that_is_surely_worse_for_a_kind() -> None:
+def test_a_draft_that_is_surely_worse_for_a_kind_may_look_better_but_training_does_not_go_on_from_it() -> None:
     trained = judged(**{f"a{n}": 20 for n in range(8)}, **{f"b{n}": 20 for n in range(8)})
     closed = judged(**{f"a{n}": 10 for n in range(8)}, **{f"b{n}": 25 + n % 2 for n in range(8)})
     gain = against(closed, trained).gain(0.9)
     assert gain is not None
     assert gain.percent > 0
+    assert looks_better(closed, trained)
+    assert not looks_better(trained, closed)
     assert not is_better(closed, trained)
 
 
