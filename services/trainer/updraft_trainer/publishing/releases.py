@@ -46,14 +46,14 @@ class Releases:
     def first_due(self, candidates: Mapping[str, Candidate], state: RolloutState) -> Candidate | None:
         """The first candidate that is good enough, if it should be published now; None otherwise.
 
-        Names of candidates are for the report. If none is good enough, it says why the last one is not.
+        Names of candidates are for the report. If none is good enough, it says why the first one is not.
         """
         decisions = {
             name: decide(one.estimate, subject=name, baseline_version=one.baseline_version, thresholds=self.thresholds)
             for name, one in candidates.items()
         }
         good = [name for name, decision in decisions.items() if decision.should_publish]
-        name = good[0] if good else list(candidates)[-1]
+        name = next(iter(good or candidates))
         return candidates[name] if self._is_due(candidates[name], decisions[name], state) else None
 
     def _is_due(self, candidate: Candidate, decision: PublishDecision, state: RolloutState) -> bool:

@@ -122,10 +122,10 @@ def test_of_candidates_in_the_order_of_preference_the_first_that_is_good_enough_
     assert desk.length == pytest.approx(22 / steps[chosen]), "that of the same candidate"
 
 
-def test_if_no_candidate_is_good_enough_the_sentence_is_about_the_last(desk: Desk, worse: Candidate) -> None:
-    assert desk.releases.first_due({"first": worse, "second": with_steps(worse, 12)}, FREE) is None
+def test_if_no_candidate_is_good_enough_the_sentence_is_about_the_preferred_one(desk: Desk, worse: Candidate) -> None:
+    assert desk.releases.first_due({"first": with_steps(worse, 12), "second": worse}, FREE) is None
     (sentence,) = desk.sentences
-    assert sentence.startswith("second is 16.7 % worse than version 1 ")
+    assert sentence.startswith("first is 16.7 % worse than version 1 ")
 
 
 def test_of_two_candidates_that_are_good_enough_one_is_withheld(desk: Desk, worse: Candidate) -> None:
