@@ -173,10 +173,8 @@ class Preparation:
                 job = self._job = self._begun(text)
         except Exception as error:  # noqa: BLE001  (it is told)
             return _State(refusal=str(error) or type(error).__name__)
-        if job.is_dropped:  # its thread still runs
+        if job.is_dropped or job.text != text:  # its thread still runs, and the agent asks again
             return _State()
-        if job.text != text:
-            return _State(refusal="another draft is being prepared")
         result = job.result
         return _State(content=result.content) if isinstance(result, Prepared) else _State(refusal=result)
 
