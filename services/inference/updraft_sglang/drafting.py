@@ -13,11 +13,11 @@ from typing import Any
 from updraft_sglang import configuration, names
 from updraft_sglang.ranks.agreement import first_problem, gathered
 from updraft_sglang.ranks.plan import Plan, SharedPlan
+from updraft_sglang.weights import ServedVersion
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import LOADS
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
-from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class DraftingHooks:
@@ -36,8 +36,8 @@ class DraftingHooks:
         self._drafting: Drafting | None = None
         """None in all ranks but the first."""
         self._shared: SharedPlan | None = None
-        self._is_due, self._planned_for = True, (0, "")
-        """Whether a step has ended since the last plan, and the draft that it was for."""
+        self._is_due, self._planned_for = True, (0, False)
+        """Whether a step has ended since the last plan, and the draft that it was for (see `ServedVersion.is_mixed`)."""
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self._receiving = Binding(target=names.RECEIVE, hook=self.receive, parameters=("self", "local_reqs"))
@@ -120,13 +120,12 @@ class DraftingHooks:
 
     def _decided(self, drafting: Drafting, *, several: bool) -> Plan | None:
         """The plan for the next steps; None if it is the same as before."""
-        served = self._served.version, self._served.digest
+        served = self._served.version, self._served.is_mixed
         if not self._is_due and served == self._planned_for:
             return None
         self._is_due, self._planned_for = False, served
-        if (
-            several and self._served.digest == UNKNOWN
-        ):  # ranks may hold different drafts, which would propose other tokens
+        self._guard("serve", drafting.serve, self._served.version)  # also if no plan can be made
+        if several and self._served.is_mixed:  # different drafts would propose different tokens
             return Plan()
         plan: Plan | None = self._guard("plan", self._plan, drafting)
         if plan is None and "plan" in self._guard.unhooked:
@@ -135,7 +134,6 @@ class DraftingHooks:
 
     def _plan(self, drafting: Drafting) -> Plan:
         """The loads in which the next steps may draft."""
-        self._guard("serve", drafting.serve, self._served.version)
         loads = tuple(load for load in LOADS if may_draft(drafting, self._guard, load))
         return Plan(loads=loads, is_useless=drafting.is_useless)
 

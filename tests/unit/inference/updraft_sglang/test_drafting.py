@@ -12,10 +12,11 @@ import pytest
 from updraft_sglang import configuration, drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_sglang.ranks import plan
+from updraft_sglang.reloads import UnprovedDraft
+from updraft_sglang.weights import ServedVersion
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, FIRST_SLICE
 from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
-from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class Controller(SimpleNamespace):
@@ -233,10 +234,22 @@ def test_while_ranks_may_hold_different_drafts_none_of_them_proposes(monkeypatch
     served, one = ServedVersion(), worker(untrained=False)
     found = started(one, served)
     numbers = []
-    for served.digest in ("", UNKNOWN, "sha256:1"):
+    for served.is_mixed in (False, True, False):
         numbers.append(length(found, one))
 
     assert numbers == [2, 0, 2]
+
+
+def test_an_update_by_someone_else_leaves_ranks_with_equal_drafts_so_they_go_on_proposing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(configuration, "place", lambda: (0, 2))
+    served, one = ServedVersion(), worker(untrained=False)
+    found = started(one, served)
+
+    UnprovedDraft(served).close("an update")
+
+    assert length(found, one) == 2
 
 
 def test_each_replica_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +269,6 @@ def test_where_no_plan_can_be_made_a_trained_draft_is_used(monkeypatch: pytest.M
 
     monkeypatch.setattr(found, "_plan", failing)
     served.version = 1
-    assert found._drafting is not None
-    found._drafting.serve(1)
     for _ in range(2):
         assert length(found, one) == 0
         step(found, None, is_decode=False)
