@@ -19,6 +19,9 @@ from updraft_tap.drafting.speedup import LOADS
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
 
+_IRREPLACEABLE = "the policy cannot be replaced"
+_SEVERAL_NODES = "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
+
 
 class DraftingHooks:
     """The hooks of each rank. The first one measures and decides, and its `SharedPlan` tells all of them.
@@ -60,14 +63,11 @@ class DraftingHooks:
         """
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))
-        group = self._guard("switch", _group, server_args)
-        if group is None:
-            self.problem = (
-                "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
-            )
+        self.problem, group = self._guard("switch", _group, server_args) or (_IRREPLACEABLE, None)
+        if self.problem:
             return
         switch = self._guard("switch", self._made, worker, server_args)
-        problem = "the policy cannot be replaced" if switch is None else switch.problem
+        problem = _IRREPLACEABLE if switch is None else switch.problem
         self.problem = first_problem(gathered(problem, group))
         if not self.problem:
             self._drafting, self._shared = switch.drafting, switch.shared
@@ -112,6 +112,7 @@ class DraftingHooks:
             drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
             decide = partial(self._decided, drafting, several=num_ranks > 1)
         shared = SharedPlan(self._secret, decide, self._obey)
+        shared.check()
         controller = worker.adaptive_controller
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(int(worker.speculative_num_steps)))
@@ -158,9 +159,11 @@ class _Switch:
     policy: Any = None
 
 
-def _group(server_args: Any) -> Any:
-    """The group of all ranks; None unless they are processes of one machine, which all have the plugin and its settings."""
-    return configuration.group() if resolved(names.RESOLVED)(server_args).nnodes == 1 else None
+def _group(server_args: Any) -> tuple[str, Any]:
+    """The group of all ranks, or a problem: only processes of one machine all have the plugin and its settings."""
+    if resolved(names.RESOLVED)(server_args).nnodes == 1:
+        return "", configuration.group()
+    return _SEVERAL_NODES, None
 
 
 def _fixed(worker: Any, server_args: Any) -> str:

@@ -88,6 +88,9 @@ def _served(problem: str) -> tuple[bool, str]:
         if isinstance(error, PartlyError):
             served.digest, served.is_mixed = UNKNOWN, True
         return False, str(error)
+    except Exception as error:  # another release of SGLang
+        log.exception("Updraft cannot load a draft")
+        return False, f"{type(error).__name__}: {error}"
     served.version, served.digest, served.is_mixed = order.version, order.digest, False
     return True, "Success"
 

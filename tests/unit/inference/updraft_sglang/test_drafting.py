@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,33 @@ def test_another_algorithm_is_left_as_it_is() -> None:
 
 def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
+
+
+def _no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "resolved", {}.__getitem__)
+
+
+def _abort_without_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "resolved", lambda _: lambda rid: SimpleNamespace(request=rid))
+
+
+def _no_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "resolved", {}.__getitem__)
+
+
+@pytest.mark.parametrize("change", [_no_abort, _abort_without_id, _no_view])
+def test_another_release_of_sglang_starts_with_its_own_policy(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    change(monkeypatch)
+    one = worker(configured=Configured())
+    configured = one.adaptive_controller.params
+
+    found = started(one)
+
+    assert found.problem == "the policy cannot be replaced"
+    assert one.adaptive_controller.params is configured
+    assert found.receive(lambda _, local_reqs: local_reqs, "receiver", local_reqs=None) is None
 
 
 def test_where_a_step_cannot_be_read_an_untrained_draft_stays_off_and_a_trained_one_is_used() -> None:

@@ -170,6 +170,18 @@ def test_a_refusal_of_sglang_itself_is_told(folder: Path) -> None:
     assert (is_written(model), served.version, served.digest) == (False, 0, "")
 
 
+def test_another_release_of_sglang_is_told_as_a_refusal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared(Served())
+    order = prepare(model, folder)
+    monkeypatch.setattr(configuration, "is_one_node", lambda: SimpleNamespace().nnodes)
+
+    is_done, message = update(model, payload(order))
+
+    assert not is_done
+    assert "has no attribute 'nnodes'" in message
+    assert (is_written(model), served.version, served.is_mixed) == (False, 0, False)
+
+
 def test_without_the_hook_a_refusal_does_not_end_the_server() -> None:
     model = shared(Served())
 

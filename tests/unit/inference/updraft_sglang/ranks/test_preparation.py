@@ -279,6 +279,24 @@ def test_with_several_nodes_nobody_waits_for_a_rank_that_may_lack_the_plugin(
         rank.preparation.serve(ordered(folder), rank.model, "")
 
 
+def test_another_release_of_sglang_refuses_drafts_and_works_on(
+    ranks: Ranks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, request = ranks.all[0], SimpleNamespace(action=PREPARE + ordered(folder))
+    monkeypatch.setattr(configuration, "is_one_node", lambda: SimpleNamespace().nnodes)
+
+    is_done, message = ranks.check(ordered(folder))
+
+    assert not is_done
+    assert "has no attribute 'nnodes'" in message
+
+    def no_module(_: str) -> Any:
+        raise ImportError
+
+    monkeypatch.setattr(preparation, "resolved", no_module)
+    assert rank.preparation.check(lambda *_: "SGLang's", rank.manager, request) == "SGLang's"
+
+
 def test_a_server_without_a_draft_says_so(ranks: Ranks, folder: Path) -> None:
     for rank in ranks.all:
         rank.manager.draft_worker = None
