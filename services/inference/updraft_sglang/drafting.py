@@ -13,11 +13,14 @@ from typing import Any
 from updraft_sglang import configuration, names
 from updraft_sglang.ranks.agreement import first_problem, gathered
 from updraft_sglang.ranks.plan import Plan, SharedPlan
+from updraft_sglang.weights import ServedVersion
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import LOADS
 from updraft_tap.drafting.switch import MEASURING, UNTRAINED, Drafting, Tell, may_draft
 from updraft_tap.hooks import Binding, Guard, Hook, resolved
-from updraft_tap.weights import UNKNOWN, ServedVersion
+
+_IRREPLACEABLE = "the policy cannot be replaced"
+_SEVERAL_NODES = "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
 
 
 class DraftingHooks:
@@ -36,8 +39,8 @@ class DraftingHooks:
         self._drafting: Drafting | None = None
         """None in all ranks but the first."""
         self._shared: SharedPlan | None = None
-        self._is_due, self._planned_for = True, (0, "")
-        """Whether a step has ended since the last plan, and the draft that it was for."""
+        self._is_due, self._planned_for = True, (0, False)
+        """Whether a step has ended since the last plan, and the draft that it was for (see `ServedVersion.is_mixed`)."""
         self._configured_skip = os.environ.get(names.SKIP_EXTEND)
         scheduler = names.SCHEDULER
         self._receiving = Binding(target=names.RECEIVE, hook=self.receive, parameters=("self", "local_reqs"))
@@ -60,14 +63,11 @@ class DraftingHooks:
         """
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))
-        group = self._guard("switch", _group, server_args)
-        if group is None:
-            self.problem = (
-                "drafting cannot be turned off unless all ranks run on one node, because others may lack the plugin"
-            )
+        self.problem, group = self._guard("switch", _group, server_args) or (_IRREPLACEABLE, None)
+        if self.problem:
             return
         switch = self._guard("switch", self._made, worker, server_args)
-        problem = "the policy cannot be replaced" if switch is None else switch.problem
+        problem = _IRREPLACEABLE if switch is None else switch.problem
         self.problem = first_problem(gathered(problem, group))
         if not self.problem:
             self._drafting, self._shared = switch.drafting, switch.shared
@@ -112,6 +112,7 @@ class DraftingHooks:
             drafting = Drafting(is_untrained=_is_untrained(worker), tell=self._tell)
             decide = partial(self._decided, drafting, several=num_ranks > 1)
         shared = SharedPlan(self._secret, decide, self._obey)
+        shared.check()
         controller = worker.adaptive_controller
         if controller is None:
             controller = resolved(names.CONTROLLER)(worker, FixedNumber(int(worker.speculative_num_steps)))
@@ -120,13 +121,12 @@ class DraftingHooks:
 
     def _decided(self, drafting: Drafting, *, several: bool) -> Plan | None:
         """The plan for the next steps; None if it is the same as before."""
-        served = self._served.version, self._served.digest
+        served = self._served.version, self._served.is_mixed
         if not self._is_due and served == self._planned_for:
             return None
         self._is_due, self._planned_for = False, served
-        if (
-            several and self._served.digest == UNKNOWN
-        ):  # ranks may hold different drafts, which would propose other tokens
+        self._guard("serve", drafting.serve, self._served.version)  # also if no plan can be made
+        if several and self._served.is_mixed:  # different drafts would propose different tokens
             return Plan()
         plan: Plan | None = self._guard("plan", self._plan, drafting)
         if plan is None and "plan" in self._guard.unhooked:
@@ -135,7 +135,6 @@ class DraftingHooks:
 
     def _plan(self, drafting: Drafting) -> Plan:
         """The loads in which the next steps may draft."""
-        self._guard("serve", drafting.serve, self._served.version)
         loads = tuple(load for load in LOADS if may_draft(drafting, self._guard, load))
         return Plan(loads=loads, is_useless=drafting.is_useless)
 
@@ -160,9 +159,11 @@ class _Switch:
     policy: Any = None
 
 
-def _group(server_args: Any) -> Any:
-    """The group of all ranks; None unless they are processes of one machine, which all have the plugin and its settings."""
-    return configuration.group() if resolved(names.RESOLVED)(server_args).nnodes == 1 else None
+def _group(server_args: Any) -> tuple[str, Any]:
+    """The group of all ranks, or a problem: only processes of one machine all have the plugin and its settings."""
+    if resolved(names.RESOLVED)(server_args).nnodes == 1:
+        return "", configuration.group()
+    return _SEVERAL_NODES, None
 
 
 def _fixed(worker: Any, server_args: Any) -> str:

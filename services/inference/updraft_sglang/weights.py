@@ -34,6 +34,8 @@ class ServedVersion(weights.ServedVersion):
         super().__init__()
         self.is_answered = False
         """A caller up the stack turns exceptions into error responses."""
+        self.is_mixed = False
+        """A copy failed, so each rank may hold another draft. Updates by others do not change that: they are alike in all."""
         self.asked: tuple[str, Any] = ("", None)
         """The order that the loader got last, and the model for it."""
 
@@ -84,9 +86,12 @@ def _served(problem: str) -> tuple[bool, str]:
     except RefusedError as error:
         log.error("Updraft refused a draft: %s", error)
         if isinstance(error, PartlyError):
-            served.digest = UNKNOWN
+            served.digest, served.is_mixed = UNKNOWN, True
         return False, str(error)
-    served.version, served.digest = order.version, order.digest
+    except Exception as error:  # another release of SGLang
+        log.exception("Updraft cannot load a draft")
+        return False, f"{type(error).__name__}: {error}"
+    served.version, served.digest, served.is_mixed = order.version, order.digest, False
     return True, "Success"
 
 

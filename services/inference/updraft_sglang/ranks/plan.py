@@ -40,6 +40,11 @@ class SharedPlan:
         """The last decision of this rank."""
         self._obey = obey
 
+    def check(self) -> None:
+        """Raises whatever goes wrong if this release of SGLang cannot send a plan: in `receive`, it would end the server."""
+        if not self._is_ours(self._sent(Plan())):
+            raise TypeError(f"{names.ABORT} does not keep its rid")
+
     def allows(self, batch_size: int) -> bool:
         """Whether the next step, of so many requests, may draft."""
         return load_of(batch_size) in self.plan.loads

@@ -103,14 +103,16 @@ class Preparation:
         action = str(getattr(recv_req, "action", ""))
         if not action.startswith(PREPARE):
             return original(manager, recv_req, *args, **kwargs)
-        if not configuration.is_one_node():  # another node may lack the plugin, and then would not take part
-            return resolved(names.CHECKED)(success=False, message=SEVERAL_NODES)
-        self._manager = manager
-        states: list[_State] = self._gather(self._state(action.removeprefix(PREPARE)), manager.tp_cpu_group)
-        refusal = _refusal(states)
-        if refusal:
-            self._drop(action.removeprefix(PREPARE))
-        return resolved(names.CHECKED)(success=not refusal, message=refusal or _progress(states))
+        try:
+            answer = resolved(names.CHECKED)
+        except (ImportError, AttributeError):  # another release of SGLang, which refuses the action itself
+            return original(manager, recv_req, *args, **kwargs)
+        try:
+            refusal, progress = self._checked(action.removeprefix(PREPARE), manager)
+        except Exception as error:  # the same in all ranks, as their releases are
+            log.exception("Updraft cannot prepare drafts")
+            refusal, progress = f"the plugin cannot prepare drafts: {type(error).__name__}: {error}", ""
+        return answer(success=not refusal, message=refusal or progress)
 
     def serve(self, text: str, model: Any, problem: str) -> Order:
         """Copy the draft of this order into `model`. All ranks call it; a `problem` of one of them is one of all.
@@ -135,6 +137,17 @@ class Preparation:
         except RefusedError as error:
             raise PartlyError(str(error)) from error
         return job.order
+
+    def _checked(self, text: str, manager: Any) -> tuple[str, str]:
+        """Why the ranks refuse the order, and how far they are."""
+        if not configuration.is_one_node():  # another node may lack the plugin, and then would not take part
+            return SEVERAL_NODES, ""
+        self._manager = manager
+        states: list[_State] = self._gather(self._state(text), manager.tp_cpu_group)
+        refusal = _refusal(states)
+        if refusal:
+            self._drop(text)
+        return refusal, _progress(states)
 
     def _problem(self, text: str, model: Any) -> str:
         """Why this rank cannot copy; "" if it can."""
@@ -173,10 +186,8 @@ class Preparation:
                 job = self._job = self._begun(text)
         except Exception as error:  # noqa: BLE001  (it is told)
             return _State(refusal=str(error) or type(error).__name__)
-        if job.is_dropped:  # its thread still runs
+        if job.is_dropped or job.text != text:  # its thread still runs, and the agent asks again
             return _State()
-        if job.text != text:
-            return _State(refusal="another draft is being prepared")
         result = job.result
         return _State(content=result.content) if isinstance(result, Prepared) else _State(refusal=result)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from updraft_sglang import configuration, drafting, names
 from updraft_sglang.drafting import DraftingHooks, Policy
 from updraft_sglang.ranks import plan
+from updraft_sglang.reloads import UnprovedDraft
+from updraft_sglang.weights import ServedVersion
 from updraft_tap import hooks
 from updraft_tap.drafting.speedup import FIRST_BLOCK, FIRST_SLICE
 from updraft_tap.drafting.switch import UNTRAINED, Drafting, Tell
-from updraft_tap.weights import UNKNOWN, ServedVersion
 
 
 class Controller(SimpleNamespace):
@@ -168,6 +170,33 @@ def test_a_worker_that_does_not_fit_starts_all_the_same() -> None:
     assert started(SimpleNamespace()).problem == "the policy cannot be replaced"
 
 
+def _no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "resolved", {}.__getitem__)
+
+
+def _abort_without_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "resolved", lambda _: lambda rid: SimpleNamespace(request=rid))
+
+
+def _no_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "resolved", {}.__getitem__)
+
+
+@pytest.mark.parametrize("change", [_no_abort, _abort_without_id, _no_view])
+def test_another_release_of_sglang_starts_with_its_own_policy(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    change(monkeypatch)
+    one = worker(configured=Configured())
+    configured = one.adaptive_controller.params
+
+    found = started(one)
+
+    assert found.problem == "the policy cannot be replaced"
+    assert one.adaptive_controller.params is configured
+    assert found.receive(lambda _, local_reqs: local_reqs, "receiver", local_reqs=None) is None
+
+
 def test_where_a_step_cannot_be_read_an_untrained_draft_stays_off_and_a_trained_one_is_used() -> None:
     served, one = ServedVersion(), worker()
     found = started(one, served, tell=lambda _: None)
@@ -233,10 +262,22 @@ def test_while_ranks_may_hold_different_drafts_none_of_them_proposes(monkeypatch
     served, one = ServedVersion(), worker(untrained=False)
     found = started(one, served)
     numbers = []
-    for served.digest in ("", UNKNOWN, "sha256:1"):
+    for served.is_mixed in (False, True, False):
         numbers.append(length(found, one))
 
     assert numbers == [2, 0, 2]
+
+
+def test_an_update_by_someone_else_leaves_ranks_with_equal_drafts_so_they_go_on_proposing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(configuration, "place", lambda: (0, 2))
+    served, one = ServedVersion(), worker(untrained=False)
+    found = started(one, served)
+
+    UnprovedDraft(served).close("an update")
+
+    assert length(found, one) == 2
 
 
 def test_each_replica_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +297,6 @@ def test_where_no_plan_can_be_made_a_trained_draft_is_used(monkeypatch: pytest.M
 
     monkeypatch.setattr(found, "_plan", failing)
     served.version = 1
-    assert found._drafting is not None
-    found._drafting.serve(1)
     for _ in range(2):
         assert length(found, one) == 0
         step(found, None, is_decode=False)

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a process that has just started, of one rank."""
-    for name in ("version", "digest", "is_answered", "asked"):
+    for name in ("version", "digest", "is_answered", "is_mixed", "asked"):
         monkeypatch.setattr(served, name, getattr(weights.ServedVersion(), name))
     monkeypatch.setattr(weights, "preparation", Preparation(LOADER, lambda value, _: [value]))
     monkeypatch.setattr(configuration, "place", lambda: (0, 1))
@@ -154,8 +154,10 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(folder:
     job.result = replace(job.result, writes=[*job.result.writes[:3], failing])
     is_done, message = update(model, payload(order))
 
-    assert (is_done, served.version, served.digest) == (False, 7, UNKNOWN)
+    assert (is_done, served.version, served.digest, served.is_mixed) == (False, 7, UNKNOWN, True)
     assert "loaded only in part" in message
+    assert update(model, payload(prepare(model, folder))) == (True, "Success")
+    assert not served.is_mixed
 
 
 def test_a_refusal_of_sglang_itself_is_told(folder: Path) -> None:
@@ -166,6 +168,18 @@ def test_a_refusal_of_sglang_itself_is_told(folder: Path) -> None:
 
     assert answer == (False, "no online updates")
     assert (is_written(model), served.version, served.digest) == (False, 0, "")
+
+
+def test_another_release_of_sglang_is_told_as_a_refusal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared(Served())
+    order = prepare(model, folder)
+    monkeypatch.setattr(configuration, "is_one_node", lambda: SimpleNamespace().nnodes)
+
+    is_done, message = update(model, payload(order))
+
+    assert not is_done
+    assert "has no attribute 'nnodes'" in message
+    assert (is_written(model), served.version, served.is_mixed) == (False, 0, False)
 
 
 def test_without_the_hook_a_refusal_does_not_end_the_server() -> None:

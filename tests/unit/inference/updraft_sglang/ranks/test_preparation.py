@@ -207,7 +207,8 @@ def test_a_rank_prepares_one_draft_at_a_time_and_the_same_order_joins_it(
     monkeypatch.setattr(weights, "read", reading)
     first, second = ordered(folder), ordered(folder, version=8)
     assert ranks.check(first) == (True, f"{PREPARING}; not ready: 0, 1")
-    assert ranks.check(second) == (False, "rank 0: another draft is being prepared")
+    assert ranks.check(second) == (True, f"{PREPARING}; not ready: 0, 1"), "it waits"
+    assert len(num_read) == NUM_RANKS
     assert ranks.check(first) == (True, f"{PREPARING}; not ready: 0, 1")
     may_read.set()
 
@@ -276,6 +277,24 @@ def test_with_several_nodes_nobody_waits_for_a_rank_that_may_lack_the_plugin(
     assert (answer.success, answer.message) == (False, SEVERAL_NODES)
     with pytest.raises(RefusedError, match="several nodes"):
         rank.preparation.serve(ordered(folder), rank.model, "")
+
+
+def test_another_release_of_sglang_refuses_drafts_and_works_on(
+    ranks: Ranks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, request = ranks.all[0], SimpleNamespace(action=PREPARE + ordered(folder))
+    monkeypatch.setattr(configuration, "is_one_node", lambda: SimpleNamespace().nnodes)
+
+    is_done, message = ranks.check(ordered(folder))
+
+    assert not is_done
+    assert "has no attribute 'nnodes'" in message
+
+    def no_module(_: str) -> Any:
+        raise ImportError
+
+    monkeypatch.setattr(preparation, "resolved", no_module)
+    assert rank.preparation.check(lambda *_: "SGLang's", rank.manager, request) == "SGLang's"
 
 
 def test_a_server_without_a_draft_says_so(ranks: Ranks, folder: Path) -> None:
