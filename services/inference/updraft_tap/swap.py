@@ -139,10 +139,12 @@ class Swap:
             return
         threading.Thread(target=self._look, args=(changed,), name="updraft-swap", daemon=True).start()
 
-    def doubt(self) -> None:
-        """Forget the digest, because other ranks hold another draft, or may do so."""
+    def doubt(self) -> bool:
+        """Forget the digest, because other ranks hold another draft, or may do so. Returns whether it was known."""
         with self._touching:
+            was_known = self._served.digest != UNKNOWN
             self._served.digest = UNKNOWN
+        return was_known
 
     def _look(self, changed: Callable[[], None]) -> None:
         """Whether the draft that was swapped in is still there. Without a proof it counts as lost."""

@@ -156,8 +156,7 @@ class Rank:
 
     def doubt(self) -> dict[str, Any]:
         """The ranks hold different drafts, or may do so."""
-        if self.swap is not None:
-            self.swap.doubt()
+        if self.swap is not None and self.swap.doubt():  # else it is no news, and the agent would try again at once
             self.changed()
         return {"at": ENDED}
 

@@ -208,6 +208,22 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
     closing[0].join()
 
 
+def test_only_a_rank_that_knew_what_it_serves_tells_that_it_is_in_doubt(server: Server, folder: Path) -> None:
+    told: list[int] = []
+    first, second = server.halves
+    for half in server.halves:
+        half.rank.changed = lambda number=half.number: told.append(number)  # type: ignore[misc]  # a default binds it
+    for _ in range(2):
+        first.spoil = second.spoil = 1.0
+        assert server.load(folder)["served"] == {"version": 0, "digest": UNKNOWN}, "none was ever proved"
+    assert told == [], "or the agent would send the same draft again at once, for ever"
+
+    second.served.digest = "sha256:1"
+    cannot_prepare(first)
+    assert server.load(folder)["served"]["digest"] == UNKNOWN
+    assert told == [1]
+
+
 def test_weights_that_were_closed_for_a_moment_while_they_are_proved_are_not_said_to_be_served(
     server: Server, folder: Path
 ) -> None:
