@@ -106,6 +106,8 @@ class Swap:
         """How often the engine has closed its weights so far: afterwards they may be others."""
         self._is_touched = False
         """The load in progress has begun to write."""
+        self._is_undone = False
+        """The load in progress has put back all that it wrote."""
         self._proof, self._proved = "", (0, "")
         """Digest of what the engine held after the last swap that succeeded, and the version and digest that it has."""
 
@@ -187,7 +189,7 @@ class Swap:
             restore = self._restoring(self._draft.kept())
         del tensors, prepared, part  # of a large draft, and each rank has read all of it
         target = self._target_before()
-        self._is_touched = False
+        self._is_touched = self._is_undone = False
         try:
             body, undo = partial(self._write, writes, version, restore), partial(self._undo, restore)
             pause_s = self._lockstep.write(body, undo, _PATIENCE_S, whole)
@@ -285,11 +287,13 @@ class Swap:
         if self._is_touched:
             with self._access():
                 restore()
+            self._is_undone = True
 
     def _put_back(self, put_back: Write, digest: str) -> str:
         """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
         try:
-            self._lockstep.write(put_back, None, math.inf)
+            if not self._is_undone:
+                self._lockstep.write(put_back, None, math.inf)
         except BaseException as error:  # noqa: BLE001  (it is told)
             return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
         with suppress(BaseException):  # then it stays unknown

@@ -174,6 +174,25 @@ def test_what_one_rank_refuses_leaves_the_draft_before_on_all(
     assert server.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
 
 
+def test_a_turn_that_did_not_begin_on_one_rank_is_put_back_once_on_the_others(server: Server, folder: Path) -> None:
+    server.load(folder)
+    first, second = server.halves
+    before = dict(first.held)
+
+    def fail() -> None:
+        second.rank._synchronize = lambda: None
+        raise RuntimeError("the GPU is busy")
+
+    second.rank._synchronize = fail
+    answer = server.load(folder, 8)
+
+    assert answer["refusal"].endswith("rank 1: the GPU is busy")
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    assert (first.served.digest, second.served.digest) == ("sha256:7", "sha256:7")
+    assert all(first.held[name] is value for name, value in before.items())
+    assert server.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
+
+
 def test_a_rank_without_a_plugin_refuses_for_all(server: Server, folder: Path) -> None:
     server.workers[1] = SimpleNamespace()
 
