@@ -111,6 +111,11 @@ class Swap:
         self._proof, self._proved = "", (0, "")
         """Digest of what the engine held after the last swap that succeeded, and the version and digest that it has."""
 
+    @property
+    def served(self) -> dict[str, Any]:
+        """The version and the digest that are served now, as answers have them."""
+        return {"version": self._served.version, "digest": self._served.digest}
+
     def load(self, message: Mapping[str, Any]) -> None:
         """Serve the draft in `folder` as `version` with `digest`; answers `loaded` when it is done, or refused."""
         if not self._busy.acquire(blocking=False):
@@ -344,7 +349,7 @@ class Swap:
                 "version": message.get("version"),
                 "refusal": "",
                 **result,
-                "served": {"version": self._served.version, "digest": self._served.digest},
+                "served": self.served,
             }
         )
 

@@ -334,6 +334,18 @@ def test_weights_that_may_have_changed_count_as_lost_on_all_ranks(server: Server
     assert [half.served.written for half in server.halves] == [7, 7]
 
 
+def test_an_answer_has_what_is_served_when_the_leader_asks(server: Server, folder: Path) -> None:
+    first = server.halves[0].rank
+    server.load(folder)
+    assert first.swap is not None
+    assert first.state()["answer"]["served"] == {"version": 7, "digest": "sha256:7"}
+
+    first.swap.close("somebody else updates the weights")
+    first.swap.open(lambda: None)
+
+    assert first.state()["answer"]["served"] == {"version": 0, "digest": UNKNOWN}
+
+
 @pytest.mark.parametrize("installed", [(True, True), (True, False)])
 def test_an_untrained_draft_is_left_out_by_all_ranks_or_by_none(installed: tuple[bool, bool]) -> None:
     one = Server()
