@@ -21,7 +21,7 @@ from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
 from updraft_vllm import ranks
-from updraft_vllm.lead import EngineThread, Leader, MixedRanksError
+from updraft_vllm.lead import EngineThread, Leader, MixedRanksError, joined
 from updraft_vllm.ranks import Rank
 
 
@@ -309,6 +309,19 @@ def test_a_load_whose_leader_gave_up_does_not_hold_up_the_next_one(server: Serve
 
     wait_until(lambda: server.load(folder, 8)["refusal"] == "")
     assert {half.served.version for half in server.halves} == {8}
+
+
+@pytest.mark.parametrize(
+    ("refusals", "told"),
+    [
+        (("", "the part of fc has a shape, but this rank of vLLM holds another"), "rank 1: the part of fc has"),
+        (("another rank has ended its load", "no memory"), "rank 1: no memory"),
+        (("the draft in /d was loaded, but rank 1: no", "the draft in /d was loaded, but no"), "rank 1: the draft"),
+        (("rank 1: no memory", "rank 1: no memory"), "rank 1: no memory"),
+    ],
+)
+def test_a_refusal_names_the_rank_whose_it_is(refusals: tuple[str, str], told: str) -> None:
+    assert joined([{"refusal": one} for one in refusals])["refusal"].startswith(told)
 
 
 def test_a_second_load_is_refused_while_one_is_prepared(server: Server, folder: Path) -> None:
