@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import configuration, names, ranks, runners
 from updraft_vllm.draft import VllmDraft
-from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
+from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained, or_end
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.lead import EngineThread, Leader
 from updraft_vllm.ranks import Rank
@@ -291,7 +291,7 @@ class WorkerPlugin:
         found = hooks.install(self.bindings(kind, rows))
         if self._settings.drafting != "always" and is_untrained(config):
             has_several = configuration.has_several(config.parallel_config)
-            guard = _unguarded if has_several else hooks.logged_guard(log, "cannot switch drafting")
+            guard = or_end if has_several else hooks.logged_guard(log, "cannot switch drafting")
             proposals = ProposalHooks(runner=kind, served=self._served, guard=guard)
             proposals.is_on = not has_several
             if problem := _misfit(hooks.install(proposals.bindings)):
@@ -362,11 +362,6 @@ def _kind(runner: Any) -> Runner:
     if names.SECOND_RUNNER in of:
         return runners.SECOND
     raise ValueError(f"{type(runner).__name__} is none of the model runners of vLLM {KNOWN_VERSION}")
-
-
-def _unguarded(_: str, body: Callable[..., Any], *args: Any) -> Any:
-    """For several ranks: one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
-    return body(*args)
 
 
 def _wrap_logits(model: Any, hook: Hook) -> None:
