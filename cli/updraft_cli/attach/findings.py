@@ -38,6 +38,8 @@ class _Server(BaseModel):
     method: str
     steps: int
     ranks: dict[str, int]
+    unsupported: str = ""
+    """Why the server cannot be captured; "" if it can."""
     device: str
     eager: bool
 
@@ -152,13 +154,23 @@ def _of_configuration(needs: Needs, server: _Server) -> Iterator[Finding]:
         yield Finding(problem=problem, remedy=f"add the argument {needs.arguments}")
     elif server.steps < 1:
         yield Finding(problem="the server drafts no tokens", remedy=f"add the argument {needs.arguments}")
-    for name, size in server.ranks.items():
-        if size > 1 and name != "tensor":
-            yield Finding(
-                problem=f"{name} parallelism of {size} is not supported", remedy=f"set --{name}-parallel-size to 1"
-            )
+    yield from _of_places(server)
     if needs.engine == "vllm" and server.device == "cpu" and not server.eager:
         yield Finding(problem="swaps on a CPU require eager execution", remedy="add the argument --enforce-eager")
+
+
+def _of_places(server: _Server) -> Iterator[Finding]:
+    """Findings about kinds of ranks, and about where they run."""
+    others = {name: size for name, size in server.ranks.items() if size > 1 and name != "tensor"}
+    for name, size in others.items():
+        yield Finding(
+            problem=f"{name} parallelism of {size} is not supported", remedy=f"set --{name}-parallel-size to 1"
+        )
+    if server.unsupported and server.method == "eagle3" and not others:
+        yield Finding(
+            problem=server.unsupported,
+            remedy="run all ranks on one node with --distributed-executor-backend mp, and without context parallelism",
+        )
 
 
 def _of_sglang(needs: Needs, info: Mapping[str, Any]) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ class SglangDraft:
         self.device: torch.device = model.model.fc.weight.device
 
     def part(self, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of it: this is for servers with one rank."""
+        """All of it: several ranks cut their parts before (`ranks.layout`)."""
         return prepared
 
     def num_rows(self, name: str) -> int:

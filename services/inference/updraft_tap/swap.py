@@ -106,8 +106,15 @@ class Swap:
         """How often the engine has closed its weights so far: afterwards they may be others."""
         self._is_touched = False
         """The load in progress has begun to write."""
+        self._is_undone = False
+        """The load in progress has put back all that it wrote."""
         self._proof, self._proved = "", (0, "")
         """Digest of what the engine held after the last swap that succeeded, and the version and digest that it has."""
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """The version and the digest that are served now, as answers have them."""
+        return {"version": self._served.version, "digest": self._served.digest}
 
     def load(self, message: Mapping[str, Any]) -> None:
         """Serve the draft in `folder` as `version` with `digest`; answers `loaded` when it is done, or refused."""
@@ -139,10 +146,12 @@ class Swap:
             return
         threading.Thread(target=self._look, args=(changed,), name="updraft-swap", daemon=True).start()
 
-    def doubt(self) -> None:
-        """Forget the digest, because other ranks hold another draft, or may do so."""
+    def doubt(self) -> bool:
+        """Forget the digest, because other ranks hold another draft, or may do so. Returns whether it was known."""
         with self._touching:
+            was_known = self._served.digest != UNKNOWN
             self._served.digest = UNKNOWN
+        return was_known
 
     def _look(self, changed: Callable[[], None]) -> None:
         """Whether the draft that was swapped in is still there. Without a proof it counts as lost."""
@@ -185,7 +194,7 @@ class Swap:
             restore = self._restoring(self._draft.kept())
         del tensors, prepared, part  # of a large draft, and each rank has read all of it
         target = self._target_before()
-        self._is_touched = False
+        self._is_touched = self._is_undone = False
         try:
             body, undo = partial(self._write, writes, version, restore), partial(self._undo, restore)
             pause_s = self._lockstep.write(body, undo, _PATIENCE_S, whole)
@@ -283,11 +292,13 @@ class Swap:
         if self._is_touched:
             with self._access():
                 restore()
+            self._is_undone = True
 
     def _put_back(self, put_back: Write, digest: str) -> str:
         """Waits for as long as it takes, because a refused draft may not go on drafting. Returns why it does; else ""."""
         try:
-            self._lockstep.write(put_back, None, math.inf)
+            if not self._is_undone:
+                self._lockstep.write(put_back, None, math.inf)
         except BaseException as error:  # noqa: BLE001  (it is told)
             return f"; the one before cannot be put back, so one may be loaded only in part; load another one: {error}"
         with suppress(BaseException):  # then it stays unknown
@@ -338,7 +349,7 @@ class Swap:
                 "version": message.get("version"),
                 "refusal": "",
                 **result,
-                "served": {"version": self._served.version, "digest": self._served.digest},
+                "served": self.served,
             }
         )
 

@@ -83,6 +83,7 @@ def facts(config: Any) -> dict[str, Any]:
         "method": str(speculative.method) if speculative is not None else "",
         "steps": int(speculative.num_speculative_tokens or 0) if speculative is not None else 0,
         "ranks": ranks(config.parallel_config),
+        "unsupported": unsupported(config),
         "device": str(config.device_config.device_type),
         "eager": bool(config.model_config.enforce_eager),
     }

@@ -4,6 +4,7 @@ Before each step vLLM's scheduler reads a number from `dynamic_sd_lookup`, by th
 object there. Drafts are proposed at the end of a step and verified in the next.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import configuration, names
 from updraft_vllm.runners import Runner
+
+log = logging.getLogger(__name__)
 
 
 def is_untrained(config: Any) -> bool:
@@ -121,3 +124,15 @@ class ProposalHooks:
             if nothing is not None:
                 return nothing
         return original(proposer, *args, **kwargs)
+
+
+def or_end(_: str, body: Callable[..., Any], *args: Any) -> Any:
+    """The guard of one of several ranks: one that went on after an error of its own would not do what the others do, and wait.
+
+    vLLM only logs an Exception of another rank than the first. When a process of a rank ends, vLLM ends the server.
+    """
+    try:
+        return body(*args)
+    except Exception as error:
+        log.critical("Updraft: this rank cannot leave out the untrained draft, so the server ends: %s", error)
+        raise SystemExit(f"an untrained draft cannot be left out: {error}") from error

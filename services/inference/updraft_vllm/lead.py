@@ -7,6 +7,7 @@ nothing can deadlock. Each call only starts or asks, except for the write itself
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +156,9 @@ class Leader:
 
 _LEFT = "another rank has ended its load"
 
+_NAMED = re.compile(r"\brank \d+: |" + _LEFT)
+"""In a refusal by what happened on another rank."""
+
 
 def _called(executor: Any, command: str, *arguments: Any) -> list[Any]:
     """Without a time limit: an answer that comes after one would be taken for that of the next call."""
@@ -193,7 +197,7 @@ def problem(states: Sequence[State]) -> str:
 def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The answer of all ranks to the agent."""
     refused = [(rank, answer["refusal"]) for rank, answer in enumerate(answers) if answer["refusal"]]
-    own = (f"rank {rank}: {refusal}" for rank, refusal in refused if "rank " not in refusal)
+    own = (f"rank {rank}: {refusal}" for rank, refusal in refused if not _NAMED.search(refusal))
     result: dict[str, Any] = {"refusal": next(own, refused[0][1] if refused else "")}
     served = [answer["served"] for answer in answers if "served" in answer]
     if served:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from updraft_tap.swap import Swap
 from updraft_tap.weights import RefusedError, ServedVersion
 from updraft_vllm import configuration, names, ranks, runners
 from updraft_vllm.draft import VllmDraft
-from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
+from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained, or_end
 from updraft_vllm.http_process import HttpProcess
 from updraft_vllm.lead import EngineThread, Leader
 from updraft_vllm.ranks import Rank
@@ -222,6 +222,8 @@ class WorkerPlugin:
         self._no_swap = "the worker is starting"
         self._is_started = self._is_warm = False
         self._is_first_rank = True
+        self._has_several = False
+        """It is one of several tensor-parallel ranks."""
 
     def start(self, original: Hook, wrapper: Any, *args: Any, **kwargs: Any) -> Any:
         """AROUND WorkerWrapperBase.initialize_from_config, after which the models are loaded.
@@ -279,10 +281,11 @@ class WorkerPlugin:
     def _hook(self, runner: Any, config: Any, worker: str) -> None:
         kind, self._device = _kind(runner), torch.device(runner.device)
         self._rows = rows = self.row_hooks(kind)
+        self._has_several = configuration.has_several(config.parallel_config)
         self._hello.learn(
             ranks=configuration.ranks(config.parallel_config),
             device=str(runner.device),
-            loader="scheduler" if configuration.has_several(config.parallel_config) else "worker",
+            loader="scheduler" if self._has_several else "worker",
         )
         problem = configuration.unsupported(config)
         if problem:
@@ -290,10 +293,9 @@ class WorkerPlugin:
             return
         found = hooks.install(self.bindings(kind, rows))
         if self._settings.drafting != "always" and is_untrained(config):
-            has_several = configuration.has_several(config.parallel_config)
-            guard = _unguarded if has_several else hooks.logged_guard(log, "cannot switch drafting")
+            guard = or_end if self._has_several else hooks.logged_guard(log, "cannot switch drafting")
             proposals = ProposalHooks(runner=kind, served=self._served, guard=guard)
-            proposals.is_on = not has_several
+            proposals.is_on = not self._has_several
             if problem := _misfit(hooks.install(proposals.bindings)):
                 log.warning("Updraft cannot skip the untrained draft: %s", problem)
             else:
@@ -318,13 +320,12 @@ class WorkerPlugin:
         except RefusedError as error:
             self._no_swap = str(error)
             return
-        has_several = configuration.has_several(config.parallel_config)
         swap = Swap(
             draft=draft,
             between=self._between,
             served=self._served,
-            reply=self._rank.answer if has_several else self._channel.reply,
-            lockstep=self._rank if has_several else None,
+            reply=self._rank.answer if self._has_several else self._channel.reply,
+            lockstep=self._rank if self._has_several else None,
         )
         reloads = hooks.install(Reloads(swap, self._channel.restate).bindings(worker))
         self._hello.learn(hooks={**found, **reloads})
@@ -344,10 +345,14 @@ class WorkerPlugin:
             if self._rows is not None:
                 self._rows.policy = policy
         elif message.get("kind") == "load":
-            if self._swap is None:
-                self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": self._no_swap})
+            refusal = self._no_swap or (_LED if self._has_several else "")
+            if self._swap is None or refusal:
+                self._channel.reply({"kind": "loaded", "version": message.get("version"), "refusal": refusal})
             else:
                 self._swap.load(message)
+
+
+_LED = "the engine's process loads the drafts of several ranks, but the agent asked a worker: update the agent"
 
 
 def _hello(role: str, served: ServedVersion) -> Hello:
@@ -362,11 +367,6 @@ def _kind(runner: Any) -> Runner:
     if names.SECOND_RUNNER in of:
         return runners.SECOND
     raise ValueError(f"{type(runner).__name__} is none of the model runners of vLLM {KNOWN_VERSION}")
-
-
-def _unguarded(_: str, body: Callable[..., Any], *args: Any) -> Any:
-    """For several ranks: one that caught an error of its own would run a draft that the others leave out, and wait for ever."""
-    return body(*args)
 
 
 def _wrap_logits(model: Any, hook: Hook) -> None:

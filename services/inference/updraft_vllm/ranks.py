@@ -114,7 +114,9 @@ class Rank:
         """Where the swap is, with its answer or its problem."""
         with self._change:
             if self._answer is not None:
-                return {"at": ENDED, "answer": dict(self._answer)}
+                # Since it ended, somebody else may have changed the weights, and the agent may have been told so.
+                served = {"served": self.swap.served} if self.swap is not None and "served" in self._answer else {}
+                return {"at": ENDED, "answer": {**self._answer, **served}}
             if self._stop is not None:
                 return {"at": self._stop.at, "problem": self._stop.problem, "draft": self._stop.draft}
             return {"at": WORKS}
@@ -156,8 +158,7 @@ class Rank:
 
     def doubt(self) -> dict[str, Any]:
         """The ranks hold different drafts, or may do so."""
-        if self.swap is not None:
-            self.swap.doubt()
+        if self.swap is not None and self.swap.doubt():  # else it is no news, and the agent would try again at once
             self.changed()
         return {"at": ENDED}
 

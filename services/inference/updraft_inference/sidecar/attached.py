@@ -112,11 +112,11 @@ class AttachedServer:
         self.restart: Restart | None = None
         """Restarts the server with another draft; None if someone else starts it."""
         self._returned = asyncio.Event()
-        """Set when the process with the model sends a hello."""
+        """Set by a hello when the process with the model and the one that takes loads are both connected."""
         self._failed_starts: Counter[str] = Counter()
         self.loaded = LoadedDraft()
         self.met = asyncio.Event()
-        """Set once the process with the model has connected."""
+        """Set once the process with the model and the one that takes loads are connected."""
         target, tokenizer = known.fingerprints
         self.info = HolderInfo(
             engine=link.kind.engine.lower(),
@@ -159,7 +159,7 @@ class AttachedServer:
             if event.role == "worker":
                 self._meet(event)
             elif self._worker is not None and self._worker.loader == event.role:
-                self._on_change()  # what could not be loaded before can be now
+                self._tell()  # what could not be loaded before can be now
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -227,12 +227,16 @@ class AttachedServer:
         if not self.met.is_set():
             self.info = replace(
                 self.info,
-                engine=f"{self.info.engine}/{hello.engine.version}",
+                engine=f"{self._link.kind.engine.lower()}/{hello.engine.version}",
                 # A server may quantize weights that are not quantized in the files.
                 quantization=self.info.quantization or hello.quantization[:_QUANTIZATION_CHARS],
             )
-        self.met.set()
-        self._returned.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._worker is not None and self._worker.loader in self._roles:
+            self.met.set()
+            self._returned.set()
         self._on_change()
 
     def _held(self, hello: Hello) -> LoadedDraft:

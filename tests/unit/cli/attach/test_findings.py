@@ -81,12 +81,21 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
         pytest.param(plugged(tap="0.9"), ["version 0.9", "version 1.0", "prepare-vllm"], id="another version"),
         pytest.param(plugged(hooks=7), ["an unknown version", "prepare-vllm"], id="an answer of another form"),
         pytest.param(plugged(hooks={"f": "f takes x"}), ["f takes x", "use vLLM 0.32.0"], id="a hook does not fit"),
-        pytest.param(configured(method=""), ["does not speculate", "--speculative-config"], id="no speculation"),
+        pytest.param(
+            configured(method="", unsupported="no eagle3"),
+            ["does not speculate", "--speculative-config"],
+            id="no speculation",
+        ),
         pytest.param(configured(method="ngram"), ["with ngram", '"method": "eagle3"'], id="another algorithm"),
         pytest.param(configured(steps=0), ["drafts no tokens", '"num_speculative_tokens": 3'], id="k"),
         pytest.param(configured(eager=False), ["--enforce-eager"], id="compiled on a CPU"),
         pytest.param(
-            configured(ranks={"tensor": 2, "pipeline": 2}), ["--pipeline-parallel-size to 1"], id="pipeline parallel"
+            configured(ranks={"tensor": 2, "pipeline": 2}, unsupported="pipeline parallelism is 2"),
+            ["--pipeline-parallel-size to 1"],
+            id="pipeline parallel",
+        ),
+        pytest.param(
+            configured(unsupported="this server uses ray"), ["uses ray", "--distributed-executor-backend mp"], id="Ray"
         ),
     ],
 )

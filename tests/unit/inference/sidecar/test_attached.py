@@ -131,6 +131,20 @@ async def test_a_server_that_restarted_holds_nothing_and_that_is_news(beside: Be
     assert beside.changes == [LoadedDraft(version=3, tensors_digest="sha256:3"), LoadedDraft()]
 
 
+async def test_a_server_counts_as_met_once_the_process_that_leads_its_ranks_is_there_too(beside: Beside) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            async with AsyncExitStack() as short:
+                await worker(short, beside, loader="scheduler", ranks={"tensor": 2})
+            await until(lambda: not beside.link._connections, what="its end")
+        await worker(stack, beside, loader="scheduler", ranks={"tensor": 2})
+        assert not beside.server.met.is_set()
+        await stack.enter_async_context(process(beside.link.path, "scheduler"))
+        await beside.server.met.wait()
+
+    assert beside.server.info.engine == "vllm/0.32.0"
+
+
 async def test_a_server_whose_leader_is_not_there_yet_is_asked_again_when_it_comes(
     beside: Beside, draft: DraftCheckpoint
 ) -> None:
@@ -288,6 +302,36 @@ async def test_a_server_that_updraft_started_restarts_with_a_draft_of_another_sh
 
         beside.server.restart = restart
         result, _ = await swapped(beside, one, draft, lambda load: loaded(load, **OTHER_SHAPE))
+
+    assert result.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
+
+
+async def test_a_server_of_several_ranks_has_restarted_once_the_process_that_leads_them_is_there(
+    beside: Beside, draft: DraftCheckpoint
+) -> None:
+    ranks: dict[str, Any] = {"loader": "scheduler", "ranks": {"tensor": 2}}
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as answering:
+        one = await worker(stack, beside, **ranks)
+        leader = await stack.enter_async_context(process(beside.link.path, "scheduler"))
+        assert (await leader.hear())["refusal"] == ""
+        await beside.server.met.wait()
+
+        async def restart(_: Path) -> Path:
+            leader.hang_up()
+            one.hang_up()
+            await until(lambda: not beside.link._connections, what="the end of both")
+            await worker(stack, beside, server="two", **ranks)
+            answering.create_task(lead())
+            return Path("/kept")
+
+        async def lead() -> None:
+            again = await stack.enter_async_context(process(beside.link.path, "scheduler", server="two"))
+            assert (await again.hear())["refusal"] == ""
+            load = await again.hear()
+            await again.say(loaded(load, held=held(draft)))
+
+        beside.server.restart = restart
+        result, _ = await swapped(beside, leader, draft, lambda load: loaded(load, **OTHER_SHAPE))
 
     assert result.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
 

@@ -13,7 +13,7 @@ from updraft_tap.hooks import Guard
 from updraft_tap.steps import VERSION_ATTRIBUTE
 from updraft_tap.weights import ServedVersion
 from updraft_vllm import runners
-from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained
+from updraft_vllm.drafting import ProposalHooks, StepHooks, fixed, is_untrained, or_end
 
 
 def guard() -> Guard:
@@ -160,6 +160,17 @@ def test_a_proposal_that_cannot_be_skipped_is_made() -> None:
     hook = ProposalHooks(runner=runners.FIRST, served=ServedVersion(), guard=guard())
 
     assert hook.propose(lambda *_, **__: "drafts", SimpleNamespace(), num_speculative_tokens=0) == "drafts"
+
+
+def test_one_of_several_ranks_that_cannot_skip_a_proposal_ends_its_process() -> None:
+    hook = ProposalHooks(runner=runners.FIRST, served=ServedVersion(), guard=or_end)
+
+    def original(*_: Any, **__: Any) -> str:
+        return "drafts"
+
+    with pytest.raises(SystemExit, match="cannot be left out"):  # vLLM goes on after an Exception
+        hook.propose(original, SimpleNamespace(), num_speculative_tokens=0)
+    assert hook.propose(original, SimpleNamespace(), num_speculative_tokens=3) == "drafts"
 
 
 class Steps(Drafting):

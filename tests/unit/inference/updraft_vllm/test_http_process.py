@@ -93,7 +93,13 @@ def test_the_plugin_says_with_what_configuration_vllm_started(http: HttpProcess)
     config = SimpleNamespace(
         model_config=SimpleNamespace(model="/model", enforce_eager=True),
         speculative_config=SimpleNamespace(method="eagle3", num_speculative_tokens=3),
-        parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1, data_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=2,
+            pipeline_parallel_size=1,
+            data_parallel_size=1,
+            nnodes=1,
+            distributed_executor_backend="ray",
+        ),
         device_config=SimpleNamespace(device_type="cpu"),
     )
     assert http.facts()["server"] is None
@@ -106,6 +112,7 @@ def test_the_plugin_says_with_what_configuration_vllm_started(http: HttpProcess)
         "method": "eagle3",
         "steps": 3,
         "ranks": {"tensor": 2, "pipeline": 1, "data": 1},
+        "unsupported": "several ranks require --distributed-executor-backend mp, but this server uses ray",
         "device": "cpu",
         "eager": True,
     }

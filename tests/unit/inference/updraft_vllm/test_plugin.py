@@ -250,6 +250,28 @@ def test_a_rank_whose_plugin_cannot_start_refuses_drafts_and_only_the_first_one_
     assert refusal.startswith("the plugin could not start: ValueError: SimpleNamespace is none of the model runners")
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_worker_loads_the_drafts_of_one_rank_and_refuses_those_of_several(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    replies: list[Any] = []
+    loads: list[Any] = []
+    monkeypatch.setattr(plugin, "_kind", lambda _: runners.FIRST)
+    monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})
+    made = plugin.WorkerPlugin(Settings(socket="/nowhere"))
+    monkeypatch.setattr(made._channel, "start", lambda: None)
+    monkeypatch.setattr(made._channel, "reply", replies.append)
+    worker = SimpleNamespace(rank=0, model_runner=SimpleNamespace(device="cpu"))
+    config = served(tensor_parallel_size=size).vllm_config
+    made.start(lambda *_: None, SimpleNamespace(worker=worker, vllm_config=config))
+    made._swap, made._no_swap = SimpleNamespace(load=loads.append), ""  # type: ignore[assignment]  # a stand-in
+
+    made._take({"kind": "load", "version": 3})
+
+    assert (len(loads), len(replies)) == ((1, 0) if size == 1 else (0, 1))
+    assert all((one["version"], one["refusal"]) == (3, plugin._LED) for one in replies)
+
+
 def test_a_rank_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(hooks, "install", lambda bindings: {one.target: "" for one in bindings})

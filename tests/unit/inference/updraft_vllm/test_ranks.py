@@ -21,7 +21,7 @@ from updraft_tap.between_steps import BetweenSteps
 from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
 from updraft_vllm import ranks
-from updraft_vllm.lead import EngineThread, Leader, MixedRanksError
+from updraft_vllm.lead import EngineThread, Leader, MixedRanksError, joined
 from updraft_vllm.ranks import Rank
 
 
@@ -174,6 +174,25 @@ def test_what_one_rank_refuses_leaves_the_draft_before_on_all(
     assert server.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
 
 
+def test_a_turn_that_did_not_begin_on_one_rank_is_put_back_once_on_the_others(server: Server, folder: Path) -> None:
+    server.load(folder)
+    first, second = server.halves
+    before = dict(first.held)
+
+    def fail() -> None:
+        second.rank._synchronize = lambda: None
+        raise RuntimeError("the GPU is busy")
+
+    second.rank._synchronize = fail
+    answer = server.load(folder, 8)
+
+    assert answer["refusal"].endswith("rank 1: the GPU is busy")
+    assert answer["served"] == {"version": 7, "digest": "sha256:7"}
+    assert (first.served.digest, second.served.digest) == ("sha256:7", "sha256:7")
+    assert all(first.held[name] is value for name, value in before.items())
+    assert server.load(folder, 9)["served"] == {"version": 9, "digest": "sha256:9"}
+
+
 def test_a_rank_without_a_plugin_refuses_for_all(server: Server, folder: Path) -> None:
     server.workers[1] = SimpleNamespace()
 
@@ -206,6 +225,22 @@ def test_ranks_that_end_with_different_drafts_are_not_said_to_serve_one(server: 
     assert answer["served"]["digest"] == UNKNOWN
     assert all(half.served.digest == UNKNOWN for half in server.halves)
     closing[0].join()
+
+
+def test_only_a_rank_that_knew_what_it_serves_tells_that_it_is_in_doubt(server: Server, folder: Path) -> None:
+    told: list[int] = []
+    first, second = server.halves
+    for half in server.halves:
+        half.rank.changed = lambda number=half.number: told.append(number)  # type: ignore[misc]  # a default binds it
+    for _ in range(2):
+        first.spoil = second.spoil = 1.0
+        assert server.load(folder)["served"] == {"version": 0, "digest": UNKNOWN}, "none was ever proved"
+    assert told == [], "or the agent would send the same draft again at once, for ever"
+
+    second.served.digest = "sha256:1"
+    cannot_prepare(first)
+    assert server.load(folder)["served"]["digest"] == UNKNOWN
+    assert told == [1]
 
 
 def test_weights_that_were_closed_for_a_moment_while_they_are_proved_are_not_said_to_be_served(
@@ -276,6 +311,19 @@ def test_a_load_whose_leader_gave_up_does_not_hold_up_the_next_one(server: Serve
     assert {half.served.version for half in server.halves} == {8}
 
 
+@pytest.mark.parametrize(
+    ("refusals", "told"),
+    [
+        (("", "the part of fc has a shape, but this rank of vLLM holds another"), "rank 1: the part of fc has"),
+        (("another rank has ended its load", "no memory"), "rank 1: no memory"),
+        (("the draft in /d was loaded, but rank 1: no", "the draft in /d was loaded, but no"), "rank 1: the draft"),
+        (("rank 1: no memory", "rank 1: no memory"), "rank 1: no memory"),
+    ],
+)
+def test_a_refusal_names_the_rank_whose_it_is(refusals: tuple[str, str], told: str) -> None:
+    assert joined([{"refusal": one} for one in refusals])["refusal"].startswith(told)
+
+
 def test_a_second_load_is_refused_while_one_is_prepared(server: Server, folder: Path) -> None:
     server.halves[1].may_prepare.clear()
     server.leader.load({"kind": "load", "folder": str(folder), "version": 7, "digest": "sha256:7"})
@@ -297,6 +345,18 @@ def test_weights_that_may_have_changed_count_as_lost_on_all_ranks(server: Server
 
     assert [(half.served.version, half.served.digest) for half in server.halves] == [(0, UNKNOWN)] * 2
     assert [half.served.written for half in server.halves] == [7, 7]
+
+
+def test_an_answer_has_what_is_served_when_the_leader_asks(server: Server, folder: Path) -> None:
+    first = server.halves[0].rank
+    server.load(folder)
+    assert first.swap is not None
+    assert first.state()["answer"]["served"] == {"version": 7, "digest": "sha256:7"}
+
+    first.swap.close("somebody else updates the weights")
+    first.swap.open(lambda: None)
+
+    assert first.state()["answer"]["served"] == {"version": 0, "digest": UNKNOWN}
 
 
 @pytest.mark.parametrize("installed", [(True, True), (True, False)])
