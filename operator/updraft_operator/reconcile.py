@@ -122,8 +122,7 @@ class Reconciler:
             self._forget(key)
             await self._report_orphans(key, cached)
             return None
-        self._try_again(key)
-        observed = await self.observe(key, cached)
+        observed = self._tried_again(key, await self.observe(key, cached))
         plan = self._plan(key, observed)
         if self._wiring.is_dry_run:
             self._log_plan(key, plan)
@@ -182,11 +181,13 @@ class Reconciler:
         for state in self._states.values():
             state.tries_again = True
 
-    def _try_again(self, key: Key) -> None:
+    def _tried_again(self, key: Key, observed: Observed) -> Observed:
+        """Without the former refusals, if it is time. They stay as long as Secrets or pods cannot be read."""
         state = self._state(key)
         if state.tries_again:
             state.tries_again = False
             state.refusals.clear()
+        return replace(observed, refusals=tuple(state.refusals.values()))
 
     async def observe(self, key: Key, cached: CachedObjects) -> Observed:
         assert cached.speculator is not None

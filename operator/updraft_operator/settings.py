@@ -130,7 +130,7 @@ class OperatorSettings(Settings):
     upgrades_max_concurrent: int = Field(default=1, ge=0, le=1000)
     """Maximum number of resources whose pods are updated at the same time after an upgrade of the operator; 0 pauses these."""
     upgrades_deadline_seconds: float = Field(default=2400.0, ge=10.0)
-    """Time within which the next pod of an updated resource must be ready again, unless its serving.startupSeconds allow more.
+    """Time within which the next pod of an updated resource must be ready again, unless its serving.startupSeconds allows more.
     Otherwise no other resource is updated."""
     dry_run: bool = False
     """Watch, and log what would be written, without writing anything. `updraft-operator --dry-run` logs it once and exits."""

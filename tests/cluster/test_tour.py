@@ -24,7 +24,7 @@ from updraft_cli.backends.speculators import Speculator
 
 __all__ = ["chromium"]  # a fixture
 
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(450)]
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.lasts(800)]
 
 _OBJECTS = "/apis/updraft.dev/v1alpha1/namespaces/default"
 _TOUR, _VERSIONS = f"{_OBJECTS}/adaptivespeculators/tour", f"{_OBJECTS}/draftversions"

@@ -49,16 +49,19 @@ class Tour:
         return [self.shell(command) for command in section(title, page)]
 
     def shell(self, command: str) -> str:
-        """Run one command line, of which a last `&` was cut."""
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            capture_output=True,
-            check=False,
-            timeout=1200,
-        )
+        """Run one command line, of which a last `&` was cut. AssertionError if it fails or takes longer than 20 minutes."""
+        try:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=self.folder,
+                env=self.environment,
+                text=True,
+                capture_output=True,
+                check=False,
+                timeout=1200,
+            )
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"$ {command}\nhas not ended after {late.timeout:.0f} s\n{self.state()}") from late
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}\n{self.state()}"
         return done.stdout
 

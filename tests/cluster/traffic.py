@@ -15,7 +15,7 @@ from typing import TextIO
 import httpx
 
 _AT_ONCE = 3
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 180.0
 
 _DRAFTING = {"tour": {"updraft": {"drafter": "eagle3", "lookahead": 3}}}
 """Fields of requests to our own engine. Left to itself it may well draft nothing: a step of so small a model is cheap."""

@@ -81,7 +81,7 @@ class WaitingImport:
 
     @property
     def text(self) -> str:
-        state = "failed" if self.has_failed else "is not done"
+        state = "failed" if self.has_failed else "has not finished"
         return f"The DraftImport {self.name} {state} ({self.reason}): {self.message}"
 
 

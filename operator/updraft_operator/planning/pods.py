@@ -58,10 +58,12 @@ class PodState:
     """None while the pod is starting normally, too."""
     revision: str = ""
     """Revision of the template that it was made from, of a StatefulSet's pod."""
+    created_s: float | None = None
+    """Unix time of its creation."""
+    ready_s: float | None = None
+    """Unix time since when it is ready; None if it is not."""
     startup_s: float | None = None
     """Time from its creation until it was ready; None if it is not, or if a container restarted."""
-    ready_s: float | None = None
-    """Unix time since when it is ready; None likewise."""
     uid: str = ""
     result: str = ""
     """Termination message of its first container, once that has succeeded."""
@@ -70,7 +72,7 @@ class PodState:
     def of(cls, body: Mapping[str, Any]) -> "PodState":
         metadata, status = body["metadata"], body.get("status", {})
         conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
-        ready_s = _ready_s(status, conditions)
+        created_s, ready_s = _created_s(metadata), _ready_s(conditions)
         return cls(
             name=metadata["name"],
             part=metadata.get("labels", {}).get(names.COMPONENT, ""),
@@ -79,8 +81,9 @@ class PodState:
             is_finished=status.get("phase") in ("Failed", "Succeeded"),
             problem=next(map(_shown, _troubles(body, status, conditions)), None),
             revision=metadata.get("labels", {}).get("controller-revision-hash", ""),
-            startup_s=_startup_s(metadata, ready_s),
+            created_s=created_s,
             ready_s=ready_s,
+            startup_s=_startup_s(status, created_s, ready_s),
             uid=metadata.get("uid", ""),
             result=_result(status),
         )
@@ -117,19 +120,23 @@ class Selection:
         return tuple(pod.state for pod in self.pods if pod.is_ours)
 
 
-def _ready_s(status: Mapping[str, Any], conditions: Mapping[str, Any]) -> float | None:
+def _created_s(metadata: Mapping[str, Any]) -> float | None:
+    created = metadata.get("creationTimestamp")
+    return datetime.fromisoformat(created).timestamp() if created else None
+
+
+def _ready_s(conditions: Mapping[str, Any]) -> float | None:
     ready = conditions.get("Ready", {})
-    has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))
-    if ready.get("status") != "True" or has_restarted or "lastTransitionTime" not in ready:
+    if ready.get("status") != "True" or "lastTransitionTime" not in ready:
         return None
     return datetime.fromisoformat(ready["lastTransitionTime"]).timestamp()
 
 
-def _startup_s(metadata: Mapping[str, Any], ready_s: float | None) -> float | None:
-    created = metadata.get("creationTimestamp")
-    if ready_s is None or not created:
+def _startup_s(status: Mapping[str, Any], created_s: float | None, ready_s: float | None) -> float | None:
+    has_restarted = any(container.get("restartCount") for container in status.get("containerStatuses", ()))
+    if created_s is None or ready_s is None or has_restarted:
         return None
-    return max(0.0, ready_s - datetime.fromisoformat(created).timestamp())
+    return max(0.0, ready_s - created_s)
 
 
 def worst(pods: Iterable[PodState]) -> tuple[PodState, PodProblem] | None:

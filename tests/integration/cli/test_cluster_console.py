@@ -84,7 +84,7 @@ def test_an_import_that_is_no_version_yet_is_on_the_page_of_versions(browser: Br
     of_another["metadata"]["name"], of_another["spec"]["speculatorRef"]["name"] = "not-mine", "other"
     for each in (of_another, objects.draft_import(running)):
         api.put(IMPORTS, each)
-    says = "The DraftImport qwen-mine is not done (Importing): a Job imports it."
+    says = "The DraftImport qwen-mine has not finished (Importing): a Job imports it."
     wait_until(lambda: says in browser.text("/s/qwen/versions"), what="the import")
     assert "not-mine" not in browser.text("/s/qwen/versions")
 

@@ -256,6 +256,24 @@ def test_a_refused_write_is_said_until_it_is_tried_again() -> None:
     assert _condition(world, "Accepted") == ("True", "SpecAccepted")
 
 
+def test_a_refused_write_is_said_while_secrets_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.cluster.set(_foreign("Secret", "qwen-redis-writer"))
+    world.settle()
+    world.clock.advance(61.0)
+    world.reconciler.look_again()
+
+    async def fails(kind: str, namespace: str, name: str) -> Manifest:
+        raise Unavailable(f"{kind} {name} is not answered")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.cluster, "get", fails)
+        with pytest.raises(Unavailable, match="is not answered"):
+            run_now(world.reconciler.reconcile(KEY))
+        run_now(world.reconciler.refresh(KEY))
+    assert _condition(world, "Accepted") == ("False", "NameConflict")
+
+
 def test_an_orphan_with_our_label_is_taken_in() -> None:
     world = World()
     world.cluster.set(_foreign("ConfigMap", "qwen-serving", labels=names.labels(KEY.name, names.SERVING)))

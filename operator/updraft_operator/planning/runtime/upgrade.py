@@ -33,6 +33,9 @@ _AHEAD_S = 3600.0
 _SKEW_S = 60.0
 """How far the clock of the API server may be behind the operator's."""
 
+_LATE = "the pods do not come back in time"
+"""Start of the message about an update that failed by its deadline."""
+
 
 class Stage(StrEnum):
     """How far a resource is, for the decision whose turn it is."""
@@ -157,6 +160,11 @@ def _has_failed(observed: Observed) -> bool:
     return before is not None and runtime is not None and runtime.available == observed.config.runtime
 
 
+def _was_late(observed: Observed) -> bool:
+    before = _before(observed, "UpdateFailed")
+    return _has_failed(observed) and before is not None and before.message.startswith(_LATE)
+
+
 def _before(observed: Observed, reason: str) -> Condition | None:
     """The last condition, if it had this reason."""
     found = (each for each in observed.speculator.status.conditions if each.type == "RuntimeUpToDate")
@@ -179,7 +187,7 @@ def _under_way(
     observed: Observed, turn: Turn, why: str, held: tuple[Held, ...], current: str, now: datetime
 ) -> Upgrade:
     deadline_s = _deadline_s(observed, turn)
-    if _has_failed(observed):  # a pod that comes up after the deadline ends no failure: all of them do
+    if _was_late(observed):  # a pod that comes up after the deadline ends no failure: all of them do
         deadline_s = min(deadline_s, turn.since_s + _each_s(observed))
     is_late = now.timestamp() >= deadline_s
     problem = next(_problems(observed, turn), "")
@@ -188,9 +196,8 @@ def _under_way(
         return Upgrade(stage=Stage.UPDATING, says=says, current=current, held=held, due_s=deadline_s)
     is_skipped = observed.speculator.metadata.skipped_upgrade == observed.config.runtime
     rest = "the others go on" if is_skipped else "no other resource is updated until it does, or is skipped"
-    says = false(
-        "UpdateFailed", f"the pods do not come back with runtime {observed.config.runtime}: {problem or why}; {rest}"
-    )
+    failed = _LATE if is_late else "the pods do not come back"
+    says = false("UpdateFailed", f"{failed} with runtime {observed.config.runtime}: {problem or why}; {rest}")
     stage = Stage.SKIPPED if is_skipped else Stage.FAILED
     return Upgrade(stage=stage, says=says, current=current, held=held, due_s=None if is_late else deadline_s)
 
@@ -214,8 +221,8 @@ def _last_progress_s(observed: Observed, turn: Turn) -> float:
     condition Progressing is also that of a former pod that is ready again, and it is gone when Kubernetes gives up."""
     since_s = turn.since_s
     ready = (pod for pod in observed.pods_of(names.SERVING) if not pod.is_ending)
-    times = ((pod.ready_s, pod.startup_s) for pod in ready)
-    new = [at for at, took in times if at is not None and took is not None and at - took >= since_s - _SKEW_S]
+    times = ((pod.created_s, pod.ready_s) for pod in ready)
+    new = [at for made, at in times if made is not None and at is not None and made >= since_s - _SKEW_S]
     return max([since_s, *new])
 
 

@@ -306,13 +306,13 @@ def test_imports_that_are_no_version_yet_are_below_the_versions() -> None:
     assert text(draft_view.rendered_list(one, NOW, is_wide=False)).splitlines() == [
         "No drafts of qwen yet.",
         "",
-        "The DraftImport qwen-mine is not done (Importing): a Job imports it.",
+        "The DraftImport qwen-mine has not finished (Importing): a Job imports it.",
         "The DraftImport qwen-mine failed (ImportFailed): 404 Not Found.",
-        "The DraftImport qwen-mine is not done (Pending): the operator has not said yet.",
+        "The DraftImport qwen-mine has not finished (Pending): the operator has not said yet.",
     ]
     everywhere = DraftList(speculator="", drafts=(), imports=imports[:1])
     assert text(draft_view.rendered_list(everywhere, NOW, is_wide=False)).splitlines()[-1] == (
-        "team: The DraftImport qwen-mine is not done (Importing): a Job imports it."
+        "team: The DraftImport qwen-mine has not finished (Importing): a Job imports it."
     )
 
 
@@ -428,7 +428,7 @@ def test_an_explanation_says_why_an_import_is_no_version() -> None:
     failed = [objects.condition(kind, "True", "ImportFailed", "404 Not Found") for kind in ("Ready", "Stalled")]
     done = objects.draft_import(version=3)
     told = explained(objects.speculator(), imports=[objects.draft_import(running), objects.draft_import(*failed), done])
-    assert "The DraftImport qwen-mine is not done (Importing): a Job imports it." in told
+    assert "The DraftImport qwen-mine has not finished (Importing): a Job imports it." in told
     assert "The DraftImport qwen-mine failed (ImportFailed): 404 Not Found." in told
     assert told.count("DraftImport") == 2
 

@@ -272,6 +272,15 @@ def test_whatever_a_kubelet_writes_is_read(status: dict[str, Any]) -> None:
     assert problem is None or problem.message
 
 
+def test_a_pod_whose_container_restarted_is_ready_but_has_no_time_of_its_start() -> None:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-25T12:01:30Z"}
+    status = {"conditions": [ready], "containerStatuses": [_container({"running": {}}, ready=True, restartCount=1)]}
+    state = PodState.of(_body(status, creationTimestamp="2026-11-25T12:00:00Z"))
+    assert state.created_s is not None
+    assert state.ready_s == state.created_s + 90
+    assert state.startup_s is None
+
+
 _MADE = {"resourceClaimStatuses": [{"name": "gpus"}]}
 
 

@@ -197,7 +197,9 @@ class ServedDraft:
         except UpdraftError as error:
             extra = {"failed": failed.draft.version, "wanted": self._good.draft.version, "reason": str(error)}
             logger.error(
-                "The previous draft cannot be restored; output stays exact, but acceptance may drop", extra=extra
+                "The previous draft cannot be restored; acceptance may drop, "
+                "and answers may be wrong if ranks draft with different drafts",
+                extra=extra,
             )
             self.loaded = _unproved(self._good)
 

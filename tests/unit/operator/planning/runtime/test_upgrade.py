@@ -182,7 +182,7 @@ def test_pods_that_may_load_longer_have_longer_to_come_back(serving: dict[str, A
 def _coming_up(*pods: tuple[float, float], replicas: int = 3, **more: Any) -> Observed:
     """An update under way, with pods that were created and became ready so many seconds after its begin."""
     made = tuple(
-        pod(f"qwen-serving-{number}", is_ready=True, ready_s=NOW_S + ready_s, startup_s=ready_s - created_s)
+        pod(f"qwen-serving-{number}", is_ready=True, created_s=NOW_S + created_s, ready_s=NOW_S + ready_s)
         for number, (created_s, ready_s) in enumerate(pods, start=2)
     )
     begun = _begun(**more)
@@ -231,6 +231,15 @@ def test_a_pod_that_comes_up_after_the_deadline_ends_no_failure() -> None:
     assert _upgrade(later, after_s=EACH_S + 90).stage is Stage.UPDATING
     told = replace(later, speculator=speculator({"serving": {"replicas": 3}}, status=failed))
     assert _upgrade(told, after_s=EACH_S + 90).stage is Stage.FAILED
+
+
+def test_a_pull_that_fails_once_ends_a_failure_also_after_the_first_deadline() -> None:
+    going_well = _coming_up((5, EACH_S), replicas=1)
+    failing = replace(going_well, pods=(*going_well.pods, pod(problem=("ImagePullBackOff", "no answer"))))
+    failed = _plan(failing, after_s=1.5 * EACH_S).status
+    assert _upgrade(failing, after_s=1.5 * EACH_S).stage is Stage.FAILED
+    told = replace(going_well, speculator=speculator(status=failed))
+    assert _upgrade(told, after_s=1.5 * EACH_S + 20).stage is Stage.UPDATING
 
 
 def _after_a_refusal(**more: Any) -> tuple[Observed, Refusal]:
