@@ -59,7 +59,7 @@ class DraftingHooks:
     def start(self, original: Hook, worker: Any, *args: Any, **kwargs: Any) -> None:
         """AROUND EAGLEWorkerV2.__init__. Memory and CUDA graphs are set up later, for all numbers of the policy.
 
-        All ranks get here. They change the policy only if each of them can: a rank alone would wait for the others for ever.
+        All ranks get here. They change the policy only if each of them can: a rank alone would wait for the others without end.
         """
         original(worker, *args, **kwargs)
         server_args = kwargs.get("server_args", next(iter(args), None))

@@ -178,7 +178,7 @@ def _turn(executor: Any) -> None:
 
 
 def _skip(executor: Any) -> None:
-    """Let all ranks leave out a draft that nobody has trained, or none: if one of them ran it alone, it would wait for ever."""
+    """Let all ranks leave out a draft that nobody has trained, or none: if one of them ran it alone, it would never end."""
     if all(can is True for can in _called(executor, "can_skip")):
         _called(executor, "skip")
 

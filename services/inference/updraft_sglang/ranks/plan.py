@@ -1,9 +1,9 @@
 """Whether the next steps draft: the first rank decides, and all ranks obey the same decision at the same step.
 
-Ranks that decide by themselves could differ, because their clocks do, and would wait for each other for ever. Before each step
-SGLang's first rank receives requests and sends them to the others. A decision travels with them, as an abort of a request whose
-id contains a secret of the server's processes, so that no client can send one. Every rank takes it out again and obeys it, the
-first one too: a decision that has not arrived is none.
+Ranks that decide by themselves could differ, because their clocks do, and would wait for each other without end. Before each
+step SGLang's first rank receives requests and sends them to the others. A decision travels with them, as an abort of a request
+whose id contains a secret of the server's processes, so that no client can send one. Every rank takes it out again and obeys
+it, the first one too: a decision that has not arrived is none.
 """
 
 import json
