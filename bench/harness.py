@@ -115,6 +115,14 @@ def _bars(lines: Sequence[Line]) -> RenderableType:
     return table
 
 
+def positive(text: str) -> int:
+    """An argument of a command: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def spread(values: Iterable[float]) -> Spread | None:
     """Quartiles; None if there are no values."""
     ordered = sorted(values)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.ranks import run_ranks
-from tests.support.traces import TraceMaker
+from tests.support.traces import TraceMaker, trace_id
 from tests.support.trainer_bench import OPTIONS, Bench, bench, publish_elsewhere
 from torch import Tensor
 
@@ -129,6 +129,39 @@ def test_sixteen_requests_of_all_ranks_together_make_a_first_version(
     assert_equal(
         run_ranks(live, tiny_target, tmp_path, registry_port, [Traffic((0, 8)), Traffic((100, 108))], fit_to_few)
     )
+
+
+async def publish_trained(made: Bench) -> Trainer:
+    trainer, followers = await started(made, num_elsewhere=64, num_held_out=4), made.components.followers
+    while trainer.train():
+        pass
+    learned = followers.uses(trainer.history.uses)
+    made.admit(64, 68)
+    trained = trainer.learner.average.fc.weight.bfloat16()
+    candidate = await trainer.fit()
+    assert candidate is not None
+    assert torch.equal(candidate.network.fc.weight.bfloat16(), trained)
+    assert learned.keys() == trace_ids([*range(64), *range(100, 164)])
+    held_out = trace_ids([*range(1000, 1004), *range(1100, 1104)], evaluation=True)
+    assert set(candidate.estimate.trace_ids) == held_out | trace_ids(range(64, 68))
+    assert followers.uses(trainer.history.uses) == learned
+    await trainer.publish(candidate)
+    assert [version.version for version in await made.versions()] == [1]
+    assert trainer.train()
+    return trainer
+
+
+def trace_ids(seeds: Sequence[int], *, evaluation: bool = False) -> set[str]:
+    return {trace_id(seed, evaluation=evaluation).hex() for seed in seeds}
+
+
+def test_a_draft_that_all_ranks_train_is_published_at_a_fit_by_requests_that_none_has_learned(
+    tiny_target: Path, tmp_path: Path, registry_port: int
+) -> None:
+    """Only rank 0 has new ones. Then all go on training it, and none counts what the draft in closed form was fitted to."""
+    traffic = [Traffic((0, 64), (1000, 1004)), Traffic((100, 164), (1100, 1104))]
+    outcomes = run_ranks(live, tiny_target, tmp_path, registry_port, traffic, publish_trained)
+    assert_equal(outcomes)
 
 
 async def get_worse(made: Bench) -> Trainer:

@@ -84,5 +84,15 @@ def test_nothing_has_no_quartiles() -> None:
     assert harness.spread([]) is None
 
 
+@pytest.mark.parametrize("text", ["0", "-3", "many"])
+def test_an_option_that_counts_something_is_at_least_one(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=harness.positive)
+    assert parser.parse_args(["--rounds", "2"]).rounds == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rounds", text])
+    assert "argument --rounds: " in capsys.readouterr().err
+
+
 def test_each_arm_is_first_in_its_turn() -> None:
     assert [tuple(harness.in_turn("xyz", n)) for n in range(3)] == [("x", "y", "z"), ("y", "z", "x"), ("z", "x", "y")]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench.learning import figures, kinds, streams
+from bench.learning import delay, figures, kinds, streams
 from bench.learning import replay as replay_module
 from bench.learning.arms import AURORA, NO_CLOSED_FORM, OURS, SHIPPED, Arm
 from bench.learning.replay import Memory, Replay, Run, accepted_when_sampled
@@ -51,6 +51,14 @@ def test_a_draft_that_learned_is_published_and_needs_fewer_steps_for_what_comes_
     assert run.online[:8] == tuple(tokens[:8]), "without a draft every token is a step"
     assert sum(run.online[-8:]) < sum(tokens[-8:]) / 1.2
     assert sum(run.checkpoints[-1].steps["rule"]) < sum(run.checkpoints[0].steps["rule"]) / 1.2
+
+
+def test_the_simulation_of_waiting_judges_drafts_when_an_arm_does(
+    maker: TraceMaker, target: TargetHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replayed(OURS, maker, target, monkeypatch, 36)
+    due = [n for n, now in enumerate(delay.looks(["rule"] * 36), 1) if now.is_estimate or now.is_fit]
+    assert sorted({n for n, _ in run.looks}) == due
 
 
 def test_a_draft_in_closed_form_serves_after_sixteen_requests(
