@@ -17,6 +17,7 @@ from tests.sglang.agent import beside, greedy
 from tests.sglang.beside import NUM_STEPS, Setting, started
 from tests.sglang.models import continuation
 from tests.support.hanging import check_a_hanging_swap_is_reported
+from tests.support.processes import reachable_ports
 from tests.support.tap_agent import Seen
 from tests.support.wait import until
 
@@ -50,7 +51,8 @@ NO_NCCL = {
 
 @pytest.fixture(scope="module")
 def setting() -> Iterator[Setting]:
-    with started("--tp-size", "2", **NO_NCCL) as setting:
+    """It listens as in a pod."""
+    with started("--tp-size", "2", "--host", "0.0.0.0", **NO_NCCL) as setting:  # noqa: S104
         yield setting
 
 
@@ -158,6 +160,15 @@ async def test_a_swap_in_which_a_rank_hangs_is_reported_until_it_ends(setting: S
         )
         await check_a_hanging_swap_is_reported(server, setting.server.pid, tmp_path)
     assert await asyncio.to_thread(setting.said, "hello", len(EXPECTED)) == bytes(EXPECTED).decode()
+
+
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="reaching anything of an SGLang server of two ranks on one node but its port of clients",
+    outcome="nothing else listens beyond the pod",
+)
+def test_nothing_of_the_ranks_listens_for_other_machines(setting: Setting) -> None:
+    assert reachable_ports(setting.server.pid) == {setting.server.port}
 
 
 @pytest.mark.parametrize(
