@@ -155,6 +155,11 @@ class Preparation:
         except RefusedError as error:
             raise PartlyError(f"{refusal}; {error}") from error
 
+    def forget(self) -> None:
+        """Someone else changes the weights, so those that were kept are not the ones to put back: prepare again."""
+        if self._job is not None:
+            self._drop(self._job.text)
+
     def _checked(self, text: str, manager: Any) -> tuple[str, str]:
         """Why the ranks refuse the order, and how far they are."""
         if not configuration.is_one_node():  # another node may lack the plugin, and then would not take part

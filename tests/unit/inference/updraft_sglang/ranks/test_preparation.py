@@ -244,6 +244,19 @@ def test_a_copy_that_fails_in_one_rank_is_told_by_all_and_undone_by_all(
     assert ranks.are_written == [False, stays]
 
 
+def test_a_draft_that_was_prepared_before_somebody_else_changed_the_weights_is_prepared_again(
+    ranks: Ranks, folder: Path
+) -> None:
+    """What was kept is not what is to be put back."""
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
+    ranks.all[1].preparation.forget()
+
+    assert ranks.served(order) == ["rank 1: it has not prepared this draft"] * NUM_RANKS
+    assert ranks.prepared(order) == (True, PREPARED)
+    assert ranks.served(order) == [7, 7]
+
+
 def caught(rank: Rank, order: str) -> Exception | None:
     try:
         rank.preparation.serve(order, rank.model, "")
