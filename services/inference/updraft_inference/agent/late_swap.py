@@ -24,7 +24,7 @@ class LateSwap:
         self._on_change = on_change
         self._begun = (0, 0.0)
         """The version of the swap that is running or late, and when it began on the monotonic clock."""
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
         """Looks at it again."""
         self.reason = ""
         """Which swap has not ended, for how long, and what to do; empty if none is late."""
@@ -33,22 +33,31 @@ class LateSwap:
 
     @asynccontextmanager
     async def watching(self, version: int) -> AsyncIterator[None]:
-        """Report the swap within the block if it does not end. It may be repeated: a server that did not answer is still late
-        until it answers, if only with a refusal."""
-        began_s, is_answered = self._clock.monotonic(), True
+        """Report the swap within the block if it does not end. If it is repeated because it was Unavailable, it is still late,
+        until it succeeds, the draft is refused, or the server goes away."""
+        self._forget(is_over=False)
         if not self.reason:
-            self._begun = version, began_s
-        self._look()
+            self._begun = version, self._clock.monotonic()
+        self._wait()
+        is_over = True
         try:
             yield
         except Unavailable:
-            is_answered = self._clock.monotonic() - began_s < self.after_s
+            is_over = False
             raise
         finally:
-            self._timer.cancel()
-            if self.reason and is_answered:
-                self.reason = ""
-                self._on_change()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._forget(is_over=is_over)
+
+    def _forget(self, *, is_over: bool) -> None:
+        if self.reason and (is_over or not self._is_there()):
+            self.reason = ""
+            self._on_change()
+
+    def _wait(self) -> None:
+        late_s = self._clock.monotonic() - self._begun[1]
+        self._timer = asyncio.get_running_loop().call_later(max(self.after_s, late_s), self._look)
 
     def _look(self) -> None:
         """Report the swap if it is late, and look again later."""
@@ -63,4 +72,4 @@ class LateSwap:
             )
             logger.error("A swap does not end", extra={"version": version, "reason": self.reason})
             self._on_change()
-        self._timer = asyncio.get_running_loop().call_later(max(self.after_s, late_s), self._look)
+        self._wait()

@@ -147,7 +147,7 @@ class AttachedServer:
     def hear(self, event: Hello | Gone | Answer | Measured) -> None:
         """Take an event of the link."""
         if isinstance(event, Answer):
-            is_asked = event.header.get("version") == self._asked[1]  # else it is to an earlier load
+            is_asked = event.header.get("version") in (self._asked[1], None)  # else it is to an earlier load
             if is_asked and self._answer is not None and not self._answer.done():
                 self._answer.set_result(event.header)
         elif isinstance(event, Measured):

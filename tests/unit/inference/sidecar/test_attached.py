@@ -259,6 +259,7 @@ async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, dra
         {"served": {"version": -1, "digest": ""}},
         {"pause_us": 1 << 80},
         {"held": 3},
+        {"version": None, "served": None},
     ],
 )
 async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint, changed: dict[str, Any]) -> None:
