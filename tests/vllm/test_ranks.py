@@ -15,7 +15,6 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tests.support.hanging import check_a_hanging_swap_is_reported
-from tests.support.processes import reachable_ports
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.tap_agent import listening
@@ -136,10 +135,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tap_socket: Path) -> Itera
         "TEST_FOLDER": str(folder),
         "VLLM_SERVER_DEV_MODE": "1",  # for sleep, which changes nothing on a CPU, but may
     }
-    options = (
-        *("--tensor-parallel-size", "2", "--max-num-seqs", "8", "--max-num-batched-tokens", "64"),
-        *("--host", "0.0.0.0"),  # noqa: S104 - as in a pod
-    )
+    options = ("--tensor-parallel-size", "2", "--max-num-seqs", "8", "--max-num-batched-tokens", "64")
     with serving(target, folder / "first", folder / "server", options=options, variables=variables) as server:
         yield Setting(server=server, folder=folder, socket=tap_socket, target=read_target(target))
 
@@ -267,15 +263,6 @@ async def test_a_swap_in_which_a_rank_hangs_is_reported_until_it_ends(setting: S
     async with link.listening():
         await server.met.wait()
         await check_a_hanging_swap_is_reported(server, setting.server.pid, tmp_path)
-
-
-@pytest.mark.attack(
-    boundary="plugin",
-    attack="reaching anything of a vLLM server of two ranks on one node but its port of clients",
-    outcome="nothing else listens beyond the pod",
-)
-def test_nothing_of_the_ranks_listens_for_other_machines(setting: Setting) -> None:
-    assert reachable_ports(setting.server.pid) == {int(setting.server.url.rpartition(":")[2])}
 
 
 def test_an_agent_captures_and_loads_again_what_may_be_lost_after_sleep(
